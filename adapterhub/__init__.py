@@ -1,0 +1,122 @@
+"""A package manager for LoRA adapters: one frozen base, a directory of adapters.
+
+    import adapterhub
+
+    with adapterhub.attach(model, {"legal-qa": 0.7, "plain-words": 0.3}) as attached:
+        attached.model.generate(**inputs)
+
+Names are found on first use (PEP 562), so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from adapterhub.bases import BaseRecord, Bases
+    from adapterhub.errors import AdapterHubError
+    from adapterhub.fingerprint import BaseFingerprint, BaseVerdict, fingerprint_folder
+    from adapterhub.fingerprint import compare as compare_bases
+    from adapterhub.library import Installed, Library
+    from adapterhub.loader import AdapterLike, Attached
+    from adapterhub.manifest import Manifest
+    from adapterhub.merge import MergeInput
+    from adapterhub.merge import merge as merge_adapters
+    from adapterhub.specs import AdapterSpec, BaseSpec
+    from adapterhub.verify import verify_folder
+
+__all__ = [
+    "AdapterHubError",
+    "AdapterSpec",
+    "Attached",
+    "BaseFingerprint",
+    "BaseRecord",
+    "BaseSpec",
+    "BaseVerdict",
+    "Bases",
+    "Installed",
+    "Library",
+    "Manifest",
+    "MergeInput",
+    "attach",
+    "compare_bases",
+    "default_library",
+    "fingerprint_folder",
+    "merge_adapters",
+    "verify_folder",
+]
+
+_PLACES = {
+    "AdapterHubError": "errors",
+    "AdapterSpec": "specs",
+    "Attached": "loader",
+    "BaseFingerprint": "fingerprint",
+    "BaseRecord": "bases",
+    "BaseSpec": "specs",
+    "BaseVerdict": "fingerprint",
+    "Bases": "bases",
+    "Installed": "library",
+    "Library": "library",
+    "Manifest": "manifest",
+    "MergeInput": "merge",
+    "compare_bases": "fingerprint.compare",
+    "fingerprint_folder": "fingerprint",
+    "merge_adapters": "merge.merge",
+    "verify_folder": "verify",
+}
+"""Module of each name, and after a dot the name there where it is another."""
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("adapterhub")
+    if name not in _PLACES:
+        raise AttributeError(f"module `adapterhub` has no attribute `{name}`")
+    module, _, there = _PLACES[name].partition(".")
+    value = getattr(importlib.import_module(f"adapterhub.{module}"), there or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def default_library() -> Library:
+    """The library that the command line uses: `ADAPTERHUB_HOME`, else the user's data folder."""
+    import os
+
+    from adapterhub.home import default_root
+    from adapterhub.library import Library
+
+    return Library(default_root(os.environ))
+
+
+def attach(
+    model: nn.Module,
+    adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float],
+    *,
+    library: Library | Path | None = None,
+    base: BaseSpec | str | None = None,
+    weights: Sequence[float] | None = None,
+    allow_base_mismatch: bool = False,
+) -> Attached:
+    """Put adapters on `model`; see `adapterhub.loader.attach`. `library` is by default that of the command line."""
+    from adapterhub.loader import attach as attach_adapters
+
+    return attach_adapters(
+        model,
+        adapter,
+        library=default_library() if library is None else library,
+        base=base,
+        weights=weights,
+        allow_base_mismatch=allow_base_mismatch,
+    )

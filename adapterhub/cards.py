@@ -1,0 +1,98 @@
+"""The model card `README.md`: YAML front matter with the tags a hub indexes, then text for people.
+
+The card is written from the manifest, which carries the author's own card in its field `card`: editing a card on a
+hub never changes what an adapter is. Tags are those of `docs/reference/hub.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapterhub.digests import hex_of
+from adapterhub.manifest import Manifest
+
+CARD_LIMIT_BYTES = 256 << 10
+_FENCE = "---"
+
+
+def tags_for(manifest: Manifest) -> list[str]:
+    """The searchable facts as Hub tags, so that `list_models(filter=[…])` finds the adapter by base, task and rank."""
+    tags = ["adapterhub", f"adapter-name:{manifest.name}"]
+    hints, fingerprint = manifest.base.hints, manifest.base.fingerprint
+    if hints.hub_id:
+        tags.append(f"base_model:adapter:{hints.hub_id}")
+    if fingerprint:
+        tags.append(f"base-sha256:{hex_of(fingerprint.weights)[:32]}")
+    if manifest.task:
+        tags.append(f"adapter-task:{manifest.task}")
+    if manifest.rank:
+        tags.append(f"lora-rank:{manifest.rank}")
+    if "LORA" in manifest.method:
+        tags.append("lora")
+    return tags
+
+
+def card_for(manifest: Manifest) -> str:
+    """The whole card: the author's front matter with our keys and tags, the facts, then the author's text."""
+    import yaml
+
+    matter, body = split_card(manifest.card)
+    own_tags = matter.get("tags") if isinstance(matter.get("tags"), list) else []
+    tags = tags_for(manifest)
+    matter |= {"library_name": "peft", "tags": [*(t for t in own_tags or [] if t not in tags), *tags]}
+    if manifest.base.hints.hub_id:
+        matter["base_model"] = manifest.base.hints.hub_id
+    if manifest.license:
+        matter["license"] = manifest.license
+    front = yaml.safe_dump(matter, sort_keys=True, allow_unicode=True, default_flow_style=False)
+    text = body.strip() or f"# {manifest.name}\n\n{manifest.description}".strip()
+    return f"{_FENCE}\n{front}{_FENCE}\n\n{text}\n\n{_facts(manifest)}"
+
+
+def _facts(manifest: Manifest) -> str:
+    fingerprint = manifest.base.fingerprint
+    rows: list[tuple[str, object]] = [
+        ("adapter", f"{manifest.name} {manifest.version}"),
+        ("base", manifest.base.label),
+        ("base weights", fingerprint.weights if fingerprint else "unknown"),
+        ("task", manifest.task),
+        ("method", ", ".join(manifest.method)),
+        ("rank", manifest.rank),
+        ("alpha", manifest.alpha),
+        ("target modules", ", ".join(manifest.target_modules)),
+        ("parameters", f"{manifest.parameters:,} ({manifest.dtype})"),
+    ]
+    rows += [("merged from", f"{p.spec} x {p.weight:g}") for p in manifest.parents]
+    lines = [f"| {name} | {value} |" for name, value in rows if value not in (None, "")]
+    return "\n".join(["## Adapter facts", "", "| fact | value |", "| --- | --- |", *lines, ""])
+
+
+def split_card(text: str) -> tuple[dict[str, Any], str]:
+    """Front matter and body of a card; front matter that is not a YAML mapping is dropped."""
+    import yaml
+
+    lines = text.replace("\r\n", "\n").split("\n")
+    if lines[0].strip() != _FENCE or _FENCE not in (line.rstrip() for line in lines[1:]):
+        return {}, text
+    end = next(i for i, line in enumerate(lines) if i and line.rstrip() == _FENCE)
+    try:
+        matter = yaml.safe_load("\n".join(lines[1:end]))
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: an impossible date in the front matter
+        matter = None
+    body = "\n".join(lines[end + 1 :])
+    plain = _plain(matter) if isinstance(matter, dict) else {}
+    return plain, _without_facts(body)
+
+
+def _without_facts(body: str) -> str:
+    """The body without the facts table of an earlier card of ours, so that a card read back does not grow."""
+    return body.partition("\n## Adapter facts\n")[0]
+
+
+def _plain(matter: dict[Any, Any]) -> dict[str, Any]:
+    """Only keys and values that YAML writes back as they were."""
+    return {
+        key: value
+        for key, value in matter.items()
+        if isinstance(key, str) and isinstance(value, str | int | float | list | dict)
+    }

@@ -1,0 +1,150 @@
+"""`adapt`: argv becomes values, values one library call, its result one output.
+
+The command table is data: a command's module is imported when it runs, so `adapt --help` costs what click costs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from adapterhub.cli.output import report_failure
+from adapterhub.errors import EXIT_BUG, EXIT_INTERRUPTED, AdapterHubError, UsageProblem
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("adapterhub.cli.demo:demo", "Run the whole main job once, on a real base with two real adapters"),
+    "base": ("adapterhub.cli.base:base", "Register, list, show and compare base models"),
+    "add": ("adapterhub.cli.add:add", "Take a PEFT output folder into the library"),
+    "install": ("adapterhub.cli.install:install", "Install an adapter that fits a base"),
+    "list": ("adapterhub.cli.query:list_", "List installed adapters"),
+    "search": ("adapterhub.cli.query:search", "Search by text, base, task, rank and method"),
+    "show": ("adapterhub.cli.query:show", "Show everything about one adapter"),
+    "path": ("adapterhub.cli.query:path", "Print the plain PEFT folder of an adapter"),
+    "verify": ("adapterhub.cli.verify:verify", "Check bytes, format, shapes, numbers and base"),
+    "merge": ("adapterhub.cli.merge:merge", "Merge adapters into one, exactly or at a rank"),
+    "run": ("adapterhub.cli.run:run", "Answer a prompt with an adapter on its frozen base"),
+    "push": ("adapterhub.cli.push:push", "Publish an adapter to the Hugging Face Hub or a folder"),
+    "remove": ("adapterhub.cli.remove:remove", "Remove an installed adapter"),
+    "gc": ("adapterhub.cli.remove:gc", "Free the space of objects that nothing uses"),
+    "doctor": ("adapterhub.cli.doctor:doctor", "Check the installation and the store"),
+    "completion": ("adapterhub.cli.completion:completion", "Print the shell completion script"),
+}
+
+EXIT_TERMINATED = 143
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are used; help is shown from the table."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Names in the order of the table: the order of the job."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import and return the command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}:{attribute} is not a command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command for `args`; a misspelt one is answered with the nearest names."""
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in COMMANDS:
+            import difflib
+
+            near = difflib.get_close_matches(name, COMMANDS, n=2)
+            help_text = f"did you mean `adapt {near[0]}`?" if near else "`adapt --help` lists the commands"
+            raise click.UsageError(f"no command `{name}`; {help_text}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The table, without importing a command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    from importlib.metadata import version
+
+    click.echo(f"adapt {version('adapterhub')}")
+    ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def cli() -> None:
+    """One frozen base model, a directory of small adapters, and a package manager for them.
+
+    \b
+    Examples:
+      adapt base add ./models/base-7b --as base-7b
+      adapt add ./out/legal-qa --name legal-qa --base base-7b --task legal-qa
+      adapt install acme/summarize@base-7b
+      adapt merge legal-qa summarize --weights 0.7,0.3 -o legal-summary
+    """
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_run())
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    # An exception, so that every `with` and `finally` on the way cleans up its temp files.
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def _run() -> int:
+    as_json = "--json" in sys.argv
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+    except AdapterHubError as error:
+        report_failure(error, as_json=as_json)
+        return error.exit_code
+    except click.UsageError as error:
+        hint = f"`{error.ctx.command_path} --help` shows how it is used" if error.ctx else ""
+        report_failure(UsageProblem(error.format_message(), hint=hint), as_json=as_json)
+        return UsageProblem.exit_code
+    except click.ClickException as error:
+        report_failure(UsageProblem(error.format_message()), as_json=as_json)
+        return UsageProblem.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        sys.stderr.write("interrupted; nothing half-made was kept\n")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`adapt list | head`); keep Python from flushing into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if os.environ.get("ADAPTERHUB_DEBUG"):
+            raise
+        failure = AdapterHubError(
+            f"a bug in adapterhub: {type(error).__name__}: {error}",
+            hint="run again with ADAPTERHUB_DEBUG=1 for the traceback, and report it",
+        )
+        report_failure(failure, as_json=as_json)
+        return EXIT_BUG
+    return code if isinstance(code, int) else 0

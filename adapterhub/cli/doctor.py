@@ -1,0 +1,124 @@
+"""`adapt doctor`: is this installation well, and what to do where it is not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+from adapterhub.cli.output import size_text
+from adapterhub.cli.params import Session, common, remote_options
+from adapterhub.errors import EXIT_SOME_FAILED, AdapterHubError, RemoteUnreachable
+
+_PACKAGES = ("adapterhub", "torch", "peft", "transformers", "safetensors", "huggingface-hub", "sqlite-utils", "click")
+_LOW_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One thing looked at. `state` is ok, warning, failed or skipped."""
+
+    what: str
+    state: str
+    fact: str
+    hint: str = ""
+
+
+@click.command()
+@click.option("--rebuild-index", is_flag=True, help="Make the index again from the installed folders.")
+@remote_options
+@common
+def doctor(
+    session: Session,
+    rebuild_index: bool,
+    remote: str | None,
+    token: str | None,
+    offline: bool,
+) -> None:
+    """Check home, disk, versions, index and the connection to the hub.
+
+    \b
+    Examples:
+      adapt doctor --offline
+      adapt doctor --rebuild-index
+    """
+    if rebuild_index:
+        count = session.library.rebuild_index()
+        session.out.note(f"index rebuilt: {count} builds")
+    lines = [*_versions(), *_home(session.root), *_index(session), _remote(session, remote, token, offline=offline)]
+
+    def text() -> None:
+        session.out.table(("check", "state", "fact"), [(line.what, line.state, line.fact) for line in lines])
+        for line in lines:
+            session.out.hint(line.hint)
+
+    session.out.result([{"check": i.what, "state": i.state, "fact": i.fact, "hint": i.hint} for i in lines], text)
+    if any(line.state == "failed" for line in lines):
+        raise SystemExit(EXIT_SOME_FAILED)
+
+
+def _versions() -> Iterator[Line]:
+    yield Line("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for name in _PACKAGES:
+        try:
+            yield Line(name, "ok", metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Line(name, "failed", "not installed", f"`pip install {name}`")
+
+
+def _home(root: Path) -> Iterator[Line]:
+    there = next(p for p in (root, *root.absolute().parents) if p.exists())
+    if not os.access(there, os.W_OK):
+        yield Line("home", "failed", f"{root}: not writable", "set ADAPTERHUB_HOME or `--root` to a folder of yours")
+        return
+    yield Line("home", "ok", str(root) if root.exists() else f"{root} (made with the first `adapt add`)")
+    free = shutil.disk_usage(there).free
+    low = free < _LOW_BYTES
+    yield Line(
+        "disk", "warning" if low else "ok", f"{size_text(free)} free", "`adapt gc` frees unused objects" if low else ""
+    )
+    leftovers = list((root / "tmp").glob("*"))
+    if leftovers:
+        yield Line(
+            "leftovers", "warning", f"{len(leftovers)} in `{root / 'tmp'}`", "`adapt gc` sweeps them when they are old"
+        )
+
+
+def _index(session: Session) -> Iterator[Line]:
+    library = session.library
+    if not session.root.exists():
+        yield Line("index", "skipped", "nothing is installed yet")
+        return
+    folders = sum(1 for _ in (session.root / "adapters").glob("*/*/*/adapterhub.json"))
+    try:
+        indexed = library.index.count() if library.index.path.exists() else 0
+    except AdapterHubError as error:
+        yield Line("index", "failed", error.message, "`adapt doctor --rebuild-index` makes it again")
+        return
+    if indexed == folders:
+        yield Line("index", "ok", f"{indexed} builds")
+    else:
+        yield Line(
+            "index", "failed", f"{indexed} builds indexed, {folders} installed", "`adapt doctor --rebuild-index`"
+        )
+
+
+def _remote(session: Session, remote: str | None, token: str | None, *, offline: bool) -> Line:
+    if offline:
+        return Line("hub", "skipped", "--offline")
+    hub = session.hub(endpoint=remote, token=token, offline=False)
+    try:
+        who = hub.who()
+    except RemoteUnreachable as error:
+        return Line(
+            "hub", "warning", error.message, "everything local works without it; `--remote URL` names another server"
+        )
+    except AdapterHubError as error:
+        return Line("hub", "warning", error.message, error.hint)
+    return Line("hub", "ok", f"{hub.endpoint}: {who}")

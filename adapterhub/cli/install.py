@@ -1,0 +1,139 @@
+"""`adapt install`: choose a build that fits, show it, bring it in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli.add import added_document
+from adapterhub.cli.output import size_text
+from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, remote_options, sources_from, wanted_from
+
+if TYPE_CHECKING:
+    from adapterhub.install import Plan
+    from adapterhub.library import Added, Library
+    from adapterhub.specs import AdapterSpec, BaseSpec
+
+
+@click.command()
+@click.argument("specs", nargs=-1, required=True, type=SPEC, metavar="SPEC...")
+@click.option(
+    "--from",
+    "places",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="DIR",
+    help="A library, a directory of published builds, or a PEFT folder; may be repeated [default: ADAPTERHUB_SOURCES].",
+)
+@click.option("--base", type=BASE, help="The base, where the spec names none.")
+@rank_options
+@click.option("--dry-run", is_flag=True, help="Say what would be installed, from where, how many bytes; do nothing.")
+@click.option(
+    "--allow-base-mismatch",
+    is_flag=True,
+    help="Take a build made for other weights of the same shapes (a fine-tune); recorded.",
+)
+@remote_options
+@common
+def install(
+    session: Session,
+    specs: tuple[AdapterSpec, ...],
+    places: tuple[Path, ...],
+    base: BaseSpec | None,
+    rank: int | None,
+    min_rank: int | None,
+    max_rank: int | None,
+    dry_run: bool,
+    allow_base_mismatch: bool,
+    remote: str | None,
+    token: str | None,
+    offline: bool,
+) -> None:
+    """Install an adapter that fits a base.
+
+    `legal-qa@base-7b` is looked up in the library, then in the places of --from. `acme/legal-qa@base-7b` is asked of
+    the hub, too. Versions: `==1.2`, `>=1.2,<2`, `~=1.4`. What is installed already is not copied again.
+
+    \b
+    Examples:
+      adapt install legal-qa@base-7b --from ./published
+      adapt install 'acme/legal-qa@base-7b>=1.2,<2' --max-rank 16 --dry-run
+    """
+    from adapterhub.install import RankBounds, plan_install, run_install
+    from adapterhub.transfer import Source
+
+    library = session.library
+    disk = sources_from(session, places)
+    documents: list[dict[str, Any]] = []
+    for spec in specs:
+        sources: list[Source] = list(disk)
+        if spec.namespace is not None and not offline:
+            sources.append(session.hub(endpoint=remote, token=token, offline=offline))
+        plan = plan_install(
+            library,
+            spec,
+            sources,
+            wanted=wanted_from(library, spec, base),
+            bounds=RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank),
+            allow_base_mismatch=allow_base_mismatch,
+        )
+        for warning in plan.resolution.warnings:
+            session.out.warn(warning)
+        if dry_run:
+            documents.append(_plan_document(plan))
+            continue
+        with session.out.progress(f"install {spec.full_name}", plan.copy_bytes) as progress:
+            added = run_install(library, plan, progress)
+        for finding in added.report.warnings if added else ():
+            session.out.warn(f"[{finding.code}] {finding.message}")
+        documents.append(_done_document(plan, added))
+    session.out.result(documents, lambda: _say(session, library, documents, dry_run=dry_run))
+
+
+def _say(session: Session, library: Library, documents: list[dict[str, Any]], *, dry_run: bool) -> None:  # noqa: ARG001
+    for d in documents:
+        what = f"{d['name']} {d['version']}" + (f" (rank {d['rank']})" if d["rank"] else "")
+        if d["present"]:
+            session.out.line(f"{what} is installed already: {d['path']}")
+        elif dry_run:
+            session.out.line(
+                f"would install {what} from {d['source']}: {size_text(d['copy_bytes'])} "
+                f"({d['copy_bytes']:,} bytes) to fetch"
+            )
+            for entry in d["files"]:
+                session.out.line(
+                    f"  {entry['path']}  {entry['size_bytes']:,} bytes  {entry['sha256']}"
+                    f"{'' if entry['fetch'] else '  (in the store already)'}"
+                )
+        else:
+            session.out.line(f"installed {what} from {d['source']}  {d['path']}")
+
+
+def _plan_document(plan: Plan) -> dict[str, Any]:
+    manifest, chosen = plan.release.manifest, plan.resolution.chosen
+    fetch = {entry.path for entry in plan.missing}
+    return {
+        "name": plan.release.full_name,
+        "version": manifest.version,
+        "rank": manifest.rank,
+        "digest": manifest.digest,
+        "base_verdict": chosen.verdict.name,
+        "source": plan.release.origin,
+        "present": plan.present is not None,
+        "path": str(plan.present.folder) if plan.present else None,
+        "copy_bytes": plan.copy_bytes,
+        "files": [
+            {"path": e.path, "size_bytes": e.size_bytes, "sha256": e.sha256, "fetch": e.path in fetch}
+            for e in manifest.files
+        ],
+        "refused": [{"release": release, "reason": reason} for release, reason in plan.resolution.refusals],
+    }
+
+
+def _done_document(plan: Plan, added: Added | None) -> dict[str, Any]:
+    document = _plan_document(plan)
+    if added is not None:
+        document |= added_document(added)
+    return document

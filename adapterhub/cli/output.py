@@ -1,0 +1,144 @@
+"""The one sink for everything a command says: results to stdout, all else to stderr.
+
+On a terminal: rich tables and progress bars. Elsewhere: tab-separated text and no bars. With `--json`: one JSON
+document on stdout. `NO_COLOR` is obeyed (rich does), and colour never carries meaning alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub.digests import Progress
+from adapterhub.errors import AdapterHubError, shown
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How this run speaks."""
+
+    as_json: bool = False
+    quiet: bool = False
+
+    def result(self, document: Any, text: Callable[[], None]) -> None:  # noqa: ANN401 - any JSON value
+        """The result: `document` under `--json`, otherwise whatever `text` prints to stdout."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False, default=str) + "\n")
+        else:
+            text()
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+        """A table on a terminal, tab-separated with a header elsewhere; columns in `right` are aligned right."""
+        cells = [["" if cell is None else shown(str(cell), 400) for cell in row] for row in rows]
+        if not sys.stdout.isatty():
+            lines = ["\t".join(columns), *("\t".join(row) for row in cells)]
+            sys.stdout.write("\n".join(lines) + "\n")
+            return
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        for column in columns:
+            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        for row in cells:
+            table.add_row(*(Text(cell) for cell in row))
+        Console().print(table)
+
+    def fields(self, pairs: Sequence[tuple[str, object]]) -> None:
+        """`name  value` lines; names are padded on a terminal, tab-separated elsewhere. None is left out."""
+        kept = [(name, shown(str(value), 400)) for name, value in pairs if value is not None]
+        width = max((len(name) for name, _ in kept), default=0)
+        for name, value in kept:
+            self.line(f"{name:<{width}}  {value}" if sys.stdout.isatty() else f"{name}\t{value}")
+
+    def line(self, text: str = "") -> None:
+        """One line of the result."""
+        sys.stdout.write(text + "\n")
+
+    def note(self, text: str) -> None:
+        """Something worth knowing beside the result; silent under `--quiet`."""
+        if not self.quiet:
+            sys.stderr.write(text + "\n")
+
+    def warn(self, text: str) -> None:
+        """A warning; also under `--quiet`."""
+        sys.stderr.write(f"warning: {text}\n")
+
+    def hint(self, text: str) -> None:
+        """A command that would help."""
+        if text:
+            self.note(f"hint: {text}")
+
+    @contextlib.contextmanager
+    def progress(self, what: str, total: int | None, *, unit: str = "bytes") -> Iterator[Progress]:
+        """A bar on stderr while the block runs (terminal only, not under `--quiet`); call it with what was done."""
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda _done: None
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+        from rich.progress import Progress as Bars
+
+        columns = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(),)
+        bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            *columns,
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        with bars:
+            task = bars.add_task(what, total=total)
+            yield lambda done: bars.advance(task, done)
+
+
+def report_failure(error: AdapterHubError, *, as_json: bool) -> None:
+    """The refusal on stderr, in words or as `{"error": …}`."""
+    if as_json:
+        facts: dict[str, Any] = {
+            "type": type(error).__name__,
+            "message": error.message,
+            "exit_code": error.exit_code,
+        }
+        if error.hint:
+            facts["hint"] = error.hint
+        for name in ("refusals", "reasons", "findings", "problems"):
+            if getattr(error, name, None):
+                facts[name] = [list(item) if isinstance(item, tuple) else item for item in getattr(error, name)]
+        sys.stderr.write(json.dumps({"error": facts}, ensure_ascii=False) + "\n")
+        return
+    sys.stderr.write(f"error: {error.message}\n")
+    if error.hint:
+        sys.stderr.write(f"hint: {error.hint}\n")
+
+
+def size_text(size_bytes: int) -> str:
+    """`1.8 MB`: decimal units, as disks and hubs count."""
+    size = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:  # noqa: PLR2004 - decimal units
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def count_text(count: int) -> str:
+    """`134.5M`: how people write parameter counts."""
+    for limit, unit in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):
+        if count >= limit:
+            return f"{count / limit:.1f}{unit}"
+    return str(count)

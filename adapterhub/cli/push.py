@@ -1,0 +1,117 @@
+"""`adapt push`: publish a build to the Hugging Face Hub, a server that speaks its protocol, or a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli.output import size_text
+from adapterhub.cli.params import SPEC, Session, common, rank_options, remote_options, wanted_from
+
+if TYPE_CHECKING:
+    from adapterhub.library import Installed
+    from adapterhub.specs import AdapterSpec
+    from adapterhub.transfer import Destination
+
+
+@click.command()
+@click.argument("spec", type=SPEC)
+@click.option("--to", required=True, metavar="ORG/REPO|DIR", help="A model repository, or a directory (`./published`).")
+@rank_options
+@click.option("--dry-run", is_flag=True, help="Print exactly what would be sent; send nothing.")
+@remote_options
+@common
+def push(
+    session: Session,
+    spec: AdapterSpec,
+    to: str,
+    rank: int | None,
+    min_rank: int | None,
+    max_rank: int | None,
+    dry_run: bool,
+    remote: str | None,
+    token: str | None,
+    offline: bool,
+) -> None:
+    """Publish an adapter: its files, `adapterhub.json`, a card with searchable tags, and a tag for the version.
+
+    \b
+    Examples:
+      adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --dry-run
+      adapt push legal-qa@base-7b --to ./published
+    """
+    from adapterhub.directory import PublishedDirectory
+    from adapterhub.install import RankBounds, find_installed
+    from adapterhub.transfer import Release, copy
+
+    library = session.library
+    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
+    release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
+    to_directory = to.startswith((".", "/", "~"))
+    if dry_run:
+        document = _dry_document(build, to, to_directory=to_directory)
+        session.out.result(document, lambda: _say_dry(session, document))
+        return
+    place: Destination
+    if to_directory:
+        place = PublishedDirectory(Path(to).expanduser())
+    else:
+        place = session.hub(endpoint=remote, token=token, offline=offline).to(to)
+    with session.out.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
+        copied = copy(release, library, place, progress)
+    url = getattr(place, "commit_url", "")
+    session.out.result(
+        {
+            "name": build.full_name,
+            "version": build.manifest.version,
+            "digest": release.digest,
+            "to": to,
+            "sent_files": copied.sent_files,
+            "sent_bytes": copied.sent_bytes,
+            "url": url or None,
+        },
+        lambda: session.out.line(f"pushed {build.full_name} {build.manifest.label} to {place.label}  {url}".rstrip()),
+    )
+
+
+def _dry_document(build: Installed, to: str, *, to_directory: bool) -> dict[str, Any]:
+    from adapterhub.cards import card_for, tags_for
+    from adapterhub.digests import digest_of
+    from adapterhub.manifest import CARD_FILE, MANIFEST_FILE
+
+    manifest = build.manifest
+    texts = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: card_for(manifest).encode()}
+    files = [{"path": e.path, "size_bytes": e.size_bytes, "sha256": e.sha256} for e in manifest.files]
+    files += [{"path": n, "size_bytes": len(data), "sha256": digest_of(data)} for n, data in texts.items()]
+    return {
+        "dry_run": True,
+        "to": to,
+        "kind": "directory" if to_directory else "repository",
+        "commit_message": f"{manifest.name} {manifest.version}",
+        "tag": f"v{manifest.version}",
+        "digest": manifest.digest,
+        "files": sorted(files, key=lambda f: str(f["path"])),
+        "tags": tags_for(manifest),
+        "card": card_for(manifest),
+    }
+
+
+def _say_dry(session: Session, document: dict[str, Any]) -> None:
+    out = session.out
+    out.line(
+        f'would send to {document["kind"]} {document["to"]}, commit "{document["commit_message"]}", '
+        f"tag {document['tag']}:"
+    )
+    for entry in document["files"]:
+        out.line(
+            f"  {entry['path']}  {size_text(entry['size_bytes'])} ({entry['size_bytes']:,} bytes)  {entry['sha256']}"
+        )
+    out.line("tags:")
+    for tag in document["tags"]:
+        out.line(f"  {tag}")
+    out.line("card README.md:")
+    for line in document["card"].splitlines():
+        out.line(f"  {line}")

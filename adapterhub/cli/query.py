@@ -1,0 +1,205 @@
+"""`adapt list`, `search`, `show`, `path`: questions to the library, answered from the index."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli.output import size_text
+from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adapterhub.index import BuildRow
+    from adapterhub.library import Installed, Library
+    from adapterhub.specs import AdapterSpec, BaseSpec
+
+_COLUMNS = ("name", "version", "base", "task", "rank", "method", "size")
+
+
+@click.command("list")
+@click.option("--base", type=BASE, help="Only adapters for this base.")
+@common
+def list_(session: Session, base: BaseSpec | None) -> None:
+    """List installed adapters.
+
+    \b
+    Example:
+      adapt list --base base-7b
+    """
+    _answer(session, base=base)
+
+
+@click.command()
+@click.argument("text", nargs=-1)
+@click.option("--base", type=BASE, help="For this base: alias, Hub id, digest prefix or path.")
+@click.option("--task", default="", metavar="TASK", help="With exactly this task.")
+@rank_options
+@click.option("--method", default="", metavar="METHOD", help="PEFT type or variant, such as `lora` or `rslora`.")
+@common
+def search(
+    session: Session,
+    text: tuple[str, ...],
+    base: BaseSpec | None,
+    task: str,
+    rank: int | None,
+    min_rank: int | None,
+    max_rank: int | None,
+    method: str,
+) -> None:
+    """Search installed adapters; TEXT is looked for in name, task and description.
+
+    \b
+    Example:
+      adapt search contract --base base-7b --max-rank 16
+    """
+    _answer(
+        session,
+        text=" ".join(text),
+        base=base,
+        task=task,
+        rank=rank,
+        min_rank=min_rank,
+        max_rank=max_rank,
+        method=method,
+    )
+
+
+def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filters: Any) -> None:  # noqa: ANN401 - Filters' fields
+    from adapterhub.index import Filters
+    from adapterhub.library import Library
+
+    library = Library(session.root)
+    fingerprints, hub_id = (None, "") if base is None else _base_filter(library, base)
+    rows = library.search(Filters(text=text, bases=fingerprints, base_hub_id=hub_id, **filters))
+    aliases = library.from_index(lambda: _aliases(library))
+    session.out.result(
+        [_row_document(row, aliases) for row in rows],
+        lambda: session.out.table(_COLUMNS, _cells(rows, aliases), right=("rank", "size")),
+    )
+    if not rows and not session.out.as_json:
+        session.out.hint(
+            "nothing matches; `adapt add FOLDER --name NAME` or `adapt install NAME@BASE` brings adapters in"
+        )
+
+
+def _base_filter(library: Library, base: BaseSpec) -> tuple[tuple[str, ...] | None, str]:
+    """Fingerprints that count as `base`, or the Hub id when the base is known by name only."""
+    from adapterhub.wanted_base import wanted_base
+
+    known = {row.alias: row.weights for row in library.from_index(library.index.bases)}
+    if base.kind == "alias" and base.text in known:
+        return library.from_index(lambda: library.index.equivalents(known[base.text])), ""
+    wanted = wanted_base(base, library.bases)
+    assert wanted is not None
+    if wanted.record is not None:
+        weights = wanted.record.fingerprint.weights
+        if weights in known.values():
+            return library.from_index(lambda: library.index.equivalents(weights)), ""
+        return library.declared_like(wanted.record.fingerprint), ""
+    if wanted.digest_prefix is not None:
+        declared = library.from_index(library.index.declared_bases)
+        return tuple(w for w in declared if w.startswith(wanted.digest_prefix)), ""
+    return None, wanted.hub_id or ""
+
+
+def _aliases(library: Library) -> dict[str, str]:
+    """Alias for every base fingerprint that is a registered base, in any precision."""
+    return {weights: row.alias for row in library.index.bases() for weights in library.index.equivalents(row.weights)}
+
+
+def _base_name(row: BuildRow, aliases: dict[str, str]) -> str:
+    return aliases.get(row.base_weights) or row.base_hub_id or row.base_weights[7:19] or "unknown"
+
+
+def _cells(rows: Sequence[BuildRow], aliases: dict[str, str]) -> list[tuple[object, ...]]:
+    return [
+        (r.full_name, r.version, _base_name(r, aliases), r.task, r.rank, r.method.lower(), size_text(r.size_bytes))
+        for r in rows
+    ]
+
+
+def _row_document(row: BuildRow, aliases: dict[str, str]) -> dict[str, Any]:
+    document = asdict(row)
+    document["base"] = _base_name(row, aliases)
+    document["method"] = row.method.split(",")
+    document["target_modules"] = row.target_modules.split(",") if row.target_modules else []
+    return document
+
+
+@click.command()
+@click.argument("spec", type=SPEC)
+@rank_options
+@common
+def path(session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | None, max_rank: int | None) -> None:
+    """Print the plain PEFT folder of an adapter, for any tool that reads PEFT.
+
+    \b
+    Example:
+      python -c "from peft import …" "$(adapt path legal-qa@base-7b)"
+    """
+    build = _find(session, spec, rank, min_rank, max_rank)
+    session.out.result({"path": str(build.folder)}, lambda: session.out.line(str(build.folder)))
+
+
+@click.command()
+@click.argument("spec", type=SPEC)
+@rank_options
+@common
+def show(session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | None, max_rank: int | None) -> None:
+    """Show everything about one adapter: base, files, rank, lineage.
+
+    \b
+    Example:
+      adapt show legal-qa@base-7b
+    """
+    build = _find(session, spec, rank, min_rank, max_rank)
+    document = build.manifest.to_json()
+    document["base"].pop("samples", None)
+    document |= {"digest": build.manifest.digest, "namespace": build.namespace, "path": str(build.folder)}
+    session.out.result(document, lambda: session.out.fields(_fields(session.library, build)))
+
+
+def _find(
+    session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | None, max_rank: int | None
+) -> Installed:
+    from adapterhub.cli.params import wanted_from
+    from adapterhub.install import RankBounds, find_installed
+
+    library = session.library
+    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    build, resolution = find_installed(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
+    for warning in resolution.warnings:
+        session.out.warn(warning)
+    return build
+
+
+def _fields(library: Library, build: Installed) -> list[tuple[str, object]]:
+    manifest, fingerprint = build.manifest, build.base.fingerprint
+    pinned = " (pinned)" if fingerprint and manifest.base.fingerprint is None else ""
+    pairs: list[tuple[str, object]] = [
+        ("name", build.full_name),
+        ("version", manifest.version),
+        ("digest", manifest.digest),
+        ("base", (library.base_label(build.base) or "unknown") + pinned),
+        ("base weights", fingerprint.weights if fingerprint else "unknown"),
+        ("base hub id", build.base.hints.hub_id),
+        ("task", manifest.task),
+        ("description", manifest.description or None),
+        ("license", manifest.license),
+        ("method", ", ".join(manifest.method).lower()),
+        ("rank", manifest.rank),
+        ("alpha", f"{manifest.alpha:g}" if manifest.alpha is not None else None),
+        ("target modules", ", ".join(manifest.target_modules) or None),
+        ("parameters", f"{manifest.parameters:,} ({manifest.dtype})"),
+        ("path", build.folder),
+    ]
+    pairs += [("file", f"{e.path}  {size_text(e.size_bytes)}  {e.sha256}") for e in manifest.files]
+    pairs += [("merged from", f"{p.weight:g} x {p.spec}  {p.digest or ''}".rstrip()) for p in manifest.parents]
+    if manifest.recipe:
+        pairs.append(("recipe", "  ".join(f"{k}={v}" for k, v in manifest.recipe.items())))
+    pairs += [(f"metric {name}", value) for name, value in manifest.metrics.items()]
+    return pairs

@@ -1,0 +1,186 @@
+"""Places on disk other than a library: a directory of published builds, and a plain PEFT folder.
+
+A published directory holds one folder per build, `<name>/<version>[-r<rank>]/`, with the adapter's files and its
+`adapterhub.json`; a clone or download of a hub repository is one, too. It can be read from any file share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from adapterhub.cards import card_for
+from adapterhub.description import Description, describe
+from adapterhub.digests import Progress, copy_hashed, hex_of
+from adapterhub.errors import AdapterNotFound, DigestMismatch, RefusedAdapter, ReleaseExists
+from adapterhub.library import Library, refuse_errors, refused
+from adapterhub.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE, FileEntry, Manifest
+from adapterhub.specs import AdapterSpec, parse_version
+from adapterhub.store import sync_folder
+from adapterhub.transfer import Release, Source
+from adapterhub.verify import open_subject
+from adapterhub.verify.files import list_folder
+
+DEPTH = 4
+"""How many folders below the root a build may lie."""
+
+
+class PublishedDirectory:
+    """A folder of published builds."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folders: dict[str, Path] = {}
+
+    @property
+    def label(self) -> str:
+        """The place in words."""
+        return f"directory `{self.root}`"
+
+    def releases(self, spec: AdapterSpec) -> list[Release]:
+        """Builds by that name, in any subfolder; they are taken to be of the namespace that `spec` asks for."""
+        found = []
+        for folder in _build_folders(self.root):
+            path = folder / MANIFEST_FILE
+            manifest = Manifest.parse(path.read_bytes(), str(path))
+            if manifest.name == spec.name:
+                self._folders[manifest.digest] = folder
+                found.append(Release(manifest=manifest, namespace=spec.namespace, origin=f"`{folder}`"))
+        return found
+
+    def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
+        """One file of a build; a link is followed only inside the directory."""
+        return _open_inside(self._folders[release.digest], entry, self.root)
+
+    @contextlib.contextmanager
+    def receive(self, release: Release) -> Iterator[_DirectoryReceiver]:
+        """This directory as a destination."""
+        manifest = release.manifest
+        rank = f"-r{manifest.rank}" if manifest.rank else ""
+        final = self.root / manifest.name / f"{manifest.version}{rank}"
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temp = final.parent / f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}"
+        temp.mkdir()
+        try:
+            yield _DirectoryReceiver(release, temp, final)
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)
+
+
+class _DirectoryReceiver:
+    def __init__(self, release: Release, temp: Path, final: Path) -> None:
+        self._release, self._temp, self._final = release, temp, final
+
+    def has(self, entry: FileEntry) -> bool:
+        """Whether this very build is there already."""
+        there = self._final / MANIFEST_FILE
+        return there.is_file() and (self._final / entry.path).is_file() and self._same(there)
+
+    def _same(self, there: Path) -> bool:
+        return Manifest.parse(there.read_bytes(), str(there)).digest == self._release.digest
+
+    def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
+        """Write one file, hashed while it flows."""
+        with (self._temp / entry.path).open("xb") as sink:
+            digest, _ = copy_hashed(stream, sink, progress)
+            os.fsync(sink.fileno())
+        if digest != entry.sha256:
+            raise DigestMismatch(entry.path, expected=entry.sha256, actual=digest)
+
+    def publish(self) -> None:
+        """Rename the finished folder into place."""
+        there = self._final / MANIFEST_FILE
+        if there.is_file():
+            if self._same(there):
+                return
+            raise ReleaseExists(
+                f"`{self._final}` holds another build of that version and rank; a release never changes",
+                hint="publish under a new version",
+            )
+        manifest = self._release.manifest
+        (self._temp / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+        (self._temp / CARD_FILE).write_text(card_for(manifest), encoding="utf-8")
+        sync_folder(self._temp)
+        self._temp.rename(self._final)
+        sync_folder(self._final.parent)
+
+
+class PlainFolder:
+    """One PEFT output folder without a manifest, offered under whatever name is asked for.
+
+    Its version is the one the spec pins with `==`, else `0+<first 12 hex of its weights' sha256>`; its base is a
+    hint taken from the config.
+    """
+
+    def __init__(self, folder: Path, *, version: str | None = None, origin: str = "") -> None:
+        self.folder = folder
+        self._version = version
+        self._origin = origin or f"`{folder}`"
+
+    @property
+    def label(self) -> str:
+        """The place in words."""
+        return f"folder {self._origin}"
+
+    def releases(self, spec: AdapterSpec) -> list[Release]:
+        """The one build."""
+        subject, findings = open_subject(self.folder, base_named=spec.base is not None)
+        if subject is None:
+            raise refused(self._origin, findings)
+        refuse_errors(self._origin, findings)
+        entries = []
+        for name in sorted(subject.listing.taken.keys() & MEDIA_TYPES.keys()):
+            with subject.listing.taken[name].open() as stream:
+                digest, size = copy_hashed(stream, None)
+            entries.append(FileEntry(path=name, sha256=digest, size_bytes=size, media_type=MEDIA_TYPES[name]))
+        weights = next(e for e in entries if e.path == WEIGHTS_FILE)
+        version = self._version or spec.pinned_version or f"0+{hex_of(weights.sha256)[:12]}"
+        manifest = describe(subject, entries, Description(name=spec.name, version=parse_version(version)), None)
+        return [Release(manifest=manifest, namespace=spec.namespace, origin=self._origin)]
+
+    def open(self, release: Release, entry: FileEntry) -> IO[bytes]:  # noqa: ARG002 - the Source protocol
+        """One file of the folder."""
+        return list_folder(self.folder).taken[entry.path].open()
+
+
+def source_at(path: Path) -> Source:
+    """The source that lies at `path`: a library root, a plain PEFT folder, or a directory of published builds.
+
+    Raises:
+        AdapterNotFound: nothing there looks like any of them.
+    """
+    if (path / "manifests" / "sha256").is_dir():
+        return Library(path)
+    if (path / CONFIG_FILE).is_file() and not (path / MANIFEST_FILE).is_file():
+        return PlainFolder(path)
+    if next(_build_folders(path), None) is not None:
+        return PublishedDirectory(path)
+    raise AdapterNotFound(
+        f"`{path}` holds no library, no published builds (`{MANIFEST_FILE}`) and no PEFT folder (`{CONFIG_FILE}`)",
+        hint="`adapt push NAME --to DIR` publishes to a directory",
+    )
+
+
+def _build_folders(root: Path) -> Iterator[Path]:
+    """Folders at or below `root` that hold a manifest; dot folders are skipped, links are not followed."""
+    todo = [(root, 0)]
+    while todo:
+        folder, depth = todo.pop()
+        if (folder / MANIFEST_FILE).is_file():
+            yield folder
+            continue
+        if depth < DEPTH and folder.is_dir():
+            inside = [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
+            todo += [(p, depth + 1) for p in sorted(inside, reverse=True)]
+
+
+def _open_inside(folder: Path, entry: FileEntry, root: Path) -> IO[bytes]:
+    path = folder / entry.path
+    if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+        raise RefusedAdapter(f"refused `{path}`. Nothing was stored", [("E_LINK", "a link out of the directory")])
+    return path.open("rb")

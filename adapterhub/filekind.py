@@ -1,0 +1,56 @@
+"""What a file is, told from its first bytes: the kinds people mistake for an adapter's weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+LOOKED_AT = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What the first bytes of a file say it is, and the step that helps."""
+
+    name: str
+    hint: str
+    is_pickle: bool = False
+    is_archive: bool = False
+    is_pointer: bool = False
+
+
+_CONVERT = "convert it where you trust it: load it with PEFT on its base there and call `save_pretrained` again"
+_UNPACK = "unpack it yourself, look at what is inside, and give the folder"
+_PULL = "run `git lfs pull` in the repository, or download the file from its hub"
+_KINDS: Final[tuple[tuple[bytes, Kind], ...]] = (
+    (
+        b"version https://git-lfs",
+        Kind(name="a Git LFS pointer, the weights themselves were not downloaded", hint=_PULL, is_pointer=True),
+    ),
+    (b"PK\x03\x04", Kind(name="a zip archive (as `torch.save` writes)", hint=_UNPACK, is_archive=True)),
+    (b"PK\x05\x06", Kind(name="an empty zip archive", hint=_UNPACK, is_archive=True)),
+    (b"\x1f\x8b", Kind(name="a gzip archive", hint=_UNPACK, is_archive=True)),
+    (b"BZh", Kind(name="a bzip2 archive", hint=_UNPACK, is_archive=True)),
+    (b"\xfd7zXZ", Kind(name="an xz archive", hint=_UNPACK, is_archive=True)),
+    (b"7z\xbc\xaf\x27\x1c", Kind(name="a 7z archive", hint=_UNPACK, is_archive=True)),
+    (b"\x28\xb5\x2f\xfd", Kind(name="a zstandard archive", hint=_UNPACK, is_archive=True)),
+    (b"Rar!", Kind(name="a rar archive", hint=_UNPACK, is_archive=True)),
+    (b"GGUF", Kind(name="a GGUF file", hint="give the PEFT folder it was made from")),
+    (b"\x93NUMPY", Kind(name="a numpy array", hint="give the PEFT folder it was made from")),
+    (b"\x89HDF", Kind(name="an HDF5 file", hint="give the PEFT folder it was made from")),
+)
+
+
+def recognise(start: bytes) -> Kind | None:
+    """What a file is that begins with `start` (`LOOKED_AT` bytes are plenty); None when it is of no known kind."""
+    for magic, kind in _KINDS:
+        if start.startswith(magic):
+            return kind
+    if start[257:262] == b"ustar":
+        return Kind(name="a tar archive", hint=_UNPACK, is_archive=True)
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return Kind(name="a pickle, which can run code when it is opened", hint=_CONVERT, is_pickle=True)
+    text = start.lstrip()[:15].lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return Kind(name="a web page (an error page saved as the file?)", hint="download the file again")
+    return None

@@ -1,0 +1,285 @@
+"""The index: installed builds by base, task and rank, and full text over name, task and description.
+
+A SQLite file that is only a cache: everything in it can be read again from the installed folders and the base records.
+Reads use `sqlite3` (11 ms to import); the write path uses sqlite_utils, which costs 150 ms and numpy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from adapterhub.errors import Malformed
+
+SCHEMA_VERSION = 1
+_BUSY_MS = 30_000
+
+
+class IndexUnusable(Malformed):
+    """Missing, damaged, or of another schema; rebuild it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRow:
+    """One installed build as lists show it. `base_weights` is the pinned or declared base fingerprint, or "" if unknown."""
+
+    digest: str
+    namespace: str
+    name: str
+    version: str
+    base_weights: str
+    base_tensors: str
+    base_hub_id: str
+    task: str
+    description: str
+    method: str
+    rank: int | None
+    alpha: float | None
+    dtype: str
+    parameters: int
+    size_bytes: int
+    target_modules: str
+    parents: int
+    folder: str
+    added_at: float
+
+    @property
+    def full_name(self) -> str:
+        """`acme/legal-qa` or `legal-qa`."""
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseRow:
+    """One registered base as lists show it."""
+
+    alias: str
+    weights: str
+    hub_id: str
+    model_type: str
+    dtype: str
+    parameters: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What a search asks for; empty fields ask for nothing. `bases` are fingerprints any of which will do."""
+
+    text: str = ""
+    bases: tuple[str, ...] | None = None
+    base_hub_id: str = ""
+    name: str = ""
+    namespace: str | None = None
+    task: str = ""
+    rank: int | None = None
+    min_rank: int | None = None
+    max_rank: int | None = None
+    method: str = ""
+    limit: int | None = None
+
+
+_COLUMNS = tuple(f.name for f in fields(BuildRow))
+
+
+class Index:
+    """The SQLite file at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # ------------------------------------------------------------ read
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_MS / 1000)
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version != SCHEMA_VERSION:
+                raise IndexUnusable(f"`{self.path}` has schema {version}, this version reads {SCHEMA_VERSION}")
+            connection.row_factory = sqlite3.Row
+            yield connection
+        except sqlite3.Error as error:
+            raise IndexUnusable(
+                f"`{self.path}`: {error}", hint="`adapt doctor --rebuild-index` makes it again"
+            ) from None
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def search(self, filters: Filters) -> list[BuildRow]:
+        """Builds that match every filter, by name, then newest first."""
+        where, values = _conditions(filters)
+        source = "builds"
+        if filters.text:
+            source = "builds JOIN builds_fts ON builds.rowid = builds_fts.rowid"
+            where.append("builds_fts MATCH ?")
+            values.append(fts_query(filters.text))
+        sql = f"SELECT {', '.join('builds.' + c for c in _COLUMNS)} FROM {source}"  # noqa: S608 - own column names
+        if where:
+            sql += " WHERE " + " AND ".join(where)
+        sql += " ORDER BY builds.name, builds.namespace, builds.added_at DESC, builds.digest"
+        if filters.limit is not None:
+            sql += " LIMIT ?"
+            values.append(filters.limit)
+        with self._reading() as connection:
+            return [BuildRow(**dict(row)) for row in connection.execute(sql, values)]
+
+    def by_digest(self, prefix: str) -> list[BuildRow]:
+        """Builds whose manifest digest starts with `prefix` (`sha256:` and hex digits)."""
+        sql = f"SELECT {', '.join(_COLUMNS)} FROM builds WHERE digest >= ? AND digest < ? ORDER BY digest"  # noqa: S608
+        with self._reading() as connection:
+            return [BuildRow(**dict(row)) for row in connection.execute(sql, (prefix, prefix + "g"))]
+
+    def names(self) -> list[str]:
+        """Every adapter name, once."""
+        with self._reading() as connection:
+            rows = connection.execute("SELECT DISTINCT namespace, name FROM builds ORDER BY name")
+            return [f"{ns}/{name}" if ns else name for ns, name in rows]
+
+    def bases(self) -> list[BaseRow]:
+        """Registered bases by alias."""
+        with self._reading() as connection:
+            return [BaseRow(**dict(row)) for row in connection.execute("SELECT * FROM bases ORDER BY alias")]
+
+    def equivalents(self, weights: str) -> tuple[str, ...]:
+        """Fingerprints declared by builds that are the registered base `weights`, in any precision or file layout."""
+        with self._reading() as connection:
+            rows = connection.execute("SELECT declared FROM matches WHERE registered = ? ORDER BY declared", (weights,))
+            return (weights, *(row[0] for row in rows if row[0] != weights))
+
+    def declared_bases(self) -> dict[str, str]:
+        """Every base fingerprint that some build declares, with the digest of one such build."""
+        with self._reading() as connection:
+            sql = "SELECT base_weights, min(digest) FROM builds WHERE base_weights != '' GROUP BY base_weights"
+            return dict(connection.execute(sql).fetchall())
+
+    def count(self) -> int:
+        """How many builds are indexed."""
+        with self._reading() as connection:
+            return int(connection.execute("SELECT count(*) FROM builds").fetchone()[0])
+
+    # ------------------------------------------------------------ write
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Any]:
+        import sqlite_utils
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=_BUSY_MS / 1000)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")  # a cache: the folders are the truth after a power cut
+            database = sqlite_utils.Database(connection)
+            with connection:
+                _migrate(database)
+                yield database
+        except sqlite3.Error as error:
+            raise IndexUnusable(
+                f"`{self.path}`: {error}", hint="`adapt doctor --rebuild-index` makes it again"
+            ) from None
+        finally:
+            connection.close()
+
+    def upsert_builds(self, rows: Iterable[BuildRow], matches: Iterable[tuple[str, str]] = ()) -> None:
+        """Add or replace builds, and `(registered, declared)` pairs of base fingerprints that are the same base."""
+        with self._writing() as database:
+            database["builds"].upsert_all((asdict(row) for row in rows), pk="digest", alter=False)
+            _add_matches(database, matches)
+
+    def upsert_base(self, row: BaseRow, matches: Iterable[tuple[str, str]] = ()) -> None:
+        """Add or replace a registered base."""
+        with self._writing() as database:
+            database["bases"].upsert(asdict(row), pk="alias")
+            _add_matches(database, matches)
+
+    def remove_builds(self, digests: Sequence[str]) -> None:
+        """Forget builds."""
+        with self._writing() as database:
+            for digest in digests:
+                database["builds"].delete_where("digest = ?", [digest])
+
+    def remove_base(self, alias: str) -> None:
+        """Forget a registered base."""
+        with self._writing() as database:
+            database["bases"].delete_where("alias = ?", [alias])
+
+    def rebuild(self, builds: Iterable[BuildRow], bases: Iterable[BaseRow], matches: Iterable[tuple[str, str]]) -> int:
+        """Make the file again from nothing; how many builds it holds. The caller holds the publish lock."""
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+        with self._writing() as database:
+            database["builds"].upsert_all((asdict(row) for row in builds), pk="digest", alter=False)
+            database["bases"].upsert_all((asdict(row) for row in bases), pk="alias", alter=False)
+            _add_matches(database, matches)
+            return int(database["builds"].count)
+
+
+def _migrate(database: Any) -> None:  # noqa: ANN401 - sqlite_utils is untyped
+    """Bring an empty or current file to the current schema.
+
+    Raises:
+        IndexUnusable: the file is of another schema; a rebuild replaces it.
+    """
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    if version == SCHEMA_VERSION:
+        return
+    if version or database.table_names():
+        raise IndexUnusable(f"index schema {version}, this version writes {SCHEMA_VERSION}")
+    integers, reals = {"rank", "parameters", "size_bytes", "parents"}, {"alpha", "added_at"}
+    types = {c: int if c in integers else float if c in reals else str for c in _COLUMNS}
+    builds = database["builds"]
+    builds.create(types, pk="digest", not_null={"name", "version", "base_weights", "folder"})
+    builds.create_index(["base_weights", "task", "rank"])
+    builds.create_index(["name", "namespace"])
+    builds.create_index(["task", "rank"])
+    builds.create_index(["rank"])
+    builds.enable_fts(["name", "task", "description"], create_triggers=True, tokenize="unicode61")
+    database["bases"].create({f.name: int if f.name == "parameters" else str for f in fields(BaseRow)}, pk="alias")
+    database["matches"].create({"registered": str, "declared": str}, pk=("registered", "declared"))
+    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _add_matches(database: Any, matches: Iterable[tuple[str, str]]) -> None:  # noqa: ANN401 - sqlite_utils is untyped
+    rows = [{"registered": registered, "declared": declared} for registered, declared in matches]
+    if rows:
+        database["matches"].insert_all(rows, ignore=True)
+
+
+def _conditions(filters: Filters) -> tuple[list[str], list[Any]]:
+    where: list[str] = []
+    values: list[Any] = []
+
+    def add(condition: str, *items: object) -> None:
+        where.append(condition)
+        values.extend(items)
+
+    if filters.bases is not None:
+        add(f"builds.base_weights IN ({', '.join('?' * len(filters.bases))})", *filters.bases)
+    if filters.base_hub_id:
+        add("builds.base_hub_id = ?", filters.base_hub_id)
+    if filters.name:
+        add("builds.name = ?", filters.name)
+    if filters.namespace is not None:
+        add("builds.namespace = ?", filters.namespace)
+    if filters.task:
+        add("builds.task = ?", filters.task)
+    if filters.rank is not None:
+        add("builds.rank = ?", filters.rank)
+    if filters.min_rank is not None:
+        add("builds.rank >= ?", filters.min_rank)
+    if filters.max_rank is not None:
+        add("builds.rank <= ?", filters.max_rank)
+    if filters.method:
+        add("instr(',' || lower(builds.method) || ',', ?) > 0", f",{filters.method.lower()},")
+    return where, values
+
+
+def fts_query(text: str) -> str:
+    """An FTS5 query for what a person typed: every word must begin some word of the row."""
+    words = ["".join(c if c.isalnum() else " " for c in word).split() for word in text.split()]
+    flat = [part for word in words for part in word]
+    return " ".join(f'"{word}"*' for word in flat) or '""'

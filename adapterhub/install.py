@@ -1,0 +1,197 @@
+"""Install: find the build that fits, say what it would take, bring it in.
+
+The local library is asked first, then each source in order; the first that has a fitting release decides, so that
+a place listed later can never override one listed earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adapterhub.digests import Progress
+from adapterhub.errors import AdapterNotFound, NoCompatibleRelease
+from adapterhub.fingerprint import BaseVerdict, Comparison
+from adapterhub.library import Added, Expecting, Installed, Library
+from adapterhub.manifest import BaseRef, FileEntry
+from adapterhub.resolve import Candidate, Resolution, resolve
+from adapterhub.specs import AdapterSpec
+from adapterhub.transfer import Release, Source, copy
+from adapterhub.wanted_base import WantedBase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankBounds:
+    """The ranks a request accepts; None asks for nothing."""
+
+    rank: int | None = None
+    min_rank: int | None = None
+    max_rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What an install would do. `present` is the build when it is installed already; then nothing is copied."""
+
+    release: Release
+    source: Source
+    wanted: WantedBase | None
+    resolution: Resolution
+    present: Installed | None
+    missing: tuple[FileEntry, ...]
+
+    @property
+    def copy_bytes(self) -> int:
+        """Bytes that would be fetched."""
+        return sum(entry.size_bytes for entry in self.missing)
+
+
+def candidates_of(
+    library: Library, releases: Sequence[Release], wanted: WantedBase | None, source: str
+) -> list[Candidate]:
+    """The releases as the resolver sees them."""
+    return [_candidate(library, r, r.manifest.base, wanted, source) for r in releases]
+
+
+def _candidate(library: Library, release: Release, base: BaseRef, wanted: WantedBase | None, source: str) -> Candidate:
+    manifest = release.manifest
+    comparison = wanted.judge(base) if wanted else Comparison(verdict=BaseVerdict.UNKNOWN)
+    return Candidate(
+        namespace=release.namespace,
+        name=manifest.name,
+        version=manifest.version,
+        digest=release.digest,
+        verdict=comparison.verdict,
+        differences=comparison.differences,
+        base_label=library.base_label(base),
+        rank=manifest.rank,
+        method=",".join(manifest.method),
+        yanked=release.yanked,
+        size_bytes=manifest.size_bytes,
+        source=source,
+    )
+
+
+def plan_install(
+    library: Library,
+    spec: AdapterSpec,
+    sources: Sequence[Source],
+    *,
+    wanted: WantedBase | None,
+    bounds: RankBounds = RankBounds(),
+    allow_base_mismatch: bool = False,
+) -> Plan:
+    """Choose the build for `spec`.
+
+    Raises:
+        NoCompatibleRelease: one reason per release of every place that was asked.
+        AdapterNotFound: no place has an adapter by that name.
+    """
+    everything: dict[str, Candidate] = {}
+    for source in (library, *sources):
+        releases = source.releases(spec)
+        candidates = candidates_of(library, releases, wanted, source.label)
+        everything |= {c.digest: c for c in candidates}
+        if not candidates:
+            continue
+        try:
+            resolution = choose(spec, candidates, wanted, bounds, allow_base_mismatch=allow_base_mismatch)
+        except NoCompatibleRelease:
+            continue
+        release = next(r for r in releases if r.digest == resolution.chosen.digest)
+        return _plan(library, release, source, wanted, resolution)
+    asked = [library.label, *(source.label for source in sources)]
+    if not everything:
+        hint = "`adapt search` lists what is installed; `--from DIR` or `org/name` names another place"
+        raise AdapterNotFound(f"no adapter `{spec.full_name}` in {', '.join(asked)}", hint=hint)
+    choose(spec, list(everything.values()), wanted, bounds, allow_base_mismatch=allow_base_mismatch)
+    raise AssertionError("a release fits all places together but none alone")
+
+
+def choose(
+    spec: AdapterSpec,
+    candidates: Sequence[Candidate],
+    wanted: WantedBase | None,
+    bounds: RankBounds,
+    *,
+    allow_base_mismatch: bool = False,
+) -> Resolution:
+    """`resolve` with the bounds spread out."""
+    return resolve(
+        spec,
+        candidates,
+        rank=bounds.rank,
+        min_rank=bounds.min_rank,
+        max_rank=bounds.max_rank,
+        allow_base_mismatch=allow_base_mismatch,
+        base_given=wanted is not None,
+    )
+
+
+def run_install(library: Library, plan: Plan, progress: Progress | None = None) -> Added | None:
+    """Carry a plan out; None when the build was there already.
+
+    A build for other weights than those asked for, which only `allow_base_mismatch` lets through, is noted as such.
+    """
+    record = plan.wanted.record if plan.wanted else None
+    added: Added | None = None
+    if plan.present is None:
+        destination = Expecting(library, record)
+        copy(plan.release, plan.source, destination, progress)
+        added = destination.added
+    build = plan.present or (added.build if added else None)
+    if build and record and plan.resolution.chosen.verdict is BaseVerdict.SAME_SHAPES:
+        library.allow_mismatch(build, record)
+    return added
+
+
+def find_installed(
+    library: Library,
+    spec: AdapterSpec,
+    *,
+    wanted: WantedBase | None = None,
+    bounds: RankBounds = RankBounds(),
+    allow_base_mismatch: bool = False,
+) -> tuple[Installed, Resolution]:
+    """The one installed build that `spec` means, and how it was chosen.
+
+    Raises:
+        AdapterNotFound: no adapter by that name is installed.
+        NoCompatibleRelease: installed, but none fits.
+    """
+    builds = library.builds_named(spec.name, spec.namespace)
+    if not builds:
+        raise library.not_installed(spec.full_name)
+    candidates = [
+        _candidate(
+            library,
+            Release(manifest=b.manifest, namespace=b.namespace, origin=library.label),
+            b.base,
+            wanted,
+            library.label,
+        )
+        for b in builds
+    ]
+    resolution = choose(spec, candidates, wanted, bounds, allow_base_mismatch=allow_base_mismatch)
+    chosen = resolution.chosen
+    build = next(b for b in builds if b.manifest.digest == chosen.digest and b.namespace == chosen.namespace)
+    return build, resolution
+
+
+def _plan(
+    library: Library, release: Release, source: Source, wanted: WantedBase | None, resolution: Resolution
+) -> Plan:
+    here = [
+        b
+        for b in library.builds_named(release.manifest.name, release.namespace)
+        if b.manifest.digest == release.digest and b.namespace == release.namespace
+    ]
+    missing = () if here else tuple(e for e in release.manifest.files if not library.store.has_blob(e.sha256))
+    return Plan(
+        release=release,
+        source=source,
+        wanted=wanted,
+        resolution=resolution,
+        present=here[0] if here else None,
+        missing=missing,
+    )

@@ -1,0 +1,195 @@
+"""From what a caller names to folders of adapters whose bytes are checked."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapterhub.bases import BaseRecord
+from adapterhub.errors import (
+    AdapterNotFound,
+    AmbiguousSpec,
+    DigestMismatch,
+    RefusedAdapter,
+    SpecError,
+    UsageProblem,
+    shown,
+)
+from adapterhub.hints import BaseHints
+from adapterhub.install import find_installed
+from adapterhub.library import Installed, Library
+from adapterhub.manifest import MANIFEST_FILE, BaseRef, Manifest
+from adapterhub.specs import AdapterSpec, BaseSpec, hint_for_unknown_base
+from adapterhub.verify import Report, open_subject, verify
+from adapterhub.wanted_base import WantedBase, wanted_base
+
+AdapterLike = str | os.PathLike[str] | AdapterSpec | Installed
+"""A spec (`legal-qa@base-7b`), a folder (a path, or text that begins with `.`, `/` or `~`), or an installed build."""
+
+MAX_WEIGHT = 1e6
+"""Weights of mixtures are near 1; anything beyond this is a mistake."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One adapter to attach. `base` is what it declares; `build` is None for a folder outside the library.
+
+    `wanted` is the base that the caller named for it.
+    """
+
+    label: str
+    folder: Path
+    weight: float
+    base: BaseRef
+    build: Installed | None
+    wanted: WantedBase | None
+    warnings: tuple[str, ...] = ()
+
+
+def with_weights(
+    adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float], weights: Sequence[float] | None
+) -> list[tuple[AdapterLike, float]]:
+    """Each adapter with its weight, 1.0 where none is given.
+
+    Raises:
+        UsageProblem: nothing asked for, weights given twice or not one each, or a weight that is no sensible number.
+    """
+    if isinstance(adapter, Mapping):
+        if weights is not None:
+            raise UsageProblem("weights are given twice, in the mapping and beside it")
+        pairs = list(adapter.items())
+    else:
+        single = isinstance(adapter, str | os.PathLike | AdapterSpec | Installed)
+        asked: list[AdapterLike] = [adapter] if single else list(adapter)  # type: ignore[arg-type, list-item] # just told apart
+        given = [1.0] * len(asked) if weights is None else list(weights)
+        if len(given) != len(asked):
+            raise UsageProblem(f"{len(asked)} adapters with {len(given)} weights, expected one each")
+        pairs = list(zip(asked, given, strict=True))
+    if not pairs:
+        raise UsageProblem("no adapter to attach", hint="`adapt list` shows what is installed")
+    for what, weight in pairs:
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
+            raise UsageProblem(
+                f"weight {shown(weight)} of `{shown(str(what))}`, expected a number within {MAX_WEIGHT:g}"
+            )
+    return [(what, float(weight)) for what, weight in pairs]
+
+
+class Finder:
+    """Finds adapters in a library and in folders. `base` is the base that the caller named for all of them.
+
+    `identify` gives the registered base that the model in memory is; it is asked only when a spec needs it.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        base: BaseSpec | str | None,
+        identify: Callable[[], BaseRecord | None],
+        *,
+        allow_base_mismatch: bool,
+    ) -> None:
+        self.library = library
+        self.identify = identify
+        self.allow_base_mismatch = allow_base_mismatch
+        self.base = BaseSpec.parse(base) if isinstance(base, str) else base
+
+    def find(self, what: AdapterLike, weight: float) -> Found:
+        """The adapter, its bytes checked against its manifest and its contents by `verify`.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound: nothing, or not one thing, by that name.
+            DigestMismatch: a file that is not what the manifest says.
+            RefusedAdapter: `verify` finds an error.
+        """
+        folder = _folder_in(what)
+        if folder is not None:
+            return self._in_folder(folder, weight)
+        if isinstance(what, Installed):
+            return self._installed(what, weight, wanted_base(self.base, self.library.bases))
+        spec = what if isinstance(what, AdapterSpec) else _parse_spec(str(what))
+        wanted = wanted_base(spec.base or self.base, self.library.bases, hint=hint_for_unknown_base(spec))
+        return self._installed(self._choose(spec, wanted), weight, wanted)
+
+    def _choose(self, spec: AdapterSpec, wanted: WantedBase | None) -> Installed:
+        try:
+            build, _ = find_installed(self.library, spec, wanted=wanted, allow_base_mismatch=self.allow_base_mismatch)
+        except AmbiguousSpec:
+            # Builds for several bases, and none was named: the model itself says which.
+            record = self.identify() if wanted is None else None
+            if record is None:
+                raise
+            build, _ = find_installed(self.library, spec, wanted=WantedBase(text=record.label, record=record))
+        return build
+
+    def _installed(self, build: Installed, weight: float, wanted: WantedBase | None) -> Found:
+        label = f"{build.full_name}=={build.manifest.version}"
+        return Found(
+            label=label,
+            folder=build.folder,
+            weight=weight,
+            base=build.base,
+            build=build,
+            wanted=wanted,
+            warnings=_check(build.folder, label, build.manifest),
+        )
+
+    def _in_folder(self, folder: Path, weight: float) -> Found:
+        if not folder.is_dir():
+            raise AdapterNotFound(
+                f"no folder `{shown(str(folder), 200)}`", hint="give the folder that PEFT's `save_pretrained` wrote"
+            )
+        manifest = _manifest_in(folder)
+        label = str(folder)
+        warnings = _check(folder, label, manifest)
+        base = manifest.base if manifest else BaseRef(hints=BaseHints())
+        wanted = wanted_base(self.base, self.library.bases)
+        return Found(label=label, folder=folder, weight=weight, base=base, build=None, wanted=wanted, warnings=warnings)
+
+
+def _folder_in(what: AdapterLike) -> Path | None:
+    """The folder that `what` names, None when it names an adapter."""
+    if isinstance(what, os.PathLike):
+        return Path(what).expanduser()
+    if isinstance(what, str) and what.startswith((".", "/", "~", os.sep)):
+        return Path(what).expanduser()
+    return None
+
+
+def _parse_spec(text: str) -> AdapterSpec:
+    try:
+        return AdapterSpec.parse(text)
+    except SpecError as error:
+        if not error.hint and Path(text).is_dir():
+            error.hint = f"a folder is written `./{shown(text)}`"
+        raise
+
+
+def _manifest_in(folder: Path) -> Manifest | None:
+    path = folder / MANIFEST_FILE
+    try:
+        return Manifest.parse(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        return None
+
+
+def _check(folder: Path, label: str, manifest: Manifest | None) -> tuple[str, ...]:
+    """Verify the folder, its files against the manifest included; the warnings of `verify`.
+
+    The base is left out: it is the model in memory, which `attach` compares itself.
+    """
+    subject, findings = open_subject(folder, manifest=manifest, base_named=True)
+    report = verify(subject, seen=findings) if subject is not None else Report.of(findings)
+    damaged = next((f for f in report.errors if f.code == "E_DIGEST"), None)
+    if damaged is not None:
+        actual = damaged.message.removeprefix("is ")
+        raise DigestMismatch(str(folder / damaged.where), expected=damaged.expected, actual=actual, hint=damaged.hint)
+    if report.errors:
+        listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in report.errors]
+        hint = next((f.hint for f in report.errors if f.hint), "")
+        raise RefusedAdapter(f"`{shown(label, 200)}` was not attached", listed, hint=hint)
+    return tuple(f"{f.where}: {f.message}" if f.where else f.message for f in report.warnings)

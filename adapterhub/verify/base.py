@@ -1,0 +1,74 @@
+"""Whether the adapter was made for the base that is given, as far as it says so itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from adapterhub.digests import parse_digest
+from adapterhub.errors import shown
+from adapterhub.fingerprint import BaseVerdict, compare
+from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE
+from adapterhub.verify._report import Finding
+from adapterhub.verify._subject import Subject
+
+CLAIM_KEYS: Final = ("base_model_hash", "base_model_sha256", "base_sha256")
+"""Settings by which some trainers record their base's hash in the config; no PEFT release reads them."""
+
+_FORCE: Final = "get the adapter that was made for this base; `--allow-base-mismatch` overrides where shapes agree"
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """The verdict of the manifest's fingerprint against the given base, and hashes that the config claims."""
+    yield from _claims(subject)
+    given, manifest = subject.given_base, subject.manifest
+    if given is None:
+        yield Finding(code="N_BASE", severity="note", where="", message="not compared with a base; none was given")
+        return
+    if manifest is None:
+        return  # a plain PEFT folder claims nothing: its shapes are all there is
+    comparison = compare(manifest.base.fingerprint, given)
+    differs = "; ".join(shown(d, 160) for d in comparison.differences[:4])
+    if comparison.verdict is BaseVerdict.UNKNOWN:
+        message = "declares no fingerprint of its base, so only shapes can be compared"
+        yield Finding(code="U_BASE", severity="unknown", where=MANIFEST_FILE, message=message)
+    elif not comparison.verdict.allows_attach:
+        yield Finding(
+            code="E_BASE_MISMATCH",
+            severity="error",
+            where=MANIFEST_FILE,
+            message=f"was made for another base: {differs or comparison.verdict.value}",
+            expected=f"base {given.weights[7:19]}",
+            hint=_FORCE,
+        )
+    elif differs:
+        message = f"same base in another form: {differs}"
+        yield Finding(code="N_BASE", severity="note", where=MANIFEST_FILE, message=message)
+
+
+def _claims(subject: Subject) -> Iterator[Finding]:
+    """A claim that cannot be read is refused, and so is one that the given base does not meet."""
+    given = subject.given_base
+    known = {given.weights, given.tensors, given.structure, given.files} if given else set()
+    for key in CLAIM_KEYS:
+        claim = subject.config.extra.get(key)
+        if claim is None:
+            continue
+        try:
+            digest = parse_digest(claim if str(claim).startswith("sha256:") else f"sha256:{claim}")
+        except ValueError:
+            message, expected = f"`{key}` is {shown(claim)}", "sha256:<64 lower-case hex digits>"
+            yield Finding(code="E_CONFIG", severity="error", where=CONFIG_FILE, message=message, expected=expected)
+            continue
+        if given is None:
+            message = f"`{key}` says which base it needs; none was given to compare"
+            yield Finding(code="U_BASE", severity="unknown", where=CONFIG_FILE, message=message)
+        elif digest not in known:
+            yield Finding(
+                code="E_BASE_MISMATCH",
+                severity="error",
+                where=CONFIG_FILE,
+                message=f"`{key}` is {digest}, which is another base",
+                expected=f"{given.weights}",
+                hint=_FORCE,
+            )

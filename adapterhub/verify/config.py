@@ -1,0 +1,63 @@
+"""The settings in `adapter_config.json`: what should be known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from adapterhub.errors import MalformedConfig
+from adapterhub.filekind import recognise
+from adapterhub.manifest import CONFIG_FILE
+from adapterhub.peft_config import AdapterConfig
+from adapterhub.verify._report import Finding, Severity
+from adapterhub.verify._subject import Subject
+
+if TYPE_CHECKING:
+    from adapterhub.verify.files import Entry
+
+_LIMIT_BYTES: Final = 1 << 20
+_NOTES: Final = frozenset({"W_CONFIG_UNKNOWN_KEY", "W_CONFIG_TYPE"})
+
+
+def read_config_file(entry: Entry) -> AdapterConfig:
+    """The config in a taken file.
+
+    Raises:
+        MalformedConfig: with the code of the reason.
+    """
+    if entry.size_bytes > _LIMIT_BYTES:
+        reason = f"holds {entry.size_bytes} bytes, expected at most {_LIMIT_BYTES}"
+        raise MalformedConfig(CONFIG_FILE, reason)
+    try:
+        with entry.open() as stream:
+            raw = stream.read(_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise MalformedConfig(CONFIG_FILE, f"cannot be read: {error.strerror}") from None
+    kind = recognise(raw)
+    if kind is not None:
+        raise MalformedConfig(CONFIG_FILE, f"is not JSON but {kind.name}", hint=kind.hint)
+    return AdapterConfig.parse(raw, CONFIG_FILE)
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """What the reader noted, and a base that only its author's machine has."""
+    for code, text in subject.config.notes:
+        severity: Severity = "note" if code in _NOTES else "warning"
+        if code == "W_BASE_PATH" and not subject.base_named:
+            yield Finding(
+                code="E_CONFIG",
+                severity="error",
+                where=CONFIG_FILE,
+                message=text,
+                expected="a hub id such as org/model",
+                hint="name the base yourself with `--base`",
+            )
+            continue
+        yield Finding(code=code, severity=severity, where=CONFIG_FILE, message=text)
+    if subject.config.targets_all and subject.config.is_lora:
+        yield Finding(
+            code="N_TARGETS",
+            severity="note",
+            where=CONFIG_FILE,
+            message="the targets are left to the model's type; the tensors say which modules they are",
+        )

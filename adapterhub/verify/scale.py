@@ -1,0 +1,91 @@
+"""The factor on B @ A, module by module, and whether the scaled update fits its dtype."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import IO, Final
+
+from adapterhub.errors import MalformedTensorFile, shown
+from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.tensorfile import TensorSpec, read_tensor
+from adapterhub.verify._keys import Pair
+from adapterhub.verify._report import Finding
+from adapterhub.verify._scan import as_floats
+from adapterhub.verify._subject import Subject
+
+_MOST_GROUPS: Final = 12
+_LARGEST: Final = {"F64": 1.797e308, "F32": 3.4028e38, "BF16": 3.3895e38, "F16": 65504.0}
+_MAX_MULTIPLICATIONS: Final = 2_000_000_000  # about a second; a folder with more of them has one warned of already
+_ROWS: Final = 1024
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """A note for each group of modules of one scale; a warning where the scaled update overflows."""
+    config = subject.config
+    if not config.is_lora:
+        return
+    groups = Counter(
+        (config.scaling_of(p.module), config.alpha_of(p.module), config.rank_of(p.module)) for p in subject.keys.pairs
+    )
+    divisor = "sqrt({})" if config.use_rslora else "r {}"
+    for (scale, alpha, rank), count in groups.most_common(_MOST_GROUPS):
+        modules = "1 module" if count == 1 else f"{count} modules"
+        message = f"scale {scale:.4g} on {modules} (alpha {alpha:g} / {divisor.format(rank)})"
+        yield Finding(code="N_SCALE", severity="note", where=CONFIG_FILE, message=message)
+    if len(groups) > _MOST_GROUPS:
+        message = f"{len(groups) - _MOST_GROUPS} more scales"
+        yield Finding(code="N_SCALE", severity="note", where=CONFIG_FILE, message=message)
+    yield from _overflows(subject)
+
+
+def _overflows(subject: Subject) -> Iterator[Finding]:
+    """The first module whose update is too large. Only where a bound allows it is the update itself made, in rows."""
+    left = _MAX_MULTIPLICATIONS
+    for pair in subject.keys.pairs:
+        suspect = _bound(subject, pair)
+        if suspect is None or not pair.whole:
+            continue
+        a, b = pair.whole
+        left -= a.elements * b.shape[0]
+        if left < 0:
+            text = f"the scaled update on `{shown(pair.module)}` may overflow {a.dtype}; there was too much to compute"
+            yield Finding(code="W_OVERFLOW", severity="warning", where=WEIGHTS_FILE, message=text)
+            return
+        largest = _largest_entry(subject, a, b) * abs(subject.config.scaling_of(pair.module))
+        if largest > suspect:
+            limit = f"which {a.dtype} cannot hold (at most {suspect:.4g})"
+            text = f"the scaled update on `{shown(pair.module)}` reaches {largest:.4g}, {limit}"
+            yield Finding(code="W_OVERFLOW", severity="warning", where=WEIGHTS_FILE, message=text)
+            return
+
+
+def _bound(subject: Subject, pair: Pair) -> float | None:
+    """The largest number of the dtype if the update could exceed it, None if it cannot."""
+    if not pair.whole:
+        return None
+    a, b = pair.whole
+    numbers = subject.scan.numbers
+    limit = _LARGEST.get(a.dtype)
+    if limit is None or a.name not in numbers or b.name not in numbers or a.shape[0] != b.shape[1]:
+        return None
+    reach = numbers[a.name].largest * numbers[b.name].largest * a.shape[0] * abs(subject.config.scaling_of(pair.module))
+    return limit if math.isfinite(numbers[a.name].largest + numbers[b.name].largest) and reach > limit else None
+
+
+def _largest_entry(subject: Subject, a: TensorSpec, b: TensorSpec) -> float:
+    """Greatest magnitude in B @ A, in float64, a few rows of B at a time."""
+    import numpy as np
+
+    try:
+        with subject.listing.taken[WEIGHTS_FILE].open() as stream:
+            left, right = _matrix(stream, b), _matrix(stream, a)
+    except OSError as error:
+        raise MalformedTensorFile(WEIGHTS_FILE, f"cannot be read: {error.strerror}") from None
+    with np.errstate(over="ignore", invalid="ignore"):
+        return max(float(np.abs(left[i : i + _ROWS] @ right).max()) for i in range(0, len(left), _ROWS))
+
+
+def _matrix(stream: IO[bytes], spec: TensorSpec):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a numpy array
+    return as_floats(read_tensor(stream, spec), spec.dtype).astype("f8").reshape(spec.shape[0], -1)

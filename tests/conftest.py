@@ -1,0 +1,49 @@
+"""What all tests share: one thread for torch, no network for the hub client, and a library of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# before torch and huggingface_hub are imported anywhere
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+from adapterhub.bases import BaseRecord
+from adapterhub.description import Description
+from adapterhub.library import Added, Library
+from adapterhub.specs import parse_name
+from tests.tiny import make_adapter, make_base
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    return Library(tmp_path / "home")
+
+
+@pytest.fixture
+def base(tmp_path: Path, library: Library) -> BaseRecord:
+    record = library.bases.add(make_base(tmp_path / "base"), "base-7b")
+    library.index_base(record)
+    return record
+
+
+@pytest.fixture
+def add(tmp_path: Path, library: Library, base: BaseRecord) -> Callable[..., Added]:
+    """Make a tiny adapter and add it: `add("legal-qa", task="legal", rank=4)`."""
+
+    def make(
+        name: str, *, version: str = "1.0.0", task: str | None = None, description: str = "",
+        known: bool = True, namespace: str | None = None, into: Library | None = None, **adapter: object,
+    ) -> Added:
+        number = len(list((tmp_path / "made").glob("*"))) if (tmp_path / "made").exists() else 0
+        folder = make_adapter(tmp_path / "made" / f"{name}-{number}", **adapter)  # type: ignore[arg-type]
+        about = Description(name=parse_name(name), version=version, task=task, description=description)
+        return (into or library).add(folder, about, base=base if known else None, namespace=namespace)
+
+    return make

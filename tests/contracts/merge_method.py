@@ -1,0 +1,144 @@
+"""What every merge method must hold, run over every file of `adapterhub/merge/` by `tests/test_merge.py`.
+
+A method is either exact in the updates or an approximation; the contract does not ask which. It asks that the method is
+right where there is only one right answer, that it never answers with NaN, and that what is said about its error is
+true.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import typing
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from adapterhub.errors import AdapterHubError, MergeRefused
+from adapterhub.lowrank import LowRank
+from adapterhub.merge import MergeInput, MergeResult, merge, methods
+from tests.adapter_folders import dense, error_of, exact_sum, random_delta, relative, updates_in, write_folder
+
+SHAPES = {f"model.layers.{i}.{m}": s for i in range(2) for m, s in {"q_proj": (12, 10), "up_proj": (20, 10)}.items()}
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(f"adapterhub.merge.{name}")
+
+
+def merged(tmp_path: Path, method: str, folders: list[Path], weights: list[float], out: str = "out") -> MergeResult:
+    pairs = zip(folders, weights, strict=True)
+    inputs = [MergeInput(folder=f, label=f.name, weight=w) for f, w in pairs]
+    return merge(inputs, tmp_path / out, method=method)
+
+
+@pytest.mark.parametrize("method", methods())
+class MergeMethodContract:
+    """Subclass it in a test module to run it."""
+
+    def test_docstring_names_space_and_convention(self, method: str) -> None:
+        text = load(method).__doc__ or ""
+
+        assert text.startswith(f"`{method}`: ")
+        assert any(f"Space: {space}" in text for space in ("factor", "core", "delta"))
+        assert "Convention" in text
+
+    def test_options_are_typed_keyword_arguments(self, method: str) -> None:
+        function = load(method).merge
+        first, second, *options = inspect.signature(function).parameters.values()
+
+        assert (first.name, second.name) == ("deltas", "weights")
+        assert all(o.kind is o.KEYWORD_ONLY and o.default is not o.empty for o in options)
+        assert all(o.name in typing.get_type_hints(function) for o in options)
+
+    @pytest.mark.parametrize("scale", [2.0, 16 / math.sqrt(8), 1e-3])
+    def test_a_one_hot_weight_returns_that_update(self, method: str, scale: float) -> None:
+        deltas = [random_delta(i, out=12, width=10, rank=4, scale=scale) for i in range(3)]
+
+        for i in range(3):
+            result = load(method).merge(deltas, [float(i == j) for j in range(3)])
+
+            assert relative(dense([result]), dense([deltas[i]])) < 1e-6
+
+    def test_order_changes_nothing(self, method: str) -> None:
+        deltas = [random_delta(i, out=12, width=10, rank=4) for i in range(3)]
+        weights = [0.7, -0.3, 0.5]
+
+        forth = dense([load(method).merge(deltas, weights)])
+        back = dense([load(method).merge(deltas[::-1], weights[::-1])])
+
+        assert relative(back, forth) < 1e-6
+
+    @pytest.mark.parametrize(("out", "width", "rank"), [(1, 1, 1), (1, 5, 1), (5, 1, 3), (2, 3, 4), (3, 2, 8)])
+    @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, -1.0), (-0.5, 0.0), (1e-6, 1e6)])
+    def test_tiny_shapes_and_odd_weights_give_numbers(
+        self, method: str, out: int, width: int, rank: int, weights: tuple[float, float]
+    ) -> None:
+        deltas = [random_delta(i, out=out, width=width, rank=rank) for i in range(2)]
+
+        result = load(method).merge(deltas, list(weights))
+
+        assert result.shape == (out, width)
+        assert result.rank >= 1
+        assert result.is_finite()
+
+    def test_zero_updates_give_numbers(self, method: str) -> None:
+        zero = LowRank(a=torch.ones(2, 5), b=torch.zeros(4, 2))
+
+        result = load(method).merge([zero, zero], [0.7, 0.3])
+
+        assert not dense([result]).any()
+        assert result.rank >= 1
+
+    def test_a_module_that_an_adapter_lacks_counts_as_zero_or_is_refused(self, method: str) -> None:
+        delta = random_delta(0, out=12, width=10, rank=4)
+        lacking = LowRank(a=torch.zeros(0, 10), b=torch.zeros(12, 0))
+
+        try:
+            result = load(method).merge([lacking, delta], [0.7, 0.3])
+        except MergeRefused:
+            return
+
+        assert relative(dense([result]), 0.3 * dense([delta])) < 1e-6
+
+    def test_a_rank_asked_for_comes_out(self, method: str) -> None:
+        function = load(method).merge
+        if "rank" not in inspect.signature(function).parameters:
+            pytest.skip("the method chooses the rank itself")
+        deltas = [random_delta(i, out=12, width=10, rank=4) for i in range(2)]
+
+        assert [function(deltas, [0.7, 0.3], rank=k).rank for k in (1, 3, 8)] == [1, 3, 8]
+        with pytest.raises(AdapterHubError):
+            function(deltas, [0.7, 0.3], rank=0)
+
+    def test_same_inputs_give_the_same_bytes(self, method: str, tmp_path: Path) -> None:
+        folders = [write_folder(tmp_path / f"in{i}", SHAPES, seed=i) for i in range(2)]
+
+        for out in ("first", "second"):
+            merged(tmp_path, method, folders, [0.7, 0.3], out)
+
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+    def test_the_error_that_is_reported_is_the_true_one(self, method: str, tmp_path: Path) -> None:
+        folders = [write_folder(tmp_path / f"in{i}", SHAPES, seed=i, use_rslora=i == 1) for i in range(3)]
+        weights = [0.7, -0.3, 0.5]
+
+        result = merged(tmp_path, method, folders, weights)
+
+        true = error_of(updates_in(result.out_folder), exact_sum(folders, weights))
+        assert result.relative_error == pytest.approx(true, rel=1e-4, abs=1e-9)
+        assert result.worst_error >= result.relative_error * (1 - 1e-9)
+
+    def test_clashing_shapes_are_refused_with_every_module(self, method: str, tmp_path: Path) -> None:
+        other = {m: (s[0], s[1] + 2) if "up" in m else s for m, s in SHAPES.items()}
+        folders = [write_folder(tmp_path / "in0", SHAPES), write_folder(tmp_path / "in1", other)]
+
+        with pytest.raises(MergeRefused) as refused:
+            merged(tmp_path, method, folders, [0.7, 0.3])
+
+        assert [m for m in SHAPES if any(m in r for r in refused.value.reasons)] == [m for m in SHAPES if "up" in m]
+        assert not (tmp_path / "out").exists()
