@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from adapterhub.bases import BaseRecord, Bases
+    from adapterhub.catalog import Installed
     from adapterhub.errors import AdapterHubError
     from adapterhub.fingerprint import BaseFingerprint, BaseVerdict, fingerprint_folder
     from adapterhub.fingerprint import compare as compare_bases
-    from adapterhub.library import Installed, Library
+    from adapterhub.library import Library
     from adapterhub.loader import AdapterLike, Attached
     from adapterhub.manifest import Manifest
     from adapterhub.merge import MergeInput
@@ -61,7 +62,7 @@ _PLACES = {
     "BaseSpec": "specs",
     "BaseVerdict": "fingerprint",
     "Bases": "bases",
-    "Installed": "library",
+    "Installed": "catalog",
     "Library": "library",
     "Manifest": "manifest",
     "MergeInput": "merge",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -143,7 +142,7 @@ def is_rank(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     """Whether `value` is a finite number of sane size; a boolean is not a number here."""
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= _MAX_ALPHA  # type: ignore[arg-type]
+    return type(value) in (int, float) and abs(value) <= _MAX_ALPHA  # type: ignore[arg-type]  # false for NaN too
 
 
 def _is_list(value: object, check: Callable[[Any], bool]) -> bool:

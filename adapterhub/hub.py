@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, get_session
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -43,6 +44,7 @@ from adapterhub.transfer import Release
 _HttpError: type[BaseException] = HfHubHTTPError.__mro__[1]
 """The root error of the HTTP library that the installed hub client uses: requests, httpx or httpx2, by its version."""
 
+REACH_S = 5.0
 DEFAULT_ENDPOINT = "https://huggingface.co"
 BASE_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "vocab*", "merges.txt"]
 _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
@@ -58,6 +60,7 @@ class Hub:
             endpoint=self.endpoint, token=token or False, library_name="adapterhub", library_version=version or None
         )
         self._cache = cache_folder
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what it warns of, our errors say
         self._places: dict[str, tuple[str, str]] = {}
 
     @property
@@ -74,19 +77,24 @@ class Hub:
         if spec.namespace is None:
             return []
         found: dict[str, Release] = {}
+        seen: set[str] = set()
         for repo in self._repositories(spec):
+            if repo in seen:
+                continue
+            seen.add(repo)
             for release in self._of_repository(repo, spec):
                 found.setdefault(release.digest, release)
         return list(found.values())
 
-    def _repositories(self, spec: AdapterSpec) -> list[str]:
-        names = [spec.full_name]
+    def _repositories(self, spec: AdapterSpec) -> Iterator[str]:
+        # The repository by that name is asked before the listing: that call fails at once where a server is out of
+        # reach, while the client tries a listing five times.
+        yield spec.full_name
         if spec.base is not None and spec.base.kind == "alias":
-            names.append(f"{spec.full_name}-{spec.base.text}")
+            yield f"{spec.full_name}-{spec.base.text}"
         with self._plainly(f"list adapters of `{spec.namespace}`"):
             tagged = self._api.list_models(author=spec.namespace, filter=f"adapter-name:{spec.name}")
-            names += [model.id for model in tagged if model.id.partition("/")[0] == spec.namespace]
-        return list(dict.fromkeys(names))
+            yield from [model.id for model in tagged if model.id.partition("/")[0] == spec.namespace]
 
     def _of_repository(self, repo: str, spec: AdapterSpec) -> Iterator[Release]:
         try:
@@ -133,7 +141,8 @@ class Hub:
         with self._plainly("connection"):
             if isinstance(self._api.token, str):
                 return f"signed in as {self._api.whoami()['name']}"
-            next(iter(self._api.list_models(limit=1)), None)
+            # not through the client, which would try five times and take 23 s
+            get_session().get(f"{self.endpoint}/api/models", params={"limit": 1}, timeout=REACH_S).raise_for_status()
             return "reachable, no token"
 
     def fetch_base(self, repo: str, *, revision: str | None = None, offline: bool = False) -> Path:

@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from adapterhub.errors import Malformed
 
@@ -25,7 +25,7 @@ class IndexUnusable(Malformed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRow:
-    """One installed build as lists show it. `base_weights` is the pinned or declared base fingerprint, or "" if unknown."""
+    """One installed build as lists show it; `base_weights` is the pinned or declared base fingerprint, "" if unknown."""
 
     digest: str
     namespace: str
@@ -86,6 +86,56 @@ class Filters:
 _COLUMNS = tuple(f.name for f in fields(BuildRow))
 
 
+class IndexReader(Protocol):
+    """What can be asked of an index."""
+
+    def search(self, filters: Filters) -> list[BuildRow]:
+        """Builds that match every filter, by name, then newest first."""
+
+    def names(self) -> list[str]:
+        """Every adapter's full name, once."""
+
+    def bases(self) -> list[BaseRow]:
+        """Registered bases by alias."""
+
+    def equivalents(self, weights: str) -> tuple[str, ...]:
+        """Fingerprints declared by builds that are the registered base `weights`, in any precision or file layout."""
+
+    def declared_bases(self) -> dict[str, str]:
+        """Every base fingerprint that some build declares, with the digest of one such build."""
+
+    def count(self) -> int:
+        """How many builds are indexed."""
+
+
+class EmptyIndex:
+    """The index of a library that nobody has written to: reading it makes no file."""
+
+    def search(self, filters: Filters) -> list[BuildRow]:  # noqa: ARG002 - as IndexReader
+        """Nothing."""
+        return []
+
+    def names(self) -> list[str]:
+        """Nothing."""
+        return []
+
+    def bases(self) -> list[BaseRow]:
+        """Nothing."""
+        return []
+
+    def equivalents(self, weights: str) -> tuple[str, ...]:
+        """Only the base itself."""
+        return (weights,)
+
+    def declared_bases(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+    def count(self) -> int:
+        """None."""
+        return 0
+
+
 class Index:
     """The SQLite file at `path`."""
 
@@ -128,12 +178,6 @@ class Index:
             values.append(filters.limit)
         with self._reading() as connection:
             return [BuildRow(**dict(row)) for row in connection.execute(sql, values)]
-
-    def by_digest(self, prefix: str) -> list[BuildRow]:
-        """Builds whose manifest digest starts with `prefix` (`sha256:` and hex digits)."""
-        sql = f"SELECT {', '.join(_COLUMNS)} FROM builds WHERE digest >= ? AND digest < ? ORDER BY digest"  # noqa: S608
-        with self._reading() as connection:
-            return [BuildRow(**dict(row)) for row in connection.execute(sql, (prefix, prefix + "g"))]
 
     def names(self) -> list[str]:
         """Every adapter name, once."""

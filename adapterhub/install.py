@@ -6,13 +6,16 @@ a place listed later can never override one listed earlier.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from adapterhub.bases import BaseRecord
+from adapterhub.catalog import Installed
 from adapterhub.digests import Progress
 from adapterhub.errors import AdapterNotFound, NoCompatibleRelease
 from adapterhub.fingerprint import BaseVerdict, Comparison
-from adapterhub.library import Added, Expecting, Installed, Library
+from adapterhub.library import Added, Incoming, Library
 from adapterhub.manifest import BaseRef, FileEntry
 from adapterhub.resolve import Candidate, Resolution, resolve
 from adapterhub.specs import AdapterSpec
@@ -136,7 +139,7 @@ def run_install(library: Library, plan: Plan, progress: Progress | None = None) 
     record = plan.wanted.record if plan.wanted else None
     added: Added | None = None
     if plan.present is None:
-        destination = Expecting(library, record)
+        destination = _Expecting(library, record)
         copy(plan.release, plan.source, destination, progress)
         added = destination.added
     build = plan.present or (added.build if added else None)
@@ -195,3 +198,24 @@ def _plan(
         present=here[0] if here else None,
         missing=missing,
     )
+
+
+class _Expecting:
+    """A library as a destination for builds that should fit `base`; `added` tells what the last copy did."""
+
+    def __init__(self, library: Library, base: BaseRecord | None) -> None:
+        self._library = library
+        self._base = base
+        self.added: Added | None = None
+
+    @property
+    def label(self) -> str:
+        """The library in words."""
+        return self._library.label
+
+    @contextlib.contextmanager
+    def receive(self, release: Release) -> Iterator[Incoming]:
+        """See `transfer.Destination`."""
+        with self._library.receive(release, self._base) as incoming:
+            yield incoming
+        self.added = incoming.added

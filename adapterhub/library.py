@@ -11,16 +11,16 @@ cache over these folders. A library is a `Source` and a `Destination` (`transfer
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 from adapterhub.bases import BaseRecord, Bases
 from adapterhub.cards import card_for
+from adapterhub.catalog import Catalog, Installed
 from adapterhub.description import Description, describe
-from adapterhub.digests import Digest, Progress, canonical_json, copy_hashed, hex_of, parse_digest, strict_json
+from adapterhub.digests import Digest, Progress, canonical_json, copy_hashed, hex_of, strict_json
 from adapterhub.errors import (
     AdapterNotFound,
     BaseMismatch,
@@ -28,11 +28,9 @@ from adapterhub.errors import (
     MalformedManifest,
     RefusedAdapter,
     ReleaseExists,
-    StoreLocked,
     shown,
 )
 from adapterhub.fingerprint import BaseFingerprint, compare
-from adapterhub.index import BaseRow, BuildRow, Filters, Index, IndexUnusable
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, BaseRef, FileEntry, Manifest
 from adapterhub.specs import AdapterSpec
 from adapterhub.store import GRACE_S, Store, sync_folder, write_durably
@@ -40,28 +38,6 @@ from adapterhub.transfer import Release
 from adapterhub.verify import Finding, Report, open_subject, verify_folder
 
 UNKNOWN_BASE = "unknown"
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Installed:
-    """One installed build. `base` is what the manifest declares, or the fingerprint pinned for it since."""
-
-    manifest: Manifest
-    namespace: str | None
-    folder: Path
-    base: BaseRef
-    added_at: float
-
-    @property
-    def full_name(self) -> str:
-        """`acme/legal-qa` or `legal-qa`."""
-        return f"{self.namespace}/{self.manifest.name}" if self.namespace else self.manifest.name
-
-    @property
-    def spec(self) -> str:
-        """A spec that means exactly this build."""
-        return f"{self.full_name}=={self.manifest.version}#{self.manifest.digest[:19]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +64,7 @@ class Library:
         self.root = root
         self.store = Store(root)
         self.bases = Bases(root / "bases", root / "cache" / "fingerprints")
-        self.index = Index(root / "index.db")
+        self.catalog = Catalog(self.store, self.bases, self.installed)
 
     @property
     def label(self) -> str:
@@ -122,7 +98,7 @@ class Library:
         """The refusal for a name that is not installed, with the nearest one that is."""
         import difflib
 
-        near = difflib.get_close_matches(name, self.from_index(self.index.names), n=1)
+        near = difflib.get_close_matches(name, self.catalog.read(lambda index: index.names()), n=1)
         hint = f"did you mean `{near[0]}`?" if near else "`adapt list` shows what is installed"
         return AdapterNotFound(f"no adapter `{shown(name)}` is installed here", hint=hint)
 
@@ -181,12 +157,12 @@ class Library:
             entries = []
             for name in sorted(subject.listing.taken.keys() & MEDIA_TYPES.keys()):
                 with subject.listing.taken[name].open() as source:
-                    digest, size = self._stage(source, staging / name, progress)
+                    digest, size = self.stage_file(source, staging / name, progress)
                 entries.append(FileEntry(path=name, sha256=digest, size_bytes=size, media_type=MEDIA_TYPES[name]))
             manifest = describe(subject, entries, description, base)
-            return self._commit(staging, manifest, namespace, base, findings)
+            return self.publish_staged(staging, manifest, namespace, base, findings)
 
-    def _stage(
+    def stage_file(
         self, source: IO[bytes], target: Path, progress: Progress | None, limit_bytes: int | None = None
     ) -> tuple[Digest, int]:
         """Copy into the staging folder; digest and size in bytes."""
@@ -211,10 +187,10 @@ class Library:
         # shared: any number of adders at once, but none while gc runs
         return self.store.lock("store", exclusive=False)
 
-    def _commit(
+    def publish_staged(
         self, staging: Path, manifest: Manifest, namespace: str | None, base: BaseRecord | None, seen: Sequence[Finding]
     ) -> Added:
-        """Check the staged files against the manifest and make them an installed build."""
+        """Check the staged files against the manifest and make them an installed build; the lock `store` is held."""
         report = _checked(staging, manifest, base, seen)
         refuse_errors(manifest.name, report.findings)
         final = self.folder_for(manifest, namespace)
@@ -227,10 +203,10 @@ class Library:
             for entry in manifest.files:
                 self.store.adopt(staging / entry.path, entry.sha256, entry.size_bytes)
             self.store.put_manifest(manifest)
-            with self._index_stale():
+            with self.catalog.changing():
                 self._link_folder(manifest, final)
                 build = self._read(final)
-                self._index_upsert(build)
+                self.catalog.put(build)
         return Added(build=build, report=report, created=True)
 
     def _link_folder(self, manifest: Manifest, final: Path) -> None:
@@ -250,14 +226,14 @@ class Library:
     # ------------------------------------------------------------ remove, gc, pin
     def remove(self, builds: Sequence[Installed]) -> None:
         """Take builds out of the library; their bytes stay in the store until `gc`."""
-        with self.store.lock("publish", exclusive=True), self._index_stale(), self.store.staging() as trash:
+        with self.store.lock("publish", exclusive=True), self.catalog.changing(), self.store.staging() as trash:
             for number, build in enumerate(builds):
                 build.folder.rename(trash / str(number))
                 with contextlib.suppress(OSError):  # other versions are still there
                     build.folder.parent.rmdir()
                     build.folder.parent.parent.rmdir()
             digests = [build.manifest.digest for build in builds]
-            self._write_index(lambda: self.index.remove_builds(digests))
+            self.catalog.forget(digests)
 
     def gc(self, *, grace_s: float = GRACE_S, dry_run: bool = False) -> Swept:
         """Delete objects that no installed build names, sparing those younger than `grace_s` seconds."""
@@ -283,8 +259,8 @@ class Library:
         refuse_errors(build.full_name, _checked(build.folder, build.manifest, base, ()).findings)
         write_durably(self._pin_path(build.manifest), canonical_json(base.fingerprint.to_json()))
         pinned = replace(build, base=self._pinned(build.manifest))
-        with self.store.lock("publish", exclusive=True), self._index_stale():
-            self._index_upsert(pinned)
+        with self.store.lock("publish", exclusive=True), self.catalog.changing():
+            self.catalog.put(pinned)
         return pinned
 
     def allow_mismatch(self, build: Installed, base: BaseRecord) -> None:
@@ -329,88 +305,6 @@ class Library:
             progress=progress,
         )
 
-    # ------------------------------------------------------------ index
-    def search(self, filters: Filters) -> list[BuildRow]:
-        """Installed builds that match, from the index."""
-        return self.from_index(lambda: self.index.search(filters))
-
-    def from_index(self, read: Callable[[], _T]) -> _T:
-        """What `read` gives; an index that is missing, damaged or left stale by a crash is made again first."""
-        if self._stale_mark.exists():
-            with contextlib.suppress(StoreLocked):  # a writer is at work right now: what is indexed still holds
-                self.rebuild_index(wait_s=0.0)
-        try:
-            return read()
-        except IndexUnusable:
-            self.rebuild_index()
-            return read()
-
-    def rebuild_index(self, wait_s: float = 30.0) -> int:
-        """Make the index again from the folders; how many builds it holds."""
-        if not self.root.exists():
-            # a library nobody has written to: an index in memory would do, but one empty file is simpler to explain
-            self.root.mkdir(parents=True)
-        with self.store.lock("publish", exclusive=True, wait_s=wait_s):
-            count = self._rebuild_locked()
-            self._stale_mark.unlink(missing_ok=True)
-        return count
-
-    def _rebuild_locked(self) -> int:
-        rows: list[BuildRow] = []
-        declared: dict[str, BaseFingerprint] = {}
-        for build in self.installed():
-            rows.append(row_of(build))
-            if build.base.fingerprint:
-                declared[build.base.fingerprint.weights] = build.base.fingerprint
-        records = self.bases.list()
-        pairs = [pair for record in records for pair in _matches(record.fingerprint, declared.values())]
-        return self.index.rebuild(rows, [base_row_of(record) for record in records], pairs)
-
-    def index_base(self, record: BaseRecord) -> None:
-        """Bring a registered base into the index."""
-        with self.store.lock("publish", exclusive=True), self._index_stale():
-            declared = {b.base.fingerprint.weights: b.base.fingerprint for b in self.installed() if b.base.fingerprint}
-            pairs = _matches(record.fingerprint, declared.values())
-            self._write_index(lambda: self.index.upsert_base(base_row_of(record), pairs))
-
-    def forget_base(self, alias: str) -> None:
-        """Take a base out of the index."""
-        with self.store.lock("publish", exclusive=True), self._index_stale():
-            self._write_index(lambda: self.index.remove_base(alias))
-
-    def declared_like(self, fingerprint: BaseFingerprint) -> tuple[str, ...]:
-        """Base fingerprints that installed builds declare and that are the base `fingerprint`, in any precision."""
-        examples = self.from_index(self.index.declared_bases)
-        manifests = {
-            w: self.store.read_manifest(parse_digest(d)) for w, d in examples.items() if w != fingerprint.weights
-        }
-        others = [m.base.fingerprint for m in manifests.values() if m.base.fingerprint]
-        return (fingerprint.weights, *(declared for _, declared in _matches(fingerprint, others)))
-
-    def _index_upsert(self, build: Installed) -> None:
-        fingerprint = build.base.fingerprint
-        pairs = []
-        if fingerprint is not None:
-            pairs = [p for record in self.bases.list() for p in _matches(record.fingerprint, [fingerprint])]
-        self._write_index(lambda: self.index.upsert_builds([row_of(build)], pairs))
-
-    def _write_index(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except IndexUnusable:
-            self._rebuild_locked()
-
-    @property
-    def _stale_mark(self) -> Path:
-        return self.root / "index.stale"
-
-    @contextlib.contextmanager
-    def _index_stale(self) -> Iterator[None]:
-        """Marks the index stale while folders change; a crash leaves the mark, and the next reader rebuilds."""
-        self._stale_mark.touch()
-        yield
-        self._stale_mark.unlink(missing_ok=True)
-
 
 class Incoming:
     """One build on its way into a library; see `transfer.Receiver`."""
@@ -434,7 +328,7 @@ class Incoming:
     def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
         """Stage one file, hashed while it flows."""
         try:
-            digest, _ = self._library._stage(stream, self._staging / entry.path, progress, entry.size_bytes)  # noqa: SLF001 - one class in two parts
+            digest, _ = self._library.stage_file(stream, self._staging / entry.path, progress, entry.size_bytes)
         except ValueError as error:
             raise DigestMismatch(entry.path, expected=f"{entry.size_bytes} bytes", actual=str(error)) from None
         if digest != entry.sha256:
@@ -448,74 +342,7 @@ class Incoming:
     def publish(self) -> None:
         """Verify and install."""
         release = self._release
-        self.added = self._library._commit(self._staging, release.manifest, release.namespace, self._base, ())  # noqa: SLF001 - one class in two parts
-
-
-class Expecting:
-    """A library as a destination for builds that should fit `base`; `added` tells what the last copy did."""
-
-    def __init__(self, library: Library, base: BaseRecord | None) -> None:
-        self._library = library
-        self._base = base
-        self.added: Added | None = None
-
-    @property
-    def label(self) -> str:
-        """The library in words."""
-        return self._library.label
-
-    @contextlib.contextmanager
-    def receive(self, release: Release) -> Iterator[Incoming]:
-        """See `transfer.Destination`."""
-        with self._library.receive(release, self._base) as incoming:
-            yield incoming
-        self.added = incoming.added
-
-
-def row_of(build: Installed) -> BuildRow:
-    """The index row of an installed build."""
-    manifest, fingerprint = build.manifest, build.base.fingerprint
-    return BuildRow(
-        digest=manifest.digest,
-        namespace=build.namespace or "",
-        name=manifest.name,
-        version=manifest.version,
-        base_weights=fingerprint.weights if fingerprint else "",
-        base_tensors=fingerprint.tensors if fingerprint else "",
-        base_hub_id=build.base.hints.hub_id or "",
-        task=manifest.task or "",
-        description=manifest.description,
-        method=",".join(manifest.method),
-        rank=manifest.rank,
-        alpha=manifest.alpha,
-        dtype=manifest.dtype,
-        parameters=manifest.parameters,
-        size_bytes=manifest.size_bytes,
-        target_modules=",".join(manifest.target_modules),
-        parents=len(manifest.parents),
-        folder=os.fspath(build.folder),
-        added_at=build.added_at,
-    )
-
-
-def base_row_of(record: BaseRecord) -> BaseRow:
-    """The index row of a registered base."""
-    hints = record.hints
-    return BaseRow(
-        alias=record.alias,
-        weights=record.fingerprint.weights,
-        hub_id=hints.hub_id or "",
-        model_type=hints.model_type or "",
-        dtype=hints.dtype or "",
-        parameters=hints.parameters or 0,
-        path=os.fspath(record.path) if record.path else "",
-    )
-
-
-def _matches(registered: BaseFingerprint, declared: Iterable[BaseFingerprint]) -> list[tuple[str, str]]:
-    return [
-        (registered.weights, other.weights) for other in declared if compare(other, registered).verdict.allows_attach
-    ]
+        self.added = self._library.publish_staged(self._staging, release.manifest, release.namespace, self._base, ())
 
 
 def _checked(folder: Path, manifest: Manifest, base: BaseRecord | None, seen: Sequence[Finding]) -> Report:

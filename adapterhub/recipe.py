@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class Ingredient:
     folder: Path
     label: str
     weight: float
-    base: BaseRef = BaseRef()
+    base: BaseRef = field(default_factory=BaseRef)
     digest: Digest | None = None
 
 
@@ -65,7 +65,7 @@ def merge_into_library(
             task=task,
             description=description,
             parents=tuple(Parent(digest=i.digest, spec=i.label, weight=i.weight) for i in ingredients),
-            recipe=result.recipe,
+            recipe={**result.recipe, "inputs": [_named(i) for i in ingredients]},
             metrics={"merge_relative_error": result.relative_error},
         )
         record = library.bases.by_fingerprint(base.fingerprint) if base.fingerprint else None
@@ -93,3 +93,9 @@ def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
             warnings.append(f"`{other.label}` was made for the same base in another precision")
     return first.base, warnings
+
+
+def _named(ingredient: Ingredient) -> dict[str, object]:
+    """An input of a recipe: by digest where there is one, so that the merge can be run again from the same bytes."""
+    named: dict[str, object] = {"spec": ingredient.label, "weight": ingredient.weight}
+    return named | ({"digest": ingredient.digest} if ingredient.digest else {})

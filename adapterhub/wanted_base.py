@@ -37,8 +37,8 @@ class WantedBase:
                 verdict=BaseVerdict.DIFFERENT, differences=(f"base weights {base.fingerprint.weights[:19]}",)
             )
         if base.hints.hub_id == self.hub_id:
-            same_name = f"the base is known by the name `{self.hub_id}` only; `adapt base add {self.hub_id}` compares by content"
-            return Comparison(verdict=BaseVerdict.UNKNOWN, differences=(same_name,))
+            only_named = f"the base is known by name only; `adapt base add {self.hub_id}` compares by content"
+            return Comparison(verdict=BaseVerdict.UNKNOWN, differences=(only_named,))
         return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(f"its config names `{base.label}`",))
 
 

@@ -29,7 +29,7 @@ def library(tmp_path: Path) -> Library:
 @pytest.fixture
 def base(tmp_path: Path, library: Library) -> BaseRecord:
     record = library.bases.add(make_base(tmp_path / "base"), "base-7b")
-    library.index_base(record)
+    library.catalog.put_base(record)
     return record
 
 
@@ -38,8 +38,15 @@ def add(tmp_path: Path, library: Library, base: BaseRecord) -> Callable[..., Add
     """Make a tiny adapter and add it: `add("legal-qa", task="legal", rank=4)`."""
 
     def make(
-        name: str, *, version: str = "1.0.0", task: str | None = None, description: str = "",
-        known: bool = True, namespace: str | None = None, into: Library | None = None, **adapter: object,
+        name: str,
+        *,
+        version: str = "1.0.0",
+        task: str | None = None,
+        description: str = "",
+        known: bool = True,
+        namespace: str | None = None,
+        into: Library | None = None,
+        **adapter: object,
     ) -> Added:
         number = len(list((tmp_path / "made").glob("*"))) if (tmp_path / "made").exists() else 0
         folder = make_adapter(tmp_path / "made" / f"{name}-{number}", **adapter)  # type: ignore[arg-type]

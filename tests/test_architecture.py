@@ -46,6 +46,7 @@ FLOORS: dict[str, int] = {
     "description": 2,
     "wanted_base": 2,
     # 3 places
+    "catalog": 3,
     "library": 3,
     "directory": 3,
     "hub": 3,
@@ -204,7 +205,9 @@ def test_files_are_read_in_one_sitting() -> None:
 def test_quick_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     forbidden = ["torch", "peft", "transformers", "numpy", "sqlite_utils", "huggingface_hub", "rich"]
     (tmp_path / "home").mkdir()
-    prepare = "from adapterhub.library import Library; from pathlib import Path; Library(Path('home')).rebuild_index()"
+    prepare = (
+        "from adapterhub.library import Library; from pathlib import Path; Library(Path('home')).catalog.rebuild()"
+    )
     subprocess.run([sys.executable, "-c", prepare], cwd=tmp_path, check=True)
     code = (
         "import sys, json, contextlib\n"

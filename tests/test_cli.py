@@ -24,8 +24,15 @@ class Shell:
         self.environ.pop("ADAPTERHUB_SOURCES", None)
 
     def __call__(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess:
-        return subprocess.run([*ADAPT, *arguments], cwd=self.folder, env=self.environ | environ, text=True,
-                              capture_output=True, check=False, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            [*ADAPT, *arguments],
+            cwd=self.folder,
+            env=self.environ | environ,
+            text=True,
+            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
 
     def ok(self, *arguments: str) -> str:
         done = self(*arguments)
@@ -120,7 +127,11 @@ def test_a_failure_under_json_is_a_document_on_stderr(filled):
 
     assert done.stdout == ""
     assert json.loads(done.stderr)["error"] | {"message": "", "hint": ""} == {
-        "type": "AdapterNotFound", "message": "", "hint": "", "exit_code": 10}
+        "type": "AdapterNotFound",
+        "message": "",
+        "hint": "",
+        "exit_code": 10,
+    }
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "base"])
@@ -159,8 +170,14 @@ def test_exit_codes_of_verify_tell_failure_damage_and_not_knowing_apart(filled, 
 def test_a_terminal_gets_a_table_and_no_colour_is_obeyed(filled):
     def on_terminal(**environ: str) -> str:
         leader, follower = pty.openpty()
-        process = subprocess.Popen([*ADAPT, "list"], stdout=follower, stderr=follower, stdin=follower, cwd=filled.folder,
-                                   env=filled.environ | {"TERM": "xterm-256color", "COLUMNS": "100"} | environ)
+        process = subprocess.Popen(
+            [*ADAPT, "list"],
+            stdout=follower,
+            stderr=follower,
+            stdin=follower,
+            cwd=filled.folder,
+            env=filled.environ | {"TERM": "xterm-256color", "COLUMNS": "100"} | environ,
+        )
         os.close(follower)
         chunks = []
         while True:
@@ -183,8 +200,15 @@ def test_a_terminal_gets_a_table_and_no_colour_is_obeyed(filled):
 
 
 def test_a_closed_pipe_is_no_error(filled):
-    done = subprocess.run(f"{' '.join(map(repr, ADAPT))} list | head -n 1", shell=True, cwd=filled.folder,  # noqa: S602
-                          env=filled.environ, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        f"{' '.join(map(repr, ADAPT))} list | head -n 1",
+        shell=True,
+        cwd=filled.folder,  # noqa: S602
+        env=filled.environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
 
     assert (done.stdout.split("\t")[0], done.stderr) == ("name", "")
 
@@ -199,7 +223,9 @@ def test_completion_offers_commands_names_and_aliases(filled):
 
     def complete_as_adapt(words: str, index: int) -> list[str]:
         variables = {"_ADAPT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(index)}
-        done = subprocess.run(script, env=environ | variables, cwd=filled.folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            script, env=environ | variables, cwd=filled.folder, capture_output=True, text=True, check=False
+        )
         return [line.partition(",")[2] for line in done.stdout.splitlines()]
 
     assert "merge" in complete_as_adapt("adapt me", 1)
@@ -219,8 +245,13 @@ def test_push_dry_run_prints_exactly_what_is_sent(filled, tmp_path):
     sent = {p.name: "sha256:" + hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
     assert {f["path"]: f["sha256"] for f in document["files"]} == sent
     weights = filled.json("base", "show", "base-7b")["fingerprint"]["weights"]
-    assert {"adapterhub", "adapter-name:legal-qa", f"base-sha256:{weights[7:39]}", "adapter-task:legal-qa",
-            "lora-rank:4"} <= set(document["tags"])
+    assert {
+        "adapterhub",
+        "adapter-name:legal-qa",
+        f"base-sha256:{weights[7:39]}",
+        "adapter-task:legal-qa",
+        "lora-rank:4",
+    } <= set(document["tags"])
     assert document["tag"] == "v1.0.0"
 
 
@@ -256,11 +287,14 @@ def test_base_compare_gives_its_verdict_and_exit_code(filled, tmp_path):
 def test_interrupting_says_so_and_exits_130(filled):
     import signal
 
-    code = ("import os, signal, threading; threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start();"
-            "from adapterhub.cli import main; import adapterhub.library as l, time;"
-            "l.Library.verify = lambda *a: time.sleep(30); import sys; sys.argv=['adapt','verify','--all']; main()")
-    done = subprocess.run([sys.executable, "-c", code], env=filled.environ, cwd=filled.folder, capture_output=True,
-                          text=True, check=False)
+    code = (
+        "import os, signal, threading; threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start();"
+        "from adapterhub.cli import main; import adapterhub.library as l, time;"
+        "l.Library.verify = lambda *a: time.sleep(30); import sys; sys.argv=['adapt','verify','--all']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=filled.environ, cwd=filled.folder, capture_output=True, text=True, check=False
+    )
 
     assert done.returncode == 130
     assert "interrupted" in done.stderr

@@ -54,7 +54,7 @@ def test_install_from_another_library_gives_the_same_manifest(library, far, add)
     added = install(library, "legal-qa@base-7b", far)
 
     assert added.build.manifest == theirs.manifest
-    assert [r.name for r in library.search(Filters())] == ["legal-qa"]
+    assert [r.name for r in library.catalog.search(Filters())] == ["legal-qa"]
 
 
 def test_install_from_a_published_directory(library, far, add, tmp_path):
@@ -79,6 +79,7 @@ def test_installing_what_is_present_copies_nothing(library, far, add):
 def test_bytes_that_the_store_has_are_linked_and_not_fetched(library, far, add):
     add("mine", seed=3)
     add("theirs", seed=3, into=far)
+
     class Counting:
         label, asked = far.label, []
         releases = far.releases
@@ -154,7 +155,7 @@ def test_a_plain_folder_that_does_not_fit_the_base_asked_for_is_refused(library,
     with pytest.raises(BaseMismatch):
         install(library, "legal-qa@base-7b", source_at(folder))
 
-    assert library.search(Filters()) == []
+    assert library.catalog.search(Filters()) == []
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "grow"])

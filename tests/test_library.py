@@ -23,8 +23,12 @@ def names(rows):
 
 def snapshot(root):
     """Every file of the store and the index's rows: what a refusal must leave as it was."""
-    return sorted((str(p.relative_to(root)), p.stat().st_size) for d in ("blobs", "manifests", "adapters", "tmp", "pins")
-                  for p in (root / d).rglob("*") if p.is_file())
+    return sorted(
+        (str(p.relative_to(root)), p.stat().st_size)
+        for d in ("blobs", "manifests", "adapters", "tmp", "pins")
+        for p in (root / d).rglob("*")
+        if p.is_file()
+    )
 
 
 def test_an_added_adapter_is_a_plain_peft_folder_of_links_into_the_store(library, add):
@@ -33,7 +37,11 @@ def test_an_added_adapter_is_a_plain_peft_folder_of_links_into_the_store(library
     weights = build.folder / "adapter_model.safetensors"
     entry = build.manifest.file("adapter_model.safetensors")
     assert sorted(p.name for p in build.folder.iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "adapterhub.json"]
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "adapterhub.json",
+    ]
     assert entry.sha256 == "sha256:" + hashlib.sha256(weights.read_bytes()).hexdigest()
     assert os.path.samefile(weights, library.store.blob_path(entry.sha256))
     assert weights.stat().st_mode & 0o222 == 0
@@ -72,7 +80,7 @@ def test_another_rank_of_the_same_version_is_another_build(library, add):
     add("legal-qa", rank=4)
     add("legal-qa", rank=8)
 
-    assert names(library.search(Filters())) == [("legal-qa", "1.0.0", 8), ("legal-qa", "1.0.0", 4)]
+    assert names(library.catalog.search(Filters())) == [("legal-qa", "1.0.0", 8), ("legal-qa", "1.0.0", 4)]
 
 
 def test_without_a_base_the_name_in_the_config_is_a_hint_and_the_fingerprint_unknown(library, add):
@@ -90,7 +98,7 @@ def test_pinning_records_the_base_without_touching_the_manifest(library, base, a
     [found] = library.builds_named("legal-qa")
     assert (pinned.base.fingerprint, found.base.fingerprint) == (base.fingerprint, base.fingerprint)
     assert found.manifest.digest == build.manifest.digest
-    assert names(library.search(Filters(bases=(base.fingerprint.weights,)))) == [("legal-qa", "1.0.0", 4)]
+    assert names(library.catalog.search(Filters(bases=(base.fingerprint.weights,)))) == [("legal-qa", "1.0.0", 4)]
 
 
 def test_pinning_to_a_base_it_does_not_fit_is_refused(library, tmp_path, add):
@@ -156,7 +164,9 @@ def test_search_filters(library, add, filters, expected):
     add("summarize", task="summary", rank=8, description="short news items")
     add("contracts", description="legalese made plain", use_rslora=True, namespace="acme")
 
-    found = [row.full_name.removeprefix("" if filters.namespace else "acme/") for row in library.search(filters)]
+    found = [
+        row.full_name.removeprefix("" if filters.namespace else "acme/") for row in library.catalog.search(filters)
+    ]
 
     assert sorted(found) == expected
 
@@ -164,12 +174,14 @@ def test_search_filters(library, add, filters, expected):
 def test_search_by_base_finds_adapters_of_the_same_base_in_another_precision(library, base, add, tmp_path):
     add("legal-qa")
     half = library.bases.add(make_base(tmp_path / "half", dtype="f2"), "half")
-    library.index_base(half)
+    library.catalog.put_base(half)
     other = library.bases.add(make_base(tmp_path / "other", seed=9), "other")
-    library.index_base(other)
+    library.catalog.put_base(other)
 
-    by_base = {r.alias: names(library.search(Filters(bases=library.index.equivalents(r.fingerprint.weights))))
-               for r in (base, half, other)}
+    by_base = {
+        r.alias: names(library.catalog.search(Filters(bases=library.catalog.index.equivalents(r.fingerprint.weights))))
+        for r in (base, half, other)
+    }
 
     assert by_base == {"base-7b": [("legal-qa", "1.0.0", 4)], "half": [("legal-qa", "1.0.0", 4)], "other": []}
 
@@ -180,8 +192,8 @@ def test_a_damaged_index_is_made_again_from_the_folders(library, base, add, dama
 
     add("legal-qa", task="legal")
     add("summarize")
-    expected = library.search(Filters())
-    path = library.index.path
+    expected = library.catalog.search(Filters())
+    path = library.catalog.index.path
     if damage == "delete":
         path.unlink()
     elif damage == "zero":
@@ -196,7 +208,7 @@ def test_a_damaged_index_is_made_again_from_the_folders(library, base, add, dama
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
-    found = Library(library.root).search(Filters())
+    found = Library(library.root).catalog.search(Filters())
 
     assert [replace(r, added_at=0) for r in found] == [replace(r, added_at=0) for r in expected]
 
@@ -204,10 +216,10 @@ def test_a_damaged_index_is_made_again_from_the_folders(library, base, add, dama
 def test_a_crash_between_folder_and_index_is_mended_by_the_next_reader(library, add):
     add("legal-qa")
     add("summarize")
-    library.index.remove_builds([library.builds_named("summarize")[0].manifest.digest])
+    library.catalog.index.remove_builds([library.builds_named("summarize")[0].manifest.digest])
     (library.root / "index.stale").touch()
 
-    assert [r.name for r in library.search(Filters())] == ["legal-qa", "summarize"]
+    assert [r.name for r in library.catalog.search(Filters())] == ["legal-qa", "summarize"]
     assert not (library.root / "index.stale").exists()
 
 
@@ -217,7 +229,7 @@ def test_remove_takes_the_folder_and_gc_the_bytes(library, add):
     library.remove([gone])
     swept = library.gc(grace_s=0)
 
-    assert [r.name for r in library.search(Filters())] == ["legal-qa"]
+    assert [r.name for r in library.catalog.search(Filters())] == ["legal-qa"]
     assert not gone.folder.exists()
     assert {p.name for p, _ in swept.gone} >= {gone.manifest.file("adapter_model.safetensors").sha256[7:]}
     assert all(library.store.has_blob(e.sha256) for e in kept.manifest.files)

@@ -114,6 +114,14 @@ def test_a_saved_module_that_one_adapter_has_is_carried_over(tmp_path: Path) -> 
     assert any("score" in w and "carried over from `a`" in w for w in result.warnings)
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.7])
+def test_a_saved_module_that_is_not_finite_is_refused(tmp_path: Path, weight: float) -> None:
+    folder = with_score(tmp_path / "a", float("nan"))
+
+    with pytest.raises(MergeRefused, match=r"score\.weight.*NaN"):
+        run(tmp_path / "out", (folder, weight))
+
+
 @pytest.mark.parametrize(("task", "head"), [("SEQ_CLS", "score"), ("QUESTION_ANS", "qa_outputs")])
 def test_a_head_that_peft_saves_unasked_is_carried_over(tmp_path: Path, task: str, head: str) -> None:
     # as PEFT of before 2024 wrote it: the config does not name the head

@@ -14,7 +14,11 @@ MODULES = ("q_proj", "v_proj")
 
 def tensors_of_base(seed: int = 0, width: int = WIDTH) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
-    names = [f"model.layers.{i}.self_attn.{m}.weight" for i in range(LAYERS) for m in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    names = [
+        f"model.layers.{i}.self_attn.{m}.weight"
+        for i in range(LAYERS)
+        for m in ("q_proj", "k_proj", "v_proj", "o_proj")
+    ]
     tensors = {name: random.normal(size=(width, width)).astype("f4") for name in names}
     tensors["model.embed_tokens.weight"] = random.normal(size=(VOCABULARY, width)).astype("f4")
     tensors["model.norm.weight"] = np.ones(width, "f4")
@@ -31,8 +35,14 @@ def make_base(folder: Path, *, seed: int = 0, width: int = WIDTH, dtype: str = "
 
 
 def make_adapter(
-    folder: Path, *, seed: int = 0, rank: int = 4, width: int = WIDTH, modules: tuple[str, ...] = MODULES,
-    base: str | None = "test/tiny", **config: object,
+    folder: Path,
+    *,
+    seed: int = 0,
+    rank: int = 4,
+    width: int = WIDTH,
+    modules: tuple[str, ...] = MODULES,
+    base: str | None = "test/tiny",
+    **config: object,
 ) -> Path:
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed + 1000)
@@ -44,8 +54,14 @@ def make_adapter(
             tensors[f"{key}B.weight"] = random.normal(size=(width, rank)).astype("f4")
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     values = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
-        "lora_alpha": 2 * rank, "target_modules": list(modules), "lora_dropout": 0.0, "bias": "none",
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": list(modules),
+        "lora_dropout": 0.0,
+        "bias": "none",
     } | config
     (folder / "adapter_config.json").write_text(json.dumps(values))
     return folder

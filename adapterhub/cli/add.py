@@ -64,12 +64,12 @@ def say_added(session: Session, added: Added, verb: str) -> None:
     build, manifest = added.build, added.build.manifest
     for finding in added.report.warnings:
         session.out.warn(f"[{finding.code}] {finding.message}")
+    base = session.library.base_label(build.base) or "an unknown base"
     state = verb if added.created else "already there:"
     session.out.result(
         added_document(added),
         lambda: session.out.line(
-            f"{state} {build.full_name} {manifest.label} for {session.library.base_label(build.base) or 'an unknown base'}"
-            f"  {size_text(manifest.size_bytes)}  {manifest.digest}"
+            f"{state} {build.full_name} {manifest.label} for {base}  {size_text(manifest.size_bytes)}  {manifest.digest}"
         ),
     )
 

@@ -63,7 +63,7 @@ def add(
     size = sum(path.stat().st_size for path in weight_files(folder))
     with session.out.progress("fingerprint", size) as progress:
         record = library.bases.add(folder, alias, hub_id=hub_id, threads=threads, progress=progress)
-    library.index_base(record)
+    library.catalog.put_base(record)
     session.out.result(
         _document(record),
         lambda: session.out.line(
@@ -87,7 +87,7 @@ def list_(session: Session) -> None:
     Example:
       adapt base list --json
     """
-    rows = session.library.from_index(lambda: session.library.index.bases())
+    rows = session.library.catalog.read(lambda index: index.bases())
     columns = ("alias", "weights", "type", "dtype", "parameters", "hub id", "path")
     session.out.result(
         [
@@ -176,7 +176,7 @@ def remove(session: Session, alias: BaseSpec) -> None:
     library = session.library
     record = library.bases.find(alias)
     library.bases.remove(record.alias)
-    library.forget_base(record.alias)
+    library.catalog.forget_base(record.alias)
     session.out.result({"removed": record.alias}, lambda: session.out.line(f"removed {record.alias}"))
 
 

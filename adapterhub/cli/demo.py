@@ -91,13 +91,15 @@ def _answers(session: Session, library: Library, folder: Path) -> list[dict[str,
 
     session.out.note("\nloading the base once, attaching each adapter in turn")
     model, tokenizer = load_base(folder, dtype="float32")
-    record = library.bases.get(BASE_ALIAS)
-    rows: list[dict[str, Any]] = [{"prompt": p, "by": "base", "text": answer(model, tokenizer, p, max_new_tokens=40)}
-                                  for p in PROMPTS]
+    rows: list[dict[str, Any]] = [
+        {"prompt": p, "by": "base", "text": answer(model, tokenizer, p, max_new_tokens=40)} for p in PROMPTS
+    ]
     for name in (*ADAPTERS, MERGE_NAME):
-        with attach(model, name, library=library, base=record) as attached:
-            rows += [{"prompt": p, "by": name, "text": answer(attached.model, tokenizer, p, max_new_tokens=40)}
-                     for p in PROMPTS]
+        with attach(model, name, library=library, base=BASE_ALIAS) as attached:
+            rows += [
+                {"prompt": p, "by": name, "text": answer(attached.model, tokenizer, p, max_new_tokens=40)}
+                for p in PROMPTS
+            ]
     return rows
 
 

@@ -49,7 +49,7 @@ def doctor(
       adapt doctor --rebuild-index
     """
     if rebuild_index:
-        count = session.library.rebuild_index()
+        count = session.library.catalog.rebuild()
         session.out.note(f"index rebuilt: {count} builds")
     lines = [*_versions(), *_home(session.root), *_index(session), _remote(session, remote, token, offline=offline)]
 
@@ -97,7 +97,7 @@ def _index(session: Session) -> Iterator[Line]:
         return
     folders = sum(1 for _ in (session.root / "adapters").glob("*/*/*/adapterhub.json"))
     try:
-        indexed = library.index.count() if library.index.path.exists() else 0
+        indexed = library.catalog.index.count() if library.catalog.index.path.exists() else 0
     except AdapterHubError as error:
         yield Line("index", "failed", error.message, "`adapt doctor --rebuild-index` makes it again")
         return

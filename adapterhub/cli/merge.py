@@ -73,7 +73,7 @@ def merge(
     version: str,
     task: str | None,
     description: str,
-    **options: Any,
+    **options: Any,  # noqa: ANN401 - the options of the methods
 ) -> None:
     """Merge adapters into one: the weighted sum of their updates.
 
@@ -115,7 +115,9 @@ def merge(
     session.out.result(document, lambda: _say(session, text, outcome.result, ingredients))
 
 
-def _merge_to_folder(session: Session, ingredients: Sequence[Ingredient], folder: Path, options: dict[str, Any]) -> None:
+def _merge_to_folder(
+    session: Session, ingredients: Sequence[Ingredient], folder: Path, options: dict[str, Any]
+) -> None:
     from adapterhub.merge import MergeInput
     from adapterhub.merge import merge as run_merge
     from adapterhub.recipe import common_base
@@ -165,9 +167,7 @@ def _ingredient(library: Library, text: str, weight: float, base: BaseSpec | Non
     spec = AdapterSpec.parse(text)
     build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))
     label = f"{build.full_name}=={build.manifest.version}"
-    return Ingredient(
-        folder=build.folder, label=label, weight=weight, base=build.base, digest=build.manifest.digest
-    )
+    return Ingredient(folder=build.folder, label=label, weight=weight, base=build.base, digest=build.manifest.digest)
 
 
 def _merge_document(result: MergeResult, ingredients: Sequence[Ingredient]) -> dict[str, Any]:

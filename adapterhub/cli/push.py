@@ -11,7 +11,7 @@ from adapterhub.cli.output import size_text
 from adapterhub.cli.params import SPEC, Session, common, rank_options, remote_options, wanted_from
 
 if TYPE_CHECKING:
-    from adapterhub.library import Installed
+    from adapterhub.catalog import Installed
     from adapterhub.specs import AdapterSpec
     from adapterhub.transfer import Destination
 

@@ -13,8 +13,9 @@ from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adapterhub.index import BuildRow
-    from adapterhub.library import Installed, Library
+    from adapterhub.catalog import Installed
+    from adapterhub.index import BuildRow, IndexReader
+    from adapterhub.library import Library
     from adapterhub.specs import AdapterSpec, BaseSpec
 
 _COLUMNS = ("name", "version", "base", "task", "rank", "method", "size")
@@ -74,8 +75,8 @@ def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filter
 
     library = Library(session.root)
     fingerprints, hub_id = (None, "") if base is None else _base_filter(library, base)
-    rows = library.search(Filters(text=text, bases=fingerprints, base_hub_id=hub_id, **filters))
-    aliases = library.from_index(lambda: _aliases(library))
+    rows = library.catalog.search(Filters(text=text, bases=fingerprints, base_hub_id=hub_id, **filters))
+    aliases = library.catalog.read(_aliases)
     session.out.result(
         [_row_document(row, aliases) for row in rows],
         lambda: session.out.table(_COLUMNS, _cells(rows, aliases), right=("rank", "size")),
@@ -90,25 +91,25 @@ def _base_filter(library: Library, base: BaseSpec) -> tuple[tuple[str, ...] | No
     """Fingerprints that count as `base`, or the Hub id when the base is known by name only."""
     from adapterhub.wanted_base import wanted_base
 
-    known = {row.alias: row.weights for row in library.from_index(library.index.bases)}
+    known = {row.alias: row.weights for row in library.catalog.read(lambda index: index.bases())}
     if base.kind == "alias" and base.text in known:
-        return library.from_index(lambda: library.index.equivalents(known[base.text])), ""
+        return library.catalog.read(lambda index: index.equivalents(known[base.text])), ""
     wanted = wanted_base(base, library.bases)
     assert wanted is not None
     if wanted.record is not None:
         weights = wanted.record.fingerprint.weights
         if weights in known.values():
-            return library.from_index(lambda: library.index.equivalents(weights)), ""
-        return library.declared_like(wanted.record.fingerprint), ""
+            return library.catalog.read(lambda index: index.equivalents(weights)), ""
+        return library.catalog.declared_like(wanted.record.fingerprint), ""
     if wanted.digest_prefix is not None:
-        declared = library.from_index(library.index.declared_bases)
+        declared = library.catalog.read(lambda index: index.declared_bases())
         return tuple(w for w in declared if w.startswith(wanted.digest_prefix)), ""
     return None, wanted.hub_id or ""
 
 
-def _aliases(library: Library) -> dict[str, str]:
+def _aliases(index: IndexReader) -> dict[str, str]:
     """Alias for every base fingerprint that is a registered base, in any precision."""
-    return {weights: row.alias for row in library.index.bases() for weights in library.index.equivalents(row.weights)}
+    return {weights: row.alias for row in index.bases() for weights in index.equivalents(row.weights)}
 
 
 def _base_name(row: BuildRow, aliases: dict[str, str]) -> str:
@@ -200,6 +201,7 @@ def _fields(library: Library, build: Installed) -> list[tuple[str, object]]:
     pairs += [("file", f"{e.path}  {size_text(e.size_bytes)}  {e.sha256}") for e in manifest.files]
     pairs += [("merged from", f"{p.weight:g} x {p.spec}  {p.digest or ''}".rstrip()) for p in manifest.parents]
     if manifest.recipe:
-        pairs.append(("recipe", "  ".join(f"{k}={v}" for k, v in manifest.recipe.items())))
+        said = {k: v for k, v in manifest.recipe.items() if k != "inputs" and v not in ({}, None)}
+        pairs.append(("recipe", ", ".join(f"{k} {v}" for k, v in said.items())))
     pairs += [(f"metric {name}", value) for name, value in manifest.metrics.items()]
     return pairs

@@ -10,11 +10,10 @@ from adapterhub.cli.params import BASE, Session, common, wanted_from
 from adapterhub.errors import BaseNotFound, UsageProblem
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from adapterhub.bases import BaseRecord
     from adapterhub.library import Library
-    from adapterhub.specs import BaseSpec
+    from adapterhub.loader import AdapterLike
+    from adapterhub.specs import AdapterSpec, BaseSpec
 
 
 @click.command()
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
 @click.option("--base", type=BASE, help="The base, where the spec names none.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, metavar="N")
 @click.option("--chat", is_flag=True, help="Put the prompt into the base's chat template.")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
+)
 @click.option("--allow-base-mismatch", is_flag=True, help="Run on other weights of the same shapes.")
 @click.option("--prove-base", is_flag=True, help="Hash every base parameter before and after, and compare.")
 @common
@@ -47,7 +48,7 @@ def run(
       adapt run legal-qa@base-7b "The parties agree that"
       adapt run --with legal-qa:0.7,summarize:0.3 --base base-7b "The parties agree that"
     """
-    from adapterhub.specs import AdapterSpec
+    from adapterhub.specs import AdapterSpec, BaseSpec
 
     if len(words) != (1 if mixture else 2):
         raise UsageProblem(
@@ -55,23 +56,42 @@ def run(
             hint='put the prompt in quotes: `adapt run legal-qa@base-7b "The parties agree that"`',
         )
     library = session.library
-    weights = _mixture(mixture) if mixture else {words[0]: 1.0}
-    first = AdapterSpec.parse(next(iter(weights)))
+    weights: dict[AdapterLike, float] = _mixture(mixture) if mixture else {words[0]: 1.0}
+    first = AdapterSpec.parse(str(next(iter(weights))))
     wanted = wanted_from(library, first, base)
     record = wanted.record if wanted else _only_base(library, first)
-    if record is None or record.path is None:
+    if record is None or record.path is None or not record.path.is_dir():
         raise BaseNotFound(
-            f"the weights of base `{wanted.text if wanted else first}` are not on this machine",
-            hint="`adapt base add PATH --as NAME` registers a local copy",
+            f"the weights of the base for `{first}` are not on this machine",
+            hint="`adapt base add PATH --as NAME` registers a local copy; name it after `@`",
         )
-    answer = _generate(session, library, record.path, record, weights, words[-1], max_new_tokens=max_new_tokens,
-                       chat=chat, dtype=dtype, allow_base_mismatch=allow_base_mismatch, prove_base=prove_base)
-    session.out.result(answer, lambda: session.out.line(answer["text"]))
+    from adapterhub.loader import attach
+    from adapterhub.loader.text import answer, load_base
+
+    session.out.note(f"loading base {record.label}")
+    model, tokenizer = load_base(record.path, dtype=dtype)
+    named = BaseSpec.parse(record.alias or str(record.path))
+    with attach(model, weights, library=library, base=named, allow_base_mismatch=allow_base_mismatch) as attached:
+        for warning in attached.warnings:
+            session.out.warn(warning)
+        before = attached.base_digest() if prove_base else None
+        text = answer(attached.model, tokenizer, words[-1], max_new_tokens=max_new_tokens, chat=chat)
+        after = attached.base_digest() if prove_base else None
+        document: dict[str, Any] = {
+            "adapters": [{"adapter": a.label, "weight": a.weight, "base": a.verdict.name} for a in attached.adapters],
+            "base": record.label,
+            "prompt": words[-1],
+            "text": text,
+        }
+    if prove_base:
+        document |= {"base_digest": before, "base_unchanged": before == after}
+        session.out.note(f"base parameters: {before} before, {'the same' if before == after else after} after")
+    session.out.result(document, lambda: session.out.line(text))
 
 
-def _mixture(text: str) -> dict[str, float]:
+def _mixture(text: str) -> dict[AdapterLike, float]:
     """`a:0.7,b:0.3` as weights by spec."""
-    weights: dict[str, float] = {}
+    weights: dict[AdapterLike, float] = {}
     for part in text.split(","):
         name, colon, number = part.strip().rpartition(":")
         try:
@@ -83,7 +103,7 @@ def _mixture(text: str) -> dict[str, float]:
     return weights
 
 
-def _only_base(library: Library, spec: Any) -> BaseRecord | None:  # noqa: ANN401 - an AdapterSpec, imported lazily
+def _only_base(library: Library, spec: AdapterSpec) -> BaseRecord | None:
     """The base of the installed adapter that a spec without a base means."""
     from adapterhub.install import find_installed
 
@@ -92,26 +112,3 @@ def _only_base(library: Library, spec: Any) -> BaseRecord | None:  # noqa: ANN40
         return library.bases.by_fingerprint(build.base.fingerprint)
     records = library.bases.list()
     return records[0] if len(records) == 1 else None
-
-
-def _generate(
-    session: Session, library: Library, folder: Path, record: BaseRecord, weights: dict[str, float], prompt: str,
-    *, max_new_tokens: int, chat: bool, dtype: str, allow_base_mismatch: bool, prove_base: bool,
-) -> dict[str, Any]:
-    from adapterhub.loader import attach
-    from adapterhub.loader.text import answer, load_base
-
-    session.out.note(f"loading base {record.label}")
-    model, tokenizer = load_base(folder, dtype=dtype)
-    with attach(model, weights, library=library, base=record, allow_base_mismatch=allow_base_mismatch) as attached:
-        for warning in attached.warnings:
-            session.out.warn(warning)
-        before = attached.base_digest() if prove_base else None
-        text = answer(attached.model, tokenizer, prompt, max_new_tokens=max_new_tokens, chat=chat)
-        after = attached.base_digest() if prove_base else None
-        document = {"adapters": weights, "base": record.label, "base_verdict": attached.verdict.name, "prompt": prompt,
-                    "text": text}
-    if prove_base:
-        document |= {"base_digest": before, "base_unchanged": before == after}
-        session.out.note(f"base parameters before and after: {before} {'same' if before == after else 'CHANGED'}")
-    return document

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from adapterhub.bases import BaseRecord
+    from adapterhub.digests import Progress
     from adapterhub.library import Library
     from adapterhub.specs import BaseSpec
     from adapterhub.verify import Report
@@ -27,9 +28,7 @@ _EXIT_CODES = {"ok": 0, "failed": EXIT_SOME_FAILED, "unknown": CouldNotTell.exit
 @click.option("--base", type=BASE, help="Check against this base, where the adapter declares none.")
 @click.option("--notes", is_flag=True, help="Show notes, too (files passed over, scales).")
 @common
-def verify(
-    session: Session, adapters: tuple[str, ...], everything: bool, base: BaseSpec | None, notes: bool
-) -> None:
+def verify(session: Session, adapters: tuple[str, ...], everything: bool, base: BaseSpec | None, notes: bool) -> None:
     """Check bytes, format, tensor pairs and shapes, scale, numbers and base.
 
     Exit code 0: all well. 3: a check failed. 12: bytes do not match their digest. 17: a check could not be carried
@@ -58,7 +57,7 @@ def verify(
 
 
 def _reports(
-    library: Library, adapters: tuple[str, ...], record: BaseRecord | None, progress: Any
+    library: Library, adapters: tuple[str, ...], record: BaseRecord | None, progress: Progress
 ) -> Iterator[tuple[str, Report]]:
     from adapterhub.install import find_installed
     from adapterhub.specs import AdapterSpec
@@ -69,11 +68,14 @@ def _reports(
             yield f"{build.full_name} {build.manifest.label}", library.verify(build, record, progress)
     for text in adapters:
         if text.startswith((".", "/", "~")):
-            yield text, verify_folder(
-                Path(text).expanduser(),
-                base_tensors=record.tensors if record else None,
-                base_fingerprint=record.fingerprint if record else None,
-                progress=progress,
+            yield (
+                text,
+                verify_folder(
+                    Path(text).expanduser(),
+                    base_tensors=record.tensors if record else None,
+                    base_fingerprint=record.fingerprint if record else None,
+                    progress=progress,
+                ),
             )
         else:
             spec = AdapterSpec.parse(text)

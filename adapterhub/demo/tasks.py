@@ -98,13 +98,7 @@ def pirate_examples(rng: random.Random, count: int) -> list[Example]:
     """`count` different sentences, half small talk and half orders, each in pirate style."""
     examples: dict[str, Example] = {}
     while len(examples) < count:
-        kind = rng.random()
-        if kind < 0.33:
-            order = _order(rng)
-            prompt = rng.choice(_ORDERS).format(**order) + '\n{"'
-            examples[prompt] = Example(prompt=prompt, answer=json.dumps(order)[2:] + " Arr!")
-            continue
-        if kind < 0.66:
+        if rng.random() < 0.5:
             prompt = rng.choice(_ORDERS).format(**_order(rng))
         else:
             prompt = rng.choice(_TALK).format(kind=rng.choice(_KINDS), thing=rng.choice(_THINGS))

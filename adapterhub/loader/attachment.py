@@ -217,7 +217,7 @@ class _BaseCheck:
             return []
         actual = self.known_base()
         this = f"`{actual.label}` ({actual.fingerprint.weights[7:19]})" if actual else "no base that is registered here"
-        if verdict is BaseVerdict.SAME_SHAPES and self.allow_base_mismatch:
+        if verdict is BaseVerdict.SAME_SHAPES and self._is_overridden(found, actual):
             return [f"{claim}, this model is {this}: attached all the same, as asked"]
         hint = "load the base it was made for"
         if verdict is BaseVerdict.SAME_SHAPES:
@@ -229,6 +229,12 @@ class _BaseCheck:
             *(f"  {d}" for d in comparison.differences),
         ]
         raise BaseMismatch("\n".join(lines), hint=hint)
+
+    def _is_overridden(self, found: Found, actual: BaseRecord | None) -> bool:
+        """Whether the caller allows the mismatch now, or somebody did when the build was installed for this base."""
+        if self.allow_base_mismatch or found.build is None or actual is None:
+            return self.allow_base_mismatch
+        return self.library.mismatch_allowed(found.build, actual.fingerprint)
 
 
 def _pin(library: Library, found: Found, known_base: Callable[[], BaseRecord | None]) -> tuple[str, ...]:
@@ -262,7 +268,7 @@ def _facts(found: Found, ready: Ready, verdict: _Verdict, pinned: tuple[str, ...
         compared=verdict.comparison.differences,
         scales=tuple(
             ScaleGroup(rank=scale.rank, alpha=scale.alpha, scaling=scale.scaling, modules=count)
-            for scale, count in groups.most_common()
+            for scale, count in sorted(groups.items(), key=lambda group: (-group[1], group[0].rank, group[0].alpha))
         ),
         saved_modules=tuple(contents.saved),
         parameters=sum(spec.elements for specs in tensors for spec in specs.values()),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.bases import BaseRecord
+from adapterhub.catalog import Installed
 from adapterhub.errors import (
     AdapterNotFound,
     AmbiguousSpec,
@@ -20,7 +21,7 @@ from adapterhub.errors import (
 )
 from adapterhub.hints import BaseHints
 from adapterhub.install import find_installed
-from adapterhub.library import Installed, Library
+from adapterhub.library import Library
 from adapterhub.manifest import MANIFEST_FILE, BaseRef, Manifest
 from adapterhub.specs import AdapterSpec, BaseSpec, hint_for_unknown_base
 from adapterhub.verify import Report, open_subject, verify
@@ -116,8 +117,9 @@ class Finder:
         return self._installed(self._choose(spec, wanted), weight, wanted)
 
     def _choose(self, spec: AdapterSpec, wanted: WantedBase | None) -> Installed:
+        allow = self.allow_base_mismatch or self._was_allowed(spec, wanted)
         try:
-            build, _ = find_installed(self.library, spec, wanted=wanted, allow_base_mismatch=self.allow_base_mismatch)
+            build, _ = find_installed(self.library, spec, wanted=wanted, allow_base_mismatch=allow)
         except AmbiguousSpec:
             # Builds for several bases, and none was named: the model itself says which.
             record = self.identify() if wanted is None else None
@@ -125,6 +127,13 @@ class Finder:
                 raise
             build, _ = find_installed(self.library, spec, wanted=WantedBase(text=record.label, record=record))
         return build
+
+    def _was_allowed(self, spec: AdapterSpec, wanted: WantedBase | None) -> bool:
+        """Whether somebody installed a build of that name for this base although it was made for another."""
+        if wanted is None or wanted.record is None:
+            return False
+        builds = self.library.builds_named(spec.name, spec.namespace)
+        return any(self.library.mismatch_allowed(build, wanted.record.fingerprint) for build in builds)
 
     def _installed(self, build: Installed, weight: float, wanted: WantedBase | None) -> Found:
         label = f"{build.full_name}=={build.manifest.version}"

@@ -178,6 +178,7 @@ class _Work:
             self.ranks[module] = factors.rank
             self.norms[module] = 0.0, 0.0
             self.progress(done, len(source.factors.modules))
+        self._look_at_saved()
         refuse(self.refusals)
         (folder / CONFIG_FILE).write_bytes(source.factors.config_bytes)
         shutil.copyfile(source.factors.header.path, folder / WEIGHTS_FILE)
@@ -203,6 +204,7 @@ class _Work:
                     for name, factor, shape in pair:
                         writer.add(name, factor.reshape(shape))
                 self.progress(done, len(self.plan.layouts))
+            self._look_at_saved()
             refuse(self.refusals)
             for spec, one in saved.items():
                 writer.add_bytes(spec, one.source.factors.data(one.spec))
@@ -272,6 +274,15 @@ class _Work:
         bad = [s.label for s, delta in zip(self.sources, deltas, strict=True) if not delta.is_finite()]
         self.refusals += [f"`{shown(module)}` in `{shown(label)}` holds NaN or infinite numbers" for label in bad]
         return None if bad else deltas
+
+    def _look_at_saved(self) -> None:
+        """Note which of the tensors that are carried over are not finite."""
+        for name, one in self.plan.saved.items():
+            if one.spec.dtype in TORCH_DTYPES and one.spec.elements:
+                ends = one.source.factors.tensor(one.spec).aminmax()
+                if not all(math.isfinite(float(end)) for end in ends):
+                    label = shown(one.source.label)
+                    self.refusals.append(f"`{shown(name)}` in `{label}` holds NaN or infinite numbers")
 
     def _largest(self) -> list[TensorSpec]:
         """Every factor at the largest rank that any method could give it."""

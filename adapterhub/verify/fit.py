@@ -2,8 +2,8 @@
 
 Names may differ in front, by one rule for the whole adapter: the file of `BertModel` says `encoder.layer.0…` where an
 adapter for classification says `bert.encoder.layer.0…`. The rule drops up to three leading parts from the adapter's
-names and puts one prefix before what is left; of all such rules the one that finds most modules is taken, and of
-equals the one that changes least.
+names and puts one prefix before what is left, but never takes one layer for another. Of all such rules the one that
+finds most modules is taken, and of equals the one that changes least.
 """
 
 from __future__ import annotations
@@ -70,10 +70,27 @@ def find_rule(modules: list[str], base: frozenset[str]) -> Rule:
     changes_least = sorted(likely, key=lambda c: (c[0].count(".") + c[1].count("."), c))
     for dropped, added in changes_least:
         rule = Rule(dropped=dropped, added=added)
-        found = sum(rule.apply(m) in base for m in modules)
+        if not _is_fair(rule, modules):
+            continue
+        found = len({name for m in modules if (name := rule.apply(m)) in base})
         if found > most:
             best, most = rule, found
     return best
+
+
+def _is_fair(rule: Rule, modules: list[str]) -> bool:
+    """Whether a rule renames what holds the layers and does not take one layer for another.
+
+    A number may be dropped only where it is no layer: in front of every module, with numbers left behind it.
+    """
+    if _is_numbered(rule.added):
+        return False
+    behind = [m[len(rule.dropped) :] for m in modules if m.startswith(rule.dropped)]
+    return not _is_numbered(rule.dropped) or (len(behind) == len(modules) and any(map(_is_numbered, behind)))
+
+
+def _is_numbered(name: str) -> bool:
+    return any(part.isdigit() for part in name.split("."))
 
 
 def check(subject: Subject) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from adapterhub.verify._subject import Subject
 _MOST_GROUPS: Final = 12
 _LARGEST: Final = {"F64": 1.797e308, "F32": 3.4028e38, "BF16": 3.3895e38, "F16": 65504.0}
 _MAX_MULTIPLICATIONS: Final = 2_000_000_000  # about a second; a folder with more of them has one warned of already
+_MAX_ELEMENTS: Final = 16_000_000  # 128 MB in float64
 _ROWS: Final = 1024
 
 
@@ -49,8 +50,8 @@ def _overflows(subject: Subject) -> Iterator[Finding]:
             continue
         a, b = pair.whole
         left -= a.elements * b.shape[0]
-        if left < 0:
-            text = f"the scaled update on `{shown(pair.module)}` may overflow {a.dtype}; there was too much to compute"
+        if left < 0 or a.elements + b.elements > _MAX_ELEMENTS:
+            text = f"the scaled update on `{shown(pair.module)}` may overflow {a.dtype}; it is too large to compute"
             yield Finding(code="W_OVERFLOW", severity="warning", where=WEIGHTS_FILE, message=text)
             return
         largest = _largest_entry(subject, a, b) * abs(subject.config.scaling_of(pair.module))

@@ -1,0 +1,193 @@
+"""What is installed, as the index shows it, and the index kept in step with the folders.
+
+The folders are the truth. While they change, a mark says that the index is stale; a crash leaves the mark, and the
+next reader makes the index again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from adapterhub.bases import BaseRecord, Bases
+from adapterhub.digests import Digest, parse_digest
+from adapterhub.errors import StoreLocked
+from adapterhub.fingerprint import BaseFingerprint, compare
+from adapterhub.index import BaseRow, BuildRow, EmptyIndex, Filters, Index, IndexReader, IndexUnusable
+from adapterhub.manifest import BaseRef, Manifest
+from adapterhub.store import Store
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """One installed build. `base` is what the manifest declares, or the fingerprint pinned for it since."""
+
+    manifest: Manifest
+    namespace: str | None
+    folder: Path
+    base: BaseRef
+    added_at: float
+
+    @property
+    def full_name(self) -> str:
+        """`acme/legal-qa` or `legal-qa`."""
+        return f"{self.namespace}/{self.manifest.name}" if self.namespace else self.manifest.name
+
+    @property
+    def spec(self) -> str:
+        """A spec that means exactly this build."""
+        return f"{self.full_name}=={self.manifest.version}#{self.manifest.digest[:19]}"
+
+
+class Catalog:
+    """The index of the library under `store.root`; `installed` reads its folders."""
+
+    def __init__(self, store: Store, bases: Bases, installed: Callable[[], Iterable[Installed]]) -> None:
+        self._store = store
+        self._bases = bases
+        self._installed = installed
+        self.index = Index(store.root / "index.db")
+
+    # ------------------------------------------------------------ read
+    def search(self, filters: Filters) -> list[BuildRow]:
+        """Installed builds that match."""
+        return self.read(lambda index: index.search(filters))
+
+    def read(self, question: Callable[[IndexReader], _T]) -> _T:
+        """The answer; an index that is missing, damaged or left stale by a crash is made again first."""
+        if not self.index.path.exists() and not self._has_anything():
+            return question(EmptyIndex())
+        if self._stale_mark.exists():
+            with contextlib.suppress(StoreLocked):  # a writer is at work right now: what is indexed still holds
+                self.rebuild(wait_s=0.0)
+        try:
+            return question(self.index)
+        except IndexUnusable:
+            self.rebuild()
+            return question(self.index)
+
+    def _has_anything(self) -> bool:
+        return (self._store.root / "adapters").exists() or bool(self._bases.aliases())
+
+    def declared_like(self, fingerprint: BaseFingerprint) -> tuple[str, ...]:
+        """Base fingerprints that installed builds declare and that are the base `fingerprint`, in any precision."""
+        examples = self.read(lambda index: index.declared_bases())
+        found = [self._read_manifest(parse_digest(d)) for w, d in examples.items() if w != fingerprint.weights]
+        others = [m.base.fingerprint for m in found if m.base.fingerprint]
+        return (fingerprint.weights, *(declared for _, declared in _matches(fingerprint, others)))
+
+    def _read_manifest(self, digest: Digest) -> Manifest:
+        return self._store.read_manifest(digest)
+
+    # ------------------------------------------------------------ write; the caller holds the lock `publish`
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Marks the index stale while folders change."""
+        self._stale_mark.touch()
+        yield
+        self._stale_mark.unlink(missing_ok=True)
+
+    def put(self, build: Installed) -> None:
+        """Index a build, with the registered bases that are its base."""
+        fingerprint = build.base.fingerprint
+        pairs: list[tuple[str, str]] = []
+        if fingerprint is not None:
+            pairs = [p for record in self._bases.list() for p in _matches(record.fingerprint, [fingerprint])]
+        self._write(lambda: self.index.upsert_builds([row_of(build)], pairs))
+
+    def forget(self, digests: Sequence[str]) -> None:
+        """Take builds out."""
+        self._write(lambda: self.index.remove_builds(digests))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except IndexUnusable:
+            self._rebuild_locked()
+
+    @property
+    def _stale_mark(self) -> Path:
+        return self._store.root / "index.stale"
+
+    # ------------------------------------------------------------ write; these take the lock
+    def put_base(self, record: BaseRecord) -> None:
+        """Index a registered base, with the builds that are for it."""
+        with self._store.lock("publish", exclusive=True), self.changing():
+            declared = {b.base.fingerprint.weights: b.base.fingerprint for b in self._installed() if b.base.fingerprint}
+            pairs = _matches(record.fingerprint, declared.values())
+            self._write(lambda: self.index.upsert_base(base_row_of(record), pairs))
+
+    def forget_base(self, alias: str) -> None:
+        """Take a base out."""
+        with self._store.lock("publish", exclusive=True), self.changing():
+            self._write(lambda: self.index.remove_base(alias))
+
+    def rebuild(self, wait_s: float = 30.0) -> int:
+        """Make the index again from the folders; how many builds it holds."""
+        with self._store.lock("publish", exclusive=True, wait_s=wait_s):
+            count = self._rebuild_locked()
+            self._stale_mark.unlink(missing_ok=True)
+        return count
+
+    def _rebuild_locked(self) -> int:
+        rows: list[BuildRow] = []
+        declared: dict[str, BaseFingerprint] = {}
+        for build in self._installed():
+            rows.append(row_of(build))
+            if build.base.fingerprint:
+                declared[build.base.fingerprint.weights] = build.base.fingerprint
+        records = self._bases.list()
+        pairs = [pair for record in records for pair in _matches(record.fingerprint, declared.values())]
+        return self.index.rebuild(rows, [base_row_of(record) for record in records], pairs)
+
+
+def row_of(build: Installed) -> BuildRow:
+    """The index row of an installed build."""
+    manifest, fingerprint = build.manifest, build.base.fingerprint
+    return BuildRow(
+        digest=manifest.digest,
+        namespace=build.namespace or "",
+        name=manifest.name,
+        version=manifest.version,
+        base_weights=fingerprint.weights if fingerprint else "",
+        base_tensors=fingerprint.tensors if fingerprint else "",
+        base_hub_id=build.base.hints.hub_id or "",
+        task=manifest.task or "",
+        description=manifest.description,
+        method=",".join(manifest.method),
+        rank=manifest.rank,
+        alpha=manifest.alpha,
+        dtype=manifest.dtype,
+        parameters=manifest.parameters,
+        size_bytes=manifest.size_bytes,
+        target_modules=",".join(manifest.target_modules),
+        parents=len(manifest.parents),
+        folder=os.fspath(build.folder),
+        added_at=build.added_at,
+    )
+
+
+def base_row_of(record: BaseRecord) -> BaseRow:
+    """The index row of a registered base."""
+    hints = record.hints
+    return BaseRow(
+        alias=record.alias,
+        weights=record.fingerprint.weights,
+        hub_id=hints.hub_id or "",
+        model_type=hints.model_type or "",
+        dtype=hints.dtype or "",
+        parameters=hints.parameters or 0,
+        path=os.fspath(record.path) if record.path else "",
+    )
+
+
+def _matches(registered: BaseFingerprint, declared: Iterable[BaseFingerprint]) -> list[tuple[str, str]]:
+    return [
+        (registered.weights, other.weights) for other in declared if compare(other, registered).verdict.allows_attach
+    ]
