@@ -83,13 +83,16 @@ class Fields:
         assert isinstance(value, int | float)
         return value
 
-    def names(self, key: str) -> tuple[str, ...]:
-        """A list of names in its order, each once; empty for null."""
+    def names(self, key: str, most: int = MAX_LIST_ITEMS) -> tuple[str, ...]:
+        """A list of at most `most` names in its order, each once; empty for null."""
         value = self.take(key)
         if value is None:
             return ()
         if not _is_list(value, lambda item: isinstance(item, str) and bool(item) and item.isprintable()):
             self.wrong(key, "a list of names")
+            return ()
+        if len(value) > most:
+            self.problems.append(f"`{key}` holds {len(value)} names, expected at most {most}")
             return ()
         return tuple(dict.fromkeys(value))
 

@@ -14,6 +14,9 @@ from adapterhub.patterns import is_literal, pattern_problem
 
 LIMIT_BYTES = 1 << 20
 MAX_PATTERNS = 256
+MAX_SAVED_MODULES = 64
+MAX_TARGET_PARAMETERS = 512
+_UNKNOWN_NOTED = 20
 DEFAULT_RANK = 8
 DEFAULT_ALPHA = 8
 ALL_LINEAR = "all-linear"
@@ -164,10 +167,10 @@ def _read(value: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise MalformedConfig(where, "; ".join(patterns[:5]), code="E_REGEX", hint=hint)
     extra = {k: v for k, v in value.items() if k not in fields.taken}
     unknown = tuple(sorted(set(extra) - _LORA_KEYS)) if peft_type == "LORA" else ()
-    for key in unknown:
-        fields.notes.append(
-            ("W_CONFIG_UNKNOWN_KEY", f"`{shown(key, 40)}` is not a setting of PEFT 0.21; kept as it is")
-        )
+    noted = [f"`{shown(key, 40)}` is not a setting of PEFT 0.21; kept as it is" for key in unknown[:_UNKNOWN_NOTED]]
+    if unknown[_UNKNOWN_NOTED:]:
+        noted.append(f"{len(unknown) - _UNKNOWN_NOTED} more are no settings of PEFT 0.21; kept as they are")
+    fields.notes += [("W_CONFIG_UNKNOWN_KEY", text) for text in noted]
     found |= {"peft_type": peft_type, "extra": MappingProxyType(extra), "unknown_keys": unknown}
     return found | {"notes": tuple(fields.notes)}
 
@@ -191,7 +194,7 @@ def _common(fields: Fields) -> dict[str, Any]:
         "revision": revision,
         "target_modules": fields.names_or_pattern("target_modules"),
         "exclude_modules": fields.names_or_pattern("exclude_modules"),
-        "modules_to_save": fields.names("modules_to_save"),
+        "modules_to_save": fields.names("modules_to_save", MAX_SAVED_MODULES),
         "layers_to_transform": fields.integers("layers_to_transform"),
         "layers_pattern": _layers_pattern(fields),
     }
@@ -215,6 +218,11 @@ def _lora(fields: Fields) -> dict[str, Any]:
         if is_number(number) and number is not None and number <= 0:
             effect = "the adapter has no effect" if number == 0 else "the update is turned around"
             fields.notes.append(("W_ALPHA", f"`{shown(name, 60)}` is {number}: {effect}"))
+    dropout, inference = fields.value.get("lora_dropout"), fields.value.get("inference_mode")
+    if dropout is not None and not (is_number(dropout) and 0 <= dropout <= 1):
+        fields.wrong("lora_dropout", "a number from 0 to 1")
+    if inference not in (None, True, False):  # 0 and 1 are these
+        fields.wrong("inference_mode", "true or false")
     bias = fields.text("bias", 16)
     if bias not in (None, "none", "all", "lora_only"):
         fields.wrong("bias", "none, all or lora_only")
@@ -229,7 +237,7 @@ def _lora(fields: Fields) -> dict[str, Any]:
         "bias": bias or "none",
         "fan_in_fan_out": fields.flag("fan_in_fan_out"),
         "init_lora_weights": _initialisation(fields),
-        "target_parameters": fields.names("target_parameters"),
+        "target_parameters": fields.names("target_parameters", MAX_TARGET_PARAMETERS),
         "trainable_token_indices": _token_indices(fields),
         "layer_replication": _replication(fields),
         "alora_invocation_tokens": fields.integers("alora_invocation_tokens"),

@@ -25,7 +25,7 @@ class IndexUnusable(Malformed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRow:
-    """One installed build as lists show it; `base_weights` is the pinned or declared base fingerprint, "" if unknown."""
+    """One installed build as lists show it; `base_weights` is the pinned or declared fingerprint, "" if unknown."""
 
     digest: str
     namespace: str

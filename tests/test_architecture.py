@@ -15,50 +15,20 @@ PACKAGE = ROOT / "adapterhub"
 
 FLOORS: dict[str, int] = {
     # 0 words: what is typed and what is refused
-    "errors": 0,
-    "digests": 0,
-    "specs": 0,
-    "home": 0,
+    **dict.fromkeys(["errors", "digests", "specs", "home"], 0),
     # 1 values: what files say
-    "tensorfile": 1,
-    "tensorheader": 1,
-    "tensorfacts": 1,
-    "filekind": 1,
-    "precision": 1,
-    "hints": 1,
-    "patterns": 1,
-    "config_fields": 1,
-    "config_names": 1,
-    "config_reading": 1,
-    "peft_config": 1,
-    "fingerprint": 1,
-    "weightfiles": 1,
-    "weightreader": 1,
-    "manifest": 1,
+    **dict.fromkeys(["tensorfile", "tensorheader", "tensorfacts", "filekind", "precision", "hints"], 1),
+    **dict.fromkeys(["patterns", "config_fields", "config_names", "config_reading", "peft_config"], 1),
+    **dict.fromkeys(["fingerprint", "weightfiles", "weightreader", "manifest"], 1),
     # 2 parts
-    "store": 2,
-    "index": 2,
-    "resolve": 2,
-    "transfer": 2,
-    "bases": 2,
-    "verify": 2,
-    "cards": 2,
-    "description": 2,
-    "wanted_base": 2,
+    **dict.fromkeys(["store", "index", "resolve", "transfer", "bases", "verify"], 2),
+    **dict.fromkeys(["cards", "description", "wanted_base"], 2),
     # 3 places
-    "catalog": 3,
-    "library": 3,
-    "directory": 3,
-    "hub": 3,
-    "install": 3,
+    **dict.fromkeys(["catalog", "library", "directory", "hub", "install"], 3),
     # 4 weights
-    "lowrank": 4,
-    "factors": 4,
-    "merge": 4,
-    "loader": 4,
+    **dict.fromkeys(["lowrank", "factors", "merge", "recipe", "loader"], 4),
     # 5 faces
-    "cli": 5,
-    "demo": 5,
+    **dict.fromkeys(["cli", "demo"], 5),
 }
 HEAVY_AT_MODULE_LEVEL = {"torch": 4, "safetensors": 4, "huggingface_hub": 3}
 NEVER_AT_MODULE_LEVEL = {"peft", "transformers", "sqlite_utils", "rich", "numpy", "regex", "yaml"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,9 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]]:
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     make_base, config = VARIANTS[request.param]
-    yield make_base, save_adapter(tmp_path_factory.mktemp("adapter"), make_base, config())
+    return make_base, save_adapter(tmp_path_factory.mktemp("adapter"), make_base, config())
 
 
 def test_logits_equal_plain_peft(variant: tuple[Any, Path], library: Library) -> None:
@@ -264,7 +264,8 @@ def test_a_list_adds_up_with_weight_one_and_facts_say_so(three: list[Path], libr
     attached = attach(llama().double(), three, library=library)
 
     assert torch.allclose(in_float64(dict.fromkeys(three, 1.0)), logits(attached.model), rtol=0, atol=1e-12)
-    assert [1.0, 1.0, 1.0] == [adapter.weight for adapter in attached.adapters]
+    weights = [adapter.weight for adapter in attached.adapters]
+    assert weights == [1.0, 1.0, 1.0]
     scales = [[(group.rank, group.alpha, group.modules) for group in a.scales] for a in attached.adapters]
     assert scales == [[(4, 8, 6)], [(6, 8, 3)], [(2, 8, 2), (4, 1, 2), (4, 8, 2)]]
 

@@ -188,7 +188,7 @@ def test_model_that_is_not_the_base_named_for_it_is_refused(
     register(library, tmp_path, llama(seed=1), "other-7b")
     spec, named = ("legal-qa@other-7b", None) if how == "in the spec" else ("legal-qa", "other-7b")
 
-    with pytest.raises(BaseMismatch, match="was asked for on base `other-7b`.*this model is `base-7b`"):
+    with pytest.raises(BaseMismatch, match=r"was asked for on base `other-7b`.*this model is `base-7b`"):
         attach(llama(), spec, base=named, library=library)
 
 
@@ -197,7 +197,7 @@ def test_an_adapter_that_declares_nothing_still_needs_its_modules(tmp_path: Path
     model = llama()
     before, modules = base_digest(model), [id(module) for module in model.modules()]
 
-    with pytest.raises(BaseMismatch, match="8 of 12 modules .* are not in this model"):
+    with pytest.raises(BaseMismatch, match=r"8 of 12 modules .* are not in this model"):
         attach(model, folder, library=library)
 
     assert (before, modules) == (base_digest(model), [id(module) for module in model.modules()])

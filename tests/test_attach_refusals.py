@@ -156,10 +156,9 @@ def test_file_cut_between_header_and_numbers_leaves_the_model_alone(make: Any, l
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
 
+    last = max((spec for specs in contents.factors.values() for spec in specs.values()), key=lambda spec: spec.start)
     with pytest.raises(MalformedTensorFile, match="ends inside"):
-        for specs in contents.factors.values():
-            for spec in specs.values():
-                contents.read(spec)
+        contents.read(last)
 
 
 def test_saved_module_without_its_tensors_is_refused(make: Any, library: Library) -> None:

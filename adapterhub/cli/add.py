@@ -65,11 +65,12 @@ def say_added(session: Session, added: Added, verb: str) -> None:
     for finding in added.report.warnings:
         session.out.warn(f"[{finding.code}] {finding.message}")
     base = session.library.base_label(build.base) or "an unknown base"
+    size = size_text(manifest.size_bytes)
     state = verb if added.created else "already there:"
     session.out.result(
         added_document(added),
         lambda: session.out.line(
-            f"{state} {build.full_name} {manifest.label} for {base}  {size_text(manifest.size_bytes)}  {manifest.digest}"
+            f"{state} {build.full_name} {manifest.label} for {base}  {size}  {manifest.digest}"
         ),
     )
 

@@ -23,7 +23,9 @@ def check(subject: Subject) -> Iterator[Finding]:
     yield from _claims(subject)
     given, manifest = subject.given_base, subject.manifest
     if given is None:
-        yield Finding(code="N_BASE", severity="note", where="", message="not compared with a base; none was given")
+        message = "not compared with a base: none was given, or the one it was made for is not registered here"
+        hint = "`--base BASE` names one; `adapt base add PATH` registers it"
+        yield Finding(code="U_BASE", severity="unknown", where="", message=message, hint=hint)
         return
     if manifest is None:
         return  # a plain PEFT folder claims nothing: its shapes are all there is

@@ -17,7 +17,7 @@ from adapterhub.errors import MalformedTensorFile, shown
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.tensorfacts import TensorFacts
 from adapterhub.tensorfile import TensorSpec
-from adapterhub.verify._keys import EMBEDDINGS, Pair
+from adapterhub.verify._keys import EMBEDDINGS, Pair, is_parameter_owner
 from adapterhub.verify._report import Finding, some
 from adapterhub.verify._subject import Subject
 
@@ -125,13 +125,8 @@ class _Fit:
     def __init__(self, subject: Subject, tensors: Mapping[str, TensorFacts]) -> None:
         self.subject, self.tensors = subject, tensors
         self.modules = frozenset(name.rpartition(".")[0] for name in tensors)
-        self.pairs = [p for p in subject.keys.pairs if p.whole and not self._is_parameter(p)]
+        self.pairs = [p for p in subject.keys.pairs if p.whole and not is_parameter_owner(p.module, subject.config)]
         self.rule = find_rule([p.module for p in self.pairs], self.modules)
-
-    def _is_parameter(self, pair: Pair) -> bool:
-        """Whether the pair is on bare parameters (experts), whose layout a file does not tell."""
-        owners = [p.rpartition(".")[0] for p in self.subject.config.target_parameters]
-        return any(f".{pair.module}.".find(f".{owner}.") >= 0 for owner in owners if owner)
 
     def findings(self) -> Iterator[Finding]:
         if self.rule != Rule():

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
 
-from adapterhub.errors import shown
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.verify._keys import PREFIX, Pair, marks_of
+from adapterhub.peft_config import endings
+from adapterhub.verify._keys import PREFIX, Pair, is_parameter_owner, marks_of
 from adapterhub.verify._report import Finding, some
 from adapterhub.verify._subject import Subject
 
@@ -48,28 +48,26 @@ def _halves(subject: Subject) -> Iterator[Finding]:
 
 
 def _shapes(subject: Subject) -> Iterator[Finding]:
-    wrong = [
-        (spec.name, spec.shape)
-        for pair in subject.keys.pairs
-        for spec in (pair.a, pair.b)
-        if spec is not None and (len(spec.shape) < _MATRIX or not all(spec.shape))
-    ]
-    if wrong:
-        name, shape = wrong[0]
+    pairs = subject.keys.pairs
+    specs = [spec for pair in pairs for spec in (pair.a, pair.b) if spec is not None]
+    flat = [f"{s.name} {list(s.shape)}" for s in specs if len(s.shape) < _MATRIX or not all(s.shape)]
+    if flat:
         yield _error(
             "E_SHAPE",
-            f"`{shown(name)}` has shape {list(shape)}" + (f", and {len(wrong) - 1} more are so" if wrong[1:] else ""),
-            "a matrix without an empty side",
+            f"no matrix, or one with an empty side: {some(flat)}",
+            "A [r, in] and B [out, r]",
             hint="weights that a distributed trainer kept in shards were saved before they were gathered",
         )
-    for pair in subject.keys.pairs:
-        if pair.whole and not _is_layout(pair):
-            yield _error(
-                "E_SHAPE",
-                f"`{shown(pair.module)}` has A {list(pair.whole[0].shape)} and B {list(pair.whole[1].shape)}",
-                "A [r, in] and B [out, r], or those of a convolution",
-            )
-        yield from _vectors(pair)
+    unlike = [
+        f"{pair.module} (A {list(pair.whole[0].shape)}, B {list(pair.whole[1].shape)})"
+        for pair in pairs
+        if pair.whole and not _is_layout(pair)
+    ]
+    if unlike:
+        yield _error("E_SHAPE", f"A and B do not go together on {some(unlike)}", "those of a matrix or a convolution")
+    vectors = [text for pair in pairs for text in _vectors(pair)]
+    if vectors:
+        yield _error("E_SHAPE", f"not one number for each output: {some(vectors)}")
 
 
 def _is_layout(pair: Pair) -> bool:
@@ -80,12 +78,12 @@ def _is_layout(pair: Pair) -> bool:
     return set(b.shape[_MATRIX:]) <= {1}
 
 
-def _vectors(pair: Pair) -> Iterator[Finding]:
-    """DoRA's magnitudes and B's bias have one number for each output."""
+def _vectors(pair: Pair) -> Iterator[str]:
+    """DoRA's magnitudes and B's bias, where they do not have one number for each output."""
     out = pair.b.shape[0] if pair.b and pair.b.shape else None
     for spec in (pair.magnitude, pair.bias):
         if spec is not None and out is not None and spec.elements != out:
-            yield _error("E_SHAPE", f"`{shown(spec.name)}` has shape {list(spec.shape)}", f"{out} numbers")
+            yield f"{spec.name} {list(spec.shape)}"
 
 
 def _ranks(subject: Subject) -> Iterator[Finding]:
@@ -128,7 +126,7 @@ def _targets(subject: Subject) -> Iterator[Finding]:
     config, pairs = subject.config, subject.keys.pairs
     if config.targets_all:
         return
-    stray = [p.module for p in pairs if not _is_target(subject, p.module)]
+    stray = [p.module for p in pairs if not is_parameter_owner(p.module, config) and not config.targets(p.module)]
     if stray:
         yield _error(
             "E_PAIR",
@@ -136,24 +134,11 @@ def _targets(subject: Subject) -> Iterator[Finding]:
             f"modules that `target_modules` in {CONFIG_FILE} names",
         )
     if isinstance(config.target_modules, tuple):
-        absent = [t for t in config.target_modules if not any(_ends(p.module, t) for p in pairs)]
+        there = {ending for pair in pairs for ending in endings(pair.module)}
+        absent = [target for target in config.target_modules if target not in there]
         if absent:
             message = f"names {some(absent)} as targets, of which the weights hold nothing"
             yield Finding(code="W_TARGETS", severity="warning", where=CONFIG_FILE, message=message)
-
-
-def _is_target(subject: Subject, module: str) -> bool:
-    config = subject.config
-    plain = module
-    while plain.endswith(".base_layer"):  # PEFT nests one wrapper a parameter
-        plain = plain.removesuffix(".base_layer")
-    if any(_ends(plain, parameter.rpartition(".")[0]) for parameter in config.target_parameters):
-        return True
-    return config.targets(module)
-
-
-def _ends(module: str, name: str) -> bool:
-    return module == name or module.endswith(f".{name}")
 
 
 def _method(subject: Subject) -> Iterator[Finding]:

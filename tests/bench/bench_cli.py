@@ -53,8 +53,10 @@ def main() -> None:
                     if turn:  # the first turn warms the page cache
                         seconds.append(spent)
             a, b = (statistics.median(seconds) for seconds in times)
-            print(f"{' '.join(ours):14} {a * 1000:6.0f} ms CPU   {' '.join(theirs):12} {b * 1000:6.0f} ms CPU   "
-                  f"ratio {a / b:.2f} (at most {bound})")
+            print(
+                f"{' '.join(ours):14} {a * 1000:6.0f} ms CPU   {' '.join(theirs):12} {b * 1000:6.0f} ms CPU   "
+                f"ratio {a / b:.2f} (at most {bound})"
+            )
 
 
 if __name__ == "__main__":

@@ -45,19 +45,29 @@ def main() -> None:
         base = digest("base 3")
         exact = Filters(bases=(base,), task="legal-qa", rank=16)
         scan = "SELECT * FROM builds WHERE base_weights = ? AND task = ? AND rank = ? ORDER BY name"
-        ours, peer = milliseconds(lambda: index.search(exact)), milliseconds(
-            lambda: bare.execute(scan, (base, "legal-qa", 16)).fetchall()
+        ours, peer = (
+            milliseconds(lambda: index.search(exact)),
+            milliseconds(lambda: bare.execute(scan, (base, "legal-qa", 16)).fetchall()),
         )
         found = len(index.search(exact))
-        print(f"{builds:,} builds, base + task + rank: {ours:.2f} ms ({found} found)   "
-              f"scan without index {peer:.2f} ms   ratio {ours / peer:.3f}")
+        print(
+            f"{builds:,} builds, base + task + rank: {ours:.2f} ms ({found} found)   "
+            f"scan without index {peer:.2f} ms   ratio {ours / peer:.3f}"
+        )
         bounded = Filters(bases=(base,), task="sql", min_rank=8, max_rank=32, limit=50)
-        print(f"{builds:,} builds, base + task + rank range, 50 rows: {milliseconds(lambda: index.search(bounded)):.2f} ms")
+        print(
+            f"{builds:,} builds, base + task + rank range, 50 rows: {milliseconds(lambda: index.search(bounded)):.2f} ms"
+        )
         text = Filters(text="corpus 42", bases=(base,))
         like = "SELECT * FROM builds WHERE base_weights = ? AND description LIKE '%corpus 42%' ORDER BY name"
-        ours, peer = milliseconds(lambda: index.search(text)), milliseconds(lambda: bare.execute(like, (base,)).fetchall())
-        print(f"{builds:,} builds, text + base: {ours:.2f} ms ({len(index.search(text))} found)   "
-              f"LIKE scan {peer:.2f} ms   ratio {ours / peer:.3f}")
+        ours, peer = (
+            milliseconds(lambda: index.search(text)),
+            milliseconds(lambda: bare.execute(like, (base,)).fetchall()),
+        )
+        print(
+            f"{builds:,} builds, text + base: {ours:.2f} ms ({len(index.search(text))} found)   "
+            f"LIKE scan {peer:.2f} ms   ratio {ours / peer:.3f}"
+        )
 
 
 if __name__ == "__main__":

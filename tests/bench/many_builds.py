@@ -22,11 +22,24 @@ def rows(count: int, home: Path) -> Iterator[BuildRow]:
         base, task = i % BASES, TASKS[(i // BASES) % len(TASKS)]
         rank = RANKS[(i // (BASES * len(TASKS))) % len(RANKS)]
         yield BuildRow(
-            digest=digest(f"build {i}"), namespace="acme" if i % 3 else "", name=f"{task}-{i}", version="1.0.0",
-            base_weights=digest(f"base {base}"), base_tensors=digest(f"tensors {base}"), base_hub_id=f"org/base-{base}",
-            task=task, description=f"Adapter number {i} for {task}, trained on corpus {i % 977}", method="LORA", rank=rank,
-            alpha=2.0 * rank, dtype="F32", parameters=460_800 * rank, size_bytes=1_843_200 * rank,
-            target_modules="q_proj,v_proj", parents=0, folder=str(home / f"adapters/base-{base}/{task}-{i}/1.0.0-r{rank}"),
+            digest=digest(f"build {i}"),
+            namespace="acme" if i % 3 else "",
+            name=f"{task}-{i}",
+            version="1.0.0",
+            base_weights=digest(f"base {base}"),
+            base_tensors=digest(f"tensors {base}"),
+            base_hub_id=f"org/base-{base}",
+            task=task,
+            description=f"Adapter number {i} for {task}, trained on corpus {i % 977}",
+            method="LORA",
+            rank=rank,
+            alpha=2.0 * rank,
+            dtype="F32",
+            parameters=460_800 * rank,
+            size_bytes=1_843_200 * rank,
+            target_modules="q_proj,v_proj",
+            parents=0,
+            folder=str(home / f"adapters/base-{base}/{task}-{i}/1.0.0-r{rank}"),
             added_at=1.7e9 + i,
         )
 
@@ -35,8 +48,15 @@ def fill_index(home: Path, count: int) -> Index:
     """Index `count` builds on 20 registered bases under `home`."""
     index = Index(home / "index.db")
     bases = [
-        BaseRow(alias=f"base-{b}", weights=digest(f"base {b}"), hub_id=f"org/base-{b}", model_type="llama", dtype="BF16",
-                parameters=7_000_000_000, path=f"/models/base-{b}")
+        BaseRow(
+            alias=f"base-{b}",
+            weights=digest(f"base {b}"),
+            hub_id=f"org/base-{b}",
+            model_type="llama",
+            dtype="BF16",
+            parameters=7_000_000_000,
+            path=f"/models/base-{b}",
+        )
         for b in range(BASES)
     ]
     home.mkdir(parents=True, exist_ok=True)
