@@ -105,7 +105,7 @@ def attach(
     model: nn.Module,
     adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float],
     *,
-    library: Library | Path | None = None,
+    library: Library | str | Path | None = None,
     base: BaseSpec | str | None = None,
     weights: Sequence[float] | None = None,
     allow_base_mismatch: bool = False,

@@ -63,7 +63,7 @@ class Catalog:
         """The answer; an index that is missing, damaged or left stale by a crash is made again first."""
         if not self.index.path.exists() and not self._has_anything():
             return question(EmptyIndex())
-        if self._stale_mark.exists():
+        if self.index.stale_mark.exists():
             with contextlib.suppress(StoreLocked):  # a writer is at work right now: what is indexed still holds
                 self.rebuild(wait_s=0.0)
         try:
@@ -89,9 +89,9 @@ class Catalog:
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
         """Marks the index stale while folders change."""
-        self._stale_mark.touch()
+        self.index.stale_mark.touch()
         yield
-        self._stale_mark.unlink(missing_ok=True)
+        self.index.stale_mark.unlink(missing_ok=True)
 
     def put(self, build: Installed) -> None:
         """Index a build, with the registered bases that are its base."""
@@ -111,10 +111,6 @@ class Catalog:
         except IndexUnusable:
             self._rebuild_locked()
 
-    @property
-    def _stale_mark(self) -> Path:
-        return self._store.root / "index.stale"
-
     # ------------------------------------------------------------ write; these take the lock
     def put_base(self, record: BaseRecord) -> None:
         """Index a registered base, with the builds that are for it."""
@@ -132,7 +128,7 @@ class Catalog:
         """Make the index again from the folders; how many builds it holds."""
         with self._store.lock("publish", exclusive=True, wait_s=wait_s):
             count = self._rebuild_locked()
-            self._stale_mark.unlink(missing_ok=True)
+            self.index.stale_mark.unlink(missing_ok=True)
         return count
 
     def _rebuild_locked(self) -> int:

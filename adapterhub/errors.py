@@ -49,6 +49,8 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
     Text from a file or a server never reaches the terminal in any other way (escape sequences, bidi marks).
     """
     text = (value if isinstance(value, str) else repr(value))[: limit + 1]  # escapes only make it longer
+    if len(text) <= limit and text.isprintable():
+        return text
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
 

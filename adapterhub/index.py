@@ -9,22 +9,24 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from adapterhub.errors import Malformed
 
 SCHEMA_VERSION = 1
 _BUSY_MS = 30_000
 
+# Rows are named tuples, not dataclasses as values are elsewhere: `list` makes a thousand of them, and a tuple straight
+# from SQLite costs a tenth.
+
 
 class IndexUnusable(Malformed):
     """Missing, damaged, or of another schema; rebuild it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildRow:
+class BuildRow(NamedTuple):
     """One installed build as lists show it; `base_weights` is the pinned or declared fingerprint, "" if unknown."""
 
     digest: str
@@ -53,8 +55,7 @@ class BuildRow:
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseRow:
+class BaseRow(NamedTuple):
     """One registered base as lists show it."""
 
     alias: str
@@ -83,7 +84,7 @@ class Filters:
     limit: int | None = None
 
 
-_COLUMNS = tuple(f.name for f in fields(BuildRow))
+_COLUMNS = BuildRow._fields
 
 
 class IndexReader(Protocol):
@@ -100,6 +101,9 @@ class IndexReader(Protocol):
 
     def equivalents(self, weights: str) -> tuple[str, ...]:
         """Fingerprints declared by builds that are the registered base `weights`, in any precision or file layout."""
+
+    def aliases(self) -> dict[str, str]:
+        """Alias for every base fingerprint that is a registered base, in any precision or file layout."""
 
     def declared_bases(self) -> dict[str, str]:
         """Every base fingerprint that some build declares, with the digest of one such build."""
@@ -127,6 +131,10 @@ class EmptyIndex:
         """Only the base itself."""
         return (weights,)
 
+    def aliases(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
     def declared_bases(self) -> dict[str, str]:
         """Nothing."""
         return {}
@@ -141,6 +149,12 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.stale_mark = path.with_suffix(".stale")
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the file is there and no change to the folders was left half-indexed."""
+        return self.path.exists() and not self.stale_mark.exists()
 
     # ------------------------------------------------------------ read
     @contextlib.contextmanager
@@ -151,7 +165,6 @@ class Index:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version != SCHEMA_VERSION:
                 raise IndexUnusable(f"`{self.path}` has schema {version}, this version reads {SCHEMA_VERSION}")
-            connection.row_factory = sqlite3.Row
             yield connection
         except sqlite3.Error as error:
             raise IndexUnusable(
@@ -177,7 +190,7 @@ class Index:
             sql += " LIMIT ?"
             values.append(filters.limit)
         with self._reading() as connection:
-            return [BuildRow(**dict(row)) for row in connection.execute(sql, values)]
+            return [BuildRow._make(row) for row in connection.execute(sql, values)]
 
     def names(self) -> list[str]:
         """Every adapter name, once."""
@@ -187,14 +200,25 @@ class Index:
 
     def bases(self) -> list[BaseRow]:
         """Registered bases by alias."""
+        columns = ", ".join(BaseRow._fields)
         with self._reading() as connection:
-            return [BaseRow(**dict(row)) for row in connection.execute("SELECT * FROM bases ORDER BY alias")]
+            return [BaseRow._make(row) for row in connection.execute(f"SELECT {columns} FROM bases ORDER BY alias")]  # noqa: S608
 
     def equivalents(self, weights: str) -> tuple[str, ...]:
         """Fingerprints declared by builds that are the registered base `weights`, in any precision or file layout."""
         with self._reading() as connection:
             rows = connection.execute("SELECT declared FROM matches WHERE registered = ? ORDER BY declared", (weights,))
             return (weights, *(row[0] for row in rows if row[0] != weights))
+
+    def aliases(self) -> dict[str, str]:
+        """Alias for every base fingerprint that is a registered base, in any precision or file layout."""
+        # the base's own weights last, so that they win over a match with another registered base
+        sql = (
+            "SELECT declared, alias FROM matches JOIN bases ON registered = weights "
+            "UNION ALL SELECT weights, alias FROM (SELECT * FROM bases ORDER BY alias DESC)"
+        )
+        with self._reading() as connection:
+            return dict(connection.execute(sql).fetchall())
 
     def declared_bases(self) -> dict[str, str]:
         """Every base fingerprint that some build declares, with the digest of one such build."""
@@ -231,13 +255,13 @@ class Index:
     def upsert_builds(self, rows: Iterable[BuildRow], matches: Iterable[tuple[str, str]] = ()) -> None:
         """Add or replace builds, and `(registered, declared)` pairs of base fingerprints that are the same base."""
         with self._writing() as database:
-            database["builds"].upsert_all((asdict(row) for row in rows), pk="digest", alter=False)
+            database["builds"].upsert_all((row._asdict() for row in rows), pk="digest", alter=False)
             _add_matches(database, matches)
 
     def upsert_base(self, row: BaseRow, matches: Iterable[tuple[str, str]] = ()) -> None:
         """Add or replace a registered base."""
         with self._writing() as database:
-            database["bases"].upsert(asdict(row), pk="alias")
+            database["bases"].upsert(row._asdict(), pk="alias")
             _add_matches(database, matches)
 
     def remove_builds(self, digests: Sequence[str]) -> None:
@@ -256,8 +280,8 @@ class Index:
         for suffix in ("", "-wal", "-shm"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
         with self._writing() as database:
-            database["builds"].upsert_all((asdict(row) for row in builds), pk="digest", alter=False)
-            database["bases"].upsert_all((asdict(row) for row in bases), pk="alias", alter=False)
+            database["builds"].upsert_all((row._asdict() for row in builds), pk="digest", alter=False)
+            database["bases"].upsert_all((row._asdict() for row in bases), pk="alias", alter=False)
             _add_matches(database, matches)
             return int(database["builds"].count)
 
@@ -282,7 +306,7 @@ def _migrate(database: Any) -> None:  # noqa: ANN401 - sqlite_utils is untyped
     builds.create_index(["task", "rank"])
     builds.create_index(["rank"])
     builds.enable_fts(["name", "task", "description"], create_triggers=True, tokenize="unicode61")
-    database["bases"].create({f.name: int if f.name == "parameters" else str for f in fields(BaseRow)}, pk="alias")
+    database["bases"].create({name: int if name == "parameters" else str for name in BaseRow._fields}, pk="alias")
     database["matches"].create({"registered": str, "declared": str}, pk=("registered", "declared"))
     database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 

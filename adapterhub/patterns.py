@@ -32,7 +32,7 @@ _QUANTIFIER: Final = re.compile(r"\{(\d*)(,?)(\d*)\}")
 _FLAGS: Final = re.compile(r"\?[aimsu]+(?:-[ims]+)?(?=[:)])|\?-[ims]+(?=:)")
 
 
-class PatternTooSlow(Exception):  # noqa: N818 - what happened, said by the caller in the words of its format
+class PatternTooSlow(Exception):
     """Matching took longer than the budget."""
 
 
@@ -201,7 +201,7 @@ def _run(match: Any, name: str) -> bool:  # noqa: ANN401 - a bound method of a `
         raise PatternTooSlow from None
 
 
-class _Refused(Exception):  # noqa: N818 - never leaves this module
+class _Refused(Exception):
     """The end of the sentence that says why."""
 
 

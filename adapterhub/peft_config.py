@@ -19,7 +19,7 @@ from adapterhub.config_reading import ALL_LINEAR, PEFT_TYPES, TASK_TYPES, read_c
 from adapterhub.errors import MalformedConfig, shown
 from adapterhub.patterns import AnyPattern, Budget, FullPattern, KeyPatterns, PatternTooSlow
 
-__all__ = ["ALL_LINEAR", "PEFT_TYPES", "TASK_TYPES", "AdapterConfig", "endings", "ends_with_one"]
+__all__ = ["ALL_LINEAR", "PEFT_TYPES", "TASK_TYPES", "AdapterConfig", "endings"]
 
 _VARIANT_CONFIGS: Final = (
     ("use_bdlora", "bdlora"),
@@ -129,6 +129,12 @@ class AdapterConfig:
         except PatternTooSlow:
             raise self._too_slow(module) from None
 
+    def holds_parameters(self, module: str) -> bool:
+        """Whether bare parameters of `module` are targets (`target_parameters`), such as the experts of one layer."""
+        while module.endswith(".base_layer"):  # PEFT nests one wrapper a parameter
+            module = module.removesuffix(".base_layer")
+        return _ends_with_one(module, self._matchers().owners)
+
     def methods(self) -> tuple[str, ...]:
         """The method and every variant of it that changes what the adapter is, e.g. `("LORA", "rslora")`."""
         marks = {
@@ -156,12 +162,12 @@ class AdapterConfig:
         if match.target is not None:
             return match.target.matches(module)
         # A whole name is taken whatever its layer, as PEFT does. No names at all: target_parameters alone.
-        return module in match.targets or (ends_with_one(module, match.targets) and self._in_layers(module, match))
+        return module in match.targets or (_ends_with_one(module, match.targets) and self._in_layers(module, match))
 
     def _is_excluded(self, module: str, match: _Matchers) -> bool:
         if match.excluded is not None and match.excluded.matches(module):
             return True
-        if ends_with_one(module, match.exclusions):
+        if _ends_with_one(module, match.exclusions):
             return True
         return match.saved is not None and match.saved.first_group(module) is not None
 
@@ -203,6 +209,7 @@ class _Matchers:
         self.targets = frozenset(target) if isinstance(target, tuple) else frozenset()
         self.exclusions = frozenset(excluded) if isinstance(excluded, tuple) else frozenset()
         self.chosen_layers = frozenset(config.layers_to_transform or ())
+        self.owners = frozenset(parameter.rpartition(".")[0] for parameter in config.target_parameters)
         saved = config.modules_to_save
         self.saved = AnyPattern(r"(^|.*\.){}($|\..*)", saved, budget) if saved else None
         # Lazy, so that the first number is the layer and not, say, an expert inside it.
@@ -210,7 +217,7 @@ class _Matchers:
         self.layers = AnyPattern(wrapped, config.layers_pattern or ("",), budget)
 
 
-def ends_with_one(module: str, names: frozenset[str]) -> bool:
+def _ends_with_one(module: str, names: frozenset[str]) -> bool:
     """Whether `module` is one of `names`, or lies behind one dot before it; the time does not grow with the names."""
     return not names.isdisjoint(endings(module))
 

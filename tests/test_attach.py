@@ -14,6 +14,7 @@ from torch import nn
 from adapterhub.errors import MergeRefused, UsageProblem
 from adapterhub.library import Library
 from adapterhub.loader import Attached, attach, base_digest
+from adapterhub.merge import MergeInput, merge
 from tests.adapter_folders import updates_in
 from tests.tiny_models import IDS, bert, convnet, gpt2, llama, logits, plain_peft, save_adapter
 
@@ -154,6 +155,11 @@ def test_detaching_twice_gives_the_model_and_an_end_to_use(tmp_path: Path, libra
         _ = attached.model
 
 
+def test_what_is_no_model_is_refused(library: Library) -> None:
+    with pytest.raises(UsageProblem, match="no model in memory"):
+        attach("gpt2", "legal-qa", library=library)  # type: ignore[arg-type]
+
+
 def test_a_model_with_an_adapter_is_refused(tmp_path: Path, library: Library) -> None:
     folder = save_adapter(tmp_path / "a", llama, lora())
     model = llama()
@@ -268,6 +274,17 @@ def test_a_list_adds_up_with_weight_one_and_facts_say_so(three: list[Path], libr
     assert weights == [1.0, 1.0, 1.0]
     scales = [[(group.rank, group.alpha, group.modules) for group in a.scales] for a in attached.adapters]
     assert scales == [[(4, 8, 6)], [(6, 8, 3)], [(2, 8, 2), (4, 1, 2), (4, 8, 2)]]
+
+
+def test_mixture_is_what_the_merge_of_the_same_weights_is(three: list[Path], tmp_path: Path, library: Library) -> None:
+    parts = {three[0]: 0.7, three[2]: -1.3}
+    merge([MergeInput(folder=f, label=f.name, weight=w) for f, w in parts.items()], tmp_path / "merged")
+
+    mixed = attach(llama(), parts, library=library)
+    merged = attach(llama(), tmp_path / "merged", library=library)
+
+    # Both in float32: two small sums on one side, one of the summed rank on the other.
+    assert torch.allclose(logits(merged.model), logits(mixed.model), rtol=0, atol=1e-5)
 
 
 def test_mixture_leaves_the_base_as_it_was(three: list[Path], library: Library) -> None:

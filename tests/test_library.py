@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,7 +41,7 @@ def test_an_added_adapter_is_a_plain_peft_folder_of_links_into_the_store(library
         "adapterhub.json",
     ]
     assert entry.sha256 == "sha256:" + hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert os.path.samefile(weights, library.store.blob_path(entry.sha256))
+    assert weights.samefile(library.store.blob_path(entry.sha256))
     assert weights.stat().st_mode & 0o222 == 0
 
 
@@ -210,7 +208,7 @@ def test_a_damaged_index_is_made_again_from_the_folders(library, base, add, dama
 
     found = Library(library.root).catalog.search(Filters())
 
-    assert [replace(r, added_at=0) for r in found] == [replace(r, added_at=0) for r in expected]
+    assert [r._replace(added_at=0) for r in found] == [r._replace(added_at=0) for r in expected]
 
 
 def test_a_crash_between_folder_and_index_is_mended_by_the_next_reader(library, add):

@@ -288,4 +288,5 @@ def test_regression_adapter_gives_the_output_stored_in_2023(name: str, tmp_path:
 
     with torch.no_grad():
         output = attached.model(torch.arange(90).reshape(9, 10))
-    assert torch.allclose(expected, output, rtol=0, atol=1e-5)
+    # The outputs of AdaLoRA are as large as 200, where float32 has steps of 1.5e-5.
+    assert torch.allclose(expected, output, rtol=2e-7, atol=1e-5)

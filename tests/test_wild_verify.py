@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.verify import Report, verify_folder
+from adapterhub.verify import Finding, Report, verify_folder
 from tests.shared_data import shared
 
 EXPECTED = {
@@ -47,13 +47,14 @@ def reports() -> dict[str, Report]:
     return found
 
 
-def telling(report: Report) -> tuple[object, ...]:
-    return report.errors or (*report.unknowns, *report.warnings)
+def telling(report: Report) -> tuple[Finding, ...]:
+    """The errors, or else what is open or warned of; that no base was given to compare goes without saying here."""
+    rest = (f for f in (*report.unknowns, *report.warnings) if (f.code, f.where) != ("U_BASE", ""))
+    return report.errors or tuple(rest)
 
 
 def verdict(report: Report) -> tuple[str, str]:
-    findings = report.errors or (*report.unknowns, *report.warnings)
-    return "refused" if report.errors else "accepted", " ".join(sorted({f.code for f in findings}))
+    return "refused" if report.errors else "accepted", " ".join(sorted({f.code for f in telling(report)}))
 
 
 def test_counts_of_verdicts(reports: dict[str, Report]) -> None:

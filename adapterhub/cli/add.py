@@ -69,9 +69,7 @@ def say_added(session: Session, added: Added, verb: str) -> None:
     state = verb if added.created else "already there:"
     session.out.result(
         added_document(added),
-        lambda: session.out.line(
-            f"{state} {build.full_name} {manifest.label} for {base}  {size}  {manifest.digest}"
-        ),
+        lambda: session.out.line(f"{state} {build.full_name} {manifest.label} for {base}  {size}  {manifest.digest}"),
     )
 
 

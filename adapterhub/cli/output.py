@@ -7,14 +7,15 @@ document on stdout. `NO_COLOR` is obeyed (rich does), and colour never carries m
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adapterhub.digests import Progress
 from adapterhub.errors import AdapterHubError, shown
+
+if TYPE_CHECKING:
+    from adapterhub.digests import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,11 @@ class Output:
     quiet: bool = False
 
     def result(self, document: Any, text: Callable[[], None]) -> None:  # noqa: ANN401 - any JSON value
-        """The result: `document` under `--json`, otherwise whatever `text` prints to stdout."""
+        """The result: `document` (or what it returns) under `--json`, otherwise whatever `text` prints to stdout."""
         if self.as_json:
+            import json
+
+            document = document() if callable(document) else document
             sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False, default=str) + "\n")
         else:
             text()
@@ -109,6 +113,8 @@ class Output:
 def report_failure(error: AdapterHubError, *, as_json: bool) -> None:
     """The refusal on stderr, in words or as `{"error": …}`."""
     if as_json:
+        import json
+
         facts: dict[str, Any] = {
             "type": type(error).__name__,
             "message": error.message,

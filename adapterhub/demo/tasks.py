@@ -134,7 +134,11 @@ def _order(rng: random.Random) -> dict[str, str | int]:
 
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
-        "json": Task(name="json", description="answers an order in plain English with a JSON object", make=json_examples),
-        "pirate": Task(name="pirate", description="says a plain English sentence again as a pirate", make=pirate_examples),
+        "json": Task(
+            name="json", description="answers an order in plain English with a JSON object", make=json_examples
+        ),
+        "pirate": Task(
+            name="pirate", description="says a plain English sentence again as a pirate", make=pirate_examples
+        ),
     }
 )

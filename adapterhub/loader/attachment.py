@@ -113,7 +113,7 @@ def attach(
     model: nn.Module,
     adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float],
     *,
-    library: Library | Path | None = None,
+    library: Library | str | Path | None = None,
     base: BaseSpec | str | None = None,
     weights: Sequence[float] | None = None,
     allow_base_mismatch: bool = False,
@@ -135,7 +135,7 @@ def attach(
 
     After any of these the model is as it was before.
     """
-    place = library if isinstance(library, Library) else Library(library or default_root())
+    place = library if isinstance(library, Library) else Library(Path(library or default_root()))
     pairs = with_weights(adapter, weights)
     frozen = BaseModel(model)
     loaded = look_at(frozen)

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from torch import Tensor, nn
 
 from adapterhub.digests import Digest, canonical_json, digest_of
-from adapterhub.errors import CouldNotTell, UsageProblem
+from adapterhub.errors import CouldNotTell, UsageProblem, shown
 
 _PEFT_MARKS: Final = ("peft_config",)
 """Attributes that PEFT leaves on the outermost module."""
@@ -29,11 +29,16 @@ class BaseModel:
     Holds references only: nothing is copied. `modules` maps every name a module can be reached by to the module.
 
     Raises:
-        UsageProblem: the model has an adapter already.
+        UsageProblem: it is no model, or has an adapter already.
         CouldNotTell: some of its parameters are not in memory.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise UsageProblem(
+                f"{shown(model)} is no model in memory, expected a torch module",
+                hint="load it first: AutoModelForCausalLM.from_pretrained(…)",
+            )
         self.model = model
         self.modules = dict(model.named_modules(remove_duplicate=False))
         _refuse_adapted(model, self.modules)

@@ -156,7 +156,7 @@ class _Values:
 
 def _compare_values(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> _Values:
     seen = apart = quantised = 0
-    example = ""
+    example, is_plain = "", False
     dtypes: Counter[tuple[str, str]] = Counter()
     for name, here in sorted(pairs.items()):
         (dtype, raw), (dtype_here, raw_here) = declared.samples[name], loaded.samples[here]
@@ -169,14 +169,19 @@ def _compare_values(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mappin
             seen += 1
             if not may_be_same(dtype, first, dtype_here, second):
                 apart += 1
-                texts = number_text(dtype, first), number_text(dtype_here, second)
-                example = example or f"`{shown(name)}` ({texts[0]} in its base, {texts[1]} here)"
+                theirs, ours = number_text(dtype, first), number_text(dtype_here, second)
+                # One whose six digits differ says more than one that differs beyond them.
+                if not example or (theirs != ours and not is_plain):
+                    example, is_plain = f"`{shown(name)}` ({theirs} in its base, {ours} here)", theirs != ours
     precision = tuple(
-        f"{count:,} tensors are {theirs} in its base and {ours} here" for (theirs, ours), count in dtypes.most_common()
+        f"{count:,} tensors are {there} in its base and {here} here" for (there, here), count in dtypes.most_common()
     )
     if quantised:
         precision += (f"{quantised:,} tensors are quantised here and were not compared",)
     sentence = f"all {seen:,} sampled values of {len(pairs) - quantised:,} tensors agree"
+    unpaired = len(declared.samples) - len(pairs)
+    if unpaired:
+        sentence += f" ({unpaired:,} of its base have no such name here and were not compared)"
     if apart:
         sentence = f"{apart:,} of {seen:,} sampled values differ, for example in {example}"
     elif not seen:

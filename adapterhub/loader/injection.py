@@ -59,7 +59,8 @@ def inject(base: BaseModel, adapters: Sequence[Ready]) -> Any:  # noqa: ANN401 -
         model = _build(base, adapters)
         for adapter in adapters:
             _Filling(base, model, adapter).run()
-        model.base_model.set_adapter([adapter.name for adapter in adapters], inference_mode=True)
+        model.base_model.set_adapter([adapter.name for adapter in adapters])
+        model.requires_grad_(requires_grad=False)
         _follow_modes(base, model)
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
@@ -186,15 +187,17 @@ class _Filling:
         yield from self._matched("", self.contents.shared, slots)
 
     def _resize(self, layer: Any, name: str) -> None:  # noqa: ANN401 - a layer of PEFT
-        """Give a layer the rank that its tensors have, where PEFT's config has one rank for all."""
-        rank = self.adapter.setup.ranks.get(name)
-        if rank is None or rank == layer.r[self.adapter.name]:
+        """Give a layer the rank that its tensors have, where PEFT's config has one rank for all (AdaLoRA)."""
+        rank, adapter = self.adapter.setup.ranks.get(name), self.adapter.name
+        if rank is None:
             return
-        from peft.utils.integrations import init_empty_weights
-
-        config = self.adapter.setup.config
-        with init_empty_weights():
-            layer.update_layer(self.adapter.name, rank, config.lora_alpha, config=config)
+        place = next(layer.get_base_layer().parameters()).device
+        for container, axis in ((layer.lora_A, 0), (layer.lora_E, 0), (layer.lora_B, 1)):
+            shape = list(container[adapter].shape)
+            shape[axis] = rank
+            container[adapter] = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
+        layer.ranknum[adapter] = nn.Parameter(torch.tensor([float(rank)], device=place), requires_grad=False)
+        layer.r[adapter] = rank
 
     def _matched(
         self, module: str, specs: Mapping[str, TensorSpec], slots: Mapping[str, _Slot]

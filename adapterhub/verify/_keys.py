@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from adapterhub.peft_config import AdapterConfig, ends_with_one
+from adapterhub.peft_config import AdapterConfig
 from adapterhub.tensorfile import TensorFile, TensorSpec
 
 PREFIX: Final = "base_model.model."
@@ -207,14 +207,6 @@ def _is_saved(module: str, config: AdapterConfig) -> bool:
     """Whether a module lies in one that is trained as a whole. PEFT compares the ends of names, dots or not."""
     names = (*config.modules_to_save, *_HEADS.get(config.task_type or "", ()))
     return any(path.endswith(names) for path in _paths(module)) if names else False
-
-
-def is_parameter_owner(module: str, config: AdapterConfig) -> bool:
-    """Whether a pair on `module` belongs to bare parameters (`target_parameters`), such as the experts of one layer."""
-    owners = frozenset(parameter.rpartition(".")[0] for parameter in config.target_parameters)
-    while module.endswith(".base_layer"):  # PEFT nests one wrapper a parameter
-        module = module.removesuffix(".base_layer")
-    return ends_with_one(module, owners)
 
 
 def _paths(module: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ from adapterhub.errors import MalformedTensorFile, shown
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.tensorfacts import TensorFacts
 from adapterhub.tensorfile import TensorSpec
-from adapterhub.verify._keys import EMBEDDINGS, Pair, is_parameter_owner
+from adapterhub.verify._keys import EMBEDDINGS, Pair
 from adapterhub.verify._report import Finding, some
 from adapterhub.verify._subject import Subject
 
@@ -125,7 +125,7 @@ class _Fit:
     def __init__(self, subject: Subject, tensors: Mapping[str, TensorFacts]) -> None:
         self.subject, self.tensors = subject, tensors
         self.modules = frozenset(name.rpartition(".")[0] for name in tensors)
-        self.pairs = [p for p in subject.keys.pairs if p.whole and not is_parameter_owner(p.module, subject.config)]
+        self.pairs = [p for p in subject.keys.pairs if p.whole and not subject.config.holds_parameters(p.module)]
         self.rule = find_rule([p.module for p in self.pairs], self.modules)
 
     def findings(self) -> Iterator[Finding]:

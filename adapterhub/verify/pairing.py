@@ -8,7 +8,7 @@ from typing import Final
 
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.peft_config import endings
-from adapterhub.verify._keys import PREFIX, Pair, is_parameter_owner, marks_of
+from adapterhub.verify._keys import PREFIX, Pair, marks_of
 from adapterhub.verify._report import Finding, some
 from adapterhub.verify._subject import Subject
 
@@ -126,7 +126,7 @@ def _targets(subject: Subject) -> Iterator[Finding]:
     config, pairs = subject.config, subject.keys.pairs
     if config.targets_all:
         return
-    stray = [p.module for p in pairs if not is_parameter_owner(p.module, config) and not config.targets(p.module)]
+    stray = [p.module for p in pairs if not config.holds_parameters(p.module) and not config.targets(p.module)]
     if stray:
         yield _error(
             "E_PAIR",

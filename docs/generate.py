@@ -1,0 +1,301 @@
+"""Write the generated parts of the reference: commands, exit codes, errors and finding codes.
+
+    python docs/generate.py            write them
+    python docs/generate.py --check    exit code 1, with a line for each page that is stale
+
+A generated part stands between two comments of its page; the text around it is written by hand. Commands are read off
+the command tree, errors off `errors.py`, and codes off the source: each must have its sentence here, and no other may.
+"""
+# ruff: noqa: INP001 - a script beside the pages it writes, not a package
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import click
+
+from adapterhub import cli, errors
+
+DOCS: Final = Path(__file__).resolve().parent
+PACKAGE: Final = DOCS.parent / "adapterhub"
+COMMON_OPTIONS: Final = ("root", "as_json", "quiet")
+
+FINDINGS: Final[Mapping[str, Mapping[str, str]]] = {
+    "error": {
+        "E_ARCHIVE": "An archive was given instead of a folder; archives are not unpacked.",
+        "E_BASE_MISMATCH": "Made for another base: the fingerprints differ, or modules or shapes of the tensors do.",
+        "E_BASE_WEIGHT": "Holds a tensor that would replace a weight of the base.",
+        "E_CODE": "The config names code that a loader would import or run.",
+        "E_CONFIG": "`adapter_config.json` is missing, is not JSON, or holds a value that PEFT could not mean.",
+        "E_CONTAINER": "The weights file is missing, or breaks the safetensors format.",
+        "E_DIGEST": "A file is missing or is not what the manifest says it is, byte for byte.",
+        "E_DTYPE": "A tensor holds something other than floating point numbers.",
+        "E_KIND": "A folder, pipe or device stands where a file should, or a file where the folder should.",
+        "E_LIMIT": "More bytes, tensors or files than an adapter may have.",
+        "E_LINK": "A link that leads out of its folder, or nowhere.",
+        "E_MANIFEST": "`adapterhub.json` breaks its schema; one finding for each problem.",
+        "E_NAME": "Two names in the folder are one name on file systems that ignore case.",
+        "E_NONFINITE": "NaN or infinity, with the place of the first one in each tensor.",
+        "E_PAIR": "Half a LoRA pair, a tensor without a place, or a pair that the config does not target.",
+        "E_PICKLE": "The weights are there as a pickle only, which is never opened.",
+        "E_RANK": "The rank of a pair is not the one that the config says, or A and B disagree.",
+        "E_REGEX": "A pattern in the config is not a regular expression, or could take too long to match.",
+        "E_SHAPE": "A tensor has no usable shape: not a matrix, an empty side, or halves that do not fit.",
+        "E_TENSOR_NAME": "The name of a tensor is a path, too long, or holds characters that do not print.",
+        "E_UNSUPPORTED": "The files are of another program, or of a method that is not known here.",
+        "E_VARIANT": "Parts of a variant (DoRA, `lora_bias`) are there without its setting, or the other way round.",
+    },
+    "unknown": {
+        "U_BASE": "Not compared with a base: none was given or registered, or the adapter declares none.",
+        "U_BASE_WEIGHT": "Holds what is said to be a copy of a base tensor; the base is needed to tell.",
+        "U_METHOD": "Pairing is not checked for this method; only its container, config and numbers are.",
+        "U_SHAPE": "Shapes cannot be compared: a quantised base, or a variant that rearranges layers.",
+    },
+    "warning": {
+        "W_ALPHA": "`lora_alpha` is zero or negative: the adapter has no effect, or its update is turned around.",
+        "W_AUTO_MAPPING": "Made for a model class of its author's own; that class is never imported.",
+        "W_BASE_MISSING": "The config does not say which base the adapter needs.",
+        "W_BASE_PATH": "The config names the base by a folder of its author's machine; an error when nobody names it.",
+        "W_BIAS": "Changes biases of the base (`bias: all` or `lora_only`), whether it is switched on or off.",
+        "W_CONFIG_DEFAULT": "`r` or `lora_alpha` is missing; PEFT's default is taken.",
+        "W_FULL_WEIGHT": "Ships a module whole, which replaces the base's while the adapter is on, or a copy of one.",
+        "W_INIT": "Training started by changing the base (PiSSA, OLoRA and such): on the plain base it acts otherwise.",
+        "W_NOOP": "Every A or every B is zero: the adapter does nothing.",
+        "W_OVERFLOW": "The scaled update is larger than its dtype can hold.",
+        "W_RANK": "The rank is larger than the matrix; a smaller one can say the same.",
+        "W_TARGETS": "The config targets modules for which the weights hold nothing.",
+        "W_TASK_TYPE": "PEFT refuses to load this `task_type`.",
+        "W_TIED": "Adapts an output head that is the input embedding too in this base.",
+    },
+    "note": {
+        "N_BASE": "The same base in another form, and what differs.",
+        "N_INIT": "An initialisation that PEFT 0.21 does not know; it matters for training only.",
+        "N_NAMES": "The adapter's module names begin otherwise than the base's, by one rule for all.",
+        "N_SCALE": "The scale on B·A, where it comes from, and how many modules have it.",
+        "N_TARGETS": "The config leaves the targets to the model's type; the tensors say which modules they are.",
+        "S_CODE": "Files that can hold or name code; not opened, not taken.",
+        "S_OTHER": "Files that are no part of an adapter; not taken.",
+        "S_PICKLE": "Pickles beside the weights; not opened, not taken.",
+        "S_TEMPLATE": "Tokenizer and chat template, which are the base's; not taken.",
+        "W_CONFIG_TYPE": "A setting has another JSON type than PEFT writes and is read as what it means.",
+        "W_CONFIG_UNKNOWN_KEY": "A setting that PEFT 0.21 does not have; kept as it is.",
+    },
+}
+"""One sentence for each finding code, by severity."""
+
+EXITS: Final[Mapping[str, str]] = {
+    "EXIT_DONE": "Done.",
+    "EXIT_BUG": "A bug in adapterhub. ADAPTERHUB_DEBUG=1 shows the traceback.",
+    "EXIT_SOME_FAILED": "Finished, and some items failed: `verify` found errors, `doctor` found damage.",
+    "EXIT_INTERRUPTED": "Interrupted from the keyboard, or the reader of the output went away.",
+    "EXIT_TERMINATED": "Terminated (SIGTERM); temporary files were removed.",
+}
+"""Exit codes that belong to no error class, by the name of their constant."""
+
+_CODE: Final = re.compile(r"[EWUNS]_[A-Z][A-Z_]*")
+
+
+class Stale(Exception):
+    """The sentences in this file and the source disagree; the text lists how."""
+
+
+# ---------------------------------------------------------------- findings
+def codes_in_source(package: Path = PACKAGE) -> tuple[set[str], set[tuple[str, str]]]:
+    """Every finding code in the source, and the `(code, severity)` that findings are made with in plain sight."""
+    codes: set[str] = set()
+    pairs: set[tuple[str, str]] = set()
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and _CODE.fullmatch(node.value):
+                codes.add(node.value)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Finding":
+                said = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
+                if isinstance(said.get("code"), str) and isinstance(said.get("severity"), str):
+                    pairs.add((str(said["code"]), str(said["severity"])))
+    return codes, pairs
+
+
+def problems_with_codes(codes: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Codes without a sentence, sentences without a code, and severities that differ."""
+    told = {code: severity for severity, sentences in FINDINGS.items() for code in sentences}
+    problems = [f"{code}: no sentence in docs/generate.py" for code in sorted(set(codes) - told.keys())]
+    problems += [f"{code}: nothing in the source says it" for code in sorted(told.keys() - set(codes))]
+    problems += [
+        f"{code}: the source makes it of severity {severity}, docs/generate.py says {told[code]}"
+        for code, severity in sorted(pairs)
+        if told.get(code, severity) != severity
+    ]
+    return problems
+
+
+def findings_table() -> str:
+    """All codes with severity and meaning.
+
+    Raises:
+        Stale: the source has other codes.
+    """
+    problems = problems_with_codes(*codes_in_source())
+    if problems:
+        raise Stale("\n".join(problems))
+    parts = []
+    for severity, sentences in FINDINGS.items():
+        lines = [f"### {severity.capitalize()}s", "", "| code | meaning |", "| --- | --- |"]
+        parts.append("\n".join([*lines, *(f"| `{code}` | {text} |" for code, text in sorted(sentences.items()))]))
+    return "\n\n".join(parts)
+
+
+# ---------------------------------------------------------------- errors
+def error_classes() -> list[type[errors.AdapterHubError]]:
+    """The classes of `errors.py` below the root, in their order there."""
+    root = errors.AdapterHubError
+    return [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, root) and c is not root]
+
+
+def exits_table() -> str:
+    """Every exit code with its meaning.
+
+    Raises:
+        Stale: an `EXIT_…` constant without a sentence, or the other way round.
+    """
+    constants = {
+        name: value
+        for module in (errors, cli)
+        for name, value in vars(module).items()
+        if name.startswith("EXIT_") and isinstance(value, int)
+    }
+    if constants.keys() != EXITS.keys():
+        raise Stale(f"exit codes of the source: {sorted(constants)}; of docs/generate.py: {sorted(EXITS)}")
+    rows = {constants[name]: text for name, text in EXITS.items()}
+    rows |= {vars(c)["exit_code"]: _first_line(c) for c in error_classes() if "exit_code" in vars(c)}
+    lines = [f"| {code} | {text} |" for code, text in sorted(rows.items())]
+    return "\n".join(["| code | meaning |", "| --- | --- |", *lines])
+
+
+def errors_table() -> str:
+    """The error classes, those below another behind it."""
+    lines = []
+    for error in error_classes():
+        depth = len(error.__mro__) - len(errors.AdapterHubError.__mro__) - 1
+        lines.append(f"| {'· ' * depth}`{error.__name__}` | {error.exit_code} | {_first_line(error)} |")
+    return "\n".join(["| class | exit code | meaning |", "| --- | --- | --- |", *lines])
+
+
+def _first_line(thing: type[Exception]) -> str:
+    return (thing.__doc__ or "").strip().split("\n")[0]
+
+
+# ---------------------------------------------------------------- commands
+def commands_text() -> str:
+    """Every command with usage, options and examples."""
+    common: dict[str, str] = {}
+    parts = [part for name in cli.COMMANDS for part in _command(cli.cli, (name,), common)]
+    head = ["Every command takes these, too:", "", "| option | meaning |", "| --- | --- |", *common.values()]
+    return "\n\n".join(["\n".join(head), *parts])
+
+
+def _command(group: click.Group, path: tuple[str, ...], common: dict[str, str]) -> Iterator[str]:
+    """The section of one command and those of the commands below it; rows of common options go to `common`."""
+    command = group.get_command(click.Context(group), path[-1])
+    assert command is not None  # it was listed
+    title = " ".join(["adapt", *path])
+    yield f"{'#' * (len(path) + 1)} `{title}`"
+    text, examples = _help(command)
+    yield from text
+    if isinstance(command, click.Group):
+        for name in command.list_commands(click.Context(command)):
+            yield from _command(command, (*path, name), common)
+        return
+    arguments = [_argument(p) for p in command.params if isinstance(p, click.Argument)]
+    yield f"```text\n{' '.join([title, '[OPTIONS]', *arguments])}\n```"
+    rows = {p.name: _option(p) for p in command.params if isinstance(p, click.Option)}
+    common |= {name: rows.pop(name) for name in COMMON_OPTIONS}
+    if rows:
+        yield "\n".join(["| option | meaning |", "| --- | --- |", *rows.values()])
+    if examples:
+        yield "\n".join(["```sh", *examples, "```"])
+
+
+def _help(command: click.Command) -> tuple[list[str], list[str]]:
+    """The paragraphs of a command's help, and the lines of its examples."""
+    text: list[str] = []
+    examples: list[str] = []
+    for paragraph in (command.help or "").split("\n\n"):
+        if paragraph.startswith("\b"):
+            examples += [line.strip() for line in paragraph.splitlines()[2:]]
+        else:
+            text.append(" ".join(paragraph.split()))
+    return text, examples
+
+
+def _argument(argument: click.Argument) -> str:
+    if argument.metavar:
+        return argument.metavar
+    word = _choices(argument) or (argument.name or "").upper()
+    word = word if argument.required else f"[{word}]"
+    return f"{word}..." if argument.nargs == -1 else word
+
+
+def _option(option: click.Option) -> str:
+    """The row of an option."""
+    value = "" if option.is_flag else f" {option.metavar or _choices(option) or option.type.name.upper()}"
+    names = ", ".join(sorted(option.opts, key=len))
+    text = option.help or ""
+    if option.show_default:
+        text = f"{text} [default: {option.default}]".strip()
+    return f"| `{_cell(names + value)}` | {_cell(text)} |"
+
+
+def _choices(parameter: click.Parameter) -> str:
+    return f"[{'|'.join(map(str, parameter.type.choices))}]" if isinstance(parameter.type, click.Choice) else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+# ---------------------------------------------------------------- pages
+PARTS: Final = {
+    "commands": commands_text,
+    "exit codes": exits_table,
+    "errors": errors_table,
+    "findings": findings_table,
+}
+PAGES: Final = ("reference/cli.md", "reference/exit-codes.md", "reference/findings.md")
+_PART: Final = re.compile(r"(<!-- generated by docs/generate\.py: ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def generated(page: str) -> str:
+    """The page with its generated parts made anew."""
+    return _PART.sub(lambda m: f"{m[1]}\n{PARTS[m[2]]()}\n\n{m[3]}", page)
+
+
+def main() -> int:
+    """Write the pages, or check them; the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, fail when a page is stale")
+    check = parser.parse_args().check
+    stale = 0
+    for name in PAGES:
+        path = DOCS / name
+        old = path.read_text(encoding="utf-8")
+        try:
+            new = generated(old)
+        except Stale as problem:
+            sys.stderr.write(f"{problem}\n")
+            return 1
+        if new != old and not check:
+            path.write_text(new, encoding="utf-8")
+        if new != old and check:
+            sys.stderr.write(f"docs/{name} is stale; `python docs/generate.py` writes it\n")
+            stale = 1
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main())
