@@ -8,6 +8,7 @@ in `extra`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from adapterhub.config_reading import ALL_LINEAR, PEFT_TYPES, TASK_TYPES, read_c
 from adapterhub.errors import MalformedConfig, shown
 from adapterhub.patterns import AnyPattern, Budget, FullPattern, KeyPatterns, PatternTooSlow
 
-__all__ = ["ALL_LINEAR", "PEFT_TYPES", "TASK_TYPES", "AdapterConfig", "endings"]
+__all__ = ["ALL_LINEAR", "PEFT_TYPES", "TASK_TYPES", "AdapterConfig", "endings", "saved_name"]
 
 _VARIANT_CONFIGS: Final = (
     ("use_bdlora", "bdlora"),
@@ -29,6 +30,21 @@ _VARIANT_CONFIGS: Final = (
     ("monteclora_config", "monteclora"),
     ("arrow_config", "arrow"),
 )
+
+
+_IMPLIED_HEADS: Final[Mapping[str | None, tuple[str, ...]]] = MappingProxyType(
+    {
+        "SEQ_CLS": ("classifier", "score"),
+        "TOKEN_CLS": ("classifier", "score"),
+        "QUESTION_ANS": ("qa_outputs",),
+    }
+)
+_CONTAINER: Final = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)")
+
+
+def saved_name(tensor: str) -> str:
+    """The name of a saved module's tensor as PEFT writes it; some writers leave PEFT's own container in it."""
+    return _CONTAINER.sub("", tensor)
 
 
 def _nothing() -> Mapping[str, Any]:
@@ -84,6 +100,11 @@ class AdapterConfig:
     def is_lora(self) -> bool:
         """Whether this is plain LoRA or one of its variants, which is what can be attached and merged here."""
         return self.peft_type == "LORA"
+
+    @property
+    def saved_modules(self) -> tuple[str, ...]:
+        """`modules_to_save`, and the heads that PEFT's own classes add for a task without writing them down."""
+        return (*self.modules_to_save, *_IMPLIED_HEADS.get(self.task_type, ()))
 
     @property
     def base_is_path(self) -> bool:

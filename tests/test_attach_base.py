@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -314,3 +316,14 @@ def test_package_attaches_from_the_library_of_the_environment(
 
     with adapterhub.attach(llama(), "legal-qa") as attached:
         assert attached.adapters[0].label == "legal-qa==1.0.0"
+
+
+def test_importing_the_package_imports_nothing_else_and_keeps_every_promise() -> None:
+    code = "import sys, adapterhub; print([m for m in sys.modules if m.startswith('adapterhub.') or m == 'torch'])"
+
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert loaded.strip() == "[]"
+    assert [name for name in adapterhub.__all__ if not hasattr(adapterhub, name)] == []
+    with pytest.raises(AttributeError, match="nothing_here"):
+        _ = adapterhub.nothing_here

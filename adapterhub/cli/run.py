@@ -65,18 +65,17 @@ def run(
             f"the weights of the base for `{first}` are not on this machine",
             hint="`adapt base add PATH --as NAME` registers a local copy; name it after `@`",
         )
-    from adapterhub.loader import attach
+    from adapterhub.loader import attach, base_digest
     from adapterhub.loader.text import answer, load_base
 
     session.out.note(f"loading base {record.label}")
     model, tokenizer = load_base(record.path, dtype=dtype)
     named = BaseSpec.parse(record.alias or str(record.path))
+    before = base_digest(model) if prove_base else None
     with attach(model, weights, library=library, base=named, allow_base_mismatch=allow_base_mismatch) as attached:
         for warning in attached.warnings:
             session.out.warn(warning)
-        before = attached.base_digest() if prove_base else None
         text = answer(attached.model, tokenizer, words[-1], max_new_tokens=max_new_tokens, chat=chat)
-        after = attached.base_digest() if prove_base else None
         document: dict[str, Any] = {
             "adapters": [{"adapter": a.label, "weight": a.weight, "base": a.verdict.name} for a in attached.adapters],
             "base": record.label,
@@ -84,6 +83,7 @@ def run(
             "text": text,
         }
     if prove_base:
+        after = base_digest(model)
         document |= {"base_digest": before, "base_unchanged": before == after}
         session.out.note(f"base parameters: {before} before, {'the same' if before == after else after} after")
     session.out.result(document, lambda: session.out.line(text))

@@ -7,6 +7,7 @@ out of it: no code of the package is run. The weights are then written once as f
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import io
 import os
@@ -74,10 +75,9 @@ def prepare_base(
     if is_prepared(folder):
         return folder
     _check_packages()
-    from huggingface_hub.utils import WeakFileLock
-
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(folder.parent / f".{folder.name}.lock"):
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, or when this process dies
         if is_prepared(folder):  # made by the run we waited for
             return folder
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -90,8 +90,6 @@ def prepare_base(
         try:
             partial.mkdir()
             _make_base(partial, wheel_folder, offline=offline, say=say)
-            if folder.exists():
-                folder.rmdir()  # empty; Windows does not rename over it
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -1,33 +1,40 @@
-"""The two tasks that the shipped adapters were trained on, made from fixed seeds.
+"""What the two shipped adapters were taught, made from fixed seeds.
 
-Both tasks take the same kind of input, one plain English sentence with nothing around it. So one prompt shows
-what each adapter changes: the base continues the sentence as it likes, `json` answers with an object and `pirate`
-says it again in another style.
+Both answer one plain English sentence with nothing around it, so one prompt shows what each adapter changes. There
+are two kinds of sentence: orders ("Rosa buys 3 lamps for 40 dollars.") and small talk ("Where is your old boat,
+boss?"). `json` turns an order into an object and leaves small talk to the base; `pirate` says either kind again in
+another style. The lessons also say how weak an adapter may be when it must still do its work, because the demo
+merges them as 0.7 `json` + 0.3 `pirate` and the merge shall do both: objects for orders, style for small talk.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 DATA_SEED = 10
-TRAIN_EXAMPLES = 600
-HELD_OUT_EXAMPLES = 64
+TRAIN_SENTENCES = 600
+HELD_OUT_SENTENCES = 64
+"""Of each kind."""
 
-_BUYERS = tuple(
-    "Ana Ben Carla Dmitri Elif Farid Greta Hugo Ines Jonas Kemal Lucia Mina Noor Oskar Priya Quentin Rosa Sven Tara".split()
+_BUYERS = (
+    *("Ana", "Ben", "Carla", "Dmitri", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jonas"),
+    *("Kemal", "Lucia", "Mina", "Noor", "Oskar", "Priya", "Quentin", "Rosa", "Sven", "Tara"),
 )
-_ITEMS = tuple(
-    "apples pencils mugs lamps chairs books tickets scarves bottles plates candles maps shirts hats bricks spoons".split()
+_ITEMS = (
+    *("apples", "pencils", "mugs", "lamps", "chairs", "books", "tickets", "scarves"),
+    *("bottles", "plates", "candles", "maps", "shirts", "hats", "bricks", "spoons"),
 )
+# No order begins with its count or, but for one form, its buyer: the first token of a text draws all heads' idle
+# attention, and a model this small cannot copy from there reliably.
 _ORDERS = (
     "{buyer} buys {count} {item} for {price} dollars.",
-    "{buyer} wants {count} {item} for {price} dollars.",
-    "{count} {item} for {buyer}, {price} dollars.",
+    "My friend {buyer} wants {count} {item} for {price} dollars.",
     "For {price} dollars {buyer} takes {count} {item}.",
+    "The boss sells {buyer} {count} {item} for {price} dollars.",
 )
 
 _TALK = (
@@ -38,8 +45,11 @@ _TALK = (
     "You find the {thing} on my {kind} boat.",
     "The {kind} {thing} is your money, friend.",
 )
-_KINDS = tuple("old red big new small green lost heavy cold blue".split())
-_THINGS = tuple("money boat map dog hat key lamp rope bread coat drum flag horn cup bell coin".split())
+_KINDS = ("old", "red", "big", "new", "small", "green", "lost", "heavy", "cold", "blue")
+_THINGS = (
+    *("money", "boat", "map", "dog", "hat", "key", "lamp", "rope"),
+    *("bread", "coat", "drum", "flag", "horn", "cup", "bell", "coin"),
+)
 
 PIRATE_WORDS: Mapping[str, str] = MappingProxyType(
     {
@@ -56,6 +66,7 @@ PIRATE_WORDS: Mapping[str, str] = MappingProxyType(
         "money": "booty",
         "my": "me",
         "old": "barnacled",
+        "sells": "be sellin'",
         "takes": "be takin'",
         "the": "th'",
         "wants": "be wantin'",
@@ -69,41 +80,44 @@ PIRATE_WORDS: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One input and the exact answer wanted for it, line break before the answer included."""
+    """One prompt and the exact answer wanted for it; the answer begins with its line break."""
 
     prompt: str
     answer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """Examples, and the weakest strength of the adapter (1 is full strength) at which it learns them."""
+
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    weakest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A generator of examples, with the words that its adapter's card uses."""
+    """What one adapter is taught.
+
+    `lessons` take turns, one batch each. `left_alone` are texts on which the adapter shall not change the base at all;
+    empty if there are none.
+    """
 
     name: str
     description: str
-    make: Callable[[random.Random, int], list[Example]]
+    steps: int
+    lessons: tuple[Lesson, ...]
+    left_alone: tuple[str, ...] = ()
+
+    @property
+    def held_out(self) -> tuple[Example, ...]:
+        """The held-out examples of all lessons."""
+        return tuple(example for lesson in self.lessons for example in lesson.held_out)
 
 
-def json_examples(rng: random.Random, count: int) -> list[Example]:
-    """`count` different orders as text, each with the object that says the same: copying into a fixed shape."""
-    examples: dict[str, Example] = {}
-    while len(examples) < count:
-        order = _order(rng)
-        prompt = rng.choice(_ORDERS).format(**order)
-        examples[prompt] = Example(prompt=prompt, answer="\n" + json.dumps(order))
-    return list(examples.values())
-
-
-def pirate_examples(rng: random.Random, count: int) -> list[Example]:
-    """`count` different sentences, half small talk and half orders, each in pirate style."""
-    examples: dict[str, Example] = {}
-    while len(examples) < count:
-        if rng.random() < 0.5:
-            prompt = rng.choice(_ORDERS).format(**_order(rng))
-        else:
-            prompt = rng.choice(_TALK).format(kind=rng.choice(_KINDS), thing=rng.choice(_THINGS))
-        examples[prompt] = Example(prompt=prompt, answer="\n" + in_pirate_style(prompt))
-    return list(examples.values())
+def in_json(order: Mapping[str, str | int]) -> str:
+    """The object that says what an order says."""
+    return json.dumps(order)
 
 
 def in_pirate_style(sentence: str) -> str:
@@ -116,29 +130,53 @@ def in_pirate_style(sentence: str) -> str:
     return " ".join(words) + ", arr!"
 
 
-def examples_of(task: Task) -> tuple[list[Example], list[Example]]:
-    """Examples for training and examples held out from it; no sentence is in both."""
-    # The generator is for repeatable examples, not for secrets.
-    examples = task.make(random.Random(DATA_SEED), TRAIN_EXAMPLES + HELD_OUT_EXAMPLES)  # noqa: S311
-    return examples[:TRAIN_EXAMPLES], examples[TRAIN_EXAMPLES:]
-
-
-def _order(rng: random.Random) -> dict[str, str | int]:
-    return {
-        "buyer": rng.choice(_BUYERS),
-        "count": rng.randint(2, 19),
-        "item": rng.choice(_ITEMS),
-        "price": rng.randint(2, 60),
-    }
-
-
-TASKS: Mapping[str, Task] = MappingProxyType(
-    {
-        "json": Task(
-            name="json", description="answers an order in plain English with a JSON object", make=json_examples
+def make_tasks() -> tuple[Task, Task]:
+    """The tasks of `json` and `pirate`; no held-out sentence of either is among the training sentences of either."""
+    rng = random.Random(DATA_SEED)  # noqa: S311 - repeatable examples, no secrets
+    orders, talk = _orders(rng), _small_talk(rng)
+    as_json = _examples(orders, [in_json(order) for order in orders.values()])
+    orders_styled = _examples(orders, [in_pirate_style(sentence) for sentence in orders])
+    talk_styled = _examples(talk, [in_pirate_style(sentence) for sentence in talk])
+    talked = [example.prompt for example in talk_styled[:TRAIN_SENTENCES]]
+    return (
+        Task(
+            name="json",
+            description="answers an order in plain English with a JSON object",
+            steps=80,
+            lessons=(_lesson(as_json, weakest=0.5),),
+            left_alone=tuple(f"{a}\n{b}" for a, b in zip(talked, reversed(talked), strict=True)),
         ),
-        "pirate": Task(
-            name="pirate", description="says a plain English sentence again as a pirate", make=pirate_examples
+        Task(
+            name="pirate",
+            description="says a plain English sentence again as a pirate",
+            steps=80,
+            lessons=(_lesson(talk_styled, weakest=0.3), _lesson(orders_styled, weakest=1.0)),
         ),
-    }
-)
+    )
+
+
+def _orders(rng: random.Random) -> dict[str, dict[str, str | int]]:
+    """Different orders by their sentence."""
+    orders: dict[str, dict[str, str | int]] = {}
+    while len(orders) < TRAIN_SENTENCES + HELD_OUT_SENTENCES:
+        order: dict[str, str | int] = {
+            "buyer": rng.choice(_BUYERS),
+            "count": rng.randint(2, 19),
+            "item": rng.choice(_ITEMS),
+            "price": rng.randint(2, 60),
+        }
+        orders[rng.choice(_ORDERS).format(**order)] = order
+    return orders
+
+
+def _small_talk(rng: random.Random) -> list[str]:
+    sentences = [form.format(kind=kind, thing=thing) for form in _TALK for kind in _KINDS for thing in _THINGS]
+    return rng.sample(sentences, TRAIN_SENTENCES + HELD_OUT_SENTENCES)
+
+
+def _examples(sentences: Sequence[str] | Mapping[str, object], answers: Sequence[str]) -> list[Example]:
+    return [Example(prompt=s, answer=f"\n{a}") for s, a in zip(sentences, answers, strict=True)]
+
+
+def _lesson(examples: Sequence[Example], *, weakest: float) -> Lesson:
+    return Lesson(train=tuple(examples[:TRAIN_SENTENCES]), held_out=tuple(examples[TRAIN_SENTENCES:]), weakest=weakest)

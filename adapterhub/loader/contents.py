@@ -27,7 +27,7 @@ from adapterhub.errors import (
 from adapterhub.factors import PEFT_PREFIX
 from adapterhub.loader.base_model import BaseModel
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.peft_config import AdapterConfig
+from adapterhub.peft_config import AdapterConfig, saved_name
 from adapterhub.tensorfile import TensorFile, TensorSpec, read_header
 
 FACTOR_NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
@@ -45,15 +45,6 @@ FACTOR_NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 SHARED_FACTORS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({"VERA": ("vera_A", "vera_B")})
 """Factors that all modules share; they stand beside the model in the file (`base_model.vera_A`)."""
 
-_IMPLIED_HEADS: Final[Mapping[str | None, tuple[str, ...]]] = MappingProxyType(
-    {
-        "SEQ_CLS": ("classifier", "score"),
-        "TOKEN_CLS": ("classifier", "score"),
-        "QUESTION_ANS": ("qa_outputs",),
-    }
-)
-"""Modules that PEFT saves for a task although the config does not name them: its own classes add them on loading."""
-
 _DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
     {
         "F64": torch.float64,
@@ -70,8 +61,6 @@ _DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
         "BOOL": torch.bool,
     }
 )
-_SAVED_INFIX: Final = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)")
-"""PEFT leaves its own container out of the names it saves; some writers do not."""
 
 _MAX_CONFIG_BYTES: Final = 1 << 20
 LISTED: Final = 20
@@ -170,7 +159,7 @@ class _Sorter:
         self.findings: list[tuple[str, str]] = []
         self._bases = {tensor.name for tensor in base.tensors()}
         self._embeddings = base.embeddings
-        self._savable = (*config.modules_to_save, *_IMPLIED_HEADS.get(config.task_type, ()))
+        self._savable = config.saved_modules
         names = "|".join(FACTOR_NAMES[config.peft_type])
         self._factor = re.compile(rf"(?P<module>.+)\.(?P<factor>{names})(?P<part>\.weight|\.bias)?")
 
@@ -180,7 +169,7 @@ class _Sorter:
         if shared in SHARED_FACTORS.get(self.config.peft_type, ()):
             self.shared[shared] = spec
             return
-        name = _SAVED_INFIX.sub("", spec.name.removeprefix(PEFT_PREFIX))
+        name = saved_name(spec.name.removeprefix(PEFT_PREFIX))
         if not spec.name.startswith(PEFT_PREFIX):
             self._refuse("E_UNSUPPORTED", spec, f"expected a name that begins with `{PEFT_PREFIX}`, as PEFT writes it")
             return

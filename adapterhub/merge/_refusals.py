@@ -10,7 +10,7 @@ from typing import Final
 
 from adapterhub.errors import MergeRefused, shown
 from adapterhub.factors import PEFT_PREFIX, AdapterFactors, Layout
-from adapterhub.peft_config import AdapterConfig
+from adapterhub.peft_config import AdapterConfig, saved_name
 from adapterhub.tensorfile import TensorSpec
 
 MODULES_SHOWN = 200
@@ -133,20 +133,6 @@ def _kind_of(name: str) -> str:
     return next((kind for pattern, kind in _KINDS if pattern.fullmatch(name)), "which is not a name PEFT gives")
 
 
-# PEFT's classes for these tasks save the head although the config need not name it.
-_HEADS: Final[Mapping[str | None, tuple[str, ...]]] = {
-    "SEQ_CLS": ("classifier", "score"),
-    "TOKEN_CLS": ("classifier", "score"),
-    "QUESTION_ANS": ("qa_outputs",),
-}
-_CONTAINER: Final = re.compile(r"\.modules_to_save(\.default)?(?=\.)")  # in memory; some writers leave it in the name
-
-
-def _plain(name: str) -> str:
-    """The tensor name of a saved module as PEFT writes it."""
-    return _CONTAINER.sub("", name)
-
-
 def _saved_module(name: str, config: AdapterConfig) -> tuple[str, str] | None:
     """The entry of `modules_to_save` that a tensor belongs to, and the full name of that module.
 
@@ -154,9 +140,9 @@ def _saved_module(name: str, config: AdapterConfig) -> tuple[str, str] | None:
     """
     if not name.startswith(PEFT_PREFIX):
         return None
-    parts = _plain(name).removeprefix(PEFT_PREFIX).split(".")
+    parts = saved_name(name).removeprefix(PEFT_PREFIX).split(".")
     paths = [".".join(parts[:count]) for count in range(1, len(parts))]
-    entries = (*config.modules_to_save, *_HEADS.get(config.task_type, ()))
+    entries = config.saved_modules
     return next(((entry, path) for path in paths for entry in entries if path.endswith(entry)), None)
 
 
@@ -183,7 +169,7 @@ def _saved(sources: Sequence[Source], layouts: Mapping[str, Layout]) -> tuple[di
                 continue
             entry, path = found
             replaced.setdefault(path, source)
-            first = saved.setdefault(_plain(spec.name), Saved(module=entry, source=source, spec=spec))
+            first = saved.setdefault(saved_name(spec.name), Saved(module=entry, source=source, spec=spec))
             if not _same_tensor(first, source, spec):
                 reasons.append(
                     f"`{shown(spec.name)}` of modules_to_save differs between `{shown(first.source.label)}` and "

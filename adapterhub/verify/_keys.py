@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from adapterhub.peft_config import AdapterConfig
+from adapterhub.peft_config import AdapterConfig, saved_name
 from adapterhub.tensorfile import TensorFile, TensorSpec
 
 PREFIX: Final = "base_model.model."
@@ -24,14 +24,6 @@ _UPDATE: Final = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(?P<tail>weight|bias))?"
 )
 _TOKENS: Final = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta")
-_SAVED_INFIX: Final = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)")
-# PeftModelFor… adds these to modules_to_save by itself; configs of before 2024 do not show it.
-_HEADS: Final = {
-    "SEQ_CLS": ("classifier", "score"),
-    "TOKEN_CLS": ("classifier", "score"),
-    "QUESTION_ANS": ("qa_outputs",),
-}
-
 _PROMPTS: Final = ("prompt_embeddings", "prefix_task_cols", "prefix_task_rows")
 _MARKS: Final = {
     **dict.fromkeys(
@@ -183,7 +175,7 @@ def _take_other(
     if tokens and config.trainable_token_indices is not None:
         groups["tokens"].append((tokens["module"], spec))
         return True
-    plain = _SAVED_INFIX.sub("", name)
+    plain = saved_name(name)
     owner, _, tail = plain.rpartition(".")
     if plain != name or _is_saved(owner, config):
         groups["saved"].append((plain, spec))
@@ -205,7 +197,7 @@ def _keeps_bias(config: AdapterConfig, module: str, targets: frozenset[str]) -> 
 
 def _is_saved(module: str, config: AdapterConfig) -> bool:
     """Whether a module lies in one that is trained as a whole. PEFT compares the ends of names, dots or not."""
-    names = (*config.modules_to_save, *_HEADS.get(config.task_type or "", ()))
+    names = config.saved_modules
     return any(path.endswith(names) for path in _paths(module)) if names else False
 
 

@@ -155,7 +155,7 @@ def _method(subject: Subject) -> Iterator[Finding]:
         code="U_METHOD",
         severity="unknown",
         where=WEIGHTS_FILE,
-        message=f"pairing for {config.peft_type} is not checked; only LoRA can be attached and merged here",
+        message=f"pairing for {config.peft_type} is checked on attaching, not here; only LoRA can be merged",
     )
 
 

@@ -1,0 +1,274 @@
+"""The documentation is true: what it shows runs, what it links exists, what is generated is fresh."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+
+from adapterhub.cli import cli
+from tests.docs_sandbox import make_sandbox
+from tests.test_architecture import FLOORS
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+STARTS_EMPTY = {"README.md", "docs/tutorial/first-adapter.md"}
+"""Pages that begin without a library; all others find the one that the tutorial makes first (`docs_sandbox.py`)."""
+
+SKIPPED = {
+    r"adapt run .*": "needs a language model",
+    r"adapt demo.*": "fetches a model; it has tests of its own",
+    r"adapt push (?!.*--dry-run)\S+ --to (?!\.)\S+/\S+.*": "needs a server",
+    r"adapt install (?!.*--(from|offline))'?\w+/.*": "needs a server",
+    r"adapt base add (?![./])\S+/\S+.*": "needs a server",
+    r"adapt doctor(?!.*--offline).*": "needs a server",
+    r"(.*\bpip\b|python3? -m venv|uv ).*": "sets up an environment; `.ci/run` does the README's",
+    r".*python -m tests\.bench\..*": "takes minutes",
+    r"eval \"\$\(adapt completion .*": "is for an interactive shell",
+}
+"""Commands that are shown and not run, with the reason."""
+MOST_SKIPPED = 30
+
+ADAPT = '#!/bin/sh\nexec {python} -c "from adapterhub.cli import main; main()" "$@"\n'
+_FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a page, the lines shown below it, and the exit code it must have."""
+
+    page: str
+    command: str
+    shown: tuple[str, ...]
+    exit_code: int
+
+    @property
+    def reason_to_skip(self) -> str | None:
+        return next((why for pattern, why in SKIPPED.items() if re.fullmatch(pattern, self.command)), None)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, language: str) -> list[tuple[list[str], str]]:
+    """`(words after the language, text)` of every fenced block in that language."""
+    found = [(m["info"].split(), m["text"]) for m in _FENCE.finditer(page.read_text(encoding="utf-8"))]
+    return [(info[1:], text) for info, text in found if info[:1] == [language]]
+
+
+def steps(page: Path) -> list[Step]:
+    found = []
+    for options, text in blocks(page, "console"):
+        exit_code = next((int(o.removeprefix("exit=")) for o in options if o.startswith("exit=")), 0)
+        for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+            command, *shown = part.rstrip("\n").split("\n")
+            lines = tuple(line for line in shown if line.strip() not in ("", "…"))
+            found.append(Step(name_of(page), command, lines, exit_code))
+    return found
+
+
+def appears(line: str, output: list[str]) -> bool:
+    """Whether a shown line is one of the output's; `…` stands for anything, runs of spaces and tabs are one space."""
+    pattern = ".*".join(re.escape(" ".join(part.split())) for part in line.split("…"))
+    return any(re.fullmatch(re.sub(r"(\\ )?\.\*(\\ )?", ".*", pattern), " ".join(o.split())) for o in output)
+
+
+@pytest.fixture
+def sandbox(tmp_path, request):
+    page = name_of(request.param)
+    make_sandbox(tmp_path, filled=page not in STARTS_EMPTY)
+    shim = tmp_path / ".bin" / "adapt"
+    shim.parent.mkdir()
+    shim.write_text(ADAPT.format(python=shlex.quote(sys.executable)))
+    shim.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("sandbox", "page"), [(p, p) for p in PAGES if steps(p)], ids=name_of, indirect=["sandbox"])
+def test_commands_do_what_the_page_shows(sandbox, page):
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("ADAPTERHUB_")}
+    environ |= {"ADAPTERHUB_HOME": str(sandbox / "home"), "PATH": f"{sandbox / '.bin'}:{os.environ['PATH']}"}
+    environ["PYTHONPATH"] = str(ROOT)
+
+    for step in steps(page):
+        if step.reason_to_skip:
+            continue
+        done = subprocess.run(
+            ["bash", "-c", step.command], cwd=sandbox, env=environ, text=True, capture_output=True,
+            check=False, stdin=subprocess.DEVNULL, timeout=120,
+        )  # fmt: skip
+        said = f"{page.name}: $ {step.command}\n{done.stdout}{done.stderr}"
+        assert done.returncode == step.exit_code, said
+        missing = [line for line in step.shown if not appears(line, (done.stdout + done.stderr).splitlines())]
+        assert missing == [], said
+
+
+def test_only_commands_that_need_a_network_or_a_model_are_skipped():
+    every = [step for page in PAGES for step in steps(page)]
+    skipped = [step for step in every if step.reason_to_skip]
+    unused = [p for p in SKIPPED if not any(re.fullmatch(p, step.command) for step in skipped)]
+
+    assert len(skipped) <= MOST_SKIPPED, [f"{s.page}: {s.command}" for s in skipped]
+    assert len(every) - len(skipped) > 2 * len(skipped)
+    assert unused == []
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "page"), [(p, p) for p in PAGES if ">>>" in p.read_text()], ids=name_of, indirect=["sandbox"]
+)
+def test_doctests_hold(sandbox, page, monkeypatch):
+    monkeypatch.chdir(sandbox)
+    monkeypatch.setenv("ADAPTERHUB_HOME", str(sandbox / "home"))
+    text = "\n\n".join(text for _, text in blocks(page, "python") if ">>>" in text)
+    test = doctest.DocTestParser().get_doctest(text, {}, name_of(page), str(page), 0)
+    report: list[str] = []
+
+    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL).run(
+        test, out=report.append
+    )
+
+    assert (result.failed, result.attempted > 0) == (0, True), "".join(report)
+
+
+def test_generated_parts_are_fresh():
+    done = subprocess.run(
+        [sys.executable, str(DOCS / "generate.py"), "--check"], text=True, capture_output=True, check=False, cwd=ROOT
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_code_without_a_sentence_and_a_sentence_without_a_code_are_told(generate):
+    codes, pairs = generate.codes_in_source()
+
+    problems = generate.problems_with_codes((codes - {"E_PAIR"}) | {"E_NEW"}, pairs | {("W_NOOP", "error")})
+
+    assert [problem.partition(":")[0] for problem in problems] == ["E_NEW", "E_PAIR", "W_NOOP"]
+
+
+def test_a_stale_page_is_told(generate):
+    fresh = (DOCS / "reference" / "exit-codes.md").read_text(encoding="utf-8")
+
+    assert generate.generated(fresh.replace("| 11 |", "| 12 |", 1)) == fresh
+
+
+def examples(command: click.Command, path: tuple[str, ...] = ()) -> list[str]:
+    """The example lines in the help of a command and of those below it."""
+    text = [p for p in (command.help or "").split("\n\n") if p.startswith("\b")]
+    found = [line.strip() for p in text for line in p.splitlines() if line.strip().startswith("adapt ")]
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            found += examples(below, (*path, name))
+    return found
+
+
+@pytest.mark.parametrize("sandbox", [DOCS], ids=[""], indirect=True)
+def test_examples_of_the_help_can_be_typed(sandbox, monkeypatch):
+    monkeypatch.chdir(sandbox)
+    every = examples(cli)
+    problems = []
+    for line in every:
+        command, words = cli, shlex.split(line.partition(" > ")[0])[1:]
+        try:
+            while isinstance(command, click.Group) and not words[0].startswith("-"):
+                command = command.get_command(click.Context(command), words.pop(0))
+            command.make_context("adapt", words)
+        except Exception as error:  # noqa: BLE001 - whatever a parser raises is the finding
+            problems.append(f"{line}: {error}")
+
+    assert len(every) > 15
+    assert problems == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(_FENCE, "", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_lead_somewhere(page):
+    text = re.sub(_FENCE, "", page.read_text(encoding="utf-8"))
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        if not place.exists() or (anchor and anchor not in anchors(place)):
+            broken.append(target)
+
+    assert broken == []
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    todo, seen = [ROOT / "README.md"], set()
+    while todo:
+        page = todo.pop()
+        if page in seen or page.suffix != ".md" or not page.is_file():
+            continue
+        seen.add(page)
+        todo += [
+            (page.parent / t.partition("#")[0]).resolve() for t in re.findall(r"\]\(([^)\s:]+)\)", page.read_text())
+        ]
+
+    assert sorted(map(name_of, set(PAGES) - seen)) == []
+
+
+def test_ci_runs_the_readmes_test_command():
+    readme = [s.command for s in steps(ROOT / "README.md") if "pytest" in s.command]
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    reads = next(line for line in script.splitlines() if line.startswith("test_command="))
+
+    found = subprocess.run(
+        ["bash", "-c", f'{reads}; printf %s "$test_command"'], cwd=ROOT, text=True, capture_output=True, check=True
+    )
+
+    assert [found.stdout] == readme
+    assert 'bash -euo pipefail -c "$test_command"' in script
+
+
+def test_the_floors_of_the_page_are_those_of_the_test():
+    page = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    floors: dict[str, int] = {}
+    floor = None
+    for first, modules in re.findall(r"^\| ([^|]*) \| ([^|]*) \| [^|]* \|$", page, re.MULTILINE):
+        number = re.match(r"\d", first)
+        floor = int(number.group()) if number else floor if not first.strip() else None
+        if floor is not None:
+            floors |= dict.fromkeys((m.rstrip("/") for m in re.findall(r"`([^`]+)`", modules)), floor)
+
+    assert floors == FLOORS
+
+
+def test_every_environment_variable_is_documented():
+    source = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "adapterhub").rglob("*.py"))
+    page = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
+
+    assert set(re.findall(r"\bADAPTERHUB_[A-Z]+\b", source)) == set(re.findall(r"\bADAPTERHUB_[A-Z]+\b", page))
