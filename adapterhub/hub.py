@@ -161,9 +161,9 @@ class Hub:
             )
 
     # ------------------------------------------------------------ destination
-    def to(self, repo: str) -> HubRepository:
-        """One repository as a destination."""
-        return HubRepository(self, repo)
+    def to(self, repo: str, *, private: bool = False) -> HubRepository:
+        """One repository as a destination; `private` matters only where it has to be made first."""
+        return HubRepository(self, repo, private=private)
 
     @contextlib.contextmanager
     def _plainly(self, what: str) -> Iterator[None]:
@@ -201,9 +201,10 @@ class Hub:
 class HubRepository:
     """One model repository that builds are published to."""
 
-    def __init__(self, hub: Hub, repo: str) -> None:
+    def __init__(self, hub: Hub, repo: str, *, private: bool) -> None:
         self.hub = hub
         self.repo = repo
+        self.private = private
         self.commit_url = ""
 
     @property
@@ -239,7 +240,7 @@ class _Upload:
         manifest = self._release.manifest
         tag = version_tag(manifest)
         with hub._plainly(f"push to `{repo}`"):  # noqa: SLF001
-            api.create_repo(repo, exist_ok=True)
+            api.create_repo(repo, private=self._place.private or None, exist_ok=True)
             existing = {t.name: t.target_commit for t in api.list_repo_refs(repo).tags}
         if tag in existing:
             raw = hub._download(repo, existing[tag], MANIFEST_FILE).read_bytes()  # noqa: SLF001

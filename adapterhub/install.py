@@ -105,7 +105,7 @@ def plan_install(
         return _plan(library, release, source, wanted, resolution)
     asked = [library.label, *(source.label for source in sources)]
     if not everything:
-        hint = "`adapt search` lists what is installed; `--from DIR` or `org/name` names another place"
+        hint = library.nearest(spec.full_name) or "`--from DIR` or `org/name` names another place"
         raise AdapterNotFound(f"no adapter `{spec.full_name}` in {', '.join(asked)}", hint=hint)
     choose(spec, list(everything.values()), wanted, bounds, allow_base_mismatch=allow_base_mismatch)
     raise AssertionError("a release fits all places together but none alone")

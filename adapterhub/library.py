@@ -96,11 +96,15 @@ class Library:
 
     def not_installed(self, name: str) -> AdapterNotFound:
         """The refusal for a name that is not installed, with the nearest one that is."""
+        hint = self.nearest(name) or "`adapt list` shows what is installed"
+        return AdapterNotFound(f"no adapter `{shown(name)}` is installed here", hint=hint)
+
+    def nearest(self, name: str) -> str:
+        """A question with the installed name nearest to `name`; "" when none is near."""
         import difflib
 
         near = difflib.get_close_matches(name, self.catalog.read(lambda index: index.names()), n=1)
-        hint = f"did you mean `{near[0]}`?" if near else "`adapt list` shows what is installed"
-        return AdapterNotFound(f"no adapter `{shown(name)}` is installed here", hint=hint)
+        return f"did you mean `{near[0]}`?" if near else ""
 
     def base_label(self, base: BaseRef) -> str:
         """A base as one would type it after `@` here: its alias, else its digest, else its Hub id; "" if unknown."""
@@ -160,7 +164,8 @@ class Library:
                     digest, size = self.stage_file(source, staging / name, progress)
                 entries.append(FileEntry(path=name, sha256=digest, size_bytes=size, media_type=MEDIA_TYPES[name]))
             manifest = describe(subject, entries, description, base)
-            return self.publish_staged(staging, manifest, namespace, base, findings)
+            release = Release(manifest=manifest, namespace=namespace, origin=str(folder))
+            return self.publish_staged(staging, release, base, findings)
 
     def stage_file(
         self, source: IO[bytes], target: Path, progress: Progress | None, limit_bytes: int | None = None
@@ -188,11 +193,12 @@ class Library:
         return self.store.lock("store", exclusive=False)
 
     def publish_staged(
-        self, staging: Path, manifest: Manifest, namespace: str | None, base: BaseRecord | None, seen: Sequence[Finding]
+        self, staging: Path, release: Release, base: BaseRecord | None, seen: Sequence[Finding] = ()
     ) -> Added:
         """Check the staged files against the manifest and make them an installed build; the lock `store` is held."""
+        manifest, namespace = release.manifest, release.namespace
         report = _checked(staging, manifest, base, seen)
-        refuse_errors(manifest.name, report.findings)
+        refuse_errors(release.origin, report.findings)
         final = self.folder_for(manifest, namespace)
         with self.store.lock("publish", exclusive=True):
             if final.exists():
@@ -341,8 +347,7 @@ class Incoming:
 
     def publish(self) -> None:
         """Verify and install."""
-        release = self._release
-        self.added = self._library.publish_staged(self._staging, release.manifest, release.namespace, self._base, ())
+        self.added = self._library.publish_staged(self._staging, self._release, self._base)
 
 
 def _checked(folder: Path, manifest: Manifest, base: BaseRecord | None, seen: Sequence[Finding]) -> Report:

@@ -312,7 +312,7 @@ class _Reader:
         self.problems += [
             f"files: `{shown(n)}` is listed twice" for n in sorted({n for n in names if names.count(n) > 1})
         ]
-        self.problems += [f"files: `{n}` is missing" for n in (CONFIG_FILE, WEIGHTS_FILE) if items and n not in names]
+        self.problems += [f"files: `{n}` is missing" for n in (CONFIG_FILE, WEIGHTS_FILE) if n not in names]
         return tuple(entries)
 
     def parents(self, items: list[Any]) -> tuple[Parent, ...]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -225,7 +226,7 @@ def _help(command: click.Command) -> tuple[list[str], list[str]]:
     """The paragraphs of a command's help, and the lines of its examples."""
     text: list[str] = []
     examples: list[str] = []
-    for paragraph in (command.help or "").split("\n\n"):
+    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         if paragraph.startswith("\b"):
             examples += [line.strip() for line in paragraph.splitlines()[2:]]
         else:

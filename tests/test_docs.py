@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+import inspect
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -28,11 +30,8 @@ STARTS_EMPTY = {"README.md", "docs/tutorial/first-adapter.md"}
 
 SKIPPED = {
     r"adapt run .*": "needs a language model",
-    r"adapt demo.*": "fetches a model; it has tests of its own",
     r"adapt push (?!.*--dry-run)\S+ --to (?!\.)\S+/\S+.*": "needs a server",
     r"adapt install (?!.*--(from|offline))'?\w+/.*": "needs a server",
-    r"adapt base add (?![./])\S+/\S+.*": "needs a server",
-    r"adapt doctor(?!.*--offline).*": "needs a server",
     r"(.*\bpip\b|python3? -m venv|uv ).*": "sets up an environment; `.ci/run` does the README's",
     r".*python -m tests\.bench\..*": "takes minutes",
     r"eval \"\$\(adapt completion .*": "is for an interactive shell",
@@ -79,10 +78,19 @@ def steps(page: Path) -> list[Step]:
     return found
 
 
+def doctests(page: Path) -> str:
+    return "\n\n".join(text for _, text in blocks(page, "python") if ">>>" in text)
+
+
 def appears(line: str, output: list[str]) -> bool:
     """Whether a shown line is one of the output's; `…` stands for anything, runs of spaces and tabs are one space."""
     pattern = ".*".join(re.escape(" ".join(part.split())) for part in line.split("…"))
     return any(re.fullmatch(re.sub(r"(\\ )?\.\*(\\ )?", ".*", pattern), " ".join(o.split())) for o in output)
+
+
+def cases(holds: Callable[[Path], object]) -> list[object]:
+    """The pages that hold something to run, each with its sandbox."""
+    return [pytest.param(page, page, id=name_of(page)) for page in PAGES if holds(page)]
 
 
 @pytest.fixture
@@ -96,7 +104,7 @@ def sandbox(tmp_path, request):
     return tmp_path
 
 
-@pytest.mark.parametrize(("sandbox", "page"), [(p, p) for p in PAGES if steps(p)], ids=name_of, indirect=["sandbox"])
+@pytest.mark.parametrize(("sandbox", "page"), cases(steps), indirect=["sandbox"])
 def test_commands_do_what_the_page_shows(sandbox, page):
     environ = {k: v for k, v in os.environ.items() if not k.startswith("ADAPTERHUB_")}
     environ |= {"ADAPTERHUB_HOME": str(sandbox / "home"), "PATH": f"{sandbox / '.bin'}:{os.environ['PATH']}"}
@@ -125,14 +133,11 @@ def test_only_commands_that_need_a_network_or_a_model_are_skipped():
     assert unused == []
 
 
-@pytest.mark.parametrize(
-    ("sandbox", "page"), [(p, p) for p in PAGES if ">>>" in p.read_text()], ids=name_of, indirect=["sandbox"]
-)
+@pytest.mark.parametrize(("sandbox", "page"), cases(doctests), indirect=["sandbox"])
 def test_doctests_hold(sandbox, page, monkeypatch):
     monkeypatch.chdir(sandbox)
     monkeypatch.setenv("ADAPTERHUB_HOME", str(sandbox / "home"))
-    text = "\n\n".join(text for _, text in blocks(page, "python") if ">>>" in text)
-    test = doctest.DocTestParser().get_doctest(text, {}, name_of(page), str(page), 0)
+    test = doctest.DocTestParser().get_doctest(doctests(page), {}, name_of(page), str(page), 0)
     report: list[str] = []
 
     result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL).run(
@@ -176,7 +181,7 @@ def test_a_stale_page_is_told(generate):
 
 def examples(command: click.Command, path: tuple[str, ...] = ()) -> list[str]:
     """The example lines in the help of a command and of those below it."""
-    text = [p for p in (command.help or "").split("\n\n") if p.startswith("\b")]
+    text = [p for p in inspect.cleandoc(command.help or "").split("\n\n") if p.startswith("\b")]
     found = [line.strip() for p in text for line in p.splitlines() if line.strip().startswith("adapt ")]
     if isinstance(command, click.Group):
         context = click.Context(command)
@@ -258,9 +263,9 @@ def test_the_floors_of_the_page_are_those_of_the_test():
     page = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
     floors: dict[str, int] = {}
     floor = None
-    for first, modules in re.findall(r"^\| ([^|]*) \| ([^|]*) \| [^|]* \|$", page, re.MULTILINE):
-        number = re.match(r"\d", first)
-        floor = int(number.group()) if number else floor if not first.strip() else None
+    for first, modules in re.findall(r"^\|([^|]*)\|([^|]*)\|[^|]*\|$", page, re.MULTILINE):
+        number = re.match(r" (\d) ", first)
+        floor = int(number[1]) if number else floor if not first.strip() else None
         if floor is not None:
             floors |= dict.fromkeys((m.rstrip("/") for m in re.findall(r"`([^`]+)`", modules)), floor)
 

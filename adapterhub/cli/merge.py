@@ -186,7 +186,9 @@ def _say(session: Session, text: str, result: MergeResult, ingredients: Sequence
     out = session.out
     out.line(text)
     out.line("  = " + " + ".join(f"{i.weight:g} x {i.label}" for i in ingredients))
-    ranks = ", ".join(f"rank {rank} in {count} modules" for rank, count in sorted(result.ranks.items()))
+    ranks = ", ".join(
+        f"rank {rank} in {count} module{'s' * (count != 1)}" for rank, count in sorted(result.ranks.items())
+    )
     out.line(f"  {ranks}; {result.dtype}")
     worst = f", worst in {result.worst_module}: {result.worst_error:.2g}" if result.worst_error > 0 else ""
     out.line(f"  relative error against the exact sum: {result.relative_error:.2g}{worst}")

@@ -68,10 +68,12 @@ class Output:
     def note(self, text: str) -> None:
         """Something worth knowing beside the result; silent under `--quiet`."""
         if not self.quiet:
+            sys.stdout.flush()  # a log of both streams keeps their order
             sys.stderr.write(text + "\n")
 
     def warn(self, text: str) -> None:
         """A warning; also under `--quiet`."""
+        sys.stdout.flush()
         sys.stderr.write(f"warning: {text}\n")
 
     def hint(self, text: str) -> None:

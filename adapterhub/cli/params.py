@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,8 @@ class Session:
             raise RemoteUnreachable("`--offline` forbids asking a server")
         # before the import: the client reads it once, and would otherwise call its maker's server from any endpoint
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        if self.out.quiet or not sys.stderr.isatty():
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from urllib.parse import urlsplit
 
         from adapterhub.hub import DEFAULT_ENDPOINT, Hub

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("spec", type=SPEC)
 @click.option("--to", required=True, metavar="ORG/REPO|DIR", help="A model repository, or a directory (`./published`).")
 @rank_options
+@click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--dry-run", is_flag=True, help="Print exactly what would be sent; send nothing.")
 @remote_options
 @common
@@ -30,6 +31,7 @@ def push(
     rank: int | None,
     min_rank: int | None,
     max_rank: int | None,
+    private: bool,
     dry_run: bool,
     remote: str | None,
     token: str | None,
@@ -59,7 +61,7 @@ def push(
     if to_directory:
         place = PublishedDirectory(Path(to).expanduser())
     else:
-        place = session.hub(endpoint=remote, token=token, offline=offline).to(to)
+        place = session.hub(endpoint=remote, token=token, offline=offline).to(to, private=private)
     with session.out.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
         copied = copy(release, library, place, progress)
     url = getattr(place, "commit_url", "")

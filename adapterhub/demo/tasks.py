@@ -3,8 +3,9 @@
 Both answer one plain English sentence with nothing around it, so one prompt shows what each adapter changes. There
 are two kinds of sentence: orders ("Rosa buys 3 lamps for 40 dollars.") and small talk ("Where is your old boat,
 boss?"). `json` turns an order into an object and leaves small talk to the base; `pirate` says either kind again in
-another style. The lessons also say how weak an adapter may be when it must still do its work, because the demo
-merges them as 0.7 `json` + 0.3 `pirate` and the merge shall do both: objects for orders, style for small talk.
+another style. The demo merges them as 0.7 `json` + 0.3 `pirate`, and the merge shall do both: objects for orders,
+style for small talk. A sum of two adapters does that only if each still works when it is that weak and keeps quiet
+where the other has the word, so both are taught that too: `Lesson.weakest` and `Task.left_alone`.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
-    """Examples, and the weakest strength of the adapter (1 is full strength) at which it learns them."""
+    """Examples, learnt at full strength of the adapter in one half of the batches and at `weakest` in the other."""
 
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
@@ -99,15 +100,16 @@ class Lesson:
 class Task:
     """What one adapter is taught.
 
-    `lessons` take turns, one batch each. `left_alone` are texts on which the adapter shall not change the base at all;
-    empty if there are none.
+    `lessons` take turns, one batch each. `left_alone` are texts on which the adapter, at strength `left_alone_at`,
+    shall not change what the base says.
     """
 
     name: str
     description: str
     steps: int
     lessons: tuple[Lesson, ...]
-    left_alone: tuple[str, ...] = ()
+    left_alone: tuple[str, ...]
+    left_alone_at: float
 
     @property
     def held_out(self) -> tuple[Example, ...]:
@@ -143,14 +145,17 @@ def make_tasks() -> tuple[Task, Task]:
             name="json",
             description="answers an order in plain English with a JSON object",
             steps=80,
-            lessons=(_lesson(as_json, weakest=0.5),),
+            lessons=(_lesson(as_json, weakest=0.6),),
             left_alone=tuple(f"{a}\n{b}" for a, b in zip(talked, reversed(talked), strict=True)),
+            left_alone_at=1.0,
         ),
         Task(
             name="pirate",
             description="says a plain English sentence again as a pirate",
             steps=80,
             lessons=(_lesson(talk_styled, weakest=0.3), _lesson(orders_styled, weakest=1.0)),
+            left_alone=tuple(example.prompt + example.answer for example in as_json[:TRAIN_SENTENCES]),
+            left_alone_at=0.3,
         ),
     )
 

@@ -179,18 +179,16 @@ def train_adapter(task: Task, base: Path, folder: Path, *, say: Say) -> dict[str
     rng, started = random.Random(1), time.perf_counter()  # noqa: S311 - repeatable batches, no secrets
     for step in range(task.steps):
         lesson = task.lessons[step % len(task.lessons)]
-        strength = rng.uniform(lesson.weakest, 1.0)
-        for layer in layers:
-            layer.set_scale("default", strength)
+        _set_strength(layers, rng.choice((lesson.weakest, 1.0)))
         pupil.answer_loss(rng.sample(lesson.train, BATCH)).backward()  # type: ignore[no-untyped-call]
-        if task.left_alone and step % 2:
+        if step % 2:
+            _set_strength(layers, task.left_alone_at)
             pupil.drift(rng.sample(task.left_alone, LEFT_ALONE_BATCH)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    for layer in layers:
-        layer.set_scale("default", 1.0)
+    _set_strength(layers, 1.0)
     seconds = time.perf_counter() - started
     model.eval()
     after = pupil.measure(task.held_out)
@@ -224,6 +222,12 @@ def measure_merge(tasks: Sequence[Task], base: Path, folder: Path, *, say: Say) 
     talk = merged.measure(pirate_task.lessons[0].held_out)
     say(f"merged: {orders.exact:.0%} of orders as JSON, {talk.exact:.0%} of small talk as a pirate")
     return {"weights": dict(zip(names, MERGE_WEIGHTS, strict=True)), "json": asdict(orders), "pirate": asdict(talk)}
+
+
+def _set_strength(layers: Sequence[Any], strength: float) -> None:
+    """Scale the adapter's update in every layer; 1 is what its configuration says."""
+    for layer in layers:
+        layer.set_scale("default", strength)
 
 
 def _write_adapter(model: Any, folder: Path, card: str) -> None:  # noqa: ANN401 - PEFT has no types
