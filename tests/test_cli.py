@@ -203,7 +203,7 @@ def test_a_closed_pipe_is_no_error(filled):
     done = subprocess.run(
         f"{' '.join(map(repr, ADAPT))} list | head -n 1",
         shell=True,
-        cwd=filled.folder,  # noqa: S602
+        cwd=filled.folder,
         env=filled.environ,
         capture_output=True,
         text=True,
