@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("adapterhub.cli.merge:merge", "Merge adapters into one, exactly or at a rank"),
     "run": ("adapterhub.cli.run:run", "Answer a prompt with an adapter on its frozen base"),
     "push": ("adapterhub.cli.push:push", "Publish an adapter to the Hugging Face Hub or a folder"),
+    "registry": ("adapterhub_registry.commands:registry", "Run and administer a self-hosted registry"),
     "remove": ("adapterhub.cli.remove:remove", "Remove an installed adapter"),
     "gc": ("adapterhub.cli.remove:gc", "Free the space of objects that nothing uses"),
     "doctor": ("adapterhub.cli.doctor:doctor", "Check the installation and the store"),
@@ -51,7 +52,13 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
+        try:
+            command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if module.startswith("adapterhub."):
+                raise
+            hint = "`pip install 'adapterhub[registry]'` brings it"
+            raise UsageProblem(f"`adapt {cmd_name}` needs the package `{error.name}`", hint=hint) from None
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}:{attribute} is not a command")
         return command

@@ -1,6 +1,6 @@
 """Throughput of `adapt verify` on one large adapter against `sha256sum` of its weights file, whole processes.
 
-    python -m tests.bench.bench_verify [--gigabytes 1] [--runs 5]
+    python -m tests.bench.bench_verify [--gigabytes 3.5] [--runs 5]
 
 Verify reads every byte once for the digest and once, in another thread, for NaN and infinity; the peer only hashes.
 """
@@ -57,7 +57,7 @@ def seconds(command: list[str]) -> tuple[float, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--gigabytes", type=float, default=1.0)
+    parser.add_argument("--gigabytes", type=float, default=3.5)
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     adapt = Path(sys.executable).parent / "adapt"

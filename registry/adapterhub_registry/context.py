@@ -1,0 +1,217 @@
+"""What every route gets: the registry, the caller, the base URL that the client used, and a body that was bounded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+from urllib.parse import unquote, urlencode
+
+from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
+
+from adapterhub.digests import strict_json
+from adapterhub.errors import shown
+from adapterhub_registry.blobs import BlobStore
+from adapterhub_registry.db import Database
+from adapterhub_registry.downloads import Downloads
+from adapterhub_registry.errors import bad_request, unauthorized
+from adapterhub_registry.names import RepoId, known_repo_id, parse_path
+from adapterhub_registry.repos import Repos
+from adapterhub_registry.settings import Settings
+from adapterhub_registry.tokens import ANONYMOUS, Caller, Tokens
+
+_HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+MAX_TOKEN_CHARACTERS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registry:
+    """The parts of one server."""
+
+    settings: Settings
+    db: Database
+    blobs: BlobStore
+    repos: Repos
+    tokens: Tokens
+    downloads: Downloads
+
+
+async def registry_of(request: Request) -> Registry:
+    """The registry that answers this request."""
+    return cast("Registry", request.app.state.registry)
+
+
+RegistryOf = Annotated[Registry, Depends(registry_of)]
+
+
+async def caller_of(request: Request, registry: RegistryOf) -> Caller:
+    """Whom the request speaks for; anonymous without a token.
+
+    Raises:
+        Refusal: 401 for a token that is not good, even where none is needed: its user thinks it is.
+    """
+    header = request.headers.get("authorization")
+    if header is None:
+        return ANONYMOUS
+    scheme, _, token = header.partition(" ")
+    caller = None
+    if scheme.lower() == "bearer" and len(token) <= MAX_TOKEN_CHARACTERS:
+        caller = await run_in_threadpool(registry.tokens.authenticate, token.strip())
+    if caller is None:
+        raise unauthorized("Invalid credentials in Authorization header")
+    return caller
+
+
+CallerOf = Annotated[Caller, Depends(caller_of)]
+
+
+async def repo_id_of(namespace: str, name: str) -> RepoId:
+    """The repository in the path of a URL."""
+    return known_repo_id(namespace, name)
+
+
+RepoOf = Annotated[RepoId, Depends(repo_id_of)]
+
+
+async def base_url(request: Request, registry: RegistryOf) -> str:
+    """What the client calls this server, without a slash at the end.
+
+    The hub client refuses URLs of a host that it did not ask, so the answer follows the Host header (or `public_url`).
+
+    Raises:
+        Refusal: 400 for a Host that is no host.
+    """
+    public = registry.settings.public_url
+    if public is not None:
+        return public
+    host = request.headers.get("host", "")
+    if not _HOST.fullmatch(host):
+        raise bad_request(f"Host `{shown(host)}`: expected a name or address with an optional port")
+    return f"{request.url.scheme}://{host}{request.scope.get('root_path', '')}"
+
+
+def next_link(request: Request, place: str, **position: str) -> str:
+    """The `Link` header to the next page: the same query at `place`, from another position."""
+    kept = [(name, value) for name, value in request.query_params.multi_items() if name not in position]
+    return f'<{place}?{urlencode([*kept, *position.items()])}>; rel="next"'
+
+
+BaseUrl = Annotated[str, Depends(base_url)]
+
+
+async def revision_of(rev: str) -> str:
+    """The branch, tag or commit in the path of a URL; slashes in it arrive percent-encoded (see `edge`)."""
+    return unquote(rev)
+
+
+RevisionOf = Annotated[str, Depends(revision_of)]
+
+
+async def path_of(path: str) -> str:
+    """The path of a file or folder at the end of a URL."""
+    return parse_path(unquote(path))
+
+
+PathOf = Annotated[str, Depends(path_of)]
+
+
+class JsonObject:
+    """A JSON object of a stranger, read member by member; a wrong type is a `Refusal` 400 that names the place."""
+
+    def __init__(self, values: dict[str, Any], where: str = "") -> None:
+        self._values = values
+        self._where = where
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def text(self, name: str, default: str | None = None, *, limit: int = 4096) -> str:
+        """A text of at most `limit` characters; required unless there is a default."""
+        value = self._values.get(name)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, str):
+            raise self._wrong(name, "a text")
+        if len(value) > limit:
+            raise self._wrong(name, f"a text of at most {limit} characters")
+        return self._storable(name, value)
+
+    def text_or_none(self, name: str, *, limit: int = 4096) -> str | None:
+        """A text, or None when it is absent or null."""
+        return None if self._values.get(name) is None else self.text(name, limit=limit)
+
+    def flag_or_none(self, name: str) -> bool | None:
+        """True, false, or None when it is absent or null."""
+        value = self._values.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
+        return value
+
+    def number(self, name: str, *, most: int, least: int = 0) -> int:
+        """A whole number within bounds."""
+        value = self._values.get(name)
+        if type(value) is not int or not least <= value <= most:
+            raise self._wrong(name, f"a whole number from {least} to {most}")
+        return value
+
+    def objects(self, name: str, *, most: int) -> list[JsonObject]:
+        """A list of objects, at most so many."""
+        value = self._values.get(name)
+        if not isinstance(value, list) or len(value) > most or not all(isinstance(item, dict) for item in value):
+            raise self._wrong(name, f"a list of at most {most} objects")
+        return [JsonObject(item, f"{self._where}{name}[{at}].") for at, item in enumerate(value)]
+
+    def object(self, name: str) -> JsonObject:
+        """An object."""
+        value = self._values.get(name)
+        if not isinstance(value, dict):
+            raise self._wrong(name, "an object")
+        return JsonObject(value, f"{self._where}{name}.")
+
+    def texts(self, name: str, *, most: int) -> list[str]:
+        """A list of texts, at most so many; one text alone is a list of it, an absent one is empty."""
+        value = self._values.get(name, [])
+        items = value if isinstance(value, list) else [value]
+        if len(items) > most or not all(isinstance(item, str) for item in items):
+            raise self._wrong(name, f"a list of at most {most} texts")
+        return [self._storable(name, item) for item in items]
+
+    def value(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
+        """Whatever stands there; None when absent."""
+        return self._values.get(name)
+
+    def _storable(self, name: str, text: str) -> str:
+        if "\0" in text or not _is_utf8(text):
+            raise self._wrong(name, "a text without NUL characters and lone surrogates")
+        return text
+
+    def _wrong(self, name: str, expected: str) -> Exception:
+        return bad_request(f"{self._where}{name}: expected {expected}, got {shown(self._values.get(name))}")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+async def json_object(request: Request) -> JsonObject:
+    """The body, which must be a JSON object; its size was bounded before it got here.
+
+    Raises:
+        Refusal: 400.
+    """
+    raw = await request.body()
+    try:
+        value = strict_json(raw, limit_bytes=max(len(raw), 1))
+    except ValueError as error:
+        raise bad_request(f"body: {error}") from None
+    if not isinstance(value, dict):
+        raise bad_request(f"body: expected a JSON object, got {shown(value)}")
+    return JsonObject(value)
+
+
+JsonBody = Annotated[JsonObject, Depends(json_object)]

@@ -1,0 +1,290 @@
+"""The tables, and the two ways to use them: `begin()` to change something, `read()` to look.
+
+SQLAlchemy Core on SQLite (WAL, one writer at a time) or PostgreSQL; nothing here or above is SQL that only one of them
+takes. Times are whole milliseconds since 1970, UTC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Engine,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    func,
+    insert,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, CursorResult, make_url
+
+SCHEMA_VERSION = "1"
+BUSY_TIMEOUT_MS = 30_000
+
+metadata = MetaData()
+
+facts = Table("facts", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
+"""What the database knows of itself: `schema`."""
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(96), nullable=False, unique=True),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("user_id", ForeignKey("users.id"), nullable=False),
+    Column("label", String(200), nullable=False),
+    Column("role", String(8), nullable=False),  # read | write | admin
+    Column("namespaces", Text, nullable=False),  # JSON array of globs over `ns/name`
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("used_at", BigInteger),
+    Column("revoked_at", BigInteger),
+)
+
+repos = Table(
+    "repos",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("full_name", String(200), nullable=False, unique=True),  # ns/name
+    Column("namespace", String(96), nullable=False, index=True),
+    Column("folded", String(200), nullable=False, unique=True),  # look-alikes share it
+    Column("folded_namespace", String(96), nullable=False, index=True),
+    Column("private", Boolean, nullable=False),
+    Column("gated", String(8)),  # None | auto | manual
+    Column("created_by", String(96), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("modified_at", BigInteger, nullable=False),
+    Column("head", String(40), nullable=False),  # of main; the columns below describe that commit
+    Column("downloads", Integer, nullable=False, default=0),
+    Column("used_bytes", BigInteger, nullable=False, default=0),
+    Column("pipeline_tag", String(200), index=True),
+    Column("library_name", String(200)),
+    Column("card", Text, nullable=False, default="{}"),  # JSON: the front matter of README.md
+    Column("config", Text, nullable=False, default="{}"),  # JSON: what model info shows of config files
+    sqlite_autoincrement=True,  # a number is never given twice: signed links name it
+)
+
+refs = Table(
+    "refs",
+    metadata,
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("kind", String(8), primary_key=True),  # branch | tag
+    Column("name", String(200), primary_key=True),
+    Column("commit_id", String(40), nullable=False),
+    Column("message", Text),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+commits = Table(
+    "commits",
+    metadata,
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("id", String(40), primary_key=True),
+    Column("parent", String(40)),
+    Column("tree", String(64), nullable=False),  # sha256 over the sorted (path, blob)
+    Column("title", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("author", String(96), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("commit_id", String(40), primary_key=True),
+    Column("path", String(1024), primary_key=True),
+    Column("sha256", String(64), nullable=False, index=True),
+    Column("git_sha1", String(40), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("lfs", Boolean, nullable=False),
+    Column("changed_in", String(40), nullable=False),  # the commit that last gave this path these bytes
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("git_sha1", String(40), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    # whose bytes arrived for which repository: knowing a digest alone must not give access to its bytes
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("user_name", String(96), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+repo_tags = Table(
+    "repo_tags",
+    metadata,
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("tag", String(256), primary_key=True),
+    Index("repo_tags_by_tag", "tag", "repo_id"),
+)
+
+adapters = Table(
+    "adapters",
+    metadata,
+    # one row for the head of main and for every tagged commit that holds an adapter
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("commit_id", String(40), primary_key=True),
+    Column("digest", String(64), nullable=False, index=True),  # of the manifest, or of the adapter's files
+    Column("weights_sha256", String(64)),  # of adapter_model.safetensors
+    Column("name", String(200)),
+    Column("version", String(200)),
+    Column("base_model", String(256)),
+    Column("base_sha256", String(64)),
+    Column("base_tensors", String(64)),
+    Column("base_files", String(64)),
+    Column("task", String(200)),
+    Column("peft_type", String(200)),
+    Column("methods", Text, nullable=False),  # JSON array
+    Column("rank", Integer),
+    Column("alpha", Float),
+    Column("target_modules", Text, nullable=False),  # JSON array
+    Column("dtype", String(64)),
+    Column("parameters", BigInteger),
+    Column("description", Text),
+    Column("words", Text, nullable=False),  # lower case: what a text search looks through
+    Column("is_head", Boolean, nullable=False),
+    Column("is_listed", Boolean, nullable=False),  # the one row that stands for its repository in searches
+    Column("created_at", BigInteger, nullable=False),
+    Index("adapters_by_base", "base_sha256", "rank"),
+    Index("adapters_by_base_model", "base_model", "rank"),
+    Index("adapters_by_name", "name", "version"),
+)
+
+releases = Table(
+    "releases",
+    metadata,
+    # a version that was once tagged: kept when the tag goes, so that it never gets other bytes
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("version", String(200), primary_key=True),
+    Column("tag", String(200), nullable=False),
+    Column("commit_id", String(40), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("yanked_at", BigInteger),
+    Column("yanked_by", String(96)),
+    Column("yanked_reason", Text),
+    Index("releases_by_version", "version"),
+)
+
+downloads = Table(
+    "downloads",
+    metadata,
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("day", Integer, primary_key=True),  # days since 1970
+    Column("count", Integer, nullable=False),
+)
+
+
+def now_ms() -> int:
+    """Now."""
+    return time.time_ns() // 1_000_000
+
+
+def inserted_id(result: CursorResult[Any]) -> int:
+    """The number that the database gave to the row just inserted."""
+    key = result.inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert those of `rows` whose key is not there yet. Both databases spell it `ON CONFLICT DO NOTHING`."""
+    if not rows:
+        return
+    build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    connection.execute(build(table).on_conflict_do_nothing(), list(rows))
+
+
+class Database:
+    """One database, its tables made when absent."""
+
+    def __init__(self, url: str) -> None:
+        self._sqlite = make_url(url).get_backend_name() == "sqlite"
+        arguments: dict[str, Any] = {"check_same_thread": False} if self._sqlite else {}
+        self.engine: Engine = create_engine(
+            url, connect_args=arguments, pool_size=16, max_overflow=48, pool_pre_ping=not self._sqlite
+        )
+        # SQLite has one writer; waiting here is fair and quick, its own busy handler sleeps
+        self._writer = threading.Lock() if self._sqlite else contextlib.nullcontext()
+        if self._sqlite:
+            _prepare_sqlite(self.engine)
+        with self.begin() as connection:
+            metadata.create_all(connection)
+            if connection.scalar(select(func.count()).select_from(facts)) == 0:
+                connection.execute(insert(facts).values(name="schema", value=SCHEMA_VERSION))
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """One transaction that writes: all of it, or nothing when an exception leaves the block."""
+        with self._writer, self.engine.connect() as connection:
+            connection.execution_options(writes=True)
+            with connection.begin():
+                yield connection
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One transaction that only reads, over one state of the database."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+_PRAGMAS = (
+    f"busy_timeout={BUSY_TIMEOUT_MS}",  # first: the next one waits for other processes
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "case_sensitive_like=ON",  # as PostgreSQL's LIKE: a token for `acme/*` is not one for `ACME/x`
+)
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    def on_connect(connection: Any, _record: Any) -> None:  # noqa: ANN401 - sqlite3.Connection and a pool record
+        connection.isolation_level = None  # the driver starts no transactions of its own; `on_begin` does
+        for pragma in _PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+
+    def on_begin(connection: Connection) -> None:
+        # a read transaction that turned into a write could fail at once with `database is locked`
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    event.listen(engine, "connect", on_connect)
+    event.listen(engine, "begin", on_begin)

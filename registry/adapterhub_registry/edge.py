@@ -1,0 +1,115 @@
+"""The outermost layer: paths as they were sent, bodies that end, a number for each request, and an answer to any error.
+
+Three things that the server underneath gets wrong for this protocol are put right here. ASGI decodes `%2F` before
+routing, so a branch `feat/x` would fall apart: a path is routed with `%2F` and `%25` still encoded, and route
+parameters are decoded where they are read. A body is read to its end whatever its size: here it is counted. An
+exception that leaves the application closes the connection, on which the client's next call dies: here it becomes JSON.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from urllib.parse import unquote_to_bytes
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adapterhub.errors import AdapterHubError, shown
+from adapterhub_registry.errors import Refusal, bad_request, refusal_of, too_large
+from adapterhub_registry.settings import Limits
+
+log = logging.getLogger("adapterhub_registry")
+
+_COMMIT = re.compile(r"/api/models/[^/]+/[^/]+/commit/")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Edge:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on, and answer when nothing else does."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        number, started = secrets.token_hex(8), False
+
+        async def tell(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", number.encode())]}
+            await send(message)
+
+        try:
+            path = routed_path(scope)
+            limit = self._limit(path)
+            _refuse_announced(scope, limit)
+            await self._app({**scope, "path": path}, _counted(receive, limit), tell)
+        except Exception as error:  # whatever it is, the client gets an answer
+            if started:
+                raise
+            await _answer_to(error, scope, number).response()(scope, receive, tell)
+
+    def _limit(self, path: str) -> int:
+        if path.startswith(("/_lfs/", "/_xet/")):
+            return self._limits.file_bytes
+        return self._limits.commit_body_bytes if _COMMIT.match(path) else self._limits.json_body_bytes
+
+
+def routed_path(scope: Scope) -> str:
+    """The path to route on: decoded once, except `%2F` and `%25`, which stay for whoever reads the parameter.
+
+    Raises:
+        Refusal: 400 for a path that is not UTF-8 or holds control characters.
+    """
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    kept = re.sub(rb"%(2[fF5])", rb"%25\1", raw.partition(b"?")[0])
+    try:
+        path = unquote_to_bytes(kept).decode("utf-8")
+        whole = unquote_to_bytes(path).decode("utf-8")
+    except UnicodeError:
+        raise bad_request("the path is not UTF-8") from None
+    if _CONTROL.search(whole):
+        raise bad_request("the path holds control characters")
+    return path
+
+
+def _refuse_announced(scope: Scope, limit: int) -> None:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > limit:
+            raise too_large(limit)
+
+
+def _counted(receive: Receive, limit: int) -> Receive:
+    count = 0
+
+    async def bounded() -> Message:
+        nonlocal count
+        message = await receive()
+        if message["type"] == "http.request":
+            count += len(message.get("body", b""))
+            if count > limit:
+                raise too_large(limit)
+        return message
+
+    return bounded
+
+
+def _answer_to(error: Exception, scope: Scope, number: str) -> Refusal:
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, AdapterHubError):
+        return refusal_of(error)
+    if isinstance(error, ClientDisconnect):
+        return bad_request("the connection ended before the body did")
+    # signed links carry their rights in the path: only its first two segments go to the log
+    place = "/".join(str(scope["path"]).split("/")[:3])
+    log.error("request %s: %s %s failed", number, scope["method"], shown(place), exc_info=error)
+    return Refusal(500, "InternalError", f"the server failed; its log says more under request {number}")

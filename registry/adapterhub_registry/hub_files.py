@@ -1,0 +1,235 @@
+"""Hub API: folders, facts about paths, and the files themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Final
+from urllib.parse import parse_qs, quote, unquote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, Field
+from sqlalchemy import Row, select
+from sqlalchemy.engine import Connection
+from starlette.concurrency import run_in_threadpool
+
+from adapterhub_registry import adapters, commits
+from adapterhub_registry.card import ADAPTER_CONFIG, CONFIG
+from adapterhub_registry.commits import FileEntry
+from adapterhub_registry.context import (
+    BaseUrl,
+    CallerOf,
+    PathOf,
+    RegistryOf,
+    RepoOf,
+    RevisionOf,
+    json_object,
+    next_link,
+)
+from adapterhub_registry.db import commits as commits_table
+from adapterhub_registry.errors import Refusal, bad_request, entry_not_found
+from adapterhub_registry.model_info import iso_time
+from adapterhub_registry.names import parse_path
+
+router = APIRouter()
+TREE_PAGE: Final = 1000
+MAX_PATHS: Final = 10_000
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_TRUE = {"true", "True", "1"}
+
+
+# ------------------------------------------------------------ tree
+class TreeQuery(BaseModel):
+    """`recursive` shows what lies below, too; `expand` adds the commit that last changed an entry."""
+
+    recursive: bool = False
+    expand: bool = False
+    limit: int = Field(default=TREE_PAGE, ge=1, le=TREE_PAGE)
+    cursor: str = ""
+
+
+@router.get("/api/models/{namespace}/{name}/tree/{rev}")
+@router.get("/api/models/{namespace}/{name}/tree/{rev}/{path:path}")
+def list_tree(
+    request: Request,
+    registry: RegistryOf,
+    caller: CallerOf,
+    repo_id: RepoOf,
+    revision: RevisionOf,
+    base: BaseUrl,
+    query: Annotated[TreeQuery, Query()],
+) -> JSONResponse:
+    """Files and folders below a folder of a revision, by path; `Link` leads to the next page."""
+    folder = unquote(request.path_params.get("path", "")).strip("/")
+    if folder:
+        parse_path(folder)
+    with registry.db.read() as connection:
+        row = registry.repos.find(connection, caller, repo_id)
+        commit_id = commits.find_commit(connection, row, revision)
+        tree = commits.files_of(connection, row.id, commit_id, below=folder)
+        if folder and not tree:
+            raise entry_not_found(folder, commit_id)
+        entries = [entry for entry in _entries(tree, folder, deep=query.recursive) if entry["path"] > query.cursor]
+        page = entries[: query.limit]
+        if query.expand:
+            _add_last_commits(connection, row, page, tree)
+    headers = {"X-Repo-Commit": commit_id}
+    if len(entries) > query.limit:
+        place = f"{base}/api/models/{repo_id}/tree/{quote(revision, safe='')}"
+        place += f"/{quote(folder, safe='')}" if folder else ""
+        headers["Link"] = next_link(request, place, cursor=page[-1]["path"])
+    return JSONResponse(page, headers=headers)
+
+
+@router.post("/api/models/{namespace}/{name}/paths-info/{rev}")
+async def paths_info(
+    request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, revision: RevisionOf
+) -> JSONResponse:
+    """What is known of some paths; those that do not exist are left out. Clients send a form, some of them JSON."""
+    paths, expand = await _asked_paths(request)
+    if len(paths) > MAX_PATHS:
+        raise bad_request(f"{len(paths)} paths, expected at most {MAX_PATHS}")
+
+    def look() -> list[dict[str, Any]]:
+        with registry.db.read() as connection:
+            row = registry.repos.find(connection, caller, repo_id)
+            commit_id = commits.find_commit(connection, row, revision)
+            tree = commits.files_of(connection, row.id, commit_id)
+            wanted = {path.strip("/") for path in paths}
+            found = [entry for entry in _entries(tree, "", deep=True) if entry["path"] in wanted]
+            if expand:
+                _add_last_commits(connection, row, found, tree)
+            return found
+
+    return JSONResponse(await run_in_threadpool(look))
+
+
+async def _asked_paths(request: Request) -> tuple[list[str], bool]:
+    if request.headers.get("content-type", "").startswith("application/json"):
+        body = await json_object(request)
+        return body.texts("paths", most=MAX_PATHS), body.value("expand") is True
+    try:
+        form = parse_qs((await request.body()).decode("utf-8"), max_num_fields=MAX_PATHS + 10)
+    except ValueError:
+        raise bad_request("body: expected a form with `paths` and `expand`") from None
+    return form.get("paths", []), form.get("expand", [""])[0] in _TRUE
+
+
+def _entries(tree: Mapping[str, FileEntry], folder: str, *, deep: bool) -> list[dict[str, Any]]:
+    """Files and the folders on their way, below `folder`, by path."""
+    start = len(folder) + 1 if folder else 0
+    folders: dict[str, hashlib._Hash] = {}
+    found: list[dict[str, Any]] = []
+    for path, entry in tree.items():
+        parents = _parents(path, start)
+        for parent in parents if deep else parents[:1]:
+            # git's own tree names would need every mode; this one changes with the content below, which is its use
+            folders.setdefault(parent, hashlib.sha1(usedforsecurity=False)).update(f"{path}\0{entry.oid}\n".encode())
+        if deep or not parents:
+            found.append(_file(entry))
+    found += [{"type": "directory", "path": p, "oid": h.hexdigest(), "size": 0} for p, h in folders.items()]
+    return sorted(found, key=lambda item: str(item["path"]))
+
+
+def _parents(path: str, start: int) -> list[str]:
+    at, parents = path.find("/", start), []
+    while at != -1:
+        parents.append(path[:at])
+        at = path.find("/", at + 1)
+    return parents
+
+
+def _file(entry: FileEntry) -> dict[str, Any]:
+    found: dict[str, Any] = {"type": "file", "path": entry.path, "oid": entry.oid, "size": entry.size}
+    if entry.lfs:
+        found["lfs"] = {"oid": entry.sha256, "size": entry.size, "pointerSize": len(entry.pointer)}
+    return found
+
+
+def _add_last_commits(
+    connection: Connection, repo: Row[Any], entries: Iterable[dict[str, Any]], tree: Mapping[str, FileEntry]
+) -> None:
+    wanted = {entry.changed_in for entry in tree.values()}
+    query = select(commits_table).where(commits_table.c.repo_id == repo.id, commits_table.c.id.in_(wanted))
+    made = {row.id: row for row in connection.execute(query)}
+    for entry in entries:
+        below = f"{entry['path']}/"
+        of_file = tree.get(entry["path"])
+        inside = [of_file] if of_file else [file for path, file in tree.items() if path.startswith(below)]
+        last = max((made[file.changed_in] for file in inside), key=lambda row: int(row.created_at))
+        entry["lastCommit"] = {"id": last.id, "title": last.title, "date": iso_time(last.created_at)}
+
+
+# ------------------------------------------------------------ resolve
+@router.api_route("/{namespace}/{name}/resolve/{rev}/{path:path}", methods=["GET", "HEAD"])
+def resolve(
+    request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, revision: RevisionOf, path: PathOf
+) -> Response:
+    """A file: HEAD tells all about it without a redirect, GET gives its bytes or one range of them."""
+    with registry.db.read() as connection:
+        row = registry.repos.find_files(connection, caller, repo_id)
+        commit_id = commits.find_commit(connection, row, revision)
+        entry = commits.file_at(connection, row.id, commit_id, path)
+        warning = adapters.warning_for(connection, row.id, commit_id)
+        counts = request.method == "GET" and "x-hf-download-counter" in request.headers
+        if counts and _stands_for_download(connection, row.id, commit_id, path):
+            registry.downloads.count(row.id)
+    headers = {
+        "X-Repo-Commit": commit_id,
+        "ETag": f'"{entry.etag}"',
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2])}",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if entry.lfs:
+        headers |= {"X-Linked-Etag": f'"{entry.etag}"', "X-Linked-Size": str(entry.size)}
+    if warning:
+        headers["X-HF-Warning"] = warning
+    kind = "application/octet-stream" if entry.lfs else "text/plain; charset=utf-8"
+    if request.method == "HEAD":
+        return Response(headers={**headers, "Content-Length": str(entry.size)}, media_type=kind)
+    start, end, status = 0, entry.size, 200
+    wanted = _range(request.headers.get("range", ""), entry.size)
+    if wanted is not None:
+        start, end = wanted
+        status = 206
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{entry.size}"
+    headers["Content-Length"] = str(end - start)
+    content = registry.blobs.open(entry.sha256, start, end)
+    return StreamingResponse(content, status_code=status, headers=headers, media_type=kind)
+
+
+def _stands_for_download(connection: Connection, repo_number: int, commit_id: str, path: str) -> bool:
+    """A download of a repository is many of files: the one of its configuration is counted."""
+    if path == ADAPTER_CONFIG:
+        return True
+    if path != CONFIG:
+        return False
+    try:
+        commits.file_at(connection, repo_number, commit_id, ADAPTER_CONFIG)
+    except Refusal:
+        return True
+    return False
+
+
+def _range(header: str, size: int) -> tuple[int, int] | None:
+    """`[start, end)` that a Range header asks for; None (the whole file) for none, several, or what is no range.
+
+    Raises:
+        Refusal: 416, with the size.
+    """
+    found = _RANGE.fullmatch(header)
+    if found is None or not any(found.groups()):
+        return None
+    first, last = found.groups()
+    if not first:
+        start, end = max(size - int(last), 0), size
+    else:
+        start, end = int(first), min(int(last) + 1 if last else size, size)
+        if last and int(last) < int(first):
+            return None
+    if start >= end:
+        raise Refusal(416, "RangeNotSatisfiable", "no such range", headers={"Content-Range": f"bytes */{size}"})
+    return start, end

@@ -1,0 +1,158 @@
+"""Hub API: model info, the listing of models, and the history of a repository."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import quote, unquote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from adapterhub.errors import shown
+from adapterhub_registry import adapters, commits, model_info
+from adapterhub_registry.context import BaseUrl, CallerOf, RegistryOf, RepoOf, RevisionOf, next_link
+from adapterhub_registry.errors import bad_request
+from adapterhub_registry.names import COMMIT
+from adapterhub_registry.repos import MAIN
+from adapterhub_registry.search import MAX_PAGE, SORTS, Listing, list_repos
+
+router = APIRouter()
+HISTORY_PAGE = 50
+LIST_PAGE = 100
+
+
+class ListQuery(BaseModel):
+    """What a client may ask of the listing; the names are the Hub's. What is not known here is passed over."""
+
+    filter: list[str] = []
+    author: str | None = None
+    search: str | None = None
+    pipeline_tag: str | None = None
+    apps: list[str] = []
+    gated: bool | None = None
+    num_parameters: str | None = None
+    inference: str | None = None
+    inference_provider: list[str] = []
+    sort: str = "lastModified"
+    limit: int = Field(default=LIST_PAGE, ge=1, le=1_000_000)
+    full: bool = False
+    cardData: bool = False  # noqa: N815 - the Hub's name
+    config: bool = False
+    expand: list[str] = []
+    cursor: str | None = None
+
+    def listing(self) -> Listing:
+        """The question in the words of the search.
+
+        Raises:
+            Refusal: 400 for an order that is none.
+        """
+        sort = next((known for known in SORTS if known == self.sort), None)
+        if sort is None:
+            raise bad_request(f"sort `{shown(self.sort)}`: expected one of {', '.join(SORTS)}")
+        never = [self.inference, *self.inference_provider]
+        tags = [*self.filter, self.pipeline_tag, *self.apps]
+        return Listing(
+            filters=tuple(tag for tag in tags if tag),
+            author=self.author,
+            search=self.search,
+            gated=self.gated,
+            num_parameters=self.num_parameters,
+            never=tuple(text for text in never if text),
+            sort=sort,
+            cursor=self.cursor,
+            limit=min(self.limit, MAX_PAGE),
+        )
+
+    def members(self) -> set[str]:
+        """Which members of each repository are wanted."""
+        if self.expand:
+            return set(self.expand)
+        members = set(model_info.LISTED)
+        members |= {"siblings"} if self.full else set()
+        members |= {"cardData"} if self.cardData or self.full else set()
+        return members | ({"config"} if self.config else set())
+
+
+@router.get("/api/models")
+def list_models(
+    request: Request, registry: RegistryOf, caller: CallerOf, base: BaseUrl, query: Annotated[ListQuery, Query()]
+) -> JSONResponse:
+    """One page of repositories; `Link` leads to the next."""
+    with registry.db.read() as connection:
+        page = list_repos(connection, query.listing(), registry.repos.visible(caller))
+        answer = model_info.listed(connection, registry.blobs, page.rows, query.members())
+    headers = {}
+    if page.next_cursor is not None:
+        headers["Link"] = next_link(request, f"{base}/api/models", cursor=page.next_cursor)
+    return JSONResponse(answer, headers=headers)
+
+
+class InfoQuery(BaseModel):
+    """`blobs` adds sizes and names of contents; with `expand`, only those members are wanted."""
+
+    blobs: bool = False
+    expand: list[str] = []
+
+
+@router.get("/api/models/{namespace}/{name}")
+@router.get("/api/models/{namespace}/{name}/revision/{rev}")
+def repo_info(
+    request: Request,
+    registry: RegistryOf,
+    caller: CallerOf,
+    repo_id: RepoOf,
+    query: Annotated[InfoQuery, Query()],
+) -> JSONResponse:
+    """Everything about a repository at a revision; with `expand`, only the members asked for."""
+    revision = unquote(request.path_params.get("rev", MAIN))
+    with registry.db.read() as connection:
+        row = registry.repos.find(connection, caller, repo_id)
+        commit_id = commits.find_commit(connection, row, revision)
+        tags = model_info.tags_of(connection, [row.id])[row.id]
+        info = model_info.at_head(row, tags)
+        info |= model_info.at_commit(connection, registry.blobs, row, commit_id, with_blobs=query.blobs)
+        warning = adapters.warning_for(connection, row.id, commit_id)
+    if query.expand:
+        # what this server does not know of (likes of a year ago) is left out, not refused
+        info = {name: info[name] for name in info if name in query.expand or name in model_info.ALWAYS}
+    return JSONResponse(info, headers={"X-HF-Warning": warning} if warning else None)
+
+
+@router.get("/api/models/{namespace}/{name}/commits/{rev}")
+def list_commits(
+    request: Request,
+    registry: RegistryOf,
+    caller: CallerOf,
+    repo_id: RepoOf,
+    revision: RevisionOf,
+    base: BaseUrl,
+    limit: Annotated[int, Query(ge=1, le=1000)] = HISTORY_PAGE,
+    after: str | None = None,
+) -> JSONResponse:
+    """A revision and its ancestors, newest first; `Link` leads to the next page."""
+    if after is not None and not COMMIT.fullmatch(after):
+        raise bad_request(f"after `{shown(after)}`: expected a commit")
+    with registry.db.read() as connection:
+        row = registry.repos.find(connection, caller, repo_id)
+        start = commits.find_commit(connection, row, after or revision)
+        found = commits.history(connection, row, start, limit=limit + 1)
+    page, rest = found[:limit], found[limit:]
+    headers = {}
+    if rest:
+        place = f"{base}/api/models/{repo_id}/commits/{quote(revision, safe='')}"
+        headers["Link"] = next_link(request, place, after=rest[0].id)
+    return JSONResponse(
+        [
+            {
+                "id": commit.id,
+                "title": commit.title,
+                "message": commit.message,
+                "date": model_info.iso_time(commit.created_at),
+                "authors": [{"user": commit.author, "avatar": ""}],
+            }
+            for commit in page
+        ],
+        headers=headers,
+    )

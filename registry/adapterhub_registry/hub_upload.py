@@ -1,0 +1,360 @@
+"""Hub API: the way of bytes into a repository: validate-yaml, preupload, LFS, commit; the Xet way is in `xet`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator
+from math import ceil
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from adapterhub.digests import strict_json
+from adapterhub.errors import shown
+from adapterhub_registry import commits
+from adapterhub_registry.blobs import StoredBlob
+from adapterhub_registry.bodies import receive_with
+from adapterhub_registry.card import UnreadableCard, parse_card, problems_of
+from adapterhub_registry.commits import Delete, DeleteFolder, Operation, Proposal, Put
+from adapterhub_registry.context import (
+    BaseUrl,
+    CallerOf,
+    JsonBody,
+    JsonObject,
+    Registry,
+    RegistryOf,
+    RepoOf,
+    RevisionOf,
+)
+from adapterhub_registry.errors import Refusal, bad_request, entry_not_found, forbidden, too_large
+from adapterhub_registry.names import COMMIT_PREFIX, RepoId, parse_path, parse_sha256
+from adapterhub_registry.repos import refuse_pull_request
+from adapterhub_registry.signing import BadSignature, check, sign
+from adapterhub_registry.tokens import Caller
+
+router = APIRouter()
+MAX_PREUPLOAD_FILES: Final = 256
+MAX_LFS_OBJECTS: Final = 1000
+MAX_PARTS: Final = 10_000
+SAMPLE_BYTES: Final = 512
+REGULAR_BELOW_BYTES: Final = 1 << 20
+LFS_SUFFIXES: Final = tuple(
+    f".{suffix}"
+    for group in (
+        ("safetensors", "bin", "pt", "pth", "ckpt", "gguf", "ggml", "onnx", "h5", "msgpack", "model", "spm"),
+        ("npy", "npz", "parquet", "arrow", "zip", "gz", "xz", "bz2", "tar", "7z", "zst"),
+        ("png", "jpg", "jpeg", "webp", "gif", "wav", "mp3", "flac", "mp4"),
+    )
+    for suffix in group
+)
+"""What goes by LFS whatever its size, as on the Hub: binary kinds, which nobody compares line by line."""
+
+
+# ------------------------------------------------------------ before the bytes
+@router.post("/api/validate-yaml")
+def validate_yaml(body: JsonBody) -> JSONResponse:
+    """What is wrong with the metadata of a README; 400 when a commit of it would be a mistake."""
+    errors: list[str]
+    try:
+        errors, warnings = problems_of(parse_card(body.text("content", limit=1 << 22)))
+    except UnreadableCard as problem:
+        errors, warnings = [str(problem)], []
+    answer = {
+        "errors": [{"message": text} for text in errors],
+        "warnings": [{"message": text} for text in warnings],
+    }
+    if errors:
+        headers = {"X-Error-Code": "BadRequest", "X-Error-Message": "Invalid metadata in README.md."}
+        return JSONResponse(answer, status_code=400, headers=headers)
+    return JSONResponse(answer)
+
+
+@router.post("/api/models/{namespace}/{name}/preupload/{rev}")
+def preupload(
+    registry: RegistryOf,
+    caller: CallerOf,
+    repo_id: RepoOf,
+    revision: RevisionOf,
+    body: JsonBody,
+    create_pr: str | None = None,
+) -> JSONResponse:
+    """For each file the way it is to be sent, and the name of what stands there now."""
+    refuse_pull_request(create_pr)
+    files = body.objects("files", most=MAX_PREUPLOAD_FILES)
+    with registry.db.read() as connection:
+        row = registry.repos.find_writable(connection, caller, repo_id)
+        tree = commits.files_of(connection, row.id, commits.find_commit(connection, row, revision))
+    answer = []
+    for file in files:
+        path = parse_path(file.text("path"))
+        size = file.number("size", most=registry.settings.limits.file_bytes)
+        sample = _base64(file.text("sample", "", limit=4 * SAMPLE_BYTES), "sample")
+        before = tree.get(path)
+        answer.append(
+            {
+                "path": path,
+                "uploadMode": "lfs" if _goes_by_lfs(path, size, sample) else "regular",
+                "shouldIgnore": False,
+                "oid": before.etag if before else None,
+            }
+        )
+    return JSONResponse({"files": answer})
+
+
+def _goes_by_lfs(path: str, size: int, sample: bytes) -> bool:
+    return size > 0 and (size >= REGULAR_BELOW_BYTES or path.lower().endswith(LFS_SUFFIXES) or b"\0" in sample)
+
+
+# ------------------------------------------------------------ LFS
+@router.post("/{namespace}/{name}.git/info/lfs/objects/batch")
+def lfs_batch(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody, base: BaseUrl) -> JSONResponse:
+    """For each object the signed links to send it to; none when the caller may use what is stored already."""
+    if body.text("operation") != "upload":
+        raise bad_request("operation: only uploads go this way, files are read from /resolve")
+    if body.text("hash_algo", "sha256") != "sha256":
+        raise bad_request("hash_algo: expected sha256")
+    wanted = body.objects("objects", most=MAX_LFS_OBJECTS)
+    can_split = "multipart" in body.texts("transfers", most=20)
+    with registry.db.read() as connection:
+        row = registry.repos.find_writable(connection, caller, repo_id)
+        objects = []
+        for item in wanted:
+            oid = parse_sha256(item.text("oid"))
+            size = item.number("size", most=registry.settings.limits.file_bytes)
+            known = registry.repos.known_blob(connection, caller, row.id, oid)
+            answer: dict[str, Any] = {"oid": oid, "size": size}
+            if known is not None and known.size != size:
+                answer["error"] = {"code": 422, "message": f"{oid} has {known.size} bytes, not {size}"}
+            elif known is None:
+                links = _Links(registry, base, {"user": caller.user, "repo": row.id, "oid": oid, "size": size})
+                answer["actions"] = links.actions(can_split=can_split, repo_id=repo_id)
+            objects.append(answer)
+    split = any("chunk_size" in item.get("actions", {}).get("upload", {}).get("header", {}) for item in objects)
+    return JSONResponse({"transfer": "multipart" if split else "basic", "objects": objects})
+
+
+class _Links:
+    """Signed links for one object: whoever holds one can send exactly these bytes, within the hour."""
+
+    def __init__(self, registry: Registry, base: str, claims: dict[str, Any]) -> None:
+        self._settings = registry.settings
+        self._base = base
+        self._claims = claims
+
+    def _link(self, place: str, purpose: str, **more: int) -> str:
+        ttl_s = self._settings.limits.href_ttl_s
+        token = sign({**self._claims, **more, "purpose": purpose}, self._settings.secret, ttl_s)
+        return f"{self._base}/_lfs/{place}/{token}"
+
+    def actions(self, *, can_split: bool, repo_id: RepoId) -> dict[str, Any]:
+        """The member `actions`: in one piece, or in parts for large objects."""
+        limits, size = self._settings.limits, int(self._claims["size"])
+        verify = {"href": f"{self._base}/{repo_id}.git/info/lfs/verify"}
+        if not can_split or size < limits.multipart_from_bytes:
+            return {"upload": {"href": self._link("object", "lfs-object"), "header": {}}, "verify": verify}
+        part_bytes = max(limits.part_bytes, ceil(size / MAX_PARTS))
+        header = {"chunk_size": str(part_bytes)}
+        for number in range(1, ceil(size / part_bytes) + 1):
+            length = min(part_bytes, size - (number - 1) * part_bytes)
+            header[str(number)] = self._link("part", "lfs-part", part=number, length=length)
+        return {"upload": {"href": self._link("complete", "lfs-complete"), "header": header}, "verify": verify}
+
+
+def _claims(registry: Registry, token: str, purpose: str) -> dict[str, Any]:
+    try:
+        return check(token, registry.settings.secret, purpose=purpose)
+    except BadSignature as problem:
+        raise forbidden(f"upload link: {problem}") from None
+
+
+def _upload_id(claims: dict[str, Any]) -> str:
+    # parts of one user for one repository; the same parts again go to the same place
+    return f"{claims['repo']:08d}-{claims['oid'][:40]}"
+
+
+@router.put("/_lfs/object/{token}")
+async def put_object(request: Request, registry: RegistryOf, token: str) -> Response:
+    """Take an object in one piece; 400, and nothing is kept, unless it is exactly what was announced."""
+    claims = _claims(registry, token, "lfs-object")
+
+    def work(chunks: Iterator[bytes]) -> None:
+        _note(registry, claims, registry.blobs.put(chunks, claims["oid"], claims["size"]))
+
+    await receive_with(request, work)
+    return Response()
+
+
+@router.put("/_lfs/part/{token}")
+async def put_part(request: Request, registry: RegistryOf, token: str) -> Response:
+    """Take one part; its ETag is what the completion must name."""
+    claims = _claims(registry, token, "lfs-part")
+    etag = await receive_with(
+        request, lambda chunks: registry.blobs.put_part(_upload_id(claims), claims["part"], chunks, claims["length"])
+    )
+    return Response(headers={"ETag": f'"{etag}"'})
+
+
+@router.post("/_lfs/complete/{token}")
+def complete(registry: RegistryOf, token: str, body: JsonBody) -> JSONResponse:
+    """Join the parts; 400 unless they make what was announced."""
+    claims = _claims(registry, token, "lfs-complete")
+    listed = body.objects("parts", most=MAX_PARTS)
+    parts = [(part.number("partNumber", least=1, most=MAX_PARTS), part.text("etag").strip('"')) for part in listed]
+    if [number for number, _ in parts] != list(range(1, len(parts) + 1)):
+        raise bad_request("parts: expected every part once, in order")
+    blob = registry.blobs.complete(_upload_id(claims), parts, claims["oid"], claims["size"])
+    _note(registry, claims, blob)
+    return JSONResponse({"success": True})
+
+
+def _note(registry: Registry, claims: dict[str, Any], blob: StoredBlob) -> None:
+    with registry.db.begin() as connection:
+        registry.repos.note_upload(connection, claims["repo"], claims["user"], blob)
+
+
+@router.post("/{namespace}/{name}.git/info/lfs/verify")
+def verify(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody) -> JSONResponse:
+    """200 when the object is here with that size."""
+    oid = parse_sha256(body.text("oid"))
+    with registry.db.read() as connection:
+        row = registry.repos.find_writable(connection, caller, repo_id)
+        known = registry.repos.known_blob(connection, caller, row.id, oid)
+    if known is None or known.size != body.value("size"):
+        raise entry_not_found(oid)
+    return JSONResponse({"ok": True})
+
+
+# ------------------------------------------------------------ commit
+@router.post("/api/models/{namespace}/{name}/commit/{rev}")
+async def make_commit(
+    request: Request,
+    registry: RegistryOf,
+    caller: CallerOf,
+    repo_id: RepoOf,
+    revision: RevisionOf,
+    base: BaseUrl,
+    create_pr: str | None = None,
+) -> JSONResponse:
+    """Apply the lines of the body to a branch, all or none."""
+    refuse_pull_request(create_pr)
+
+    def may_write() -> None:
+        with registry.db.read() as connection:
+            row = registry.repos.find_writable(connection, caller, repo_id)
+            commits.find_commit(connection, row, revision)
+
+    await run_in_threadpool(may_write)  # before a byte of the body is kept
+    branch = revision.removeprefix("refs/heads/")
+
+    def work(chunks: Iterator[bytes]) -> str:
+        draft = _Draft(registry, caller, repo_id)
+        for line in _lines(chunks, limit_bytes=_line_limit(registry)):
+            draft.take(line)
+        return draft.commit(branch)
+
+    made = await receive_with(request, work)
+    return JSONResponse({"success": True, "commitOid": made, "commitUrl": f"{base}/{repo_id}/commit/{made}"})
+
+
+def _line_limit(registry: Registry) -> int:
+    return registry.settings.limits.regular_file_bytes * 4 // 3 + (1 << 16)
+
+
+def _lines(chunks: Iterator[bytes], *, limit_bytes: int) -> Iterator[bytes]:
+    rest = bytearray()
+    for chunk in chunks:
+        *whole, last = chunk.split(b"\n")
+        for line in whole:
+            rest += line
+            if len(rest) > limit_bytes:
+                raise too_large(limit_bytes)
+            yield bytes(rest)
+            rest.clear()
+        rest += last
+        if len(rest) > limit_bytes:
+            raise too_large(limit_bytes)
+    yield bytes(rest)
+
+
+class _Draft:
+    """A commit that is being read, line by line. Contents are stored at once, so memory holds one line."""
+
+    def __init__(self, registry: Registry, caller: Caller, repo_id: RepoId) -> None:
+        self._registry, self._caller, self._repo_id = registry, caller, repo_id
+        self._header: JsonObject | None = None
+        self._operations: list[Operation] = []
+        self._named: list[tuple[str, str, object, int]] = []  # LFS files: path, oid, size, place among the operations
+
+    def take(self, line: bytes) -> None:
+        """Read one line."""
+        if not line.strip():
+            return
+        try:
+            value = strict_json(line, limit_bytes=len(line))
+        except ValueError as error:
+            raise bad_request(f"commit line {len(self._operations) + 1}: {error}") from None
+        if not isinstance(value, dict):
+            raise bad_request("commit: expected a JSON object on each line")
+        item = JsonObject(value)
+        key, content = item.text("key"), item.object("value")
+        if key == "header":
+            self._header = content
+            return
+        if len(self._operations) >= self._registry.settings.limits.operations:
+            raise Refusal(413, "TooLarge", "too many operations for one commit")
+        self._operations.append(self._operation(key, content))
+
+    def _operation(self, key: str, content: JsonObject) -> Operation:
+        path = parse_path(content.text("path").rstrip("/") if key == "deletedFolder" else content.text("path"))
+        if key == "file":
+            limit = self._registry.settings.limits.regular_file_bytes
+            if content.text("encoding", "base64") != "base64":
+                raise bad_request("encoding: expected base64")
+            data = _base64(content.text("content", limit=limit * 4 // 3 + 4), f"content of {path}")
+            return Put(path=path, blob=self._registry.blobs.put([data], size=len(data)), lfs=False)
+        if key == "lfsFile":
+            if content.text("algo", "sha256") != "sha256":
+                raise bad_request("algo: expected sha256")
+            oid = parse_sha256(content.text("oid"))
+            self._named.append((path, oid, content.value("size"), len(self._operations)))
+            return Put(path=path, blob=StoredBlob(oid, "", 0), lfs=True)  # looked up in `commit`
+        if key == "deletedFile":
+            return Delete(path=path)
+        if key == "deletedFolder":
+            return DeleteFolder(path=path)
+        raise bad_request(f"key `{shown(key)}`: expected header, file, lfsFile, deletedFile or deletedFolder")
+
+    def commit(self, branch: str) -> str:
+        """The commit that the lines made."""
+        if self._header is None:
+            raise bad_request("commit: no line with the key `header`")
+        header, registry = self._header, self._registry
+        parent = header.text_or_none("parentCommit")
+        if parent is not None and not COMMIT_PREFIX.fullmatch(parent):
+            raise bad_request(f"parentCommit `{shown(parent)}`: expected 7 to 40 lower-case hex digits")
+        with registry.db.begin() as connection:
+            row = registry.repos.find_writable(connection, self._caller, self._repo_id)
+            for path, oid, size, place in self._named:
+                blob = registry.repos.known_blob(connection, self._caller, row.id, oid)
+                if blob is None or (size is not None and size != blob.size):
+                    raise bad_request(f"{path}: the LFS object {oid} was not uploaded, or has another size")
+                self._operations[place] = Put(path=path, blob=blob, lfs=True)
+            proposal = Proposal(
+                branch=branch,
+                title=header.text("summary", "", limit=10_000) or "commit",
+                message=header.text("description", "", limit=1 << 20),
+                author=str(self._caller.user),
+                parent=parent,
+                operations=tuple(self._operations),
+            )
+            return commits.commit(connection, registry.blobs, row, proposal, max_files=registry.settings.limits.files)
+
+
+def _base64(text: str, what: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise bad_request(f"{shown(what)}: expected base64") from None

@@ -1,0 +1,117 @@
+"""A repository as the Hub API describes it: in listings, in model info, and property by property with `expand`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from sqlalchemy import Row, select
+from sqlalchemy.engine import Connection
+
+from adapterhub_registry import adapters, card
+from adapterhub_registry.blobs import BlobStore
+from adapterhub_registry.commits import FileEntry, files_of
+from adapterhub_registry.db import commits, repo_tags
+
+ALWAYS = ("_id", "id")
+_STATE = ("sha", "createdAt", "lastModified", "private", "gated", "disabled", "downloads", "likes", "trendingScore")
+LISTED = frozenset({"modelId", "author", "tags", "pipeline_tag", "library_name", *_STATE})
+
+
+def iso_time(at_ms: int) -> str:
+    """`2026-11-24T10:00:00.000Z`, the one form that all clients read."""
+    return dt.datetime.fromtimestamp(at_ms / 1000, tz=dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[str]]:
+    """The tags of some repositories, each sorted."""
+    found: dict[int, list[str]] = {number: [] for number in repo_ids}
+    wanted = select(repo_tags).where(repo_tags.c.repo_id.in_(found))
+    for row in connection.execute(wanted):
+        found[row.repo_id].append(row.tag)
+    return {number: sorted(tags) for number, tags in found.items()}
+
+
+def listed(
+    connection: Connection, blobs: BlobStore, rows: Sequence[Row[Any]], wanted: AbstractSet[str]
+) -> list[dict[str, Any]]:
+    """Some repositories at their heads, each with the members named in `wanted` and those that are always there."""
+    tags = tags_of(connection, [row.id for row in rows]) if "tags" in wanted else {}
+    return [_chosen(connection, blobs, row, wanted, tags.get(row.id, [])) for row in rows]
+
+
+def _chosen(
+    connection: Connection, blobs: BlobStore, row: Row[Any], wanted: AbstractSet[str], tags: list[str]
+) -> dict[str, Any]:
+    info = at_head(row, tags)
+    if wanted & {"siblings", "safetensors", "baseModels", "adapt"}:
+        info |= at_commit(connection, blobs, row, row.head, with_blobs=False)
+    return {name: info[name] for name in info if name in wanted or name in ALWAYS}
+
+
+def at_head(row: Row[Any], tags: list[str]) -> dict[str, Any]:
+    """What the row of a repository says of it."""
+    return {
+        "_id": f"{row.id:024x}",
+        "id": row.full_name,
+        "modelId": row.full_name,
+        "author": row.namespace,
+        "sha": row.head,
+        "createdAt": iso_time(row.created_at),
+        "lastModified": iso_time(row.modified_at),
+        "private": row.private,
+        "gated": row.gated or False,
+        "disabled": False,
+        "downloads": row.downloads,
+        "likes": 0,
+        "trendingScore": 0,
+        "tags": tags,
+        "pipeline_tag": row.pipeline_tag,
+        "library_name": row.library_name,
+        "cardData": json.loads(row.card),
+        "config": json.loads(row.config),
+        "usedStorage": row.used_bytes,
+        "spaces": [],
+    }
+
+
+def at_commit(
+    connection: Connection, blobs: BlobStore, row: Row[Any], commit_id: str, *, with_blobs: bool
+) -> dict[str, Any]:
+    """What the files of one commit add: `siblings`, and at an older commit than the head its card and date, too."""
+    tree = files_of(connection, row.id, commit_id)
+    info: dict[str, Any] = {"sha": commit_id, "siblings": [_sibling(entry, with_blobs) for entry in tree.values()]}
+    adapt = adapters.adapt_object(connection, row.id, commit_id)
+    if adapt is not None:
+        info["adapt"] = adapt
+        if adapt["parameters"]:
+            info["safetensors"] = {"parameters": {adapt["dtype"]: adapt["parameters"]}, "total": adapt["parameters"]}
+        if adapt["base"]:
+            info["baseModels"] = {"relation": "adapter", "models": [{"_id": "", "id": adapt["base"]}]}
+    if commit_id != row.head:
+        info |= _of_older(connection, blobs, row, commit_id, {path: entry.sha256 for path, entry in tree.items()})
+    return info
+
+
+def _of_older(
+    connection: Connection, blobs: BlobStore, row: Row[Any], commit_id: str, digests: Mapping[str, str]
+) -> dict[str, Any]:
+    wanted = select(commits.c.created_at).where(commits.c.repo_id == row.id, commits.c.id == commit_id)
+    made_at = connection.scalars(wanted).one()
+    return {
+        "lastModified": iso_time(made_at),
+        "cardData": card.read_card(blobs, digests),
+        "config": card.read_config(blobs, digests),
+    }
+
+
+def _sibling(entry: FileEntry, with_blobs: bool) -> dict[str, Any]:  # noqa: FBT001 - private, one caller
+    if not with_blobs:
+        return {"rfilename": entry.path}
+    found: dict[str, Any] = {"rfilename": entry.path, "size": entry.size, "blobId": entry.oid}
+    if entry.lfs:
+        found["lfs"] = {"sha256": entry.sha256, "size": entry.size, "pointerSize": len(entry.pointer)}
+    return found

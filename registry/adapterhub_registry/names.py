@@ -1,0 +1,118 @@
+"""Names that arrive in requests, checked once: repository ids, branches and tags, commits, paths of files."""
+
+from __future__ import annotations
+
+import re
+from typing import NewType
+
+from adapterhub.errors import shown
+from adapterhub_registry.errors import Refusal, bad_request, repo_not_found
+
+RepoId = NewType("RepoId", str)
+"""`ns/name`; only `parse_repo_id` makes one."""
+
+_KINDS = ("models", "datasets", "spaces", "kernels", "buckets")
+_PAGES = ("api", "oauth", "login", "settings", "docs", "static", "metrics", "healthz", "_xet", "_lfs", ".well-known")
+RESERVED_NAMESPACES = frozenset({*_KINDS, *_PAGES})
+MAX_PATH_BYTES = 1024
+MAX_SEGMENT_BYTES = 255
+MAX_REF_CHARACTERS = 200
+COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_PART = re.compile(r"[A-Za-z0-9_.-]{1,96}")
+_REF_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
+_PATH_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
+_LOOK_ALIKE = str.maketrans({"-": None, "_": None, ".": None, "0": "o", "1": "l", "i": "l"})
+
+
+def parse_repo_id(namespace: str, name: str) -> RepoId:
+    """The id, for a new repository or one that is looked up.
+
+    Raises:
+        Refusal: 400, with the rule that is broken.
+    """
+    text = f"{namespace}/{name}"
+    for part in (namespace, name):
+        if not _PART.fullmatch(part) or "--" in part or ".." in part or part.strip(".") == "":
+            raise bad_request(
+                f"repository `{shown(text)}`: expected `namespace/name`, each of 1 to 96 letters, digits, "
+                "`.`, `_`, `-`, without `--` or `..`"
+            )
+    if name.endswith(".git") or namespace.endswith(".git"):
+        raise bad_request(f"repository `{shown(text)}`: a name cannot end in `.git`")
+    if namespace.lower() in RESERVED_NAMESPACES:
+        raise bad_request(f"repository `{shown(text)}`: the namespace `{namespace}` is reserved")
+    return RepoId(text)
+
+
+def known_repo_id(namespace: str, name: str) -> RepoId:
+    """The id of a repository in a URL; one that could not exist does not exist."""
+    try:
+        return parse_repo_id(namespace, name)
+    except Refusal:
+        raise repo_not_found(shown(f"{namespace}/{name}")) from None
+
+
+def fold(name: str) -> str:
+    """What look-alikes have in common: case, `-_.`, 0 and O, 1 and l and I do not tell names apart."""
+    return name.casefold().translate(_LOOK_ALIKE) or name.casefold()
+
+
+def parse_ref_name(text: str) -> str:
+    """A name for a branch or tag, by git's rules; one that reads as a commit is refused.
+
+    Raises:
+        Refusal: 400.
+    """
+    wrong = (
+        not 1 <= len(text) <= MAX_REF_CHARACTERS
+        or _REF_FORBIDDEN.search(text)
+        or text.startswith(("/", "-", ".", "refs/"))
+        or text.endswith(("/", ".", ".lock"))
+        or text in {"@", "HEAD"}
+        or not text.isprintable()
+    )
+    if wrong:
+        raise bad_request(f"`{shown(text)}` cannot name a branch or tag")
+    if COMMIT_PREFIX.fullmatch(text):
+        raise bad_request(f"`{text}` would read as a commit and cannot name a branch or tag")
+    return text
+
+
+def parse_path(text: str, *, what: str = "path") -> str:
+    """A path inside a repository: relative, with `/`, without `.`, `..`, `.git` or control characters.
+
+    Raises:
+        Refusal: 400.
+    """
+    segments = text.split("/")
+    wrong = (
+        _PATH_FORBIDDEN.search(text)
+        or len(text.encode("utf-8", "replace")) > MAX_PATH_BYTES
+        or any(
+            part in {"", ".", ".."}
+            or part.lower() == ".git"
+            or len(part.encode("utf-8", "replace")) > MAX_SEGMENT_BYTES
+            for part in segments
+        )
+    )
+    if wrong:
+        raise bad_request(f"{what} `{shown(text)}`: expected a relative path without `.`, `..`, `.git` or `\\`")
+    return text
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
+
+
+def parse_sha256(text: str, *, what: str = "oid") -> str:
+    """64 lower-case hex digits.
+
+    Raises:
+        Refusal: 400.
+    """
+    if not SHA256.fullmatch(text):
+        raise bad_request(f"{what} `{shown(text)}`: expected the 64 lower-case hex digits of a sha256")
+    return text

@@ -1,0 +1,271 @@
+"""Repositories: who may see and change them, how they are made, moved and removed, and their branches and tags.
+
+Every function works inside the caller's transaction and takes the `Caller`; a repository that the caller may not know
+of is not found. A repository is passed on as its row of the table `repos`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from sqlalchemy import ColumnElement, Row, delete, false, insert, or_, select, true, update
+from sqlalchemy.engine import Connection
+
+from adapterhub_registry import adapters, commits
+from adapterhub_registry.blobs import BlobStore, StoredBlob
+from adapterhub_registry.db import blobs as blobs_table
+from adapterhub_registry.db import files, insert_new, inserted_id, now_ms, refs, repos, uploads
+from adapterhub_registry.errors import (
+    Refusal,
+    bad_request,
+    conflict,
+    forbidden,
+    gated,
+    repo_not_found,
+    revision_not_found,
+    unauthorized,
+)
+from adapterhub_registry.names import RepoId, fold, parse_ref_name
+from adapterhub_registry.tokens import Caller
+
+RepoRow = Row[Any]
+MAIN: Final = "main"
+Kind = Literal["branch", "tag"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """New settings of a repository; None leaves one as it is. `gated` is `auto`, `manual` or, for open, `no`."""
+
+    private: bool | None = None
+    gated: Literal["auto", "manual", "no"] | None = None
+
+
+class Repos:
+    """The repositories of one registry."""
+
+    def __init__(self, blobs: BlobStore, *, anonymous_read: bool) -> None:
+        self._blobs = blobs
+        self._anonymous_read = anonymous_read
+
+    # ------------------------------------------------------------ access
+    def visible(self, caller: Caller) -> ColumnElement[bool]:
+        """The SQL condition on `repos` for what `caller` may know of."""
+        mine = [repos.c.full_name.like(_like(glob), escape="\\") for glob in caller.namespaces]
+        everybody = true() if self._anonymous_read or caller.user is not None else false()
+        return or_(repos.c.private.is_(False) & everybody, *mine)
+
+    def find(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
+        """A repository that `caller` may see.
+
+        Raises:
+            Refusal: 401 where reading needs a token and there is none; else 404.
+        """
+        self._refuse_nobody(caller)
+        row = connection.execute(select(repos).where(repos.c.full_name == repo_id)).one_or_none()
+        if row is None or (row.private and not caller.reaches(repo_id)):
+            raise repo_not_found(repo_id)
+        return row
+
+    def find_files(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
+        """A repository whose files `caller` may read: those of a gated one need a token that was given for it."""
+        row = self.find(connection, caller, repo_id)
+        if row.gated and not caller.reaches(repo_id):
+            raise gated(repo_id)
+        return row
+
+    def find_writable(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
+        """A repository that `caller` may change; 403 when it may only be seen, 401 without a token."""
+        row = self.find(connection, caller, repo_id)
+        self._refuse_reader(caller, repo_id)
+        return row
+
+    def _refuse_nobody(self, caller: Caller) -> None:
+        if caller.user is None and not self._anonymous_read:
+            raise unauthorized("this registry is read with a token only")
+
+    def _refuse_reader(self, caller: Caller, repo_id: RepoId) -> None:
+        if caller.user is None:
+            raise unauthorized()
+        if not caller.writes(repo_id):
+            raise forbidden(f"the token `{caller.label}` ({caller.role}) may not change `{repo_id}`")
+
+    # ------------------------------------------------------------ life
+    def create(self, connection: Connection, caller: Caller, repo_id: RepoId, *, private: bool) -> RepoRow:
+        """A new repository with an empty first commit on `main`.
+
+        Raises:
+            Refusal: 409 when it exists, 400 when its name looks like that of another.
+        """
+        self._refuse_reader(caller, repo_id)
+        self._refuse_taken(connection, repo_id)
+        now, namespace = now_ms(), repo_id.partition("/")[0]
+        made = connection.execute(
+            insert(repos).values(
+                full_name=repo_id,
+                namespace=namespace,
+                folded=_folded(repo_id),
+                folded_namespace=fold(namespace),
+                private=private,
+                created_by=caller.user,
+                created_at=now,
+                modified_at=now,
+                head="",
+            )
+        )
+        number = inserted_id(made)
+        head = commits.first_commit(connection, number, repo_id, author=str(caller.user))
+        connection.execute(
+            insert(refs).values(repo_id=number, kind="branch", name=MAIN, commit_id=head, created_at=now)
+        )
+        connection.execute(update(repos).where(repos.c.id == number).values(head=head))
+        return connection.execute(select(repos).where(repos.c.id == number)).one()
+
+    def _refuse_taken(self, connection: Connection, repo_id: RepoId, *, besides: int | None = None) -> None:
+        folded = select(repos.c.full_name).where(repos.c.folded == _folded(repo_id), repos.c.id != (besides or 0))
+        taken = connection.scalar(folded)
+        if taken == repo_id:
+            raise conflict(f"repository `{repo_id}` exists")
+        namespace = repo_id.partition("/")[0]
+        near = taken or connection.scalar(
+            select(repos.c.full_name)
+            .where(repos.c.folded_namespace == fold(namespace), repos.c.namespace != namespace)
+            .limit(1)
+        )
+        if near is not None:
+            # which one is not said: it may be private
+            raise bad_request(f"`{repo_id}` looks too much like a name that is taken; choose another")
+
+    def delete(self, connection: Connection, caller: Caller, repo_id: RepoId) -> None:
+        """Remove a repository with all its history; blobs stay for others that hold them."""
+        row = self.find_writable(connection, caller, repo_id)
+        connection.execute(delete(repos).where(repos.c.id == row.id))
+
+    def move(self, connection: Connection, caller: Caller, source: RepoId, target: RepoId) -> None:
+        """Give a repository another id. The old id is free, and nothing leads from it to the new one."""
+        row = self.find_writable(connection, caller, source)
+        self._refuse_reader(caller, target)
+        self._refuse_taken(connection, target, besides=row.id)
+        namespace = target.partition("/")[0]
+        connection.execute(
+            update(repos)
+            .where(repos.c.id == row.id)
+            .values(full_name=target, namespace=namespace, folded=_folded(target), folded_namespace=fold(namespace))
+        )
+
+    def change(self, connection: Connection, caller: Caller, repo_id: RepoId, change: Change) -> RepoRow:
+        """The repository with new settings."""
+        row = self.find_writable(connection, caller, repo_id)
+        values: dict[str, object] = {}
+        if change.private is not None:
+            values["private"] = change.private
+        if change.gated is not None:
+            values["gated"] = None if change.gated == "no" else change.gated
+        if values:
+            connection.execute(update(repos).where(repos.c.id == row.id).values(**values))
+        return connection.execute(select(repos).where(repos.c.id == row.id)).one()
+
+    # ------------------------------------------------------------ branches and tags
+    def create_branch(
+        self, connection: Connection, caller: Caller, repo_id: RepoId, name: str, *, start: str | None
+    ) -> None:
+        """A branch at `start` (default: the head of main); 409 when it exists."""
+        row = self.find_writable(connection, caller, repo_id)
+        commit = commits.find_commit(connection, row, start or MAIN)
+        self._create_ref(connection, row, "branch", name, commit, None)
+
+    def delete_branch(self, connection: Connection, caller: Caller, repo_id: RepoId, name: str) -> None:
+        """Remove a branch; `main` stays."""
+        if name == MAIN:
+            raise forbidden("the branch `main` cannot be removed")
+        self._delete_ref(connection, self.find_writable(connection, caller, repo_id), "branch", name)
+
+    def create_tag(
+        self, connection: Connection, caller: Caller, repo_id: RepoId, name: str, *, at: str, message: str | None
+    ) -> None:
+        """A tag at a revision; 409 when it exists. A version tag on an adapter releases that version."""
+        row = self.find_writable(connection, caller, repo_id)
+        commit = commits.find_commit(connection, row, at)
+        self._create_ref(connection, row, "tag", name, commit, message)
+        tree = {path: entry.sha256 for path, entry in commits.files_of(connection, row.id, commit).items()}
+        adapters.index_commit(connection, self._blobs, row, commit, tree, tag=name)
+
+    def delete_tag(self, connection: Connection, caller: Caller, repo_id: RepoId, name: str) -> None:
+        """Remove a tag; the version it released stays taken."""
+        row = self.find_writable(connection, caller, repo_id)
+        self._delete_ref(connection, row, "tag", name)
+        adapters.choose_listed(connection, row.id)
+
+    def _create_ref(
+        self, connection: Connection, repo: RepoRow, kind: Kind, name: str, commit: str, message: str | None
+    ) -> None:
+        parse_ref_name(name)
+        taken = connection.scalar(select(refs.c.kind).where(refs.c.repo_id == repo.id, refs.c.name == name))
+        if taken is not None:
+            raise conflict(f"`{repo.full_name}` has a {taken} named `{name}`")
+        connection.execute(
+            insert(refs).values(
+                repo_id=repo.id, kind=kind, name=name, commit_id=commit, message=message, created_at=now_ms()
+            )
+        )
+
+    def _delete_ref(self, connection: Connection, repo: RepoRow, kind: Kind, name: str) -> None:
+        gone = connection.execute(
+            delete(refs).where(refs.c.repo_id == repo.id, refs.c.kind == kind, refs.c.name == name)
+        )
+        if not gone.rowcount:
+            raise revision_not_found(repo.full_name, name)
+
+    # ------------------------------------------------------------ blobs
+    def note_upload(self, connection: Connection, repo_id: int, user: str, blob: StoredBlob) -> None:
+        """Remember that `user` sent these bytes for this repository: commits to it may name them from now on."""
+        if connection.scalar(select(repos.c.id).where(repos.c.id == repo_id)) is None:
+            raise Refusal(404, "RepoNotFound", "the repository was removed while its files were on their way")
+        now = now_ms()
+        row = {"sha256": blob.sha256, "git_sha1": blob.git_sha1, "size": blob.size, "created_at": now}
+        insert_new(connection, blobs_table, [row])
+        insert_new(
+            connection,
+            uploads,
+            [{"repo_id": repo_id, "sha256": blob.sha256, "user_name": user, "created_at": now}],
+        )
+
+    def known_blob(self, connection: Connection, caller: Caller, repo_id: int, sha256: str) -> StoredBlob | None:
+        """The blob, if `caller` may use it here: it was sent for this repository, or lies in one the caller can read.
+
+        A digest alone must not open bytes of a stranger's private repository.
+        """
+        row = connection.execute(select(blobs_table).where(blobs_table.c.sha256 == sha256)).one_or_none()
+        if row is None:
+            return None
+        sent = select(uploads.c.sha256).where(uploads.c.repo_id == repo_id, uploads.c.sha256 == sha256)
+        if connection.scalar(sent.limit(1)) is None and not self._can_read_blob(connection, caller, sha256):
+            return None
+        return StoredBlob(row.sha256, row.git_sha1, row.size)
+
+    def _can_read_blob(self, connection: Connection, caller: Caller, sha256: str) -> bool:
+        holders = (
+            select(repos.c.full_name, repos.c.gated)
+            .join(files, files.c.repo_id == repos.c.id)
+            .where(files.c.sha256 == sha256, self.visible(caller))
+            .distinct()
+        )
+        rows = connection.execute(holders)
+        return any(not row.gated or caller.reaches(row.full_name) for row in rows)
+
+
+def _folded(repo_id: RepoId) -> str:
+    namespace, _, name = repo_id.partition("/")
+    return f"{fold(namespace)}/{fold(name)}"
+
+
+def _like(glob: str) -> str:
+    escaped = glob.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return escaped.replace("*", "%").replace("?", "_")
+
+
+def refuse_pull_request(create_pr: str | None) -> None:
+    """501 for what would open a pull request: there are none here."""
+    if create_pr in {"1", "true", "True"}:
+        raise Refusal(501, "NotImplemented", "this registry has no pull requests; commit to a branch")

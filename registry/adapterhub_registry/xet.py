@@ -1,0 +1,198 @@
+"""Uploads by Xet, which the hub client has used since 1.20 for every large file without asking whether a server can.
+
+Write-only: files arrive as xorbs and shards, are rebuilt and stored as ordinary blobs, and are downloaded like any
+other. Nothing is deduplicated across repositories. Each upload space has its own address, which changes daily
+(`xorbs.py` says why), and its own short-lived token, bound to the user and the repository.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+from sqlalchemy import Row, select
+
+from adapterhub_registry import signing
+from adapterhub_registry.blobs import StoredBlob
+from adapterhub_registry.bodies import receive_with
+from adapterhub_registry.context import BaseUrl, CallerOf, Registry, RegistryOf, RepoOf
+from adapterhub_registry.db import repos, uploads
+from adapterhub_registry.errors import Refusal, forbidden, too_large, unauthorized
+from adapterhub_registry.xet_format import (
+    MAX_SHARD_BYTES,
+    MAX_XORB_BODY_BYTES,
+    parse_shard,
+    parse_xet_hash,
+)
+from adapterhub_registry.xet_ingest import Ingest
+from adapterhub_registry.xorbs import DiskXorbs, XorbPlace, XorbStore, epoch_at, is_open
+
+PURPOSE: Final = "xet"
+SPACE: Final = "/_xet/{scope}/{epoch}"
+_EPOCH = re.compile(r"[0-9]{1,9}")
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """One upload space: a repository, an epoch, and the user that the token was given to."""
+
+    repo_id: int
+    scope: str
+    epoch: int
+    user: str
+
+
+def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> Space:
+    """The upload space of a request, once its token was checked against it.
+
+    Raises:
+        Refusal: 401 without a valid token, 403 for one of another space, 404 for an epoch that is closed.
+    """
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not token:
+        raise unauthorized("an upload needs the token that xet-write-token gave")
+    try:
+        claims = signing.check(token, registry.settings.secret, purpose=PURPOSE)
+    except signing.BadSignature as error:
+        raise unauthorized(f"{error}: ask for a new xet-write-token") from None
+    if claims["scope"] != scope:
+        raise forbidden("this token was given for another repository")
+    if not _EPOCH.fullmatch(epoch) or not is_open(int(epoch), time.time()):
+        raise _not_here("upload space")
+    return Space(repo_id=claims["repo"], scope=scope, epoch=int(epoch), user=claims["user"])
+
+
+SpaceOf = Annotated[Space, Depends(space_of)]
+
+
+def xorbs_of(registry: RegistryOf) -> XorbStore:
+    """Where the xorbs of this registry wait."""
+    return DiskXorbs(registry.settings.root / "xorbs")
+
+
+XorbsOf = Annotated[XorbStore, Depends(xorbs_of)]
+
+
+def _scope(repo: Row[Any]) -> str:
+    # a database may give a number again when its repository is gone; together with the time it is one for ever
+    return f"{repo.id}-{repo.created_at}"
+
+
+def _not_here(what: str) -> Refusal:
+    return Refusal(404, "NotFound", f"no such {what}")
+
+
+@router.get("/api/models/{namespace}/{name}/xet-write-token/{revision:path}")
+def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: BaseUrl, xorbs: XorbsOf) -> JSONResponse:
+    """Where an upload to this repository goes, and the token for it. The client asks again before it expires."""
+    with registry.db.read() as connection:
+        repo = registry.repos.find_writable(connection, caller, repo_id)
+    now = time.time()
+    xorbs.sweep(now)
+    ttl_s = min(registry.settings.limits.href_ttl_s, signing.LONGEST_TTL_S)
+    claims = {"purpose": PURPOSE, "user": caller.user, "repo": repo.id, "scope": _scope(repo)}
+    token = signing.sign(claims, registry.settings.secret, ttl_s)
+    address = f"{base}/_xet/{_scope(repo)}/{epoch_at(now)}"
+    expires = int(now) + ttl_s
+    headers = {
+        "X-Xet-Access-Token": token,
+        "X-Xet-Token-Expiration": str(expires),
+        "X-Xet-Cas-Url": address,
+        "Cache-Control": "no-store",
+    }
+    return JSONResponse({"accessToken": token, "exp": expires, "casUrl": address}, headers=headers)
+
+
+@router.get(SPACE + "/v1/chunks/{prefix}/{chunk}", dependencies=[Depends(space_of)])
+def find_chunk() -> JSONResponse:
+    """Never here: what others sent is not told of, and what this client sent it knows itself."""
+    raise _not_here("chunk")
+
+
+@router.post(SPACE + "/v1/xorb-grants/{prefix}/{xorb}", dependencies=[Depends(space_of)])
+def grant_xorb() -> JSONResponse:
+    """Never: the client then sends the xorb itself. Any other answer would make it believe that the xorb is here."""
+    raise _not_here("grant")
+
+
+@router.post(SPACE + "/v1/xorbs/{prefix}/{xorb}")
+async def put_xorb(request: Request, space: SpaceOf, xorbs: XorbsOf, xorb: str) -> JSONResponse:
+    """Keep a xorb for the shard that will name it."""
+    _refuse_announced(request, MAX_XORB_BODY_BYTES)
+    place = XorbPlace(scope=space.scope, epoch=space.epoch, hash=parse_xet_hash(xorb))
+
+    def keep(blocks: Iterator[bytes]) -> None:
+        with xorbs.writer(place) as writer:
+            for block in _bounded(blocks, MAX_XORB_BODY_BYTES):
+                writer.write(block)
+            writer.keep()
+
+    await receive_with(request, keep)
+    return JSONResponse({"was_inserted": True})
+
+
+@router.post(SPACE + "/v2/shards", dependencies=[Depends(space_of)])
+def put_shard_v2() -> JSONResponse:
+    """Not offered: the client falls back to the first version."""
+    raise _not_here("way to send a shard")
+
+
+@router.post(SPACE + "/v1/shards")
+@router.post(SPACE + "/shards")  # hf-xet 1.5.0 and 1.5.1
+async def put_shard(request: Request, space: SpaceOf, registry: RegistryOf, xorbs: XorbsOf) -> JSONResponse:
+    """Rebuild and store the files of a shard; when this is answered, commits may name them."""
+    _refuse_announced(request, MAX_SHARD_BYTES)
+
+    def ingest(blocks: Iterator[bytes]) -> None:
+        _ingest(registry, xorbs, space, b"".join(_bounded(blocks, MAX_SHARD_BYTES)))
+
+    await receive_with(request, ingest)
+    return JSONResponse({"result": 1})
+
+
+@router.api_route("/v1/telemetry", methods=["POST", "PUT"])
+def telemetry() -> JSONResponse:
+    """Nothing is kept of what clients tell of themselves."""
+    return JSONResponse({})
+
+
+def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> None:
+    files = parse_shard(raw, limit_bytes=registry.settings.limits.file_bytes)
+
+    def is_here(sha256: str) -> bool:
+        sent = select(uploads.c.sha256).where(uploads.c.repo_id == space.repo_id, uploads.c.sha256 == sha256)
+        with registry.db.read() as connection:
+            return connection.scalar(sent) is not None and registry.blobs.has(sha256)
+
+    def on_stored(blob: StoredBlob) -> None:
+        with registry.db.begin() as connection:
+            # the repository may have gone while its files were on their way, and another have got its number
+            row = connection.execute(select(repos).where(repos.c.id == space.repo_id)).one_or_none()
+            if row is None or _scope(row) != space.scope:
+                raise _not_here("repository any more")
+            registry.repos.note_upload(connection, space.repo_id, space.user, blob)
+
+    ingest = Ingest(xorbs=xorbs, blobs=registry.blobs, scope=space.scope, epoch=space.epoch)
+    ingest.store(files, is_here=is_here, on_stored=on_stored)
+
+
+def _refuse_announced(request: Request, limit_bytes: int) -> None:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit_bytes:
+        raise too_large(limit_bytes)
+
+
+def _bounded(blocks: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:
+    size = 0
+    for block in blocks:
+        size += len(block)
+        if size > limit_bytes:
+            raise too_large(limit_bytes)
+        yield block

@@ -1,0 +1,71 @@
+"""One registry for the whole run, started as users start it, and stock clients in processes of their own.
+
+The hub client reads HF_ENDPOINT and its switches when it is imported, and this process imports it offline: whatever
+speaks to the registry as a client runs in a subprocess.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# large enough that the usual small files go in one piece, small enough that a test can send parts
+LIMITS = ("multipart_from_bytes=8388608", "part_bytes=5242880", "json_body_bytes=1048576", "files=3000")
+MODES = {"xet": {}, "lfs": {"HF_HUB_DISABLE_XET": "1"}}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A registry in its own process, and the token of its administrator."""
+
+    url: str
+    token: str
+    root: Path
+    pid: int
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return host, int(port)
+
+    def environment(self, home: Path, **more: str) -> dict[str, str]:
+        """For a client of this registry that keeps its cache in `home`; offline mode is off."""
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+        path = os.pathsep.join([str(ROOT), str(ROOT / "registry")])
+        hub = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return mine | {"PYTHONPATH": path, "ADMIN_TOKEN": self.token, "NO_COLOR": "1"} | hub | more
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("registry") / "root"
+    command = [sys.executable, "-m", "adapterhub_registry", "--root", str(root), "--port", "0"]
+    command += [part for limit in LIMITS for part in ("--limit", limit)]
+    errors = (root.parent / "stderr").open("w+")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "registry")])}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+    assert process.stdout is not None
+    lines = [process.stdout.readline(), process.stdout.readline()]
+    if not all(lines):
+        pytest.fail(f"the registry did not start: {(root.parent / 'stderr').read_text()}")
+    url, token = (line.rpartition(": ")[2].strip() for line in lines)
+    yield Served(url, token, root, process.pid)
+    process.terminate()
+    process.wait(20)
+    errors.seek(0)
+    said = errors.read()
+    errors.close()
+    assert said == "", "the registry wrote to its log: something failed inside it"
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> Mapping[str, str]:
+    """The client's switches: as installed (Xet), and with Xet off (LFS)."""
+    return MODES[request.param]
