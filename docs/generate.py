@@ -196,7 +196,7 @@ def commands_text() -> str:
     """Every command with usage, options and examples."""
     common: dict[str, str] = {}
     parts = [part for name in cli.COMMANDS for part in _command(cli.cli, (name,), common)]
-    head = ["Every command takes these, too:", "", "| option | meaning |", "| --- | --- |", *common.values()]
+    head = ["Every command takes these, too (`adapt registry` lists its own):", "", "| option | meaning |", "| --- | --- |", *common.values()]
     return "\n\n".join(["\n".join(head), *parts])
 
 
@@ -215,7 +215,9 @@ def _command(group: click.Group, path: tuple[str, ...], common: dict[str, str]) 
     arguments = [_argument(p) for p in command.params if isinstance(p, click.Argument)]
     yield f"```text\n{' '.join([title, '[OPTIONS]', *arguments])}\n```"
     rows = {p.name: _option(p) for p in command.params if isinstance(p, click.Option)}
-    common |= {name: rows.pop(name) for name in COMMON_OPTIONS}
+    for name in COMMON_OPTIONS:
+        if name in rows and common.setdefault(name, rows[name]) == rows[name]:
+            del rows[name]
     if rows:
         yield "\n".join(["| option | meaning |", "| --- | --- |", *rows.values()])
     if examples:
