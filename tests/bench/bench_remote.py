@@ -1,0 +1,213 @@
+"""A registry on loopback: installing and pushing many adapters against the stock client, and what the server bears.
+
+    python -m tests.bench.bench_remote [--adapters 100] [--megabytes 10] [--repositories 10000] [--gigabytes 1]
+
+Peers, in the same run against the same server: `hf download` and `hf upload` of the installed huggingface_hub, one
+process each, as they are used. Bounds: install at most 0.7 of the wall time, a second install (all present) at most
+0.05 of it; the server under 200 MB while 1 GiB goes up and comes down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+# for the client in this process, which only sets the stage; those that are measured are processes of their own
+os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
+
+import numpy as np
+from huggingface_hub import CommitOperationAdd, HfApi
+from safetensors.numpy import save_file
+
+SCRIPTS = Path(sys.executable).parent
+RANK = 16
+
+
+def make_adapter(folder: Path, megabytes: float, seed: int) -> None:
+    """A LoRA adapter of about that size with one large pair, of its own numbers."""
+    folder.mkdir(parents=True)
+    width = int(megabytes * 1e6 / 4 / 2 / RANK)
+    random = np.random.default_rng(seed)
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    pair = {
+        f"{key}A.weight": random.standard_normal((RANK, width), "f4"),
+        f"{key}B.weight": random.standard_normal((width, RANK), "f4"),
+    }
+    save_file(pair, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "base_model_name_or_path": "org/base", "r": RANK, "lora_alpha": RANK}
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q_proj"]}))
+
+
+@contextmanager
+def registry(root: Path) -> Iterator[tuple[str, str, int]]:
+    """A running server: URL, administrator's token, process id."""
+    command = [str(SCRIPTS / "adapt"), "registry", "serve", "--root", str(root), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().partition(": ")[2].strip() for _ in range(2)]
+        yield lines[0], lines[1], process.pid
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def seconds(command: list[str], environ: dict[str, str]) -> float:
+    """Wall seconds of one process that must succeed."""
+    start = time.perf_counter()
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[:4])} …: {done.stderr[-2000:]}")
+    return time.perf_counter() - start
+
+
+def peak_mb(pid: int) -> float:
+    """Peak resident memory of a process so far, in MB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1000
+
+
+def move_adapters(folder: Path, count: int, megabytes: float, push_megabytes: float) -> None:
+    """Push and install `count` adapters, ours and the stock client's in turn."""
+    with registry(folder / "registry") as (url, token, _):
+        environ = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_XET"} | {
+            "HF_ENDPOINT": url,
+            "HF_TOKEN": token,
+            "HF_HUB_OFFLINE": "0",
+            "ADAPTERHUB_REMOTE": url,
+            "ADAPTERHUB_TOKEN": token,
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "ADAPTERHUB_HOME": str(folder / "home"),
+            "HF_HUB_CACHE": str(folder / "cache"),
+        }
+        adapt, hf = str(SCRIPTS / "adapt"), str(SCRIPTS / "hf")
+        ours = theirs = 0.0
+        for i in range(count):
+            make_adapter(folder / f"small-{i}", push_megabytes, i)
+            seconds([adapt, "add", str(folder / f"small-{i}"), "--name", f"small-{i}", "-q"], environ)
+            ours += seconds([adapt, "push", f"small-{i}", "--to", f"acme/small-{i}", "-q"], environ)
+            theirs += seconds([hf, "upload", f"acme/theirs-{i}", str(folder / f"small-{i}")], environ)
+        print(
+            f"push of {count} adapters of {push_megabytes:g} MB: adapt {ours:.1f} s, hf upload {theirs:.1f} s, "
+            f"ratio {ours / theirs:.2f}"
+        )
+        api = HfApi(endpoint=url, token=token)
+        for i in range(count):
+            make_adapter(folder / f"large-{i}", megabytes, count + i)
+            files = ("adapter_config.json", "adapter_model.safetensors")
+            api.create_repo(f"acme/large-{i}")
+            with (folder / f"large-{i}" / files[1]).open("rb") as stream:
+                operations = [
+                    CommitOperationAdd(files[0], folder / f"large-{i}" / files[0]),
+                    CommitOperationAdd(files[1], stream),
+                ]
+                api.create_commit(f"acme/large-{i}", operations, commit_message="upload")
+        names = [f"acme/large-{i}" for i in range(count)]
+        theirs = sum(seconds([hf, "download", name, "--quiet"], environ) for name in names)
+        environ["ADAPTERHUB_HOME"] = str(folder / "second-home")
+        ours = seconds([adapt, "install", *names, "-q"], environ)
+        again = seconds([adapt, "install", *names, "-q"], environ)
+        print(
+            f"install of {count} adapters of {megabytes:g} MB: adapt {ours:.1f} s, hf download {theirs:.1f} s, "
+            f"ratio {ours / theirs:.2f} (at most 0.7)"
+        )
+        print(f"second install, all present: {again:.2f} s, ratio {again / theirs:.3f} (at most 0.05)")
+
+
+def bear(folder: Path, repositories: int, gigabytes: float) -> None:
+    """Requests per second with many repositories, and memory while one large file goes up and comes down."""
+    with registry(folder / "many") as (url, token, pid):
+        api = HfApi(endpoint=url, token=token)
+        weights = folder / "weights"
+        make_adapter(weights, 0.01, 1)
+        data = (weights / "adapter_model.safetensors").read_bytes()
+        config = json.loads((weights / "adapter_config.json").read_text())
+
+        def publish(first: int) -> None:
+            for i in range(first, repositories, 8):
+                repo = f"acme/r{i}"
+                api.create_repo(repo)
+                text = json.dumps(config | {"base_model_name_or_path": f"org/base-{i % 50}"}).encode()
+                operations = [
+                    CommitOperationAdd("adapter_config.json", text),
+                    CommitOperationAdd("adapter_model.safetensors", data),
+                ]
+                api.create_commit(repo, operations, commit_message="x")
+
+        start = time.perf_counter()
+        threads = [threading.Thread(target=publish, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        made = time.perf_counter() - start
+        print(f"{repositories:,} repositories made in {made:.0f} s ({repositories / made:.0f} a second)")
+        for what, method, path in (
+            ("resolve HEAD", "HEAD", "/acme/r7/resolve/main/adapter_model.safetensors"),
+            (
+                "filtered listing",
+                "GET",
+                "/api/models?filter=base_model:adapter:org/base-7&filter=lora-rank:16&limit=50",
+            ),
+            ("adapters by base and rank", "GET", "/api/adapt/v1/adapters?base=org/base-7&rank_min=8&rank_max=32"),
+        ):
+            start, count = time.perf_counter(), 0
+            while time.perf_counter() - start < 5:
+                urlopen(Request(url + path, method=method, headers={"Authorization": f"Bearer {token}"})).read()
+                count += 1
+            print(f"{what}: {count / 5:.0f} requests a second, one connection each, one at a time")
+    with registry(folder / "large") as (url, token, pid):
+        api = HfApi(endpoint=url, token=token)
+        api.create_repo("acme/large")
+        big = folder / "big.bin"
+        block = os.urandom(1 << 20)
+        with big.open("wb") as sink:
+            for i in range(int(gigabytes * 1024)):
+                sink.write(hashlib.sha256(i.to_bytes(4, "little")).digest() + block[32:])
+        with big.open("rb") as stream:
+            api.create_commit("acme/large", [CommitOperationAdd("big.bin", stream)], commit_message="large")
+        up = peak_mb(pid)
+        hasher = hashlib.sha256()
+        request = Request(f"{url}/acme/large/resolve/main/big.bin", headers={"Authorization": f"Bearer {token}"})
+        with urlopen(request) as answer:
+            while chunk := answer.read(1 << 20):
+                hasher.update(chunk)
+        same = (
+            hasher.hexdigest() == hashlib.file_digest(big.open("rb"), "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else True
+        )
+        print(
+            f"{gigabytes:g} GiB up and down, bytes {'the same' if same else 'DIFFER'}: server peak {up:.0f} MB after the "
+            f"upload, {peak_mb(pid):.0f} MB after the download (under 200)"
+        )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--adapters", type=int, default=100)
+    parser.add_argument("--megabytes", type=float, default=10)
+    parser.add_argument("--push-megabytes", type=float, default=1)
+    parser.add_argument("--repositories", type=int, default=10_000)
+    parser.add_argument("--gigabytes", type=float, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        move_adapters(Path(folder), options.adapters, options.megabytes, options.push_megabytes)
+    with tempfile.TemporaryDirectory() as folder:
+        bear(Path(folder), options.repositories, options.gigabytes)
+
+
+if __name__ == "__main__":
+    main()
