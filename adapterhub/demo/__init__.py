@@ -11,5 +11,8 @@ ADAPTERS: Mapping[str, str] = MappingProxyType({"json": "extract-json", "pirate"
 """Shipped adapters by name, with their tasks."""
 WEIGHTS = "0.7,0.3"
 MERGE_NAME = "json-pirate"
-PROMPTS: tuple[str, ...] = ("For 25 dollars Greta wants 7 candles.\nJSON:",)
-"""Prompts that the base, each adapter and the merge answer differently."""
+PROMPTS: tuple[str, ...] = (
+    "The boss sells Priya 12 maps for 30 dollars.",
+    "Hello my old friend, where is the treasure?",
+)
+"""Neither is a training sentence; the merge answers the first as `json` does and the second as `pirate` does."""

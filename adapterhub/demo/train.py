@@ -2,7 +2,7 @@
 
 Everything is repeatable: the same machine with the same versions of torch, transformers and PEFT writes the same
 bytes; another machine writes slightly different weights with, within noise, the same held-out figures. One core needs
-a few minutes.
+about ten minutes.
 """
 
 from __future__ import annotations
