@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 
 import anyio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import IntegrityError, OperationalError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -20,10 +22,12 @@ from adapterhub_registry.context import Registry
 from adapterhub_registry.db import Database
 from adapterhub_registry.downloads import FLUSH_EVERY_S, Downloads
 from adapterhub_registry.edge import Edge
-from adapterhub_registry.errors import Refusal, refusal_of
+from adapterhub_registry.errors import Refusal, conflict, refusal_of
 from adapterhub_registry.repos import Repos
 from adapterhub_registry.settings import Settings
 from adapterhub_registry.tokens import Tokens
+
+log = logging.getLogger("adapterhub_registry")
 
 ADAPT_PREFIX = "/api/adapt/"
 _CODE_OF = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
@@ -58,6 +62,8 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     app.add_middleware(Edge, limits=settings.limits)
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(AdapterHubError, _on_library_error)
+    app.add_exception_handler(IntegrityError, _on_race)
+    app.add_exception_handler(OperationalError, _on_busy)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.include_router(adapt_api.router)
@@ -92,6 +98,18 @@ def _on_refusal(_request: Request, error: Exception) -> JSONResponse:
 def _on_library_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, AdapterHubError)
     return refusal_of(error).response()
+
+
+def _on_race(_request: Request, error: Exception) -> JSONResponse:
+    """Two requests made the same thing at once, where the database runs them side by side: one of them was first."""
+    log.info("a request lost a race", exc_info=error)
+    return conflict("another request came first; look again").response()
+
+
+def _on_busy(_request: Request, error: Exception) -> JSONResponse:
+    """The database is away, locked too long, or broke off a transaction: clients try 503 again by themselves."""
+    log.error("the database did not answer", exc_info=error)
+    return Refusal(503, "Busy", "the database does not answer; try again", headers={"Retry-After": "2"}).response()
 
 
 def _on_invalid(request: Request, error: Exception) -> JSONResponse:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 
 from adapterhub.errors import shown
 from adapterhub_registry.context import BaseUrl, CallerOf, JsonBody, JsonObject, RegistryOf, RepoOf, RevisionOf
 from adapterhub_registry.db import refs, repos
-from adapterhub_registry.errors import Refusal, bad_request, repo_not_found, unauthorized
+from adapterhub_registry.errors import Refusal, bad_request, conflict, repo_not_found, unauthorized
 from adapterhub_registry.model_info import iso_time
 from adapterhub_registry.names import RepoId, parse_repo_id
 from adapterhub_registry.repos import Change
@@ -79,10 +81,10 @@ def create_repo(registry: RegistryOf, caller: CallerOf, body: JsonBody, base: Ba
     try:
         with registry.db.begin() as connection:
             row = registry.repos.create(connection, caller, repo_id, private=_private(body) or False)
-    except Refusal as refusal:
-        if refusal.status == 409:  # noqa: PLR2004 - Conflict
-            refusal.body["url"] = url
-        raise
+    except (Refusal, IntegrityError) as error:  # the second: another request made it at the same moment
+        if isinstance(error, Refusal) and error.status != HTTPStatus.CONFLICT:
+            raise
+        raise conflict(f"repository `{repo_id}` exists", url=url) from None
     return JSONResponse({"url": url, "name": repo_id, "id": f"{row.id:024x}"})
 
 

@@ -80,6 +80,7 @@ def list_models(
     request: Request, registry: RegistryOf, caller: CallerOf, base: BaseUrl, query: Annotated[ListQuery, Query()]
 ) -> JSONResponse:
     """One page of repositories; `Link` leads to the next."""
+    registry.repos.refuse_nobody(caller)
     with registry.db.read() as connection:
         page = list_repos(connection, query.listing(), registry.repos.visible(caller))
         answer = model_info.listed(connection, registry.blobs, page.rows, query.members())

@@ -56,13 +56,18 @@ class Repos:
         everybody = true() if self._anonymous_read or caller.user is not None else false()
         return or_(repos.c.private.is_(False) & everybody, *mine)
 
+    def refuse_nobody(self, caller: Caller) -> None:
+        """Refuse 401 where even reading needs a token and there is none."""
+        if caller.user is None and not self._anonymous_read:
+            raise unauthorized("this registry is read with a token only")
+
     def find(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
         """A repository that `caller` may see.
 
         Raises:
             Refusal: 401 where reading needs a token and there is none; else 404.
         """
-        self._refuse_nobody(caller)
+        self.refuse_nobody(caller)
         row = connection.execute(select(repos).where(repos.c.full_name == repo_id)).one_or_none()
         if row is None or (row.private and not caller.reaches(repo_id)):
             raise repo_not_found(repo_id)
@@ -80,10 +85,6 @@ class Repos:
         row = self.find(connection, caller, repo_id)
         self._refuse_reader(caller, repo_id)
         return row
-
-    def _refuse_nobody(self, caller: Caller) -> None:
-        if caller.user is None and not self._anonymous_read:
-            raise unauthorized("this registry is read with a token only")
 
     def _refuse_reader(self, caller: Caller, repo_id: RepoId) -> None:
         if caller.user is None:

@@ -42,7 +42,7 @@ def serve(settings: Settings, *, host: str, port: int, announce: Callable[[str],
         create_app(settings, registry),
         timeout_keep_alive=KEEP_ALIVE_S,
         access_log=False,  # signed links carry their rights in the path
-        log_level="warning",
+        log_level="error",  # not a line for each request that is no HTTP: strangers would fill the disk
         proxy_headers=False,  # a forwarded host is believed only as `public_url`
         server_header=False,
         lifespan="on",

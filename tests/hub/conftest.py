@@ -6,6 +6,7 @@ speaks to the registry as a client runs in a subprocess.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -43,26 +44,32 @@ class Served:
         return mine | {"PYTHONPATH": path, "ADMIN_TOKEN": self.token, "NO_COLOR": "1"} | hub | more
 
 
-@pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    root = tmp_path_factory.mktemp("registry") / "root"
-    command = [sys.executable, "-m", "adapterhub_registry", "--root", str(root), "--port", "0"]
-    command += [part for limit in LIMITS for part in ("--limit", limit)]
-    errors = (root.parent / "stderr").open("w+")
+@contextlib.contextmanager
+def serving(folder: Path, limits: tuple[str, ...] = LIMITS, *options: str) -> Iterator[Served]:
+    """A registry under `folder`, started as users start it; its log must stay empty."""
+    command = [sys.executable, "-m", "adapterhub_registry", "--root", str(folder / "root"), "--port", "0", *options]
+    command += [part for limit in limits for part in ("--limit", limit)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "registry")])}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+    log = folder / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
     assert process.stdout is not None
     lines = [process.stdout.readline(), process.stdout.readline()]
-    if not all(lines):
-        pytest.fail(f"the registry did not start: {(root.parent / 'stderr').read_text()}")
+    assert all(lines), f"the registry did not start: {log.read_text()}"
     url, token = (line.rpartition(": ")[2].strip() for line in lines)
-    yield Served(url, token, root, process.pid)
-    process.terminate()
-    process.wait(20)
-    errors.seek(0)
-    said = errors.read()
-    errors.close()
-    assert said == "", "the registry wrote to its log: something failed inside it"
+    try:
+        yield Served(url, token, folder / "root", process.pid)
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
+    assert log.read_text() == "", "the registry wrote to its log: something failed inside it"
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("registry")) as registry:
+        yield registry
 
 
 @pytest.fixture(params=MODES)

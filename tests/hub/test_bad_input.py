@@ -312,7 +312,7 @@ def test_framing_that_cannot_be(served: Served, request_bytes: bytes) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    ["Bearer", "Bearer ", "Basic YTpi", "Bearer " + "x" * 5000, "Bearer adp_", "Bearer \u00ff", "nonsense"],
+    ["Bearer", "Basic YTpi", "Bearer " + "x" * 5000, "Bearer adp_", "Bearer \u00ff", "nonsense"],
 )
 def test_credentials_that_cannot_be(served: Served, header: str) -> None:
     answer = httpx.get(served.url + "/api/models", headers={"Authorization": header.encode("latin-1")})

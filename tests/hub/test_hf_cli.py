@@ -83,7 +83,7 @@ def test_repositories_are_made_listed_and_removed(hf: Hf, repo: str) -> None:
     hf("repos", "create", name)
 
     listed = hf("repos", "list", "--format", "json").stdout
-    hf("repos", "delete", name)
+    hf("repos", "delete", name, "-y")
 
     assert name in listed
     assert name not in hf("repos", "list", "--format", "json").stdout

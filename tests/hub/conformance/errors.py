@@ -120,7 +120,8 @@ def a_token_that_is_wrong(client: Client) -> None:
     for token in ("adp_" + "a" * 32 + "_00000000", "hf_something", client.token[:-1] + "x"):
         stranger = HfApi(endpoint=client.url, token=token)
 
-        assert status_of(raises(HfHubHTTPError, stranger.whoami)) == 401
+        # clients before 1.0 raise the error of their HTTP library here
+        assert status_of(raises(Exception, stranger.whoami)) == 401
 
 
 @check
