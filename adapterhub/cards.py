@@ -50,7 +50,7 @@ def card_for(manifest: Manifest) -> str:
 
 
 def _facts(manifest: Manifest) -> str:
-    fingerprint = manifest.base.fingerprint
+    fingerprint, alpha = manifest.base.fingerprint, manifest.alpha
     rows: list[tuple[str, object]] = [
         ("adapter", f"{manifest.name} {manifest.version}"),
         ("base", manifest.base.label),
@@ -58,7 +58,8 @@ def _facts(manifest: Manifest) -> str:
         ("task", manifest.task),
         ("method", ", ".join(manifest.method)),
         ("rank", manifest.rank),
-        ("alpha", manifest.alpha),
+        # 8 whether it was read as 8 or 8.0: one manifest, one card
+        ("alpha", int(alpha) if alpha is not None and alpha == int(alpha) else alpha),
         ("target modules", ", ".join(manifest.target_modules)),
         ("parameters", f"{manifest.parameters:,} ({manifest.dtype})"),
     ]

@@ -10,20 +10,20 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from adapterhub.cards import card_for
 from adapterhub.description import Description, describe
 from adapterhub.digests import Progress, copy_hashed, hex_of
-from adapterhub.errors import AdapterNotFound, DigestMismatch, RefusedAdapter, ReleaseExists
+from adapterhub.errors import AdapterNotFound, Conflict, DigestMismatch, RefusedAdapter, ReleaseExists
 from adapterhub.library import Library, refuse_errors, refused
 from adapterhub.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE, FileEntry, Manifest
 from adapterhub.specs import AdapterSpec, parse_version
 from adapterhub.store import sync_folder
 from adapterhub.transfer import Release, Source
-from adapterhub.verify import open_subject
+from adapterhub.verify import open_subject, verify_folder
 from adapterhub.verify.files import list_folder
 
 DEPTH = 4
@@ -63,18 +63,52 @@ class PublishedDirectory:
         manifest = release.manifest
         rank = f"-r{manifest.rank}" if manifest.rank else ""
         final = self.root / manifest.name / f"{manifest.version}{rank}"
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temp = final.parent / f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}"
-        temp.mkdir()
-        try:
-            yield _DirectoryReceiver(release, temp, final)
-        finally:
-            shutil.rmtree(temp, ignore_errors=True)
+        with _receiving(release, final) as receiver:
+            yield receiver
+
+
+class BuildFolder:
+    """One folder as a destination for one build: its plain files, `adapterhub.json` and a card, all at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def label(self) -> str:
+        """The place in words."""
+        return f"folder `{self.folder}`"
+
+    @contextlib.contextmanager
+    def receive(self, release: Release) -> Iterator[_DirectoryReceiver]:
+        """See `transfer.Destination`.
+
+        Raises:
+            Conflict: the folder holds something else.
+        """
+        final = self.folder.absolute()
+        manifest_file = final / MANIFEST_FILE
+        if final.is_symlink() or (final.exists() and not final.is_dir()):
+            raise Conflict(f"`{self.folder}` is no folder", hint="give a folder that does not exist yet")
+        if final.is_dir() and any(final.iterdir()) and not manifest_file.is_file():
+            raise Conflict(f"`{self.folder}` is not empty. Nothing was written", hint="give a new or empty folder")
+        with _receiving(release, final, check=True) as receiver:
+            yield receiver
+
+
+@contextlib.contextmanager
+def _receiving(release: Release, final: Path, *, check: bool = False) -> Iterator[_DirectoryReceiver]:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temp = final.parent / f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    temp.mkdir()
+    try:
+        yield _DirectoryReceiver(release, temp, final, check=check)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
 
 
 class _DirectoryReceiver:
-    def __init__(self, release: Release, temp: Path, final: Path) -> None:
-        self._release, self._temp, self._final = release, temp, final
+    def __init__(self, release: Release, temp: Path, final: Path, *, check: bool) -> None:
+        self._release, self._temp, self._final, self._check = release, temp, final, check
 
     def has(self, entry: FileEntry) -> bool:
         """Whether this very build is there already."""
@@ -105,6 +139,8 @@ class _DirectoryReceiver:
         manifest = self._release.manifest
         (self._temp / MANIFEST_FILE).write_bytes(manifest.to_bytes())
         (self._temp / CARD_FILE).write_text(card_for(manifest), encoding="utf-8")
+        if self._check:  # a build of a library was checked when it came in, one from a server was not
+            refuse_errors(self._release.origin, verify_folder(self._temp, manifest=manifest).findings)
         sync_folder(self._temp)
         self._temp.rename(self._final)
         sync_folder(self._final.parent)
@@ -117,10 +153,19 @@ class PlainFolder:
     hint taken from the config.
     """
 
-    def __init__(self, folder: Path, *, version: str | None = None, origin: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        version: str | None = None,
+        origin: str = "",
+        known: Mapping[str, FileEntry] | None = None,
+    ) -> None:
+        """`known` are files whose digest somebody else vouches for; they are not read to find it."""
         self.folder = folder
         self._version = version
         self._origin = origin or f"`{folder}`"
+        self._known = known or {}
 
     @property
     def label(self) -> str:
@@ -135,6 +180,9 @@ class PlainFolder:
         refuse_errors(self._origin, findings)
         entries = []
         for name in sorted(subject.listing.taken.keys() & MEDIA_TYPES.keys()):
+            if name in self._known:
+                entries.append(self._known[name])
+                continue
             with subject.listing.taken[name].open() as stream:
                 digest, size = copy_hashed(stream, None)
             entries.append(FileEntry(path=name, sha256=digest, size_bytes=size, media_type=MEDIA_TYPES[name]))

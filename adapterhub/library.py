@@ -14,7 +14,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from adapterhub.bases import BaseRecord, Bases
 from adapterhub.cards import card_for
@@ -28,13 +28,14 @@ from adapterhub.errors import (
     MalformedManifest,
     RefusedAdapter,
     ReleaseExists,
+    RemoteUnreachable,
     shown,
 )
 from adapterhub.fingerprint import BaseFingerprint, compare
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, BaseRef, FileEntry, Manifest
 from adapterhub.specs import AdapterSpec
 from adapterhub.store import GRACE_S, Store, sync_folder, write_durably
-from adapterhub.transfer import Release
+from adapterhub.transfer import Continued, Release
 from adapterhub.verify import Finding, Report, open_subject, verify_folder
 
 UNKNOWN_BASE = "unknown"
@@ -332,11 +333,18 @@ class Incoming:
         return True
 
     def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
-        """Stage one file, hashed while it flows."""
+        """Stage one file, hashed while it flows; what an earlier try left is not asked for again."""
+        target, part = self._staging / entry.path, self._library.store.part_path(entry.sha256)
         try:
-            digest, _ = self._library.stage_file(stream, self._staging / entry.path, progress, entry.size_bytes)
+            digest, _ = self._library.stage_file(
+                self._continued(part, stream), target, progress, limit_bytes=entry.size_bytes
+            )
         except ValueError as error:
             raise DigestMismatch(entry.path, expected=f"{entry.size_bytes} bytes", actual=str(error)) from None
+        except (RemoteUnreachable, KeyboardInterrupt, SystemExit):
+            with contextlib.suppress(OSError):
+                target.rename(part)
+            raise
         if digest != entry.sha256:
             raise DigestMismatch(
                 f"{self._release.full_name} {entry.path} from {self._release.origin}",
@@ -344,6 +352,17 @@ class Incoming:
                 actual=digest,
                 hint="nothing was stored; ask whoever runs the source",
             )
+
+    def _continued(self, part: Path, stream: IO[bytes]) -> IO[bytes]:
+        """The stream, begun with what an earlier try left, where the stream can go on from there."""
+        begun = self._staging / part.name
+        if not stream.seekable():
+            return stream
+        try:
+            part.rename(begun)  # ours alone from here on
+            return cast("IO[bytes]", Continued(begun.open("rb"), stream))
+        except OSError:
+            return stream
 
     def publish(self) -> None:
         """Verify and install."""

@@ -45,6 +45,10 @@ class Store:
         """Where the manifest lies or would lie."""
         return self.root / "manifests" / "sha256" / f"{hex_of(digest)}.json"
 
+    def part_path(self, digest: Digest) -> Path:
+        """Where the beginning of a blob is kept when its way here was cut; `sweep` takes it when it is old."""
+        return self.root / "tmp" / f"part-{hex_of(digest)}"
+
     def has_blob(self, digest: Digest) -> bool:
         """Whether the blob is there; its bytes are not looked at."""
         return self.blob_path(digest).is_file()
@@ -245,7 +249,8 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        with temp.open("xb") as sink:
+        # private until it is whole: what is written may be a token
+        with os.fdopen(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as sink:
             sink.write(data)
             sink.flush()
             os.fchmod(sink.fileno(), mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -97,3 +98,30 @@ def copy(release: Release, source: Source, destination: Destination, progress: P
             sent_bytes += entry.size_bytes
         receiver.publish()
     return Copied(sent_files=sent_files, sent_bytes=sent_bytes, present_files=present)
+
+
+class Continued(io.RawIOBase):
+    """`begun`, then what comes after as many bytes in `rest`."""
+
+    def __init__(self, begun: IO[bytes], rest: IO[bytes]) -> None:
+        super().__init__()
+        self._begun, self._rest = begun, rest
+        self._is_begun = True
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Fill a part of `buffer`; 0 at the end."""
+        if self._is_begun:
+            data = self._begun.read(len(buffer))
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+            self._rest.seek(self._begun.tell())
+            self._begun.close()
+            self._is_begun = False
+        data = self._rest.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

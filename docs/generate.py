@@ -196,7 +196,13 @@ def commands_text() -> str:
     """Every command with usage, options and examples."""
     common: dict[str, str] = {}
     parts = [part for name in cli.COMMANDS for part in _command(cli.cli, (name,), common)]
-    head = ["Every command takes these, too (`adapt registry` lists its own):", "", "| option | meaning |", "| --- | --- |", *common.values()]
+    head = [
+        "Every command takes these, too (`adapt registry` lists its own):",
+        "",
+        "| option | meaning |",
+        "| --- | --- |",
+        *common.values(),
+    ]
     return "\n\n".join(["\n".join(head), *parts])
 
 

@@ -22,7 +22,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["fingerprint", "weightfiles", "weightreader", "manifest"], 1),
     # 2 parts
     **dict.fromkeys(["store", "index", "resolve", "transfer", "bases", "verify"], 2),
-    **dict.fromkeys(["cards", "description", "wanted_base"], 2),
+    **dict.fromkeys(["cards", "description", "wanted_base", "remotes"], 2),
     # 3 places
     **dict.fromkeys(["catalog", "library", "directory", "hub", "install"], 3),
     # 4 weights

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 
-from adapterhub.directory import PlainFolder, PublishedDirectory, source_at
+from adapterhub.directory import BuildFolder, PlainFolder, PublishedDirectory, source_at
 from adapterhub.errors import (
     AdapterNotFound,
     BaseMismatch,
+    Conflict,
     DigestMismatch,
     NoCompatibleRelease,
     RefusedAdapter,
     ReleaseExists,
+    RemoteUnreachable,
 )
 from adapterhub.index import Filters
 from adapterhub.install import RankBounds, plan_install, run_install
@@ -232,3 +235,64 @@ def test_publishing_the_same_again_changes_nothing(far, add, tmp_path, base):
 
     assert copied.sent_files == 0
     assert {p: p.stat().st_mtime_ns for p in before if p.is_file()} == {p: t for p, t in before.items() if p.is_file()}
+
+
+def test_a_pulled_folder_is_the_build_and_nothing_else(far, add, tmp_path):
+    build = add("legal-qa", into=far).build
+    release = Release(manifest=build.manifest, namespace=None, origin="x")
+
+    copy(release, far, BuildFolder(tmp_path / "plain"))
+    again = copy(release, far, BuildFolder(tmp_path / "plain"))
+
+    assert {p.name: p.read_bytes() for p in (tmp_path / "plain").iterdir()} == {
+        p.name: p.read_bytes() for p in build.folder.iterdir()
+    }
+    assert again.sent_files == 0
+
+
+def test_pulling_never_touches_a_folder_that_holds_something_else(far, add, tmp_path):
+    build = add("legal-qa", into=far).build
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(Conflict, match="not empty"):
+        copy(Release(manifest=build.manifest, namespace=None, origin="x"), far, BuildFolder(tmp_path / "mine"))
+
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".mine")] == []
+
+
+def test_a_cut_source_leaves_a_part_that_the_next_install_goes_on_from(library, far, add):
+    add("legal-qa", into=far)
+    asked = []
+
+    class Cut:
+        label, releases = far.label, far.releases
+
+        def open(self, release, entry):
+            stream = far.open(release, entry)
+            if not entry.path.endswith(".safetensors"):
+                return stream
+            asked.append(stream)
+            data = stream.read(500)
+            stream.seek(0)
+            if len(asked) > 1:
+                return stream
+
+            class Broken(io.BytesIO):
+                def readinto(self, buffer):
+                    return super().readinto(buffer) or _cut()
+
+            return Broken(data)
+
+    def _cut():
+        raise RemoteUnreachable("cut")
+
+    with pytest.raises(RemoteUnreachable):
+        install(library, "legal-qa@base-7b", Cut())
+    [part] = (library.root / "tmp").iterdir()
+    assert part.stat().st_size == 500
+    added = install(library, "legal-qa@base-7b", Cut())
+
+    assert added.created
+    assert list((library.root / "tmp").iterdir()) == []

@@ -56,7 +56,7 @@ def add(
     folder, hub_id = Path(place).expanduser(), None
     if not folder.exists() and _reads_as_hub_id(place):
         hub_id = place
-        folder = session.hub(endpoint=remote, token=token, offline=False).fetch_base(
+        folder = session.named_hub(remote, token=token, offline=False, for_bases=True).fetch_base(
             place, revision=revision, offline=offline
         )
     library = session.library

@@ -112,7 +112,7 @@ def _index(session: Session) -> Iterator[Line]:
 def _remote(session: Session, remote: str | None, token: str | None, *, offline: bool) -> Line:
     if offline:
         return Line("hub", "skipped", "--offline")
-    hub = session.hub(endpoint=remote, token=token, offline=False)
+    hub = session.named_hub(remote, token=token, offline=False)
     try:
         who = hub.who()
     except RemoteUnreachable as error:

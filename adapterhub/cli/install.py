@@ -53,13 +53,15 @@ def install(
 ) -> None:
     """Install an adapter that fits a base.
 
-    `legal-qa@base-7b` is looked up in the library, then in the places of --from. `acme/legal-qa@base-7b` is asked of
-    the hub, too. Versions: `==1.2`, `>=1.2,<2`, `~=1.4`. What is installed already is not copied again.
+    `legal-qa@base-7b` is looked up in the library, in the places of --from, then in the namespaces of the remotes.
+    `acme/legal-qa@base-7b` is asked of the remote that has `acme`, else of the default server. Versions: `==1.2`,
+    `>=1.2,<2`, `~=1.4`. What is installed already is not copied again.
 
     \b
     Examples:
       adapt install legal-qa@base-7b --from ./published
       adapt install 'acme/legal-qa@base-7b>=1.2,<2' --max-rank 16 --dry-run
+      adapt install acme/legal-qa@base-7b --remote ours
     """
     from adapterhub.install import RankBounds, plan_install, run_install
     from adapterhub.transfer import Source
@@ -69,8 +71,8 @@ def install(
     documents: list[dict[str, Any]] = []
     for spec in specs:
         sources: list[Source] = list(disk)
-        if spec.namespace is not None and not offline:
-            sources.append(session.hub(endpoint=remote, token=token, offline=offline))
+        if not offline:
+            sources += session.sources_of(spec, remote, token=token)
         plan = plan_install(
             library,
             spec,

@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,11 +16,15 @@ from adapterhub.cli.output import Output
 from adapterhub.errors import RemoteUnreachable, SpecError
 from adapterhub.home import default_root
 
+HUB_NAME, HUB_URL = "hub", "https://huggingface.co"
+"""As in `remotes.py`, which is imported by the commands that need it."""
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from adapterhub.hub import Hub
     from adapterhub.library import Library
+    from adapterhub.remotes import Remote, Remotes
     from adapterhub.specs import AdapterSpec
     from adapterhub.transfer import Source
     from adapterhub.wanted_base import WantedBase
@@ -34,6 +38,7 @@ class Session:
 
     root: Path
     out: Output
+    _hubs: dict[tuple[str, str | None], Hub] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def library(self) -> Library:
@@ -42,8 +47,26 @@ class Session:
 
         return Library(self.root)
 
-    def hub(self, *, endpoint: str | None, token: str | None, offline: bool) -> Hub:
-        """The remote end.
+    @property
+    def remotes(self) -> Remotes:
+        """The servers that are known by name."""
+        from adapterhub.remotes import Remotes
+
+        return Remotes(self.root)
+
+    def remote(self, named: str | None, *, for_bases: bool = False) -> Remote:
+        """The server that `--remote` names, else the default one; for bases that is never a remote of adapters."""
+        remotes = self.remotes
+        if named:
+            return remotes.get(named)
+        configured = os.environ.get("ADAPTERHUB_REMOTE")
+        if configured and not for_bases:
+            return remotes.get(configured)
+        default = None if for_bases else remotes.default()
+        return default or remotes.get(os.environ.get("HF_ENDPOINT") or HUB_NAME)
+
+    def hub(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Hub:
+        """The remote end; `token` is one that was given for this server.
 
         Raises:
             RemoteUnreachable: `offline` forbids it.
@@ -54,24 +77,57 @@ class Session:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         if self.out.quiet or not sys.stderr.isatty():
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        from urllib.parse import urlsplit
+        from adapterhub.hub import Hub
 
-        from adapterhub.hub import DEFAULT_ENDPOINT, Hub
+        label = f"remote `{remote.name}` ({remote.url})" if remote.name else f"server `{remote.url}`"
+        key = remote.url, token or self._token_for(remote)
+        if key not in self._hubs:  # one for all specs of a command: what a server can do is asked once
+            self._hubs[key] = Hub(endpoint=key[0], token=key[1], label=label)
+        return self._hubs[key]
 
-        endpoint = endpoint or os.environ.get("ADAPTERHUB_REMOTE") or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
-        token = token or os.environ.get("ADAPTERHUB_TOKEN") or _hub_token(endpoint)
-        place = urlsplit(endpoint)
-        folder = f"{place.hostname or 'hub'}-{place.port}" if place.port else place.hostname or "hub"
-        return Hub(endpoint=endpoint, token=token, cache_folder=self.root / "cache" / "hub" / folder)
+    def named_hub(self, named: str | None, *, token: str | None, offline: bool, for_bases: bool = False) -> Hub:
+        """The server that `--remote` and `--token` name, or the default one."""
+        remote = self.remote(named, for_bases=for_bases)
+        return self.hub(remote, token=token or self._environment_token(remote, named), offline=offline)
 
+    def sources_of(self, spec: AdapterSpec, named: str | None, *, token: str | None) -> list[Source]:
+        """The servers that may be asked for `spec`, in order.
 
-def _hub_token(endpoint: str) -> str | None:
-    """The user's saved Hub token, for the endpoint it was made for and no other."""
-    if endpoint.rstrip("/") != os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/"):
-        return None
-    from huggingface_hub import get_token
+        A namespace is asked of the remotes that were given it, else of the default server. A bare name is asked in the
+        namespaces of each remote, never in a whole hub. `--remote` leaves that one server.
+        """
+        remotes = self.remotes
+        if spec.namespace is not None:
+            asked = [] if named else remotes.of_namespace(spec.namespace)
+            asked = asked or [self.remote(named)]
+            return [self._hub_with(remote, named, token) for remote in asked]
+        asked = [self.remote(named)] if named else [r for r in remotes.all() if r.namespaces]
+        found: list[Source] = []
+        for remote in asked:
+            if remote.namespaces:
+                hub = self._hub_with(remote, named, token)
+                found += [hub.within(namespace) for namespace in remote.namespaces]
+        return found
 
-    return get_token()
+    def _hub_with(self, remote: Remote, named: str | None, token: str | None) -> Hub:
+        # --token belongs to the one server that is named or the default, not to whoever has the namespace
+        mine = token if remote == self.remote(named) else None
+        return self.hub(remote, token=mine or self._environment_token(remote, named))
+
+    def _environment_token(self, remote: Remote, named: str | None) -> str | None:
+        """ADAPTERHUB_TOKEN, for ADAPTERHUB_REMOTE; without that, for the one server that is named or the default."""
+        configured = os.environ.get("ADAPTERHUB_REMOTE")
+        owner = self.remotes.get(configured) if configured else self.remote(named)
+        return os.environ.get("ADAPTERHUB_TOKEN") if owner.url == remote.url else None
+
+    def _token_for(self, remote: Remote) -> str | None:
+        """The token of `adapt remote login`, else the one that the hub's own client saved for this very server."""
+        kept = self.remotes.token(remote.url)
+        if kept is not None or remote.url != (os.environ.get("HF_ENDPOINT") or HUB_URL).rstrip("/"):
+            return kept
+        from huggingface_hub import get_token
+
+        return get_token()
 
 
 def common(command: F) -> F:
@@ -157,14 +213,32 @@ def rank_options(command: F) -> F:
     return command
 
 
+def remote_option(command: F) -> F:
+    """`--remote`."""
+    text = "A remote's name or a server's URL [default: the namespace's remote, then the default one]."
+    return click.option("--remote", metavar="NAME|URL", shell_complete=_remote_names, help=text)(command)
+
+
+def _remote_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+    from click.shell_completion import CompletionItem
+
+    from adapterhub.remotes import Remotes
+
+    try:
+        names = [remote.name for remote in Remotes(_completion_root(ctx)).all()]
+    except Exception:  # noqa: BLE001 - completion must never disturb the prompt
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
 def remote_options(command: F) -> F:
     """`--remote`, `--token`, `--offline`."""
     for option in (
         click.option("--offline", is_flag=True, help="Never open a connection."),
         click.option(
-            "--token", metavar="TOKEN", help="Access token [default: ADAPTERHUB_TOKEN, then the saved Hub token]."
+            "--token", metavar="TOKEN", help="Access token [default: ADAPTERHUB_TOKEN, then the one of `remote login`]."
         ),
-        click.option("--remote", metavar="URL", help="Server [default: ADAPTERHUB_REMOTE, HF_ENDPOINT, the Hub]."),
+        remote_option,
     ):
         command = option(command)
     return command

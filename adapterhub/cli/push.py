@@ -12,6 +12,7 @@ from adapterhub.cli.params import SPEC, Session, common, rank_options, remote_op
 
 if TYPE_CHECKING:
     from adapterhub.catalog import Installed
+    from adapterhub.hub import Hub
     from adapterhub.specs import AdapterSpec
     from adapterhub.transfer import Destination
 
@@ -42,6 +43,7 @@ def push(
     \b
     Examples:
       adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --dry-run
+      adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --remote ours
       adapt push legal-qa@base-7b --to ./published
     """
     from adapterhub.directory import PublishedDirectory
@@ -61,10 +63,11 @@ def push(
     if to_directory:
         place = PublishedDirectory(Path(to).expanduser())
     else:
-        place = session.hub(endpoint=remote, token=token, offline=offline).to(to, private=private)
+        place = _server_for(session, to, remote, token=token, offline=offline).to(to, private=private)
     with session.out.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
         copied = copy(release, library, place, progress)
     url = getattr(place, "commit_url", "")
+    is_new = copied.sent_files > 0
     session.out.result(
         {
             "name": build.full_name,
@@ -73,10 +76,21 @@ def push(
             "to": to,
             "sent_files": copied.sent_files,
             "sent_bytes": copied.sent_bytes,
+            "created": is_new,
             "url": url or None,
         },
-        lambda: session.out.line(f"pushed {build.full_name} {build.manifest.label} to {place.label}  {url}".rstrip()),
+        lambda: session.out.line(
+            f"pushed {build.full_name} {build.manifest.label} to {place.label}  {url}".rstrip()
+            if is_new
+            else f"{build.full_name} {build.manifest.label} is in {place.label} already; nothing was sent"
+        ),
     )
+
+
+def _server_for(session: Session, to: str, remote: str | None, *, token: str | None, offline: bool) -> Hub:
+    """The server of `--remote`, else the one that has the namespace, else the default."""
+    owners = [] if remote else session.remotes.of_namespace(to.partition("/")[0])
+    return session.named_hub(remote or (owners[0].name if owners else None), token=token, offline=offline)
 
 
 def _dry_document(build: Installed, to: str, *, to_directory: bool) -> dict[str, Any]:

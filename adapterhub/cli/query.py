@@ -41,6 +41,9 @@ def list_(session: Session, base: BaseSpec | None) -> None:
 @click.option("--task", default="", metavar="TASK", help="With exactly this task.")
 @rank_options
 @click.option("--method", default="", metavar="METHOD", help="PEFT type or variant, such as `lora` or `rslora`.")
+@click.option("--remote", metavar="NAME|URL", help="Ask this server instead of the library.")
+@click.option("--token", metavar="TOKEN", help="Access token for --remote [default: the one of `remote login`].")
+@click.option("--limit", type=click.IntRange(min=1), default=100, metavar="N", help="With --remote, at most so many.")
 @common
 def search(
     session: Session,
@@ -51,13 +54,27 @@ def search(
     min_rank: int | None,
     max_rank: int | None,
     method: str,
+    remote: str | None,
+    token: str | None,
+    limit: int,
 ) -> None:
-    """Search installed adapters; TEXT is looked for in name, task and description.
+    """Search installed adapters, or with --remote those on a server; TEXT is in name, task or description.
 
     \b
-    Example:
+    Examples:
       adapt search contract --base base-7b --max-rank 16
+      adapt search --remote ours --base base-7b --task legal-qa
     """
+    if remote is not None:
+        from adapterhub.cli.remote_search import search_remote
+
+        hub = session.named_hub(remote, token=token, offline=False)
+        from adapterhub.hub import Search
+
+        low, high = (rank, rank) if rank is not None else (min_rank, max_rank)
+        asked = Search(text=" ".join(text), task=task, min_rank=low, max_rank=high, method=method, limit=limit)
+        search_remote(session, hub, base, asked)
+        return
     _answer(
         session,
         text=" ".join(text),

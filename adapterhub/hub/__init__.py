@@ -1,89 +1,135 @@
-"""The remote end: the Hugging Face Hub, and any server that speaks its protocol.
+"""The remote end: the Hugging Face Hub, our own registry, and any server that speaks their protocol.
 
 A build is one model repository; a version is a tag `v<version>` on a commit. Everything is read at fixed commits, and
-every byte is checked against the manifest afterwards: the hub client itself compares sizes only.
+every byte is hashed while it comes: the hub's own client compares sizes only. Nothing is kept between runs but what the
+store keeps by digest, so two servers may use one repository name.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
+import json
 import logging
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_session
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import HfApi
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
-from adapterhub.cards import card_for
-from adapterhub.digests import Progress, copy_hashed
-from adapterhub.directory import PlainFolder
-from adapterhub.errors import (
-    AdapterHubError,
-    AdapterNotFound,
-    DigestMismatch,
-    NotAllowed,
-    ReleaseExists,
-    RemoteUnreachable,
-    SpecError,
-    shown,
-)
-from adapterhub.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, FileEntry, Manifest
+from adapterhub.digests import digest_of
+from adapterhub.errors import AdapterNotFound, DigestMismatch, RemoteUnreachable, SpecError
+from adapterhub.hub._plain import header_of, plain_release
+from adapterhub.hub._push import HubRepository, version_tag
+from adapterhub.hub._search import Found, Search, search_registry, search_tags
+from adapterhub.hub._stream import RemoteFile
+from adapterhub.hub._wire import Wire, file_path, is_missing
+from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, FileEntry, Manifest
+from adapterhub.peft_config import AdapterConfig
+from adapterhub.remotes import HUB_URL
 from adapterhub.specs import AdapterSpec, parse_version
+from adapterhub.tensorfile import TensorFile, parse_header
 from adapterhub.transfer import Release
 
-_HttpError: type[BaseException] = HfHubHTTPError.__mro__[1]
-"""The root error of the HTTP library that the installed hub client uses: requests, httpx or httpx2, by its version."""
+__all__ = ["Contents", "Found", "Hub", "HubNamespace", "HubRepository", "Search", "version_tag"]
 
-REACH_S = 5.0
-DEFAULT_ENDPOINT = "https://huggingface.co"
 BASE_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "vocab*", "merges.txt"]
-_UNAUTHORIZED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
+AT_ONCE = 8
+"""Requests for the manifests of one repository that run at the same time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What a build on a server holds, read without its weights: the config and the header of the tensors."""
+
+    repo: str
+    commit: str
+    config: AdapterConfig
+    weights: TensorFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """A commit that may hold a build; `yanked` and `digest` as the registry tells, None when it does not."""
+
+    repo: str
+    commit: str
+    version: str | None
+    yanked: str | None = None
+    digest: str | None = None
 
 
 class Hub:
-    """One server. `cache_folder` keeps downloads of this server only: two servers may use one repository name."""
+    """One server, and the token for it alone. Cheap to make; nothing is asked before it is needed."""
 
-    def __init__(self, *, endpoint: str | None, token: str | None, cache_folder: Path, version: str = "") -> None:
-        self.endpoint = (endpoint or DEFAULT_ENDPOINT).rstrip("/")
+    def __init__(self, *, endpoint: str, token: str | None, version: str = "", label: str = "") -> None:
+        self.endpoint = endpoint.rstrip("/")
+        self.label = label or f"hub `{self.endpoint}`"
         # token=False: never fall back on a token of the environment that was meant for another server
         self._api = HfApi(
             endpoint=self.endpoint, token=token or False, library_name="adapterhub", library_version=version or None
         )
-        self._cache = cache_folder
+        self._wire = Wire(self.endpoint, token, version=version or None)
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what it warns of, our errors say
-        self._places: dict[str, tuple[str, str]] = {}
+        self._places: dict[str, _Place] = {}
 
     @property
-    def label(self) -> str:
-        """The server in words."""
-        return f"hub `{self.endpoint}`"
+    def received_bytes(self) -> int:
+        """Bytes of files that came from the server so far."""
+        return self._wire.received_bytes
+
+    @property
+    def is_public_hub(self) -> bool:
+        """Whether this is huggingface.co, whose uploads go by Xet."""
+        return self.endpoint == HUB_URL
+
+    @cached_property
+    def features(self) -> frozenset[str]:
+        """What the server's `/api/adapt/v1` can do; empty for a server without it."""
+        if self.is_public_hub:
+            return frozenset()
+        with self._wire.plainly("connection"):
+            try:
+                told = json.loads(self._wire.get("api/adapt/v1/info"))
+            except (HfHubHTTPError, ValueError) as error:
+                if isinstance(error, HfHubHTTPError) and not is_missing(error):
+                    raise
+                return frozenset()
+        features = told.get("features") if isinstance(told, dict) else None
+        return frozenset(f for f in features if isinstance(f, str)) if isinstance(features, list) else frozenset()
 
     # ------------------------------------------------------------ source
+    def within(self, namespace: str) -> HubNamespace:
+        """This server as a source of names without a namespace, which are taken to be in `namespace`."""
+        return HubNamespace(self, namespace)
+
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """Builds named `org/name`: those of the repository itself, of `org/name-<base>`, and tagged with the name.
 
-        A bare name is never looked up on a hub: a stranger could own it.
+        A bare name is never looked up on a whole hub: a stranger could own it.
+
+        Raises:
+            AdapterNotFound: a build was sent but its version was never tagged, and there is no other.
         """
         if spec.namespace is None:
             return []
         found: dict[str, Release] = {}
         seen: set[str] = set()
+        unfinished: list[str] = []
         for repo in self._repositories(spec):
             if repo in seen:
                 continue
             seen.add(repo)
-            for release in self._of_repository(repo, spec):
+            for release in self._of_repository(repo, spec, unfinished):
                 found.setdefault(release.digest, release)
+        if unfinished and not found:
+            raise AdapterNotFound(
+                f"`{unfinished[0]}` on {self.endpoint} has an adapter but no version tag: its push was cut",
+                hint="`adapt push` again finishes it",
+            )
         return list(found.values())
 
     def _repositories(self, spec: AdapterSpec) -> Iterator[str]:
@@ -92,65 +138,150 @@ class Hub:
         yield spec.full_name
         if spec.base is not None and spec.base.kind == "alias":
             yield f"{spec.full_name}-{spec.base.text}"
-        with self._plainly(f"list adapters of `{spec.namespace}`"):
+        with self._wire.plainly(f"list adapters of `{spec.namespace}`"):
             tagged = self._api.list_models(author=spec.namespace, filter=f"adapter-name:{spec.name}")
             yield from [model.id for model in tagged if model.id.partition("/")[0] == spec.namespace]
 
-    def _of_repository(self, repo: str, spec: AdapterSpec) -> Iterator[Release]:
-        try:
-            with self._plainly(f"`{repo}`"):
-                refs = self._api.list_repo_refs(repo)
-        except AdapterNotFound:
-            return
-        tags = [(tag.name[1:], tag.target_commit) for tag in refs.tags if _is_version_tag(tag.name)]
-        heads = [(None, branch.target_commit) for branch in refs.branches if branch.name == "main"]
-        for version, commit in tags or heads:
-            release = self._at_commit(repo, commit, version, spec)
+    def _of_repository(self, repo: str, spec: AdapterSpec, unfinished: list[str]) -> Iterator[Release]:
+        places = list(self._versions(repo))
+        is_head = False
+        if not places:
+            try:
+                with self._wire.plainly(f"`{repo}`"):
+                    refs = self._api.list_repo_refs(repo)
+            except AdapterNotFound:
+                return
+            places = [
+                _Place(repo=repo, commit=tag.target_commit, version=tag.name[1:])
+                for tag in refs.tags
+                if _is_version_tag(tag.name)
+            ]
+            if not places:
+                is_head = True
+                mains = [b for b in refs.branches if b.name == "main"]
+                places = [_Place(repo=repo, commit=branch.target_commit, version=None) for branch in mains]
+        for place, manifest in zip(places, self._manifests(places), strict=True):
+            if manifest is not None and is_head:
+                # Our push tags last: what has no tag is not published, however whole it looks.
+                unfinished.append(repo)
+                continue
+            release = self._release(place, manifest, spec)
             if release is not None:
-                self._places[release.digest] = (repo, commit)
+                self._places.setdefault(release.digest, place)
                 yield release
 
-    def _at_commit(self, repo: str, commit: str, version: str | None, spec: AdapterSpec) -> Release | None:
-        origin = f"{repo} at {commit[:12]}"
-        with self._plainly(f"`{origin}`"):
-            names = {item.rfilename for item in self._api.model_info(repo, revision=commit).siblings or []}
-        if MANIFEST_FILE in names:
-            raw = self._download(repo, commit, MANIFEST_FILE).read_bytes()
-            manifest = Manifest.parse(raw, f"{origin}: {MANIFEST_FILE}")
-            same = manifest.name == spec.name
-            return Release(manifest=manifest, namespace=spec.namespace, origin=origin) if same else None
-        if CONFIG_FILE not in names:
-            return None
-        for name in sorted(names & {*MEDIA_TYPES, CARD_FILE}):
-            folder = self._download(repo, commit, name).parent
-        plain = PlainFolder(folder, version=version or f"0+{commit[:12]}", origin=origin)
-        return plain.releases(spec)[0]
+    def _versions(self, repo: str) -> Iterator[_Place]:
+        """The versions that the registry lists, with those yanked; none where it keeps no list."""
+        if "versions" not in self.features:
+            return
+        with self._wire.plainly(f"versions of `{repo}`"):
+            try:
+                told = json.loads(self._wire.get(f"api/adapt/v1/adapters/{repo}/versions"))
+            except HfHubHTTPError as error:
+                if not isinstance(error, RepositoryNotFoundError) and not is_missing(error):
+                    raise
+                return
+            except ValueError as error:
+                raise RemoteUnreachable(f"`{repo}`: {self.endpoint} gave no JSON: {error}") from None
+        try:
+            for item in told["versions"]:
+                yanked = item.get("yanked")
+                yield _Place(
+                    repo=repo,
+                    commit=str(item["commit"]),
+                    version=parse_version(item["version"]),
+                    yanked=None if yanked is None else str(yanked["reason"]),
+                    digest=str(item["digest"]),
+                )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RemoteUnreachable(f"`{repo}`: {self.endpoint} gave no list of versions: {error!r}") from None
 
-    def _download(self, repo: str, commit: str, name: str) -> Path:
-        with self._plainly(f"`{name}` of `{repo}`"):
-            return Path(self._api.hf_hub_download(repo, name, revision=commit, cache_dir=self._cache))
+    def _manifests(self, places: list[_Place]) -> Iterable[Manifest | None]:
+        if len(places) < 2:  # noqa: PLR2004 - one needs no threads
+            return [self._manifest(place) for place in places]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(self._manifest, places))
+
+    def _manifest(self, place: _Place) -> Manifest | None:
+        """The manifest at one commit; None where there is none."""
+        origin = _origin(place)
+        with self._wire.plainly(f"`{MANIFEST_FILE}` of `{origin}`"):
+            try:
+                raw = self._wire.get(file_path(place.repo, place.commit, MANIFEST_FILE))
+            except EntryNotFoundError:
+                return None
+        manifest = Manifest.parse(raw, f"{origin}: {MANIFEST_FILE}")
+        if place.digest is not None and place.digest != manifest.digest:
+            raise DigestMismatch(
+                f"{origin}: {MANIFEST_FILE}", expected=place.digest, actual=manifest.digest, hint="nothing was stored"
+            )
+        return manifest
+
+    def _release(self, place: _Place, manifest: Manifest | None, spec: AdapterSpec) -> Release | None:
+        if manifest is not None:
+            release = Release(manifest=manifest, namespace=spec.namespace, origin=_origin(place), yanked=place.yanked)
+            return release if manifest.name == spec.name else None
+        plain = plain_release(self._wire, self._api, place.repo, place.commit, spec, version=place.version)
+        if plain is None or place.yanked is None:
+            return plain
+        return replace(plain, yanked=place.yanked)
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
-        """One file of a build that `releases` gave."""
-        repo, commit = self._places[release.digest]
-        return self._download(repo, commit, entry.path).open("rb")
+        """One file of a build that `releases` gave; it is read from the server while it is read from the stream."""
+        place = self._places[release.digest]
+        path = file_path(place.repo, place.commit, entry.path)
+        what = f"`{entry.path}` of `{place.repo}`"
+        return cast("IO[bytes]", RemoteFile(self._wire, path, size_bytes=entry.size_bytes, what=what))
 
     # ------------------------------------------------------------ other
+    def repository_of(self, release: Release) -> tuple[str, str]:
+        """Repository and commit of a build that `releases` gave."""
+        place = self._places[release.digest]
+        return place.repo, place.commit
+
+    def contents(self, release: Release) -> Contents:
+        """Config and tensors of a build, by range requests: no weights are read.
+
+        Raises:
+            DigestMismatch: the config is not the one that the manifest names.
+        """
+        repo, commit = self.repository_of(release)
+        config, weights = (release.manifest.file(name) for name in (CONFIG_FILE, WEIGHTS_FILE))
+        assert config is not None
+        assert weights is not None  # a manifest names both
+        with self._wire.plainly(f"`{repo}`"):
+            raw = self._wire.get(file_path(repo, commit, CONFIG_FILE))
+            head = header_of(self._wire, file_path(repo, commit, WEIGHTS_FILE), weights.size_bytes)
+        if digest_of(raw) != config.sha256:
+            raise DigestMismatch(f"{repo}: {CONFIG_FILE}", expected=config.sha256, actual=digest_of(raw))
+        where = f"{repo}: {WEIGHTS_FILE}"
+        tensors = parse_header(io.BytesIO(head), path=Path(WEIGHTS_FILE), size_bytes=weights.size_bytes, where=where)
+        return Contents(
+            repo=repo, commit=commit, config=AdapterConfig.parse(raw, f"{repo}: {CONFIG_FILE}"), weights=tensors
+        )
+
+    def search(self, search: Search) -> list[Found]:
+        """Adapters on this server that meet all of `search`, the newest first."""
+        with self._wire.plainly("search"):
+            if "adapters" in self.features:
+                return search_registry(self._wire, search)
+            return search_tags(self._api, search)
+
     def who(self) -> str:
         """Whom the server takes us for; asks for nothing that needs a token when there is none."""
-        with self._plainly("connection"):
+        with self._wire.plainly("connection"):
             if isinstance(self._api.token, str):
                 return f"signed in as {self._api.whoami()['name']}"
             # not through the client, which would try five times and take 23 s
-            get_session().get(f"{self.endpoint}/api/models", params={"limit": 1}, timeout=REACH_S).raise_for_status()
+            self._wire.get("api/models", {"limit": 1})
             return "reachable, no token"
 
     def fetch_base(self, repo: str, *, revision: str | None = None, offline: bool = False) -> Path:
         """Folder of a base model: its safetensors weights, config and tokenizer, from the user's Hugging Face cache.
 
-        The user's own cache is used (not ours), so that transformers finds the same files.
+        The user's own cache is used, so that transformers finds the same files.
         """
-        with self._plainly(f"base `{repo}`"):
+        with self._wire.plainly(f"base `{repo}`"):
             return Path(
                 self._api.snapshot_download(
                     repo,
@@ -160,114 +291,35 @@ class Hub:
                 )
             )
 
-    # ------------------------------------------------------------ destination
     def to(self, repo: str, *, private: bool = False) -> HubRepository:
         """One repository as a destination; `private` matters only where it has to be made first."""
-        return HubRepository(self, repo, private=private)
-
-    @contextlib.contextmanager
-    def _plainly(self, what: str) -> Iterator[None]:
-        """Turn what the client raises into one plain line."""
-        try:
-            yield
-        except GatedRepoError:
-            raise NotAllowed(f"{what}: access to it must be requested at {self.endpoint}") from None
-        except (RepositoryNotFoundError, EntryNotFoundError):
-            raise AdapterNotFound(
-                f"{what}: not found on {self.endpoint}, or private and no token given",
-                hint="`--token` or ADAPTERHUB_TOKEN gives a token",
-            ) from None
-        except HFValidationError as error:
-            raise SpecError(what, shown(str(error), 160)) from None
-        except OfflineModeIsEnabled:
-            raise RemoteUnreachable(f"{what}: the hub client is in offline mode (HF_HUB_OFFLINE)") from None
-        except HfHubHTTPError as error:
-            raise self._answered(what, error) from None
-        except (_HttpError, OSError) as error:
-            raise RemoteUnreachable(
-                f"{what}: {self.endpoint} could not be reached: {shown(str(error), 160)}",
-                hint="`--offline` uses what is here; `adapt doctor` checks the connection",
-            ) from None
-
-    def _answered(self, what: str, error: HfHubHTTPError) -> AdapterHubError:
-        status = error.response.status_code if error.response is not None else 0
-        text = f"{what}: {self.endpoint} answered {status}: {shown(error.server_message or str(error), 160)}"
-        if status in (_UNAUTHORIZED, _FORBIDDEN):
-            return NotAllowed(text, hint="`--token` or ADAPTERHUB_TOKEN gives a token with write access")
-        wait = "; wait and try again" if status == _TOO_MANY else ""
-        return RemoteUnreachable(text + wait)
+        return HubRepository(self._api, self._wire, repo, private=private, by_xet=self.is_public_hub)
 
 
-class HubRepository:
-    """One model repository that builds are published to."""
+class HubNamespace:
+    """One namespace of a server as a source: a bare name is asked for in it, and nowhere else."""
 
-    def __init__(self, hub: Hub, repo: str, *, private: bool) -> None:
-        self.hub = hub
-        self.repo = repo
-        self.private = private
-        self.commit_url = ""
+    def __init__(self, hub: Hub, namespace: str) -> None:
+        self.hub, self._namespace = hub, namespace
 
     @property
     def label(self) -> str:
-        """The repository in words."""
-        return f"`{self.repo}` on {self.hub.endpoint}"
+        """The place in words."""
+        return f"`{self._namespace}` of {self.hub.label}"
 
-    @contextlib.contextmanager
-    def receive(self, release: Release) -> Iterator[_Upload]:
-        """Files are staged in a temporary folder and sent in one commit."""
-        with tempfile.TemporaryDirectory(prefix="adapt-push-") as folder:
-            yield _Upload(self, release, Path(folder))
+    def releases(self, spec: AdapterSpec) -> list[Release]:
+        """See `transfer.Source`."""
+        if spec.namespace not in (None, self._namespace):
+            return []
+        return self.hub.releases(replace(spec, namespace=self._namespace))
 
-
-class _Upload:
-    def __init__(self, place: HubRepository, release: Release, folder: Path) -> None:
-        self._place, self._release, self._folder = place, release, folder
-
-    def has(self, entry: FileEntry) -> bool:  # noqa: ARG002 - the client asks the server for each digest itself
-        """Never: the upload protocol skips what the server holds."""
-        return False
-
-    def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
-        """Stage one file, hashed while it flows."""
-        with (self._folder / entry.path).open("xb") as sink:
-            digest, _ = copy_hashed(stream, sink, progress)
-        if digest != entry.sha256:
-            raise DigestMismatch(entry.path, expected=entry.sha256, actual=digest)
-
-    def publish(self) -> None:
-        """One commit with everything, then the version tag; a version that exists is never moved."""
-        api, hub, repo = self._place.hub._api, self._place.hub, self._place.repo  # noqa: SLF001 - one module, two ends
-        manifest = self._release.manifest
-        tag = version_tag(manifest)
-        with hub._plainly(f"push to `{repo}`"):  # noqa: SLF001
-            api.create_repo(repo, private=self._place.private or None, exist_ok=True)
-            existing = {t.name: t.target_commit for t in api.list_repo_refs(repo).tags}
-        if tag in existing:
-            raw = hub._download(repo, existing[tag], MANIFEST_FILE).read_bytes()  # noqa: SLF001
-            if Manifest.parse(raw).digest == manifest.digest:
-                return
-            raise ReleaseExists(
-                f"`{repo}` has another build tagged `{tag}`; a release never changes",
-                hint="push it under a new version or to its own repository",
-            )
-        with contextlib.ExitStack() as files, hub._plainly(f"push to `{repo}`"):  # noqa: SLF001
-            contents: dict[str, IO[bytes]] = {name: io.BytesIO(data) for name, data in texts_of(manifest).items()}
-            for entry in manifest.files:
-                contents[entry.path] = files.enter_context((self._folder / entry.path).open("rb"))
-            operations = [CommitOperationAdd(name, data) for name, data in sorted(contents.items())]  # type: ignore[arg-type]
-            done = api.create_commit(repo, operations, commit_message=f"{manifest.name} {manifest.version}")
-            api.create_tag(repo, tag=tag, revision=done.oid)
-        self._place.commit_url = str(done.commit_url)
+    def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
+        """See `transfer.Source`."""
+        return self.hub.open(release, entry)
 
 
-def version_tag(manifest: Manifest) -> str:
-    """The tag that marks this version in a repository."""
-    return f"v{manifest.version}"
-
-
-def texts_of(manifest: Manifest) -> dict[str, bytes]:
-    """The files of a repository that are written from the manifest: itself and the card."""
-    return {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: card_for(manifest).encode()}
+def _origin(place: _Place) -> str:
+    return f"{place.repo} at {place.commit[:12]}"
 
 
 def _is_version_tag(name: str) -> bool:

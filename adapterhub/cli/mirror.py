@@ -1,0 +1,87 @@
+"""`adapt mirror`: copy builds from one server to another, with the same digests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, wanted_from
+from adapterhub.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from adapterhub.specs import AdapterSpec, BaseSpec
+    from adapterhub.transfer import Source
+
+
+@click.command()
+@click.argument("specs", nargs=-1, required=True, type=SPEC, metavar="SPEC...")
+@click.option("--from", "origin", required=True, metavar="NAME|URL", help="The server to copy from.")
+@click.option("--to", "target", required=True, metavar="NAME|URL", help="The server to copy to.")
+@click.option("--namespace", metavar="NAMESPACE", help="Publish under this namespace [default: the same].")
+@click.option("--base", type=BASE, help="The base, where the spec names none.")
+@rank_options
+@click.option("--private", is_flag=True, help="Make new repositories private.")
+@click.option("--dry-run", is_flag=True, help="Say what would be copied; send nothing.")
+@common
+def mirror(
+    session: Session,
+    specs: tuple[AdapterSpec, ...],
+    origin: str,
+    target: str,
+    namespace: str | None,
+    base: BaseSpec | None,
+    rank: int | None,
+    min_rank: int | None,
+    max_rank: int | None,
+    private: bool,
+    dry_run: bool,
+) -> None:
+    """Copy builds between two servers, each with the token that `adapt remote login` kept for it.
+
+    The repository keeps its name. What is there already is not sent again. A plain PEFT repository gets its manifest.
+
+    \b
+    Example:
+      adapt mirror acme/legal-qa@base-7b acme/summarize@base-7b --from hub --to ours
+    """
+    from adapterhub.cli.choice import choose_release
+    from adapterhub.install import RankBounds
+    from adapterhub.specs import parse_namespace
+    from adapterhub.transfer import copy
+
+    there, here = session.remote(origin), session.remote(target)
+    if there.url == here.url:
+        raise UsageProblem(f"`--from` and `--to` are both {there.url}")
+    if namespace is not None:
+        parse_namespace(namespace)
+    library, source_hub, target_hub = session.library, session.hub(there), session.hub(here)
+    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    documents: list[dict[str, Any]] = []
+    for spec in specs:
+        sources: list[Source] = [source_hub] if spec.namespace else [source_hub.within(n) for n in there.namespaces]
+        wanted = wanted_from(library, spec, base)
+        release, source, _ = choose_release(session, library, spec, sources, wanted=wanted, bounds=bounds)
+        repo, commit = source_hub.repository_of(release)
+        to = f"{namespace}/{repo.partition('/')[2]}" if namespace else repo
+        document = {
+            "name": release.full_name,
+            "version": release.manifest.version,
+            "digest": release.digest,
+            "from": f"{there.url}/{repo}",
+            "commit": commit,
+            "to": f"{here.url}/{to}",
+            "size_bytes": release.manifest.size_bytes,
+        }
+        if not dry_run:
+            with session.out.progress(f"mirror {release.full_name}", release.manifest.size_bytes) as progress:
+                copied = copy(release, source, target_hub.to(to, private=private), progress)
+            document |= {"created": copied.sent_files > 0, "sent_bytes": copied.sent_bytes}
+        documents.append(document)
+    session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
+
+
+def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) -> None:
+    for d in documents:
+        done = "would copy" if dry_run else "copied" if d["created"] else "there already:"
+        session.out.line(f"{done} {d['name']} {d['version']} to {d['to']}  {d['digest']}")

@@ -1,0 +1,78 @@
+"""`adapt pull`: a build's plain files in a folder, for any tool that reads PEFT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, remote_options, wanted_from
+
+if TYPE_CHECKING:
+    from adapterhub.specs import AdapterSpec, BaseSpec
+
+
+@click.command()
+@click.argument("spec", type=SPEC)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--base", type=BASE, help="The base, where the spec names none.")
+@rank_options
+@remote_options
+@common
+def pull(
+    session: Session,
+    spec: AdapterSpec,
+    folder: Path,
+    base: BaseSpec | None,
+    rank: int | None,
+    min_rank: int | None,
+    max_rank: int | None,
+    remote: str | None,
+    token: str | None,
+    offline: bool,
+) -> None:
+    """Write a build's plain files to a new folder, checked as an install is; the library is not changed.
+
+    The library is asked first, then the servers, as `adapt install` does; with --remote only that server.
+
+    \b
+    Examples:
+      adapt pull legal-qa@base-7b ./legal-qa
+      adapt pull acme/legal-qa@base-7b==1.0 ./legal-qa --remote ours
+    """
+    from adapterhub.cli.choice import choose_release
+    from adapterhub.directory import BuildFolder
+    from adapterhub.install import RankBounds
+    from adapterhub.transfer import Source, copy
+
+    library = session.library
+    sources: list[Source] = [] if remote else [library]
+    if not offline:
+        sources += session.sources_of(spec, remote, token=token)
+    release, source, _ = choose_release(
+        session,
+        library,
+        spec,
+        sources,
+        wanted=wanted_from(library, spec, base),
+        bounds=RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank),
+    )
+    with session.out.progress(f"pull {release.full_name}", release.manifest.size_bytes) as progress:
+        copied = copy(release, source, BuildFolder(folder), progress)
+    manifest = release.manifest
+    session.out.result(
+        {
+            "name": release.full_name,
+            "version": manifest.version,
+            "digest": release.digest,
+            "source": release.origin,
+            "path": str(folder),
+            "sent_files": copied.sent_files,
+            "sent_bytes": copied.sent_bytes,
+        },
+        lambda: session.out.line(
+            f"{release.full_name} {manifest.label} from {release.origin}  {folder}"
+            + ("" if copied.sent_files else "  (there already)")
+        ),
+    )

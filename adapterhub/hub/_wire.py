@@ -1,0 +1,252 @@
+"""HTTP with one server: what the hub's own client has no call for, and the plain words for everything it raises.
+
+The session is the hub client's, so proxies, certificates and offline mode are the user's. Redirects are followed here,
+because the token goes to the server it was made for and to no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, urljoin, urlsplit
+
+from huggingface_hub import get_session
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+from adapterhub.errors import (
+    AdapterHubError,
+    AdapterNotFound,
+    Conflict,
+    DigestMismatch,
+    NotAllowed,
+    RemoteUnreachable,
+    SpecError,
+    shown,
+)
+
+HttpError: type[BaseException] = HfHubHTTPError.__mro__[1]
+"""The root error of the HTTP library that the installed hub client uses: requests, httpx or httpx2, by its version."""
+
+CONNECT_S, SILENCE_S = 5.0, 30.0
+CHUNK_BYTES = 1 << 18
+MAX_REDIRECTS = 5
+MAX_SMALL_BYTES = 16 << 20
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT, _STALE, _TOO_MANY = 401, 403, 404, 409, 412, 429
+_REDIRECTS = (301, 302, 303, 307, 308)
+PASSING = (408, 429, 500, 502, 503, 504)
+"""Statuses that may be gone a moment later."""
+
+LONGEST_PAUSE_S = 30.0
+
+
+class Answer:
+    """One response: status, headers (names in lower case), and the body in pieces."""
+
+    def __init__(self, response: Any) -> None:  # noqa: ANN401 - of whichever HTTP library
+        self._response = response
+        self.status = int(response.status_code)
+        self.headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes as they come."""
+        if hasattr(self._response, "iter_raw"):
+            return self._response.iter_raw()  # type: ignore[no-any-return]  # httpx
+        return self._response.iter_content(CHUNK_BYTES)  # type: ignore[no-any-return]  # requests
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._response.close()
+
+    def raise_for_status(self) -> None:
+        """Raise the hub client's error for a status of 400 and more."""
+        if self.status >= 400:  # noqa: PLR2004 - HTTP
+            if hasattr(self._response, "read"):
+                self._response.read()
+            hf_raise_for_status(self._response)
+
+    @property
+    def pause_s(self) -> float:
+        """How long the server asks to wait."""
+        text = self.headers.get("retry-after", "")
+        return min(float(text), LONGEST_PAUSE_S) if text.isascii() and text.isdigit() else 0.0
+
+
+class Wire:
+    """Requests to one server, with its token."""
+
+    def __init__(self, endpoint: str, token: str | None, *, version: str | None) -> None:
+        self.endpoint = endpoint
+        self.received_bytes = 0
+        self._headers = {
+            **build_hf_headers(token=token or False, library_name="adapterhub", library_version=version),
+            # packed bytes have no ranges, and are not those that were hashed
+            "accept-encoding": "identity",
+        }
+
+    # ------------------------------------------------------------ requests
+    def open(self, url: str, headers: Mapping[str, str] | None = None) -> Answer:
+        """The answer to a GET, after at most five redirects; the caller closes it."""
+        sent = self._headers | dict(headers or {})
+        for _ in range(MAX_REDIRECTS + 1):
+            answer = Answer(_send(url, sent))
+            if answer.status not in _REDIRECTS or "location" not in answer.headers:
+                return answer
+            answer.close()
+            target = urljoin(url, answer.headers["location"])
+            if urlsplit(target).scheme not in ("http", "https"):
+                raise RemoteUnreachable(f"{self.endpoint} led to `{shown(target)}`, which is no web address")
+            if _origin(target) != _origin(self.endpoint):
+                sent = {name: value for name, value in sent.items() if name.lower() != "authorization"}
+            url = target
+        raise RemoteUnreachable(f"{self.endpoint} led from one address to the next {MAX_REDIRECTS} times")
+
+    def get(self, path: str, params: Mapping[str, Any] | None = None) -> bytes:
+        """A small body, whole; raises what the hub client raises. A digest that the server gives is held against it."""
+        url = f"{self.endpoint}/{path}"
+        if params:
+            url += "?" + "&".join(f"{quote(str(k), safe='')}={quote(str(v), safe='')}" for k, v in params.items())
+        with self.answering(url) as answer:
+            return self._whole(answer, path)
+
+    def get_range(self, path: str, start: int, end: int) -> bytes:
+        """The bytes `[start, end)` of a file, fewer where it ends earlier; nothing beyond them is read."""
+        with self.answering(f"{self.endpoint}/{path}", {"Range": f"bytes={start}-{end - 1}"}) as answer:
+            skip = 0 if answer.status == 206 else start  # noqa: PLR2004 - HTTP: partial content
+            found = bytearray()
+            for chunk in answer.chunks():
+                self.received_bytes += len(chunk)
+                found += chunk
+                if len(found) >= skip + end - start:
+                    break
+            return bytes(found[skip : skip + end - start])
+
+    @contextlib.contextmanager
+    def answering(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[Answer]:
+        """A good answer for the length of a block; one passing failure of the server is waited out."""
+        answer = self.open(url, headers)
+        if answer.status in PASSING:
+            answer.close()
+            time.sleep(answer.pause_s or 0.5)
+            answer = self.open(url, headers)
+        try:
+            answer.raise_for_status()
+            yield answer
+        finally:
+            answer.close()
+
+    def _whole(self, answer: Answer, what: str) -> bytes:
+        body = bytearray()
+        for chunk in answer.chunks():
+            self.received_bytes += len(chunk)
+            body += chunk
+            if len(body) > MAX_SMALL_BYTES:
+                raise RemoteUnreachable(f"`{shown(what)}`: more than {MAX_SMALL_BYTES} bytes, expected a small file")
+        check_etag(bytes(body), answer.headers, what)
+        return bytes(body)
+
+    # ------------------------------------------------------------ words
+    @contextlib.contextmanager
+    def plainly(self, what: str) -> Iterator[None]:
+        """Turn what the client raises into one plain line."""
+        try:
+            yield
+        except GatedRepoError:
+            raise NotAllowed(f"{what}: access to it must be requested at {self.endpoint}") from None
+        except (RepositoryNotFoundError, EntryNotFoundError):
+            raise AdapterNotFound(
+                f"{what}: not found on {self.endpoint}, or private and no token given",
+                hint="`adapt remote login NAME`, `--token` or ADAPTERHUB_TOKEN gives a token",
+            ) from None
+        except HFValidationError as error:
+            raise SpecError(what, shown(str(error), 160)) from None
+        except OfflineModeIsEnabled:
+            raise RemoteUnreachable(f"{what}: the hub client is in offline mode (HF_HUB_OFFLINE)") from None
+        except HfHubHTTPError as error:
+            raise self._answered(what, error) from None
+        except (HttpError, OSError) as error:
+            raise self._unreached(what, error) from None
+        except (RuntimeError, ValueError) as error:
+            # The client wraps the failure of an upload in a RuntimeError, and Xet raises only such.
+            cause = error.__cause__
+            if isinstance(cause, HfHubHTTPError):
+                raise self._answered(what, cause) from None
+            if isinstance(cause, HttpError | OSError):
+                raise self._unreached(what, cause) from None
+            raise RemoteUnreachable(f"{what}: {self.endpoint}: {shown(str(error), 160)}") from None
+
+    def _unreached(self, what: str, error: BaseException) -> RemoteUnreachable:
+        return RemoteUnreachable(
+            f"{what}: {self.endpoint} could not be reached: {shown(str(error) or type(error).__name__, 160)}",
+            hint="`--offline` uses what is here; `adapt doctor` checks the connection",
+        )
+
+    def _answered(self, what: str, error: HfHubHTTPError) -> AdapterHubError:
+        status = error.response.status_code if error.response is not None else 0
+        text = f"{what}: {self.endpoint} answered {status}: {shown(error.server_message or str(error), 160)}"
+        if status in (_UNAUTHORIZED, _FORBIDDEN):
+            hint = "`adapt remote login NAME`, `--token` or ADAPTERHUB_TOKEN gives a token with this right"
+            return NotAllowed(text, hint=hint)
+        if status in (_CONFLICT, _STALE):
+            return Conflict(text, hint="somebody published at the same time; look, and try again")
+        wait = "; wait and try again" if status == _TOO_MANY else ""
+        return RemoteUnreachable(text + wait)
+
+
+def is_missing(error: BaseException) -> bool:
+    """The server answered that there is no such thing."""
+    return isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code == _NOT_FOUND
+
+
+def file_path(repo: str, commit: str, name: str) -> str:
+    """Where a file of a repository is fetched."""
+    return f"{repo}/resolve/{quote(commit, safe='')}/{quote(name)}"
+
+
+def check_etag(body: bytes, headers: Mapping[str, str], what: str) -> None:
+    """Hold a file against the digest in its ETag: the git blob's sha1, or the sha256 of an LFS file.
+
+    Raises:
+        DigestMismatch: other bytes than the server meant to send.
+    """
+    etag = headers.get("x-linked-etag", headers.get("etag", "")).removeprefix("W/").strip('"')
+    if not all(c in "0123456789abcdef" for c in etag):
+        return
+    if len(etag) == 64:  # noqa: PLR2004 - sha256
+        actual = hashlib.sha256(body).hexdigest()
+    elif len(etag) == 40 and "x-repo-commit" in headers:  # noqa: PLR2004 - sha1
+        actual = git_sha1(body)
+    else:
+        return
+    if actual != etag:
+        raise DigestMismatch(what, expected=etag, actual=actual, hint="nothing was stored; try again")
+
+
+def git_sha1(body: bytes) -> str:
+    """The name git gives these bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    place = urlsplit(url)
+    return place.scheme, (place.hostname or "").lower(), place.port or {"http": 80, "https": 443}.get(place.scheme)
+
+
+def _send(url: str, headers: Mapping[str, str]) -> Any:  # noqa: ANN401 - a response of whichever HTTP library
+    session: Any = get_session()
+    if callable(getattr(session, "stream", None)):  # httpx; requests has a flag by that name
+        # connect, read, write, pool
+        times = (CONNECT_S, SILENCE_S, SILENCE_S, CONNECT_S)
+        request = session.build_request("GET", url, headers=dict(headers), timeout=times)
+        return session.send(request, stream=True, follow_redirects=False)
+    return session.get(url, headers=dict(headers), stream=True, allow_redirects=False, timeout=(CONNECT_S, SILENCE_S))
