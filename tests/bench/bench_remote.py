@@ -1,6 +1,6 @@
 """A registry on loopback: installing and pushing many adapters against the stock client, and what the server bears.
 
-    python -m tests.bench.bench_remote [--adapters 100] [--megabytes 10] [--repositories 10000] [--gigabytes 1]
+    python -m tests.bench.bench_remote [--pushes 100] [--adapters 100] [--megabytes 10] [--repositories 10000] [--gigabytes 1]
 
 Peers, in the same run against the same server: `hf download` and `hf upload` of the installed huggingface_hub, one
 process each, as they are used. Bounds: install at most 0.7 of the wall time, a second install (all present) at most
@@ -78,8 +78,8 @@ def peak_mb(pid: int) -> float:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1000
 
 
-def move_adapters(folder: Path, count: int, megabytes: float, push_megabytes: float) -> None:
-    """Push and install `count` adapters, ours and the stock client's in turn."""
+def move_adapters(folder: Path, pushes: int, push_megabytes: float, count: int, megabytes: float) -> None:
+    """Push some adapters, install others, ours and the stock client's in turn."""
     with registry(folder / "registry") as (url, token, _):
         environ = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_XET"} | {
             "HF_ENDPOINT": url,
@@ -93,13 +93,13 @@ def move_adapters(folder: Path, count: int, megabytes: float, push_megabytes: fl
         }
         adapt, hf = str(SCRIPTS / "adapt"), str(SCRIPTS / "hf")
         ours = theirs = 0.0
-        for i in range(count):
+        for i in range(pushes):
             make_adapter(folder / f"small-{i}", push_megabytes, i)
             seconds([adapt, "add", str(folder / f"small-{i}"), "--name", f"small-{i}", "-q"], environ)
             ours += seconds([adapt, "push", f"small-{i}", "--to", f"acme/small-{i}", "-q"], environ)
             theirs += seconds([hf, "upload", f"acme/theirs-{i}", str(folder / f"small-{i}")], environ)
         print(
-            f"push of {count} adapters of {push_megabytes:g} MB: adapt {ours:.1f} s, hf upload {theirs:.1f} s, "
+            f"push of {pushes} adapters of {push_megabytes:g} MB: adapt {ours:.1f} s, hf upload {theirs:.1f} s, "
             f"ratio {ours / theirs:.2f}"
         )
         api = HfApi(endpoint=url, token=token)
@@ -199,12 +199,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--adapters", type=int, default=100)
     parser.add_argument("--megabytes", type=float, default=10)
+    parser.add_argument("--pushes", type=int, default=100)
     parser.add_argument("--push-megabytes", type=float, default=1)
     parser.add_argument("--repositories", type=int, default=10_000)
     parser.add_argument("--gigabytes", type=float, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        move_adapters(Path(folder), options.adapters, options.megabytes, options.push_megabytes)
+        move_adapters(Path(folder), options.pushes, options.push_megabytes, options.adapters, options.megabytes)
     with tempfile.TemporaryDirectory() as folder:
         bear(Path(folder), options.repositories, options.gigabytes)
 
