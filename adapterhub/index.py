@@ -202,7 +202,7 @@ class Index:
         """Registered bases by alias."""
         columns = ", ".join(BaseRow._fields)
         with self._reading() as connection:
-            return [BaseRow._make(row) for row in connection.execute(f"SELECT {columns} FROM bases ORDER BY alias")]  # noqa: S608
+            return [BaseRow._make(row) for row in connection.execute(f"SELECT {columns} FROM bases ORDER BY alias")]  # noqa: S608 - own columns
 
     def equivalents(self, weights: str) -> tuple[str, ...]:
         """Fingerprints declared by builds that are the registered base `weights`, in any precision or file layout."""

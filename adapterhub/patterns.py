@@ -352,7 +352,7 @@ class _Structure:
         elif found == "{":
             match = _QUANTIFIER.match(self.pattern, self.at)
             # A brace that is no quantifier is a plain character to `re`, and fuzzy matching to `regex`.
-            if match is None or match[0] in ("{}", "{,}") or max(len(match[1]), len(match[3])) > 9:  # noqa: PLR2004
+            if match is None or match[0] in ("{}", "{,}") or max(len(match[1]), len(match[3])) > 9:  # noqa: PLR2004 - digits
                 raise _Refused("has a brace that is not a repeat count; write it as `\\{`")
             self.at = match.end()
             low = int(match[1] or 0)

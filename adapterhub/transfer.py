@@ -112,7 +112,7 @@ class Continued(io.RawIOBase):
         """Yes."""
         return True
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # io types it by a protocol that 3.10 lacks
         """Fill a part of `buffer`; 0 at the end."""
         if self._is_begun:
             data = self._begun.read(len(buffer))

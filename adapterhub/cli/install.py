@@ -13,7 +13,7 @@ from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, rem
 
 if TYPE_CHECKING:
     from adapterhub.install import Plan
-    from adapterhub.library import Added, Library
+    from adapterhub.library import Added
     from adapterhub.specs import AdapterSpec, BaseSpec
 
 
@@ -91,10 +91,10 @@ def install(
         for finding in added.report.warnings if added else ():
             session.out.warn(f"[{finding.code}] {finding.message}")
         documents.append(_done_document(plan, added))
-    session.out.result(documents, lambda: _say(session, library, documents, dry_run=dry_run))
+    session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
 
 
-def _say(session: Session, library: Library, documents: list[dict[str, Any]], *, dry_run: bool) -> None:  # noqa: ARG001
+def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) -> None:
     for d in documents:
         what = f"{d['name']} {d['version']}" + (f" (rank {d['rank']})" if d["rank"] else "")
         if d["present"]:

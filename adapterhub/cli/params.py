@@ -146,7 +146,7 @@ def common(command: F) -> F:
         session = Session(root=root or default_root(os.environ), out=Output(as_json=as_json, quiet=quiet))
         return command(session, *args, **kwargs)
 
-    return wrapped  # type: ignore[return-value]
+    return wrapped  # type: ignore[return-value]  # `wraps` keeps the shape that click reads
 
 
 class SpecType(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
@@ -154,13 +154,13 @@ class SpecType(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
 
     name = "spec"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> AdapterSpec:  # noqa: ANN401, ARG002
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> AdapterSpec:  # noqa: ANN401, ARG002 - click's signature
         """Parse."""
         from adapterhub.specs import AdapterSpec
 
         return value if isinstance(value, AdapterSpec) else AdapterSpec.parse(value)
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
         """Names of installed adapters."""
         from click.shell_completion import CompletionItem
 
@@ -178,13 +178,13 @@ class BaseType(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
 
     name = "base"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401, ARG002
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401, ARG002 - click's signature
         """Parse."""
         from adapterhub.specs import BaseSpec
 
         return value if isinstance(value, BaseSpec) else BaseSpec.parse(value)
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
         """Aliases of registered bases."""
         from click.shell_completion import CompletionItem
 
@@ -219,7 +219,7 @@ def remote_option(command: F) -> F:
     return click.option("--remote", metavar="NAME|URL", shell_complete=_remote_names, help=text)(command)
 
 
-def _remote_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+def _remote_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
     from click.shell_completion import CompletionItem
 
     from adapterhub.remotes import Remotes

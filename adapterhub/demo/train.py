@@ -180,10 +180,10 @@ def train_adapter(task: Task, base: Path, folder: Path, *, say: Say) -> dict[str
     for step in range(task.steps):
         lesson = task.lessons[step % len(task.lessons)]
         _set_strength(layers, rng.choice((lesson.weakest, 1.0)))
-        pupil.answer_loss(rng.sample(lesson.train, BATCH)).backward()  # type: ignore[no-untyped-call]
+        pupil.answer_loss(rng.sample(lesson.train, BATCH)).backward()  # type: ignore[no-untyped-call]  # torch
         if step % 2:
             _set_strength(layers, task.left_alone_at)
-            pupil.drift(rng.sample(task.left_alone, LEFT_ALONE_BATCH)).backward()  # type: ignore[no-untyped-call]
+            pupil.drift(rng.sample(task.left_alone, LEFT_ALONE_BATCH)).backward()  # type: ignore[no-untyped-call]  # torch
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -79,11 +79,11 @@ def _place(wire: Wire, path: str, item: Any, target: Path) -> FileEntry:  # noqa
     return FileEntry(path=name, sha256=digest, size_bytes=size, media_type=MEDIA_TYPES.get(name, ""))
 
 
-def _sha256_of(item: Any) -> Digest | None:  # noqa: ANN401
+def _sha256_of(item: Any) -> Digest | None:  # noqa: ANN401 - a file of the hub client, untyped
     return None if item.lfs is None else parse_digest(f"sha256:{item.lfs.sha256}")
 
 
-def _checked(body: bytes, item: Any, told: Digest | None, where: str) -> Digest:  # noqa: ANN401
+def _checked(body: bytes, item: Any, told: Digest | None, where: str) -> Digest:  # noqa: ANN401 - a file of the hub client, untyped
     """The digest of a file, which is the one that the listing gives."""
     actual = digest_of(body)
     if told is not None and actual != told:
