@@ -48,11 +48,6 @@ class Remote:
         return f"remote `{self.name}`" if self.name else f"server `{self.url}`"
 
     @property
-    def folder_name(self) -> str:
-        """What tells this server's files from those of others."""
-        return re.sub(r"[^a-z0-9.-]", "-", self.url.partition("://")[2].lower())
-
-    @property
     def is_plain_text(self) -> bool:
         """Whether tokens and adapters go over a network unencrypted."""
         place = urlsplit(self.url)

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
-from adapterhub.digests import CHUNK_BYTES, Digest, Progress, digest_of_file, hex_of, parse_digest
+from adapterhub.digests import CHUNK_BYTES, Digest, hex_of
 from adapterhub.errors import AdapterHubError, BlobNotFound, DigestMismatch, DiskFull, NotAllowed, StoreLocked
 from adapterhub.manifest import Manifest
 
@@ -140,26 +140,6 @@ class Store:
         if manifest.digest != digest:
             raise DigestMismatch(str(path), expected=digest, actual=manifest.digest)
         return manifest
-
-    def verify_blob(self, digest: Digest, progress: Progress | None = None) -> None:
-        """Read the blob and compare.
-
-        Raises:
-            DigestMismatch: bit rot or tampering.
-            BlobNotFound: it is gone.
-        """
-        path = self.blob_path(digest)
-        if not path.is_file():
-            raise BlobNotFound(f"the store has no object {digest}")
-        actual, _ = digest_of_file(path, progress)
-        if actual != digest:
-            raise DigestMismatch(str(path), expected=digest, actual=actual)
-
-    def manifests(self) -> Iterator[Digest]:
-        """Digests of every manifest in the store."""
-        for path in sorted((self.root / "manifests" / "sha256").glob("*.json")):
-            with contextlib.suppress(ValueError):
-                yield parse_digest(f"sha256:{path.stem}")
 
     # ------------------------------------------------------------ out
     def link(self, digest: Digest, target: Path) -> None:

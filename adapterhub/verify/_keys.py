@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 
 from adapterhub.peft_config import AdapterConfig, saved_name
@@ -87,11 +86,6 @@ class AdapterKeys:
     """What the method of the config does not account for."""
     marked: tuple[TensorSpec, ...] = ()
     """For methods other than LoRA: the tensors that carry the method's name."""
-
-    @cached_property
-    def by_module(self) -> dict[str, Pair]:
-        """The pairs by module."""
-        return {pair.module: pair for pair in self.pairs}
 
 
 def sort_keys(weights: TensorFile, config: AdapterConfig) -> AdapterKeys:
