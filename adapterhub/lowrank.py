@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adapterhub.errors import UsageProblem
+
 FLOAT32_HALF_STEP = 2.0**-24
 """Relative rounding of float32: what lies below it, relative to the whole update, no float32 file could carry."""
 
@@ -59,9 +61,27 @@ class LowRank:
         return math.isfinite(self.scale) and all(math.isfinite(float(end)) for end in ends)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cut(LowRank):
+    """An update that stands for a larger one: `lost` is the Frobenius norm of what was left away, `whole` of it all."""
+
+    lost: float
+    whole: float
+
+
 def nothing(out: int, width: int, rank: int = 0) -> LowRank:
     """The zero update of an [out, width] weight, in float64; rank 1 where a file needs some rank."""
     return LowRank(a=torch.zeros(rank, width, dtype=torch.float64), b=torch.zeros(out, rank, dtype=torch.float64))
+
+
+def taking_part(deltas: Sequence[LowRank], weights: Sequence[float]) -> list[tuple[LowRank, float]]:
+    """The updates that count, with their weights: neither the weight nor the rank is 0.
+
+    Raises:
+        ValueError: no delta, or not one weight each, or shapes differ.
+    """
+    _check(deltas, weights)
+    return [(d, weight) for d, weight in zip(deltas, weights, strict=True) if weight != 0 and d.rank]
 
 
 def stack(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
@@ -144,18 +164,37 @@ def spectrum(delta: LowRank) -> Spectrum:
     )
 
 
-def recompress(delta: LowRank, rank: int) -> LowRank:
-    """Closest update to `delta` of at most that rank in the Frobenius norm (Eckart and Young, 1936); float64, scale 1.
+def cut(delta: LowRank, *, rank: int | None = None, max_error: float | None = None) -> Cut:
+    """The closest update to `delta` in the Frobenius norm (Eckart and Young, 1936); float64, scale 1.
 
-    QR of b [out, R] and of a.T [in, R], then an SVD of the R x R core. Numerically empty directions are dropped even
-    when `rank` has room for them.
+    With `rank`, of that rank, or less where `delta` has fewer directions; with `max_error`, of the smallest rank whose
+    error relative to `delta` is at most that; with neither, of its full numerical rank. Time as `spectrum`.
 
     Raises:
-        ValueError: rank < 1.
+        UsageProblem: both are given, or one is out of range.
     """
-    if rank < 1:
-        raise ValueError(f"rank {rank}, expected at least 1")
-    return spectrum(delta).truncate(rank)
+    check_rank(rank, max_error)
+    found = spectrum(delta)
+    tails = found.tails()
+    if max_error is not None:
+        rank = found.rank_within(max_error)
+    kept = found.truncate(found.numerical_rank if rank is None else rank)
+    lost, whole = (float(tails[kept.rank]), float(tails[0])) if found.numerical_rank else (0.0, 0.0)
+    return Cut(a=kept.a, b=kept.b, lost=lost, whole=whole)
+
+
+def check_rank(rank: int | None, max_error: float | None) -> None:
+    """Whether a cut can be asked for in this way.
+
+    Raises:
+        UsageProblem: both are given, or one is out of range.
+    """
+    if rank is not None and max_error is not None:
+        raise UsageProblem("rank and max_error exclude each other", hint="give one of `--rank` and `--max-error`")
+    if rank is not None and rank < 1:
+        raise UsageProblem(f"rank {rank}, expected at least 1")
+    if max_error is not None and not 0 <= max_error < 1:
+        raise UsageProblem(f"max_error {max_error}, expected at least 0 and below 1")
 
 
 def singular_values(delta: LowRank) -> Tensor:

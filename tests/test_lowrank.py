@@ -7,13 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapterhub.errors import UsageProblem
 from adapterhub.lowrank import (
     LowRank,
+    cut,
     difference_norms,
     frobenius_norm,
     nothing,
     numerical_rank,
-    recompress,
     singular_values,
     spectrum,
     stack,
@@ -38,7 +39,7 @@ def test_stack_and_full_recompression_give_the_dense_sum(
     exact = dense(deltas, weights)
 
     stacked = stack(deltas, weights)
-    recompressed = recompress(stacked, stacked.rank)
+    recompressed = cut(stacked, rank=stacked.rank)
 
     # float64 throughout; the sum may be up to 1e4 times smaller than its terms
     assert relative(dense([stacked]), exact) < 1e-10
@@ -54,7 +55,7 @@ def test_recompression_is_the_optimal_truncation(ranks: list[int], out: int, wid
     left, values, right = torch.linalg.svd(exact, full_matrices=False)
     best = left[:, :rank] * values[:rank] @ right[:rank]
 
-    result = recompress(stack(deltas, weights), rank)
+    result = cut(stack(deltas, weights), rank=rank)
 
     gap = float((dense([result]) - exact).norm() - (best - exact).norm()) / float(exact.norm())
     assert abs(gap) < 1e-7
@@ -81,7 +82,7 @@ def test_difference_norms_are_those_of_the_dense_matrices(
     ranks: list[int], out: int, width: int, rank: int, dtype: torch.dtype
 ) -> None:
     deltas, weights = drawn(ranks, out, width), [0.7, -0.3, 1.1, 0.2][: len(ranks)]
-    result = recompress(stack(deltas, weights), rank).folded(dtype)
+    result = cut(stack(deltas, weights), rank=rank).folded(dtype)
     exact = dense(deltas, weights)
 
     error, norm = difference_norms(deltas, weights, result)
@@ -107,7 +108,7 @@ def test_an_update_less_itself_is_nothing(weights: tuple[float, float]) -> None:
 
     assert numerical_rank(stack([delta, shuffled], weights)) == 0
     assert difference_norms([delta, shuffled], weights, nothing(300, 200, rank=1)) == (0.0, 0.0)
-    assert not recompress(stack([delta, shuffled], weights), 8).b.any()
+    assert not cut(stack([delta, shuffled], weights), rank=8).b.any()
 
 
 def test_weights_that_cancel_up_to_rounding_are_nothing() -> None:
@@ -123,7 +124,7 @@ def test_the_small_difference_of_near_relatives_keeps_its_digits() -> None:
     child = LowRank(a=parent.a + noise, b=parent.b, scale=parent.scale)
     exact = dense([child, parent], [1, -1])
 
-    result = recompress(stack([child, parent], [1, -1]), 16)
+    result = cut(stack([child, parent], [1, -1]), rank=16)
 
     assert relative(dense([result]), exact) < 1e-9
     error, norm = difference_norms([child, parent], [1, -1], result.folded(torch.float32))
@@ -184,12 +185,12 @@ def test_what_is_no_pair_is_refused() -> None:
         LowRank(a=torch.zeros(3, 4), b=torch.zeros(5, 2))
     with pytest.raises(ValueError, match="shapes"):
         stack([nothing(3, 4, 1), nothing(4, 3, 1)], [1, 1])
-    with pytest.raises(ValueError, match="rank 0"):
-        recompress(nothing(3, 4, 1), 0)
+    with pytest.raises(UsageProblem, match="rank 0"):
+        cut(nothing(3, 4, 1), rank=0)
 
 
 def test_memory_is_that_of_the_factors() -> None:
     # The matrix would hold 10^10 numbers; forming it would not end well.
     delta = random_delta(1, out=100_000, width=100_000, rank=2)
 
-    assert recompress(stack([delta, delta], [1, 1]), 2).shape == (100_000, 100_000)
+    assert cut(stack([delta, delta], [1, 1]), rank=2).shape == (100_000, 100_000)

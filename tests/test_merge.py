@@ -333,8 +333,10 @@ def test_recipe_is_json_and_names_what_was_done(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"method": "cat", "rank": 4}, "`cat` takes no options, not rank"),
-        ({"method": "svd", "density": 0.5}, "`svd` takes rank, max_error, not density"),
+        ({"method": "cat", "density": 0.5}, "`cat` takes no options, not density"),
+        ({"method": "cat", "seed": 3}, "`cat` takes no options, not seed"),
+        ({"method": "svd", "energy": 1.5}, "energy 1.5"),
+        ({"method": "cat", "rank": 4, "energy": 0.9}, "rank and energy exclude each other"),
         ({"method": "svd", "rank": 4, "max_error": 0.1}, "exclude each other"),
         ({"method": "svd", "rank": 0}, "rank 0"),
         ({"method": "svd", "max_error": 1.5}, "max_error 1.5"),

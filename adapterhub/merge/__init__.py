@@ -5,9 +5,16 @@ A method is one file of this package, named as users type it; finding it imports
     merge(deltas, weights, *, …options) -> LowRank
 
 which sees the updates of one module, one for every adapter that takes part (rank 0 where an adapter lacks the module),
-and their weights, never files or names. Its keyword-only arguments are its options; its docstring names the paper, the
-space it works in (factor, core or delta) and the convention. It may expose `refusal(ranks) -> str | None`, asked about
-every module before anything is computed. `tests/contracts/merge_method.py` runs over every method there is.
+and their weights, never files or names. Its docstring names the paper, the space it works in (factor, core or delta)
+and the convention. Its keyword-only arguments are its options (`merge_methods` reads them), but for
+
+    generators: Sequence[torch.Generator] | None    one for each adapter, seeded by the merge's seed, the adapter's
+                                                    weights and the module: a mask follows its adapter
+    rank, max_error                                 taken by a method that works on whole matrices and returns a `Cut`;
+                                                    what any other method makes is cut afterwards, if asked for
+
+It may expose `refusal(ranks) -> str | None`, asked about every module before anything is computed.
+`tests/contracts/merge_method.py` runs over every method there is.
 
 What comes out has scale 1 in every module (alpha equals the rank, no rsLoRA), weights and scales are in the factors.
 The numbers are float32 unless asked otherwise, even for bfloat16 adapters: a weighted factor is a new number, and
@@ -18,29 +25,25 @@ exact sum, ‖result - exact‖ / ‖exact‖ over all modules, is measured afte
 from __future__ import annotations
 
 import importlib
-import inspect
-import json
 import math
-import pkgutil
 import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Final
 
 import torch
 
 from adapterhub.errors import Conflict, MergeRefused, UsageProblem, shown
-from adapterhub.factors import FORMAT_DTYPES, TORCH_DTYPES, AdapterFactors, TensorFileWriter
-from adapterhub.lowrank import LowRank, difference_norms, nothing
-from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.merge._config import merged_config
-from adapterhub.merge._refusals import Plan, Source, plan, refuse
-from adapterhub.tensorfile import DTYPE_BITS, TensorSpec
+from adapterhub.factors import FORMAT_DTYPES, TORCH_DTYPES, AdapterFactors
+from adapterhub.lowrank import check_rank
+from adapterhub.merge._refusals import Source, plan
+from adapterhub.merge._work import Work
+from adapterhub.merge_methods import describe, names
 
 __all__ = ["MergeInput", "MergeProgress", "MergeResult", "merge", "methods"]
 
@@ -51,10 +54,11 @@ DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
     {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 )
 DEFAULT_DTYPE = "float32"
-_REUSED_BYTES = 31 << 20  # glibc learns from blocks of less than 32 MB
 
 MergeProgress = Callable[[int, int], None]
 """Called with the number of modules done and the number of all modules."""
+
+methods = names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,25 +74,22 @@ class MergeInput:
 class MergeResult:
     """What a merge wrote, and how far it is from the exact sum.
 
-    `relative_error` is over all modules, `worst_error` that of `worst_module` alone. `ranks` counts modules by rank.
-    `is_copy` tells that one adapter with weight 1 was copied byte for byte. `recipe` is JSON: with the inputs named by
-    digest instead of label, the merge can be run again from it.
+    `relative_error` is over all modules, `worst_error` that of `worst_module` alone. `truncation_error` is what cutting
+    to a rank lost of what the method made, over all modules; None where nothing was cut. `ranks` counts modules by
+    rank. `is_copy` tells that one adapter with weight 1 was copied byte for byte. `recipe` is JSON: with the inputs
+    named by digest instead of label, the merge can be run again from it.
     """
 
     out_folder: Path
     relative_error: float
     worst_error: float
     worst_module: str
+    truncation_error: float | None
     ranks: Mapping[int, int]
     dtype: str
     is_copy: bool
     warnings: tuple[str, ...]
     recipe: dict[str, object]
-
-
-def methods() -> tuple[str, ...]:
-    """The names of all merge methods, sorted; none is imported."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
 
 
 def merge(
@@ -98,15 +99,18 @@ def merge(
     method: str = "cat",
     rank: int | None = None,
     max_error: float | None = None,
+    energy: float | None = None,
     dtype: str | None = None,
     progress: MergeProgress | None = None,
     **options: object,
 ) -> MergeResult:
     """Merge adapters into the new folder `out_folder`, which appears complete or not at all.
 
-    `rank`, `max_error` and `options` are passed to the method, which must know them; None means not given. A single
-    adapter of weight 1, with no option given, is copied as it is. Inputs whose weight is 0 are not opened. Memory is
-    that of the largest module; the base is not needed.
+    One of `rank`, `max_error` (relative, of each module) and `energy` (share of each module's squared norm to keep)
+    cuts what the method makes to a rank. `options` are those of the method, as values or as texts, and `seed` for one
+    that draws masks; None means not given. A single adapter of weight 1, with nothing of all this given, is copied as
+    it is. Inputs whose weight is 0 are not opened. Memory is that of the largest module; the base
+    is not needed.
 
     Raises:
         UsageProblem: no such method, dtype or option, an option out of range, or a weight that is no sensible number.
@@ -114,14 +118,28 @@ def merge(
         MalformedConfig, MalformedTensorFile, RefusedAdapter: an input that breaks its format.
         Conflict: `out_folder` exists and is not empty.
     """
-    module = _method(method)
-    given = {
-        key: value for key, value in {"rank": rank, "max_error": max_error, **options}.items() if value is not None
+    about = describe(method)
+    own = about.converted({key: value for key, value in options.items() if value is not None})
+    cut = {
+        key: value
+        for key, value in {"rank": rank, "max_error": max_error, "energy": energy}.items()
+        if value is not None
     }
-    _check_options(method, module, given)
+    if len(cut) > 1:
+        raise UsageProblem(
+            f"{' and '.join(cut)} exclude each other", hint="give one of `--rank`, `--energy`, `--max-error`"
+        )
+    check_rank(rank, max_error)
+    if energy is not None:
+        if not 0 < energy <= 1:
+            raise UsageProblem(f"energy {energy}, expected more than 0 and at most 1")
+        max_error = math.sqrt(1 - energy)
     if dtype is not None and dtype not in DTYPES:
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
+    module = importlib.import_module(f"{__name__}.{method}")
     taking_part = _taking_part(inputs)
+    options_given = bool(own)
+    seed = own.pop("seed", 0)
     with ExitStack() as stack:
         sources = [
             Source(
@@ -129,17 +147,25 @@ def merge(
             )
             for i in taking_part
         ]
-        work = _Work(
+        work = Work(
             sources=sources,
             plan=plan(sources, getattr(module, "refusal", None)),
+            method=about,
             combine=module.merge,
-            method=method,
-            options=given,
+            options=own,
+            rank=rank,
+            max_error=max_error,
+            seed=seed,
             dtype=DTYPES[dtype or DEFAULT_DTYPE],
             progress=progress or (lambda _done, _all: None),
             warnings=[f"`{shown(i.label)}` has weight 0 and was left out" for i in inputs if i.weight == 0],
         )
-        is_copy = len(sources) == 1 and sources[0].weight == 1 and not given and _is_stored_as(sources[0], dtype)
+        is_copy = (
+            len(sources) == 1
+            and sources[0].weight == 1
+            and not (options_given or cut)
+            and _is_stored_as(sources[0], dtype)
+        )
         partial = _new_folder(out_folder)
         try:
             if is_copy:
@@ -151,180 +177,39 @@ def merge(
             partial.rename(out_folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return work.result(out_folder, inputs, is_copy=is_copy)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Work:
-    """One merge under way: what it reads, what it does, and what it has measured so far."""
-
-    sources: Sequence[Source]
-    plan: Plan
-    combine: Callable[..., LowRank]
-    method: str
-    options: Mapping[str, object]
-    dtype: torch.dtype
-    progress: MergeProgress
-    warnings: list[str]
-    ranks: dict[str, int] = field(default_factory=dict)
-    norms: dict[str, tuple[float, float]] = field(default_factory=dict)
-    refusals: list[str] = field(default_factory=list)
-
-    def copy_into(self, folder: Path) -> None:
-        """Copy the only source byte for byte, after reading every number."""
-        source = self.sources[0]
-        for done, (module, factors) in enumerate(source.factors.modules.items(), 1):
-            self._updates(module)
-            self.ranks[module] = factors.rank
-            self.norms[module] = 0.0, 0.0
-            self.progress(done, len(source.factors.modules))
-        self._look_at_saved()
-        refuse(self.refusals)
-        (folder / CONFIG_FILE).write_bytes(source.factors.config_bytes)
-        shutil.copyfile(source.factors.header.path, folder / WEIGHTS_FILE)
-
-    def write_into(self, folder: Path) -> None:
-        """Merge module by module into a PEFT folder."""
-        # glibc returns a module's buffers to the system, to be zeroed page by page for the next one, until it has seen
-        # a block of this size freed; a third of a merge's time went there. Elsewhere this line does nothing.
-        torch.empty(_REUSED_BYTES, dtype=torch.uint8)
-        saved = {
-            TensorSpec.planned(name, one.spec.dtype, one.spec.shape): one
-            # wide numbers first, so that each tensor begins at a multiple of their size
-            for name, one in sorted(self.plan.saved.items(), key=lambda i: (-DTYPE_BITS[i[1].spec.dtype], i[0]))
-        }
-        planned = [*self._largest(), *saved]
-        with TensorFileWriter(folder / WEIGHTS_FILE, planned) as writer:
-            for done, module in enumerate(self.plan.layouts, 1):
-                merged = self._merged(module)
-                # After a refusal the remaining modules are looked at as well, so that all reasons are told at once.
-                if merged is not None and not self.refusals:
-                    layout = self.plan.layouts[module]
-                    pair = zip(layout.names(module), (merged.a, merged.b), layout.shapes(merged.rank), strict=True)
-                    for name, factor, shape in pair:
-                        writer.add(name, factor.reshape(shape))
-                self.progress(done, len(self.plan.layouts))
-            self._look_at_saved()
-            refuse(self.refusals)
-            for spec, one in saved.items():
-                writer.add_bytes(spec, one.source.factors.data(one.spec))
-        config, warnings = merged_config(
-            [s.factors for s in self.sources], self.ranks, (s.module for s in self.plan.saved.values())
-        )
-        self.warnings += [*warnings, *self._remarks()]
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-    def result(self, out_folder: Path, inputs: Sequence[MergeInput], *, is_copy: bool) -> MergeResult:
-        """What was measured."""
-        error = math.hypot(*(e for e, _ in self.norms.values()))
-        norm = math.hypot(*(n for _, n in self.norms.values()))
-        relative = {module: _ratio(e, n) for module, (e, n) in self.norms.items()}
-        worst = max(relative, key=lambda module: relative[module])
-        dtype = str(self.dtype).removeprefix("torch.")
-        if is_copy:
-            dtypes = {TORCH_DTYPES[s.dtype] for f in self.sources[0].factors.modules.values() for s in (f.a, f.b)}
-            dtype = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
         recipe: dict[str, object] = {
-            "method": self.method,
-            "options": dict(self.options),
-            "dtype": dtype,
+            "method": method,
+            "options": {**cut, **own} | ({"seed": seed} if about.is_random else {}),
+            "dtype": _dtype_of(sources[0]) if is_copy else dtype or DEFAULT_DTYPE,
             "inputs": [{"label": i.label, "weight": i.weight} for i in inputs],
         }
-        return MergeResult(
-            out_folder=out_folder,
-            relative_error=_ratio(error, norm),
-            worst_error=relative[worst],
-            worst_module=worst,
-            ranks=MappingProxyType(dict(sorted(Counter(self.ranks.values()).items()))),
-            dtype=dtype,
-            is_copy=is_copy,
-            warnings=tuple(self.warnings),
-            recipe=recipe,
-        )
-
-    def _merged(self, module: str) -> LowRank | None:
-        """The module's merged update as it is stored, measured; None after noting why it must not be."""
-        deltas = self._updates(module)
-        if deltas is None:
-            return None
-        weights = [s.weight for s in self.sources]
-        merged = self.combine(deltas, weights, **self.options).folded(self.dtype)
-        name = f"`{shown(module)}`"
-        if not merged.is_finite():
-            self.refusals.append(f"{name}: the result is not finite in {FORMAT_DTYPES[self.dtype]}")
-            return None
-        error, norm = difference_norms(deltas, weights, merged)
-        if not math.isfinite(error + norm):
-            self.refusals.append(f"{name}: the numbers are too large to be measured")
-            return None
-        if error > 0 and norm == 0:
-            self.refusals.append(f"{name}: the exact sum is zero, what `{self.method}` makes of it is not")
-            return None
-        self.ranks[module] = merged.rank
-        self.norms[module] = error, norm
-        return merged
-
-    def _updates(self, module: str) -> list[LowRank] | None:
-        """The module's update in every source; None after noting which of them are not finite."""
-        layout = self.plan.layouts[module]
-        deltas = [
-            s.factors.read(module) if module in s.factors.modules else nothing(layout.out, layout.width)
-            for s in self.sources
-        ]
-        bad = [s.label for s, delta in zip(self.sources, deltas, strict=True) if not delta.is_finite()]
-        self.refusals += [f"`{shown(module)}` in `{shown(label)}` holds NaN or infinite numbers" for label in bad]
-        return None if bad else deltas
-
-    def _look_at_saved(self) -> None:
-        """Note which of the tensors that are carried over are not finite."""
-        for name, one in self.plan.saved.items():
-            if one.spec.dtype in TORCH_DTYPES and one.spec.elements:
-                ends = one.source.factors.tensor(one.spec).aminmax()
-                if not all(math.isfinite(float(end)) for end in ends):
-                    label = shown(one.source.label)
-                    self.refusals.append(f"`{shown(name)}` in `{label}` holds NaN or infinite numbers")
-
-    def _largest(self) -> list[TensorSpec]:
-        """Every factor at the largest rank that any method could give it."""
-        specs = []
-        for module, layout in self.plan.layouts.items():
-            stacked = sum(s.factors.modules[module].rank for s in self.sources if module in s.factors.modules)
-            shapes = layout.shapes(max(stacked, min(layout.out, layout.width)))
-            names = layout.names(module)
-            dtype = FORMAT_DTYPES[self.dtype]
-            specs += [TensorSpec.planned(name, dtype, shape) for name, shape in zip(names, shapes, strict=True)]
-        return specs
-
-    def _remarks(self) -> list[str]:
-        """What a user should know about the result besides its error."""
-        remarks = []
-        empty = [module for module, (_, norm) in self.norms.items() if norm == 0]
-        if empty:
-            remarks.append(
-                f"{len(empty)} of {len(self.norms)} modules add up to nothing and are kept as zero updates, "
-                f"`{shown(empty[0])}` first"
-            )
-        for label in dict.fromkeys(s.source.label for s in self.plan.saved.values()):
-            modules = {s.module for s in self.plan.saved.values() if s.source.label == label}
-            named = ", ".join(f"`{shown(m)}`" for m in sorted(modules))
-            remarks.append(f"{named} of modules_to_save is carried over from `{shown(label)}` as it is, without weight")
-        return remarks
+        return _result(work, out_folder, recipe, is_copy=is_copy)
 
 
-def _method(name: str) -> ModuleType:
-    if name not in methods():
-        raise UsageProblem(f"no merge method `{shown(name)}`; there are: {', '.join(methods())}")
-    return importlib.import_module(f"{__name__}.{name}")
+def _result(work: Work, out_folder: Path, recipe: dict[str, object], *, is_copy: bool) -> MergeResult:
+    """What was measured."""
+    error, norm = (math.hypot(*column) for column in zip(*work.norms.values(), strict=True))
+    relative = {module: _ratio(e, n) for module, (e, n) in work.norms.items()}
+    worst = max(relative, key=lambda module: relative[module])
+    lost, whole = (math.hypot(*column) for column in zip(*work.cuts.values(), strict=True)) if work.cuts else (0.0, 0.0)
+    return MergeResult(
+        out_folder=out_folder,
+        relative_error=_ratio(error, norm),
+        worst_error=relative[worst],
+        worst_module=worst,
+        truncation_error=_ratio(lost, whole) if work.cuts else None,
+        ranks=MappingProxyType(dict(sorted(Counter(work.ranks.values()).items()))),
+        dtype=str(recipe["dtype"]),
+        is_copy=is_copy,
+        warnings=tuple(work.warnings),
+        recipe=recipe,
+    )
 
 
-def _check_options(method: str, module: ModuleType, given: Mapping[str, object]) -> None:
-    parameters = inspect.signature(module.merge).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    unknown = [key for key in given if key not in known]
-    if unknown:
-        takes = f"takes {', '.join(known)}" if known else "takes no options"
-        hint = "`--method svd` chooses a rank" if set(unknown) <= {"rank", "max_error"} else ""
-        raise UsageProblem(f"method `{method}` {takes}, not {', '.join(map(shown, unknown))}", hint=hint)
+def _dtype_of(source: Source) -> str:
+    """The dtypes of the factors, in torch's names."""
+    dtypes = {TORCH_DTYPES[s.dtype] for f in source.factors.modules.values() for s in (f.a, f.b)}
+    return ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
 
 
 def _taking_part(inputs: Sequence[MergeInput]) -> list[MergeInput]:

@@ -122,7 +122,7 @@ def bench_peft(size: int) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from adapterhub.lowrank import LowRank, difference_norms, recompress, stack
+    from adapterhub.lowrank import LowRank, cut, difference_norms, stack
 
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(size, size, bias=False))
@@ -136,9 +136,9 @@ def bench_peft(size: int) -> None:
     begun = time.process_time()
     model.add_weighted_adapter(["first", "second"], [0.7, 0.3], "sum", combination_type="svd", svd_rank=RANK)
     theirs_s = time.process_time() - begun
-    recompress(stack(deltas, [0.7, 0.3]), RANK)  # LAPACK is set up on first use
+    cut(stack(deltas, [0.7, 0.3]), rank=RANK)  # LAPACK is set up on first use
     begun = time.process_time()
-    ours = recompress(stack(deltas, [0.7, 0.3]), RANK)
+    ours = cut(stack(deltas, [0.7, 0.3]), rank=RANK)
     ours_s = time.process_time() - begun
     theirs = LowRank(a=layer.lora_A["sum"].weight.data, b=layer.lora_B["sum"].weight.data)
     error, norm = difference_norms([theirs], [1.0], ours)

@@ -11,16 +11,21 @@ import importlib
 import inspect
 import math
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-from adapterhub.errors import AdapterHubError, MergeRefused
+from adapterhub.errors import MergeRefused, UsageProblem
 from adapterhub.lowrank import LowRank
 from adapterhub.merge import MergeInput, MergeResult, merge, methods
+from adapterhub.merge_methods import describe
 from tests.adapter_folders import dense, error_of, exact_sum, random_delta, relative, updates_in, write_folder
+
+LOSSLESS = {"density": 1.0, "gamma": 0.0, "epsilon": 0.0}
+"""Values of the options that drop numbers at which they drop none."""
 
 SHAPES = {f"model.layers.{i}.{m}": s for i in range(2) for m, s in {"q_proj": (12, 10), "up_proj": (20, 10)}.items()}
 
@@ -29,10 +34,28 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"adapterhub.merge.{name}")
 
 
-def merged(tmp_path: Path, method: str, folders: list[Path], weights: list[float], out: str = "out") -> MergeResult:
+def apply(
+    name: str, deltas: Sequence[LowRank], weights: Sequence[float], seeds: Sequence[int] = (), **options: object
+) -> LowRank:
+    """What the method makes of one module; `seeds` are those of the adapters' masks, by default their places."""
+    function = load(name).merge
+    if "generators" in inspect.signature(function).parameters:
+        options["generators"] = [torch.Generator().manual_seed(s) for s in seeds or range(len(deltas))]
+    return function(deltas, weights, **options)
+
+
+def lossless(name: str) -> dict[str, object]:
+    """The options of the method that make it drop nothing."""
+    parameters = inspect.signature(load(name).merge).parameters
+    return {key: value for key, value in LOSSLESS.items() if key in parameters}
+
+
+def merged(
+    tmp_path: Path, method: str, folders: Sequence[Path], weights: Sequence[float], out: str = "out", **options: object
+) -> MergeResult:
     pairs = zip(folders, weights, strict=True)
     inputs = [MergeInput(folder=f, label=f.name, weight=w) for f, w in pairs]
-    return merge(inputs, tmp_path / out, method=method)
+    return merge(inputs, tmp_path / out, method=method, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", methods())
@@ -54,12 +77,23 @@ class MergeMethodContract:
         assert all(o.kind is o.KEYWORD_ONLY and o.default is not o.empty for o in options)
         assert all(o.name in typing.get_type_hints(function) for o in options)
 
+    def test_what_is_read_without_importing_is_what_the_method_takes(self, method: str) -> None:
+        about = describe(method)
+
+        _, _, *options = inspect.signature(load(method).merge).parameters.values()
+        special = {"generators", "rank", "max_error", "seed"}
+        assert about.summary
+        assert {o.name: o.default for o in about.options if o.name != "seed"} == {
+            o.name: o.default for o in options if o.name not in special
+        }
+        assert all(o.default is None or o.convert(str(o.default)) == o.default for o in about.options)
+
     @pytest.mark.parametrize("scale", [2.0, 16 / math.sqrt(8), 1e-3])
     def test_a_one_hot_weight_returns_that_update(self, method: str, scale: float) -> None:
         deltas = [random_delta(i, out=12, width=10, rank=4, scale=scale) for i in range(3)]
 
         for i in range(3):
-            result = load(method).merge(deltas, [float(i == j) for j in range(3)])
+            result = apply(method, deltas, [float(i == j) for j in range(3)], **lossless(method))
 
             assert relative(dense([result]), dense([deltas[i]])) < 1e-6
 
@@ -67,8 +101,12 @@ class MergeMethodContract:
         deltas = [random_delta(i, out=12, width=10, rank=4) for i in range(3)]
         weights = [0.7, -0.3, 0.5]
 
-        forth = dense([load(method).merge(deltas, weights)])
-        back = dense([load(method).merge(deltas[::-1], weights[::-1])])
+        try:
+            forth = dense([apply(method, deltas, weights, seeds=[5, 6, 7])])
+        except MergeRefused:
+            deltas, weights = deltas[:2], [0.7, 0.3]  # a method for two
+            forth = dense([apply(method, deltas, weights, seeds=[5, 6, 7])])
+        back = dense([apply(method, deltas[::-1], weights[::-1], seeds=[5, 6, 7][: len(deltas)][::-1])])
 
         assert relative(back, forth) < 1e-6
 
@@ -79,7 +117,7 @@ class MergeMethodContract:
     ) -> None:
         deltas = [random_delta(i, out=out, width=width, rank=rank) for i in range(2)]
 
-        result = load(method).merge(deltas, list(weights))
+        result = apply(method, deltas, list(weights))
 
         assert result.shape == (out, width)
         assert result.rank >= 1
@@ -88,7 +126,7 @@ class MergeMethodContract:
     def test_zero_updates_give_numbers(self, method: str) -> None:
         zero = LowRank(a=torch.ones(2, 5), b=torch.zeros(4, 2))
 
-        result = load(method).merge([zero, zero], [0.7, 0.3])
+        result = apply(method, [zero, zero], [0.7, 0.3])
 
         assert not dense([result]).any()
         assert result.rank >= 1
@@ -98,21 +136,30 @@ class MergeMethodContract:
         lacking = LowRank(a=torch.zeros(0, 10), b=torch.zeros(12, 0))
 
         try:
-            result = load(method).merge([lacking, delta], [0.7, 0.3])
+            result = apply(method, [lacking, delta], [0.7, 0.3], **lossless(method))
         except MergeRefused:
             return
 
         assert relative(dense([result]), 0.3 * dense([delta])) < 1e-6
 
-    def test_a_rank_asked_for_comes_out(self, method: str) -> None:
-        function = load(method).merge
-        if "rank" not in inspect.signature(function).parameters:
-            pytest.skip("the method chooses the rank itself")
-        deltas = [random_delta(i, out=12, width=10, rank=4) for i in range(2)]
+    def test_a_rank_asked_for_comes_out(self, method: str, tmp_path: Path) -> None:
+        folders = [write_folder(tmp_path / f"in{i}", SHAPES, seed=i) for i in range(2)]
 
-        assert [function(deltas, [0.7, 0.3], rank=k).rank for k in (1, 3, 8)] == [1, 3, 8]
-        with pytest.raises(AdapterHubError):
-            function(deltas, [0.7, 0.3], rank=0)
+        for rank in (1, 3):
+            result = merged(tmp_path, method, folders, [0.7, 0.3], f"out{rank}", rank=rank)
+
+            assert result.ranks == {rank: len(SHAPES)}
+        with pytest.raises(UsageProblem, match="rank 0"):
+            merged(tmp_path, method, folders, [0.7, 0.3], rank=0)
+
+    @pytest.mark.parametrize("max_error", [0.5, 0.05])
+    def test_an_error_asked_for_is_kept(self, method: str, max_error: float, tmp_path: Path) -> None:
+        folders = [write_folder(tmp_path / f"in{i}", SHAPES, seed=i, ranks=4) for i in range(2)]
+
+        result = merged(tmp_path, method, folders, [0.7, 0.3], max_error=max_error)
+
+        assert result.truncation_error is not None
+        assert result.truncation_error <= max_error * (1 + 1e-6)
 
     def test_same_inputs_give_the_same_bytes(self, method: str, tmp_path: Path) -> None:
         folders = [write_folder(tmp_path / f"in{i}", SHAPES, seed=i) for i in range(2)]
@@ -127,7 +174,11 @@ class MergeMethodContract:
         folders = [write_folder(tmp_path / f"in{i}", SHAPES, seed=i, use_rslora=i == 1) for i in range(3)]
         weights = [0.7, -0.3, 0.5]
 
-        result = merged(tmp_path, method, folders, weights)
+        try:
+            result = merged(tmp_path, method, folders, weights)
+        except MergeRefused:
+            folders, weights = folders[:2], [0.7, 0.3]  # a method for two
+            result = merged(tmp_path, method, folders, weights)
 
         true = error_of(updates_in(result.out_folder), exact_sum(folders, weights))
         assert result.relative_error == pytest.approx(true, rel=1e-4, abs=1e-9)
