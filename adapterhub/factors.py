@@ -6,23 +6,34 @@ size needs the memory of their largest module.
 
 from __future__ import annotations
 
-import math
 import os
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import IO, Final, Literal, NamedTuple, final
+from typing import IO, Final, final
 
 import torch
 from torch import Tensor
 
-from adapterhub.errors import MalformedConfig, MalformedTensorFile, RefusedAdapter, shown
+from adapterhub.errors import MalformedConfig, MalformedTensorFile, UnsupportedAdapter, shown
+from adapterhub.factor_pairs import Factors, pair_up
+from adapterhub.layouts import PEFT_PREFIX, Kind, Layout, Names, is_finite
 from adapterhub.lowrank import LowRank
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.peft_config import AdapterConfig
 from adapterhub.tensorfile import TensorSpec, header_bytes, read_header
+
+__all__ = [
+    "FORMAT_DTYPES",
+    "PEFT_PREFIX",
+    "TORCH_DTYPES",
+    "AdapterFactors",
+    "Factors",
+    "Kind",
+    "Layout",
+    "Names",
+    "TensorFileWriter",
+]
 
 TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
     {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -30,74 +41,19 @@ TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
 """What a factor may be stored as: the format's names and torch's."""
 FORMAT_DTYPES: Final = MappingProxyType({torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()})
 
-PEFT_PREFIX = "base_model.model."
-"""What PEFT puts before the name that a module has in the base model."""
-
 MAX_CONFIG_BYTES = 1 << 20
-
-_FACTOR = re.compile(
-    r"base_model\.model\.(?:(?P<module>.+)\.lora_(?P<side>[AB])\.weight"
-    r"|(?P<embedding>.+)\.lora_embedding_(?P<embedding_side>[AB]))"
-)
-_MATRIX = 2
-
-Kind = Literal["linear", "conv", "embedding"]
-
-
-class Names(NamedTuple):
-    """The tensor names of one module's two factors."""
-
-    a: str
-    b: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """How a module's update lies in a file; equal layouts can be added up.
-
-    `linear`: A [r, in], B [out, r]; `embedding`: A [r, entries], B [width, r]; `conv`: A [r, in, *kernel], B [out, r,
-    1, …], which are matrices once the trailing dimensions are flattened. `a_shape` is A's shape without r.
-    """
-
-    kind: Kind
-    out: int
-    a_shape: tuple[int, ...]
-
-    @property
-    def width(self) -> int:
-        """Columns of the flattened A."""
-        return math.prod(self.a_shape)
-
-    def names(self, module: str) -> Names:
-        """The tensor names PEFT gives to the module's factors."""
-        if self.kind == "embedding":
-            return Names(f"{PEFT_PREFIX}{module}.lora_embedding_A", f"{PEFT_PREFIX}{module}.lora_embedding_B")
-        return Names(f"{PEFT_PREFIX}{module}.lora_A.weight", f"{PEFT_PREFIX}{module}.lora_B.weight")
-
-    def shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of A and B in the file."""
-        return (rank, *self.a_shape), (self.out, rank, *(1 for _ in self.a_shape[1:]))
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.out} x {' x '.join(map(str, self.a_shape))}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Factors:
-    """Where one module's pair lies: `a` and `b` are its tensors."""
-
-    layout: Layout
-    rank: int
-    a: TensorSpec
-    b: TensorSpec
+_CHUNK_BYTES = 1 << 24  # even, so that no number is torn apart
+_CHECKED_DTYPES: Final = {**TORCH_DTYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 
 @final
 class AdapterFactors:
     """An adapter folder, open for reading module by module; a context manager.
 
-    `modules` maps names as the base model has them to their factors, sorted by name; `others` are the tensors that
-    are no LoRA factor, in file order. Nothing but the config and the header is read until it is asked for.
+    `modules` maps names as the base model has them to their factors, sorted by name; a parameter of the base that PEFT
+    wraps keeps the name that the file gives it (see `layouts.owner`). `others` are the tensors that are no LoRA factor,
+    in file order; `unclear` names pairs whose meaning the file does not tell, with the reason. Nothing but the config
+    and the header is read until it is asked for.
 
     Raises:
         MalformedConfig: `adapter_config.json` is missing or cannot be used.
@@ -110,7 +66,7 @@ class AdapterFactors:
         self.config_bytes = _read_config(folder / CONFIG_FILE)
         self.config = AdapterConfig.parse(self.config_bytes, str(folder / CONFIG_FILE))
         self.header = read_header(folder / WEIGHTS_FILE)
-        self.modules, self.others = _pair(self.header.tensors, self.config, folder)
+        self.modules, self.others, self.unclear = pair_up(self.header.tensors, self.config, folder)
         self._stream: IO[bytes] = self.header.path.open("rb")
 
     def __enter__(self) -> AdapterFactors:
@@ -130,10 +86,33 @@ class AdapterFactors:
 
         Raises:
             KeyError: the adapter has no such module.
+            UnsupportedAdapter: the module has an update for each of its experts or groups; `parts` reads those.
+        """
+        parts = self.parts(module)
+        if len(parts) > 1:
+            layout = self.modules[module].layout
+            what = "experts (target_parameters)" if layout.kind == "experts" else "groups of a convolution"
+            reason = f"`{shown(module)}` has an update of its own for each of {layout.parts} {what}"
+            raise UnsupportedAdapter(f"`{shown(str(self.folder), 200)}` holds more than one update a module", [reason])
+        return parts[0]
+
+    def parts(self, module: str) -> tuple[LowRank, ...]:
+        """The updates of the module's parts (see `Layout`), one for most modules; otherwise as `read`.
+
+        Raises:
+            KeyError: the adapter has no such module.
         """
         factors = self.modules[module]
-        a, b = self.tensor(factors.a), self.tensor(factors.b)
-        return LowRank(a=a.flatten(1), b=b.flatten(1), scale=self.config.scaling_of(module))
+        return factors.layout.split(self.tensor(factors.a), self.tensor(factors.b), factors.scale)
+
+    def bias(self, module: str) -> Tensor | None:
+        """What the adapter adds to the module's output whatever its input (`lora_bias`), in float64; None if nothing.
+
+        Raises:
+            KeyError: the adapter has no such module.
+        """
+        factors = self.modules[module]
+        return None if factors.bias is None else self.tensor(factors.bias).double() * factors.scale
 
     def tensor(self, spec: TensorSpec) -> Tensor:
         """One tensor of a floating dtype in `TORCH_DTYPES`."""
@@ -141,9 +120,23 @@ class AdapterFactors:
 
     def data(self, spec: TensorSpec) -> bytearray:
         """The bytes of one tensor of any dtype."""
-        buffer = bytearray(spec.size_bytes)  # writable, as torch wants the memory of a tensor to be
         self._stream.seek(spec.start)
-        if self._stream.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]  # a buffered file has it
+        return self._read(spec, spec.size_bytes)
+
+    def chunks(self, spec: TensorSpec) -> Iterator[bytearray]:
+        """The bytes of one tensor of any dtype, a few megabytes at a time."""
+        for start in range(0, spec.size_bytes, _CHUNK_BYTES):
+            self._stream.seek(spec.start + start)  # others may read between two chunks
+            yield self._read(spec, min(_CHUNK_BYTES, spec.size_bytes - start))
+
+    def is_finite(self, spec: TensorSpec) -> bool:
+        """Whether no number of one tensor is NaN or infinite."""
+        dtype = _CHECKED_DTYPES.get(spec.dtype)
+        return dtype is None or all(is_finite(torch.frombuffer(chunk, dtype=dtype)) for chunk in self.chunks(spec))
+
+    def _read(self, spec: TensorSpec, size: int) -> bytearray:
+        buffer = bytearray(size)  # writable, as torch wants the memory of a tensor to be
+        if self._stream.readinto(buffer) != size:  # type: ignore[attr-defined]  # a buffered file has it
             raise MalformedTensorFile(str(self.header.path), f"ends inside tensor `{shown(spec.name)}`")
         return buffer
 
@@ -177,7 +170,12 @@ class TensorFileWriter:
 
     def add_bytes(self, spec: TensorSpec, data: bytes | bytearray | memoryview) -> None:
         """Append a tensor given as bytes; of `spec`, the name, dtype and shape count."""
-        self._stream.write(data)
+        self.add_chunks(spec, [data])
+
+    def add_chunks(self, spec: TensorSpec, chunks: Iterable[bytes | bytearray | memoryview]) -> None:
+        """As `add_bytes`, the bytes given piece by piece."""
+        for chunk in chunks:
+            self._stream.write(chunk)
         self._written.append(spec)
 
     def __exit__(
@@ -203,55 +201,3 @@ def _read_config(path: Path) -> bytes:
             return stream.read(MAX_CONFIG_BYTES + 1)  # one more than the parser takes, so that it sees the excess
     except OSError as error:
         raise MalformedConfig(str(path), f"cannot be opened: {error.strerror}") from None
-
-
-def _pair(
-    specs: Iterable[TensorSpec], config: AdapterConfig, folder: Path
-) -> tuple[Mapping[str, Factors], tuple[TensorSpec, ...]]:
-    """Modules with both factors, and the tensors that are no factor; refuses what does not pair up."""
-    found: dict[tuple[str, bool], dict[str, TensorSpec]] = {}
-    others = []
-    for spec in specs:
-        match = _FACTOR.fullmatch(spec.name)
-        if match is None:
-            others.append(spec)
-        else:
-            is_embedding = match["embedding"] is not None
-            place = (match["embedding"] if is_embedding else match["module"], is_embedding)
-            found.setdefault(place, {})[match["embedding_side"] if is_embedding else match["side"]] = spec
-
-    modules: dict[str, Factors] = {}
-    findings: list[tuple[str, str]] = []
-    for (module, is_embedding), sides in sorted(found.items()):
-        problem = _problem(module, sides, config)
-        if problem is None and module in modules:
-            problem = ("E_PAIR", "has factors of a linear layer and of an embedding")
-        if problem is not None:
-            findings.append((problem[0], f"`{shown(module)}`: {problem[1]}"))
-            continue
-        a, b = sides["A"], sides["B"]
-        kind: Kind = "embedding" if is_embedding else "linear" if len(a.shape) == _MATRIX else "conv"
-        layout = Layout(kind=kind, out=b.shape[0], a_shape=a.shape[1:])
-        modules[module] = Factors(layout=layout, rank=a.shape[0], a=a, b=b)
-    if findings:
-        raise RefusedAdapter(f"`{shown(str(folder), 200)}` has factors that do not fit together", findings)
-    return MappingProxyType(modules), tuple(others)
-
-
-def _problem(module: str, sides: Mapping[str, TensorSpec], config: AdapterConfig) -> tuple[str, str] | None:
-    """What is wrong with one module's pair: a finding code and a reason."""
-    if len(sides) < len("AB"):
-        present, absent = ("A", "B") if "A" in sides else ("B", "A")
-        return "E_PAIR", f"has factor {present} but no factor {absent}"
-    a, b = sides["A"], sides["B"]
-    shapes = f"A is {list(a.shape)} and B is {list(b.shape)}"
-    odd = next((spec.dtype for spec in (a, b) if spec.dtype not in TORCH_DTYPES), None)
-    if odd is not None:
-        return "E_DTYPE", f"is stored as {shown(odd)}, expected one of {', '.join(TORCH_DTYPES)}"
-    if len(a.shape) < _MATRIX or len(a.shape) != len(b.shape) or any(size != 1 for size in b.shape[2:]):
-        return "E_SHAPE", f"{shapes}, expected [r, in] and [out, r]"
-    if 0 in a.shape or 0 in b.shape:
-        return "E_SHAPE", f"{shapes}, expected no empty dimension"
-    if not a.shape[0] == b.shape[1] == config.rank_of(module):
-        return "E_RANK", f"{shapes}, expected rank {config.rank_of(module)} as {CONFIG_FILE} says"
-    return None

@@ -56,9 +56,10 @@ class Option:
         expected = " or ".join(f"`{c}`" for c in self.choices) or {"bool": "true or false"}.get(kind, f"one {kind}")
         raise UsageProblem(f"option `{self.name}` is `{shown(str(value))}`, expected {expected}")
 
-    def __str__(self) -> str:
-        kind = "|".join(self.choices) or self.kind.removesuffix(" | None")
-        return f"{self.name}={kind}" + ("" if self.default is None else f" [{self.default}]")
+    @property
+    def values(self) -> str:
+        """The words it takes, or the name of its type."""
+        return "|".join(self.choices) or self.kind.removesuffix(" | None")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,17 +132,26 @@ def describe(name: str) -> Method:
 
 
 def _option(argument: ast.arg, default: ast.expr | None) -> Option:
-    kind, choices = "", ()
+    kind, choices = "", tuple[str, ...]()
     match argument.annotation:
         case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=elements)):
-            kind, choices = "str", tuple(ast.literal_eval(e) for e in elements)
+            kind, choices = "str", tuple(str(_constant(e)) for e in elements)
         case ast.expr() as annotation:
             kind = ast.unparse(annotation)
     if kind not in _KINDS or default is None:
         raise TypeError(
             f"option `{argument.arg}` is annotated `{kind}`; expected one of {', '.join(_KINDS)}, a default"
         )
-    return Option(name=argument.arg, kind=kind, default=ast.literal_eval(default), choices=choices)
+    return Option(name=argument.arg, kind=kind, default=_constant(default), choices=choices)
+
+
+def _constant(node: ast.expr) -> object:
+    """The value of a literal."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+        return -node.operand.value  # type: ignore[operator]  # of a number, or Python refuses the file
+    if not isinstance(node, ast.Constant):
+        raise TypeError(f"`{ast.unparse(node)}`, expected a literal: options are read without running the file")
+    return node.value
 
 
 def _number(value: str | float, kind: str) -> float | None:

@@ -20,7 +20,7 @@ from adapterhub.config_reading import ALL_LINEAR, PEFT_TYPES, TASK_TYPES, read_c
 from adapterhub.errors import MalformedConfig, shown
 from adapterhub.patterns import AnyPattern, Budget, FullPattern, KeyPatterns, PatternTooSlow
 
-__all__ = ["ALL_LINEAR", "PEFT_TYPES", "TASK_TYPES", "AdapterConfig", "endings", "saved_name"]
+__all__ = ["ALL_LINEAR", "PEFT_TYPES", "TASK_TYPES", "AdapterConfig", "endings", "owner", "saved_name"]
 
 _VARIANT_CONFIGS: Final = (
     ("use_bdlora", "bdlora"),
@@ -152,9 +152,18 @@ class AdapterConfig:
 
     def holds_parameters(self, module: str) -> bool:
         """Whether bare parameters of `module` are targets (`target_parameters`), such as the experts of one layer."""
-        while module.endswith(".base_layer"):  # PEFT nests one wrapper a parameter
-            module = module.removesuffix(".base_layer")
-        return _ends_with_one(module, self._matchers().owners)
+        return bool(self.parameters_of(module))
+
+    def parameters_of(self, module: str) -> tuple[str, ...]:
+        """The parameters of `module` that are targets, in full and sorted.
+
+        PEFT nests one wrapper a parameter, so that `experts.base_layer` is `experts` as well; which of the wrappers is
+        on which parameter depends on the base.
+        """
+        holder = owner(module)
+        owners = self._matchers().owners
+        names = {name for end in endings(holder) for name in owners.get(end, ())} if owners else ()
+        return tuple(f"{holder}.{name}" for name in sorted(names))
 
     def methods(self) -> tuple[str, ...]:
         """The method and every variant of it that changes what the adapter is, e.g. `("LORA", "rslora")`."""
@@ -230,7 +239,10 @@ class _Matchers:
         self.targets = frozenset(target) if isinstance(target, tuple) else frozenset()
         self.exclusions = frozenset(excluded) if isinstance(excluded, tuple) else frozenset()
         self.chosen_layers = frozenset(config.layers_to_transform or ())
-        self.owners = frozenset(parameter.rpartition(".")[0] for parameter in config.target_parameters)
+        self.owners: dict[str, list[str]] = {}
+        for parameter in config.target_parameters:
+            holder, _, name = parameter.rpartition(".")
+            self.owners.setdefault(holder, []).append(name)
         saved = config.modules_to_save
         self.saved = AnyPattern(r"(^|.*\.){}($|\..*)", saved, budget) if saved else None
         # Lazy, so that the first number is the layer and not, say, an expert inside it.
@@ -241,6 +253,16 @@ class _Matchers:
 def _ends_with_one(module: str, names: frozenset[str]) -> bool:
     """Whether `module` is one of `names`, or lies behind one dot before it; the time does not grow with the names."""
     return not names.isdisjoint(endings(module))
+
+
+def owner(module: str) -> str:
+    """The module of the base that PEFT was told to put a pair on.
+
+    PEFT wraps a module once for each parameter that is a target, so that the pairs are on `experts`,
+    `experts.base_layer` and so on; and it puts pairs inside of what it wraps where a layer is made of layers
+    (`attn.base_layer.out_proj` belongs to `attn`).
+    """
+    return module.partition(".base_layer")[0]
 
 
 def endings(module: str) -> list[str]:

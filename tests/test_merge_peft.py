@@ -13,19 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
 
 from adapterhub.factors import AdapterFactors
 from adapterhub.lowrank import difference_norms
@@ -33,6 +25,7 @@ from adapterhub.merge import MergeInput, merge
 from adapterhub.merge._config import common_rank, rank_pattern
 from adapterhub.peft_config import AdapterConfig
 from tests.adapter_folders import write_folder
+from tests.peft_bases import Pixels, attached, bert, gpt2, llama, logits, save_several
 
 
 @pytest.fixture(autouse=True)
@@ -40,37 +33,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT comments on fan_in_fan_out, tied embeddings and offline hub look-ups
         yield
-
-
-def llama() -> nn.Module:
-    config = LlamaConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
-        vocab_size=32, max_position_embeddings=16, tie_word_embeddings=False,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
-
-
-def gpt2() -> nn.Module:
-    return GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32, n_positions=16))
-
-
-def bert() -> nn.Module:
-    config = BertConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=32, num_labels=3
-    )
-    return BertForSequenceClassification(config)
-
-
-class Pixels(nn.Module):
-    """Convolutions, as no small text model has them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(1, 4, 3, padding=1)
-        self.second = nn.Conv2d(4, 5, (2, 1))
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.second(torch.relu(self.first(input_ids.float()[:, None, :, None].expand(-1, -1, -1, 8))))
 
 
 @dataclass
@@ -169,24 +131,7 @@ CASES = {
 
 def made(case: Case, root: Path) -> list[Path]:
     """The adapters of a case, as PEFT saves them."""
-    folders = []
-    for i, options in enumerate(case.adapters):
-        base = fresh(case.base)
-        torch.manual_seed(100 + i)
-        given = {"lora_alpha": 6} | options
-        model = get_peft_model(base, LoraConfig(init_lora_weights=False, **given))
-        for name, parameter in model.named_parameters():
-            if "modules_to_save" in name:
-                nn.init.normal_(parameter)  # as if trained
-        folder = root / f"adapter{i}"
-        model.save_pretrained(folder, save_embedding_layers=False)
-        folders.append(folder)
-    return folders
-
-
-def fresh(base: Callable[[], nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    return base().eval()
+    return save_several(root, case.base, case.adapters, save_embedding_layers=False)
 
 
 def updates(model: PeftModel, name: str) -> dict[str, Tensor]:
@@ -199,21 +144,6 @@ def updates(model: PeftModel, name: str) -> dict[str, Tensor]:
     return found
 
 
-def attached(case: Case, folder: Path, name: str) -> PeftModel:
-    """The adapter on a fresh base; fails on any key that PEFT misses or does not know."""
-    model = get_peft_model(fresh(case.base), LoraConfig.from_pretrained(folder), adapter_name=name)
-    result = model.load_adapter(folder, name)
-    assert list(result.missing_keys) == []
-    assert list(result.unexpected_keys) == []
-    return model
-
-
-def logits(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        out = model(input_ids=torch.arange(12).reshape(2, 6) + 1)
-    return out if isinstance(out, Tensor) else out.logits
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_a_merge_loads_in_peft_and_is_the_sum(name: str, tmp_path: Path) -> None:
     case = CASES[name]
@@ -224,9 +154,9 @@ def test_a_merge_loads_in_peft_and_is_the_sum(name: str, tmp_path: Path) -> None
 
     exact: dict[str, Tensor] = {}
     for folder, weight in zip(folders, case.weights, strict=True):
-        for module, update in updates(attached(case, folder, "one"), "one").items():
+        for module, update in updates(attached(case.base, folder, "one"), "one").items():
             exact[module] = exact.get(module, 0) + weight * update
-    merged = updates(attached(case, tmp_path / "out", "merged"), "merged")
+    merged = updates(attached(case.base, tmp_path / "out", "merged"), "merged")
     assert merged.keys() == exact.keys()
     apart = sum(float((merged[m] - exact[m]).norm() ** 2) for m in exact) ** 0.5
     error = apart / sum(float(exact[m].norm() ** 2) for m in exact) ** 0.5
@@ -248,13 +178,13 @@ def test_logits_are_those_of_a_base_with_the_sum_added_to_its_weights(name: str,
 
     merge(inputs, tmp_path / "out")
 
-    plain = attached(case, folders[0], "one").double().unload()  # with its saved classifier, without its update
+    plain = attached(case.base, folders[0], "one").double().unload()  # with its saved classifier, without its update
     before = logits(plain)
     with torch.no_grad():
         for folder, weight in zip(folders, case.weights, strict=True):
-            for module, update in updates(attached(case, folder, "one"), "one").items():
+            for module, update in updates(attached(case.base, folder, "one"), "one").items():
                 plain.get_submodule(module).weight += weight * update
-    expected, actual = logits(plain), logits(attached(case, tmp_path / "out", "merged").double())
+    expected, actual = logits(plain), logits(attached(case.base, tmp_path / "out", "merged").double())
     assert float((expected - before).abs().max()) > 1e-3
     assert float((actual - expected).abs().max()) < 1e-6
 
@@ -265,14 +195,14 @@ def test_linear_is_pefts_linear(weights: tuple[float, float], use_rslora: bool, 
     options = {"r": 4, "target_modules": QV, "use_rslora": use_rslora}
     case = Case(llama, [options, options], list(weights))
     folders = made(case, tmp_path)
-    theirs = attached(case, folders[0], "a")
+    theirs = attached(case.base, folders[0], "a")
     theirs.load_adapter(folders[1], "b")
     theirs.add_weighted_adapter(["a", "b"], list(weights), "c", combination_type="linear")
     inputs = [MergeInput(folder=f, label=f.name, weight=w or 1e-300) for f, w in zip(folders, weights, strict=True)]
 
     result = merge(inputs, tmp_path / "out", method="linear")
 
-    ours = attached(case, tmp_path / "out", "c")
+    ours = attached(case.base, tmp_path / "out", "c")
     for (name, left), (_, right) in zip(factors(theirs).items(), factors(ours).items(), strict=True):
         assert float((left - right).norm() / left.norm()) < 1e-6, name
     if 0.0 not in weights:
@@ -287,14 +217,14 @@ def test_svd_is_pefts_svd_without_the_matrix(tmp_path: Path) -> None:
     case = CASES["cut to rank 2"]
     case = Case(llama, [case.adapters[0]] * 2, [0.7, 0.3])
     folders = made(case, tmp_path)
-    theirs = attached(case, folders[0], "a")
+    theirs = attached(case.base, folders[0], "a")
     theirs.load_adapter(folders[1], "b")
     theirs.add_weighted_adapter(["a", "b"], [0.7, 0.3], "c", combination_type="svd", svd_rank=2)
     inputs = [MergeInput(folder=f, label=f.name, weight=w) for f, w in zip(folders, [0.7, 0.3], strict=True)]
 
     merge(inputs, tmp_path / "out", method="svd", rank=2)
 
-    ours, theirs_c = updates(attached(case, tmp_path / "out", "c"), "c"), updates(theirs, "c")
+    ours, theirs_c = updates(attached(case.base, tmp_path / "out", "c"), "c"), updates(theirs, "c")
     for module, update in theirs_c.items():
         assert float((ours[module] - update).norm() / update.norm()) < 1e-5, module
 

@@ -8,48 +8,76 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapterhub.errors import MalformedConfig, MergeRefused
+from adapterhub.errors import MalformedConfig, MergeRefused, RefusedAdapter
+from adapterhub.merge import methods
 from tests.adapter_folders import PREFIX, write_folder
 from tests.test_merge import MLP, QV, config_of, run
 
+Q = "model.layers.0.self_attn.q_proj"
 REFUSED = {
     "DoRA": ({"use_dora": True}, {}),
-    "lora_bias": ({"lora_bias": True}, {}),
-    "a bias inside a LoRA pair": ({}, {"model.layers.0.self_attn.q_proj.lora_B.bias": torch.ones(8)}),
-    "DoRA magnitude": ({}, {"model.layers.0.self_attn.q_proj.lora_magnitude_vector": torch.ones(8)}),
-    "trained bias": ({"bias": "all"}, {"model.layers.0.self_attn.q_proj.bias": torch.ones(8)}),
+    "DoRA magnitude": ({}, {f"{Q}.lora_magnitude_vector": torch.ones(8)}),
+    "a bias inside a LoRA pair (lora_bias), which its config does not announce": (
+        {},
+        {f"{Q}.lora_B.bias": torch.ones(8)},
+    ),
+    "a trained bias of the base, which its config does not announce": ({}, {f"{Q}.bias": torch.ones(8)}),
     "init_lora_weights pissa_niter_4": ({"init_lora_weights": "pissa_niter_4"}, {}),
     "init_lora_weights olora": ({"init_lora_weights": "olora"}, {}),
-    "target_parameters": ({"target_parameters": ["experts.gate"]}, {}),
-    "trainable_token_indices": ({"trainable_token_indices": [1, 2]}, {}),
-    "aLoRA": ({"alora_invocation_tokens": [1, 2]}, {}),
-    "layer_replication": ({"layer_replication": [[0, 2], [1, 3]]}, {}),
+    "trained rows": ({}, {"embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 8)}),
     "QALoRA": ({"use_qalora": True}, {}),
     "BD-LoRA": ({"use_bdlora": {"nblocks": 2}}, {}),
-    "copy of an embedding": ({}, {"model.embed_tokens.weight": torch.ones(16, 8)}),
-    "copy of a base weight": ({}, {"model.embed_tokens.base_layer.weight": torch.ones(16, 8)}),
+    "Arrow": ({"arrow_config": {"top_k": 2}}, {}),
+    "KaSA": ({"kasa_config": {"beta": 1}}, {}),
+    "MonteCLoRA": ({"monteclora_config": {"samples": 2}}, {}),
+    "Megatron": ({"megatron_config": {"sequence_parallel": True}}, {}),
+    "ensure_weight_tying": ({"ensure_weight_tying": True}, {}),
+    "copy of a base weight that is no embedding": ({}, {f"{Q}.base_layer.weight": torch.ones(8, 8)}),
     "no LoRA factor": ({}, {"model.norm.weight": torch.ones(8)}),
 }
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-@pytest.mark.parametrize("weights", [(1.0,), (0.7, 0.3)])
+@pytest.mark.parametrize("weights", [(0.9,), (0.7, 0.3)])
 def test_what_is_no_low_rank_pair_is_refused_by_name(tmp_path: Path, reason: str, weights: tuple[float, ...]) -> None:
     config, extra = REFUSED[reason]
     folder = write_folder(tmp_path / "odd", QV, extra={PREFIX + n: t for n, t in extra.items()}, **config)
     folders = [folder, write_folder(tmp_path / "plain", QV)]
 
-    with pytest.raises(MergeRefused) as refused:
-        run(tmp_path / "out", *zip(folders, weights, strict=False))
+    for method in methods():
+        with pytest.raises(MergeRefused) as refused:
+            run(tmp_path / "out", *zip(folders, weights, strict=False), method=method)
 
-    assert [r for r in refused.value.reasons if reason in r and "odd" in r] != []
+        assert [r for r in refused.value.reasons if reason in r and "`odd`" in r] != []
     assert not (tmp_path / "out").exists()
 
 
-def test_an_init_that_leaves_the_base_alone_is_merged(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "a", QV, init_lora_weights="gaussian")
+def test_dora_is_refused_with_a_command_that_is_exact(tmp_path: Path) -> None:
+    dora = write_folder(tmp_path / "a", QV, use_dora=True)
+    plain = write_folder(tmp_path / "b", QV)
 
-    assert run(tmp_path / "out", (folder, 0.5)).relative_error < 1e-7
+    with pytest.raises(MergeRefused) as refused:
+        run(tmp_path / "out", (dora, 0.7), (plain, 0.3))
+
+    assert "`adapt fuse a --into ./fused`" in refused.value.hint
+
+
+def test_a_bias_that_the_config_announces_and_the_file_lacks_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a", QV, lora_bias=True)
+
+    with pytest.raises(RefusedAdapter) as refused:
+        run(tmp_path / "out", (folder, 0.5))
+
+    assert sum("no bias of B" in text for _, text in refused.value.findings) == len(QV)
+
+
+@pytest.mark.parametrize("bias", [torch.ones(7), torch.ones(8, 1), torch.ones(8, dtype=torch.int64)])
+def test_a_bias_of_another_shape_or_kind_is_refused(bias: torch.Tensor, tmp_path: Path) -> None:
+    extra = {f"{PREFIX}q.lora_B.bias": bias}
+    folder = write_folder(tmp_path / "a", {"q": (8, 6)}, extra=extra, lora_bias=True)
+
+    with pytest.raises(RefusedAdapter, match=r"`q`: (B is \[8, 4\] and its bias|is stored as I64)"):
+        run(tmp_path / "out", (folder, 0.5))
 
 
 def test_another_method_than_lora_is_refused(tmp_path: Path) -> None:
@@ -61,13 +89,13 @@ def test_another_method_than_lora_is_refused(tmp_path: Path) -> None:
 
 def test_every_reason_is_listed_at_once(tmp_path: Path) -> None:
     first = write_folder(tmp_path / "a", QV, use_dora=True, extra={f"{PREFIX}norm.weight": torch.ones(8)})
-    second = write_folder(tmp_path / "b", dict.fromkeys(QV, (8, 9)), lora_bias=True)
+    second = write_folder(tmp_path / "b", dict.fromkeys(QV, (8, 9)), use_qalora=True)
 
     with pytest.raises(MergeRefused) as refused:
         run(tmp_path / "out", (first, 0.5), (second, 0.5))
 
     text = str(refused.value)
-    assert all(word in text for word in ("DoRA", "lora_bias", "norm.weight", *QV))
+    assert all(word in text for word in ("DoRA", "QALoRA", "norm.weight", *QV))
 
 
 def test_modules_of_two_kinds_are_refused(tmp_path: Path) -> None:

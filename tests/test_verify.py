@@ -768,3 +768,22 @@ def test_pairs_on_parameters_of_experts_are_told_from_strays(make: Make) -> None
     assert codes(verify_folder(folder)) == []
     assert codes(verify_folder(folder, base_tensors=llama(1))) == ["U_SHAPE"]
     assert codes(verify_folder(make(tensors))) == ["E_RANK", "E_PAIR"]
+
+
+def test_the_rank_of_a_parameter_is_looked_up_under_its_name(make: Make) -> None:
+    experts = "model.layers.0.mlp.experts"
+    tensors = pair(experts, rank=3 * RANK) | pair(f"{experts}.base_layer", rank=3 * RANK)
+    targets = {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+    patterns = {f"{experts}.{name}": RANK for name in ("gate_up_proj", "down_proj")}
+
+    said = {"r": 4 * RANK, "lora_alpha": 4 * RANK, "rank_pattern": patterns, "alpha_pattern": patterns}
+
+    assert codes(verify_folder(make(tensors, **targets, **said))) == []
+    assert codes(verify_folder(make(tensors, **targets, **said | {"rank_pattern": {}}))) == ["E_RANK"]
+
+
+def test_the_layers_inside_of_a_layer_go_by_its_name(make: Make) -> None:
+    tensors = pair("attn", out=24, width=8) | pair("attn.base_layer.out_proj", out=8, width=8)
+
+    assert codes(verify_folder(make(tensors, target_modules=["attn"]))) == []
+    assert codes(verify_folder(make(tensors, target_modules=["attn"], rank_pattern={"attn": RANK}, r=2 * RANK))) == []

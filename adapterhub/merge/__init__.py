@@ -13,8 +13,13 @@ and the convention. Its keyword-only arguments are its options (`merge_methods` 
     rank, max_error                                 taken by a method that works on whole matrices and returns a `Cut`;
                                                     what any other method makes is cut afterwards, if asked for
 
-It may expose `refusal(ranks) -> str | None`, asked about every module before anything is computed.
-`tests/contracts/merge_method.py` runs over every method there is.
+It may expose `refusal(ranks) -> str | None`, asked about every module before anything is computed, and `LINEAR = True`
+if what it makes is the weighted sum, or the nearest to it of some rank: then biases inside of factors (`lora_bias`) are
+added up beside it, which other methods refuse. `tests/contracts/merge_method.py` runs over every method there is.
+
+A method never sees what kind of module an update is for. An embedding, a convolution or a parameter of experts comes as
+one pair for each of its parts (`layouts`). What an adapter brings besides such pairs is carried over, where that is
+exact, or refused by name (`_carried`, `_refusals`); a single adapter of weight 1 is copied, whatever it is.
 
 What comes out has scale 1 in every module (alpha equals the rank, no rsLoRA), weights and scales are in the factors.
 The numbers are float32 unless asked otherwise, even for bfloat16 adapters: a weighted factor is a new number, and
@@ -31,7 +36,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -39,9 +44,11 @@ from typing import Final
 import torch
 
 from adapterhub.errors import Conflict, MergeRefused, UsageProblem, shown
-from adapterhub.factors import FORMAT_DTYPES, TORCH_DTYPES, AdapterFactors
+from adapterhub.factors import FORMAT_DTYPES, AdapterFactors
 from adapterhub.lowrank import check_rank
-from adapterhub.merge._refusals import Source, plan
+from adapterhub.merge._copy import copy_into, dtype_of, ranks_of
+from adapterhub.merge._plan import plan
+from adapterhub.merge._source import Source
 from adapterhub.merge._work import Work
 from adapterhub.merge_methods import describe, names
 
@@ -56,7 +63,7 @@ DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
 DEFAULT_DTYPE = "float32"
 
 MergeProgress = Callable[[int, int], None]
-"""Called with the number of modules done and the number of all modules."""
+"""Called with the number of modules done and the number of all modules; of tensors where an adapter is copied."""
 
 methods = names
 
@@ -76,8 +83,9 @@ class MergeResult:
 
     `relative_error` is over all modules, `worst_error` that of `worst_module` alone. `truncation_error` is what cutting
     to a rank lost of what the method made, over all modules; None where nothing was cut. `ranks` counts modules by
-    rank. `is_copy` tells that one adapter with weight 1 was copied byte for byte. `recipe` is JSON: with the inputs
-    named by digest instead of label, the merge can be run again from it.
+    rank. `is_copy` tells that one adapter with weight 1 was copied byte for byte; nothing is off then, and where its
+    file does not tell what its pairs are, there are no ranks, no dtype and no worst module. `recipe` is JSON: with the
+    inputs named by digest instead of label, the merge can be run again from it.
     """
 
     out_folder: Path
@@ -147,31 +155,37 @@ def merge(
             )
             for i in taking_part
         ]
-        work = Work(
-            sources=sources,
-            plan=plan(sources, getattr(module, "refusal", None)),
-            method=about,
-            combine=module.merge,
-            options=own,
-            rank=rank,
-            max_error=max_error,
-            seed=seed,
-            dtype=DTYPES[dtype or DEFAULT_DTYPE],
-            progress=progress or (lambda _done, _all: None),
-            warnings=[f"`{shown(i.label)}` has weight 0 and was left out" for i in inputs if i.weight == 0],
-        )
         is_copy = (
             len(sources) == 1
             and sources[0].weight == 1
             and not (options_given or cut)
             and _is_stored_as(sources[0], dtype)
         )
+        step = progress or (lambda _done, _all: None)
+        work = (
+            None
+            if is_copy
+            else Work(
+                sources=sources,
+                plan=plan(sources, module),
+                method=about,
+                combine=module.merge,
+                options=own,
+                rank=rank,
+                max_error=max_error,
+                seed=seed,
+                dtype=DTYPES[dtype or DEFAULT_DTYPE],
+                progress=step,
+            )
+        )
         partial = _new_folder(out_folder)
         try:
-            if is_copy:
-                work.copy_into(partial)
+            if work is None:
+                copy_into(sources[0], partial, step)
+                measured = _Measured(ranks=ranks_of(sources[0]))
             else:
                 work.write_into(partial)
+                measured = _Measured(ranks=work.ranks, norms=work.norms, cuts=work.cuts, warnings=tuple(work.warnings))
             if out_folder.is_dir():
                 out_folder.rmdir()  # empty, as was checked; not every system renames onto an empty folder
             partial.rename(out_folder)
@@ -180,36 +194,47 @@ def merge(
         recipe: dict[str, object] = {
             "method": method,
             "options": {**cut, **own} | ({"seed": seed} if about.is_random else {}),
-            "dtype": _dtype_of(sources[0]) if is_copy else dtype or DEFAULT_DTYPE,
+            "dtype": dtype_of(sources[0]) if is_copy else dtype or DEFAULT_DTYPE,
             "inputs": [{"label": i.label, "weight": i.weight} for i in inputs],
         }
-        return _result(work, out_folder, recipe, is_copy=is_copy)
+        left_out = tuple(f"`{shown(i.label)}` has weight 0 and was left out" for i in inputs if i.weight == 0)
+        return measured.result(out_folder, recipe, is_copy=is_copy, warnings=left_out)
 
 
-def _result(work: Work, out_folder: Path, recipe: dict[str, object], *, is_copy: bool) -> MergeResult:
-    """What was measured."""
-    error, norm = (math.hypot(*column) for column in zip(*work.norms.values(), strict=True))
-    relative = {module: _ratio(e, n) for module, (e, n) in work.norms.items()}
-    worst = max(relative, key=lambda module: relative[module])
-    lost, whole = (math.hypot(*column) for column in zip(*work.cuts.values(), strict=True)) if work.cuts else (0.0, 0.0)
-    return MergeResult(
-        out_folder=out_folder,
-        relative_error=_ratio(error, norm),
-        worst_error=relative[worst],
-        worst_module=worst,
-        truncation_error=_ratio(lost, whole) if work.cuts else None,
-        ranks=MappingProxyType(dict(sorted(Counter(work.ranks.values()).items()))),
-        dtype=str(recipe["dtype"]),
-        is_copy=is_copy,
-        warnings=tuple(work.warnings),
-        recipe=recipe,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """What a merge has found out, by module; as in `Work`. A copy has no errors."""
+
+    ranks: Mapping[str, int]
+    norms: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    cuts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def result(
+        self, out_folder: Path, recipe: dict[str, object], *, is_copy: bool, warnings: tuple[str, ...]
+    ) -> MergeResult:
+        """The sums over all modules."""
+        error, norm = _over_all(self.norms)
+        lost, whole = _over_all(self.cuts)
+        relative = {module: _ratio(*self.norms.get(module, (0.0, 0.0))) for module in self.ranks}
+        worst = max(relative, key=lambda module: relative[module], default="")
+        return MergeResult(
+            out_folder=out_folder,
+            relative_error=_ratio(error, norm),
+            worst_error=relative.get(worst, 0.0),
+            worst_module=worst,
+            truncation_error=_ratio(lost, whole) if self.cuts else None,
+            ranks=MappingProxyType(dict(sorted(Counter(self.ranks.values()).items()))),
+            dtype=str(recipe["dtype"]),
+            is_copy=is_copy,
+            warnings=(*warnings, *self.warnings),
+            recipe=recipe,
+        )
 
 
-def _dtype_of(source: Source) -> str:
-    """The dtypes of the factors, in torch's names."""
-    dtypes = {TORCH_DTYPES[s.dtype] for f in source.factors.modules.values() for s in (f.a, f.b)}
-    return ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
+def _over_all(pairs: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+    first, second = zip(*pairs.values(), strict=True) if pairs else ((), ())
+    return math.hypot(*first), math.hypot(*second)
 
 
 def _taking_part(inputs: Sequence[MergeInput]) -> list[MergeInput]:
@@ -230,7 +255,8 @@ def _taking_part(inputs: Sequence[MergeInput]) -> list[MergeInput]:
 def _is_stored_as(source: Source, dtype: str | None) -> bool:
     """Whether every factor has that dtype already; always, when none is asked for."""
     wanted = None if dtype is None else FORMAT_DTYPES[DTYPES[dtype]]
-    return wanted is None or all({f.a.dtype, f.b.dtype} == {wanted} for f in source.factors.modules.values())
+    pairs = source.factors.modules.values()
+    return wanted is None or (bool(pairs) and all({f.a.dtype, f.b.dtype} == {wanted} for f in pairs))
 
 
 def _new_folder(out_folder: Path) -> Path:

@@ -8,18 +8,24 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from adapterhub.errors import shown
 from adapterhub.factors import AdapterFactors
+from adapterhub.layouts import owner
+from adapterhub.merge._carried import config_of
+from adapterhub.merge._plan import Plan
 
 
 def merged_config(
-    adapters: Sequence[AdapterFactors], ranks: Mapping[str, int], saved_modules: Iterable[str]
+    adapters: Sequence[AdapterFactors], plan: Plan, ranks: Mapping[str, int]
 ) -> tuple[dict[str, object], list[str]]:
-    """The config of a merge of `adapters` whose module m has rank `ranks[m]`; and warnings.
+    """The config of a merge of `adapters` whose module m has the rank `ranks[m]` in a config; and warnings.
 
     The scale of a module is alpha / rank, so alpha equals the rank everywhere, in the patterns too. A merge of
     adapters that name different bases or tasks says so in a warning; whether the bases are one is not known here.
     """
-    r = common_rank(ranks.values())
-    pattern = rank_pattern(ranks, r)
+    by_name = {name: rank for module, rank in ranks.items() for name in _names(module, plan)}
+    # PEFT warns of a pattern for a parameter, as if it were never used; so the rank of those is the common one.
+    of_parameters = [ranks[module] for module in plan.parameters]
+    r = common_rank(of_parameters or by_name.values())
+    pattern = rank_pattern(by_name, r)
     configs = [adapter.config for adapter in adapters]
     warnings: list[str] = []
     base = _agreed("base", [c.base_model_name_or_path for c in configs], warnings)
@@ -36,15 +42,23 @@ def merged_config(
         "alpha_pattern": pattern,
         "use_rslora": False,
         "use_dora": False,
-        "target_modules": target_modules(adapters, ranks),
-        "modules_to_save": sorted(set(saved_modules)) or None,
-        "fan_in_fan_out": any(c.fan_in_fan_out for c in configs),
+        "lora_bias": plan.has_bias,
+        "target_modules": target_modules(adapters, [m for m in ranks if m not in plan.parameters]),
+        "target_parameters": target_parameters(adapters, plan.parameters) or None,
+        # PEFT takes no parameters as targets where it is told that; and no base of such layers has any.
+        "fan_in_fan_out": any(c.fan_in_fan_out for c in configs) and not plan.parameters,
         "lora_dropout": 0.0,
-        "bias": "none",
         "init_lora_weights": True,
         "inference_mode": True,
+        **config_of(plan.carried),
+        **plan.settings,
     }
     return config, warnings
+
+
+def _names(module: str, plan: Plan) -> tuple[str, ...]:
+    """The names that PEFT matches against the patterns of a config to find the rank of a pair."""
+    return plan.parameters.get(module) or (owner(module),)
 
 
 def common_rank(ranks: Iterable[int]) -> int:
@@ -75,22 +89,41 @@ def rank_pattern(ranks: Mapping[str, int], r: int) -> dict[str, int]:
     return pattern
 
 
-def target_modules(adapters: Sequence[AdapterFactors], modules: Collection[str]) -> list[str]:
+def target_modules(adapters: Sequence[AdapterFactors], modules: Iterable[str]) -> list[str]:
     """PEFT's `target_modules` for exactly `modules`: short names where they are safe, else in full.
 
     A short name is safe if one of the adapters targets it in every layer and has all of the merged modules that it
     matches: PEFT then found no others in the base. Otherwise the name could reach modules that no adapter has.
     """
+    wanted = {owner(module) for module in modules}
     safe: set[str] = set()
     for adapter in adapters:
         config = adapter.config
         if isinstance(config.target_modules, str) or config.layers_to_transform or config.exclude_modules:
             continue
-        for entry in config.target_modules or ():
-            reached = [m for m in modules if _ends_with(m, entry)]
-            if reached and all(m in adapter.modules for m in reached):
-                safe.add(entry)
-    chosen = safe | {m for m in modules if not _has_end_in(m, safe)}
+        safe |= _safe(config.target_modules or (), wanted, {owner(module) for module in adapter.modules})
+    return _shortest(safe, wanted)
+
+
+def target_parameters(adapters: Sequence[AdapterFactors], parameters: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """PEFT's `target_parameters` for exactly those in `parameters`, on the same terms."""
+    wanted = {name for names in parameters.values() for name in names}
+    safe: set[str] = set()
+    for adapter in adapters:
+        having = {name for factors in adapter.modules.values() for name in factors.parameters}
+        safe |= _safe(adapter.config.target_parameters, wanted, having)
+    return _shortest(safe, wanted)
+
+
+def _safe(entries: Iterable[str], wanted: Collection[str], having: Collection[str]) -> set[str]:
+    """The entries that reach something of `wanted`, and nothing of it that is not in `having`."""
+    reached = {entry: [name for name in wanted if _ends_with(name, entry)] for entry in entries}
+    return {entry for entry, names in reached.items() if names and all(name in having for name in names)}
+
+
+def _shortest(safe: Collection[str], wanted: Collection[str]) -> list[str]:
+    """The safe entries and the names that they do not reach, without what another one reaches."""
+    chosen = {*safe, *(name for name in wanted if not _has_end_in(name, safe))}
     return sorted(entry for entry in chosen if not _has_end_in(entry, chosen - {entry}))
 
 

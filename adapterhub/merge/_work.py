@@ -5,25 +5,40 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from adapterhub.digests import Digest, digest_of_file
-from adapterhub.errors import shown
-from adapterhub.factors import FORMAT_DTYPES, TORCH_DTYPES, TensorFileWriter
+from adapterhub.errors import MergeRefused, shown
+from adapterhub.factors import FORMAT_DTYPES, TensorFileWriter
+from adapterhub.layouts import is_finite
 from adapterhub.lowrank import Cut, LowRank, cut, difference_norms, nothing
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.merge._carried import remarks
 from adapterhub.merge._config import merged_config
-from adapterhub.merge._refusals import Plan, Source, refuse
+from adapterhub.merge._plan import Plan
+from adapterhub.merge._refusals import refuse
+from adapterhub.merge._source import Source
 from adapterhub.merge_methods import Method
 from adapterhub.tensorfile import DTYPE_BITS, TensorSpec
 
 _REUSED_BYTES: Final = 31 << 20  # glibc learns from blocks of less than 32 MB
+_EXPERT: Final = re.compile(r"\.experts\.\d+\.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Merged:
+    """One module of the result, as it is stored: the update of each part (see `Layout`), and B's bias if it has one."""
+
+    parts: tuple[LowRank, ...]
+    bias: Tensor | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,25 +60,12 @@ class Work:
     seed: object
     dtype: torch.dtype
     progress: Callable[[int, int], None]
-    warnings: list[str]
+    warnings: list[str] = field(default_factory=list)
     ranks: dict[str, int] = field(default_factory=dict)
     norms: dict[str, tuple[float, float]] = field(default_factory=dict)
     cuts: dict[str, tuple[float, float]] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
     digests: tuple[Digest, ...] = ()
-
-    def copy_into(self, folder: Path) -> None:
-        """Copy the only source byte for byte, after reading every number."""
-        source = self.sources[0]
-        for done, (module, factors) in enumerate(source.factors.modules.items(), 1):
-            self._updates(module)
-            self.ranks[module] = factors.rank
-            self.norms[module] = 0.0, 0.0
-            self.progress(done, len(source.factors.modules))
-        self._look_at_saved()
-        refuse(self.refusals)
-        (folder / CONFIG_FILE).write_bytes(source.factors.config_bytes)
-        shutil.copyfile(source.factors.header.path, folder / WEIGHTS_FILE)
 
     def write_into(self, folder: Path) -> None:
         """Merge module by module into a PEFT folder."""
@@ -72,114 +74,173 @@ class Work:
         torch.empty(_REUSED_BYTES, dtype=torch.uint8)
         if self.method.is_random:
             self.digests = tuple(digest_of_file(s.folder / WEIGHTS_FILE)[0] for s in self.sources)
-        saved = {
+        carried = {
             TensorSpec.planned(name, one.spec.dtype, one.spec.shape): one
             # wide numbers first, so that each tensor begins at a multiple of their size
-            for name, one in sorted(self.plan.saved.items(), key=lambda i: (-DTYPE_BITS[i[1].spec.dtype], i[0]))
+            for name, one in sorted(self.plan.carried.items(), key=lambda i: (-DTYPE_BITS[i[1].spec.dtype], i[0]))
         }
-        planned = [*self._largest(), *saved]
-        with TensorFileWriter(folder / WEIGHTS_FILE, planned) as writer:
-            for done, module in enumerate(self.plan.layouts, 1):
-                merged = self._merged(module)
+        done = 0
+        with _one_thread(), TensorFileWriter(folder / WEIGHTS_FILE, [*self._largest(), *carried]) as writer:
+            for unit in self.plan.units:
+                merged = {}
+                for module in unit:
+                    merged[module] = self._merged(module)
+                    done += 1
+                    self.progress(done, len(self.plan.layouts))
                 # After a refusal the remaining modules are looked at as well, so that all reasons are told at once.
-                if merged is not None and not self.refusals:
-                    layout = self.plan.layouts[module]
-                    pair = zip(layout.names(module), (merged.a, merged.b), layout.shapes(merged.rank), strict=True)
-                    for name, factor, shape in pair:
-                        writer.add(name, factor.reshape(shape))
-                self.progress(done, len(self.plan.layouts))
-            self._look_at_saved()
+                if not self.refusals:
+                    self._write(writer, {module: made for module, made in merged.items() if made is not None})
+            self._look_at_carried()
             refuse(self.refusals)
-            for spec, one in saved.items():
-                writer.add_bytes(spec, one.source.factors.data(one.spec))
-        config, warnings = merged_config(
-            [s.factors for s in self.sources], self.ranks, (s.module for s in self.plan.saved.values())
-        )
+            for spec, one in carried.items():
+                writer.add_chunks(spec, one.source.factors.chunks(one.spec))
+        config, warnings = merged_config([s.factors for s in self.sources], self.plan, self.ranks)
         self.warnings += [*warnings, *self._remarks()]
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
-    def _merged(self, module: str) -> LowRank | None:
-        """The module's merged update as it is stored, measured; None after noting why it must not be."""
-        deltas = self._updates(module)
-        if deltas is None:
+    def _write(self, writer: TensorFileWriter, merged: Mapping[str, Merged]) -> None:
+        """Write the modules of one unit, at the largest of their ranks."""
+        rank = max(part.rank for made in merged.values() for part in made.parts)
+        for module, made in merged.items():
+            layout = self.plan.layouts[module]
+            for name, factor in zip(layout.names(module), layout.join(made.parts, rank), strict=True):
+                writer.add(name, factor)
+            if made.bias is not None:
+                writer.add(layout.bias_name(module), made.bias)
+            self.ranks[module] = layout.config_rank(rank)
+
+    def _merged(self, module: str) -> Merged | None:
+        """What is stored of the module, measured; None after noting why it must not be."""
+        updates = self._updates(module)
+        if updates is None:
             return None
         weights = [s.weight for s in self.sources]
-        made = self._made(module, deltas, weights)
-        merged = made.folded(self.dtype)
         name = f"`{shown(module)}`"
-        if not merged.is_finite():
+        try:
+            made = [self._made(module, part, deltas, weights) for part, deltas in enumerate(updates)]
+        except MergeRefused as refused:
+            self.refusals += [f"{name}: {reason}" for reason in refused.reasons or (refused.message,)]
+            return None
+        parts = tuple(one.folded(self.dtype) for one in made)
+        exact_bias = self._bias(module)
+        bias = None if exact_bias is None else exact_bias.to(self.dtype)
+        if not (all(part.is_finite() for part in parts) and (bias is None or is_finite(bias))):
             self.refusals.append(f"{name}: the result is not finite in {FORMAT_DTYPES[self.dtype]}")
             return None
-        error, norm = difference_norms(deltas, weights, merged)
+        norms = [difference_norms(deltas, weights, part) for deltas, part in zip(updates, parts, strict=True)]
+        if exact_bias is not None and bias is not None:  # one more column of the update, so to say
+            norms.append((float((bias.double() - exact_bias).norm()), float(exact_bias.norm())))
+        error, norm = (math.hypot(*column) for column in zip(*norms, strict=True))
         if not math.isfinite(error + norm):
             self.refusals.append(f"{name}: the numbers are too large to be measured")
             return None
         if error > 0 and norm == 0:
             self.refusals.append(f"{name}: the exact sum is zero, what `{self.method.name}` makes of it is not")
             return None
-        self.ranks[module] = merged.rank
         self.norms[module] = error, norm
-        if isinstance(made, Cut):
-            self.cuts[module] = made.lost, made.whole
-        return merged
+        cuts = [(one.lost, one.whole) for one in made if isinstance(one, Cut)]
+        if cuts:
+            lost, whole = (math.hypot(*column) for column in zip(*cuts, strict=True))
+            self.cuts[module] = lost, whole
+        return Merged(parts=parts, bias=bias)
 
-    def _made(self, module: str, deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-        """What the method makes of one module, cut to the rank asked for."""
+    def _bias(self, module: str) -> Tensor | None:
+        """The sum of what the adapters add whatever the input; None where the result has no biases."""
+        if not self.plan.has_bias:
+            return None
+        total = torch.zeros(self.plan.layouts[module].out, dtype=torch.float64)
+        for source in self.sources:
+            bias = source.factors.bias(module) if module in source.factors.modules else None
+            if bias is not None:
+                total += source.weight * bias
+        return total
+
+    def _made(self, module: str, part: int, deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+        """What the method makes of one part of a module, cut to the rank asked for."""
+        layout = self.plan.layouts[module]
+        rank = None if self.rank is None else layout.part_rank(self.rank)
         extra: dict[str, object] = {}
         if self.method.is_random:
-            extra["generators"] = [_generator(self.seed, digest, module) for digest in self.digests]
+            place = module if layout.parts == 1 else f"{module}#{part}"
+            extra["generators"] = [_generator(self.seed, digest, place) for digest in self.digests]
         if self.method.chooses_rank:
-            extra |= {"rank": self.rank, "max_error": self.max_error}
+            extra |= {"rank": rank, "max_error": self.max_error}
         made = self.combine(deltas, weights, **self.options, **extra)
-        if self.method.chooses_rank or (self.rank is None and self.max_error is None):
+        if self.method.chooses_rank or (rank is None and self.max_error is None):
             return made
-        return cut(made, rank=self.rank, max_error=self.max_error)
+        return cut(made, rank=rank, max_error=self.max_error)
 
-    def _updates(self, module: str) -> list[LowRank] | None:
-        """The module's update in every source; None after noting which of them are not finite."""
+    def _updates(self, module: str) -> list[list[LowRank]] | None:
+        """For each part of the module its update in every source; None after noting which are not finite."""
         layout = self.plan.layouts[module]
-        deltas = [
-            s.factors.read(module) if module in s.factors.modules else nothing(layout.out, layout.width)
-            for s in self.sources
-        ]
-        bad = [s.label for s, delta in zip(self.sources, deltas, strict=True) if not delta.is_finite()]
+        of_sources: list[Sequence[LowRank]] = []
+        bad = []
+        for source in self.sources:
+            factors = source.factors
+            if module not in factors.modules:
+                of_sources.append([nothing(layout.part_out, layout.width)] * layout.parts)
+                continue
+            of_sources.append(factors.parts(module))
+            spec = factors.modules[module].bias
+            if not all(part.is_finite() for part in of_sources[-1]) or (spec and not factors.is_finite(spec)):
+                bad.append(source.label)
         self.refusals += [f"`{shown(module)}` in `{shown(label)}` holds NaN or infinite numbers" for label in bad]
-        return None if bad else deltas
+        return None if bad else [list(deltas) for deltas in zip(*of_sources, strict=True)]
 
-    def _look_at_saved(self) -> None:
+    def _look_at_carried(self) -> None:
         """Note which of the tensors that are carried over are not finite."""
-        for name, one in self.plan.saved.items():
-            if one.spec.dtype in TORCH_DTYPES and one.spec.elements:
-                ends = one.source.factors.tensor(one.spec).aminmax()
-                if not all(math.isfinite(float(end)) for end in ends):
-                    label = shown(one.source.label)
-                    self.refusals.append(f"`{shown(name)}` in `{label}` holds NaN or infinite numbers")
+        for name, one in self.plan.carried.items():
+            if not one.source.factors.is_finite(one.spec):
+                label = shown(one.source.label)
+                self.refusals.append(f"`{shown(name)}` in `{label}` holds NaN or infinite numbers")
 
     def _largest(self) -> list[TensorSpec]:
         """Every factor at the largest rank that any method could give it."""
         specs = []
-        for module, layout in self.plan.layouts.items():
-            stacked = sum(s.factors.modules[module].rank for s in self.sources if module in s.factors.modules)
-            shapes = layout.shapes(max(stacked, min(layout.out, layout.width)))
-            names = layout.names(module)
-            dtype = FORMAT_DTYPES[self.dtype]
-            specs += [TensorSpec.planned(name, dtype, shape) for name, shape in zip(names, shapes, strict=True)]
+        dtype = FORMAT_DTYPES[self.dtype]
+        for unit in self.plan.units:
+            rank = max(self._largest_rank(module) for module in unit)
+            for module in unit:
+                layout = self.plan.layouts[module]
+                pair = zip(layout.names(module), layout.shapes(rank), strict=True)
+                specs += [TensorSpec.planned(name, dtype, shape) for name, shape in pair]
+                if self.plan.has_bias:
+                    specs.append(TensorSpec.planned(layout.bias_name(module), dtype, (layout.out,)))
         return specs
+
+    def _largest_rank(self, module: str) -> int:
+        stacked = sum(s.factors.modules[module].rank for s in self.sources if module in s.factors.modules)
+        return max(stacked, self.plan.layouts[module].full_rank)
 
     def _remarks(self) -> list[str]:
         """What a user should know about the result besides its error."""
-        remarks = []
+        found = list(remarks(self.plan.carried))
         empty = [module for module, (_, norm) in self.norms.items() if norm == 0]
         if empty:
-            remarks.append(
+            found.append(
                 f"{len(empty)} of {len(self.norms)} modules add up to nothing and are kept as zero updates, "
                 f"`{shown(empty[0])}` first"
             )
-        for label in dict.fromkeys(s.source.label for s in self.plan.saved.values()):
-            modules = {s.module for s in self.plan.saved.values() if s.source.label == label}
-            named = ", ".join(f"`{shown(m)}`" for m in sorted(modules))
-            remarks.append(f"{named} of modules_to_save is carried over from `{shown(label)}` as it is, without weight")
-        return remarks
+        if len({rank for module, rank in self.ranks.items() if _EXPERT.search(module)}) > 1:
+            found.append(
+                "the experts have different ranks; transformers 5 keeps all experts of a layer in one parameter, and "
+                "PEFT turns their pairs into one only if all have the same rank: `--rank N` gives it to all"
+            )
+        return found
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for torch in this block: the last digits of a sum or a factorisation depend on how it is shared out.
+
+    A recipe then gives the same bytes whatever the number of cores. A second thread gains next to nothing here.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _generator(seed: object, digest: Digest, module: str) -> torch.Generator:

@@ -9,34 +9,18 @@ have the module, at the same rank.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import torch
-
-from adapterhub.errors import MergeRefused
 from adapterhub.lowrank import LowRank
+from adapterhub.merge._factorwise import over_factors, refusal, weighted_sum
 
-
-def refusal(ranks: Sequence[int]) -> str | None:
-    """Why updates of these ranks (0: the adapter lacks the module) cannot be averaged; None if they can."""
-    if 0 in ranks:
-        return "is not in every adapter"
-    if len(set(ranks)) > 1:
-        return f"has ranks {', '.join(map(str, ranks))}, `linear` needs one rank"
-    return None
+__all__ = ["merge", "refusal"]
 
 
 def merge(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
     """B = sum of sqrt|c| B_i, A = sum of sign(c) sqrt|c| A_i.
 
     Raises:
-        MergeRefused: ranks differ.
+        MergeRefused: ranks differ, or an adapter lacks the module.
     """
-    reason = refusal([d.rank for d in deltas])
-    if reason is not None:
-        raise MergeRefused("cannot average these factors", [f"the module {reason}"])
-    factors = [weight * delta.scale for delta, weight in zip(deltas, weights, strict=True)]
-    a = [math.copysign(math.sqrt(abs(c)), c) * d.a.double() for d, c in zip(deltas, factors, strict=True)]
-    b = [math.sqrt(abs(c)) * d.b.double() for d, c in zip(deltas, factors, strict=True)]
-    return LowRank(a=torch.stack(a).sum(0), b=torch.stack(b).sum(0))
+    return over_factors(deltas, weights, add=weighted_sum)

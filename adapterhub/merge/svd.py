@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 from adapterhub.lowrank import LowRank, cut, stack
 
+LINEAR = True
+
 
 def merge(
     deltas: Sequence[LowRank], weights: Sequence[float], *, rank: int | None = None, max_error: float | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.peft_config import endings
+from adapterhub.peft_config import endings, owner
 from adapterhub.verify._keys import PREFIX, Pair, marks_of
 from adapterhub.verify._report import Finding, some
 from adapterhub.verify._subject import Subject
@@ -99,10 +99,11 @@ def _ranks(subject: Subject) -> Iterator[Finding]:
         if a.shape[0] != b.shape[1] and not grouped:
             apart.append(f"{pair.module} ({a.shape[0]} and {b.shape[1]})")
             continue
-        said = config.rank_of(pair.module)
-        experts = bool(config.target_parameters) and a.shape[0] % said == 0  # one pair for each expert, side by side
-        if a.shape[0] != said and not experts:
-            against[a.shape[0], said].append(pair.module)
+        parameters = config.parameters_of(pair.module)
+        ranks = {config.rank_of(name) for name in parameters or (owner(pair.module),)}
+        experts = bool(parameters) and any(a.shape[0] % rank == 0 for rank in ranks)  # a pair for each, side by side
+        if a.shape[0] not in ranks and not experts:
+            against[a.shape[0], min(ranks)].append(pair.module)
         # The A of an embedding is as wide as its vocabulary.
         if pair.rank > min(b.shape[0], _width(a.shape)) and not experts:
             high.append(pair.module)
@@ -126,7 +127,7 @@ def _targets(subject: Subject) -> Iterator[Finding]:
     config, pairs = subject.config, subject.keys.pairs
     if config.targets_all:
         return
-    stray = [p.module for p in pairs if not config.holds_parameters(p.module) and not config.targets(p.module)]
+    stray = [p.module for p in pairs if not config.holds_parameters(p.module) and not config.targets(owner(p.module))]
     if stray:
         yield _error(
             "E_PAIR",

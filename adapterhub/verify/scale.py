@@ -9,6 +9,7 @@ from typing import IO, Final
 
 from adapterhub.errors import MalformedTensorFile, shown
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.peft_config import owner
 from adapterhub.tensorfile import TensorSpec, read_tensor
 from adapterhub.verify._keys import Pair
 from adapterhub.verify._report import Finding
@@ -27,9 +28,8 @@ def check(subject: Subject) -> Iterator[Finding]:
     config = subject.config
     if not config.is_lora:
         return
-    groups = Counter(
-        (config.scaling_of(p.module), config.alpha_of(p.module), config.rank_of(p.module)) for p in subject.keys.pairs
-    )
+    places = (_place(subject, pair) for pair in subject.keys.pairs)
+    groups = Counter((config.scaling_of(name), config.alpha_of(name), config.rank_of(name)) for name in places)
     divisor = "sqrt({})" if config.use_rslora else "r {}"
     for (scale, alpha, rank), count in groups.most_common(_MOST_GROUPS):
         modules = "1 module" if count == 1 else f"{count} modules"
@@ -39,6 +39,11 @@ def check(subject: Subject) -> Iterator[Finding]:
         message = f"{len(groups) - _MOST_GROUPS} more scales"
         yield Finding(code="N_SCALE", severity="note", where=CONFIG_FILE, message=message)
     yield from _overflows(subject)
+
+
+def _place(subject: Subject, pair: Pair) -> str:
+    """What the patterns of the config are matched against; of several parameters, the first."""
+    return next(iter(subject.config.parameters_of(pair.module)), owner(pair.module))
 
 
 def _overflows(subject: Subject) -> Iterator[Finding]:
@@ -54,7 +59,7 @@ def _overflows(subject: Subject) -> Iterator[Finding]:
             text = f"the scaled update on `{shown(pair.module)}` may overflow {a.dtype}; it is too large to compute"
             yield Finding(code="W_OVERFLOW", severity="warning", where=WEIGHTS_FILE, message=text)
             return
-        largest = _largest_entry(subject, a, b) * abs(subject.config.scaling_of(pair.module))
+        largest = _largest_entry(subject, a, b) * abs(subject.config.scaling_of(_place(subject, pair)))
         if largest > suspect:
             limit = f"which {a.dtype} cannot hold (at most {suspect:.4g})"
             text = f"the scaled update on `{shown(pair.module)}` reaches {largest:.4g}, {limit}"
@@ -71,7 +76,8 @@ def _bound(subject: Subject, pair: Pair) -> float | None:
     limit = _LARGEST.get(a.dtype)
     if limit is None or a.name not in numbers or b.name not in numbers or a.shape[0] != b.shape[1]:
         return None
-    reach = numbers[a.name].largest * numbers[b.name].largest * a.shape[0] * abs(subject.config.scaling_of(pair.module))
+    scale = abs(subject.config.scaling_of(_place(subject, pair)))
+    reach = numbers[a.name].largest * numbers[b.name].largest * a.shape[0] * scale
     return limit if math.isfinite(numbers[a.name].largest + numbers[b.name].largest) and reach > limit else None
 
 
