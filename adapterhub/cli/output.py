@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.errors import AdapterHubError, shown
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
     from adapterhub.digests import Progress
 
 
@@ -84,32 +87,60 @@ class Output:
     @contextlib.contextmanager
     def progress(self, what: str, total: int | None, *, unit: str = "bytes") -> Iterator[Progress]:
         """A bar on stderr while the block runs (terminal only, not under `--quiet`); call it with what was done."""
+        with self._bar(what, total, unit) as bar:
+            yield (lambda done: bar[0].advance(bar[1], done)) if bar else (lambda _done: None)
+
+    @contextlib.contextmanager
+    def steps(self, what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
+        """The same for those who count themselves: call it with how many of how many are done."""
+        with self._bar(what, None, unit) as bar:
+            yield (
+                (lambda done, total: bar[0].update(bar[1], completed=done, total=total))
+                if bar
+                else (lambda _done, _total: None)
+            )
+
+    @contextlib.contextmanager
+    def _bar(self, what: str, total: int | None, unit: str) -> Iterator[tuple[Bars, TaskID] | None]:
+        """The bar and its only task; with how far it is, how fast it goes, and the time that is left."""
         if self.quiet or not sys.stderr.isatty():
-            yield lambda _done: None
+            yield None
             return
         from rich.console import Console
         from rich.progress import (
             BarColumn,
             DownloadColumn,
             MofNCompleteColumn,
+            ProgressColumn,
+            Task,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
         from rich.progress import Progress as Bars
+        from rich.text import Text
 
-        columns = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(),)
+        class Rate(ProgressColumn):
+            """How many a second, or how many seconds for one."""
+
+            def render(self, task: Task) -> Text:
+                speed = task.finished_speed or task.speed
+                if not speed:
+                    return Text(unit)
+                return Text(f"{unit}, {speed:.3g}/s" if speed >= 1 else f"{unit}, {1 / speed:.3g} s each")
+
+        columns = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), Rate())
         bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             *columns,
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=Console(stderr=True),
             transient=True,
         )
         with bars:
-            task = bars.add_task(what, total=total)
-            yield lambda done: bars.advance(task, done)
+            yield bars, bars.add_task(what, total=total)
 
 
 def report_failure(error: AdapterHubError, *, as_json: bool) -> None:

@@ -173,19 +173,33 @@ def path(session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | 
 @click.command()
 @click.argument("spec", type=SPEC)
 @rank_options
+@click.option("--recipe", is_flag=True, help="Only how it was merged, as TOML for `adapt merge --recipe`.")
 @common
-def show(session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | None, max_rank: int | None) -> None:
+def show(
+    session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | None, max_rank: int | None, recipe: bool
+) -> None:
     """Show everything about one adapter: base, files, rank, lineage.
 
     \b
-    Example:
+    Examples:
       adapt show legal-qa@base-7b
+      adapt show legal-summary --recipe > merge.toml
     """
     build = _find(session, spec, rank, min_rank, max_rank)
+    if recipe:
+        _show_recipe(session, build)
+        return
     document = build.manifest.to_json()
     document["base"].pop("samples", None)
     document |= {"digest": build.manifest.digest, "namespace": build.namespace, "path": str(build.folder)}
     session.out.result(document, lambda: session.out.fields(_fields(session.library, build)))
+
+
+def _show_recipe(session: Session, build: Installed) -> None:
+    from adapterhub.recipe_toml import recipe_of, to_toml
+
+    text = to_toml(recipe_of(build.manifest))
+    session.out.result({"recipe": text}, lambda: session.out.line(text.rstrip()))
 
 
 def _find(
@@ -225,7 +239,9 @@ def _fields(library: Library, build: Installed) -> list[tuple[str, object]]:
     pairs += [("file", f"{e.path}  {size_text(e.size_bytes)}  {e.sha256}") for e in manifest.files]
     pairs += [("merged from", f"{p.weight:g} x {p.spec}  {p.digest or ''}".rstrip()) for p in manifest.parents]
     if manifest.recipe:
-        said = {k: v for k, v in manifest.recipe.items() if k != "inputs" and v not in ({}, None)}
-        pairs.append(("recipe", ", ".join(f"{k} {v}" for k, v in said.items())))
+        options = manifest.recipe.get("options")
+        said = [manifest.recipe.get("method"), manifest.recipe.get("dtype")]
+        said[1:1] = [f"{k} {v}" for k, v in options.items()] if isinstance(options, dict) else []
+        pairs.append(("recipe", ", ".join(str(word) for word in said if word is not None)))
     pairs += [(f"metric {name}", value) for name, value in manifest.metrics.items()]
     return pairs

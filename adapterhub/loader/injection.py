@@ -68,6 +68,15 @@ def inject(base: BaseModel, adapters: Sequence[Ready]) -> Any:  # noqa: ANN401 -
     return model
 
 
+def set_scales(modules: Mapping[str, Any], adapter: Ready) -> None:
+    """Multiply the adapter's update by its weight, in each of its layers, found by name; may be done again."""
+    for name, scale in adapter.setup.scales.items():
+        layer = modules[name]
+        layer.scaling[adapter.name] = scale.scaling * adapter.weight
+        alphas = layer.lora_alpha if hasattr(layer, "lora_alpha") else layer.alpha
+        alphas[adapter.name] = scale.alpha
+
+
 def _build(base: BaseModel, adapters: Sequence[Ready]) -> Any:  # noqa: ANN401 - a PeftModel
     from peft import PeftModel
 
@@ -140,7 +149,7 @@ class _Filling:
             raise RefusedAdapter(f"`{label}` does not fit the layers it is for", limited(self.missing))
         for slot, spec in work:
             _assign(slot, self.contents.read(spec))
-        self._set_scales()
+        set_scales(self.modules, self.adapter)
 
     def _refuse_other_layers(self) -> None:
         """PEFT matches names by their end; make sure that it wrapped what the file names and nothing else."""
@@ -217,13 +226,6 @@ class _Filling:
                 self.misshapen.append(f"{here}, the adapter has {list(spec.shape)}")
             else:
                 yield slot, spec
-
-    def _set_scales(self) -> None:
-        for name, scale in self.adapter.setup.scales.items():
-            layer: Any = self.modules[name]
-            layer.scaling[self.adapter.name] = scale.scaling * self.adapter.weight
-            alphas = layer.lora_alpha if hasattr(layer, "lora_alpha") else layer.alpha
-            alphas[self.adapter.name] = scale.alpha
 
 
 def _own_slots(layer: Any, name: str) -> dict[str, _Slot]:  # noqa: ANN401 - a layer of PEFT

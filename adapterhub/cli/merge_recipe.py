@@ -1,0 +1,66 @@
+"""`adapt merge --recipe`: the merge that a file describes, from the same bytes to the same manifest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.cli.merge_result import description_from, is_folder, merge_to_folder, merge_to_library
+from adapterhub.cli.params import sources_from
+from adapterhub.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from adapterhub.cli.params import Session
+    from adapterhub.specs import AdapterSpec
+    from adapterhub.transfer import Source
+
+
+def merge_by_recipe(
+    session: Session,
+    path: Path,
+    *,
+    output: str | None,
+    said: Mapping[str, str | None],
+    places: Sequence[Path],
+    offline: bool,
+) -> None:
+    """Find what the recipe names, merge it, and compare the result with what the recipe recorded.
+
+    `output` and what is `said` take the place of the recipe's own words; then the result is another one.
+
+    Raises:
+        Malformed, NotFound: the file is no recipe, or there is none.
+        DigestMismatch, AdapterNotFound, BaseMismatch: its inputs are not those that it names.
+    """
+    from adapterhub.recipe_toml import read_recipe
+
+    recipe = read_recipe(path)
+    if not output and not recipe.name:
+        raise UsageProblem("the recipe gives its result no name", hint="`-o NAME` does")
+    own: dict[str, str | None] = {
+        "version": recipe.version,
+        "task": recipe.task,
+        "description": recipe.description or None,
+        "license": recipe.license,
+    }
+    words = own | {key: text for key, text in said.items() if text is not None}
+    target = output or str(recipe.name)
+    about = None if is_folder(target) else description_from(target, words)
+    from adapterhub.recipe_parents import combination_of
+
+    library, disk = session.library, sources_from(session, tuple(places))
+
+    def sources_for(spec: AdapterSpec) -> list[Source]:
+        return disk if offline else [*disk, *session.sources_of(spec, None, token=None)]
+
+    combination, warnings = combination_of(library, recipe, path.parent, sources_for, session.out.progress)
+    for warning in warnings:
+        session.out.warn(warning)
+    if about is None:
+        merge_to_folder(session, combination, Path(target).expanduser())
+        return
+    expected = recipe.digest if about.name == recipe.name and words == own else None
+    merge_to_library(session, library, combination, replace(about, metrics=recipe.metrics), expected=expected)
