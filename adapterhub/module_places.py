@@ -1,0 +1,51 @@
+"""Where a module stands in its model, read off its name: which layer, and what kind of module of that layer.
+
+Names are those of `named_modules()`: `model.layers.12.self_attn.q_proj` is `q_proj` of layer 12. The first number is
+the layer; further ones (experts, blocks inside a stage) belong to the kind and are written `*`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+ANY = "*"
+"""Stands in a kind where the names have a number."""
+
+_MOST_DIGITS = 9
+
+
+class Place(NamedTuple):
+    """`kind` is the module's name with `*` for every number; `layer` is the first number, None where there is none."""
+
+    kind: str
+    layer: int | None
+
+
+def place_of(module: str) -> Place:
+    """Layer and kind of a module."""
+    parts = module.split(".")
+    numbers = [int(part) for part in parts if _is_number(part)]
+    kind = ".".join(ANY if _is_number(part) else part for part in parts)
+    return Place(kind, numbers[0] if numbers else None)
+
+
+def short_names(kinds: Iterable[str]) -> dict[str, str]:
+    """For each kind the shortest end of it, at a dot, that no other one ends with: `q_proj` for most models."""
+    every = list(dict.fromkeys(kinds))
+    endings: dict[str, set[str]] = {}
+    for kind in every:
+        for end in _ends(kind):
+            endings.setdefault(end, set()).add(kind)
+    return {kind: next((end for end in _ends(kind) if len(endings[end]) == 1), kind) for kind in every}
+
+
+def _is_number(part: str) -> bool:
+    return part.isdecimal() and len(part) <= _MOST_DIGITS
+
+
+def _ends(kind: str) -> list[str]:
+    """Ends of a kind, shortest first; one that is all numbers says nothing and is left out where there is more."""
+    parts = kind.split(".")
+    ends = [parts[i:] for i in range(len(parts) - 1, -1, -1)]
+    return [".".join(end) for end in ends if any(part != ANY for part in end) or len(end) == len(parts)]
