@@ -201,6 +201,17 @@ def check_rank(rank: int | None, max_error: float | None) -> None:
         raise UsageProblem(f"max_error {max_error}, expected at least 0 and below 1")
 
 
+def error_of_energy(energy: float) -> float:
+    """The relative error of a cut that keeps that share of the squared norm: sqrt(1 - energy), below 1.
+
+    Raises:
+        UsageProblem: it is out of range.
+    """
+    if not 0 < energy <= 1:
+        raise UsageProblem(f"energy {energy}, expected more than 0 and at most 1")
+    return min(math.sqrt(1 - energy), math.nextafter(1, 0))  # an energy below 1e-16 rounds to an error of 1
+
+
 def singular_values(delta: LowRank) -> Tensor:
     """Singular values of the update, descending, float64; min(rank, in, out) of them."""
     return spectrum(delta).values

@@ -17,21 +17,24 @@ FLOORS: dict[str, int] = {
     # 0 words: what is typed and what is refused
     **dict.fromkeys(["errors", "digests", "specs", "home"], 0),
     # 1 values: what files say
-    **dict.fromkeys(["tensorfile", "tensorheader", "tensorfacts", "filekind", "precision", "hints"], 1),
+    **dict.fromkeys(
+        ["tensorfile", "tensorheader", "tensorfacts", "filekind", "precision", "hints", "module_places"], 1
+    ),
     **dict.fromkeys(["patterns", "config_fields", "config_names", "config_reading", "peft_config"], 1),
     **dict.fromkeys(["fingerprint", "weightfiles", "weightreader", "manifest"], 1),
     # 2 parts
     **dict.fromkeys(["store", "index", "resolve", "transfer", "bases", "verify"], 2),
-    **dict.fromkeys(["cards", "description", "wanted_base", "remotes"], 2),
+    **dict.fromkeys(["cards", "description", "wanted_base", "remotes", "merge_methods", "recipe_toml"], 2),
     # 3 places
-    **dict.fromkeys(["catalog", "library", "directory", "hub", "install"], 3),
+    **dict.fromkeys(["catalog", "library", "directory", "hub", "install", "new_folder"], 3),
     # 4 weights
-    **dict.fromkeys(["lowrank", "factors", "merge", "recipe", "loader"], 4),
+    **dict.fromkeys(["lowrank", "randomized", "layouts", "factor_pairs", "factors", "merge", "similarity"], 4),
+    **dict.fromkeys(["recipe", "recipe_parents", "loader", "tuning", "fuse", "extract"], 4),
     # 5 faces
-    **dict.fromkeys(["cli", "demo"], 5),
+    **dict.fromkeys(["cli", "heatmap", "demo"], 5),
 }
 HEAVY_AT_MODULE_LEVEL = {"torch": 4, "safetensors": 4, "huggingface_hub": 3}
-NEVER_AT_MODULE_LEVEL = {"peft", "transformers", "sqlite_utils", "rich", "numpy", "regex", "yaml"}
+NEVER_AT_MODULE_LEVEL = {"peft", "transformers", "sqlite_utils", "rich", "numpy", "regex", "yaml", "matplotlib", "cma"}
 REGISTRY_MAY_IMPORT = 3
 LONGEST_FILE_LINES = 450
 

@@ -31,8 +31,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import secrets
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -43,14 +41,15 @@ from typing import Final
 
 import torch
 
-from adapterhub.errors import Conflict, MergeRefused, UsageProblem, shown
+from adapterhub.errors import MergeRefused, UsageProblem, shown
 from adapterhub.factors import FORMAT_DTYPES, AdapterFactors
-from adapterhub.lowrank import check_rank
+from adapterhub.lowrank import check_rank, error_of_energy
 from adapterhub.merge._copy import copy_into, dtype_of, ranks_of
 from adapterhub.merge._plan import plan
 from adapterhub.merge._source import Source
 from adapterhub.merge._work import Work
 from adapterhub.merge_methods import describe, names
+from adapterhub.new_folder import new_folder
 
 __all__ = ["MergeInput", "MergeProgress", "MergeResult", "merge", "methods"]
 
@@ -139,9 +138,7 @@ def merge(
         )
     check_rank(rank, max_error)
     if energy is not None:
-        if not 0 < energy <= 1:
-            raise UsageProblem(f"energy {energy}, expected more than 0 and at most 1")
-        max_error = math.sqrt(1 - energy)
+        max_error = error_of_energy(energy)
     if dtype is not None and dtype not in DTYPES:
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
     module = importlib.import_module(f"{__name__}.{method}")
@@ -178,19 +175,13 @@ def merge(
                 progress=step,
             )
         )
-        partial = _new_folder(out_folder)
-        try:
+        with new_folder(out_folder) as partial:
             if work is None:
                 copy_into(sources[0], partial, step)
                 measured = _Measured(ranks=ranks_of(sources[0]))
             else:
                 work.write_into(partial)
                 measured = _Measured(ranks=work.ranks, norms=work.norms, cuts=work.cuts, warnings=tuple(work.warnings))
-            if out_folder.is_dir():
-                out_folder.rmdir()  # empty, as was checked; not every system renames onto an empty folder
-            partial.rename(out_folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         recipe: dict[str, object] = {
             "method": method,
             "options": {**cut, **own} | ({"seed": seed} if about.is_random else {}),
@@ -257,15 +248,6 @@ def _is_stored_as(source: Source, dtype: str | None) -> bool:
     wanted = None if dtype is None else FORMAT_DTYPES[DTYPES[dtype]]
     pairs = source.factors.modules.values()
     return wanted is None or (bool(pairs) and all({f.a.dtype, f.b.dtype} == {wanted} for f in pairs))
-
-
-def _new_folder(out_folder: Path) -> Path:
-    """A new folder beside `out_folder`, to be renamed to it."""
-    if out_folder.exists() and not (out_folder.is_dir() and not any(out_folder.iterdir())):
-        raise Conflict(f"`{shown(str(out_folder), 200)}` exists; a merge does not write into what is there")
-    partial = out_folder.with_name(f".{out_folder.name}.partial-{secrets.token_hex(4)}")
-    partial.mkdir(parents=True)
-    return partial
 
 
 def _ratio(error: float, norm: float) -> float:

@@ -1,12 +1,12 @@
-"""`merge --method svd` of two r=16 adapters of Llama-2-7B shapes, files to file, beside PEFT on one module.
+"""Merging two r=16 adapters of Llama-2-7B shapes, files to file, method by method, beside the floor.
 
-    OMP_NUM_THREADS=1 python -m tests.bench.bench_merge [--dtype bfloat16|float32] [--rank 16] [--peft [SIZE]]
+    OMP_NUM_THREADS=1 python -m tests.bench.bench_merge [--methods cat svd ties …] [--dtype bfloat16|float32] [--repeat 3]
 
-Measured is the whole process (seconds of wall clock and of CPU, peak resident memory), best of `--repeat` runs; `import
-torch` alone is measured in the same way and shown, as is what lies between. The adapters are random and written to a
-temporary folder first; they are in the page cache when they are read. `--peft` times PEFT's
-`add_weighted_adapter(combination_type="svd")` on one linear layer of that size (4096 takes about a minute and a half)
-and our core method on the same numbers.
+Measured is the whole process (seconds of wall clock and of CPU, peak resident memory), best of `--repeat` runs by CPU. The
+floor is measured in the same way: a process that imports torch, and one that reads both files and writes as many bytes as
+the merge. The last column is the method's time over these two together. The adapters are random and written to a
+temporary folder first; they are in the page cache when they are read. What PEFT takes, module by module, is measured by
+`tests.bench.bench_merge_methods`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,23 @@ SHAPES = {
 }
 
 IMPORT_TORCH = "import torch"
+FLOOR = """
+import sys
+first, second, out, size = sys.argv[1:]
+data = b"".join(open(path, "rb").read() for path in (first, second))
+size = int(size)
+with open(out, "wb") as stream:
+    while size:
+        size -= stream.write(memoryview(data)[:size])
+"""
 MERGE = """
 import sys
 from pathlib import Path
 from adapterhub.merge import MergeInput, merge
-first, second, out, method, rank = sys.argv[1:]
+first, second, out, method, rank, dtype = sys.argv[1:]
 inputs = [MergeInput(folder=Path(first), label="a", weight=0.7), MergeInput(folder=Path(second), label="b", weight=0.3)]
-result = merge(inputs, Path(out), method=method, rank=int(rank) if method == "svd" else None)
-print(result.relative_error)
+result = merge(inputs, Path(out), method=method, rank=int(rank) if rank != "0" else None, dtype=dtype)
+print(result.relative_error, result.truncation_error or 0.0)
 """
 
 
@@ -93,70 +102,47 @@ def write_adapter(folder: Path, seed: int, dtype_name: str) -> None:
             writer.add(name, (0.02 * torch.randn(shape, generator=generator)).to(dtype))
 
 
-def bench_files(dtype: str, method: str, rank: int, repeat: int) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for seed, name in enumerate("ab"):
-            write_adapter(folder / name, seed, dtype)
-        size = (folder / "a" / "adapter_model.safetensors").stat().st_size
-        bare = min((run(IMPORT_TORCH) for _ in range(repeat)), key=lambda r: r.cpu_s)
-        merges = []
-        for i in range(repeat):
-            out = folder / f"out{i}"
-            merges.append(run(MERGE, str(folder / "a"), str(folder / "b"), str(out), method, str(rank)))
-            written = (out / "adapter_model.safetensors").stat().st_size
-            (out / "adapter_model.safetensors").unlink()
-        merged = min(merges, key=lambda r: r.cpu_s)
-    print(f"two adapters r={RANK}, {LAYERS} x {len(SHAPES)} modules, {dtype}, {size / 1e6:.0f} MB each")
-    print(f"written: {written / 1e6:.0f} MB float32, method {method}, relative error {float(merged.said):.3g}")
-    print(f"{'':24}{'wall s':>8}{'CPU s':>8}{'peak MB':>9}")
-    for label, one in (("import torch", bare), (f"merge {method}", merged)):
-        print(f"{label:24}{one.wall_s:8.2f}{one.cpu_s:8.2f}{one.peak_bytes / 1e6:9.0f}")
-    peak = (merged.peak_bytes - bare.peak_bytes) / 1e6
-    print(
-        f"{'besides importing torch':24}{merged.wall_s - bare.wall_s:8.2f}{merged.cpu_s - bare.cpu_s:8.2f}{peak:9.0f}"
-    )
-
-
-def bench_peft(size: int) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    from adapterhub.lowrank import LowRank, cut, difference_norms, stack
-
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(size, size, bias=False))
-    config = LoraConfig(r=RANK, lora_alpha=32, target_modules=["0"], init_lora_weights=False)
-    model = get_peft_model(model, config, adapter_name="first")
-    model.add_adapter("second", config)
-    layer = model.base_model.model[0]
-    deltas = [
-        LowRank(a=layer.lora_A[n].weight.data, b=layer.lora_B[n].weight.data, scale=2.0) for n in ("first", "second")
-    ]
-    begun = time.process_time()
-    model.add_weighted_adapter(["first", "second"], [0.7, 0.3], "sum", combination_type="svd", svd_rank=RANK)
-    theirs_s = time.process_time() - begun
-    cut(stack(deltas, [0.7, 0.3]), rank=RANK)  # LAPACK is set up on first use
-    begun = time.process_time()
-    ours = cut(stack(deltas, [0.7, 0.3]), rank=RANK)
-    ours_s = time.process_time() - begun
-    theirs = LowRank(a=layer.lora_A["sum"].weight.data, b=layer.lora_B["sum"].weight.data)
-    error, norm = difference_norms([theirs], [1.0], ours)
-    print(f"one {size} x {size} module: PEFT svd {theirs_s:.2f} s CPU, ours {ours_s * 1e3:.1f} ms CPU", end="")
-    print(f", {theirs_s / ours_s:,.0f} times; results differ by {error / norm:.1g}")
+def best(runs: list[Run]) -> Run:
+    return min(runs, key=lambda r: r.cpu_s)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the inputs")
-    parser.add_argument("--method", choices=("svd", "cat"), default="svd")
-    parser.add_argument("--rank", type=int, default=RANK)
+    parser.add_argument("--out-dtype", choices=("bfloat16", "float32"), default="float32", help="of the result")
+    parser.add_argument("--methods", nargs="*", default=["cat", "svd", "ties", "knots", "core", "ties_svd"])
+    parser.add_argument("--rank", type=int, default=RANK, help="for `svd` and `ties_svd`; 0: not cut")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--peft", type=int, nargs="?", const=1024, metavar="SIZE")
     arguments = parser.parse_args()
-    bench_files(arguments.dtype, arguments.method, arguments.rank, arguments.repeat)
-    if arguments.peft:
-        bench_peft(arguments.peft)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for seed, name in enumerate("ab"):
+            write_adapter(folder / name, seed, arguments.dtype)
+        files = [folder / name / "adapter_model.safetensors" for name in "ab"]
+        size = files[0].stat().st_size
+        print(f"two adapters r={RANK}, {LAYERS} x {len(SHAPES)} modules, {arguments.dtype}, {size / 1e6:.0f} MB each")
+        bare = best([run(IMPORT_TORCH) for _ in range(arguments.repeat)])
+        print(f"{'':20}{'wall s':>8}{'CPU s':>8}{'peak MB':>9}{'written':>9}{'error':>9}{'times floor':>13}")
+        print(f"{'import torch':20}{bare.wall_s:8.2f}{bare.cpu_s:8.2f}{bare.peak_bytes / 1e6:9.0f}")
+        for method in arguments.methods:
+            rank = str(arguments.rank if method in ("svd", "ties_svd") else 0)
+            repeat = 1 if method.endswith("_svd") else arguments.repeat
+            runs = []
+            for i in range(repeat):
+                out = folder / f"{method}{i}"
+                runs.append(run(MERGE, *(str(f.parent) for f in files), str(out), method, rank, arguments.out_dtype))
+                written = (out / "adapter_model.safetensors").stat().st_size
+                (out / "adapter_model.safetensors").unlink()
+            merged = best(runs)
+            raw = best([run(FLOOR, *map(str, files), str(folder / "raw"), str(written)) for _ in range(3)])
+            times = merged.wall_s / (bare.wall_s + raw.wall_s)
+            error = float(merged.said.split()[0])
+            print(f"{f'read, write ({method})':20}{raw.wall_s:8.2f}{raw.cpu_s:8.2f}{raw.peak_bytes / 1e6:9.0f}")
+            print(
+                f"{method:20}{merged.wall_s:8.2f}{merged.cpu_s:8.2f}{merged.peak_bytes / 1e6:9.0f}"
+                f"{written / 1e6:9.0f}{error:9.2g}{times:13.2f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from adapterhub.errors import MergeRefused, UsageProblem
 from adapterhub.lowrank import LowRank
@@ -26,6 +28,14 @@ from tests.adapter_folders import dense, error_of, exact_sum, random_delta, rela
 
 LOSSLESS = {"density": 1.0, "gamma": 0.0, "epsilon": 0.0}
 """Values of the options that drop numbers at which they drop none."""
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+TINY = {"layers.0.q_proj": (9, 7), "layers.0.up_proj": (5, 7), "layers.1.q_proj": (9, 7)}
+WEIGHTS = st.one_of(
+    st.floats(-2, 2).filter(lambda w: abs(w) > 1e-6), st.sampled_from([0.0, 1.0, -1.0, 1e-6, 1e6, -1e6])
+)
+ADAPTERS = st.lists(st.tuples(st.integers(1, 6), WEIGHTS, st.sampled_from(DTYPES)), min_size=1, max_size=3)
+"""Rank, weight and dtype of each."""
 
 SHAPES = {f"model.layers.{i}.{m}": s for i in range(2) for m, s in {"q_proj": (12, 10), "up_proj": (20, 10)}.items()}
 
@@ -109,6 +119,75 @@ class MergeMethodContract:
         back = dense([apply(method, deltas[::-1], weights[::-1], seeds=[5, 6, 7][: len(deltas)][::-1])])
 
         assert relative(back, forth) < 1e-6
+
+    @settings(max_examples=15, deadline=None)
+    @given(out=st.integers(1, 9), width=st.integers(1, 9), adapters=ADAPTERS, one_rank=st.booleans())
+    def test_any_adapters_give_numbers_that_do_not_depend_on_their_order(
+        self, method: str, out: int, width: int, adapters: list[tuple[int, float, torch.dtype]], *, one_rank: bool
+    ) -> None:
+        deltas = [
+            random_delta(i, out=out, width=width, rank=adapters[0][0] if one_rank else rank, dtype=dtype)
+            for i, (rank, _, dtype) in enumerate(adapters)
+        ]
+        weights = [weight for _, weight, _ in adapters]
+        seeds = list(range(len(adapters)))
+        try:
+            forth = apply(method, deltas, weights, seeds)
+            back = apply(method, deltas[::-1], weights[::-1], seeds[::-1])
+        except MergeRefused:
+            return  # what it does not merge it says; which cases those are is the method's own affair
+
+        assert forth.shape == (out, width)
+        assert forth.rank >= 1
+        assert forth.is_finite()
+        size = math.hypot(*(float(dense([d], [w]).norm()) for d, w in zip(deltas, weights, strict=True)))
+        assert float((dense([forth]) - dense([back])).norm()) <= 1e-6 * max(size, float(dense([forth]).norm()))
+
+    @settings(max_examples=10, deadline=None)
+    @given(weight=WEIGHTS, rank=st.integers(1, 6), dtype=st.sampled_from(DTYPES), place=st.integers(0, 2))
+    def test_one_adapter_among_weights_of_zero_is_its_update_times_its_weight(
+        self, method: str, weight: float, rank: int, dtype: torch.dtype, place: int
+    ) -> None:
+        assume(weight)
+        deltas = [random_delta(i, out=8, width=7, rank=rank, dtype=dtype) for i in range(3)]
+
+        result = apply(method, deltas, [weight * (i == place) for i in range(3)], **lossless(method))
+
+        assert relative(dense([result]), dense([deltas[place]], [weight])) < 1e-6
+
+    @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        modules=st.lists(st.sets(st.sampled_from(sorted(TINY)), min_size=1), min_size=2, max_size=3),
+        ranks=st.lists(st.integers(1, 4), min_size=3, max_size=3),
+        weights=st.lists(WEIGHTS.filter(bool), min_size=3, max_size=3),
+        dtype=st.sampled_from(DTYPES),
+    )
+    def test_any_module_sets_give_a_folder_whose_error_is_the_reported_one(
+        self,
+        method: str,
+        tmp_path_factory: pytest.TempPathFactory,
+        modules: list[set[str]],
+        ranks: list[int],
+        weights: list[float],
+        dtype: torch.dtype,
+    ) -> None:
+        root = tmp_path_factory.mktemp("sets")
+        folders = [
+            write_folder(root / str(i), {m: TINY[m] for m in sorted(names)}, ranks=ranks[i], seed=i, dtype=dtype)
+            for i, names in enumerate(modules)
+        ]
+        try:
+            result = merged(root, method, folders, weights[: len(folders)])
+        except MergeRefused:
+            refused = list(root.glob("*out*"))
+            assert refused == []
+            return
+
+        made = updates_in(result.out_folder)
+        assert set(made) == set().union(*modules)
+        assert all(torch.isfinite(update).all() for update in made.values())
+        true = error_of(made, exact_sum(folders, weights[: len(folders)]))
+        assert result.relative_error == pytest.approx(true, rel=1e-3, abs=1e-7)
 
     @pytest.mark.parametrize(("out", "width", "rank"), [(1, 1, 1), (1, 5, 1), (5, 1, 3), (2, 3, 4), (3, 2, 8)])
     @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, -1.0), (-0.5, 0.0), (1e-6, 1e6)])

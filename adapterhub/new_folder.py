@@ -1,0 +1,93 @@
+"""A folder that appears complete under its name, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from adapterhub.errors import AdapterHubError, Conflict, DiskFull, NotAllowed, shown
+from adapterhub.store import sync_folder
+
+_SPARE_BYTES: Final = 16 << 20
+
+
+@contextlib.contextmanager
+def new_folder(out_folder: Path, *, size_bytes: int = 0, durable: bool = False) -> Iterator[Path]:
+    """A folder to write into; it gets its name when the block ends without an error, and is gone otherwise.
+
+    `size_bytes`, where it is given, must be free on that disk beforehand. `durable` adds an fsync of everything.
+
+    Raises:
+        Conflict: `out_folder` exists and is not empty.
+        DiskFull: there is less room than `size_bytes`, or it ran out.
+        NotAllowed: it cannot be written.
+    """
+    refuse_taken(out_folder)
+    final = Path(os.path.abspath(out_folder))  # noqa: PTH100 - `.` and `..` have no name to put a partial one beside
+    partial = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if size_bytes:
+            _refuse_without_room(final.parent, size_bytes + _SPARE_BYTES)
+        partial.mkdir()
+        yield partial
+        if durable:
+            _sync(partial)
+        if final.is_dir():
+            final.rmdir()  # empty, as was checked; not every system renames onto an empty folder
+        partial.rename(final)
+        if durable:
+            sync_folder(final.parent)
+    except OSError as error:
+        raise _explained(error, final) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_taken(out_folder: Path) -> None:
+    """Whether the folder can be made.
+
+    Raises:
+        Conflict: it exists and is not empty, or is no folder.
+    """
+    is_there = out_folder.exists() or out_folder.is_symlink()
+    if is_there and (out_folder.is_symlink() or not out_folder.is_dir() or any(out_folder.iterdir())):
+        raise Conflict(
+            f"`{shown(str(out_folder), 200)}` exists. Nothing was written", hint="give a folder that does not exist yet"
+        )
+
+
+def _sync(folder: Path) -> None:
+    """Make a folder and all that is in it durable."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            _sync(path)
+            continue
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    sync_folder(folder)
+
+
+def _refuse_without_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskFull(
+            f"`{shown(str(folder), 200)}` has {free:,} bytes free, {needed:,} are needed. Nothing was written",
+            hint="free some space, or name a folder on another disk",
+        )
+
+
+def _explained(error: OSError, final: Path) -> AdapterHubError:
+    where = f"`{shown(str(final), 200)}` cannot be written: {error.strerror}. Nothing was kept"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFull(where, hint="free some space, or name a folder on another disk")
+    return NotAllowed(where, hint="name another folder")
