@@ -24,7 +24,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from adapterhub.lowrank import FLOAT32_HALF_STEP, Cut, check_rank, nothing
+from adapterhub.lowrank import FLOAT32_HALF_STEP, Cut, check_rank, cut, nothing
 
 __all__ = ["closest", "strips"]
 
@@ -61,8 +61,8 @@ _TINY: Final = 1e-9
 _SINGLE_FLOOR, _DOUBLE_FLOOR = 1e-6, 1e-15
 """Rounding of a sum of squared singular values, relative to ‖matrix‖², in float32 and in float64 products."""
 
-_STRIP: Final = 1 << 17
-"""Numbers of a strip of rows: half a megabyte of float32, so that a handful of strips stay in a processor's cache."""
+STRIP: Final = 1 << 20
+"""Numbers of a strip of rows: 4 MB of float32 stay in a processor's cache, and threads are started rarely enough."""
 
 _SAFE: Final = 2.0**40
 """Largest magnitudes between 1 / this and this need no scaling: no square overflows or vanishes."""
@@ -90,8 +90,7 @@ def closest(matrix: Tensor, *, rank: int | None, max_error: float | None, seed: 
     if not math.isfinite(largest):
         raise ValueError("the matrix holds NaN or infinite numbers")
     if largest == 0:
-        zero = nothing(matrix.shape[0], matrix.shape[1], rank=1)
-        return Cut(a=zero.a, b=zero.b, lost=0.0, whole=0.0)
+        return cut(nothing(matrix.shape[0], matrix.shape[1], 1), rank=1)
     exponent = 0
     if not 1 / _SAFE <= largest <= _SAFE:
         exponent = math.frexp(largest)[1]
@@ -111,9 +110,9 @@ def closest(matrix: Tensor, *, rank: int | None, max_error: float | None, seed: 
     )
 
 
-def strips(matrix: Tensor) -> Iterator[slice]:
-    """Rows of the matrix, from the first to the last, a few at a time: as many as stay in a processor's cache."""
-    height = max(1, _STRIP // max(1, matrix.shape[1]))
+def strips(matrix: Tensor, size: int = STRIP) -> Iterator[slice]:
+    """Rows of the matrix, from the first to the last, as many at a time as hold `size` numbers, or one."""
+    height = max(1, size // max(1, matrix.shape[1]))
     for start in range(0, matrix.shape[0], height):
         yield slice(start, min(start + height, matrix.shape[0]))
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adapterhub.errors import UsageProblem
+from adapterhub.errors import MergeRefused, UsageProblem
 from adapterhub.lowrank import Cut, LowRank
 from adapterhub.merge._delta import DOUBLE_BELOW
 from adapterhub.merge._prune import magnitude_keep, random_keep
@@ -267,6 +267,23 @@ def test_huge_and_tiny_factors_give_the_same_up_to_their_size(method: str, size:
     assert torch.allclose(result.b / size, plain.b, rtol=1e-9, atol=0)
     assert torch.allclose(result.a / size, plain.a, rtol=1e-9, atol=0)
     assert result.whole == pytest.approx(plain.whole * size**2)
+
+
+def test_factors_beyond_float64_are_refused() -> None:
+    delta = LowRank(a=torch.full((1, 3), 1e200, dtype=torch.float64), b=torch.full((4, 1), 1e200, dtype=torch.float64))
+
+    with pytest.raises(MergeRefused, match="too large"):
+        apply("ties_svd", [delta, delta], [1.0, 1.0])
+
+
+def test_weights_that_cancel_are_not_divided_by() -> None:
+    # All agree, and 0.3 - 0.1 - 0.2 is 5e-17 and not 0 in floating point.
+    delta = random_delta(0, out=OUT, width=WIDTH, rank=2)
+    flipped = LowRank(a=-delta.a, b=delta.b, scale=delta.scale)
+
+    result = apply("della", [delta, flipped, flipped], [0.3, -0.1, -0.2], density=1.0, normalize=True)
+
+    assert relative(dense([result]), 0.6 * dense([delta])) < 1e-12
 
 
 def test_what_cancels_is_a_zero_update_of_rank_1() -> None:

@@ -1,9 +1,9 @@
 """Merging in delta space: updates as dense matrices, pruned and fused a few rows at a time, then cut to a low rank.
 
 The matrix of one module is there once: the fused one. First it is scratch space, in which each update is laid out to
-find what its pruning must know of it as a whole (the size below which numbers are dropped). Then strips of a few rows
-are formed of all updates, pruned, fused and stored; everything about a strip happens in a processor's cache. So memory
-is one dense matrix however many adapters there are, and forming an update twice costs less than keeping it.
+find what its pruning must know of it as a whole (the size below which numbers are dropped). Then a few rows of all
+updates are formed at a time, pruned, fused and stored, which all happens in a processor's cache. So memory is one dense
+matrix however many adapters there are, and forming an update twice costs less than keeping it.
 
 Numbers are float32, as in PEFT, or float64 for modules of less than `DOUBLE_BELOW` numbers, where it costs nothing that
 could be noticed. Sizes of factors and weights are taken out first, so whatever a float32 file can hold does not
@@ -20,7 +20,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from adapterhub.errors import UsageProblem, shown
+from adapterhub.errors import MergeRefused, UsageProblem, shown
 from adapterhub.lowrank import Cut, LowRank, check_rank, cut, nothing, stack, taking_part
 from adapterhub.merge._prune import by_position, check_density, threshold_of
 from adapterhub.randomized import closest, strips
@@ -29,8 +29,16 @@ __all__ = ["Fusion", "Generators", "Mask", "Pruning", "Update", "at_random", "by
 
 Generators = Sequence[torch.Generator] | None
 
-DOUBLE_BELOW: Final = 2_000_000
+DOUBLE_BELOW: Final = 250_000
 """Matrices of fewer numbers are handled in float64."""
+
+_PIECE: Final = (1 << 15) - 1
+"""Numbers pruned and fused in one go: just less than torch would spread over threads. For the dozens of short steps
+that each number takes that does not pay, and where other programs keep the cores busy every step waits for them: a
+module took seconds instead of a tenth of one."""
+
+_ROUNDING: Final = 1e-6
+"""Rounding of a sum of weights in float32, relative to them: what is left of a sum below that is nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +66,7 @@ class Update:
 
 
 Mask = Callable[[Tensor, slice], None]
-"""Prunes a strip of rows in place, told which rows they are; called for every strip once, from the top."""
+"""Prunes a few rows in place, told which they are; called for all rows, each once, from the top."""
 
 Pruning = Callable[[Update, Tensor], Mask]
 """Makes the mask of an update, given scratch space of the size of its dense matrix."""
@@ -93,22 +101,24 @@ class Fusion:
             for row, weight in zip(rows, weights, strict=True):
                 row.mul_(weight)
         signs = None if self.majority is None else self._elected(rows)
+        averages = self.normalize or (signs is not None and not self.weights_vote)
         divisor = torch.zeros_like(into)
+        rounding = torch.zeros_like(into)
         into.zero_()
         for row, weight in zip(rows, weights, strict=True):
             if signs is not None:
                 row.mul_(signs).clamp_(min=0)  # the size of what agrees
             into.add_(row, alpha=1.0 if self.weights_vote else weight)
-            if signs is not None:
-                divisor.add_(row.sign_(), alpha=weight if self.weights_vote else 1.0)
-            elif self.normalize:
-                divisor.add_(weight)
+            if averages:
+                agrees = torch.ones_like(row) if signs is None else row.sign_()
+                share = weight if self.weights_vote else 1.0
+                divisor.add_(agrees, alpha=share)
+                if self.normalize:
+                    rounding.add_(agrees, alpha=_ROUNDING * abs(share))
         if signs is not None:
             into.mul_(signs)
-        if self.normalize:
-            into.div_(divisor.masked_fill_(divisor == 0, 1))
-        elif signs is not None and not self.weights_vote:
-            into.div_(divisor.clamp_(min=1))
+        if averages:  # but not by weights that cancel
+            into.div_(divisor.masked_fill_(divisor.abs() <= rounding, 1) if self.normalize else divisor.clamp_(min=1))
 
     def _elected(self, rows: Sequence[Tensor]) -> Tensor:
         """The sign of every entry, 1 or -1."""
@@ -135,20 +145,18 @@ def merged(
 
     Raises:
         UsageProblem: rank and max_error are both given, or one is out of range.
+        MergeRefused: float64 factors whose product is beyond float64.
     """
     check_rank(rank, max_error)
     out, width = deltas[0].shape
     parts = taking_part(deltas, weights)
     if rank is None and max_error is None:
         rank = max(1, min(out, width, sum(delta.rank for delta, _ in parts)))
+    if not parts:
+        return cut(nothing(out, width, 1), rank=1)
     if pruning is None and (fusion.is_sum or (len(parts) == 1 and not fusion.normalize)):
-        return cut(
-            stack(
-                [delta for delta, _ in parts] or [nothing(out, width)], [weight * gain for _, weight in parts] or [0]
-            ),
-            rank=rank,
-            max_error=max_error,
-        )
+        whole = stack([delta for delta, _ in parts], [weight * gain for _, weight in parts])
+        return cut(whole, rank=rank, max_error=max_error)
     drawing = [
         generator
         for delta, weight, generator in zip(deltas, weights, generators or by_position(len(deltas)), strict=True)
@@ -156,23 +164,23 @@ def merged(
     ]
     updates, unit = _scaled([delta for delta, _ in parts], drawing)
     if unit == 0:
-        zero = nothing(out, width, rank=1)
-        return Cut(a=zero.a, b=zero.b, lost=0.0, whole=0.0)
-    most = max(abs(weight) for _, weight in parts)
+        return cut(nothing(out, width, 1), rank=1)
+    most = 1.0 if fusion.normalize else max(abs(weight) for _, weight in parts)
     fused = _fused(updates, [weight / most for _, weight in parts], pruning, fusion)
     found = closest(fused, rank=rank, max_error=max_error)
-    factor = unit * gain * (1 if fusion.normalize else most)
+    factor = unit * gain * most
     root = math.sqrt(factor)
     return replace(found, a=found.a * root, b=found.b * root, lost=found.lost * factor, whole=found.whole * factor)
 
 
 def _scaled(deltas: Sequence[LowRank], generators: Sequence[torch.Generator]) -> tuple[list[Update], float]:
     """The updates divided by a common unit, a power of 2 that makes the largest about 1; the unit is 0 if all are."""
-    if not deltas:
-        return [], 0.0
     dtype = torch.float64 if math.prod(deltas[0].shape) < DOUBLE_BELOW else torch.float32
     sizes = [delta.scale * _size(delta.a) * _size(delta.b) for delta in deltas]
-    unit = 2.0 ** math.frexp(max(map(abs, sizes)))[1] if any(sizes) else 0.0
+    most = max(map(abs, sizes))
+    if not math.isfinite(most):
+        raise MergeRefused("the updates are too large for matrices of float64")
+    unit = 2.0 ** math.frexp(most)[1] if most else 0.0
     updates = []
     for delta, size, generator in zip(deltas, sizes, generators, strict=True):
         a, b = delta.a.double(), delta.b.double()
@@ -194,10 +202,12 @@ def _fused(updates: Sequence[Update], weights: Sequence[float], pruning: Pruning
     fused = first.a.new_empty(first.b.shape[0], first.a.shape[1])
     masks = [] if pruning is None else [pruning(update, fused) for update in updates]
     for at in strips(fused):
-        rows = [update.rows(at) for update in updates]
-        for row, mask in zip(rows, masks, strict=False):
-            mask(row, at)
-        fusion(rows, weights, fused[at])
+        formed, into = [update.rows(at) for update in updates], fused[at]
+        for piece in strips(into, _PIECE):
+            rows = [whole[piece] for whole in formed]
+            for row, mask in zip(rows, masks, strict=False):
+                mask(row, slice(at.start + piece.start, at.start + piece.stop))
+            fusion(rows, weights, into[piece])
     return fused
 
 

@@ -2,7 +2,7 @@
 
 Davari and Belilovsky 2023, arXiv:2312.06795 (Model Breadcrumbs): small numbers are noise, outliers hurt other tasks.
 
-Space: delta. One module's matrix at a time, in float32 (float64 below 2 million numbers), cut by a randomized SVD whose
+Space: delta. One module's matrix at a time, in float32 (float64 below 250,000 numbers), cut by a randomized SVD whose
 error is at most 1 % above the smallest possible.
 
 Convention: mergekit's `breadcrumbs`, over a module's whole matrix: of its numbers by size the largest `gamma` are

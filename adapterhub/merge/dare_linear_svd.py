@@ -3,7 +3,7 @@
 Yu et al. 2023, arXiv:2311.03099, on the updates themselves, where the expected value of what is kept is the update; on
 factors, as `dare_linear` does it, it is so only for each factor alone.
 
-Space: delta. One module's matrix at a time, in float32 (float64 below 2 million numbers), cut by a randomized SVD whose
+Space: delta. One module's matrix at a time, in float32 (float64 below 250,000 numbers), cut by a randomized SVD whose
 error is at most 1 % above the smallest possible.
 
 Convention: PEFT's `dare_linear_svd`. Each number is kept with probability `density` and divided by it.

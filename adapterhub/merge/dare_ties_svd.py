@@ -3,7 +3,7 @@
 Yu et al. 2023, arXiv:2311.03099, with the election of TIES (Yadav et al. 2023, arXiv:2306.01708), on the updates
 themselves and not on their factors as `dare_ties` does it.
 
-Space: delta. One module's matrix at a time, in float32 (float64 below 2 million numbers), cut by a randomized SVD whose
+Space: delta. One module's matrix at a time, in float32 (float64 below 250,000 numbers), cut by a randomized SVD whose
 error is at most 1 % above the smallest possible.
 
 Convention: PEFT's `dare_ties_svd`. Each number is kept with probability `density` and divided by it; signs are elected

@@ -2,7 +2,7 @@
 
 Deep, Bhardwaj and Poria 2024, arXiv:2406.11617 (DELLA).
 
-Space: delta. One module's matrix at a time, in float32 (float64 below 2 million numbers), cut by a randomized SVD whose
+Space: delta. One module's matrix at a time, in float32 (float64 below 250,000 numbers), cut by a randomized SVD whose
 error is at most 1 % above the smallest possible.
 
 Convention: mergekit's `della`, in all but two defaults. Within a row (all weights into one output) the smallest number

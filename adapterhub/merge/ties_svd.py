@@ -2,7 +2,7 @@
 
 Yadav et al. 2023, arXiv:2306.01708, on the updates themselves and not on their factors as `ties` does it.
 
-Space: delta. One module's matrix at a time, in float32 (float64 below 2 million numbers), cut by a randomized SVD whose
+Space: delta. One module's matrix at a time, in float32 (float64 below 250,000 numbers), cut by a randomized SVD whose
 error is at most 1 % above the smallest possible.
 
 Convention: PEFT's `ties_svd`. Each update is trimmed to the `density` largest of its numbers by size; signs are elected
