@@ -70,7 +70,7 @@ def main() -> None:
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from adapterhub.errors import AdapterHubError
+    from adapterhub.errors import MergeRefused
     from adapterhub.merge import MergeInput, merge
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -81,7 +81,7 @@ def main() -> None:
                 script.train_causal(name, base, work / name)
         data = {name: script.causal_data(name) for name in script.CAUSAL}
         held_out = {name: rows for name, (_, rows) in data.items()}
-        choosing = {name: random.Random(0).sample(rows, CHOOSING) for name, (rows, _) in data.items()}
+        examples = {name: random.Random(0).sample(rows, CHOOSING) for name, (rows, _) in data.items()}
         tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)
 
         print("| adapter | weight of each | " + " | ".join(held_out) + " | mean |")
@@ -92,20 +92,20 @@ def main() -> None:
                 print(row(f"`{name}` alone", "1", losses(script, one, tokenizer, held_out)), flush=True)
         for method in arguments.methods:
             found: list[tuple[float, float, list[float]]] = []
+            label, parents = f"`{method}`", list(held_out)
             for weight in arguments.weights:
                 out = Path(temporary) / f"{method}-{weight}"
-                inputs = [MergeInput(folder=work / name, label=name, weight=weight) for name in held_out]
                 try:
-                    merge(inputs, out, method=method)
-                except AdapterHubError as error:
-                    print(f"| {method} | | refused: {error} |", flush=True)
-                    break
+                    merge([MergeInput(folder=work / n, label=n, weight=weight) for n in parents], out, method=method)
+                except MergeRefused:  # a method for two
+                    label, parents = f"`{method}` of the first two", parents[:2]
+                    merge([MergeInput(folder=work / n, label=n, weight=weight) for n in parents], out, method=method)
                 with attached(model, out) as one:
+                    choosing = {name: examples[name] for name in parents}
                     chosen_by = statistics.fmean(losses(script, one, tokenizer, choosing))
                     found.append((chosen_by, weight, losses(script, one, tokenizer, held_out)))
-            if found:
-                _, weight, values = min(found)
-                print(row(method, f"{weight:g}", values), flush=True)
+            _, weight, values = min(found)
+            print(row(label, f"{weight:g}", values), flush=True)
 
 
 if __name__ == "__main__":
