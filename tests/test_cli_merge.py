@@ -124,7 +124,13 @@ def test_what_contradicts_itself_is_refused_in_one_sentence(adapt, options, said
 
 def test_without_adapters_or_a_name_there_is_nothing_to_do(adapt):
     assert "no adapters given" in adapt.fails(2, "merge", "-o", "x")
-    assert "no name for the result" in adapt.fails(2, "merge", "legal-qa", "summarize")
+    assert "no name for the result" in adapt.fails(2, "merge", "legal-qa")
+    assert "no name for the result" in adapt.fails(2, "merge", *["legal-qa"] * 12)
+
+
+def test_without_a_name_the_result_has_those_of_its_parents(adapt):
+    assert "merged legal-qa-summarize 1.0.0" in adapt.ok("merge", "legal-qa", "summarize")
+    assert "merged tables-legal-qa 1.0.0" in adapt.ok("merge", "tables", "./out/legal-qa")
 
 
 def test_an_option_that_others_have_is_told_with_those_that_have_it(adapt):

@@ -83,13 +83,12 @@ def test_json_tells_everything_that_was_measured(adapt):
 
 
 def test_what_was_fused_is_extracted_again(adapt):
-    arguments = ["--rank", "2", "-o"]
-    adapt.ok("extract", "--base", "base-7b", "--tuned", "./tuned", *arguments, "legal")
-    adapt.ok("fuse", "legal", "--into", "./fused")
+    adapt.ok("extract", "--base", "base-7b", "--tuned", "./tuned", "--rank", "2")
+    adapt.ok("fuse", "tuned-lora", "--into", "./fused")
 
-    adapt.ok("extract", "--base", "base-7b", "--tuned", "./fused", *arguments, "./out")
+    adapt.ok("extract", "--base", "base-7b", "--tuned", "./fused", "--rank", "2", "-o", "./out")
 
-    parent = Path(adapt.ok("path", "legal").strip())
+    parent = Path(adapt.ok("path", "tuned-lora").strip())
     assert error_of(updates_in(adapt.folder / "out"), updates_in(parent)) < 1e-6
 
 

@@ -39,7 +39,7 @@ def best_error(folder, rank: int) -> float:
 def test_rank_gives_the_closest_adapter_of_that_rank(adapt):
     parent = adapt.folder / "legal-qa"
 
-    said = adapt.json("resize", "legal-qa", "--rank", "2", "-o", "legal-qa-r2")
+    said = adapt.json("resize", "legal-qa", "--rank", "2")
 
     assert (said["before"]["ranks"], said["after"]["ranks"]) == ({"4": 4}, {"2": 4})
     assert said["after"]["size_bytes"] < said["before"]["size_bytes"]

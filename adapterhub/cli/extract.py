@@ -10,6 +10,7 @@ import click
 from adapterhub.cli.add import added_document
 from adapterhub.cli.cutting import chosen_cut, cut_options, ranks_text
 from adapterhub.cli.output import size_text
+from adapterhub.cli.output_names import default_name
 from adapterhub.cli.params import BASE, Session, common
 from adapterhub.errors import shown
 
@@ -27,7 +28,7 @@ LISTED = 20
 @click.command()
 @click.option("--base", type=BASE, required=True, help="The model before: an alias, a Hub id or `./folder`.")
 @click.option("--tuned", type=BASE, required=True, help="The model after, named in the same ways.")
-@click.option("-o", "--output", required=True, metavar="NAME|DIR", help="Name of the new adapter, or `./folder`.")
+@click.option("-o", "--output", metavar="NAME|DIR", help="Name of the new adapter [default: NAME-lora], or `./folder`.")
 @cut_options("float32")
 @click.option("--save-rest", is_flag=True, help="Carry small modules whole that a LoRA cannot hold: norms, new heads.")
 @click.option("--skip-unequal", is_flag=True, help="Leave out tensors of one model only, or of two shapes.")
@@ -39,7 +40,7 @@ def extract(
     session: Session,
     base: BaseSpec,
     tuned: BaseSpec,
-    output: str,
+    output: str | None,
     rank: int | None,
     energy: float | None,
     max_error: float | None,
@@ -58,7 +59,7 @@ def extract(
 
     \b
     Examples:
-      adapt extract --base base-7b --tuned ./models/legal-7b --rank 32 -o legal
+      adapt extract --base base-7b --tuned ./models/legal-7b --rank 32
       adapt extract --base base-7b --tuned legal-7b --energy 0.95 --dtype bfloat16 -o legal
       adapt extract --base ./base --tuned ./tuned --rank 16 --save-rest -o ./out/legal
     """
@@ -71,6 +72,7 @@ def extract(
         skip_unequal=skip_unequal,
     )
     library = session.library
+    output = output or default_name([str(tuned.text)], "lora")
     if output.startswith((".", "/", "~")):
         folder = Path(output).expanduser()
         records = _model(session, library, base), _model(session, library, tuned)

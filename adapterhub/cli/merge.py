@@ -17,6 +17,7 @@ from adapterhub.cli.merge_result import (
     merge_to_folder,
     merge_to_library,
 )
+from adapterhub.cli.output_names import default_name
 from adapterhub.cli.params import BASE, Session, common
 from adapterhub.errors import UsageProblem
 
@@ -38,7 +39,9 @@ FLAGS: Final = {
 @click.command()
 @click.argument("adapters", nargs=-1, metavar="[SPEC|FOLDER...]")
 @click.option("--weights", metavar="W,W,...", help="One number per adapter [default: equal shares that sum to 1].")
-@click.option("-o", "--output", metavar="NAME|DIR", help="Name of the new adapter, or `./folder`.")
+@click.option(
+    "-o", "--output", metavar="NAME|DIR", help="Name of the new adapter [default: theirs, joined], or `./folder`."
+)
 @choice_options
 @click.option("--base", type=BASE, help="The base, where the specs name none.")
 @click.option("--version", metavar="VERSION", help=f"Version of the new adapter [default: {DEFAULT_VERSION}].")
@@ -102,7 +105,7 @@ def merge(
 
     \b
     Examples:
-      adapt merge legal-qa summarize --weights 0.7,0.3 -o legal-summary
+      adapt merge legal-qa summarize --weights 0.7,0.3
       adapt merge legal-qa summarize tables --rank auto -o all-in-one
       adapt merge legal-qa summarize --method ties_svd --density 0.3 --rank 16 -o both
       adapt merge ./out/legal-qa ./out/tables --weights 1,-1 -o ./difference
@@ -139,9 +142,9 @@ def merge(
         show_comparison(session, ingredients, plot=plot, dtype=chosen.dtype or "float32")
         return
     _refuse("without --analyze nothing is drawn", plot=plot)
-    if output is None:
-        raise UsageProblem("no name for the result", hint="`-o NAME` adds it to the library, `-o ./folder` writes it")
     from adapterhub.recipe import Combination
+
+    output = output or default_name([each.label for each in ingredients])
 
     about = None if is_folder(output) else description_from(output, said)  # a wrong name is told before any work
     extra: dict[str, Any] = {}

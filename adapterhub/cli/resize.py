@@ -13,6 +13,7 @@ from adapterhub.cli.add import added_document
 from adapterhub.cli.cutting import chosen_cut, cut_options, ranks_text
 from adapterhub.cli.ingredients import ingredient
 from adapterhub.cli.output import size_text
+from adapterhub.cli.output_names import default_name
 from adapterhub.cli.params import BASE, Session, common
 
 if TYPE_CHECKING:
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("adapter", metavar="SPEC|FOLDER")
-@click.option("-o", "--output", required=True, metavar="NAME|DIR", help="Name of the new adapter, or `./folder`.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="NAME|DIR",
+    help="Name of the new adapter [default: its own and `rN` or `small`], or `./folder`.",
+)
 @cut_options("the adapter's own")
 @click.option("--base", type=BASE, help="The base, where the spec names none.")
 @click.option("--version", metavar="VERSION", help="Version of the new adapter [default: the adapter's own].")
@@ -35,7 +41,7 @@ if TYPE_CHECKING:
 def resize(
     session: Session,
     adapter: str,
-    output: str,
+    output: str | None,
     rank: int | None,
     energy: float | None,
     max_error: float | None,
@@ -53,7 +59,7 @@ def resize(
 
     \b
     Examples:
-      adapt resize legal-qa --rank 4 -o legal-qa-r4
+      adapt resize legal-qa --rank 4
       adapt resize legal-qa --energy 0.99 -o legal-qa-small
       adapt resize ./out/legal-qa --max-error 0.05 --dtype bfloat16 -o ./out/legal-qa-small
     """
@@ -66,6 +72,7 @@ def resize(
     combination = Combination(inputs=(parent,), method="svd", options=cut, dtype=dtype or own_dtype)
     if rank is not None and rank >= max(before.ranks):
         combination = Combination(inputs=(parent,), dtype=dtype)  # a copy, unless --dtype converts it
+    output = output or default_name([parent.label], f"r{rank}" if rank is not None else "small")
     work = _Resizing(session=session, combination=combination, before=before, rank=rank)
     if output.startswith((".", "/", "~")):
         work.to_folder(Path(output).expanduser())
