@@ -20,6 +20,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(
         ["tensorfile", "tensorheader", "tensorfacts", "filekind", "precision", "hints", "module_places"], 1
     ),
+    **dict.fromkeys(["key_maps", "base_names"], 1),
     **dict.fromkeys(["patterns", "config_fields", "config_names", "config_reading", "peft_config"], 1),
     **dict.fromkeys(["fingerprint", "weightfiles", "weightreader", "manifest"], 1),
     # 2 parts
@@ -29,12 +30,23 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["catalog", "library", "directory", "hub", "install", "new_folder"], 3),
     # 4 weights
     **dict.fromkeys(["lowrank", "randomized", "layouts", "factor_pairs", "factors", "merge", "similarity"], 4),
-    **dict.fromkeys(["recipe", "recipe_parents", "loader", "tuning", "fuse", "extract"], 4),
+    **dict.fromkeys(["recipe", "recipe_parents", "loader", "generation", "bank", "tuning", "fuse", "extract"], 4),
     # 5 faces
     **dict.fromkeys(["cli", "heatmap", "demo"], 5),
 }
 HEAVY_AT_MODULE_LEVEL = {"torch": 4, "safetensors": 4, "huggingface_hub": 3}
-NEVER_AT_MODULE_LEVEL = {"peft", "transformers", "sqlite_utils", "rich", "numpy", "regex", "yaml", "matplotlib", "cma"}
+NEVER_AT_MODULE_LEVEL = {
+    "peft",
+    "transformers",
+    "sqlite_utils",
+    "rich",
+    "numpy",
+    "regex",
+    "yaml",
+    "matplotlib",
+    "cma",
+    "bitsandbytes",
+}
 REGISTRY_MAY_IMPORT = 3
 LONGEST_FILE_LINES = 450
 

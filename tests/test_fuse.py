@@ -43,6 +43,7 @@ from tests.fuse_models import (
     tied,
     untied,
 )
+from tests.renamed_families import FAMILIES, PIXELS
 from tests.tiny_models import bert, convnet, gpt2, logits
 
 
@@ -221,6 +222,21 @@ def test_names_may_differ_in_front(tmp_path: Path) -> None:
     attached = PeftModel.from_pretrained(gpt2(), adapter).eval()
     assert torch.allclose(logits(loaded(tmp_path / "out", gpt2)), logits(attached), atol=1e-5)
     assert result.tensors[0].name == "h.0.attn.c_attn.weight"
+
+
+def test_names_may_be_those_of_another_release_of_transformers(tmp_path: Path) -> None:
+    # files of ViT keep the names of transformers 4: `encoder.layer.0.attention.attention.query`
+    base, vit = tmp_path / "base", FAMILIES["vit"].make
+    vit().save_pretrained(base)
+    adapter = save_adapter(tmp_path / "adapter", vit, target_modules=["q_proj", "fc1"])
+
+    result = fuse(adapter, tmp_path / "out", library=Library(tmp_path / "home"), base=str(base))
+
+    attached = PeftModel.from_pretrained(vit(), adapter).eval()
+    model = type(vit()).from_pretrained(tmp_path / "out").eval()
+    assert torch.allclose(model(PIXELS).logits, attached(pixel_values=PIXELS).logits, atol=1e-5)
+    assert not torch.allclose(model(PIXELS).logits, vit()(PIXELS).logits, atol=1e-2)
+    assert any("key map vit" in warning for warning in result.warnings)
 
 
 # ---------------------------------------------------------------- files

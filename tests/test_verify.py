@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from adapterhub.base_names import Rule, find_rule
 from adapterhub.digests import digest_of
 from adapterhub.fingerprint import BaseHints, fingerprint_tensors
 from adapterhub.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, FileEntry, Manifest
@@ -23,7 +24,6 @@ from adapterhub.tensorfacts import TensorFacts
 from adapterhub.tensorfile import TensorSpec, header_bytes, read_header
 from adapterhub.verify import Finding, Report, checks, open_subject, verify, verify_folder
 from adapterhub.verify._scan import CHUNK_BYTES, scan_weights
-from adapterhub.verify.fit import Rule, find_rule
 from tests.shared_data import shared
 
 HID, KV, RANK = 8, 4, 2

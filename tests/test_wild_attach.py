@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -132,6 +132,8 @@ def vit() -> nn.Module:
     return with_shared_weights(ViTForImageClassification, ViTConfig(intermediate_size=64, num_labels=2))
 
 
+VIT = "Yunyi307__vit-lora-coco-classification/a6cfe40/PythonProjec_2/outputs_pipeline/best_model"
+"""Its modules are named as transformers 5 no longer has them."""
 IRONHACK = "ironhack-labs__lab-lora-tuning-peft"
 GEMMA = "ao-wei__gemma3-270m-svg-lora-partb"
 REGRESSION = "huggingface__peft/28fe1f1/tests/regression"
@@ -167,9 +169,6 @@ POINTER = Refused(bert, "Git LFS pointer")
 HAND_WRITTEN = Refused(bert, "hand-written kind")
 REFUSED: dict[str, Refused] = {
     "Kuntya__Udacity/c4b1f41/trainer_peft": Refused(lambda: distilbert(labels=6), "classifier"),
-    "Yunyi307__vit-lora-coco-classification/a6cfe40/PythonProjec_2/outputs_pipeline/best_model": Refused(
-        vit, "24 of 24 modules"
-    ),
     "huggingface__peft/3ccc225/results_glue/adapter_ckpt": Refused(bert, "UNILORA"),
     "AnHu2410__MD_crosslingual/6c09ade/adapter": Refused(bert, "`adapters` library"),
     "MathieuNlp__Sam_LoRA/a1a6e0f": HAND_WRITTEN,
@@ -249,7 +248,34 @@ def test_every_wild_folder_with_weights_is_attached_or_refused_here() -> None:
         folders = {row["folder"] for row in csv.DictReader(stream) if row["weights_file"]}
 
     regression = {f"{REGRESSION}/{name}/0.6.1" for name in ORACLES}
-    assert folders == {*ACCEPTED, *REFUSED, *regression}
+    assert folders == {*ACCEPTED, *REFUSED, *regression, VIT}
+
+
+def test_wild_vit_adapter_of_transformers_4_gives_the_logits_of_its_renamed_copy_in_plain_peft(
+    tmp_path: Path, library: Library
+) -> None:
+    folder = converted(shared("wild") / VIT, tmp_path / "adapter")
+    now = converted(shared("wild") / VIT, tmp_path / "renamed", target_modules=["q_proj", "v_proj"])
+    names = {"encoder.layer.": "layers.", "attention.attention.query": "attention.q_proj"}
+    names["attention.attention.value"] = "attention.v_proj"
+    tensors = load_file(now / "adapter_model.safetensors")
+    for old, new in names.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    save_file(tensors, now / "adapter_model.safetensors", {"format": "pt"})
+    pixels = torch.linspace(-1, 1, 3 * 224 * 224).reshape(1, 3, 224, 224)
+    model = vit()
+    before = base_digest(model)
+
+    with torch.no_grad(), attach(model, folder, library=library) as attached:
+        ours = attached.model(pixel_values=pixels).logits
+        said = attached.warnings
+    with torch.no_grad():
+        theirs, bare = PeftModel.from_pretrained(vit(), now).eval()(pixel_values=pixels).logits, model(pixels).logits
+
+    assert torch.allclose(theirs, ours, rtol=1e-5, atol=0)
+    assert not torch.allclose(bare, ours, rtol=1e-2, atol=0)
+    assert any("`vit.encoder.layer.0.attention.attention.query` is `vit.layers.0.attention.q_proj`" in s for s in said)
+    assert before == base_digest(model)
 
 
 # ---------------------------------------------------------------- outputs of 2023

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, final
 
+from adapterhub.base_names import find_names
 from adapterhub.digests import Progress
 from adapterhub.errors import RefusedAdapter, UsageProblem, shown
 from adapterhub.factors import AdapterFactors
@@ -42,9 +43,10 @@ from adapterhub.home import default_root
 from adapterhub.layouts import owner
 from adapterhub.library import Library
 from adapterhub.loader import AdapterLike
+from adapterhub.loader.request import Found
 from adapterhub.new_folder import new_folder, refuse_taken
 from adapterhub.specs import BaseSpec
-from adapterhub.verify.fit import find_rule
+from adapterhub.verify import Subject
 
 __all__ = ["DTYPES", "LARGE_LOSS", "Fused", "FusedAdapter", "FusedTensor", "Fusion", "fuse", "prepare"]
 
@@ -178,12 +180,14 @@ def prepare(
         raise UsageProblem(f"base `{request.model.record.label}` is quantised; its dtype cannot be changed")
     with ExitStack() as stack:
         sources = [
-            Source(label=f.label, weight=f.weight, subject=s, factors=stack.enter_context(AdapterFactors(f.folder)))
+            _source(request.model, f, s, stack.enter_context(AdapterFactors(f.folder)))
             for f, s in zip(request.found, request.subjects, strict=True)
         ]
+        mapped = [(s.label, s.names.mapped(map(owner, s.factors.modules))) for s in sources]
+        warnings = [*request.warnings, *(f"`{shown(label, 200)}`: its {note}" for label, note in mapped if note)]
         changes = plan(request.model, sources)
         _refuse_other_copies(request.model, sources)
-        return Fusion(request, changes, out_folder, dtype=dtype, files=stack.pop_all(), warnings=request.warnings)
+        return Fusion(request, changes, out_folder, dtype=dtype, files=stack.pop_all(), warnings=warnings)
 
 
 def fuse(
@@ -209,13 +213,19 @@ def fuse(
         return fusion.write()
 
 
+def _source(model: Model, found: Found, subject: Subject, factors: AdapterFactors) -> Source:
+    """The adapter, with the names that its modules have in the base."""
+    modules = {owner(module) for module in factors.modules} or {name for name, _ in subject.keys.tokens}
+    names = find_names(sorted(modules), model.modules)
+    return Source(label=found.label, weight=found.weight, subject=subject, factors=factors, names=names)
+
+
 def _refuse_other_copies(model: Model, sources: Sequence[Source]) -> None:
     """Refuse tensors that take a base weight's place although they are named as copies of it."""
     findings = []
     for source in sources:
-        rule = find_rule(sorted({owner(module) for module in source.factors.modules}), model.modules)
         for name, spec in source.subject.keys.copies:
-            there = rule.apply(name)
+            there = source.names.tensor(name)
             there = there if there in model.facts else model.twin_of_absent(there.rpartition(".")[0], spec.shape)
             if not there or not is_copy(Taken(source, spec), model, there):
                 found = f"`{shown(spec.name)}` is not equal to the base's and would replace it"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from adapterhub.base_names import BaseNames
 from adapterhub.errors import BaseMismatch, MergeRefused, shown
 from adapterhub.factors import TORCH_DTYPES, Factors
 from adapterhub.fuse._model import Model
@@ -18,7 +19,6 @@ from adapterhub.fuse._source import Source
 from adapterhub.layouts import NESTED, owner
 from adapterhub.tensorfacts import TensorFacts
 from adapterhub.tensorfile import TensorSpec
-from adapterhub.verify.fit import Rule, find_rule
 
 LISTED: Final = 200
 _KEEP: Final = "keep the adapter beside its base, where PEFT adds it at run time"
@@ -85,14 +85,13 @@ class _Planner:
         """What an adapter has for a place that the base's files do not name, by the tensor which that place shares."""
         self.source: Source
         self.magnitudes: Mapping[str, TensorSpec | None] = {}
-        self.rule = Rule()
+        self.names: BaseNames
         self.modules = 0
 
     def take(self, source: Source) -> None:
         """Place every part of one adapter."""
         keys, pairs = source.subject.keys, source.factors.modules
-        names = [owner(module) for module in pairs] or [name for name, _ in keys.tokens]
-        self.source, self.rule = source, find_rule(sorted(set(names)), self.model.modules)
+        self.source, self.names = source, source.names
         self.magnitudes = {pair.module: pair.magnitude for pair in keys.pairs}
         self.modules += len(pairs)
         nested: dict[str, dict[str, Factors]] = {}
@@ -113,7 +112,7 @@ class _Planner:
 
     # ------------------------------------------------------------ pairs
     def _take_pair(self, module: str, factors: Factors) -> None:
-        base_module = self.rule.apply(owner(module))
+        base_module = self.names.here(owner(module))
         weight = self.model.facts.get(f"{base_module}.weight")
         if NESTED in module.split(".") or f"{base_module}.in_proj_weight" in self.model.facts:
             self._refuse(module, "is part of torch's MultiheadAttention, whose update PEFT applies in a way of its own")
@@ -138,7 +137,7 @@ class _Planner:
 
     def _take_parameters(self, holder: str, pairs: Mapping[str, Factors]) -> None:
         names = next(iter(pairs.values())).parameters
-        found = {name: self.model.facts.get(self.rule.apply(name)) for name in names}
+        found = {name: self.model.facts.get(self.names.tensor(name)) for name in names}
         there = {name: facts for name, facts in found.items() if facts is not None and self._is_plain(name, facts)}
         for name, facts in found.items():
             if facts is None:
@@ -177,7 +176,7 @@ class _Planner:
         facts = self._named(name)
         module = name.rpartition(".")[0]
         if facts is None:
-            twin = self.model.twin_of_absent(self.rule.apply(module), spec.shape)
+            twin = self.model.twin_of_absent(self.names.here(module), spec.shape)
             if twin:
                 self.copies.setdefault(twin, []).append(Taken(self.source, spec))
             else:
@@ -195,7 +194,7 @@ class _Planner:
         facts = self._named(f"{module}.weight")
         tokens = self._tokens(module)
         if facts is None:
-            self._refuse_absent(module, self.rule.apply(module), None)
+            self._refuse_absent(module, self.names.here(module), None)
         elif not self._is_plain(module, facts):
             return
         elif facts.shape[1:] != spec.shape[1:] or spec.dtype not in TORCH_DTYPES:
@@ -218,12 +217,12 @@ class _Planner:
         config = self.source.config
         if config.targets_all:
             return
-        having = {self.rule.apply(owner(module)) for module in self.source.factors.modules}
+        having = {self.names.here(owner(module)) for module in self.source.factors.modules}
         last_names = {module.rpartition(".")[2] for module in having}
         for name in sorted(self.model.facts):
             module, _, leaf = name.rpartition(".")
             is_candidate = leaf == "weight" and module not in having and module.rpartition(".")[2] in last_names
-            if is_candidate and len(self.model.facts[name].shape) > 1 and config.targets(self.rule.undo(module)):
+            if is_candidate and len(self.model.facts[name].shape) > 1 and config.targets(self.names.there(module)):
                 self._refuse(module, "is a target of the adapter's config, and the adapter has no factors for it")
 
     def _look_for_saved(self) -> None:
@@ -231,7 +230,7 @@ class _Planner:
         entries = self.source.config.modules_to_save
         for name in sorted(self.model.facts.keys() if entries else ()):
             change = self.changes.get(name)
-            parts = self.rule.undo(name).split(".")[:-1]
+            parts = self.names.there(name.rpartition(".")[0]).split(".")
             paths = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
             if any(path.endswith(entries) for path in paths) and (change is None or change.whole is None):
                 self._refuse(name, "is to be replaced whole (modules_to_save), and the adapter has no tensor for it")
@@ -311,7 +310,7 @@ class _Planner:
 
     def _named(self, name: str) -> TensorFacts | None:
         """The base's tensor for an adapter's name; heads keep theirs where the rule renames what holds the layers."""
-        return self.model.facts.get(self.rule.apply(name)) or self.model.facts.get(name)
+        return self.model.facts.get(self.names.tensor(name)) or self.model.facts.get(name)
 
     def _change(self, facts: TensorFacts) -> Change:
         return self.changes.setdefault(facts.name, Change(tensor=facts))

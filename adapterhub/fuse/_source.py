@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from adapterhub.base_names import BaseNames
 from adapterhub.errors import shown
 from adapterhub.factors import AdapterFactors
 from adapterhub.peft_config import AdapterConfig
@@ -29,12 +30,13 @@ _HARMLESS_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Source:
-    """An adapter that takes part: its name in messages, its weight (never 0), what its files hold."""
+    """An adapter that takes part: its name in messages, its weight (never 0), its files, and its names in the base."""
 
     label: str
     weight: float
     subject: Subject
     factors: AdapterFactors
+    names: BaseNames
 
     @property
     def config(self) -> AdapterConfig:

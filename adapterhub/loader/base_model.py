@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adapterhub.digests import Digest, canonical_json, digest_of
 from adapterhub.errors import CouldNotTell, UsageProblem, shown
+from adapterhub.loader.quantised import hold_layout, scales_of
 
 _PEFT_MARKS: Final = ("peft_config",)
 """Attributes that PEFT leaves on the outermost module."""
@@ -27,6 +28,7 @@ class BaseModel:
     """A model whose modules are remembered, so that whatever is wrapped around them later can be told from them.
 
     Holds references only: nothing is copied. `modules` maps every name a module can be reached by to the module.
+    Layers of bitsandbytes are told to leave their packed weights as they are, for good (see `hold_layout`).
 
     Raises:
         UsageProblem: it is no model, or has an adapter already.
@@ -42,7 +44,9 @@ class BaseModel:
         self.model = model
         self.modules = dict(model.named_modules(remove_duplicate=False))
         _refuse_adapted(model, self.modules)
+        hold_layout(self.modules.values())
         self._children = {name: dict(module._modules) for name, module in self.modules.items()}  # noqa: SLF001 - the only way to see them with None entries
+        self._parameters = {name: tuple(module._parameters) for name, module in self.modules.items()}  # noqa: SLF001 - as above
         self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._marks = {name: name in vars(model) for name in _PEFT_MARKS}
         self._tensor_parallelism = getattr(getattr(model, "config", None), "pretraining_tp", None)
@@ -66,7 +70,10 @@ class BaseModel:
         return frozenset(name for name, module in self.modules.items() if id(module) in found)
 
     def tensors(self) -> Iterator[NamedTensor]:
-        """Every parameter and buffer, read off the remembered modules; a tied one comes under each of its names."""
+        """Every parameter and buffer, read off the remembered modules; a tied one comes under each of its names.
+
+        The scales beside packed weights count as buffers that no weight file of the base holds.
+        """
         for name, module in self.modules.items():
             prefix = f"{name}." if name else ""
             for key, parameter in module._parameters.items():  # noqa: SLF001 - `named_parameters` would look into wrappers
@@ -76,6 +83,8 @@ class BaseModel:
                 if buffer is not None:
                     is_kept = key not in module._non_persistent_buffers_set  # noqa: SLF001 - no public view
                     yield NamedTensor(prefix + key, buffer, is_kept=is_kept)
+            for key, scales in scales_of(module):
+                yield NamedTensor(prefix + key, scales, is_kept=False)
 
     def digest(self) -> Digest:
         """Digest over name, dtype, shape and bytes of every parameter and buffer; reads them all.
@@ -113,6 +122,12 @@ class BaseModel:
                     places.get(key), BaseTunerLayer | AuxiliaryTrainingWrapper
                 ):
                     places[key] = child
+        for name, order in self._parameters.items():
+            held = self.modules[name]._parameters  # noqa: SLF001 - torch takes a parametrised one out and adds it at the end
+            if tuple(held) != order and held.keys() == set(order):
+                in_order = {key: held[key] for key in order}
+                held.clear()
+                held.update(in_order)
         for parameter, needs_gradient in self._gradients:
             if parameter.requires_grad != needs_gradient:
                 parameter.requires_grad_(needs_gradient)

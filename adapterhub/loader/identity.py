@@ -20,8 +20,11 @@ from adapterhub.digests import canonical_json, digest_of
 from adapterhub.errors import shown
 from adapterhub.factors import FORMAT_DTYPES
 from adapterhub.fingerprint import BaseFingerprint, BaseVerdict, Comparison, is_buffer
+from adapterhub.key_maps import OtherNames, other_names
 from adapterhub.loader.base_model import BaseModel
-from adapterhub.precision import may_be_same, number_text, stored_bytes
+from adapterhub.loader.naming import model_types
+from adapterhub.loader.quantised import source_intervals, source_shape
+from adapterhub.precision import Interval, interval, may_be_same, number_text, stored_bytes
 from adapterhub.tensorfacts import sample_offsets
 from adapterhub.tensorfile import TensorSpec
 
@@ -40,10 +43,17 @@ _INTEGERS: Final = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedBase:
-    """The model in memory as a fingerprint sees it: dtype, sampled numbers and shape by tensor name."""
+    """The model in memory as a fingerprint sees it: dtype, sampled numbers and shape by tensor name.
+
+    `packed`: of weights packed into a few bits, between which numbers the sampled ones of their source must lie; their
+    shape is that of the source. `others`: what the tensors are called in other releases of transformers, whose names
+    weight files keep.
+    """
 
     samples: Mapping[str, tuple[str, bytes]]
     shapes: Mapping[str, tuple[int, ...]]
+    packed: Mapping[str, tuple[Interval, ...]]
+    others: tuple[OtherNames, ...]
 
 
 def look_at(base: BaseModel) -> LoadedBase:
@@ -57,12 +67,27 @@ def look_at(base: BaseModel) -> LoadedBase:
             continue
         samples[name] = (dtype, _numbers_at_samples(tensor, TensorSpec.planned(name, dtype, shape)))
         shapes[name] = shape
-    return LoadedBase(samples=samples, shapes=shapes)
+    packed: dict[str, tuple[Interval, ...]] = {}
+    for owner, module in base.modules.items():
+        source, name = source_shape(module), f"{owner}.weight" if owner else "weight"
+        if source is None or name not in samples:
+            continue
+        shapes[name] = source
+        found = source_intervals(module, _places(TensorSpec.planned(name, "F32", source)))
+        if found is not None:
+            packed[name] = found
+    others = other_names(samples, model_types(base))
+    return LoadedBase(samples=samples, shapes=shapes, packed=packed, others=others)
+
+
+def _places(spec: TensorSpec) -> list[int]:
+    """Which elements of the flattened tensor are sampled; the same ones in every dtype."""
+    width = stored_bytes(spec.dtype)
+    return [offset // width for offset in sample_offsets(spec)]
 
 
 def _numbers_at_samples(tensor: Tensor, spec: TensorSpec) -> bytes:
-    width = stored_bytes(spec.dtype)
-    places = torch.tensor([offset // width for offset in sample_offsets(spec)], dtype=torch.int64, device=tensor.device)
+    places = torch.tensor(_places(spec), dtype=torch.int64, device=tensor.device)
     numbers = tensor.detach().take(places).cpu()
     return numbers.view(torch.uint8).numpy().tobytes() if len(numbers) else b""
 
@@ -75,6 +100,9 @@ def judge(declared: BaseFingerprint, loaded: LoadedBase) -> Comparison:
     when no tensor has a common name.
     """
     pairs = _pairs(declared.samples, loaded.samples)
+    for other in loaded.others if len(pairs) < len(declared.samples) else ():
+        renamed = {name: other.here[found] for name, found in _pairs(declared.samples, other.here).items()}
+        pairs = max(pairs, renamed, key=len)
     if not pairs:
         return Comparison(
             verdict=BaseVerdict.UNKNOWN, differences=("no tensor of the model has a name that its base has",)
@@ -154,14 +182,43 @@ class _Values:
     sentence: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Packed:
+    """What was found of tensors that are packed here and not in the base; `unread` could not be compared."""
+
+    seen: int
+    apart: int
+    tensors: frozenset[str]
+    unread: int
+    example: str
+
+
+def _compare_packed(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> _Packed:
+    """Whether the sampled numbers of the base lie where those packed here may have come from."""
+    seen = apart = unread = 0
+    example = ""
+    tensors = [
+        n for n, h in pairs.items() if loaded.samples[h][0] in _INTEGERS and declared.samples[n][0] not in _INTEGERS
+    ]
+    for name in sorted(tensors):
+        (dtype, raw), rooms = declared.samples[name], loaded.packed.get(pairs[name])
+        unread += rooms is None
+        for number, room in zip(_split(dtype, raw), rooms or (), strict=False):
+            seen += 1
+            if not _may_lie(dtype, number, room):
+                apart += 1
+                here = f"between {room[0]:.3g} and {room[1]:.3g} here"
+                example = example or f"`{shown(name)}` ({number_text(dtype, number)} in its base, {here})"
+    return _Packed(seen=seen, apart=apart, tensors=frozenset(tensors), unread=unread, example=example)
+
+
 def _compare_values(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> _Values:
-    seen = apart = quantised = 0
-    example, is_plain = "", False
+    packed = _compare_packed(declared, loaded, pairs)
+    seen, apart, example, is_plain = packed.seen, packed.apart, "", False
     dtypes: Counter[tuple[str, str]] = Counter()
     for name, here in sorted(pairs.items()):
         (dtype, raw), (dtype_here, raw_here) = declared.samples[name], loaded.samples[here]
-        if dtype_here in _INTEGERS and dtype not in _INTEGERS:
-            quantised += 1
+        if name in packed.tensors:
             continue
         if dtype != dtype_here:
             dtypes[dtype, dtype_here] += 1
@@ -176,17 +233,26 @@ def _compare_values(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mappin
     precision = tuple(
         f"{count:,} tensors are {there} in its base and {here} here" for (there, here), count in dtypes.most_common()
     )
-    if quantised:
-        precision += (f"{quantised:,} tensors are quantised here and were not compared",)
-    sentence = f"all {seen:,} sampled values of {len(pairs) - quantised:,} tensors agree"
+    compared = len(packed.tensors) - packed.unread
+    if compared:
+        precision += (f"{compared:,} tensors are packed into fewer bits here and were compared within their steps",)
+    if packed.unread:
+        precision += (f"{packed.unread:,} tensors are quantised here and were not compared",)
+    sentence = f"all {seen:,} sampled values of {len(pairs) - packed.unread:,} tensors agree"
     unpaired = len(declared.samples) - len(pairs)
     if unpaired:
         sentence += f" ({unpaired:,} of its base have no such name here and were not compared)"
     if apart:
-        sentence = f"{apart:,} of {seen:,} sampled values differ, for example in {example}"
+        sentence = f"{apart:,} of {seen:,} sampled values differ, for example in {example or packed.example}"
     elif not seen:
         sentence = "none of its tensors could be compared"
     return _Values(seen=seen, apart=apart, precision=precision, sentence=sentence)
+
+
+def _may_lie(dtype: str, raw: bytes, room: Interval) -> bool:
+    """Whether a stored number can be one that was packed into `room`."""
+    own = interval(dtype, raw)
+    return own is not None and own[0] <= room[1] and room[0] <= own[1]
 
 
 def _split(dtype: str, raw: bytes) -> list[bytes]:

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adapterhub.errors import BaseMismatch, RefusedAdapter, UnsupportedAdapter, shown
+from adapterhub.errors import RefusedAdapter, UnsupportedAdapter, shown
 from adapterhub.loader.base_model import BaseModel
-from adapterhub.loader.contents import LISTED, AdapterContents, limited
+from adapterhub.loader.contents import LISTED, AdapterContents
+from adapterhub.loader.fitting import Fitting
 from adapterhub.loader.methods import Setup
 from adapterhub.tensorfile import TensorSpec
 
@@ -131,22 +132,13 @@ class _Filling:
         self.contents = adapter.contents
         self.tuner: nn.Module = model.base_model
         self.modules = dict(base.model.named_modules(remove_duplicate=False))
-        self.missing: list[tuple[str, str]] = []
-        self.misshapen: list[str] = []
+        self.fitting = Fitting(adapter.contents.label)
 
     def run(self) -> None:
         """Check everything, then assign."""
         self._refuse_other_layers()
         work = [*self._factors(), *self._saved(), *self._shared()]
-        label = shown(self.contents.label)
-        if self.misshapen:
-            rest = len(self.misshapen) - LISTED
-            listed = [*self.misshapen[:LISTED], *([f"and {rest} more"] if rest > 0 else [])]
-            raise BaseMismatch(
-                "\n".join([f"`{label}` does not have the shapes of this model", *(f"  {line}" for line in listed)])
-            )
-        if self.missing:
-            raise RefusedAdapter(f"`{label}` does not fit the layers it is for", limited(self.missing))
+        self.fitting.refuse_misfits()
         for slot, spec in work:
             _assign(slot, self.contents.read(spec))
         set_scales(self.modules, self.adapter)
@@ -176,7 +168,11 @@ class _Filling:
     def _factors(self) -> Iterator[tuple[_Slot, TensorSpec]]:
         for name, specs in self.contents.factors.items():
             layer: Any = self.modules[name]
-            assert layer.get_base_layer() is self.base.modules[name]  # the very module of the base, not a copy
+            parameter = self.contents.parameters.get(name)
+            holder = name if parameter is None else parameter.rpartition(".")[0]
+            assert layer.get_base_layer() is self.base.modules[holder]  # the very module of the base, not a copy
+            # PEFT names a pair on a parameter by how deep its wrapper lies, which must be the one we take it for
+            assert parameter is None or layer.parameter_name == parameter.rpartition(".")[2]
             self._resize(layer, name)
             yield from self._matched(name, specs, _own_slots(layer, self.adapter.name))
 
@@ -212,20 +208,9 @@ class _Filling:
         self, module: str, specs: Mapping[str, TensorSpec], slots: Mapping[str, _Slot]
     ) -> Iterator[tuple[_Slot, TensorSpec]]:
         """Every slot with its tensor; what does not match is noted."""
-        for key in slots.keys() - specs.keys():
-            self.missing.append(("E_PAIR", f"`{shown(module)}` has no tensor `{shown(key)}`"))
-        for key in specs.keys() - slots.keys():
-            code, why = "E_PAIR", "has no place in the module"
-            if key.startswith("lora_magnitude_vector"):
-                code, why = "E_VARIANT", "is a DoRA magnitude, but the config does not use DoRA"
-            self.missing.append((code, f"`{shown(specs[key].name)}` {why}"))
-        for key in sorted(slots.keys() & specs.keys()):
-            slot, spec = slots[key], specs[key]
-            if slot.shape != spec.shape:
-                here = f"`{shown(module or spec.name)}` takes {key} of shape {list(slot.shape)}"
-                self.misshapen.append(f"{here}, the adapter has {list(spec.shape)}")
-            else:
-                yield slot, spec
+        shapes = {key: slot.shape for key, slot in slots.items()}
+        for key, spec in self.fitting.matched(module, specs, shapes).items():
+            yield slots[key], spec
 
 
 def _own_slots(layer: Any, name: str) -> dict[str, _Slot]:  # noqa: ANN401 - a layer of PEFT

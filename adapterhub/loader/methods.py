@@ -65,7 +65,6 @@ _BASE_CHANGING_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _HARMLESS_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
 _VARIANTS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "target_parameters": "it targets parameters instead of modules (target_parameters)",
         "trainable_token_indices": "it replaces rows of the embedding (trainable_token_indices)",
         "alora_invocation_tokens": "it is switched on by tokens in the prompt (aLoRA)",
         "layer_replication": "it repeats layers of the base (layer_replication)",
@@ -103,9 +102,9 @@ def _common(contents: AdapterContents, base: BaseModel) -> dict[str, Any]:
     """The settings that every method has."""
     transposed = _conv1d()
     return {
-        "target_modules": sorted(contents.factors),
+        "target_modules": contents.modules,
         "modules_to_save": sorted(contents.saved) or None,
-        "fan_in_fan_out": any(isinstance(base.modules[name], transposed) for name in contents.factors),
+        "fan_in_fan_out": any(isinstance(base.modules[name], transposed) for name in contents.modules),
         "inference_mode": True,
     }
 
@@ -123,11 +122,12 @@ def _lora(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) ->
     from peft import LoraConfig
 
     config = contents.config
+    called = {name: contents.adapters_name(name) for name in contents.factors}
     scales = {
-        name: Scale(rank=config.rank_of(name), alpha=config.alpha_of(name), scaling=config.scaling_of(name))
-        for name in contents.factors
+        name: Scale(rank=config.rank_of(its), alpha=config.alpha_of(its), scaling=config.scaling_of(its))
+        for name, its in called.items()
     }
-    rank, pattern = _ranks({name: scale.rank for name, scale in scales.items()})
+    rank, pattern = _ranks({contents.parameters.get(name, name): scale.rank for name, scale in scales.items()})
     made = LoraConfig(
         r=rank,
         lora_alpha=config.lora_alpha,
@@ -138,6 +138,7 @@ def _lora(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) ->
         use_dora=config.use_dora,
         lora_bias=config.lora_bias,
         init_lora_weights=False,
+        target_parameters=sorted(contents.parameters.values()) or None,
         **common,
     )
     return Setup(config=made, scales=scales, is_additive=not config.use_dora, ranks={})
@@ -190,7 +191,7 @@ def _ia3(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> 
         except PatternTooSlow:
             raise _too_slow(contents) from None
 
-    feedforward = [name for name in contents.factors if scales_inputs(name)]
+    feedforward = [name for name in contents.factors if scales_inputs(contents.adapters_name(name))]
     made = IA3Config(feedforward_modules=feedforward, init_ia3_weights=False, **common)
     return Setup(config=made, scales={}, is_additive=False, ranks={})
 
@@ -253,7 +254,7 @@ def _by_pattern(
     _refuse_problems(contents, fields)
     keys = KeyPatterns(numbers, Budget())
     try:
-        found = {name: keys.first(name) for name in contents.factors}
+        found = {name: keys.first(contents.adapters_name(name)) for name in contents.factors}
     except PatternTooSlow:
         raise _too_slow(contents) from None
     return {name: default if key is None else numbers[key] for name, key in found.items()}

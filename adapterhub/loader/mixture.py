@@ -12,6 +12,7 @@ from adapterhub.errors import MergeRefused, RefusedAdapter, shown
 from adapterhub.loader.base_model import BaseModel
 from adapterhub.loader.contents import LISTED, AdapterContents, limited
 from adapterhub.loader.injection import Ready
+from adapterhub.loader.quantised import refuse_packed
 from adapterhub.tensorfile import TensorSpec
 
 
@@ -20,7 +21,10 @@ def check_copies(contents: AdapterContents, base: BaseModel) -> None:
 
     Raises:
         RefusedAdapter: an embedding of its own, trained or resized, which would replace that of the base.
+        UnsupportedAdapter: it would ruin modules that are packed into few bits here.
     """
+    magnitudes = contents.factors if contents.config.use_dora else ()
+    refuse_packed(contents.label, base.modules, saved=contents.saved, magnitudes=magnitudes)
     if not contents.copies:
         return
     tensors = {tensor.name: tensor.tensor for tensor in base.tensors()}

@@ -80,10 +80,15 @@ def with_weights(
     return [(what, float(weight)) for what, weight in pairs]
 
 
+Check = Callable[[Path, str, "Manifest | None"], tuple[str, ...]]
+"""Checks the files of a folder, by its label and against its manifest; gives warnings and raises what is wrong."""
+
+
 class Finder:
     """Finds adapters in a library and in folders. `base` is the base that the caller named for all of them.
 
-    `identify` gives the registered base that the model in memory is; it is asked only when a spec needs it.
+    `identify` gives the registered base that the model in memory is; it is asked only when a spec needs it. `check`
+    is run on every folder that is found.
     """
 
     def __init__(
@@ -93,9 +98,11 @@ class Finder:
         identify: Callable[[], BaseRecord | None],
         *,
         allow_base_mismatch: bool,
+        check: Check | None = None,
     ) -> None:
         self.library = library
         self.identify = identify
+        self.check = check or check_folder
         self.allow_base_mismatch = allow_base_mismatch
         self.base = BaseSpec.parse(base) if isinstance(base, str) else base
 
@@ -107,7 +114,7 @@ class Finder:
             DigestMismatch: a file that is not what the manifest says.
             RefusedAdapter: `verify` finds an error.
         """
-        folder = _folder_in(what)
+        folder = folder_in(what)
         if folder is not None:
             return self._in_folder(folder, weight)
         if isinstance(what, Installed):
@@ -144,7 +151,7 @@ class Finder:
             base=build.base,
             build=build,
             wanted=wanted,
-            warnings=_check(build.folder, label, build.manifest),
+            warnings=self.check(build.folder, label, build.manifest),
         )
 
     def _in_folder(self, folder: Path, weight: float) -> Found:
@@ -154,13 +161,13 @@ class Finder:
             )
         manifest = _manifest_in(folder)
         label = str(folder)
-        warnings = _check(folder, label, manifest)
+        warnings = self.check(folder, label, manifest)
         base = manifest.base if manifest else BaseRef(hints=BaseHints())
         wanted = wanted_base(self.base, self.library.bases)
         return Found(label=label, folder=folder, weight=weight, base=base, build=None, wanted=wanted, warnings=warnings)
 
 
-def _folder_in(what: AdapterLike) -> Path | None:
+def folder_in(what: AdapterLike) -> Path | None:
     """The folder that `what` names, None when it names an adapter."""
     if isinstance(what, os.PathLike):
         return Path(what).expanduser()
@@ -186,7 +193,7 @@ def _manifest_in(folder: Path) -> Manifest | None:
         return None
 
 
-def _check(folder: Path, label: str, manifest: Manifest | None) -> tuple[str, ...]:
+def check_folder(folder: Path, label: str, manifest: Manifest | None) -> tuple[str, ...]:
     """Verify the folder, its files against the manifest included; the warnings of `verify`.
 
     The base is left out: it is the model in memory, which `attach` compares itself.

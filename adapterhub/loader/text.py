@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
-from adapterhub.errors import Incompatible, shown
+from adapterhub.errors import Incompatible, UsageProblem, shown
+from adapterhub.generation import Question, Writing, write
+from adapterhub.loader.quantised import hold_layout
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOAD_IN: Final = ("4bit", "8bit")
 
 
-def load_base(folder: Path, *, dtype: str = "auto") -> tuple[Any, Any]:
+def load_base(folder: Path, *, dtype: str = "auto", load_in: str | None = None) -> tuple[Any, Any]:
     """The causal or sequence-to-sequence model in `folder` and its tokenizer, frozen, on the first GPU if there is one.
 
-    Only safetensors weights are read and no code that comes with the model is run.
+    `load_in` packs its linear layers on the way: `4bit` (NF4, with the other tensors in `dtype`) or `8bit`
+    (LLM.int8), with bitsandbytes. Only safetensors weights are read and no code that comes with the model is run.
 
     Raises:
         Incompatible: transformers cannot load it as a model that writes text.
+        UsageProblem: it cannot be packed: bitsandbytes is not installed, or the weights are packed already.
     """
+    if load_in is not None and importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageProblem(
+            f"loading in {load_in} needs bitsandbytes, which is not installed",
+            hint="pip install 'adapterhub[quantized]'",
+        )
     import transformers
 
     # its notes on attention kernels and tied weights are no concern of somebody who asks for one answer
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for noisy in ("transformers", "bitsandbytes"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    place = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        if load_in is not None:
+            _refuse_packed(folder, config)
+            precision = _DTYPES.get(dtype) or getattr(config, "dtype", None) or torch.float32
+            options |= {"quantization_config": _packing(load_in, precision), "device_map": {"": place}}
         model = kind.from_pretrained(folder, dtype=_DTYPES.get(dtype, "auto"), use_safetensors=True, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise Incompatible(
@@ -39,22 +55,31 @@ def load_base(folder: Path, *, dtype: str = "auto") -> tuple[Any, Any]:
             hint="`adapterhub.attach(model, …)` attaches to a model of any kind that you load yourself",
         ) from None
     model.requires_grad_(requires_grad=False)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    hold_layout(model.modules())  # before anybody calls it: its bytes and its answers stay the same
+    if getattr(model, "hf_quantizer", None) is None:  # a packed model stays where it was put
+        model = model.to(place)
+    return model.eval(), tokenizer
 
 
 def answer(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 64, chat: bool = False) -> str:  # noqa: ANN401 - transformers and PEFT
     """What the model writes after `prompt`, greedily; with `chat`, after the prompt in the base's chat template."""
-    if chat:
-        turns = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat).to(model.device)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # sampling settings of the base's own generation config, unused here
-        made = model.generate(
-            **tokens,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        )
-    new = made[0] if model.config.is_encoder_decoder else made[0][tokens["input_ids"].shape[1] :]
-    return str(tokenizer.decode(new, skip_special_tokens=True))
+    question = Question(text=prompt, chat=chat)
+    return write(model, tokenizer, [question], Writing(max_new_tokens=max_new_tokens))[0].text
+
+
+def _refuse_packed(folder: Path, config: Any) -> None:  # noqa: ANN401 - transformers
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return
+    method = stored.get("quant_method", "") if isinstance(stored, dict) else getattr(stored, "quant_method", "")
+    raise UsageProblem(
+        f"the weights in `{folder}` are packed already ({shown(str(method))})", hint="run it without --load-in"
+    )
+
+
+def _packing(load_in: str, dtype: torch.dtype) -> Any:  # noqa: ANN401 - transformers
+    from transformers import BitsAndBytesConfig
+
+    if load_in == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

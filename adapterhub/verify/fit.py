@@ -1,18 +1,11 @@
-"""Every module of the adapter against the base: it is there, and its shape is the one the pair was made for.
-
-Names may differ in front, by one rule for the whole adapter: the file of `BertModel` says `encoder.layer.0…` where an
-adapter for classification says `bert.encoder.layer.0…`. The rule drops up to three leading parts from the adapter's
-names and puts one prefix before what is left, but never takes one layer for another. Of all such rules the one that
-finds most modules is taken, and of equals the one that changes least.
-"""
+"""The modules of an adapter against those of its base: present, of the right shape, none left out."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
+from adapterhub.base_names import Rule, find_names
 from adapterhub.errors import MalformedTensorFile, shown
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.tensorfacts import TensorFacts
@@ -21,76 +14,12 @@ from adapterhub.verify._keys import EMBEDDINGS, Pair
 from adapterhub.verify._report import Finding, some
 from adapterhub.verify._subject import Subject
 
-_MAX_DROPPED: Final = 3
-_SAMPLED: Final = 12
-_JUDGED: Final = 64
 _MATRIX: Final = 2
 _CONV1D: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})  # transformers' Conv1D, which stores [in, out]
 _PACKED: Final = frozenset({"U8", "I8", "I32", "U32", "I16", "U16"})
 _HEADS: Final = ("lm_head", "embed_out", "output")
 _RESHAPED: Final = ("use_bdlora", "use_qalora")
 _HINT: Final = "give the base the adapter was trained on; `base_model_name_or_path` in its config names it"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """How an adapter's module name becomes the base's: without `dropped`, behind `added`."""
-
-    dropped: str = ""
-    added: str = ""
-
-    def apply(self, name: str) -> str:
-        """The base's name for an adapter's; a name without the dropped part stays as it is."""
-        if self.dropped and not name.startswith(self.dropped):
-            return name
-        return self.added + name[len(self.dropped) :]
-
-    def undo(self, name: str) -> str:
-        """The adapter's name for a base's."""
-        if self.added and not name.startswith(self.added):
-            return name
-        return self.dropped + name[len(self.added) :]
-
-
-def find_rule(modules: list[str], base: frozenset[str]) -> Rule:
-    """The rule that leads most of `modules` to a name in `base`."""
-    best, most = Rule(), sum(m in base for m in modules)
-    if most == len(modules):
-        return best
-    step = max(1, len(modules) // _SAMPLED)
-    candidates: Counter[tuple[str, str]] = Counter()
-    for module in modules[::step][:_SAMPLED]:
-        parts = module.split(".")
-        for drop in range(min(_MAX_DROPPED, len(parts) - 1) + 1):
-            head, rest = ".".join([*parts[:drop], ""]) if drop else "", ".".join(parts[drop:])
-            if rest in base:
-                candidates[head, ""] += 1
-            candidates.update((head, name[: -len(rest)]) for name in base if name.endswith(f".{rest}"))
-    likely = [candidate for candidate, _ in candidates.most_common(_JUDGED)]
-    changes_least = sorted(likely, key=lambda c: (c[0].count(".") + c[1].count("."), c))
-    for dropped, added in changes_least:
-        rule = Rule(dropped=dropped, added=added)
-        if not _is_fair(rule, modules):
-            continue
-        found = len({name for m in modules if (name := rule.apply(m)) in base})
-        if found > most:
-            best, most = rule, found
-    return best
-
-
-def _is_fair(rule: Rule, modules: list[str]) -> bool:
-    """Whether a rule renames what holds the layers and does not take one layer for another.
-
-    A number may be dropped only where it is no layer: in front of every module, with numbers left behind it.
-    """
-    if _is_numbered(rule.added):
-        return False
-    behind = [m[len(rule.dropped) :] for m in modules if m.startswith(rule.dropped)]
-    return not _is_numbered(rule.dropped) or (len(behind) == len(modules) and any(map(_is_numbered, behind)))
-
-
-def _is_numbered(name: str) -> bool:
-    return any(part.isdigit() for part in name.split("."))
 
 
 def check(subject: Subject) -> Iterator[Finding]:
@@ -126,12 +55,15 @@ class _Fit:
         self.subject, self.tensors = subject, tensors
         self.modules = frozenset(name.rpartition(".")[0] for name in tensors)
         self.pairs = [p for p in subject.keys.pairs if p.whole and not subject.config.holds_parameters(p.module)]
-        self.rule = find_rule([p.module for p in self.pairs], self.modules)
+        self.names = find_names([p.module for p in self.pairs], self.modules)
 
     def findings(self) -> Iterator[Finding]:
-        if self.rule != Rule():
-            message = f"its module names `{shown(self.rule.dropped)}…` are `{shown(self.rule.added)}…` in the base"
+        rule, mapped = self.names.rule, self.names.mapped(pair.module for pair in self.pairs)
+        if rule != Rule():
+            message = f"its module names `{shown(rule.dropped)}…` are `{shown(rule.added)}…` in the base"
             yield Finding(code="N_NAMES", severity="note", where=WEIGHTS_FILE, message=message)
+        if mapped:
+            yield Finding(code="N_NAMES", severity="note", where=WEIGHTS_FILE, message=f"its {mapped}")
         if len(self.pairs) < sum(1 for p in self.subject.keys.pairs if p.whole):
             message = "pairs on `target_parameters` are not compared with the base"
             yield Finding(code="U_SHAPE", severity="unknown", where=CONFIG_FILE, message=message)
@@ -139,7 +71,7 @@ class _Fit:
         yield from self._left_out()
         yield from self._whole()
         for name, spec in self.subject.keys.copies:
-            yield self._copy(self.rule.apply(name), spec)
+            yield self._copy(self.names.tensor(name), spec)
 
     def _fits(self) -> Iterator[Finding]:
         lacking: list[str] = []
@@ -167,14 +99,14 @@ class _Fit:
             yield Finding(code="W_TIED", severity="warning", where=WEIGHTS_FILE, message=message)
 
     def _weight(self, pair: Pair) -> TensorFacts | None:
-        name = self.rule.apply(pair.module)
+        name = self.names.here(pair.module)
         own = self.tensors.get(f"{name}.weight") or self.tensors.get(f"{name}.in_proj_weight")
         return own or (self._embedding() if self._is_tied(pair) else None)
 
     def _is_tied(self, pair: Pair) -> bool:
         """Whether the base's file leaves this output head out, because it is the input embedding."""
         leaf = pair.module.rpartition(".")[2]
-        return leaf in _HEADS and self.rule.apply(pair.module) not in self.modules and self._embedding() is not None
+        return leaf in _HEADS and self.names.here(pair.module) not in self.modules and self._embedding() is not None
 
     def _embedding(self) -> TensorFacts | None:
         names = sorted(n for n in self.tensors if n.removesuffix(".weight").rpartition(".")[2] in EMBEDDINGS)
@@ -182,7 +114,7 @@ class _Fit:
         return max(matrices, key=lambda t: t.shape[0], default=None)
 
     def _is_packed(self, pair: Pair) -> bool:
-        name = self.rule.apply(pair.module)
+        name = self.names.here(pair.module)
         return any(f"{name}.{tail}" in self.tensors for tail in ("qweight", "weight_packed", "weight.absmax"))
 
     def _left_out(self) -> Iterator[Finding]:
@@ -190,12 +122,12 @@ class _Fit:
         config = self.subject.config
         if config.targets_all or not self.pairs:
             return
-        having = {self.rule.apply(pair.module) for pair in self.subject.keys.pairs}
+        having = {self.names.here(pair.module) for pair in self.subject.keys.pairs}
         missing = [
             module
             for name, facts in sorted(self.tensors.items())
             if name.endswith(".weight") and len(facts.shape) >= _MATRIX
-            if (module := name.removesuffix(".weight")) not in having and config.targets(self.rule.undo(module))
+            if (module := name.removesuffix(".weight")) not in having and config.targets(self.names.there(module))
         ]
         if missing:
             message = f"targets {len(missing)} more modules of this base, which the weights leave out: {some(missing)}"
@@ -207,12 +139,12 @@ class _Fit:
         wrong = [
             f"{name} ({list(spec.shape)}, base {list(facts.shape)})"
             for name, spec in groups
-            if (facts := self.tensors.get(self.rule.apply(name))) is not None and facts.shape != spec.shape
+            if (facts := self.tensors.get(self.names.tensor(name))) is not None and facts.shape != spec.shape
         ]
         if wrong:
             yield _mismatch(f"ships modules of other shapes: {some(wrong)}")
         for module, spec in self.subject.keys.tokens:
-            facts = self.tensors.get(f"{self.rule.apply(module)}.weight")
+            facts = self.tensors.get(f"{self.names.here(module)}.weight")
             if facts is None or (len(spec.shape) == _MATRIX and spec.shape[1] != facts.shape[-1]):
                 yield _mismatch(f"trains tokens of `{shown(module)}`, which the base does not have in that width")
 
