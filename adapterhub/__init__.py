@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from adapterhub.bank import AdapterBank
     from adapterhub.bases import BaseRecord, Bases
     from adapterhub.catalog import Installed
     from adapterhub.errors import AdapterHubError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from adapterhub.verify import verify_folder
 
 __all__ = [
+    "AdapterBank",
     "AdapterHubError",
     "AdapterSpec",
     "Attached",
@@ -54,6 +56,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "AdapterBank": "bank",
     "AdapterHubError": "errors",
     "AdapterSpec": "specs",
     "Attached": "loader",

@@ -26,6 +26,7 @@ HUB_ID = "acme/base-7b"
 def make_sandbox(folder: Path, *, filled: bool) -> None:
     """The models and adapters; with `filled` also `./home`, where `base-7b` is registered and `legal-qa` is added."""
     base = make_base(folder / "models" / "base-7b", width=WIDTH)
+    _complete(base / "config.json")
     make_base(folder / "models" / "base-7b-fp16", width=WIDTH, dtype="f2")
     make_base(folder / "models" / "base-7b-chat", width=WIDTH, seed=1)
     make_base(folder / "models" / "other-7b", width=2 * WIDTH)
@@ -41,6 +42,12 @@ def make_sandbox(folder: Path, *, filled: bool) -> None:
         library = Library(folder / "home")
         record = _register(library, base)
         library.add(legal, Description(name=parse_name("legal-qa"), version="1.0.0", task="legal-qa"), base=record)
+
+
+def _complete(config: Path) -> None:
+    """Say what transformers needs to make a model of this size; it draws the weights that the folder does not hold."""
+    sizes = {"intermediate_size": 2 * WIDTH, "num_attention_heads": 4, "eos_token_id": None, "pad_token_id": 0}
+    config.write_text(json.dumps(json.loads(config.read_text()) | sizes))
 
 
 def _register(library: Library, base: Path) -> BaseRecord:

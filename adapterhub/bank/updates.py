@@ -1,0 +1,149 @@
+"""What an adapter does to the output of one module, for each kind of module that PEFT puts a low-rank pair on.
+
+The arithmetic is PEFT's: the input in the dtype of the factors, the sum in the dtype of the module's own output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_CONVOLUTIONS: Final = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
+
+
+class Update(Protocol):
+    """One adapter's change to one module."""
+
+    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, weight: float) -> Any:  # noqa: ANN401 - what modules take and give
+        """The module's output with the change, times `weight`, in it; `output` itself stays as it is."""
+        ...
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The tensor that a module was called with."""
+    given: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return given
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LinearUpdate:
+    """Low-rank pair of a linear layer: `a` [r, in], `b` [out, r], and `bias` [out] of B where there is one."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    bias: Tensor | None = None
+
+    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, weight: float) -> Tensor:
+        """Output + weight * scale * (B A x + bias)."""
+        a, b = self.a, self.b
+        given = args[0] if args else first_input(args, kwargs)
+        low = functional.linear(given if given.dtype == a.dtype else given.to(a.dtype), a)
+        scale = self.scale * weight
+        if output.dtype == a.dtype and self.bias is None:
+            # one pass over the output instead of three
+            flat = torch.addmm(output.reshape(-1, b.shape[0]), low.reshape(-1, b.shape[1]), b.t(), alpha=scale)
+            return flat.view(output.shape)
+        return (output + functional.linear(low, b, self.bias) * scale).to(output.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MagnitudeUpdate:
+    """DoRA on a linear layer: `magnitude` [out] is its magnitude vector over the norms of the updated weight's rows.
+
+    `base_bias` is the base's own, which the magnitude does not scale.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    magnitude: Tensor
+    base_bias: Tensor | None
+
+    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, weight: float) -> Tensor:  # noqa: ARG002 - always 1, see Terms
+        """Magnitude * (W + scale B A) x + the base's bias."""
+        given = first_input(args, kwargs).to(self.a.dtype)
+        low = functional.linear(functional.linear(given, self.a), self.b)
+        plain = output if self.base_bias is None else output - self.base_bias
+        return (output + (self.magnitude - 1) * plain + self.magnitude * low * self.scale).to(output.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EmbeddingUpdate:
+    """Low-rank pair of an embedding: `a` [r, entries], `b` [width, r]; `scale` holds the embedding's own factor."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, weight: float) -> Tensor:
+        """Output + weight * scale * B A[ids]."""
+        low = functional.embedding(first_input(args, kwargs), self.a.t())
+        return (output + functional.linear(low, self.b) * (self.scale * weight)).to(output.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ConvUpdate:
+    """Low-rank pair of a convolution: `a` [r, in, *kernel] with the base's stride and padding, `b` [out, r/groups, 1…].
+
+    As in PEFT, `a` sees all channels whatever the groups, and pads with zeros whatever the base pads with.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    bias: Tensor | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    groups: int
+
+    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, weight: float) -> Tensor:
+        """Output + weight * scale * (B * (A * x) + bias)."""
+        convolve = _CONVOLUTIONS[self.a.ndim]
+        given = first_input(args, kwargs).to(self.a.dtype)
+        low = convolve(given, self.a, stride=self.stride, padding=self.padding)
+        change = convolve(low, self.b, self.bias, groups=self.groups)
+        return (output + change * (self.scale * weight)).to(output.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Replacement:
+    """A module that the adapter replaces whole (`modules_to_save`): a copy with the adapter's numbers."""
+
+    module: nn.Module
+
+    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, weight: float) -> Any:  # noqa: ANN401, ARG002 - what modules take and give; a weight has no meaning here
+        """What the adapter's own module gives."""
+        return self.module(*args, **kwargs)
+
+
+def copy_with(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A module like `module` that holds `tensors` by name inside it; what they do not name is shared with it.
+
+    Without its hooks; nothing of `module` is written to, as `deepcopy` or `functional_call` would have to.
+    """
+    made = module.__class__.__new__(module.__class__)
+    made.__dict__ = dict(module.__dict__)
+    for kind in [key for key, value in made.__dict__.items() if "hooks" in key and isinstance(value, dict)]:
+        made.__dict__[kind] = type(made.__dict__[kind])()
+    own = {name: tensor for name, tensor in tensors.items() if "." not in name}
+    made.__dict__["_parameters"] = {
+        key: nn.Parameter(own[key], requires_grad=False) if key in own else value
+        for key, value in module._parameters.items()  # noqa: SLF001 - keeps the entries that are None
+    }
+    made.__dict__["_buffers"] = {key: own.get(key, value) for key, value in module._buffers.items()}  # noqa: SLF001 - as above
+    made.__dict__["_modules"] = {
+        key: child if child is None else copy_with(child, _inside(tensors, key))
+        for key, child in module._modules.items()  # noqa: SLF001 - as above
+    }
+    return made
+
+
+def _inside(tensors: Mapping[str, Tensor], child: str) -> dict[str, Tensor]:
+    prefix = child + "."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

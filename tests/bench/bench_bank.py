@@ -1,0 +1,237 @@
+"""An AdapterBank beside PEFT on SmolLM2-135M, r=16 on all linear layers: load, switch, memory, tokens per second.
+
+    OMP_NUM_THREADS=1 python -m tests.bench.bench_bank [--dtype float32|bfloat16] [--upto 1000] [--peft-upto 10]
+                                                       [--only load,switch,memory,speed] [--tokens 16] [--repeat 3]
+
+Adapters are random files of 19.5 MB in the page cache (hard links to eight of them under other names and, for the
+bank, builds of a library: their digests are checked as they are when somebody uses them). `first load` includes that
+check; `load again` is what a miss costs after an eviction. PEFT's figures for k = 100 take minutes (--peft-upto 100).
+Times are medians of ten loads around k. Memory is that of the process, per adapter; a mapped file counts once it was
+used, so each adapter runs one forward pass first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from adapterhub.bank import AdapterBank
+from adapterhub.description import Description
+from adapterhub.library import Library
+from adapterhub.loader.text import load_base
+from adapterhub.specs import parse_name
+from tests.real_base import smollm2_base
+
+RANK, ROWS = 16, 8
+WINDOW = 10
+
+
+def write_adapters(root: Path, count: int) -> list[Path]:
+    model, _ = load_base(smollm2_base(), dtype="float32")
+    peft = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear"))
+    generator = torch.Generator().manual_seed(0)
+    folders = []
+    for i in range(count):
+        with torch.no_grad():
+            for name, parameter in peft.named_parameters():
+                if "lora_" in name:
+                    size = 0.02 if "lora_A" in name else 0.005
+                    parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+        peft.save_pretrained(root / f"random-{i}")
+        folders.append(root / f"random-{i}")
+    return folders
+
+
+def fill_library(library: Library, folders: list[Path]) -> None:
+    base = library.bases.add(smollm2_base(), "smollm2")
+    for folder in folders:
+        about = Description(name=parse_name(folder.name), version="1.0.0", task=None, description="")
+        library.add(folder, about, base=base)
+
+
+def copies_of(folders: list[Path], count: int, root: Path) -> list[Path]:
+    """As many folders as one likes, of the same bytes in other files."""
+    made = []
+    for i, folder in zip(range(count), itertools.cycle(folders), strict=False):
+        target = root / f"copy-{i}"
+        target.mkdir()
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (target / name).hardlink_to(folder / name)
+        made.append(target)
+    return made
+
+
+def resident_bytes() -> int:
+    gc.collect()
+    text = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
+    return 1024 * int(next(line for line in text.splitlines() if line.startswith("Rss:")).split()[1])
+
+
+def timed(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def around(times: list[float], k: int) -> float:
+    low = max(0, k - 1 - WINDOW // 2)
+    return statistics.median(times[low : low + WINDOW]) * 1e3
+
+
+def bench_load(model: Any, library: Library, folders: list[Path], arguments: argparse.Namespace) -> None:
+    marks = [k for k in (1, 10, 100, 1000) if k <= max(arguments.upto, arguments.peft_upto)]
+    with tempfile.TemporaryDirectory(dir=folders[0].parent) as temporary:
+        many = copies_of(folders, max(arguments.upto, arguments.peft_upto), Path(temporary))
+        with AdapterBank(model, library=library) as bank:
+            first = [timed(lambda i=i: bank.load(many[i])) for i in range(min(100, arguments.upto))]
+            switch = [timed(lambda n=n: bank.use(n)) for n in bank.names]
+            bank.use(None)
+        with AdapterBank(model, library=library) as bank:
+            names = [bank.load(folder.name) for folder in folders]
+            store = [timed(lambda: (bank.unload(names[0]), bank.load(names[0]))) for _ in range(WINDOW)]
+        with AdapterBank(model, library=library, max_resident=1) as bank:
+            for folder in many[:2]:
+                bank.load(folder)
+            again = []
+            for _ in range(2 * WINDOW):
+                again += [timed(lambda n=n: bank.use(n)) for n in bank.names]
+            bank.use(None)
+        print(f"{'load, ms, k =':34}" + "".join(f"{k:>10}" for k in marks))
+        report("bank, folder, full verify", first, marks)
+        print(f"{'bank, from the store, checked':34}{statistics.median(store) * 1e3:10.1f}")
+        print(f"{'bank, again after an eviction':34}{statistics.median(again) * 1e3:10.1f}")
+        with AdapterBank(model, library=library, max_resident=16) as bank:
+            # the same adapters again and again: checks are done, each load is a miss
+            for folder in many[:32]:
+                bank.load(folder)
+            known = bank.names
+            times = [timed(lambda i=i: bank.use(known[i % 32])) for i in range(arguments.upto)]
+            bank.use(None)
+            report("bank, k-th miss, 16 in memory", times, marks)
+            print(f"   {bank.stats}")
+        print(f"{'switch among N, µs':34}{statistics.median(switch) * 1e6:10.1f}  (N = {len(switch)})")
+        if arguments.peft_upto:
+            peft_times, switch = peft_loads(model, many[: arguments.peft_upto])
+            report("PEFT load_adapter", peft_times, marks)
+            print(f"{'PEFT set_adapter, µs':34}{statistics.median(switch) * 1e6:10.1f}  (N = {len(peft_times)})")
+
+
+def report(label: str, times: list[float], marks: list[int]) -> None:
+    shown = [f"{around(times, k):10.1f}" if k <= len(times) else f"{'-':>10}" for k in marks]
+    print(f"{label:34}" + "".join(shown))
+
+
+def peft_loads(model: Any, folders: list[Path]) -> tuple[list[float], list[float]]:
+    peft = PeftModel.from_pretrained(model, folders[0], adapter_name="a0")
+    times = [timed(lambda i=i, f=f: peft.load_adapter(f, adapter_name=f"a{i}")) for i, f in enumerate(folders[1:], 1)]
+    switch = [timed(lambda i=i: peft.set_adapter(f"a{i % len(folders)}")) for i in range(5)]
+    strip(peft)
+    return [times[0], *times], switch
+
+
+def strip(peft: Any) -> None:
+    base = peft.unload()
+    vars(base).pop("peft_config", None)
+
+
+def bench_memory(model: Any, library: Library, folders: list[Path]) -> None:
+    size = (folders[0] / "adapter_model.safetensors").stat().st_size
+    ids = torch.arange(8)[None]
+    for label, source in (("folders, read", folders), ("builds, mapped", [folder.name for folder in folders])):
+        with AdapterBank(model, library=library) as bank:
+            names = [bank.load(source[0])]
+            with bank.use(names[0]), torch.no_grad():
+                model(ids)
+            before = resident_bytes()
+            for what in source[1:]:
+                with bank.use(bank.load(what)), torch.no_grad():
+                    model(ids)
+            each = (resident_bytes() - before) / (len(folders) - 1)
+            print(f"memory per adapter, {label:15} {each / 1e6:6.1f} MB, {each / size:.2f} of its file")
+
+
+def bench_speed(model: Any, library: Library, folders: list[Path], arguments: argparse.Namespace) -> None:
+    ids = torch.randint(1000, 2000, (ROWS, 8), generator=torch.Generator().manual_seed(0))
+    options = {
+        "max_new_tokens": arguments.tokens, "min_new_tokens": arguments.tokens, "do_sample": False, "pad_token_id": 0,
+        "attention_mask": torch.ones_like(ids),
+    }  # fmt: skip
+    runs: dict[str, list[float]] = {}
+
+    def measure(label: str, work: Callable[[], Any]) -> None:
+        runs.setdefault(label, []).append(ROWS * arguments.tokens / timed(work))
+
+    model.generate(ids, **options)
+    for _ in range(arguments.repeat):
+        # ours and PEFT's in turns, so that a busy moment of the machine meets both
+        with AdapterBank(model, library=library) as bank:
+            names = [bank.load(folder) for folder in folders]
+            measure("base", lambda: model.generate(ids, **options))
+            with bank.use(names[0]):
+                measure("bank, one adapter", lambda: model.generate(ids, **options))
+            with bank.use({names[0]: 0.5, names[1]: 0.5}):
+                measure("bank, sum of two", lambda: model.generate(ids, **options))
+            for distinct in (1, 2, 8):
+                with bank.rows([names[i % distinct] for i in range(ROWS)]):
+                    measure(f"bank, 8 rows of {distinct}", lambda: model.generate(ids, **options))
+            with bank.rows([names[0], None] * (ROWS // 2)):
+                measure("bank, every other row", lambda: model.generate(ids, **options))
+        peft = PeftModel.from_pretrained(model, folders[0], adapter_name="a0").eval()
+        for i, folder in enumerate(folders[1:], 1):
+            peft.load_adapter(folder, adapter_name=f"a{i}")
+        measure("PEFT, one adapter", lambda peft=peft: peft.generate(ids, **options))
+        for distinct in (1, 2, 8):
+            rows = [f"a{i % distinct}" for i in range(ROWS)]
+            measure(
+                f"PEFT, 8 rows of {distinct}",
+                lambda rows=rows, peft=peft: peft.generate(ids, adapter_names=rows, **options),
+            )
+        strip(peft)
+    best = {label: max(values) for label, values in runs.items()}
+    print(f"generate, {ROWS} rows, {arguments.tokens} tokens each, best of {arguments.repeat}, tokens/s")
+    for label, value in best.items():
+        print(f"  {label:24}{value:8.1f}")
+    mixed, single = best["bank, 8 rows of 8"], best["bank, one adapter"]
+    print(f"  8 rows of 8: {mixed / best['PEFT, 8 rows of 8']:.2f} of PEFT's, {mixed / single:.2f} of one adapter")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base")
+    parser.add_argument("--upto", type=int, default=1000, help="adapters for the bank")
+    parser.add_argument("--peft-upto", type=int, default=10, help="adapters for PEFT; 0 leaves it out")
+    parser.add_argument("--only", default="load,memory,speed")
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--repeat", type=int, default=3)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    root = Path(tempfile.mkdtemp(prefix="bench-bank-"))
+    try:
+        folders = write_adapters(root, ROWS)
+        library = Library(root / "home")
+        fill_library(library, folders)
+        model, _ = load_base(smollm2_base(), dtype=arguments.dtype)
+        if "load" in arguments.only:
+            bench_load(model, library, folders, arguments)
+        if "memory" in arguments.only:
+            bench_memory(model, library, folders)
+        if "speed" in arguments.only:
+            bench_speed(model, library, folders, arguments)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
