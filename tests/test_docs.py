@@ -70,9 +70,12 @@ def blocks(page: Path, language: str) -> list[tuple[list[str], str]]:
     return [(info[1:], text) for info, text in found if info[:1] == [language]]
 
 
-def steps(page: Path) -> list[Step]:
+def steps(page: Path, *, with_model: bool = False) -> list[Step]:
+    """The commands of a page; those in ```console model need a real model and run in `test_run_page.py`."""
     found = []
     for options, text in blocks(page, "console"):
+        if ("model" in options) is not with_model:
+            continue
         exit_code = next((int(o.removeprefix("exit=")) for o in options if o.startswith("exit=")), 0)
         for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
             command, *shown = part.rstrip("\n").split("\n")

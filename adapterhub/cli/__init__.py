@@ -84,6 +84,13 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"no command `{name}`; {help_text}", ctx)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; a reader of its output that went away ends it as an interruption does, not as a bug."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click would make it exit code 1
+            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         """The table, without importing a command."""
         with formatter.section("Commands"):

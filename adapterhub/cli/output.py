@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,11 @@ class Output:
         """One line of the result."""
         sys.stdout.write(text + "\n")
 
+    def piece(self, text: str) -> None:
+        """A piece of the result, shown at once; `printable` on a terminal."""
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
+
     def note(self, text: str) -> None:
         """Something worth knowing beside the result; silent under `--quiet`."""
         if not self.quiet:
@@ -93,11 +99,17 @@ class Output:
     @contextlib.contextmanager
     def steps(self, what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
         """The same for those who count themselves: call it with how many of how many are done."""
+        with self.told_steps(what, unit=unit) as progress:
+            yield lambda done, total: progress(done, total, what)
+
+    @contextlib.contextmanager
+    def told_steps(self, what: str, *, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+        """The same for those who also have something to tell on the way, in place of `what`."""
         with self._bar(what, None, unit) as bar:
             yield (
-                (lambda done, total: bar[0].update(bar[1], completed=done, total=total))
+                (lambda done, total, now: bar[0].update(bar[1], completed=done, total=total, description=now))
                 if bar
-                else (lambda _done, _total: None)
+                else (lambda _done, _total, _now: None)
             )
 
     @contextlib.contextmanager
@@ -163,6 +175,11 @@ def report_failure(error: AdapterHubError, *, as_json: bool) -> None:
     sys.stderr.write(f"error: {error.message}\n")
     if error.hint:
         sys.stderr.write(f"hint: {error.hint}\n")
+
+
+def printable(text: str) -> str:
+    """Text of several lines without control characters, with which a model could steer a terminal."""
+    return "".join(c for c in text if c in "\t\n" or unicodedata.category(c) != "Cc")
 
 
 def size_text(size_bytes: int) -> str:
