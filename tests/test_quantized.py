@@ -343,7 +343,7 @@ def test_another_base_is_refused_although_it_is_packed(home: tuple[Adapt, BaseRe
 def test_weights_that_are_packed_in_their_files_are_not_packed_again(tmp_path: Path) -> None:
     small().save_pretrained(tmp_path / "source")
     packed(tmp_path / "source", "nf4").save_pretrained(tmp_path / "packed")
-    from tests.test_run import write_tokenizer
+    from tests.run_library import write_tokenizer
 
     write_tokenizer(tmp_path / "packed")
 

@@ -151,7 +151,6 @@ def test_the_dtype_stays_unless_told_otherwise(adapt, dtype, expected):
             "--rank and --max-error each choose the rank",
         ),
         (2, ["legal-qa", "--rank", "0", "-o", "x"], "--rank"),
-        (2, ["legal-qa", "--rank", "2"], "--output"),
         (10, ["nobody", "--rank", "2", "-o", "x"], "nobody"),
         (15, ["legal-qa", "--rank", "2", "-o", "./base"], "exists"),
         (16, ["./base", "--rank", "2", "-o", "x"], "adapter_config.json"),
