@@ -1,7 +1,7 @@
 """An AdapterBank beside PEFT on SmolLM2-135M, r=16 on all linear layers: load, switch, memory, tokens per second.
 
     OMP_NUM_THREADS=1 python -m tests.bench.bench_bank [--dtype float32|bfloat16] [--upto 1000] [--peft-upto 10]
-                                                       [--only load,switch,memory,speed] [--tokens 16] [--repeat 3]
+                                                       [--only load,memory,speed] [--tokens 16] [--repeat 3] [--plot FILE]
 
 Adapters are random files of 19.5 MB in the page cache (hard links to eight of them under other names and, for the
 bank, builds of a library: their digests are checked as they are when somebody uses them). `first load` includes that
@@ -121,11 +121,36 @@ def bench_load(model: Any, library: Library, folders: list[Path], arguments: arg
             bank.use(None)
             report("bank, k-th miss, 16 in memory", times, marks)
             print(f"   {bank.stats}")
+        series = {"bank, folder, full verify": first, "bank, miss, 16 in memory": times}
         print(f"{'switch among N, µs':34}{statistics.median(switch) * 1e6:10.1f}  (N = {len(switch)})")
         if arguments.peft_upto:
             peft_times, switch = peft_loads(model, many[: arguments.peft_upto])
             report("PEFT load_adapter", peft_times, marks)
             print(f"{'PEFT set_adapter, µs':34}{statistics.median(switch) * 1e6:10.1f}  (N = {len(peft_times)})")
+            series["PEFT load_adapter"] = peft_times
+        if arguments.plot:
+            adapter = (folders[0] / "adapter_model.safetensors").stat().st_size
+            draw(series, sum(p.nbytes for p in model.parameters()), adapter, arguments.plot)
+
+
+def draw(series: dict[str, list[float]], base: int, adapter: int, out: Path) -> None:
+    """Load times as measured; memory as the bytes of the base and of the adapters that are in it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for label, times in series.items():
+        left.plot(range(1, len(times) + 1), [around(times, k) for k in range(1, len(times) + 1)], label=label)
+    left.set(xscale="log", yscale="log", xlabel="k", ylabel="ms", title="loading the k-th adapter")
+    counts = range(1, 1001)
+    right.plot(counts, [n * base / 1e9 for n in counts], label="a full copy each")
+    right.plot(counts, [(base + n * adapter) / 1e9 for n in counts], label="one base, all adapters in memory")
+    right.plot(counts, [(base + min(n, 16) * adapter) / 1e9 for n in counts], label="one base, 16 in memory")
+    right.set(xscale="log", yscale="log", xlabel="adapters", ylabel="GB", title="memory")
+    for axes in (left, right):
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend()
+    figure.savefig(out, dpi=100)
 
 
 def report(label: str, times: list[float], marks: list[int]) -> None:
@@ -215,6 +240,7 @@ def main() -> None:
     parser.add_argument("--only", default="load,memory,speed")
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--plot", type=Path, help="draw load times and memory into this file")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     root = Path(tempfile.mkdtemp(prefix="bench-bank-"))
