@@ -6,6 +6,7 @@ hub never changes what an adapter is. Tags are those of `docs/reference/hub.md`.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from adapterhub.digests import hex_of
@@ -13,6 +14,8 @@ from adapterhub.manifest import Manifest
 
 CARD_LIMIT_BYTES = 256 << 10
 _FENCE = "---"
+_FRONT_MATTER_CHARACTERS = 1 << 16
+_FRONT_MATTER_DEPTH = 32
 
 
 def tags_for(manifest: Manifest) -> list[str]:
@@ -69,20 +72,35 @@ def _facts(manifest: Manifest) -> str:
 
 
 def split_card(text: str) -> tuple[dict[str, Any], str]:
-    """Front matter and body of a card; front matter that is not a YAML mapping is dropped."""
-    import yaml
-
+    """Front matter and body of a card; front matter that is not a plain YAML mapping of bounded size is dropped."""
     lines = text.replace("\r\n", "\n").split("\n")
     if lines[0].strip() != _FENCE or _FENCE not in (line.rstrip() for line in lines[1:]):
         return {}, text
     end = next(i for i, line in enumerate(lines) if i and line.rstrip() == _FENCE)
-    try:
-        matter = yaml.safe_load("\n".join(lines[1:end]))
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: an impossible date in the front matter
-        matter = None
     body = "\n".join(lines[end + 1 :])
-    plain = _plain(matter) if isinstance(matter, dict) else {}
-    return plain, _without_facts(body)
+    return _plain(_front_matter("\n".join(lines[1:end]))), _without_facts(body)
+
+
+def _front_matter(text: str) -> dict[Any, Any]:
+    """The mapping in front of a stranger's card; empty when it cannot be read without risk.
+
+    A few hundred characters of YAML can stand for gigabytes, by aliases that repeat what holds aliases.
+    """
+    import yaml
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where it was built
+    if len(text) > _FRONT_MATTER_CHARACTERS:
+        return {}
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _FRONT_MATTER_DEPTH:
+                return {}
+        matter = yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader, by either name
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: an impossible date in the front matter
+        return {}
+    return matter if isinstance(matter, dict) else {}
 
 
 def _without_facts(body: str) -> str:
@@ -92,8 +110,15 @@ def _without_facts(body: str) -> str:
 
 def _plain(matter: dict[Any, Any]) -> dict[str, Any]:
     """Only keys and values that YAML writes back as they were."""
-    return {
-        key: value
-        for key, value in matter.items()
-        if isinstance(key, str) and isinstance(value, str | int | float | list | dict)
-    }
+    return {key: value for key, value in matter.items() if isinstance(key, str) and _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    """Text, lists and objects of JSON, and numbers that can be printed (one of 5,000 digits cannot)."""
+    if not isinstance(value, str | int | float | list | dict):
+        return False
+    try:
+        json.dumps(value, default=str).encode()
+    except (ValueError, TypeError):
+        return False
+    return True

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
 from adapterhub.bases import BaseRecord, Bases
+from adapterhub.claims import Claim
 from adapterhub.digests import Digest, parse_digest
-from adapterhub.errors import StoreLocked
+from adapterhub.errors import NotAllowed, StoreLocked
 from adapterhub.fingerprint import BaseFingerprint, compare
-from adapterhub.index import BaseRow, BuildRow, EmptyIndex, Filters, Index, IndexReader, IndexUnusable
+from adapterhub.index import BaseRow, BuildRow, EmptyIndex, Filters, Index, IndexNewer, IndexReader, IndexUnusable
 from adapterhub.manifest import BaseRef, Manifest
 from adapterhub.store import Store
 
@@ -45,6 +48,26 @@ class Installed:
         return f"{self.full_name}=={self.manifest.version}#{self.manifest.digest[:19]}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What `gc` took, or would take, and what it spared for being young; sizes in bytes.
+
+    `claims` are the running adds and leases whose objects were kept.
+    """
+
+    gone: tuple[tuple[Path, int], ...]
+    spared: tuple[tuple[Path, int], ...]
+    claims: tuple[Claim, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """A folder under `adapters/` that is no whole build any more, and why."""
+
+    folder: Path
+    reason: str
+
+
 class Catalog:
     """The index of the library under `store.root`; `installed` reads its folders."""
 
@@ -53,6 +76,7 @@ class Catalog:
         self._bases = bases
         self._installed = installed
         self.index = Index(store.root / "index.db")
+        self._unwritten = False
 
     # ------------------------------------------------------------ read
     def search(self, filters: Filters) -> list[BuildRow]:
@@ -60,17 +84,32 @@ class Catalog:
         return self.read(lambda index: index.search(filters))
 
     def read(self, question: Callable[[IndexReader], _T]) -> _T:
-        """The answer; an index that is missing, damaged or left stale by a crash is made again first."""
+        """The answer; an index that is missing, damaged or left stale by a crash is made again first.
+
+        Where it may not be written, or is a newer version's, the folders answer through an index for this question.
+        """
         if not self.index.path.exists() and not self._has_anything():
             return question(EmptyIndex())
-        if self.index.stale_mark.exists():
-            with contextlib.suppress(StoreLocked):  # a writer is at work right now: what is indexed still holds
+        if self.index.path.exists() and not self.index.is_current:
+            # a writer at work right now: what is indexed still holds
+            with contextlib.suppress(StoreLocked, IndexUnusable, NotAllowed):
                 self.rebuild(wait_s=0.0)
         try:
             return question(self.index)
+        except IndexNewer:
+            return self._read_folders(question)
         except IndexUnusable:
-            self.rebuild()
+            try:
+                self.rebuild()
+            except (NotAllowed, IndexUnusable):  # read-only, or the disk is full
+                return self._read_folders(question)
             return question(self.index)
+
+    def _read_folders(self, question: Callable[[IndexReader], _T]) -> _T:
+        with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
+            index = Index(Path(folder, "index.db"))
+            index.rebuild(*self._rows())
+            return question(index)
 
     def _has_anything(self) -> bool:
         return (self._store.root / "adapters").exists() or bool(self._bases.aliases())
@@ -88,10 +127,14 @@ class Catalog:
     # ------------------------------------------------------------ write; the caller holds the lock `publish`
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """Marks the index stale while folders change."""
-        self.index.stale_mark.touch()
+        """Marks the index stale while folders change; the mark stays when that fails or the index cannot be written."""
+        with self._store.explaining():
+            self.index.stale_mark.touch()
+        self._unwritten = False
         yield
-        self.index.stale_mark.unlink(missing_ok=True)
+        if not self._unwritten:
+            with self._store.explaining():
+                self.index.stale_mark.unlink(missing_ok=True)
 
     def put(self, build: Installed) -> None:
         """Index a build, with the registered bases that are its base."""
@@ -108,8 +151,13 @@ class Catalog:
     def _write(self, write: Callable[[], None]) -> None:
         try:
             write()
+        except IndexNewer:
+            self._unwritten = True  # the newer version sees the mark and makes its index again
         except IndexUnusable:
-            self._rebuild_locked()
+            try:
+                self._rebuild_locked()
+            except (IndexUnusable, OSError):  # the disk is full; the folders are there, and that is what counts
+                self._unwritten = True
 
     # ------------------------------------------------------------ write; these take the lock
     def put_base(self, record: BaseRecord) -> None:
@@ -124,14 +172,47 @@ class Catalog:
         with self._store.lock("publish", exclusive=True), self.changing():
             self._write(lambda: self.index.remove_base(alias))
 
-    def rebuild(self, wait_s: float = 30.0) -> int:
-        """Make the index again from the folders; how many builds it holds."""
-        with self._store.lock("publish", exclusive=True, wait_s=wait_s):
-            count = self._rebuild_locked()
+    def rebuild(self, wait_s: float = 30.0, *, set_newer_aside: bool = False) -> int:
+        """Make the index again from the folders; how many builds it holds.
+
+        Raises:
+            IndexNewer: it is a newer version's, which is only moved out of the way when `set_newer_aside` asks for it.
+        """
+        with self._store.lock("publish", exclusive=True, wait_s=wait_s), self._store.explaining():
+            count = self._rebuild_locked(set_newer_aside=set_newer_aside)
             self.index.stale_mark.unlink(missing_ok=True)
         return count
 
-    def _rebuild_locked(self) -> int:
+    def _rebuild_locked(self, *, set_newer_aside: bool = False) -> int:
+        try:
+            self.index.count()
+        except IndexNewer:
+            if not set_newer_aside:
+                raise
+            self.index.set_aside()
+        except IndexUnusable:
+            pass
+        return self.index.rebuild(*self._rows())
+
+    def differences(self) -> list[str]:
+        """What is wrong in the index, compared with the folders; nothing for one that is missing or newer.
+
+        An index that a writer has at hand is not judged: it is out of step for that moment.
+        """
+        if not self.index.path.exists():
+            return []
+        try:
+            with self._store.lock("publish", exclusive=False):
+                if self.index.stale_mark.exists():
+                    return []  # known, and made again by the next reader
+                return self.index.differences(*self._rows())
+        except (IndexNewer, NotAllowed):
+            return []
+        except IndexUnusable as error:
+            return [error.message]
+
+    def _rows(self) -> tuple[list[BuildRow], list[BaseRow], list[tuple[str, str]]]:
+        """All that the index should hold."""
         rows: list[BuildRow] = []
         declared: dict[str, BaseFingerprint] = {}
         for build in self._installed():
@@ -140,7 +221,27 @@ class Catalog:
                 declared[build.base.fingerprint.weights] = build.base.fingerprint
         records = self._bases.list()
         pairs = [pair for record in records for pair in _matches(record.fingerprint, declared.values())]
-        return self.index.rebuild(rows, [base_row_of(record) for record in records], pairs)
+        return rows, [base_row_of(record) for record in records], pairs
+
+
+def build_folders(root: Path, *names: str) -> list[Path]:
+    """Where builds lie in the library `root`, sorted; with `names`, only under names that match one of these patterns.
+
+    Not by `glob`, which fails when a folder is removed while it looks.
+    """
+    found = [root / "adapters"]
+    for level in range(3):
+        found = [path for folder in found for path in _inside(folder)]
+        if level == 1 and names:
+            found = [path for path in found if any(fnmatchcase(path.name, name) for name in names)]
+    return sorted(found)
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def row_of(build: Installed) -> BuildRow:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from adapterhub.errors import shown
+from adapterhub.limits import limits
 
-MAX_RANK = 4096
 MAX_NAME_CHARACTERS = 4096
 MAX_LIST_ITEMS = 65_536
 _MAX_ALPHA = 1e30
@@ -62,12 +62,12 @@ class Fields:
         return value
 
     def rank(self, key: str) -> int | None:
-        """A rank from 1 to `MAX_RANK`, or None."""
+        """A rank from 1 to the limit, or None."""
         value = self.take(key)
         if value is None:
             return None
         if not is_rank(value):
-            self.wrong(key, f"a whole number from 1 to {MAX_RANK}")
+            self.wrong(key, f"a whole number from 1 to {limits().rank}")
             return None
         assert isinstance(value, int)
         return value
@@ -140,7 +140,7 @@ class Fields:
 
 def is_rank(value: object) -> bool:
     """Whether `value` is a usable rank; a boolean is not a number here."""
-    return type(value) is int and 1 <= value <= MAX_RANK
+    return type(value) is int and 1 <= value <= limits().rank
 
 
 def is_number(value: object) -> bool:

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from adapterhub.config_fields import MAX_RANK, Fields, is_number, is_rank
+from adapterhub.config_fields import Fields, is_number, is_rank
 from adapterhub.config_names import auto_mapping_note, base_is_path, base_problem, code_problem, nearest
 from adapterhub.digests import strict_json
 from adapterhub.errors import MalformedConfig, shown
+from adapterhub.limits import limits
 from adapterhub.patterns import is_literal, pattern_problem
 
-LIMIT_BYTES = 1 << 20
 MAX_PATTERNS = 256
 MAX_SAVED_MODULES = 64
 MAX_TARGET_PARAMETERS = 512
+MAX_REPLICATED_LAYERS = 4096
+_LEAST_ALPHA = 1e-30  # what is smaller vanishes in every dtype that weights are kept in
 _UNKNOWN_NOTED = 20
 DEFAULT_RANK = 8
 DEFAULT_ALPHA = 8
@@ -112,7 +114,7 @@ def read_config(raw: bytes, where: str) -> dict[str, Any]:
         MalformedConfig: with code E_CONFIG, E_REGEX, E_CODE or E_UNSUPPORTED; the reason lists every problem.
     """
     try:
-        value = strict_json(raw, limit_bytes=LIMIT_BYTES)
+        value = strict_json(raw, limit_bytes=limits().config_bytes)
     except ValueError as error:
         raise MalformedConfig(where, str(error)) from None
     if not isinstance(value, dict):
@@ -212,11 +214,11 @@ def _lora(fields: Fields) -> dict[str, Any]:
     for key, default in (("r", DEFAULT_RANK), ("lora_alpha", DEFAULT_ALPHA)):
         if not fields.has(key):
             fields.notes.append(("W_CONFIG_DEFAULT", f"`{key}` is missing; PEFT's default {default} is taken"))
-    ranks = fields.numbers_by_pattern("rank_pattern", is_rank, f"a whole number from 1 to {MAX_RANK}")
+    ranks = fields.numbers_by_pattern("rank_pattern", is_rank, f"a whole number from 1 to {limits().rank}")
     alphas = fields.numbers_by_pattern("alpha_pattern", is_number, "a finite number")
     for name, number in [("lora_alpha", alpha), *((f"alpha_pattern.{k}", v) for k, v in alphas.items())]:
-        if is_number(number) and number is not None and number <= 0:
-            effect = "the adapter has no effect" if number == 0 else "the update is turned around"
+        if is_number(number) and number is not None and number < _LEAST_ALPHA:
+            effect = "the adapter has no effect" if number > -_LEAST_ALPHA else "the update is turned around"
             fields.notes.append(("W_ALPHA", f"`{shown(name, 60)}` is {number}: {effect}"))
     dropout, inference = fields.value.get("lora_dropout"), fields.value.get("inference_mode")
     if dropout is not None and not (is_number(dropout) and 0 <= dropout <= 1):
@@ -274,6 +276,9 @@ def _replication(fields: Fields) -> tuple[tuple[int, int], ...]:
     if not is_pairs:
         fields.wrong("layer_replication", "a list of [start, end] pairs")
         return ()
+    if sum(max(last - first, 1) for first, last in value) > MAX_REPLICATED_LAYERS:
+        fields.wrong("layer_replication", f"at most {MAX_REPLICATED_LAYERS} layers in all")
+        return ()
     return tuple((first, last) for first, last in value)
 
 
@@ -304,7 +309,10 @@ def _pattern_problems(value: Mapping[str, Any]) -> list[str]:
         if key in ("target_modules", "exclude_modules", "feedforward_modules") and isinstance(setting, str):
             patterns += [(key, setting)] if setting.lower() != ALL_LINEAR else []
         elif key in ("modules_to_save", "layers_pattern") or (key.endswith("_pattern") and isinstance(setting, dict)):
-            patterns += [(key, item) for item in ([setting] if isinstance(setting, str) else setting or ())]
+            several = (
+                setting if isinstance(setting, list | dict) else [setting]
+            )  # of another kind: no text, said elsewhere
+            patterns += [(key, item) for item in several]
     texts = [(key, item) for key, item in patterns if isinstance(item, str) and not is_literal(item)]
     if len(texts) > MAX_PATTERNS:
         return [f"holds {len(texts)} patterns that are no plain names, expected at most {MAX_PATTERNS}"]

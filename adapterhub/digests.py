@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NewType
@@ -50,6 +52,29 @@ def digest_of_file(path: Path, progress: Progress | None = None) -> tuple[Digest
     """Digest and size in bytes of a file, streamed."""
     with path.open("rb") as stream:
         return copy_hashed(stream, None, progress)
+
+
+def open_plain(path: Path) -> IO[bytes]:
+    """A regular file, open for reading; links are followed.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe, socket or device, on which nobody waits here.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(0, "is not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_plain(path: Path, limit_bytes: int) -> bytes:
+    """The bytes of a regular file, and of a larger one just so many more that a reader sees the excess.
+
+    Raises:
+        OSError: as `open_plain`.
+    """
+    with open_plain(path) as stream:
+        return stream.read(limit_bytes + 1)
 
 
 def copy_hashed(

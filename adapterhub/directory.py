@@ -7,27 +7,44 @@ A published directory holds one folder per build, `<name>/<version>[-r<rank>]/`,
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from adapterhub.cards import card_for
 from adapterhub.description import Description, describe
-from adapterhub.digests import Progress, copy_hashed, hex_of
-from adapterhub.errors import AdapterNotFound, Conflict, DigestMismatch, RefusedAdapter, ReleaseExists
-from adapterhub.library import Library, refuse_errors, refused
-from adapterhub.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE, FileEntry, Manifest
+from adapterhub.digests import Progress, copy_hashed, hex_of, open_plain
+from adapterhub.errors import AdapterNotFound, Conflict, DigestMismatch, RefusedAdapter, ReleaseExists, shown
+from adapterhub.library import Library
+from adapterhub.manifest import (
+    CARD_FILE,
+    CONFIG_FILE,
+    LIMIT_BYTES,
+    MANIFEST_FILE,
+    MEDIA_TYPES,
+    SIGNATURE_FILE,
+    WEIGHTS_FILE,
+    FileEntry,
+    Manifest,
+)
+from adapterhub.new_folder import not_written, sync_tree
+from adapterhub.refusals import refuse_errors, refused
+from adapterhub.signing.beside import provenance_of, read_signature
 from adapterhub.specs import AdapterSpec, parse_version
-from adapterhub.store import sync_folder
-from adapterhub.transfer import Release, Source
+from adapterhub.store import sync_folder, write_durably
+from adapterhub.transfer import Provenance, Release, Source
 from adapterhub.verify import open_subject, verify_folder
-from adapterhub.verify.files import list_folder
+from adapterhub.verify.files import behind_link, list_folder
 
 DEPTH = 4
 """How many folders below the root a build may lie."""
+
+_LEFTOVER_S = 24 * 3600.0
 
 
 class PublishedDirectory:
@@ -42,20 +59,33 @@ class PublishedDirectory:
         """The place in words."""
         return f"directory `{self.root}`"
 
+    @property
+    def place(self) -> str:
+        """Where it can be found again."""
+        return os.path.abspath(self.root)  # noqa: PTH100 - `resolve` would lose the user's own name for it
+
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """Builds by that name, in any subfolder; they are taken to be of the namespace that `spec` asks for."""
         found = []
         for folder in _build_folders(self.root):
             path = folder / MANIFEST_FILE
-            manifest = Manifest.parse(path.read_bytes(), str(path))
+            with _open_inside(folder, MANIFEST_FILE, self.root) as stream:
+                manifest = Manifest.parse(stream.read(LIMIT_BYTES + 1), str(path))
             if manifest.name == spec.name:
+                listed = {entry.path for entry in manifest.files}  # `open` follows their links, inside this directory
+                seen = [f for f in list_folder(folder).findings if f.code != "E_LINK" or f.where not in listed]
+                refuse_errors(f"{folder}", seen)
                 self._folders[manifest.digest] = folder
                 found.append(Release(manifest=manifest, namespace=spec.namespace, origin=f"`{folder}`"))
         return found
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
         """One file of a build; a link is followed only inside the directory."""
-        return _open_inside(self._folders[release.digest], entry, self.root)
+        return _open_inside(self._folders[release.digest], entry.path, self.root)
+
+    def provenance(self, release: Release) -> Provenance:
+        """The signature of a build, and what lies beside it."""
+        return provenance_of(self._folders[release.digest])
 
     @contextlib.contextmanager
     def receive(self, release: Release) -> Iterator[_DirectoryReceiver]:
@@ -97,18 +127,30 @@ class BuildFolder:
 
 @contextlib.contextmanager
 def _receiving(release: Release, final: Path, *, check: bool = False) -> Iterator[_DirectoryReceiver]:
-    final.parent.mkdir(parents=True, exist_ok=True)
     temp = final.parent / f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}"
-    temp.mkdir()
     try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(final)
+        temp.mkdir()
         yield _DirectoryReceiver(release, temp, final, check=check)
+    except OSError as error:
+        raise not_written(error, final) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def _clear_leftovers(final: Path) -> None:
+    """Take away what writers of the same folder left that were killed at least a day ago."""
+    for path in final.parent.glob(f".{glob.escape(final.name)}.*-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime > _LEFTOVER_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class _DirectoryReceiver:
     def __init__(self, release: Release, temp: Path, final: Path, *, check: bool) -> None:
         self._release, self._temp, self._final, self._check = release, temp, final, check
+        self._signature: bytes | None = None
 
     def has(self, entry: FileEntry) -> bool:
         """Whether this very build is there already."""
@@ -116,21 +158,27 @@ class _DirectoryReceiver:
         return there.is_file() and (self._final / entry.path).is_file() and self._same(there)
 
     def _same(self, there: Path) -> bool:
-        return Manifest.parse(there.read_bytes(), str(there)).digest == self._release.digest
+        return Manifest.read(there).digest == self._release.digest
 
     def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
         """Write one file, hashed while it flows."""
         with (self._temp / entry.path).open("xb") as sink:
             digest, _ = copy_hashed(stream, sink, progress)
-            os.fsync(sink.fileno())
         if digest != entry.sha256:
             raise DigestMismatch(entry.path, expected=entry.sha256, actual=digest)
+
+    def sign(self, signature: bytes) -> bool:
+        """Take the signature; one that is there already gives way to it."""
+        self._signature = signature
+        return read_signature(self._final / SIGNATURE_FILE) != signature
 
     def publish(self) -> None:
         """Rename the finished folder into place."""
         there = self._final / MANIFEST_FILE
         if there.is_file():
             if self._same(there):
+                if self._signature is not None:
+                    write_durably(self._final / SIGNATURE_FILE, self._signature)
                 return
             raise ReleaseExists(
                 f"`{self._final}` holds another build of that version and rank; a release never changes",
@@ -139,9 +187,11 @@ class _DirectoryReceiver:
         manifest = self._release.manifest
         (self._temp / MANIFEST_FILE).write_bytes(manifest.to_bytes())
         (self._temp / CARD_FILE).write_text(card_for(manifest), encoding="utf-8")
+        if self._signature is not None:
+            (self._temp / SIGNATURE_FILE).write_bytes(self._signature)
         if self._check:  # a build of a library was checked when it came in, one from a server was not
             refuse_errors(self._release.origin, verify_folder(self._temp, manifest=manifest).findings)
-        sync_folder(self._temp)
+        sync_tree(self._temp)
         self._temp.rename(self._final)
         sync_folder(self._final.parent)
 
@@ -172,6 +222,11 @@ class PlainFolder:
         """The place in words."""
         return f"folder {self._origin}"
 
+    @property
+    def place(self) -> str:
+        """Where it can be found again."""
+        return os.path.abspath(self.folder)  # noqa: PTH100 - as above
+
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """The one build."""
         subject, findings = open_subject(self.folder, base_named=spec.base is not None)
@@ -194,6 +249,13 @@ class PlainFolder:
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:  # noqa: ARG002 - the Source protocol
         """One file of the folder."""
         return list_folder(self.folder).taken[entry.path].open()
+
+    def provenance(self, release: Release) -> Provenance:  # noqa: ARG002 - the Source protocol
+        """The signature in the folder, which somebody made with a tool of his own: it names no adapter.
+
+        Links are followed as for the files: this may be a folder of the hub's cache.
+        """
+        return provenance_of(self.folder, follow_links=True)
 
 
 def source_at(path: Path) -> Source:
@@ -227,8 +289,20 @@ def _build_folders(root: Path) -> Iterator[Path]:
             todo += [(p, depth + 1) for p in sorted(inside, reverse=True)]
 
 
-def _open_inside(folder: Path, entry: FileEntry, root: Path) -> IO[bytes]:
-    path = folder / entry.path
-    if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-        raise RefusedAdapter(f"refused `{path}`. Nothing was stored", [("E_LINK", "a link out of the directory")])
-    return path.open("rb")
+def _open_inside(folder: Path, name: str, root: Path) -> IO[bytes]:
+    """A plain file of a build; a link is followed inside `root` and in the blobs of a hub's cache, nowhere else."""
+    path = folder / name
+    found: tuple[str, str] | None = None
+    try:
+        if path.is_symlink() and not _is_link_inside(folder, path, root):
+            found = "E_LINK", f"{name}: a link out of the directory"
+        else:
+            return open_plain(path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        found = "E_KIND", f"{name}: {shown(reason)}"
+    raise RefusedAdapter(f"refused `{shown(str(path), 200)}`. Nothing was stored", [found])
+
+
+def _is_link_inside(folder: Path, path: Path, root: Path) -> bool:
+    return path.resolve(strict=True).is_relative_to(root.resolve()) or behind_link(folder, path) is not None

@@ -16,7 +16,8 @@ AdapterHubError                  exit code
 ├── DigestMismatch               12   bytes are not what their digest says
 ├── RemoteUnreachable            13   network, server or offline mode
 ├── NotAllowed                   14   no right, or a policy forbids it
-│   └── DiskFull                      no room
+│   ├── DiskFull                      no room
+│   └── SignatureRefused              a signature is missing, broken, forged, or not for this
 ├── Conflict                     15   exists with other content, or locked
 │   ├── ReleaseExists
 │   └── StoreLocked
@@ -172,6 +173,20 @@ class NotAllowed(AdapterHubError):
 
 class DiskFull(NotAllowed):
     """The disk, a quota or a file-size limit was reached; nothing half-made was kept."""
+
+
+class SignatureRefused(NotAllowed):
+    """A signature is missing, broken, forged, by a key that may not sign this, or for something else.
+
+    `reason` is one word for programs, such as `forged` or `unsigned` (`adapterhub.signing` lists them); `clause` says
+    the same of `what` in words.
+    """
+
+    def __init__(self, what: str, clause: str, *, reason: str, hint: str = "") -> None:
+        super().__init__(f"refused {what}: {clause}. Nothing was stored", hint=hint)
+        self.what = what
+        self.clause = clause
+        self.reason = reason
 
 
 class Conflict(AdapterHubError):

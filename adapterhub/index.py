@@ -1,13 +1,19 @@
 """The index: installed builds by base, task and rank, and full text over name, task and description.
 
 A SQLite file that is only a cache: everything in it can be read again from the installed folders and the base records.
-Reads use `sqlite3` (11 ms to import); the write path uses sqlite_utils, which costs 150 ms and numpy.
+Reads and writes use `sqlite3` (11 ms to import). The schema is made with sqlite_utils, which costs 150 ms and numpy.
+Its upserts are not used: it tries out what SQLite can do by making a table, and takes a full disk for an old SQLite,
+whose `INSERT OR IGNORE` then loses the row without an error.
+
+Nothing of it is synced to the disk. A killed writer leaves a rollback journal or the mark `index.stale`; what a power
+cut may have half-written is known by its age (`is_current`). Either way it is made again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +23,7 @@ from adapterhub.errors import Malformed
 
 SCHEMA_VERSION = 1
 _BUSY_MS = 30_000
+_UNSURE_S = 120.0
 
 # Rows are named tuples, not dataclasses as values are elsewhere: `list` makes a thousand of them, and a tuple straight
 # from SQLite costs a tenth.
@@ -24,6 +31,10 @@ _BUSY_MS = 30_000
 
 class IndexUnusable(Malformed):
     """Missing, damaged, or of another schema; rebuild it."""
+
+
+class IndexNewer(IndexUnusable):
+    """Written by a newer adapterhub: left as it is, and the folders are read instead."""
 
 
 class BuildRow(NamedTuple):
@@ -85,6 +96,7 @@ class Filters:
 
 
 _COLUMNS = BuildRow._fields
+_MATCH = ("registered", "declared")
 
 
 class IndexReader(Protocol):
@@ -153,8 +165,15 @@ class Index:
 
     @property
     def is_current(self) -> bool:
-        """Whether the file is there and no change to the folders was left half-indexed."""
-        return self.path.exists() and not self.stale_mark.exists()
+        """Whether the file is there, no change to the folders was left half-indexed, and no power cut tore it."""
+        try:
+            written_at = self.path.stat().st_mtime
+        except OSError:
+            return False
+        # The kernel writes within half a minute what it was given; what was written just before the machine started
+        # anew may have been lost in part.
+        age_at_boot_s = _started_at() - written_at
+        return not self.stale_mark.exists() and not 0 <= age_at_boot_s < _UNSURE_S
 
     # ------------------------------------------------------------ read
     @contextlib.contextmanager
@@ -162,9 +181,7 @@ class Index:
         connection: sqlite3.Connection | None = None
         try:
             connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_MS / 1000)
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version != SCHEMA_VERSION:
-                raise IndexUnusable(f"`{self.path}` has schema {version}, this version reads {SCHEMA_VERSION}")
+            _check_schema(connection.execute("PRAGMA user_version").fetchone()[0], self.path)
             yield connection
         except sqlite3.Error as error:
             raise IndexUnusable(
@@ -233,70 +250,134 @@ class Index:
 
     # ------------------------------------------------------------ write
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[Any]:
-        import sqlite_utils
-
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.path, timeout=_BUSY_MS / 1000)
+    def _writing(self, path: Path | None = None) -> Iterator[sqlite3.Connection]:
+        path = path or self.path
+        connection: sqlite3.Connection | None = None
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")  # a cache: the folders are the truth after a power cut
-            database = sqlite_utils.Database(connection)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(path, timeout=_BUSY_MS / 1000)
+            connection.execute("PRAGMA synchronous=OFF")  # a cache: the folders are the truth after a power cut
+            connection.execute("PRAGMA recursive_triggers=ON")  # so that a replaced row leaves the full-text index, too
             with connection:
-                _migrate(database)
-                yield database
-        except sqlite3.Error as error:
-            raise IndexUnusable(
-                f"`{self.path}`: {error}", hint="`adapt doctor --rebuild-index` makes it again"
-            ) from None
+                _migrate(connection, path)
+                yield connection
+        except (sqlite3.Error, OSError) as error:
+            raise IndexUnusable(f"`{path}`: {error}", hint="`adapt doctor --rebuild-index` makes it again") from None
         finally:
-            connection.close()
+            if connection is not None:
+                connection.close()
 
     def upsert_builds(self, rows: Iterable[BuildRow], matches: Iterable[tuple[str, str]] = ()) -> None:
         """Add or replace builds, and `(registered, declared)` pairs of base fingerprints that are the same base."""
-        with self._writing() as database:
-            database["builds"].upsert_all((row._asdict() for row in rows), pk="digest", alter=False)
-            _add_matches(database, matches)
+        with self._writing() as connection:
+            _put(connection, "builds", _COLUMNS, rows)
+            _put(connection, "matches", _MATCH, matches)
 
     def upsert_base(self, row: BaseRow, matches: Iterable[tuple[str, str]] = ()) -> None:
         """Add or replace a registered base."""
-        with self._writing() as database:
-            database["bases"].upsert(row._asdict(), pk="alias")
-            _add_matches(database, matches)
+        with self._writing() as connection:
+            _put(connection, "bases", BaseRow._fields, [row])
+            _put(connection, "matches", _MATCH, matches)
 
     def remove_builds(self, digests: Sequence[str]) -> None:
         """Forget builds."""
-        with self._writing() as database:
-            for digest in digests:
-                database["builds"].delete_where("digest = ?", [digest])
+        with self._writing() as connection:
+            connection.executemany("DELETE FROM builds WHERE digest = ?", [(digest,) for digest in digests])
 
     def remove_base(self, alias: str) -> None:
         """Forget a registered base."""
-        with self._writing() as database:
-            database["bases"].delete_where("alias = ?", [alias])
+        with self._writing() as connection:
+            connection.execute("DELETE FROM bases WHERE alias = ?", (alias,))
 
     def rebuild(self, builds: Iterable[BuildRow], bases: Iterable[BaseRow], matches: Iterable[tuple[str, str]]) -> int:
-        """Make the file again from nothing; how many builds it holds. The caller holds the publish lock."""
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-        with self._writing() as database:
-            database["builds"].upsert_all((row._asdict() for row in builds), pk="digest", alter=False)
-            database["bases"].upsert_all((row._asdict() for row in bases), pk="alias", alter=False)
-            _add_matches(database, matches)
-            return int(database["builds"].count)
+        """Make the file again from nothing; how many builds it holds. The caller holds the publish lock.
+
+        The new file takes the old one's name when it is complete, so that a reader has one or the other.
+        """
+        fresh = self.path.with_suffix(".new")
+        _remove(fresh)
+        with self._writing(fresh) as connection:
+            _put(connection, "builds", _COLUMNS, builds)
+            _put(connection, "bases", BaseRow._fields, bases)
+            _put(connection, "matches", _MATCH, matches)
+            count = int(connection.execute("SELECT count(*) FROM builds").fetchone()[0])
+        _remove(self.path, only_beside=True)
+        fresh.replace(self.path)
+        return count
+
+    def set_aside(self) -> Path:
+        """Move a newer index out of the way without changing it; where it lies now."""
+        with contextlib.closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            schema = connection.execute("PRAGMA user_version").fetchone()[0]
+        aside = self.path.with_name(f"{self.path.stem}.schema-{schema}.db")
+        self.path.replace(aside)
+        return aside
+
+    def differences(
+        self, builds: Iterable[BuildRow], bases: Iterable[BaseRow], matches: Iterable[tuple[str, str]]
+    ) -> list[str]:
+        """What is wrong in the file, given what it should hold; every page and the full-text index are looked at.
+
+        Raises:
+            IndexUnusable: it cannot be read at all.
+        """
+        problems: list[str] = []
+        with self._reading() as connection, contextlib.closing(sqlite3.connect(":memory:")) as copy:
+            connection.backup(copy)
+            problems += [row[0] for row in copy.execute("PRAGMA integrity_check(5)") if row[0] != "ok"]
+            if not problems:
+                copy.execute("INSERT INTO builds_fts(builds_fts, rank) VALUES ('integrity-check', 1)")
+            for table, names, wanted in (
+                # without `added_at`, the time of a folder, which anybody may touch
+                ("builds", _COLUMNS[:-1], {tuple(row[:-1]) for row in builds}),
+                ("bases", BaseRow._fields, {tuple(row) for row in bases}),
+                ("matches", _MATCH, set(matches)),
+            ):
+                columns = ", ".join(names)
+                found = set(copy.execute(f"SELECT {columns} FROM {table}"))  # noqa: S608 - own names
+                if table == "matches":  # pairs of bases that are gone do no harm
+                    found &= wanted
+                if found != wanted:
+                    problems.append(f"`{table}`: {len(wanted - found)} rows missing, {len(found - wanted)} wrong")
+        return problems
 
 
-def _migrate(database: Any) -> None:  # noqa: ANN401 - sqlite_utils is untyped
+def _remove(path: Path, *, only_beside: bool = False) -> None:
+    for suffix in ("-wal", "-shm", "-journal", *(() if only_beside else ("",))):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def _started_at() -> float:
+    """When this machine was started, as a time stamp; infinity, for "cannot tell", where the system does not say."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.time() - time.clock_gettime(clock) if clock is not None else float("inf")
+
+
+def _check_schema(version: int, path: Path) -> None:
+    if version > SCHEMA_VERSION:
+        raise IndexNewer(
+            f"`{path}` has schema {version}, written by a newer adapterhub; this one knows {SCHEMA_VERSION}",
+            hint="update adapterhub; until then the folders are read instead, which is slower",
+        )
+    if version != SCHEMA_VERSION:
+        raise IndexUnusable(f"`{path}` has schema {version}, this version reads {SCHEMA_VERSION}")
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Bring an empty or current file to the current schema.
 
     Raises:
         IndexUnusable: the file is of another schema; a rebuild replaces it.
+        IndexNewer: it is of a later one.
     """
-    version = database.execute("PRAGMA user_version").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version == SCHEMA_VERSION:
         return
-    if version or database.table_names():
-        raise IndexUnusable(f"index schema {version}, this version writes {SCHEMA_VERSION}")
+    if version or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        _check_schema(version, path)
+    import sqlite_utils
+
+    database = sqlite_utils.Database(connection)
     integers, reals = {"rank", "parameters", "size_bytes", "parents"}, {"alpha", "added_at"}
     types = {c: int if c in integers else float if c in reals else str for c in _COLUMNS}
     builds = database["builds"]
@@ -307,14 +388,17 @@ def _migrate(database: Any) -> None:  # noqa: ANN401 - sqlite_utils is untyped
     builds.create_index(["rank"])
     builds.enable_fts(["name", "task", "description"], create_triggers=True, tokenize="unicode61")
     database["bases"].create({name: int if name == "parameters" else str for name in BaseRow._fields}, pk="alias")
-    database["matches"].create({"registered": str, "declared": str}, pk=("registered", "declared"))
+    database["matches"].create(dict.fromkeys(_MATCH, str), pk=_MATCH)
     database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def _add_matches(database: Any, matches: Iterable[tuple[str, str]]) -> None:  # noqa: ANN401 - sqlite_utils is untyped
-    rows = [{"registered": registered, "declared": declared} for registered, declared in matches]
-    if rows:
-        database["matches"].insert_all(rows, ignore=True)
+def _put(
+    connection: sqlite3.Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[str | float | None]]
+) -> None:
+    """Add rows, each in the place of one with the same key."""
+    marks = ", ".join("?" * len(columns))
+    sql = f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - own names
+    connection.executemany(sql, rows)
 
 
 def _conditions(filters: Filters) -> tuple[list[str], list[Any]]:

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapterhub.bases import BaseRecord
 from adapterhub.catalog import Installed
 from adapterhub.digests import Progress
 from adapterhub.errors import AdapterNotFound, NoCompatibleRelease
 from adapterhub.fingerprint import BaseVerdict, Comparison
-from adapterhub.library import Added, Incoming, Library
-from adapterhub.manifest import BaseRef, FileEntry
+from adapterhub.incoming import Incoming
+from adapterhub.library import Added, Library
+from adapterhub.manifest import SIGNATURE_FILE, BaseRef, FileEntry
+from adapterhub.remotes import SignaturePolicy
 from adapterhub.resolve import Candidate, Resolution, resolve
+from adapterhub.signing.gate import Asked, Gate
 from adapterhub.specs import AdapterSpec
 from adapterhub.transfer import Release, Source, copy
+from adapterhub.verify import Finding, Report
 from adapterhub.wanted_base import WantedBase
 
 
@@ -42,6 +46,7 @@ class Plan:
     resolution: Resolution
     present: Installed | None
     missing: tuple[FileEntry, ...]
+    asked: Asked
 
     @property
     def copy_bytes(self) -> int:
@@ -102,7 +107,7 @@ def plan_install(
         except NoCompatibleRelease:
             continue
         release = next(r for r in releases if r.digest == resolution.chosen.digest)
-        return _plan(library, release, source, wanted, resolution)
+        return _plan(library, release, source, wanted, resolution, asked_of(library, spec, release, wanted, bounds))
     asked = [library.label, *(source.label for source in sources)]
     if not everything:
         hint = library.nearest(spec.full_name) or "`--from DIR` or `org/name` names another place"
@@ -131,18 +136,29 @@ def choose(
     )
 
 
-def run_install(library: Library, plan: Plan, progress: Progress | None = None) -> Added | None:
+def run_install(
+    library: Library, plan: Plan, progress: Progress | None = None, *, signatures: SignaturePolicy | None = None
+) -> Added | None:
     """Carry a plan out; None when the build was there already.
 
     A build for other weights than those asked for, which only `allow_base_mismatch` lets through, is noted as such.
+    `signatures` comes before the policies that the user has set; what the signature proves is among the findings.
+
+    Raises:
+        SignatureRefused: by policy, or because the signature is false; nothing was fetched.
     """
     record = plan.wanted.record if plan.wanted else None
     added: Added | None = None
     if plan.present is None:
         destination = _Expecting(library, record)
-        copy(plan.release, plan.source, destination, progress)
-        added = destination.added
+        signature, finding = admit(library, plan.release, plan.source, plan.asked, signatures)
+        copy(plan.release, plan.source, destination, progress, signature=signature)
+        assert destination.added is not None  # `copy` published
+        report = Report.of([*destination.added.report.findings, finding], destination.added.report.facts)
+        added = replace(destination.added, report=report)
     build = plan.present or (added.build if added else None)
+    if build and plan.source is not library and (added or library.origins.of(build.manifest.digest) is None):
+        library.note_origin(build, plan.source.place)
     if build and record and plan.resolution.chosen.verdict is BaseVerdict.SAME_SHAPES:
         library.allow_mismatch(build, record)
     return added
@@ -182,7 +198,12 @@ def find_installed(
 
 
 def _plan(
-    library: Library, release: Release, source: Source, wanted: WantedBase | None, resolution: Resolution
+    library: Library,
+    release: Release,
+    source: Source,
+    wanted: WantedBase | None,
+    resolution: Resolution,
+    asked: Asked,
 ) -> Plan:
     here = [
         b
@@ -197,7 +218,38 @@ def _plan(
         resolution=resolution,
         present=here[0] if here else None,
         missing=missing,
+        asked=asked,
     )
+
+
+def asked_of(
+    library: Library, spec: AdapterSpec, release: Release, wanted: WantedBase | None, bounds: RankBounds
+) -> Asked:
+    """What was asked for, as far as the memory of signed versions needs it."""
+    declared = release.manifest.base.fingerprint
+    record = wanted.record if wanted else library.bases.by_fingerprint(declared) if declared else None
+    named = [record.fingerprint.weights] if record else []
+    return Asked(
+        spec=spec,
+        bases=tuple(dict.fromkeys([*named, declared.weights if declared else ""])),
+        min_rank=bounds.rank or bounds.min_rank,
+        max_rank=bounds.rank or bounds.max_rank,
+    )
+
+
+def admit(
+    library: Library, release: Release, source: Source, asked: Asked, policy: SignaturePolicy | None
+) -> tuple[bytes | None, Finding]:
+    """Let a build of `source` in by its signature: its bytes, to be kept beside the files, and what to tell the user.
+
+    Raises:
+        SignatureRefused: the policy forbids it, or the signature is false.
+    """
+    provenance = source.provenance(release)
+    admitted = Gate(library.root, policy=policy).admit(release, provenance, source.place, asked)
+    message = f"`{release.full_name}` {release.manifest.version} {admitted.judgement.message}"
+    found = Finding(code="N_SIGNATURE", severity="note", where=SIGNATURE_FILE, message=message)
+    return provenance.signature, replace(found, code="W_SIGNATURE", severity="warning") if admitted.warn else found
 
 
 class _Expecting:

@@ -11,34 +11,42 @@ cache over these folders. A library is a `Source` and a `Destination` (`transfer
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 from adapterhub.bases import BaseRecord, Bases
 from adapterhub.cards import card_for
-from adapterhub.catalog import Catalog, Installed
+from adapterhub.catalog import Broken, Catalog, Installed, Swept, build_folders
+from adapterhub.claims import claim, living
 from adapterhub.description import Description, describe
-from adapterhub.digests import Digest, Progress, canonical_json, copy_hashed, hex_of, strict_json
+from adapterhub.digests import Digest, Progress, canonical_json, copy_hashed, hex_of, read_plain, strict_json
 from adapterhub.errors import (
     AdapterNotFound,
     BaseMismatch,
-    DigestMismatch,
     MalformedManifest,
+    NotAllowed,
     RefusedAdapter,
-    ReleaseExists,
-    RemoteUnreachable,
+    StoreLocked,
     shown,
 )
 from adapterhub.fingerprint import BaseFingerprint, compare
+from adapterhub.incoming import Incoming
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, BaseRef, FileEntry, Manifest
+from adapterhub.origins import Origin, Origins
+from adapterhub.refusals import checked, exists_otherwise, refuse_errors, refused
+from adapterhub.signing.beside import provenance_of
+from adapterhub.signing.stored import link_signature, signature_objects
 from adapterhub.specs import AdapterSpec
-from adapterhub.store import GRACE_S, Store, sync_folder, write_durably
-from adapterhub.transfer import Continued, Release
+from adapterhub.store import GRACE_S, Intent, Store, sync_folder, write_durably
+from adapterhub.transfer import Provenance, Release
 from adapterhub.verify import Finding, Report, open_subject, verify_folder
 
 UNKNOWN_BASE = "unknown"
+_OWN_MANIFEST = ".manifest"
+"""Where the manifest is staged, under a name that no file of an adapter has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +58,6 @@ class Added:
     created: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Swept:
-    """What `gc` took, or would take, and what it spared for being young; sizes in bytes."""
-
-    gone: tuple[tuple[Path, int], ...]
-    spared: tuple[tuple[Path, int], ...]
-
-
 class Library:
     """The library under `root`. Cheap to make; nothing is written until something is added."""
 
@@ -66,23 +66,52 @@ class Library:
         self.store = Store(root)
         self.bases = Bases(root / "bases", root / "cache" / "fingerprints")
         self.catalog = Catalog(self.store, self.bases, self.installed)
+        self.origins = Origins(self.store)
 
     @property
     def label(self) -> str:
         """The library in words."""
         return f"library `{self.root}`"
 
+    @property
+    def place(self) -> str:
+        """Where it can be found again."""
+        return os.path.abspath(self.root)  # noqa: PTH100 - `resolve` would lose the user's own name for it
+
     # ------------------------------------------------------------ what is installed
     def installed(self) -> Iterator[Installed]:
-        """Every installed build, read from the folders."""
-        for path in sorted((self.root / "adapters").glob(f"*/*/*/{MANIFEST_FILE}")):
-            yield self._read(path.parent)
+        """Every installed build, read from the folders; those that cannot be read are told by `broken`."""
+        for folder in build_folders(self.root):
+            with contextlib.suppress(FileNotFoundError, MalformedManifest):  # removed since it was listed, or broken
+                yield self._read(folder)
+
+    def broken(self) -> list[Broken]:
+        """Folders that should hold a build and do not say which, with the reason."""
+        found = []
+        for folder in build_folders(self.root):
+            try:
+                build = self._read(folder)
+            except MalformedManifest as error:
+                found.append(Broken(folder=folder, reason="; ".join(error.problems)))
+                continue
+            except OSError as error:
+                if os.path.lexists(folder):
+                    found.append(Broken(folder=folder, reason=f"`{MANIFEST_FILE}`: {error.strerror}"))
+                continue
+            if build.folder != self.folder_for(build.manifest, build.namespace):
+                found.append(Broken(folder=folder, reason=f"holds `{build.spec}`, which belongs elsewhere"))
+            elif not self.store.has_manifest(build.manifest.digest) and os.path.lexists(folder):
+                reason = f"its manifest {build.manifest.digest} is not one that the store has"
+                found.append(Broken(folder=folder, reason=reason))
+        return found
 
     def builds_named(self, name: str, namespace: str | None = None) -> list[Installed]:
         """Installed builds by that name; without a namespace, those of every namespace."""
-        patterns = [f"*/{namespace}--{name}"] if namespace else [f"*/{name}", f"*/*--{name}"]
-        root = self.root / "adapters"
-        return [self._read(p.parent) for g in patterns for p in sorted(root.glob(f"{g}/*/{MANIFEST_FILE}"))]
+        found = []
+        for folder in build_folders(self.root, *([f"{namespace}--{name}"] if namespace else [name, f"*--{name}"])):
+            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                found.append(self._read(folder))
+        return found
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """This library as a source."""
@@ -94,6 +123,10 @@ class Library:
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:  # noqa: ARG002 - the Source protocol
         """One file of a build."""
         return self.store.open_blob(entry.sha256)
+
+    def provenance(self, release: Release) -> Provenance:
+        """The signature beside an installed build."""
+        return provenance_of(self.folder_for(release.manifest, release.namespace))
 
     def not_installed(self, name: str) -> AdapterNotFound:
         """The refusal for a name that is not installed, with the nearest one that is."""
@@ -116,7 +149,7 @@ class Library:
 
     def _read(self, folder: Path) -> Installed:
         path = folder / MANIFEST_FILE
-        manifest = Manifest.parse(path.read_bytes(), str(path))
+        manifest = Manifest.read(path)
         namespace, _, _name = folder.parent.name.rpartition("--")
         return Installed(
             manifest=manifest,
@@ -158,15 +191,24 @@ class Library:
         if subject is None:
             raise refused(str(folder), findings)
         refuse_errors(str(folder), findings)
-        with self._locked_for_adding(), self.store.staging() as staging:
+        taken = [subject.listing.taken[name] for name in sorted(subject.listing.taken.keys() & MEDIA_TYPES.keys())]
+        self.store.need_room(sum(entry.size_bytes for entry in taken))
+        with self.store.intent(f"add {description.name}") as intent:
             entries = []
-            for name in sorted(subject.listing.taken.keys() & MEDIA_TYPES.keys()):
-                with subject.listing.taken[name].open() as source:
-                    digest, size = self.stage_file(source, staging / name, progress)
+            for file in taken:
+                name = file.name
+                try:
+                    with file.open() as source:
+                        digest, size = self.stage_file(source, intent.folder / name, progress, file.size_bytes)
+                except ValueError:  # longer than it was: without this bound a file that grows would fill the disk
+                    found = ("E_CONTAINER", f"{name}: became longer while it was read")
+                    raise RefusedAdapter(f"refused `{shown(str(folder), 200)}`. Nothing was stored", [found]) from None
                 entries.append(FileEntry(path=name, sha256=digest, size_bytes=size, media_type=MEDIA_TYPES[name]))
             manifest = describe(subject, entries, description, base)
             release = Release(manifest=manifest, namespace=namespace, origin=str(folder))
-            return self.publish_staged(staging, release, base, findings)
+            added = self.publish_staged(intent, release, base, findings)
+        self.note_origin(added.build, os.path.abspath(folder))  # noqa: PTH100 - as in `place`
+        return added
 
     def stage_file(
         self, source: IO[bytes], target: Path, progress: Progress | None, limit_bytes: int | None = None
@@ -184,73 +226,154 @@ class Library:
 
         `base` is what the build is checked against when it declares no fingerprint, or one not registered here.
         """
-        with self._locked_for_adding(), self.store.staging() as staging:
+        missing = [entry for entry in release.manifest.files if not self.store.has_blob(entry.sha256)]
+        self.store.need_room(sum(entry.size_bytes for entry in missing))
+        with self.store.intent(f"install {release.full_name}") as intent:
+            intent.need(_objects_of(release.manifest))
             fingerprint = release.manifest.base.fingerprint
             declared = self.bases.by_fingerprint(fingerprint) if fingerprint else None
-            yield Incoming(self, staging, release, declared or base)
+            yield Incoming(self, intent, release, declared or base)
 
-    def _locked_for_adding(self) -> contextlib.AbstractContextManager[None]:
-        # shared: any number of adders at once, but none while gc runs
-        return self.store.lock("store", exclusive=False)
+    def note_origin(self, build: Installed, place: str) -> None:
+        """Remember that `build` can be had at `place`, a URL or an absolute path."""
+        if Path(place).is_relative_to(self.place):  # a merge, made in a folder that is gone
+            return
+        with contextlib.suppress(NotAllowed):  # only a help: an install that changed nothing needs no right to write
+            self.origins.record(Origin(adapter=build.manifest.digest, name=build.full_name, place=place))
 
     def publish_staged(
-        self, staging: Path, release: Release, base: BaseRecord | None, seen: Sequence[Finding] = ()
+        self, intent: Intent, release: Release, base: BaseRecord | None, seen: Sequence[Finding] = ()
     ) -> Added:
-        """Check the staged files against the manifest and make them an installed build; the lock `store` is held."""
+        """Check the staged files against the manifest and make them an installed build."""
         manifest, namespace = release.manifest, release.namespace
-        report = _checked(staging, manifest, base, seen)
+        report = checked(intent.folder, manifest, base, seen)
         refuse_errors(release.origin, report.findings)
         final = self.folder_for(manifest, namespace)
+        if present := self._present(final, manifest):
+            return Added(build=present, report=report, created=False)
+        intent.need([*_objects_of(manifest), *signature_objects(intent.folder)])
+        # the slow part, bytes to the disk, comes before the lock that all writers share
+        for entry in manifest.files:
+            self.store.adopt(intent.folder / entry.path, entry.sha256)
+        with self.store.explaining():
+            (intent.folder / _OWN_MANIFEST).write_bytes(manifest.to_bytes())
+        self.store.adopt_manifest(intent.folder / _OWN_MANIFEST, manifest.digest)
         with self.store.lock("publish", exclusive=True):
-            if final.exists():
-                existing = self._read(final)
-                if existing.manifest.digest == manifest.digest:
-                    return Added(build=existing, report=report, created=False)
-                raise _exists(existing, manifest)
-            for entry in manifest.files:
-                self.store.adopt(staging / entry.path, entry.sha256, entry.size_bytes)
-            self.store.put_manifest(manifest)
+            if present := self._present(final, manifest):
+                return Added(build=present, report=report, created=False)
             with self.catalog.changing():
-                self._link_folder(manifest, final)
+                self._link_folder(manifest, intent.folder / "view", final)
                 build = self._read(final)
                 self.catalog.put(build)
         return Added(build=build, report=report, created=True)
 
-    def _link_folder(self, manifest: Manifest, final: Path) -> None:
-        with self.store.staging() as view:
+    def _present(self, final: Path, manifest: Manifest) -> Installed | None:
+        """What is installed in that folder, if it is the very same.
+
+        Raises:
+            ReleaseExists: it is something else.
+            MalformedManifest: it cannot be read any more.
+        """
+        if not os.path.lexists(final):
+            return None
+        try:
+            existing = self._read(final)
+        except FileNotFoundError:
+            if not os.path.lexists(final):  # removed since
+                return None
+            hint = "`adapt doctor --repair` mends what it can"
+            raise MalformedManifest(str(final), [f"{MANIFEST_FILE}: is missing"], hint=hint) from None
+        if existing.manifest.digest != manifest.digest:
+            raise exists_otherwise(existing, manifest)
+        return existing
+
+    def _link_folder(self, manifest: Manifest, view: Path, final: Path) -> None:
+        """The plain PEFT folder of links, complete before it gets its name."""
+        with self.store.explaining():
+            view.mkdir()
             for entry in manifest.files:
                 self.store.link(entry.sha256, view / entry.path)
-            (view / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+            self.store.link_manifest(manifest.digest, view / MANIFEST_FILE)
             (view / CARD_FILE).write_text(card_for(manifest), encoding="utf-8")
-            sync_folder(view)
+            link_signature(self.store, view.parent, view)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            view.rename(final)
             try:
-                final.parent.mkdir(parents=True, exist_ok=True)
-                view.rename(final)
-            except OSError as error:
-                raise self.store.explain(error) from error
-            sync_folder(final.parent)
+                # The one sync of a folder: journals keep the order of names, so the objects' own names and the links
+                # in this folder, all made earlier, are on the disk with it.
+                sync_folder(final.parent)
+            except OSError:
+                final.rename(view)  # nobody knows what is on the disk: a failed sync is a failed add
+                raise
 
     # ------------------------------------------------------------ remove, gc, pin
     def remove(self, builds: Sequence[Installed]) -> None:
         """Take builds out of the library; their bytes stay in the store until `gc`."""
-        with self.store.lock("publish", exclusive=True), self.catalog.changing(), self.store.staging() as trash:
-            for number, build in enumerate(builds):
-                build.folder.rename(trash / str(number))
-                with contextlib.suppress(OSError):  # other versions are still there
-                    build.folder.parent.rmdir()
-                    build.folder.parent.parent.rmdir()
-            digests = [build.manifest.digest for build in builds]
-            self.catalog.forget(digests)
+        with self.store.staging() as trash, self.store.lock("publish", exclusive=True):
+            self._refuse_leased(builds)
+            with self.catalog.changing(), self.store.explaining():
+                for number, build in enumerate(builds):
+                    with contextlib.suppress(FileNotFoundError):  # somebody else was quicker
+                        build.folder.rename(trash / str(number))
+                    with contextlib.suppress(OSError):  # other versions are still there
+                        build.folder.parent.rmdir()
+                        build.folder.parent.parent.rmdir()
+                self.catalog.forget([build.manifest.digest for build in builds])
 
-    def gc(self, *, grace_s: float = GRACE_S, dry_run: bool = False) -> Swept:
-        """Delete objects that no installed build names, sparing those younger than `grace_s` seconds."""
-        with self.store.lock("store", exclusive=True):
-            keep: set[Digest] = set()
+    def _refuse_leased(self, builds: Sequence[Installed]) -> None:
+        leases = living(self._leases)
+        for build in builds:
+            holders = [str(c.holder) for c in leases if c.what == self._name_of(build)]
+            if holders:
+                raise StoreLocked(
+                    f"`{build.full_name}` {build.manifest.label} is in use by {', '.join(holders)}. "
+                    "Nothing was removed",
+                    hint="stop that process first, or remove the adapter later",
+                )
+
+    @contextlib.contextmanager
+    def lease(self, build: Installed) -> Iterator[Path]:
+        """The build's folder, kept as it is while the block runs: `remove` refuses it and `gc` spares its objects.
+
+        For processes that read it for long. The lease is a file in `leases/` that the process holds by `flock`, so it
+        ends with the process however that ends; children made by fork hold it, too.
+
+        Raises:
+            AdapterNotFound: it is not installed any more.
+            NotAllowed: the library cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            # both locks shared: no remove and no gc is between its look at the leases and what it does then
+            with (
+                self.store.lock("store", exclusive=False),
+                self.store.lock("publish", exclusive=False),
+                self.store.explaining(),
+            ):
+                if not (build.folder / MANIFEST_FILE).is_file():
+                    raise self.not_installed(build.full_name)
+                stack.enter_context(claim(self._leases, self._name_of(build), _objects_of(build.manifest)))
+            yield build.folder
+
+    @property
+    def _leases(self) -> Path:
+        return self.root / "leases"
+
+    def _name_of(self, build: Installed) -> str:
+        return build.folder.relative_to(self.root).as_posix()
+
+    def gc(self, *, grace_s: float = GRACE_S, dry_run: bool = False, wait_s: float = 30.0) -> Swept:
+        """Delete objects that no installed build, running add or lease names, sparing those younger than `grace_s`.
+
+        It waits for nobody who is at work for long: what they need is written in their claims.
+        """
+        with self.store.lock("store", exclusive=True, wait_s=wait_s):
+            # claims before folders: one that ends in between has made its folder by then
+            claims = (*living(self.root / "intents"), *living(self._leases))
+            keep = {digest for one in claims for digest in one.digests}
             for build in self.installed():
-                keep.add(build.manifest.digest)
-                keep.update(entry.sha256 for entry in build.manifest.files)
+                keep.update([*_objects_of(build.manifest), *signature_objects(build.folder)])
             gone, spared = self.store.sweep(keep, grace_s=grace_s, dry_run=dry_run)
-        return Swept(gone=tuple(gone), spared=tuple(spared))
+        return Swept(gone=tuple(gone), spared=tuple(spared), claims=claims)
 
     def pin(self, build: Installed, base: BaseRecord) -> Installed:
         """Record that `build`, which declares no fingerprint, was made for `base`; the manifest stays as it is.
@@ -263,7 +386,7 @@ class Library:
             raise BaseMismatch(
                 f"`{build.full_name}` {build.manifest.version} is for base {build.base.label}, not `{base.alias}`"
             )
-        refuse_errors(build.full_name, _checked(build.folder, build.manifest, base, ()).findings)
+        refuse_errors(build.full_name, checked(build.folder, build.manifest, base, ()).findings)
         write_durably(self._pin_path(build.manifest), canonical_json(base.fingerprint.to_json()))
         pinned = replace(build, base=self._pinned(build.manifest))
         with self.store.lock("publish", exclusive=True), self.catalog.changing():
@@ -290,7 +413,7 @@ class Library:
             return manifest.base
         path = self._pin_path(manifest)
         try:
-            value = strict_json(path.read_bytes(), limit_bytes=64 << 20)
+            value = strict_json(read_plain(path, 64 << 20), limit_bytes=64 << 20)
             fingerprint = BaseFingerprint.from_json(value, "pin")
         except FileNotFoundError:
             return manifest.base
@@ -313,94 +436,6 @@ class Library:
         )
 
 
-class Incoming:
-    """One build on its way into a library; see `transfer.Receiver`."""
-
-    def __init__(self, library: Library, staging: Path, release: Release, base: BaseRecord | None) -> None:
-        self._library = library
-        self._staging = staging
-        self._release = release
-        self._base = base
-        self.added: Added | None = None
-
-    def has(self, entry: FileEntry) -> bool:
-        """Take the bytes from the store, if they are there."""
-        if not self._library.store.has_blob(entry.sha256):
-            return False
-        target = self._staging / entry.path
-        if not target.exists():
-            self._library.store.link(entry.sha256, target)
-        return True
-
-    def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
-        """Stage one file, hashed while it flows; what an earlier try left is not asked for again."""
-        target, part = self._staging / entry.path, self._library.store.part_path(entry.sha256)
-        try:
-            digest, _ = self._library.stage_file(
-                self._continued(part, stream), target, progress, limit_bytes=entry.size_bytes
-            )
-        except ValueError as error:
-            raise DigestMismatch(entry.path, expected=f"{entry.size_bytes} bytes", actual=str(error)) from None
-        except (RemoteUnreachable, KeyboardInterrupt, SystemExit):
-            with contextlib.suppress(OSError):
-                target.rename(part)
-            raise
-        if digest != entry.sha256:
-            raise DigestMismatch(
-                f"{self._release.full_name} {entry.path} from {self._release.origin}",
-                expected=entry.sha256,
-                actual=digest,
-                hint="nothing was stored; ask whoever runs the source",
-            )
-
-    def _continued(self, part: Path, stream: IO[bytes]) -> IO[bytes]:
-        """The stream, begun with what an earlier try left, where the stream can go on from there."""
-        begun = self._staging / part.name
-        if not stream.seekable():
-            return stream
-        try:
-            part.rename(begun)  # ours alone from here on
-            return cast("IO[bytes]", Continued(begun.open("rb"), stream))
-        except OSError:
-            return stream
-
-    def publish(self) -> None:
-        """Verify and install."""
-        self.added = self._library.publish_staged(self._staging, self._release, self._base)
-
-
-def _checked(folder: Path, manifest: Manifest, base: BaseRecord | None, seen: Sequence[Finding]) -> Report:
-    """Every check over a folder that is meant to be `manifest`."""
-    report = verify_folder(
-        folder,
-        base_tensors=base.tensors if base else None,
-        base_fingerprint=base.fingerprint if base and manifest.base.fingerprint else None,
-        manifest=manifest,
-    )
-    return Report.of([*seen, *report.findings], report.facts)
-
-
-def refuse_errors(what: str, findings: Sequence[Finding]) -> None:
-    """Raise `refused` when a finding is an error."""
-    if any(f.severity == "error" for f in findings):
-        raise refused(what, findings)
-
-
-def refused(what: str, findings: Sequence[Finding]) -> RefusedAdapter | BaseMismatch:
-    """The refusal that the errors among `findings` call for."""
-    errors = [f for f in findings if f.severity == "error"]
-    hint = next((f.hint for f in errors if f.hint), "`adapt verify FOLDER` shows every finding")
-    head = f"refused `{shown(what, 200)}`. Nothing was stored"
-    if errors and all(f.code == "E_BASE_MISMATCH" for f in errors):
-        return BaseMismatch("\n".join([f"{head}: it does not fit the base", *(f"  {f}" for f in errors)]), hint=hint)
-    return RefusedAdapter(head, [(f.code, str(f).removeprefix(f"[{f.code}] ")) for f in errors], hint=hint)
-
-
-def _exists(existing: Installed, manifest: Manifest) -> ReleaseExists:
-    old, new = existing.manifest.to_json(), manifest.to_json()
-    differs = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return ReleaseExists(
-        f"`{existing.full_name}` {manifest.version} exists with other content (differs in: {', '.join(differs)}); "
-        f"a release never changes. Nothing was stored",
-        hint="give the new one its own `--version`, or `adapt remove` the old one first",
-    )
+def _objects_of(manifest: Manifest) -> list[Digest]:
+    """Everything in the store that a build is made of."""
+    return [manifest.digest, *(entry.sha256 for entry in manifest.files)]

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from adapterhub.digests import Digest, canonical_json, digest_of, parse_digest, strict_json
+from adapterhub.digests import Digest, canonical_json, digest_of, parse_digest, read_plain, strict_json
 from adapterhub.errors import MalformedManifest, SpecError, shown
 from adapterhub.fingerprint import BaseFingerprint, BaseHints
 from adapterhub.specs import AdapterName, parse_name, parse_version
@@ -22,6 +23,7 @@ MANIFEST_FILE = "adapterhub.json"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
+SIGNATURE_FILE = "model.sig"
 LIMIT_BYTES = 16 << 20
 
 MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
@@ -166,6 +168,22 @@ class Manifest:
         return replace(self, base=base)
 
     @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """The manifest in a file; strict, bounded, and never waiting for what is no plain file.
+
+        Raises:
+            MalformedManifest: as `parse`, and when the file cannot be read.
+            FileNotFoundError: there is none.
+        """
+        try:
+            raw = read_plain(path, LIMIT_BYTES)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise MalformedManifest(str(path), [f"cannot be read: {error.strerror}"]) from None
+        return cls.parse(raw, str(path))
+
+    @classmethod
     def parse(cls, raw: bytes, where: str = MANIFEST_FILE) -> Manifest:
         """Strict read.
 
@@ -180,6 +198,10 @@ class Manifest:
         manifest = reader.manifest()
         if reader.problems or manifest is None:
             raise MalformedManifest(where, reader.problems)
+        try:
+            _ = manifest.digest
+        except ValueError as error:  # a number beyond 2**53, or half of a UTF-16 pair
+            raise MalformedManifest(where, [f"has no canonical form: {shown(str(error))}"]) from None
         return manifest
 
 

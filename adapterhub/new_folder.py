@@ -38,14 +38,14 @@ def new_folder(out_folder: Path, *, size_bytes: int = 0, durable: bool = False) 
         partial.mkdir()
         yield partial
         if durable:
-            _sync(partial)
+            sync_tree(partial)
         if final.is_dir():
             final.rmdir()  # empty, as was checked; not every system renames onto an empty folder
         partial.rename(final)
         if durable:
             sync_folder(final.parent)
     except OSError as error:
-        raise _explained(error, final) from error
+        raise not_written(error, final) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -63,11 +63,11 @@ def refuse_taken(out_folder: Path) -> None:
         )
 
 
-def _sync(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
     """Make a folder and all that is in it durable."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            _sync(path)
+            sync_tree(path)
             continue
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -86,7 +86,8 @@ def _refuse_without_room(folder: Path, needed: int) -> None:
         )
 
 
-def _explained(error: OSError, final: Path) -> AdapterHubError:
+def not_written(error: OSError, final: Path) -> AdapterHubError:
+    """The plain refusal for an operating-system error met while `final` was written."""
     where = f"`{shown(str(final), 200)}` cannot be written: {error.strerror}. Nothing was kept"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskFull(where, hint="free some space, or name a folder on another disk")

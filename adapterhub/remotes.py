@@ -13,13 +13,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from adapterhub.digests import canonical_json, strict_json
 from adapterhub.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
 from adapterhub.specs import parse_namespace
 from adapterhub.store import Store, write_durably
+
+SignaturePolicy = Literal["require", "warn", "off"]
+SIGNATURE_POLICIES: tuple[SignaturePolicy, ...] = get_args(SignaturePolicy)
 
 HUB_NAME = "hub"
 HUB_URL = "https://huggingface.co"
@@ -35,12 +38,14 @@ class Remote:
     """One server. `name` is "" when it was given by its URL alone.
 
     `namespaces` are asked of this server, and of no other: in their order for a name without a namespace.
+    `signatures` is what is asked of signatures there: require, warn, off; None leaves it to the general policy.
     """
 
     name: str
     url: str
     namespaces: tuple[str, ...] = ()
     is_default: bool = False
+    signatures: SignaturePolicy | None = None
 
     @property
     def label(self) -> str:
@@ -136,8 +141,18 @@ class Remotes:
         """The remotes that were given this namespace, in order."""
         return [remote for remote in self.all() if namespace in remote.namespaces]
 
-    def add(self, name: str, url: str, *, namespaces: Sequence[str] = (), default: bool = False) -> Remote:
+    def add(
+        self,
+        name: str,
+        url: str,
+        *,
+        namespaces: Sequence[str] = (),
+        default: bool = False,
+        signatures: SignaturePolicy | None = None,
+    ) -> Remote:
         """Name a server, last in the order. The same again with other namespaces or default changes those.
+
+        The policy for signatures stays as it is unless one is given, so that nobody drops it by accident.
 
         Raises:
             Conflict: the name stands for another URL, or another remote has one of the namespaces.
@@ -147,6 +162,7 @@ class Remotes:
             url=parse_url(url),
             namespaces=tuple(dict.fromkeys(parse_namespace(n) for n in namespaces)),
             is_default=default,
+            signatures=signatures,
         )
         with self._changing():
             known = self._read()
@@ -157,12 +173,27 @@ class Remotes:
                     hint=f"`adapt remote remove {name}` first" if name != HUB_NAME else "choose another name",
                 )
             self._refuse_taken(known, made)
+            if same is not None and signatures is None:
+                made = replace(made, signatures=same.signatures)
             others = [replace(r, is_default=r.is_default and not default) for r in known]
             if any(r.name == name for r in others):
                 kept = [made if r.name == name else r for r in others]
             else:
                 kept = [*others, made]
             self._write(kept)
+        return made
+
+    def set_signatures(self, name: str, policy: SignaturePolicy | None) -> Remote:
+        """What is asked of signatures on a server; None leaves it to the general policy.
+
+        Raises:
+            NotFound: no remote by that name.
+        """
+        with self._changing():
+            made = replace(self.get(name), signatures=policy)
+            known = self._read()
+            is_listed = any(r.name == made.name for r in known)
+            self._write([made if r.name == made.name else r for r in known] if is_listed else [*known, made])
         return made
 
     def remove(self, name: str) -> Remote:
@@ -250,19 +281,27 @@ class Remotes:
         namespaces = item.get("namespaces", [])
         if not isinstance(namespaces, list) or not all(isinstance(n, str) for n in namespaces):
             raise self._malformed(self._path, f"{where}.namespaces: expected a list of texts")
+        signatures = item.get("signatures")
+        if signatures is not None and signatures not in SIGNATURE_POLICIES:
+            raise self._malformed(self._path, f"{where}.signatures: expected one of {', '.join(SIGNATURE_POLICIES)}")
         try:
             return Remote(
                 name=parse_remote_name(item["name"]),
                 url=parse_url(item["url"]),
                 namespaces=tuple(parse_namespace(n) for n in namespaces),
                 is_default=item["name"] == default,
+                signatures=signatures,
             )
         except UsageProblem as error:
             raise self._malformed(self._path, f"{where}: {error.message}") from None
 
     def _write(self, remotes: Sequence[Remote]) -> None:
         value: dict[str, Any] = {
-            "remotes": [{"name": r.name, "url": r.url, "namespaces": list(r.namespaces)} for r in remotes]
+            "remotes": [
+                {"name": r.name, "url": r.url, "namespaces": list(r.namespaces)}
+                | ({"signatures": r.signatures} if r.signatures else {})
+                for r in remotes
+            ]
         }
         default = next((r.name for r in remotes if r.is_default), None)
         if default is not None:

@@ -3,9 +3,12 @@
     blobs/sha256/ab/<64 hex>       files of adapters
     manifests/sha256/<64 hex>.json canonical JSON of manifests
     tmp/                           where writes begin; whatever a crash leaves here has no name in the store
+    intents/                       what running writers will name, and which folder of tmp/ is theirs (`claims.py`)
+    quarantine/                    damaged objects, moved out of the way and never deleted
     locks/                         advisory locks (flock): they vanish with the process that holds them
 
-Order of a write: temp file, fsync, rename to the final name, fsync of the folder. Any stop leaves old or new.
+Order of a write: temp file, fsync, rename to the final name, and one fsync of the folder that makes a build visible,
+after all its objects have theirs. Any stop leaves old or new.
 """
 
 from __future__ import annotations
@@ -13,20 +16,47 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import secrets
 import shutil
+import stat
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
-from adapterhub.digests import CHUNK_BYTES, Digest, hex_of
+from adapterhub.claims import Held, claim, finished, holder_facts, living, read_holder
+from adapterhub.digests import CHUNK_BYTES, Digest, digest_of_file, hex_of, open_plain, read_plain
 from adapterhub.errors import AdapterHubError, BlobNotFound, DigestMismatch, DiskFull, NotAllowed, StoreLocked
-from adapterhub.manifest import Manifest
+from adapterhub.manifest import LIMIT_BYTES, Manifest
 
 GRACE_S = 3600.0
 """Objects younger than this are spared by `sweep`: a writer on another host (no shared locks) may name them next."""
+
+NO_LINKS: Final = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
+"""Answers of file systems that make no hard link here."""
+
+_RESERVE_BYTES: Final = 16 << 20
+_TEMP_GRACE_S: Final = 3600.0
+"""A temp file beside a small record is nobody's when it is older than this, whatever `grace_s` says."""
+
+
+class Intent:
+    """A writer at work: the folder it stages files in, and the objects it will name, which no sweep takes."""
+
+    def __init__(self, store: Store, held: Held, folder: Path) -> None:
+        self.folder = folder
+        self._store, self._held = store, held
+
+    def need(self, digests: Iterable[Digest]) -> None:
+        """Say which objects will be named; from here on no sweep takes them.
+
+        Raises:
+            StoreLocked: a sweep is running and did not end.
+        """
+        with self._store.lock("store", exclusive=False), self._store.explaining():
+            self._held.write(digests)
 
 
 class Store:
@@ -58,50 +88,93 @@ class Store:
         return self.manifest_path(digest).is_file()
 
     # ------------------------------------------------------------ write
-    def adopt(self, path: Path, digest: Digest, size_bytes: int) -> None:
+    def adopt(self, path: Path, digest: Digest) -> None:
         """Make the finished file `path` (on the store's own file system) the blob `digest`, which its bytes have.
 
-        A blob that is there already stays, so that hard links keep sharing it; one of another size is replaced.
+        A blob that is there already stays, so that hard links keep sharing it; a damaged one is put in quarantine.
         """
-        final = self.blob_path(digest)
-        try:
-            if final.is_file() and final.stat().st_size == size_bytes:
-                os.utime(final)  # young again: a sweep must not take what is being named right now
+        self._adopt(path, digest, self.blob_path(digest))
+
+    def adopt_manifest(self, path: Path, digest: Digest) -> None:
+        """The same for a manifest's canonical JSON."""
+        self._adopt(path, digest, self.manifest_path(digest))
+
+    def _adopt(self, path: Path, digest: Digest, final: Path) -> None:
+        with self.explaining():
+            if final.exists() and (final.samefile(path) or is_sound(final, digest)):
+                os.utime(final)  # young again: a sweep on another host must not take what is being named right now
                 return
-            with path.open("rb") as handle:
-                os.fchmod(handle.fileno(), 0o444)
-                os.fsync(handle.fileno())
+            if os.path.lexists(final):
+                self.quarantine(final)
+            sync_file(path, mode=0o444)  # before the name: a power cut must leave no name on half the bytes
             final.parent.mkdir(parents=True, exist_ok=True)
             path.rename(final)
-            sync_folder(final.parent)
-        except OSError as error:
-            raise self.explain(error) from error
 
-    def put_manifest(self, manifest: Manifest) -> Digest:
-        """Store a manifest under its digest."""
-        digest = manifest.digest
-        path = self.manifest_path(digest)
-        try:
-            if path.is_file():
-                os.utime(path)
-            else:
-                write_durably(path, manifest.to_bytes(), mode=0o444)
-        except OSError as error:
-            raise self.explain(error) from error
-        return digest
+    def quarantine(self, path: Path) -> Path:
+        """Move a damaged file of the store out of the way; where it lies now. Nothing in quarantine is ever deleted."""
+        folder = self.root / "quarantine"
+        with self.explaining():
+            folder.mkdir(parents=True, exist_ok=True)
+            target = folder / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}-{path.name}"
+            path.rename(target)
+        return target
+
+    @contextlib.contextmanager
+    def intent(self, what: str) -> Iterator[Intent]:
+        """A fresh folder on the store's file system, for the objects of an add; gone when the block ends.
+
+        What a killed writer left is cleared away first, so that a full disk does not stay full.
+
+        Raises:
+            StoreLocked: a sweep is running and did not end.
+        """
+        self._clear_finished()
+        folder: Path | None = None
+        with contextlib.ExitStack() as stack:
+            try:  # from before the folder is there: a signal may end us at any line
+                with self.lock("store", exclusive=False), self.explaining():  # between two looks of a sweep
+                    held = stack.enter_context(claim(self.root / "intents", what))
+                    folder = self.root / "tmp" / held.path.name
+                    folder.mkdir(parents=True)
+                yield Intent(self, held, folder)
+            finally:
+                if folder is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def need_room(self, size_bytes: int) -> None:
+        """See beforehand that `size_bytes` fit, and a reserve for what else is written here.
+
+        Raises:
+            DiskFull: they do not.
+        """
+        usage = shutil.disk_usage(next(p for p in (self.root, *self.root.absolute().parents) if p.exists()))
+        reserve = min(_RESERVE_BYTES, usage.total // 100)
+        if usage.free < size_bytes + reserve:
+            raise DiskFull(
+                f"no room in `{self.root}`: {size_bytes:,} bytes are needed and {reserve:,} kept in reserve, "
+                f"{usage.free:,} are free. Nothing was stored",
+                hint="`adapt gc` frees what no installed adapter uses",
+            )
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
         """A fresh folder on the store's file system for things in the making; gone when the block ends."""
-        folder = self.root / "tmp" / f"{os.getpid()}-{secrets.token_hex(6)}"
+        with self.intent("scratch") as intent:
+            yield intent.folder
+
+    def _clear_finished(self) -> None:
+        for path in finished(self.root / "intents"):
+            shutil.rmtree(self.root / "tmp" / path.name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Whatever the operating system refuses in the block, as a plain refusal."""
         try:
-            folder.mkdir(parents=True)
+            yield
         except OSError as error:
             raise self.explain(error) from error
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def explain(self, error: OSError) -> AdapterHubError:
         """The plain refusal for an operating-system error met while writing below the root."""
@@ -125,7 +198,7 @@ class Store:
     def open_blob(self, digest: Digest) -> IO[bytes]:
         """The blob's bytes as a stream."""
         try:
-            return self.blob_path(digest).open("rb")
+            return open_plain(self.blob_path(digest))
         except FileNotFoundError:
             raise BlobNotFound(f"the store has no object {digest}", hint="`adapt verify --all` lists damage") from None
 
@@ -133,7 +206,7 @@ class Store:
         """The manifest, parsed and checked against its digest."""
         path = self.manifest_path(digest)
         try:
-            raw = path.read_bytes()
+            raw = read_plain(path, LIMIT_BYTES)
         except FileNotFoundError:
             raise BlobNotFound(f"the store has no manifest {digest}") from None
         manifest = Manifest.parse(raw, str(path))
@@ -144,15 +217,22 @@ class Store:
     # ------------------------------------------------------------ out
     def link(self, digest: Digest, target: Path) -> None:
         """Make `target` the blob: hard link, else a copy-on-write clone, else a copy."""
-        source = self.blob_path(digest)
+        self._link(self.blob_path(digest), target, digest)
+
+    def link_manifest(self, digest: Digest, target: Path) -> None:
+        """The same for a manifest."""
+        self._link(self.manifest_path(digest), target, digest)
+
+    def _link(self, source: Path, target: Path, digest: Digest) -> None:
         try:
             os.link(source, target)
         except FileNotFoundError:
             raise BlobNotFound(f"the store has no object {digest}") from None
         except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            if error.errno not in NO_LINKS:
                 raise self.explain(error) from error
-            clone_or_copy(source, target)
+            with self.explaining():
+                clone_or_copy(source, target)
 
     # ------------------------------------------------------------ gc and locks
     def sweep(
@@ -160,40 +240,59 @@ class Store:
     ) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
         """Delete what is not in `keep` and older than `grace_s`, stale temp files too.
 
-        The caller holds the exclusive lock. Gives what went and what only its youth saved, each with sizes in bytes.
+        The caller holds the exclusive lock, and `keep` holds what living claims need. A writer's folder goes with the
+        writer, at any age. Gives what went and what only its youth saved, each with sizes in bytes.
         """
         names = {hex_of(d) for d in keep}
-        oldest_kept = time.time() - grace_s
+        now = time.time()
         gone: list[tuple[Path, int]] = []
         spared: list[tuple[Path, int]] = []
-        for pattern in ("blobs/sha256/*/*", "manifests/sha256/*.json", "tmp/*"):
-            for path in sorted(self.root.glob(pattern)):
-                facts = path.lstat()
-                if path.name.split(".")[0] in names:
-                    continue
-                if facts.st_mtime > oldest_kept:
-                    spared.append((path, facts.st_size))
-                    continue
-                gone.append((path, facts.st_size))
-                if not dry_run:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path, age_s in self._sweepable(grace_s):
+            facts = _lstat(path)
+            if facts is None or path.name.split(".")[0] in names:
+                continue
+            if stat.S_ISREG(facts.st_mode) and facts.st_nlink > 1 and path.parent != self.root / "tmp":
+                continue  # some folder still shares these bytes, even one that cannot say so; deleting frees nothing
+            if age_s and facts.st_mtime > now - age_s:
+                spared.append((path, facts.st_size))
+                continue
+            gone.append((path, facts.st_size))
+            if not dry_run:
+                with self.explaining():
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         return gone, spared
+
+    def _sweepable(self, grace_s: float) -> Iterator[tuple[Path, float]]:
+        """Every file that a sweep may take when no digest in its name is kept, and the age in seconds it must have."""
+        at_work = {claim.path.name for claim in living(self.root / "intents")}
+        over = finished(self.root / "intents")
+        over_names = {path.name for path in over}
+        for pattern in ("blobs/sha256/*/*", "manifests/sha256/*.json", "origins/*.json"):
+            yield from ((path, grace_s) for path in sorted(self.root.glob(pattern)))
+        for path in sorted(self.root.glob("tmp/*")):
+            if path.name not in at_work:
+                yield path, 0.0 if path.name in over_names else grace_s
+        yield from ((path, 0.0) for path in (*over, *finished(self.root / "leases")))
+        for pattern in ("intents/.*", "leases/.*", "manifests/sha256/.*", "*/.*.json.*-*", ".*.json.*-*"):
+            yield from ((path, max(grace_s, _TEMP_GRACE_S)) for path in sorted(self.root.glob(pattern)))
 
     @contextlib.contextmanager
     def lock(self, name: str, *, exclusive: bool, wait_s: float = 30.0) -> Iterator[None]:
         """Hold the advisory lock `name`, shared or exclusive, for the length of a `with` block.
 
         Raises:
-            StoreLocked: another process held it for all of `wait_s` seconds.
+            StoreLocked: another process held it for all of `wait_s` seconds; the message says which.
         """
         path = self.root / "locks" / name
-        try:
+        with self.explaining():
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise self.explain(error) from error
         try:
             self._acquire(handle, name, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, wait_s)
+            if exclusive:
+                with contextlib.suppress(OSError):  # only for the message of those who wait
+                    data = json.dumps(holder_facts()).encode()
+                    os.ftruncate(handle, os.pwrite(handle, data, 0))
             yield
         finally:
             os.close(handle)
@@ -205,14 +304,48 @@ class Store:
                 fcntl.flock(handle, mode | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise StoreLocked(
-                        f"another process has held the `{name}` lock of `{self.root}` for {wait_s:.0f} s",
-                        hint="wait for it, or look with `fuser` who holds it; the lock ends with its process",
-                    ) from None
+                    raise self._locked(handle, name, wait_s) from None
                 time.sleep(pause)
                 pause = min(pause * 2, 0.2)
+            except OSError as error:
+                raise self.explain(error) from error
             else:
                 return
+
+    def _locked(self, handle: int, name: str, wait_s: float) -> StoreLocked:
+        holder = read_holder(handle)
+        return StoreLocked(
+            f"another process has held the `{name}` lock of `{self.root}` for {wait_s:.0f} s"
+            + (f"; the last to take it alone was {holder}" if holder else ""),
+            hint=f"wait for it, or look with `fuser {self.root / 'locks' / name}` who holds it; "
+            "the lock ends with its process",
+        )
+
+
+def is_sound(path: Path, digest: Digest) -> bool:
+    """Whether `path` is a plain file whose bytes have that digest; every byte is read."""
+    try:
+        return not path.is_symlink() and path.is_file() and digest_of_file(path)[0] == digest
+    except OSError:
+        return False
+
+
+def sync_file(path: Path, *, mode: int | None = None) -> None:
+    """Make a file's bytes durable, and its mode `mode`."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if mode is not None:
+            os.fchmod(handle, mode)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _lstat(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except FileNotFoundError:
+        return None
 
 
 def sync_folder(folder: Path) -> None:
@@ -224,8 +357,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Replace `path` by `data`: temp file beside it, fsync, rename, fsync of the folder."""
+def write_durably(path: Path, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:
+    """Replace `path` by `data`: temp file beside it, fsync, rename, fsync of the folder.
+
+    Without `sync` a crash of the process still leaves old or new, but a power cut may lose it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
@@ -234,11 +370,14 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             sink.write(data)
             sink.flush()
             os.fchmod(sink.fileno(), mode)
-            os.fsync(sink.fileno())
+            if sync:
+                os.fsync(sink.fileno())
         temp.rename(path)
-        sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
     finally:
-        temp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
 
 
 _FICLONE = 0x40049409  # linux/fs.h: share the extents of another file (btrfs, xfs, bcachefs)

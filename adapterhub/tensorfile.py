@@ -29,6 +29,7 @@ from adapterhub.tensorheader import (
     DTYPE_BITS,
     Limits,
     TensorSpec,
+    adapter_limits,
     name_problem,
     parse_header_text,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Limits",
     "TensorFile",
     "TensorSpec",
+    "adapter_limits",
     "header_bytes",
     "name_problem",
     "parse_header",
@@ -66,8 +68,8 @@ class TensorFile:
         return MappingProxyType({spec.name: spec for spec in self.tensors})
 
 
-def read_header(path: Path, *, limits: Limits = ADAPTER_LIMITS) -> TensorFile:
-    """The checked header of the safetensors file at `path`; no tensor is read.
+def read_header(path: Path, *, limits: Limits | None = None) -> TensorFile:
+    """The checked header of the safetensors file at `path`; no tensor is read. `limits` None: those of an adapter.
 
     Raises:
         MalformedTensorFile: with code E_CONTAINER, E_LIMIT or E_TENSOR_NAME. A file that cannot be opened or is not
@@ -87,10 +89,11 @@ def read_header(path: Path, *, limits: Limits = ADAPTER_LIMITS) -> TensorFile:
 
 
 def parse_header(
-    stream: IO[bytes], *, path: Path, size_bytes: int, where: str = "", limits: Limits = ADAPTER_LIMITS
+    stream: IO[bytes], *, path: Path, size_bytes: int, where: str = "", limits: Limits | None = None
 ) -> TensorFile:
     """As `read_header`, from an open file of `size_bytes` at its beginning; `where` names it in errors."""
     where = where or str(path)
+    limits = limits or adapter_limits()
     text = _header_text(stream, size_bytes, where, limits)
     data_start = stream.tell()
     metadata, specs = parse_header_text(text, where, limits)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeGuard
 
 from adapterhub.errors import MalformedTensorFile, shown
+from adapterhub.limits import DEFAULT_LIMITS, limits
 
 DTYPE_BITS: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -46,24 +48,47 @@ DTYPE_BITS: Final[Mapping[str, int]] = MappingProxyType(
 MAX_DIMENSIONS = 32
 _ENTRY_CHARACTERS = 4096  # 32 dimensions and two offsets of 20 digits each fit many times over
 _ENTRY_KEYS = frozenset({"dtype", "shape", "data_offsets"})
-_WHITESPACE = " \t\n\r"
+_SPACE = re.compile(r"[ \t\n\r]*")
+# An entry as every writer spells it; 18 digits always fit in 64 bits, all else goes the long way through JSON.
+_PLAIN_ENTRY = re.compile(
+    r'\{"dtype":"(?P<dtype>[A-Z0-9_]{1,16})","shape":\[(?P<shape>(?:\d{1,18}(?:, ?\d{1,18}){0,31})?)\],'
+    r'"data_offsets":\[(?P<begin>\d{1,18}), ?(?P<stop>\d{1,18})\]\}',
+    re.ASCII,
+)
+_LEADING_ZERO = re.compile(r"\b0\d", re.ASCII)
 _INT64_MAX = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much of a stranger's file is read. `file_bytes` None: any size. `strict_names`: as an adapter needs them."""
+    """How much of a file is read. `file_bytes` None: any size. `strict_names`: as an adapter needs them."""
 
-    header_bytes: int = 16 << 20
-    tensors: int = 65_536
-    name_bytes: int = 512
-    file_bytes: int | None = 4 << 30
+    header_bytes: int = DEFAULT_LIMITS.header_bytes
+    tensors: int = DEFAULT_LIMITS.tensors
+    metadata_entries: int = DEFAULT_LIMITS.metadata_entries
+    name_bytes: int = DEFAULT_LIMITS.name_bytes
+    file_bytes: int | None = DEFAULT_LIMITS.file_bytes
     strict_names: bool = True
 
 
 ADAPTER_LIMITS = Limits()
-BASE_LIMITS = Limits(header_bytes=100_000_000, tensors=1 << 20, name_bytes=4096, file_bytes=None, strict_names=False)
+"""For a stranger's file, as built in; `adapter_limits` gives those in force."""
+
+BASE_LIMITS = Limits(
+    header_bytes=100_000_000,
+    tensors=1 << 20,
+    metadata_entries=1 << 20,
+    name_bytes=4096,
+    file_bytes=None,
+    strict_names=False,
+)
 """For the base model, whose bytes are trusted: the header cap of the safetensors library."""
+
+
+def adapter_limits() -> Limits:
+    """The limits in force for a stranger's file."""
+    chosen = limits()
+    return Limits(**{f.name: getattr(chosen, f.name) for f in fields(Limits) if f.name != "strict_names"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,11 +176,14 @@ class _HeaderText:
 
     def peek(self) -> str:
         """The next character that is not white space; empty at the end."""
-        text, at, end = self.text, self.at, len(self.text)
-        while at < end and text[at] in _WHITESPACE:
-            at += 1
-        self.at = at
-        return text[at] if at < end else ""
+        at = self.at
+        found = self.text[at : at + 1]
+        if found and found in " \t\n\r":  # rare in what machines write; megabytes of it must cost nothing
+            space = _SPACE.match(self.text, at)
+            assert space is not None  # nothing matches, too
+            self.at = space.end()
+            found = self.text[self.at : self.at + 1]
+        return found
 
     def expect(self, character: str) -> None:
         found = self.peek()
@@ -198,16 +226,31 @@ class _HeaderText:
                 self.refuse(f"metadata `{shown(key)}` is given twice")
             if _has_surrogate(key) or _has_surrogate(value):
                 self.refuse(f"metadata `{shown(key)}` holds half of a UTF-16 pair, which is not text")
+            if len(found) >= self.limits.metadata_entries:
+                self.refuse(f"holds more than {self.limits.metadata_entries} entries of metadata", "E_LIMIT")
             found[key] = value
         return found
 
     def entry(self, name: str) -> TensorSpec:
-        value = self.entry_value(name)
-        dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+        dtype, shape, offsets = self.plain_entry() or self.spelt_entry(name)
         problem = _entry_problem(dtype, shape, offsets)
         if problem:
             self.refuse(f"tensor `{shown(name)}`: {problem}")
         return TensorSpec(name=name, dtype=dtype, shape=tuple(shape), start=offsets[0], end=offsets[1])
+
+    def plain_entry(self) -> tuple[Any, Any, Any] | None:
+        """Dtype, shape and offsets of an entry in the usual spelling; a quick way to what `spelt_entry` gives."""
+        plain = _PLAIN_ENTRY.match(self.text, self.at)
+        if plain is None or _LEADING_ZERO.search(plain.group()):
+            return None
+        self.at = plain.end()
+        shape = [int(size) for size in plain["shape"].split(",")] if plain["shape"] else []
+        return plain["dtype"], shape, [int(plain["begin"]), int(plain["stop"])]
+
+    def spelt_entry(self, name: str) -> tuple[Any, Any, Any]:
+        """The same from any spelling that JSON allows."""
+        value = self.entry_value(name)
+        return value["dtype"], value["shape"], value["data_offsets"]
 
     def entry_value(self, name: str) -> dict[str, Any]:
         """The object that describes one tensor, with exactly the keys of the format."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,7 @@ from adapterhub.loader.injection import Ready
 from adapterhub.loader.methods import set_up
 from adapterhub.loader.mixture import check_copies
 from adapterhub.loader.placing import read_contents
-from adapterhub.loader.request import AdapterLike, Finder, Found, check_folder
+from adapterhub.loader.request import AdapterLike, Finder, Found, Identify, check_folder
 from adapterhub.manifest import Manifest
 from adapterhub.specs import BaseSpec
 
@@ -87,18 +86,19 @@ class FileCheck:
         self._builds = library_root / "adapters"
         self._done: dict[tuple[Path, Stamp], tuple[str, ...]] = {}
 
-    def __call__(self, folder: Path, label: str, manifest: Manifest | None) -> tuple[str, ...]:
+    def __call__(
+        self, folder: Path, label: str, manifest: Manifest | None, identify: Identify | None = None
+    ) -> tuple[str, ...]:
         """The warnings; see `check_folder` for the errors."""
         is_build = manifest is not None and folder.is_relative_to(self._builds)
         try:
             key = (folder, stamp_of(folder))
         except AdapterNotFound:
-            return check_folder(folder, label, manifest)  # which says what is missing, and what would help
+            return check_folder(folder, label, manifest, identify)  # which says what is missing, and what would help
         if key not in self._done:
-            check: Callable[[Path, str, Manifest | None], tuple[str, ...]] = (
-                _check_digests if is_build else check_folder
+            self._done[key] = (
+                _check_digests(folder, label, manifest) if is_build else check_folder(folder, label, manifest, identify)
             )
-            self._done[key] = check(folder, label, manifest)
         return self._done[key]
 
 

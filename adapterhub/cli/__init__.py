@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from adapterhub.cli.output import report_failure
-from adapterhub.errors import EXIT_BUG, EXIT_INTERRUPTED, AdapterHubError, UsageProblem
+from adapterhub.errors import EXIT_BUG, EXIT_INTERRUPTED, AdapterHubError, NotAllowed, UsageProblem
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("adapterhub.cli.demo:demo", "Run the whole main job once, on a real base with two real adapters"),
@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("adapterhub.cli.query:show", "Show everything about one adapter"),
     "path": ("adapterhub.cli.query:path", "Print the plain PEFT folder of an adapter"),
     "verify": ("adapterhub.cli.verify:verify", "Check bytes, format, shapes, numbers and base"),
+    "audit": ("adapterhub.cli.audit:audit", "Audit signatures, strays, base, lineage, licences and names"),
     "merge": ("adapterhub.cli.merge:merge", "Merge adapters into one, exactly or at a rank"),
     "resize": ("adapterhub.cli.resize:resize", "Cut an adapter to a lower rank, with the error said"),
     "extract": ("adapterhub.cli.extract:extract", "Extract a LoRA out of a fine-tuned model"),
@@ -34,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fuse": ("adapterhub.cli.fuse:fuse", "Write a base with an adapter added as a model of its own"),
     "run": ("adapterhub.cli.run:run", "Answer a prompt with an adapter on its frozen base"),
     "push": ("adapterhub.cli.push:push", "Publish an adapter to the Hugging Face Hub or a folder"),
+    "sign": ("adapterhub.cli.sign:sign", "Sign an adapter for its name, version, base and rank"),
+    "key": ("adapterhub.cli.key:key", "Make keys, trust keys, say what is asked of signatures"),
     "registry": ("adapterhub_registry.commands:registry", "Run and administer a self-hosted registry"),
     "pull": ("adapterhub.cli.pull:pull", "Write an adapter's plain files to a folder"),
     "info": ("adapterhub.cli.info:info", "Show what an adapter on a server is, without its weights"),
@@ -160,6 +163,13 @@ def _run() -> int:
         # The reader of our output went away (`adapt list | head`); keep Python from flushing into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_INTERRUPTED
+    except OSError as error:  # from the system, where nobody below could say more
+        if os.environ.get("ADAPTERHUB_DEBUG"):
+            raise
+        what = f"`{error.filename}`: " if error.filename else ""
+        hint = "`adapt doctor` looks at home, disk and store; ADAPTERHUB_DEBUG=1 shows where this came from"
+        report_failure(NotAllowed(f"the system refused: {what}{error.strerror or error}", hint=hint), as_json=as_json)
+        return NotAllowed.exit_code
     except Exception as error:
         if os.environ.get("ADAPTERHUB_DEBUG"):
             raise

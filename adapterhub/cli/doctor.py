@@ -14,7 +14,7 @@ import click
 
 from adapterhub.cli.output import size_text
 from adapterhub.cli.params import Session, common, remote_options
-from adapterhub.errors import EXIT_SOME_FAILED, AdapterHubError, RemoteUnreachable
+from adapterhub.errors import EXIT_SOME_FAILED, AdapterHubError, RemoteUnreachable, UsageProblem
 
 _PACKAGES = ("adapterhub", "torch", "peft", "transformers", "safetensors", "huggingface-hub", "sqlite-utils", "click")
 _LOW_BYTES = 1_000_000_000
@@ -32,24 +32,53 @@ class Line:
 
 @click.command()
 @click.option("--rebuild-index", is_flag=True, help="Make the index again from the installed folders.")
+@click.option(
+    "--repair",
+    "is_repair",
+    is_flag=True,
+    help="Look at every byte of the store and mend it: damaged files go into quarantine and are fetched again.",
+)
+@click.option("--dry-run", is_flag=True, help="With --repair: say what would be done; change nothing.")
+@click.option(
+    "--from",
+    "places",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="DIR",
+    help="With --repair: another place to fetch from, as in `adapt install`; may be repeated.",
+)
 @remote_options
 @common
 def doctor(
     session: Session,
     rebuild_index: bool,
+    is_repair: bool,
+    dry_run: bool,
+    places: tuple[Path, ...],
     remote: str | None,
     token: str | None,
     offline: bool,
 ) -> None:
     """Check home, disk, versions, index and the connection to the hub.
 
+    With --repair: mend the store. Files that are not what their digest says are moved into `quarantine/`, never
+    deleted; the right bytes come from the store itself, from other adapters, from the place an adapter was installed
+    from, or from --from. Exit code 0: all is well or mended. 3: something could not be mended, or --dry-run found
+    damage.
+
     \b
     Examples:
       adapt doctor --offline
       adapt doctor --rebuild-index
+      adapt doctor --repair --dry-run
     """
+    if (dry_run or places) and not is_repair:
+        raise UsageProblem("`--dry-run` and `--from` belong to `--repair`", hint="`adapt doctor --repair --dry-run`")
+    if is_repair:
+        _repair(session, places, remote, token, dry_run=dry_run, offline=offline)
+        return
     if rebuild_index:
-        count = session.library.catalog.rebuild()
+        count = session.library.catalog.rebuild(set_newer_aside=True)
         session.out.note(f"index rebuilt: {count} builds")
     lines = [*_versions(), *_home(session.root), *_index(session), _remote(session, remote, token, offline=offline)]
 
@@ -60,6 +89,38 @@ def doctor(
 
     session.out.result([{"check": i.what, "state": i.state, "fact": i.fact, "hint": i.hint} for i in lines], text)
     if any(line.state == "failed" for line in lines):
+        raise SystemExit(EXIT_SOME_FAILED)
+
+
+def _repair(
+    session: Session, places: tuple[Path, ...], remote: str | None, token: str | None, *, dry_run: bool, offline: bool
+) -> None:
+    from adapterhub.cli.params import sources_from
+    from adapterhub.directory import source_at
+    from adapterhub.origins import Origin
+    from adapterhub.repair import repair
+    from adapterhub.transfer import Source
+
+    def find_source(origin: Origin) -> Source:
+        if origin.is_server:
+            return session.named_hub(remote or origin.place, token=token, offline=offline)
+        return source_at(Path(origin.place))
+
+    steps = repair(session.library, find_source, sources_from(session, places), dry_run=dry_run)
+    rest = sum(not step.is_mended for step in steps)
+
+    def text() -> None:
+        would = "would be " if dry_run else ""
+        for step in steps:
+            said = f"{would}{step.action}" if step.is_mended else step.action
+            session.out.line(f"{said}\t{step.path}" + (f"\t{step.detail}" if step.detail else ""))
+        if not steps:
+            session.out.line("nothing is damaged")
+
+    session.out.result({"dry_run": dry_run, "mended": rest == 0, "steps": [step.to_json() for step in steps]}, text)
+    if rest:
+        session.out.hint("install or add these again, or name a place that has them with `--from DIR`")
+    if rest or (dry_run and steps):
         raise SystemExit(EXIT_SOME_FAILED)
 
 
@@ -91,13 +152,22 @@ def _home(root: Path) -> Iterator[Line]:
 
 
 def _index(session: Session) -> Iterator[Line]:
+    from adapterhub.index import IndexNewer
+
     library = session.library
     if not session.root.exists():
         yield Line("index", "skipped", "nothing is installed yet")
         return
-    folders = sum(1 for _ in (session.root / "adapters").glob("*/*/*/adapterhub.json"))
+    broken = library.broken()
+    for one in broken:
+        yield Line("builds", "failed", f"{one.folder}: {one.reason}", "`adapt doctor --repair` mends what it can")
+    index = library.catalog.index
+    folders = sum(1 for _ in library.installed())
     try:
-        indexed = library.catalog.index.count() if library.catalog.index.path.exists() else 0
+        indexed = index.count() if index.path.exists() else 0
+    except IndexNewer as error:
+        yield Line("index", "warning", error.message, error.hint)
+        return
     except AdapterHubError as error:
         yield Line("index", "failed", error.message, "`adapt doctor --rebuild-index` makes it again")
         return

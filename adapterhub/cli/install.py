@@ -9,11 +9,22 @@ import click
 
 from adapterhub.cli.add import added_document
 from adapterhub.cli.output import size_text
-from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, remote_options, sources_from, wanted_from
+from adapterhub.cli.params import (
+    BASE,
+    SPEC,
+    Session,
+    common,
+    rank_options,
+    remote_options,
+    signatures_option,
+    sources_from,
+    wanted_from,
+)
 
 if TYPE_CHECKING:
     from adapterhub.install import Plan
     from adapterhub.library import Added
+    from adapterhub.remotes import SignaturePolicy
     from adapterhub.specs import AdapterSpec, BaseSpec
 
 
@@ -35,6 +46,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Take a build made for other weights of the same shapes (a fine-tune); recorded.",
 )
+@signatures_option
 @remote_options
 @common
 def install(
@@ -47,6 +59,7 @@ def install(
     max_rank: int | None,
     dry_run: bool,
     allow_base_mismatch: bool,
+    signatures: SignaturePolicy | None,
     remote: str | None,
     token: str | None,
     offline: bool,
@@ -61,7 +74,7 @@ def install(
     Examples:
       adapt install legal-qa@base-7b --from ./published
       adapt install 'acme/legal-qa@base-7b>=1.2,<2' --max-rank 16 --dry-run
-      adapt install acme/legal-qa@base-7b --remote ours
+      adapt install acme/legal-qa@base-7b --remote ours --signatures require
     """
     from adapterhub.install import RankBounds, plan_install, run_install
     from adapterhub.transfer import Source
@@ -87,7 +100,7 @@ def install(
             documents.append(_plan_document(plan))
             continue
         with session.out.progress(f"install {spec.full_name}", plan.copy_bytes) as progress:
-            added = run_install(library, plan, progress)
+            added = run_install(library, plan, progress, signatures=signatures)
         for finding in added.report.warnings if added else ():
             session.out.warn(f"[{finding.code}] {finding.message}")
         documents.append(_done_document(plan, added))

@@ -40,6 +40,7 @@ def mirror(
     """Copy builds between two servers, each with the token that `adapt remote login` kept for it.
 
     The repository keeps its name. What is there already is not sent again. A plain PEFT repository gets its manifest.
+    A signature is passed on as it is; whoever installs judges it.
 
     \b
     Example:
@@ -75,7 +76,8 @@ def mirror(
         }
         if not dry_run:
             with session.out.progress(f"mirror {release.full_name}", release.manifest.size_bytes) as progress:
-                copied = copy(release, source, target_hub.to(to, private=private), progress)
+                signature = source.provenance(release).signature
+                copied = copy(release, source, target_hub.to(to, private=private), progress, signature=signature)
             document |= {"created": copied.sent_files > 0, "sent_bytes": copied.sent_bytes}
         documents.append(document)
     session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))

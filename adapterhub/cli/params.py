@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from adapterhub.cli.output import Output
-from adapterhub.errors import RemoteUnreachable, SpecError
+from adapterhub.errors import RemoteUnreachable, SpecError, UsageProblem, shown
 from adapterhub.home import default_root
+from adapterhub.limits import parse_limits, use_limits
 
 HUB_NAME, HUB_URL = "hub", "https://huggingface.co"
 """As in `remotes.py`, which is imported by the commands that need it."""
@@ -82,7 +83,7 @@ class Session:
         label = f"remote `{remote.name}` ({remote.url})" if remote.name else f"server `{remote.url}`"
         key = remote.url, token or self._token_for(remote)
         if key not in self._hubs:  # one for all specs of a command: what a server can do is asked once
-            self._hubs[key] = Hub(endpoint=key[0], token=key[1], label=label)
+            self._hubs[key] = Hub(endpoint=key[0], token=key[1], label=label, silence_s=_silence_s())
         return self._hubs[key]
 
     def named_hub(self, named: str | None, *, token: str | None, offline: bool, for_bases: bool = False) -> Hub:
@@ -130,6 +131,20 @@ class Session:
         return get_token()
 
 
+def _silence_s() -> float | None:
+    """ADAPTERHUB_TIMEOUT_S: how long to wait for a server's next byte; None leaves it to the library."""
+    text = os.environ.get("ADAPTERHUB_TIMEOUT_S", "")
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:  # noqa: PLR2004 - a day; false for NaN, too
+        raise UsageProblem(f"ADAPTERHUB_TIMEOUT_S is `{shown(text)}`, expected seconds above 0")
+    return seconds
+
+
 def common(command: F) -> F:
     """`--root`, `--json` and `--quiet`; the command gets a `Session` first."""
 
@@ -143,6 +158,7 @@ def common(command: F) -> F:
     @click.option("--quiet", "-q", is_flag=True, help="Only results, warnings and errors.")
     @functools.wraps(command)
     def wrapped(*args: Any, root: Path | None, as_json: bool, quiet: bool, **kwargs: Any) -> Any:  # noqa: ANN401 - click's
+        use_limits(parse_limits(os.environ.get("ADAPTERHUB_LIMITS", "")))
         session = Session(root=root or default_root(os.environ), out=Output(as_json=as_json, quiet=quiet))
         return command(session, *args, **kwargs)
 
@@ -242,6 +258,12 @@ def remote_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def signatures_option(command: F) -> F:
+    """`--signatures`, a policy for this run."""
+    text = "What is asked of signatures in this run [default: the policy of the namespace, the remote, or in general]."
+    return click.option("--signatures", type=click.Choice(["require", "warn", "off"]), help=text)(command)
 
 
 def wanted_from(library: Library, spec: AdapterSpec, base: Any) -> WantedBase | None:  # noqa: ANN401 - BaseSpec or None

@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, remote_options, wanted_from
+from adapterhub.cli.params import (
+    BASE,
+    SPEC,
+    Session,
+    common,
+    rank_options,
+    remote_options,
+    signatures_option,
+    wanted_from,
+)
 
 if TYPE_CHECKING:
+    from adapterhub.remotes import SignaturePolicy
     from adapterhub.specs import AdapterSpec, BaseSpec
 
 
@@ -18,6 +28,7 @@ if TYPE_CHECKING:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--base", type=BASE, help="The base, where the spec names none.")
 @rank_options
+@signatures_option
 @remote_options
 @common
 def pull(
@@ -28,6 +39,7 @@ def pull(
     rank: int | None,
     min_rank: int | None,
     max_rank: int | None,
+    signatures: SignaturePolicy | None,
     remote: str | None,
     token: str | None,
     offline: bool,
@@ -43,23 +55,30 @@ def pull(
     """
     from adapterhub.cli.choice import choose_release
     from adapterhub.directory import BuildFolder
-    from adapterhub.install import RankBounds
+    from adapterhub.install import RankBounds, admit, asked_of
     from adapterhub.transfer import Source, copy
 
     library = session.library
     sources: list[Source] = [] if remote else [library]
     if not offline:
         sources += session.sources_of(spec, remote, token=token)
+    wanted, bounds = wanted_from(library, spec, base), RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
     release, source, _ = choose_release(
         session,
         library,
         spec,
         sources,
-        wanted=wanted_from(library, spec, base),
-        bounds=RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank),
+        wanted=wanted,
+        bounds=bounds,
     )
+    signature = library.provenance(release).signature if source is library else None
+    if source is not library:
+        asked = asked_of(library, spec, release, wanted, bounds)
+        signature, finding = admit(library, release, source, asked, signatures)
+        if finding.severity == "warning":
+            session.out.warn(f"[{finding.code}] {finding.message}")
     with session.out.progress(f"pull {release.full_name}", release.manifest.size_bytes) as progress:
-        copied = copy(release, source, BuildFolder(folder), progress)
+        copied = copy(release, source, BuildFolder(folder), progress, signature=signature)
     manifest = release.manifest
     session.out.result(
         {

@@ -9,6 +9,8 @@ import click
 
 from adapterhub.cli.output import size_text
 from adapterhub.cli.params import SPEC, Session, common, rank_options, remote_options, wanted_from
+from adapterhub.cli.sign import sign_build, signing_key
+from adapterhub.errors import UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.catalog import Installed
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 @click.argument("spec", type=SPEC)
 @click.option("--to", required=True, metavar="ORG/REPO|DIR", help="A model repository, or a directory (`./published`).")
 @rank_options
+@click.option("--sign", "sign_it", is_flag=True, help="Sign it first, as `adapt sign` does.")
+@click.option("--key", metavar="NAME", help="The key to sign with [default: ADAPTERHUB_KEY, else your only key].")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--dry-run", is_flag=True, help="Print exactly what would be sent; send nothing.")
 @remote_options
@@ -32,6 +36,8 @@ def push(
     rank: int | None,
     min_rank: int | None,
     max_rank: int | None,
+    sign_it: bool,
+    key: str | None,
     private: bool,
     dry_run: bool,
     remote: str | None,
@@ -44,19 +50,26 @@ def push(
     Examples:
       adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --dry-run
       adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --remote ours
-      adapt push legal-qa@base-7b --to ./published
+      adapt push legal-qa@base-7b --to ./published --sign
     """
     from adapterhub.directory import PublishedDirectory
     from adapterhub.install import RankBounds, find_installed
     from adapterhub.transfer import Release, copy
 
+    if key and not sign_it:
+        raise UsageProblem("`--key` names the key to sign with", hint="add `--sign`")
     library = session.library
     bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
     build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
     to_directory = to.startswith((".", "/", "~"))
+    if sign_it and not dry_run:
+        signer = signing_key(session, key)
+        namespace = build.namespace or (None if to_directory else to.partition("/")[0])
+        sign_build(library, build, namespace, signer)
+    signature = library.provenance(release).signature
     if dry_run:
-        document = _dry_document(build, to, to_directory=to_directory)
+        document = _dry_document(build, to, to_directory=to_directory, is_signed=sign_it or signature is not None)
         session.out.result(document, lambda: _say_dry(session, document))
         return
     place: Destination
@@ -65,7 +78,7 @@ def push(
     else:
         place = _server_for(session, to, remote, token=token, offline=offline).to(to, private=private)
     with session.out.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
-        copied = copy(release, library, place, progress)
+        copied = copy(release, library, place, progress, signature=signature)
     url = getattr(place, "commit_url", "")
     is_new = copied.sent_files > 0
     session.out.result(
@@ -77,11 +90,14 @@ def push(
             "sent_files": copied.sent_files,
             "sent_bytes": copied.sent_bytes,
             "created": is_new,
+            "signed": signature is not None,
             "url": url or None,
         },
         lambda: session.out.line(
             f"pushed {build.full_name} {build.manifest.label} to {place.label}  {url}".rstrip()
             if is_new
+            else f"sent the signature of {build.full_name} {build.manifest.label} to {place.label}"
+            if copied.sent_signature
             else f"{build.full_name} {build.manifest.label} is in {place.label} already; nothing was sent"
         ),
     )
@@ -93,7 +109,7 @@ def _server_for(session: Session, to: str, remote: str | None, *, token: str | N
     return session.named_hub(remote or (owners[0].name if owners else None), token=token, offline=offline)
 
 
-def _dry_document(build: Installed, to: str, *, to_directory: bool) -> dict[str, Any]:
+def _dry_document(build: Installed, to: str, *, to_directory: bool, is_signed: bool) -> dict[str, Any]:
     from adapterhub.cards import card_for, tags_for
     from adapterhub.digests import digest_of
     from adapterhub.manifest import CARD_FILE, MANIFEST_FILE
@@ -109,6 +125,7 @@ def _dry_document(build: Installed, to: str, *, to_directory: bool) -> dict[str,
         "commit_message": f"{manifest.name} {manifest.version}",
         "tag": f"v{manifest.version}",
         "digest": manifest.digest,
+        "signed": is_signed,
         "files": sorted(files, key=lambda f: str(f["path"])),
         "tags": tags_for(manifest),
         "card": card_for(manifest),
@@ -121,6 +138,8 @@ def _say_dry(session: Session, document: dict[str, Any]) -> None:
         f'would send to {document["kind"]} {document["to"]}, commit "{document["commit_message"]}", '
         f"tag {document['tag']}:"
     )
+    if document["signed"]:
+        out.line("  model.sig, the signature")
     for entry in document["files"]:
         out.line(
             f"  {entry['path']}  {size_text(entry['size_bytes'])} ({entry['size_bytes']:,} bytes)  {entry['sha256']}"

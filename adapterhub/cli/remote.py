@@ -11,7 +11,7 @@ from adapterhub.cli.params import Session, common
 from adapterhub.errors import NotAllowed, RemoteUnreachable, UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.remotes import Remote, Remotes
+    from adapterhub.remotes import Remote, Remotes, SignaturePolicy
 
 
 @click.group()
@@ -29,9 +29,17 @@ def remote() -> None:
 @click.argument("url")
 @click.option("--namespaces", default="", metavar="A,B", help="Namespaces that are asked of this server only.")
 @click.option("--default", "default", is_flag=True, help="Ask this server where nothing else names one.")
+@click.option("--signatures", type=click.Choice(["require", "warn", "off"]), help="What is asked of signatures there.")
 @common
-def add(session: Session, name: str, url: str, namespaces: str, default: bool) -> None:
-    """Give a server a name. The same again with other namespaces changes those.
+def add(
+    session: Session,
+    name: str,
+    url: str,
+    namespaces: str,
+    default: bool,
+    signatures: SignaturePolicy | None,
+) -> None:
+    """Give a server a name. The same again with other namespaces changes those; `--signatures` stays unless given.
 
     A namespace belongs to one remote. A name without a namespace is looked for in the namespaces listed here, in order.
 
@@ -41,10 +49,35 @@ def add(session: Session, name: str, url: str, namespaces: str, default: bool) -
     """
     remotes = session.remotes
     listed = [word.strip() for word in namespaces.split(",") if word.strip()]
-    made = remotes.add(name, url, namespaces=listed, default=default)
+    made = remotes.add(name, url, namespaces=listed, default=default, signatures=signatures)
     if made.is_plain_text:
         session.out.warn(f"{made.url} is not encrypted: tokens and adapters can be read on the way")
     session.out.result(_document(made, remotes), lambda: session.out.line(f"{made.name}  {made.url}"))
+
+
+@remote.command("set")
+@click.argument("name")
+@click.option(
+    "--signatures",
+    type=click.Choice(["require", "warn", "off", "default"]),
+    required=True,
+    help="What is asked of signatures there; `default` leaves it to `adapt key policy`.",
+)
+@common
+def set_(session: Session, name: str, signatures: str) -> None:
+    """Say what is asked of signatures on a server.
+
+    \b
+    Example:
+      adapt remote set ours --signatures require
+    """
+    from adapterhub.signing.trust import parse_policy
+
+    remotes = session.remotes
+    made = remotes.set_signatures(name, None if signatures == "default" else parse_policy(signatures))
+    session.out.result(
+        _document(made, remotes), lambda: session.out.line(f"{made.name}  signatures: {made.signatures or 'default'}")
+    )
 
 
 @remote.command("list")
@@ -61,9 +94,16 @@ def list_(session: Session) -> None:
     chosen = session.remote(None)
     for row in rows:
         row["default"] = row["url"] == chosen.url
-    columns = ("name", "url", "namespaces", "default", "token")
+    columns = ("name", "url", "namespaces", "default", "token", "signatures")
     cells = [
-        (r["name"], r["url"], ",".join(r["namespaces"]), "yes" if r["default"] else "", "yes" if r["token"] else "")
+        (
+            r["name"],
+            r["url"],
+            ",".join(r["namespaces"]),
+            "yes" if r["default"] else "",
+            "yes" if r["token"] else "",
+            r["signatures"] or "",
+        )
         for r in rows
     ]
     session.out.result(rows, lambda: session.out.table(columns, cells))
@@ -141,5 +181,6 @@ def _document(remote: Remote, remotes: Remotes) -> dict[str, Any]:
         "url": remote.url,
         "namespaces": list(remote.namespaces),
         "default": remote.is_default,
+        "signatures": remote.signatures,
         "token": remotes.has_token(remote),
     }

@@ -85,9 +85,17 @@ def gc(session: Session, dry_run: bool, grace_s: float | None) -> None:
             "objects": [{"path": str(p), "size_bytes": s} for p, s in swept.gone],
             "spared_bytes": spared,
             "spared_objects": len(swept.spared),
+            "in_use": [
+                {"by": str(c.holder), "what": c.what, "host": c.holder.host, "pid": c.holder.pid, "file": str(c.path)}
+                for c in swept.claims
+            ],
         },
         text,
     )
+    for claim in swept.claims:
+        session.out.note(f"kept what `{claim.what}` needs: {claim.holder}")
+        if not claim.holder.is_here:
+            session.out.hint(f"if that is over, delete `{claim.path}`; it counts for a day")
     if swept.spared:
         session.out.hint(
             f"{len(swept.spared)} unused objects ({size_text(spared)}) are young and were kept; "

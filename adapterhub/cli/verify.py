@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from adapterhub.cli.params import BASE, Session, common, wanted_from
-from adapterhub.errors import EXIT_SOME_FAILED, CouldNotTell, DigestMismatch, UsageProblem
+from adapterhub.errors import EXIT_SOME_FAILED, AdapterHubError, CouldNotTell, DigestMismatch, UsageProblem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from adapterhub.bases import BaseRecord
+    from adapterhub.catalog import Installed
     from adapterhub.digests import Progress
     from adapterhub.library import Library
     from adapterhub.specs import BaseSpec
-    from adapterhub.verify import Report
+    from adapterhub.verify import Finding, Report
 
+_UNSIGNED = "is not signed"
 _EXIT_CODES = {"ok": 0, "failed": EXIT_SOME_FAILED, "unknown": CouldNotTell.exit_code}
 
 
@@ -29,7 +32,7 @@ _EXIT_CODES = {"ok": 0, "failed": EXIT_SOME_FAILED, "unknown": CouldNotTell.exit
 @click.option("--notes", is_flag=True, help="Show notes, too (files passed over, scales).")
 @common
 def verify(session: Session, adapters: tuple[str, ...], everything: bool, base: BaseSpec | None, notes: bool) -> None:
-    """Check bytes, format, tensor pairs and shapes, scale, numbers and base.
+    """Check bytes, format, tensor pairs and shapes, scale, numbers, base and signature.
 
     Exit code 0: all well. 3: a check failed. 12: bytes do not match their digest. 17: a check could not be carried
     out, such as pairing with a base that is not known here.
@@ -64,23 +67,103 @@ def _reports(
     from adapterhub.verify import verify_folder
 
     if not adapters:
-        for build in library.installed():
-            yield f"{build.full_name} {build.manifest.label}", library.verify(build, record, progress)
+        yield from _everything(library, record, progress)
     for text in adapters:
         if text.startswith((".", "/", "~")):
-            yield (
-                text,
-                verify_folder(
-                    Path(text).expanduser(),
-                    base_tensors=record.tensors if record else None,
-                    base_fingerprint=record.fingerprint if record else None,
-                    progress=progress,
-                ),
+            folder = Path(text).expanduser()
+            report = verify_folder(
+                folder,
+                base_tensors=record.tensors if record else None,
+                base_fingerprint=record.fingerprint if record else None,
+                progress=progress,
             )
+            yield text, _with_signature(library, folder, report)
         else:
             spec = AdapterSpec.parse(text)
             build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, None))
-            yield f"{build.full_name} {build.manifest.label}", library.verify(build, record, progress)
+            yield f"{build.full_name} {build.manifest.label}", _of_build(library, build, record, progress)
+
+
+def _everything(library: Library, record: BaseRecord | None, progress: Progress) -> Iterator[tuple[str, Report]]:
+    """Every installed build, then the store itself where something is found."""
+    from adapterhub.damage import damaged_index, damaged_objects
+    from adapterhub.verify import Finding, Report
+
+    looked_at = []
+    for build in library.installed():
+        seen = _inode_of(build.folder)
+        try:
+            report = _of_build(library, build, record, progress)
+        except FileNotFoundError:
+            if _inode_of(build.folder) == seen:
+                raise
+            continue
+        if report.errors and _inode_of(build.folder) != seen:  # removed, and perhaps added anew, while we looked
+            continue
+        looked_at.append(build)
+        yield f"{build.full_name} {build.manifest.label}", report
+    hint = "`adapt doctor --repair` mends what it can"
+    findings = [
+        Finding(code="E_MANIFEST", severity="error", where=where, message=broken.reason, hint=hint)
+        for broken in library.broken()
+        if (where := broken.folder.relative_to(library.root).as_posix())
+    ]
+    damages = (*damaged_objects(library, looked_at, progress), *damaged_index(library))
+    findings += [damage.finding(library.root) for damage in damages]
+    if findings:
+        yield "the store", Report.of(findings)
+
+
+def _inode_of(folder: Path) -> int | None:
+    """Which folder it is; None when there is none."""
+    try:
+        return folder.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _of_build(library: Library, build: Installed, record: BaseRecord | None, progress: Progress) -> Report:
+    """The checks of an installed build, and what its signature says."""
+    from adapterhub.signing.findings import signature_finding
+    from adapterhub.signing.gate import Gate
+    from adapterhub.transfer import Release
+
+    report = library.verify(build, record, progress)
+    release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
+    origin = library.origins.of(build.manifest.digest)
+    place = origin.place if origin else library.place
+    found = signature_finding(Gate(library.root), release, lambda: library.provenance(release), place)
+    return _joined(report, found)
+
+
+def _with_signature(library: Library, folder: Path, report: Report) -> Report:
+    """The checks of a folder with what its signature says, if it has one: of its manifest, else of its very files."""
+    from adapterhub.directory import PlainFolder
+    from adapterhub.manifest import MANIFEST_FILE, SIGNATURE_FILE, Manifest
+    from adapterhub.signing.beside import provenance_of
+    from adapterhub.signing.findings import signature_finding
+    from adapterhub.signing.gate import Gate
+    from adapterhub.specs import AdapterSpec
+    from adapterhub.transfer import Release
+
+    if not os.path.lexists(folder / SIGNATURE_FILE):
+        return report
+    try:
+        if (folder / MANIFEST_FILE).is_file():
+            manifest = Manifest.read(folder / MANIFEST_FILE)
+            release = Release(manifest=manifest, namespace=None, origin=str(folder))
+        else:
+            release = PlainFolder(folder).releases(AdapterSpec.parse("unnamed"))[0]
+    except (AdapterHubError, OSError):  # the report says what is wrong with it
+        return report
+    place = os.path.abspath(folder)  # noqa: PTH100 - as the user names it, links and all
+    return _joined(report, signature_finding(Gate(library.root), release, lambda: provenance_of(folder), place))
+
+
+def _joined(report: Report, found: Finding) -> Report:
+    from adapterhub.verify import Report
+
+    return Report.of([*report.findings, found], report.facts)
 
 
 def _exit_code(reports: list[Report]) -> int:
@@ -97,7 +180,8 @@ def _say(session: Session, reports: list[tuple[str, Report]], *, notes: bool) ->
     out = session.out
     words = {"ok": "ok", "failed": "FAILED", "unknown": "could not tell"}
     for label, report in reports:
-        out.line(f"{label}: {words[report.status]}")
+        signed = [f.message for f in report.notes if f.code == "N_SIGNATURE" and f.message != _UNSIGNED]
+        out.line(f"{label}: {words[report.status]}" + "".join(f", {message}" for message in signed))
         for finding in report.findings:
             if finding.severity == "note" and not notes:
                 continue

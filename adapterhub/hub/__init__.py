@@ -8,7 +8,6 @@ store keeps by digest, so two servers may use one repository name.
 from __future__ import annotations
 
 import io
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +19,11 @@ from typing import IO, cast
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
-from adapterhub.digests import digest_of
-from adapterhub.errors import AdapterNotFound, DigestMismatch, RemoteUnreachable, SpecError
+from adapterhub.digests import digest_of, parse_digest, strict_json
+from adapterhub.errors import AdapterNotFound, DigestMismatch, RemoteUnreachable, SpecError, shown
+from adapterhub.hub._listing import commit_in, refs_of, repositories_tagged
 from adapterhub.hub._plain import header_of, plain_release
-from adapterhub.hub._push import HubRepository, version_tag
+from adapterhub.hub._push import HubRepository, signature_at, version_tag
 from adapterhub.hub._search import Found, Search, search_registry, search_tags
 from adapterhub.hub._stream import RemoteFile
 from adapterhub.hub._wire import Wire, file_path, is_missing
@@ -32,7 +32,7 @@ from adapterhub.peft_config import AdapterConfig
 from adapterhub.remotes import HUB_URL
 from adapterhub.specs import AdapterSpec, parse_version
 from adapterhub.tensorfile import TensorFile, parse_header
-from adapterhub.transfer import Release
+from adapterhub.transfer import Provenance, Release
 
 __all__ = ["Contents", "Found", "Hub", "HubNamespace", "HubRepository", "Search", "version_tag"]
 
@@ -65,16 +65,30 @@ class _Place:
 class Hub:
     """One server, and the token for it alone. Cheap to make; nothing is asked before it is needed."""
 
-    def __init__(self, *, endpoint: str, token: str | None, version: str = "", label: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        token: str | None,
+        version: str = "",
+        label: str = "",
+        silence_s: float | None = None,
+    ) -> None:
+        """`silence_s`: how long to wait for the server's next byte [default: 30 s]."""
         self.endpoint = endpoint.rstrip("/")
         self.label = label or f"hub `{self.endpoint}`"
         # token=False: never fall back on a token of the environment that was meant for another server
         self._api = HfApi(
             endpoint=self.endpoint, token=token or False, library_name="adapterhub", library_version=version or None
         )
-        self._wire = Wire(self.endpoint, token, version=version or None)
+        self._wire = Wire(self.endpoint, token, version=version or None, silence_s=silence_s)
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what it warns of, our errors say
         self._places: dict[str, _Place] = {}
+
+    @property
+    def place(self) -> str:
+        """Where it can be found again."""
+        return self.endpoint
 
     @property
     def received_bytes(self) -> int:
@@ -93,7 +107,7 @@ class Hub:
             return frozenset()
         with self._wire.plainly("connection"):
             try:
-                told = json.loads(self._wire.get("api/adapt/v1/info"))
+                told = strict_json(self._wire.get("api/adapt/v1/info"))
             except (HfHubHTTPError, ValueError) as error:
                 if isinstance(error, HfHubHTTPError) and not is_missing(error):
                     raise
@@ -139,8 +153,8 @@ class Hub:
         if spec.base is not None and spec.base.kind == "alias":
             yield f"{spec.full_name}-{spec.base.text}"
         with self._wire.plainly(f"list adapters of `{spec.namespace}`"):
-            tagged = self._api.list_models(author=spec.namespace, filter=f"adapter-name:{spec.name}")
-            yield from [model.id for model in tagged if model.id.partition("/")[0] == spec.namespace]
+            tagged = repositories_tagged(self._wire, spec.namespace or "", f"adapter-name:{spec.name}")
+        yield from tagged
 
     def _of_repository(self, repo: str, spec: AdapterSpec, unfinished: list[str]) -> Iterator[Release]:
         places = list(self._versions(repo))
@@ -148,18 +162,18 @@ class Hub:
         if not places:
             try:
                 with self._wire.plainly(f"`{repo}`"):
-                    refs = self._api.list_repo_refs(repo)
+                    refs = refs_of(self._wire, repo)
             except AdapterNotFound:
                 return
             places = [
-                _Place(repo=repo, commit=tag.target_commit, version=tag.name[1:])
-                for tag in refs.tags
-                if _is_version_tag(tag.name)
+                _Place(repo=repo, commit=commit, version=tag[1:])
+                for tag, commit in refs.tags.items()
+                if _is_version_tag(tag)
             ]
             if not places:
                 is_head = True
-                mains = [b for b in refs.branches if b.name == "main"]
-                places = [_Place(repo=repo, commit=branch.target_commit, version=None) for branch in mains]
+                mains = [commit for name, commit in refs.branches.items() if name == "main"]
+                places = [_Place(repo=repo, commit=commit, version=None) for commit in mains]
         for place, manifest in zip(places, self._manifests(places), strict=True):
             if manifest is not None and is_head:
                 # Our push tags last: what has no tag is not published, however whole it looks.
@@ -176,25 +190,24 @@ class Hub:
             return
         with self._wire.plainly(f"versions of `{repo}`"):
             try:
-                told = json.loads(self._wire.get(f"api/adapt/v1/adapters/{repo}/versions"))
+                told = self._wire.json(f"api/adapt/v1/adapters/{repo}/versions")
             except HfHubHTTPError as error:
                 if not isinstance(error, RepositoryNotFoundError) and not is_missing(error):
                     raise
                 return
-            except ValueError as error:
-                raise RemoteUnreachable(f"`{repo}`: {self.endpoint} gave no JSON: {error}") from None
         try:
             for item in told["versions"]:
                 yanked = item.get("yanked")
                 yield _Place(
                     repo=repo,
-                    commit=str(item["commit"]),
+                    commit=commit_in(item["commit"]),
                     version=parse_version(item["version"]),
-                    yanked=None if yanked is None else str(yanked["reason"]),
-                    digest=str(item["digest"]),
+                    yanked=None if yanked is None else shown(str(yanked["reason"]), 200),
+                    digest=parse_digest(item["digest"]),
                 )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RemoteUnreachable(f"`{repo}`: {self.endpoint} gave no list of versions: {error!r}") from None
+        except (KeyError, TypeError, AttributeError, ValueError, SpecError) as error:
+            reason = shown(repr(error), 160)
+            raise RemoteUnreachable(f"`{repo}`: {self.endpoint} gave no list of versions: {reason}") from None
 
     def _manifests(self, places: list[_Place]) -> Iterable[Manifest | None]:
         if len(places) < 2:  # noqa: PLR2004 - one needs no threads
@@ -221,7 +234,7 @@ class Hub:
         if manifest is not None:
             release = Release(manifest=manifest, namespace=spec.namespace, origin=_origin(place), yanked=place.yanked)
             return release if manifest.name == spec.name else None
-        plain = plain_release(self._wire, self._api, place.repo, place.commit, spec, version=place.version)
+        plain = plain_release(self._wire, place.repo, place.commit, spec, version=place.version)
         if plain is None or place.yanked is None:
             return plain
         return replace(plain, yanked=place.yanked)
@@ -232,6 +245,11 @@ class Hub:
         path = file_path(place.repo, place.commit, entry.path)
         what = f"`{entry.path}` of `{place.repo}`"
         return cast("IO[bytes]", RemoteFile(self._wire, path, size_bytes=entry.size_bytes, what=what))
+
+    def provenance(self, release: Release) -> Provenance:
+        """The signature at the commit of a build; what else lies in the repository is not asked."""
+        place = self._places[release.digest]
+        return Provenance(signature=signature_at(self._wire, place.repo, place.commit))
 
     # ------------------------------------------------------------ other
     def repository_of(self, release: Release) -> tuple[str, str]:
@@ -271,10 +289,17 @@ class Hub:
         """Whom the server takes us for; asks for nothing that needs a token when there is none."""
         with self._wire.plainly("connection"):
             if isinstance(self._api.token, str):
-                return f"signed in as {self._api.whoami()['name']}"
+                return f"signed in as {self._name()}"
             # not through the client, which would try five times and take 23 s
             self._wire.get("api/models", {"limit": 1})
             return "reachable, no token"
+
+    def _name(self) -> str:
+        told = self._wire.json("api/whoami-v2")
+        name = told.get("name") if isinstance(told, dict) else None
+        if not isinstance(name, str):
+            raise RemoteUnreachable(f"{self.endpoint} does not say whom it takes us for")
+        return shown(name)
 
     def fetch_base(self, repo: str, *, revision: str | None = None, offline: bool = False) -> Path:
         """Folder of a base model: its safetensors weights, config and tokenizer, from the user's Hugging Face cache.
@@ -307,6 +332,11 @@ class HubNamespace:
         """The place in words."""
         return f"`{self._namespace}` of {self.hub.label}"
 
+    @property
+    def place(self) -> str:
+        """Where it can be found again."""
+        return self.hub.endpoint
+
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """See `transfer.Source`."""
         if spec.namespace not in (None, self._namespace):
@@ -316,6 +346,10 @@ class HubNamespace:
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
         """See `transfer.Source`."""
         return self.hub.open(release, entry)
+
+    def provenance(self, release: Release) -> Provenance:
+        """See `transfer.Source`."""
+        return self.hub.provenance(release)
 
 
 def _origin(place: _Place) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -73,7 +72,7 @@ def search_registry(wire: Wire, search: Search) -> list[Found]:
     found: list[Found] = []
     while len(found) < search.limit:
         try:
-            page = json.loads(wire.get("api/adapt/v1/adapters", asked))
+            page = wire.json("api/adapt/v1/adapters", asked)
             found += [_of_row(row) for row in page["adapters"]]
             cursor = page["next_cursor"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -22,6 +22,7 @@ PROGRESS_BYTES = 1 << 20
 """A connection that brought as much counts as a good one: the tries begin anew."""
 
 _PARTIAL = 206
+_CHANGED = "the file was changed on the server while it was read; nothing was stored, try again"
 
 
 class RemoteFile(io.RawIOBase):
@@ -31,7 +32,7 @@ class RemoteFile(io.RawIOBase):
 
     Raises, when reading:
         RemoteUnreachable: cut more often than `PAUSES_S` allows.
-        DigestMismatch: the server's file has another size.
+        DigestMismatch: the server's file has another size, or is another file than before the connection was cut.
     """
 
     def __init__(self, wire: Wire, path: str, *, size_bytes: int, what: str) -> None:
@@ -44,6 +45,7 @@ class RemoteFile(io.RawIOBase):
         self._rest = memoryview(b"")
         self._failures = 0
         self._since_failure = 0
+        self._etag: str | None = None
 
     def readable(self) -> bool:
         """Yes."""
@@ -88,7 +90,8 @@ class RemoteFile(io.RawIOBase):
         try:
             if self._answer is None:
                 self._connect()
-            chunk = next(self._chunks)
+            # what a server without ranges sent again, beyond what was there already
+            chunk = bytes(self._rest) or next(self._chunks)
         except OfflineModeIsEnabled:
             with self._wire.plainly(self._what):
                 raise
@@ -114,7 +117,15 @@ class RemoteFile(io.RawIOBase):
         offered = _size_of(answer)
         if offered is not None and offered != self._size:
             raise DigestMismatch(self._what, expected=f"{self._size} bytes", actual=f"{offered} bytes")
+        etag = answer.headers.get("x-linked-etag", answer.headers.get("etag"))
+        if None not in (etag, self._etag) and etag != self._etag:
+            raise DigestMismatch(self._what, expected=shown(self._etag), actual=shown(etag), hint=_CHANGED)
+        self._etag = etag
         self._chunks = answer.chunks()
+        begins = _begin_of(answer)
+        if answer.status == _PARTIAL and begins not in (None, self._at):
+            asked, got = f"the bytes from {self._at}", f"those from {begins}"
+            raise DigestMismatch(self._what, expected=asked, actual=got, hint="the server does not keep to ranges")
         if self._at and answer.status != _PARTIAL:  # a server without ranges sends it all again
             left = self._at
             while left:
@@ -149,3 +160,9 @@ def _size_of(answer: Answer) -> int | None:
     else:
         total = answer.headers.get("content-length", "")
     return int(total) if total.isascii() and total.isdigit() else None
+
+
+def _begin_of(answer: Answer) -> int | None:
+    """Where a part begins, as the answer tells it."""
+    first = answer.headers.get("content-range", "").removeprefix("bytes ").partition("-")[0]
+    return int(first) if first.isascii() and first.isdigit() else None

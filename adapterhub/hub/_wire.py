@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]  # public, not re-exported
 
+from adapterhub.digests import strict_json
 from adapterhub.errors import (
     AdapterHubError,
     AdapterNotFound,
@@ -42,6 +43,10 @@ CONNECT_S, SILENCE_S = 5.0, 30.0
 CHUNK_BYTES = 1 << 18
 MAX_REDIRECTS = 5
 MAX_SMALL_BYTES = 16 << 20
+MAX_ERROR_BYTES = 64 << 10
+LEAST_BYTES_A_SECOND = 1024
+"""A server that brings less over the time we bear silence counts as silent."""
+
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT, _STALE, _TOO_MANY = 401, 403, 404, 409, 412, 429
 _REDIRECTS = (301, 302, 303, 307, 308)
 PASSING = (408, 429, 500, 502, 503, 504)
@@ -53,16 +58,43 @@ LONGEST_PAUSE_S = 30.0
 class Answer:
     """One response: status, headers (names in lower case), and the body in pieces."""
 
-    def __init__(self, response: Any) -> None:  # noqa: ANN401 - of whichever HTTP library
+    def __init__(self, response: Any, *, silence_s: float = SILENCE_S) -> None:  # noqa: ANN401 - of whichever HTTP library
         self._response = response
+        self._silence_s = silence_s
         self.status = int(response.status_code)
         self.headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes as they come."""
+        """The bytes as they come.
+
+        Raises:
+            TimeoutError: they come so slowly that they might as well not; one byte a second keeps any timeout happy.
+        """
+        waited, came = 0.0, 0
+        pieces = self._pieces()
+        while True:
+            asked = time.monotonic()
+            piece = next(pieces, None)
+            if piece is None:
+                return
+            waited += time.monotonic() - asked  # our own time between two pieces does not count
+            came += len(piece)
+            if waited >= self._silence_s:
+                if came < LEAST_BYTES_A_SECOND * waited:
+                    raise TimeoutError(f"only {came:,} bytes came in {waited:.3g} s")
+                waited, came = 0.0, 0
+            yield piece
+
+    def _pieces(self) -> Iterator[bytes]:
         if hasattr(self._response, "iter_raw"):
             return self._response.iter_raw()  # type: ignore[no-any-return]  # httpx
         return self._response.iter_content(CHUNK_BYTES)  # type: ignore[no-any-return]  # requests
+
+    @property
+    def packing(self) -> str:
+        """How the body is packed, such as `gzip`; empty when it is not."""
+        told = self.headers.get("content-encoding", "").strip().lower()
+        return "" if told == "identity" else told
 
     def close(self) -> None:
         """Give the connection back."""
@@ -71,9 +103,23 @@ class Answer:
     def raise_for_status(self) -> None:
         """Raise the hub client's error for a status of 400 and more."""
         if self.status >= 400:  # noqa: PLR2004 - HTTP
-            if hasattr(self._response, "read"):
-                self._response.read()
-            hf_raise_for_status(self._response)
+            hf_raise_for_status(self._with_short_body())
+
+    def _with_short_body(self) -> Any:  # noqa: ANN401 - as above
+        """The response with the beginning of its body, and none where that is packed or cut: it is read for words."""
+        body = bytearray()
+        with contextlib.suppress(HttpError, OSError):
+            for piece in () if self.packing else self.chunks():
+                body += piece
+                if len(body) >= MAX_ERROR_BYTES:
+                    break
+        response = self._response
+        if hasattr(response, "iter_raw"):  # httpx
+            kept = {n: v for n, v in self.headers.items() if n not in ("content-encoding", "content-length")}
+            kept.pop("transfer-encoding", None)
+            return type(response)(self.status, headers=kept, content=bytes(body), request=response.request)
+        response._content, response._content_consumed = bytes(body), True  # noqa: SLF001 - requests has no other way
+        return response
 
     @property
     def pause_s(self) -> float:
@@ -85,8 +131,12 @@ class Answer:
 class Wire:
     """Requests to one server, with its token."""
 
-    def __init__(self, endpoint: str, token: str | None, *, version: str | None) -> None:
+    def __init__(
+        self, endpoint: str, token: str | None, *, version: str | None, silence_s: float | None = None
+    ) -> None:
+        """`silence_s`: how long to wait for the next byte, and for a connection where that is less than usual."""
         self.endpoint = endpoint
+        self.silence_s = SILENCE_S if silence_s is None else silence_s
         self.received_bytes = 0
         self._headers = {
             **build_hf_headers(token=token or False, library_name="adapterhub", library_version=version),
@@ -95,17 +145,30 @@ class Wire:
         }
 
     # ------------------------------------------------------------ requests
-    def open(self, url: str, headers: Mapping[str, str] | None = None) -> Answer:
-        """The answer to a GET, after at most five redirects; the caller closes it."""
+    def open(self, url: str, headers: Mapping[str, str] | None = None, form: Mapping[str, Any] | None = None) -> Answer:
+        """The answer to a GET (a POST with `form`), after at most five redirects; the caller closes it.
+
+        Raises:
+            RemoteUnreachable: it leads nowhere, in circles or to an unencrypted place, or sends packed bytes.
+        """
         sent = self._headers | dict(headers or {})
         for _ in range(MAX_REDIRECTS + 1):
-            answer = Answer(_send(url, sent))
+            answer = Answer(self._send(url, sent, form), silence_s=self.silence_s)
             if answer.status not in _REDIRECTS or "location" not in answer.headers:
+                if answer.status < 400 and answer.packing:  # noqa: PLR2004 - HTTP
+                    answer.close()
+                    packing = shown(answer.packing, 40)
+                    raise RemoteUnreachable(f"{self.endpoint} sent packed bytes (`{packing}`), asked for plain ones")
                 return answer
             answer.close()
-            target = urljoin(url, answer.headers["location"])
-            if urlsplit(target).scheme not in ("http", "https"):
-                raise RemoteUnreachable(f"{self.endpoint} led to `{shown(target)}`, which is no web address")
+            if form is not None:
+                raise RemoteUnreachable(f"{self.endpoint} leads a question elsewhere that it should answer itself")
+            target = _target(url, answer.headers["location"])
+            if not target:
+                place = shown(answer.headers["location"])
+                raise RemoteUnreachable(f"{self.endpoint} led to `{place}`, which is no web address")
+            if url.startswith("https:") and target.startswith("http:"):
+                raise RemoteUnreachable(f"{self.endpoint} led from an encrypted address to `{shown(target)}`")
             if _origin(target) != _origin(self.endpoint):
                 sent = {name: value for name, value in sent.items() if name.lower() != "authorization"}
             url = target
@@ -118,6 +181,23 @@ class Wire:
             url += "?" + "&".join(f"{quote(str(k), safe='')}={quote(str(v), safe='')}" for k, v in params.items())
         with self.answering(url) as answer:
             return self._whole(answer, path)
+
+    def json(self, path: str, params: Mapping[str, Any] | None = None, *, form: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - any JSON value
+        """The JSON value of a small answer, to a POST where there is a `form`; raises as `get`.
+
+        Raises:
+            RemoteUnreachable: it is not JSON, or deeper than anybody nests it.
+        """
+        if form is None:
+            raw = self.get(path, params)
+        else:
+            with self.answering(f"{self.endpoint}/{path}", form=form) as answer:
+                raw = self._whole(answer, path)
+        try:
+            return strict_json(raw, limit_bytes=MAX_SMALL_BYTES)
+        except ValueError as error:
+            reason = shown(str(error), 160)
+            raise RemoteUnreachable(f"`{shown(path)}`: {self.endpoint} gave no JSON: {reason}") from None
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
         """The bytes `[start, end)` of a file, fewer where it ends earlier; nothing beyond them is read."""
@@ -132,13 +212,15 @@ class Wire:
             return bytes(found[skip : skip + end - start])
 
     @contextlib.contextmanager
-    def answering(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[Answer]:
+    def answering(
+        self, url: str, headers: Mapping[str, str] | None = None, form: Mapping[str, Any] | None = None
+    ) -> Iterator[Answer]:
         """A good answer for the length of a block; one passing failure of the server is waited out."""
-        answer = self.open(url, headers)
+        answer = self.open(url, headers, form)
         if answer.status in PASSING:
             answer.close()
             time.sleep(answer.pause_s or 0.5)
-            answer = self.open(url, headers)
+            answer = self.open(url, headers, form)
         try:
             answer.raise_for_status()
             yield answer
@@ -154,6 +236,28 @@ class Wire:
                 raise RemoteUnreachable(f"`{shown(what)}`: more than {MAX_SMALL_BYTES} bytes, expected a small file")
         check_etag(bytes(body), answer.headers, what)
         return bytes(body)
+
+    def _send(self, url: str, headers: Mapping[str, str], form: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - a response of whichever HTTP library
+        session: Any = get_session()
+        method = "GET" if form is None else "POST"
+        connect_s = min(CONNECT_S, self.silence_s)
+        if callable(getattr(session, "stream", None)):  # httpx; requests has a flag by that name
+            # connect, read, write, pool
+            times = (connect_s, self.silence_s, self.silence_s, connect_s)
+            try:
+                request = session.build_request(method, url, headers=dict(headers), timeout=times, data=form)
+            except Exception as error:  # noqa: BLE001 - httpx's InvalidURL is no child of its other errors
+                raise RemoteUnreachable(f"{self.endpoint}: `{shown(url)}` is no address: {shown(str(error))}") from None
+            return session.send(request, stream=True, follow_redirects=False)
+        return session.request(
+            method,
+            url,
+            headers=dict(headers),
+            data=form,
+            stream=True,
+            allow_redirects=False,
+            timeout=(connect_s, self.silence_s),
+        )
 
     # ------------------------------------------------------------ words
     @contextlib.contextmanager
@@ -242,11 +346,12 @@ def _origin(url: str) -> tuple[str, str, int | None]:
     return place.scheme, (place.hostname or "").lower(), place.port or {"http": 80, "https": 443}.get(place.scheme)
 
 
-def _send(url: str, headers: Mapping[str, str]) -> Any:  # noqa: ANN401 - a response of whichever HTTP library
-    session: Any = get_session()
-    if callable(getattr(session, "stream", None)):  # httpx; requests has a flag by that name
-        # connect, read, write, pool
-        times = (CONNECT_S, SILENCE_S, SILENCE_S, CONNECT_S)
-        request = session.build_request("GET", url, headers=dict(headers), timeout=times)
-        return session.send(request, stream=True, follow_redirects=False)
-    return session.get(url, headers=dict(headers), stream=True, allow_redirects=False, timeout=(CONNECT_S, SILENCE_S))
+def _target(url: str, location: str) -> str:
+    """Where a redirect leads; empty when that is no web address."""
+    try:
+        target = urljoin(url, location)
+        place = urlsplit(target)
+        is_web = place.scheme in ("http", "https") and bool(place.hostname) and (place.port or 1) > 0
+    except ValueError:
+        return ""
+    return target if is_web and target.isascii() and target.isprintable() else ""

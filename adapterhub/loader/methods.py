@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from torch import nn
 
-from adapterhub.config_fields import MAX_RANK, Fields, is_number, is_rank
+from adapterhub.config_fields import Fields, is_number, is_rank
 from adapterhub.errors import MalformedConfig, UnsupportedAdapter, shown
+from adapterhub.limits import limits
 from adapterhub.loader.base_model import BaseModel
 from adapterhub.loader.contents import AdapterContents
 from adapterhub.manifest import CONFIG_FILE
@@ -210,8 +211,8 @@ def _lycoris(contents: AdapterContents, base: BaseModel, common: dict[str, Any])
             "decompose_both": fields.flag("decompose_both"),
             "decompose_factor": -1 if factor is None else factor,
         }
-        if factor is not None and (type(factor) is not int or not -1 <= factor <= MAX_RANK):
-            fields.wrong("decompose_factor", f"a whole number from -1 to {MAX_RANK}")
+        if factor is not None and (type(factor) is not int or not -1 <= factor <= limits().rank):
+            fields.wrong("decompose_factor", f"a whole number from -1 to {limits().rank}")
     rank = contents.config.r or 8
     ranks = _by_pattern(contents, fields, "rank_pattern", is_rank, rank)
     alphas = _by_pattern(contents, fields, "alpha_pattern", is_number, settings["alpha"])

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
 
 from adapterhub.errors import MalformedConfig, RefusedAdapter, UnsupportedAdapter, shown
 from adapterhub.factors import PEFT_PREFIX
+from adapterhub.limits import limits
 from adapterhub.loader.base_model import BaseModel
 from adapterhub.loader.contents import FACTOR_NAMES, SHARED_FACTORS, AdapterContents, limited
 from adapterhub.loader.lacking import refuse_lacking
@@ -21,8 +21,6 @@ from adapterhub.loader.parameters import holder_of, parameters_in
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.peft_config import AdapterConfig, saved_name
 from adapterhub.tensorfile import TensorFile, TensorSpec, read_header
-
-_MAX_CONFIG_BYTES: Final = 1 << 20
 
 
 def read_contents(folder: Path, label: str, base: BaseModel) -> AdapterContents:
@@ -176,6 +174,6 @@ def _read_config(folder: Path) -> bytes:
     path = folder / CONFIG_FILE
     try:
         with path.open("rb") as stream:
-            return stream.read(_MAX_CONFIG_BYTES + 1)  # one more than the parser takes, so that it sees the excess
+            return stream.read(limits().config_bytes + 1)  # one more than the parser takes, so that it sees the excess
     except OSError as error:
         raise MalformedConfig(str(path), f"cannot be opened: {error.strerror}") from None

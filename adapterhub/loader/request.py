@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapterhub.bases import BaseRecord
@@ -25,6 +25,8 @@ from adapterhub.library import Library
 from adapterhub.manifest import MANIFEST_FILE, BaseRef, Manifest
 from adapterhub.specs import AdapterSpec, BaseSpec, hint_for_unknown_base
 from adapterhub.verify import Report, open_subject, verify
+from adapterhub.verify.base import claims_base
+from adapterhub.verify.files import list_folder
 from adapterhub.wanted_base import WantedBase, wanted_base
 
 AdapterLike = str | os.PathLike[str] | AdapterSpec | Installed
@@ -80,7 +82,10 @@ def with_weights(
     return [(what, float(weight)) for what, weight in pairs]
 
 
-Check = Callable[[Path, str, "Manifest | None"], tuple[str, ...]]
+Identify = Callable[[], BaseRecord | None]
+"""Gives the registered base that the model in memory is."""
+
+Check = Callable[[Path, str, "Manifest | None", "Identify | None"], tuple[str, ...]]
 """Checks the files of a folder, by its label and against its manifest; gives warnings and raises what is wrong."""
 
 
@@ -151,7 +156,7 @@ class Finder:
             base=build.base,
             build=build,
             wanted=wanted,
-            warnings=self.check(build.folder, label, build.manifest),
+            warnings=self.check(build.folder, label, build.manifest, None),
         )
 
     def _in_folder(self, folder: Path, weight: float) -> Found:
@@ -161,7 +166,7 @@ class Finder:
             )
         manifest = _manifest_in(folder)
         label = str(folder)
-        warnings = self.check(folder, label, manifest)
+        warnings = self.check(folder, label, manifest, None if self.allow_base_mismatch else self.identify)
         base = manifest.base if manifest else BaseRef(hints=BaseHints())
         wanted = wanted_base(self.base, self.library.bases)
         return Found(label=label, folder=folder, weight=weight, base=base, build=None, wanted=wanted, warnings=warnings)
@@ -186,19 +191,22 @@ def _parse_spec(text: str) -> AdapterSpec:
 
 
 def _manifest_in(folder: Path) -> Manifest | None:
-    path = folder / MANIFEST_FILE
-    try:
-        return Manifest.parse(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        return None
+    entry = list_folder(folder).taken.get(MANIFEST_FILE)
+    return Manifest.read(entry.path) if entry is not None else None
 
 
-def check_folder(folder: Path, label: str, manifest: Manifest | None) -> tuple[str, ...]:
+def check_folder(
+    folder: Path, label: str, manifest: Manifest | None, identify: Identify | None = None
+) -> tuple[str, ...]:
     """Verify the folder, its files against the manifest included; the warnings of `verify`.
 
-    The base is left out: it is the model in memory, which `attach` compares itself.
+    The base is left out: it is the model in memory, which `attach` compares itself. Only where the config of a plain
+    folder claims the hash of its base is `identify` asked which registered base the model is.
     """
     subject, findings = open_subject(folder, manifest=manifest, base_named=True)
+    if subject is not None and manifest is None and identify is not None and claims_base(subject.config):
+        record = identify()
+        subject = replace(subject, base_fingerprint=record.fingerprint) if record else subject
     report = verify(subject, seen=findings) if subject is not None else Report.of(findings)
     damaged = next((f for f in report.errors if f.code == "E_DIGEST"), None)
     if damaged is not None:

@@ -9,6 +9,7 @@ from adapterhub.digests import parse_digest
 from adapterhub.errors import shown
 from adapterhub.fingerprint import BaseVerdict, compare
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE
+from adapterhub.peft_config import AdapterConfig
 from adapterhub.verify._report import Finding
 from adapterhub.verify._subject import Subject
 
@@ -16,6 +17,11 @@ CLAIM_KEYS: Final = ("base_model_hash", "base_model_sha256", "base_sha256")
 """Settings by which some trainers record their base's hash in the config; no PEFT release reads them."""
 
 _FORCE: Final = "get the adapter that was made for this base; `--allow-base-mismatch` overrides where shapes agree"
+
+
+def claims_base(config: AdapterConfig) -> bool:
+    """Whether the config says by a hash which base it is for."""
+    return any(config.extra.get(key) is not None for key in CLAIM_KEYS)
 
 
 def check(subject: Subject) -> Iterator[Finding]:

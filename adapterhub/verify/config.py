@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from adapterhub.errors import MalformedConfig
 from adapterhub.filekind import recognise
+from adapterhub.limits import limits
 from adapterhub.manifest import CONFIG_FILE
 from adapterhub.peft_config import AdapterConfig
 from adapterhub.verify._report import Finding, Severity
@@ -15,7 +16,6 @@ from adapterhub.verify._subject import Subject
 if TYPE_CHECKING:
     from adapterhub.verify.files import Entry
 
-_LIMIT_BYTES: Final = 1 << 20
 _NOTES: Final = frozenset({"W_CONFIG_UNKNOWN_KEY", "W_CONFIG_TYPE"})
 
 
@@ -25,12 +25,13 @@ def read_config_file(entry: Entry) -> AdapterConfig:
     Raises:
         MalformedConfig: with the code of the reason.
     """
-    if entry.size_bytes > _LIMIT_BYTES:
-        reason = f"holds {entry.size_bytes} bytes, expected at most {_LIMIT_BYTES}"
+    most = limits().config_bytes
+    if entry.size_bytes > most:
+        reason = f"holds {entry.size_bytes} bytes, expected at most {most}"
         raise MalformedConfig(CONFIG_FILE, reason)
     try:
         with entry.open() as stream:
-            raw = stream.read(_LIMIT_BYTES + 1)
+            raw = stream.read(most + 1)
     except OSError as error:
         raise MalformedConfig(CONFIG_FILE, f"cannot be read: {error.strerror}") from None
     kind = recognise(raw)

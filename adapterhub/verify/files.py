@@ -17,16 +17,25 @@ from typing import IO, Final
 
 from adapterhub.errors import shown
 from adapterhub.filekind import LOOKED_AT, recognise
-from adapterhub.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE
+from adapterhub.limits import limits
+from adapterhub.manifest import (
+    CARD_FILE,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    MEDIA_TYPES,
+    SIGNATURE_FILE,
+    WEIGHTS_FILE,
+)
 from adapterhub.verify._foreign import NO_PEFT, weights_of_others
 from adapterhub.verify._report import Finding, some
 from adapterhub.verify._subject import Subject
 
-SIGNATURE_FILE: Final = "model.sig"
 TAKEN: Final = frozenset({*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE, SIGNATURE_FILE})
 """The only names that are ever opened."""
 
-MAX_ENTRIES: Final = 20_000
+_MEASURED: Final = frozenset({CONFIG_FILE, WEIGHTS_FILE})
+"""The files whose own readers hold them against a limit."""
+
 _PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5")
 _PICKLED_WEIGHTS: Final = "adapter_model.bin"
 _CODE: Final = (".py", ".pyc", ".so", ".sh", ".dll", ".dylib", ".exe", ".js", ".ipynb", ".bat", ".ps1", ".whl")
@@ -96,12 +105,13 @@ def list_folder(folder: Path) -> Listing:
     if not stat.S_ISDIR(facts.st_mode):
         return _not_a_folder(folder, is_regular=stat.S_ISREG(facts.st_mode))
     names: list[str] = []
+    most = limits().entries
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 names.append(entry.name)
-                if len(names) > MAX_ENTRIES:
-                    return _refused(folder, "E_LIMIT", f"holds more than {MAX_ENTRIES} entries")
+                if len(names) > most:
+                    return _refused(folder, "E_LIMIT", f"holds more than {most} entries")
     except OSError as error:
         return _refused(folder, "E_KIND", f"cannot be listed: {error.strerror}")
     taken: dict[str, Entry] = {}
@@ -160,7 +170,7 @@ def _take(folder: Path, name: str) -> Entry | Finding:
     try:
         facts = path.lstat()
         if stat.S_ISLNK(facts.st_mode):
-            target = _behind_link(folder, path)
+            target = behind_link(folder, path)
             if target is None:
                 return Finding(
                     code="E_LINK",
@@ -177,10 +187,14 @@ def _take(folder: Path, name: str) -> Entry | Finding:
     if not stat.S_ISREG(facts.st_mode):
         kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe, socket or device"
         return Finding(code="E_KIND", severity="error", where=name, message=f"is {kind}", expected="a plain file")
+    most = limits().text_bytes
+    if name in MEDIA_TYPES and name not in _MEASURED and facts.st_size > most:
+        message, hint = f"holds {facts.st_size} bytes, expected at most {most}", "leave it out, or cut it down"
+        return Finding(code="E_LIMIT", severity="error", where=name, message=message, hint=hint)
     return Entry(name=name, path=path, size_bytes=facts.st_size)
 
 
-def _behind_link(folder: Path, path: Path) -> Path | None:
+def behind_link(folder: Path, path: Path) -> Path | None:
     """Where a link leads, fully resolved, if that is inside its folder or in the blobs of the same hub cache."""
     target, home = path.resolve(strict=True), folder.resolve(strict=True)
     if target.is_relative_to(home):
@@ -192,14 +206,20 @@ def _behind_link(folder: Path, path: Path) -> Path | None:
     return None
 
 
+def kind_of_name(name: str) -> str:
+    """What a file that is not taken is by its name: `S_PICKLE`, `S_CODE`, `S_TEMPLATE` or `S_OTHER`."""
+    low = name.lower()
+    if low.endswith(_PICKLES):
+        return "S_PICKLE"
+    if low.endswith(_CODE) or low == "config.json":
+        return "S_CODE"
+    return "S_TEMPLATE" if low in _TEXTS or low.endswith(".jinja") else "S_OTHER"
+
+
 def _skipped(others: tuple[str, ...]) -> Iterator[Finding]:
     groups: dict[str, list[str]] = {"S_PICKLE": [], "S_CODE": [], "S_TEMPLATE": [], "S_OTHER": []}
     for name in others:
-        low = name.lower()
-        is_code = low.endswith(_CODE) or low == "config.json"
-        is_text = low in _TEXTS or low.endswith(".jinja")
-        code = "S_PICKLE" if low.endswith(_PICKLES) else "S_CODE" if is_code else "S_TEMPLATE" if is_text else "S_OTHER"
-        groups[code].append(name)
+        groups[kind_of_name(name)].append(name)
     why = {
         "S_PICKLE": "can run code when opened; never opened",
         "S_CODE": "can hold or name code; never opened",

@@ -56,13 +56,13 @@ def _overflows(subject: Subject) -> Iterator[Finding]:
         a, b = pair.whole
         left -= a.elements * b.shape[0]
         if left < 0 or a.elements + b.elements > _MAX_ELEMENTS:
-            text = f"the scaled update on `{shown(pair.module)}` may overflow {a.dtype}; it is too large to compute"
+            text = f"the update on `{shown(pair.module)}` may overflow {a.dtype}; it is too large to compute"
             yield Finding(code="W_OVERFLOW", severity="warning", where=WEIGHTS_FILE, message=text)
             return
-        largest = _largest_entry(subject, a, b) * abs(subject.config.scaling_of(_place(subject, pair)))
+        largest = _largest_entry(subject, a, b) * _factor(subject, pair)
         if largest > suspect:
             limit = f"which {a.dtype} cannot hold (at most {suspect:.4g})"
-            text = f"the scaled update on `{shown(pair.module)}` reaches {largest:.4g}, {limit}"
+            text = f"the update on `{shown(pair.module)}` reaches {largest:.4g}, {limit}"
             yield Finding(code="W_OVERFLOW", severity="warning", where=WEIGHTS_FILE, message=text)
             return
 
@@ -76,9 +76,13 @@ def _bound(subject: Subject, pair: Pair) -> float | None:
     limit = _LARGEST.get(a.dtype)
     if limit is None or a.name not in numbers or b.name not in numbers or a.shape[0] != b.shape[1]:
         return None
-    scale = abs(subject.config.scaling_of(_place(subject, pair)))
-    reach = numbers[a.name].largest * numbers[b.name].largest * a.shape[0] * scale
+    reach = numbers[a.name].largest * numbers[b.name].largest * a.shape[0] * _factor(subject, pair)
     return limit if math.isfinite(numbers[a.name].largest + numbers[b.name].largest) and reach > limit else None
+
+
+def _factor(subject: Subject, pair: Pair) -> float:
+    """The scale, or 1 where that is greater: a program multiplies B and A first, and infinity stays infinity."""
+    return max(1.0, abs(subject.config.scaling_of(_place(subject, pair))))
 
 
 def _largest_entry(subject: Subject, a: TensorSpec, b: TensorSpec) -> float:

@@ -24,7 +24,6 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"[A-Za-z0-9_.-]{1,96}")
 _REF_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 _PATH_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
-_LOOK_ALIKE = str.maketrans({"-": None, "_": None, ".": None, "0": "o", "1": "l", "i": "l"})
 
 
 def parse_repo_id(namespace: str, name: str) -> RepoId:
@@ -53,11 +52,6 @@ def known_repo_id(namespace: str, name: str) -> RepoId:
         return parse_repo_id(namespace, name)
     except Refusal:
         raise repo_not_found(shown(f"{namespace}/{name}")) from None
-
-
-def fold(name: str) -> str:
-    """What look-alikes have in common: case, `-_.`, 0 and O, 1 and l and I do not tell names apart."""
-    return name.casefold().translate(_LOOK_ALIKE) or name.casefold()
 
 
 def parse_ref_name(text: str) -> str:

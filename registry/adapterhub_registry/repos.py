@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import ColumnElement, Row, delete, false, insert, or_, select, true, update
 from sqlalchemy.engine import Connection
 
+from adapterhub.lookalike import fold
 from adapterhub_registry import adapters, commits
 from adapterhub_registry.blobs import BlobStore, StoredBlob
 from adapterhub_registry.db import blobs as blobs_table
@@ -26,7 +27,7 @@ from adapterhub_registry.errors import (
     revision_not_found,
     unauthorized,
 )
-from adapterhub_registry.names import RepoId, fold, parse_ref_name
+from adapterhub_registry.names import RepoId, parse_ref_name
 from adapterhub_registry.tokens import Caller
 
 RepoRow = Row[Any]

@@ -1,0 +1,99 @@
+"""One build on its way into a library: what is there already is linked, the rest staged and hashed while it flows."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
+
+from adapterhub.bases import BaseRecord
+from adapterhub.digests import Digest, Progress
+from adapterhub.errors import DigestMismatch, RemoteUnreachable
+from adapterhub.manifest import SIGNATURE_FILE, FileEntry
+from adapterhub.signing.stored import attach_signature
+from adapterhub.store import Intent, is_sound
+from adapterhub.transfer import Continued, Release
+
+if TYPE_CHECKING:
+    from adapterhub.library import Added, Library
+
+
+class Incoming:
+    """One build on its way into a library; see `transfer.Receiver`."""
+
+    def __init__(self, library: Library, intent: Intent, release: Release, base: BaseRecord | None) -> None:
+        self._library = library
+        self._intent = intent
+        self._staging = intent.folder
+        self._release = release
+        self._base = base
+        self._signature: bytes | None = None
+        self.added: Added | None = None
+
+    def has(self, entry: FileEntry) -> bool:
+        """Take the bytes from the store, if they are there and sound; a damaged object goes into quarantine."""
+        store, target = self._library.store, self._staging / entry.path
+        if not os.path.lexists(store.blob_path(entry.sha256)):
+            return False
+        if not is_sound(store.blob_path(entry.sha256), entry.sha256):
+            store.quarantine(store.blob_path(entry.sha256))
+            return False
+        if not target.exists():
+            store.link(entry.sha256, target)
+        return True
+
+    def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
+        """Stage one file, hashed while it flows; what an earlier try left is not asked for again.
+
+        Where that has gone bad, all of it is asked for once more.
+        """
+        begun = self._continued(self._library.store.part_path(entry.sha256), stream)
+        digest = self._stage(entry, begun, progress)
+        if digest != entry.sha256 and begun is not stream:
+            stream.seek(0)
+            digest = self._stage(entry, stream, progress)
+        if digest != entry.sha256:
+            raise DigestMismatch(
+                f"{self._release.full_name} {entry.path} from {self._release.origin}",
+                expected=entry.sha256,
+                actual=digest,
+                hint="nothing was stored; ask whoever runs the source",
+            )
+
+    def _stage(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None) -> Digest:
+        """The digest of what came; when it is cut off, what came is kept for the next try."""
+        target = self._staging / entry.path
+        try:
+            digest, _ = self._library.stage_file(stream, target, progress, limit_bytes=entry.size_bytes)
+        except ValueError as error:
+            raise DigestMismatch(entry.path, expected=f"{entry.size_bytes} bytes", actual=str(error)) from None
+        except (RemoteUnreachable, KeyboardInterrupt, SystemExit):
+            with contextlib.suppress(OSError):
+                target.rename(self._library.store.part_path(entry.sha256))
+            raise
+        return digest
+
+    def _continued(self, part: Path, stream: IO[bytes]) -> IO[bytes]:
+        """The stream, begun with what an earlier try left, where the stream can go on from there."""
+        begun = self._staging / part.name
+        if not stream.seekable():
+            return stream
+        try:
+            part.rename(begun)  # ours alone from here on
+            return cast("IO[bytes]", Continued(begun.open("rb"), stream))
+        except OSError:
+            return stream
+
+    def sign(self, signature: bytes) -> bool:
+        """Stage the signature; it is judged before it comes here."""
+        with self._library.store.explaining():
+            (self._staging / SIGNATURE_FILE).write_bytes(signature)
+        self._signature = signature
+        return True
+
+    def publish(self) -> None:
+        """Verify and install."""
+        self.added = self._library.publish_staged(self._intent, self._release, self._base)
+        if self._signature is not None and not self.added.created:
+            attach_signature(self._library.store, self.added.build.folder, self._signature)

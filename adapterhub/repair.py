@@ -1,0 +1,302 @@
+"""Mend a library: damaged files into quarantine, their bytes from wherever they still are, the index made again.
+
+Bytes are taken from the store, from other installed folders, then from the places that builds came from. All are hashed
+before they count. Nothing is deleted: what was damaged lies in `quarantine/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub.catalog import Broken, Installed, build_folders
+from adapterhub.damage import damaged_index, damaged_objects
+from adapterhub.digests import Digest, copy_hashed
+from adapterhub.errors import AdapterHubError, AdapterNotFound, Malformed
+from adapterhub.index import Filters
+from adapterhub.library import Library
+from adapterhub.manifest import MANIFEST_FILE, FileEntry, Manifest
+from adapterhub.origins import Origin
+from adapterhub.specs import AdapterSpec
+from adapterhub.store import Intent, is_sound
+from adapterhub.transfer import Source
+
+FindSource = Callable[[Origin], Source]
+"""The place of an origin as a source; it may raise any `AdapterHubError`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing that was done, or would be. `is_mended` is False where damage stays."""
+
+    action: str
+    path: Path
+    detail: str
+    is_mended: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value."""
+        return {"action": self.action, "path": str(self.path), "detail": self.detail, "mended": self.is_mended}
+
+
+def repair(
+    library: Library, find_source: FindSource, sources: Sequence[Source] = (), *, dry_run: bool = False
+) -> list[Step]:
+    """Mend what can be mended, and say what was done; with `dry_run`, only say.
+
+    `sources` are asked after the place that a build came from.
+    """
+    if not library.root.exists():
+        return []
+    if dry_run:
+        return list(_Repair(library, find_source, sources, None).steps())
+    with library.store.intent("doctor --repair") as intent:
+        return list(_Repair(library, find_source, sources, intent).steps())
+
+
+class _Repair:
+    """One run; without an intent nothing is changed."""
+
+    def __init__(
+        self, library: Library, find_source: FindSource, sources: Sequence[Source], intent: Intent | None
+    ) -> None:
+        self._library, self._store = library, library.store
+        self._find_source, self._sources = find_source, sources
+        self._intent = intent
+        self._manifests_at: dict[tuple[int, int], Digest] = {}
+        self._indexed = self._digests_by_folder()
+        self._needed: set[Digest] = set()
+
+    def _digests_by_folder(self) -> dict[str, str]:
+        """What the index says of each folder: the only witness of a manifest that is lost everywhere else."""
+        try:
+            return {row.folder: row.digest for row in self._library.catalog.index.search(Filters())}
+        except AdapterHubError:
+            return {}
+
+    def steps(self) -> Iterator[Step]:
+        yield from self._objects()
+        for broken in self._library.broken():
+            yield from self._manifest_of(broken)
+        for build in list(self._library.installed()):
+            yield from self._files_of(build)
+        yield from self._index()
+
+    # ------------------------------------------------------------ objects
+    def _objects(self) -> Iterator[Step]:
+        for damage in list(damaged_objects(self._library)):
+            if damage.kind == "writable":
+                if self._intent:
+                    damage.path.chmod(0o444)
+                yield Step(action="made read-only", path=damage.path, detail="")
+            elif damage.kind == "bytes":
+                if damage.digest is not None and damage.path.suffix == ".json":
+                    facts = damage.path.lstat()
+                    self._manifests_at[facts.st_dev, facts.st_ino] = damage.digest
+                yield self._quarantine(damage.path, damage.message)
+
+    def _quarantine(self, path: Path, why: str) -> Step:
+        where = self._store.quarantine(path).relative_to(self._library.root) if self._intent else "quarantine/"
+        return Step(action="quarantined", path=path, detail=f"{why}; now `{where}`")
+
+    # ------------------------------------------------------------ manifests
+    def _manifest_of(self, broken: Broken) -> Iterator[Step]:
+        """Give a folder its manifest again."""
+        path = broken.folder / MANIFEST_FILE
+        wanted = self._wanted_manifest(broken.folder)
+        if wanted is None:
+            yield Step(action="not mended", path=broken.folder, detail=broken.reason, is_mended=False)
+            return
+        manifest, told = self._manifest(wanted)
+        if manifest is None:
+            yield Step(action="not mended", path=path, detail=f"{broken.reason}; {wanted}: {told}", is_mended=False)
+            return
+        if self._intent:
+            staged = self._intent.folder / ".manifest"
+            with self._store.explaining():
+                staged.write_bytes(manifest.to_bytes())
+            self._need(wanted)
+            self._store.adopt_manifest(staged, wanted)
+        if is_sound(path, wanted):
+            yield Step(action="restored", path=self._store.manifest_path(wanted), detail=told)
+        else:
+            yield from self._replace(path, wanted, self._store.manifest_path(wanted), broken.reason, told)
+
+    def _wanted_manifest(self, folder: Path) -> Digest | None:
+        """Which manifest belongs there: by the damaged object that the folder shares, the index, or the store."""
+        with contextlib.suppress(OSError):
+            facts = (folder / MANIFEST_FILE).lstat()
+            if (shared := self._manifests_at.get((facts.st_dev, facts.st_ino))) is not None:
+                return shared
+        if (indexed := self._indexed.get(os.fspath(folder))) is not None:
+            return Digest(indexed)
+        namespace = folder.parent.name.rpartition("--")[0] or None
+        for path in sorted((self._library.root / "manifests" / "sha256").glob("[!.]*.json")):
+            with contextlib.suppress(AdapterHubError):
+                manifest = self._store.read_manifest(Digest(f"sha256:{path.stem}"))
+                if self._library.folder_for(manifest, namespace) == folder:
+                    return manifest.digest
+        return self._own_manifest(folder)
+
+    def _own_manifest(self, folder: Path) -> Digest | None:
+        """The digest of the folder's own manifest, where it is in its place and all files are as it says."""
+        try:
+            manifest = Manifest.parse((folder / MANIFEST_FILE).read_bytes(), str(folder))
+        except (OSError, Malformed):
+            return None
+        namespace = folder.parent.name.rpartition("--")[0] or None
+        is_here = self._library.folder_for(manifest, namespace) == folder
+        is_whole = all(is_sound(folder / e.path, e.sha256) for e in manifest.files)
+        return manifest.digest if is_here and is_whole else None
+
+    def _manifest(self, wanted: Digest) -> tuple[Manifest | None, str]:
+        with contextlib.suppress(AdapterHubError, OSError):
+            return self._store.read_manifest(wanted), "from the store"
+        for path in (folder / MANIFEST_FILE for folder in build_folders(self._library.root)):
+            with contextlib.suppress(AdapterHubError, OSError):
+                manifest = Manifest.parse(path.read_bytes(), str(path))
+                if manifest.digest == wanted:
+                    return manifest, f"from `{path.parent}`"
+        reasons = []
+        for label, source, spec in self._places_of(wanted):
+            try:
+                found = [r.manifest for r in self._asked(source).releases(spec) if r.digest == wanted]
+            except AdapterHubError as error:
+                reasons.append(f"{label}: {error.message.splitlines()[0]}")
+                continue
+            if found:
+                return found[0], f"from {label}"
+            reasons.append(f"{label}: does not have it")
+        return None, "; ".join(reasons) or "no place is known that has it"
+
+    # ------------------------------------------------------------ files
+    def _files_of(self, build: Installed) -> Iterator[Step]:
+        """Make the blobs and the folder's files of one build whole."""
+        for entry in build.manifest.files:
+            blob, file = self._store.blob_path(entry.sha256), build.folder / entry.path
+            is_blob_sound = is_sound(blob, entry.sha256)
+            is_one = is_blob_sound and file.exists() and file.samefile(blob) and not file.is_symlink()
+            is_file_sound = is_one or is_sound(file, entry.sha256)
+            if is_blob_sound and is_file_sound:
+                continue
+            why = f"`{build.full_name}` {build.manifest.label}"
+            told = "from the store"
+            if not is_blob_sound:
+                told = self._fetch(build, entry, file if is_file_sound else None)
+                if told.startswith("!"):
+                    yield Step(action="not mended", path=file, detail=f"{why}: {told[1:]}", is_mended=False)
+                    continue
+                yield Step(action="restored", path=blob, detail=f"{entry.sha256} {told}")
+            if not is_file_sound:
+                yield from self._replace(file, entry.sha256, blob, why, told)
+
+    def _fetch(self, build: Installed, entry: FileEntry, whole: Path | None) -> str:
+        """Put the blob back, and say from where; text that begins with `!` says why that failed."""
+        copies = [whole] if whole else [
+            other.folder / e.path
+            for other in self._library.installed()
+            for e in other.manifest.files
+            if e.sha256 == entry.sha256 and other.folder != build.folder
+        ]  # fmt: skip
+        for copy in copies:
+            if is_sound(copy, entry.sha256):
+                with copy.open("rb") as stream:
+                    self._take(stream, entry)
+                return f"from `{copy}`"
+        reasons = []
+        for label, source, spec in self._places_of(build.manifest.digest, build.full_name):
+            try:
+                if self._from(self._asked(source), spec, build.manifest.digest, entry):
+                    return f"from {label}"
+            except AdapterHubError as error:
+                reasons.append(f"{label}: {error.message.splitlines()[0]}")
+                continue
+            reasons.append(f"{label}: does not have it")
+        return "!" + ("; ".join(reasons) or "no place is known that has it")
+
+    def _from(self, source: Source, spec: AdapterSpec, build: Digest, entry: FileEntry) -> bool:
+        """Take the bytes of `entry` from `source`, from the same build or from one that has the same file."""
+        for release in sorted(source.releases(spec), key=lambda r: r.digest != build):
+            for same in (e for e in release.manifest.files if e.sha256 == entry.sha256):
+                if self._intent is None:
+                    return True
+                with source.open(release, same) as stream:
+                    if self._take(stream, entry):
+                        return True
+        return False
+
+    def _take(self, stream: Any, entry: FileEntry) -> bool:  # noqa: ANN401 - any binary stream
+        """Make the stream the blob, if it has the right bytes."""
+        if self._intent is None:
+            return True
+        staged = self._intent.folder / "fetched"
+        with self._store.explaining(), staged.open("wb") as sink:
+            try:
+                digest, _ = copy_hashed(stream, sink, limit_bytes=entry.size_bytes)
+            except ValueError:
+                return False
+        if digest != entry.sha256:
+            return False
+        self._need(digest)
+        self._store.adopt(staged, digest)
+        return True
+
+    def _need(self, digest: Digest) -> None:
+        """Keep an object from every sweep until the end of this run."""
+        if self._intent:
+            self._needed.add(digest)
+            self._intent.need(self._needed)
+
+    def _replace(self, path: Path, digest: Digest, source: Path, why: str, told: str) -> Iterator[Step]:
+        """Put the object `source` in the place of the file `path` of a build."""
+        if os.path.lexists(path):
+            yield self._quarantine(path, why)
+        if self._intent:
+            with self._library.store.lock("publish", exclusive=True), self._store.explaining():
+                fresh = self._intent.folder / "link"
+                link = self._store.link_manifest if source.suffix == ".json" else self._store.link
+                link(digest, fresh)
+                fresh.replace(path)
+        yield Step(action="relinked", path=path, detail=told)
+
+    # ------------------------------------------------------------ places
+    def _places_of(self, build: Digest, name: str = "") -> Iterator[tuple[str, Origin | Source, AdapterSpec]]:
+        """Where a build may be had: its origin, then the sources that were given."""
+        origin = self._library.origins.of(build)
+        with contextlib.suppress(AdapterHubError):
+            if origin is not None:
+                yield f"`{origin.place}`", origin, AdapterSpec.parse(origin.name)
+        name = origin.name if origin is not None else name
+        if name:
+            for source in self._sources:
+                yield source.label, source, AdapterSpec.parse(name)
+
+    def _asked(self, place: Origin | Source) -> Source:
+        if not isinstance(place, Origin):
+            return place
+        if not place.is_server and not Path(place.place).exists():
+            raise AdapterNotFound("is not there any more")
+        return self._find_source(place)
+
+    # ------------------------------------------------------------ index
+    def _index(self) -> Iterator[Step]:
+        catalog = self._library.catalog
+        problems = [damage.message for damage in damaged_index(self._library)]
+        if not catalog.index.path.exists() or catalog.index.stale_mark.exists():
+            if not next(self._library.installed(), None):
+                return
+            problems.append("is missing or stale")
+        if not problems:
+            return
+        detail = "; ".join(problems)
+        try:
+            if self._intent:
+                detail += f"; {catalog.rebuild()} builds"
+        except AdapterHubError as error:
+            yield Step(action="not mended", path=catalog.index.path, detail=error.message, is_mended=False)
+            return
+        yield Step(action="index rebuilt", path=catalog.index.path, detail=detail)

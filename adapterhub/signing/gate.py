@@ -1,0 +1,178 @@
+"""The gate: what may come in, by its signature, by the user's policy, and by what was seen before.
+
+    standing                     require   no policy   warn      off
+    signed by a trusted key      yes       yes         yes       yes
+    not signed                   refused   yes         warned    yes
+    unknown key                  refused   warned      warned    yes
+    key out of its scope         refused   warned      warned    yes
+    signed, but not for this     refused   warned      warned    yes
+    key that has ended           refused   refused     warned    yes
+    against what was seen        refused   refused     refused   yes
+    false (see `judge.py`)       refused in any case
+
+Against what was seen: an older version offered as the newest, another key than before, and no signature where there was
+one. The version is remembered before its files are fetched, so that a crash forgets nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from adapterhub.errors import SignatureRefused, shown
+from adapterhub.remotes import Remotes
+from adapterhub.signing.judge import Judgement, Standing, examine
+from adapterhub.signing.seen import Seen, SeenBuild, SeenFile, is_older
+from adapterhub.signing.trust import Policy, Trust, TrustFile, clock
+from adapterhub.specs import AdapterSpec
+from adapterhub.transfer import Provenance, Release
+
+_REFUSED: Final[dict[Policy | None, frozenset[Standing]]] = {
+    "require": frozenset({"unsigned", "unknown_key", "out_of_scope", "other_name", "expired"}),
+    None: frozenset({"expired"}),
+}
+_SILENT: Final[dict[Policy | None, frozenset[Standing]]] = {
+    None: frozenset({"unsigned"}),
+    "off": frozenset({"unsigned", "unknown_key", "out_of_scope", "other_name", "expired"}),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the user asked for, as far as it says whether an older build may be meant.
+
+    `bases` are digests of weights: of the base that was asked for and of the one that the build declares, the one to
+    remember first; ("",) where nobody knows them.
+    """
+
+    spec: AdapterSpec
+    bases: tuple[str, ...] = ("",)
+    min_rank: int | None = None
+    max_rank: int | None = None
+
+    def means(self, seen: SeenBuild) -> bool:
+        """Whether a build that was seen before would have answered."""
+        from packaging.version import Version
+
+        if self.spec.pinned_version is not None or self.spec.digest_prefix is not None or seen.base not in self.bases:
+            return False
+        rank = seen.rank or 0
+        is_wanted = not Version(seen.version).is_prerelease or self.spec.asks_for_prereleases
+        inside = (self.min_rank or rank) <= rank <= (self.max_rank or rank)
+        return is_wanted and inside and self.spec.matches(seen.version)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """What came through the gate: the judgement, and whether the user should hear of it."""
+
+    judgement: Judgement
+    warn: bool
+
+
+class Gate:
+    """The gate of the library under `root`."""
+
+    def __init__(self, root: Path, *, policy: Policy | None = None) -> None:
+        """`policy` is one that was given for this run; it comes before every other."""
+        self._trust_file, self._seen_file = TrustFile(root), SeenFile(root)
+        self._remotes = Remotes(root)
+        self._given = policy
+
+    def judge(self, release: Release, provenance: Provenance, place: str) -> tuple[Judgement, Policy | None]:
+        """What the signature is worth, and the policy that holds; nothing is refused for being unknown.
+
+        Raises:
+            SignatureRefused: it is broken, forged, over other files, or for another adapter.
+        """
+        trust = self._trust_file.read()
+        return self._judge(release, provenance, place, trust)
+
+    def admit(self, release: Release, provenance: Provenance, place: str, asked: Asked) -> Admitted:
+        """Let a build in that is about to be fetched from `place`, a URL or a path, and remember its version.
+
+        Raises:
+            SignatureRefused: see the table above.
+        """
+        trust = self._trust_file.read()
+        judgement, policy = self._judge(release, provenance, place, trust)
+        name, seen = release.full_name, self._seen_file.of(release.full_name)
+        if refuses(policy, judgement.standing):
+            raise _refused(release, judgement.message, judgement.standing, _hint(judgement, name))
+        if seen is not None and policy != "off":
+            _refuse_contradiction(release, judgement, seen, asked, trust)
+        if judgement.standing == "trusted" and (
+            policy != "off" or seen is None or seen.signer == judgement.fingerprint
+        ):
+            assert judgement.fingerprint is not None
+            build = SeenBuild(base=asked.bases[0], rank=release.manifest.rank, version=release.manifest.version)
+            self._seen_file.remember(name, build, judgement.fingerprint)
+        is_silent = judgement.standing in _SILENT.get(policy, frozenset())
+        return Admitted(judgement=judgement, warn=judgement.standing != "trusted" and not is_silent)
+
+    def _judge(
+        self, release: Release, provenance: Provenance, place: str, trust: Trust
+    ) -> tuple[Judgement, Policy | None]:
+        remote, places = None, [place]
+        if "://" in place:
+            known = self._remotes.get(place)
+            remote, places = known.signatures, [place, known.name]
+        policy = self._given or trust.policy(release.namespace, remote)
+        judgement = examine(release.manifest, release.namespace, provenance, trust, places=places, now=clock())
+        return judgement, policy
+
+
+def refuses(policy: Policy | None, standing: Standing) -> bool:
+    """Whether a policy refuses it, whatever was seen before."""
+    return standing in _REFUSED.get(policy, frozenset())
+
+
+def _refuse_contradiction(release: Release, judgement: Judgement, seen: Seen, asked: Asked, trust: Trust) -> None:
+    """Refuse what does not go with what was seen of the name before."""
+    before = f"and until now it was signed by {trust.name_of(seen.signer)}"
+    if judgement.fingerprint is None:
+        hint = "ask its author; `--signatures off` takes it unsigned"
+        raise _refused(release, f"{judgement.message}, {before}", "signature_gone", hint)
+    key = trust.key_of(judgement.fingerprint)
+    if key is None and judgement.fingerprint == seen.signer:
+        text = f"{judgement.message}, which was trusted and is not any more"
+        raise _refused(release, text, "unknown_key", _hint(judgement, release.full_name))
+    if key is None or not key.takes_over(release.full_name, [seen.signer]):
+        command = f"adapt key trust {key.name if key else 'NAME FILE'} --accept {release.full_name}"
+        hint = f"if its author told you of the new key: `{command}`"
+        raise _refused(release, f"{judgement.message}, {before}", "other_key", hint)
+    newest = _newest(asked, seen.builds)
+    version = release.manifest.version
+    if newest is not None and is_older(version, newest):
+        text = f"{release.origin} offers {shown(version)}, you have seen {newest}"
+        hint = f"if the newer one was taken back: `{release.full_name}=={version}` asks for this one"
+        raise _refused(release, text, "rolled_back", hint)
+
+
+def _newest(asked: Asked, builds: Collection[SeenBuild]) -> str | None:
+    newest: str | None = None
+    for build in builds:
+        if asked.means(build) and (newest is None or is_older(newest, build.version)):
+            newest = build.version
+    return newest
+
+
+def _hint(judgement: Judgement, name: str) -> str:
+    if judgement.standing == "unsigned":
+        return "ask its author to `adapt sign` it and push it again"
+    if judgement.standing == "unknown_key":
+        return (
+            f"`adapt key trust NAME FILE --scope {name}` trusts a key; get its file from its owner, not from the place"
+        )
+    if judgement.standing == "out_of_scope":
+        return f"`adapt key trust {judgement.signer} --scope GLOB` changes what the key may sign"
+    if judgement.standing == "expired":
+        return f"ask its owner for a new key; `adapt key trust {judgement.signer} --not-after DAY` moves the end"
+    return "ask its author to sign it with `adapt sign`, which says for which adapter"
+
+
+def _refused(release: Release, clause: str, reason: str, hint: str) -> SignatureRefused:
+    what = f"`{release.full_name}` {shown(release.manifest.version)}"
+    return SignatureRefused(what, f"it {clause}" if clause.startswith("is ") else clause, reason=reason, hint=hint)

@@ -1,0 +1,42 @@
+"""`model.sig` in the store: a blob like other files, linked into the folder of the build that it signs.
+
+It is not listed in the manifest, because it covers it; what keeps it from a sweep is the folder it stands in.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from adapterhub.digests import Digest, digest_of
+from adapterhub.manifest import SIGNATURE_FILE
+from adapterhub.signing.beside import read_signature
+from adapterhub.store import Store, sync_folder
+
+
+def signature_objects(folder: Path) -> list[Digest]:
+    """The digest of the signature in a folder, if there is one: an object to keep."""
+    path = folder / SIGNATURE_FILE
+    raw = read_signature(path) if os.path.lexists(path) else None
+    return [] if raw is None else [digest_of(raw)]
+
+
+def link_signature(store: Store, staged: Path, view: Path) -> None:
+    """Put the signature that was staged in one folder beside the files in another; none is none."""
+    for digest in signature_objects(staged):
+        store.adopt(staged / SIGNATURE_FILE, digest)
+        store.link(digest, view / SIGNATURE_FILE)
+
+
+def attach_signature(store: Store, folder: Path, raw: bytes) -> None:
+    """Give an installed build this signature, in the place of another; at any moment it has the old or the new one."""
+    with store.intent("sign") as intent:
+        intent.need([digest_of(raw)])
+        with store.explaining():
+            (intent.folder / SIGNATURE_FILE).write_bytes(raw)
+            view = intent.folder / "view"
+            view.mkdir()
+        link_signature(store, intent.folder, view)
+        with store.lock("publish", exclusive=True), store.explaining():
+            (view / SIGNATURE_FILE).replace(folder / SIGNATURE_FILE)
+            sync_folder(folder)
