@@ -37,7 +37,10 @@ class Adapt:
     def __call__(self, *arguments: object) -> Done:
         said, complaints = io.StringIO(), io.StringIO()
         with self._in_place(arguments), contextlib.redirect_stdout(said), contextlib.redirect_stderr(complaints):
-            code = _run()
+            try:
+                code = _run()
+            except SystemExit as stop:  # `verify` tells what it found by the exit code
+                code = int(stop.code or 0)
         return Done(exit_code=code, stdout=said.getvalue(), stderr=complaints.getvalue())
 
     def ok(self, *arguments: object) -> str:

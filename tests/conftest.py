@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # before torch and huggingface_hub are imported anywhere
@@ -17,8 +17,16 @@ import pytest
 from adapterhub.bases import BaseRecord
 from adapterhub.description import Description
 from adapterhub.library import Added, Library
+from adapterhub.limits import use_limits
 from adapterhub.specs import parse_name
 from tests.tiny import make_adapter, make_base
+
+
+@pytest.fixture(autouse=True)
+def _limits_as_built_in() -> Iterator[None]:
+    """A command that a test runs in this process may set them, and they hold for all that follows."""
+    yield
+    use_limits()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "adapterhub"
 
 FLOORS: dict[str, int] = {
     # 0 words: what is typed and what is refused
-    **dict.fromkeys(["errors", "digests", "specs", "home"], 0),
+    **dict.fromkeys(["errors", "digests", "specs", "home", "limits", "lookalike"], 0),
     # 1 values: what files say
     **dict.fromkeys(
         ["tensorfile", "tensorheader", "tensorfacts", "filekind", "precision", "hints", "module_places"], 1
@@ -24,10 +24,15 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["patterns", "config_fields", "config_names", "config_reading", "peft_config"], 1),
     **dict.fromkeys(["fingerprint", "weightfiles", "weightreader", "manifest"], 1),
     # 2 parts
-    **dict.fromkeys(["store", "index", "resolve", "transfer", "bases", "verify"], 2),
+    **dict.fromkeys(["claims", "store", "origins", "index", "resolve", "transfer", "bases", "verify"], 2),
     **dict.fromkeys(["cards", "description", "wanted_base", "remotes", "merge_methods", "recipe_toml"], 2),
+    **dict.fromkeys(["signing"], 2),
     # 3 places
-    **dict.fromkeys(["catalog", "library", "directory", "hub", "install", "new_folder"], 3),
+    **dict.fromkeys(
+        ["catalog", "refusals", "library", "incoming", "damage", "repair", "directory", "hub", "install", "new_folder"],
+        3,
+    ),
+    **dict.fromkeys(["audit"], 3),
     # 4 weights
     **dict.fromkeys(["lowrank", "randomized", "layouts", "factor_pairs", "factors", "merge", "similarity"], 4),
     **dict.fromkeys(["recipe", "recipe_parents", "loader", "generation", "bank", "tuning", "fuse", "extract"], 4),
@@ -46,6 +51,7 @@ NEVER_AT_MODULE_LEVEL = {
     "matplotlib",
     "cma",
     "bitsandbytes",
+    "cryptography",
 }
 REGISTRY_MAY_IMPORT = 3
 LONGEST_FILE_LINES = 450

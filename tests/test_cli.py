@@ -292,9 +292,10 @@ def test_interrupting_says_so_and_exits_130(filled):
     import signal
 
     code = (
-        "import os, signal, threading; threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start();"
-        "from adapterhub.cli import main; import adapterhub.library as l, time;"
-        "l.Library.verify = lambda *a: time.sleep(30); import sys; sys.argv=['adapt','verify','--all']; main()"
+        "import os, signal, sys, threading, time; from adapterhub.cli import main; import adapterhub.library as l;"
+        "strike = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT));"
+        "l.Library.verify = lambda *a: (strike.start(), time.sleep(30));"
+        "sys.argv=['adapt','verify','--all']; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=filled.environ, cwd=filled.folder, capture_output=True, text=True, check=False

@@ -238,3 +238,19 @@ def test_another_copy_of_an_embedding_is_refused_and_a_true_one_is_not(tmp_path:
 
     with pytest.raises(RefusedAdapter, match="not equal to the base's"):
         fuse(adapter, tmp_path / "other", library=library, base=base)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused_and_leaves_nothing(tmp_path: Path, bad: float) -> None:
+    library = Library(tmp_path / "home")
+    library.bases.add(save_base(tmp_path / "base", untied), "base")
+    adapter = save_adapter(tmp_path / "adapter", untied, target_modules=QV)
+    tensors = tensors_in(adapter)
+    name = max(name for name in tensors if "lora_B" in name)
+    tensors[name][-1, -1] = bad
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(RefusedAdapter, match="E_NONFINITE"):
+        fuse(adapter, tmp_path / "out", library=library, base="base")
+
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "base", "home"]

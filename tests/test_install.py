@@ -84,7 +84,7 @@ def test_bytes_that_the_store_has_are_linked_and_not_fetched(library, far, add):
     add("theirs", seed=3, into=far)
 
     class Counting:
-        label, asked = far.label, []
+        label, place, provenance, asked = far.label, far.place, far.provenance, []
         releases = far.releases
 
         def open(self, release, entry):
@@ -267,7 +267,7 @@ def test_a_cut_source_leaves_a_part_that_the_next_install_goes_on_from(library, 
     asked = []
 
     class Cut:
-        label, releases = far.label, far.releases
+        label, releases, place, provenance = far.label, far.releases, far.place, far.provenance
 
         def open(self, release, entry):
             stream = far.open(release, entry)

@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -179,6 +180,7 @@ def test_uploads_at_once_are_bounded(tmp_path: Path) -> None:
 
         def slow() -> Iterator[bytes]:
             yield b'{"key":"header","value":{"summary":"x"}}\n'
+            time.sleep(0.5)  # until the server has begun with this one
             places.append(commit(server, repo, "b.txt", "b"))
             yield b"\n"
 

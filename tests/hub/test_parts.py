@@ -18,7 +18,7 @@ from adapterhub_registry.card import parse_card
 from adapterhub_registry.db import Database, facts
 from adapterhub_registry.edge import routed_path
 from adapterhub_registry.errors import Refusal
-from adapterhub_registry.names import fold, known_repo_id, parse_path, parse_ref_name, parse_repo_id
+from adapterhub_registry.names import known_repo_id, parse_path, parse_ref_name, parse_repo_id
 from adapterhub_registry.settings import Limits, load_settings
 from adapterhub_registry.signing import BadSignature, check, sign
 from adapterhub_registry.tokens import Caller, Tokens
@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, insert, select, update
 
 from adapterhub.errors import AdapterHubError, BlobNotFound, DigestMismatch, Malformed, NotFound, UsageProblem
+from adapterhub.lookalike import fold
 
 SECRET = b"s" * 32
 HELLO = hashlib.sha256(b"hello").hexdigest()

@@ -1,0 +1,392 @@
+"""A hostile network between a home and a real registry: one clear line each, resumed or refused, nothing half-stored."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.errors import SpecError
+from adapterhub.hub import Hub
+from adapterhub.hub._wire import git_sha1
+from adapterhub.library import Library
+from adapterhub.specs import AdapterSpec
+from adapterhub.transfer import Release, copy
+from tests import faulty_proxy as net
+from tests.command_line import Adapt, Done
+from tests.hub.running import Running, running
+from tests.shared_data import shared
+from tests.tiny import make_adapter, make_base
+
+WEIGHTS, MANIFEST, CONFIG = "adapter_model.safetensors", "adapterhub.json", "adapter_config.json"
+BUILT, PLAIN = "acme/poem", "acme/plain"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A registry with one build (weights of 1 MB) and one plain PEFT repository."""
+    folder = tmp_path_factory.mktemp("registry")
+    with running(folder / "root") as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        made = make_adapter(folder / "made", width=512, rank=64)
+        adapt = Adapt(folder)
+        make_base(folder / "base", width=512)
+        adapt.ok("base", "add", "base", "--as", "b")
+        adapt.ok("add", "made", "--name", "poem", "--base", "b")
+        build = next(adapt.library.installed())
+        hub = Hub(endpoint=server.url, token=server.token)
+        copy(Release(manifest=build.manifest, namespace=None, origin="x"), adapt.library, hub.to(BUILT))
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=server.url, token=server.token)
+        api.create_repo(PLAIN)
+        api.upload_folder(repo_id=PLAIN, folder_path=made)
+        yield server
+
+
+@pytest.fixture
+def proxy(server: Running) -> Iterator[net.Proxy]:
+    with net.faulty(server.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Adapt:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("adapterhub.hub._stream.PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("adapterhub.hub._wire.LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setenv("ADAPTERHUB_TIMEOUT_S", "0.3")
+    return Adapt(tmp_path)
+
+
+@pytest.fixture
+def ask(home: Adapt, proxy: net.Proxy, server: Running) -> Any:
+    said: list[str] = []
+
+    def install(spec: str = BUILT) -> Done:
+        done = home("install", spec, "--remote", proxy.url, "--token", server.token)
+        said.append(done.stdout + done.stderr)
+        return done
+
+    yield install
+    files = b"".join(p.read_bytes() for p in home.folder.rglob("*") if p.is_file())
+    assert server.token not in "".join(said)
+    assert server.token.encode() not in files
+
+
+def stored(library: Library) -> list[str]:
+    """Everything of the library but locks, and the beginnings of files that the next try goes on from."""
+    found = [p.relative_to(library.root) for p in library.root.rglob("*") if p.is_file()]
+    return [str(p) for p in found if p.parts[0] not in ("locks", "index.db") and not p.name.startswith("part-")]
+
+
+def refused(done: Done, *codes: int) -> str:
+    """The one line of a refusal, or of its first reason; a hint may follow."""
+    assert done.exit_code in codes, f"exit {done.exit_code}: {done.stderr}"
+    assert "Traceback" not in done.stderr
+    assert "a bug in" not in done.stderr
+    assert all(c.isprintable() or c == "\n" for c in done.stderr)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(("hint: ", "warning: ", "  ["))]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def whole(home: Adapt) -> bool:
+    return home("verify", "--all").exit_code in (0, 17) and len(list(home.library.installed())) == 1
+
+
+# ---------------------------------------------------------------- gone through all the same
+RESUMED = {
+    "cut once": net.cut(300_000),
+    "cut at the first byte": net.cut(0),
+    "reset once": net.reset(300_000),
+    "reset before an answer": net.reset(),
+    "silent once": net.silent,
+    "longer than told once": net.miscounted(1000),
+    "429 once": net.status(429, retry_after="1000"),
+    "503 once": net.status(503),
+}
+
+
+@pytest.mark.parametrize("fault", RESUMED)
+def test_what_passes_is_waited_out_or_taken_up_where_it_was(fault, ask, home, proxy):
+    faults = {"longer than told once": net.cut(1_000_000)}
+    proxy.faults[WEIGHTS] = net.once(faults.get(fault, RESUMED[fault]))
+
+    done = ask()
+
+    assert done.exit_code == 0, done.stderr
+    assert whole(home)
+    ranges = [r.headers.get("range") for r in proxy.seen if r.path.endswith(WEIGHTS)]
+    assert len(ranges) == 2
+    if fault in ("cut once", "reset once"):
+        assert ranges[1] is not None
+
+
+def test_a_server_without_ranges_sends_it_all_again(ask, home, proxy):
+    def no_ranges(request: net.Request, answer: net.Answer) -> Any:
+        if "range" not in request.headers:
+            return net.cut(300_000)(request, answer)
+        body = whole_weights(proxy, request)
+        return [net.Answer(200, answer.headers, body).head(content_range=None), body]
+
+    proxy.faults[WEIGHTS] = no_ranges
+
+    assert ask().exit_code == 0
+    assert whole(home)
+
+
+def whole_weights(proxy: net.Proxy, request: net.Request) -> bytes:
+    import httpx
+
+    proxy.faults.pop(WEIGHTS)
+    headers = {k: v for k, v in request.headers.items() if k in ("authorization", "accept")}
+    return httpx.get(proxy.url + request.path, headers=headers).content
+
+
+# ---------------------------------------------------------------- refused
+REFUSED: dict[str, tuple[str, net.Fault, tuple[int, ...], str]] = {
+    "cut again and again": (WEIGHTS, net.cut(0), (13,), "broke off"),
+    "reset again and again": (WEIGHTS, net.reset(), (13,), "broke off"),
+    "one byte at a time": (WEIGHTS, net.slow, (13,), "broke off"),
+    "one byte at a time, of a listing": ("/refs", net.slow, (13,), "bytes came in"),
+    "silent": ("/info", net.silent, (13,), "could not be reached"),
+    "silent, of a manifest": (MANIFEST, net.silent, (13,), "could not be reached"),
+    "longer than told": (WEIGHTS, net.miscounted(1000), (12,), "expected"),
+    "shorter than told": (WEIGHTS, net.miscounted(-3), (12,), "expected"),
+    "wrong bytes": (WEIGHTS, net.wrong_bytes, (12,), "digest"),
+    "wrong bytes of a config": (CONFIG, net.wrong_bytes, (12,), "digest"),
+    "wrong bytes of a manifest": (MANIFEST, net.wrong_bytes, (12,), "digest"),
+    "an endless file": (WEIGHTS, net.endless, (12, 16), ""),
+    "an endless manifest": (MANIFEST, net.endless, (13,), "more than"),
+    "an endless listing": ("/refs", net.endless, (13,), "more than"),
+    "an endless list of versions": ("/versions", net.endless, (13,), "more than"),
+    "an endless error": (MANIFEST, net.endless_error, (13,), "500"),
+    "an endless error for a file": (WEIGHTS, net.endless_error, (13,), "500"),
+    "a packed bomb": (WEIGHTS, net.bomb, (13,), "packed"),
+    "a packed bomb as a manifest": (MANIFEST, net.bomb, (13,), "packed"),
+    "a packed bomb as a listing": ("/refs", net.bomb, (13,), "packed"),
+    "a redirect loop": (WEIGHTS, net.redirect("/acme/poem/resolve/x/adapter_model.safetensors"), (13,), "5 times"),
+    "a redirect to a file": (WEIGHTS, net.redirect("file:///etc/passwd"), (13,), "no web address"),
+    "a redirect to a file, of a listing": ("/refs", net.redirect("file:///etc/passwd"), (13,), "no web address"),
+    "a redirect to no port": (WEIGHTS, net.redirect("http://127.0.0.1:99999/"), (13,), "no web address"),
+    "a redirect to no host": (MANIFEST, net.redirect("http://[::1/x"), (13,), "no web address"),
+    "a redirect to control characters": (WEIGHTS, net.redirect("http://a\x1b[31m/"), (13,), "no web address"),
+    "401": (WEIGHTS, net.status(401), (10, 14), ""),
+    "403": (WEIGHTS, net.status(403), (14,), "403"),
+    "404": (WEIGHTS, net.status(404), (10, 13), ""),
+    "416": (WEIGHTS, net.status(416), (13,), "416"),
+    "418": (WEIGHTS, net.status(418), (13,), "418"),
+    "429": (WEIGHTS, net.status(429), (13,), "429"),
+    "500": (WEIGHTS, net.status(500), (13,), "500"),
+    "503": (WEIGHTS, net.status(503, retry_after="99999"), (13,), "503"),
+    "401 for a manifest": (MANIFEST, net.status(401), (10, 14), ""),
+    "403 for a listing": ("/refs", net.status(403), (14,), "403"),
+    "429 for a manifest": (MANIFEST, net.status(429), (13,), "wait"),
+    "500 for a listing": ("/refs", net.status(500), (13,), "500"),
+    "503 for a manifest": (MANIFEST, net.status(503), (13,), "503"),
+    "a listing nested 100,000 deep": (
+        "/refs",
+        lambda _r, a: [a.head(content_length=200_000), b"[" * 200_000],
+        (13,),
+        "JSON",
+    ),
+    "a listing of another kind": ("/refs", net.changed_json(lambda _: {"branches": 7}), (13,), "no list"),
+    "a commit that is a path": (
+        "/refs",
+        net.changed_json(lambda v: {**v, "tags": [{"name": "v1", "targetCommit": "../../x"}]}),
+        (13,),
+        "no list",
+    ),
+    "control characters for a digest": (
+        "/versions",
+        net.changed_json(lambda v: {"versions": [{**i, "digest": "\x1b[2J"} for i in v["versions"]]}),
+        (13,),
+        "no list",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_what_does_not_pass_is_refused_in_one_line_and_works_afterwards(fault, ask, home, proxy, monkeypatch):
+    part, what, codes, word = REFUSED[fault]
+    if part == "/refs":  # our own registry lists versions itself; other servers have refs only
+        monkeypatch.setattr(Hub, "features", frozenset())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    proxy.faults[part] = what
+
+    line = refused(ask(), *codes)
+
+    assert word in line
+    assert stored(home.library) == []
+    assert proxy.sent_bytes < 100 << 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000, "kB of memory"
+    proxy.faults.clear()
+    assert ask().exit_code == 0
+    assert whole(home)
+
+
+def test_a_file_that_is_changed_between_two_parts_is_refused(ask, home, proxy):
+    def changed(request: net.Request, answer: net.Answer) -> Any:
+        if "range" not in request.headers:
+            return net.cut(300_000)(request, answer)
+        return [answer.head(etag='"another"', x_linked_etag='"another"'), answer.body]
+
+    proxy.faults[WEIGHTS] = changed
+
+    assert "expected" in refused(ask(), 12)
+    assert stored(home.library) == []
+
+
+def test_a_beginning_that_has_gone_bad_is_asked_for_again(ask, home, proxy):
+    def wrong_and_cut(request: net.Request, answer: net.Answer) -> Any:
+        return [net.RESET] if "range" in request.headers else [answer.head(), b"\0" * 300_000]
+
+    proxy.faults[WEIGHTS] = wrong_and_cut
+    refused(ask(), 13)
+    assert stored(home.library) == []
+    proxy.faults.clear()
+
+    assert ask().exit_code == 0
+    assert whole(home)
+
+
+def test_a_part_that_begins_elsewhere_is_refused(ask, home, proxy):
+    def elsewhere(request: net.Request, answer: net.Answer) -> Any:
+        if "range" not in request.headers:
+            return net.cut(300_000)(request, answer)
+        size = 300_000 + len(answer.body)
+        return [answer.head(content_range=f"bytes 299000-{size - 1}/{size}"), answer.body]
+
+    proxy.faults[WEIGHTS] = elsewhere
+
+    assert "from 299000" in refused(ask(), 12)
+    assert stored(home.library) == []
+
+
+def test_no_token_goes_to_another_host(ask, home, proxy, server):
+    with net.faulty(server.url) as stranger:
+        for part in (WEIGHTS, MANIFEST):
+            proxy.faults[part] = lambda r, a: [net.redirect(stranger.url + r.path)(r, a)[0]]  # type: ignore[index]
+
+        done = ask()
+
+        assert done.exit_code == 0, done.stderr
+        assert len(stranger.seen) >= 2
+        assert server.token not in str([r.headers for r in stranger.seen])
+        assert all(r.headers["authorization"] == f"Bearer {server.token}" for r in proxy.seen)
+
+
+def test_a_question_that_is_led_elsewhere_is_refused_and_takes_no_token_along(ask, home, proxy, server):
+    with net.faulty(server.url) as stranger:
+        proxy.faults["paths-info"] = lambda r, a: [net.redirect(stranger.url + r.path)(r, a)[0]]  # type: ignore[index]
+
+        line = refused(ask(PLAIN), 13)
+
+        assert "elsewhere" in line
+        assert stranger.seen == []
+
+
+# ---------------------------------------------------------------- what a listing may hold
+def tables() -> Any:
+    spec = importlib.util.spec_from_file_location("bad_inputs", shared("bad_inputs.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def listed(name: str) -> net.Fault:
+    more = {"type": "file", "path": name, "size": 3, "oid": git_sha1(b"bad")}
+    return net.changed_json(
+        lambda files: [*[f for f in files if f["path"] != name], more] if name not in (WEIGHTS, "README.md") else files
+    )
+
+
+def test_names_in_a_listing_are_refused_passed_over_or_taken(ask, home, proxy):
+    wrong = []
+    for name, verdict in tables().LISTING.items():
+        proxy.faults["paths-info"] = listed(name)
+        done = ask(PLAIN)
+        if done.exit_code != (16 if verdict == "refuse" else 0):
+            wrong.append((name, verdict, done.exit_code, done.stderr))
+        if verdict == "refuse":
+            assert "E_NAME" in done.stderr
+            refused(done, 16)
+            assert stored(home.library) == []
+        else:
+            names = {p.name for p in home.library.root.joinpath("adapters").rglob("*") if p.is_file()}
+            assert names == {WEIGHTS, CONFIG, MANIFEST, "README.md"}
+            home.ok("remove", PLAIN, "--yes")
+            shutil.rmtree(home.library.root)
+        assert {p.name for p in home.folder.iterdir()} <= {"home"}
+
+    assert wrong == []
+
+
+def test_a_listing_that_names_a_file_twice_is_refused(ask, home, proxy):
+    proxy.faults["paths-info"] = net.changed_json(lambda files: [*files, files[0]])
+
+    refused(done := ask(PLAIN), 16)
+
+    assert "listed twice" in done.stderr
+    assert stored(home.library) == []
+
+
+def test_a_listing_with_a_size_that_nobody_has_is_refused(ask, home, proxy):
+    for size in (10**15, -1, "7", 1.5, None):
+        proxy.faults["paths-info"] = net.changed_json(
+            lambda files, size=size: [{**f, "size": size} if f["path"] == WEIGHTS else f for f in files]
+        )
+
+        refused(ask(PLAIN), 13, 16)
+
+        assert stored(home.library) == []
+
+
+def reads(text: str) -> bool:
+    try:
+        AdapterSpec.parse(text)
+    except SpecError:
+        return False
+    return True
+
+
+def test_references_that_a_user_may_type(home, proxy):
+    for text, verdict in tables().REFS.items():
+        done = home("install", "--remote", proxy.url, "--", text)
+
+        assert reads(text) == (verdict == "accept"), text
+        assert done.exit_code in ((2,) if verdict == "refuse" else (0, 2, 10, 11)), (text, done.stderr)
+        assert all(c.isprintable() or c == "\n" for c in done.stderr)
+        assert "a bug in" not in done.stderr
+    assert all("169.254" not in r.path and ".." not in r.path for r in proxy.seen)
+
+
+def test_a_timeout_that_is_no_number_is_said(home, proxy, monkeypatch):
+    for text in ("soon", "0", "-1", "nan"):
+        monkeypatch.setenv("ADAPTERHUB_TIMEOUT_S", text)
+
+        assert "ADAPTERHUB_TIMEOUT_S" in home.fails(2, "install", BUILT, "--remote", proxy.url)
+
+
+def test_the_answers_of_a_server_that_says_only_nonsense(home, proxy, monkeypatch):
+    """Each small answer replaced by each kind of JSON value: a line, never a bug."""
+    monkeypatch.setattr(Hub, "features", frozenset())
+    for part in ("/refs", "/api/models?", "paths-info", CONFIG):
+        for value in (None, 7, "text", [], {}, [None], [[]], {"a": 1}, [{"path": 1}], [{"id": 1}]):
+            proxy.faults = {part: net.changed_json(lambda _, value=value: value)}
+            done = home("install", PLAIN, "--remote", proxy.url)
+
+            assert done.exit_code in (0, 10, 12, 13, 16), (part, value, done.stderr)
+            if done.exit_code == 0:
+                home.ok("remove", PLAIN, "--yes")
+    assert json.dumps(stored(home.library)).count("adapters/") == 0
