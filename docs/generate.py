@@ -23,26 +23,27 @@ from typing import Final
 import click
 
 from adapterhub import cli, errors, key_maps, merge_methods
+from adapterhub.audit import RULES
 
 DOCS: Final = Path(__file__).resolve().parent
 PACKAGE: Final = DOCS.parent / "adapterhub"
 COMMON_OPTIONS: Final = ("root", "as_json", "quiet")
 
-FINDINGS: Final[Mapping[str, Mapping[str, str]]] = {
+_OF_VERIFY: Final[Mapping[str, Mapping[str, str]]] = {
     "error": {
         "E_ARCHIVE": "An archive was given instead of a folder; archives are not unpacked.",
-        "E_BASE_MISMATCH": "Made for another base: the fingerprints differ, or modules or shapes of the tensors do.",
         "E_BASE_WEIGHT": "Holds a tensor that would replace a weight of the base.",
         "E_CODE": "The config names code that a loader would import or run.",
         "E_CONFIG": "`adapter_config.json` is missing, is not JSON, or holds a value that PEFT could not mean.",
         "E_CONTAINER": "The weights file is missing, or breaks the safetensors format.",
         "E_DIGEST": "A file is missing or is not what the manifest says it is, byte for byte.",
         "E_DTYPE": "A tensor holds something other than floating point numbers.",
+        "E_INDEX": "The index of the library is damaged or out of step with the installed folders.",
         "E_KIND": "A folder, pipe or device stands where a file should, or a file where the folder should.",
         "E_LIMIT": "More bytes, tensors or files than an adapter may have.",
         "E_LINK": "A link that leads out of its folder, or nowhere.",
-        "E_MANIFEST": "`adapterhub.json` breaks its schema; one finding for each problem.",
         "E_NAME": "Two names in the folder are one name on file systems that ignore case.",
+        "E_OVERFLOW": "Numbers of float64 that float32 cannot hold.",
         "E_NONFINITE": "NaN or infinity, with the place of the first one in each tensor.",
         "E_PAIR": "Half a LoRA pair, a tensor without a place, or a pair that the config does not target.",
         "E_PICKLE": "The weights are there as a pickle only, which is never opened.",
@@ -54,7 +55,6 @@ FINDINGS: Final[Mapping[str, Mapping[str, str]]] = {
         "E_VARIANT": "Parts of a variant (DoRA, `lora_bias`) are there without its setting, or the other way round.",
     },
     "unknown": {
-        "U_BASE": "Not compared with a base: none was given or registered, or the adapter declares none.",
         "U_BASE_WEIGHT": "Holds what is said to be a copy of a base tensor; the base is needed to tell.",
         "U_METHOD": "Pairing is not checked for this method; only its container, config and numbers are.",
         "U_SHAPE": "Shapes cannot be compared: a quantised base, or a variant that rearranges layers.",
@@ -74,6 +74,7 @@ FINDINGS: Final[Mapping[str, Mapping[str, str]]] = {
         "W_TARGETS": "The config targets modules for which the weights hold nothing.",
         "W_TASK_TYPE": "PEFT refuses to load this `task_type`.",
         "W_TIED": "Adapts an output head that is the input embedding too in this base.",
+        "W_WRITABLE": "An object of the store can be written; its bytes are right.",
     },
     "note": {
         "N_BASE": "The same base in another form, and what differs.",
@@ -89,7 +90,10 @@ FINDINGS: Final[Mapping[str, Mapping[str, str]]] = {
         "W_CONFIG_UNKNOWN_KEY": "A setting that PEFT 0.21 does not have; kept as it is.",
     },
 }
-"""One sentence for each finding code, by severity."""
+FINDINGS: Final[Mapping[str, Mapping[str, str]]] = {
+    severity: {**sentences, **RULES.get(severity, {})} for severity, sentences in _OF_VERIFY.items()
+}
+"""One sentence for each finding code, by severity; those of `audit` stand in the package, for SARIF needs them, too."""
 
 EXITS: Final[Mapping[str, str]] = {
     "EXIT_DONE": "Done.",
