@@ -27,7 +27,6 @@ def make_sandbox(folder: Path, *, filled: bool) -> None:
     """The models and adapters; with `filled` also `./home`, where `base-7b` is registered and `legal-qa` is added."""
     base = make_base(folder / "models" / "base-7b", width=WIDTH)
     _complete(base / "config.json")
-    (folder / "ben.pub").write_text("a public key that examples name\n")
     make_base(folder / "models" / "base-7b-fp16", width=WIDTH, dtype="f2")
     make_base(folder / "models" / "base-7b-chat", width=WIDTH, seed=1)
     make_base(folder / "models" / "other-7b", width=2 * WIDTH)

@@ -34,6 +34,11 @@ def blob_of(stand, name="three", file="adapter_model.safetensors"):
     return Adapt(stand).library.store.blob_path(build.manifest.file(file).sha256)
 
 
+def rename_in_manifest(stand):
+    path = build_of(stand).folder / "adapterhub.json"
+    write(path, path.read_bytes().replace(b'"name":"three"', b'"name":"tiree"'))
+
+
 def write(path, data):
     path.chmod(0o644)
     path.write_bytes(data)
@@ -67,6 +72,7 @@ DAMAGES = {
     "deleted": lambda stand: blob_of(stand).unlink(),
     "a link": lambda stand: replace_by_link(blob_of(stand)),
     "manifest flipped": lambda stand: flip(build_of(stand).folder / "adapterhub.json"),
+    "manifest names another": rename_in_manifest,
     "manifest object deleted": lambda stand: (
         Adapt(stand).library.store.manifest_path(build_of(stand).manifest.digest).unlink()
     ),

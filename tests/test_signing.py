@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.digests import digest_of
+from adapterhub.errors import SignatureRefused
+from adapterhub.signing.beside import read_signature
 from adapterhub.signing.bundle import Bundle, Identity, read_statement, statement_bytes
 from adapterhub.signing.keys import PublicKey, SigningKey
 from adapterhub.signing.seen import SeenBuild, SeenFile
@@ -253,12 +255,22 @@ def test_gc_keeps_a_signature_as_long_as_its_build(homes):
     path = Path(homes.ann.json("sign", "legal-qa")["path"])
     blob = homes.ann.library.store.blob_path(digest_of(path.read_bytes()))
 
+    replace_file(path, path.read_bytes())  # as on a file system without hard links, where a link is a copy
     homes.ann.library.gc(grace_s=0)
     assert blob.exists()
 
     homes.ann.ok("remove", "legal-qa", "--yes")
     homes.ann.library.gc(grace_s=0)
     assert not blob.exists()
+
+
+def test_a_signature_is_read_from_a_plain_file_only(tmp_path):
+    (tmp_path / "there").write_bytes(b"{}")
+    (tmp_path / SIGNATURE).symlink_to("there")
+
+    with pytest.raises(SignatureRefused, match="is a link"):
+        read_signature(tmp_path / SIGNATURE)
+    assert read_signature(tmp_path / "nothing") is None
 
 
 def test_damaged_files_are_not_signed(homes):

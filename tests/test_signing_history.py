@@ -94,6 +94,20 @@ def test_a_signature_that_is_gone_is_refused(homes):
     homes.ben.ok(*homes.install("legal-qa@base-7b", "--signatures", "off"))
 
 
+def test_policy_off_lets_a_new_key_in_and_gives_it_no_name(homes):
+    """`--signatures off` lets a new key's adapter in once; the name stays its old signer's."""
+    homes.ben.ok(*homes.install())
+    homes.ben.ok("remove", "legal-qa", "--yes")
+    homes.new_key("eve")
+    homes.publish("1.1.0", key="eve")
+    homes.trust("eve")
+
+    homes.ben.ok(*homes.install("legal-qa@base-7b", "--signatures", "off"))
+    homes.ben.ok("remove", "legal-qa", "--yes")
+
+    assert "until now it was signed by `ann`" in homes.ben.fails(14, *homes.install())
+
+
 @pytest.mark.parametrize("is_trusted", [False, True])
 def test_a_new_key_for_a_known_name_is_refused_until_it_is_accepted(homes, is_trusted):
     homes.ben.ok(*homes.install())

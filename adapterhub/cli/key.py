@@ -122,7 +122,7 @@ def show(session: Session, name: str) -> None:
 
 @key.command("trust")
 @click.argument("name")
-@click.argument("file", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--scope", multiple=True, metavar="GLOB", help="Adapters it may sign: `acme`, `acme/*`; repeatable [*].")
 @click.option("--remote", "remotes", multiple=True, metavar="GLOB", help="Places it may sign for; repeatable [*].")
 @click.option("--not-after", metavar="DAY", help="The last day it is trusted, as in 2027-01-31 [never].")

@@ -91,6 +91,8 @@ def _everything(library: Library, record: BaseRecord | None, progress: Progress)
 
     looked_at = []
     for build in library.installed():
+        if build.folder != library.folder_for(build.manifest, build.namespace):
+            continue  # its manifest names another build: told among the broken ones
         seen = _inode_of(build.folder)
         try:
             report = _of_build(library, build, record, progress)
