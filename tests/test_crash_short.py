@@ -75,7 +75,7 @@ def test_gc_takes_nothing_from_a_stopped_install(tmp_path):
     assert problems(stops(stand, calls_of(stand), every(5))) == []
 
 
-@pytest.mark.parametrize("case", [disks.small_disk, disks.read_only, disks.file_size, disks.clock])
+@pytest.mark.parametrize("case", [disks.small_disk, disks.read_only, disks.another_user, disks.file_size, disks.clock])
 def test_disks_and_clocks(tmp_path, case):
     try:
         trial = case(tmp_path)

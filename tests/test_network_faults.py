@@ -6,6 +6,7 @@ import importlib.util
 import json
 import resource
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -390,3 +391,52 @@ def test_the_answers_of_a_server_that_says_only_nonsense(home, proxy, monkeypatc
             if done.exit_code == 0:
                 home.ok("remove", PLAIN, "--yes")
     assert json.dumps(stored(home.library)).count("adapters/") == 0
+
+
+# ---------------------------------------------------------------- push
+PUSHES: dict[str, tuple[str, net.Fault, int | tuple[int, ...], str]] = {
+    "no right to commit": ("/commit/", net.status(403), 14, "403"),
+    "token not known": ("/preupload/", net.status(401), (10, 14), "401"),
+    "overloaded for good": ("/commit/", net.status(503), 13, "503"),
+    "broken": ("/preupload/", net.status(500), 13, "500"),
+    "silent on a commit": ("/commit/", net.silent, 13, ""),
+    "silent on an upload": ("/info/lfs/", net.silent, 13, ""),
+    "reset on a commit": ("/commit/", net.reset(), 13, ""),
+    "reset on a tag": ("/tag/", net.reset(), 13, ""),
+    "cut answer to a commit": ("/commit/", net.cut(3), 13, ""),
+    "nonsense for a commit": ("/commit/", net.changed_json(lambda _: []), 13, "cannot read"),
+    "nonsense for a preupload": ("/preupload/", net.changed_json(lambda _: {"files": 7}), 13, ""),
+    "nonsense for an upload": ("/info/lfs/", net.changed_json(lambda _: {"objects": "all"}), 13, "Malformed"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the hub's client
+@pytest.mark.parametrize("fault", PUSHES)
+def test_a_push_into_a_fault_is_one_line_and_the_next_push_ends_it(fault, home, proxy, server, monkeypatch, tmp_path):
+    from types import SimpleNamespace
+
+    import huggingface_hub.utils
+    import huggingface_hub.utils._http as theirs
+
+    huggingface_hub.utils.disable_progress_bars()  # as for a program whose stderr is no terminal
+    monkeypatch.setattr(theirs, "time", SimpleNamespace(sleep=lambda _: None, time=theirs.time.time))
+    part, what, codes, word = PUSHES[fault]
+    repo = f"t{zlib.crc32(fault.encode())}/poem"
+    make_base(tmp_path / "base", width=512)
+    make_adapter(tmp_path / "made", width=512, rank=4)
+    home.ok("base", "add", "base", "--as", "b")
+    home.ok("add", "made", "--name", "poem", "--base", "b")
+    push = ("push", "poem", "--to", repo, "--token", server.token, "--remote")
+    proxy.faults[part] = what
+
+    done = home(*push, proxy.url)
+    told = refused(done, *([codes] if isinstance(codes, int) else codes))
+    proxy.faults.clear()
+    shown = home("install", repo, "--remote", server.url, "--token", server.token, "--root", tmp_path / "other")
+    again = home(*push, proxy.url)
+    home.ok("install", repo, "--remote", server.url, "--token", server.token, "--root", tmp_path / "third")
+
+    assert word in told
+    assert server.token not in done.stderr
+    assert shown.exit_code == 10 or fault == "reset on a tag"
+    assert again.exit_code == 0, again.stderr

@@ -10,6 +10,7 @@ import pytest
 
 from tests.command_line import Adapt
 from tests.crash.stand import damage_in, make_stand, state_of
+from tests.hub.running import running
 
 
 @pytest.fixture
@@ -137,6 +138,29 @@ def test_a_place_named_with_from_helps(stand, adapt):
     adapt.ok("doctor", "--repair", "--from", "./elsewhere")
 
     assert damage_in(stand) == []
+
+
+def test_what_came_from_a_server_is_fetched_from_it_by_digest(stand, adapt, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with running(tmp_path / "registry") as server:
+        adapt.ok("remote", "add", "ours", server.url, "--namespaces", "acme")
+        adapt.ok("remote", "login", "ours", "--token", server.token)
+        adapt.ok("push", "three@base-7b", "--to", "acme/three", "--remote", "ours")
+        adapt.ok("remove", "three@base-7b", "--yes")
+        adapt.ok("gc", "--grace", "0")
+        shutil.rmtree(stand / "three")
+        shutil.rmtree(stand / "published")
+        adapt.ok("install", "acme/three@base-7b")
+        installed = state_of(stand)
+        flip(blob_of(stand))
+        (build_of(stand).folder / "adapter_config.json").unlink()
+
+        away = adapt("doctor", "--repair", "--offline")
+        mended = adapt.ok("doctor", "--repair")
+
+    assert (away.exit_code, "forbids asking a server" in away.stdout) == (3, True)
+    assert f"from `{server.url}`" in mended
+    assert (state_of(stand), damage_in(stand), adapt("verify", "--all").exit_code) == (installed, [], 0)
 
 
 def test_an_adapter_that_was_added_is_fetched_from_the_folder_it_was_added_from(stand, adapt):

@@ -26,7 +26,7 @@ from adapterhub.hub._plain import header_of, plain_release
 from adapterhub.hub._push import HubRepository, signature_at, version_tag
 from adapterhub.hub._search import Found, Search, search_registry, search_tags
 from adapterhub.hub._stream import RemoteFile
-from adapterhub.hub._wire import Wire, file_path, is_missing
+from adapterhub.hub._wire import Wire, bound_patience, file_path, is_missing
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, FileEntry, Manifest
 from adapterhub.peft_config import AdapterConfig
 from adapterhub.remotes import HUB_URL
@@ -34,7 +34,7 @@ from adapterhub.specs import AdapterSpec, parse_version
 from adapterhub.tensorfile import TensorFile, parse_header
 from adapterhub.transfer import Provenance, Release
 
-__all__ = ["Contents", "Found", "Hub", "HubNamespace", "HubRepository", "Search", "version_tag"]
+__all__ = ["Contents", "Found", "Hub", "HubNamespace", "HubRepository", "Search", "bound_patience", "version_tag"]
 
 BASE_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "vocab*", "merges.txt"]
 AT_ONCE = 8

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from adapterhub.cards import card_for
 from adapterhub.digests import Progress, copy_hashed
@@ -114,15 +114,7 @@ class HubRepository:
             # files of an earlier version that this one has not: a tag holds one build and nothing else of ours
             operations += [CommitOperationDelete(n) for n in sorted(before & _OURS - contents.keys())]
             # the parent makes two pushes at once one after the other
-            try:
-                commit = api.create_commit(repo, operations, commit_message=message, parent_commit=head.sha).oid
-            except ValueError as error:
-                if isinstance(error, HfHubHTTPError | HFValidationError):
-                    raise
-                # Clients before 1.0 make the commit and then stumble over a URL that is not HF_ENDPOINT's.
-                commit = str(api.model_info(repo).sha)
-                if self._wire.get(file_path(repo, commit, MANIFEST_FILE)) != manifest.to_bytes():
-                    raise
+            commit = api.create_commit(repo, operations, commit_message=message, parent_commit=head.sha).oid
         try:
             with self._wire.plainly(f"tag of `{repo}`"):
                 api.create_tag(repo, tag=version_tag(manifest), revision=commit)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from huggingface_hub import get_session
+from huggingface_hub import get_session, set_client_factory
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -37,10 +37,12 @@ from adapterhub.errors import (
 )
 
 HttpError: type[BaseException] = HfHubHTTPError.__mro__[1]
-"""The root error of the HTTP library that the installed hub client uses: requests, httpx or httpx2, by its version."""
+"""The root error of the HTTP library that the installed hub client uses: httpx or httpx2, by its version."""
 
 CONNECT_S, SILENCE_S = 5.0, 30.0
-CHUNK_BYTES = 1 << 18
+VERIFYING_S = 300.0
+"""How long the hub's own client waits for the next byte: a server reads all that was sent before it answers a push."""
+
 MAX_REDIRECTS = 5
 MAX_SMALL_BYTES = 16 << 20
 MAX_ERROR_BYTES = 64 << 10
@@ -53,6 +55,28 @@ PASSING = (408, 429, 500, 502, 503, 504)
 """Statuses that may be gone a moment later."""
 
 LONGEST_PAUSE_S = 30.0
+
+
+_PATIENCE_S: list[float] = []
+
+
+def bound_patience(silence_s: float | None = None) -> None:
+    """Let the hub's own client, which would wait for ever, give up a server that is silent [default: 300 s].
+
+    It has one session for the whole process: this is for programs of our own, the command line first.
+    """
+    wait_s = silence_s or VERIFYING_S
+    if [wait_s] == _PATIENCE_S:
+        return
+    from huggingface_hub.utils._http import default_client_factory  # the user's proxies and certificates stay
+
+    def patient() -> Any:  # noqa: ANN401 - of whichever HTTP library
+        client = default_client_factory()
+        client.timeout = (CONNECT_S, wait_s, wait_s, wait_s)  # connect, read, write, pool
+        return client
+
+    set_client_factory(patient)
+    _PATIENCE_S[:] = [wait_s]
 
 
 class Answer:
@@ -71,7 +95,7 @@ class Answer:
             TimeoutError: they come so slowly that they might as well not; one byte a second keeps any timeout happy.
         """
         waited, came = 0.0, 0
-        pieces = self._pieces()
+        pieces = self._response.iter_raw()
         while True:
             asked = time.monotonic()
             piece = next(pieces, None)
@@ -84,11 +108,6 @@ class Answer:
                     raise TimeoutError(f"only {came:,} bytes came in {waited:.3g} s")
                 waited, came = 0.0, 0
             yield piece
-
-    def _pieces(self) -> Iterator[bytes]:
-        if hasattr(self._response, "iter_raw"):
-            return self._response.iter_raw()  # type: ignore[no-any-return]  # httpx
-        return self._response.iter_content(CHUNK_BYTES)  # type: ignore[no-any-return]  # requests
 
     @property
     def packing(self) -> str:
@@ -114,18 +133,23 @@ class Answer:
                 if len(body) >= MAX_ERROR_BYTES:
                     break
         response = self._response
-        if hasattr(response, "iter_raw"):  # httpx
-            kept = {n: v for n, v in self.headers.items() if n not in ("content-encoding", "content-length")}
-            kept.pop("transfer-encoding", None)
-            return type(response)(self.status, headers=kept, content=bytes(body), request=response.request)
-        response._content, response._content_consumed = bytes(body), True  # noqa: SLF001 - requests has no other way
-        return response
+        kept = {n: v for n, v in self.headers.items() if n not in ("content-encoding", "content-length")}
+        kept.pop("transfer-encoding", None)
+        return type(response)(self.status, headers=kept, content=bytes(body), request=response.request)
 
     @property
     def pause_s(self) -> float:
         """How long the server asks to wait."""
         text = self.headers.get("retry-after", "")
         return min(float(text), LONGEST_PAUSE_S) if text.isascii() and text.isdigit() else 0.0
+
+
+def _is_of_the_client(error: BaseException) -> bool:
+    """Whether the hub's client stumbled, which takes for granted how an answer looks, and not our own code."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith("huggingface_hub.")
 
 
 class Wire:
@@ -241,23 +265,12 @@ class Wire:
         session: Any = get_session()
         method = "GET" if form is None else "POST"
         connect_s = min(CONNECT_S, self.silence_s)
-        if callable(getattr(session, "stream", None)):  # httpx; requests has a flag by that name
-            # connect, read, write, pool
-            times = (connect_s, self.silence_s, self.silence_s, connect_s)
-            try:
-                request = session.build_request(method, url, headers=dict(headers), timeout=times, data=form)
-            except Exception as error:  # noqa: BLE001 - httpx's InvalidURL is no child of its other errors
-                raise RemoteUnreachable(f"{self.endpoint}: `{shown(url)}` is no address: {shown(str(error))}") from None
-            return session.send(request, stream=True, follow_redirects=False)
-        return session.request(
-            method,
-            url,
-            headers=dict(headers),
-            data=form,
-            stream=True,
-            allow_redirects=False,
-            timeout=(connect_s, self.silence_s),
-        )
+        times = (connect_s, self.silence_s, self.silence_s, connect_s)  # connect, read, write, pool
+        try:
+            request = session.build_request(method, url, headers=dict(headers), timeout=times, data=form)
+        except Exception as error:  # noqa: BLE001 - httpx's InvalidURL is no child of its other errors
+            raise RemoteUnreachable(f"{self.endpoint}: `{shown(url)}` is no address: {shown(str(error))}") from None
+        return session.send(request, stream=True, follow_redirects=False)
 
     # ------------------------------------------------------------ words
     @contextlib.contextmanager
@@ -288,6 +301,11 @@ class Wire:
             if isinstance(cause, HttpError | OSError):
                 raise self._unreached(what, cause) from None
             raise RemoteUnreachable(f"{what}: {self.endpoint}: {shown(str(error), 160)}") from None
+        except (LookupError, TypeError, AttributeError) as error:
+            if not _is_of_the_client(error):
+                raise
+            reason = shown(repr(error), 160)
+            raise RemoteUnreachable(f"{what}: {self.endpoint} answered what the client cannot read: {reason}") from None
 
     def _unreached(self, what: str, error: BaseException) -> RemoteUnreachable:
         return RemoteUnreachable(

@@ -8,7 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.crash.stand import ROOT, Trial, damage_in, environment, leftovers_in, make_stand, run, state_of
@@ -104,7 +104,7 @@ def read_only(work: Path) -> Trial:
     return _inside(folder, "read-only store", mount)
 
 
-def _read_only(folder: Path) -> list[str]:
+def _read_only(folder: Path, before: Sequence[str] = ()) -> list[str]:
     problems = []
     for arguments, code in (
         (("list",), 0),
@@ -119,10 +119,26 @@ def _read_only(folder: Path) -> list[str]:
         (("gc",), NO_ROOM),
         (("doctor", "--repair", "--offline"), NO_ROOM),
     ):
-        done = run(folder, arguments)
+        done = run(folder, arguments, before=before)
         if done.returncode != code or "Traceback" in done.stderr or "a bug in" in done.stderr:
             problems.append(f"{' '.join(arguments)}: exit {done.returncode}, expected {code}: {done.stderr}")
     return problems
+
+
+def another_user(work: Path) -> Trial:
+    """A library of somebody else, who lets us read: the same."""
+    folder = make_stand(work / "another-user")
+    before, is_root = state_of(folder), os.geteuid() == 0
+    for path in (folder / "home", *(folder / "home").rglob("*")):
+        if is_root:
+            os.chown(path, 65534, 65534)
+        path.chmod(path.stat().st_mode & (0o755 if is_root else 0o555))
+    # root without the right to pass over permissions is anybody
+    rights = ("setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner,-chown")
+    problems = _read_only(folder, rights if is_root else ())
+    if state_of(folder) != before or damage_in(folder):
+        problems.append("something changed")
+    return Trial("another user's library", 0, is_old=True, problem="; ".join(problems))
 
 
 def file_size(work: Path) -> Trial:
@@ -195,6 +211,7 @@ def all_disks(work: Path) -> Iterator[Trial]:
     """Every case of this module."""
     yield small_disk(work)
     yield read_only(work)
+    yield another_user(work)
     yield file_size(work)
     for number in (5, 6, 7, 8, 10, 12, 16):
         yield descriptors(work, number)
