@@ -66,7 +66,7 @@ class Source:
                         str(self.found.folder / name),
                         expected=expected[name],
                         actual=digest,
-                        hint="install the adapter again",
+                        hint="`adapt doctor --repair` fetches it again where it can",
                     )
         return out_folder
 

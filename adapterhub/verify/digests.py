@@ -46,5 +46,5 @@ def check(subject: Subject) -> Iterator[Finding]:
 
 
 def _error(where: str, message: str, expected: str) -> Finding:
-    hint = "the file was changed or damaged; install the adapter again"
+    hint = "the file was changed or damaged; `adapt doctor --repair` fetches it again where it can"
     return Finding(code="E_DIGEST", severity="error", where=where, message=message, expected=expected, hint=hint)
