@@ -95,13 +95,20 @@ def __dir__() -> list[str]:
 
 
 def default_library() -> Library:
-    """The library that the command line uses: `ADAPTERHUB_HOME`, else the user's data folder."""
+    """The library that the command line uses: `ADAPTERHUB_HOME`, else the user's data folder.
+
+    Below a folder with an `adapters.toml`, a bare name of that project is the build that its lock file names.
+    """
     import os
+    from pathlib import Path
 
     from adapterhub.home import default_root
     from adapterhub.library import Library
+    from adapterhub.locked_builds import ProjectNames
 
-    return Library(default_root(os.environ))
+    library = Library(default_root(os.environ))
+    library.names = ProjectNames(Path.cwd()).build
+    return library
 
 
 def attach(

@@ -11,6 +11,7 @@ import glob
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -53,6 +54,15 @@ class PublishedDirectory:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._folders: dict[str, Path] = {}
+        self._reading = threading.Lock()
+        self._read: dict[str, list[tuple[Path, Manifest, float]]] | None = None
+        self._keeps = False
+
+    def read_once(self) -> PublishedDirectory:
+        """The same directory, whose manifests are read once for whatever is asked: for many names in a row."""
+        kept = PublishedDirectory(self.root)
+        kept._keeps = True
+        return kept
 
     @property
     def label(self) -> str:
@@ -67,17 +77,33 @@ class PublishedDirectory:
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """Builds by that name, in any subfolder; they are taken to be of the namespace that `spec` asks for."""
         found = []
-        for folder in _build_folders(self.root):
-            path = folder / MANIFEST_FILE
-            with _open_inside(folder, MANIFEST_FILE, self.root) as stream:
-                manifest = Manifest.parse(stream.read(LIMIT_BYTES + 1), str(path))
-            if manifest.name == spec.name:
-                listed = {entry.path for entry in manifest.files}  # `open` follows their links, inside this directory
-                seen = [f for f in list_folder(folder).findings if f.code != "E_LINK" or f.where not in listed]
-                refuse_errors(f"{folder}", seen)
-                self._folders[manifest.digest] = folder
-                found.append(Release(manifest=manifest, namespace=spec.namespace, origin=f"`{folder}`"))
+        for folder, manifest, written_at in self._named(spec.name):
+            listed = {entry.path for entry in manifest.files}  # `open` follows their links, inside this directory
+            seen = [f for f in list_folder(folder).findings if f.code != "E_LINK" or f.where not in listed]
+            refuse_errors(f"{folder}", seen)
+            self._folders[manifest.digest] = folder
+            origin = f"`{folder}`"
+            release = Release(manifest=manifest, namespace=spec.namespace, origin=origin, published_at=written_at)
+            found.append(release)
         return found
+
+    def _named(self, name: str) -> list[tuple[Path, Manifest, float]]:
+        """Folder, manifest and date of every build by that name."""
+        if not self._keeps:
+            return [build for build in self._builds() if build[1].name == name]
+        with self._reading:
+            if self._read is None:
+                by_name: dict[str, list[tuple[Path, Manifest, float]]] = {}
+                for build in self._builds():
+                    by_name.setdefault(build[1].name, []).append(build)
+                self._read = by_name
+        return self._read.get(name, [])
+
+    def _builds(self) -> Iterator[tuple[Path, Manifest, float]]:
+        for folder in _build_folders(self.root):
+            with _open_inside(folder, MANIFEST_FILE, self.root) as stream:
+                manifest = Manifest.parse(stream.read(LIMIT_BYTES + 1), str(folder / MANIFEST_FILE))
+                yield folder, manifest, os.fstat(stream.fileno()).st_mtime
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
         """One file of a build; a link is followed only inside the directory."""
@@ -233,18 +259,20 @@ class PlainFolder:
         if subject is None:
             raise refused(self._origin, findings)
         refuse_errors(self._origin, findings)
-        entries = []
+        entries, written_at = [], 0.0
         for name in sorted(subject.listing.taken.keys() & MEDIA_TYPES.keys()):
             if name in self._known:
                 entries.append(self._known[name])
                 continue
             with subject.listing.taken[name].open() as stream:
                 digest, size = copy_hashed(stream, None)
+                written_at = max(written_at, os.fstat(stream.fileno()).st_mtime)
             entries.append(FileEntry(path=name, sha256=digest, size_bytes=size, media_type=MEDIA_TYPES[name]))
         weights = next(e for e in entries if e.path == WEIGHTS_FILE)
         version = self._version or spec.pinned_version or f"0+{hex_of(weights.sha256)[:12]}"
         manifest = describe(subject, entries, Description(name=spec.name, version=parse_version(version)), None)
-        return [Release(manifest=manifest, namespace=spec.namespace, origin=self._origin)]
+        written = written_at or None  # a folder with files that others vouch for is a look at a server, not a place
+        return [Release(manifest=manifest, namespace=spec.namespace, origin=self._origin, published_at=written)]
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:  # noqa: ARG002 - the Source protocol
         """One file of the folder."""

@@ -12,7 +12,8 @@ AdapterHubError                  exit code
 │   ├── NoCompatibleRelease           one reason per release
 │   ├── BaseMismatch                  made for another base
 │   ├── UnsupportedAdapter            a kind of adapter that cannot be attached here
-│   └── MergeRefused                  adapters that cannot be added up
+│   ├── MergeRefused                  adapters that cannot be added up
+│   └── ProjectConflict               what a project asks for cannot be had together
 ├── DigestMismatch               12   bytes are not what their digest says
 ├── RemoteUnreachable            13   network, server or offline mode
 ├── NotAllowed                   14   no right, or a policy forbids it
@@ -20,7 +21,8 @@ AdapterHubError                  exit code
 │   └── SignatureRefused              a signature is missing, broken, forged, or not for this
 ├── Conflict                     15   exists with other content, or locked
 │   ├── ReleaseExists
-│   └── StoreLocked
+│   ├── StoreLocked
+│   └── StaleLock                     a lock file that does not answer its project
 ├── Malformed                    16   input that breaks its own format
 │   ├── MalformedTensorFile
 │   ├── MalformedConfig
@@ -145,6 +147,15 @@ class MergeRefused(Incompatible):
         self.reasons = tuple(reasons)
 
 
+class ProjectConflict(Incompatible):
+    """What a project asks for cannot be had together; `reasons` holds `(place in the project, what is there)` each."""
+
+    def __init__(self, message: str, reasons: Sequence[tuple[str, str]], *, hint: str = "") -> None:
+        super().__init__("\n".join([message, *(f"  {place}  {what}" for place, what in reasons)]), hint=hint)
+        self.summary = message
+        self.reasons = tuple(reasons)
+
+
 class DigestMismatch(AdapterHubError):
     """Bytes are not what their digest says."""
 
@@ -201,6 +212,15 @@ class ReleaseExists(Conflict):
 
 class StoreLocked(Conflict):
     """Another process holds the store."""
+
+
+class StaleLock(Conflict):
+    """A lock file that does not answer its project any more; `problems` says why, one sentence each."""
+
+    def __init__(self, where: str, problems: Sequence[str], *, hint: str = "") -> None:
+        summary = f"`{shown(where, 200)}` is not what the project asks for. Nothing was changed"
+        super().__init__("\n".join([summary, *(f"  {p}" for p in problems)]), hint=hint)
+        self.problems = tuple(problems)
 
 
 class Malformed(AdapterHubError):

@@ -19,7 +19,7 @@ from adapterhub.incoming import Incoming
 from adapterhub.library import Added, Library
 from adapterhub.manifest import SIGNATURE_FILE, BaseRef, FileEntry
 from adapterhub.remotes import SignaturePolicy
-from adapterhub.resolve import Candidate, Resolution, resolve
+from adapterhub.resolve import Candidate, Objection, Resolution, resolve
 from adapterhub.signing.gate import Asked, Gate
 from adapterhub.specs import AdapterSpec
 from adapterhub.transfer import Release, Source, copy
@@ -77,6 +77,8 @@ def _candidate(library: Library, release: Release, base: BaseRef, wanted: Wanted
         yanked=release.yanked,
         size_bytes=manifest.size_bytes,
         source=source,
+        license=manifest.license,
+        published_at=release.published_at,
     )
 
 
@@ -88,8 +90,9 @@ def plan_install(
     wanted: WantedBase | None,
     bounds: RankBounds = RankBounds(),
     allow_base_mismatch: bool = False,
+    objection: Objection | None = None,
 ) -> Plan:
-    """Choose the build for `spec`.
+    """Choose the build for `spec`; `objection` is the say of a policy, as in `resolve`.
 
     Raises:
         NoCompatibleRelease: one reason per release of every place that was asked.
@@ -103,7 +106,9 @@ def plan_install(
         if not candidates:
             continue
         try:
-            resolution = choose(spec, candidates, wanted, bounds, allow_base_mismatch=allow_base_mismatch)
+            resolution = choose(
+                spec, candidates, wanted, bounds, allow_base_mismatch=allow_base_mismatch, objection=objection
+            )
         except NoCompatibleRelease:
             continue
         release = next(r for r in releases if r.digest == resolution.chosen.digest)
@@ -112,7 +117,8 @@ def plan_install(
     if not everything:
         hint = library.nearest(spec.full_name) or "`--from DIR` or `org/name` names another place"
         raise AdapterNotFound(f"no adapter `{spec.full_name}` in {', '.join(asked)}", hint=hint)
-    choose(spec, list(everything.values()), wanted, bounds, allow_base_mismatch=allow_base_mismatch)
+    all_found = list(everything.values())
+    choose(spec, all_found, wanted, bounds, allow_base_mismatch=allow_base_mismatch, objection=objection)
     raise AssertionError("a release fits all places together but none alone")
 
 
@@ -123,6 +129,7 @@ def choose(
     bounds: RankBounds,
     *,
     allow_base_mismatch: bool = False,
+    objection: Objection | None = None,
 ) -> Resolution:
     """`resolve` with the bounds spread out."""
     return resolve(
@@ -133,6 +140,7 @@ def choose(
         max_rank=bounds.max_rank,
         allow_base_mismatch=allow_base_mismatch,
         base_given=wanted is not None,
+        objection=objection,
     )
 
 
@@ -174,11 +182,16 @@ def find_installed(
 ) -> tuple[Installed, Resolution]:
     """The one installed build that `spec` means, and how it was chosen.
 
+    Where `library.names` gives the name a meaning, that build is the one, or is refused for what does not fit.
+
     Raises:
         AdapterNotFound: no adapter by that name is installed.
         NoCompatibleRelease: installed, but none fits.
     """
-    builds = library.builds_named(spec.name, spec.namespace)
+    named = library.names(library, spec) if library.names and bounds == RankBounds() else None
+    if named is not None:
+        spec = AdapterSpec.parse(named.spec)
+    builds = [named] if named else library.builds_named(spec.name, spec.namespace)
     if not builds:
         raise library.not_installed(spec.full_name)
     candidates = [

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -34,6 +34,7 @@ from adapterhub.errors import (
 )
 from adapterhub.fingerprint import BaseFingerprint, compare
 from adapterhub.incoming import Incoming
+from adapterhub.known_projects import KnownProjects, roots_of
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, BaseRef, FileEntry, Manifest
 from adapterhub.origins import Origin, Origins
 from adapterhub.refusals import checked, exists_otherwise, refuse_errors, refused
@@ -58,6 +59,10 @@ class Added:
     created: bool
 
 
+Names = Callable[["Library", AdapterSpec], "Installed | None"]
+"""What a name means where somebody works, before the newest build by that name: in a project, what it locks."""
+
+
 class Library:
     """The library under `root`. Cheap to make; nothing is written until something is added."""
 
@@ -67,6 +72,7 @@ class Library:
         self.bases = Bases(root / "bases", root / "cache" / "fingerprints")
         self.catalog = Catalog(self.store, self.bases, self.installed)
         self.origins = Origins(self.store)
+        self.names: Names | None = None
 
     @property
     def label(self) -> str:
@@ -83,14 +89,14 @@ class Library:
         """Every installed build, read from the folders; those that cannot be read are told by `broken`."""
         for folder in build_folders(self.root):
             with contextlib.suppress(FileNotFoundError, MalformedManifest):  # removed since it was listed, or broken
-                yield self._read(folder)
+                yield self.read_build(folder)
 
     def broken(self) -> list[Broken]:
         """Folders that should hold a build and do not say which, with the reason."""
         found = []
         for folder in build_folders(self.root):
             try:
-                build = self._read(folder)
+                build = self.read_build(folder)
             except MalformedManifest as error:
                 found.append(Broken(folder=folder, reason="; ".join(error.problems)))
                 continue
@@ -110,13 +116,13 @@ class Library:
         found = []
         for folder in build_folders(self.root, *([f"{namespace}--{name}"] if namespace else [name, f"*--{name}"])):
             with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                found.append(self._read(folder))
+                found.append(self.read_build(folder))
         return found
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """This library as a source."""
         return [
-            Release(manifest=build.manifest, namespace=build.namespace, origin=self.label)
+            Release(manifest=build.manifest, namespace=build.namespace, origin=self.label, published_at=build.added_at)
             for build in self.builds_named(spec.name, spec.namespace)
         ]
 
@@ -147,7 +153,8 @@ class Library:
         record = self.bases.by_fingerprint(base.fingerprint)
         return record.alias if record else base.fingerprint.weights[:19]
 
-    def _read(self, folder: Path) -> Installed:
+    def read_build(self, folder: Path) -> Installed:
+        """The build in an installed folder."""
         path = folder / MANIFEST_FILE
         manifest = Manifest.read(path)
         namespace, _, _name = folder.parent.name.rpartition("--")
@@ -263,7 +270,7 @@ class Library:
                 return Added(build=present, report=report, created=False)
             with self.catalog.changing():
                 self._link_folder(manifest, intent.folder / "view", final)
-                build = self._read(final)
+                build = self.read_build(final)
                 self.catalog.put(build)
         return Added(build=build, report=report, created=True)
 
@@ -277,7 +284,7 @@ class Library:
         if not os.path.lexists(final):
             return None
         try:
-            existing = self._read(final)
+            existing = self.read_build(final)
         except FileNotFoundError:
             if not os.path.lexists(final):  # removed since
                 return None
@@ -362,14 +369,14 @@ class Library:
         return build.folder.relative_to(self.root).as_posix()
 
     def gc(self, *, grace_s: float = GRACE_S, dry_run: bool = False, wait_s: float = 30.0) -> Swept:
-        """Delete objects that no installed build, running add or lease names, sparing those younger than `grace_s`.
+        """Delete objects that no installed build, project, running add or lease names, sparing those under `grace_s`.
 
         It waits for nobody who is at work for long: what they need is written in their claims.
         """
         with self.store.lock("store", exclusive=True, wait_s=wait_s):
             # claims before folders: one that ends in between has made its folder by then
             claims = (*living(self.root / "intents"), *living(self._leases))
-            keep = {digest for one in claims for digest in one.digests}
+            keep = {digest for one in claims for digest in one.digests} | roots_of(KnownProjects(self.root).all())
             for build in self.installed():
                 keep.update([*_objects_of(build.manifest), *signature_objects(build.folder)])
             gone, spared = self.store.sweep(keep, grace_s=grace_s, dry_run=dry_run)

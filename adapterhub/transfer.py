@@ -17,12 +17,17 @@ from adapterhub.specs import AdapterSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """One build that a place offers. `origin` is where it came from, in words; `yanked` is the reason, or None."""
+    """One build that a place offers. `origin` is where it came from, in words; `yanked` is the reason, or None.
+
+    `published_at` is the Unix time by which it was published, as far as the place can tell: when a registry released
+    it, how another hub dates its commit, when its manifest was written in a directory, when it came into a library.
+    """
 
     manifest: Manifest
     namespace: str | None
     origin: str
     yanked: str | None = None
+    published_at: float | None = None
 
     @property
     def digest(self) -> Digest:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.audit._license_rules import CANNOT_JOIN, Term, terms_of
-from adapterhub.audit._spdx import Expression, joined
 from adapterhub.audit._subject import Subject, Surroundings
 from adapterhub.cards import CARD_LIMIT_BYTES, split_card
 from adapterhub.digests import Digest, read_plain
 from adapterhub.errors import AdapterHubError, shown
+from adapterhub.license_rules import CANNOT_JOIN, Term, terms_of
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, Manifest
+from adapterhub.spdx import Expression, joined
 from adapterhub.verify import Finding
 
 MAX_PARTS: Final = 200

@@ -10,43 +10,71 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from adapterhub.cli.output import report_failure
 from adapterhub.errors import EXIT_BUG, EXIT_INTERRUPTED, AdapterHubError, NotAllowed, UsageProblem
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("adapterhub.cli.demo:demo", "Run the whole main job once, on a real base with two real adapters"),
-    "base": ("adapterhub.cli.base:base", "Register, list, show and compare base models"),
-    "add": ("adapterhub.cli.add:add", "Take a PEFT output folder into the library"),
-    "install": ("adapterhub.cli.install:install", "Install an adapter that fits a base"),
-    "list": ("adapterhub.cli.query:list_", "List installed adapters"),
-    "search": ("adapterhub.cli.query:search", "Search by text, base, task, rank and method"),
-    "show": ("adapterhub.cli.query:show", "Show everything about one adapter"),
-    "path": ("adapterhub.cli.query:path", "Print the plain PEFT folder of an adapter"),
-    "verify": ("adapterhub.cli.verify:verify", "Check bytes, format, shapes, numbers and base"),
-    "audit": ("adapterhub.cli.audit:audit", "Audit signatures, strays, base, lineage, licences and names"),
-    "merge": ("adapterhub.cli.merge:merge", "Merge adapters into one, exactly or at a rank"),
-    "resize": ("adapterhub.cli.resize:resize", "Cut an adapter to a lower rank, with the error said"),
-    "extract": ("adapterhub.cli.extract:extract", "Extract a LoRA out of a fine-tuned model"),
-    "compare": ("adapterhub.cli.compare:compare", "Compare adapters and forecast their merge, without merging"),
-    "fuse": ("adapterhub.cli.fuse:fuse", "Write a base with an adapter added as a model of its own"),
-    "run": ("adapterhub.cli.run:run", "Answer a prompt with an adapter on its frozen base"),
-    "push": ("adapterhub.cli.push:push", "Publish an adapter to the Hugging Face Hub or a folder"),
-    "sign": ("adapterhub.cli.sign:sign", "Sign an adapter for its name, version, base and rank"),
-    "key": ("adapterhub.cli.key:key", "Make keys, trust keys, say what is asked of signatures"),
-    "registry": ("adapterhub_registry.commands:registry", "Run and administer a self-hosted registry"),
-    "pull": ("adapterhub.cli.pull:pull", "Write an adapter's plain files to a folder"),
-    "info": ("adapterhub.cli.info:info", "Show what an adapter on a server is, without its weights"),
-    "mirror": ("adapterhub.cli.mirror:mirror", "Copy adapters from one server to another"),
-    "remote": ("adapterhub.cli.remote:remote", "Name servers, give them namespaces, keep their tokens"),
-    "remove": ("adapterhub.cli.remove:remove", "Remove an installed adapter"),
-    "gc": ("adapterhub.cli.remove:gc", "Free the space of objects that nothing uses"),
-    "doctor": ("adapterhub.cli.doctor:doctor", "Check the installation and the store"),
-    "completion": ("adapterhub.cli.completion:completion", "Print the shell completion script"),
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "Start": {
+        "demo": ("adapterhub.cli.demo:demo", "Run the whole main job once, on a real base with two real adapters"),
+        "init": ("adapterhub.cli.init:init", "Make a project of a folder"),
+        "base": ("adapterhub.cli.base:base", "Register, list, show and compare base models"),
+        "doctor": ("adapterhub.cli.doctor:doctor", "Check the installation and the store"),
+        "completion": ("adapterhub.cli.completion:completion", "Print the shell completion script"),
+    },
+    "Adapters": {
+        "add": ("adapterhub.cli.add:add", "Take a PEFT output folder into the library"),
+        "install": ("adapterhub.cli.install:install", "Install an adapter that fits a base"),
+        "uninstall": ("adapterhub.cli.uninstall:uninstall", "Remove an adapter, with --save out of the project, too"),
+        "remove": ("adapterhub.cli.remove:remove", "Remove an installed adapter"),
+        "list": ("adapterhub.cli.query:list_", "List installed adapters"),
+        "search": ("adapterhub.cli.query:search", "Search by text, base, task, rank and method"),
+        "info": ("adapterhub.cli.info:info", "Show everything about one adapter, here or on a server"),
+        "show": ("adapterhub.cli.info:info", "Show everything about one adapter, as `info` does"),
+        "path": ("adapterhub.cli.query:path", "Print the plain PEFT folder of an adapter"),
+        "verify": ("adapterhub.cli.verify:verify", "Check bytes, format, shapes, numbers and base"),
+        "audit": ("adapterhub.cli.audit:audit", "Audit signatures, strays, base, lineage, licences and names"),
+        "identify": ("adapterhub.cli.identify:identify", "Find out what a file or folder is"),
+        "diff": ("adapterhub.cli.diff:diff", "Show what is different between two adapters, exactly"),
+    },
+    "Projects": {
+        "lock": ("adapterhub.cli.lock:lock", "Lock exactly what the project asks for"),
+        "sync": ("adapterhub.cli.sync:sync", "Make the project's adapters/ match its lock file"),
+        "outdated": ("adapterhub.cli.outdated:outdated", "Show what has a newer release, and what was withdrawn"),
+        "upgrade": ("adapterhub.cli.upgrade:upgrade", "Take the newest that is allowed"),
+        "tree": ("adapterhub.cli.tree:tree", "Show what adapters were merged from, and who holds them"),
+        "why": ("adapterhub.cli.why:why", "Show who needs an adapter"),
+        "export": ("adapterhub.cli.export:export", "Export a plain list of adapters with their digests"),
+    },
+    "Weights": {
+        "merge": ("adapterhub.cli.merge:merge", "Merge adapters into one, exactly or at a rank"),
+        "compare": ("adapterhub.cli.compare:compare", "Compare adapters and forecast their merge, without merging"),
+        "resize": ("adapterhub.cli.resize:resize", "Cut an adapter to a lower rank, with the error said"),
+        "extract": ("adapterhub.cli.extract:extract", "Extract a LoRA out of a fine-tuned model"),
+        "fuse": ("adapterhub.cli.fuse:fuse", "Write a base with an adapter added as a model of its own"),
+        "run": ("adapterhub.cli.run:run", "Answer a prompt with an adapter on its frozen base"),
+    },
+    "Publishing": {
+        "push": ("adapterhub.cli.push:push", "Publish an adapter to the Hugging Face Hub or a folder"),
+        "pull": ("adapterhub.cli.pull:pull", "Write an adapter's plain files to a folder"),
+        "mirror": ("adapterhub.cli.mirror:mirror", "Copy adapters from one server to another"),
+        "sign": ("adapterhub.cli.sign:sign", "Sign an adapter for its name, version, base and rank"),
+        "key": ("adapterhub.cli.key:key", "Make keys, trust keys, say what is asked of signatures"),
+        "remote": ("adapterhub.cli.remote:remote", "Name servers, give them namespaces, keep their tokens"),
+        "registry": ("adapterhub_registry.commands:registry", "Run and administer a self-hosted registry"),
+    },
+    "Space": {
+        "cache": ("adapterhub.cli.cache:cache", "Show what takes the library's space, and who needs it"),
+        "gc": ("adapterhub.cli.cache:gc", "Free the space of objects that nothing uses"),
+    },
 }
+COMMANDS: dict[str, tuple[str, str]] = {name: entry for table in SECTIONS.values() for name, entry in table.items()}
 
 EXIT_TERMINATED = 143
 
@@ -55,7 +83,7 @@ class LazyGroup(click.Group):
     """A group whose commands are imported when they are used; help is shown from the table."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Names in the order of the table: the order of the job."""
+        """Names in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
@@ -87,6 +115,13 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"no command `{name}`; {help_text}", ctx)
         return super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names from the table; click would import every command to ask whether it is hidden."""
+        from click.shell_completion import CompletionItem
+
+        fits = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return [*fits, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; a reader of its output that went away ends it as an interruption does, not as a bug."""
         try:
@@ -96,8 +131,9 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
         """The table, without importing a command."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        for title, table in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:<10}", text) for name, (_, text) in table.items()])
 
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -142,6 +178,14 @@ def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _run() -> int:
+    if asked := os.environ.get("_ADAPT_COMPLETE"):  # set by the script of `adapt completion`, never by a user
+        from adapterhub.cli.shells import answer
+
+        return answer(cli, asked)
+    return _run_command()
+
+
+def _run_command() -> int:
     as_json = "--json" in sys.argv
     try:
         code = cli.main(standalone_mode=False)

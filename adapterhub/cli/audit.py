@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.cli.completing import complete_spec_or_folder
 from adapterhub.cli.params import Session, common, wanted_from
 from adapterhub.errors import EXIT_SOME_FAILED, CouldNotTell, DigestMismatch, UsageProblem
 
@@ -25,7 +26,7 @@ _COLUMNS = ("adapter", "code", "severity", "where", "finding")
 
 
 @click.command()
-@click.argument("adapters", nargs=-1, metavar="[SPEC|FOLDER...]")
+@click.argument("adapters", nargs=-1, metavar="[SPEC|FOLDER...]", shell_complete=complete_spec_or_folder)
 @click.option("--strict", is_flag=True, help="Warnings, and what could not be told, make the exit code, too.")
 @click.option("--verify", "with_bytes", is_flag=True, help="Read every byte as well, as `adapt verify` does.")
 @click.option("--offline", is_flag=True, help="Ask no server whether an adapter was withdrawn.")
@@ -88,7 +89,7 @@ def _audited(
     from adapterhub.audit import Surroundings, audit, store_report
 
     def find_source(origin: Origin) -> Source:
-        return session.named_hub(origin.place, token=None, offline=False)
+        return session.place_hub(origin.place)
 
     library = session.library
     with session.out.progress("audit", None) as progress:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.cli.completing import complete_spec_or_folder
 from adapterhub.cli.ingredients import ingredient, weights_from
 from adapterhub.cli.output import count_text, size_text
 from adapterhub.cli.params import BASE, Session, common
@@ -28,7 +29,7 @@ _FEW = 5
 
 
 @click.command()
-@click.argument("adapters", nargs=-1, required=True, metavar="SPEC|FOLDER...")
+@click.argument("adapters", nargs=-1, required=True, metavar="SPEC|FOLDER...", shell_complete=complete_spec_or_folder)
 @click.option("--weights", metavar="W,W,...", help="Weights of the merge to forecast [default: equal, sum 1].")
 @click.option("--base", type=BASE, help="The base, where the specs name none.")
 @click.option(
@@ -70,7 +71,7 @@ def compare(
     if len(adapters) < 2:  # noqa: PLR2004 - a comparison
         raise UsageProblem("give two adapters or more to compare", hint="`adapt compare --help` shows examples")
     numbers = weights_from(weights, len(adapters))
-    library = session.library
+    library = session.project_library
     ingredients = [ingredient(library, a, w, base) for a, w in zip(adapters, numbers, strict=True)]
     show_comparison(session, ingredients, plot=plot, modules=modules, dtype=dtype)
 

@@ -11,18 +11,18 @@ from adapterhub.cli.params import Session, common
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @common
 def completion(session: Session, shell: str) -> None:
-    """Print the completion script for a SHELL. Commands, options, adapter names and base aliases are completed.
+    """Print the completion script for a SHELL: commands, options, adapters, bases, versions, remotes, groups.
+
+    Names are those of the library and of the project around the working directory; no server is asked.
 
     \b
     Examples:
       eval "$(adapt completion bash)"
+      adapt completion zsh > ~/.zfunc/_adapt
       adapt completion fish > ~/.config/fish/completions/adapt.fish
     """
-    from click.shell_completion import get_completion_class
-
     from adapterhub.cli import cli
+    from adapterhub.cli.shells import script
 
-    kind = get_completion_class(shell)
-    assert kind is not None  # click.Choice admits only shells that click knows
-    script = kind(cli, {}, "adapt", "_ADAPT_COMPLETE").source()
-    session.out.result({"shell": shell, "script": script}, lambda: session.out.line(script))
+    text = script(cli, shell)
+    session.out.result({"shell": shell, "script": text}, lambda: session.out.line(text.rstrip()))

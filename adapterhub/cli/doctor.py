@@ -5,29 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import click
 
 from adapterhub.cli.output import size_text
-from adapterhub.cli.params import Session, common, remote_options
+from adapterhub.cli.params import Session, common, places_option, project_option, remote_options
+from adapterhub.cli.self_check import Line, dependencies, entry_point, folders, project_files
 from adapterhub.errors import EXIT_SOME_FAILED, AdapterHubError, RemoteUnreachable, UsageProblem
 
-_PACKAGES = ("adapterhub", "torch", "peft", "transformers", "safetensors", "huggingface-hub", "sqlite-utils", "click")
 _LOW_BYTES = 1_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One thing looked at. `state` is ok, warning, failed or skipped."""
-
-    what: str
-    state: str
-    fact: str
-    hint: str = ""
 
 
 @click.command()
@@ -39,14 +28,8 @@ class Line:
     help="Look at every byte of the store and mend it: damaged files go into quarantine and are fetched again.",
 )
 @click.option("--dry-run", is_flag=True, help="With --repair: say what would be done; change nothing.")
-@click.option(
-    "--from",
-    "places",
-    multiple=True,
-    type=click.Path(path_type=Path, exists=True),
-    metavar="DIR",
-    help="With --repair: another place to fetch from, as in `adapt install`; may be repeated.",
-)
+@places_option("With --repair: another place to fetch from, as in `adapt install`; may be repeated.")
+@project_option
 @remote_options
 @common
 def doctor(
@@ -59,7 +42,7 @@ def doctor(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Check home, disk, versions, index and the connection to the hub.
+    """Check the installation: dependencies, command, home, disk, links, index, project, and the connection to the hub.
 
     With --repair: mend the store. Files that are not what their digest says are moved into `quarantine/`, never
     deleted; the right bytes come from the store itself, from other adapters, from the place an adapter was installed
@@ -80,7 +63,16 @@ def doctor(
     if rebuild_index:
         count = session.library.catalog.rebuild(set_newer_aside=True)
         session.out.note(f"index rebuilt: {count} builds")
-    lines = [*_versions(), *_home(session.root), *_index(session), _remote(session, remote, token, offline=offline)]
+    project = session.project_folder
+    lines = [
+        *_versions(),
+        *entry_point(sys.argv[0]),
+        *_home(session.root),
+        *folders(session.root, project),
+        *_index(session),
+        *project_files(session),
+        _remote(session, remote, token, offline=offline),
+    ]
 
     def text() -> None:
         session.out.table(("check", "state", "fact"), [(line.what, line.state, line.fact) for line in lines])
@@ -103,7 +95,9 @@ def _repair(
 
     def find_source(origin: Origin) -> Source:
         if origin.is_server:
-            return session.named_hub(remote or origin.place, token=token, offline=offline)
+            if remote or offline:
+                return session.named_hub(remote, token=token, offline=offline)
+            return session.place_hub(origin.place, token=token)
         return source_at(Path(origin.place))
 
     steps = repair(session.library, find_source, sources_from(session, places), dry_run=dry_run)
@@ -126,11 +120,7 @@ def _repair(
 
 def _versions() -> Iterator[Line]:
     yield Line("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    for name in _PACKAGES:
-        try:
-            yield Line(name, "ok", metadata.version(name))
-        except metadata.PackageNotFoundError:
-            yield Line(name, "failed", "not installed", f"`pip install {name}`")
+    yield from dependencies()
 
 
 def _home(root: Path) -> Iterator[Line]:

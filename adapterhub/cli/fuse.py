@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.cli.completing import complete_spec_or_folder
 from adapterhub.cli.ingredients import weights_from
 from adapterhub.cli.output import size_text
 from adapterhub.cli.params import BASE, Session, common
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("adapters", nargs=-1, required=True, metavar="SPEC|FOLDER...")
+@click.argument("adapters", nargs=-1, required=True, metavar="SPEC|FOLDER...", shell_complete=complete_spec_or_folder)
 @click.option(
     "--into",
     "into",
@@ -66,7 +67,7 @@ def fuse(
         fusion = prepare(
             adapters,
             into.expanduser(),
-            library=session.library,
+            library=session.project_library,
             base=base,
             weights=numbers,
             dtype=dtype,

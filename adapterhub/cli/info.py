@@ -1,4 +1,4 @@
-"""`adapt info`: what an adapter on a server is, before a byte of its weights is fetched."""
+"""`adapt info`, also called `show`: everything about one adapter, installed or on a server."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import click
 
 from adapterhub.cli.output import size_text
 from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, remote_options, wanted_from
-from adapterhub.errors import RemoteUnreachable
+from adapterhub.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
 
 if TYPE_CHECKING:
     from adapterhub.hub import Contents, Hub
+    from adapterhub.install import RankBounds
+    from adapterhub.module_groups import Modules
     from adapterhub.resolve import Resolution
     from adapterhub.specs import AdapterSpec, BaseSpec
     from adapterhub.transfer import Release
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 @click.argument("spec", type=SPEC)
 @click.option("--base", type=BASE, help="The base, where the spec names none.")
 @rank_options
+@click.option("--recipe", is_flag=True, help="Only how it was merged, as TOML for `adapt merge --recipe`.")
 @remote_options
 @common
 def info(
@@ -30,35 +33,65 @@ def info(
     rank: int | None,
     min_rank: int | None,
     max_rank: int | None,
+    recipe: bool,
     remote: str | None,
     token: str | None,
     offline: bool,
 ) -> None:
-    """Show what an adapter on a server is, from its manifest, its config and the first bytes of its weights.
+    """Show everything about one adapter: base, files, modules with rank and alpha, lineage, signature, who uses it.
 
-    For an adapter that is installed, `adapt show` says more.
+    What is installed is looked at here. What is not, or with --remote, is asked of a server: its manifest, its config
+    and the first bytes of its weights, before anything is installed. `adapt show` is the same command.
 
     \b
-    Example:
+    Examples:
+      adapt info legal-qa@base-7b
       adapt info acme/legal-qa@base-7b --remote ours
+      adapt show legal-summary --recipe > merge.toml
     """
-    from adapterhub.cli.choice import choose_release
     from adapterhub.install import RankBounds
 
+    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    not_here: AdapterNotFound | NoCompatibleRelease | None = None
+    if remote is None:
+        from adapterhub.cli.info_local import show_installed
+
+        try:
+            show_installed(session, spec, base, bounds, recipe=recipe)
+        except (AdapterNotFound, NoCompatibleRelease) as error:
+            not_here = error
+            if recipe:
+                raise
+        else:
+            return
     if offline:
         raise RemoteUnreachable(
-            "`--offline` forbids asking a server", hint=f"`adapt show {spec.name}` asks the library"
+            f"`{spec.full_name}` is not installed, and `--offline` forbids asking a server"
+            if remote is None
+            else "`--offline` forbids asking a server",
+            hint=not_here.hint if not_here else f"`adapt info {spec.name}` asks the library",
         )
+    _show_remote(session, spec, base, bounds, remote, token, not_here)
+
+
+def _show_remote(
+    session: Session,
+    spec: AdapterSpec,
+    base: BaseSpec | None,
+    bounds: RankBounds,
+    remote: str | None,
+    token: str | None,
+    not_here: AdapterNotFound | NoCompatibleRelease | None,
+) -> None:
+    sources = session.sources_of(spec, remote, token=token)
+    if not sources and not_here is not None:
+        raise not_here
+    from adapterhub.cli.choice import choose_release
     from adapterhub.hub import Hub, HubNamespace
 
     library = session.library
     release, source, resolution = choose_release(
-        session,
-        library,
-        spec,
-        session.sources_of(spec, remote, token=token),
-        wanted=wanted_from(library, spec, base),
-        bounds=RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank),
+        session, library, spec, sources, wanted=wanted_from(library, spec, base), bounds=bounds
     )
     hub = source.hub if isinstance(source, HubNamespace) else source
     assert isinstance(hub, Hub)  # no other place was asked
@@ -67,19 +100,13 @@ def info(
     session.out.result(document, lambda: session.out.fields(_fields(document)))
 
 
-def _document(release: Release, contents: Contents, resolution: Resolution, hub: Hub) -> dict[str, Any]:
-    manifest, weights = release.manifest, contents.weights
-    document = manifest.to_json()
-    document["base"].pop("samples", None)
-    return document | {
-        "name": release.full_name,
-        "digest": release.digest,
-        "remote": hub.endpoint,
-        "repository": contents.repo,
-        "commit": contents.commit,
-        "yanked": release.yanked,
-        "base_verdict": resolution.chosen.verdict.name,
-        "size_bytes": manifest.size_bytes,
+def header_document(contents: Contents) -> dict[str, Any]:
+    """What the header of the weights says, the settings of the config, and the groups of modules."""
+    from adapterhub.module_groups import modules_of
+
+    weights, config = contents.weights, contents.config
+    modules = modules_of(config, weights)
+    return {
         "header": {
             "tensors": len(weights.tensors),
             "parameters": sum(spec.elements for spec in weights.tensors),
@@ -87,11 +114,43 @@ def _document(release: Release, contents: Contents, resolution: Resolution, hub:
             "modules": len({spec.name.rpartition(".lora_")[0] for spec in weights.tensors if ".lora_" in spec.name}),
         },
         "config": {
-            "peft_type": contents.config.peft_type,
-            "r": contents.config.r,
-            "lora_alpha": contents.config.lora_alpha,
-            "base_model_name_or_path": contents.config.base_model_name_or_path,
+            "peft_type": config.peft_type,
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "base_model_name_or_path": config.base_model_name_or_path,
         },
+        **modules_document(modules),
+    }
+
+
+def modules_document(modules: Modules) -> dict[str, Any]:
+    """The groups of modules, and what is shipped whole."""
+    return {"groups": [group.to_json() for group in modules.groups], "whole": list(modules.whole)}
+
+
+def group_fields(document: dict[str, Any]) -> list[tuple[str, object]]:
+    """The groups of modules, as lines for people."""
+    from adapterhub.module_groups import ModuleGroup
+
+    pairs: list[tuple[str, object]] = [("modules", ModuleGroup(**group)) for group in document["groups"]]
+    return pairs + [("whole tensor", name) for name in document["whole"]]
+
+
+def _document(release: Release, contents: Contents, resolution: Resolution, hub: Hub) -> dict[str, Any]:
+    manifest = release.manifest
+    document = manifest.to_json()
+    document["base"].pop("samples", None)
+    return document | {
+        "name": release.full_name,
+        "digest": release.digest,
+        "installed": False,
+        "remote": hub.endpoint,
+        "repository": contents.repo,
+        "commit": contents.commit,
+        "yanked": release.yanked,
+        "base_verdict": resolution.chosen.verdict.name,
+        "size_bytes": manifest.size_bytes,
+        **header_document(contents),
         "received_bytes": hub.received_bytes,
     }
 
@@ -115,6 +174,7 @@ def _fields(d: dict[str, Any]) -> list[tuple[str, object]]:
         ("rank", d.get("rank")),
         ("alpha", d.get("alpha")),
         ("target modules", ", ".join(d.get("target_modules", ())) or None),
+        *group_fields(d),
         ("tensors", f"{d['header']['tensors']} ({', '.join(d['header']['dtypes'])})"),
         ("parameters", f"{d['header']['parameters']:,}"),
     ]

@@ -14,12 +14,18 @@ from adapterhub.cli.params import (
     SPEC,
     Session,
     common,
+    places_option,
+    project_option,
     rank_options,
     remote_options,
     signatures_option,
-    sources_from,
     wanted_from,
 )
+from adapterhub.cli.project_policy import exclude_newer_option, objection_from
+from adapterhub.cli.project_sources import SpecSources, project_base
+from adapterhub.cli.requirements import read_requirements
+from adapterhub.cli.saving import Saved, project_to_save_in, save_installed, save_options
+from adapterhub.errors import UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.install import Plan
@@ -29,14 +35,18 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("specs", nargs=-1, required=True, type=SPEC, metavar="SPEC...")
+@click.argument("specs", nargs=-1, type=SPEC, metavar="[SPEC...]")
 @click.option(
-    "--from",
-    "places",
+    "--requirements",
+    "-r",
+    "lists",
     multiple=True,
-    type=click.Path(path_type=Path, exists=True),
-    metavar="DIR",
-    help="A library, a directory of published builds, or a PEFT folder; may be repeated [default: ADAPTERHUB_SOURCES].",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Also every spec of a plain list, as `adapt export --requirements` writes it; `-` reads stdin.",
+)
+@places_option(
+    "A library, a directory of published builds, or a PEFT folder; may be repeated [default: ADAPTERHUB_SOURCES]."
 )
 @click.option("--base", type=BASE, help="The base, where the spec names none.")
 @rank_options
@@ -46,12 +56,16 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Take a build made for other weights of the same shapes (a fine-tune); recorded.",
 )
+@exclude_newer_option
+@save_options
+@project_option
 @signatures_option
 @remote_options
 @common
 def install(
     session: Session,
     specs: tuple[AdapterSpec, ...],
+    lists: tuple[Path, ...],
     places: tuple[Path, ...],
     base: BaseSpec | None,
     rank: int | None,
@@ -59,6 +73,9 @@ def install(
     max_rank: int | None,
     dry_run: bool,
     allow_base_mismatch: bool,
+    exclude_newer: str | None,
+    save: bool,
+    group: str | None,
     signatures: SignaturePolicy | None,
     remote: str | None,
     token: str | None,
@@ -68,31 +85,45 @@ def install(
 
     `legal-qa@base-7b` is looked up in the library, in the places of --from, then in the namespaces of the remotes.
     `acme/legal-qa@base-7b` is asked of the remote that has `acme`, else of the default server. Versions: `==1.2`,
-    `>=1.2,<2`, `~=1.4`. What is installed already is not copied again.
+    `>=1.2,<2`, `~=1.4`. What is installed already is not copied again. Inside a project its base is meant where none
+    is named, its remotes are asked first, and its policy holds; --save makes the adapter one of the project.
 
     \b
     Examples:
       adapt install legal-qa@base-7b --from ./published
       adapt install 'acme/legal-qa@base-7b>=1.2,<2' --max-rank 16 --dry-run
       adapt install acme/legal-qa@base-7b --remote ours --signatures require
+      adapt install acme/legal-qa@base-7b --exclude-newer 7d
+      adapt install 'acme/legal-qa~=1.2' --save
+      adapt install -r adapters.txt
     """
     from adapterhub.install import RankBounds, plan_install, run_install
-    from adapterhub.transfer import Source
 
+    specs = (*specs, *(spec for path in lists for spec in read_requirements(path)))
+    if not specs:
+        hint = "`adapt install NAME@BASE`; in a project, `adapt sync` installs what is locked"
+        raise UsageProblem(
+            "nothing to install: no spec, and none in the list" if lists else "say what to install", hint=hint
+        )
+    objection = objection_from(session, exclude_newer)
     library = session.library
-    disk = sources_from(session, places)
+    to_save_in = project_to_save_in(session, save=save, group=group, dry_run=dry_run)
+    sources_of = SpecSources(session, places, remote=remote, token=token, offline=offline)
+    base_is_typed = base is not None
+    base = base or project_base(session)
+    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
     documents: list[dict[str, Any]] = []
+    installed: list[Saved] = []
     for spec in specs:
-        sources: list[Source] = list(disk)
-        if not offline:
-            sources += session.sources_of(spec, remote, token=token)
+        sources = sources_of(spec)
         plan = plan_install(
             library,
             spec,
             sources,
-            wanted=wanted_from(library, spec, base),
-            bounds=RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank),
+            wanted=wanted_from(library, spec, base if spec.base is None or base_is_typed else spec.base),
+            bounds=bounds,
             allow_base_mismatch=allow_base_mismatch,
+            objection=objection,
         )
         for warning in plan.resolution.warnings:
             session.out.warn(warning)
@@ -100,10 +131,13 @@ def install(
             documents.append(_plan_document(plan))
             continue
         with session.out.progress(f"install {spec.full_name}", plan.copy_bytes) as progress:
-            added = run_install(library, plan, progress, signatures=signatures)
+            added = run_install(library, plan, progress, signatures=signatures or sources_of.policy_of(plan.source))
         for finding in added.report.warnings if added else ():
             session.out.warn(f"[{finding.code}] {finding.message}")
         documents.append(_done_document(plan, added))
+        installed.append(Saved(spec=spec, bounds=bounds, plan=plan))
+    if to_save_in is not None:
+        save_installed(session, library, to_save_in, sources_of, installed, group=group)
     session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.cli.completing import complete_own_key
 from adapterhub.cli.params import Session, common
 from adapterhub.errors import NotFound, UsageProblem
 
@@ -104,7 +105,7 @@ def list_(session: Session) -> None:
 
 
 @key.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_own_key)
 @common
 def show(session: Session, name: str) -> None:
     """Print a public key, your own or a trusted one, as PEM; its fingerprint goes to the other stream.

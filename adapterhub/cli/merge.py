@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from adapterhub.cli.completing import complete_spec_or_folder
 from adapterhub.cli.merge_options import CHOICE_FLAGS, choice_from, choice_options, list_methods
 from adapterhub.cli.merge_result import (
     DEFAULT_VERSION,
@@ -18,7 +19,7 @@ from adapterhub.cli.merge_result import (
     merge_to_library,
 )
 from adapterhub.cli.output_names import default_name
-from adapterhub.cli.params import BASE, Session, common
+from adapterhub.cli.params import BASE, Session, common, places_option
 from adapterhub.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ FLAGS: Final = {
 
 
 @click.command()
-@click.argument("adapters", nargs=-1, metavar="[SPEC|FOLDER...]")
+@click.argument("adapters", nargs=-1, metavar="[SPEC|FOLDER...]", shell_complete=complete_spec_or_folder)
 @click.option("--weights", metavar="W,W,...", help="One number per adapter [default: equal shares that sum to 1].")
 @click.option(
     "-o", "--output", metavar="NAME|DIR", help="Name of the new adapter [default: theirs, joined], or `./folder`."
@@ -54,14 +55,7 @@ FLAGS: Final = {
     metavar="FILE",
     help="Do what this TOML says, as `adapt show --recipe` prints it.",
 )
-@click.option(
-    "--from",
-    "places",
-    multiple=True,
-    type=click.Path(path_type=Path, exists=True),
-    metavar="DIR",
-    help="With --recipe: where to look for adapters that are not installed; may be repeated.",
-)
+@places_option("With --recipe: where to look for adapters that are not installed; may be repeated.")
 @click.option("--offline", is_flag=True, help="With --recipe: ask no server for adapters that are not installed.")
 @click.option("--analyze", is_flag=True, help="Merge nothing; show how alike the adapters are.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="With --analyze: draw it as well.")
@@ -133,7 +127,7 @@ def merge(
 
     numbers = weights_from(weights, len(adapters))
     chosen = choice_from(**choice, is_tuned=tune is not None)
-    library = session.library
+    library = session.project_library
     ingredients = [ingredient(library, text, w, base) for text, w in zip(adapters, numbers, strict=True)]
     if analyze:
         _refuse("--analyze merges nothing", output=output, tune=tune, **said, **choice | {"dtype": None})

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.cli.completing import complete_remote
 from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, wanted_from
 from adapterhub.errors import UsageProblem
 
@@ -16,8 +17,17 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("specs", nargs=-1, required=True, type=SPEC, metavar="SPEC...")
-@click.option("--from", "origin", required=True, metavar="NAME|URL", help="The server to copy from.")
-@click.option("--to", "target", required=True, metavar="NAME|URL", help="The server to copy to.")
+@click.option(
+    "--from",
+    "origin",
+    required=True,
+    metavar="NAME|URL",
+    shell_complete=complete_remote,
+    help="The server to copy from.",
+)
+@click.option(
+    "--to", "target", required=True, metavar="NAME|URL", shell_complete=complete_remote, help="The server to copy to."
+)
 @click.option("--namespace", metavar="NAMESPACE", help="Publish under this namespace [default: the same].")
 @click.option("--base", type=BASE, help="The base, where the spec names none.")
 @rank_options

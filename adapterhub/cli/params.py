@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from adapterhub.cli.output import Output
-from adapterhub.errors import RemoteUnreachable, SpecError, UsageProblem, shown
+from adapterhub.errors import NotFound, RemoteUnreachable, SpecError, UsageProblem, shown
 from adapterhub.home import default_root
 from adapterhub.limits import parse_limits, use_limits
 
 HUB_NAME, HUB_URL = "hub", "https://huggingface.co"
 """As in `remotes.py`, which is imported by the commands that need it."""
 
+_PROJECT = "adapterhub.project"
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from adapterhub.hub import Hub
     from adapterhub.library import Library
+    from adapterhub.project.values import Project
     from adapterhub.remotes import Remote, Remotes
     from adapterhub.specs import AdapterSpec
     from adapterhub.transfer import Source
@@ -49,11 +52,64 @@ class Session:
         return Library(self.root)
 
     @property
+    def project_library(self) -> Library:
+        """The library, in which a bare name of the project is the build that the lock file names."""
+        library, folder = self.library, self.project_folder
+        if folder is not None:
+            from adapterhub.locked_builds import ProjectNames
+
+            library.names = ProjectNames(folder, self.out.note).build
+        return library
+
+    @property
     def remotes(self) -> Remotes:
         """The servers that are known by name."""
         from adapterhub.remotes import Remotes
 
         return Remotes(self.root)
+
+    @property
+    def project_folder(self) -> Path | None:
+        """The folder of the project: that of `--project`, else the nearest from here upwards; None outside of any.
+
+        Raises:
+            NotFound: `--project` names a folder that is none.
+        """
+        context = click.get_current_context(silent=True)
+        named = context.meta.get(_PROJECT) if context else None
+        from adapterhub.project import PROJECT_FILE, find_project
+
+        if named is None:
+            return find_project(Path.cwd())
+        if not (named / PROJECT_FILE).is_file():
+            raise NotFound(f"`{named}` has no `{PROJECT_FILE}`", hint=f"`adapt init {named}` makes a project of it")
+        return Path(named)
+
+    @property
+    def project(self) -> Project | None:
+        """The project that the command works in; None outside of any.
+
+        Raises:
+            NotFound, Malformed: `--project` names none, or its file cannot be used.
+        """
+        from adapterhub.project import read_project
+
+        folder = self.project_folder
+        return None if folder is None else read_project(folder)
+
+    def need_project(self) -> Project:
+        """The project that the command works in.
+
+        Raises:
+            NotFound, Malformed: there is none, or its file cannot be used.
+        """
+        project = self.project
+        if project is None:
+            raise NotFound(
+                f"no project: neither `{Path.cwd()}` nor a folder above it has an `adapters.toml`",
+                hint="`adapt init` makes one of this folder, `--project DIR` names another",
+            )
+        return project
 
     def remote(self, named: str | None, *, for_bases: bool = False) -> Remote:
         """The server that `--remote` names, else the default one; for bases that is never a remote of adapters."""
@@ -86,6 +142,14 @@ class Session:
         if key not in self._hubs:  # one for all specs of a command: what a server can do is asked once
             self._hubs[key] = Hub(endpoint=key[0], token=key[1], label=label, silence_s=_silence_s())
         return self._hubs[key]
+
+    def project_hub(self, remote: Remote) -> Hub:
+        """A server that a project file names; it sees a token only if the user gave one for this very URL."""
+        return self._hub_with(remote, None, None)
+
+    def place_hub(self, url: str, *, token: str | None = None) -> Hub:
+        """A server that something was installed from once; `token` is for the default server, and goes to no other."""
+        return self._hub_with(self.remotes.get(url), None, token)
 
     def named_hub(self, named: str | None, *, token: str | None, offline: bool, for_bases: bool = False) -> Hub:
         """The server that `--remote` and `--token` name, or the default one."""
@@ -166,8 +230,22 @@ def common(command: F) -> F:
     return wrapped  # type: ignore[return-value]  # `wraps` keeps the shape that click reads
 
 
+def project_option(command: F) -> F:
+    """`--project`, which `Session.project` obeys."""
+
+    def keep(context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+        if value is not None:
+            context.meta[_PROJECT] = value
+
+    text = "The project's folder [default: the nearest one with an adapters.toml, from here upwards]."
+    kind = click.Path(file_okay=False, path_type=Path)
+    return click.option(
+        "--project", type=kind, metavar="DIR", help=text, expose_value=False, callback=keep, is_eager=True
+    )(command)
+
+
 class SpecType(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
-    """An adapter spec; completes installed names."""
+    """An adapter spec; completes installed names and those of the project."""
 
     name = "spec"
 
@@ -177,17 +255,11 @@ class SpecType(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
 
         return value if isinstance(value, AdapterSpec) else AdapterSpec.parse(value)
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
-        """Names of installed adapters."""
-        from click.shell_completion import CompletionItem
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names of installed adapters and of the project, bases after `@`, versions after `==`."""
+        from adapterhub.cli.completing import complete_spec
 
-        from adapterhub.index import Index
-
-        try:
-            names = Index(_completion_root(ctx) / "index.db").names()
-        except Exception:  # noqa: BLE001 - completion must never disturb the prompt
-            return []
-        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return complete_spec(ctx, param, incomplete)
 
 
 class BaseType(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
@@ -201,17 +273,11 @@ class BaseType(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
 
         return value if isinstance(value, BaseSpec) else BaseSpec.parse(value)
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Aliases of registered bases."""
-        from click.shell_completion import CompletionItem
+        from adapterhub.cli.completing import complete_base
 
-        folder = _completion_root(ctx) / "bases"
-        return [CompletionItem(p.stem) for p in sorted(folder.glob("*.json")) if p.stem.startswith(incomplete)]
-
-
-def _completion_root(ctx: click.Context) -> Path:
-    root = ctx.params.get("root")
-    return Path(root) if root else default_root(os.environ)
+        return complete_base(ctx, param, incomplete)
 
 
 SPEC = SpecType()
@@ -230,22 +296,24 @@ def rank_options(command: F) -> F:
     return command
 
 
+def places_option(
+    text: str = "Another directory to look in; may be repeated [default: ADAPTERHUB_SOURCES].",
+) -> Callable[[F], F]:
+    """`--from DIR`, any number of them; `text` is its help."""
+    folder = click.Path(path_type=Path, exists=True)
+    return click.option("--from", "places", multiple=True, type=folder, metavar="DIR", help=text)
+
+
 def remote_option(command: F) -> F:
     """`--remote`."""
     text = "A remote's name or a server's URL [default: the namespace's remote, then the default one]."
     return click.option("--remote", metavar="NAME|URL", shell_complete=_remote_names, help=text)(command)
 
 
-def _remote_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
-    from click.shell_completion import CompletionItem
+def _remote_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from adapterhub.cli.completing import complete_remote
 
-    from adapterhub.remotes import Remotes
-
-    try:
-        names = [remote.name for remote in Remotes(_completion_root(ctx)).all()]
-    except Exception:  # noqa: BLE001 - completion must never disturb the prompt
-        return []
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return complete_remote(ctx, param, incomplete)
 
 
 def remote_options(command: F) -> F:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.cli.completing import complete_own_key
 from adapterhub.cli.output import size_text
 from adapterhub.cli.params import SPEC, Session, common, rank_options, remote_options, wanted_from
 from adapterhub.cli.sign import sign_build, signing_key
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 @click.option("--to", required=True, metavar="ORG/REPO|DIR", help="A model repository, or a directory (`./published`).")
 @rank_options
 @click.option("--sign", "sign_it", is_flag=True, help="Sign it first, as `adapt sign` does.")
-@click.option("--key", metavar="NAME", help="The key to sign with [default: ADAPTERHUB_KEY, else your only key].")
+@click.option(
+    "--key",
+    metavar="NAME",
+    shell_complete=complete_own_key,
+    help="The key to sign with [default: ADAPTERHUB_KEY, else your only key].",
+)
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--dry-run", is_flag=True, help="Print exactly what would be sent; send nothing.")
 @remote_options

@@ -1,4 +1,4 @@
-"""`adapt list`, `search`, `show`, `path`: questions to the library, answered from the index."""
+"""`adapt list`, `search`, `path`: questions to the library, answered from the index."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from adapterhub.cli.completing import complete_remote
 from adapterhub.cli.output import size_text
-from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options
+from adapterhub.cli.params import BASE, SPEC, Session, common, project_option, rank_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from adapterhub.catalog import Installed
     from adapterhub.index import BuildRow, IndexReader
-    from adapterhub.library import Library
+    from adapterhub.install import RankBounds
     from adapterhub.specs import AdapterSpec, BaseSpec
 
 _T = TypeVar("_T")
@@ -23,16 +24,36 @@ _COLUMNS = ("name", "version", "base", "task", "rank", "method", "size")
 
 
 @click.command("list")
-@click.option("--base", type=BASE, help="Only adapters for this base.")
+@click.option("--base", type=BASE, help="Only installed adapters for this base.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["vllm", "peft", "json"]),
+    help="Names and folders for vLLM's --lora-modules, as calls of PEFT, or as JSON.",
+)
+@project_option
 @common
-def list_(session: Session, base: BaseSpec | None) -> None:
-    """List installed adapters.
+def list_(session: Session, base: BaseSpec | None, form: str | None) -> None:
+    """List installed adapters; with --format inside a project, those of the project.
 
     \b
-    Example:
+    Examples:
       adapt list --base base-7b
+      vllm serve ./base-7b --enable-lora --lora-modules $(adapt list --format vllm)
     """
-    _answer(session, base=base)
+    if form is None:
+        _answer(session, base=base)
+        return
+    from adapterhub.cli.list_formats import library_adapters, lines_of, project_adapters
+
+    folder = session.project_folder if base is None else None
+    adapters = library_adapters(_rows(session, base)) if folder is None else project_adapters(session, folder)
+
+    def text() -> None:
+        for line in lines_of(adapters, form):
+            session.out.line(line)
+
+    session.out.result(adapters, text)
 
 
 @click.command()
@@ -41,7 +62,9 @@ def list_(session: Session, base: BaseSpec | None) -> None:
 @click.option("--task", default="", metavar="TASK", help="With exactly this task.")
 @rank_options
 @click.option("--method", default="", metavar="METHOD", help="PEFT type or variant, such as `lora` or `rslora`.")
-@click.option("--remote", metavar="NAME|URL", help="Ask this server instead of the library.")
+@click.option(
+    "--remote", metavar="NAME|URL", shell_complete=complete_remote, help="Ask this server instead of the library."
+)
 @click.option("--token", metavar="TOKEN", help="Access token for --remote [default: the one of `remote login`].")
 @click.option("--limit", type=click.IntRange(min=1), default=100, metavar="N", help="With --remote, at most so many.")
 @common
@@ -88,12 +111,8 @@ def search(
 
 
 def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filters: Any) -> None:  # noqa: ANN401 - Filters' fields
-    from adapterhub.index import Filters
-
-    fingerprints, hub_id = (None, "") if base is None else _base_filter(session, base)
-    asked = Filters(text=text, bases=fingerprints, base_hub_id=hub_id, **filters)
-    rows = _ask(session, lambda index: index.search(asked))
-    aliases = _ask(session, lambda index: index.aliases())
+    rows = _rows(session, base, text=text, **filters)
+    aliases = ask(session, lambda index: index.aliases())
     session.out.result(
         lambda: [_row_document(row, aliases) for row in rows],
         lambda: session.out.table(_COLUMNS, _cells(rows, aliases), right=("rank", "size")),
@@ -104,7 +123,15 @@ def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filter
         )
 
 
-def _ask(session: Session, question: Callable[[IndexReader], _T]) -> _T:
+def _rows(session: Session, base: BaseSpec | None, **filters: Any) -> list[BuildRow]:  # noqa: ANN401 - Filters' fields
+    from adapterhub.index import Filters
+
+    fingerprints, hub_id = (None, "") if base is None else _base_filter(session, base)
+    asked = Filters(bases=fingerprints, base_hub_id=hub_id, **filters)
+    return ask(session, lambda index: index.search(asked))
+
+
+def ask(session: Session, question: Callable[[IndexReader], _T]) -> _T:
     """The answer of the index, straight from its file while that is current: the library takes 80 ms to import."""
     from adapterhub.index import Index, IndexUnusable
 
@@ -117,9 +144,9 @@ def _ask(session: Session, question: Callable[[IndexReader], _T]) -> _T:
 
 def _base_filter(session: Session, base: BaseSpec) -> tuple[tuple[str, ...] | None, str]:
     """Fingerprints that count as `base`, or the Hub id when the base is known by name only."""
-    known = {row.alias: row.weights for row in _ask(session, lambda index: index.bases())}
+    known = {row.alias: row.weights for row in ask(session, lambda index: index.bases())}
     if base.kind == "alias" and base.text in known:
-        return _ask(session, lambda index: index.equivalents(known[base.text])), ""
+        return ask(session, lambda index: index.equivalents(known[base.text])), ""
     from adapterhub.wanted_base import wanted_base
 
     library = session.library
@@ -128,10 +155,10 @@ def _base_filter(session: Session, base: BaseSpec) -> tuple[tuple[str, ...] | No
     if wanted.record is not None:
         weights = wanted.record.fingerprint.weights
         if weights in known.values():
-            return _ask(session, lambda index: index.equivalents(weights)), ""
+            return ask(session, lambda index: index.equivalents(weights)), ""
         return library.catalog.declared_like(wanted.record.fingerprint), ""
     if wanted.digest_prefix is not None:
-        declared = _ask(session, lambda index: index.declared_bases())
+        declared = ask(session, lambda index: index.declared_bases())
         return tuple(w for w in declared if w.startswith(wanted.digest_prefix)), ""
     return None, wanted.hub_id or ""
 
@@ -166,82 +193,23 @@ def path(session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | 
     Example:
       python -c "from peft import …" "$(adapt path legal-qa@base-7b)"
     """
-    build = _find(session, spec, rank, min_rank, max_rank)
+    from adapterhub.install import RankBounds
+
+    build = find_build(session, spec, RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank))
     session.out.result({"path": str(build.folder)}, lambda: session.out.line(str(build.folder)))
 
 
-@click.command()
-@click.argument("spec", type=SPEC)
-@rank_options
-@click.option("--recipe", is_flag=True, help="Only how it was merged, as TOML for `adapt merge --recipe`.")
-@common
-def show(
-    session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | None, max_rank: int | None, recipe: bool
-) -> None:
-    """Show everything about one adapter: base, files, rank, lineage.
+def find_build(session: Session, spec: AdapterSpec, bounds: RankBounds, *, base: BaseSpec | None = None) -> Installed:
+    """The one installed build that `spec` means, warnings said.
 
-    \b
-    Examples:
-      adapt show legal-qa@base-7b
-      adapt show legal-summary --recipe > merge.toml
+    Raises:
+        AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
     """
-    build = _find(session, spec, rank, min_rank, max_rank)
-    if recipe:
-        _show_recipe(session, build)
-        return
-    document = build.manifest.to_json()
-    document["base"].pop("samples", None)
-    document |= {"digest": build.manifest.digest, "namespace": build.namespace, "path": str(build.folder)}
-    session.out.result(document, lambda: session.out.fields(_fields(session.library, build)))
-
-
-def _show_recipe(session: Session, build: Installed) -> None:
-    from adapterhub.recipe_toml import recipe_of, to_toml
-
-    text = to_toml(recipe_of(build.manifest))
-    session.out.result({"recipe": text}, lambda: session.out.line(text.rstrip()))
-
-
-def _find(
-    session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | None, max_rank: int | None
-) -> Installed:
     from adapterhub.cli.params import wanted_from
-    from adapterhub.install import RankBounds, find_installed
+    from adapterhub.install import find_installed
 
-    library = session.library
-    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
-    build, resolution = find_installed(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
+    library = session.project_library
+    build, resolution = find_installed(library, spec, wanted=wanted_from(library, spec, base), bounds=bounds)
     for warning in resolution.warnings:
         session.out.warn(warning)
     return build
-
-
-def _fields(library: Library, build: Installed) -> list[tuple[str, object]]:
-    manifest, fingerprint = build.manifest, build.base.fingerprint
-    pinned = " (pinned)" if fingerprint and manifest.base.fingerprint is None else ""
-    pairs: list[tuple[str, object]] = [
-        ("name", build.full_name),
-        ("version", manifest.version),
-        ("digest", manifest.digest),
-        ("base", (library.base_label(build.base) or "unknown") + pinned),
-        ("base weights", fingerprint.weights if fingerprint else "unknown"),
-        ("base hub id", build.base.hints.hub_id),
-        ("task", manifest.task),
-        ("description", manifest.description or None),
-        ("license", manifest.license),
-        ("method", ", ".join(manifest.method).lower()),
-        ("rank", manifest.rank),
-        ("alpha", f"{manifest.alpha:g}" if manifest.alpha is not None else None),
-        ("target modules", ", ".join(manifest.target_modules) or None),
-        ("parameters", f"{manifest.parameters:,} ({manifest.dtype})"),
-        ("path", build.folder),
-    ]
-    pairs += [("file", f"{e.path}  {size_text(e.size_bytes)}  {e.sha256}") for e in manifest.files]
-    pairs += [("merged from", f"{p.weight:g} x {p.spec}  {p.digest or ''}".rstrip()) for p in manifest.parents]
-    if manifest.recipe:
-        options = manifest.recipe.get("options")
-        said = [manifest.recipe.get("method"), manifest.recipe.get("dtype")]
-        said[1:1] = [f"{k} {v}" for k, v in options.items()] if isinstance(options, dict) else []
-        pairs.append(("recipe", ", ".join(str(word) for word in said if word is not None)))
-    pairs += [(f"metric {name}", value) for name, value in manifest.metrics.items()]
-    return pairs

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.cli.completing import complete_remote
 from adapterhub.cli.params import Session, common
 from adapterhub.errors import NotAllowed, RemoteUnreachable, UsageProblem
 
@@ -56,7 +57,7 @@ def add(
 
 
 @remote.command("set")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_remote)
 @click.option(
     "--signatures",
     type=click.Choice(["require", "warn", "off", "default"]),
@@ -110,7 +111,7 @@ def list_(session: Session) -> None:
 
 
 @remote.command("remove")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_remote)
 @common
 def remove(session: Session, name: str) -> None:
     """Forget a remote and its token. Installed adapters stay.
@@ -124,7 +125,7 @@ def remove(session: Session, name: str) -> None:
 
 
 @remote.command("login")
-@click.argument("name", metavar="NAME|URL")
+@click.argument("name", metavar="NAME|URL", shell_complete=complete_remote)
 @click.option("--token", metavar="TOKEN", help="The token [default: read from standard input, or asked for].")
 @common
 def login(session: Session, name: str, token: str | None) -> None:
@@ -159,7 +160,7 @@ def login(session: Session, name: str, token: str | None) -> None:
 
 
 @remote.command("logout")
-@click.argument("name", metavar="NAME|URL")
+@click.argument("name", metavar="NAME|URL", shell_complete=complete_remote)
 @common
 def logout(session: Session, name: str) -> None:
     """Forget the token of a server. The server still takes it until it is revoked there.

@@ -1,16 +1,19 @@
-"""`adapt remove` and `adapt gc`: the two commands that take something away."""
+"""`adapt remove`: an installed adapter goes; `adapt gc` frees its space."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.output import size_text
 from adapterhub.cli.params import SPEC, Session, common, wanted_from
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adapterhub.catalog import Installed
+    from adapterhub.library import Library
     from adapterhub.specs import AdapterSpec
 
 
@@ -26,78 +29,46 @@ def remove(session: Session, spec: AdapterSpec, all_versions: bool, yes: bool) -
     Example:
       adapt remove legal-qa==1.0.0 --yes
     """
-    from adapterhub.errors import UsageProblem
-    from adapterhub.install import find_installed
-
     library = session.library
-    if all_versions:
-        builds = library.builds_named(spec.name, spec.namespace)
-        if not builds:
-            raise library.not_installed(spec.full_name)
-    else:
-        builds = [find_installed(library, spec, wanted=wanted_from(library, spec, None))[0]]
-    names = ", ".join(f"{b.full_name} {b.manifest.label}" for b in builds)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageProblem(f"removing {names} needs `--yes` where nobody can be asked")
-        click.confirm(f"Remove {names}?", abort=True, err=True)
+    builds = installed_builds(library, spec, all_versions=all_versions)
+    names = confirm_removal(builds, yes=yes)
     library.remove(builds)
-    session.out.result(
-        [{"name": b.full_name, "version": b.manifest.version, "digest": b.manifest.digest} for b in builds],
-        lambda: session.out.line(f"removed {names}"),
-    )
+    session.out.result([removed_document(b) for b in builds], lambda: session.out.line(f"removed {names}"))
     session.out.hint("`adapt gc` frees the space")
 
 
-@click.command()
-@click.option("--dry-run", is_flag=True, help="Say what would go; delete nothing.")
-@click.option(
-    "--grace",
-    "grace_s",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    help="Spare objects younger than this [default: 3600].",
-)
-@common
-def gc(session: Session, dry_run: bool, grace_s: float | None) -> None:
-    """Delete objects that no installed adapter uses.
+def installed_builds(library: Library, spec: AdapterSpec, *, all_versions: bool) -> list[Installed]:
+    """The installed build that `spec` means, or all by its name.
 
-    \b
-    Example:
-      adapt gc --dry-run
+    Raises:
+        AdapterNotFound: none is installed.
     """
-    from adapterhub.store import GRACE_S
+    from adapterhub.install import find_installed
 
-    swept = session.library.gc(grace_s=GRACE_S if grace_s is None else grace_s, dry_run=dry_run)
-    gone, spared = sum(s for _, s in swept.gone), sum(s for _, s in swept.spared)
+    if not all_versions:
+        return [find_installed(library, spec, wanted=wanted_from(library, spec, None))[0]]
+    builds = library.builds_named(spec.name, spec.namespace)
+    if not builds:
+        raise library.not_installed(spec.full_name)
+    return builds
 
-    def text() -> None:
-        if dry_run:
-            for path, size_bytes in swept.gone:
-                session.out.line(f"{size_bytes}\t{path}")
-        verb = "would free" if dry_run else "freed"
-        session.out.line(f"{verb} {size_text(gone)} in {len(swept.gone)} objects")
 
-    session.out.result(
-        {
-            "dry_run": dry_run,
-            "freed_bytes": gone,
-            "objects": [{"path": str(p), "size_bytes": s} for p, s in swept.gone],
-            "spared_bytes": spared,
-            "spared_objects": len(swept.spared),
-            "in_use": [
-                {"by": str(c.holder), "what": c.what, "host": c.holder.host, "pid": c.holder.pid, "file": str(c.path)}
-                for c in swept.claims
-            ],
-        },
-        text,
-    )
-    for claim in swept.claims:
-        session.out.note(f"kept what `{claim.what}` needs: {claim.holder}")
-        if not claim.holder.is_here:
-            session.out.hint(f"if that is over, delete `{claim.path}`; it counts for a day")
-    if swept.spared:
-        session.out.hint(
-            f"{len(swept.spared)} unused objects ({size_text(spared)}) are young and were kept; "
-            "`adapt gc --grace 0` takes them, too"
-        )
+def confirm_removal(builds: Sequence[Installed], *, yes: bool) -> str:
+    """The names of what is to be removed, once somebody said yes to it.
+
+    Raises:
+        UsageProblem: nobody can be asked.
+    """
+    from adapterhub.errors import UsageProblem
+
+    names = ", ".join(f"{b.full_name} {b.manifest.label}" for b in builds)
+    if names and not yes:
+        if not sys.stdin.isatty():
+            raise UsageProblem(f"removing {names} needs `--yes` where nobody can be asked")
+        click.confirm(f"Remove {names}?", abort=True, err=True)
+    return names
+
+
+def removed_document(build: Installed) -> dict[str, Any]:
+    """What was removed."""
+    return {"name": build.full_name, "version": build.manifest.version, "digest": build.manifest.digest}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.add import added_document
+from adapterhub.cli.completing import complete_spec_or_folder
 from adapterhub.cli.cutting import chosen_cut, cut_options, ranks_text
 from adapterhub.cli.ingredients import ingredient
 from adapterhub.cli.output import size_text
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("adapter", metavar="SPEC|FOLDER")
+@click.argument("adapter", metavar="SPEC|FOLDER", shell_complete=complete_spec_or_folder)
 @click.option(
     "-o",
     "--output",

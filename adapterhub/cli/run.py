@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from adapterhub.cli.completing import complete_first_spec, complete_specs_with_commas
 from adapterhub.cli.params import BASE, Session, common
 from adapterhub.cli.run_model import Choice, Loading, Model, choice_from, choices_from, drawing_of, find_base, label_of
 from adapterhub.errors import UsageProblem
@@ -22,13 +23,14 @@ _QUOTES: Final = 'put the prompt in quotes: `adapt run legal-qa@base-7b "The par
 
 
 @click.command()
-@click.argument("words", nargs=-1, metavar="[SPEC] [PROMPT]")
+@click.argument("words", nargs=-1, metavar="[SPEC] [PROMPT]", shell_complete=complete_first_spec)
 @click.option("--with", "mixture", metavar="A:W,B:W", help="Sum several adapters at run time, such as `a:0.7,b:0.3`.")
 @click.option(
     "--compare",
     "compared",
     multiple=True,
     metavar="SPECS",
+    shell_complete=complete_specs_with_commas,
     help="Who else answers, side by side: specs and `none` (the base alone) with commas between; or one sum"
     " `a:0.7,b:0.3`; may be repeated.",
 )
@@ -118,7 +120,7 @@ def run(
         answer_batch(session, asked, writing, loading, prove_base=prove_base)
         return
     question = Question(text=_prompt(prompt), system=system, chat=bool(chat))
-    library = session.library
+    library = session.project_library
     model = Model(session, library, find_base(library, who, base), loading, who)
     if chat is None and system is None:
         model.note_chat_template()

@@ -46,7 +46,7 @@ def answer_batch(session: Session, batch: Batch, writing: Writing, loading: Load
     if batch.out is not None:
         _refuse_taken(batch.out)
     rows, problems = read_rows(batch.prompts, batch.default)
-    library, choices = session.library, [row.choice for row in rows]
+    library, choices = session.project_library, [row.choice for row in rows]
     model = Model(session, library, find_base(library, choices, loading.base), loading, choices)
     if batch.chat is None and batch.question.system is None and all(row.system is None for row in rows):
         model.note_chat_template()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.cli.completing import complete_own_key
 from adapterhub.cli.params import SPEC, Session, common, rank_options, wanted_from
 from adapterhub.errors import UsageProblem
 
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("spec", type=SPEC)
-@click.option("--key", metavar="NAME", help="The key to sign with [default: ADAPTERHUB_KEY, else your only key].")
+@click.option(
+    "--key",
+    metavar="NAME",
+    shell_complete=complete_own_key,
+    help="The key to sign with [default: ADAPTERHUB_KEY, else your only key].",
+)
 @click.option("--namespace", metavar="NAMESPACE", help="The namespace it is signed for [default: the one it has here].")
 @rank_options
 @common

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from adapterhub.cli.completing import complete_spec_or_folder
 from adapterhub.cli.params import BASE, Session, common, wanted_from
 from adapterhub.errors import EXIT_SOME_FAILED, AdapterHubError, CouldNotTell, DigestMismatch, UsageProblem
 
@@ -26,7 +27,7 @@ _EXIT_CODES = {"ok": 0, "failed": EXIT_SOME_FAILED, "unknown": CouldNotTell.exit
 
 
 @click.command()
-@click.argument("adapters", nargs=-1, metavar="SPEC|FOLDER...")
+@click.argument("adapters", nargs=-1, metavar="SPEC|FOLDER...", shell_complete=complete_spec_or_folder)
 @click.option("--all", "everything", is_flag=True, help="Every installed adapter.")
 @click.option("--base", type=BASE, help="Check against this base, where the adapter declares none.")
 @click.option("--notes", is_flag=True, help="Show notes, too (files passed over, scales).")
@@ -44,7 +45,7 @@ def verify(session: Session, adapters: tuple[str, ...], everything: bool, base: 
     """
     if bool(adapters) == everything:
         raise UsageProblem("give adapters or folders, or `--all`", hint="`adapt verify --help` shows examples")
-    library = session.library
+    library = session.project_library
     record = library.bases.find(base) if base is not None else None
     reports: list[tuple[str, Report]] = []
     with session.out.progress("verify", None) as progress:

@@ -18,10 +18,14 @@ from typing import IO, cast
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from packaging.version import Version
 
+from adapterhub.dates import parse_time
 from adapterhub.digests import digest_of, parse_digest, strict_json
 from adapterhub.errors import AdapterNotFound, DigestMismatch, RemoteUnreachable, SpecError, shown
-from adapterhub.hub._listing import commit_in, refs_of, repositories_tagged
+from adapterhub.hub._commit import HubCommit
+from adapterhub.hub._listing import commit_in, dates_of, refs_of, repositories_tagged
+from adapterhub.hub._namespace import HubNamespace
 from adapterhub.hub._plain import header_of, plain_release
 from adapterhub.hub._push import HubRepository, signature_at, version_tag
 from adapterhub.hub._search import Found, Search, search_registry, search_tags
@@ -34,7 +38,17 @@ from adapterhub.specs import AdapterSpec, parse_version
 from adapterhub.tensorfile import TensorFile, parse_header
 from adapterhub.transfer import Provenance, Release
 
-__all__ = ["Contents", "Found", "Hub", "HubNamespace", "HubRepository", "Search", "bound_patience", "version_tag"]
+__all__ = [
+    "Contents",
+    "Found",
+    "Hub",
+    "HubCommit",
+    "HubNamespace",
+    "HubRepository",
+    "Search",
+    "bound_patience",
+    "version_tag",
+]
 
 BASE_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "vocab*", "merges.txt"]
 AT_ONCE = 8
@@ -53,13 +67,17 @@ class Contents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """A commit that may hold a build; `yanked` and `digest` as the registry tells, None when it does not."""
+    """A commit that may hold a build.
+
+    `yanked` and `digest` as the registry tells, None when it does not; `released_at` else as its commit is dated.
+    """
 
     repo: str
     commit: str
     version: str | None
     yanked: str | None = None
     digest: str | None = None
+    released_at: float | None = None
 
 
 class Hub:
@@ -120,6 +138,10 @@ class Hub:
         """This server as a source of names without a namespace, which are taken to be in `namespace`."""
         return HubNamespace(self, namespace)
 
+    def at(self, repo: str, commit: str) -> HubCommit:
+        """This server as a source of one build: that of a repository at one commit, wherever its tags lead today."""
+        return HubCommit(self, repo, commit)
+
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """Builds named `org/name`: those of the repository itself, of `org/name-<base>`, and tagged with the name.
 
@@ -174,7 +196,7 @@ class Hub:
                 is_head = True
                 mains = [commit for name, commit in refs.branches.items() if name == "main"]
                 places = [_Place(repo=repo, commit=commit, version=None) for commit in mains]
-        for place, manifest in zip(places, self._manifests(places), strict=True):
+        for place, manifest in self._with_manifests(places):
             if manifest is not None and is_head:
                 # Our push tags last: what has no tag is not published, however whole it looks.
                 unfinished.append(repo)
@@ -197,23 +219,33 @@ class Hub:
                 return
         try:
             for item in told["versions"]:
-                yanked = item.get("yanked")
+                yanked, released = item.get("yanked"), item.get("released_at")
                 yield _Place(
                     repo=repo,
                     commit=commit_in(item["commit"]),
                     version=parse_version(item["version"]),
                     yanked=None if yanked is None else shown(str(yanked["reason"]), 200),
                     digest=parse_digest(item["digest"]),
+                    released_at=None if released is None else parse_time(released),
                 )
         except (KeyError, TypeError, AttributeError, ValueError, SpecError) as error:
             reason = shown(repr(error), 160)
             raise RemoteUnreachable(f"`{repo}`: {self.endpoint} gave no list of versions: {reason}") from None
 
-    def _manifests(self, places: list[_Place]) -> Iterable[Manifest | None]:
-        if len(places) < 2:  # noqa: PLR2004 - one needs no threads
-            return [self._manifest(place) for place in places]
+    def _with_manifests(self, places: list[_Place]) -> Iterable[tuple[_Place, Manifest | None]]:
+        """Each place with its date, where that can be known, and its manifest."""
+        undated = sorted((p for p in places if p.released_at is None), key=_newest_last, reverse=True)
+        if len(places) + len(undated) < 2:  # noqa: PLR2004 - one question needs no threads
+            return [(place, self._manifest(place)) for place in places]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(self._manifest, places))
+            asked = pool.submit(dates_of, self._wire, places[0].repo, [place.commit for place in undated])
+            manifests = list(pool.map(self._manifest, places))
+            dates = asked.result()
+        dated = [
+            replace(place, released_at=dates.get(place.commit)) if place.released_at is None else place
+            for place in places
+        ]
+        return list(zip(dated, manifests, strict=True))
 
     def _manifest(self, place: _Place) -> Manifest | None:
         """The manifest at one commit; None where there is none."""
@@ -232,12 +264,31 @@ class Hub:
 
     def _release(self, place: _Place, manifest: Manifest | None, spec: AdapterSpec) -> Release | None:
         if manifest is not None:
-            release = Release(manifest=manifest, namespace=spec.namespace, origin=_origin(place), yanked=place.yanked)
+            release = Release(
+                manifest=manifest,
+                namespace=spec.namespace,
+                origin=_origin(place),
+                yanked=place.yanked,
+                published_at=place.released_at,
+            )
             return release if manifest.name == spec.name else None
         plain = plain_release(self._wire, place.repo, place.commit, spec, version=place.version)
-        if plain is None or place.yanked is None:
-            return plain
-        return replace(plain, yanked=place.yanked)
+        return None if plain is None else replace(plain, yanked=place.yanked, published_at=place.released_at)
+
+    def release_at(self, repo: str, commit: str, spec: AdapterSpec) -> Release | None:
+        """The build at one commit, under the name and, where its files say none, the version in `spec`.
+
+        None when there is none by that name. Whether it was yanked is what the server says today.
+
+        Raises:
+            AdapterNotFound: the repository or the commit is gone.
+        """
+        told = next((place for place in self._versions(repo) if place.commit == commit), None)
+        place = replace(told or _Place(repo=repo, commit=commit, version=None), version=spec.pinned_version)
+        release = self._release(place, self._manifest(place), spec)
+        if release is not None:
+            self._places[release.digest] = place
+        return release
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
         """One file of a build that `releases` gave; it is read from the server while it is read from the stream."""
@@ -321,39 +372,13 @@ class Hub:
         return HubRepository(self._api, self._wire, repo, private=private, by_xet=self.is_public_hub)
 
 
-class HubNamespace:
-    """One namespace of a server as a source: a bare name is asked for in it, and nowhere else."""
-
-    def __init__(self, hub: Hub, namespace: str) -> None:
-        self.hub, self._namespace = hub, namespace
-
-    @property
-    def label(self) -> str:
-        """The place in words."""
-        return f"`{self._namespace}` of {self.hub.label}"
-
-    @property
-    def place(self) -> str:
-        """Where it can be found again."""
-        return self.hub.endpoint
-
-    def releases(self, spec: AdapterSpec) -> list[Release]:
-        """See `transfer.Source`."""
-        if spec.namespace not in (None, self._namespace):
-            return []
-        return self.hub.releases(replace(spec, namespace=self._namespace))
-
-    def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
-        """See `transfer.Source`."""
-        return self.hub.open(release, entry)
-
-    def provenance(self, release: Release) -> Provenance:
-        """See `transfer.Source`."""
-        return self.hub.provenance(release)
-
-
 def _origin(place: _Place) -> str:
     return f"{place.repo} at {place.commit[:12]}"
+
+
+def _newest_last(place: _Place) -> Version:
+    """Sort key; what has no version is the head, of which every other commit is an ancestor."""
+    return Version(place.version or "999999")
 
 
 def _is_version_tag(name: str) -> bool:

@@ -6,19 +6,22 @@ whatever names it holds.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
+from adapterhub.dates import parse_time
 from adapterhub.digests import Digest, parse_digest
-from adapterhub.errors import RefusedAdapter, RemoteUnreachable, shown
-from adapterhub.hub._wire import Wire
+from adapterhub.errors import AdapterHubError, RefusedAdapter, RemoteUnreachable, shown
+from adapterhub.hub._wire import HttpError, Wire
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 _MOST_REPOSITORIES: Final = 1000
+_COMMITS_AT_ONCE: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,25 @@ def commit_in(text: object) -> str:
     if not isinstance(text, str) or not _COMMIT.fullmatch(text):
         raise ValueError(f"{shown(text)} is no commit")
     return text
+
+
+def dates_of(wire: Wire, repo: str, commits: Iterable[str]) -> dict[str, float]:
+    """When commits were made, as Unix time, as far as the server tells; its listing of one tells of 199 before it, too.
+
+    Nobody is refused for a server that does not answer: a commit without a date has none, and who needs one says so.
+    """
+    found: dict[str, float] = {}
+    for commit in commits:
+        if commit in found:
+            continue
+        try:
+            told = wire.json(f"api/models/{repo}/commits/{quote(commit, safe='')}", {"limit": _COMMITS_AT_ONCE})
+        except (HttpError, OSError, AdapterHubError):
+            break
+        for item in told if isinstance(told, list) else ():
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                found.setdefault(commit_in(item["id"]), parse_time(item["date"]))
+    return found
 
 
 def files_of(wire: Wire, repo: str, commit: str, names: Sequence[str]) -> dict[str, ListedFile]:

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]  # public, not re-exported
 
@@ -280,7 +281,7 @@ class Wire:
             yield
         except GatedRepoError:
             raise NotAllowed(f"{what}: access to it must be requested at {self.endpoint}") from None
-        except (RepositoryNotFoundError, EntryNotFoundError):
+        except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
             raise AdapterNotFound(
                 f"{what}: not found on {self.endpoint}, or private and no token given",
                 hint="`adapt remote login NAME`, `--token` or ADAPTERHUB_TOKEN gives a token",

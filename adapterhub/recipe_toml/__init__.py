@@ -6,19 +6,19 @@ inverse of reading.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.errors import NotFound, shown
 from adapterhub.manifest import Manifest
-from adapterhub.recipe_toml._reading import FORMAT, malformed, recipe_from
+from adapterhub.recipe_toml._reading import FORMAT, malformed, recipe_from, step_from
+from adapterhub.recipe_toml._toml import toml_of
 from adapterhub.recipe_toml.values import MAX_DEPTH, MEASURED_PREFIX, Inner, Leaf, Recipe, Step
 
+__all__ = ["parse_recipe", "read_recipe", "recipe_of", "step_from", "step_table", "to_toml", "toml_of"]
+
 LIMIT_BYTES: Final = 256 << 10
-MAX_DOTS: Final = 500
-"""In one line. A key of fifty thousand parts takes the TOML parsers of today a minute."""
 
 
 # ---------------------------------------------------------------- reading
@@ -47,23 +47,10 @@ def parse_recipe(raw: bytes, where: str = "recipe") -> Recipe:
     """
     if len(raw) > LIMIT_BYTES:
         raise malformed(where, [f"more than the {LIMIT_BYTES:,} bytes that a recipe may have"])
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # of Python 3.10 only
     try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise malformed(where, [f"not UTF-8 at byte {error.start}"]) from None
-    dotted = next((number for number, line in enumerate(text.split("\n"), 1) if line.count(".") > MAX_DOTS), None)
-    if dotted is not None:
-        raise malformed(where, [f"line {dotted}: more than {MAX_DOTS} dots, which no recipe needs"])
-    try:
-        document = tomllib.loads(text)
-    except RecursionError:
-        raise malformed(where, ["nested too deeply"]) from None
-    except ValueError as error:  # its own class derives from it; a number with too many digits raises it plainly
-        raise malformed(where, [f"not TOML: {shown(str(error), 200)}"]) from None
+        document = toml_of(raw)
+    except ValueError as error:
+        raise malformed(where, [str(error)]) from None
     return recipe_from(document, where)
 
 
@@ -127,7 +114,7 @@ def to_toml(recipe: Recipe) -> str:
         "license": recipe.license,
         "base": recipe.base,
         "digest": recipe.digest,
-        **_step_table(recipe.step),
+        **step_table(recipe.step),
         "metrics": dict(recipe.metrics) or None,
     }
     text = tomli_w.dumps(_without_none(top))
@@ -135,7 +122,8 @@ def to_toml(recipe: Recipe) -> str:
     return "".join(c if c.isprintable() or c == "\n" else f"\\U{ord(c):08X}" for c in text)
 
 
-def _step_table(step: Step) -> dict[str, Any]:
+def step_table(step: Step) -> dict[str, Any]:
+    """A merge as the table that a recipe has for it; nothing that is None."""
     return _without_none(
         {
             "method": step.method,
@@ -149,7 +137,7 @@ def _step_table(step: Step) -> dict[str, Any]:
 
 def _input_table(item: Leaf | Inner) -> dict[str, Any]:
     if isinstance(item, Inner):
-        return {"weight": item.weight, "merge": _step_table(item.step)}
+        return {"weight": item.weight, "merge": step_table(item.step)}
     return _without_none(
         {
             "spec": item.spec,

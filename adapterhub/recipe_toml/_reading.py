@@ -47,6 +47,16 @@ def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
     return recipe
 
 
+def step_from(holder: Mapping[str, Any], path: str, *, inputs_by: str = "spec") -> tuple[Step, list[str]]:
+    """The merge in a table of a project or a lock, and every problem with it.
+
+    `path` stands before each place; keys beside those of a merge are left to the caller. With `inputs_by="adapter"` its
+    inputs name adapters of a project by that key.
+    """
+    reader = _Reader(inputs_by=inputs_by)
+    return reader.step(holder, path, 0), reader.problems
+
+
 def malformed(where: str, problems: Sequence[str]) -> Malformed:
     """The refusal of a recipe for these problems."""
     rest = len(problems) - PROBLEMS_SHOWN
@@ -58,7 +68,13 @@ _STEP_KEYS: Final = ("method", "dtype", "seed", "options", "inputs")
 _TOP_KEYS: Final = (
     "format", "name", "version", "task", "description", "license", "base", "digest", *_STEP_KEYS, "metrics",
 )  # fmt: skip
-_INPUT_KEYS: Final = ("spec", "weight", "digest", "sha256", "config_sha256", "merge")
+_INPUT_KEYS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "spec": ("spec", "weight", "digest", "sha256", "config_sha256", "merge"),
+        "adapter": ("adapter", "weight", "merge"),
+    }
+)
+"""By the key that names an adapter: `spec` in a recipe, `adapter` in a project, which locks digests elsewhere."""
 _KINDS: Final[Mapping[type, str]] = MappingProxyType(
     {str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list", bool: "true or false"}
 )
@@ -67,7 +83,8 @@ _KINDS: Final[Mapping[type, str]] = MappingProxyType(
 class _Reader:
     """Reads a parsed document into a Recipe and gathers every problem on the way."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, inputs_by: str = "spec") -> None:
+        self.named = inputs_by
         self.problems: list[str] = []
         self.inputs = 0
 
@@ -155,7 +172,7 @@ class _Reader:
         items = self.take(holder, "inputs", list, path)
         if not items:
             if items is not None or "inputs" not in holder:
-                self.say(f"{path}inputs", "no input; each is a table `[[inputs]]` with `spec` and `weight`")
+                self.say(f"{path}inputs", f"no input; each is a table `[[inputs]]` with `{self.named}` and `weight`")
             items = []
         inputs = [self.input(item, f"{path}inputs[{i}]", depth) for i, item in enumerate(items)]
         found = tuple(item for item in inputs if item is not None)
@@ -190,11 +207,14 @@ class _Reader:
             self.wrong(path, "a table", item)
             return None
         path += "."
-        self.known(item, _INPUT_KEYS, path)
+        self.known(item, _INPUT_KEYS[self.named], path)
         weight = self.weight(item, path)
-        if ("merge" in item) == ("spec" in item):
-            self.say(path[:-1], "expected one of `spec` and `merge`")
+        if ("merge" in item) == (self.named in item):
+            self.say(path[:-1], f"expected one of `{self.named}` and `merge`")
             return None
+        if self.named == "adapter" and "adapter" in item:
+            key = self.checked(item, "adapter", parse_name, path)
+            return Leaf(spec=key, weight=weight) if key else None
         if "spec" in item:
             return self.leaf(item, weight, path)
         for key in ("digest", "sha256", "config_sha256"):

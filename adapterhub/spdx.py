@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from adapterhub.audit._license_rules import NOTHING_SAID, Term, spdx_name, terms_of
+from adapterhub.license_rules import NOTHING_SAID, Term, spdx_name, terms_of
 
 MAX_CHARACTERS: Final = 512
 MAX_DEPTH: Final = 16

@@ -1,0 +1,159 @@
+"""What several documents hold: files, findings, manifests, adapters that were added."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, TypedDict
+
+if sys.version_info >= (3, 11):
+    from typing import NotRequired
+else:
+    from typing_extensions import NotRequired
+
+__all__ = [
+    "Added",
+    "Digest",
+    "File",
+    "Finding",
+    "Manifest",
+    "ManifestFile",
+    "ModuleGroup",
+    "Node",
+    "NotRequired",
+    "Parent",
+    "Path",
+    "Refusal",
+    "Size",
+    "Use",
+    "Verdict",
+    "WeightedAdapter",
+]
+
+Digest = Annotated[str, "`sha256:` and 64 hex digits"]
+Path = Annotated[str, "a path on this machine"]
+Size = Annotated[int, "bytes"]
+Verdict = Annotated[str, "`SAME_WEIGHTS`, `SAME_WEIGHTS_OTHER_PRECISION`, `SAME_SHAPES`, `DIFFERENT` or `UNKNOWN`"]
+
+
+class Finding(TypedDict):
+    """What a check found; the codes are in [findings](findings.md)."""
+
+    code: Annotated[str, "such as `E_SHAPE`"]
+    severity: Annotated[str, "`error`, `unknown`, `warning` or `note`"]
+    where: Annotated[str, "file, tensor or setting; empty for the whole"]
+    message: Annotated[str, "one sentence"]
+    expected: Annotated[str, "what it should be; empty if that is no one thing"]
+    hint: Annotated[str, "what to do; may be empty"]
+
+
+class File(TypedDict):
+    """A file by its content."""
+
+    path: Annotated[str, "its name in the adapter's folder"]
+    size_bytes: Size
+    sha256: Digest
+
+
+class ManifestFile(File):
+    """A file of a manifest."""
+
+    media_type: Annotated[str, "such as `application/vnd.safetensors`"]
+
+
+class Parent(TypedDict):
+    """An adapter that was merged into this one."""
+
+    digest: NotRequired[Digest]
+    spec: Annotated[str, "as it was named"]
+    weight: float
+
+
+class Manifest(TypedDict):
+    """The [manifest](manifest.md) of a build, without the samples of its base; what is not known is left out."""
+
+    schema: Annotated[str, "`adapterhub/1`"]
+    name: str
+    version: Annotated[str, "PEP 440"]
+    base: Annotated[dict[str, Any], "[fingerprint](fingerprint.md) and `hints`"]
+    method: Annotated[list[str], "PEFT type, then variants"]
+    files: list[ManifestFile]
+    task: NotRequired[str]
+    description: NotRequired[str]
+    license: NotRequired[Annotated[str, "SPDX"]]
+    rank: NotRequired[Annotated[int, "the largest"]]
+    alpha: NotRequired[float]
+    target_modules: NotRequired[list[str]]
+    dtype: NotRequired[str]
+    parameters: NotRequired[int]
+    parents: NotRequired[list[Parent]]
+    recipe: NotRequired[Annotated[dict[str, Any], "how it was made; [recipes](recipe.md)"]]
+    behaviour: NotRequired[dict[str, Any]]
+    metrics: NotRequired[dict[str, Any]]
+    annotations: NotRequired[dict[str, Any]]
+    card: NotRequired[Annotated[Any, "digest or text of the card"]]
+    digest: Digest
+
+
+class ModuleGroup(TypedDict):
+    """Modules of one name, shape, rank and scale over several layers."""
+
+    name: str
+    modules: int
+    layers: Annotated[str, "such as `0-31`; empty where none is numbered"]
+    rank: int
+    alpha: float | None
+    scale: float | None
+    out: int
+    width: Annotated[int, "numbers that go in"]
+
+
+class Node(TypedDict):
+    """An adapter with what it was merged from."""
+
+    name: str
+    version: str | None
+    digest: Digest
+    rank: int | None
+    state: Annotated[str, "`installed`, `stored` or `missing`"]
+    method: Annotated[str | None, "of the merge"]
+    weight: Annotated[float | None, "in the merge above it"]
+    parents: list[Node]
+
+
+class Use(TypedDict):
+    """A reason to keep an adapter."""
+
+    kind: Annotated[str, "`project`, `merge` or `process`"]
+    who: Annotated[str, "folder, name and version, or process"]
+    why: Annotated[str, "in words"]
+    key: Annotated[str | None, "the adapter's name in the project"]
+    digest: Annotated[str | None, "of the merge"]
+    uses: Annotated[list[Use], "reasons to keep the merge"]
+
+
+class Added(TypedDict):
+    """A build in the library."""
+
+    name: Annotated[str, "with its namespace, if it has one"]
+    version: str
+    digest: Annotated[str, "of the manifest"]
+    created: Annotated[bool, "false: it was there already"]
+    rank: int | None
+    size_bytes: Size
+    path: Annotated[str, "its folder, a plain PEFT folder"]
+    warnings: list[Finding]
+
+
+class WeightedAdapter(TypedDict):
+    """An adapter that went into a sum."""
+
+    adapter: Annotated[str, "spec or folder"]
+    weight: float
+    digest: Annotated[str | None, "of its manifest; null for a folder that has none"]
+
+
+class Refusal(TypedDict):
+    """A release that does not fit."""
+
+    release: str
+    reason: str

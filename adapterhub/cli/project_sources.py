@@ -1,0 +1,271 @@
+"""The places of a project, and its lock made with them: what `lock`, `sync`, `upgrade` and `install --save` share.
+
+A project file is somebody else's: it may name servers, and no server that it names sees a token which the user did not
+give for that very URL.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.cli.params import sources_from
+from adapterhub.errors import AdapterNotFound, NotFound, RemoteUnreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from adapterhub.cli.params import Session
+    from adapterhub.locked_builds import Locked
+    from adapterhub.locking import LockOutcome
+    from adapterhub.project.values import Lock, LockedAdapter, LockedMerge, Project, ProjectRemote, Wanted, WantedMerge
+    from adapterhub.remotes import SignaturePolicy
+    from adapterhub.specs import AdapterName, AdapterSpec, BaseSpec
+    from adapterhub.transfer import Source
+
+
+class ProjectSources:
+    """Where the adapters of a project are looked for: its own remotes, then the user's places.
+
+    A namespace that a remote of the project has is asked of nobody else. Each place is opened once.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        project: Project,
+        *,
+        offline: bool = False,
+        remote: str | None = None,
+        token: str | None = None,
+        places: tuple[Path, ...] = (),
+    ) -> None:
+        """`offline`: no server is among the places. `remote` and `token` are those of the command line."""
+        self._session, self._project, self._offline = session, project, offline
+        self._named, self._token = remote, token
+        self._places = places
+        self._disk: list[Source] | None = None
+        self._directories: dict[str, Source] = {}
+
+    # ------------------------------------------------------------ for locking
+    def __call__(self, wanted: Wanted) -> list[Source]:
+        """The places that may be asked for an adapter of the project, in order.
+
+        Raises:
+            AdapterNotFound: a directory that the project names is not there, or holds no builds.
+        """
+        if wanted.remote is not None:
+            return self._of(next(r for r in self._project.remotes if r.name == wanted.remote), wanted.spec)
+        return self.of_spec(wanted.spec)
+
+    def of_spec(self, spec: AdapterSpec) -> list[Source]:
+        """The same for any spec."""
+        remotes = self._project.remotes
+        if self._named is not None:
+            named = next((r for r in remotes if r.name == self._named), None)
+            return self._of(named, spec) if named else [*self._disk_places(), *self._servers(spec)]
+        claimed = [r for r in remotes if spec.namespace is not None and spec.namespace in r.namespaces]
+        if claimed:
+            return [source for remote in claimed for source in self._of(remote, spec)]
+        # a remote with namespaces is asked for those, and for names without any; one with none, for whatever there is
+        asked = [r for r in remotes if not r.namespaces or spec.namespace is None]
+        found = [source for remote in asked for source in self._of(remote, spec)]
+        found += [*self._disk_places(), *self._servers(spec)]
+        return list({(source.place, source.label): source for source in found}.values())  # each place once
+
+    def _servers(self, spec: AdapterSpec) -> list[Source]:
+        """The servers that the user would ask outside of any project."""
+        return [] if self._offline else self._session.sources_of(spec, self._named, token=self._token)
+
+    def _of(self, remote: ProjectRemote, spec: AdapterSpec) -> list[Source]:
+        if remote.path is not None:
+            return [self._directory(remote.path)]
+        if self._offline or remote.url is None:
+            return []
+        from adapterhub.remotes import Remote
+
+        hub = self._session.project_hub(Remote(name=remote.name, url=remote.url, namespaces=remote.namespaces))
+        if spec.namespace is not None:
+            return [hub]
+        return [hub.within(namespace) for namespace in remote.namespaces]
+
+    def _directory(self, path: str) -> Source:
+        """A directory as the project writes it, read once."""
+        from adapterhub.directory import PublishedDirectory, source_at
+
+        if path not in self._directories:
+            place = self._project.folder / Path(path).expanduser()
+            if not place.is_dir():
+                raise AdapterNotFound(
+                    f"the project looks for adapters in `{path}`, and `{place}` is no folder",
+                    hint="`[remotes]` of the project file names it",
+                )
+            source = source_at(place)
+            self._directories[path] = source.read_once() if isinstance(source, PublishedDirectory) else source
+        return self._directories[path]
+
+    def _disk_places(self) -> list[Source]:
+        from adapterhub.directory import PublishedDirectory
+
+        if self._disk is None:
+            found = sources_from(self._session, self._places)
+            self._disk = [s.read_once() if isinstance(s, PublishedDirectory) else s for s in found]
+        return self._disk
+
+    # ------------------------------------------------------------ for what is locked
+    def of_locked(self, entry: Locked) -> Iterator[Source]:
+        """Where a locked build may be: the place that it was locked from first, at its commit, then all others.
+
+        Raises:
+            RemoteUnreachable: it was locked from a server, no place before has it, and this is offline.
+        """
+        from adapterhub.locked_builds import exact_spec
+
+        source, spec = entry.source, exact_spec(entry)
+        if source.path:
+            yield self._directory(source.path)
+        elif source.url and not self._offline:
+            from adapterhub.remotes import Remote
+
+            named = next((r for r in self._project.remotes if r.url == source.url), None)
+            known = Remote(name=named.name if named else "", url=source.url)
+            hub = self._session.project_hub(known)
+            if source.repo:
+                yield hub.at(source.repo, source.commit)
+            if spec.namespace is not None:
+                yield hub
+        yield from self.of_spec(spec)
+        if source.url and self._offline:
+            raise RemoteUnreachable(
+                f"`{entry.key}` is locked from {source.url}, and `--offline` forbids asking a server",
+                hint="`adapt sync` without `--offline` brings it into the library once",
+            )
+
+    def policy_for(self, entry: Locked) -> SignaturePolicy | None:
+        """What the project asks of signatures on the remote that a build was locked from; None: nothing of its own."""
+        return self.policy_of(entry.source.remote)
+
+    def policy_of(self, remote: str) -> SignaturePolicy | None:
+        """The same by the name of a remote; a project file may ask for more than its user does, never for less."""
+        named = next((r for r in self._project.remotes if r.name == remote), None)
+        return "require" if named is not None and named.signatures == "require" else None
+
+
+class SpecSources:
+    """Where `install` looks for a spec: inside a project its places, else those of the user."""
+
+    def __init__(
+        self, session: Session, places: tuple[Path, ...], *, remote: str | None, token: str | None, offline: bool
+    ) -> None:
+        """`places` are those of `--from`."""
+        self._session, self._places, self._offline, self._token = session, places, offline, token
+        self.remote = remote
+        self._project = session.project
+        self._inside = None if self._project is None else self.project_sources(self._project)
+        self._disk: list[Source] | None = None
+
+    def __call__(self, spec: AdapterSpec) -> Sequence[Source]:
+        """The places to be asked, in order."""
+        if self._inside is not None:
+            return self._inside.of_spec(spec)
+        if self._disk is None:
+            self._disk = sources_from(self._session, self._places)
+        servers = [] if self._offline else self._session.sources_of(spec, self.remote, token=self._token)
+        return [*self._disk, *servers]
+
+    def policy_of(self, source: Source) -> SignaturePolicy | None:
+        """What the project asks of signatures of what comes from there; None: nothing of its own."""
+        from adapterhub.locking import remote_of
+
+        if self._inside is None or self._project is None:
+            return None
+        return self._inside.policy_of(remote_of(self._project, source.place))
+
+    def project_sources(self, project: Project) -> ProjectSources:
+        """The places of a project, with the same options."""
+        return ProjectSources(
+            self._session,
+            project,
+            offline=self._offline,
+            remote=self.remote,
+            token=self._token,
+            places=self._places,
+        )
+
+
+def project_base(session: Session) -> BaseSpec | None:
+    """The base of the project that a command works in; None outside of any, or where it names none."""
+    from adapterhub.locking import in_project
+
+    project = session.project
+    return in_project(project.base, project.folder) if project and project.base else None
+
+
+def previous_lock(project: Project) -> Lock | None:
+    """The lock of the project as it is; None when there is none yet.
+
+    Raises:
+        Malformed: it was damaged.
+    """
+    from adapterhub.project import read_lock
+
+    try:
+        return read_lock(project.folder)
+    except NotFound:
+        return None
+
+
+def lock_now(
+    session: Session,
+    project: Project,
+    sources: ProjectSources,
+    *,
+    previous: Lock | None,
+    upgrade: Collection[str] = (),
+    given: Mapping[AdapterName, LockedAdapter] | None = None,
+) -> LockOutcome:
+    """What the project wants, resolved; merges are run. Nothing is written but what merges bring into the library.
+
+    Raises:
+        As `locking.lock_project`.
+    """
+    from adapterhub.locking import lock_project
+
+    library = session.library
+
+    def make_merge(wanted: WantedMerge, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
+        from adapterhub.locked_merges import Merges  # imports torch, for which a lock without a merge need not wait
+        from adapterhub.locking import ALL, base_choice
+
+        merges = Merges(
+            library=library,
+            base=base_choice(library, project, previous, takes_new=upgrade == ALL).locked,
+            places=sources.of_locked,
+            policy=sources.policy_for,
+            bar=session.out.progress,
+            steps=lambda: session.out.steps(f"merge {wanted.key}", unit="modules"),
+            warn=session.out.warn,
+        )
+        return merges.make(wanted, inputs)
+
+    with session.out.steps("resolve", unit="adapters") as progress:
+        return lock_project(
+            library,
+            project,
+            sources,
+            previous=previous,
+            upgrade=upgrade,
+            make_merge=make_merge,
+            given=given,
+            progress=progress,
+        )
+
+
+def save_lock(session: Session, project: Project, lock: Lock) -> bool:
+    """Write the lock, and note in the library that the project needs what it names; whether the file changed."""
+    from adapterhub.known_projects import KnownProjects
+    from adapterhub.project import write_lock
+
+    changed = write_lock(project.folder, lock)
+    KnownProjects(session.root).remember(project.folder, lock)
+    return changed

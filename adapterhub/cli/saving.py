@@ -1,0 +1,128 @@
+"""`install --save`: what was installed becomes an adapter of the project, and its lock names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from adapterhub.errors import AdapterHubError, Conflict, UsageProblem
+
+if TYPE_CHECKING:
+    from adapterhub.cli.params import Session
+    from adapterhub.cli.project_sources import SpecSources
+    from adapterhub.install import Plan, RankBounds
+    from adapterhub.library import Library
+    from adapterhub.project.values import Project, Wanted
+    from adapterhub.specs import AdapterName, AdapterSpec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def save_options(command: F) -> F:
+    """`--save` and `--group`."""
+    for option in (
+        click.option("--group", metavar="NAME", help="With --save: an optional group of the project to put it in."),
+        click.option("--save", is_flag=True, help="Write it into the project's adapters.toml and adapters.lock, too."),
+    ):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """One adapter that was installed and is to be saved."""
+
+    spec: AdapterSpec
+    bounds: RankBounds
+    plan: Plan
+
+
+def project_to_save_in(session: Session, *, save: bool, group: str | None, dry_run: bool) -> Project | None:
+    """The project to save in; None without `--save`.
+
+    Raises:
+        UsageProblem: options that do not go together.
+        NotFound: there is no project here.
+    """
+    if group is not None and not save:
+        raise UsageProblem("`--group` names a group of the project, which needs `--save`")
+    if save and dry_run:
+        raise UsageProblem("`--dry-run` writes nothing, so it goes without `--save`")
+    return session.need_project() if save else None
+
+
+def save_installed(
+    session: Session,
+    library: Library,
+    project: Project,
+    places: SpecSources,
+    installed: list[Saved],
+    *,
+    group: str | None,
+) -> None:
+    """Write what was installed into the project file and the lock, both or neither.
+
+    Raises:
+        Conflict: a name stands for another adapter in this project, or what is wanted cannot be had together.
+    """
+    from adapterhub.cli.lock import tell_changes, tell_only_here
+    from adapterhub.cli.project_sources import lock_now, previous_lock, save_lock
+    from adapterhub.locking import locked_adapter
+    from adapterhub.project.editing import project_of, text_of_project, with_adapter, write_project
+    from adapterhub.project.values import LockedAdapter, ProjectRemote
+
+    named: dict[str, ProjectRemote] = {one.name: one for one in project.remotes}
+    text = text_of_project(project.folder)
+    chosen: dict[AdapterName, LockedAdapter] = {}
+    try:
+        for one in installed:
+            wanted = _wanted(one, project, group, places.remote if places.remote in named else None)
+            text = with_adapter(text, wanted)
+            chosen[wanted.key] = locked_adapter(project, library, wanted, one.plan.release, one.plan.source)
+        project = project_of(text, project.folder)
+        previous = previous_lock(project)
+        outcome = lock_now(session, project, places.project_sources(project), previous=previous, given=chosen)
+    except AdapterHubError:
+        session.out.note("installed, but not saved: the project is as it was")
+        raise
+    write_project(project.folder, text)
+    save_lock(session, project, outcome.lock)
+    for warning in outcome.warnings:
+        session.out.warn(warning)
+    if not session.out.as_json:
+        tell_changes(session, outcome.changes)
+    tell_only_here(session, outcome.lock)
+
+
+def _wanted(one: Saved, project: Project, group: str | None, remote: str | None) -> Wanted:
+    """What the project asks for from now on: what was typed, and where no version was, this one or a newer."""
+    from packaging.version import Version
+
+    from adapterhub.project.values import Wanted
+
+    release, spec = one.plan.release, one.spec
+    specifiers = spec.specifiers
+    if not specifiers and spec.digest_prefix is None:
+        version = Version(release.manifest.version)
+        # snapshots such as `0+0123456789ab` have no order
+        specifiers = f"=={version}" if version.local else f">={version}"
+    base = None if spec.base is None or spec.base == project.base else spec.base
+    saved = replace(spec, namespace=release.namespace, base=base, specifiers=specifiers)
+    before = next((wanted for wanted in project.adapters if wanted.key == spec.name), None)
+    if before is not None and before.spec.full_name not in (saved.full_name, spec.name):
+        raise Conflict(
+            f"`{spec.name}` is `{before.spec.full_name}` in this project, not `{saved.full_name}`",
+            hint=f'give one of them another name in the project file, as in `other-name = "{saved}"`',
+        )
+    return Wanted(
+        key=spec.name,
+        spec=saved,
+        rank=one.bounds.rank,
+        min_rank=one.bounds.min_rank,
+        max_rank=one.bounds.max_rank,
+        group=group if group is not None or before is None else before.group,
+        remote=remote,
+    )

@@ -1,0 +1,107 @@
+"""The projects that use this library, and the objects that each needs: roots for `gc`.
+
+    projects/<16 hex of the folder>.json   {"folder", "digests"}
+
+What a record says was needed when the project was locked or synced last; what its lock file names today counts, too,
+so that a lock which came by `git pull` is safe before anybody syncs. A project whose folder is gone needs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from adapterhub.digests import Digest, canonical_json, parse_digest, strict_json
+from adapterhub.project.values import LOCK_FILE, Lock
+from adapterhub.store import Store, write_durably
+
+_DIGEST: Final = re.compile(rb"sha256:[0-9a-f]{64}")
+_LIMIT_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownProject:
+    """A project and the digests of everything that it needs: manifests and files."""
+
+    folder: Path
+    digests: frozenset[Digest]
+
+
+class KnownProjects:
+    """The projects of the library under `root`. Cheap to make; files are read when asked."""
+
+    def __init__(self, root: Path) -> None:
+        self._store = Store(root)
+        self._folder = root / "projects"
+
+    def all(self) -> list[KnownProject]:
+        """Every project whose folder is there, by folder. A record that cannot be read is passed over."""
+        found = [self._read(path) for path in sorted(self._folder.glob("[!.]*.json"))]
+        return sorted((p for p in found if p is not None and p.folder.is_dir()), key=lambda p: p.folder)
+
+    def remember(self, folder: Path, lock: Lock) -> None:
+        """Note that the project in `folder` needs what `lock` names, in the place of what was noted before.
+
+        Raises:
+            NotAllowed: the library cannot be written.
+        """
+        place = os.path.abspath(folder)  # noqa: PTH100 - `resolve` would lose the user's own name for it
+        value = {"folder": place, "digests": sorted(digests_of(lock))}
+        path = self._path(place)
+        with self._store.explaining():
+            data = canonical_json(value)
+            with contextlib.suppress(OSError):
+                if path.read_bytes() == data:
+                    return
+            write_durably(path, data)
+
+    def forget_gone(self) -> list[Path]:
+        """Delete the records of projects whose folder is gone; those folders."""
+        gone = []
+        for path in sorted(self._folder.glob("[!.]*.json")):
+            project = self._record(path)
+            if project is not None and not project.folder.is_dir():
+                gone.append(project.folder)
+                with self._store.explaining():
+                    path.unlink(missing_ok=True)
+        return gone
+
+    def _path(self, place: str) -> Path:
+        return self._folder / f"{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.json"
+
+    def _read(self, path: Path) -> KnownProject | None:
+        project = self._record(path)
+        if project is None:
+            return None
+        with contextlib.suppress(OSError):
+            named = _DIGEST.findall((project.folder / LOCK_FILE).read_bytes()[:_LIMIT_BYTES])
+            now = frozenset(Digest(name.decode()) for name in named)
+            return KnownProject(folder=project.folder, digests=project.digests | now)
+        return project
+
+    def _record(self, path: Path) -> KnownProject | None:
+        try:
+            value = strict_json(path.read_bytes(), limit_bytes=_LIMIT_BYTES)
+            folder, digests = value["folder"], value["digests"]
+            return KnownProject(folder=Path(folder), digests=frozenset(parse_digest(d) for d in digests))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+def digests_of(lock: Lock) -> set[Digest]:
+    """Every object that a lock names: manifests and files."""
+    found: set[Digest] = set()
+    for entry in lock.entries.values():
+        found |= {entry.digest, *(file.sha256 for file in entry.files)}
+    return found
+
+
+def roots_of(projects: Iterable[KnownProject]) -> set[Digest]:
+    """Everything that any of them needs."""
+    return {digest for project in projects for digest in project.digests}

@@ -1,0 +1,148 @@
+"""From what a lock names to what the library holds: the folder of a locked build, and names as a project means them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from adapterhub.catalog import Installed
+from adapterhub.digests import digest_of_file, hex_of
+from adapterhub.errors import AdapterNotFound, Malformed, NotFound, shown
+from adapterhub.library import UNKNOWN_BASE, Library
+from adapterhub.manifest import MANIFEST_FILE
+from adapterhub.project import find_project, read_lock
+from adapterhub.project.values import LOCK_FILE, LockedAdapter, LockedMerge
+from adapterhub.specs import AdapterName, AdapterSpec
+
+Locked = LockedAdapter | LockedMerge
+
+_SHOWN_DIGEST: Final = 19
+
+
+def full_name_of(entry: Locked) -> str:
+    """`acme/legal-qa`; a merge has the name that the project gives it."""
+    return entry.name if isinstance(entry, LockedAdapter) else entry.key
+
+
+def label_of(entry: Locked) -> str:
+    """`acme/legal-qa 1.2.0`."""
+    return f"{full_name_of(entry)} {entry.version}"
+
+
+def exact_spec(entry: Locked) -> AdapterSpec:
+    """The spec that asks a place for the locked name and version."""
+    namespace, _, name = full_name_of(entry).rpartition("/")
+    return AdapterSpec(
+        namespace=namespace or None,
+        name=AdapterName(name),
+        base=None,
+        specifiers=f"=={entry.version}",
+        digest_prefix=None,
+    )
+
+
+def installed_folder(library: Library, entry: Locked) -> Path | None:
+    """Where the locked build is installed in the library; None when it is not. A few stats, nothing is parsed."""
+    name = full_name_of(entry).replace("/", "--")
+    rank = f"-r{entry.rank}" if entry.rank else ""
+    bases = [hex_of(entry.base)[:12]] if entry.base else []
+    for base in (*bases, UNKNOWN_BASE):  # a pinned base is in the lock, but not in the name of the folder
+        folder = library.root / f"adapters/{base}/{name}/{entry.version}{rank}"
+        if _is_manifest(library, f"{folder}/{MANIFEST_FILE}", entry):
+            return folder
+    return None
+
+
+def _is_manifest(library: Library, path: str, entry: Locked) -> bool:
+    try:
+        here, stored = os.stat(path), library.store.manifest_path(entry.digest).stat()  # noqa: PTH116 - for thousands
+    except OSError:
+        return False
+    if (here.st_dev, here.st_ino) == (stored.st_dev, stored.st_ino):
+        return True
+    return digest_of_file(Path(path))[0] == entry.digest  # a file system without hard links
+
+
+def has_objects(library: Library, entry: Locked) -> bool:
+    """Whether the store has every object of a locked build, each of the right size."""
+    store = library.store
+    try:
+        store.manifest_path(entry.digest).stat()
+        return all(store.blob_path(file.sha256).stat().st_size == file.size_bytes for file in entry.files)
+    except OSError:
+        return False
+
+
+def refuse_other_files(entry: Locked, files: Mapping[str, tuple[str, int]]) -> None:
+    """Whether the lock names the files that its own manifest stands for: by path, their digest and size in bytes.
+
+    Raises:
+        Malformed: it names others.
+    """
+    locked = {file.path: (str(file.sha256), file.size_bytes) for file in entry.files}
+    for path in sorted(locked.keys() | files.keys()):
+        if locked.get(path) != files.get(path):
+            raise Malformed(
+                f"`{LOCK_FILE}`: `{entry.key}` has `{shown(path)}` as {_file_text(locked.get(path))}; in its manifest "
+                f"{entry.digest} it is {_file_text(files.get(path))}. Nothing was changed",
+                hint=f"`adapt lock --upgrade {entry.key}` locks it anew",
+            )
+
+
+def _file_text(file: tuple[str, int] | None) -> str:
+    return f"{file[0]} of {file[1]:,} bytes" if file else "no file"
+
+
+def locked_build(library: Library, entry: Locked) -> Installed | None:
+    """The locked build as an installed one; None when it is not installed."""
+    folder = installed_folder(library, entry)
+    return None if folder is None else library.read_build(folder)
+
+
+class ProjectNames:
+    """Bare names as the project around a folder means them: those of its lock file. Nothing is read before a name is.
+
+    `note` is told once of each name what it stands for.
+    """
+
+    def __init__(self, start: Path, note: Callable[[str], None] | None = None) -> None:
+        self._start, self._note = start, note
+        self._folder: Path | None = None
+        self._entries: Mapping[AdapterName, Locked] | None = None
+        self._told: set[str] = set()
+
+    def entries(self) -> Mapping[AdapterName, Locked]:
+        """Everything locked; nothing outside a project, or where none is locked yet."""
+        if self._entries is None:
+            self._folder = find_project(self._start)
+            try:
+                self._entries = read_lock(self._folder).entries if self._folder else {}
+            except NotFound:
+                self._entries = {}
+        return self._entries
+
+    def build(self, library: Library, spec: AdapterSpec) -> Installed | None:
+        """The locked build that `spec` means; None unless it is a bare name of the project.
+
+        Raises:
+            AdapterNotFound: it is locked, but not in this library.
+            Malformed: the lock file is damaged.
+        """
+        if spec.namespace or spec.base or spec.specifiers or spec.digest_prefix:
+            return None
+        entry = self.entries().get(spec.name)
+        if entry is None:
+            return None
+        build = locked_build(library, entry)
+        if build is None:
+            raise AdapterNotFound(
+                f"`{spec.name}` is locked as {label_of(entry)} ({entry.digest[:_SHOWN_DIGEST]}) in "
+                f"`{self._folder}/{LOCK_FILE}`, and is not in this library",
+                hint="`adapt sync` brings it in",
+            )
+        if self._note is not None and spec.name not in self._told:
+            self._told.add(spec.name)
+            self._note(f"`{spec.name}` is {label_of(entry)}, as {LOCK_FILE} says")
+        return build

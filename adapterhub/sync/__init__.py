@@ -1,0 +1,356 @@
+"""`adapters/` of a project made to match its lock: what is right stays, the rest is brought, linked, put in its place.
+
+Everything that is locked is brought into the library first; only then is a folder touched. Each folder changes in one
+step, so that whatever stops a sync leaves every folder old or new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Literal
+
+from adapterhub.bases import BaseRecord
+from adapterhub.digests import Digest, Progress
+from adapterhub.directory import PublishedDirectory
+from adapterhub.errors import AdapterHubError, Conflict, DigestMismatch, NotFound, shown
+from adapterhub.library import Library
+from adapterhub.locked_builds import Locked, has_objects, installed_folder
+from adapterhub.new_folder import not_written
+from adapterhub.project.values import ADAPTERS_FOLDER, Lock, LockedMerge
+from adapterhub.specs import AdapterName
+from adapterhub.store import is_sound
+from adapterhub.sync._bringing import Brought, Places, PolicyFor, bring
+from adapterhub.sync._folders import Judged, clear_leftovers, folders_in, judge, place, strangers_in, take_away
+from adapterhub.sync._state import Placed, read_state, write_state
+from adapterhub.transfer import Source
+
+__all__ = [
+    "AT_ONCE",
+    "Bar",
+    "Brought",
+    "Done",
+    "Means",
+    "Places",
+    "PolicyFor",
+    "Rebuild",
+    "Step",
+    "SyncPlan",
+    "bring",
+    "bring_locked",
+    "plan_sync",
+    "run_sync",
+    "syncing",
+    "wanted_entries",
+]
+
+AT_ONCE: Final = 8
+"""Builds that are fetched at the same time."""
+
+Bar = Callable[[str, int], AbstractContextManager[Progress]]
+"""Shows that so many bytes are on their way."""
+
+Rebuild = Callable[[LockedMerge], Brought]
+"""Makes a locked merge, whose inputs are in the library, out of its recipe."""
+
+What = Literal["kept", "linked", "replaced"]
+
+
+def _no_policy(_entry: Locked) -> None:
+    """No policy for this build alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """How a locked build that is not in the library gets there."""
+
+    places: Places
+    rebuild: Rebuild
+    policy: PolicyFor = _no_policy
+    bar: Bar | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One locked adapter and how its folder stands."""
+
+    entry: Locked
+    folder: Path
+    judged: Judged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncPlan:
+    """What a sync would do. `left` are folders of ours that the lock does not ask for, `foreign` those of others."""
+
+    project: Path
+    steps: tuple[Step, ...]
+    left: tuple[Path, ...]
+    foreign: tuple[Path, ...]
+
+    @property
+    def blocked(self) -> tuple[Step, ...]:
+        """Locked adapters in whose place lies something that sync did not make."""
+        return tuple(step for step in self.steps if step.judged.standing == "foreign")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What was done: with each locked adapter, where a missing one came from, and what was removed."""
+
+    steps: tuple[tuple[Step, What], ...]
+    brought: tuple[Brought, ...]
+    removed: tuple[Path, ...]
+
+
+def wanted_entries(lock: Lock, groups: Collection[str] | None = ()) -> list[Locked]:
+    """What to put into `adapters/`: what is in no group, and in one of `groups`; None for all groups."""
+    return [e for e in lock.entries.values() if e.group is None or groups is None or e.group in groups]
+
+
+@contextlib.contextmanager
+def syncing(library: Library, project: Path) -> Iterator[Path]:
+    """The project's `adapters/`, for one sync at a time; what a killed one left is put right.
+
+    Raises:
+        StoreLocked: another sync of the project did not end.
+    """
+    adapters = project / ADAPTERS_FOLDER
+    name = sha256(os.fsencode(os.path.abspath(project))).hexdigest()[:16]  # noqa: PTH100 - no links are resolved
+    with library.store.lock(f"sync-{name}", exclusive=True):
+        clear_leftovers(adapters)
+        yield adapters
+
+
+def plan_sync(project: Path, entries: Iterable[Locked]) -> SyncPlan:
+    """Compare `adapters/` of the project with what is locked."""
+    adapters = project / ADAPTERS_FOLDER
+    ours = read_state(adapters)
+    steps = [
+        Step(entry=e, folder=adapters / e.key, judged=judge(adapters / e.key, e, ours.get(e.key))) for e in entries
+    ]
+    asked = {step.folder.name for step in steps}
+    others = [folder for folder in folders_in(adapters) if folder.name not in asked]
+    left = [f for f in others if f.name in ours and not f.is_symlink() and not strangers_in(f)]
+    return SyncPlan(
+        project=project,
+        steps=tuple(steps),
+        left=tuple(left),
+        foreign=tuple(f for f in others if f not in left),
+    )
+
+
+def run_sync(
+    library: Library,
+    lock: Lock,
+    plan: SyncPlan,
+    means: Means,
+    *,
+    prune: bool = False,
+    delete: Collection[Path] = (),
+) -> Done:
+    """Carry a plan out. `prune` removes what sync made and the lock does not ask for any more.
+
+    `delete` are folders that sync did not make and may take away: those in the place of an adapter, and `foreign` ones.
+
+    Raises:
+        Conflict: something that sync did not make lies in the place of an adapter; nothing was changed.
+        DigestMismatch, AdapterNotFound, RemoteUnreachable, SignatureRefused: a build cannot be had; no folder changed.
+    """
+    in_the_way = [step for step in plan.blocked if step.folder not in delete]
+    if in_the_way:
+        raise _in_the_way(in_the_way)
+    here = {step.entry.key: step.folder for step in plan.steps if step.judged.standing == "right"}
+    _refuse_damaged_objects(library, plan)
+    brought = bring_locked(library, lock, [step.entry for step in plan.steps], means, here=here)
+    steps = tuple(_place_all(library, plan))
+    removed = tuple(_remove(plan, [*(plan.left if prune else ()), *(f for f in plan.foreign if f in delete)]))
+    return Done(steps=steps, brought=tuple(brought), removed=removed)
+
+
+def _in_the_way(steps: Sequence[Step]) -> Conflict:
+    lines = [f"  {ADAPTERS_FOLDER}/{step.folder.name}  {'; '.join(step.judged.reasons)}" for step in steps]
+    return Conflict(
+        "\n".join([f"not made by sync, and not what is locked; nothing was changed in `{ADAPTERS_FOLDER}/`", *lines]),
+        hint="move it away, or `adapt sync --prune` asks to delete it",
+    )
+
+
+def _refuse_damaged_objects(library: Library, plan: SyncPlan) -> None:
+    """Put damaged objects into quarantine where a folder that shares them is not as it was: they are fetched anew."""
+    for step in plan.steps:
+        if step.judged.standing == "replace" and step.judged.reasons:
+            for file in step.entry.files:
+                path = library.store.blob_path(file.sha256)
+                if path.exists() and not is_sound(path, file.sha256):
+                    library.store.quarantine(path)
+
+
+# ---------------------------------------------------------------- bringing
+def bring_locked(
+    library: Library,
+    lock: Lock,
+    entries: Sequence[Locked],
+    means: Means,
+    *,
+    here: Mapping[AdapterName, Path] = MappingProxyType({}),
+) -> list[Brought]:
+    """Bring `entries` into the library where they are not, with the inputs of merges that have to be made.
+
+    `here` are folders of the project, by key, that hold what is locked: a library that was lost is filled from them.
+
+    Raises:
+        AdapterHubError: the one failure, or the gravest of several with the words of all; what came is kept.
+    """
+
+    def every_place(entry: Locked) -> Iterator[Source]:
+        if (folder := here.get(entry.key)) is not None:
+            yield PublishedDirectory(folder)
+        yield from means.places(entry)
+
+    missing = _missing(library, lock, entries, here)
+    adapters = [entry for entry in missing if not isinstance(entry, LockedMerge)]
+    merges = [entry for entry in missing if isinstance(entry, LockedMerge)]
+    base = _base_of(library, lock)
+    size = sum(_missing_bytes(library, entry) for entry in adapters)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(means.bar("sync", size)) if means.bar and size else None
+        brought = _bring_together(
+            adapters,
+            lambda entry, counted: bring(
+                library, entry, every_place, base=base, policy=means.policy(entry), progress=counted
+            ),
+            progress,
+        )
+    for merge in merges:  # inputs before what is made of them
+        if has_objects(library, merge) or merge.key in here:
+            brought.append(bring(library, merge, every_place, base=base, policy=means.policy(merge), progress=None))
+        else:
+            brought.append(means.rebuild(merge))
+    return brought
+
+
+def _missing(library: Library, lock: Lock, entries: Iterable[Locked], here: Mapping[AdapterName, Path]) -> list[Locked]:
+    """What is not installed, inputs of merges before the merges. An input is needed only where a merge is made anew."""
+    by_digest: dict[str, Locked] = {entry.digest: entry for entry in lock.entries.values()}
+    found: dict[Digest, Locked] = {}
+
+    def look(entry: Locked) -> None:
+        if entry.digest in found or (installed_folder(library, entry) and has_objects(library, entry)):
+            return
+        if isinstance(entry, LockedMerge) and entry.key not in here and not has_objects(library, entry):
+            for leaf in entry.step.leaves():
+                if (parent := by_digest.get(leaf.digest or "")) is not None:
+                    look(parent)
+        found[entry.digest] = entry
+
+    for entry in entries:
+        look(entry)
+    return list(found.values())
+
+
+def _missing_bytes(library: Library, entry: Locked) -> int:
+    return sum(file.size_bytes for file in entry.files if not library.store.has_blob(file.sha256))
+
+
+def _base_of(library: Library, lock: Lock) -> BaseRecord | None:
+    """The registered base that the lock is for, whatever it is called here."""
+    weights = lock.base.weights if lock.base else None
+    return next((r for r in library.bases.list() if r.fingerprint.weights == weights), None) if weights else None
+
+
+def _bring_together(
+    entries: Sequence[Locked], one: Callable[[Locked, Progress], Brought], progress: Progress | None
+) -> list[Brought]:
+    """Bring several at once, one bar for all; an interruption ends every one of them."""
+    stopped = False
+
+    def counted(done: int) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        if progress is not None:
+            progress(done)
+
+    failures: list[AdapterHubError] = []
+    brought = []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures = [pool.submit(one, entry, counted) for entry in entries]
+        try:
+            for future in futures:
+                try:
+                    brought.append(future.result())
+                except AdapterHubError as error:
+                    failures.append(error)
+        except BaseException:
+            stopped = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failures:
+        raise _all_of(failures)
+    return brought
+
+
+def _all_of(failures: Sequence[AdapterHubError]) -> AdapterHubError:
+    """One failure that tells of all: other content before what is missing before what is out of reach."""
+    order = {DigestMismatch: 0, NotFound: 1}
+    ranked = sorted(failures, key=lambda e: min((n for kind, n in order.items() if isinstance(e, kind)), default=2))
+    first = ranked[0]
+    if len(ranked) > 1:
+        first.message = "\n".join([first.message, *(f"also: {shown(e.message, 1000)}" for e in ranked[1:])])
+    return first
+
+
+# ---------------------------------------------------------------- placing
+def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[Step, What]]:
+    """Make every folder that is not right. No fsync: what a power cut takes away, the next sync makes again."""
+    adapters = plan.project / ADAPTERS_FOLDER
+    before = read_state(adapters)
+    after = dict(before)
+    for step in plan.steps:
+        if step.judged.files is not None:
+            after[step.entry.key] = Placed(step.entry.digest, step.judged.files)
+    todo = [step for step in plan.steps if step.judged.standing != "right"]
+    if todo:
+        _make(adapters)
+        # said before it is done, so that a sync which is killed leaves nothing that the next one takes for another's
+        write_state(adapters, after | {step.entry.key: Placed(step.entry.digest) for step in todo})
+    done: dict[str, What] = {}
+    for step in todo:
+        is_there = os.path.lexists(step.folder)
+        if is_there and step.judged.standing == "foreign":  # it was asked for
+            take_away(step.folder)
+            is_there = False
+        after[step.entry.key] = Placed(step.entry.digest, place(library, step.entry, step.folder, replaces=is_there))
+        done[step.entry.key] = "replaced" if step.judged.standing == "replace" else "linked"
+    if after != before:
+        write_state(adapters, after)
+    for step in plan.steps:
+        yield step, done.get(step.entry.key, "kept")
+
+
+def _make(adapters: Path) -> None:
+    """The folder, with a note for git: what is in it can be had again from the lock."""
+    try:
+        if not adapters.exists():
+            adapters.mkdir(parents=True)
+            (adapters / ".gitignore").write_text("*\n", encoding="ascii")
+    except OSError as error:
+        raise not_written(error, adapters) from error
+
+
+def _remove(plan: SyncPlan, folders: Sequence[Path]) -> Iterator[Path]:
+    adapters = plan.project / ADAPTERS_FOLDER
+    if not folders:
+        return
+    for folder in folders:
+        take_away(folder)
+        yield folder
+    gone = {folder.name for folder in folders}
+    write_state(adapters, {key: one for key, one in read_state(adapters).items() if key not in gone})
