@@ -22,6 +22,11 @@ from adapterhub.specs import parse_name
 from tests.tiny import make_adapter, make_base
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--update-goldens` writes the golden files anew; look at the diff."""
+    parser.addoption("--update-goldens", action="store_true", help="write golden files anew instead of comparing")
+
+
 @pytest.fixture(autouse=True)
 def _limits_as_built_in() -> Iterator[None]:
     """A command that a test runs in this process may set them, and they hold for all that follows."""

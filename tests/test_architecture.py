@@ -16,25 +16,33 @@ PACKAGE = ROOT / "adapterhub"
 FLOORS: dict[str, int] = {
     # 0 words: what is typed and what is refused
     **dict.fromkeys(["errors", "digests", "specs", "home", "limits", "lookalike"], 0),
+    **dict.fromkeys(["dates"], 0),
     # 1 values: what files say
     **dict.fromkeys(
         ["tensorfile", "tensorheader", "tensorfacts", "filekind", "precision", "hints", "module_places"], 1
     ),
     **dict.fromkeys(["key_maps", "base_names"], 1),
+    **dict.fromkeys(["spdx", "license_rules"], 1),
     **dict.fromkeys(["patterns", "config_fields", "config_names", "config_reading", "peft_config"], 1),
     **dict.fromkeys(["fingerprint", "weightfiles", "weightreader", "manifest"], 1),
     # 2 parts
     **dict.fromkeys(["claims", "store", "origins", "index", "resolve", "transfer", "bases", "verify"], 2),
     **dict.fromkeys(["cards", "description", "wanted_base", "remotes", "merge_methods", "recipe_toml"], 2),
-    **dict.fromkeys(["signing"], 2),
+    **dict.fromkeys(["signing", "module_groups"], 2),
+    **dict.fromkeys(["project"], 2),
+    **dict.fromkeys(["known_projects"], 2),
     # 3 places
     **dict.fromkeys(
         ["catalog", "refusals", "library", "incoming", "damage", "repair", "directory", "hub", "install", "new_folder"],
         3,
     ),
-    **dict.fromkeys(["audit"], 3),
+    **dict.fromkeys(["audit", "identify", "lineage", "uses", "outdated"], 3),
+    **dict.fromkeys(["locking"], 3),
+    **dict.fromkeys(["locked_builds", "sync", "space"], 3),
     # 4 weights
     **dict.fromkeys(["lowrank", "randomized", "layouts", "factor_pairs", "factors", "merge", "similarity"], 4),
+    **dict.fromkeys(["difference"], 4),
+    **dict.fromkeys(["locked_merges"], 4),
     **dict.fromkeys(["recipe", "recipe_parents", "loader", "generation", "bank", "tuning", "fuse", "extract"], 4),
     # 5 faces
     **dict.fromkeys(["cli", "heatmap", "demo"], 5),
@@ -52,6 +60,7 @@ NEVER_AT_MODULE_LEVEL = {
     "cma",
     "bitsandbytes",
     "cryptography",
+    "tomlkit",
 }
 REGISTRY_MAY_IMPORT = 3
 LONGEST_FILE_LINES = 450

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from adapterhub.audit import RULES, Surroundings, audit, checks, subject_of_build
-from adapterhub.audit._license_rules import Term
-from adapterhub.audit._spdx import Expression, joined
 from adapterhub.description import Description
+from adapterhub.license_rules import Term
 from adapterhub.lookalike import fold, is_one_edit_apart
 from adapterhub.manifest import Parent
 from adapterhub.origins import Origin
+from adapterhub.spdx import Expression, joined
 from adapterhub.specs import parse_name
 from tests.command_line import Adapt
 from tests.hub.running import running

@@ -217,27 +217,6 @@ def test_a_closed_pipe_is_no_error(filled):
     assert (done.stdout.split("\t")[0], done.stderr) == ("name", "")
 
 
-def test_completion_offers_commands_names_and_aliases(filled):
-    def complete(words: str, index: int) -> list[str]:
-        done = filled(_ADAPT_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(index))
-        return [line.partition(",")[2] for line in done.stdout.splitlines()]
-
-    environ = filled.environ | {"_ADAPT_COMPLETE": "bash_source"}
-    script = [sys.executable, "-c", "import sys; sys.argv[0] = 'adapt'; from adapterhub.cli import main; main()"]
-
-    def complete_as_adapt(words: str, index: int) -> list[str]:
-        variables = {"_ADAPT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(index)}
-        done = subprocess.run(
-            script, env=environ | variables, cwd=filled.folder, capture_output=True, text=True, check=False
-        )
-        return [line.partition(",")[2] for line in done.stdout.splitlines()]
-
-    assert "merge" in complete_as_adapt("adapt me", 1)
-    assert complete_as_adapt("adapt show leg", 2) == ["legal-qa"]
-    assert complete_as_adapt("adapt list --base ba", 3) == ["base-7b"]
-    assert "_adapt_completion" in filled.ok("completion", "bash")
-
-
 def test_push_dry_run_prints_exactly_what_is_sent(filled, tmp_path):
     document = filled.json("push", "legal-qa@base-7b", "--to", "./published", "--dry-run")
     assert not (tmp_path / "published").exists()

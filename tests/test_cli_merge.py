@@ -240,14 +240,13 @@ def test_listing_the_methods_imports_no_torch(tmp_path):
 )
 def test_the_shell_completes_methods_and_their_options(adapt, words, offered):
     environ = os.environ | {
-        "_ADAPT_COMPLETE": "bash_complete",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(len(words.split()) - 1),
+        "_ADAPT_COMPLETE": "zsh_complete",
+        "ADAPT_LINE": words,
         "ADAPTERHUB_HOME": str(adapt.folder / "home"),
     }
     done = subprocess.run(ADAPT, env=environ, capture_output=True, text=True, check=False)
 
-    found = [line.partition(",")[2] for line in done.stdout.splitlines()]
+    found = [line.split("\t")[1] for line in done.stdout.splitlines() if line]
     assert [name for name in found if not name.endswith("_svd")] == offered
 
 

@@ -312,7 +312,8 @@ def listed(name: str) -> net.Fault:
     )
 
 
-def test_names_in_a_listing_are_refused_passed_over_or_taken(ask, home, proxy):
+def test_names_in_a_listing_are_refused_passed_over_or_taken(ask, home, proxy, monkeypatch):
+    monkeypatch.setenv("ADAPTERHUB_TIMEOUT_S", "10")  # none of these is silent
     wrong = []
     for name, verdict in tables().LISTING.items():
         proxy.faults["paths-info"] = listed(name)

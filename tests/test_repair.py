@@ -8,6 +8,7 @@ import sqlite3
 
 import pytest
 
+from tests import faulty_proxy as net
 from tests.command_line import Adapt
 from tests.crash.stand import damage_in, make_stand, state_of
 from tests.hub.running import running
@@ -161,6 +162,23 @@ def test_what_came_from_a_server_is_fetched_from_it_by_digest(stand, adapt, tmp_
     assert (away.exit_code, "forbids asking a server" in away.stdout) == (3, True)
     assert f"from `{server.url}`" in mended
     assert (state_of(stand), damage_in(stand), adapt("verify", "--all").exit_code) == (installed, [], 0)
+
+
+def test_a_token_meant_for_the_default_server_goes_to_no_place_something_came_from(stand, adapt, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with running(tmp_path / "registry") as server, net.faulty(server.url) as proxy:
+        adapt.ok("push", "one@base-7b", "--to", "acme/one", "--remote", server.url, "--token", server.token)
+        adapt.ok("install", "acme/one@base-7b", "--remote", proxy.url)
+        flip(blob_of(stand, "one"))
+        monkeypatch.setenv("ADAPTERHUB_TOKEN", "meant-for-another")
+        proxy.seen.clear()
+
+        adapt("audit")
+        shutil.rmtree(stand / "one")
+        adapt("doctor", "--repair", "--token", "meant-for-another-too")
+
+    assert len(proxy.seen) > 1
+    assert not any("meant-for-another" in value for request in proxy.seen for value in request.headers.values())
 
 
 def test_an_adapter_that_was_added_is_fetched_from_the_folder_it_was_added_from(stand, adapt):

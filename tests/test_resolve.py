@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from adapterhub.digests import digest_of
@@ -559,3 +560,41 @@ def test_no_final_build_that_fits_is_newer_than_the_chosen_one(candidates, optio
                if options["max_rank"] is None or (c.rank or 999) <= ranks]  # fmt: skip
     finals = [v for v in fitting if not v.is_prerelease]
     assert Version(got.chosen.version) == max(finals or fitting)
+
+
+CLAUSES = st.lists(
+    st.tuples(
+        st.sampled_from(["==", "!=", "<", "<=", ">", ">=", "~="]), st.sampled_from(["1.0", "1.1", "1.1rc1", "2.0"])
+    ),
+    min_size=1,
+    max_size=3,
+).map(lambda clauses: ",".join(operator + version for operator, version in clauses))
+VERSIONS = st.lists(
+    st.sampled_from(["0.9", "1.0", "1.0.1", "1.0.post1", "1.1rc1", "1.1", "1.1.dev3", "1!0.1", "2.0", "2.0+cu12"]),
+    max_size=6,
+)
+
+
+@given(CLAUSES, VERSIONS)
+def test_the_version_taken_is_the_newest_that_packaging_finds_inside_the_specifiers(clauses, versions):
+    got = outcome(f"acme/poem{clauses}", [build(version) for version in versions], {})
+
+    inside = [Version(v) for v in SpecifierSet(clauses).filter(versions, prereleases=True)]
+    asked = any(clause.prereleases for clause in SpecifierSet(clauses))
+    finals = [version for version in inside if not version.is_prerelease]
+    wanted = (inside if asked else finals) or inside
+    assert (Version(got.chosen.version) if isinstance(got, Resolution) else None) == max(wanted, default=None)
+
+
+@given(BUILDS.flatmap(lambda builds: st.tuples(st.just(builds), st.permutations(builds))), SPECS, OPTIONS)
+def test_what_somebody_objects_to_is_never_taken_and_always_for_the_same_reason(orders, text, options):
+    one, other = orders
+
+    def objection(candidate: Candidate) -> str | None:
+        return "odd rank" if candidate.rank == 16 else None
+
+    got = outcome(text, one, options | {"objection": objection})
+
+    assert got == outcome(text, other, options | {"objection": objection})
+    if isinstance(got, Resolution):
+        assert got.chosen.rank != 16

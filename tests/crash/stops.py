@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -42,10 +43,22 @@ def frozen(call: str, number: int, note: list[str]) -> Callable[..., subprocess.
                     note.append("gc refused")
                 finally:
                     os.kill(stopped, signal.SIGCONT)
-            said, complaints = process.communicate(timeout=120)
+            said, complaints = _ended(process, stopped)
         return subprocess.CompletedProcess(arguments, process.returncode, said, complaints)
 
     return hurt
+
+
+def _ended(process: subprocess.Popen[str], stopped: int | None) -> tuple[str, str]:
+    """What the command said in the end; on a busy machine it may stop only after it was told to go on."""
+    for _ in range(240):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=0.5)
+        if stopped is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stopped, signal.SIGCONT)
+    process.kill()
+    raise TimeoutError("the command did not go on")
 
 
 def _stopped_child(process: subprocess.Popen[str]) -> int | None:

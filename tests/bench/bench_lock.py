@@ -1,0 +1,111 @@
+"""Locking: one adapter out of 10,000 candidates, and a project of 1,000 adapters, fresh and unchanged.
+
+    python -m tests.bench.bench_lock [--candidates 10000] [--adapters 1000]
+
+Peer: `tomllib` reading the same lock file, in the same run. The library and the directory are real; the weights are
+never read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import tomllib
+
+from adapterhub.description import Description
+from adapterhub.directory import PublishedDirectory
+from adapterhub.library import Library
+from adapterhub.locking import LockOutcome, lock_project
+from adapterhub.manifest import MANIFEST_FILE, Manifest
+from adapterhub.project import lock_problems, lock_text, parse_lock, read_project
+from adapterhub.specs import parse_name
+from tests.tiny import make_adapter, make_base
+
+
+def timed(run: Callable[[], object]) -> tuple[float, object]:
+    """CPU seconds of one run, and its result."""
+    start = time.process_time()
+    result = run()
+    return time.process_time() - start, result
+
+
+def manifest_of(folder: Path, library: Library) -> Manifest:
+    """The manifest of a tiny adapter on a registered base."""
+    base = library.bases.add(make_base(folder / "base"), "base-7b")
+    made = make_adapter(folder / "made")
+    about = Description(name=parse_name("adapter-0"), version="1.0.0")
+    return library.add(made, about, base=base).build.manifest
+
+
+def publish(root: Path, manifest: Manifest) -> None:
+    """A build in a directory; all share the files of one."""
+    folder = root / manifest.name / f"{manifest.version}-r{manifest.rank}"
+    folder.mkdir(parents=True)
+    for entry in manifest.files:
+        (folder / entry.path).hardlink_to(root.parent / "made" / entry.path)
+    (folder / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+
+
+def lock(library: Library, folder: Path, places: PublishedDirectory, previous: LockOutcome | None) -> LockOutcome:
+    """One lock of the project in `folder`, from its files."""
+    text = lock_text(previous.lock) if previous else None
+    project = read_project(folder)
+    before = parse_lock(text) if text else None
+    return lock_project(library, project, lambda _: [places], previous=before)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--candidates", type=int, default=10_000)
+    parser.add_argument("--adapters", type=int, default=1_000)
+    given = parser.parse_args()
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        library = Library(folder / "home")
+        manifest = manifest_of(folder, library)
+
+        many = folder / "many"
+        for number in range(given.candidates):
+            publish(many, replace(manifest, version=f"1.{number // 100}.{number % 100}"))
+        (folder / "one").mkdir()
+        (folder / "one" / "adapters.toml").write_text(
+            '[project]\nbase = "base-7b"\n[adapters]\nadapter-0 = ">=1.2,<1.90"\n'
+        )
+        places = PublishedDirectory(many).read_once()
+        seconds, _ = timed(lambda: lock(library, folder / "one", places, None))
+        again, _ = timed(lambda: lock(library, folder / "one", places, None))
+        print(f"{given.candidates:,} candidates of one name: {seconds:.2f} s CPU, of that read from disk "
+              f"{seconds - again:.2f} s, chosen {again:.2f} s")  # fmt: skip
+
+        wide = folder / "wide"
+        names = [f"adapter-{number}" for number in range(given.adapters)]
+        for one in names:
+            publish(wide, replace(manifest, name=parse_name(one)))
+        (folder / "all").mkdir()
+        wanted = "".join(f'{one} = ">=1"\n' for one in names)
+        (folder / "all" / "adapters.toml").write_text(f'[project]\nbase = "base-7b"\n[adapters]\n{wanted}')
+        seconds, first = timed(lambda: lock(library, folder / "all", PublishedDirectory(wide).read_once(), None))
+        assert isinstance(first, LockOutcome)
+        again, same = timed(lambda: lock(library, folder / "all", PublishedDirectory(wide), first))
+        assert isinstance(same, LockOutcome)
+        assert same.lock == first.lock
+        print(f"{given.adapters:,} adapters: locked fresh {seconds:.2f} s CPU, again unchanged {again:.3f} s")
+
+        text = lock_text(first.lock)
+        ours, _ = timed(lambda: parse_lock(text))
+        peer, _ = timed(lambda: tomllib.loads(text))
+        printed, _ = timed(lambda: lock_text(first.lock))
+        project = read_project(folder / "all")
+        stale, _ = timed(lambda: lock_problems(project, first.lock))
+        print(f"lock file of {len(text):,} bytes: read and checked {ours:.3f} s, printed {printed:.3f} s, compared with "
+              f"the project {stale:.3f} s; tomllib alone {peer:.3f} s   ratio {ours / peer:.2f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""What `adapt sync` costs: 100 adapters of the store into a fresh project against copying them, a sync that has nothing
+to do as a whole process, and 1,000 adapters.
+
+python -m tests.bench.bench_sync [--runs 5] [--adapters 100] [--rank 128] [--many 1000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from adapterhub.catalog import Installed
+from adapterhub.description import Description
+from adapterhub.known_projects import KnownProjects
+from adapterhub.library import Library
+from adapterhub.project import write_lock
+from adapterhub.project.values import ADAPTERS_FOLDER, Lock
+from adapterhub.specs import parse_name
+from tests.locks import entry_of, lock_of, sync
+from tests.tiny import make_adapter
+
+WIDTH = 4096
+
+
+def fill(library: Library, folder: Path, count: int, *, rank: int, width: int) -> list[Installed]:
+    """Adapters of their own bytes each."""
+    builds = []
+    for number in range(count):
+        made = make_adapter(folder / f"made-{number}", seed=number, rank=rank, width=width)
+        about = Description(name=parse_name(f"adapter-{number:04}"), version="1.0.0")
+        builds.append(library.add(made, about).build)
+        shutil.rmtree(made)
+    return builds
+
+
+def make_project(folder: Path, builds: list[Installed]) -> Lock:
+    """A project that locks all of them."""
+    folder.mkdir()
+    wanted = "".join(f'{build.manifest.name} = ""\n' for build in builds)
+    (folder / "adapters.toml").write_text(f"[adapters]\n{wanted}")
+    lock = lock_of(*(entry_of(build) for build in builds))
+    write_lock(folder, lock)
+    return lock
+
+
+Times = tuple[float, float]
+"""Median seconds: on the clock, and of the processors."""
+
+
+def median_of(what: Callable[[], float], runs: int, before: Callable[[], object] = lambda: None) -> Times:
+    """A call that gives the processor seconds it took; what comes before each is not counted."""
+    clock, processor = [], []
+    for _ in range(runs):
+        before()
+        start = time.perf_counter()
+        processor.append(what())
+        clock.append(time.perf_counter() - start)
+    return statistics.median(clock), statistics.median(processor)
+
+
+def here(what: Callable[[], object], runs: int, before: Callable[[], object] = lambda: None) -> Times:
+    """A call in this process."""
+
+    def run() -> float:
+        start = time.process_time()
+        what()
+        return time.process_time() - start
+
+    return median_of(run, runs, before)
+
+
+def process(project: Path, home: Path, runs: int, before: Callable[[], object] = lambda: None) -> Times:
+    """`adapt sync --frozen` as a whole process."""
+    environment = os.environ | {"ADAPTERHUB_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def run() -> float:
+        command = [sys.executable, "-m", "adapterhub.cli", "sync", "--frozen", "--quiet"]
+        child = subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(child.pid, 0)
+        assert status == 0
+        return used.ru_utime + used.ru_stime
+
+    return median_of(run, runs, before)
+
+
+def text(times: Times) -> str:
+    """Both, for people."""
+    return f"{times[0]:.3f} s ({times[1]:.3f} s CPU)"
+
+
+def against_copying(folder: Path, runs: int, count: int, rank: int) -> None:
+    """Links against copies of the same folders, both into an empty place, pages cached."""
+    library = Library(folder / "home")
+    builds = fill(library, folder, count, rank=rank, width=WIDTH)
+    size = sum(build.manifest.size_bytes for build in builds)
+    project, copies = folder / "project", folder / "copies"
+    lock = make_project(project, builds)
+
+    def clear() -> None:
+        shutil.rmtree(project / ADAPTERS_FOLDER, ignore_errors=True)
+        shutil.rmtree(copies, ignore_errors=True)
+
+    def copy() -> None:
+        for build in builds:
+            shutil.copytree(build.folder, copies / build.manifest.name)
+
+    copied = here(copy, runs, clear)
+    linked = here(lambda: sync(library, project, lock), runs, clear)
+    print(f"{count} adapters, {size / 1e6:,.0f} MB: copytree {text(copied)}, sync {text(linked)}")
+    print(f"faster by the clock {copied[0] / linked[0]:.0f} x, by the processor {copied[1] / linked[1]:.0f} x")
+    print(f"the same as a whole process: {text(process(project, library.root, runs, clear))}")
+    print(f"a sync with nothing to do, whole process: {text(process(project, library.root, runs))}")
+
+
+def many(folder: Path, runs: int, count: int) -> None:
+    """A project of so many small adapters."""
+    library = Library(folder / "home")
+    builds = fill(library, folder, count, rank=4, width=8)
+    project = folder / "project"
+    lock = make_project(project, builds)
+
+    def clear() -> None:
+        shutil.rmtree(project / ADAPTERS_FOLDER, ignore_errors=True)
+
+    print(f"{count} adapters: sync {text(here(lambda: sync(library, project, lock), runs, clear))}")
+    print(f"the same as a whole process: {text(process(project, library.root, runs, clear))}")
+    print(f"nothing to do: {text(here(lambda: sync(library, project, lock), runs))}")
+    print(f"nothing to do, whole process: {text(process(project, library.root, runs))}")
+    known = KnownProjects(library.root)
+    print(f"gc roots of the project: {text(here(known.all, runs))}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--adapters", type=int, default=100)
+    parser.add_argument(
+        "--rank", type=int, default=128, help="16.8 MB each at 128, as rank 16 on q and v of a 7B in bf16"
+    )
+    parser.add_argument("--many", type=int, default=1000)
+    parser.add_argument("--folder", type=Path, help="where to work, for another disk [default: the temp folder]")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        against_copying(Path(folder), asked.runs, asked.adapters, asked.rank)
+    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        many(Path(folder), asked.runs, asked.many)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Locks made from what a library holds, for tests of what comes after `adapt lock`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from adapterhub.catalog import Installed
+from adapterhub.errors import AdapterNotFound
+from adapterhub.library import Library
+from adapterhub.locked_builds import Locked
+from adapterhub.locked_merges import Merges
+from adapterhub.project.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource
+from adapterhub.specs import parse_name
+from adapterhub.sync import Done, Means, plan_sync, run_sync, syncing, wanted_entries
+from adapterhub.transfer import Source
+
+
+def entry_of(
+    build: Installed, key: str | None = None, *, group: str | None = None, source: LockedSource | None = None
+) -> LockedAdapter:
+    """The build as a lock names it."""
+    fingerprint = build.base.fingerprint
+    return LockedAdapter(
+        key=parse_name(key or build.manifest.name),
+        wanted=build.full_name,
+        name=build.full_name,
+        version=build.manifest.version,
+        digest=build.manifest.digest,
+        base=fingerprint.weights if fingerprint else None,
+        rank=build.manifest.rank,
+        source=source or LockedSource(),
+        files=tuple(
+            LockedFile(path=f.path, sha256=f.sha256, size_bytes=f.size_bytes)
+            for f in sorted(build.manifest.files, key=lambda f: f.path)
+        ),
+        group=group,
+    )
+
+
+def lock_of(*entries: Locked, base: LockedBase | None = None) -> Lock:
+    """A lock of these."""
+    ordered = sorted(entries, key=lambda e: e.key)
+    return Lock(
+        base=base,
+        adapters=tuple(e for e in ordered if isinstance(e, LockedAdapter)),
+        merges=tuple(e for e in ordered if isinstance(e, LockedMerge)),
+    )
+
+
+def nowhere(entry: Locked) -> Iterable[Source]:
+    """No place has it."""
+    raise AdapterNotFound(f"nobody has `{entry.key}`")
+
+
+def means(library: Library, *places: Source, lock: Lock | None = None) -> Means:
+    """Builds come from these places, and merges are made again."""
+
+    def found(_entry: Locked) -> Sequence[Source]:
+        return places
+
+    return Merges(library=library, base=lock.base if lock else None, places=found).means
+
+
+def sync(library: Library, project: Path, lock: Lock, *places: Source, groups: Any = (), **options: Any) -> Done:
+    """One sync, as the command does it."""
+    with syncing(library, project):
+        plan = plan_sync(project, wanted_entries(lock, groups))
+        return run_sync(library, lock, plan, means(library, *places, lock=lock), **options)
