@@ -28,7 +28,8 @@ AdapterHubError                  exit code
 │   ├── MalformedConfig
 │   ├── MalformedManifest
 │   └── RefusedAdapter                the findings of `verify` say why
-└── CouldNotTell                 17   a check could not be carried out
+├── CouldNotTell                 17   a check could not be carried out
+└── EngineFailed                 18   an inference engine did not start, or ended by itself
 
 Exit codes 0 (done), 1 (our bug), 3 (finished, some items failed) and 130 (interrupted) belong to no class.
 """
@@ -272,3 +273,9 @@ class CouldNotTell(AdapterHubError):
     """A check could not be carried out, so neither yes nor no was found."""
 
     exit_code = 17
+
+
+class EngineFailed(AdapterHubError):
+    """An inference engine did not start, or ended by itself."""
+
+    exit_code = 18

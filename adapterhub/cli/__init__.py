@@ -39,6 +39,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "show": ("adapterhub.cli.info:info", "Show everything about one adapter, as `info` does"),
         "path": ("adapterhub.cli.query:path", "Print the plain PEFT folder of an adapter"),
         "verify": ("adapterhub.cli.verify:verify", "Check bytes, format, shapes, numbers and base"),
+        "check": ("adapterhub.cli.check:check", "Say which engines read an adapter right, and with which flags"),
         "audit": ("adapterhub.cli.audit:audit", "Audit signatures, strays, base, lineage, licences and names"),
         "identify": ("adapterhub.cli.identify:identify", "Find out what a file or folder is"),
         "diff": ("adapterhub.cli.diff:diff", "Show what is different between two adapters, exactly"),
@@ -50,7 +51,6 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "upgrade": ("adapterhub.cli.upgrade:upgrade", "Take the newest that is allowed"),
         "tree": ("adapterhub.cli.tree:tree", "Show what adapters were merged from, and who holds them"),
         "why": ("adapterhub.cli.why:why", "Show who needs an adapter"),
-        "export": ("adapterhub.cli.export:export", "Export a plain list of adapters with their digests"),
     },
     "Weights": {
         "merge": ("adapterhub.cli.merge:merge", "Merge adapters into one, exactly or at a rank"),
@@ -58,7 +58,11 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "resize": ("adapterhub.cli.resize:resize", "Cut an adapter to a lower rank, with the error said"),
         "extract": ("adapterhub.cli.extract:extract", "Extract a LoRA out of a fine-tuned model"),
         "fuse": ("adapterhub.cli.fuse:fuse", "Write a base with an adapter added as a model of its own"),
+    },
+    "Use": {
         "run": ("adapterhub.cli.run:run", "Answer a prompt with an adapter on its frozen base"),
+        "serve": ("adapterhub.cli.serve:serve", "Start vLLM or llama.cpp on a base, with adapters by name"),
+        "export": ("adapterhub.cli.export:export", "Write an adapter for another program, or a list of adapters"),
     },
     "Publishing": {
         "push": ("adapterhub.cli.push:push", "Publish an adapter to the Hugging Face Hub or a folder"),

@@ -134,9 +134,16 @@ def _in_project(context: click.Context) -> list[str]:
     return _quietly(lambda: _keys(_project(context)))
 
 
+def _engines() -> Iterable[str]:
+    from adapterhub.engines import names
+
+    return names()
+
+
 complete_base = _offer(lambda context, _: _aliases(_root(context)))
 complete_key = _offer(lambda context, _: _keys(_project(context)))
 complete_group = _offer(lambda context, _: _project(context).get("groups", {}))
+complete_engine = _offer(lambda *_: _engines())
 complete_own_key = _offer(lambda context, _: [p.stem for p in (_root(context) / "keys").glob("*.pub")])
 complete_remote = _offer(
     lambda context, _: [

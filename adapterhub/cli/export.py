@@ -1,4 +1,4 @@
-"""`adapt export`: what a project or library has, for other tools."""
+"""`adapt export`: an adapter in the form that another program reads, or a plain list of what is here."""
 
 from __future__ import annotations
 
@@ -7,91 +7,99 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli.completing import complete_group
-from adapterhub.cli.params import Session, common, project_option
-from adapterhub.errors import NotAllowed, UsageProblem
+from adapterhub.cli.completing import complete_group, complete_spec_or_folder
+from adapterhub.cli.params import BASE, Session, common, project_option
+from adapterhub.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.locked_builds import Locked
+    from adapterhub.specs import BaseSpec
+
+FORMATS = ("gguf", "merged", "ollama", "peft", "vllm")
+"""The files of `adapterhub/export/`, written here so that `--help` needs no torch; a test compares."""
 
 
 @click.command()
+@click.argument("adapter", metavar="[SPEC|FOLDER]", required=False, shell_complete=complete_spec_or_folder)
+@click.option("--format", "form", type=click.Choice(FORMATS), help="What to write of the adapter.")
 @click.option("--requirements", is_flag=True, help="A plain list, one `name==version#sha256:digest` a line.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="A new file for gguf, a new folder for the other formats, a file for the list [default: stdout].",
+)
+@click.option("--base", type=BASE, help="The base, where the spec names none: an alias, or its folder.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Precision of what is written [default: exact; of merged, that of the base].",
+)
+@click.option("--ollama-base", metavar="NAME", help="For ollama: what Ollama calls the base, or a GGUF file of it.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Take a base of the same shapes with other weights.")
 @click.option(
     "--group",
     "groups",
     multiple=True,
     metavar="NAME",
     shell_complete=complete_group,
-    help="An optional group of the project, too.",
+    help="For the list: an optional group of the project, too.",
 )
-@click.option("--all-groups", is_flag=True, help="Every optional group.")
-@click.option("--library", "is_library", is_flag=True, help="What is installed, inside a project, too.")
-@click.option(
-    "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write it to a file."
-)
+@click.option("--all-groups", is_flag=True, help="For the list: every optional group.")
+@click.option("--library", "is_library", is_flag=True, help="For the list: what is installed, inside a project, too.")
 @project_option
 @common
 def export(
     session: Session,
+    adapter: str | None,
+    form: str | None,
     requirements: bool,
+    output: Path | None,
+    base: BaseSpec | None,
+    dtype: str | None,
+    ollama_base: str | None,
+    allow_base_mismatch: bool,
     groups: tuple[str, ...],
     all_groups: bool,
     is_library: bool,
-    output: Path | None,
 ) -> None:
-    """Export what the project has locked, else what is installed, as a plain list with the digest of each.
+    """Write an adapter for another program, meaning exactly what PEFT means by it, or a list of adapters.
 
-    `adapt install -r FILE` installs exactly these again. A merge that was never published is left out: it is made from
-    the lock file, by `adapt sync`.
+    gguf: a file for llama.cpp, exact for rsLoRA and patterns. ollama: that file and a Modelfile (best effort).
+    vllm: a folder that vLLM reads, and the flags it needs. peft: plain LoRA, with one rank and one scale, for
+    programs that read no more. merged: base and adapter as one model, as `adapt fuse` writes it. What a format cannot
+    carry is refused by name, and nothing is written. `adapt pull` writes the files as their author made them.
+
+    --requirements: what the project has locked, else what is installed; `adapt install -r FILE` installs exactly these
+    again. A merge that was never published is left out: `adapt sync` makes it from the lock file.
 
     \b
     Examples:
-      adapt export --requirements
+      adapt export legal-qa@base-7b --format gguf -o legal-qa.gguf
+      adapt export legal-qa --format ollama --ollama-base llama3.2:1b -o ./legal-ollama
       adapt export --requirements --all-groups -o adapters.txt
     """
-    if not requirements:
-        raise UsageProblem("say what to export", hint="`adapt export --requirements` writes a plain list")
-    folder = None if is_library else session.project_folder
-    if folder is None and (groups or all_groups):
-        raise UsageProblem("groups are those of a project, and this is none", hint="leave `--group` out")
-    if folder is None:
-        lines = sorted(f"{b.full_name}=={b.manifest.version}#{b.manifest.digest}" for b in session.library.installed())
-    else:
-        lines = _locked(session, folder, None if all_groups else groups)
-    text = "".join(f"{line}\n" for line in lines)
-    if output is not None:
-        try:
-            output.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise NotAllowed(f"`{output}` cannot be written: {error.strerror}") from None
-    document = {"requirements": lines, "output": str(output) if output else None}
-    session.out.result(document, lambda: None if output else session.out.piece(text))
-    if output is not None:
-        session.out.note(f"wrote {len(lines)} adapters to `{output}`")
+    if requirements:
+        if adapter or form or base or dtype or ollama_base or allow_base_mismatch:
+            raise UsageProblem("`--requirements` lists what is here; an adapter and its options belong to `--format`")
+        from adapterhub.cli.export_list import write_list
 
+        write_list(session, output, groups=groups, all_groups=all_groups, is_library=is_library)
+        return
+    if groups or all_groups or is_library:
+        raise UsageProblem("`--group`, `--all-groups` and `--library` belong to `--requirements`")
+    if adapter is None or form is None or output is None:
+        hint = "`adapt export NAME --format gguf -o NAME.gguf`, or `adapt export --requirements` for a plain list"
+        raise UsageProblem("say which adapter to export, `--format` as what, and `-o` where to", hint=hint)
+    from adapterhub.cli.export_formats import Asked, write_format
 
-def _locked(session: Session, folder: Path, groups: tuple[str, ...] | None) -> list[str]:
-    from adapterhub.project import read_lock
-    from adapterhub.sync import wanted_entries
-
-    lock = read_lock(folder)
-    if groups and (unknown := [name for name in groups if name not in {e.group for e in lock.entries.values()}]):
-        raise UsageProblem(f"nothing is locked in a group `{unknown[0]}`")
-    entries = wanted_entries(lock, groups)
-    left = [f"`{entry.key}`" for entry in entries if _is_home_made(entry)]
-    if left:
-        session.out.warn(f"left out, as no place has it but as a recipe: {', '.join(left)}")
-    return sorted(_line(entry) for entry in entries if not _is_home_made(entry))
-
-
-def _is_home_made(entry: Locked) -> bool:
-    from adapterhub.project.values import LockedMerge
-
-    return isinstance(entry, LockedMerge) and entry.source.is_library
-
-
-def _line(entry: Locked) -> str:
-    from adapterhub.locked_builds import exact_spec
-
-    return f"{exact_spec(entry)}#{entry.digest}"
+    asked = Asked(
+        adapter=adapter,
+        form=form,
+        output=output.expanduser(),
+        base=base,
+        dtype=dtype,
+        ollama_base=ollama_base,
+        allow_base_mismatch=allow_base_mismatch,
+    )
+    write_format(session, asked)

@@ -16,6 +16,7 @@ from adapterhub.errors import Malformed, MalformedConfig, MalformedManifest, Mal
 from adapterhub.fingerprint import BaseFingerprint
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.tensorfacts import TensorFacts
+from adapterhub.verify._keys import AdapterKeys, sort_keys
 from adapterhub.verify._report import Facts, Finding, Report, Severity, Status
 from adapterhub.verify._subject import Subject
 from adapterhub.verify.config import read_config_file
@@ -24,6 +25,7 @@ from adapterhub.verify.digests import read_manifest_file
 from adapterhub.verify.files import list_folder
 
 __all__ = [
+    "AdapterKeys",
     "Facts",
     "Finding",
     "Report",
@@ -32,6 +34,7 @@ __all__ = [
     "Subject",
     "checks",
     "open_subject",
+    "sort_keys",
     "verify",
     "verify_folder",
 ]

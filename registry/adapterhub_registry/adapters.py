@@ -203,7 +203,8 @@ def _release(connection: Connection, repo: Row[Any], commit_id: str, adapter: Ad
         return
     # One release at a time in a namespace: its first row is the lock. SQLite has one writer anyway.
     first = select(repos.c.id).where(repos.c.namespace == repo.namespace).order_by(repos.c.id).limit(1)
-    connection.execute(first.with_for_update()).all()
+    # not its key: a plain FOR UPDATE would wait for whoever inserts a row that refers to it, and that one for this
+    connection.execute(first.with_for_update(key_share=True)).all()
     _refuse_other_bytes(connection, repo, version, adapter)
     row = {
         "repo_id": repo.id,

@@ -5,45 +5,74 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable
 
 import anyio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from adapterhub.errors import AdapterHubError, shown
-from adapterhub_registry import adapt_api, hub_api, hub_files, hub_info, hub_upload, xet
-from adapterhub_registry.blobs import DiskBlobs
+from adapterhub.errors import AdapterHubError, UsageProblem, shown
+from adapterhub_registry import adapt_api, hub_api, hub_files, hub_info, hub_lfs, hub_upload, operations_api, xet
+from adapterhub_registry.blobs import BlobStore, DiskBlobs, StoreUnreachable
 from adapterhub_registry.context import Registry
 from adapterhub_registry.db import Database
 from adapterhub_registry.downloads import FLUSH_EVERY_S, Downloads
 from adapterhub_registry.edge import Edge
 from adapterhub_registry.errors import Refusal, conflict, refusal_of
+from adapterhub_registry.rates import Rates
 from adapterhub_registry.repos import Repos
 from adapterhub_registry.settings import Settings
+from adapterhub_registry.telemetry import Telemetry
 from adapterhub_registry.tokens import Tokens
+from adapterhub_registry.xorbs import DiskXorbs, XorbStore
 
 log = logging.getLogger("adapterhub_registry")
 
 ADAPT_PREFIX = "/api/adapt/"
+SWEEP_EVERY_S = 3600.0
+BUSY_RETRY_S = 2
 _CODE_OF = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
 
 
 def open_registry(settings: Settings) -> Registry:
-    """The registry over `settings.root`, with its folders and tables made when absent."""
-    database, blobs = Database(settings.database), DiskBlobs(settings.root)
+    """The registry over `settings.root` and what else they name, with its folders and tables made when absent.
+
+    Raises:
+        UsageProblem: an optional package is missing, or the database was made by a newer version.
+    """
+    database = Database(settings.database, connections=settings.limits.database_connections)
+    blobs, xorbs = _stores(settings)
     return Registry(
         settings=settings,
         db=database,
         blobs=blobs,
-        repos=Repos(blobs, anonymous_read=settings.anonymous_read),
+        xorbs=xorbs,
+        repos=Repos(blobs, anonymous_read=settings.anonymous_read, limits=settings.limits),
         tokens=Tokens(database),
         downloads=Downloads(database),
+        rates=Rates(),
+        telemetry=Telemetry(sys.stderr if settings.log_requests else None),
     )
+
+
+def _stores(settings: Settings) -> tuple[BlobStore, XorbStore]:
+    if settings.s3 is None:
+        return DiskBlobs(settings.root), DiskXorbs(settings.root / "xorbs")
+    try:
+        from adapterhub_registry.s3_blobs import S3Blobs  # noqa: PLC0415 - `obstore` is an optional package
+        from adapterhub_registry.s3_bucket import Bucket  # noqa: PLC0415 - as above
+        from adapterhub_registry.s3_xorbs import S3Xorbs  # noqa: PLC0415 - as above
+    except ImportError:
+        hint = "`pip install 'adapterhub[scale]'` brings it"
+        raise UsageProblem("keeping blobs in S3 needs the package `obstore`", hint=hint) from None
+    bucket = Bucket(settings.s3)
+    return S3Blobs(bucket), S3Xorbs(bucket)
 
 
 def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
@@ -59,15 +88,18 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     )
     app.state.registry = registry
     app.state.upload_places = anyio.CapacityLimiter(settings.limits.uploads_at_once)
-    app.add_middleware(Edge, limits=settings.limits)
+    app.add_middleware(Edge, limits=settings.limits, telemetry=registry.telemetry)
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(AdapterHubError, _on_library_error)
     app.add_exception_handler(IntegrityError, _on_race)
     app.add_exception_handler(OperationalError, _on_busy)
+    app.add_exception_handler(PoolTimeout, _on_busy)
+    app.add_exception_handler(StoreUnreachable, _on_unreachable)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.include_router(adapt_api.router)
-    for routes in (xet.router, hub_api.router, hub_info.router, hub_files.router, hub_upload.router, hub_api.fallback):
+    others = (operations_api, xet, hub_api, hub_info, hub_files, hub_lfs, hub_upload)
+    for routes in (*(module.router for module in others), hub_api.fallback):
         app.include_router(routes, include_in_schema=False)
     return app
 
@@ -76,17 +108,25 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     registry: Registry = app.state.registry
 
-    async def flush_for_ever() -> None:
+    async def repeat(what: Callable[[], None], every_s: float) -> None:
         while True:
-            await asyncio.sleep(FLUSH_EVERY_S)
-            await run_in_threadpool(registry.downloads.flush)
+            await asyncio.sleep(every_s)
+            try:
+                await run_in_threadpool(what)
+            except (SQLAlchemyError, StoreUnreachable, OSError):
+                log.warning("upkeep failed and is tried again", exc_info=True)
 
-    task = asyncio.create_task(flush_for_ever())
+    tasks = [
+        asyncio.create_task(repeat(registry.downloads.flush, FLUSH_EVERY_S)),
+        asyncio.create_task(repeat(registry.blobs.sweep, SWEEP_EVERY_S)),
+    ]
     try:
         yield
     finally:
-        task.cancel()
-        registry.downloads.flush()
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(SQLAlchemyError):  # the database may be stopped at the same time
+            registry.downloads.flush()
         registry.db.close()
 
 
@@ -109,7 +149,17 @@ def _on_race(_request: Request, error: Exception) -> JSONResponse:
 def _on_busy(_request: Request, error: Exception) -> JSONResponse:
     """The database is away, locked too long, or broke off a transaction: clients try 503 again by themselves."""
     log.error("the database did not answer", exc_info=error)
-    return Refusal(503, "Busy", "the database does not answer; try again", headers={"Retry-After": "2"}).response()
+    return _busy("the database does not answer; try again").response()
+
+
+def _on_unreachable(_request: Request, error: Exception) -> JSONResponse:
+    """The bucket is away: clients try 503 again by themselves."""
+    log.error("the blobs cannot be reached", exc_info=error)
+    return _busy("the stored files cannot be reached; try again").response()
+
+
+def _busy(message: str) -> Refusal:
+    return Refusal(503, "Busy", message, headers={"Retry-After": str(BUSY_RETRY_S)})
 
 
 def _on_invalid(request: Request, error: Exception) -> JSONResponse:

@@ -1,5 +1,7 @@
 """Bytes by digest. `BlobStore` is all that the rest of the server knows of where they lie; `DiskBlobs` is a folder.
 
+`S3Blobs` (in `s3_blobs`) is a bucket: clients send and fetch there themselves, by links that this server signs.
+
 blobs/sha256/ab/cd/<64 hex>   written once: temporary file, fsync, rename, fsync of the folder
 uploads/<random>              what is on its way; removed when it fails, swept at the start when left behind
 uploads/parts/<upload>/<n>    parts of a multipart upload
@@ -23,9 +25,13 @@ from adapterhub.errors import BlobNotFound, DigestMismatch, DiskFull, Malformed
 
 CHUNK_BYTES = 1 << 20
 LEFTOVER_S = 24 * 3600
-_HEX = re.compile(r"[0-9a-f]{64}")
-_UPLOAD = re.compile(r"[A-Za-z0-9_-]{8,64}")
+HEX = re.compile(r"[0-9a-f]{64}")
+UPLOAD = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class StoreUnreachable(Exception):
+    """The bytes cannot be reached now; the text says why. Clients try again later."""
 
 
 class StoredBlob(NamedTuple):
@@ -63,6 +69,26 @@ class BlobStore(Protocol):
         """Join `(number, ETag)` parts into one blob and drop them."""
         ...
 
+    def upload_link(self, upload_id: str, part: int | None = None) -> str | None:
+        """Where a client may send an upload, or part of it, without passing this server; None when nowhere."""
+        ...
+
+    def take(self, upload_id: str, expected_sha256: str, size: int) -> StoredBlob | None:
+        """Check what came by `upload_link` and store it; None when nothing came. What is wrong is dropped."""
+        ...
+
+    def download_link(self, sha256: str) -> str | None:
+        """Where a client may fetch the bytes for a while without passing this server; None when nowhere."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what uploads that were given up left a day ago or longer."""
+        ...
+
+    def check(self) -> None:
+        """Raise `StoreUnreachable` when the bytes cannot be reached."""
+        ...
+
 
 class DiskBlobs:
     """A `BlobStore` in a folder, which is made when absent. Safe for several processes."""
@@ -73,10 +99,10 @@ class DiskBlobs:
         self._parts = self._uploads / "parts"
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._parts.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        self.sweep()
 
     def _path(self, sha256: str) -> Path:
-        if not _HEX.fullmatch(sha256):
+        if not HEX.fullmatch(sha256):
             raise Malformed(f"blob `{sha256[:80]!r}`: expected 64 lower-case hex digits")
         return self._blobs / sha256[:2] / sha256[2:4] / sha256
 
@@ -108,7 +134,7 @@ class DiskBlobs:
             DiskFull: no room. In every case nothing is kept.
         """
         with self._temporary() as (stream, temporary):
-            hasher, git, count = hashlib.sha256(), _git_hasher(size), 0
+            hasher, git, count = hashlib.sha256(), git_hasher(size), 0
             for chunk in chunks:
                 count += len(chunk)
                 if size is not None and count > size:
@@ -147,7 +173,7 @@ class DiskBlobs:
     def complete(self, upload_id: str, parts: Sequence[tuple[int, str]], expected_sha256: str, size: int) -> StoredBlob:
         """Join parts; the parts are kept when the result is not what was announced, so that one can be sent again."""
         folder = self._part_folder(upload_id)
-        paths = [folder / f"{number}-{etag}" for number, etag in parts if _UPLOAD.fullmatch(etag)]
+        paths = [folder / f"{number}-{etag}" for number, etag in parts if UPLOAD.fullmatch(etag)]
         if len(paths) != len(parts) or not all(path.is_file() for path in paths):
             if self.has(expected_sha256):  # completed before, and the answer was lost
                 return StoredBlob(expected_sha256, self._git_sha1(expected_sha256, size), size)
@@ -157,7 +183,7 @@ class DiskBlobs:
         return blob
 
     def _part_folder(self, upload_id: str) -> Path:
-        if not _UPLOAD.fullmatch(upload_id):
+        if not UPLOAD.fullmatch(upload_id):
             raise Malformed("not an upload")
         return self._parts / upload_id
 
@@ -191,12 +217,29 @@ class DiskBlobs:
             os.close(descriptor)
 
     def _git_sha1(self, sha256: str, size: int) -> str:
-        hasher = _git_hasher(size)
+        hasher = git_hasher(size)
         for chunk in self.open(sha256):
             hasher.update(chunk)
         return hasher.hexdigest()
 
-    def _sweep(self) -> None:
+    def upload_link(self, upload_id: str, part: int | None = None) -> str | None:  # noqa: ARG002 - of the protocol
+        """None: bytes come through this server."""
+        return None
+
+    def take(self, upload_id: str, expected_sha256: str, size: int) -> StoredBlob | None:  # noqa: ARG002 - as above
+        """None: there is no other way in."""
+        return None
+
+    def download_link(self, sha256: str) -> str | None:  # noqa: ARG002 - as above
+        """None: bytes go through this server."""
+        return None
+
+    def check(self) -> None:
+        """Raise when the folder is gone."""
+        if not self._blobs.is_dir():
+            raise StoreUnreachable("the folder of the blobs is gone")
+
+    def sweep(self) -> None:
         """Remove what crashed uploads left a day ago or longer."""
         before = time.time() - LEFTOVER_S
         for path in [*self._uploads.iterdir(), *self._parts.iterdir()]:
@@ -209,7 +252,8 @@ class DiskBlobs:
                     path.unlink()
 
 
-def _git_hasher(size: int | None) -> hashlib._Hash:
+def git_hasher(size: int | None) -> hashlib._Hash:
+    """The hasher that makes the git object name of a file of `size` bytes, once it got the bytes."""
     # git names a blob by the sha1 of `blob <length>\0` and its bytes; it is a name here, no proof
     return hashlib.sha1(b"blob %d\x00" % (size or 0), usedforsecurity=False)
 

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import click
 
+from adapterhub.errors import DigestMismatch, NotFound
 from adapterhub_registry.app import open_registry
 from adapterhub_registry.context import Registry
+from adapterhub_registry.holdings import check_holdings
+from adapterhub_registry.options import place_options, server_options, settings_of
 from adapterhub_registry.server import serve as serve_forever
-from adapterhub_registry.settings import Limits, load_settings
 from adapterhub_registry.tokens import ROLES, TokenRecord
 
-DEFAULT_ROOT = "registry-data"
-
-_ROOT = click.option(
-    "--root",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=DEFAULT_ROOT,
-    show_default=True,
-    metavar="DIR",
-    help="Folder that holds everything: blobs, database, secret.",
-)
-_DATABASE = click.option(
-    "--database",
-    envvar="ADAPTERHUB_REGISTRY_DATABASE",
-    metavar="URL",
-    help="SQLAlchemy URL instead of SQLite in --root.",
-)
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
@@ -45,47 +30,57 @@ def registry() -> None:
 
 
 @registry.command()
-@_ROOT
-@_DATABASE
+@place_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
 )
-@click.option("--public-url", metavar="URL", help="What clients call this server, behind a proxy.")
-@click.option("--no-anonymous-read", is_flag=True, help="Let nobody read without a token.")
-@click.option("--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change one of the limits.")
+@server_options
 @_JSON
-def serve(
-    root: Path,
-    database: str | None,
-    host: str,
-    port: int,
-    public_url: str | None,
-    no_anonymous_read: bool,
-    limits: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def serve(host: str, port: int, replace_secret: bool, as_json: bool, **given: Any) -> None:  # noqa: ANN401
     """Serve until interrupted. Prints the URL and, on the first start, an administrator's token, once.
 
-    Any tool that speaks to the Hub uses it with HF_ENDPOINT set to the URL.
+    Any tool that speaks to the Hub uses it with HF_ENDPOINT set to the URL. Each option is read from the environment,
+    too: ADAPTERHUB_REGISTRY_ROOT, ADAPTERHUB_REGISTRY_DATABASE and so on.
 
     \b
-    Example:
+    Examples:
       adapt registry serve --root ./registry-data --port 8000
+      adapt registry serve --database postgresql://registry@db/registry --blobs s3://adapters --secret-file ./secret
     """
-    settings = load_settings(
-        root,
-        database_url=database,
-        public_url=public_url,
-        anonymous_read=not no_anonymous_read,
-        limits=Limits().with_values(limits),
-    )
 
     def announce(line: str) -> None:
         name, _, value = line.partition(": ")
         click.echo(json.dumps({name.split(" (")[0].replace(" ", "_"): value}) if as_json else line)
 
-    serve_forever(settings, host=host, port=port, announce=announce)
+    serve_forever(settings_of(given), host=host, port=port, announce=announce, replace_secret=replace_secret)
+
+
+@registry.command()
+@place_options
+@click.option("--bytes", "read_bytes", is_flag=True, help="Read and hash every blob, too.")
+@_JSON
+def check(read_bytes: bool, as_json: bool, **given: Any) -> None:  # noqa: ANN401
+    """Check that everything that commits name is there; exit 12 when something is not. Changes nothing.
+
+    \b
+    Example:
+      adapt registry check --root ./registry-data --bytes
+    """
+    root = given["root"]
+    if not given["database"] and not (root / "registry.db").is_file():
+        raise NotFound(f"`{root}` holds no registry", hint=f"`adapt registry serve --root {root}` makes one")
+    opened = _open(given)
+    held = check_holdings(opened.db, opened.blobs, read_bytes=read_bytes)
+    if as_json:
+        click.echo(json.dumps({"blobs": held.blobs, "bytes": held.bytes, "problems": list(held.problems)}, indent=1))
+    else:
+        click.echo(f"blobs\t{held.blobs}\nbytes\t{held.bytes}\nproblems\t{len(held.problems)}")
+        for problem in held.problems:
+            click.echo(problem)
+    if held.problems:
+        click.echo("hint: restore the blobs from a backup; nothing was changed", err=True)
+        raise SystemExit(DigestMismatch.exit_code)
 
 
 @registry.group()
@@ -99,8 +94,7 @@ def token() -> None:
 
 
 @token.command()
-@_ROOT
-@_DATABASE
+@place_options
 @click.option("--user", required=True, metavar="NAME", help="Whose token it is.")
 @click.option("--role", type=click.Choice(ROLES), default="read", show_default=True)
 @click.option("--namespaces", default="", metavar="GLOBS", help="What it reaches, such as `acme/*` [default: USER/*].")
@@ -108,14 +102,13 @@ def token() -> None:
 @click.option("--label", default="", metavar="TEXT", help="What it is for.")
 @_JSON
 def create(
-    root: Path,
-    database: str | None,
     user: str,
     role: str,
     namespaces: str,
     days: float | None,
     label: str,
     as_json: bool,
+    **given: Any,  # noqa: ANN401
 ) -> None:
     """Print a new token, alone on stdout. It cannot be shown again.
 
@@ -124,22 +117,21 @@ def create(
       adapt registry token create --root ./registry-data --user ana --role write --namespaces 'acme/*'
     """
     globs = [part.strip() for part in namespaces.split(",") if part.strip()]
-    text = _open(root, database).tokens.create(user, role, namespaces=globs, label=label, days=days)
+    text = _open(given).tokens.create(user, role, namespaces=globs, label=label, days=days)
     click.echo(json.dumps({"token": text, "user": user, "role": role}) if as_json else text)
 
 
 @token.command("list")
-@_ROOT
-@_DATABASE
+@place_options
 @_JSON
-def list_(root: Path, database: str | None, as_json: bool) -> None:
+def list_(as_json: bool, **given: Any) -> None:  # noqa: ANN401
     """List tokens: who, role, reach, times; never the token itself.
 
     \b
     Example:
       adapt registry token list --root ./registry-data
     """
-    records = [_document(record) for record in _open(root, database).tokens.records()]
+    records = [_document(record) for record in _open(given).tokens.records()]
     if as_json:
         click.echo(json.dumps(records, indent=1))
         return
@@ -151,22 +143,21 @@ def list_(root: Path, database: str | None, as_json: bool) -> None:
 
 @token.command()
 @click.argument("number", type=int)
-@_ROOT
-@_DATABASE
+@place_options
 @_JSON
-def revoke(number: int, root: Path, database: str | None, as_json: bool) -> None:
+def revoke(number: int, as_json: bool, **given: Any) -> None:  # noqa: ANN401
     """Revoke the token NUMBER of `list`: from now on it opens nothing.
 
     \b
     Example:
       adapt registry token revoke 2 --root ./registry-data
     """
-    record = _document(_open(root, database).tokens.revoke(number))
+    record = _document(_open(given).tokens.revoke(number))
     click.echo(json.dumps(record) if as_json else f"revoked token {number} of {record['user']}")
 
 
-def _open(root: Path, database: str | None) -> Registry:
-    return open_registry(load_settings(root, database_url=database))
+def _open(given: dict[str, Any]) -> Registry:
+    return open_registry(settings_of(given))
 
 
 def _document(record: TokenRecord) -> dict[str, Any]:

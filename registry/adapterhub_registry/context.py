@@ -15,11 +15,14 @@ from adapterhub.errors import shown
 from adapterhub_registry.blobs import BlobStore
 from adapterhub_registry.db import Database
 from adapterhub_registry.downloads import Downloads
-from adapterhub_registry.errors import bad_request, unauthorized
+from adapterhub_registry.errors import bad_request, too_many, unauthorized
 from adapterhub_registry.names import RepoId, known_repo_id, parse_path
+from adapterhub_registry.rates import Rates, address_of
 from adapterhub_registry.repos import Repos
 from adapterhub_registry.settings import Settings
+from adapterhub_registry.telemetry import Telemetry, Told
 from adapterhub_registry.tokens import ANONYMOUS, Caller, Tokens
+from adapterhub_registry.xorbs import XorbStore
 
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 MAX_TOKEN_CHARACTERS = 4096
@@ -32,9 +35,12 @@ class Registry:
     settings: Settings
     db: Database
     blobs: BlobStore
+    xorbs: XorbStore
     repos: Repos
     tokens: Tokens
     downloads: Downloads
+    rates: Rates
+    telemetry: Telemetry
 
 
 async def registry_of(request: Request) -> Registry:
@@ -49,18 +55,35 @@ async def caller_of(request: Request, registry: RegistryOf) -> Caller:
     """Whom the request speaks for; anonymous without a token.
 
     Raises:
-        Refusal: 401 for a token that is not good, even where none is needed: its user thinks it is.
+        Refusal: 401 for a token that is not good, even where none is needed: its user thinks it is. 429 for more
+            requests of this token, or of this address without a good one, than are taken in a minute.
     """
+    peer = request.client.host if request.client else None
+    address = address_of(peer, request.headers.getlist("x-forwarded-for"), registry.settings.trusted_proxies)
+    told: Told = request.scope.setdefault("adapterhub.told", Told())
+    told.address = address
+    limits = registry.settings.limits
     header = request.headers.get("authorization")
     if header is None:
+        _refuse_often(registry, "address", address, limits.address_requests_per_minute)
         return ANONYMOUS
     scheme, _, token = header.partition(" ")
     caller = None
     if scheme.lower() == "bearer" and len(token) <= MAX_TOKEN_CHARACTERS:
         caller = await run_in_threadpool(registry.tokens.authenticate, token.strip())
     if caller is None:
+        _refuse_often(registry, "address", address, limits.address_requests_per_minute)
         raise unauthorized("Invalid credentials in Authorization header")
+    told.user, told.token_id = caller.user, caller.token_id
+    _refuse_often(registry, "token", str(caller.token_id), limits.token_requests_per_minute)
     return caller
+
+
+def _refuse_often(registry: Registry, kind: str, caller: str, per_minute: int) -> None:
+    wait_s = registry.rates.wait_s(f"{kind} {caller}", per_minute)
+    if wait_s:
+        registry.telemetry.refused.labels(kind).inc()
+        raise too_many(f"more than {per_minute} requests a minute from one {kind}", after_s=wait_s)
 
 
 CallerOf = Annotated[Caller, Depends(caller_of)]

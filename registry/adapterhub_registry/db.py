@@ -28,19 +28,21 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
-    insert,
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Connection, CursorResult, make_url
+from sqlalchemy.engine import URL, Connection, CursorResult, make_url
+from sqlalchemy.exc import ArgumentError
 
-SCHEMA_VERSION = "1"
+from adapterhub.errors import UsageProblem
+from adapterhub_registry import schema
+
 BUSY_TIMEOUT_MS = 30_000
 
 metadata = MetaData()
 
 facts = Table("facts", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
-"""What the database knows of itself: `schema`."""
+"""What the servers of one database agree on: `secret`, by a digest."""
 
 users = Table(
     "users",
@@ -85,6 +87,9 @@ repos = Table(
     Column("library_name", String(200)),
     Column("card", Text, nullable=False, default="{}"),  # JSON: the front matter of README.md
     Column("config", Text, nullable=False, default="{}"),  # JSON: what model info shows of config files
+    Index("repos_by_modified", "modified_at", "id"),
+    Index("repos_by_created", "created_at", "id"),
+    Index("repos_by_downloads", "downloads", "id"),
     sqlite_autoincrement=True,  # a number is never given twice: signed links name it
 )
 
@@ -142,6 +147,8 @@ uploads = Table(
     Column("sha256", String(64), primary_key=True),
     Column("user_name", String(96), nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("token_id", Integer),  # with which they came
+    Index("uploads_by_token", "token_id", "created_at"),
 )
 
 repo_tags = Table(
@@ -182,6 +189,7 @@ adapters = Table(
     Index("adapters_by_base", "base_sha256", "rank"),
     Index("adapters_by_base_model", "base_model", "rank"),
     Index("adapters_by_name", "name", "version"),
+    Index("adapters_listed", "is_listed", "created_at", "repo_id"),
 )
 
 releases = Table(
@@ -229,23 +237,37 @@ def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str,
     connection.execute(build(table).on_conflict_do_nothing(), list(rows))
 
 
-class Database:
-    """One database, its tables made when absent."""
+def lock_name(connection: Connection, name: str) -> None:
+    """Let one transaction at a time go on that names this; the others wait until it ends. SQLite has one writer anyway.
 
-    def __init__(self, url: str) -> None:
-        self._sqlite = make_url(url).get_backend_name() == "sqlite"
-        arguments: dict[str, Any] = {"check_same_thread": False} if self._sqlite else {}
-        self.engine: Engine = create_engine(
-            url, connect_args=arguments, pool_size=16, max_overflow=48, pool_pre_ping=not self._sqlite
-        )
+    For what a unique index cannot express, such as names that look alike.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+
+
+class Database:
+    """One database, its tables made when absent and brought up to date when old.
+
+    Raises:
+        UsageProblem: the URL is none, its driver is not installed, or the database was made by a newer version.
+    """
+
+    def __init__(self, url: str, *, connections: int = 20) -> None:
+        parsed = _with_driver(url)
+        self.is_shared = parsed.get_backend_name() != "sqlite"
         # SQLite has one writer; waiting here is fair and quick, its own busy handler sleeps
-        self._writer = threading.Lock() if self._sqlite else contextlib.nullcontext()
-        if self._sqlite:
+        self._writer = contextlib.nullcontext() if self.is_shared else threading.Lock()
+        try:
+            self.engine: Engine = create_engine(parsed, **_options(connections) if self.is_shared else _SQLITE_OPTIONS)
+        except ImportError:
+            hint = "`pip install 'adapterhub[scale]'` brings the one for PostgreSQL"
+            raise UsageProblem(f"no driver for {parsed.drivername} databases is installed", hint=hint) from None
+        if not self.is_shared:
             _prepare_sqlite(self.engine)
         with self.begin() as connection:
-            metadata.create_all(connection)
-            if connection.scalar(select(func.count()).select_from(facts)) == 0:
-                connection.execute(insert(facts).values(name="schema", value=SCHEMA_VERSION))
+            lock_name(connection, "schema")  # several servers may start at once
+            schema.bring_up_to_date(connection, metadata)
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Connection]:
@@ -258,12 +280,45 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """One transaction that only reads, over one state of the database."""
-        with self.engine.connect() as connection, connection.begin():
-            yield connection
+        with self.engine.connect() as connection:
+            if self.is_shared:
+                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            with connection.begin():
+                yield connection
+
+    def agree(self, name: str, value: str, *, replace: bool = False) -> bool:
+        """Whether the servers of this database agree on `value`; the first one to ask says what it is."""
+        with self.begin() as connection:
+            if replace:
+                connection.execute(facts.delete().where(facts.c.name == name))
+            insert_new(connection, facts, [{"name": name, "value": value}])
+            return connection.scalar(select(facts.c.value).where(facts.c.name == name)) == value
 
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+
+
+_SQLITE_OPTIONS: dict[str, Any] = {
+    "connect_args": {"check_same_thread": False},
+    "pool_size": 16,
+    "max_overflow": 48,
+}
+
+
+def _options(connections: int) -> dict[str, Any]:
+    return {"pool_size": connections, "max_overflow": 0, "pool_pre_ping": True, "pool_timeout": 10}
+
+
+def _with_driver(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # the text may hold a password
+        raise UsageProblem("database: expected a URL such as postgresql://user@host/name") from None
+    if parsed.drivername in {"postgres", "postgresql"}:
+        return parsed.set(drivername="postgresql+psycopg")
+    return parsed
 
 
 _PRAGMAS = (

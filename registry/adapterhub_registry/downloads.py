@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 
-from sqlalchemy import update
+from sqlalchemy import BindParameter, bindparam, select, update
 
 from adapterhub_registry.db import Database, downloads, insert_new, repos
 
 FLUSH_EVERY_S = 5.0
 DAY_S = 86_400
+STEP = 500
 
 
 class Downloads:
@@ -28,16 +30,32 @@ class Downloads:
             self._pending[repo_id, int(time.time()) // DAY_S] += 1
 
     def flush(self) -> None:
-        """Write what has gathered."""
+        """Write what has gathered; what could not be written is kept for the next time."""
         with self._lock:
             pending, self._pending = self._pending, Counter()
-        if not pending:
-            return
+        # in one order: two servers that write the same rows would otherwise wait for each other
+        items = sorted(pending.items())
+        for start in range(0, len(items), STEP):
+            try:
+                self._write(items[start : start + STEP])
+            except BaseException:
+                with self._lock:
+                    self._pending.update(dict(items[start:]))
+                raise
+
+    def _write(self, items: Sequence[tuple[tuple[int, int], int]]) -> None:
+        """A few statements for many rows: with some for each row, a busy server had no time left to answer."""
+        rows = [{"repo": repo_id, "on": day, "number": number} for (repo_id, day), number in items]
+        more: BindParameter[int] = bindparam("number")
+        total = update(repos).where(repos.c.id == bindparam("repo")).values(downloads=repos.c.downloads + more)
+        of_day = (downloads.c.repo_id == bindparam("repo")) & (downloads.c.day == bindparam("on"))
         with self._db.begin() as connection:
-            for (repo_id, day), number in pending.items():
-                total = update(repos).where(repos.c.id == repo_id).values(downloads=repos.c.downloads + number)
-                if not connection.execute(total).rowcount:
-                    continue  # removed meanwhile
-                insert_new(connection, downloads, [{"repo_id": repo_id, "day": day, "count": 0}])
-                of_day = (downloads.c.repo_id == repo_id) & (downloads.c.day == day)
-                connection.execute(update(downloads).where(of_day).values(count=downloads.c.count + number))
+            known = select(repos.c.id).where(repos.c.id.in_({row["repo"] for row in rows}))
+            there = set(connection.scalars(known))
+            rows = [row for row in rows if row["repo"] in there]  # the others were removed meanwhile
+            if not rows:
+                return
+            connection.execute(total, [{"repo": row["repo"], "number": row["number"]} for row in rows])
+            new = [{"repo_id": row["repo"], "day": row["on"], "count": 0} for row in rows]
+            insert_new(connection, downloads, new)
+            connection.execute(update(downloads).where(of_day).values(count=downloads.c.count + more), rows)

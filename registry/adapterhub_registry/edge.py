@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapterhub.errors import AdapterHubError, shown
 from adapterhub_registry.errors import Refusal, bad_request, refusal_of, too_large
 from adapterhub_registry.settings import Limits
+from adapterhub_registry.telemetry import Telemetry, Told
 
 log = logging.getLogger("adapterhub_registry")
 
@@ -29,33 +30,40 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, telemetry: Telemetry) -> None:
         self._app = app
         self._limits = limits
+        self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, and answer when nothing else does."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        number, started = secrets.token_hex(8), False
+        number, told = secrets.token_hex(8), Told()
+        inner: Scope = {**scope, "adapterhub.told": told}
 
         async def tell(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
+                told.status = message["status"]
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", number.encode())]}
+            else:
+                told.sent_bytes += len(message.get("body", b""))
             await send(message)
 
+        self._telemetry.began()
         try:
-            path = routed_path(scope)
-            limit = self._limit(path)
+            inner["path"] = routed_path(scope)
+            limit = self._limit(inner["path"])
             _refuse_announced(scope, limit)
-            await self._app({**scope, "path": path}, _counted(receive, limit), tell)
+            await self._app(inner, _counted(receive, limit, told), tell)
         except Exception as error:  # whatever it is, the client gets an answer
-            if started:
+            if told.status:
                 raise
             await _answer_to(error, scope, number).response()(scope, receive, tell)
+        finally:
+            told.route = getattr(inner.get("route"), "path", "none")
+            self._telemetry.ended(scope, told, number)
 
     def _limit(self, path: str) -> int:
         if path.startswith(("/_lfs/", "/_xet/")):
@@ -87,15 +95,12 @@ def _refuse_announced(scope: Scope, limit: int) -> None:
             raise too_large(limit)
 
 
-def _counted(receive: Receive, limit: int) -> Receive:
-    count = 0
-
+def _counted(receive: Receive, limit: int, told: Told) -> Receive:
     async def bounded() -> Message:
-        nonlocal count
         message = await receive()
         if message["type"] == "http.request":
-            count += len(message.get("body", b""))
-            if count > limit:
+            told.received_bytes += len(message.get("body", b""))
+            if told.received_bytes > limit:
                 raise too_large(limit)
         return message
 

@@ -190,6 +190,9 @@ def resolve(
     kind = "application/octet-stream" if entry.lfs else "text/plain; charset=utf-8"
     if request.method == "HEAD":
         return Response(headers={**headers, "Content-Length": str(entry.size)}, media_type=kind)
+    link = registry.blobs.download_link(entry.sha256) if entry.lfs and entry.size else None
+    if link is not None:
+        return Response(status_code=302, headers={**headers, "Location": link, "Cache-Control": "no-store"})
     start, end, status = 0, entry.size, 200
     wanted = _range(request.headers.get("range", ""), entry.size)
     if wanted is not None:

@@ -1,20 +1,19 @@
-"""Hub API: the way of bytes into a repository: validate-yaml, preupload, LFS, commit; the Xet way is in `xet`."""
+"""Hub API: what is asked before bytes are sent, and the commit that names them. `hub_lfs` and `xet` bring the bytes."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 from collections.abc import Iterator
-from math import ceil
-from typing import Any, Final
+from typing import Final
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub.digests import strict_json
 from adapterhub.errors import shown
-from adapterhub_registry import commits
+from adapterhub_registry import commits, quotas
 from adapterhub_registry.blobs import StoredBlob
 from adapterhub_registry.bodies import receive_with
 from adapterhub_registry.card import UnreadableCard, parse_card, problems_of
@@ -29,16 +28,14 @@ from adapterhub_registry.context import (
     RepoOf,
     RevisionOf,
 )
-from adapterhub_registry.errors import Refusal, bad_request, entry_not_found, forbidden, too_large
+from adapterhub_registry.errors import Refusal, bad_request, too_large
+from adapterhub_registry.hub_lfs import take_sent
 from adapterhub_registry.names import COMMIT_PREFIX, RepoId, parse_path, parse_sha256
 from adapterhub_registry.repos import refuse_pull_request
-from adapterhub_registry.signing import BadSignature, check, sign
 from adapterhub_registry.tokens import Caller
 
 router = APIRouter()
 MAX_PREUPLOAD_FILES: Final = 256
-MAX_LFS_OBJECTS: Final = 1000
-MAX_PARTS: Final = 10_000
 SAMPLE_BYTES: Final = 512
 REGULAR_BELOW_BYTES: Final = 1 << 20
 LFS_SUFFIXES: Final = tuple(
@@ -108,125 +105,6 @@ def _goes_by_lfs(path: str, size: int, sample: bytes) -> bool:
     return size > 0 and (size >= REGULAR_BELOW_BYTES or path.lower().endswith(LFS_SUFFIXES) or b"\0" in sample)
 
 
-# ------------------------------------------------------------ LFS
-@router.post("/{namespace}/{name}.git/info/lfs/objects/batch")
-def lfs_batch(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody, base: BaseUrl) -> JSONResponse:
-    """For each object the signed links to send it to; none when the caller may use what is stored already."""
-    if body.text("operation") != "upload":
-        raise bad_request("operation: only uploads go this way, files are read from /resolve")
-    if body.text("hash_algo", "sha256") != "sha256":
-        raise bad_request("hash_algo: expected sha256")
-    wanted = body.objects("objects", most=MAX_LFS_OBJECTS)
-    can_split = "multipart" in body.texts("transfers", most=20)
-    with registry.db.read() as connection:
-        row = registry.repos.find_writable(connection, caller, repo_id)
-        objects = []
-        for item in wanted:
-            oid = parse_sha256(item.text("oid"))
-            size = item.number("size", most=registry.settings.limits.file_bytes)
-            known = registry.repos.known_blob(connection, caller, row.id, oid)
-            answer: dict[str, Any] = {"oid": oid, "size": size}
-            if known is not None and known.size != size:
-                answer["error"] = {"code": 422, "message": f"{oid} has {known.size} bytes, not {size}"}
-            elif known is None:
-                links = _Links(registry, base, {"user": caller.user, "repo": row.id, "oid": oid, "size": size})
-                answer["actions"] = links.actions(can_split=can_split, repo_id=repo_id)
-            objects.append(answer)
-    split = any("chunk_size" in item.get("actions", {}).get("upload", {}).get("header", {}) for item in objects)
-    return JSONResponse({"transfer": "multipart" if split else "basic", "objects": objects})
-
-
-class _Links:
-    """Signed links for one object: whoever holds one can send exactly these bytes, within the hour."""
-
-    def __init__(self, registry: Registry, base: str, claims: dict[str, Any]) -> None:
-        self._settings = registry.settings
-        self._base = base
-        self._claims = claims
-
-    def _link(self, place: str, purpose: str, **more: int) -> str:
-        ttl_s = self._settings.limits.href_ttl_s
-        token = sign({**self._claims, **more, "purpose": purpose}, self._settings.secret, ttl_s)
-        return f"{self._base}/_lfs/{place}/{token}"
-
-    def actions(self, *, can_split: bool, repo_id: RepoId) -> dict[str, Any]:
-        """The member `actions`: in one piece, or in parts for large objects."""
-        limits, size = self._settings.limits, int(self._claims["size"])
-        verify = {"href": f"{self._base}/{repo_id}.git/info/lfs/verify"}
-        if not can_split or size < limits.multipart_from_bytes:
-            return {"upload": {"href": self._link("object", "lfs-object"), "header": {}}, "verify": verify}
-        part_bytes = max(limits.part_bytes, ceil(size / MAX_PARTS))
-        header = {"chunk_size": str(part_bytes)}
-        for number in range(1, ceil(size / part_bytes) + 1):
-            length = min(part_bytes, size - (number - 1) * part_bytes)
-            header[str(number)] = self._link("part", "lfs-part", part=number, length=length)
-        return {"upload": {"href": self._link("complete", "lfs-complete"), "header": header}, "verify": verify}
-
-
-def _claims(registry: Registry, token: str, purpose: str) -> dict[str, Any]:
-    try:
-        return check(token, registry.settings.secret, purpose=purpose)
-    except BadSignature as problem:
-        raise forbidden(f"upload link: {problem}") from None
-
-
-def _upload_id(claims: dict[str, Any]) -> str:
-    # parts of one user for one repository; the same parts again go to the same place
-    return f"{claims['repo']:08d}-{claims['oid'][:40]}"
-
-
-@router.put("/_lfs/object/{token}")
-async def put_object(request: Request, registry: RegistryOf, token: str) -> Response:
-    """Take an object in one piece; 400, and nothing is kept, unless it is exactly what was announced."""
-    claims = _claims(registry, token, "lfs-object")
-
-    def work(chunks: Iterator[bytes]) -> None:
-        _note(registry, claims, registry.blobs.put(chunks, claims["oid"], claims["size"]))
-
-    await receive_with(request, work)
-    return Response()
-
-
-@router.put("/_lfs/part/{token}")
-async def put_part(request: Request, registry: RegistryOf, token: str) -> Response:
-    """Take one part; its ETag is what the completion must name."""
-    claims = _claims(registry, token, "lfs-part")
-    etag = await receive_with(
-        request, lambda chunks: registry.blobs.put_part(_upload_id(claims), claims["part"], chunks, claims["length"])
-    )
-    return Response(headers={"ETag": f'"{etag}"'})
-
-
-@router.post("/_lfs/complete/{token}")
-def complete(registry: RegistryOf, token: str, body: JsonBody) -> JSONResponse:
-    """Join the parts; 400 unless they make what was announced."""
-    claims = _claims(registry, token, "lfs-complete")
-    listed = body.objects("parts", most=MAX_PARTS)
-    parts = [(part.number("partNumber", least=1, most=MAX_PARTS), part.text("etag").strip('"')) for part in listed]
-    if [number for number, _ in parts] != list(range(1, len(parts) + 1)):
-        raise bad_request("parts: expected every part once, in order")
-    blob = registry.blobs.complete(_upload_id(claims), parts, claims["oid"], claims["size"])
-    _note(registry, claims, blob)
-    return JSONResponse({"success": True})
-
-
-def _note(registry: Registry, claims: dict[str, Any], blob: StoredBlob) -> None:
-    with registry.db.begin() as connection:
-        registry.repos.note_upload(connection, claims["repo"], claims["user"], blob)
-
-
-@router.post("/{namespace}/{name}.git/info/lfs/verify")
-def verify(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody) -> JSONResponse:
-    """200 when the object is here with that size."""
-    oid = parse_sha256(body.text("oid"))
-    with registry.db.read() as connection:
-        row = registry.repos.find_writable(connection, caller, repo_id)
-        known = registry.repos.known_blob(connection, caller, row.id, oid)
-    if known is None or known.size != body.value("size"):
-        raise entry_not_found(oid)
-    return JSONResponse({"ok": True})
-
-
 # ------------------------------------------------------------ commit
 @router.post("/api/models/{namespace}/{name}/commit/{rev}")
 async def make_commit(
@@ -286,6 +164,7 @@ class _Draft:
         self._registry, self._caller, self._repo_id = registry, caller, repo_id
         self._header: JsonObject | None = None
         self._operations: list[Operation] = []
+        self._regular_bytes = 0
         self._named: list[tuple[str, str, object, int]] = []  # LFS files: path, oid, size, place among the operations
 
     def take(self, line: bytes) -> None:
@@ -314,6 +193,7 @@ class _Draft:
             if content.text("encoding", "base64") != "base64":
                 raise bad_request("encoding: expected base64")
             data = _base64(content.text("content", limit=limit * 4 // 3 + 4), f"content of {path}")
+            self._regular_bytes += len(data)
             return Put(path=path, blob=self._registry.blobs.put([data], size=len(data)), lfs=False)
         if key == "lfsFile":
             if content.text("algo", "sha256") != "sha256":
@@ -327,6 +207,21 @@ class _Draft:
             return DeleteFolder(path=path)
         raise bad_request(f"key `{shown(key)}`: expected header, file, lfsFile, deletedFile or deletedFolder")
 
+    def _take_unchecked(self) -> None:
+        """Check what the caller sent to a bucket without telling so by `verify`."""
+        registry = self._registry
+        with registry.db.read() as connection:
+            row = registry.repos.find_writable(connection, self._caller, self._repo_id)
+            missing = [
+                (oid, size)
+                for _, oid, size, _ in self._named
+                if type(size) is int
+                and size >= 0
+                and registry.repos.known_blob(connection, self._caller, row.id, oid) is None
+            ]
+        for oid, size in missing:
+            take_sent(registry, self._caller, row.id, oid, size)
+
     def commit(self, branch: str) -> str:
         """The commit that the lines made."""
         if self._header is None:
@@ -335,8 +230,16 @@ class _Draft:
         parent = header.text_or_none("parentCommit")
         if parent is not None and not COMMIT_PREFIX.fullmatch(parent):
             raise bad_request(f"parentCommit `{shown(parent)}`: expected 7 to 40 lower-case hex digits")
+        self._take_unchecked()
         with registry.db.begin() as connection:
             row = registry.repos.find_writable(connection, self._caller, self._repo_id)
+            quotas.refuse_upload(
+                connection,
+                registry.settings.limits,
+                namespace=row.namespace,
+                token_id=None,
+                more_bytes=self._regular_bytes,
+            )
             for path, oid, size, place in self._named:
                 blob = registry.repos.known_blob(connection, self._caller, row.id, oid)
                 if blob is None or (size is not None and size != blob.size):

@@ -13,10 +13,10 @@ from sqlalchemy import ColumnElement, Row, delete, false, insert, or_, select, t
 from sqlalchemy.engine import Connection
 
 from adapterhub.lookalike import fold
-from adapterhub_registry import adapters, commits
+from adapterhub_registry import adapters, commits, quotas
 from adapterhub_registry.blobs import BlobStore, StoredBlob
 from adapterhub_registry.db import blobs as blobs_table
-from adapterhub_registry.db import files, insert_new, inserted_id, now_ms, refs, repos, uploads
+from adapterhub_registry.db import files, insert_new, inserted_id, lock_name, now_ms, refs, repos, uploads
 from adapterhub_registry.errors import (
     Refusal,
     bad_request,
@@ -28,6 +28,7 @@ from adapterhub_registry.errors import (
     unauthorized,
 )
 from adapterhub_registry.names import RepoId, parse_ref_name
+from adapterhub_registry.settings import Limits
 from adapterhub_registry.tokens import Caller
 
 RepoRow = Row[Any]
@@ -46,8 +47,9 @@ class Change:
 class Repos:
     """The repositories of one registry."""
 
-    def __init__(self, blobs: BlobStore, *, anonymous_read: bool) -> None:
+    def __init__(self, blobs: BlobStore, *, anonymous_read: bool, limits: Limits) -> None:
         self._blobs = blobs
+        self._limits = limits
         self._anonymous_read = anonymous_read
 
     # ------------------------------------------------------------ access
@@ -103,6 +105,7 @@ class Repos:
         self._refuse_reader(caller, repo_id)
         self._refuse_taken(connection, repo_id)
         now, namespace = now_ms(), repo_id.partition("/")[0]
+        quotas.refuse_repo(connection, self._limits, namespace)
         made = connection.execute(
             insert(repos).values(
                 full_name=repo_id,
@@ -125,6 +128,7 @@ class Repos:
         return connection.execute(select(repos).where(repos.c.id == number)).one()
 
     def _refuse_taken(self, connection: Connection, repo_id: RepoId, *, besides: int | None = None) -> None:
+        lock_name(connection, f"namespace {fold(repo_id.partition('/')[0])}")
         folded = select(repos.c.full_name).where(repos.c.folded == _folded(repo_id), repos.c.id != (besides or 0))
         taken = connection.scalar(folded)
         if taken == repo_id:
@@ -220,7 +224,9 @@ class Repos:
             raise revision_not_found(repo.full_name, name)
 
     # ------------------------------------------------------------ blobs
-    def note_upload(self, connection: Connection, repo_id: int, user: str, blob: StoredBlob) -> None:
+    def note_upload(
+        self, connection: Connection, repo_id: int, user: str, blob: StoredBlob, *, token_id: int | None = None
+    ) -> None:
         """Remember that `user` sent these bytes for this repository: commits to it may name them from now on."""
         if connection.scalar(select(repos.c.id).where(repos.c.id == repo_id)) is None:
             raise Refusal(404, "RepoNotFound", "the repository was removed while its files were on their way")
@@ -230,7 +236,7 @@ class Repos:
         insert_new(
             connection,
             uploads,
-            [{"repo_id": repo_id, "sha256": blob.sha256, "user_name": user, "created_at": now}],
+            [{"repo_id": repo_id, "sha256": blob.sha256, "user_name": user, "created_at": now, "token_id": token_id}],
         )
 
     def known_blob(self, connection: Connection, caller: Caller, repo_id: int, sha256: str) -> StoredBlob | None:

@@ -85,8 +85,9 @@ def _conditions(wanted: Listing) -> list[ColumnElement[bool]]:
         raise bad_request(f"{len(wanted.filters)} filters, expected at most {MAX_FILTERS}")
     conditions: list[ColumnElement[bool]] = []
     for tag in wanted.filters:
-        tagged = select(repo_tags.c.repo_id).where(repo_tags.c.tag == tag)
-        conditions.append(or_(repos.c.id.in_(tagged), repos.c.pipeline_tag == tag))
+        tagged = repos.c.id.in_(select(repo_tags.c.repo_id).where(repo_tags.c.tag == tag))
+        # no pipeline has a colon in its name; without the `or` a database can join what the filters find
+        conditions.append(tagged if ":" in tag else or_(tagged, repos.c.pipeline_tag == tag))
     if wanted.author is not None:
         conditions.append(repos.c.namespace == wanted.author)
     words = (wanted.search or "").lower().split()

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections.abc import Callable
 
 import uvicorn
+from uvicorn.config import LOGGING_CONFIG
 
-from adapterhub.errors import NotAllowed, shown
+from adapterhub.errors import NotAllowed, UsageProblem, shown
 from adapterhub_registry.app import create_app, open_registry
 from adapterhub_registry.context import Registry
 from adapterhub_registry.settings import Settings
+from adapterhub_registry.telemetry import log_as_json
 
 KEEP_ALIVE_S = 75
 BACKLOG = 512
 
 
-def first_token(registry: Registry) -> str | None:
-    """An administrator's token when the registry has no token yet, else None: it is shown once."""
-    if registry.tokens.records():
-        return None
-    return registry.tokens.create("admin", "admin", label="first start")
-
-
-def serve(settings: Settings, *, host: str, port: int, announce: Callable[[str], None]) -> None:
+def serve(
+    settings: Settings, *, host: str, port: int, announce: Callable[[str], None], replace_secret: bool = False
+) -> None:
     """Serve until interrupted. `announce` gets the URL and, on the first start, the administrator's token.
 
-    Port 0 takes a free one.
+    Port 0 takes a free one. `replace_secret`: the secret of `settings` is the one from now on.
 
     Raises:
         NotAllowed: the address cannot be used.
+        UsageProblem: another server of the same database has another secret.
     """
+    if settings.log_requests:
+        log_as_json()
     registry = open_registry(settings)
+    _refuse_other_secret(registry, replace=replace_secret)
     listener = _bind(host, port)
-    token = first_token(registry)
+    token = registry.tokens.create_first()
     shown_host = f"[{host}]" if ":" in host else host
     announce(f"url: {settings.public_url or f'http://{shown_host}:{listener.getsockname()[1]}'}")
     if token is not None:
@@ -42,12 +44,25 @@ def serve(settings: Settings, *, host: str, port: int, announce: Callable[[str],
         create_app(settings, registry),
         timeout_keep_alive=KEEP_ALIVE_S,
         access_log=False,  # signed links carry their rights in the path
+        log_config=None if settings.log_requests else LOGGING_CONFIG,  # else as `log_as_json` set it
         log_level="error",  # not a line for each request that is no HTTP: strangers would fill the disk
         proxy_headers=False,  # a forwarded host is believed only as `public_url`
         server_header=False,
         lifespan="on",
     )
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _refuse_other_secret(registry: Registry, *, replace: bool) -> None:
+    """Links that one server signs must be good at the others."""
+    if not registry.db.is_shared:
+        return
+    mark = hashlib.sha256(b"secret of a registry " + registry.settings.secret).hexdigest()
+    if not registry.db.agree("secret", mark, replace=replace):
+        raise UsageProblem(
+            "the servers of this database sign their links with another secret",
+            hint="give all of them the same `--secret-file`; `--replace-secret`, once, makes a new one theirs",
+        )
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import secrets
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from adapterhub.errors import UsageProblem, shown
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MEBIBYTE = 1 << 20
 SECRET_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds on what strangers send; sizes in bytes, times in seconds."""
+    """Bounds on what strangers send; sizes in bytes, times in seconds. Where 0 stands, there is no bound."""
 
     json_body_bytes: int = 4 * MEBIBYTE
     commit_body_bytes: int = 512 * MEBIBYTE
@@ -27,18 +30,25 @@ class Limits:
     files: int = 20_000  # of one repository at one commit
     href_ttl_s: int = 3600
     uploads_at_once: int = 64
+    database_connections: int = 20  # of one server to PostgreSQL
+    token_requests_per_minute: int = 0  # of one token, at one server; a minute's worth may come at once
+    address_requests_per_minute: int = 0  # of one address without a good token, at one server
+    token_upload_bytes_per_day: int = 0  # of one token, by LFS and Xet
+    namespace_bytes: int = 0  # of all commits and uploads, each file of a repository counted once
+    namespace_repos: int = 0
 
     def with_values(self, assignments: tuple[str, ...]) -> Limits:
         """These limits with `NAME=VALUE` applied.
 
         Raises:
-            UsageProblem: a name that is no limit, or a value that is no positive whole number.
+            UsageProblem: a name that is no limit, or a value that is no whole number, or 0 where a bound must be.
         """
-        known = {f.name for f in fields(self)}
+        known = {f.name: f.default for f in fields(self)}
         changed: dict[str, int] = {}
         for text in assignments:
             name, _, value = text.partition("=")
-            if name not in known or not value.isascii() or not value.isdigit() or int(value) < 1:
+            least = 0 if known.get(name) == 0 else 1
+            if name not in known or not value.isascii() or not value.isdigit() or int(value) < least:
                 raise UsageProblem(
                     f"limit `{shown(text)}`: expected NAME=VALUE with a whole number above 0",
                     hint=f"the limits are {', '.join(sorted(known))}",
@@ -48,10 +58,28 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class S3Place:
+    """A bucket and where to reach it.
+
+    `prefix` is empty or ends in a slash. `endpoint` is None for AWS; `public_endpoint` is what clients reach, where
+    that differs. Credentials come from the environment as for every S3 client (`AWS_ACCESS_KEY_ID` and so on, a web
+    identity, or the machine's own role).
+    """
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+    public_endpoint: str | None = None
+    region: str = "us-east-1"
+    link_ttl_s: int = 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """One server. `public_url` is what clients see when a proxy stands before it; None: what each request was sent to.
 
-    `secret` signs short-lived links; whoever has it can upload.
+    `secret` signs short-lived links; whoever has it can upload. Servers that share a database share it, too. `s3` is
+    None where blobs lie under `root`. Only `trusted_proxies` are believed when they say for whom they ask.
     """
 
     root: Path
@@ -60,6 +88,9 @@ class Settings:
     public_url: str | None = None
     anonymous_read: bool = True
     limits: Limits = Limits()
+    s3: S3Place | None = None
+    trusted_proxies: tuple[Network, ...] = ()
+    log_requests: bool = False
 
     @property
     def database(self) -> str:
@@ -70,21 +101,62 @@ class Settings:
 def load_settings(
     root: Path,
     *,
-    database_url: str | None = None,
+    secret_file: Path | None = None,
     public_url: str | None = None,
-    anonymous_read: bool = True,
     limits: Limits | None = None,
+    **more: Any,  # noqa: ANN401 - further members of Settings
 ) -> Settings:
-    """Settings over `root`, which is made when absent, with the secret that lies in it (made on the first start)."""
+    """Settings over `root`, which is made when absent, with the secret of `secret_file`.
+
+    Without one, it is the secret that lies in `root`, made on the first start.
+    """
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     return Settings(
         root=root,
-        secret=_secret(root / "secret"),
-        database_url=database_url,
+        secret=_read_secret(secret_file) if secret_file else _secret(root / "secret"),
         public_url=public_url.rstrip("/") if public_url else None,
-        anonymous_read=anonymous_read,
         limits=limits or Limits(),
+        **more,
     )
+
+
+def parse_s3(url: str, *, endpoint: str | None, public_endpoint: str | None, region: str, link_ttl_s: int) -> S3Place:
+    """The place that `s3://bucket[/prefix]` names.
+
+    Raises:
+        UsageProblem: it is no such URL, or an endpoint is none.
+    """
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    if scheme != "s3" or not bucket:
+        raise UsageProblem(f"blobs `{shown(url)}`: expected s3://BUCKET or s3://BUCKET/PREFIX")
+    for name, value in (("endpoint", endpoint), ("public endpoint", public_endpoint)):
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise UsageProblem(f"S3 {name} `{shown(value)}`: expected a URL such as https://s3.example.org")
+    prefix = prefix.strip("/")
+    return S3Place(
+        bucket=bucket,
+        prefix=f"{prefix}/" if prefix else "",
+        endpoint=endpoint.rstrip("/") if endpoint else None,
+        public_endpoint=public_endpoint.rstrip("/") if public_endpoint else None,
+        region=region,
+        link_ttl_s=link_ttl_s,
+    )
+
+
+def parse_networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
+    """Addresses and networks such as `10.0.0.0/8`.
+
+    Raises:
+        UsageProblem: one that is neither.
+    """
+    found = []
+    for text in texts:
+        try:
+            found.append(ipaddress.ip_network(text.strip(), strict=False))
+        except ValueError:
+            raise UsageProblem(f"proxy `{shown(text)}`: expected an address or a network such as 10.0.0.0/8") from None
+    return tuple(found)
 
 
 def _secret(path: Path) -> bytes:
@@ -105,5 +177,18 @@ def _secret(path: Path) -> bytes:
         raise UsageProblem(
             f"`{shown(str(path))}`: expected {SECRET_BYTES} bytes, found {len(secret)}",
             hint="remove the file; links that were handed out in the last hour stop working",
+        )
+    return secret
+
+
+def _read_secret(path: Path) -> bytes:
+    try:
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise UsageProblem(f"secret file `{shown(str(path))}`: {error.strerror}") from None
+    if len(secret) < SECRET_BYTES:
+        raise UsageProblem(
+            f"secret file `{shown(str(path))}`: expected {SECRET_BYTES} bytes or more, found {len(secret)}",
+            hint="`openssl rand -hex 32 > secret` makes one",
         )
     return secret

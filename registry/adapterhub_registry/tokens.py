@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from sqlalchemy import Row, insert, select, update
+from sqlalchemy.engine import Connection
 
 from adapterhub.errors import NotFound, UsageProblem, shown
-from adapterhub_registry.db import Database, inserted_id, now_ms, tokens, users
+from adapterhub_registry.db import Database, inserted_id, lock_name, now_ms, tokens, users
 
 Role = Literal["read", "write", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -41,6 +42,7 @@ class Caller:
     role: Role
     namespaces: tuple[str, ...]
     label: str = ""
+    token_id: int | None = None
 
     def reaches(self, repo_id: str) -> bool:
         """Whether the token was given for this repository."""
@@ -105,23 +107,20 @@ class Tokens:
             raise UsageProblem(f"a token lives up to 36500 days, not {days}")
         globs = [glob if "/" in glob or glob == "*" else f"{glob}/*" for glob in namespaces]
         globs = globs or (["*"] if role == "admin" else [f"{user}/*"])
-        token, now = _new_token(), now_ms()
+        token = _new_token()
         with self._db.begin() as connection:
-            user_id = connection.scalar(select(users.c.id).where(users.c.name == user))
-            if user_id is None:
-                made = connection.execute(insert(users).values(name=user, created_at=now))
-                user_id = inserted_id(made)
-            connection.execute(
-                insert(tokens).values(
-                    sha256=_digest(token),
-                    user_id=user_id,
-                    label=label or f"{user}-{role}",
-                    role=role,
-                    namespaces=json.dumps(globs),
-                    created_at=now,
-                    expires_at=None if days is None else now + int(days * DAY_MS),
-                )
-            )
+            lock_name(connection, f"user {user}")
+            _insert(connection, token, user, role, globs, label=label or f"{user}-{role}", days=days)
+        return token
+
+    def create_first(self) -> str | None:
+        """An administrator's token when there is no token yet, else None; one server makes it where several start."""
+        token = _new_token()
+        with self._db.begin() as connection:
+            lock_name(connection, "first token")
+            if connection.scalar(select(tokens.c.id).limit(1)) is not None:
+                return None
+            _insert(connection, token, "admin", "admin", ["*"], label="first start", days=None)
         return token
 
     def records(self) -> list[TokenRecord]:
@@ -159,10 +158,36 @@ class Tokens:
             with self._db.begin() as connection:
                 connection.execute(update(tokens).where(tokens.c.id == row.id).values(used_at=now))
         record = _record(row)
-        return Caller(user=record.user, role=record.role, namespaces=record.namespaces, label=record.label)
+        return Caller(
+            user=record.user,
+            role=record.role,
+            namespaces=record.namespaces,
+            label=record.label,
+            token_id=record.id,
+        )
 
 
 _SELECT = select(tokens, users.c.name.label("user_name")).join(users, users.c.id == tokens.c.user_id)
+
+
+def _insert(
+    connection: Connection, token: str, user: str, role: str, globs: Sequence[str], *, label: str, days: float | None
+) -> None:
+    now = now_ms()
+    user_id = connection.scalar(select(users.c.id).where(users.c.name == user))
+    if user_id is None:
+        user_id = inserted_id(connection.execute(insert(users).values(name=user, created_at=now)))
+    connection.execute(
+        insert(tokens).values(
+            sha256=_digest(token),
+            user_id=user_id,
+            label=label,
+            role=role,
+            namespaces=json.dumps(globs),
+            created_at=now,
+            expires_at=None if days is None else now + int(days * DAY_MS),
+        )
+    )
 
 
 def _record(row: Row[Any]) -> TokenRecord:

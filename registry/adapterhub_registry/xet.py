@@ -17,7 +17,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import Row, select
 
-from adapterhub_registry import signing
+from adapterhub_registry import quotas, signing
 from adapterhub_registry.blobs import StoredBlob
 from adapterhub_registry.bodies import receive_with
 from adapterhub_registry.context import BaseUrl, CallerOf, Registry, RegistryOf, RepoOf
@@ -30,7 +30,7 @@ from adapterhub_registry.xet_format import (
     parse_xet_hash,
 )
 from adapterhub_registry.xet_ingest import Ingest
-from adapterhub_registry.xorbs import DiskXorbs, XorbPlace, XorbStore, epoch_at, is_open
+from adapterhub_registry.xorbs import XorbPlace, XorbStore, epoch_at, is_open
 
 PURPOSE: Final = "xet"
 SPACE: Final = "/_xet/{scope}/{epoch}"
@@ -47,6 +47,7 @@ class Space:
     scope: str
     epoch: int
     user: str
+    token_id: int | None
 
 
 def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> Space:
@@ -66,7 +67,9 @@ def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> 
         raise forbidden("this token was given for another repository")
     if not _EPOCH.fullmatch(epoch) or not is_open(int(epoch), time.time()):
         raise _not_here("upload space")
-    return Space(repo_id=claims["repo"], scope=scope, epoch=int(epoch), user=claims["user"])
+    return Space(
+        repo_id=claims["repo"], scope=scope, epoch=int(epoch), user=claims["user"], token_id=claims.get("token")
+    )
 
 
 SpaceOf = Annotated[Space, Depends(space_of)]
@@ -74,7 +77,7 @@ SpaceOf = Annotated[Space, Depends(space_of)]
 
 def xorbs_of(registry: RegistryOf) -> XorbStore:
     """Where the xorbs of this registry wait."""
-    return DiskXorbs(registry.settings.root / "xorbs")
+    return registry.xorbs
 
 
 XorbsOf = Annotated[XorbStore, Depends(xorbs_of)]
@@ -94,10 +97,17 @@ def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: B
     """Where an upload to this repository goes, and the token for it. The client asks again before it expires."""
     with registry.db.read() as connection:
         repo = registry.repos.find_writable(connection, caller, repo_id)
+        quotas.refuse_upload(
+            connection,
+            registry.settings.limits,
+            namespace=repo.namespace,
+            token_id=caller.token_id,
+            more_bytes=1,
+        )
     now = time.time()
     xorbs.sweep(now)
     ttl_s = min(registry.settings.limits.href_ttl_s, signing.LONGEST_TTL_S)
-    claims = {"purpose": PURPOSE, "user": caller.user, "repo": repo.id, "scope": _scope(repo)}
+    claims = {"purpose": PURPOSE, "user": caller.user, "repo": repo.id, "scope": _scope(repo), "token": caller.token_id}
     token = signing.sign(claims, registry.settings.secret, ttl_s)
     address = f"{base}/_xet/{_scope(repo)}/{epoch_at(now)}"
     expires = int(now) + ttl_s
@@ -166,6 +176,16 @@ def telemetry() -> JSONResponse:
 def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> None:
     files = parse_shard(raw, limit_bytes=registry.settings.limits.file_bytes)
 
+    with registry.db.read() as connection:
+        namespace = connection.scalar(select(repos.c.namespace).where(repos.c.id == space.repo_id))
+        quotas.refuse_upload(
+            connection,
+            registry.settings.limits,
+            namespace=str(namespace),
+            token_id=space.token_id,
+            more_bytes=sum(file.size_bytes for file in files),
+        )
+
     def is_here(sha256: str) -> bool:
         sent = select(uploads.c.sha256).where(uploads.c.repo_id == space.repo_id, uploads.c.sha256 == sha256)
         with registry.db.read() as connection:
@@ -177,7 +197,7 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
             row = connection.execute(select(repos).where(repos.c.id == space.repo_id)).one_or_none()
             if row is None or _scope(row) != space.scope:
                 raise _not_here("repository any more")
-            registry.repos.note_upload(connection, space.repo_id, space.user, blob)
+            registry.repos.note_upload(connection, space.repo_id, space.user, blob, token_id=space.token_id)
 
     ingest = Ingest(xorbs=xorbs, blobs=registry.blobs, scope=space.scope, epoch=space.epoch)
     ingest.store(files, is_here=is_here, on_stored=on_stored)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypedDict
 
+from adapterhub.cli.documents._engines import ENGINES
 from adapterhub.cli.documents._library import ADAPTERS, BASES, Listed
 from adapterhub.cli.documents._page import page_of
 from adapterhub.cli.documents._parts import Added, Finding, Manifest, NotRequired
@@ -57,6 +58,7 @@ CHAPTERS: dict[str, dict[str, Any]] = {
     "Finding out": VERBS,
     "Weights": WEIGHTS,
     "Answers": ANSWERS,
+    "Engines": ENGINES,
     "Keys and signatures": KEYS,
     "Servers": SERVERS,
     "The registry": REGISTRY,

@@ -248,6 +248,14 @@ class Token(TypedDict):
     revoked: str | None
 
 
+class Holdings(TypedDict):
+    """What a registry's database names, and what of it is not there; the exit code is 12 where something is not."""
+
+    blobs: int
+    bytes: Annotated[int, "that the blobs have together"]
+    problems: Annotated[list[str], "one sentence for each"]
+
+
 KEYS = {
     "key-new": NewKey,
     "key-list": list[ListedKey],
@@ -275,6 +283,7 @@ SERVERS = {
 }
 REGISTRY: dict[str, Any] = {
     "registry-serve": list[Annotated[dict[str, str], "`url`, then once `admin_token`: one document a line"]],
+    "registry-check": Holdings,
     "registry-token-create": NewToken,
     "registry-token-list": list[Token],
     "registry-token-revoke": Token,

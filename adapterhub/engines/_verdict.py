@@ -1,0 +1,99 @@
+"""What an engine makes of an adapter: yes or no, why, and the settings that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+Setting = int | bool | str | tuple[str, ...]
+Settings = Mapping[str, Setting]
+"""Options of a server by their names, without dashes in front: a number is the least that will do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why not. `feature` is a key of `FEATURES`, `detail` is where it was seen, `says` what the engine does with it."""
+
+    feature: str
+    effect: str
+    says: str
+    detail: str
+    source: str = ""
+
+    @property
+    def text(self) -> str:
+        """One sentence."""
+        return f"{self.detail}: {self.says}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value."""
+        return {
+            "feature": self.feature,
+            "effect": self.effect,
+            "detail": self.detail,
+            "says": self.says,
+            "source": self.source,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One adapter and one engine. `flags` are `settings` as one would type them."""
+
+    target: str
+    engine: str
+    version: str | None
+    reasons: tuple[Reason, ...]
+    notes: tuple[str, ...]
+    settings: Settings
+    flags: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the engine takes the adapter and means by it what PEFT means."""
+        return not self.reasons
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value."""
+        settings = {key: list(item) if isinstance(item, tuple) else item for key, item in self.settings.items()}
+        return {
+            "target": self.target,
+            "engine": self.engine,
+            "version": self.version,
+            "ok": self.ok,
+            "reasons": [reason.to_json() for reason in self.reasons],
+            "notes": list(self.notes),
+            "settings": settings,
+            "flags": list(self.flags),
+        }
+
+
+def as_flags(settings: Settings) -> tuple[str, ...]:
+    """`--max-lora-rank`, `16`: the words of a command line; an option that is false is left out."""
+    words: list[str] = []
+    for key, item in settings.items():
+        if item is False:
+            continue
+        words.append(f"--{key}")
+        if isinstance(item, tuple):
+            words += item
+        elif item is not True:
+            words.append(str(item))
+    return tuple(words)
+
+
+def joined(several: Iterable[Settings]) -> Settings:
+    """Settings that serve every adapter: the largest number, every name."""
+    all_of: dict[str, Setting] = {}
+    for settings in several:
+        for key, item in settings.items():
+            before = all_of.get(key)
+            if isinstance(item, tuple) and isinstance(before, tuple):
+                all_of[key] = tuple(sorted({*before, *item}))
+            elif isinstance(item, int) and isinstance(before, int) and not isinstance(item, bool):
+                all_of[key] = max(before, item)
+            else:
+                all_of[key] = item
+    return MappingProxyType(all_of)

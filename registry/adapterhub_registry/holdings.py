@@ -1,0 +1,62 @@
+"""Whether everything that commits and uploads name is there: what a restored backup must pass."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from adapterhub.errors import BlobNotFound
+from adapterhub_registry.blobs import BlobStore
+from adapterhub_registry.db import Database, files, refs, repos, uploads
+from adapterhub_registry.db import blobs as blobs_table
+from adapterhub_registry.db import commits as commits_table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """What was looked at, and every problem found, each a sentence."""
+
+    blobs: int
+    bytes: int
+    problems: tuple[str, ...]
+
+
+def check_holdings(database: Database, blobs: BlobStore, *, read_bytes: bool = False) -> Holdings:
+    """Look for each blob that a row names and for the commit that each ref names; with `read_bytes`, hash all bytes."""
+    with database.read() as connection:
+        sizes = {row.sha256: row.size for row in connection.execute(select(blobs_table.c.sha256, blobs_table.c.size))}
+        named = {row.sha256: row.size for row in connection.execute(select(files.c.sha256, files.c.size).distinct())}
+        sent = set(connection.scalars(select(uploads.c.sha256).distinct()))
+        made = {
+            (row.repo_id, row.id) for row in connection.execute(select(commits_table.c.repo_id, commits_table.c.id))
+        }
+        named_refs = connection.execute(
+            select(refs.c.repo_id, refs.c.name, refs.c.commit_id, repos.c.full_name).join(repos)
+        ).all()
+    problems = [
+        f"{ref.full_name}: `{ref.name}` names commit {ref.commit_id}, which is not there"
+        for ref in named_refs
+        if (ref.repo_id, ref.commit_id) not in made
+    ]
+    problems += [f"blob {sha256}: a row names it that the table of blobs does not" for sha256 in sent - sizes.keys()]
+    wanted = sizes | named
+    problems += [found for found in (_problem(blobs, *item, read_bytes=read_bytes) for item in wanted.items()) if found]
+    return Holdings(blobs=len(wanted), bytes=sum(wanted.values()), problems=tuple(problems))
+
+
+def _problem(blobs: BlobStore, sha256: str, size: int, *, read_bytes: bool) -> str | None:
+    try:
+        found = blobs.size(sha256)
+        if found != size:
+            return f"blob {sha256}: has {found} bytes, expected {size}"
+        if read_bytes:
+            hasher = hashlib.sha256()
+            for chunk in blobs.open(sha256):
+                hasher.update(chunk)
+            if hasher.hexdigest() != sha256:
+                return f"blob {sha256}: its bytes have the digest {hasher.hexdigest()}"
+    except BlobNotFound:
+        return f"blob {sha256}: is not there"
+    return None

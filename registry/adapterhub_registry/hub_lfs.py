@@ -1,0 +1,169 @@
+"""Hub API: files by LFS. A batch gives signed links, to this server or a bucket; bytes are checked on arrival."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from math import ceil
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from adapterhub_registry import quotas
+from adapterhub_registry.blobs import StoredBlob
+from adapterhub_registry.bodies import receive_with
+from adapterhub_registry.context import BaseUrl, CallerOf, JsonBody, Registry, RegistryOf, RepoOf
+from adapterhub_registry.errors import bad_request, entry_not_found, forbidden
+from adapterhub_registry.names import RepoId, parse_sha256
+from adapterhub_registry.signing import BadSignature, check, sign
+from adapterhub_registry.tokens import Caller
+
+router = APIRouter()
+MAX_LFS_OBJECTS: Final = 1000
+MAX_PARTS: Final = 10_000
+DIRECT_BYTES: Final = 5 << 30  # what S3 takes in one PUT
+
+
+@router.post("/{namespace}/{name}.git/info/lfs/objects/batch")
+def lfs_batch(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody, base: BaseUrl) -> JSONResponse:
+    """For each object the signed links to send it to; none when the caller may use what is stored already."""
+    if body.text("operation") != "upload":
+        raise bad_request("operation: only uploads go this way, files are read from /resolve")
+    if body.text("hash_algo", "sha256") != "sha256":
+        raise bad_request("hash_algo: expected sha256")
+    wanted = body.objects("objects", most=MAX_LFS_OBJECTS)
+    can_split = "multipart" in body.texts("transfers", most=20)
+    with registry.db.read() as connection:
+        row = registry.repos.find_writable(connection, caller, repo_id)
+        objects, wanting = [], 0
+        for item in wanted:
+            oid = parse_sha256(item.text("oid"))
+            size = item.number("size", most=registry.settings.limits.file_bytes)
+            known = registry.repos.known_blob(connection, caller, row.id, oid)
+            answer: dict[str, Any] = {"oid": oid, "size": size}
+            if known is not None and known.size != size:
+                answer["error"] = {"code": 422, "message": f"{oid} has {known.size} bytes, not {size}"}
+            elif known is None:
+                claims = {"user": caller.user, "repo": row.id, "oid": oid, "size": size, "token": caller.token_id}
+                links = _Links(registry, base, claims)
+                answer["actions"] = links.actions(can_split=can_split, repo_id=repo_id)
+                wanting += size
+            objects.append(answer)
+        limits, namespace = registry.settings.limits, row.namespace
+        if wanting:
+            quotas.refuse_upload(connection, limits, namespace=namespace, token_id=caller.token_id, more_bytes=wanting)
+    split = any("chunk_size" in item.get("actions", {}).get("upload", {}).get("header", {}) for item in objects)
+    return JSONResponse({"transfer": "multipart" if split else "basic", "objects": objects})
+
+
+class _Links:
+    """Signed links for one object, good for an hour. By one to this server exactly these bytes can be sent.
+
+    Where blobs lie in a bucket, links lead there: what came is checked when the client says that it sent it.
+    """
+
+    def __init__(self, registry: Registry, base: str, claims: dict[str, Any]) -> None:
+        self._settings = registry.settings
+        self._blobs = registry.blobs
+        self._base = base
+        self._claims = claims
+
+    def _link(self, place: str, purpose: str, **more: int) -> str:
+        ttl_s = self._settings.limits.href_ttl_s
+        token = sign({**self._claims, **more, "purpose": purpose}, self._settings.secret, ttl_s)
+        return f"{self._base}/_lfs/{place}/{token}"
+
+    def actions(self, *, can_split: bool, repo_id: RepoId) -> dict[str, Any]:
+        """The member `actions`: in one piece, or in parts for large objects."""
+        limits, size = self._settings.limits, int(self._claims["size"])
+        verify = {"href": f"{self._base}/{repo_id}.git/info/lfs/verify"}
+        upload_id = _upload_id(self._claims)
+        if not can_split or size < limits.multipart_from_bytes:
+            direct = self._blobs.upload_link(upload_id) if size <= DIRECT_BYTES else None
+            return {"upload": {"href": direct or self._link("object", "lfs-object"), "header": {}}, "verify": verify}
+        part_bytes = max(limits.part_bytes, ceil(size / MAX_PARTS))
+        header = {"chunk_size": str(part_bytes)}
+        for number in range(1, ceil(size / part_bytes) + 1):
+            length = min(part_bytes, size - (number - 1) * part_bytes)
+            direct = self._blobs.upload_link(upload_id, number)
+            header[str(number)] = direct or self._link("part", "lfs-part", part=number, length=length)
+        return {"upload": {"href": self._link("complete", "lfs-complete"), "header": header}, "verify": verify}
+
+
+def _claims(registry: Registry, token: str, purpose: str) -> dict[str, Any]:
+    try:
+        return check(token, registry.settings.secret, purpose=purpose)
+    except BadSignature as problem:
+        raise forbidden(f"upload link: {problem}") from None
+
+
+def _upload_id(claims: Mapping[str, Any]) -> str:
+    # of one object of one user for one repository; the same again goes to the same place
+    told = json.dumps([claims[name] for name in ("repo", "user", "oid", "size")])
+    return hashlib.sha256(told.encode()).hexdigest()[:48]
+
+
+@router.put("/_lfs/object/{token}")
+async def put_object(request: Request, registry: RegistryOf, token: str) -> Response:
+    """Take an object in one piece; 400, and nothing is kept, unless it is exactly what was announced."""
+    claims = _claims(registry, token, "lfs-object")
+
+    def work(chunks: Iterator[bytes]) -> None:
+        _note(registry, claims, registry.blobs.put(chunks, claims["oid"], claims["size"]))
+
+    await receive_with(request, work)
+    return Response()
+
+
+@router.put("/_lfs/part/{token}")
+async def put_part(request: Request, registry: RegistryOf, token: str) -> Response:
+    """Take one part; its ETag is what the completion must name."""
+    claims = _claims(registry, token, "lfs-part")
+    etag = await receive_with(
+        request, lambda chunks: registry.blobs.put_part(_upload_id(claims), claims["part"], chunks, claims["length"])
+    )
+    return Response(headers={"ETag": f'"{etag}"'})
+
+
+@router.post("/_lfs/complete/{token}")
+def complete(registry: RegistryOf, token: str, body: JsonBody) -> JSONResponse:
+    """Join the parts; 400 unless they make what was announced."""
+    claims = _claims(registry, token, "lfs-complete")
+    listed = body.objects("parts", most=MAX_PARTS)
+    parts = [(part.number("partNumber", least=1, most=MAX_PARTS), part.text("etag").strip('"')) for part in listed]
+    if [number for number, _ in parts] != list(range(1, len(parts) + 1)):
+        raise bad_request("parts: expected every part once, in order")
+    blob = registry.blobs.complete(_upload_id(claims), parts, claims["oid"], claims["size"])
+    _note(registry, claims, blob)
+    return JSONResponse({"success": True})
+
+
+def _note(registry: Registry, claims: dict[str, Any], blob: StoredBlob) -> None:
+    with registry.db.begin() as connection:
+        registry.repos.note_upload(connection, claims["repo"], claims["user"], blob, token_id=claims["token"])
+
+
+def take_sent(registry: Registry, caller: Caller, repo_number: int, oid: str, size: int) -> None:
+    """Check and note an object that the caller may have sent to a bucket."""
+    claims = {"user": caller.user, "repo": repo_number, "oid": oid, "size": size, "token": caller.token_id}
+    blob = registry.blobs.take(_upload_id(claims), oid, size)
+    if blob is not None:
+        _note(registry, claims, blob)
+
+
+@router.post("/{namespace}/{name}.git/info/lfs/verify")
+def verify(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody) -> JSONResponse:
+    """200 when the object is here with that size. One that was sent to a bucket is checked now."""
+    oid, size = parse_sha256(body.text("oid")), body.value("size")
+    for is_last in (False, True):
+        with registry.db.read() as connection:
+            row = registry.repos.find_writable(connection, caller, repo_id)
+            known = registry.repos.known_blob(connection, caller, row.id, oid)
+        if known is not None or is_last or type(size) is not int or size < 0:
+            break
+        take_sent(registry, caller, row.id, oid, size)
+    if known is None or known.size != size:
+        raise entry_not_found(oid)
+    return JSONResponse({"ok": True})

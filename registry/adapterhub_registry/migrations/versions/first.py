@@ -1,0 +1,156 @@
+"""The first schema, from before revisions were written down.
+
+It stays as it is: databases of that time look so.
+"""
+
+from __future__ import annotations
+
+from alembic import op
+from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, String, Text
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Make the tables."""
+    op.create_table("facts", Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
+    op.create_table(
+        "users",
+        Column("id", Integer, primary_key=True),
+        Column("name", String(96), nullable=False, unique=True),
+        Column("created_at", BigInteger, nullable=False),
+    )
+    op.create_table(
+        "tokens",
+        Column("id", Integer, primary_key=True),
+        Column("sha256", String(64), nullable=False, unique=True),
+        Column("user_id", Integer, ForeignKey("users.id"), nullable=False),
+        Column("label", String(200), nullable=False),
+        Column("role", String(8), nullable=False),
+        Column("namespaces", Text, nullable=False),
+        Column("created_at", BigInteger, nullable=False),
+        Column("expires_at", BigInteger),
+        Column("used_at", BigInteger),
+        Column("revoked_at", BigInteger),
+    )
+    op.create_table(
+        "repos",
+        Column("id", Integer, primary_key=True),
+        Column("full_name", String(200), nullable=False, unique=True),
+        Column("namespace", String(96), nullable=False, index=True),
+        Column("folded", String(200), nullable=False, unique=True),
+        Column("folded_namespace", String(96), nullable=False, index=True),
+        Column("private", Boolean, nullable=False),
+        Column("gated", String(8)),
+        Column("created_by", String(96), nullable=False),
+        Column("created_at", BigInteger, nullable=False),
+        Column("modified_at", BigInteger, nullable=False),
+        Column("head", String(40), nullable=False),
+        Column("downloads", Integer, nullable=False, default=0),
+        Column("used_bytes", BigInteger, nullable=False, default=0),
+        Column("pipeline_tag", String(200), index=True),
+        Column("library_name", String(200)),
+        Column("card", Text, nullable=False, default="{}"),
+        Column("config", Text, nullable=False, default="{}"),
+        sqlite_autoincrement=True,
+    )
+    op.create_table(
+        "refs",
+        Column("repo_id", Integer, ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+        Column("kind", String(8), primary_key=True),
+        Column("name", String(200), primary_key=True),
+        Column("commit_id", String(40), nullable=False),
+        Column("message", Text),
+        Column("created_at", BigInteger, nullable=False),
+    )
+    op.create_table(
+        "commits",
+        Column("repo_id", Integer, ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+        Column("id", String(40), primary_key=True),
+        Column("parent", String(40)),
+        Column("tree", String(64), nullable=False),
+        Column("title", Text, nullable=False),
+        Column("message", Text, nullable=False),
+        Column("author", String(96), nullable=False),
+        Column("created_at", BigInteger, nullable=False),
+    )
+    op.create_table(
+        "files",
+        Column("repo_id", Integer, ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+        Column("commit_id", String(40), primary_key=True),
+        Column("path", String(1024), primary_key=True),
+        Column("sha256", String(64), nullable=False, index=True),
+        Column("git_sha1", String(40), nullable=False),
+        Column("size", BigInteger, nullable=False),
+        Column("lfs", Boolean, nullable=False),
+        Column("changed_in", String(40), nullable=False),
+    )
+    op.create_table(
+        "blobs",
+        Column("sha256", String(64), primary_key=True),
+        Column("git_sha1", String(40), nullable=False),
+        Column("size", BigInteger, nullable=False),
+        Column("created_at", BigInteger, nullable=False),
+    )
+    op.create_table(
+        "uploads",
+        Column("repo_id", Integer, ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+        Column("sha256", String(64), primary_key=True),
+        Column("user_name", String(96), nullable=False),
+        Column("created_at", BigInteger, nullable=False),
+    )
+    op.create_table(
+        "repo_tags",
+        Column("repo_id", Integer, ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+        Column("tag", String(256), primary_key=True),
+        Index("repo_tags_by_tag", "tag", "repo_id"),
+    )
+    op.create_table(
+        "adapters",
+        Column("repo_id", Integer, ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+        Column("commit_id", String(40), primary_key=True),
+        Column("digest", String(64), nullable=False, index=True),
+        Column("weights_sha256", String(64)),
+        Column("name", String(200)),
+        Column("version", String(200)),
+        Column("base_model", String(256)),
+        Column("base_sha256", String(64)),
+        Column("base_tensors", String(64)),
+        Column("base_files", String(64)),
+        Column("task", String(200)),
+        Column("peft_type", String(200)),
+        Column("methods", Text, nullable=False),
+        Column("rank", Integer),
+        Column("alpha", Float),
+        Column("target_modules", Text, nullable=False),
+        Column("dtype", String(64)),
+        Column("parameters", BigInteger),
+        Column("description", Text),
+        Column("words", Text, nullable=False),
+        Column("is_head", Boolean, nullable=False),
+        Column("is_listed", Boolean, nullable=False),
+        Column("created_at", BigInteger, nullable=False),
+        Index("adapters_by_base", "base_sha256", "rank"),
+        Index("adapters_by_base_model", "base_model", "rank"),
+        Index("adapters_by_name", "name", "version"),
+    )
+    op.create_table(
+        "releases",
+        Column("repo_id", Integer, ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+        Column("version", String(200), primary_key=True),
+        Column("tag", String(200), nullable=False),
+        Column("commit_id", String(40), nullable=False),
+        Column("digest", String(64), nullable=False),
+        Column("created_at", BigInteger, nullable=False),
+        Column("yanked_at", BigInteger),
+        Column("yanked_by", String(96)),
+        Column("yanked_reason", Text),
+        Index("releases_by_version", "version"),
+    )
+    op.create_table(
+        "downloads",
+        Column("repo_id", Integer, ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+        Column("day", Integer, primary_key=True),
+        Column("count", Integer, nullable=False),
+    )
