@@ -88,6 +88,12 @@ def _make_downloads(downloads: Path) -> None:
     edit_tensors(adapter("diverged"), **{first: np.full((4, WIDTH), np.nan, "f4")})
     edit_tensors(adapter("half-a-pair"), **{first: None})
     edit_tensors(adapter("whole-weight"), **{f"{module}.k_proj.weight": np.ones((WIDTH, WIDTH), "f4")})
+    magnitudes = {
+        f"base_model.model.model.layers.{i}.self_attn.{m}.lora_magnitude_vector": np.ones(WIDTH, "f4")
+        for i in range(2)
+        for m in ("q_proj", "v_proj")
+    }
+    edit_tensors(adapter("dora", use_dora=True), **magnitudes)
     config = adapter("wrong-rank") / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 8}))
     adapter("damaged")

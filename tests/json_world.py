@@ -23,6 +23,8 @@ from typing import Any
 from tests.command_line import Adapt
 from tests.docs_sandbox import HUB_ID, WIDTH, make_sandbox
 from tests.hub.running import Running, running
+from tests.standin_vllm import make_standin
+from tests.test_serve_command import serving
 from tests.tiny import make_adapter
 
 Document = Any
@@ -39,8 +41,16 @@ _FACTS = {
 }  # fmt: skip
 """Fields whose values are another machine's or another moment's; they become their kind, such as `<number>`."""
 _SIZES = {"size_bytes", "freed_bytes", "alone_bytes"}
-_FACTS_OF = {"cache": _SIZES, "gc": _SIZES, "extract": _SIZES, "merge.tune": {*_SIZES, "weight", "weights"}}
-"""The same for one document: files that PEFT or SQLite wrote are counted in it, or weights are what a search found."""
+_FACTS_OF = {
+    "cache": _SIZES,
+    "gc": _SIZES,
+    "extract": _SIZES,
+    "merge.tune": {*_SIZES, "weight", "weights"},
+    "registry-check": {"bytes"},
+    "serve": {"command"},
+}
+"""The same for one document: files that PEFT or SQLite wrote and cards are counted in it, weights are what a search found,
+or a free port is among the words."""
 
 
 @dataclass
@@ -89,7 +99,19 @@ def world(folder: Path) -> Iterator[World]:
 
 def documents(made: World) -> dict[str, Document]:
     """Every document by its name, as the commands gave it."""
-    for chapter in (_bases, _adapters, _weights, _keys, _remotes, _registry, _answers, _project, _verbs, _away):
+    for chapter in (
+        _bases,
+        _adapters,
+        _weights,
+        _keys,
+        _remotes,
+        _registry,
+        _answers,
+        _engines,
+        _project,
+        _verbs,
+        _away,
+    ):
         chapter(made)
     return made.said
 
@@ -167,6 +189,7 @@ def _registry(w: World) -> None:
     w.says("registry-token-create", "registry", "token", "create", *here, "--user", "ben", "--namespaces", "acme/*")
     w.says("registry-token-list", "registry", "token", "list", *here)
     w.says("registry-token-revoke", "registry", "token", "revoke", "2", *here)
+    w.says("registry-check", "registry", "check", *here, "--bytes")
     w.said["registry-serve"] = _first_lines(w.folder / "registry-3", count=2)
 
 
@@ -206,6 +229,18 @@ def _answers(w: World) -> None:
     (w.folder / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
     tune = ("--tune", "examples.jsonl", "--tune-budget", 4)
     w.says("merge.tune", "merge", "plain", "polite", *tune, "-o", "tuned")
+
+
+def _engines(w: World) -> None:
+    """A stand-in for vLLM: what is printed of it is its interpreter and its version."""
+    make_adapter(w.folder / "out" / "rslora", width=WIDTH, base=HUB_ID, seed=8, use_rslora=True)
+    targets = ("--base", "base-7b", "--target", "vllm@0.32", "--target", "sglang")
+    w.says("check", "check", LEGAL, "./out/rslora", *targets, exit_code=3)
+    w.says("export.format", "export", LEGAL, "--format", "vllm", "-o", "./for-vllm")
+    python = make_standin(w.folder / "vllm")
+    w.says("serve.dry-run", "serve", "legal-qa", "--base", "base-7b", "--python", python, "--dry-run")
+    with serving(w.adapt, python, "legal-qa") as (document, _):
+        w.said["serve"] = document
 
 
 MERGE = """

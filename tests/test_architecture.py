@@ -31,6 +31,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["signing", "module_groups"], 2),
     **dict.fromkeys(["project"], 2),
     **dict.fromkeys(["known_projects"], 2),
+    **dict.fromkeys(["engines"], 2),
     # 3 places
     **dict.fromkeys(
         ["catalog", "refusals", "library", "incoming", "damage", "repair", "directory", "hub", "install", "new_folder"],
@@ -44,8 +45,11 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["difference"], 4),
     **dict.fromkeys(["locked_merges"], 4),
     **dict.fromkeys(["recipe", "recipe_parents", "loader", "generation", "bank", "tuning", "fuse", "extract"], 4),
+    **dict.fromkeys(["export"], 4),
+    **dict.fromkeys(["serving"], 4),
     # 5 faces
     **dict.fromkeys(["cli", "heatmap", "demo"], 5),
+    **dict.fromkeys(["vllm_plugin"], 5),
 }
 HEAVY_AT_MODULE_LEVEL = {"torch": 4, "safetensors": 4, "huggingface_hub": 3}
 NEVER_AT_MODULE_LEVEL = {

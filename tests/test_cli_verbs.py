@@ -427,7 +427,7 @@ def test_the_library_is_exported_outside_of_a_project(world, tmp_path):
     assert world.user.ok("export", "--requirements") == f"judge==1.0#{digest}\n"
     world.user.ok("export", "--requirements", "-o", "list.txt")
     assert (tmp_path / "list.txt").read_text() == f"judge==1.0#{digest}\n"
-    assert "say what to export" in world.user.fails(2, "export")
+    assert "`adapt export --requirements` for a plain list" in world.user.fails(2, "export")
     assert "`--group`" in world.user.fails(2, "export", "--requirements", "--group", "eval")
 
 

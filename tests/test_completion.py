@@ -130,6 +130,14 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Prompt:
         ("adapt diff legal-qa summ", ["summarize"]),
         ("adapt uninstall jud", ["judge"]),
         ("adapt upgrade jud", ["judge"]),
+        ("adapt check leg", ["legal-qa", "legal-summary"]),
+        ("adapt check legal-qa --target ", ["llama.cpp", "ollama", "peft", "sglang", "tgi", "vllm"]),
+        ("adapt check legal-qa --target vllm --target=ll", ["--target=llama.cpp"]),
+        ("adapt serve legal-qa leg", ["legal-qa", "legal-summary"]),
+        ("adapt serve legal-qa --base b", ["base-7b"]),
+        ("adapt serve --engine l", ["llama.cpp"]),
+        ("adapt export leg", ["legal-qa", "legal-summary"]),
+        ("adapt export legal-qa --format v", ["vllm"]),
         ("adapt completion z", ["zsh"]),
         ("adapt show 'leg", ["legal-qa", "legal-summary"]),
         ("adapt nonsense ", []),
@@ -177,6 +185,8 @@ LINES = [
     "adapt merge a --base ",
     "adapt install x --remote ",
     "adapt run ",
+    "adapt check legal-qa --target ",
+    "adapt serve leg",
 ]
 
 

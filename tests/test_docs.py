@@ -36,11 +36,11 @@ SKIPPED = {
     r"adapt search .*--remote .*": "needs a server",
     r"adapt remote login .*": "needs a token",
     r"(.*\bpip\b|python3? -m venv|uv ).*": "sets up an environment; `.ci/run` does the README's",
-    r".*python -m tests\.bench\..*": "takes minutes",
+    r".*python -m tests\.(bench|engines)\..*": "takes minutes",
     r"eval \"\$\(adapt completion .*": "is for an interactive shell",
 }
 """Commands that are shown and not run, with the reason."""
-MOST_SKIPPED = 33
+MOST_SKIPPED = 36
 
 ADAPT = '#!/bin/sh\nexec {python} -c "from adapterhub.cli import main; main()" "$@"\n'
 _FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -13,6 +13,7 @@ from adapterhub import errors
 from adapterhub.cli import cli
 from tests.command_line import Adapt, Done
 from tests.docs_sandbox import make_sandbox
+from tests.standin_vllm import make_standin
 from tests.test_cli import leaves
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "exit-codes.md"
@@ -29,6 +30,7 @@ def adapt(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
     """The library of the documentation, with a key, a trusted key, two remotes, and an adapter whose base is not known."""
     folder = tmp_path_factory.mktemp("codes")
     make_sandbox(folder, filled=True)
+    make_standin(folder / "vllm")
     adapt = Adapt(folder)
     adapt.ok("add", "./out/summarize", "--name", "orphan")
     adapt.ok("key", "new", "ann", "--unencrypted")
@@ -167,8 +169,22 @@ REFUSALS = [
     ("uninstall nothing", 10),
     ("uninstall legal-qa", 2),
     ("uninstall nothing --save --project ./project --yes", 10),
+    ("export nothing --format peft -o ./new", 10),
+    ("export legal-qa --format peft", 2),
+    ("export legal-qa --format peft -o ./full", 15),
+    ("check", 2),
+    ("check nothing", 10),
+    ("check legal-qa --target nothing", 2),
+    ("check ./downloads/pickled", 16),
+    ("serve", 2),
+    ("serve --base nothing", 10),
+    ("serve --base base-7b --python ./nowhere", 10),
+    ("serve --base base-7b --engine llama.cpp", 2),
+    ("serve nothing --base base-7b --python ./vllm/python --offline", 10),
+    ("serve --base base-7b --python ./vllm/python --port 0 --log ./log --engine-args=--fail", 18),
     ("demo --wheels ./nowhere", 2),
     ("registry serve --limit nothing=1", 2),
+    ("registry check --root ./text.txt", 2),
     ("registry token create --user 'not a name' --root ./registry", 2),
     ("registry token revoke 99 --root ./registry", 10),
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.hub import shared_servers
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # large enough that the usual small files go in one piece, small enough that a test can send parts
@@ -76,3 +79,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def mode(request: pytest.FixtureRequest) -> Mapping[str, str]:
     """The client's switches: as installed (Xet), and with Xet off (LFS)."""
     return MODES[request.param]
+
+
+@pytest.fixture(scope="session")
+def pg() -> Iterator[shared_servers.Postgres]:
+    """A PostgreSQL for all tests that want one."""
+    with shared_servers.postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[shared_servers.S3]:
+    """An S3 server for all tests that want one; there is one to install for Linux on x86_64 only."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip("no S3 server to install for this machine")
+    with shared_servers.s3() as server:
+        yield server

@@ -43,7 +43,9 @@ class Running:
 @contextmanager
 def running(root: Path, **settings: Any) -> Iterator[Running]:
     app = create_app(load_settings(root, **settings))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", timeout_keep_alive=75))
+    # as `serve` runs it
+    more: dict[str, Any] = {"log_level": "warning", "timeout_keep_alive": 75, "proxy_headers": False}
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, **more))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

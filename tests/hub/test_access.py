@@ -13,6 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from adapterhub_registry.db import repos
+from sqlalchemy import select
 
 from tests.hub.conftest import ROOT, Served, serving
 from tests.hub.running import Running, running
@@ -82,6 +84,25 @@ def test_downloads_are_counted_by_configuration(server: Running) -> None:
     server.registry.downloads.flush()
 
     assert server.get(f"/api/models/{repo}").json()["downloads"] == 1
+
+
+def test_downloads_of_many_repositories_are_written_together_and_those_of_removed_ones_dropped(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapterhub_registry.downloads.STEP", 2)
+    names = [make(server, f"many-{number}") for number in range(5)]
+    with server.registry.db.read() as connection:
+        ids = [connection.scalars(select(repos.c.id).where(repos.c.full_name == name)).one() for name in names]
+    for turn in range(2):
+        for number, repo_id in enumerate(ids):
+            for _ in range(number + 1):
+                server.registry.downloads.count(repo_id)
+        server.registry.downloads.count(99_999 + turn)
+        server.registry.downloads.flush()
+
+    found = [server.get(f"/api/models/{name}").json()["downloads"] for name in names]
+
+    assert found == [2, 4, 6, 8, 10]
 
 
 def test_of_many_commits_on_one_head_one_wins(server: Running) -> None:

@@ -155,7 +155,7 @@ def test_a_token_stands_for_its_user(tokens: Tokens) -> None:
 
     caller = tokens.authenticate(token)
 
-    assert caller == Caller(user="ann", role="write", namespaces=("acme/*", "other/x-*"), label="laptop")
+    assert caller == Caller(user="ann", role="write", namespaces=("acme/*", "other/x-*"), label="laptop", token_id=1)
 
 
 def test_a_token_is_not_in_the_database(tokens: Tokens, tmp_path: Path) -> None:

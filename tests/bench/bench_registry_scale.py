@@ -1,0 +1,246 @@
+"""A registry on PostgreSQL and S3: requests per second and p99 with 100,000 builds, and bytes per second.
+
+    python -m tests.bench.bench_registry_scale [--builds 100000] [--seconds 5] [--megabytes 200]
+
+Everything runs on this machine: PostgreSQL, the S3 server, the registry's servers and the clients that load them. Where
+they share few cores, a second server takes cores from the database and the clients: read the ratio with that in mind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+from adapterhub_registry.db import Database, adapters, blobs, commits, files, refs, releases, repo_tags, repos
+
+from tests.bench.many_builds import BASES, RANKS, TASKS
+from tests.hub.pushing import Push
+from tests.hub.shared_servers import CREDENTIALS, Shared, postgres, s3
+
+STEP = 2000
+CLIENTS = 8
+MEBIBYTE = 1 << 20
+START_MS = 1_700_000_000_000
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fill(database: Database, builds: int) -> None:
+    """Rows for `builds` repositories with one released adapter each, as pushes leave them; no bytes."""
+    for start in range(0, builds, STEP):
+        numbers = range(start, min(start + STEP, builds))
+        with database.begin() as connection:
+            for table, rows in _rows(numbers).items():
+                connection.execute(table.insert(), rows)
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE")
+        # ids were given by hand: the sequence goes on behind them
+        connection.exec_driver_sql("SELECT setval(pg_get_serial_sequence('repos', 'id'), (SELECT max(id) FROM repos))")
+
+
+def _rows(numbers: range) -> dict[object, list[dict[str, object]]]:
+    found: dict[object, list[dict[str, object]]] = {
+        table: [] for table in (repos, refs, commits, files, blobs, repo_tags, adapters, releases)
+    }
+    for n in numbers:
+        base, task = n % BASES, TASKS[(n // BASES) % len(TASKS)]
+        rank = RANKS[(n // (BASES * len(TASKS))) % len(RANKS)]
+        name, at, head = f"{task}-{n}", START_MS + n * 1000, digest(f"commit {n}")[:40]
+        space = f"team{n % 500}"
+        weights, config = digest(f"weights {n}"), digest(f"config {n % 100}")
+        mine = {"repo_id": n + 1}
+        found[repos].append(
+            {
+                "id": n + 1, "full_name": f"{space}/{name}", "namespace": space, "folded": f"{space}/{name}",
+                "folded_namespace": space, "private": False, "created_by": space, "created_at": at, "modified_at": at,
+                "head": head, "used_bytes": 10_000_000, "pipeline_tag": task, "library_name": "peft",
+                "downloads": n * 7919 % 10_000, "card": "{}", "config": "{}",
+            }
+        )  # fmt: skip
+        named = {"commit_id": head, "created_at": at}
+        found[refs] += [
+            mine | named | {"kind": "branch", "name": "main"},
+            mine | named | {"kind": "tag", "name": "v1.0.0"},
+        ]
+        found[commits].append(
+            mine
+            | {
+                "id": head,
+                "tree": digest(f"tree {n}"),
+                "title": "push",
+                "message": "",
+                "author": space,
+                "created_at": at,
+            }
+        )
+        for path, sha256, lfs in (("adapter_config.json", config, False), ("adapter_model.safetensors", weights, True)):
+            one = {"commit_id": head, "path": path, "sha256": sha256, "git_sha1": sha256[:40], "size": 1000, "lfs": lfs}
+            found[files].append(mine | one | {"changed_in": head})
+        found[blobs].append({"sha256": weights, "git_sha1": weights[:40], "size": 1000, "created_at": at})
+        tags = ["adapterhub", "peft", "safetensors", f"base_model:adapter:org/base-{base}", f"lora-rank:{rank}"]
+        tags += [f"base-sha256:{digest(f'base {base}')[:32]}", f"adapter-task:{task}", f"adapter-name:{name}"]
+        found[repo_tags] += [mine | {"tag": tag} for tag in tags]
+        found[adapters].append(
+            mine
+            | {
+                "commit_id": head, "digest": digest(f"manifest {n}"), "weights_sha256": weights, "name": name,
+                "version": "1.0.0", "base_model": f"org/base-{base}", "base_sha256": digest(f"base {base}"), "task": task,
+                "peft_type": "LORA", "methods": '["lora"]', "rank": rank, "alpha": 2.0 * rank, "target_modules": "[]",
+                "dtype": "F32", "parameters": 460_800 * rank, "description": f"Number {n}", "words": f"{name} {task}",
+                "is_head": True, "is_listed": True, "created_at": at,
+            }
+        )  # fmt: skip
+        found[releases].append(
+            mine
+            | {
+                "version": "1.0.0",
+                "tag": "v1.0.0",
+                "commit_id": head,
+                "digest": digest(f"manifest {n}"),
+                "created_at": at,
+            }
+        )
+    return found
+
+
+def requests(builds: int) -> dict[str, Callable[[int], tuple[str, dict[str, object]]]]:
+    """What clients ask for, by name; the argument is the number of the request."""
+
+    def repo(n: int) -> str:
+        n = n * 104_729 % builds
+        return f"team{n % 500}/{TASKS[(n // BASES) % len(TASKS)]}-{n}"
+
+    def by_tags(n: int) -> tuple[str, dict[str, object]]:
+        tags = [f"base_model:adapter:org/base-{n % BASES}", f"adapter-task:{TASKS[n % len(TASKS)]}"]
+        return "/api/models", {"filter": tags, "limit": 20}
+
+    def search(n: int) -> tuple[str, dict[str, object]]:
+        where = {"base_sha256": digest(f"base {n % BASES}"), "task": TASKS[n % len(TASKS)]}
+        return "/api/adapt/v1/adapters", {**where, "rank_max": 16, "limit": 20}
+
+    return {
+        "newest 20": lambda _: ("/api/models", {"limit": 20}),
+        "20 by base and task (tags)": by_tags,
+        "20 by base, task and rank": search,
+        "model info by tag": lambda n: (f"/api/models/{repo(n)}/revision/v1.0.0", {}),
+        "resolve (HEAD and GET)": lambda n: (f"/{repo(n)}/resolve/v1.0.0/adapter_model.safetensors", {}),
+    }
+
+
+def load(
+    urls: list[str], token: str, ask: Callable[[int], tuple[str, dict[str, object]]], seconds: float
+) -> list[float]:
+    """The time of each request that `CLIENTS` clients sent, one after the other each, over `urls` in turn."""
+    spent: list[float] = []
+    until = time.perf_counter() + seconds
+
+    def run(number: int) -> None:
+        headers = {"Authorization": f"Bearer {token}"}
+        with httpx.Client(base_url=urls[number % len(urls)], headers=headers, timeout=60) as client:
+            at = number
+            while time.perf_counter() < until:
+                path, query = ask(at)
+                method = "HEAD" if "/resolve/" in path and at // CLIENTS % 2 else "GET"
+                began = time.perf_counter()
+                answer = client.request(method, path, params=query)
+                spent.append(time.perf_counter() - began)
+                assert answer.status_code in {200, 302}, answer.text
+                at += CLIENTS
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return spent
+
+
+def shown(spent: list[float], seconds: float) -> str:
+    ordered = sorted(spent)
+    p99 = ordered[int(len(ordered) * 0.99)]
+    return f"{len(spent) / seconds:7.0f}/s  p50 {statistics.median(ordered) * 1000:6.1f} ms  p99 {p99 * 1000:6.1f} ms"
+
+
+@contextlib.contextmanager
+def replicas(shared: Shared, count: int) -> Iterator[list[str]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(shared.replica()).url for _ in range(count)]
+
+
+def speed(size: int, run: Callable[[], object]) -> float:
+    """Mebibytes per second."""
+    began = time.perf_counter()
+    run()
+    return size / MEBIBYTE / (time.perf_counter() - began)
+
+
+def measure_bytes(shared: Shared, endpoint_store: object, megabytes: int) -> None:
+    """Push and pull one large file through a server and S3, and through the S3 server alone."""
+    from datetime import timedelta
+
+    import obstore
+
+    sizes = megabytes * MEBIBYTE
+    pairs: dict[str, list[tuple[float, float]]] = {"push": [], "pull": []}
+    with replicas(shared, 1) as (url,), httpx.Client(base_url=url, timeout=600) as client:
+        client.headers["Authorization"] = f"Bearer {shared.token}"
+        for turn in range(3):
+            push = Push(repo=f"bytes/{'abc'[turn] * 3}", weights=os.urandom(sizes))
+            client.post("/api/repos/create", json={"organization": "bytes", "name": push.repo[6:]}).raise_for_status()
+            ours = speed(sizes, lambda p=push: p.commit(client))
+            link = obstore.sign(endpoint_store, "PUT", f"alone-{turn}", timedelta(hours=1))  # type: ignore[call-overload]
+            alone = speed(
+                sizes, lambda p=push, at=link: httpx.put(at, content=p.weights, timeout=600).raise_for_status()
+            )
+            pairs["push"].append((ours, alone))
+            path = f"/{push.repo}/resolve/main/adapter_model.safetensors"
+            ours = speed(sizes, lambda at=path: client.get(at, follow_redirects=True).raise_for_status())
+            link = obstore.sign(endpoint_store, "GET", f"alone-{turn}", timedelta(hours=1))  # type: ignore[call-overload]
+            alone = speed(sizes, lambda at=link: httpx.get(at, timeout=600).raise_for_status())
+            pairs["pull"].append((ours, alone))
+    for name, found in pairs.items():
+        ours, alone = (statistics.median(side) for side in zip(*found, strict=True))
+        ratio = statistics.median(mine / peer for mine, peer in found)
+        print(f"{name} {megabytes} MiB: {ours:.0f} MiB/s   the S3 server alone {alone:.0f} MiB/s   ratio {ratio:.2f}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--builds", type=int, default=100_000)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--megabytes", type=int, default=200)
+    given = parser.parse_args()
+    os.environ |= CREDENTIALS
+    with postgres() as pg, s3() as bucket, tempfile.TemporaryDirectory() as folder:
+        shared = Shared(Path(folder), pg.new_database(), bucket.endpoint, bucket.new_bucket())
+        with shared.replica():  # makes the tables and the token
+            pass
+        database = Database(shared.database)
+        began = time.perf_counter()
+        fill(database, given.builds)
+        database.close()
+        print(f"{given.builds:,} builds written in {time.perf_counter() - began:.0f} s; {os.cpu_count()} cores for all")
+        for count in (1, 2):
+            with replicas(shared, count) as urls:
+                for name, ask in requests(given.builds).items():
+                    load(urls, shared.token, ask, 0.5)
+                    print(
+                        f"{count} x server  {name:28} {shown(load(urls, shared.token, ask, given.seconds), given.seconds)}"
+                    )
+        measure_bytes(shared, bucket.store(shared.bucket), given.megabytes)
+
+
+if __name__ == "__main__":
+    main()

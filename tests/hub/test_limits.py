@@ -1,0 +1,194 @@
+"""Rates and quotas of tokens, addresses and namespaces; proxies are believed only as configured."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from adapterhub_registry.rates import Rates, address_of
+from adapterhub_registry.settings import Limits, parse_networks
+
+from adapterhub.errors import UsageProblem
+from tests.hub.pushing import Push
+from tests.hub.running import Running, running
+
+KILO = 1000
+
+
+def limited(tmp_path: Path, **limits: int) -> Any:
+    return running(tmp_path, limits=Limits(**limits))
+
+
+def client(server: Running, token: str | None = None) -> httpx.Client:
+    return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token or server.token}"})
+
+
+# ------------------------------------------------------------ rates
+def test_a_minutes_worth_comes_at_once_and_then_at_an_even_pace() -> None:
+    now = [0.0]
+    rates = Rates(lambda: now[0])
+
+    assert [rates.wait_s("ann", 3) for _ in range(5)] == [0, 0, 0, 20, 20]
+    now[0] = 19.0
+    assert rates.wait_s("ann", 3) == 1
+    now[0] = 20.5
+    assert [rates.wait_s("ann", 3), rates.wait_s("ann", 3)] == [0, 20]
+    assert rates.wait_s("bob", 3) == 0
+    now[0] = 10_000.0
+    assert [rates.wait_s("ann", 3) for _ in range(4)] == [0, 0, 0, 20]
+
+
+def test_no_bound_is_no_bound() -> None:
+    assert {Rates().wait_s("ann", 0) for _ in range(1000)} == {0}
+
+
+def test_one_token_over_its_rate_is_told_when_to_come_back_and_others_go_on(tmp_path: Path) -> None:
+    with limited(tmp_path, token_requests_per_minute=5) as server:
+        other = server.registry.tokens.create("bob", "read")
+        answers = [server.get("/api/whoami-v2") for _ in range(7)]
+
+        assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 12
+        assert answers[-1].headers["x-error-code"] == "TooMany"
+        assert server.get("/api/whoami-v2", token=other).status_code == 200
+        assert server.get("/api/models", token=None).status_code == 200
+
+
+def test_an_address_without_a_good_token_has_a_rate_of_its_own(tmp_path: Path) -> None:
+    with limited(tmp_path, address_requests_per_minute=4) as server:
+        guesses = [server.get("/api/whoami-v2", token=f"guess-{n}").status_code for n in range(3)]
+        anonymous = [server.get("/api/models", token=None).status_code for _ in range(3)]
+
+        assert guesses == [401] * 3
+        assert anonymous == [200, 429, 429]
+        assert server.get("/api/whoami-v2").status_code == 200
+
+
+@pytest.mark.parametrize("trusts", [True, False])
+def test_a_proxy_is_believed_only_when_it_is_trusted(tmp_path: Path, *, trusts: bool) -> None:
+    proxies = parse_networks(("127.0.0.1",)) if trusts else ()
+    with running(tmp_path, limits=Limits(address_requests_per_minute=1), trusted_proxies=proxies) as server:
+        seen = [
+            httpx.get(f"{server.url}/api/models", headers={"X-Forwarded-For": f"203.0.113.{n}"}).status_code
+            for n in range(3)
+        ]
+
+    assert seen == ([200, 200, 200] if trusts else [200, 429, 429])
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("198.51.100.7", ["203.0.113.1"], "198.51.100.7"),  # not a proxy of ours: what it says is nothing
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("10.0.0.1", ["203.0.113.1"], "203.0.113.1"),
+        ("10.0.0.1", ["1.2.3.4, 203.0.113.1"], "203.0.113.1"),  # the client wrote the first one itself
+        ("10.0.0.1", ["1.2.3.4", "203.0.113.1, 10.0.0.2"], "203.0.113.1"),
+        ("10.0.0.1", ["nonsense"], "10.0.0.1"),
+        ("10.0.0.1", ["2001:db8:1:2:3:4:5:6"], "2001:db8:1:2::/64"),
+        ("::ffff:10.0.0.1", ["203.0.113.1"], "203.0.113.1"),
+        (None, ["203.0.113.1"], "unknown"),
+    ],
+)
+def test_whose_address_counts(peer: str | None, forwarded: list[str], address: str) -> None:
+    assert address_of(peer, forwarded, [ipaddress.ip_network("10.0.0.0/8")]) == address
+
+
+@pytest.mark.parametrize("text", ["proxy.example.org", "10.0.0.0/99", ""])
+def test_a_proxy_is_an_address_or_a_network(text: str) -> None:
+    with pytest.raises(UsageProblem, match="expected an address or a network"):
+        parse_networks((text,))
+
+
+def test_a_host_that_a_proxy_forwards_is_not_believed(tmp_path: Path) -> None:
+    with running(tmp_path, trusted_proxies=parse_networks(("127.0.0.1",))) as server:
+        forged = {"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https", "Forwarded": "host=evil.example"}
+        headers = forged | {"Authorization": f"Bearer {server.token}"}
+        made = httpx.post(f"{server.url}/api/repos/create", json={"name": "x"}, headers=headers)
+
+    assert made.json()["url"].startswith(server.url)
+
+
+# ------------------------------------------------------------ quotas
+def test_a_namespace_takes_what_fits_and_counts_each_file_once(tmp_path: Path) -> None:
+    with limited(tmp_path, namespace_bytes=100 * KILO) as server, client(server) as ann:
+        Push(repo="acme/one", weights=os.urandom(60 * KILO)).run(ann)
+        again = Push(repo="acme/one", weights=os.urandom(60 * KILO))
+
+        with pytest.raises(httpx.HTTPStatusError) as refused:
+            again.commit(ann)
+
+        assert refused.value.response.status_code == 403
+        assert refused.value.response.headers["x-error-code"] == "QuotaExceeded"
+        Push(repo="other/one", weights=again.weights).run(ann)  # another namespace has a quota of its own
+        Push(repo="acme/two", weights=os.urandom(30 * KILO)).run(ann)
+
+
+def test_small_files_count_too(tmp_path: Path) -> None:
+    with limited(tmp_path, namespace_bytes=1 * KILO) as server, client(server) as ann:
+        server.post("/api/repos/create", {"organization": "acme", "name": "x"})
+        text = "a" * 4 * KILO  # 3,000 bytes of base64
+        lines = '{"key":"header","value":{"summary":"x"}}\n{"key":"file","value":{"path":"a","content":"' + text + '"}}'
+
+        answer = ann.post("/api/models/acme/x/commit/main", content=lines)
+
+        assert (answer.status_code, answer.headers["x-error-code"]) == (403, "QuotaExceeded")
+        assert ann.get("/api/models/acme/x/tree/main").json() == []
+
+
+def test_a_namespace_has_so_many_repositories(tmp_path: Path) -> None:
+    with limited(tmp_path, namespace_repos=2) as server:
+        names = [("acme", "one"), ("acme", "two"), ("acme", "three"), ("other", "one")]
+        made = [server.post("/api/repos/create", {"organization": ns, "name": name}) for ns, name in names]
+
+        assert [answer.status_code for answer in made] == [200, 200, 403, 200]
+        assert made[2].headers["x-error-code"] == "QuotaExceeded"
+
+
+def test_a_token_sends_so_much_in_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with limited(tmp_path, token_upload_bytes_per_day=100 * KILO) as server:
+        other = server.registry.tokens.create("bob", "admin")
+        with client(server) as ann, client(server, other) as bob:
+            Push(repo="acme/one", weights=os.urandom(60 * KILO)).run(ann)
+            more = Push(repo="acme/two", weights=os.urandom(60 * KILO))
+            ann.post("/api/repos/create", json={"organization": "acme", "name": "two"})
+
+            with pytest.raises(httpx.HTTPStatusError) as refused:
+                more.commit(ann)
+
+            assert refused.value.response.status_code == 429
+            assert int(refused.value.response.headers["retry-after"]) > 0
+            more.commit(bob)
+            day = 86_400_000
+            monkeypatch.setattr(
+                "adapterhub_registry.quotas.now_ms", lambda: __import__("time").time_ns() // 10**6 + day
+            )
+            Push(repo="acme/three", weights=os.urandom(60 * KILO)).run(ann)
+
+
+def test_xet_uploads_are_counted(tmp_path: Path) -> None:
+    with limited(tmp_path, namespace_bytes=50 * KILO) as server, client(server) as ann:
+        Push(repo="acme/one", weights=os.urandom(49_900)).run(ann)
+        server.registry.settings.limits.namespace_bytes  # noqa: B018 - the bound that is reached
+
+        answers = [ann.get("/api/models/acme/one/xet-write-token/main") for _ in range(2)]
+
+        assert {answer.status_code for answer in answers} <= {200, 403}
+        big = hashlib.sha256(b"x").hexdigest()
+        body = {"operation": "upload", "objects": [{"oid": big, "size": 100 * KILO}], "hash_algo": "sha256"}
+        assert ann.post("/acme/one.git/info/lfs/objects/batch", json=body).status_code == 403
+
+
+@pytest.mark.parametrize("text", ["part_bytes=0", "namespace_bytes=-1", "namespace_bytes=", "no_such=1"])
+def test_a_limit_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(UsageProblem):
+        Limits().with_values((text,))
+
+
+def test_a_bound_can_be_taken_away() -> None:
+    assert Limits(namespace_bytes=5).with_values(("namespace_bytes=0",)).namespace_bytes == 0
