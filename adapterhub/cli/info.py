@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.cli.info_modules import group_fields, modules_document
 from adapterhub.cli.output import size_text
 from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, remote_options, wanted_from
 from adapterhub.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
@@ -13,7 +14,6 @@ from adapterhub.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreac
 if TYPE_CHECKING:
     from adapterhub.hub import Contents, Hub
     from adapterhub.install import RankBounds
-    from adapterhub.module_groups import Modules
     from adapterhub.resolve import Resolution
     from adapterhub.specs import AdapterSpec, BaseSpec
     from adapterhub.transfer import Release
@@ -121,19 +121,6 @@ def header_document(contents: Contents) -> dict[str, Any]:
         },
         **modules_document(modules),
     }
-
-
-def modules_document(modules: Modules) -> dict[str, Any]:
-    """The groups of modules, and what is shipped whole."""
-    return {"groups": [group.to_json() for group in modules.groups], "whole": list(modules.whole)}
-
-
-def group_fields(document: dict[str, Any]) -> list[tuple[str, object]]:
-    """The groups of modules, as lines for people."""
-    from adapterhub.module_groups import ModuleGroup
-
-    pairs: list[tuple[str, object]] = [("modules", ModuleGroup(**group)) for group in document["groups"]]
-    return pairs + [("whole tensor", name) for name in document["whole"]]
 
 
 def _document(release: Release, contents: Contents, resolution: Resolution, hub: Hub) -> dict[str, Any]:

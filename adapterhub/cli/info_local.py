@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.cli.info import group_fields, modules_document
+from adapterhub.cli.info_modules import group_fields, modules_document
 from adapterhub.cli.output import size_text
 from adapterhub.errors import Malformed, NotAllowed, SignatureRefused, StoreLocked
 

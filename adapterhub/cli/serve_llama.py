@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from adapterhub.cli.params import Session
-from adapterhub.cli.serve import Asked, checked, document_of, model_of, say_dry, started, stay
+from adapterhub.cli.serve_engine import Asked, checked, document_of, model_of, say_dry, started, stay
 from adapterhub.errors import NotAllowed, UsageProblem
 
 if TYPE_CHECKING:
