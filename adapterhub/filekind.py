@@ -16,7 +16,6 @@ class Kind:
     hint: str
     is_pickle: bool = False
     is_archive: bool = False
-    is_pointer: bool = False
 
 
 _CONVERT = "convert it where you trust it: load it with PEFT on its base there and call `save_pretrained` again"
@@ -25,7 +24,7 @@ _PULL = "run `git lfs pull` in the repository, or download the file from its hub
 _KINDS: Final[tuple[tuple[bytes, Kind], ...]] = (
     (
         b"version https://git-lfs",
-        Kind(name="a Git LFS pointer, the weights themselves were not downloaded", hint=_PULL, is_pointer=True),
+        Kind(name="a Git LFS pointer, the weights themselves were not downloaded", hint=_PULL),
     ),
     (b"PK\x03\x04", Kind(name="a zip archive (as `torch.save` writes)", hint=_UNPACK, is_archive=True)),
     (b"PK\x05\x06", Kind(name="an empty zip archive", hint=_UNPACK, is_archive=True)),

@@ -248,17 +248,9 @@ def _sources(
                 found.append(place)
         elif not offline:
             if remote is None and origin is not None:
-                found.append(_origin_hub(session, origin.place, token))
+                found.append(session.place_hub(origin.place, token=token))
             else:
                 found += session.sources_of(AdapterSpec.parse(build.full_name), remote, token=token)
         return list({(source.place, source.label): source for source in found}.values())
 
     return find
-
-
-def _origin_hub(session: Session, place: str, token: str | None) -> Source:
-    """The server that something came from; it sees a token only if that was given for this very URL."""
-    origin = session.remotes.get(place)
-    if token is not None and session.remote(None).url == origin.url:
-        return session.hub(origin, token=token)
-    return session.project_hub(origin)

@@ -177,7 +177,7 @@ class Session:
 
     def _hub_with(self, remote: Remote, named: str | None, token: str | None) -> Hub:
         # --token belongs to the one server that is named or the default, not to whoever has the namespace
-        mine = token if remote == self.remote(named) else None
+        mine = token if remote.url == self.remote(named).url else None
         return self.hub(remote, token=mine or self._environment_token(remote, named))
 
     def _environment_token(self, remote: Remote, named: str | None) -> str | None:

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from adapterhub.engines._base import base_config, base_facts
-from adapterhub.engines._rules import FEATURES, NOTES, Effect, Feature, Rule
+from adapterhub.engines._rules import FEATURES, NOTES, SETTINGS, Effect, Feature, Rule
 from adapterhub.engines._traits import BaseFacts, Traits
 from adapterhub.engines._verdict import Reason, Settings, Verdict, as_flags, joined
 from adapterhub.errors import UsageProblem, shown
@@ -31,6 +31,7 @@ from adapterhub.tensorfile import TensorFile
 __all__ = [
     "FEATURES",
     "NOTES",
+    "SETTINGS",
     "BaseFacts",
     "Effect",
     "Feature",

@@ -205,3 +205,16 @@ FEATURES: Final[Mapping[str, Feature]] = MappingProxyType(
     }
 )
 """By the name that verdicts use, in the order of the reference page."""
+
+SETTINGS: Final = (
+    "start",
+    "layer_replication",
+    "alora",
+    "bdlora",
+    "qalora",
+    "kasa",
+    "velora",
+    "monteclora",
+    "arrow",
+)
+"""Features that are settings of the config alone: a program that does not know one still finds B and A in the file."""

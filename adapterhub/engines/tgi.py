@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from adapterhub.engines._rules import MISREADS, NOTES, REFUSES, Rule, some
+from adapterhub.engines._rules import MISREADS, NOTES, REFUSES, SETTINGS, Rule, some
 from adapterhub.engines._traits import Traits
 from adapterhub.engines._verdict import Settings
 
@@ -78,17 +78,7 @@ RULES: Final[Sequence[Rule]] = (
             says="TGI ignores the setting and adds B·A to the base as it is",
             source=_PLACE,
         )
-        for name in (
-            "start",
-            "layer_replication",
-            "alora",
-            "bdlora",
-            "qalora",
-            "kasa",
-            "velora",
-            "monteclora",
-            "arrow",
-        )
+        for name in SETTINGS
     ),
     Rule(
         feature="targets",

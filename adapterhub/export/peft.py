@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from adapterhub.engines import FEATURES, BaseFacts, Traits
+from adapterhub.engines import FEATURES, SETTINGS, BaseFacts, Traits
 from adapterhub.errors import Incompatible, UnsupportedAdapter, shown
 from adapterhub.export._job import Adapter, Exported, Job
 from adapterhub.factors import FORMAT_DTYPES, TORCH_DTYPES, TensorFileWriter
@@ -32,15 +32,7 @@ _MORE: Final = (
     "modules_to_save",
     "trainable_tokens",
     "target_parameters",
-    "start",
-    "layer_replication",
-    "alora",
-    "bdlora",
-    "qalora",
-    "kasa",
-    "velora",
-    "monteclora",
-    "arrow",
+    *SETTINGS,
     "others",
 )
 """Features that are more than B·A on a weight."""

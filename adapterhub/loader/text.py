@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -14,7 +14,6 @@ from adapterhub.generation import Question, Writing, write
 from adapterhub.loader.quantised import hold_layout
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LOAD_IN: Final = ("4bit", "8bit")
 
 
 def load_base(folder: Path, *, dtype: str = "auto", load_in: str | None = None) -> tuple[Any, Any]:

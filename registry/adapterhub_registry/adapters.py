@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, delete, insert, select, update
@@ -89,15 +88,6 @@ def _order(version: str) -> Any:  # noqa: ANN401 - packaging's version, which or
     from packaging.version import Version  # noqa: PLC0415 - 10 ms that most requests do not need
 
     return Version(version)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Yank:
-    """Why a version should not be installed any more, by whom and when (milliseconds since 1970)."""
-
-    reason: str
-    by: str
-    at: int
 
 
 def yank(connection: Connection, repo: Row[Any], version: str, *, reason: str, by: str) -> None:
