@@ -34,7 +34,6 @@ from adapterhub.errors import (
 )
 from adapterhub.fingerprint import BaseFingerprint, compare
 from adapterhub.incoming import Incoming
-from adapterhub.known_projects import KnownProjects, roots_of
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, BaseRef, FileEntry, Manifest
 from adapterhub.origins import Origin, Origins
 from adapterhub.refusals import checked, exists_otherwise, refuse_errors, refused
@@ -373,6 +372,8 @@ class Library:
 
         It waits for nobody who is at work for long: what they need is written in their claims.
         """
+        from adapterhub.known_projects import KnownProjects, roots_of  # reads recipes, for which no other use waits
+
         with self.store.lock("store", exclusive=True, wait_s=wait_s):
             # claims before folders: one that ends in between has made its folder by then
             claims = (*living(self.root / "intents"), *living(self._leases))
