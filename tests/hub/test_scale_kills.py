@@ -125,7 +125,7 @@ def test_kills_at_any_moment_of_a_push_leave_no_row_without_its_bytes(
 ) -> None:
     draw, answered = random.Random(8), []
     headers = {"Authorization": f"Bearer {shared.token}"}
-    usual_s = 0.0
+    latest_s = 0.0
 
     def push(url: str, wanted: Push) -> None:
         try:
@@ -143,9 +143,11 @@ def test_kills_at_any_moment_of_a_push_leave_no_row_without_its_bytes(
         pushing.start()
         if number < 3:  # these show how long one takes
             pushing.join()
-            usual_s = time.perf_counter() - began
+            latest_s = time.perf_counter() - began
         else:
-            pushing.join(draw.uniform(0, 1.1 * usual_s))
+            pushing.join(draw.uniform(0, latest_s))
+            # on a busy machine the next push may take several times as long: about one kill in three comes after the answer
+            latest_s *= 0.9 if not pushing.is_alive() else 1.05
         os.kill(pid, signal.SIGKILL)
         pushing.join()
 
