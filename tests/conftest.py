@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from adapterhub.bases import BaseRecord
 from adapterhub.description import Description
@@ -20,6 +21,10 @@ from adapterhub.library import Added, Library
 from adapterhub.limits import use_limits
 from adapterhub.specs import parse_name
 from tests.tiny import make_adapter, make_base
+
+# a busy machine is no failure
+settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -115,7 +115,7 @@ def test_no_order_of_loads_uses_and_evictions_changes_an_answer(tmp_path: Path, 
 
     Here.library = library
     case = Here.TestCase
-    case.settings = settings(max_examples=12, stateful_step_count=15, deadline=None, derandomize=True, database=None)
+    case.settings = settings(max_examples=12, stateful_step_count=15, derandomize=True, database=None)
     case().runTest()
 
 

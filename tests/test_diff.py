@@ -69,7 +69,7 @@ def test_the_same_bytes_are_identical_and_nothing_is_computed(tmp_path):
     assert (found.is_identical, found.is_same_update, found.weights, found.config) == (True, True, None, ())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), size=st.floats(0.01, 100))
 def test_the_same_update_in_other_factors_is_the_same(tmp_path_factory, seed, size):
     folder = tmp_path_factory.mktemp("gauge")

@@ -149,7 +149,7 @@ def test_a_sum_of_adapters_is_exact(tmp_path: Path) -> None:
     assert [(a.weight, a.label) for a in result.adapters] == [(0.7, str(folders[0])), (-0.3, str(folders[1]))]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_any_shapes_dtypes_ranks_and_weights_give_the_exact_sum_rounded_once(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -30,7 +30,7 @@ def test_mutated_adapters_get_a_verdict(seed: int) -> None:
     assert verdicts["unknown"] + verdicts["ok"] > 10  # or the mutations never get behind the first check
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(derandomize=True, max_examples=300)
 @given(st.dictionaries(st.sampled_from(fuzz.KEYS), JSON, max_size=6), st.sampled_from(fuzz.PEFT_TYPES))
 def test_any_config_is_read_or_refused(values: dict[str, object], peft_type: str) -> None:
     raw = json.dumps({"peft_type": peft_type, "target_modules": ["q"], **values}).encode()
@@ -44,7 +44,7 @@ def test_any_config_is_read_or_refused(values: dict[str, object], peft_type: str
         fuzz.check_words(refusal.message)
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(derandomize=True, max_examples=300)
 @given(
     st.text(max_size=200)
     | JSON.map(json.dumps)
@@ -61,7 +61,7 @@ def test_any_header_is_read_or_refused(text: str) -> None:
 DIMENSION = st.integers(0, 2**65)
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(derandomize=True, max_examples=300)
 @given(st.sampled_from(["F32", "BF16", "F4", "X9", "f32"]), st.lists(DIMENSION, max_size=34), DIMENSION, DIMENSION)
 def test_the_quick_way_to_an_entry_gives_what_json_gives(dtype: str, shape: list[int], begin: int, stop: int) -> None:
     """With a space in front, the same entry goes the long way."""
@@ -89,7 +89,7 @@ def test_a_number_that_json_does_not_have_is_refused_in_an_entry(number: str) ->
         parse_header_text(text, "file", ADAPTER_LIMITS)
 
 
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(derandomize=True, max_examples=200)
 @given(st.dictionaries(st.sampled_from(["name", "version", "rank", "files", "base", "method", "extra", "x"]), JSON))
 def test_any_manifest_is_read_or_refused(values: dict[str, object]) -> None:
     base = {"schema": "adapterhub/1", "name": "m", "version": "1.0", "base": {}, "method": [], "files": []}
@@ -100,7 +100,7 @@ def test_any_manifest_is_read_or_refused(values: dict[str, object]) -> None:
         fuzz.check_words(refusal.message)
 
 
-@settings(derandomize=True, max_examples=100, deadline=None)
+@settings(derandomize=True, max_examples=100)
 @given(st.text(max_size=60))
 def test_any_text_sets_limits_or_is_refused(text: str) -> None:
     try:

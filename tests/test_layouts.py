@@ -24,7 +24,7 @@ layouts = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(layout=layouts, ranks=st.lists(st.integers(0, 4), min_size=4, max_size=4), spare=st.integers(0, 2))
 def test_what_is_joined_is_split_into_the_same_updates(layout: Layout, ranks: list[int], spare: int) -> None:
     ranks = ranks[: layout.parts]

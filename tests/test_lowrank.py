@@ -30,7 +30,7 @@ def drawn(ranks: list[int], out: int, width: int, dtype: torch.dtype = torch.flo
     return [random_delta(i, out=out, width=width, rank=r, scale=0.5 + i, dtype=dtype) for i, r in enumerate(ranks)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ranks=ranks, out=sizes, width=sizes, weights=st.lists(weight, min_size=4, max_size=4))
 def test_stack_and_full_recompression_give_the_dense_sum(
     ranks: list[int], out: int, width: int, weights: list[float]
@@ -47,7 +47,7 @@ def test_stack_and_full_recompression_give_the_dense_sum(
     assert recompressed.rank <= min(out, width, stacked.rank)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ranks=ranks, out=sizes, width=sizes, rank=st.integers(1, 12))
 def test_recompression_is_the_optimal_truncation(ranks: list[int], out: int, width: int, rank: int) -> None:
     deltas, weights = drawn(ranks, out, width), [0.7, -0.3, 1.1, 0.2][: len(ranks)]
@@ -62,7 +62,7 @@ def test_recompression_is_the_optimal_truncation(ranks: list[int], out: int, wid
     assert result.rank == min(rank, numerical_rank(stack(deltas, weights)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ranks=ranks, out=sizes, width=sizes)
 def test_singular_values_and_norm_are_those_of_the_dense_matrix(ranks: list[int], out: int, width: int) -> None:
     total = stack(drawn(ranks, out, width), [1.0] * len(ranks))
@@ -74,7 +74,7 @@ def test_singular_values_and_norm_are_those_of_the_dense_matrix(ranks: list[int]
     assert frobenius_norm(total) == pytest.approx(float(exact.norm()), rel=1e-12)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     ranks=ranks, out=sizes, width=sizes, rank=st.integers(1, 9), dtype=st.sampled_from([torch.float32, torch.bfloat16])
 )

@@ -65,7 +65,7 @@ adapters = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(adapters=adapters, method=st.sampled_from(["cat", "svd"]))
 def test_cat_and_full_svd_are_exact(tmp_path_factory: pytest.TempPathFactory, adapters: list, method: str) -> None:
     root = tmp_path_factory.mktemp("merge")

@@ -179,7 +179,7 @@ def test_large_modules_agree_in_float32_and_are_cut_within_one_percent(case: str
 # ---------------------------------------------------------------- laws
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     method=st.sampled_from(METHODS),
     ranks=st.lists(st.integers(0, 5), min_size=1, max_size=4),

@@ -43,7 +43,7 @@ def largest(values: Tensor, count: int) -> Tensor:
     return kept
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     values=st.lists(
         st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0**-20]), st.floats(-6e4, 6e4, width=16)),
@@ -113,7 +113,7 @@ def test_the_mask_does_not_depend_on_the_dtype_and_never_changes() -> None:
     assert masks[0] == [[0, 1, 0, 0, 1], [1, 1, 0, 1, 0], [0, 0, 1, 1, 1]]  # so recipes give the same digest anywhere
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     count=st.integers(1, 5),
     seed=st.integers(0, 2**32),
@@ -152,7 +152,7 @@ def pruned_by_hand(method: str, factors: Sequence[Tensor], weights: Sequence[flo
     return (kept * shares * agrees).sum(0) / agrees.sum(0).clamp(min=1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     method=st.sampled_from(["magnitude_prune", "ties"]),
     seed=st.integers(0, 2**32),
@@ -254,7 +254,7 @@ def with_angle(delta: LowRank, towards: LowRank, angle: float) -> LowRank:
     return LowRank(a=s[:, None] * v, b=u)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     shape=st.tuples(st.integers(2, 9), st.integers(2, 9)),
@@ -356,7 +356,7 @@ def karcher_by_hand(updates: Sequence[Tensor], weights: Sequence[float]) -> Tens
     return sum(w * u.norm() for w, u in zip(weights, updates, strict=True)) * mean
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
     ranks=st.lists(st.integers(1, 4), min_size=2, max_size=6),

@@ -107,7 +107,7 @@ def bases(deltas: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
     return left[:, b_values > 1e-13 * b_values[0]], right[a_values > 1e-13 * a_values[0]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ranks=ranks, out=sizes, width=sizes, weights=weights_of_four, density=densities)
 def test_knots_is_ties_on_the_blocks_of_the_dense_svd(
     ranks: list[int], out: int, width: int, weights: list[float], density: float
@@ -137,7 +137,7 @@ def test_knots_elects_by_heads_when_asked_to() -> None:
     assert relative(dense([result]), left @ ((blocks * agrees).sum(0) / agrees.sum(0))) < EXACT
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ranks=ranks, out=sizes, width=sizes, weights=weights_of_four, density=densities)
 def test_core_is_the_method_on_the_updates_between_the_dense_bases(
     ranks: list[int], out: int, width: int, weights: list[float], density: float
@@ -172,7 +172,7 @@ def test_core_can_flatten_what_another_method_gave() -> None:
     assert relative(dense([result]), left @ flat(core) @ right) < EXACT
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ranks=ranks, out=sizes, width=sizes, weights=weights_of_four, keep=st.sampled_from([None, 0.3, 1.0]))
 def test_tsv_m_whitens_the_singular_vectors_of_the_dense_updates(
     ranks: list[int], out: int, width: int, weights: list[float], keep: float | None
@@ -189,7 +189,7 @@ def test_tsv_m_whitens_the_singular_vectors_of_the_dense_updates(
     assert result.rank <= sum(len(values) for _, values, _ in pieces)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ranks=ranks, out=sizes, width=sizes, weights=weights_of_four)
 def test_iso_c_gives_the_dense_sum_one_singular_value(
     ranks: list[int], out: int, width: int, weights: list[float]
@@ -202,7 +202,7 @@ def test_iso_c_gives_the_dense_sum_one_singular_value(
     assert relative(dense([result]), flat(exact) if len(ranks) > 1 else exact) < EXACT
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ranks=ranks, out=sizes, width=sizes, weights=weights_of_four, common=st.sampled_from([0.0, 0.5, 0.8, 1.0]))
 def test_iso_cts_fills_up_with_what_each_dense_update_has_of_its_own(
     ranks: list[int], out: int, width: int, weights: list[float], common: float

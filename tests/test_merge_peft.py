@@ -236,7 +236,7 @@ module = st.lists(part, min_size=1, max_size=4).map(".".join)
 trees = st.dictionaries(module, st.integers(1, 3), min_size=1, max_size=8)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ranks=trees, reverse=st.booleans())
 def test_patterns_give_every_module_its_rank_in_peft_and_here(ranks: Mapping[str, int], reverse: bool) -> None:  # noqa: FBT001
     r = common_rank(ranks.values())
@@ -249,7 +249,7 @@ def test_patterns_give_every_module_its_rank_in_peft_and_here(ranks: Mapping[str
         assert (config.rank_of(name), config.scaling_of(name)) == (rank, 1.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_targets_reach_the_merged_modules_and_no_other(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

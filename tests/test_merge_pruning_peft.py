@@ -123,7 +123,7 @@ def test_pruning_methods_make_pefts_factors(
         assert next(masks, None) is None  # PEFT used every one of them
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     method=st.sampled_from(MAGNITUDE),
     seed=st.integers(0, 2**32),

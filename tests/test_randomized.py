@@ -84,7 +84,7 @@ def test_error_is_measured_and_within_one_percent_of_the_smallest(name: str) -> 
         assert found.a.dtype == found.b.dtype == torch.float64
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     count=st.sampled_from([200, 350]),
     rank=st.integers(1, 30),

@@ -195,7 +195,7 @@ def recipes() -> st.SearchStrategy[Recipe]:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(recipes())
 def test_a_recipe_reads_back_as_it_was_printed(recipe):
     text = to_toml(recipe)
@@ -204,7 +204,7 @@ def test_a_recipe_reads_back_as_it_was_printed(recipe):
     assert all(c.isprintable() or c == "\n" for c in text)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -123,7 +123,7 @@ ranks = st.lists(st.integers(1, 9), min_size=2, max_size=4)
 a_weight = st.floats(-2, 2).filter(lambda w: abs(w) > 1e-3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     ranks=ranks,
     out=sizes,
@@ -155,7 +155,7 @@ def test_any_number_of_adapters_of_any_rank(
     assert found.total[0].norm == pytest.approx(float(dense(deltas, weights).norm()), abs=1e-9 * terms)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(out=sizes, width=sizes, rank=st.integers(1, 8), factor=st.floats(0.1, 10))
 def test_an_adapter_is_like_itself_at_any_scale_and_opposite_to_its_negative(
     out: int, width: int, rank: int, factor: float
@@ -479,7 +479,7 @@ def test_progress_counts_every_module(tmp_path: Path) -> None:
 values = st.lists(st.floats(1e-3, 1e3), max_size=12).map(lambda v: tuple(sorted(v, reverse=True)))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(values=values, energy=st.floats(0.01, 0.9999))
 def test_energies_are_those_of_their_values(values: tuple[float, ...], energy: float) -> None:
     energies = Energies(values=values)

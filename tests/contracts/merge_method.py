@@ -120,7 +120,7 @@ class MergeMethodContract:
 
         assert relative(back, forth) < 1e-6
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(out=st.integers(1, 9), width=st.integers(1, 9), adapters=ADAPTERS, one_rank=st.booleans())
     def test_any_adapters_give_numbers_that_do_not_depend_on_their_order(
         self, method: str, out: int, width: int, adapters: list[tuple[int, float, torch.dtype]], *, one_rank: bool
@@ -143,7 +143,7 @@ class MergeMethodContract:
         size = math.hypot(*(float(dense([d], [w]).norm()) for d, w in zip(deltas, weights, strict=True)))
         assert float((dense([forth]) - dense([back])).norm()) <= 1e-6 * max(size, float(dense([forth]).norm()))
 
-    @settings(max_examples=10, deadline=None)
+    @settings(max_examples=10)
     @given(weight=WEIGHTS, rank=st.integers(1, 6), dtype=st.sampled_from(DTYPES), place=st.integers(0, 2))
     def test_one_adapter_among_weights_of_zero_is_its_update_times_its_weight(
         self, method: str, weight: float, rank: int, dtype: torch.dtype, place: int
@@ -155,7 +155,7 @@ class MergeMethodContract:
 
         assert relative(dense([result]), dense([deltas[place]], [weight])) < 1e-6
 
-    @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         modules=st.lists(st.sets(st.sampled_from(sorted(TINY)), min_size=1), min_size=2, max_size=3),
         ranks=st.lists(st.integers(1, 4), min_size=3, max_size=3),
