@@ -14,23 +14,26 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
+energy_option = click.option(
+    "--energy",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="E",
+    help="Smallest rank of each module that keeps this share of its squared norm.",
+)
+max_error_option = click.option(
+    "--max-error",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="E",
+    help="Smallest rank of each module within this relative error.",
+)
+
 
 def cut_options(own_dtype: str) -> Callable[[F], F]:
     """`--rank`, `--energy`, `--max-error`, `--dtype`; `own_dtype` says what the dtype is without the last."""
     options = (
         click.option("--rank", type=click.IntRange(min=1), metavar="N", help="This rank in every module, at most."),
-        click.option(
-            "--energy",
-            type=click.FloatRange(0, 1, min_open=True),
-            metavar="E",
-            help="Smallest rank of each module that keeps this share of its squared norm.",
-        ),
-        click.option(
-            "--max-error",
-            type=click.FloatRange(0, 1, max_open=True),
-            metavar="E",
-            help="Smallest rank of each module within this relative error.",
-        ),
+        energy_option,
+        max_error_option,
         click.option(
             "--dtype",
             type=click.Choice(["float32", "bfloat16", "float16"]),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from adapterhub.cli.cutting import energy_option, max_error_option
 from adapterhub.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -104,18 +105,8 @@ def choice_options(command: F) -> F:
             metavar="D",
             help="Share of the numbers that a method which prunes keeps [default: 0.5].",
         ),
-        click.option(
-            "--max-error",
-            type=click.FloatRange(0, 1, max_open=True),
-            metavar="E",
-            help="Smallest rank of each module within this relative error.",
-        ),
-        click.option(
-            "--energy",
-            type=click.FloatRange(0, 1, min_open=True),
-            metavar="E",
-            help="Smallest rank of each module that keeps this share of its squared norm.",
-        ),
+        max_error_option,
+        energy_option,
         click.option(
             "--rank", type=RankType(), metavar="N|auto", help=f"Rank of the result; `auto` is --energy {AUTO_ENERGY}."
         ),
