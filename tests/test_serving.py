@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ from adapterhub.library import Added, Library
 from adapterhub.serving import Counter, ServeSettings, refusal_of
 from adapterhub.serving.vllm import InstalledVllm, VllmOptions, allowed_rank, command_of, environ_of, find_vllm
 from adapterhub.vllm_plugin import register
-from adapterhub.vllm_plugin.cpu_rows import needs_mending, wrap_operations
+from adapterhub.vllm_plugin.cpu_rows import OPERATIONS, needs_mending, replace_operations
 from adapterhub.vllm_plugin.guard import Guard
 from adapterhub.vllm_plugin.resolver import folder_of_model, option_in
 from tests.tiny import make_base
@@ -327,36 +328,67 @@ def test_only_versions_with_the_fault_are_mended(*, version: str | None, needed:
     assert needs_mending(version) is needed
 
 
-def test_rows_without_an_adapter_get_no_update() -> None:
-    def bgmv_shrink(inputs, weights, output, slots, scaling=1.0):
-        output[:] = scaling * torch.einsum("bi,boi->bo", inputs, weights[slots])
+ROWS = [-1, 2, 2, 0, -1, -1, 1]
 
-    def bgmv_expand(inputs, weights, output, slots, *_):
-        output[:] = output + torch.einsum("bi,boi->bo", inputs, weights[slots])
 
-    def sgmv_shrink(inputs, weights, output, starts, lengths, slots, *rest):
-        bgmv_shrink(inputs, weights, output, torch.repeat_interleave(slots, lengths))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("four_dimensions", [True, False])
+@pytest.mark.parametrize("prefix", ["bgmv", "sgmv"])
+@pytest.mark.parametrize(
+    ("name", "arguments", "columns"),
+    [
+        ("shrink", (2.0,), slice(0, 5)),
+        ("expand", (True,), slice(0, 5)),
+        ("expand", (False,), slice(0, 5)),
+        ("expand_slice", (3, 5, True), slice(3, 8)),
+        ("expand_slice", (3, 5, False), slice(3, 8)),
+    ],
+)
+def test_each_row_gets_the_update_of_its_own_slot_and_rows_without_an_adapter_get_none(
+    dtype: torch.dtype, name: str, prefix: str, arguments: tuple[Any, ...], columns: slice, *, four_dimensions: bool
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    inputs, weights, output = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in [(7, 6), (3, 5, 6), (7, 9)]
+    )
+    scale, keep = (arguments[0], False) if name == "shrink" else (1.0, arguments[-1])
+    expected = output.double()
+    for at, slot in enumerate(ROWS):
+        update = scale * weights[slot].double() @ inputs[at].double() if slot >= 0 else torch.zeros(5)
+        expected[at, columns] = update + (expected[at, columns] if keep else 0)
+    slots = torch.tensor(ROWS)
+    told: tuple[Any, ...] = (slots,)
+    if prefix == "sgmv":
+        runs, lengths = slots.unique_consecutive(return_counts=True)
+        told = (lengths.cumsum(0) - lengths, lengths, runs, len(runs), 2, len(ROWS))
+    before = inputs.clone()
 
-    def sgmv_expand(inputs, weights, output, starts, lengths, slots, *rest):
-        bgmv_expand(inputs, weights, output, torch.repeat_interleave(slots, lengths))
+    OPERATIONS[f"{prefix}_{name}"](
+        inputs, weights.unsqueeze(1) if four_dimensions else weights, output, *told, *arguments
+    )
 
-    module = SimpleNamespace(
-        bgmv_shrink=bgmv_shrink, bgmv_expand=bgmv_expand, bgmv_expand_slice=bgmv_expand, sgmv_shrink=sgmv_shrink,
-        sgmv_expand=sgmv_expand, sgmv_expand_slice=sgmv_expand,
-    )  # fmt: skip
-    weights, inputs = torch.ones(2, 3, 4), torch.ones(3, 4)
-    wrap_operations(module)
-    wrapped = module.bgmv_shrink
-    wrap_operations(module)  # in each process vLLM calls us again
+    # one rounding of the result: 2^-24 and 2^-9, and sums of six products before
+    assert torch.allclose(output.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+    assert torch.equal(inputs, before)
 
-    by_row, by_sequence = torch.full((3, 3), 9.0), torch.full((3, 3), 9.0)
-    module.bgmv_shrink(inputs, weights, by_row, torch.tensor([-1, 0, 1]), 2.0)
-    module.sgmv_expand(inputs, weights, by_sequence, None, torch.tensor([2, 1]), torch.tensor([-1, 1]), 2, 2, 3)
 
-    assert by_row.tolist() == [[0.0] * 3, [8.0] * 3, [8.0] * 3]
-    assert by_sequence.tolist() == [[9.0] * 3, [9.0] * 3, [13.0] * 3]
-    assert torch.equal(inputs, torch.ones(3, 4))
-    assert module.bgmv_shrink is wrapped
+def test_an_adapter_wider_than_its_layer_is_cut() -> None:
+    output = torch.ones(2, 3)
+
+    OPERATIONS["bgmv_expand"](torch.ones(2, 4), torch.ones(1, 1, 5, 4), output, torch.tensor([0, -1]), add_inputs=True)
+
+    assert output.tolist() == [[5.0] * 3, [1.0] * 3]
+
+
+def test_operations_are_replaced_in_the_module_that_uses_them() -> None:
+    module = SimpleNamespace(**dict.fromkeys(OPERATIONS))
+
+    replace_operations(module)
+
+    assert vars(module) == dict(OPERATIONS)
+    assert sorted(OPERATIONS) == [
+        f"{prefix}_{name}" for prefix in ("bgmv", "sgmv") for name in ("expand", "expand_slice", "shrink")
+    ]
 
 
 # ---------------------------------------------------------------- the guard

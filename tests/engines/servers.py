@@ -149,6 +149,15 @@ def group_of(pid: int) -> list[int]:
     return [int(row[0]) for row in rows if int(row[1]) == pid and not row[2].startswith("Z")]
 
 
+def cpu_seconds(processes: Sequence[int]) -> float:
+    """Of the processes since each started."""
+    ticks = 0
+    for pid in processes:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # utime, stime
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def wait_for_end_of_group(pid: int, within_s: float = 60.0) -> list[int]:
     """Who of it still lives when the time is up."""
     end = time.monotonic() + within_s
