@@ -15,6 +15,7 @@ from adapterhub.errors import AdapterHubError, Conflict, DiskFull, NotAllowed, s
 from adapterhub.store import sync_folder
 
 _SPARE_BYTES: Final = 16 << 20
+_HINT_TAKEN: Final = "give a name that does not exist yet"
 
 
 @contextlib.contextmanager
@@ -54,12 +55,15 @@ def refuse_taken(out_folder: Path) -> None:
     """Whether the folder can be made.
 
     Raises:
-        Conflict: it exists and is not empty, or is no folder.
+        Conflict: it exists and is not empty, or is no folder; or it is the working directory, of which a shell would
+            be left with the one that was replaced.
     """
     is_there = out_folder.exists() or out_folder.is_symlink()
     if is_there and (out_folder.is_symlink() or not out_folder.is_dir() or any(out_folder.iterdir())):
+        raise Conflict(f"`{shown(str(out_folder), 200)}` exists. Nothing was written", hint=_HINT_TAKEN)
+    if is_there and out_folder.samefile("."):
         raise Conflict(
-            f"`{shown(str(out_folder), 200)}` exists. Nothing was written", hint="give a folder that does not exist yet"
+            f"`{shown(str(out_folder), 200)}` is the folder you are in. Nothing was written", hint=_HINT_TAKEN
         )
 
 

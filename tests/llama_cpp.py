@@ -122,6 +122,10 @@ def _add_tokens(writer: gguf.GGUFWriter, count: int) -> None:
     )
 
 
+def experts_of(config: Any) -> int | None:
+    return getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+
+
 def _add_sizes(writer: gguf.GGUFWriter, config: Any, arch: str) -> None:
     """What llama.cpp asks of a base beside its tensors."""
     heads = config.num_attention_heads
@@ -144,6 +148,13 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any, arch: str) -> None:
         writer.add_value_length(size)
         theta = getattr(config, "rope_theta", None) or (config.rope_parameters or {}).get("rope_theta", 10_000.0)
         writer.add_rope_freq_base(theta)
+    if (experts := experts_of(config)) is not None:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if (inner := getattr(config, "moe_intermediate_size", None)) is not None:
+        writer.add_expert_feed_forward_length(inner)
+    if (inner := getattr(config, "shared_expert_intermediate_size", None)) is not None:
+        writer.add_expert_shared_feed_forward_length(inner)
     if arch == "granite":
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
@@ -170,6 +181,11 @@ def write_base(model: nn.Module, path: Path) -> Path:
         if name.endswith((".attn.bias", ".masked_bias", "inv_freq")) or (tied and name == "lm_head.weight"):
             continue
         numbers = parameter.detach().float()
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            layer, parts = name.split(".")[2], numbers.chunk(2, 1) if "gate_up" in name else (numbers,)
+            for part, of in zip(parts, ("gate", "up") if len(parts) > 1 else ("down",), strict=True):
+                writer.add_tensor(f"blk.{layer}.ffn_{of}_exps.weight", part.contiguous().numpy())
+            continue
         if arch == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
             numbers = numbers.T
         if base.turned and name.endswith(("q_proj.weight", "k_proj.weight")):

@@ -106,6 +106,22 @@ VARIANTS: dict[str, tuple[dict[str, Any], BaseFacts, dict[str, str]]] = {
     "convolution": ({"extra": {f"{FIRST}.c.lora_A.weight": (4, 8, 3), f"{FIRST}.c.lora_B.weight": (8, 4, 1)}}, LLAMA, {"vllm": "r", "llama.cpp": "r"}),
     "nested": ({"extra": pair("attn.base_layer.out_proj")}, LLAMA, {"vllm": "m", "llama.cpp": "r"}),
     "experts": ({"extra": pair("model.layers.0.mlp.experts.3.up_proj")}, LLAMA, {"vllm": "y", "llama.cpp": "r", "tgi": "m"}),
+    "experts of a mixture": (
+        {"extra": pair("model.layers.0.mlp.experts.3.up_proj")}, BaseFacts(model_type="qwen3_moe"), {"llama.cpp": "y", "ollama": "y"},
+    ),
+    "all experts at once": (
+        {"target_parameters": ["mlp.experts.down_proj"], "extra": pair("model.layers.0.mlp.experts")},
+        BaseFacts(model_type="mixtral"), {"llama.cpp": "y"},
+    ),
+    "all experts at once, of another mixture": (
+        {"target_parameters": ["mlp.experts.down_proj"], "extra": pair("model.layers.0.mlp.experts")},
+        BaseFacts(model_type="gpt_oss"), {"llama.cpp": "r"},
+    ),
+    "positions": (
+        {"extra": {"transformer.wpe.lora_embedding_A": (4, 32), "transformer.wpe.lora_embedding_B": (8, 4)}},
+        BaseFacts(model_type="gpt2", is_tied=False), {"llama.cpp": "r"},
+    ),
+    "lm_head of a base without one": ({"extra": HEAD}, BaseFacts(model_type="gemma2", is_tied=False), {"llama.cpp": "r"}),
     "copies vLLM passes over": ({"extra": EMBEDDING | {"model.embed_tokens.base_layer.weight": (1000, 8)}}, LLAMA, {"vllm": "y", "peft": "y"}),
     "copies vLLM refuses": ({"extra": {"model.embed_tokens.weight": (1000, 8)}}, LLAMA, {"vllm": "r", "peft": "y", "llama.cpp": "y"}),
     "a tensor of nothing": ({"extra": {"model.layers.0.thing": (8,)}}, LLAMA, {"vllm": "r", "llama.cpp": "r", "peft": "m"}),
@@ -307,6 +323,25 @@ def test_what_cannot_be_read_is_refused_with_its_findings(adapt: Adapt, tmp_path
     (tmp_path / "empty").mkdir()
 
     assert "E_CONFIG" in adapt.fails(16, "check", str(tmp_path / "empty"), "--target", "vllm")
+
+
+@pytest.mark.parametrize("command", [("check", "--target", "vllm"), ("verify",)])
+def test_check_answers_like_verify_in_the_order_of_the_question(command: tuple[str, ...], adapt: Adapt) -> None:
+    make_adapter(adapt.folder / "more")
+    asked = ("legal-qa", "./more", "summarize")
+
+    said = json.loads(adapt(*command, *asked, "--base", "base-7b", "--json").stdout)
+
+    assert [one["adapter"][:6] for one in said] == ["legal-", "./more", "summar"]
+
+
+@pytest.mark.parametrize("command", [("check", "--target", "vllm"), ("verify",)])
+def test_a_folder_of_the_same_name_is_not_taken_for_an_adapter(command: tuple[str, ...], adapt: Adapt) -> None:
+    (adapt.folder / "legal-qa").mkdir()
+
+    [said] = json.loads(adapt.ok(*command, "legal-qa", "--json"))
+
+    assert said["adapter"].startswith("legal-qa")
 
 
 def test_check_asks_for_adapters_and_known_engines(adapt: Adapt) -> None:

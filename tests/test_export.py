@@ -9,19 +9,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import IA3Config, LoraConfig, PeftConfig
 from safetensors.torch import load_file, save_file
 
 pytest.register_assert_rewrite("tests.contracts.export")
 
 from adapterhub.cli.export import FORMATS  # noqa: E402
 from adapterhub.engines import judge  # noqa: E402
-from adapterhub.errors import BaseNotFound, Incompatible, RefusedAdapter, UnsupportedAdapter, UsageProblem  # noqa: E402
+from adapterhub.errors import (  # noqa: E402
+    BaseNotFound,
+    Conflict,
+    Incompatible,
+    Malformed,
+    MergeRefused,
+    RefusedAdapter,
+    UnsupportedAdapter,
+    UsageProblem,
+)
 from adapterhub.export import export, forms  # noqa: E402
 from adapterhub.library import Library  # noqa: E402
 from adapterhub.peft_config import AdapterConfig  # noqa: E402
 from adapterhub.tensorfile import read_header  # noqa: E402
-from tests.adapter_folders import PREFIX, updates_in, write_folder  # noqa: E402
+from tests.adapter_folders import PREFIX, error_of, updates_in, write_folder  # noqa: E402
 from tests.command_line import Adapt  # noqa: E402
 from tests.contracts.export import SHAPES, ExportContract, library_with_base, make_base, read_gguf, written  # noqa: E402
 from tests.tiny_models import IDS, llama, logits, plain_peft, save_adapter  # noqa: E402
@@ -58,6 +67,60 @@ def test_what_gguf_cannot_carry_is_refused_by_name(tmp_path: Path) -> None:
         export(dora(tmp_path / "adapter"), tmp_path / "out.gguf", form="gguf", library=library, base="tiny")
 
     assert not (tmp_path / "out.gguf").exists()
+
+
+QV = ["q_proj", "v_proj"]
+TIED = "embedding, tied"  # the format `peft` can say it
+OTHER_WAYS: dict[str, tuple[PeftConfig, str]] = {
+    "dora": (LoraConfig(r=2, target_modules=QV, use_dora=True), "format merged"),
+    "modules_to_save": (LoraConfig(r=2, target_modules=QV, modules_to_save=["norm"]), "format merged"),
+    "lora_bias": (LoraConfig(r=2, target_modules=QV, lora_bias=True), "PEFT reads it as it is"),
+    "alora": (LoraConfig(r=2, target_modules=QV, alora_invocation_tokens=[5, 6], task_type="CAUSAL_LM"), "PEFT reads it as it is"),
+    "ia3": (IA3Config(target_modules=QV, feedforward_modules=[]), "PEFT reads it as it is"),
+    TIED: (LoraConfig(r=2, target_modules=[*QV, "embed_tokens"]), "PEFT reads it as it is"),
+    "pissa": (LoraConfig(r=2, target_modules=QV, init_lora_weights="pissa"), "path_initial_model_for_weight_conversion"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("variant", "form"),
+    [(variant, form) for variant in OTHER_WAYS for form in ("gguf", "peft") if (variant, form) != (TIED, "peft")],
+)
+def test_a_refusal_hints_at_what_can_be_done(variant: str, form: str, tmp_path: Path) -> None:
+    config, expected = OTHER_WAYS[variant]
+    base = lambda: llama(tie_word_embeddings=True)  # noqa: E731
+    base().save_pretrained(tmp_path / "base")
+    folder = save_adapter(tmp_path / "adapter", base, config)
+    where = {"library": tmp_path / "home", "base": str(tmp_path / "base")}
+
+    with pytest.raises(UnsupportedAdapter) as caught:
+        export(folder, tmp_path / "out", form=form, **where)  # type: ignore[arg-type]
+
+    assert expected in caught.value.hint
+    if "merged" in expected:
+        export(folder, tmp_path / "out", form="merged", **where)  # type: ignore[arg-type]
+    else:
+        with pytest.raises(MergeRefused):
+            export(folder, tmp_path / "out", form="merged", **where)  # type: ignore[arg-type]
+
+
+def test_gguf_takes_no_folder_for_its_file(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+
+    with pytest.raises(Conflict, match="exists"):
+        written(tmp_path, "gguf", write_folder(tmp_path / "adapter", SHAPES))
+
+
+def test_a_base_without_a_type_is_told(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    del config["model_type"]
+    (base / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(Malformed, match="has no `model_type`"):
+        export(
+            write_folder(tmp_path / "a", SHAPES), tmp_path / "o", form="gguf", library=tmp_path / "h", base=str(base)
+        )
 
 
 def test_every_module_without_a_tensor_in_gguf_is_named(tmp_path: Path) -> None:
@@ -133,6 +196,14 @@ def test_gguf_in_every_dtype_is_rounded_once(dtype: str, tmp_path: Path) -> None
         assert float((update - exact[module]).norm() / exact[module].norm()) < 4 * unit
 
 
+def test_gguf_does_not_tell_whose_folder_it_comes_from(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "secret" / "adapter", SHAPES)
+
+    written(tmp_path, "gguf", folder)
+
+    assert b"secret" not in (tmp_path / "out").read_bytes()
+
+
 def test_gguf_says_where_it_comes_from(tmp_path: Path) -> None:
     import gguf
 
@@ -168,6 +239,22 @@ def test_plain_peft_is_read_by_every_engine(tmp_path: Path) -> None:
         ("llama.cpp", "peft", "tgi", "vllm"), True
     )
     assert all(reason.feature == "layers" for reason in judge("sglang", config, weights).reasons)  # it has no v_proj
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(1, torch.float32), (4, torch.float16), (8, torch.float16)])
+def test_plain_peft_stays_in_float16_where_that_loses_nothing(
+    alpha: int, expected: torch.dtype, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "adapter", SHAPES, dtype=torch.float16, lora_alpha=alpha)
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({n: t * 1e-4 if ".lora_B." in n else t for n, t in tensors.items()}, path, metadata={"format": "pt"})
+
+    written(tmp_path, "peft", folder)
+
+    found = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in found.values()} == {expected}
+    assert error_of(updates_in(tmp_path / "out"), updates_in(folder)) < 1e-7
 
 
 def test_plain_peft_of_an_adapter_in_some_layers_stays_in_them(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from adapterhub.library import Library
 from adapterhub.merge import MergeInput, merge
 from adapterhub.peft_config import AdapterConfig
 from adapterhub.tensorfile import read_header
+from tests.adapter_folders import updates_in, write_folder
 from tests.llama_cpp import Engine, smollm2_gguf, write_base
 from tests.real_base import smollm2_base
 from tests.tiny_models import VOCABULARY, gpt2, llama, save_adapter
@@ -119,6 +120,7 @@ GEMMA: dict[str, Any] = {
 GRANITE: dict[str, Any] = {
     "attention_multiplier": 0.35, "embedding_multiplier": 2.0, "residual_multiplier": 0.8, "logits_scaling": 1.5,
 }  # fmt: skip
+MIXTURE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "arcee": (small("Arcee"), [*LINEAR[:4], "up_proj", "down_proj"]),
     "gemma": (small("Gemma", head_dim=8, tie_word_embeddings=True), LINEAR),
@@ -128,10 +130,13 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "granite": (small("Granite", **GRANITE), LINEAR),
     "llama": (llama, LINEAR),
     "mistral": (small("Mistral", head_dim=16), LINEAR),
+    "mixtral": (small("Mixtral", num_local_experts=4), LINEAR[:4]),
     "olmo2": (small("Olmo2"), LINEAR),
     "phi3": (small("Phi3"), ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
     "qwen2": (small("Qwen2"), LINEAR),
+    "qwen2_moe": (small("Qwen2Moe", shared_expert_intermediate_size=40, **MIXTURE), [*LINEAR, "shared_expert_gate"]),
     "qwen3": (small("Qwen3", head_dim=8), LINEAR),
+    "qwen3_moe": (small("Qwen3Moe", head_dim=8, norm_topk_prob=True, **MIXTURE), LINEAR[:4]),
     "smollm3": (small("SmolLM3", no_rope_layers=[1, 1]), LINEAR),
     "starcoder2": (small("Starcoder2", use_bias=True), [*LINEAR[:4], "c_fc", "c_proj"]),
 }
@@ -143,6 +148,21 @@ def test_every_base_that_is_known_is_tried() -> None:
 
 CLOSE = dict.fromkeys(("gemma", "gemma2", "gemma3_text", "starcoder2"), 2e-3)
 """llama.cpp looks their GELU up in a table of float16."""
+
+
+def compare(tmp_path: Path, library: Library, make: Callable[[], nn.Module], folder: Path, close: float = 2e-4) -> None:
+    """The logits of the exported file are PEFT's, and it does something."""
+    make().save_pretrained(tmp_path / "base")
+    library.bases.add(tmp_path / "base", "tiny")
+
+    export(folder, tmp_path / "a.gguf", form="gguf", library=library, base="tiny")
+
+    engine = Engine(write_base(make(), tmp_path / "base.gguf"), context=32)
+    found, alone = engine.ask(PROMPT, {tmp_path / "a.gguf": 1.0}), engine.ask(PROMPT)
+    engine.close()
+    expected = peft_logits(make(), folder, PROMPT)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=close)
+    assert float((expected - alone).abs().max()) > 0.1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -158,18 +178,84 @@ def test_families_have_pefts_logits(family: str, tmp_path: Path, library: Librar
         task_type="CAUSAL_LM",
         **options,
     )
-    folder = save_adapter(tmp_path / "adapter", make, config)
+
+    compare(tmp_path, library, make, save_adapter(tmp_path / "adapter", make, config), CLOSE.get(family, 2e-4))
+
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+@pytest.mark.parametrize("parameters", [EXPERTS, EXPERTS[:1], EXPERTS[1:]], ids=str)
+@pytest.mark.parametrize("family", [kind for kind, base in BASES.items() if base.experts])
+def test_experts_have_pefts_logits(family: str, parameters: list[str], tmp_path: Path, library: Library) -> None:
+    make, targets = FAMILIES[family]
+    config = LoraConfig(
+        r=4, lora_alpha=3, target_modules=targets, target_parameters=parameters, use_rslora=True, task_type="CAUSAL_LM"
+    )
+
+    compare(tmp_path, library, make, save_adapter(tmp_path / "adapter", make, config))
+
+
+def single_experts(family: str) -> dict[str, tuple[int, int]]:
+    """The layers of every expert as the base's files have them, by name, with their shapes."""
+    place, inner, names = (
+        ("block_sparse_moe", 48, ("w1", "w3", "w2"))
+        if family == "mixtral"
+        else ("mlp", 24, ("gate_proj", "up_proj", "down_proj"))
+    )
+    return {
+        f"model.layers.{layer}.{place}.experts.{expert}.{name}": (32, inner) if name == names[-1] else (inner, 32)
+        for layer in range(2)
+        for expert in range(4)
+        for name in names
+    }
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_pairs_of_single_experts_have_pefts_logits(family: str, tmp_path: Path, library: Library) -> None:
+    """Without rsLoRA: PEFT 0.21 joins gate and up to one pair of twice the rank, which makes that scale another."""
+    folder = write_folder(tmp_path / "adapter", single_experts(family))
+
+    compare(tmp_path, library, FAMILIES[family][0], folder)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_experts_of_several_ranks_one_without_a_pair_and_the_router(
+    family: str, tmp_path: Path, library: Library
+) -> None:
+    """PEFT cannot load these here, so the updates are added to the model by hand."""
+    shapes = {name: shape for name, shape in single_experts(family).items() if ".experts.2." not in name}
+    shapes |= {name.partition(".experts.")[0] + ".gate": (4, 32) for name in shapes}
+    ranks = {name: 1 + at % 5 for at, name in enumerate(shapes)}
+    folder = write_folder(
+        tmp_path / "adapter", shapes, ranks=ranks, alpha_pattern={r".*experts\.1\..*": 3}, use_rslora=True
+    )
+    make = FAMILIES[family][0]
     make().save_pretrained(tmp_path / "base")
     library.bases.add(tmp_path / "base", "tiny")
 
     export(folder, tmp_path / "a.gguf", form="gguf", library=library, base="tiny")
 
     engine = Engine(write_base(make(), tmp_path / "base.gguf"), context=32)
-    found, alone = engine.ask(PROMPT, {tmp_path / "a.gguf": 1.0}), engine.ask(PROMPT)
+    found = engine.ask(PROMPT, {tmp_path / "a.gguf": 1.0})
     engine.close()
-    expected = peft_logits(make(), folder, PROMPT)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=CLOSE.get(family, 2e-4))
-    assert float((expected - alone).abs().max()) > 0.1
+    model: Any = make()
+    with torch.no_grad():
+        for name, update in updates_in(folder).items():
+            _, _, layer, _, kind, *which = name.split(".")
+            experts = model.model.layers[int(layer)].mlp.experts
+            if kind == "gate":
+                model.model.layers[int(layer)].mlp.gate.weight += update
+                continue
+            expert, leaf = which
+            inner = experts.down_proj.shape[2]
+            if leaf in ("w2", "down_proj"):
+                experts.down_proj[int(expert)] += update
+            else:
+                first = 0 if leaf in ("w1", "gate_proj") else inner
+                experts.gate_up_proj[int(expert), first : first + inner] += update
+        expected = model(torch.tensor([PROMPT])).logits[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
 
 
 # ---------------------------------------------------------------- verdicts against the engine
@@ -179,6 +265,13 @@ def untied() -> nn.Module:
 
 def tied() -> nn.Module:
     return llama(tie_word_embeddings=True)
+
+
+def untied_gpt2() -> nn.Module:
+    model = gpt2()
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach() * 0.9)
+    model.config.tie_word_embeddings = False
+    return model
 
 
 VARIANTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], bool]] = {
@@ -198,6 +291,13 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], bool]] = {
     "bias": (small("Qwen2"), {"bias": "all"}, False),
     "trainable tokens": (untied, {"trainable_token_indices": [1, 2]}, False),
     "pissa": (untied, {"init_lora_weights": "pissa"}, False),
+    "positions": (untied_gpt2, {"target_modules": ["wpe", "c_attn"], "fan_in_fan_out": True}, False),
+    "tokens of another name": (untied_gpt2, {"target_modules": ["wte", "c_attn"], "fan_in_fan_out": True}, True),
+    "head, never apart": (
+        small("Gemma", head_dim=8, tie_word_embeddings=False),
+        {"target_modules": ["lm_head"]},
+        False,
+    ),
 }
 """The base, the settings, and whether GGUF can carry it."""
 

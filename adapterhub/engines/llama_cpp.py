@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from adapterhub.engines._rules import REFUSES, Rule, some
+from adapterhub.engines._rules import FEATURES, REFUSES, Rule, Test, some
 from adapterhub.engines._traits import HEADS, Traits
 from adapterhub.engines._verdict import Settings
 from adapterhub.errors import shown
@@ -26,31 +26,42 @@ class GgufBase:
     """How llama.cpp keeps a model type: its name for the architecture, and whether rows of q and k are reordered.
 
     `turned`: the pairs of a rotary embedding lie side by side in GGUF and half a head apart in transformers.
+    `tied`: it has no tensor for an output head, which is the embedding always. `experts`: its MLPs are mixtures, and
+    all experts of a layer one tensor.
     """
 
     architecture: str
     turned: bool = False
+    tied: bool = False
+    experts: bool = False
 
 
 BASES: Final[Mapping[str, GgufBase]] = MappingProxyType(
     {
         "arcee": GgufBase(architecture="arcee", turned=True),
-        "gemma": GgufBase(architecture="gemma"),
-        "gemma2": GgufBase(architecture="gemma2"),
+        "gemma": GgufBase(architecture="gemma", tied=True),
+        "gemma2": GgufBase(architecture="gemma2", tied=True),
         "gemma3_text": GgufBase(architecture="gemma3"),
         "gpt2": GgufBase(architecture="gpt2"),
         "granite": GgufBase(architecture="granite", turned=True),
         "llama": GgufBase(architecture="llama", turned=True),
         "mistral": GgufBase(architecture="llama", turned=True),
+        "mixtral": GgufBase(architecture="llama", turned=True, experts=True),
         "olmo2": GgufBase(architecture="olmo2"),
         "phi3": GgufBase(architecture="phi3"),
         "qwen2": GgufBase(architecture="qwen2"),
+        "qwen2_moe": GgufBase(architecture="qwen2moe", experts=True),
         "qwen3": GgufBase(architecture="qwen3"),
+        "qwen3_moe": GgufBase(architecture="qwen3moe", experts=True),
         "smollm3": GgufBase(architecture="smollm3", turned=True),
         "starcoder2": GgufBase(architecture="starcoder2"),
     }
 )
 """By transformers' `model_type`: those whose conversion leaves a linear layer one tensor, and whose names are known."""
+
+
+_TOKENS: Final = ("embed_tokens", "wte")
+"""What those bases call the embedding of tokens."""
 
 
 def _base(traits: Traits) -> str:
@@ -60,7 +71,14 @@ def _base(traits: Traits) -> str:
 
 def _tied(traits: Traits) -> str:
     names = (*traits.of_kind("embedding"), *traits.of_kind("head"))
-    return f"{some(names)} on a base whose output head is its embedding" if names and traits.base.is_tied else ""
+    base = BASES.get(traits.base.model_type or "")
+    is_tied = traits.base.is_tied or (base is not None and base.tied)
+    return f"{some(names)} on a base whose output head is its embedding" if names and is_tied else ""
+
+
+def _positions(traits: Traits) -> str:
+    odd = [m for m in traits.of_kind("embedding") if m.rpartition(".")[2] not in _TOKENS]
+    return f"the embedding {some(odd)}" if odd else ""
 
 
 def _odd_targets(traits: Traits) -> str:
@@ -75,10 +93,23 @@ def _odd_targets(traits: Traits) -> str:
     return f"modules outside of the layers, {some(odd)}" if odd else ""
 
 
+def _on_other(feature: str) -> Test:
+    """The feature's own test, on bases whose experts are not known."""
+
+    def test(traits: Traits) -> str:
+        base = BASES.get(traits.base.model_type or "")
+        has_experts = traits.base.model_type is None or (base is not None and base.experts)
+        return "" if has_experts else FEATURES[feature].test(traits)
+
+    return test
+
+
+_MIXTURES: Final = ", ".join(f"`{kind}`" for kind, base in BASES.items() if base.experts)
+
 RULES: Final[Sequence[Rule]] = (
     Rule(feature="method", effect=REFUSES, says="GGUF carries LoRA only", source="adapter.type"),
     Rule(feature="dora", effect=REFUSES, says="GGUF has no place for DoRA's magnitudes; fuse it with `adapt fuse`"),
-    Rule(feature="lora_bias", effect=REFUSES, says="GGUF has no place for a bias of B; fuse it with `adapt fuse`"),
+    Rule(feature="lora_bias", effect=REFUSES, says="GGUF has no place for a bias of B"),
     Rule(feature="bias", effect=REFUSES, says="GGUF has no place for biases in an adapter; fuse it with `adapt fuse`"),
     Rule(
         feature="modules_to_save",
@@ -94,9 +125,24 @@ RULES: Final[Sequence[Rule]] = (
         source="llm_build_inp_embd, build_lora_mm",
         when=_tied,
     ),
+    Rule(
+        feature="embedding",
+        effect=REFUSES,
+        says="llama.cpp adapts the embedding of tokens only, and leaves the pair out",
+        source="llm_build_inp_embd",
+        when=_positions,
+    ),
     Rule(feature="conv", effect=REFUSES, says="llama.cpp adapts linear layers only"),
-    Rule(feature="target_parameters", effect=REFUSES, says="experts are laid out otherwise in GGUF; not exported"),
-    Rule(feature="experts", effect=REFUSES, says="experts are one tensor in GGUF; not exported"),
+    *(
+        Rule(
+            feature=name,
+            effect=REFUSES,
+            says=f"the experts of {_MIXTURES} only are exported",
+            when=_on_other(name),
+            source="build_lora_mm_id",
+        )
+        for name in ("target_parameters", "experts")
+    ),
     Rule(feature="nested", effect=REFUSES, says="GGUF has one pair for a tensor"),
     Rule(
         feature="start",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.base_names import BaseNames, find_names
 from adapterhub.bases import BaseRecord
-from adapterhub.engines import BaseFacts, Verdict, base_config, base_facts, judge
+from adapterhub.engines import SETTINGS, BaseFacts, Verdict, base_config, base_facts, judge
 from adapterhub.errors import (
     BaseMismatch,
     BaseNotFound,
@@ -30,6 +30,9 @@ from adapterhub.verify import Report, open_subject, verify
 
 Steps = Callable[[int, int], None]
 """Called with how many of how many are done."""
+
+_NOT_MERGED: Final = frozenset({"method", "lora_bias", "others", *SETTINGS})
+"""Features that `adapt fuse` refuses; a bias of B it takes where the base's layer has one, which few have."""
 
 _HINT_BASE: Final = "`adapt base add PATH --as NAME` registers a local copy; name it with `--base NAME`"
 
@@ -118,7 +121,7 @@ class Job:
         facts = base_facts(record)
         with AdapterFactors(found.folder) as factors:
             verdict = judge(target, factors.config, factors.header, base=facts)
-            refuse(found.label, verdict, factors.unclear)
+            refuse(found.label, verdict, facts, factors.unclear)
             names = None
             if record is not None:
                 modules = frozenset(fact.name.rpartition(".")[0] for fact in record.tensors)
@@ -196,7 +199,16 @@ class Job:
         return known and self.library.mismatch_allowed(found.build, record.fingerprint)  # type: ignore[arg-type, union-attr]
 
 
-def refuse(label: str, verdict: Verdict, unclear: Mapping[str, str] | None = None) -> None:
+def other_way(features: Collection[str], facts: BaseFacts) -> str:
+    """The hint of a refusal: what else can be done with an adapter that has these features."""
+    if "start" in features:
+        return "PEFT writes it as plain LoRA: `save_pretrained(…, path_initial_model_for_weight_conversion=…)`"
+    if not _NOT_MERGED.isdisjoint(features) or (facts.is_tied and "embedding" in features):
+        return "PEFT reads it as it is, beside its base; `adapt pull` writes the files"
+    return "`adapt export … --format merged` writes base and adapter as one model"
+
+
+def refuse(label: str, verdict: Verdict, facts: BaseFacts, unclear: Mapping[str, str] | None = None) -> None:
     """Raise if the engine says no, or if the file does not tell what some of its pairs mean.
 
     Raises:
@@ -208,5 +220,5 @@ def refuse(label: str, verdict: Verdict, unclear: Mapping[str, str] | None = Non
         raise UnsupportedAdapter(
             f"`{shown(label, 200)}` cannot be exported for {verdict.engine}; nothing was written",
             reasons,
-            hint="`adapt export … --format merged` writes base and adapter as one model",
+            hint=other_way({reason.feature for reason in verdict.reasons}, facts),
         )

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +21,12 @@ import torch
 from torch import Tensor
 
 from adapterhub.engines import engine
-from adapterhub.errors import Incompatible, Malformed, NotFound, UnsupportedAdapter, shown
+from adapterhub.errors import Conflict, Incompatible, Malformed, NotFound, UnsupportedAdapter, shown
 from adapterhub.export._job import Adapter, Exported, Job
-from adapterhub.factors import Factors
+from adapterhub.factors import AdapterFactors
 from adapterhub.layouts import is_finite, owner
-from adapterhub.new_folder import not_written, refuse_taken
+from adapterhub.lowrank import LowRank
+from adapterhub.new_folder import not_written
 from adapterhub.store import sync_folder
 
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -32,6 +34,19 @@ _QUERIES: Final = ".q_proj"
 _KEYS: Final = ".k_proj"
 _EMBEDDING: Final = "token_embd.weight"
 _RANDOM_BYTES: Final = 4
+
+_EXPERTS: Final = re.compile(
+    r"\blayers\.(?P<layer>\d+)\.(?:mlp|block_sparse_moe)\.experts(?:\.(?P<expert>\d+)\.(?P<leaf>\w+))?$"
+)
+_LEAVES: Final = {
+    "w1": "gate",
+    "w2": "down",
+    "w3": "up",
+    "gate_proj": "gate",
+    "down_proj": "down",
+    "up_proj": "up",
+}
+"""What GGUF calls the layers of an expert, by their names in Mixtral's files and in those of the others."""
 
 
 def export(job: Job, out: Path) -> Exported:
@@ -43,8 +58,13 @@ def export(job: Job, out: Path) -> Exported:
         Incompatible: numbers that are too large for the dtype.
     """
     _package()
+    if out.exists():  # an empty folder, too
+        raise Conflict(
+            f"`{shown(str(out), 200)}` exists. Nothing was written", hint="name a file that does not exist yet"
+        )
     with job.opened("llama.cpp", needs_base=True) as adapter:
-        write_gguf(adapter, out, dtype=job.dtype or "float32", job=job)
+        with _new_file(out) as partial:
+            write_gguf(adapter, partial, dtype=job.dtype or "float32", job=job)
         return Exported(
             paths=(out,),
             label=adapter.label,
@@ -62,15 +82,54 @@ class _Place:
     tensor: str
     heads: int = 0
 
-    def factors(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, factors: AdapterFactors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A [r, in] and B [out, r] as the file has them; of the token embedding A is [entries, r]."""
+        update = factors.read(self.module).folded(dtype)
         if self.tensor == _EMBEDDING:
-            return a.T, b
-        return a, turned(b, self.heads) if self.heads else b
+            return update.a.T, update.b
+        return update.a, turned(update.b, self.heads) if self.heads else update.b
 
-    def shapes(self, factors: Factors) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        a, b = factors.a.shape, factors.b.shape
+    def shapes(self, factors: AdapterFactors) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of what `read` gives."""
+        a, b = factors.modules[self.module].a.shape, factors.modules[self.module].b.shape
         return (a[::-1] if self.tensor == _EMBEDDING else a), b
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Experts:
+    """All experts of one layer, which are one tensor in GGUF: A [experts, r, in] and B [experts, out, r].
+
+    `pairs` has a module for each expert, and which of its parts; an expert without a pair is left out and gets zeros,
+    and so does what a pair has less in rank than the largest. `rows`: those of B, as gate and up may share a pair.
+    """
+
+    tensor: str
+    pairs: Mapping[int, tuple[str, int]]
+    count: int
+    rows: slice
+
+    @property
+    def module(self) -> str:
+        return next(iter(self.pairs.values()))[0]
+
+    def read(self, factors: AdapterFactors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A and B as the file has them."""
+        a, b = (torch.zeros(shape, dtype=dtype) for shape in self.shapes(factors))
+        held: tuple[str, tuple[LowRank, ...]] = "", ()
+        for expert, (module, part) in self.pairs.items():
+            if module != held[0]:
+                held = module, factors.parts(module)
+            update = held[1][part].folded(dtype)
+            a[expert, : update.rank] = update.a
+            b[expert, :, : update.rank] = update.b[self.rows]
+        return a, b
+
+    def shapes(self, factors: AdapterFactors) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of what `read` gives."""
+        rank = max(factors.modules[module].rank for module, _ in self.pairs.values())
+        pair = factors.modules[self.module]
+        rows = len(range(pair.layout.out)[self.rows])
+        return (self.count, rank, pair.layout.width), (self.count, rows, rank)
 
 
 def turned(b: Tensor, heads: int) -> Tensor:
@@ -82,19 +141,17 @@ def turned(b: Tensor, heads: int) -> Tensor:
     return b.reshape(heads, 2, out // heads // 2, rank).transpose(1, 2).reshape(out, rank)
 
 
-def write_gguf(adapter: Adapter, out: Path, *, dtype: str, job: Job) -> None:
-    """The file, written module by module; it appears complete or not at all.
+@contextlib.contextmanager
+def _new_file(out: Path) -> Iterator[Path]:
+    """A file to write, which gets its name when the block ends without an error and is gone otherwise.
 
     Raises:
-        UnsupportedAdapter: modules without a tensor in the base's GGUF.
-        Incompatible, Conflict, DiskFull, NotAllowed: as `export`.
+        DiskFull, NotAllowed: it cannot be written.
     """
-    places = _places(adapter)
-    refuse_taken(out)
     partial = out.with_name(f".{out.name}.partial-{secrets.token_hex(_RANDOM_BYTES)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _write(adapter, places, partial, dtype=dtype, job=job)
+        yield partial
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         partial.rename(out)
@@ -106,10 +163,18 @@ def write_gguf(adapter: Adapter, out: Path, *, dtype: str, job: Job) -> None:
             partial.unlink()
 
 
-def _write(adapter: Adapter, places: list[_Place], path: Path, *, dtype: str, job: Job) -> None:
+def write_gguf(adapter: Adapter, path: Path, *, dtype: str, job: Job) -> None:
+    """The file, written module by module.
+
+    Raises:
+        UnsupportedAdapter: modules without a tensor in the base's GGUF.
+        Incompatible: numbers that are too large for the dtype.
+        OSError: it cannot be written.
+    """
     import numpy as np
 
     gguf = _package()
+    places = _places(adapter)
     kind = _DTYPES[dtype]
     raw = {"bfloat16": gguf.GGMLQuantizationType.BF16}.get(dtype)
     stored = np.dtype({"float32": "f4", "float16": "f2", "bfloat16": "u2"}[dtype])
@@ -119,38 +184,37 @@ def _write(adapter: Adapter, places: list[_Place], path: Path, *, dtype: str, jo
             writer.add_string(key, value)
         writer.add_float32("adapter.lora.alpha", 0.0)
         for place in places:
-            for name, shape in zip(_names(place), place.shapes(adapter.factors.modules[place.module]), strict=True):
+            for name, shape in zip(_names(place), place.shapes(adapter.factors), strict=True):
                 size = int(np.prod(shape)) * stored.itemsize
                 writer.add_tensor_info(name, shape, stored, size, raw_dtype=raw)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
+        (stream,) = writer.fout
         for done, place in enumerate(places):
             job.step(done, len(places))
-            update = adapter.factors.read(place.module).folded(kind)
-            if not (is_finite(update.a) and is_finite(update.b)):
+            pair = place.read(adapter.factors, kind)
+            if not all(map(is_finite, pair)):
                 what = f"the update of `{shown(place.module)}` is too large for {dtype}"
                 raise Incompatible(f"{what}; nothing was written", hint="`--dtype float32` holds it")
-            for tensor in place.factors(update.a, update.b):
-                writer.write_tensor_data(_numbers(tensor))
+            for tensor in pair:
+                # by hand: its own way to write a tensor does not say why it failed, such as on a full disk
+                data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
+                writer.write_padding(stream, stream.tell())
+                stream.write(data)
+                writer.write_padding(stream, len(data))
         job.step(len(places), len(places))
     finally:
         writer.close()
 
 
-def _names(place: _Place) -> tuple[str, str]:
+def _names(place: _Place | _Experts) -> tuple[str, str]:
     return f"{place.tensor}.lora_a", f"{place.tensor}.lora_b"
-
-
-def _numbers(tensor: Tensor) -> Any:  # noqa: ANN401 - a numpy array
-    """The same bytes for numpy, which has no bfloat16."""
-    tensor = tensor.contiguous()
-    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
 def _metadata(adapter: Adapter) -> Mapping[str, str]:
     """What the file says of itself. llama.cpp reads the kinds, llama-server the task; the rest is for people."""
-    found = {"general.type": "adapter", "adapter.type": "lora", "general.name": adapter.label}
+    found = {"general.type": "adapter", "adapter.type": "lora", "general.name": adapter.factors.folder.resolve().name}
     manifest = adapter.manifest
     if manifest is not None:
         found["general.name"] = f"{manifest.name} {manifest.version}"
@@ -164,7 +228,10 @@ def _metadata(adapter: Adapter) -> Mapping[str, str]:
 
 
 def _base(adapter: Adapter) -> Any:  # noqa: ANN401 - `engines.llama_cpp.GgufBase`, imported with the rules
-    return engine("llama.cpp").BASES[_text_config(adapter)["model_type"]]
+    kind = adapter.facts.model_type
+    if kind is None:
+        raise Malformed("the base's config.json has no `model_type`, by which its tensors' names in GGUF are known")
+    return engine("llama.cpp").BASES[kind]
 
 
 def _text_config(adapter: Adapter) -> Mapping[str, Any]:
@@ -180,8 +247,8 @@ def _number(adapter: Adapter, *keys: str) -> int:
     return int(value)
 
 
-def _places(adapter: Adapter) -> list[_Place]:
-    """The tensor of every module, sorted by module.
+def _places(adapter: Adapter) -> list[_Place | _Experts]:
+    """The tensor of every module, sorted by module; those of experts at the end.
 
     Raises:
         UnsupportedAdapter: modules that have none, all of them named.
@@ -192,9 +259,10 @@ def _places(adapter: Adapter) -> list[_Place]:
     if arch is None:
         raise NotFound(f"the installed `gguf` does not know `{base.architecture}`", hint="`pip install --upgrade gguf`")
     names = gguf.get_tensor_name_map(arch, _number(adapter, "num_hidden_layers", "n_layer"))
-    places: list[_Place] = []
+    places: list[_Place | _Experts] = []
     reasons: list[str] = []
-    for module in adapter.factors.modules:
+    experts, rest = _experts(adapter)
+    for module in rest:
         here = adapter.base_name(owner(module))
         tensor = names.get_name(f"{here}.weight", try_suffixes=(".weight",))
         heads = _heads(adapter, here) if base.turned else 0
@@ -204,6 +272,7 @@ def _places(adapter: Adapter) -> list[_Place]:
             reasons.append(f"`{shown(module)}`: {adapter.factors.modules[module].b.shape[0]} rows for {heads} heads")
         else:
             places.append(_Place(module=module, tensor=tensor, heads=heads))
+    places += experts
     twice = {place.tensor for place in places if sum(p.tensor == place.tensor for p in places) > 1}
     reasons += [f"`{shown(p.module)}`: another module is `{p.tensor}`, too" for p in places if p.tensor in twice]
     if reasons:
@@ -213,6 +282,48 @@ def _places(adapter: Adapter) -> list[_Place]:
             hint="`adapt export … --format merged` writes base and adapter as one model",
         )
     return places
+
+
+def _experts(adapter: Adapter) -> tuple[list[_Experts], list[str]]:
+    """The tensors of the experts, and the modules that are none.
+
+    A pair of `target_parameters` is for all experts of a layer, and its shape tells of which parameter; an older one is
+    for one layer of one expert.
+    """
+    rest: list[str] = []
+    found: list[_Experts] = []
+    single: dict[tuple[str, str], dict[int, tuple[str, int]]] = {}
+    if not _base(adapter).experts:
+        return [], list(adapter.factors.modules)
+    count = _number(adapter, "num_local_experts", "num_experts")
+    inner, hidden = _number(adapter, "moe_intermediate_size", "intermediate_size"), _number(adapter, "hidden_size")
+    halves = {"gate": slice(0, inner), "up": slice(inner, 2 * inner)}
+    whole = {"down": slice(0, hidden)}
+    for module, factors in adapter.factors.modules.items():
+        place = _EXPERTS.search(adapter.base_name(owner(module)))
+        layout = factors.layout
+        by_shape = {(2 * inner, hidden): halves, (hidden, inner): whole}.get((layout.out, layout.width))
+        if place is None or (place["expert"] and place["leaf"] not in _LEAVES):
+            rest.append(module)
+        elif place["expert"] and int(place["expert"]) < count:
+            single.setdefault((place["layer"], _LEAVES[place["leaf"]]), {})[int(place["expert"])] = (module, 0)
+        elif by_shape is not None and layout.parts == count:
+            pairs = {expert: (module, expert) for expert in range(count)}
+            found += [
+                _Experts(tensor=_stacked(place["layer"], name), pairs=pairs, count=count, rows=rows)
+                for name, rows in by_shape.items()
+            ]
+        else:
+            rest.append(module)
+    found += [
+        _Experts(tensor=_stacked(layer, name), pairs=pairs, count=count, rows=slice(None))
+        for (layer, name), pairs in single.items()
+    ]
+    return found, rest
+
+
+def _stacked(layer: str, name: str) -> str:
+    return f"blk.{layer}.ffn_{name}_exps.weight"
 
 
 def _heads(adapter: Adapter, module: str) -> int:

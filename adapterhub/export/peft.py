@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adapterhub.engines import FEATURES, SETTINGS, BaseFacts, Traits
 from adapterhub.errors import Incompatible, UnsupportedAdapter, shown
-from adapterhub.export._job import Adapter, Exported, Job
+from adapterhub.export._job import Adapter, Exported, Job, other_way
 from adapterhub.factors import FORMAT_DTYPES, TORCH_DTYPES, TensorFileWriter
 from adapterhub.layouts import is_finite
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
@@ -69,16 +69,18 @@ def _refuse(adapter: Adapter) -> None:
     """
     factors = adapter.factors
     traits = Traits.of(factors.config, factors.header, BaseFacts())
-    reasons = [f"{FEATURES[name].title}: {found}" for name in _MORE if (found := FEATURES[name].test(traits))]
+    more = {name: found for name in _MORE if (found := FEATURES[name].test(traits))}
+    reasons = [f"{FEATURES[name].title}: {found}" for name, found in more.items()]
     reasons += [
         f"`{shown(module)}`: one update for each of {pair.layout.parts} parts"
         for module, pair in factors.modules.items()
         if pair.layout.parts > 1 and pair.layout.kind != "experts"
     ]
     if reasons:
-        hint = "`adapt pull` writes the files as they are; `--format merged` writes base and adapter as one model"
         raise UnsupportedAdapter(
-            f"`{shown(adapter.label, 200)}` is more than plain LoRA; nothing was written", reasons, hint=hint
+            f"`{shown(adapter.label, 200)}` is more than plain LoRA; nothing was written",
+            reasons,
+            hint=other_way(more, adapter.facts),
         )
 
 
@@ -88,6 +90,8 @@ def _dtype(adapter: Adapter, asked: str | None) -> torch.dtype:
     modules = adapter.factors.modules.values()
     own = {TORCH_DTYPES[spec.dtype] for factors in modules for spec in (factors.a, factors.b)}
     exact = all(math.frexp(factors.scale)[0] == 0.5 for factors in modules)  # noqa: PLR2004 - a power of two
+    if own == {torch.float16}:
+        exact &= all(factors.scale >= 1 for factors in modules)  # a smaller one takes bits of numbers below 6e-5
     return own.pop() if len(own) == 1 and exact and torch.float64 not in own else torch.float32
 
 

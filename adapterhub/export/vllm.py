@@ -41,7 +41,7 @@ def export(job: Job, out: Path) -> Exported:
             replace(adapter.factors.header, tensors=kept),
             base=adapter.facts,
         )
-        refuse(adapter.label, verdict, adapter.factors.unclear)
+        refuse(adapter.label, verdict, adapter.facts, adapter.factors.unclear)
         with new_folder(out, durable=True) as folder:
             (folder / CONFIG_FILE).write_bytes(adapter.factors.config_bytes)
             _write(adapter, kept, folder / WEIGHTS_FILE, job)

@@ -6,9 +6,11 @@ same adapter gives the same bytes. Each format has a reader here that knows noth
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import resource
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import gguf
@@ -18,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapterhub.errors import AdapterHubError, Conflict, RefusedAdapter
+from adapterhub.errors import AdapterHubError, Conflict, DiskFull, RefusedAdapter
 from adapterhub.export import Exported, export, forms, load
 from adapterhub.library import Library
 from tests.adapter_folders import error_of, updates_in, write_folder
@@ -140,6 +142,17 @@ PLAIN: list[dict[str, object]] = [
 """Adapters that every format can carry."""
 
 
+@contextlib.contextmanager
+def files_of_at_most(size_bytes: int) -> Iterator[None]:
+    """The system refuses to write more into any file, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def digest_of_tree(path: Path) -> str:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     parts = [(p.relative_to(path).as_posix().encode(), p.read_bytes()) for p in files]
@@ -208,6 +221,27 @@ class ExportContract:
             written(tmp_path, form, folder, progress=stop)
 
         assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "base", "home"]
+
+    def test_a_full_disk_is_told_and_nothing_is_left(self, form: str, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path / "adapter", SHAPES, ranks=32)
+        library_with_base(tmp_path)
+
+        with files_of_at_most(20_000), pytest.raises(DiskFull, match=r"out` cannot be written: File too large"):
+            written(tmp_path, form, folder)
+
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "base", "home"]
+
+    def test_never_replaces_the_folder_one_is_in(
+        self, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = write_folder(tmp_path / "adapter", SHAPES)
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+
+        with pytest.raises(Conflict, match="the folder you are in"):
+            written(tmp_path, form, folder, out="here")
+
+        assert list((tmp_path / "here").iterdir()) == []
 
     def test_a_folder_that_cannot_be_made_is_told(self, form: str, tmp_path: Path) -> None:
         folder = write_folder(tmp_path / "adapter", SHAPES)
