@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.errors import SpecError, shown
 from adapterhub.specs import parse_version
+from adapterhub_registry import tombstones
 from adapterhub_registry.adapter_facts import AdapterFacts, facts_of, tags_of_adapter
 from adapterhub_registry.blobs import BlobStore
 from adapterhub_registry.db import adapters, insert_new, now_ms, refs, releases, repos
@@ -235,6 +236,7 @@ def _refuse_other_bytes(connection: Connection, repo: Row[Any], version: str, ad
         raise conflict(
             f"release {version} of `{holder}` exists with other bytes; releases never change: raise the version"
         )
+    tombstones.refuse_other_bytes(connection, repo, version, adapter)
 
 
 def _forget_unreleased(connection: Connection, repo_id: int) -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import click
+from sqlalchemy.exc import OperationalError
 
-from adapterhub.errors import DigestMismatch, NotFound
+from adapterhub.errors import DigestMismatch, NotFound, RemoteUnreachable, shown
 from adapterhub_registry.app import open_registry
+from adapterhub_registry.blobs import StoreUnreachable
 from adapterhub_registry.context import Registry
 from adapterhub_registry.holdings import check_holdings
+from adapterhub_registry.move import move_registry
 from adapterhub_registry.options import place_options, server_options, settings_of
 from adapterhub_registry.server import serve as serve_forever
 from adapterhub_registry.tokens import ROLES, TokenRecord
 
+_AGAIN = "look at the options and the credentials, then run it again; nothing is half done"
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
@@ -67,11 +74,11 @@ def check(read_bytes: bool, as_json: bool, **given: Any) -> None:  # noqa: ANN40
     Example:
       adapt registry check --root ./registry-data --bytes
     """
-    root = given["root"]
-    if not given["database"] and not (root / "registry.db").is_file():
-        raise NotFound(f"`{root}` holds no registry", hint=f"`adapt registry serve --root {root}` makes one")
-    opened = _open(given)
-    held = check_holdings(opened.db, opened.blobs, read_bytes=read_bytes)
+    if not given["database"]:
+        _refuse_nothing(given["root"])
+    with _reaching():
+        opened = _open(given)
+        held = check_holdings(opened.db, opened.blobs, read_bytes=read_bytes)
     if as_json:
         click.echo(json.dumps({"blobs": held.blobs, "bytes": held.bytes, "problems": list(held.problems)}, indent=1))
     else:
@@ -81,6 +88,29 @@ def check(read_bytes: bool, as_json: bool, **given: Any) -> None:  # noqa: ANN40
     if held.problems:
         click.echo("hint: restore the blobs from a backup; nothing was changed", err=True)
         raise SystemExit(DigestMismatch.exit_code)
+
+
+@registry.command()
+@place_options
+@_JSON
+def move(as_json: bool, **given: Any) -> None:  # noqa: ANN401
+    """Copy the registry in --root to the empty --database, and its files to --blobs. Stop its server first.
+
+    Files are hashed on the way; rows are written at the end, all or none. Cut off, it goes on when it is run again.
+    The folder is not changed.
+
+    \b
+    Example:
+      adapt registry move --root ./registry-data --database postgresql://registry@db/registry --blobs s3://adapters
+    """
+    _refuse_nothing(given["root"])
+    with _reaching():
+        moved = move_registry(given["root"], _open(given))
+    if as_json:
+        click.echo(json.dumps({"blobs": moved.blobs, "bytes": moved.bytes, "rows": moved.rows}, indent=1))
+    else:
+        click.echo(f"blobs\t{moved.blobs}\nbytes\t{moved.bytes}\nrows\t{moved.rows}")
+    click.echo("hint: `adapt registry check --bytes` with the same options reads everything once more", err=True)
 
 
 @registry.group()
@@ -156,8 +186,24 @@ def revoke(number: int, as_json: bool, **given: Any) -> None:  # noqa: ANN401
     click.echo(json.dumps(record) if as_json else f"revoked token {number} of {record['user']}")
 
 
+def _refuse_nothing(root: Path) -> None:
+    if not (root / "registry.db").is_file():
+        raise NotFound(f"`{root}` holds no registry", hint=f"`adapt registry serve --root {root}` makes one")
+
+
 def _open(given: dict[str, Any]) -> Registry:
     return open_registry(settings_of(given))
+
+
+@contextlib.contextmanager
+def _reaching() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        why = str(error.orig).partition("\n")[0]
+        raise RemoteUnreachable(f"the database does not answer: {shown(why, 200)}", hint=_AGAIN) from None
+    except StoreUnreachable as error:
+        raise RemoteUnreachable(str(error), hint=_AGAIN) from None
 
 
 def _document(record: TokenRecord) -> dict[str, Any]:

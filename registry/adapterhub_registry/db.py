@@ -208,6 +208,22 @@ releases = Table(
     Index("releases_by_version", "version"),
 )
 
+tombstones = Table(
+    "tombstones",
+    metadata,
+    # a version that a repository released under this name, which it does not have any more
+    Column("full_name", String(200), primary_key=True),
+    Column("version", String(200), primary_key=True),
+    Column("namespace", String(96), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("name", String(200)),
+    Column("base_sha256", String(64)),
+    Column("base_model", String(256)),
+    Column("rank", Integer),
+    Column("created_at", BigInteger, nullable=False),
+    Index("tombstones_by_version", "namespace", "version"),
+)
+
 downloads = Table(
     "downloads",
     metadata,

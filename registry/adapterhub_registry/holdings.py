@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from sqlalchemy import select
+from sqlalchemy.engine import Connection
 
 from adapterhub.errors import BlobNotFound
 from adapterhub_registry.blobs import BlobStore
@@ -23,11 +24,18 @@ class Holdings:
     problems: tuple[str, ...]
 
 
+def named_blobs(connection: Connection) -> dict[str, int]:
+    """Every blob that a row names, by its sha256, and its size."""
+    sizes = connection.execute(select(blobs_table.c.sha256, blobs_table.c.size).order_by(blobs_table.c.sha256))
+    named = connection.execute(select(files.c.sha256, files.c.size).distinct())
+    return {row.sha256: row.size for rows in (sizes, named) for row in rows}
+
+
 def check_holdings(database: Database, blobs: BlobStore, *, read_bytes: bool = False) -> Holdings:
     """Look for each blob that a row names and for the commit that each ref names; with `read_bytes`, hash all bytes."""
     with database.read() as connection:
-        sizes = {row.sha256: row.size for row in connection.execute(select(blobs_table.c.sha256, blobs_table.c.size))}
-        named = {row.sha256: row.size for row in connection.execute(select(files.c.sha256, files.c.size).distinct())}
+        wanted = named_blobs(connection)
+        known = set(connection.scalars(select(blobs_table.c.sha256)))
         sent = set(connection.scalars(select(uploads.c.sha256).distinct()))
         made = {
             (row.repo_id, row.id) for row in connection.execute(select(commits_table.c.repo_id, commits_table.c.id))
@@ -40,8 +48,7 @@ def check_holdings(database: Database, blobs: BlobStore, *, read_bytes: bool = F
         for ref in named_refs
         if (ref.repo_id, ref.commit_id) not in made
     ]
-    problems += [f"blob {sha256}: a row names it that the table of blobs does not" for sha256 in sent - sizes.keys()]
-    wanted = sizes | named
+    problems += [f"blob {sha256}: a row names it that the table of blobs does not" for sha256 in sent - known]
     problems += [found for found in (_problem(blobs, *item, read_bytes=read_bytes) for item in wanted.items()) if found]
     return Holdings(blobs=len(wanted), bytes=sum(wanted.values()), problems=tuple(problems))
 

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Row, delete, false, insert, or_, select, t
 from sqlalchemy.engine import Connection
 
 from adapterhub.lookalike import fold
-from adapterhub_registry import adapters, commits, quotas
+from adapterhub_registry import adapters, commits, quotas, tombstones
 from adapterhub_registry.blobs import BlobStore, StoredBlob
 from adapterhub_registry.db import blobs as blobs_table
 from adapterhub_registry.db import files, insert_new, inserted_id, lock_name, now_ms, refs, repos, uploads
@@ -144,15 +144,22 @@ class Repos:
             raise bad_request(f"`{repo_id}` looks too much like a name that is taken; choose another")
 
     def delete(self, connection: Connection, caller: Caller, repo_id: RepoId) -> None:
-        """Remove a repository with all its history; blobs stay for others that hold them."""
+        """Remove a repository with all its history; blobs stay for others that hold them, released versions taken."""
         row = self.find_writable(connection, caller, repo_id)
+        tombstones.bury(connection, row)
         connection.execute(delete(repos).where(repos.c.id == row.id))
 
     def move(self, connection: Connection, caller: Caller, source: RepoId, target: RepoId) -> None:
-        """Give a repository another id. The old id is free, and nothing leads from it to the new one."""
+        """Give a repository another id. The old id is free, and nothing leads from it to the new one.
+
+        Raises:
+            Refusal: 409 when the new id exists or a version was released under it with other bytes; as `create`.
+        """
         row = self.find_writable(connection, caller, source)
         self._refuse_reader(caller, target)
         self._refuse_taken(connection, target, besides=row.id)
+        tombstones.bury(connection, row)
+        tombstones.refuse_arrival(connection, row, target)
         namespace = target.partition("/")[0]
         connection.execute(
             update(repos)

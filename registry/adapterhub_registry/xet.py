@@ -176,6 +176,12 @@ def telemetry() -> JSONResponse:
 def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> None:
     files = parse_shard(raw, limit_bytes=registry.settings.limits.file_bytes)
 
+    def is_here(sha256: str) -> bool:
+        sent = select(uploads.c.sha256).where(uploads.c.repo_id == space.repo_id, uploads.c.sha256 == sha256)
+        with registry.db.read() as connection:
+            return connection.scalar(sent) is not None and registry.blobs.has(sha256)
+
+    new = {file.sha256: file.size_bytes for file in files if not is_here(file.sha256)}
     with registry.db.read() as connection:
         namespace = connection.scalar(select(repos.c.namespace).where(repos.c.id == space.repo_id))
         quotas.refuse_upload(
@@ -183,13 +189,8 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
             registry.settings.limits,
             namespace=str(namespace),
             token_id=space.token_id,
-            more_bytes=sum(file.size_bytes for file in files),
+            more_bytes=sum(new.values()),
         )
-
-    def is_here(sha256: str) -> bool:
-        sent = select(uploads.c.sha256).where(uploads.c.repo_id == space.repo_id, uploads.c.sha256 == sha256)
-        with registry.db.read() as connection:
-            return connection.scalar(sent) is not None and registry.blobs.has(sha256)
 
     def on_stored(blob: StoredBlob) -> None:
         with registry.db.begin() as connection:

@@ -18,17 +18,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 from adapterhub_registry.db import Database, adapters, blobs, commits, files, refs, releases, repo_tags, repos
 
 from tests.bench.many_builds import BASES, RANKS, TASKS
-from tests.hub.pushing import Push
+from tests.hub.pushing import Push, put
 from tests.hub.shared_servers import CREDENTIALS, Shared, postgres, s3
 
 STEP = 2000
 CLIENTS = 8
 MEBIBYTE = 1 << 20
+PUSH_STEPS = ("PUT", "copy aside", "read", "copy to its name")
 START_MS = 1_700_000_000_000
 
 
@@ -178,41 +180,51 @@ def replicas(shared: Shared, count: int) -> Iterator[list[str]]:
         yield [stack.enter_context(shared.replica()).url for _ in range(count)]
 
 
-def speed(size: int, run: Callable[[], object]) -> float:
-    """Mebibytes per second."""
+def timed(run: Callable[[], object]) -> float:
+    """How many seconds it took."""
     began = time.perf_counter()
     run()
-    return size / MEBIBYTE / (time.perf_counter() - began)
+    return time.perf_counter() - began
 
 
 def measure_bytes(shared: Shared, endpoint_store: object, megabytes: int) -> None:
-    """Push and pull one large file through a server and S3, and through the S3 server alone."""
+    """Push and pull one large file through a server and S3, and let the S3 server alone do each step of it."""
     from datetime import timedelta
 
     import obstore
 
-    sizes = megabytes * MEBIBYTE
-    pairs: dict[str, list[tuple[float, float]]] = {"push": [], "pull": []}
+    store: Any = endpoint_store
+    spent: dict[str, list[float]] = {}
     with replicas(shared, 1) as (url,), httpx.Client(base_url=url, timeout=600) as client:
         client.headers["Authorization"] = f"Bearer {shared.token}"
         for turn in range(3):
-            push = Push(repo=f"bytes/{'abc'[turn] * 3}", weights=os.urandom(sizes))
+            push = Push(repo=f"bytes/{'abc'[turn] * 3}", weights=os.urandom(megabytes * MEBIBYTE))
             client.post("/api/repos/create", json={"organization": "bytes", "name": push.repo[6:]}).raise_for_status()
-            ours = speed(sizes, lambda p=push: p.commit(client))
-            link = obstore.sign(endpoint_store, "PUT", f"alone-{turn}", timedelta(hours=1))  # type: ignore[call-overload]
-            alone = speed(
-                sizes, lambda p=push, at=link: httpx.put(at, content=p.weights, timeout=600).raise_for_status()
-            )
-            pairs["push"].append((ours, alone))
             path = f"/{push.repo}/resolve/main/adapter_model.safetensors"
-            ours = speed(sizes, lambda at=path: client.get(at, follow_redirects=True).raise_for_status())
-            link = obstore.sign(endpoint_store, "GET", f"alone-{turn}", timedelta(hours=1))  # type: ignore[call-overload]
-            alone = speed(sizes, lambda at=link: httpx.get(at, timeout=600).raise_for_status())
-            pairs["pull"].append((ours, alone))
-    for name, found in pairs.items():
-        ours, alone = (statistics.median(side) for side in zip(*found, strict=True))
-        ratio = statistics.median(mine / peer for mine, peer in found)
-        print(f"{name} {megabytes} MiB: {ours:.0f} MiB/s   the S3 server alone {alone:.0f} MiB/s   ratio {ratio:.2f}")
+            sent, got = (obstore.sign(store, way, f"alone-{turn}", timedelta(hours=1)) for way in ("PUT", "GET"))
+            steps: dict[str, Callable[[], object]] = {
+                "push": lambda p=push: p.commit(client),  # type: ignore[misc]
+                "PUT": lambda p=push, at=sent: put(at, p.weights),  # type: ignore[misc]
+                "copy aside": lambda n=turn: obstore.copy(store, f"alone-{n}", f"aside-{n}"),  # type: ignore[misc]
+                "read": lambda n=turn: [None for _ in obstore.get(store, f"aside-{n}").stream(MEBIBYTE)],  # type: ignore[misc]
+                "copy to its name": lambda n=turn: obstore.copy(store, f"aside-{n}", f"named-{n}"),  # type: ignore[misc]
+                "pull": lambda at=path: client.get(at, follow_redirects=True).raise_for_status(),  # type: ignore[misc]
+                "GET": lambda at=got: httpx.get(at, timeout=600).raise_for_status(),  # type: ignore[misc]
+                "sha256 of the client": lambda p=push: hashlib.sha256(p.weights),  # type: ignore[misc]
+                "sha256 and sha1 of the server": lambda p=push: (
+                    hashlib.sha256(p.weights),
+                    hashlib.sha1(p.weights, usedforsecurity=False),
+                ),  # type: ignore[misc]
+            }
+            for name, step in steps.items():
+                spent.setdefault(name, []).append(timed(step))
+    for name, found in spent.items():
+        print(f"{name:30} {statistics.median(found):6.2f} s  {megabytes / statistics.median(found):5.0f} MiB/s")
+    alone = [sum(turn) for turn in zip(*(spent[name] for name in PUSH_STEPS), strict=True)]
+    for name, peer in (("push", spent["PUT"]), ("push", alone), ("pull", spent["GET"])):
+        ratio = statistics.median(theirs / ours for ours, theirs in zip(spent[name], peer, strict=True))
+        what = "the same steps" if peer is alone else "one transfer"
+        print(f"{name} {megabytes} MiB against {what} of the S3 server alone: ratio {ratio:.2f}")
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from adapterhub_registry.adapters import adapt_object, choose_listed, index_comm
 from adapterhub_registry.blobs import DiskBlobs
 from adapterhub_registry.db import Database, refs, repos
 from adapterhub_registry.errors import Refusal
+from adapterhub_registry.tombstones import bury
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Row, delete, insert, select, true
@@ -248,6 +249,23 @@ def test_one_namespace_has_one_build_of_a_version_for_each_base_and_rank(
 
     with pytest.raises(Refusal, match="`acme/x` exists with other bytes"):
         shelf.commit("acme/z", built("legal-qa", rank=4, seed=3), tag="v1.0.0")
+
+
+def test_a_build_of_a_removed_repository_keeps_its_version_in_its_namespace(
+    shelf: Shelf, built: Callable[..., dict[str, bytes]]
+) -> None:
+    first = built("legal-qa", rank=4, seed=1)
+    shelf.commit("acme/x", first, tag="v1.0.0")
+    bury(shelf.connection, shelf.repo("acme/x"))
+    shelf.connection.execute(delete(repos))
+
+    with pytest.raises(Refusal, match=r"1\.0\.0 of `acme/x` was removed and had other bytes"):
+        shelf.commit("acme/z", built("legal-qa", rank=4, seed=3), tag="v1.0.0")
+    shelf.commit("acme/eight", built("legal-qa", rank=8, seed=3), tag="v1.0.0")
+    shelf.commit("acme/named", built("tax-qa", rank=4, seed=3), tag="v1.0.0")
+    shelf.commit("acme/later", built("legal-qa", rank=4, seed=3, version="1.0.1"), tag="v1.0.1")
+    shelf.commit("other/x", built("legal-qa", rank=4, seed=3), tag="v1.0.0")
+    shelf.commit("acme/same", first, tag="v1.0.0")
 
 
 def test_the_newest_release_stands_for_its_repository(shelf: Shelf, built: Callable[..., dict[str, bytes]]) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from adapterhub_registry.db import uploads
 from adapterhub_registry.rates import Rates, address_of
 from adapterhub_registry.settings import Limits, parse_networks
+from sqlalchemy import select
 
 from adapterhub.errors import UsageProblem
 from tests.hub.pushing import Push
 from tests.hub.running import Running, running
+from tests.hub.xet_wire import shard_bytes, xorb_bytes
 
 KILO = 1000
 
@@ -171,17 +175,64 @@ def test_a_token_sends_so_much_in_a_day(tmp_path: Path, monkeypatch: pytest.Monk
             Push(repo="acme/three", weights=os.urandom(60 * KILO)).run(ann)
 
 
-def test_xet_uploads_are_counted(tmp_path: Path) -> None:
-    with limited(tmp_path, namespace_bytes=50 * KILO) as server, client(server) as ann:
-        Push(repo="acme/one", weights=os.urandom(49_900)).run(ann)
-        server.registry.settings.limits.namespace_bytes  # noqa: B018 - the bound that is reached
+def send_by_xet(ann: httpx.Client, repo: str, data: bytes) -> httpx.Response:
+    """Send a file as the hub client does: a token, its bytes as a xorb, and the shard that names it; the last answer."""
+    given = ann.get(f"/api/models/{repo}/xet-write-token/main")
+    if given.is_error:
+        return given
+    address, headers = given.json()["casUrl"], {"Authorization": f"Bearer {given.json()['accessToken']}"}
+    xorb, chunks = hashlib.sha256(data).hexdigest(), [(data[:20_000], 0), (data[20_000:], 0)]
+    sent = httpx.post(f"{address}/v1/xorbs/default/{xorb}", headers=headers, content=xorb_bytes(chunks))
+    shard = shard_bytes([(hashlib.sha256(data).hexdigest(), [(xorb, len(data), 0, 2)])])
+    return httpx.post(f"{address}/v1/shards", headers=headers, content=shard) if sent.is_success else sent
 
-        answers = [ann.get("/api/models/acme/one/xet-write-token/main") for _ in range(2)]
 
-        assert {answer.status_code for answer in answers} <= {200, 403}
-        big = hashlib.sha256(b"x").hexdigest()
-        body = {"operation": "upload", "objects": [{"oid": big, "size": 100 * KILO}], "hash_algo": "sha256"}
-        assert ann.post("/acme/one.git/info/lfs/objects/batch", json=body).status_code == 403
+def test_what_comes_by_xet_is_counted_once_and_what_does_not_fit_is_not_kept(tmp_path: Path) -> None:
+    first, second, third = (os.urandom(size * KILO) for size in (60, 60, 40))
+    with limited(tmp_path, namespace_bytes=100 * KILO) as server, client(server) as ann:
+        for name in ("one", "two"):
+            server.post("/api/repos/create", {"organization": "acme", "name": name})
+
+        taken = send_by_xet(ann, "acme/one", first)
+        refused = send_by_xet(ann, "acme/two", second)
+        again = send_by_xet(ann, "acme/one", first)
+        commit = ann.post("/api/models/acme/two/commit/main", content=naming(second))
+        filled = send_by_xet(ann, "acme/two", third)
+        full = send_by_xet(ann, "acme/one", b"x" * 30_000)
+
+        assert (taken.status_code, again.status_code, filled.status_code) == (200, 200, 200)
+        assert (refused.status_code, refused.headers["x-error-code"]) == (403, "QuotaExceeded")
+        assert refused.json()["error"] == "`acme` holds 60000 of 100000 bytes; 60000 more do not fit"
+        assert (full.status_code, full.headers["x-error-code"]) == (403, "QuotaExceeded")
+        assert "holds 100000 of 100000 bytes" in full.json()["error"]
+        assert commit.status_code == 400
+        assert ann.get("/api/models/acme/two/tree/main").json() == []
+        held = {path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file()}
+        assert held == {hashlib.sha256(data).hexdigest() for data in (first, third)}
+        assert [path for path in (tmp_path / "uploads").rglob("*") if path.is_file()] == []
+        with server.registry.db.read() as connection:
+            assert set(connection.scalars(select(uploads.c.sha256))) == held
+
+
+def naming(data: bytes) -> str:
+    """The lines of a commit that names a file which was sent."""
+    value = {"path": "w.bin", "algo": "sha256", "oid": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    lines = [{"key": "header", "value": {"summary": "x"}}, {"key": "lfsFile", "value": value}]
+    return "\n".join(json.dumps(line) for line in lines)
+
+
+def test_a_token_that_sent_its_share_by_xet_waits_for_tomorrow(tmp_path: Path) -> None:
+    with limited(tmp_path, token_upload_bytes_per_day=100 * KILO) as server, client(server) as ann:
+        server.post("/api/repos/create", {"organization": "acme", "name": "one"})
+        taken, refused = (send_by_xet(ann, "acme/one", os.urandom(60 * KILO)) for _ in range(2))
+        other = server.registry.tokens.create("bob", "admin")
+
+        with client(server, other) as bob:
+            bobs = send_by_xet(bob, "acme/one", os.urandom(60 * KILO))
+
+        assert (taken.status_code, refused.status_code, bobs.status_code) == (200, 429, 200)
+        assert int(refused.headers["retry-after"]) > 0
+        assert "this token sent 60000 of 100000 bytes within a day; 60000 more do not fit" in refused.json()["error"]
 
 
 @pytest.mark.parametrize("text", ["part_bytes=0", "namespace_bytes=-1", "namespace_bytes=", "no_such=1"])
