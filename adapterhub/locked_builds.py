@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from adapterhub.catalog import Installed
 from adapterhub.digests import digest_of_file, hex_of
@@ -43,13 +43,16 @@ def exact_spec(entry: Locked) -> AdapterSpec:
     )
 
 
-def installed_folder(library: Library, entry: Locked) -> Path | None:
-    """Where the locked build is installed in the library; None when it is not. A few stats, nothing is parsed."""
+def installed_folder(library: Library, entry: Locked) -> str | None:
+    """Where the locked build is installed in the library; None when it is not. A few stats, nothing is parsed.
+
+    As text, since a sync asks for thousands: a `Path` costs as much as a stat.
+    """
     name = full_name_of(entry).replace("/", "--")
     rank = f"-r{entry.rank}" if entry.rank else ""
     bases = [hex_of(entry.base)[:12]] if entry.base else []
     for base in (*bases, UNKNOWN_BASE):  # a pinned base is in the lock, but not in the name of the folder
-        folder = library.root / f"adapters/{base}/{name}/{entry.version}{rank}"
+        folder = f"{library.root}/adapters/{base}/{name}/{entry.version}{rank}"
         if _is_manifest(library, f"{folder}/{MANIFEST_FILE}", entry):
             return folder
     return None
@@ -57,7 +60,7 @@ def installed_folder(library: Library, entry: Locked) -> Path | None:
 
 def _is_manifest(library: Library, path: str, entry: Locked) -> bool:
     try:
-        here, stored = os.stat(path), library.store.manifest_path(entry.digest).stat()  # noqa: PTH116 - for thousands
+        here, stored = os.stat(path), os.stat(library.store.manifest_name(entry.digest))  # noqa: PTH116 - for thousands
     except OSError:
         return False
     if (here.st_dev, here.st_ino) == (stored.st_dev, stored.st_ino):
@@ -65,28 +68,46 @@ def _is_manifest(library: Library, path: str, entry: Locked) -> bool:
     return digest_of_file(Path(path))[0] == entry.digest  # a file system without hard links
 
 
+def is_installed(library: Library, entry: Locked) -> bool:
+    """Whether the locked build is installed, and the store has every object of it."""
+    return installed_folder(library, entry) is not None and _has_files(library, entry)  # which has seen the manifest
+
+
 def has_objects(library: Library, entry: Locked) -> bool:
     """Whether the store has every object of a locked build, each of the right size."""
-    store = library.store
+    return library.store.has_manifest(entry.digest) and _has_files(library, entry)
+
+
+def _has_files(library: Library, entry: Locked) -> bool:
+    name_of = library.store.blob_name
     try:
-        store.manifest_path(entry.digest).stat()
-        return all(store.blob_path(file.sha256).stat().st_size == file.size_bytes for file in entry.files)
+        return all(os.stat(name_of(file.sha256)).st_size == file.size_bytes for file in entry.files)  # noqa: PTH116 - as above
     except OSError:
         return False
 
 
-def refuse_other_files(entry: Locked, files: Mapping[str, tuple[str, int]]) -> None:
-    """Whether the lock names the files that its own manifest stands for: by path, their digest and size in bytes.
+def refuse_other_build(entry: Locked, manifest: Mapping[str, Any]) -> None:
+    """Whether the lock says of the build what its own manifest, given as its JSON value, says.
 
     Raises:
-        Malformed: it names others.
+        Malformed: it names another name, version, rank, base or other files.
     """
+    weights = manifest["base"].get("weights")
+    said: dict[str, tuple[object, object]] = {
+        "name": (full_name_of(entry).rpartition("/")[2], manifest["name"]),
+        "version": (entry.version, manifest["version"]),
+        "rank": (entry.rank, manifest.get("rank")),
+        "base": (entry.base, weights) if weights else (None, None),  # else it is one that was pinned
+    }
     locked = {file.path: (str(file.sha256), file.size_bytes) for file in entry.files}
-    for path in sorted(locked.keys() | files.keys()):
-        if locked.get(path) != files.get(path):
+    files = {file["path"]: (file["sha256"], file["size_bytes"]) for file in manifest["files"]}
+    for path in sorted(locked.keys() | files.keys()) if locked != files else ():
+        said[path] = _file_text(locked.get(path)), _file_text(files.get(path))
+    for what, (here, there) in said.items():
+        if here != there:
             raise Malformed(
-                f"`{LOCK_FILE}`: `{entry.key}` has `{shown(path)}` as {_file_text(locked.get(path))}; in its manifest "
-                f"{entry.digest} it is {_file_text(files.get(path))}. Nothing was changed",
+                f"`{LOCK_FILE}`: `{entry.key}` has `{shown(what)}` as {shown(str(here or 'none'))}; in its manifest "
+                f"{entry.digest} it is {shown(str(there or 'none'))}. Nothing was changed",
                 hint=f"`adapt lock --upgrade {entry.key}` locks it anew",
             )
 
@@ -98,7 +119,7 @@ def _file_text(file: tuple[str, int] | None) -> str:
 def locked_build(library: Library, entry: Locked) -> Installed | None:
     """The locked build as an installed one; None when it is not installed."""
     folder = installed_folder(library, entry)
-    return None if folder is None else library.read_build(folder)
+    return None if folder is None else library.read_build(Path(folder))
 
 
 class ProjectNames:

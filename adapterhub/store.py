@@ -68,12 +68,20 @@ class Store:
     # ------------------------------------------------------------ names
     def blob_path(self, digest: Digest) -> Path:
         """Where the blob lies or would lie."""
+        return Path(self.blob_name(digest))
+
+    def blob_name(self, digest: Digest) -> str:
+        """The same as text, for those who look at thousands: a `Path` costs as much as a `stat`."""
         name = hex_of(digest)
-        return self.root / f"blobs/sha256/{name[:2]}/{name}"  # one join: each costs as much as a `stat`
+        return f"{self.root}/blobs/sha256/{name[:2]}/{name}"
 
     def manifest_path(self, digest: Digest) -> Path:
         """Where the manifest lies or would lie."""
-        return self.root / f"manifests/sha256/{hex_of(digest)}.json"
+        return Path(self.manifest_name(digest))
+
+    def manifest_name(self, digest: Digest) -> str:
+        """The same as text."""
+        return f"{self.root}/manifests/sha256/{hex_of(digest)}.json"
 
     def part_path(self, digest: Digest) -> Path:
         """Where the beginning of a blob is kept when its way here was cut; `sweep` takes it when it is old."""
@@ -215,15 +223,15 @@ class Store:
         return manifest
 
     # ------------------------------------------------------------ out
-    def link(self, digest: Digest, target: Path) -> None:
+    def link(self, digest: Digest, target: str | Path) -> None:
         """Make `target` the blob: hard link, else a copy-on-write clone, else a copy."""
-        self._link(self.blob_path(digest), target, digest)
+        self._link(self.blob_name(digest), target, digest)
 
-    def link_manifest(self, digest: Digest, target: Path) -> None:
+    def link_manifest(self, digest: Digest, target: str | Path) -> None:
         """The same for a manifest."""
-        self._link(self.manifest_path(digest), target, digest)
+        self._link(self.manifest_name(digest), target, digest)
 
-    def _link(self, source: Path, target: Path, digest: Digest) -> None:
+    def _link(self, source: str, target: str | Path, digest: Digest) -> None:
         try:
             os.link(source, target)
         except FileNotFoundError:
@@ -232,7 +240,7 @@ class Store:
             if error.errno not in NO_LINKS:
                 raise self.explain(error) from error
             with self.explaining():
-                clone_or_copy(source, target)
+                clone_or_copy(Path(source), Path(target))
 
     # ------------------------------------------------------------ gc and locks
     def sweep(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.project import read_lock
+from adapterhub.project import read_lock, read_project
 from tests.command_line import Adapt
 from tests.hub.running import Running, running
 from tests.tiny import make_adapter, make_base
@@ -51,6 +52,17 @@ def test_init_makes_a_project_once(tmp_path):
     assert "no base `base-7b` here yet" in done.stderr
     assert "has an `adapters.toml` already. It was left as it is" in adapt.fails(15, "init", "new")
     assert "adapters.toml" in adapt.ok("init")
+
+
+def test_a_base_in_a_folder_is_written_as_the_project_finds_it(adapt):
+    adapt.ok("init", "sub/new", "--base", "./base")
+    adapt.ok("init", "home-made", "--base", "~/base")
+
+    assert 'base = "../../base"\n' in (adapt.folder / "sub/new/adapters.toml").read_text()
+    assert 'base = "~/base"\n' in (adapt.folder / "home-made/adapters.toml").read_text()
+    assert "warning: no folder `../nowhere` there yet" in adapt("init", "third", "--base", "./nowhere").stderr
+    adapt.ok("install", "legal-qa@./base", "--save", "--project", "./sub/new")
+    assert 'legal-qa = ">=1.0.0"\n' in (adapt.folder / "sub/new/adapters.toml").read_text()
 
 
 def test_without_a_project_the_way_to_one_is_told(tmp_path):
@@ -100,6 +112,26 @@ def test_a_save_that_cannot_be_locked_leaves_the_project_as_it_was(adapt):
     assert (project_text(adapt), lock_bytes(adapt)) == before
 
 
+def test_what_several_commands_save_at_once_is_all_saved(adapt):
+    names = ["legal-qa", "tables", "third", "fourth"]
+    for name in names[2:]:
+        make_adapter(adapt.folder / "out" / name, seed=len(name))
+        adapt.ok("add", f"./out/{name}", "--name", name, "--base", "base-7b")
+    write(adapt, "[adapters]\n")
+
+    at_once = [
+        subprocess.Popen(
+            [sys.executable, "-m", "adapterhub.cli", "install", name, "--save"],
+            cwd=adapt.folder, env=os.environ | {"ADAPTERHUB_HOME": str(adapt.folder / "home")},
+        )
+        for name in names
+    ]  # fmt: skip
+
+    assert [process.wait() for process in at_once] == [0] * len(names)
+    assert sorted(wanted.key for wanted in read_project(adapt.folder).adapters) == sorted(names)
+    adapt.ok("lock", "--check")
+
+
 def test_a_name_of_the_project_does_not_change_its_publisher_in_silence(adapt):
     write(adapt, '[adapters]\nlegal-qa = "acme/legal-qa>=1"\n')
     adapt.ok("push", "legal-qa", "--to", "./published")
@@ -111,10 +143,18 @@ def test_a_name_of_the_project_does_not_change_its_publisher_in_silence(adapt):
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [(["--group", "eval"], "needs `--save`"), (["--save", "--dry-run"], "`--dry-run` writes nothing")],
+    [
+        (["--group", "eval"], "needs `--save`"),
+        (["--save", "--dry-run"], "`--dry-run` writes nothing"),
+        (["--save", "--group", "my group"], "`my group`"),
+        (["--save", "--allow-base-mismatch"], "a project locks builds for its own base alone"),
+    ],
 )
-def test_options_that_do_not_go_together_are_refused(adapt, options, told):
-    assert told in adapt.fails(2, "install", "legal-qa", *options)
+def test_options_that_do_not_go_together_are_refused_before_anything_is_installed(adapt, options, told):
+    said = adapt.fails(2, "install", "legal-qa", *options)
+
+    assert told in said
+    assert "installed" not in said.partition("hint:")[0]
 
 
 # ---------------------------------------------------------------- lock

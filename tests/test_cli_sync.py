@@ -130,6 +130,24 @@ def test_prune_leaves_what_sync_did_not_make_unless_yes_is_said(work):
     assert not mine.exists()
 
 
+def test_sync_warns_of_a_base_with_other_weights_than_were_locked_and_goes_on(work, tmp_path):
+    work.ok("sync")
+    locked = work.json("base", "show", "base-7b")["fingerprint"]["weights"]
+    work.ok("base", "remove", "base-7b")
+    assert work("sync").stderr == ""  # a base that is not registered here contradicts nothing
+    make_base(tmp_path / "models" / "other", seed=7)
+    work.ok("base", "add", "../models/other", "--as", "base-7b")
+    here = work.json("base", "show", "base-7b")["fingerprint"]["weights"]
+    shutil.rmtree(tmp_path / "models")  # nothing is hashed to tell
+
+    done = work("sync", "--frozen", "--offline", "--json")
+
+    assert (done.exit_code, {a["done"] for a in json.loads(done.stdout)["adapters"]}) == (0, {"kept"})
+    assert done.stderr.count("warning:") == 1
+    assert f"base `base-7b` changed since they were locked: locked {locked}, here {here}" in done.stderr
+    assert "`adapt lock --upgrade`" in done.stderr
+
+
 def test_a_folder_in_the_way_is_refused_by_name_and_stays(work):
     mine = make_adapter(work.folder / "adapters" / "legal-qa", seed=50)
     data = (mine / WEIGHTS_FILE).read_bytes()

@@ -123,6 +123,10 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Prompt:
         ("adapt run legal-qa --compare none,legal-q", ["none,legal-qa"]),
         ("adapt show nothing-like-it", []),
         ("adapt sync --group e", ["eval"]),
+        ("adapt install x --save --group e", ["eval"]),
+        ("adapt sync --fr", ["--frozen"]),
+        ("adapt --ver", ["--version"]),
+        ("adapt lock --u", ["--upgrade"]),
         ("adapt export --requirements --group e", ["eval"]),
         ("adapt lock --upgrade ", ["judge", "legal-summary", "summarize"]),
         ("adapt lock --project ./sub --upgrade ", ["other"]),
@@ -269,6 +273,7 @@ def typed(prompt: Prompt, shell: str, keys: list[str]) -> list[str]:
 
 KEYS = {
     "adapt mir\t": "mirror",
+    "adapt sync --froz\t": "sync --frozen",
     "adapt show legal-q\t": "show legal-qa",
     "adapt show legal-qa@\t": "show legal-qa@base-7b",
     "adapt show legal-qa@ba\t": "show legal-qa@base-7b",

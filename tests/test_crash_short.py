@@ -47,6 +47,15 @@ def test_a_killed_command_leaves_old_or_new_and_can_be_run_again(tmp_path, comma
     assert problems(kills(stand, calls_of(stand), every(SAMPLES[command], renames))) == []
 
 
+def test_a_killed_sync_leaves_each_folder_old_or_new_and_can_be_run_again(tmp_path):
+    stand = Stand(make_stand(tmp_path / "stand"), "sync")
+
+    def keep(call, number):
+        return call in ("rename", "renameat2") or (call in ("link", "unlinkat") and number % 3 == 2)
+
+    assert problems(kills(stand, calls_of(stand), keep)) == []
+
+
 @pytest.mark.parametrize("command", ["add", "push"])
 def test_an_error_of_the_system_is_refused_in_words_or_does_no_harm(tmp_path, command):
     stand = Stand(make_stand(tmp_path / "stand"), command)

@@ -133,6 +133,15 @@ def test_tensors_that_are_no_factors_are_compared_too(tmp_path):
     assert not found.is_same_update
 
 
+def test_a_tensor_of_no_numbers_is_no_difference(tmp_path):
+    folders = [make_adapter(tmp_path / name) for name in "ab"]
+    for folder in folders:
+        change(folder, lambda tensors: tensors.update({"base_model.model.x": np.zeros((0, 4), "f4")}))
+    change(folders[0], lambda tensors: tensors.update({"base_model.model.y": np.ones(1, "f4")}))
+
+    assert compared(*folders).weights.whole.apart == 0
+
+
 def test_dora_is_told_to_be_more_than_its_factors(tmp_path):
     first, second = make_adapter(tmp_path / "a", seed=1), make_adapter(tmp_path / "b", seed=2, use_dora=True)
 
@@ -200,7 +209,19 @@ def test_bases_that_differ_are_told(adapt):
     assert "base\tSAME_SHAPES" in adapt.ok("diff", "legal-qa==1.0", "other")
 
 
+def test_no_figure_is_said_of_what_has_no_shape_in_common(adapt, tmp_path):
+    make_adapter(tmp_path / "wide", width=16)
+    both = make_adapter(tmp_path / "both", seed=1, modules=("q_proj",))
+    tensors = load_file(both / WEIGHTS)
+    wide = load_file(tmp_path / "wide" / WEIGHTS)
+    save_file(tensors | {name: wide[name] for name in wide if "v_proj" in name}, both / WEIGHTS)
+
+    assert adapt.ok("diff", "legal-qa==1.0", "./wide").startswith("no figure: nothing has the same shape in both\n")
+    assert f", without {LAYERS} of other shapes" in adapt.ok("diff", "legal-qa==1.0", "./both").splitlines()[0]
+
+
 @pytest.mark.parametrize(("arguments", "code", "said"), [
+    (["base", "./1.0"], 10, "hint: `./base` names the folder"),
     (["./nowhere", "./1.0"], 10, "no folder `./nowhere`"),
     (["nothing", "./1.0"], 10, "no adapter `nothing`"),
     (["./base", "./1.0"], 16, "adapter_config.json"),

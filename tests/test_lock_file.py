@@ -308,7 +308,7 @@ def line_of(text: str, start: str) -> int:
         ('version = "1.0.0"', 'version = "1.0.0.0-x"', "version: not a version"),
         ('version = "1.0.0"', 'version = "v1.0"', "version: expected `1.0`, got `v1.0`"),
         ("rank = 4", "rank = 0", "rank: at least 1, got 0"),
-        ("rank = 4", 'rank = "4"', "rank: expected a whole number, got 4"),
+        ("rank = 4", 'rank = "4"', 'rank: expected a whole number, got "4"'),
         ("rank = 4", "rnak = 4", "rnak: no such key; did you mean `rank`?"),
         ("rank = 4", "rank = 4\nrank = 4", "key `rank` is given twice"),
         ("rank = 4", "rank: 4", "expected `key = value`, got `rank: 4`"),
@@ -378,6 +378,28 @@ def test_a_newer_schema_is_not_called_damage():
 
     assert "line 2: schema: expected `adapterhub-lock/1`, got `adapterhub-lock/2`" in refused.value.message
     assert "pip install -U adapterhub" in refused.value.hint
+
+
+@pytest.mark.parametrize("repository", ["acme/tables-base-7b", "Acme/Tables"])
+def test_a_build_of_a_repository_has_a_name_of_its_owner(repository):
+    source = LockedSource(url="https://a.example", repo=repository, commit="0" * 40)
+    entry = replace(LOCK.adapters[0], name="acme/tables", source=source)
+    text = lock_text(Lock(base=None, adapters=(entry,)))
+
+    assert parse_lock(text).adapters == (entry,)
+    with pytest.raises(Malformed, match=r"`globex/tables` is not published by `[Aa]cme`, but by `globex`"):
+        parse_lock(text.replace('"acme/tables"', '"globex/tables"'))
+
+
+def test_line_ends_of_windows_are_no_damage(tmp_path):
+    as_checked_out = lock_text(LOCK).replace("\n", "\r\n").encode()
+    (tmp_path / "adapters.lock").write_bytes(as_checked_out)
+
+    assert read_lock(tmp_path) == LOCK
+    assert not write_lock(tmp_path, LOCK)
+    assert (tmp_path / "adapters.lock").read_bytes() == as_checked_out
+    with pytest.raises(Malformed, match="line 2"):
+        parse_lock(TEXT.replace('/1"\n', '/1"\r\n'))
 
 
 def test_a_file_that_is_no_text_is_refused_with_its_line(tmp_path):

@@ -11,9 +11,10 @@ import pytest
 
 from adapterhub.bases import BaseRecord
 from adapterhub.directory import PublishedDirectory
-from adapterhub.errors import AdapterNotFound, NoCompatibleRelease, NotFound, ProjectConflict
+from adapterhub.errors import AdapterNotFound, NoCompatibleRelease, NotFound, ProjectConflict, RemoteUnreachable
 from adapterhub.library import Library
 from adapterhub.locking import ALL, LockOutcome, lock_project
+from adapterhub.origins import Origin
 from adapterhub.project import lock_problems, lock_text, locked_step, parse_project
 from adapterhub.project.values import Lock, LockedAdapter, LockedMerge, LockedSource, Project, Wanted, WantedMerge
 from adapterhub.specs import AdapterSpec
@@ -96,6 +97,24 @@ def test_the_library_is_asked_last_so_that_every_machine_locks_the_same(tmp_path
 
     assert lock.adapters[0].digest == release.digest
     assert lock.adapters[0].source == LockedSource(remote="pub", path="./published")
+
+
+def test_an_adapter_that_names_its_remote_is_not_locked_from_another(tmp_path, library, add):
+    digest = add("legal-qa").build.manifest.digest
+    library.origins.record(Origin(adapter=digest, name="legal-qa", place=str(tmp_path / "here")))
+    text = "[remotes.here]\npath = 'here'\n[remotes.there]\npath = 'there'\n"
+    asks_here, asks_there = (
+        project(tmp_path, f"{text}[adapters]\nlegal-qa = {{ spec = '*', remote = '{name}' }}")
+        for name in ("here", "there")
+    )
+    (tmp_path / "there").mkdir()
+
+    [entry] = lock_project(library, asks_here, Asked()).lock.adapters
+    with pytest.raises(AdapterNotFound, match="no adapter `legal-qa` in remote `there`") as refused:
+        lock_project(library, asks_there, Asked(PublishedDirectory(tmp_path / "there")))
+
+    assert entry.source == LockedSource(remote="here", path="here")
+    assert refused.value.hint == '`legal-qa` names `remote = "there"`, so no other place is asked for it'
 
 
 def test_what_only_the_library_has_is_locked_without_a_place(tmp_path, library, add):
@@ -256,6 +275,28 @@ def test_one_refusal_keeps_its_reasons(tmp_path, library, add):
 
     assert refused.value.refusals == (("1.0.0", "rank 8, policy `max-rank` is 4"),)
     assert refused.value.hint.startswith("`max-rank = 8` under `[policy]` lets it in")
+
+
+def test_a_refusal_names_no_option_that_locking_lacks(tmp_path, library, add):
+    make_base(tmp_path / "tuned", seed=7)
+    library.bases.add(tmp_path / "tuned", "tuned")
+    add("legal-qa")
+    text = "[project]\nbase = 'tuned'\n[adapters]\nlegal-qa = ''\n"
+
+    with pytest.raises(NoCompatibleRelease) as refused:
+        lock_project(library, parse_project(text.encode(), tmp_path, "adapters.toml"), Asked())
+
+    [(_, reason)] = refused.value.refusals
+    assert reason.endswith("; the shapes are the same")
+
+
+def test_a_server_that_is_not_there_is_told_with_the_adapter_that_needs_it(tmp_path, library, base):
+    class Unreachable(PublishedDirectory):
+        def releases(self, _spec: AdapterSpec) -> Sequence[Release]:
+            raise RemoteUnreachable("http://127.0.0.1:9 could not be reached")
+
+    with pytest.raises(RemoteUnreachable, match=r"^`legal-qa` cannot be locked: http.* Nothing was changed"):
+        lock_project(library, project(tmp_path, "[adapters]\nlegal-qa = ''"), Asked(Unreachable(tmp_path)))
 
 
 def test_a_base_whose_weights_changed_is_refused_until_everything_is_upgraded(tmp_path, library, base, add):

@@ -144,10 +144,52 @@ def test_every_problem_is_told_at_once():
     assert [re.sub(r":.*", "", line) for line in told] == [
         "line 2, adapters.X",
         "line 3, adapters.y",
-        "line 7, merges.m.weight",
-        "line 6, merges.m.inputs",
         "line 5, policy.max-rank",
+        "line 6, merges.m.inputs",
+        "line 7, merges.m.weight",
     ]
+
+
+def test_problems_are_told_in_the_order_of_the_file():
+    text = '[policy]\nmax-rank = true\n\n[adapters]\nx = 1\n[groups.eval]\nx = "*"\ny = { spec = "*", rank = 0 }\n'
+
+    assert [one.split(",")[0] for one in problems(text)] == ["line 2", "line 5", "line 8"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"\xef\xbb\xbf[project]\n", "line 1: begins with a byte order mark"),
+        ("[project]\n".encode("utf-16"), "written as UTF-16; save it as UTF-8"),
+        (b"[project]\n<<<<<<< HEAD\n[adapters]\n=======\n>>>>>>> main\n", "line 2: holds both sides of a merge"),
+    ],
+)
+def test_what_is_no_toml_for_a_reason_that_is_hard_to_see_is_named(raw, told):
+    with pytest.raises(Malformed) as refused:
+        parse_project(raw, Path(), "adapters.toml")
+
+    assert told in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("1.2", "==1.2"),
+        ("v1.2", "==1.2"),
+        ("^1.2", ">=1.2,<2"),
+        ("^0.3.1", ">=0.3.1,<0.4"),
+        ("^0.0", ">=0.0,<0.1"),
+        ("^2.0rc1", "==2.0rc1"),
+        ("1.x", "==1.*"),
+        ("1.2.*", "==1.2.*"),
+        ("latest", "*"),
+    ],
+)
+def test_ranges_of_other_package_managers_are_refused_with_ours(text, meant):
+    assert problems(f'[adapters]\nx = "{text}"\n') == [
+        f'line 2, adapters.x: `{text}`: not a version range; write `x = "{meant}"`'
+    ]
+    assert parsed(f'[adapters]\nx = "{meant}"\n').adapters[0].key == "x"
 
 
 def test_a_project_is_found_upwards_from_any_folder_in_it(tmp_path):
@@ -177,6 +219,27 @@ def test_saving_keeps_comments_order_and_spaces(tmp_path):
         'whatever = ""\n', 'whatever = ""\nnew = {spec = "acme/new>=1", min-rank = 4}\n'
     )
     assert (tmp_path / "adapters.toml").read_text() == expected
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [
+        ("[adapters]\n", '\n# our server\n[remotes.ours]\nurl = "https://a.example.com"\n'),
+        ('[adapters]\nold = "*"  # keep\n', '# our server\n[remotes.ours]\nurl = "https://a.example.com"\n'),
+        ('[adapters]\n# such as\n# a = "*"\n', "\n\n# maximum\n[policy]\nmax-rank = 4\n"),
+        ("[adapters]\n# such as\n", "[policy]\nmax-rank = 4\n"),
+        ('[policy]\n\n[adapters]\nold.spec = "*"\n', ""),
+        ("# only\n[adapters]\n", ""),
+    ],
+)
+def test_a_new_adapter_stands_before_what_belongs_to_the_next_table(tmp_path, before, behind, line_end):
+    (tmp_path / "adapters.toml").write_bytes((before + behind).replace("\n", line_end).encode())
+
+    save_adapter(tmp_path, wanted("new", "new>=1"))
+
+    expected = f'{before}new = ">=1"\n{behind}'.replace("\n", line_end).encode()
+    assert (tmp_path / "adapters.toml").read_bytes() == expected
 
 
 def test_an_adapter_moves_between_groups_and_leaves_no_second_entry(tmp_path):

@@ -334,8 +334,34 @@ def test_a_lock_whose_files_are_not_those_of_its_manifest_is_refused(library, pr
     with pytest.raises(Malformed) as refused:
         sync(library, project, lock_of(fewer))
 
-    assert WEIGHTS_FILE in refused.value.message
+    assert f"`{WEIGHTS_FILE}` as no file" in refused.value.message
     assert not (project / "adapters" / "legal-qa").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"version": "1.2.0"}, "`version` as 1.2.0; in its manifest {digest} it is 1.0.0"),
+        ({"name": "tables"}, "`name` as tables; in its manifest {digest} it is legal-qa"),
+        ({"rank": 64}, "`rank` as 64; in its manifest {digest} it is 4"),
+        ({"rank": None}, "`rank` as none"),
+        ({"base": "sha256:" + "a" * 64}, "`base` as sha256:aaaa"),
+    ],
+)
+@pytest.mark.parametrize("is_synced", [False, True])
+def test_a_lock_that_says_something_else_than_its_manifest_is_refused(library, project, one, change, said, is_synced):
+    from dataclasses import replace
+
+    if is_synced:
+        sync(library, project, lock_of(one))
+    before = [build.folder for build in library.installed()]
+
+    with pytest.raises(Malformed) as refused:
+        sync(library, project, lock_of(replace(one, **change)))
+
+    assert said.format(digest=one.digest) in refused.value.message
+    assert (project / "adapters" / "legal-qa").exists() == is_synced
+    assert [build.folder for build in library.installed()] == before
 
 
 # ---------------------------------------------------------------- stops
@@ -364,12 +390,30 @@ def test_leftovers_of_a_killed_sync_are_put_right(library, project, one):
     adapters = project / "adapters"
     (adapters / "legal-qa").rename(adapters / ".legal-qa.old-0a1b2c3d")
     (adapters / ".legal-qa.new-0a1b2c3d").mkdir()
+    (adapters / f".{STATE_FILE}.4711-0a1b2c3d").touch()
 
     with syncing(library, project):
         pass
 
-    assert [p.name for p in adapters.iterdir() if p.is_dir()] == ["legal-qa"]
+    assert sorted(p.name for p in adapters.iterdir()) == [STATE_FILE, ".gitignore", "legal-qa"]
     assert states(project, lock_of(one)) == {"legal-qa": "right"}
+
+
+def test_a_folder_that_was_half_taken_away_never_comes_back(library, project, one, monkeypatch):
+    sync(library, project, lock_of(one))
+
+    def dies(folder: Path, **_: object) -> None:
+        (Path(folder) / WEIGHTS_FILE).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(folders.shutil, "rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            folders.take_away(project / "adapters" / "legal-qa")
+    with syncing(library, project):
+        pass
+
+    assert [p.name for p in (project / "adapters").iterdir() if p.is_dir()] == []
 
 
 # ---------------------------------------------------------------- roots

@@ -67,16 +67,20 @@ class World:
 
         The registry forbids that, so its memory of the version is taken away first, as its owner could.
         """
-        from adapterhub_registry.db import releases
-
         repo, tag = self.repo(name), f"v{version}"
         assert self.server.send("DELETE", f"/api/models/{repo}/tag/{tag}").status_code < 300
-        with self.server.registry.db.begin() as connection:
-            connection.execute(releases.delete())
+        self.forget_releases()
         self.ann.ok("remove", f"{name}=={version}", "--yes")
         self.publish(name, version, seed=seed)
         [build] = self.ann.library.builds_named(name)
         return build.manifest.digest
+
+    def forget_releases(self) -> None:
+        from adapterhub_registry.db import releases, tombstones
+
+        with self.server.registry.db.begin() as connection:
+            connection.execute(releases.delete())
+            connection.execute(tombstones.delete())
 
     def repo(self, name: str) -> str:
         return f"{self.namespace}/{name}"
@@ -138,7 +142,13 @@ def test_a_repository_that_was_made_anew_under_its_name_is_refused_with_both_has
     body = {"type": "model", "name": "legal-qa", "organization": world.namespace}
     assert world.server.send("DELETE", "/api/repos/delete", body).status_code < 300
     world.ann.ok("remove", "legal-qa==1.0.0", "--yes")
-    world.publish("legal-qa", "1.0.0", seed=9)
+    folder = make_adapter(world.folder / "out" / "other", seed=9)
+    world.ann.ok("add", folder, "--name", "legal-qa", "--version", "1.0.0", "--base", "base-7b")
+    refused = world.ann.fails(15, "push", "legal-qa==1.0.0", "--to", repo)
+    assert "raise the version" in refused
+    assert "another version" in refused
+    world.forget_releases()  # as another registry would
+    world.ann.ok("push", "legal-qa==1.0.0", "--to", repo)
     [other] = world.ann.library.builds_named("legal-qa")
 
     told = world.second_machine().fails(12, "sync", "--frozen")

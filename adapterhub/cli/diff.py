@@ -62,9 +62,9 @@ def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
     from adapterhub.cli.params import wanted_from
     from adapterhub.difference import Side, side_of_folder
     from adapterhub.install import find_installed
-    from adapterhub.specs import AdapterSpec
+    from adapterhub.specs import AdapterSpec, names_folder
 
-    if text.startswith((".", "/", "~")):
+    if names_folder(text):
         folder = Path(text).expanduser()
         if not folder.is_dir():
             raise AdapterNotFound(
@@ -72,7 +72,12 @@ def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
             )
         return side_of_folder(folder, text)
     spec = AdapterSpec.parse(text)
-    build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))
+    try:
+        build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))
+    except AdapterNotFound as error:
+        if not Path(text).is_dir():
+            raise
+        raise AdapterNotFound(error.message, hint=f"`{shown(f'./{text}', 200)}` names the folder") from None
     label = f"{build.full_name}=={build.manifest.version}"
     return Side(folder=build.folder, label=label, manifest=build.manifest, base=build.base)
 
@@ -104,10 +109,14 @@ def _summary(found: Difference) -> str:
         return "the same update: weights and config are the same, other files differ"
     if weights.is_same:
         return "the same update, stored otherwise: no module is apart by more than rounding"
+    compared, unlike = len(weights.modules) + len(weights.others), len(weights.unlike)
+    if not compared:
+        return "no figure: nothing has the same shape in both"
     relative = weights.whole.relative
     said = f"{relative:.4g} of the first's norm" if relative is not None else f"norm {weights.whole.apart:.4g}"
     return (
         f"apart by {said} ({weights.whole.first:.4g} and {weights.whole.second:.4g}, apart {weights.whole.apart:.4g})"
+        + (f", without {unlike} of other shapes" if unlike else "")
     )
 
 

@@ -28,11 +28,14 @@ def init(session: Session, folder: Path, base: BaseSpec | None) -> None:
       adapt init --base base-7b
       adapt init ./assistant --base ./models/base-7b
     """
+    from adapterhub.cli.project_sources import base_to_write
     from adapterhub.errors import BaseNotFound
     from adapterhub.project import PROJECT_FILE, find_project
     from adapterhub.project.editing import create_project
 
     outer = find_project(folder.absolute().parent)
+    if base is not None:
+        base = base_to_write(base, folder)
     project = create_project(folder, base)
     path = folder / PROJECT_FILE
     session.out.result(
@@ -48,4 +51,6 @@ def init(session: Session, folder: Path, base: BaseSpec | None) -> None:
             session.out.warn(f"{error.message} here yet")
             session.out.hint(f"`adapt base add PATH --as {base.text}` registers it")
             return
+    if base is not None and base.kind == "path" and not (folder / Path(base.text).expanduser()).is_dir():
+        session.out.warn(f"no folder `{base.text}` there yet")
     session.out.hint("`adapt install NAME --save` adds an adapter, `adapt lock` chooses the versions of all")

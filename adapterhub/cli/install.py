@@ -22,7 +22,7 @@ from adapterhub.cli.params import (
     wanted_from,
 )
 from adapterhub.cli.project_policy import exclude_newer_option, objection_from
-from adapterhub.cli.project_sources import SpecSources, project_base
+from adapterhub.cli.project_sources import SpecSources, editing, project_base
 from adapterhub.cli.requirements import read_requirements
 from adapterhub.cli.saving import Saved, project_to_save_in, save_installed, save_options
 from adapterhub.errors import UsageProblem
@@ -107,7 +107,9 @@ def install(
         )
     objection = objection_from(session, exclude_newer)
     library = session.library
-    to_save_in = project_to_save_in(session, save=save, group=group, dry_run=dry_run)
+    to_save_in = project_to_save_in(
+        session, save=save, group=group, dry_run=dry_run, allow_base_mismatch=allow_base_mismatch
+    )
     sources_of = SpecSources(session, places, remote=remote, token=token, offline=offline)
     base_is_typed = base is not None
     base = base or project_base(session)
@@ -137,7 +139,8 @@ def install(
         documents.append(_done_document(plan, added))
         installed.append(Saved(spec=spec, bounds=bounds, plan=plan))
     if to_save_in is not None:
-        save_installed(session, library, to_save_in, sources_of, installed, group=group)
+        with editing(library, to_save_in.folder) as project:
+            save_installed(session, library, project, sources_of, installed, group=group)
     session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
 
 

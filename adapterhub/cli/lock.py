@@ -130,10 +130,15 @@ def _check(session: Session, project: Project) -> None:
 def lock_document(outcome: LockOutcome) -> dict[str, Any]:
     """What was locked and what changed."""
     return {
-        "changes": [{"kind": change.kind, "key": change.key, "text": change.text} for change in outcome.changes],
+        "changes": [change_document(change) for change in outcome.changes],
         "warnings": list(outcome.warnings),
         **_entries_document(outcome.lock),
     }
+
+
+def change_document(change: Change) -> dict[str, Any]:
+    """One difference of two locks."""
+    return {"kind": change.kind, "key": change.key, "text": change.text}
 
 
 def _entries_document(lock: Lock) -> dict[str, Any]:

@@ -6,6 +6,8 @@ give for that very URL.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from adapterhub.cli.params import Session
+    from adapterhub.library import Library
     from adapterhub.locked_builds import Locked
     from adapterhub.locking import LockOutcome
     from adapterhub.project.values import Lock, LockedAdapter, LockedMerge, Project, ProjectRemote, Wanted, WantedMerge
@@ -193,12 +196,38 @@ class SpecSources:
         )
 
 
+@contextlib.contextmanager
+def editing(library: Library, folder: Path) -> Iterator[Project]:
+    """The project in `folder` as it is now, for one command at a time that edits its file.
+
+    Raises:
+        StoreLocked: another command that does so did not end.
+    """
+    from hashlib import sha256
+
+    from adapterhub.project import read_project
+
+    name = sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
+    with library.store.lock(f"project-{name}", exclusive=True):
+        yield read_project(folder)
+
+
 def project_base(session: Session) -> BaseSpec | None:
     """The base of the project that a command works in; None outside of any, or where it names none."""
     from adapterhub.locking import in_project
 
     project = session.project
     return in_project(project.base, project.folder) if project and project.base else None
+
+
+def base_to_write(base: BaseSpec, folder: Path) -> BaseSpec:
+    """A base as the project file in `folder` writes it: a path, typed from the working directory, is from there."""
+    from adapterhub.specs import BaseSpec
+
+    if base.kind != "path" or Path(base.text).expanduser().is_absolute():
+        return base
+    path = Path(os.path.relpath(base.text, os.path.realpath(folder))).as_posix()
+    return BaseSpec.parse(path if path.startswith("..") else f"./{path}")
 
 
 def previous_lock(project: Project) -> Lock | None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from adapterhub.cli.completing import complete_group
 from adapterhub.errors import AdapterHubError, Conflict, UsageProblem
+from adapterhub.specs import parse_name
 
 if TYPE_CHECKING:
     from adapterhub.cli.params import Session
@@ -24,7 +26,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 def save_options(command: F) -> F:
     """`--save` and `--group`."""
     for option in (
-        click.option("--group", metavar="NAME", help="With --save: an optional group of the project to put it in."),
+        click.option(
+            "--group",
+            metavar="NAME",
+            shell_complete=complete_group,
+            help="With --save: an optional group of the project to put it in.",
+        ),
         click.option("--save", is_flag=True, help="Write it into the project's adapters.toml and adapters.lock, too."),
     ):
         command = option(command)
@@ -40,17 +47,26 @@ class Saved:
     plan: Plan
 
 
-def project_to_save_in(session: Session, *, save: bool, group: str | None, dry_run: bool) -> Project | None:
+def project_to_save_in(
+    session: Session, *, save: bool, group: str | None, dry_run: bool, allow_base_mismatch: bool
+) -> Project | None:
     """The project to save in; None without `--save`.
 
     Raises:
-        UsageProblem: options that do not go together.
+        UsageProblem: options that do not go together, or a group that cannot be named so.
         NotFound: there is no project here.
     """
     if group is not None and not save:
         raise UsageProblem("`--group` names a group of the project, which needs `--save`")
     if save and dry_run:
         raise UsageProblem("`--dry-run` writes nothing, so it goes without `--save`")
+    if save and allow_base_mismatch:
+        hint = (
+            "without `--save` it is installed for you alone; `adapt init DIR --base BASE` makes a project for its base"
+        )
+        raise UsageProblem("a project locks builds for its own base alone, so `--save` takes no mismatch", hint=hint)
+    if group is not None:
+        parse_name(group)  # before anything is installed
     return session.need_project() if save else None
 
 
@@ -101,6 +117,7 @@ def _wanted(one: Saved, project: Project, group: str | None, remote: str | None)
     """What the project asks for from now on: what was typed, and where no version was, this one or a newer."""
     from packaging.version import Version
 
+    from adapterhub.cli.project_sources import base_to_write
     from adapterhub.project.values import Wanted
 
     release, spec = one.plan.release, one.spec
@@ -109,7 +126,8 @@ def _wanted(one: Saved, project: Project, group: str | None, remote: str | None)
         version = Version(release.manifest.version)
         # snapshots such as `0+0123456789ab` have no order
         specifiers = f"=={version}" if version.local else f">={version}"
-    base = None if spec.base is None or spec.base == project.base else spec.base
+    base = base_to_write(spec.base, project.folder) if spec.base is not None else None
+    base = None if base == project.base else base
     saved = replace(spec, namespace=release.namespace, base=base, specifiers=specifiers)
     before = next((wanted for wanted in project.adapters if wanted.key == spec.name), None)
     if before is not None and before.spec.full_name not in (saved.full_name, spec.name):

@@ -99,11 +99,12 @@ class _Shell(ShellComplete):
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
         """As they replace what the shell takes for the word."""
         found = super().get_completions(args, incomplete)
-        option, equals, _ = incomplete.partition("=") if incomplete.startswith("--") else ("", "", "")
+        # what is found for `--base=b` is a value of the option; for `--ba` it is the option itself
+        before = "".join(incomplete.partition("=")[:2]) if incomplete.startswith("--") and "=" in incomplete else ""
         cut = len(incomplete) - len(self.replaced(incomplete))
         for item in found:
             if item.type == "plain":
-                item.value = f"{option}{equals}{item.value}"[cut:]
+                item.value = f"{before}{item.value}"[cut:]
         return found
 
     def replaced(self, incomplete: str) -> str:

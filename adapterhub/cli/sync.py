@@ -112,6 +112,7 @@ def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_
         from adapterhub.known_projects import KnownProjects
 
         KnownProjects(session.root).remember(project.folder, lock)  # before anything is fetched: no gc takes it then
+        _warn_of_moved_base(session, lock)
         return lock, False
     if is_frozen:
         raise StaleLock(str(project.folder / LOCK_FILE), problems, hint="`adapt lock` resolves it anew")
@@ -119,8 +120,19 @@ def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_
     for warning in outcome.warnings:
         session.out.warn(warning)
     save_lock(session, project, outcome.lock)
-    session.out.note(f"wrote `{LOCK_FILE}`: {len(outcome.changes)} changes")
+    count = len(outcome.changes)
+    session.out.note(f"wrote `{LOCK_FILE}`: {count} {'change' if count == 1 else 'changes'}")
     return outcome.lock, True
+
+
+def _warn_of_moved_base(session: Session, lock: Lock) -> None:
+    """Say that the builds of the lock are for other weights than its base has here; they are synced all the same."""
+    from adapterhub.locking import base_moved_since
+
+    moved = base_moved_since(session.library, lock)
+    if moved is not None:
+        session.out.warn(f"{moved.summary}: {', '.join(f'{where} {what}' for where, what in moved.reasons)}")
+        session.out.hint(moved.hint)
 
 
 def means_of(session: Session, lock: Lock, sources: ProjectSources, signatures: SignaturePolicy | None) -> Means:

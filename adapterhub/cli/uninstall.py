@@ -109,13 +109,14 @@ def _take_out(session: Session, project: Project, keys: list[AdapterName]) -> No
     """Out of the project file, and out of the lock, both or neither; what else is stale in the lock stays so."""
     from dataclasses import replace
 
-    from adapterhub.cli.project_sources import previous_lock, save_lock
+    from adapterhub.cli.project_sources import editing, previous_lock, save_lock
     from adapterhub.project.editing import text_of_project, without_adapters, write_project
 
-    text = without_adapters(text_of_project(project.folder), keys)
-    lock = previous_lock(project)
-    write_project(project.folder, text)
-    if lock is not None:
-        adapters = tuple(entry for entry in lock.adapters if entry.key not in keys)
-        merges = tuple(entry for entry in lock.merges if entry.key not in keys)
-        save_lock(session, project, replace(lock, adapters=adapters, merges=merges))
+    with editing(session.library, project.folder):
+        text = without_adapters(text_of_project(project.folder), keys)
+        lock = previous_lock(project)
+        write_project(project.folder, text)
+        if lock is not None:
+            adapters = tuple(entry for entry in lock.adapters if entry.key not in keys)
+            merges = tuple(entry for entry in lock.merges if entry.key not in keys)
+            save_lock(session, project, replace(lock, adapters=adapters, merges=merges))

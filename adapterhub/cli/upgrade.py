@@ -11,13 +11,17 @@ from adapterhub.cli.completing import complete_spec
 from adapterhub.cli.params import Session, common, places_option, project_option, remote_options, signatures_option
 
 if TYPE_CHECKING:
-    from adapterhub.project.values import Lock, Project
+    from adapterhub.cli.project_sources import ProjectSources
+    from adapterhub.project.values import Lock, LockedMerge, Project, WantedMerge
     from adapterhub.remotes import SignaturePolicy
+
+_NOTHING = "nothing newer is allowed; `adapt outdated` shows what else there is"
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME...]", shell_complete=complete_spec)
 @click.option("--library", "is_library", is_flag=True, help="Upgrade the library, inside a project, too.")
+@click.option("--dry-run", is_flag=True, help="Say what would change; write nothing.")
 @places_option()
 @signatures_option
 @project_option
@@ -27,6 +31,7 @@ def upgrade(
     session: Session,
     names: tuple[str, ...],
     is_library: bool,
+    dry_run: bool,
     places: tuple[Path, ...],
     signatures: SignaturePolicy | None,
     remote: str | None,
@@ -37,40 +42,42 @@ def upgrade(
 
     In a project this is `adapt lock --upgrade [NAME...]` and `adapt sync` in one. In the library the newest release of
     each name comes beside what is there, for the base of the installed one; the older stays until it is removed.
-    `adapt outdated` shows beforehand what there is.
+    `adapt outdated` shows beforehand what there is, and --dry-run what this would take of it.
 
     \b
     Examples:
       adapt upgrade
       adapt upgrade legal-qa
+      adapt upgrade --dry-run
     """
     project = None if is_library else session.project
-    if project is not None:
-        _upgrade_project(
-            session, project, names, signatures, remote=remote, token=token, offline=offline, places=places
+    if project is None:
+        _upgrade_library(
+            session, names, signatures, remote=remote, token=token, offline=offline, places=places, dry_run=dry_run
         )
+        return
+    from adapterhub.cli.project_sources import ProjectSources
+
+    sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
+    if dry_run:
+        _preview_project(session, project, names, sources)
     else:
-        _upgrade_library(session, names, signatures, remote=remote, token=token, offline=offline, places=places)
+        _upgrade_project(session, project, names, sources, signatures)
 
 
 def _upgrade_project(
     session: Session,
     project: Project,
     names: tuple[str, ...],
+    sources: ProjectSources,
     signatures: SignaturePolicy | None,
-    *,
-    remote: str | None,
-    token: str | None,
-    offline: bool,
-    places: tuple[Path, ...],
 ) -> None:
     from adapterhub.cli.lock import lock_document, tell_changes
-    from adapterhub.cli.project_sources import ProjectSources, lock_now, previous_lock, save_lock
+    from adapterhub.cli.project_sources import lock_now, previous_lock, save_lock
     from adapterhub.cli.sync import document_of, means_of, say
     from adapterhub.locking import ALL
     from adapterhub.sync import plan_sync, run_sync, syncing, wanted_entries
 
-    sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
     previous = previous_lock(project)
     outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL)
     for warning in outcome.warnings:
@@ -91,7 +98,71 @@ def _upgrade_project(
 
     session.out.result({**lock_document(outcome), "sync": document}, text)
     if not outcome.changes:
-        session.out.note("nothing newer is allowed; `adapt outdated` shows what else there is")
+        session.out.note(_NOTHING)
+
+
+def _preview_project(session: Session, project: Project, names: tuple[str, ...], sources: ProjectSources) -> None:
+    """Choose as an upgrade does, and look at the folders; merges that it would run are told, and not run."""
+    from dataclasses import replace
+
+    from adapterhub.cli.lock import change_document, tell_changes
+    from adapterhub.cli.project_sources import previous_lock
+    from adapterhub.locking import ALL, lock_project
+    from adapterhub.sync import plan_sync, refuse_blocked, wanted_entries
+
+    to_merge: set[str] = set()
+
+    def put_off(wanted: WantedMerge, _inputs: object) -> LockedMerge:
+        to_merge.add(wanted.key)
+        return _unmade(wanted)
+
+    library, previous = session.library, previous_lock(project)
+    with session.out.steps("resolve", unit="adapters") as progress:
+        outcome = lock_project(
+            library, project, sources, previous=previous, upgrade=names or ALL, make_merge=put_off, progress=progress
+        )
+    for warning in outcome.warnings:
+        session.out.warn(warning)
+    plan = plan_sync(project.folder, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
+    refuse_blocked(plan)
+    changes = [replace(c, text="merged anew") if c.key in to_merge else c for c in outcome.changes]
+    folders = [step.folder for step in plan.steps if step.judged.standing != "right"]
+    document = {
+        "project": str(project.folder),
+        "changes": [change_document(change) for change in changes],
+        "warnings": list(outcome.warnings),
+        "folders": [str(folder) for folder in folders],
+    }
+
+    def text() -> None:
+        tell_changes(session, changes)
+        session.out.line(
+            f"would change {len(changes)} in the lock file and {len(folders)} in {project.folder}/adapters"
+        )
+
+    session.out.result(document, text)
+    if not changes:
+        session.out.note(_NOTHING)
+
+
+def _unmade(wanted: WantedMerge) -> LockedMerge:
+    """What stands for a merge that is not run: no digest, so that it differs from whatever is locked or there."""
+    from adapterhub.digests import Digest
+    from adapterhub.project.values import LockedMerge, LockedSource
+
+    return LockedMerge(
+        key=wanted.key,
+        version=wanted.version or "",
+        digest=Digest(""),
+        base=None,
+        rank=None,
+        step=wanted.step,
+        task=wanted.task,
+        description=wanted.description,
+        license=wanted.license,
+        source=LockedSource(),
+        files=(),
+    )
 
 
 def _groups_there(project: Project, lock: Lock) -> set[str]:
@@ -111,6 +182,7 @@ def _upgrade_library(
     token: str | None,
     offline: bool,
     places: tuple[Path, ...],
+    dry_run: bool,
 ) -> None:
     from dataclasses import replace
 
@@ -139,8 +211,10 @@ def _upgrade_library(
         plan = plan_install(library, spec, sources, wanted=one.wanted)
         for warning in plan.resolution.warnings:
             session.out.warn(warning)
-        with session.out.progress(f"install {one.key}", plan.copy_bytes) as bytes_done:
-            added = run_install(library, plan, bytes_done, signatures=signatures)
+        added = None
+        if not dry_run:
+            with session.out.progress(f"install {one.key}", plan.copy_bytes) as bytes_done:
+                added = run_install(library, plan, bytes_done, signatures=signatures)
         for finding in added.report.warnings if added else ():
             session.out.warn(f"[{finding.code}] {finding.message}")
         documents.append(
@@ -156,10 +230,11 @@ def _upgrade_library(
 
     def text() -> None:
         for d in documents:
-            session.out.line(f"{d['name']} {d['from']} -> {d['to']} from {d['place']}  {d['path']}")
+            what = f"{d['name']} {d['from']} -> {d['to']} from {d['place']}"
+            session.out.line(f"would install {what}" if dry_run else f"{what}  {d['path']}")
         if not documents:
             session.out.line("nothing newer was found")
 
     session.out.result(documents, text)
-    if documents:
+    if documents and not dry_run:
         session.out.hint("the older releases stay; `adapt remove NAME==VERSION` takes one away")

@@ -92,7 +92,7 @@ def _weights(files: Mapping[str, Path], notes: list[str]) -> TensorFile | None:
         try:
             return read_header(files[name])
         except MalformedTensorFile as error:
-            notes.append(f"`{name}` {error.reason}")
+            notes.append(f"`{name}`: {error.reason}")
     return None
 
 

@@ -17,7 +17,7 @@ from typing import Final
 from adapterhub.digests import Digest
 from adapterhub.errors import AdapterHubError, Incompatible, NotFound, RemoteUnreachable, UsageProblem, shown
 from adapterhub.library import Library
-from adapterhub.locking._base import base_choice, in_project, weights_of
+from adapterhub.locking._base import base_choice, base_moved_since, in_project, weights_of
 from adapterhub.locking._changes import Change, changes_between
 from adapterhub.locking._choosing import Asking, Chosen, choose_build, locked_adapter, locked_source, remote_of
 from adapterhub.project.conflicts import built_for_several_bases, conflict, conflicts_in
@@ -37,6 +37,7 @@ __all__ = [
     "MakeMerge",
     "SourcesFor",
     "base_choice",
+    "base_moved_since",
     "changes_between",
     "choose_build",
     "in_project",
@@ -197,7 +198,10 @@ def _alias(library: Library, weights: Digest) -> str:
 def _refusal(failed: Sequence[tuple[AdapterName, AdapterHubError]]) -> AdapterHubError:
     """One error for all of them, of the kind that they are."""
     if len(failed) == 1:
-        return failed[0][1]
+        key, error = failed[0]
+        if isinstance(error, RemoteUnreachable):  # which tells of a server alone
+            return RemoteUnreachable(f"`{key}` cannot be locked: {error.message}. Nothing was changed", hint=error.hint)
+        return error
     lines = [f"`{key}`: {error.message}" for key, error in failed]
     hints = list(dict.fromkeys(error.hint for _, error in failed if error.hint))
     errors = [error for _, error in failed]

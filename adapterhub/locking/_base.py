@@ -10,7 +10,7 @@ from adapterhub.bases import BaseRecord
 from adapterhub.errors import AdapterHubError, BaseNotFound
 from adapterhub.fingerprint import BaseFingerprint
 from adapterhub.library import Library
-from adapterhub.project.conflicts import conflict, moved_base
+from adapterhub.project.conflicts import Found, conflict, moved_base
 from adapterhub.project.values import Lock, LockedBase, Project
 from adapterhub.specs import BaseSpec
 from adapterhub.wanted_base import WantedBase, wanted_base
@@ -62,6 +62,17 @@ def base_choice(library: Library, project: Project, previous: Lock | None, *, ta
             return BaseChoice(wanted=wanted, locked=old, is_new=False)  # the same base in another precision
         is_new = True
     return BaseChoice(wanted=wanted, locked=locked, is_new=is_new)
+
+
+def base_moved_since(library: Library, lock: Lock) -> Found | None:
+    """The base of a lock when its name stands for other weights in this library by now; no file of it is looked at."""
+    if lock.base is None or (spec := BaseSpec.parse(lock.base.spec)).kind == "path":
+        return None  # what lies in a folder now, only its bytes can tell
+    try:
+        record = library.bases.find(spec)
+    except AdapterHubError:  # not registered here, or not one base: nothing to hold the lock against
+        return None
+    return moved_base(lock.base, record, _declared(library, lock))
 
 
 def in_project(base: BaseSpec, folder: Path) -> BaseSpec:

@@ -104,6 +104,9 @@ class _Search:
         """Why there is no choice."""
         library, wanted = self._asking.library, self._wanted
         everything = {c.digest: c for offer in self._offers for c in offer.candidates}
+        if not everything and wanted.remote is not None:
+            hint = f'`{wanted.key}` names `remote = "{wanted.remote}"`, so no other place is asked for it'
+            return AdapterNotFound(f"no adapter `{self._spec.full_name}` in remote `{wanted.remote}`", hint=hint)
         if not everything:
             asked = ", ".join(source.label for source in self._sources)
             hint = library.nearest(self._spec.full_name) or (
@@ -125,12 +128,20 @@ class _Search:
         library, project = self._asking.library, self._asking.project
         for number, source in enumerate(self._sources):
             if number == len(self._offers):
-                releases = source.releases(self._spec)
+                releases = [one for one in source.releases(self._spec) if self._may_be_from(source, one)]
                 candidates = candidates_of(library, releases, self._judged, source.label)
                 remote = "" if source is library else remote_of(project, source.place)
                 self._offers.append(_Offer(source, remote, releases, candidates))
             if self._offers[number].candidates:
                 yield self._offers[number]
+
+    def _may_be_from(self, source: Source, release: Release) -> bool:
+        """Whether a build is of the one remote that the adapter names, where it does: the library has them of all."""
+        library, remote = self._asking.library, self._wanted.remote
+        if remote is None or source is not library:
+            return True
+        origin = library.origins.of(release.digest)
+        return origin is not None and remote_of(self._asking.project, origin.place) == remote
 
     def _resolved(self, candidates: Sequence[Candidate], digest: Digest | None) -> Resolution:
         wanted = self._wanted
@@ -140,6 +151,7 @@ class _Search:
             rank=wanted.rank,
             min_rank=wanted.min_rank,
             max_rank=wanted.max_rank,
+            allow_base_mismatch=None,
             objection=self._asking.refuse,
             base_given=self._judged is not None,
         )

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from adapterhub.digests import parse_digest
 from adapterhub.errors import AdapterHubError, SpecError, shown
+from adapterhub.project._lines import value_of
 from adapterhub.project.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource, Policy
 from adapterhub.recipe_toml import step_from
 from adapterhub.recipe_toml.values import Step, near_name
@@ -115,7 +116,7 @@ class EntryReader:
         if type(value) is kind:
             return value
         expected = {str: "text", int: "a whole number", dict: "a table", list: "a list"}[kind]
-        return self.say(line, f"{key}: expected {expected}, got {shown(value)}")
+        return self.say(line, f"{key}: expected {expected}, got {shown(value_of(value), 100)}")
 
     def checked(self, section: Section, key: str, parse: Callable[[str], Any], *, needed: bool = False) -> Any:  # noqa: ANN401 - what `parse` gives
         text = self.take(section, key, str, needed=needed)
@@ -170,7 +171,14 @@ class EntryReader:
             name=self.checked(section, "name", _full_name, needed=True),
             **self.build(section),
         )
-        return entry if len(self.problems) == found else None
+        if len(self.problems) > found:
+            return None
+        namespace, slash, _ = entry.name.rpartition("/")
+        owner = entry.source.repo.partition("/")[0]
+        if slash and owner and owner.lower() != namespace.lower():
+            line = section.line_of("source")
+            self.say(line, f"source.repo: `{entry.name}` is not published by `{owner}`, but by `{namespace}`")
+        return entry
 
     def merge(self, section: Section, recipe: Section) -> LockedMerge | None:
         self.known(section, _MERGE)

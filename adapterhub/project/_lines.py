@@ -37,6 +37,13 @@ _DEEPEST: Final = 40
 _LONGEST_NUMBER: Final = 40
 
 
+def both_sides(text: str) -> str | None:
+    """That the text holds both sides of a merge in version control, with the line; None when it does not."""
+    marked = (n for n, line in enumerate(text.split("\n"), 1) if line.startswith(("<<<<<<<", "=======", ">>>>>>>")))
+    number = next(marked, None)
+    return None if number is None else f"line {number}: holds both sides of a merge in version control"
+
+
 # ---------------------------------------------------------------- printing
 def text_of(text: str) -> str:
     """`text` as TOML has it; what does not print is written by its number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime as dt
 import functools
 import re
@@ -11,6 +12,7 @@ from typing import Any, Final, cast
 
 from adapterhub.dates import parse_newest_allowed
 from adapterhub.errors import Malformed, SpecError, UsageProblem, shown
+from adapterhub.project._lines import both_sides
 from adapterhub.project.values import Policy, Project, ProjectRemote, Wanted, WantedMerge
 from adapterhub.recipe_toml import step_from, toml_of
 from adapterhub.recipe_toml.values import near_name
@@ -54,12 +56,14 @@ def parse_project(raw: bytes, folder: Path, where: str) -> Project:
     try:
         document = toml_of(raw)
     except ValueError as error:
-        raise _malformed(where, [str(error)]) from None
+        raise _malformed(where, [_unreadable(raw) or str(error)]) from None
     reader = _Reader()
     project = reader.project(document, folder)
     if reader.problems:
         lines = _lines_of(raw.decode("utf-8"))
-        raise _malformed(where, [_placed(path, text, lines) for path, text in reader.problems])
+        placed = [(_line_of(path, lines), path, text) for path, text in reader.problems]
+        placed.sort(key=lambda one: one[0] or 0)
+        raise _malformed(where, [_told(*one) for one in placed])
     return project
 
 
@@ -74,9 +78,25 @@ def wanted_spec(key: AdapterName, text: str) -> AdapterSpec:
         return AdapterSpec.parse(key)
     if text[0] in "<>=!~@#":
         return AdapterSpec.parse(f"{key}{text}")
-    if looks_like_revision(text.lstrip("vV^ ")):
-        raise SpecError(text, "not a version range", hint=f'write `{key} = "=={text.lstrip("vV^ ")}"`')
+    if (meant := _range_meant(text)) is not None:
+        raise SpecError(text, "not a version range", hint=f'write `{key} = "{meant}"`')
     return AdapterSpec.parse(text)
+
+
+def _range_meant(text: str) -> str | None:
+    """What is a range for other package managers, as a range of ours: `^1.2`, `1.x`, `latest`, `1.2`; else None."""
+    bare = text.lstrip("vV^ ")
+    if wild := re.fullmatch(r"([0-9]+(?:\.[0-9]+)*)\.[xX*]", bare):
+        return f"=={wild[1]}.*"
+    if not looks_like_revision(bare):
+        return None
+    if not re.match(r"[0-9]+(\.|$)", bare):  # `latest`, `main`, the start of a commit
+        return "*"
+    if not text.startswith("^") or not re.fullmatch(r"[0-9]+(\.[0-9]+)*", bare):
+        return f"=={bare}"
+    parts = [int(part) for part in bare.split(".")]
+    place = next((at for at, part in enumerate(parts) if part), len(parts) - 1)
+    return f">={bare},<{'.'.join(map(str, [*parts[:place], parts[place] + 1]))}"
 
 
 def _malformed(where: str, problems: Sequence[str]) -> Malformed:
@@ -85,12 +105,25 @@ def _malformed(where: str, problems: Sequence[str]) -> Malformed:
     return Malformed("\n".join([f"`{shown(where, 200)}`: not a usable project file", *(f"  {line}" for line in lines)]))
 
 
-def _placed(path: str, text: str, lines: Mapping[str, int]) -> str:
-    """A problem with the line of its key, or of the nearest table around it."""
+def _unreadable(raw: bytes) -> str | None:
+    """Why a text that is no TOML is none, where a reader of TOML would only name a character that nobody sees."""
+    if raw.startswith(codecs.BOM_UTF8):
+        return "line 1: begins with a byte order mark, which editors do not show; save it as UTF-8 without one"
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "written as UTF-16; save it as UTF-8"
+    return both_sides(raw.decode("utf-8", "replace"))
+
+
+def _line_of(path: str, lines: Mapping[str, int]) -> int | None:
+    """The line of a key, or of the nearest table around it."""
     around = re.split(r"[.\[]", path)
     held = (lines.get(".".join(around[:count])) for count in range(len(around), 0, -1))
-    number = next((line for line in held if line is not None), None)
-    return f"{shown(path, 200)}: {text}" if number is None else f"line {number}, {shown(path, 200)}: {text}"
+    return next((line for line in held if line is not None), None)
+
+
+def _told(line: int | None, path: str, text: str) -> str:
+    where = shown(path, 200)
+    return f"{where}: {text}" if line is None else f"line {line}, {where}: {text}"
 
 
 def _lines_of(text: str) -> dict[str, int]:

@@ -90,9 +90,7 @@ def text_of_project(folder: Path) -> str:
 # ---------------------------------------------------------------- text to text
 def with_adapter(text: str, wanted: Wanted) -> str:
     """The text with this adapter in it; see `save_adapter`."""
-    import tomlkit
-
-    document = tomlkit.parse(text)
+    document, line_end = _parsed(text)
     if wanted.key in document.get("merges", {}):
         raise Conflict(
             f"`{wanted.key}` is a merge of this project. Nothing was changed",
@@ -102,14 +100,12 @@ def with_adapter(text: str, wanted: Wanted) -> str:
     for other in _tables(document):
         if other is not table and wanted.key in other:
             del other[wanted.key]
-    table[wanted.key] = _entry(wanted)
-    return document.as_string()
+    _put(table, wanted.key, _entry(wanted))
+    return document.as_string().replace("\n", line_end)
 
 
 def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
     """The text without these adapters or merges; see `remove_adapter`."""
-    import tomlkit
-
     project = parse_project(text.encode(), Path(), PROJECT_FILE)
     known = [wanted.key for wanted in project.wanted]
     for key in keys:
@@ -127,12 +123,36 @@ def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
                 f"`{key}` goes into {', '.join(f'`{user}`' for user in users)} of this project. Nothing was changed",
                 hint=f"`adapt uninstall {together} --save` takes that out, too; or write its recipe without `{key}`",
             )
-    document = tomlkit.parse(text)
+    document, line_end = _parsed(text)
     for table in (*_tables(document), document.get("merges", {})):
         for key in keys:
             if key in table:
                 del table[key]
-    return document.as_string()
+    return document.as_string().replace("\n", line_end)
+
+
+def _parsed(text: str) -> tuple[TOMLDocument, str]:
+    """The document with plain line ends, and the line end that its text has."""
+    import tomlkit
+
+    return tomlkit.parse(text.replace("\r\n", "\n")), "\r\n" if "\r\n" in text else "\n"
+
+
+def _put(table: Any, key: AdapterName, entry: Any) -> None:  # noqa: ANN401 - as tomlkit has them
+    """Set `key`. A new one goes behind the last, before the blank lines and comments that belong to the next table."""
+    from tomlkit.items import Table
+
+    if key in table or type(table) is not Table or any(isinstance(item, Table) for _, item in table.value.body):
+        table[key] = entry  # in place, or before the tables inside, which tomlkit sees to
+        return
+    body = table.value.body
+    end = max((at + 1 for at, (one, _) in enumerate(body) if one is not None), default=None)
+    if end is None:  # comments at the top of an empty table are its own, up to the last blank line
+        end = max((at for at, (_, item) in enumerate(body) if not item.as_string().strip()), default=len(body))
+    held = body[end:]
+    del body[end:]
+    table[key] = entry
+    body.extend(held)
 
 
 def _entry(wanted: Wanted) -> Any:  # noqa: ANN401 - text or a table, as tomlkit has them
@@ -178,7 +198,7 @@ def _tables(document: TOMLDocument) -> list[Any]:
 def _text(folder: Path) -> str:
     path = folder / PROJECT_FILE
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")  # `read_text` would lose the line ends
     except OSError as error:
         raise NotFound(
             f"`{shown(str(path), 200)}`: {error.strerror}", hint="`adapt init` makes a project of this folder"

@@ -14,7 +14,7 @@ from typing import Any, Final
 from adapterhub.digests import read_plain
 from adapterhub.errors import Malformed, NotAllowed, NotFound, shown
 from adapterhub.project._entries import EntryReader, Section
-from adapterhub.project._lines import parse_value, text_of, value_of
+from adapterhub.project._lines import both_sides, parse_value, text_of, value_of
 from adapterhub.project.values import (
     LOCK_FILE,
     PROJECT_FILE,
@@ -35,7 +35,6 @@ LIMIT_BYTES: Final = 64 << 20
 PROBLEMS_SHOWN: Final = 20
 
 _HEAD: Final = f"# Written by `adapt lock` from {PROJECT_FILE}, which is the file to edit.\n"
-_CONFLICT_MARKS: Final = ("<<<<<<<", "=======", ">>>>>>>")
 _HINT: Final = f"restore `{LOCK_FILE}` from version control, or delete it, and `adapt lock` resolves anew"
 
 
@@ -61,7 +60,7 @@ def read_lock(folder: Path) -> Lock:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise _damaged(str(path), [f"line {line}: not UTF-8 at byte {error.start}"]) from None
-    return parse_lock(text, str(path))
+    return parse_lock(text.replace("\r\n", "\n"), str(path))  # version control may check it out so on Windows
 
 
 def write_lock(folder: Path, lock: Lock) -> bool:
@@ -72,7 +71,7 @@ def write_lock(folder: Path, lock: Lock) -> bool:
     """
     path, data = folder / LOCK_FILE, lock_text(lock).encode()
     try:
-        if read_plain(path, len(data)) == data:
+        if read_plain(path, 2 * len(data)).replace(b"\r\n", b"\n") == data:
             return False
     except OSError:
         pass  # none yet, or none that can be read
@@ -169,10 +168,9 @@ def parse_lock(text: str, where: str = LOCK_FILE) -> Lock:
     Raises:
         Malformed: it is none, or not as `lock_text` prints it; with the lines.
     """
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.startswith(_CONFLICT_MARKS):
-            hint = f"take one side (`git checkout --ours {LOCK_FILE}`), then `adapt lock` adds what the project lacks"
-            raise _damaged(where, [f"line {number}: holds both sides of a merge in version control"], hint)
+    if told := both_sides(text):
+        hint = f"take one side (`git checkout --ours {LOCK_FILE}`), then `adapt lock` adds what the project lacks"
+        raise _damaged(where, [told], hint)
     try:
         sections = list(_sections(text))
     except ValueError as error:

@@ -48,7 +48,7 @@ def resolve(  # noqa: PLR0913 - the sides of one request
     rank: int | None = None,
     min_rank: int | None = None,
     max_rank: int | None = None,
-    allow_base_mismatch: bool = False,
+    allow_base_mismatch: bool | None = False,
     objection: Objection | None = None,
     known_names: Sequence[str] = (),
 ) -> Resolution:
@@ -56,8 +56,9 @@ def resolve(  # noqa: PLR0913 - the sides of one request
 
     `base_given`: the verdicts are about a base the user chose, in the spec or elsewhere. A bare name never picks among
     namespaces: a build without one is meant before all others, and otherwise all have to be in the same one.
-    `objection` gives the reason against a build that would fit otherwise, or None, and always the same for the same
-    build. `known_names` are full names to look for a misspelling in.
+    `allow_base_mismatch` takes other weights of the same shapes; None where it cannot be asked for, so that no reason
+    speaks of it. `objection` gives the reason against a build that would fit otherwise, or None, and always the same
+    for the same build. `known_names` are full names to look for a misspelling in.
 
     Raises:
         UsageProblem: ranks below 1, or that no build could have together.

@@ -117,7 +117,7 @@ class Request:
     spec: AdapterSpec
     ranks: RankRange
     base_given: bool
-    allow_base_mismatch: bool
+    allow_base_mismatch: bool | None
     objection: Objection | None = None
 
     @property

@@ -27,7 +27,8 @@ def objections(request: Request, build: Build) -> Iterator[str]:
         if candidate.verdict is not BaseVerdict.SAME_SHAPES:
             yield _mismatch(build)
         elif not request.allow_base_mismatch:
-            yield f"{_mismatch(build)}; the shapes are the same, `--allow-base-mismatch` takes it"
+            way = ", `--allow-base-mismatch` takes it" if request.allow_base_mismatch is not None else ""
+            yield f"{_mismatch(build)}; the shapes are the same{way}"
     outside = request.ranks.refusal(candidate.rank)
     if outside is not None:
         yield outside

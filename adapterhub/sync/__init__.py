@@ -22,7 +22,7 @@ from adapterhub.digests import Digest, Progress
 from adapterhub.directory import PublishedDirectory
 from adapterhub.errors import AdapterHubError, Conflict, DigestMismatch, NotFound, shown
 from adapterhub.library import Library
-from adapterhub.locked_builds import Locked, has_objects, installed_folder
+from adapterhub.locked_builds import Locked, has_objects, is_installed
 from adapterhub.new_folder import not_written
 from adapterhub.project.values import ADAPTERS_FOLDER, Lock, LockedMerge
 from adapterhub.specs import AdapterName
@@ -46,6 +46,7 @@ __all__ = [
     "bring",
     "bring_locked",
     "plan_sync",
+    "refuse_blocked",
     "run_sync",
     "syncing",
     "wanted_entries",
@@ -133,11 +134,9 @@ def plan_sync(project: Path, entries: Iterable[Locked]) -> SyncPlan:
     """Compare `adapters/` of the project with what is locked."""
     adapters = project / ADAPTERS_FOLDER
     ours = read_state(adapters)
-    steps = [
-        Step(entry=e, folder=adapters / e.key, judged=judge(adapters / e.key, e, ours.get(e.key))) for e in entries
-    ]
-    asked = {step.folder.name for step in steps}
-    others = [folder for folder in folders_in(adapters) if folder.name not in asked]
+    folders = [(entry, adapters / entry.key) for entry in entries]
+    steps = [Step(entry=e, folder=folder, judged=judge(folder, e, ours.get(e.key))) for e, folder in folders]
+    others = folders_in(adapters, but={step.entry.key for step in steps})
     left = [f for f in others if f.name in ours and not f.is_symlink() and not strangers_in(f)]
     return SyncPlan(
         project=project,
@@ -164,9 +163,7 @@ def run_sync(
         Conflict: something that sync did not make lies in the place of an adapter; nothing was changed.
         DigestMismatch, AdapterNotFound, RemoteUnreachable, SignatureRefused: a build cannot be had; no folder changed.
     """
-    in_the_way = [step for step in plan.blocked if step.folder not in delete]
-    if in_the_way:
-        raise _in_the_way(in_the_way)
+    refuse_blocked(plan, delete)
     here = {step.entry.key: step.folder for step in plan.steps if step.judged.standing == "right"}
     _refuse_damaged_objects(library, plan)
     brought = bring_locked(library, lock, [step.entry for step in plan.steps], means, here=here)
@@ -175,12 +172,17 @@ def run_sync(
     return Done(steps=steps, brought=tuple(brought), removed=removed)
 
 
-def _in_the_way(steps: Sequence[Step]) -> Conflict:
-    lines = [f"  {ADAPTERS_FOLDER}/{step.folder.name}  {'; '.join(step.judged.reasons)}" for step in steps]
-    return Conflict(
-        "\n".join([f"not made by sync, and not what is locked; nothing was changed in `{ADAPTERS_FOLDER}/`", *lines]),
-        hint="move it away, or `adapt sync --prune` asks to delete it",
-    )
+def refuse_blocked(plan: SyncPlan, delete: Collection[Path] = ()) -> None:
+    """Whether the plan can be carried out, when `delete` may be taken away.
+
+    Raises:
+        Conflict: something else that sync did not make lies in the place of an adapter.
+    """
+    steps = [step for step in plan.blocked if step.folder not in delete]
+    if steps:
+        lines = [f"  {ADAPTERS_FOLDER}/{step.folder.name}  {'; '.join(step.judged.reasons)}" for step in steps]
+        message = f"not made by sync, and not what is locked; nothing was changed in `{ADAPTERS_FOLDER}/`"
+        raise Conflict("\n".join([message, *lines]), hint="move it away, or `adapt sync --prune` asks to delete it")
 
 
 def _refuse_damaged_objects(library: Library, plan: SyncPlan) -> None:
@@ -243,7 +245,7 @@ def _missing(library: Library, lock: Lock, entries: Iterable[Locked], here: Mapp
     found: dict[Digest, Locked] = {}
 
     def look(entry: Locked) -> None:
-        if entry.digest in found or (installed_folder(library, entry) and has_objects(library, entry)):
+        if entry.digest in found or is_installed(library, entry):
             return
         if isinstance(entry, LockedMerge) and entry.key not in here and not has_objects(library, entry):
             for leaf in entry.step.leaves():

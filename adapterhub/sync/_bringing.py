@@ -31,7 +31,7 @@ from adapterhub.locked_builds import (
     has_objects,
     label_of,
     locked_build,
-    refuse_other_files,
+    refuse_other_build,
 )
 from adapterhub.manifest import MANIFEST_FILE, Manifest
 from adapterhub.project.conflicts import yanked_notice
@@ -156,7 +156,7 @@ def _take(
     progress: Progress | None,
 ) -> Brought:
     """Copy one build in, by its digest and by its signature."""
-    refuse_other_files(entry, {file.path: (file.sha256, file.size_bytes) for file in release.manifest.files})
+    refuse_other_build(entry, release.manifest.to_json())
     warnings = []
     if release.yanked is not None:
         warnings.append(yanked_notice(entry.key, full_name_of(entry), entry.version, release.yanked))

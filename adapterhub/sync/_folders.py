@@ -14,24 +14,25 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from adapterhub.cards import card_for
 from adapterhub.digests import Digest, digest_of, digest_of_file
 from adapterhub.errors import DigestMismatch
 from adapterhub.library import Library
-from adapterhub.locked_builds import Locked, installed_folder, refuse_other_files
+from adapterhub.locked_builds import Locked, installed_folder, refuse_other_build
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE
 from adapterhub.new_folder import not_written
 from adapterhub.store import NO_LINKS, clone_or_copy
-from adapterhub.sync._state import Placed, Stamp, stamp_of
+from adapterhub.sync._state import STATE_FILE, Placed, Stamp, stamp_of
 
 Standing = Literal["right", "new", "replace", "foreign"]
 
-_LEFTOVER: Final = re.compile(r"\.(.+)\.(new|old)-[0-9a-f]{8}")
+_LEFTOVER: Final = re.compile(r"\.(.+)\.(new|old|gone)-[0-9a-f]{8}")
+_LEFT_NOTE: Final = re.compile(re.escape(f".{STATE_FILE}.") + r"\d+-[0-9a-f]{8}")
 _EXCHANGE: Final = 2  # linux/fs.h: RENAME_EXCHANGE
 _HERE: Final = -100  # linux/fcntl.h: AT_FDCWD
 _OURS: Final = {*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE, SIGNATURE_FILE}
@@ -49,7 +50,7 @@ class Judged:
 def judge(folder: Path, entry: Locked, placed: Placed | None) -> Judged:
     """Whether `folder` holds exactly what is locked. Files that look as sync left them are not read again."""
     try:
-        facts = folder.lstat()
+        facts = os.lstat(folder)
     except FileNotFoundError:
         return Judged(standing="new")
     if not stat.S_ISDIR(facts.st_mode):
@@ -101,14 +102,14 @@ def _difference(path: Path, size_bytes: int | None, expected: Digest) -> Iterato
 def strangers_in(folder: Path) -> list[str]:
     """Names in a folder that sync never puts there."""
     try:
-        return sorted(set(os.listdir(folder)) - _OURS)  # noqa: PTH208 - names are what is wanted
+        return sorted(set(os.listdir(folder)) - _OURS)
     except OSError:
         return []
 
 
-def stamps_of(folder: Path) -> dict[str, Stamp]:
+def stamps_of(folder: str | Path) -> dict[str, Stamp]:
     """The stamps of our files in a folder."""
-    return {name: stamp_of(f"{folder}/{name}") for name in sorted(os.listdir(folder)) if name in _OURS}  # noqa: PTH208 - as above
+    return {name: stamp_of(f"{folder}/{name}") for name in sorted(os.listdir(folder)) if name in _OURS}
 
 
 # ---------------------------------------------------------------- making
@@ -119,61 +120,68 @@ def place(library: Library, entry: Locked, folder: Path, *, replaces: bool) -> d
         NotAllowed, DiskFull: it cannot be written; what was there is there.
         BlobNotFound: the store lost an object since it was looked at.
     """
-    fresh = folder.with_name(f".{folder.name}.new-{secrets.token_hex(4)}")
+    fresh = f"{folder.parent}/.{folder.name}.new-{secrets.token_hex(4)}"
     try:
-        fresh.mkdir()
+        os.mkdir(fresh)
         _fill(library, entry, fresh)
         files = stamps_of(fresh)
         if replaces:
-            _swap(fresh, folder)
+            _swap(Path(fresh), folder)
         else:
-            fresh.rename(folder)
+            os.rename(fresh, folder)
     except OSError as error:
         raise not_written(error, folder) from error
     finally:
-        if fresh.exists():
+        if os.path.lexists(fresh):
             shutil.rmtree(fresh, ignore_errors=True)
     return files
 
 
-def _fill(library: Library, entry: Locked, fresh: Path) -> None:
+def _fill(library: Library, entry: Locked, fresh: str) -> None:
     store, installed = library.store, installed_folder(library, entry)
-    refuse_other_files(entry, _files_in_manifest(library, entry))
+    refuse_other_build(entry, _locked_manifest(library, entry))
     for file in entry.files:
-        store.link(file.sha256, fresh / file.path)
-    store.link_manifest(entry.digest, fresh / MANIFEST_FILE)
-    if installed is None:  # somebody removed it from the library a moment ago
-        (fresh / CARD_FILE).write_text(card_for(store.read_manifest(entry.digest)), encoding="utf-8")
-        return
+        store.link(file.sha256, f"{fresh}/{file.path}")
+    store.link_manifest(entry.digest, f"{fresh}/{MANIFEST_FILE}")
     # The card is no object of the store and may be written to: a link would let one folder change the other.
     try:
-        (fresh / CARD_FILE).write_bytes((installed / CARD_FILE).read_bytes())
+        card = _bytes_of(f"{installed}/{CARD_FILE}") if installed else None
     except FileNotFoundError:
-        (fresh / CARD_FILE).write_text(card_for(store.read_manifest(entry.digest)), encoding="utf-8")
-    _link_signature(library, installed, fresh)
+        card = None
+    if card is None:  # somebody removed it, or the whole build, from the library a moment ago
+        card = card_for(store.read_manifest(entry.digest)).encode()
+    with open(f"{fresh}/{CARD_FILE}", "xb") as sink:
+        sink.write(card)
+    if installed is not None:
+        _link_signature(library, f"{installed}/{SIGNATURE_FILE}", f"{fresh}/{SIGNATURE_FILE}")
 
 
-def _files_in_manifest(library: Library, entry: Locked) -> dict[str, tuple[str, int]]:
-    """By path, digest and size of each file that the locked manifest names."""
-    path = library.store.manifest_path(entry.digest)
-    raw = path.read_bytes()
+def _bytes_of(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as stream:
+        return stream.read()
+
+
+def _locked_manifest(library: Library, entry: Locked) -> dict[str, Any]:
+    """The JSON value of the locked manifest."""
+    path = library.store.manifest_name(entry.digest)
+    raw = _bytes_of(path)
     if (actual := digest_of(raw)) != entry.digest:
-        raise DigestMismatch(str(path), expected=entry.digest, actual=actual, hint="`adapt doctor --repair` mends it")
+        raise DigestMismatch(path, expected=entry.digest, actual=actual, hint="`adapt doctor --repair` mends it")
     # parsed and checked when it came in, and since then these very bytes: not once more, it takes a while
-    return {file["path"]: (file["sha256"], file["size_bytes"]) for file in json.loads(raw)["files"]}
+    value: dict[str, Any] = json.loads(raw)
+    return value
 
 
-def _link_signature(library: Library, installed: Path, fresh: Path) -> None:
-    signature = installed / SIGNATURE_FILE
+def _link_signature(library: Library, signature: str, target: str) -> None:
     if not os.path.lexists(signature):
         return
     try:
-        blob = library.store.blob_path(digest_of(signature.read_bytes()))
-        os.link(blob if blob.exists() else signature, fresh / SIGNATURE_FILE)
+        blob = library.store.blob_name(digest_of(_bytes_of(signature)))
+        os.link(blob if os.path.exists(blob) else signature, target)
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        clone_or_copy(signature, fresh / SIGNATURE_FILE)
+        clone_or_copy(Path(signature), Path(target))
 
 
 def _swap(fresh: Path, folder: Path) -> None:
@@ -181,11 +189,12 @@ def _swap(fresh: Path, folder: Path) -> None:
     if _exchange(fresh, folder):
         return
     old = folder.with_name(f".{folder.name}.old-{secrets.token_hex(4)}")
-    folder.rename(old)
-    try:
+    try:  # from before the old one loses its name: a signal may end us at any line
+        folder.rename(old)
         fresh.rename(folder)
     except BaseException:
-        old.rename(folder)
+        if not os.path.lexists(folder):
+            old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -207,42 +216,47 @@ def _exchange(one: Path, other: Path) -> bool:
 
 # ---------------------------------------------------------------- taking away
 def take_away(folder: Path) -> None:
-    """Delete a folder: it loses its name first, so that nobody sees a half of it.
+    """Delete a folder: it loses its name first, for good, so that nobody ever sees a half of it.
 
     Raises:
         NotAllowed: it cannot be deleted.
     """
-    old = folder.with_name(f".{folder.name}.old-{secrets.token_hex(4)}")
+    gone = folder.with_name(f".{folder.name}.gone-{secrets.token_hex(4)}")
     try:
         if folder.is_symlink() or not folder.is_dir():
             folder.unlink()
             return
-        folder.rename(old)
+        folder.rename(gone)
     except OSError as error:
         raise not_written(error, folder) from error
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def clear_leftovers(adapters: Path) -> None:
     """Put right what a sync that was killed left: an older folder gets its name back where the new one never came."""
-    for path in _sorted(adapters):
-        found = _LEFTOVER.fullmatch(path.name)
+    for name in _names_in(adapters):
+        if _LEFT_NOTE.fullmatch(name):
+            with contextlib.suppress(OSError):
+                os.unlink(adapters / name)
+        found = _LEFTOVER.fullmatch(name)
         if found is None:
             continue
-        place = adapters / found[1]
+        path, place = adapters / name, adapters / found[1]
         with contextlib.suppress(OSError):
             if found[2] == "old" and not os.path.lexists(place) and (path / MANIFEST_FILE).exists():
                 path.rename(place)
         shutil.rmtree(path, ignore_errors=True)
 
 
-def folders_in(adapters: Path) -> list[Path]:
-    """Whatever lies there that may be an adapter: folders and links, no hidden names and no plain files."""
-    return [p for p in _sorted(adapters) if not p.name.startswith(".") and (p.is_symlink() or p.is_dir())]
+def folders_in(adapters: Path, *, but: Collection[str]) -> list[Path]:
+    """Whatever else lies there that may be an adapter: folders and links, no hidden names and no plain files."""
+    others = [adapters / name for name in _names_in(adapters) if name not in but and not name.startswith(".")]
+    return [path for path in others if path.is_symlink() or path.is_dir()]
 
 
-def _sorted(adapters: Path) -> Sequence[Path]:
+def _names_in(adapters: Path) -> Sequence[str]:
     try:
-        return sorted(adapters.iterdir())
+        return sorted(os.listdir(adapters))
     except (FileNotFoundError, NotADirectoryError):
         return []

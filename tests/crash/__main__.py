@@ -62,7 +62,7 @@ def of_command(stand: Stand, kinds: list[str], step: int) -> Iterator[tuple[str,
         "random": lambda: random_kills(stand, RANDOM_KILLS // (5 * step), seed=len(stand.command)),
     }
     for kind in kinds:
-        if kind in table and not (kind == "stops" and stand.command not in {"add", "install", "merge"}):
+        if kind in table and not (kind == "stops" and stand.command not in {"add", "install", "merge", "sync"}):
             yield kind, list(table[kind]())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.crash.stand import Stand, Trial, run
 
 CALLS = (
-    "write", "pwrite64", "fsync", "fdatasync", "rename", "link", "unlink", "unlinkat", "rmdir", "mkdir", "ftruncate", "fchmod",
+    "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat2", "link", "unlink", "unlinkat", "rmdir", "mkdir", "ftruncate", "fchmod",
 )  # fmt: skip
 """The calls by which a library changes anything on the disk."""
 

@@ -1,7 +1,7 @@
 """A small library in which every command has something to do, and the question that follows each fault.
 
-After a fault: `list` is as before or as after the command, nothing is damaged, the command run again succeeds, and `gc`
-leaves no trace of the stopped one.
+After a fault: `list` and each folder of the project are as before or as after the command, nothing is damaged, the command
+run again succeeds, and `gc` leaves no trace of the stopped one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.damage import damaged_index, damaged_objects
+from adapterhub.digests import digest_of
 from adapterhub.directory import PublishedDirectory
 from adapterhub.library import Library
 from adapterhub.specs import AdapterSpec
+from adapterhub.sync._state import STATE_FILE
 from adapterhub.verify import verify_folder
 from tests.command_line import Adapt
 from tests.tiny import make_adapter, make_base
@@ -33,7 +35,18 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "gc": ("gc", "--grace", "0"),
     "push": ("push", "one@base-7b", "--to", "./pushed"),
     "remove": ("remove", "two@base-7b", "--yes"),
+    "sync": ("sync", "--frozen", "--prune", "--project", "project"),
 }
+
+PROJECT = """\
+[project]
+base = "base-7b"
+
+[remotes.published]
+path = "../published"
+
+[adapters]
+"""
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -78,12 +91,38 @@ def make_stand(folder: Path, *, width: int = 8) -> Path:
     return folder
 
 
+def make_project(folder: Path) -> None:
+    """A project in the stand whose lock changed since it was synced: a folder to replace, to keep, to take away, and two
+    to make, of which one is not in the library; beside and in them what a user put there."""
+    adapt, project = Adapt(folder), folder / "project"
+    project.mkdir()
+    (project / "adapters.toml").write_text(f'{PROJECT}one = ""\nkept = "two"\nleft = "two"\n')
+    adapt.ok("sync", "--project", "project")
+    make_adapter(folder / "newer", seed=9)
+    adapt.ok("add", "./newer", "--name", "one", "--version", "1.1.0", "--base", "base-7b")
+    (project / "adapters.toml").write_text(f'{PROJECT}one = ">=1.1"\nkept = "two"\nmore = "two"\nthree = ""\n')
+    adapt.ok("lock", "--project", "project")
+    make_adapter(project / "adapters" / "mine", seed=10)
+    (project / "adapters" / "kept" / "notes.txt").write_text("mine")
+    (project / "adapters" / "notes.txt").write_text("mine")
+
+
 @dataclass(frozen=True)
 class State:
-    """What a user sees: the adapters that are listed, and those in the folder that `push` writes."""
+    """What a user sees: the adapters that are listed, those that `push` wrote, and all in `adapters/` of the project."""
 
-    listed: tuple[str, ...]
-    pushed: tuple[str, ...]
+    listed: tuple[str, ...] = ()
+    pushed: tuple[str, ...] = ()
+    synced: tuple[tuple[str, str], ...] = ()
+
+    def is_made_of(self, old: State, new: State) -> bool:
+        """Whether each part is as in one of the two; each folder of the project is a part."""
+        was, then, now = dict(old.synced), dict(new.synced), dict(self.synced)
+        return (
+            self.listed in (old.listed, new.listed)
+            and self.pushed in (old.pushed, new.pushed)
+            and all(now.get(name) in (was.get(name), then.get(name)) for name in {*was, *then, *now})
+        )
 
 
 def state_of(folder: Path) -> State:
@@ -92,7 +131,14 @@ def state_of(folder: Path) -> State:
     return State(
         listed=tuple(sorted(f"{row['name']} {row['digest']}" for row in listed)),
         pushed=tuple(sorted(r.digest for r in _published(folder / "pushed"))),
+        synced=tuple((p.name, _content_of(p)) for p in sorted((folder / "project" / "adapters").glob("[!.]*"))),
     )
+
+
+def _content_of(path: Path) -> str:
+    """Names and bytes of a file or a folder, as one digest."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return digest_of(repr([(file.name, file.read_bytes()) for file in files]).encode())
 
 
 def _published(folder: Path) -> list:
@@ -118,7 +164,9 @@ def leftovers_in(folder: Path) -> list[str]:
     home = folder / "home"
     patterns = ("tmp/*", "intents/*", "intents/.*", "index.new", "*/.*.json.*", ".*.json.*", "manifests/sha256/.*")
     inside = [str(p.relative_to(folder)) for g in patterns for p in home.glob(g)]
-    return inside + [str(p.relative_to(folder)) for p in (folder / "pushed").glob("*/.*")]
+    inside += [str(p.relative_to(folder)) for p in (folder / "pushed").glob("*/.*")]
+    places = (folder / "project" / "adapters").glob(".*")
+    return inside + [str(p.relative_to(folder)) for p in places if p.name not in (".gitignore", STATE_FILE)]
 
 
 @dataclass(frozen=True)
@@ -138,6 +186,8 @@ class Stand:
         self.command, self.arguments = command, COMMANDS[command]
         self._folder, self._template = folder, folder.with_name(f"{folder.name}.template")
         if not self._template.exists():
+            if command == "sync":
+                make_project(folder)
             folder.rename(self._template)
         self.before = state_of(self.copy())
         done = self.copy()
@@ -175,11 +225,11 @@ class Stand:
             problems.append(f"not plain: {done.stderr[-300:]}")
         if is_tidy and (left := leftovers_in(folder)):
             problems.append(f"left behind: {left}")
-        state, is_old = State((), ()), False
+        state, is_old = State(), False
         try:
             state = state_of(folder)
             is_old = state == self.before
-            if state not in (self.before, self.after):
+            if not state.is_made_of(self.before, self.after):
                 problems.append(f"neither old nor new: {state}")
             problems += [f"damaged: {text}" for text in damage_in(folder)]
             problems += self._again(folder)
