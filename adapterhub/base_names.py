@@ -111,9 +111,12 @@ def find_names(modules: list[str], base: frozenset[str]) -> BaseNames:
 def _is_fair(rule: Rule, modules: list[str]) -> bool:
     """Whether a rule renames what holds the layers and does not take one layer for another.
 
-    A number may be dropped only where it is no layer: in front of every module, with numbers left behind it.
+    A number may be dropped only where it is no layer: in front of every module, with numbers left behind it. What
+    already lies where the rule leads to would share that place with modules of another name.
     """
     if _is_numbered(rule.added):
+        return False
+    if rule.added and any(m.startswith(rule.added) and not m.startswith(rule.dropped) for m in modules):
         return False
     behind = [m[len(rule.dropped) :] for m in modules if m.startswith(rule.dropped)]
     return not _is_numbered(rule.dropped) or (len(behind) == len(modules) and any(map(_is_numbered, behind)))

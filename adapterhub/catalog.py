@@ -7,6 +7,7 @@ next reader makes the index again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -240,8 +241,10 @@ def build_folders(root: Path, *names: str) -> list[Path]:
 def _inside(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return []
+        raise
 
 
 def row_of(build: Installed) -> BuildRow:

@@ -116,7 +116,10 @@ class AdapterFactors:
 
     def tensor(self, spec: TensorSpec) -> Tensor:
         """One tensor of a floating dtype in `TORCH_DTYPES`."""
-        return torch.frombuffer(self.data(spec), dtype=TORCH_DTYPES[spec.dtype]).reshape(spec.shape)
+        dtype = TORCH_DTYPES[spec.dtype]
+        if not spec.size_bytes:  # of no bytes `frombuffer` makes nothing
+            return torch.empty(spec.shape, dtype=dtype)
+        return torch.frombuffer(self.data(spec), dtype=dtype).reshape(spec.shape)
 
     def data(self, spec: TensorSpec) -> bytearray:
         """The bytes of one tensor of any dtype."""

@@ -6,7 +6,7 @@ A namespace is not part of it: that belongs to the place an adapter is published
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
 SIGNATURE_FILE = "model.sig"
 LIMIT_BYTES = 16 << 20
+_LISTED_PROBLEMS = 50
+_MAX_PARENTS = 1024
 
 MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
     {
@@ -242,7 +244,11 @@ class _Reader:
             return default
         item = holder[key]
         if kind is float and type(item) is int:
-            return float(item)
+            try:
+                return float(item)
+            except OverflowError:
+                self.wrong(where, "number of 64 bits", item)
+                return 0.0
         if type(item) is not kind:
             self.wrong(where, _KINDS[kind], item)
             return kind() if default is ... else default
@@ -298,9 +304,16 @@ class _Reader:
             extra={key: item for key, item in top.items() if key not in known or key == "extra"},
         )
 
+    def counted(self, items: list[Any]) -> Iterator[tuple[int, Any]]:
+        """The items with their places, until there is enough to complain about."""
+        for index, item in enumerate(items):
+            if len(self.problems) > _LISTED_PROBLEMS:
+                return
+            yield index, item
+
     def strings(self, holder: Mapping[str, Any], key: str, default: Any) -> tuple[str, ...]:  # noqa: ANN401 - [] or ...
         items = self.take(holder, key, list, default)
-        for index, item in enumerate(items):
+        for index, item in self.counted(items):
             if not isinstance(item, str):
                 self.wrong(f"{key}[{index}]", "string", item)
         return tuple(item for item in items if isinstance(item, str))
@@ -315,6 +328,9 @@ class _Reader:
 
     def files(self, items: list[Any]) -> tuple[FileEntry, ...]:
         entries: list[FileEntry] = []
+        if len(items) > len(MEDIA_TYPES):
+            self.problems.append(f"files: {len(items)} entries, expected at most {len(MEDIA_TYPES)}")
+            return ()
         for index, item in enumerate(items):
             path = f"files[{index}]."
             if not isinstance(item, dict):
@@ -339,7 +355,10 @@ class _Reader:
 
     def parents(self, items: list[Any]) -> tuple[Parent, ...]:
         found: list[Parent] = []
-        for index, item in enumerate(items):
+        if len(items) > _MAX_PARENTS:
+            self.problems.append(f"parents: {len(items)} entries, expected at most {_MAX_PARENTS}")
+            return ()
+        for index, item in self.counted(items):
             path = f"parents[{index}]."
             if not isinstance(item, dict):
                 self.wrong(path[:-1], "object", item)

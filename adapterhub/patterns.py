@@ -7,6 +7,7 @@ by `regex` under a budget of CPU time. Plain names, nearly all patterns there ar
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import warnings
@@ -27,7 +28,12 @@ _MANY = 16  # `x{0,17}` and above is treated as if it had no upper bound
 _MAX_IN_ROW = 2.0
 _SHORT_REPEAT, _OPTION = 0.5, 0.1
 _MAX_REPEATS = 8.0  # on one way through the whole pattern, fixed characters between or not
+# Options, short repeats and choices that can begin alike double the ways to match the same text, fixed characters
+# between or not; this many doublings are quick, and no honest pattern needs more.
+_MAX_DOUBLINGS = 12.0
 _LITERAL: Final = re.compile(r"[\w.\-]+")
+_FIXED: Final = re.compile(r"(?:[\w\-](?![*+?{]))*")
+_PLACES: Final = frozenset("AbBZ")  # escapes that stand for a place between characters
 _QUANTIFIER: Final = re.compile(r"\{(\d*)(,?)(\d*)\}")
 _FLAGS: Final = re.compile(r"\?[aimsu]+(?:-[ims]+)?(?=[:)])|\?-[ims]+(?=:)")
 
@@ -209,16 +215,31 @@ class _Shape:
     """What a part of a pattern can do.
 
     `run` counts the unbounded repeats at its end with no fixed character after them, `total` those on the costliest
-    way from the pattern's beginning to its end.
+    way from the pattern's beginning to its end. `doublings` is the logarithm of how many ways there are to match one
+    text with it, `consumes` whether each of them takes a character.
     """
 
-    __slots__ = ("branches", "literal", "quantified", "run", "total")
+    __slots__ = ("branches", "consumes", "doublings", "literal", "quantified", "run", "total")
 
     def __init__(self, run: float, total: float) -> None:
         self.run, self.total = run, total
         self.literal = False  # every way through it passes a fixed character
         self.quantified = False  # it holds a quantifier other than {n}
         self.branches = 1
+        self.doublings = 0.0
+        self.consumes = False
+
+
+def _alike(beginnings: Iterable[str]) -> int:
+    """The most branches of a choice that one text can take, told by the fixed characters that they begin with."""
+    holding: list[str] = []  # each a beginning of the next
+    most = 1
+    for beginning in sorted(text.casefold() for text in beginnings):  # whatever the flags
+        while holding and not beginning.startswith(holding[-1]):
+            holding.pop()
+        holding.append(beginning)
+        most = max(most, len(holding))
+    return most
 
 
 class _Structure:
@@ -239,15 +260,20 @@ class _Structure:
         """Everything up to the closing parenthesis (not taken) or the end."""
         if depth > _MAX_GROUP_DEPTH:
             raise _Refused(f"nests groups deeper than {_MAX_GROUP_DEPTH}")
+        begins = [self.at]
         whole = self.sequence(run, total, depth)
         while self.peek() == "|":
             self.at += 1
+            begins.append(self.at)
             branch = self.sequence(run, total, depth)
+            whole.doublings = max(whole.doublings, branch.doublings)
+            whole.consumes = whole.consumes and branch.consumes
             whole.run = max(whole.run, branch.run)
             whole.total = max(whole.total, branch.total)
             whole.literal = whole.literal and branch.literal
             whole.quantified = whole.quantified or branch.quantified
             whole.branches += 1
+        whole.doublings += math.log2(_alike(_FIXED.match(self.pattern, at)[0] for at in begins))  # type: ignore[index]
         return whole
 
     def sequence(self, run: float, total: float, depth: int) -> _Shape:
@@ -259,6 +285,8 @@ class _Structure:
             cost = 0.0 if low == high else 1.0 if high > _MANY else _SHORT_REPEAT if high > 1 else _OPTION
             shape.quantified = shape.quantified or item.quantified or cost > 0
             shape.total = item.total + cost
+            shape.consumes = shape.consumes or (item.consumes and low > 0)
+            shape.doublings += item.doublings * max(high, 1) + (math.log2(high - low + 1) if high <= _MANY else 0)
             if cost:
                 shape.run = max(shape.run, item.run) + cost
             else:
@@ -266,6 +294,8 @@ class _Structure:
                 shape.literal = shape.literal or item.literal
             if shape.run > _MAX_IN_ROW or shape.total > _MAX_REPEATS:
                 raise _Refused("has too many repeats, which can take forever to match")
+            if shape.doublings > _MAX_DOUBLINGS:
+                raise _Refused("has too many choices that can begin alike, which can take forever to match")
         return shape
 
     @staticmethod
@@ -274,11 +304,14 @@ class _Structure:
             raise _Refused("repeats what itself repeats, which can take forever to match")
         if high > _MANY and item.branches > 1:
             raise _Refused("repeats a choice without bound, which can take forever to match")
+        if high > _MANY and not item.consumes:
+            raise _Refused("repeats what can be empty without bound, which takes memory without bound")
 
     def item(self, before: _Shape, depth: int) -> _Shape:
         character = self.peek()
         self.at += 1
         shape = _Shape(before.run, before.total)
+        shape.consumes = character not in "^$"
         if character == "(":
             return self.group(before, depth)
         if character == "[":
@@ -286,6 +319,7 @@ class _Structure:
         elif character == "\\":
             escaped = self.peek()
             self.at += 1
+            shape.consumes = escaped not in _PLACES
             if escaped.isdigit() and escaped != "0":
                 raise _Refused("refers back to a group, which is not supported")
             if not escaped.isalnum():  # \. and the like stand for themselves
@@ -319,7 +353,7 @@ class _Structure:
         if not looks_around:
             return inner
         outer = _Shape(before.run, inner.total)  # consumes nothing: what stood before it touches what follows
-        outer.quantified, outer.branches = inner.quantified, inner.branches
+        outer.quantified, outer.branches, outer.doublings = inner.quantified, inner.branches, inner.doublings
         return outer
 
     def index_of(self, character: str) -> int:

@@ -9,21 +9,26 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adapterhub.cards import card_for
 from adapterhub.catalog import Broken, Installed, build_folders
 from adapterhub.damage import damaged_index, damaged_objects
-from adapterhub.digests import Digest, copy_hashed
-from adapterhub.errors import AdapterHubError, AdapterNotFound, Malformed
-from adapterhub.index import Filters
+from adapterhub.description import Description, describe
+from adapterhub.digests import Digest, copy_hashed, digest_of_file
+from adapterhub.errors import AdapterHubError, AdapterNotFound, Malformed, SignatureRefused
+from adapterhub.index import BuildRow, Filters
 from adapterhub.library import Library
-from adapterhub.manifest import MANIFEST_FILE, FileEntry, Manifest
+from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
 from adapterhub.origins import Origin
-from adapterhub.specs import AdapterSpec
-from adapterhub.store import Intent, is_sound
+from adapterhub.signing.stored import attach_signature, signature_objects
+from adapterhub.specs import AdapterName, AdapterSpec
+from adapterhub.store import Intent, is_sound, write_durably
 from adapterhub.transfer import Source
+from adapterhub.verify import open_subject
+from adapterhub.verify.files import Entry, list_folder
 
 FindSource = Callable[[Origin], Source]
 """The place of an origin as a source; it may raise any `AdapterHubError`."""
@@ -68,22 +73,25 @@ class _Repair:
         self._find_source, self._sources = find_source, sources
         self._intent = intent
         self._manifests_at: dict[tuple[int, int], Digest] = {}
-        self._indexed = self._digests_by_folder()
+        self._indexed = self._rows_by_folder()
         self._needed: set[Digest] = set()
 
-    def _digests_by_folder(self) -> dict[str, str]:
+    def _rows_by_folder(self) -> dict[str, BuildRow]:
         """What the index says of each folder: the only witness of a manifest that is lost everywhere else."""
         try:
-            return {row.folder: row.digest for row in self._library.catalog.index.search(Filters())}
+            return {row.folder: row for row in self._library.catalog.index.search(Filters())}
         except AdapterHubError:
             return {}
 
     def steps(self) -> Iterator[Step]:
         yield from self._objects()
+        yield from self._no_folders()
         for broken in self._library.broken():
             yield from self._manifest_of(broken)
         for build in list(self._library.installed()):
             yield from self._files_of(build)
+            yield from self._signature_of(build)
+            yield from self._strays_of(build)
         yield from self._index()
 
     # ------------------------------------------------------------ objects
@@ -103,15 +111,33 @@ class _Repair:
         where = self._store.quarantine(path).relative_to(self._library.root) if self._intent else "quarantine/"
         return Step(action="quarantined", path=path, detail=f"{why}; now `{where}`")
 
+    def _no_folders(self) -> Iterator[Step]:
+        """Set aside what stands where folders of adapters are, and is none: nothing can be installed under it."""
+        level = [self._library.root / "adapters"]
+        for _ in ("base", "name"):
+            level = [path for folder in level if folder.is_dir() for path in sorted(folder.glob("[!.]*"))]
+            for path in level:
+                if not path.is_dir():
+                    yield self._quarantine(path, "is no folder")
+
     # ------------------------------------------------------------ manifests
     def _manifest_of(self, broken: Broken) -> Iterator[Step]:
         """Give a folder its manifest again."""
         path = broken.folder / MANIFEST_FILE
         wanted = self._wanted_manifest(broken.folder)
+        if not broken.folder.is_dir():
+            yield self._quarantine(broken.folder, "is no folder")
+            if wanted is None:
+                return
+            if self._intent:
+                with self._store.explaining():
+                    broken.folder.mkdir()
         if wanted is None:
             yield Step(action="not mended", path=broken.folder, detail=broken.reason, is_mended=False)
             return
         manifest, told = self._manifest(wanted)
+        if manifest is None and (manifest := self._made_again(broken.folder, wanted)) is not None:
+            told = "made again from its files"
         if manifest is None:
             yield Step(action="not mended", path=path, detail=f"{broken.reason}; {wanted}: {told}", is_mended=False)
             return
@@ -133,7 +159,7 @@ class _Repair:
             if (shared := self._manifests_at.get((facts.st_dev, facts.st_ino))) is not None:
                 return shared
         if (indexed := self._indexed.get(os.fspath(folder))) is not None:
-            return Digest(indexed)
+            return Digest(indexed.digest)
         namespace = folder.parent.name.rpartition("--")[0] or None
         for path in sorted((self._library.root / "manifests" / "sha256").glob("[!.]*.json")):
             with contextlib.suppress(AdapterHubError):
@@ -145,7 +171,7 @@ class _Repair:
     def _own_manifest(self, folder: Path) -> Digest | None:
         """The digest of the folder's own manifest, where it is in its place and all files are as it says."""
         try:
-            manifest = Manifest.parse((folder / MANIFEST_FILE).read_bytes(), str(folder))
+            manifest = Manifest.read(folder / MANIFEST_FILE)
         except (OSError, Malformed):
             return None
         namespace = folder.parent.name.rpartition("--")[0] or None
@@ -158,7 +184,7 @@ class _Repair:
             return self._store.read_manifest(wanted), "from the store"
         for path in (folder / MANIFEST_FILE for folder in build_folders(self._library.root)):
             with contextlib.suppress(AdapterHubError, OSError):
-                manifest = Manifest.parse(path.read_bytes(), str(path))
+                manifest = Manifest.read(path)
                 if manifest.digest == wanted:
                     return manifest, f"from `{path.parent}`"
         reasons = []
@@ -172,6 +198,32 @@ class _Repair:
                 return found[0], f"from {label}"
             reasons.append(f"{label}: does not have it")
         return None, "; ".join(reasons) or "no place is known that has it"
+
+    def _made_again(self, folder: Path, wanted: Digest) -> Manifest | None:
+        """The manifest as `adapt add` made it, if that is the one that is wanted.
+
+        It is made of the files, the index, the base records, the licence in the card that we wrote, and the author's
+        own card, for which the folder that was added has to be there.
+        """
+        row = self._indexed.get(os.fspath(folder))
+        subject, _ = open_subject(folder)
+        if row is None or subject is None:
+            return None
+        about = Description(
+            name=AdapterName(row.name), version=row.version, task=row.task or None, description=row.description
+        )
+        bases = [record for record in self._library.bases.list() if record.fingerprint.weights == row.base_weights]
+        origin = self._library.origins.of(wanted)
+        added = None if origin is None or origin.is_server else open_subject(Path(origin.place))[0]
+        with contextlib.suppress(AdapterHubError, OSError):
+            entries = [_entry(file) for name, file in subject.listing.taken.items() if name in MEDIA_TYPES]
+            for base in (*bases, None):
+                ours = describe(subject, entries, about, base)
+                cards = ["", *([describe(added, entries, about, base).card] if added else [])]
+                for made in (replace(ours, card=card) for card in cards):
+                    if made.digest == wanted:
+                        return made
+        return None
 
     # ------------------------------------------------------------ files
     def _files_of(self, build: Installed) -> Iterator[Step]:
@@ -217,6 +269,40 @@ class _Repair:
                 continue
             reasons.append(f"{label}: does not have it")
         return "!" + ("; ".join(reasons) or "no place is known that has it")
+
+    def _signature_of(self, build: Installed) -> Iterator[Step]:
+        """Set aside what stands in the place of the signature and is none; a sweep would stop at it."""
+        path = build.folder / SIGNATURE_FILE
+        try:
+            signature_objects(build.folder)
+        except SignatureRefused as error:
+            yield self._quarantine(path, error.clause)
+        else:
+            return
+        for label, source, spec in self._places_of(build.manifest.digest, build.full_name):
+            with contextlib.suppress(AdapterHubError, OSError):
+                place = self._asked(source)
+                same = [r for r in place.releases(spec) if r.digest == build.manifest.digest]
+                raw = place.provenance(same[0]).signature if same else None
+                if raw is None:
+                    continue
+                if self._intent:
+                    attach_signature(self._store, build.folder, raw)
+                yield Step(action="restored", path=path, detail=f"from {label}; whose it is, `adapt verify` tells")
+                return
+
+    def _strays_of(self, build: Installed) -> Iterator[Step]:
+        """Set aside what has the name of an adapter's file and is no plain file, where the build has no such file."""
+        own = {MANIFEST_FILE, SIGNATURE_FILE, *(entry.path for entry in build.manifest.files)}
+        for found in list_folder(build.folder).findings:
+            if found.code in ("E_KIND", "E_LINK") and found.where not in own:
+                path = build.folder / found.where
+                yield self._quarantine(path, found.message)
+                if found.where == CARD_FILE:
+                    if self._intent:
+                        with self._store.explaining():
+                            write_durably(path, card_for(build.manifest).encode())
+                    yield Step(action="restored", path=path, detail="from the manifest")
 
     def _from(self, source: Source, spec: AdapterSpec, build: Digest, entry: FileEntry) -> bool:
         """Take the bytes of `entry` from `source`, from the same build or from one that has the same file."""
@@ -285,7 +371,10 @@ class _Repair:
     # ------------------------------------------------------------ index
     def _index(self) -> Iterator[Step]:
         catalog = self._library.catalog
-        problems = [damage.message for damage in damaged_index(self._library)]
+        path = catalog.index.path
+        if os.path.lexists(path) and not (path.is_file() and not path.is_symlink()):
+            yield self._quarantine(path, "is no plain file")
+        problems = [damage.message for damage in damaged_index(self._library)] if self._intent or path.is_file() else []
         if not catalog.index.path.exists() or catalog.index.stale_mark.exists():
             if not next(self._library.installed(), None):
                 return
@@ -300,3 +389,8 @@ class _Repair:
             yield Step(action="not mended", path=catalog.index.path, detail=error.message, is_mended=False)
             return
         yield Step(action="index rebuilt", path=catalog.index.path, detail=detail)
+
+
+def _entry(file: Entry) -> FileEntry:
+    digest, size_bytes = digest_of_file(file.path)
+    return FileEntry(path=file.name, sha256=digest, size_bytes=size_bytes, media_type=MEDIA_TYPES[file.name])

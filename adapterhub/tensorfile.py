@@ -81,10 +81,11 @@ def read_header(path: Path, *, limits: Limits | None = None) -> TensorFile:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise MalformedTensorFile(str(path), f"cannot be opened: {reason}") from None
+    facts = os.fstat(handle)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(handle)
+        raise MalformedTensorFile(str(path), "is not a regular file")
     with os.fdopen(handle, "rb") as stream:
-        facts = os.fstat(stream.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise MalformedTensorFile(str(path), "is not a regular file")
         return parse_header(stream, path=path, size_bytes=facts.st_size, limits=limits)
 
 

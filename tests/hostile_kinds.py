@@ -237,6 +237,16 @@ kind("a pattern of a thousand options", "refuse", "E_REGEX")(lambda f: good(f, t
 kind("a pattern that looks behind and repeats", ("accept", "warn", "refuse"))(
     lambda f: good(f, target_modules=r"(?=.*q)(?=.*_)(?=.*p).*(q|v)_proj")
 )
+for _pattern in (
+    "((a|a))*b",
+    r"(?:\w|.)" * 30 + "!",
+    (r"\w?" * 12 + "x") * 4 + "!",
+    "(^){99999999}",
+    "(?:){99999999}q",
+):
+    kind(f"a pattern without end that repeats no repeat: {_pattern[:20]}", "refuse", "E_REGEX")(
+        lambda f, p=_pattern: good(f, target_modules=p)  # type: ignore[misc]
+    )
 kind("a revision with a newline", "refuse", "E_CONFIG")(lambda f: good(f, revision="main\nrm -rf"))
 kind("a start that would decompose the base", "warn", "W_INIT")(lambda f: good(f, init_lora_weights="pissa"))
 kind("a start that would quantise the base", "warn", "W_INIT")(
@@ -263,6 +273,9 @@ kind("a module named with a Cyrillic letter", "refuse", "E_BASE_MISMATCH")(
         container([(n.replace("q_proj", "q_\u0440roj"), *rest) for n, *rest in pairs()]),  # type: ignore[misc, arg-type]
         target_modules=["q_\u0440roj", "v_proj"],
     )
+)
+kind("a layer under another name that leads to where the next layer lies", "refuse", "E_BASE_MISMATCH")(
+    lambda f: good(f, container([(n.replace("layers.0", "layers%2f.0"), *rest) for n, *rest in pairs()]))  # type: ignore[misc, arg-type]
 )
 kind("lora_A with a Greek letter", "refuse")(
     lambda f: good(f, container([(n.replace("lora_A", "lora_\u0391"), *rest) for n, *rest in pairs()]))  # type: ignore[misc, arg-type]
@@ -306,6 +319,9 @@ kind("finite in float64, infinite in float32", "refuse", "E_OVERFLOW")(
 kind("the product overflows float32", "warn", "W_OVERFLOW")(lambda f: good(f, container(pairs(fill=1e30))))
 kind("the product overflows fp16, and a small alpha hides it", "warn", "W_OVERFLOW")(
     lambda f: good(f, container(pairs(dtype="<f2", fill=6e4, name="F16")), lora_alpha=1e-6)
+)
+kind("the product fits in float64, and not in float32", "warn", "W_OVERFLOW")(
+    lambda f: good(f, container(pairs(dtype="<f8", fill=3e38, name="F64")))
 )
 kind("every number subnormal in fp16", TAKEN)(lambda f: good(f, container(pairs(dtype="<f2", fill=6e-8, name="F16"))))
 

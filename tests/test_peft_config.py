@@ -309,6 +309,15 @@ def test_a_toy_of_its_authors_own_script_is_accepted_with_a_note() -> None:
         "[a",
         "(?(1)a|b)",
         "(" * 60 + ")" * 60,
+        "((a|a))*b",
+        "(x(a|a))*b",
+        "(a|a)" * 30 + "!",
+        r"(?:\w|.){16}" * 2 + "!",
+        "(?i)" + "(Q|q)" * 20 + "!",
+        (r"\w?" * 12 + "x") * 2 + "!",
+        "(^){99999999}",
+        "(?:x{0}){99999999}q",
+        r"\b{99999999}",
     ],
 )
 def test_patterns_that_could_run_forever_are_refused(pattern: str) -> None:
@@ -337,6 +346,7 @@ HONEST = [
     r"model\.layers\.(1[0-9]|2[0-9])\.mlp\.(up|down)_proj",
     r"(?i).*Q_PROJ",
     r"model.layers.\d+.self_attn.[qv]_proj",
+    r".*\.\d{1,2}\.(?:self_attn|mlp)\.(?:q_proj|q_a|up_proj|up|k_proj|fc1|fc2|fc)(?:_layer)?",
     "lin0",
 ]
 

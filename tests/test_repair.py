@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 
@@ -105,6 +106,54 @@ def test_damage_is_named_mended_and_kept_in_quarantine(stand, adapt, damage):
     assert adapt.json("doctor", "--repair")["steps"] == []
 
 
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.mkdir(), lambda path: path.symlink_to("/dev/zero")])
+def test_what_has_the_name_of_a_file_and_is_none_is_set_aside(stand, adapt, put):
+    (build_of(stand).folder / "README.md").unlink()
+    put(build_of(stand).folder / "README.md")
+    assert adapt("verify", "--all").exit_code == 3
+
+    adapt.ok("doctor", "--repair", "--offline")
+
+    adapt.ok("verify", "--all")
+    assert "# three" in (build_of(stand).folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("level", ["version", "name", "base"])
+@pytest.mark.parametrize(
+    "put", [os.mkfifo, lambda path: path.symlink_to(path.name), lambda path: path.write_bytes(b"x")]
+)
+def test_what_stands_in_the_place_of_a_folder_is_set_aside(stand, adapt, level, put):
+    version = build_of(stand).folder
+    folder = {"version": version, "name": version.parent, "base": version.parent.parent}[level]
+    shutil.rmtree(folder)
+    put(folder)
+
+    adapt.ok("doctor", "--repair", "--offline")
+
+    adapt.ok("verify", "--all")
+    adapt.ok("install", "three@base-7b", "--from", "./published")
+
+
+def test_a_folder_in_the_place_of_the_index_is_set_aside(stand, adapt):
+    (stand / "home" / "index.db").unlink()
+    (stand / "home" / "index.db" / "x").mkdir(parents=True)
+
+    adapt.ok("doctor", "--repair", "--offline")
+
+    adapt.ok("verify", "--all")
+
+
+def test_a_manifest_that_nobody_writes_to_holds_nobody_up(stand, adapt):
+    path = build_of(stand).folder / "adapterhub.json"
+    path.unlink()
+    os.mkfifo(path)
+    (stand / "home" / "index.db").unlink()
+
+    adapt.ok("doctor", "--repair", "--offline")
+
+    assert build_of(stand).manifest.name == "three"
+
+
 def test_a_damaged_object_lies_in_quarantine_byte_for_byte(stand, adapt):
     flip(blob_of(stand))
     damaged = blob_of(stand).read_bytes()
@@ -188,6 +237,43 @@ def test_an_adapter_that_was_added_is_fetched_from_the_folder_it_was_added_from(
 
     assert f"{stand / 'one'}" in done
     assert damage_in(stand) == []
+
+
+BASE = ("--base", "base-7b")
+SAID = ("--license", "MIT", "--task", "qa", "--description", "Ärger", "--version", "2.1")
+
+
+@pytest.mark.parametrize("options", [BASE, (*BASE, *SAID), SAID, ()])
+@pytest.mark.parametrize("has_card", [False, True])
+def test_a_manifest_that_no_place_has_is_made_again_from_what_was_added(stand, adapt, options, has_card):
+    readme = stand / "new" / "README.md"
+    if has_card:
+        readme.write_text("---\nlicense: apache-2.0\ntags: [law]\n---\n# Mine\n\nMade by hand.\n")
+    adapt.ok("add", "./new", "--name", "new", *options)
+    expected, digest = state_of(stand), build_of(stand, "new").manifest.digest
+    manifest = build_of(stand, "new").folder / "adapterhub.json"
+    if has_card:
+        flip(manifest)
+    else:
+        write(manifest, b"")
+        shutil.rmtree(stand / "new")
+
+    adapt.ok("doctor", "--repair")
+
+    assert build_of(stand, "new").manifest.digest == digest
+    assert (state_of(stand), damage_in(stand)) == (expected, [])
+    assert adapt("verify", "--all").exit_code == (0 if "--base" in options else 17)
+
+
+def test_a_manifest_with_a_card_that_is_gone_stays_named(stand, adapt):
+    (stand / "new" / "README.md").write_text("# Mine\n\nMade by hand.\n")
+    adapt.ok("add", "./new", "--name", "new", "--base", "base-7b")
+    flip(build_of(stand, "new").folder / "adapterhub.json")
+    shutil.rmtree(stand / "new")
+
+    done = adapt("doctor", "--repair")
+
+    assert (done.exit_code, "not mended" in done.stdout) == (3, True)
 
 
 def test_a_writable_object_is_warned_of_and_made_read_only(stand, adapt):

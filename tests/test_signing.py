@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -270,7 +271,36 @@ def test_a_signature_is_read_from_a_plain_file_only(tmp_path):
 
     with pytest.raises(SignatureRefused, match="is a link"):
         read_signature(tmp_path / SIGNATURE)
+    with pytest.raises(SignatureRefused, match="no plain file"):
+        read_signature(tmp_path)
     assert read_signature(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize(
+    "put",
+    [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("gone"), lambda path: path.write_bytes(b" " * (1 << 21))],
+)
+def test_what_stands_in_the_place_of_a_signature_is_told_set_aside_and_the_signature_fetched_again(homes, put):
+    homes.publish("1.0.0")
+    homes.publish("1.0.0", name="summarize")
+    homes.trust()
+    homes.ben.ok(*homes.install())
+    homes.ben.ok(*homes.install("summarize@base-7b"))
+    path = Path(homes.ben.ok("path", "legal-qa").strip()) / SIGNATURE
+    signed = path.read_bytes()
+    path.unlink()
+    put(path)
+
+    told = homes.ben("audit", "--offline")
+    swept = homes.ben("gc", "--yes")
+    mended = homes.ben.ok("doctor", "--repair", "--offline")
+
+    assert (told.exit_code, told.stdout.count("E_SIGNATURE")) == (3, 1)
+    assert (swept.exit_code, "doctor --repair" in swept.stderr) == (14, True)
+    assert f"quarantined\t{path}" in mended
+    assert path.read_bytes() == signed
+    assert homes.ben("verify", "legal-qa").exit_code in (0, 17)
+    homes.ben.ok("gc", "--yes")
 
 
 def test_damaged_files_are_not_signed(homes):

@@ -222,6 +222,8 @@ def test_a_pipe_is_refused_without_waiting_for_its_writer(file: Path) -> None:
     os.mkfifo(file)
 
     with pytest.raises(MalformedTensorFile, match="not a regular file"):
+        read_header(file.parent)
+    with pytest.raises(MalformedTensorFile, match="not a regular file"):
         read_header(file)
 
 

@@ -475,6 +475,13 @@ def test_no_rule_takes_one_layer_for_another(make: Make, layers: tuple[int, ...]
     assert f"1 of {len(layers)} modules are not there" in messages(report)
 
 
+def test_no_rule_leads_to_where_other_modules_are() -> None:
+    base = frozenset({"model.layers.0.q", "model.layers.1.q"})
+
+    assert find_rule(["model.layers%2f.0.q", "model.layers.1.q"], base) == Rule()
+    assert find_rule(["model.layers%2f.0.q", "model.layers%2f.1.q"], base) != Rule()
+
+
 def test_a_number_in_front_of_every_name_may_go() -> None:
     modules = ["0.auto_model.encoder.layer.0.q", "0.auto_model.encoder.layer.1.q"]
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli.info_modules import group_fields, modules_document
 from adapterhub.cli.output import size_text
-from adapterhub.errors import Malformed, NotAllowed, SignatureRefused, StoreLocked
+from adapterhub.cli.project_policy import policy_fields, refusal_here
+from adapterhub.errors import Malformed, NotAllowed, SignatureRefused, StoreLocked, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,9 +102,22 @@ def _document(session: Session, library: Library, build: Installed) -> tuple[dic
         "signature": _signature(library, build, origin.place if origin else library.place),
         "lineage": node.to_json()["parents"],
         "used_by": [use.to_json() for use in uses],
+        "policy_refusal": _policy_refusal(session, library, build),
         **_modules(build),
     }
     return document, node, uses
+
+
+def _policy_refusal(session: Session, library: Library, build: Installed) -> str | None:
+    """As `adapt install` would be refused it: the library dates a build by when it came in."""
+    from adapterhub.install import candidates_of
+    from adapterhub.transfer import Release
+
+    release = Release(
+        manifest=build.manifest, namespace=build.namespace, origin=library.label, published_at=build.added_at
+    )
+    (candidate,) = candidates_of(library, [release], None, library.label)
+    return refusal_here(session, candidate)
 
 
 def _modules(build: Installed) -> dict[str, Any]:
@@ -150,6 +164,7 @@ def _fields(library: Library, build: Installed, d: dict[str, Any]) -> list[tuple
         ("base hub id", build.base.hints.hub_id),
         ("base verdict", f"{d['base_verdict']}{asked}"),
         *[("base differs", text) for text in d["base_differences"]],
+        *policy_fields(d),
         ("task", manifest.task),
         ("description", manifest.description or None),
         ("license", manifest.license),
@@ -180,7 +195,7 @@ def _say_around(session: Session, node: Node, uses: tuple[Use, ...]) -> None:
     session.out.fields([("used by", f"{use.kind} {use.who}: {use.why}") for use in uses])
     gone = [one.label for one in _all(node) if one.state == "missing"]
     if gone:
-        session.out.note(f"not here any more: {', '.join(gone)}")
+        session.out.note(f"not here any more: {shown(', '.join(gone), 400)}")
 
 
 def _all(node: Node) -> Iterator[Node]:

@@ -60,7 +60,7 @@ class Output:
 
     def fields(self, pairs: Sequence[tuple[str, object]]) -> None:
         """`name  value` lines; names are padded on a terminal, tab-separated elsewhere. None is left out."""
-        kept = [(name, shown(str(value), 400)) for name, value in pairs if value is not None]
+        kept = [(shown(name), shown(str(value), 400)) for name, value in pairs if value is not None]
         width = max((len(name) for name, _ in kept), default=0)
         for name, value in kept:
             self.line(f"{name:<{width}}  {value}" if sys.stdout.isatty() else f"{name}\t{value}")
@@ -78,12 +78,12 @@ class Output:
         """Something worth knowing beside the result; silent under `--quiet`."""
         if not self.quiet:
             sys.stdout.flush()  # a log of both streams keeps their order
-            sys.stderr.write(text + "\n")
+            sys.stderr.write(escaped(text) + "\n")
 
     def warn(self, text: str) -> None:
         """A warning; also under `--quiet`."""
         sys.stdout.flush()
-        sys.stderr.write(f"warning: {text}\n")
+        sys.stderr.write(f"warning: {escaped(text)}\n")
 
     def hint(self, text: str) -> None:
         """A command that would help."""
@@ -170,11 +170,16 @@ def report_failure(error: AdapterHubError, *, as_json: bool) -> None:
         for name in ("refusals", "reasons", "findings", "problems"):
             if getattr(error, name, None):
                 facts[name] = [list(item) if isinstance(item, tuple) else item for item in getattr(error, name)]
-        sys.stderr.write(json.dumps({"error": facts}, ensure_ascii=False) + "\n")
-        return
-    sys.stderr.write(f"error: {error.message}\n")
-    if error.hint:
-        sys.stderr.write(f"hint: {error.hint}\n")
+        text = json.dumps({"error": facts}, ensure_ascii=False)
+    else:
+        text = f"error: {escaped(error.message)}" + (f"\nhint: {escaped(error.hint)}" if error.hint else "")
+    with contextlib.suppress(OSError):  # where nobody can be told, as on a full disk, the exit code still says it
+        sys.stderr.write(f"{text}\n")
+
+
+def escaped(text: str) -> str:
+    """Lines for a terminal, should a stranger's text have come into them as it was: `shown` for what has several."""
+    return "".join(c if c.isprintable() or c in "\t\n" else shown(c) for c in text)
 
 
 def printable(text: str) -> str:

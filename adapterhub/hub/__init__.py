@@ -29,8 +29,9 @@ from adapterhub.hub._namespace import HubNamespace
 from adapterhub.hub._plain import header_of, plain_release
 from adapterhub.hub._push import HubRepository, signature_at, version_tag
 from adapterhub.hub._search import Found, Search, search_registry, search_tags
+from adapterhub.hub._session import bound_client
 from adapterhub.hub._stream import RemoteFile
-from adapterhub.hub._wire import Wire, bound_patience, file_path, is_missing
+from adapterhub.hub._wire import Wire, file_path, is_missing
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, FileEntry, Manifest
 from adapterhub.peft_config import AdapterConfig
 from adapterhub.remotes import HUB_URL
@@ -46,7 +47,7 @@ __all__ = [
     "HubNamespace",
     "HubRepository",
     "Search",
-    "bound_patience",
+    "bound_client",
     "version_tag",
 ]
 
@@ -334,7 +335,7 @@ class Hub:
         with self._wire.plainly("search"):
             if "adapters" in self.features:
                 return search_registry(self._wire, search)
-            return search_tags(self._api, search)
+            return search_tags(self._wire, search)
 
     def who(self) -> str:
         """Whom the server takes us for; asks for nothing that needs a token when there is none."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from huggingface_hub import HfApi
-
 from adapterhub.errors import RemoteUnreachable
 from adapterhub.hub._wire import Wire
 
@@ -16,7 +14,7 @@ PAGE = 100
 TAG_HEX = 32
 """Hex digits of a base's digest in a tag: hubs bound the length of tags."""
 
-SCANNED = 2000
+SCANNED = 1000
 """Repositories with the right tags that are looked at for ranges, which tags cannot ask for."""
 
 
@@ -83,8 +81,8 @@ def search_registry(wire: Wire, search: Search) -> list[Found]:
     return found[: search.limit]
 
 
-def search_tags(api: HfApi, search: Search) -> list[Found]:
-    """Ask with the hub's own listing: tags find base, task and exact rank; a range is picked from what they find."""
+def search_tags(wire: Wire, search: Search) -> list[Found]:
+    """Ask `/api/models`, which every hub has: tags find base, task and exact rank; a range is picked from one page."""
     tags = ["peft" if not search.base_weights and not search.task else "adapterhub"]
     if search.base_weights:
         tags.append(f"base-sha256:{search.base_weights.removeprefix('sha256:')[:TAG_HEX]}")
@@ -94,7 +92,10 @@ def search_tags(api: HfApi, search: Search) -> list[Found]:
         tags.append(f"adapter-task:{search.task}")
     if search.min_rank is not None and search.min_rank == search.max_rank:
         tags.append(f"lora-rank:{search.min_rank}")
-    listed = api.list_models(filter=tags, search=search.text or None, sort="last_modified", limit=SCANNED)
+    asked: dict[str, Any] = {"filter": tags, "sort": "lastModified", "limit": SCANNED}
+    listed = wire.json("api/models", asked | ({"search": search.text} if search.text else {}))
+    if not isinstance(listed, list) or not all(isinstance(item, dict) and "id" in item for item in listed):
+        raise RemoteUnreachable(f"search: {wire.endpoint} gave no list of repositories")
     fitting = (found for found in map(_of_model, listed) if search.takes_rank(found.rank) and _is(search, found))
     return list(islice(fitting, search.limit))
 
@@ -119,15 +120,16 @@ def _of_row(row: Mapping[str, Any]) -> Found:
     )
 
 
-def _of_model(model: Any) -> Found:  # noqa: ANN401 - ModelInfo
-    tags = [str(tag) for tag in model.tags or []]
+def _of_model(model: Mapping[str, Any]) -> Found:
+    told = model.get("tags")
+    tags = [str(tag) for tag in told] if isinstance(told, list) else []
 
     def said(kind: str) -> str | None:
         return next(_values(tags, kind), None)
 
     rank, weights = said("lora-rank:"), max(_values(tags, "base-sha256:"), key=len, default=None)
     return Found(
-        repo=str(model.id),
+        repo=str(model["id"]),
         name=said("adapter-name:"),
         version=None,
         base_hub_id=said("base_model:adapter:"),

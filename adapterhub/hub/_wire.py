@@ -11,9 +11,9 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlencode, urljoin, urlsplit
 
-from huggingface_hub import get_session, set_client_factory
+from huggingface_hub import get_session
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -41,8 +41,6 @@ HttpError: type[BaseException] = HfHubHTTPError.__mro__[1]
 """The root error of the HTTP library that the installed hub client uses: httpx or httpx2, by its version."""
 
 CONNECT_S, SILENCE_S = 5.0, 30.0
-VERIFYING_S = 300.0
-"""How long the hub's own client waits for the next byte: a server reads all that was sent before it answers a push."""
 
 MAX_REDIRECTS = 5
 MAX_SMALL_BYTES = 16 << 20
@@ -56,28 +54,6 @@ PASSING = (408, 429, 500, 502, 503, 504)
 """Statuses that may be gone a moment later."""
 
 LONGEST_PAUSE_S = 30.0
-
-
-_PATIENCE_S: list[float] = []
-
-
-def bound_patience(silence_s: float | None = None) -> None:
-    """Let the hub's own client, which would wait for ever, give up a server that is silent [default: 300 s].
-
-    It has one session for the whole process: this is for programs of our own, the command line first.
-    """
-    wait_s = silence_s or VERIFYING_S
-    if [wait_s] == _PATIENCE_S:
-        return
-    from huggingface_hub.utils._http import default_client_factory  # the user's proxies and certificates stay
-
-    def patient() -> Any:  # noqa: ANN401 - of whichever HTTP library
-        client = default_client_factory()
-        client.timeout = (CONNECT_S, wait_s, wait_s, wait_s)  # connect, read, write, pool
-        return client
-
-    set_client_factory(patient)
-    _PATIENCE_S[:] = [wait_s]
 
 
 class Answer:
@@ -200,10 +176,13 @@ class Wire:
         raise RemoteUnreachable(f"{self.endpoint} led from one address to the next {MAX_REDIRECTS} times")
 
     def get(self, path: str, params: Mapping[str, Any] | None = None) -> bytes:
-        """A small body, whole; raises what the hub client raises. A digest that the server gives is held against it."""
+        """A small body, whole; raises what the hub client raises. A digest that the server gives is held against it.
+
+        A list among `params` is asked for item by item.
+        """
         url = f"{self.endpoint}/{path}"
         if params:
-            url += "?" + "&".join(f"{quote(str(k), safe='')}={quote(str(v), safe='')}" for k, v in params.items())
+            url += "?" + urlencode(params, doseq=True, quote_via=quote)
         with self.answering(url) as answer:
             return self._whole(answer, path)
 
@@ -295,13 +274,7 @@ class Wire:
         except (HttpError, OSError) as error:
             raise self._unreached(what, error) from None
         except (RuntimeError, ValueError) as error:
-            # The client wraps the failure of an upload in a RuntimeError, and Xet raises only such.
-            cause = error.__cause__
-            if isinstance(cause, HfHubHTTPError):
-                raise self._answered(what, cause) from None
-            if isinstance(cause, HttpError | OSError):
-                raise self._unreached(what, cause) from None
-            raise RemoteUnreachable(f"{what}: {self.endpoint}: {shown(str(error), 160)}") from None
+            raise self._wrapped(what, error) from None
         except (LookupError, TypeError, AttributeError) as error:
             if not _is_of_the_client(error):
                 raise
@@ -314,13 +287,26 @@ class Wire:
             hint="`--offline` uses what is here; `adapt doctor` checks the connection",
         )
 
+    def _wrapped(self, what: str, error: BaseException) -> AdapterHubError:
+        """The client wraps the failure of an upload in a RuntimeError, and Xet raises only such."""
+        cause = error.__cause__
+        if isinstance(cause, AdapterHubError):
+            return cause
+        if isinstance(cause, HfHubHTTPError):
+            return self._answered(what, cause)
+        if isinstance(cause, HttpError | OSError):
+            return self._unreached(what, cause)
+        return RemoteUnreachable(f"{what}: {self.endpoint}: {shown(str(error), 160)}")
+
     def _answered(self, what: str, error: HfHubHTTPError) -> AdapterHubError:
         status = error.response.status_code if error.response is not None else 0
-        text = f"{what}: {self.endpoint} answered {status}: {shown(error.server_message or str(error), 160)}"
+        text = f"{what}: {self.endpoint} answered {status}: {shown(error.server_message or str(error), 300)}"
         if status in (_UNAUTHORIZED, _FORBIDDEN):
             hint = "`adapt remote login NAME`, `--token` or ADAPTERHUB_TOKEN gives a token with this right"
             return NotAllowed(text, hint=hint)
-        if status in (_CONFLICT, _STALE):
+        if status == _CONFLICT:
+            return Conflict(text, hint="what is published stays; publish under another version or name")
+        if status == _STALE:
             return Conflict(text, hint="somebody published at the same time; look, and try again")
         wait = "; wait and try again" if status == _TOO_MANY else ""
         return RemoteUnreachable(text + wait)

@@ -46,9 +46,10 @@ def read_signature(path: Path, *, follow_links: bool = False) -> bytes | None:
     except OSError as error:
         what = "is a link" if error.errno == errno.ELOOP else f"cannot be read: {error.strerror}"
         raise _odd(path, what) from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # before `fdopen`, which refuses a folder in words of its own
+        os.close(handle)
+        raise _odd(path, "is no plain file")
     with os.fdopen(handle, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise _odd(path, "is no plain file")
         raw = stream.read(SIGNATURE_LIMIT_BYTES + 1)
     return bounded(raw, str(path))
 

@@ -9,15 +9,24 @@ import os
 from pathlib import Path
 
 from adapterhub.digests import Digest, digest_of
+from adapterhub.errors import SignatureRefused
 from adapterhub.manifest import SIGNATURE_FILE
 from adapterhub.signing.beside import read_signature
 from adapterhub.store import Store, sync_folder
 
 
 def signature_objects(folder: Path) -> list[Digest]:
-    """The digest of the signature in a folder, if there is one: an object to keep."""
+    """The digest of the signature in a folder, if there is one: an object to keep.
+
+    Raises:
+        SignatureRefused: what stands in its place is none.
+    """
     path = folder / SIGNATURE_FILE
-    raw = read_signature(path) if os.path.lexists(path) else None
+    try:
+        raw = read_signature(path) if os.path.lexists(path) else None
+    except SignatureRefused as error:
+        hint = "`adapt doctor --repair` sets it aside, and fetches the signature again where it can"
+        raise SignatureRefused(error.what, error.clause, reason=error.reason, hint=hint) from None
     return [] if raw is None else [digest_of(raw)]
 
 

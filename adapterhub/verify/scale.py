@@ -17,7 +17,8 @@ from adapterhub.verify._scan import as_floats
 from adapterhub.verify._subject import Subject
 
 _MOST_GROUPS: Final = 12
-_LARGEST: Final = {"F64": 1.797e308, "F32": 3.4028e38, "BF16": 3.3895e38, "F16": 65504.0}
+# Whatever it is kept in, an adapter runs in float32 or less.
+_LARGEST: Final = {"F64": 3.4028e38, "F32": 3.4028e38, "BF16": 3.3895e38, "F16": 65504.0}
 _MAX_MULTIPLICATIONS: Final = 2_000_000_000  # about a second; a folder with more of them has one warned of already
 _MAX_ELEMENTS: Final = 16_000_000  # 128 MB in float64
 _ROWS: Final = 1024
@@ -61,7 +62,7 @@ def _overflows(subject: Subject) -> Iterator[Finding]:
             return
         largest = _largest_entry(subject, a, b) * _factor(subject, pair)
         if largest > suspect:
-            limit = f"which {a.dtype} cannot hold (at most {suspect:.4g})"
+            limit = f"which {'F32' if a.dtype == 'F64' else a.dtype} cannot hold (at most {suspect:.4g})"
             text = f"the update on `{shown(pair.module)}` reaches {largest:.4g}, {limit}"
             yield Finding(code="W_OVERFLOW", severity="warning", where=WEIGHTS_FILE, message=text)
             return

@@ -15,7 +15,7 @@ from adapterhub.verify._subject import Subject
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """Rank, method, targets and parameters, each where the manifest states it."""
+    """Rank, alpha, method, dtype, targets and parameters, each where the manifest states it."""
     manifest = subject.manifest
     if manifest is None:
         return
@@ -24,6 +24,10 @@ def check(subject: Subject) -> Iterator[Finding]:
         yield _error(f"says it is {shown(manifest.method[0])}", facts.peft_type)
     if manifest.rank is not None and manifest.rank != facts.rank:
         yield _error(f"says rank {shown(manifest.rank)}", f"{facts.rank}, as its tensors have")
+    if manifest.alpha is not None and manifest.alpha != facts.alpha:
+        yield _error(f"says alpha {shown(manifest.alpha)}", f"{facts.alpha}, as its config has")
+    if manifest.dtype and manifest.dtype != facts.dtype:
+        yield _error(f"says its numbers are {shown(manifest.dtype)}", f"{facts.dtype}, as its tensors are")
     if manifest.parameters and manifest.parameters != facts.parameters:
         yield _error(f"says {shown(manifest.parameters)} parameters", f"{facts.parameters}, as its tensors have")
     strange = sorted(set(manifest.target_modules) - set(facts.target_modules))
