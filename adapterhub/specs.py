@@ -238,6 +238,14 @@ def _parts(body: str, whole: str) -> tuple[str, str | None, str]:
     return who, base, specifiers
 
 
+def names_folder(text: str) -> bool:
+    """Whether what may be a folder or an adapter's name or spec is a folder: by its beginning, never by what is there.
+
+    So no folder of the working directory can take the place of an adapter of the library.
+    """
+    return text.startswith((".", "/", "~"))
+
+
 def _is_path(text: str) -> bool:
     return text.startswith((".", "/", "~/"))
 
@@ -330,6 +338,8 @@ def _specifiers(text: str, whole: str) -> str:
 def _better_clause(clause: str, whole: str) -> str:
     """What may have been meant by `clause`, as a hint, or ""."""
     version = clause.lstrip("=~<>!^ ")
+    if (parted := _parted(clause)) != clause:
+        return f"write `{_instead(whole, clause, parted)}`"
     if not _is_version(version):
         return ""
     if clause.startswith("=") or version == clause:
@@ -337,6 +347,11 @@ def _better_clause(clause: str, whole: str) -> str:
     if clause.startswith("~") and re.fullmatch(r"[0-9.]+", version):
         return f"write `~={version}.0`, or `>={version}` for anything newer"
     return ""
+
+
+def _parted(text: str) -> str:
+    """`text` with a comma where two clauses of a version range have a space alone between them, as npm writes them."""
+    return re.sub(r"(?<=[0-9A-Za-z*]) +(?=[<>=!~]+ *[0-9])", ",", text)
 
 
 def _word(word: str, what: str, whole: str, *, upper: bool = True, folder: bool = True) -> str:
@@ -370,7 +385,9 @@ def _refuse_character(odd: str, word: str, rule: str, whole: str) -> NoReturn:
         operator = "~=" if odd == "^" and "." in tail else "=="
         reason, better = f"versions are written `{operator}{tail}`, not `{odd}{tail}`", f"{head}{operator}{tail}"
     elif odd == " ":
-        closed = re.sub(r" *([@<>=!~,#/]+) *", r"\1", whole.strip())
+        start = re.search(r"[<>=!~]+ *", whole)
+        ranges = start.end() if start else len(whole)
+        closed = re.sub(r" *([@<>=!~,#/]+) *", r"\1", f"{whole[:ranges]}{_parted(whole[ranges:])}".strip())
         hint = f"write `{closed}`" if closed != whole else ""
         raise SpecError(whole, "spaces stand only in a folder path or in a version range", hint=hint)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from adapterhub.library import Added, Library
 from adapterhub.limits import use_limits
 from adapterhub.specs import parse_name
 from tests.tiny import make_adapter, make_base
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs behind a `&`
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the commands of the tests are interrupted, too
 
 # a busy machine is no failure
 settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])

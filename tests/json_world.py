@@ -47,6 +47,7 @@ _FACTS_OF = {
     "extract": _SIZES,
     "merge.tune": {*_SIZES, "weight", "weights"},
     "registry-check": {"bytes"},
+    "registry-move": {"bytes"},
     "serve": {"command"},
 }
 """The same for one document: files that PEFT or SQLite wrote and cards are counted in it, weights are what a search found,
@@ -190,7 +191,9 @@ def _registry(w: World) -> None:
     w.says("registry-token-list", "registry", "token", "list", *here)
     w.says("registry-token-revoke", "registry", "token", "revoke", "2", *here)
     w.says("registry-check", "registry", "check", *here, "--bytes")
-    w.said["registry-serve"] = _first_lines(w.folder / "registry-3", count=2)
+    alone = w.folder / "registry-3"
+    w.said["registry-serve"] = _first_lines(alone, count=2)
+    w.says("registry-move", "registry", "move", "--root", alone, "--database", f"sqlite:///{w.folder / 'moved.db'}")
 
 
 def _first_lines(root: Path, count: int) -> list[Document]:
@@ -264,6 +267,7 @@ def _project(w: World) -> None:
     w.says("tree.project", "tree", inside=True)
     w.says("why", "why", "legal-qa", inside=True)
     w.says("outdated", "outdated", "--all", inside=True)
+    w.says("upgrade.dry-run", "upgrade", "--dry-run", inside=True)
     w.says("upgrade", "upgrade", inside=True)
     w.says("export", "export", "--requirements", inside=True)
     w.says("list.format", "list", "--format", "vllm", inside=True)

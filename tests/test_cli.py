@@ -217,6 +217,16 @@ def test_a_closed_pipe_is_no_error(filled):
     assert (done.stdout.split("\t")[0], done.stderr) == ("name", "")
 
 
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_a_refusal_that_cannot_be_said_keeps_its_exit_code(filled, how):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*ADAPT, "show", "nothing", *how], cwd=filled.folder, env=filled.environ, stderr=full, check=False
+        )
+
+    assert done.returncode == 10
+
+
 def test_push_dry_run_prints_exactly_what_is_sent(filled, tmp_path):
     document = filled.json("push", "legal-qa@base-7b", "--to", "./published", "--dry-run")
     assert not (tmp_path / "published").exists()
@@ -283,3 +293,29 @@ def test_interrupting_says_so_and_exits_130(filled):
     assert done.returncode == 130
     assert "interrupted" in done.stderr
     assert signal.SIGINT == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interruption_that_a_library_turns_into_another_error_is_none_of_our_bugs(filled, number, code):
+    program = f"""
+import os, signal, sys, time
+import adapterhub.library
+from adapterhub.cli import main
+
+def verify(*_):
+    try:
+        os.kill(os.getpid(), signal.{number})
+        time.sleep(30)
+    except BaseException:
+        raise RuntimeError("initialization of a module failed") from None
+
+adapterhub.library.Library.verify = verify
+sys.argv = ["adapt", "verify", "--all"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=filled.environ, cwd=filled.folder, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, "bug" in done.stderr) == (code, False), done.stderr

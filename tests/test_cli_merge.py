@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import pytest
 from adapterhub import merge_methods
 from tests.adapter_folders import error_of, exact_sum, updates_in, write_folder
 from tests.command_line import Adapt
+from tests.interrupting import adapt_interrupted_at
 from tests.tiny import make_adapter, make_base
 
 ADAPT = [sys.executable, "-c", "import sys; sys.argv[0] = 'adapt'; from adapterhub.cli import main; main()"]
@@ -353,30 +353,20 @@ def long_merge(tmp_path_factory) -> Path:
     return folder
 
 
-def wait_until(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, "it ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)  # what is waited for is another process
-
-
 @pytest.mark.parametrize("output", ["interrupted", "./there/interrupted"])
 def test_interrupting_a_merge_leaves_nothing(long_merge, output):
     home = long_merge / "home"
     environ = os.environ | {"ADAPTERHUB_HOME": str(home)}
-    process = subprocess.Popen(
-        [*ADAPT, "merge", "./a", "./b", "--rank", "8", "-o", output],
-        cwd=long_merge, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
     places = [home / "tmp", long_merge / "there"]
-    wait_until(lambda: any(p.exists() and list(p.rglob(".*.partial-*")) for p in places), process)
+    adapt = adapt_interrupted_at("adapterhub.factors", "TensorFileWriter.add", signal.SIGINT)
 
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    done = subprocess.run(
+        [*adapt, "merge", "./a", "./b", "--rank", "8", "-o", output],
+        cwd=long_merge, env=environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
-    assert (process.returncode, "interrupted" in said) == (130, True)
-    assert "Traceback" not in said
+    assert (done.returncode, "interrupted" in done.stderr) == (130, True)
+    assert "Traceback" not in done.stderr
     assert not (home / "adapters").exists()
     assert [p for place in places if place.exists() for p in place.iterdir()] == []
 

@@ -191,6 +191,57 @@ def test_upgrade_without_a_project_installs_the_newest_beside_the_old(world):
     assert world.user.json("upgrade") == []
 
 
+def files_in(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def test_upgrade_dry_run_tells_what_the_upgrade_then_does_and_writes_nothing(project, tmp_path):
+    project.user.ok("sync", "--group", "eval")
+    project.publish("legal-qa", "1.5", seed=4)
+    project.publish("legal-qa", "2.0", seed=6)
+    before = files_in(tmp_path)
+
+    told = project.user.json("upgrade", "--dry-run")
+    words = project.user("upgrade", "--dry-run")
+
+    assert files_in(tmp_path) == before
+    assert [(c["kind"], c["key"]) for c in told["changes"]] == [("changed", "both"), ("changed", "legal-qa")]
+    assert sorted(Path(p).name for p in told["folders"]) == ["both", "legal-qa"]
+    assert "~ legal-qa  1.0 -> 1.5" in words.stdout
+    assert "~ both  merged anew" in words.stdout
+    done = project.user.json("upgrade")
+    assert [(c["kind"], c["key"]) for c in done["changes"]] == [("changed", "both"), ("changed", "legal-qa")]
+    assert {a["path"] for a in done["sync"]["adapters"] if a["done"] != "kept"} == set(told["folders"])
+    again = project.user.json("upgrade", "--dry-run")
+    assert (again["changes"], again["folders"]) == ([], [])
+
+
+def test_upgrade_dry_run_fails_as_the_upgrade_would(project, tmp_path):
+    make_adapter(tmp_path / "adapters" / "summary", seed=9)
+
+    told = project.user.fails(15, "upgrade", "--dry-run")
+
+    assert "adapters/summary" in told
+    assert told == project.user.fails(15, "upgrade")
+    assert project.user.fails(10, "upgrade", "nothing", "--dry-run") == project.user.fails(10, "upgrade", "nothing")
+
+
+def test_upgrade_dry_run_without_a_project_installs_nothing(world, tmp_path):
+    world.user.ok("install", "legal-qa@base-7b", "--from", "./published")
+    world.publish("legal-qa", "1.1", seed=4)
+    before = files_in(tmp_path)
+
+    [told] = world.user.json("upgrade", "--dry-run")
+    words = world.user.ok("upgrade", "--dry-run")
+
+    assert files_in(tmp_path) == before
+    assert words.startswith("would install legal-qa 1.0 -> 1.1 from ")
+    [done] = world.user.json("upgrade")
+    assert told == done | {"path": None}
+
+
 # ---------------------------------------------------------------- tree and why
 def test_the_tree_of_a_project(project, tmp_path):
     lines = project.user.ok("tree").splitlines()

@@ -131,6 +131,31 @@ def test_info_of_a_version_that_only_the_server_has(world):
     assert "1.0.0" in world.bob("info", f"{world.team}/legal-qa==3").stderr
 
 
+def test_the_policy_of_a_project_holds_for_info_and_pull_of_what_a_server_has_and_not_for_mirror(project, tmp_path):
+    toml, name = tmp_path / "adapters.toml", f"{project.team}/legal-qa"
+    toml.write_text(toml.read_text() + f'[policy]\ndeny-namespaces = ["{project.team}"]\n')
+    why = f"policy `deny-namespaces` holds `{project.team}`"
+
+    assert project.bob.json("info", name, "--remote", "ours")["policy_refusal"] == why
+    assert f"policy\tthe project refuses it: {why}\n" in project.bob.ok("info", name, "--remote", "ours")
+    assert why in project.bob.fails(11, "pull", name, "out", "--remote", "ours")
+    with running(tmp_path / "second") as second:
+        project.bob.ok("remote", "add", "second", second.url)
+        project.bob.ok("remote", "login", "second", "--token", second.token)
+        assert project.bob.json("mirror", name, "--from", "ours", "--to", "second")[0]["created"]
+
+
+def test_pull_takes_nothing_unsigned_from_a_remote_of_which_the_project_requires_signatures(project, tmp_path):
+    toml, name = tmp_path / "adapters.toml", f"{project.team}/legal-qa"
+    toml.write_text(toml.read_text().replace("[remotes.reg]\n", '[remotes.reg]\nsignatures = "require"\n'))
+
+    pull = ("pull", name, "pulled", "--remote", project.server.url)
+
+    assert "not signed" in project.bob.fails(14, *pull)
+    assert not (tmp_path / "pulled").exists()
+    project.bob.ok(*pull, "--signatures", "off")
+
+
 def test_a_token_for_one_server_is_not_shown_to_the_one_that_something_came_from(world, monkeypatch):
     from tests.hub.proxy import proxy_of
 

@@ -185,6 +185,7 @@ REFUSALS = [
     ("demo --wheels ./nowhere", 2),
     ("registry serve --limit nothing=1", 2),
     ("registry check --root ./text.txt", 2),
+    ("registry move --root ./nowhere --database sqlite:///moved.db", 10),
     ("registry token create --user 'not a name' --root ./registry", 2),
     ("registry token revoke 99 --root ./registry", 10),
 ]

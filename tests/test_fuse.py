@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from tests.fuse_models import (
     Make,
     bits,
     dimensions,
+    fused_in,
     gpt_oss,
     gpt_oss_square,
     large_base,
@@ -56,15 +58,7 @@ def _quiet() -> Iterator[None]:
 
 @pytest.fixture
 def fused(tmp_path: Path) -> Callable[..., Fused]:
-    """`fused(make, r=4, …)`: a base of that model and an adapter with that config, fused into `tmp_path / "out"`."""
-
-    def run(make: Make, *, dtype: str | None = None, base_dtype: torch.dtype | None = None, **lora: Any) -> Fused:
-        library = Library(tmp_path / "home")
-        library.bases.add(save_base(tmp_path / "base", make, base_dtype), "base")
-        adapter = save_adapter(tmp_path / "adapter", make, **lora)
-        return fuse(adapter, tmp_path / "out", library=library, base="base", dtype=dtype)
-
-    return run
+    return partial(fused_in, tmp_path)
 
 
 # ---------------------------------------------------------------- the same as PEFT

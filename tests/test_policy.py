@@ -356,3 +356,65 @@ def test_inside_a_project_its_policy_holds_for_install_and_the_option_goes_befor
 
     assert done.exit_code == 0, done.stderr
     assert f"installed legal-qa {version}" in done.stdout
+
+
+# ---------------------------------------------------------------- pull and info, which bring nothing into the library
+@pytest.fixture
+def both_installed(two_versions) -> Adapt:
+    """Both versions in the library, and no project yet."""
+    for version in ("1.0.0", "2.0.0"):
+        two_versions.ok("install", f"legal-qa=={version}", "--from", two_versions.folder / "published")
+    return two_versions
+
+
+def project(adapt: Adapt, policy: str) -> None:
+    (adapt.folder / "adapters.toml").write_text(f"[project]\n[policy]\n{policy}\n")
+
+
+def test_pull_takes_the_newest_that_the_policy_lets_in(both_installed):
+    project(both_installed, "max-rank = 16")
+
+    assert both_installed.json("pull", "legal-qa", "out")["version"] == "1.0.0"
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "max-rank = 2",
+        'allow-namespaces = ["acme"]',
+        'allow-licenses = ["MIT"]',
+        'deny-methods = ["lora"]',
+        'exclude-newer = "7d"',
+    ],
+)
+def test_pull_refuses_what_install_refuses_in_the_same_words(both_installed, policy):
+    project(both_installed, policy)
+
+    said = both_installed.fails(11, "pull", "legal-qa", "out")
+
+    assert said == both_installed.fails(11, "install", "legal-qa")
+    assert not (both_installed.folder / "out").exists()
+
+
+def test_exclude_newer_of_pull_goes_before_the_date_of_the_project_and_holds_outside_of_any(both_installed):
+    assert "takes none after" in both_installed.fails(11, "pull", "legal-qa", "out", "--exclude-newer", "7d")
+    project(both_installed, 'exclude-newer = "7d"')
+
+    assert both_installed.json("pull", "legal-qa", "out", "--exclude-newer", "0h")["version"] == "2.0.0"
+
+
+def test_info_says_that_the_policy_of_the_project_would_refuse_an_installed_build(both_installed):
+    project(both_installed, "max-rank = 16")
+
+    small, large = (both_installed.json("info", f"legal-qa=={version}") for version in ("1.0.0", "2.0.0"))
+
+    assert small["policy_refusal"] is None
+    assert large["policy_refusal"] == "rank 32, policy `max-rank` is 16"
+    line = "policy\tthe project refuses it: rank 32, policy `max-rank` is 16\n"
+    assert line in both_installed.ok("info", "legal-qa==2.0.0")
+    assert "\npolicy\t" not in both_installed.ok("info", "legal-qa==1.0.0")
+
+
+def test_info_says_nothing_of_a_policy_outside_of_a_project(both_installed):
+    assert both_installed.json("info", "legal-qa==2.0.0")["policy_refusal"] is None
+    assert "\npolicy\t" not in both_installed.ok("info", "legal-qa==2.0.0")

@@ -81,6 +81,8 @@ def test_each_part_is_read(text, parts):
         ("legal-qa 1.0", "`legal-qa==1.0`"),
         ("legal-qa^1.2", "`legal-qa~=1.2`"),
         ("legal-qa >= 1.2, < 2", "`legal-qa>=1.2,<2`"),
+        ("legal-qa >=1.2 <2", "`legal-qa>=1.2,<2`"),
+        ("legal-qa>=1.2 <2", "`legal-qa>=1.2,<2`"),
         ("legal-qa>=1.2@base-7b", "`legal-qa@base-7b>=1.2`"),
         ("legal-qa@>=2,<1", "`legal-qa>=2,<1`"),
         ("legal-qa===1.0", "`==1.0`"),

@@ -172,12 +172,20 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Entry point of the console script."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell had it ignored
+        signal.signal(signal.SIGINT, _stop)
     sys.exit(_run())
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+_told_to_stop: list[int] = []
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     # An exception, so that every `with` and `finally` on the way cleans up its temp files.
+    _told_to_stop.append(number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise SystemExit(EXIT_TERMINATED)
 
 
@@ -205,8 +213,7 @@ def _run_command() -> int:
         report_failure(UsageProblem(error.format_message()), as_json=as_json)
         return UsageProblem.exit_code
     except (click.Abort, KeyboardInterrupt):
-        sys.stderr.write("interrupted; nothing half-made was kept\n")
-        return EXIT_INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:
         # The reader of our output went away (`adapt list | head`); keep Python from flushing into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -221,10 +228,21 @@ def _run_command() -> int:
     except Exception as error:
         if os.environ.get("ADAPTERHUB_DEBUG"):
             raise
-        failure = AdapterHubError(
-            f"a bug in adapterhub: {type(error).__name__}: {error}",
-            hint="run again with ADAPTERHUB_DEBUG=1 for the traceback, and report it",
-        )
-        report_failure(failure, as_json=as_json)
-        return EXIT_BUG
+        return _unexpected(error, as_json=as_json)
     return code if isinstance(code, int) else 0
+
+
+def _interrupted() -> int:
+    sys.stderr.write("interrupted; nothing half-made was kept\n")
+    return EXIT_INTERRUPTED
+
+
+def _unexpected(error: Exception, *, as_json: bool) -> int:
+    if _told_to_stop:  # libraries in C make other errors of it, above all while they are imported
+        return _interrupted() if _told_to_stop[0] == signal.SIGINT else EXIT_TERMINATED
+    failure = AdapterHubError(
+        f"a bug in adapterhub: {type(error).__name__}: {error}",
+        hint="run again with ADAPTERHUB_DEBUG=1 for the traceback, and report it",
+    )
+    report_failure(failure, as_json=as_json)
+    return EXIT_BUG

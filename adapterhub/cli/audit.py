@@ -107,11 +107,12 @@ def _audited(
 
 def _subjects(library: Library, adapters: Sequence[str], installed: Sequence[Any]) -> Iterator[Subject]:
     from adapterhub.audit import subject_of_build, subject_of_folder
+    from adapterhub.specs import names_folder
 
     if not adapters:
         yield from map(subject_of_build, installed)
     for text in adapters:
-        if text.startswith((".", "/", "~")):
+        if names_folder(text):
             folder = Path(text).expanduser()
             if not folder.is_dir():
                 raise UsageProblem(f"there is no folder `{text}`")

@@ -73,9 +73,9 @@ def add(
 
 
 def _reads_as_hub_id(place: str) -> bool:
-    from adapterhub.specs import BaseSpec
+    from adapterhub.specs import BaseSpec, names_folder
 
-    return not place.startswith((".", "/", "~")) and BaseSpec.parse(place).kind == "hub"
+    return not names_folder(place) and BaseSpec.parse(place).kind == "hub"
 
 
 @base.command("list")
@@ -94,11 +94,11 @@ def list_(session: Session) -> None:
             {
                 "alias": r.alias,
                 "weights": r.weights,
-                "model_type": r.model_type,
-                "dtype": r.dtype,
-                "parameters": r.parameters,
-                "hub_id": r.hub_id,
-                "path": r.path,
+                "model_type": r.model_type or None,
+                "dtype": r.dtype or None,
+                "parameters": r.parameters or None,
+                "hub_id": r.hub_id or None,
+                "path": r.path or None,
             }
             for r in rows
         ],

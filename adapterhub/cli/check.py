@@ -17,12 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapterhub.bases import BaseRecord
+    from adapterhub.catalog import Installed
     from adapterhub.engines import Verdict
     from adapterhub.library import Library
     from adapterhub.specs import BaseSpec
     from adapterhub.verify import Report
-
-_FOLDERS = (".", "/", "~")
 
 
 @click.command()
@@ -105,14 +104,22 @@ class _Checked:
 
 def _asked(library: Library, adapters: tuple[str, ...], base: BaseSpec | None) -> list[_Asked]:
     from adapterhub.install import find_installed
-    from adapterhub.specs import AdapterSpec
+    from adapterhub.specs import AdapterSpec, names_folder
     from adapterhub.verify import verify_folder
 
-    found = []
     named = library.bases.find(base) if base is not None else None
-    builds = list(library.installed()) if not adapters else []
+
+    def of_build(build: Installed) -> _Asked:
+        declared = build.base.fingerprint
+        record = library.bases.by_fingerprint(declared) if declared is not None else named
+        label = f"{build.full_name}=={build.manifest.version}"
+        return _Asked(label=label, folder=build.folder, report=library.verify(build, record), record=record)
+
+    if not adapters:
+        return [of_build(build) for build in library.installed()]
+    found = []
     for text in adapters:
-        if text.startswith(_FOLDERS):
+        if names_folder(text):
             folder = Path(text).expanduser()
             report = verify_folder(
                 folder,
@@ -123,12 +130,7 @@ def _asked(library: Library, adapters: tuple[str, ...], base: BaseSpec | None) -
         else:
             spec = AdapterSpec.parse(text)
             build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))
-            builds.append(build)
-    for build in builds:
-        declared = build.base.fingerprint
-        record = library.bases.by_fingerprint(declared) if declared is not None else named
-        label = f"{build.full_name}=={build.manifest.version}"
-        found.append(_Asked(label=label, folder=build.folder, report=library.verify(build, record), record=record))
+            found.append(of_build(build))
     return found
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from adapterhub.cli.params import Session
     from adapterhub.install import RankBounds
     from adapterhub.library import Library
-    from adapterhub.resolve import Resolution
+    from adapterhub.resolve import Candidate, Objection, Resolution
     from adapterhub.specs import AdapterSpec
     from adapterhub.transfer import Release, Source
     from adapterhub.wanted_base import WantedBase
@@ -26,31 +26,34 @@ def choose_release(
     *,
     wanted: WantedBase | None,
     bounds: RankBounds,
+    objection: Objection | None = None,
 ) -> tuple[Release, Source, Resolution]:
-    """The build of the first place that has a fitting one, and warnings said.
+    """The build of the first place that has a fitting one, and warnings said; `objection` as in `resolve`.
 
     Raises:
-        NoCompatibleRelease: one reason for each release of the last place that had any.
+        NoCompatibleRelease: one reason per release of every place that was asked.
         AdapterNotFound: no place has the name.
     """
     from adapterhub.install import candidates_of, choose
 
-    refusal: NoCompatibleRelease | None = None
+    everything: dict[str, Candidate] = {}
     for source in sources:
         releases = source.releases(spec)
         if not releases:
             continue
+        candidates = candidates_of(library, releases, wanted, source.label)
+        everything |= {c.digest: c for c in candidates}
         try:
-            resolution = choose(spec, candidates_of(library, releases, wanted, source.label), wanted, bounds)
-        except NoCompatibleRelease as error:
-            refusal = error
+            resolution = choose(spec, candidates, wanted, bounds, objection=objection)
+        except NoCompatibleRelease:
             continue
         for warning in resolution.warnings:
             session.out.warn(warning)
         release = next(r for r in releases if r.digest == resolution.chosen.digest)
         return release, source, resolution
-    if refusal is not None:
-        raise refusal
+    if everything:
+        choose(spec, list(everything.values()), wanted, bounds, objection=objection)
+        raise AssertionError("a release fits all places together but none alone")
     asked = ", ".join(source.label for source in sources)
     if not asked:
         raise AdapterNotFound(

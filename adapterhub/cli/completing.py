@@ -172,7 +172,7 @@ def complete_spec_or_folder(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """As `complete_spec`; what begins as a path is left to the shell, which knows the folders."""
-    if incomplete.startswith((".", "/", "~")):
+    if incomplete.startswith((".", "/", "~")):  # `specs.names_folder`, whose imports cost more than the whole of this
         return _items([incomplete], "dir")
     return complete_spec(context, parameter, incomplete)
 

@@ -64,6 +64,7 @@ def extract(
       adapt extract --base ./base --tuned ./tuned --rank 16 --save-rest -o ./out/legal
     """
     from adapterhub.extract import ExtractOptions
+    from adapterhub.specs import names_folder
 
     options = ExtractOptions(
         **chosen_cut(rank, energy, max_error),  # type: ignore[arg-type]  # a whole number only for the rank
@@ -73,7 +74,7 @@ def extract(
     )
     library = session.library
     output = output or default_name([str(tuned.text)], "lora")
-    if output.startswith((".", "/", "~")):
+    if names_folder(output):
         folder = Path(output).expanduser()
         records = _model(session, library, base), _model(session, library, tuned)
         _to_folder(session, *records, folder, options)

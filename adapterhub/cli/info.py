@@ -9,6 +9,7 @@ import click
 from adapterhub.cli.info_modules import group_fields, modules_document
 from adapterhub.cli.output import size_text
 from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, remote_options, wanted_from
+from adapterhub.cli.project_policy import policy_fields, refusal_here
 from adapterhub.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def info(
     """Show everything about one adapter: base, files, modules with rank and alpha, lineage, signature, who uses it.
 
     What is installed is looked at here. What is not, or with --remote, is asked of a server: its manifest, its config
-    and the first bytes of its weights, before anything is installed. `adapt show` is the same command.
+    and the first bytes of its weights, before anything is installed. Inside a project it says whether the policy would
+    refuse the adapter. `adapt show` is the same command.
 
     \b
     Examples:
@@ -97,6 +99,7 @@ def _show_remote(
     assert isinstance(hub, Hub)  # no other place was asked
     contents = hub.contents(release)
     document = _document(release, contents, resolution, hub)
+    document["policy_refusal"] = refusal_here(session, resolution.chosen)
     session.out.result(document, lambda: session.out.fields(_fields(document)))
 
 
@@ -154,6 +157,7 @@ def _fields(d: dict[str, Any]) -> list[tuple[str, object]]:
         ("base weights", d["base"].get("weights", "unknown")),
         ("base hub id", hints.get("hub_id")),
         ("base verdict", d["base_verdict"]),
+        *policy_fields(d),
         ("task", d.get("task")),
         ("description", d.get("description") or None),
         ("license", d.get("license")),

@@ -39,9 +39,9 @@ def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None
     from adapterhub.cli.params import wanted_from
     from adapterhub.install import find_installed
     from adapterhub.recipe import Ingredient
-    from adapterhub.specs import AdapterSpec
+    from adapterhub.specs import AdapterSpec, names_folder
 
-    if text.startswith((".", "/", "~")):
+    if names_folder(text):
         return Ingredient(folder=Path(text).expanduser(), label=text, weight=weight)
     spec = AdapterSpec.parse(text)
     build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))

@@ -14,7 +14,6 @@ from adapterhub.cli.merge_result import (
     DEFAULT_VERSION,
     SUMS,
     description_from,
-    is_folder,
     merge_to_folder,
     merge_to_library,
 )
@@ -137,10 +136,11 @@ def merge(
         return
     _refuse("without --analyze nothing is drawn", plot=plot)
     from adapterhub.recipe import Combination
+    from adapterhub.specs import names_folder
 
     output = output or default_name([each.label for each in ingredients])
 
-    about = None if is_folder(output) else description_from(output, said)  # a wrong name is told before any work
+    about = None if names_folder(output) else description_from(output, said)  # a wrong name is told before any work
     extra: dict[str, Any] = {}
     if tune is not None:
         _refuse("--tune finds the weights", weights=weights)

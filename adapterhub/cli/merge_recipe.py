@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.cli.merge_result import description_from, is_folder, merge_to_folder, merge_to_library
+from adapterhub.cli.merge_result import description_from, merge_to_folder, merge_to_library
 from adapterhub.cli.params import sources_from
 from adapterhub.errors import UsageProblem
 
@@ -36,6 +36,7 @@ def merge_by_recipe(
         DigestMismatch, AdapterNotFound, BaseMismatch: its inputs are not those that it names.
     """
     from adapterhub.recipe_toml import read_recipe
+    from adapterhub.specs import names_folder
 
     recipe = read_recipe(path)
     if not output and not recipe.name:
@@ -48,7 +49,7 @@ def merge_by_recipe(
     }
     words = own | {key: text for key, text in said.items() if text is not None}
     target = output or str(recipe.name)
-    about = None if is_folder(target) else description_from(target, words)
+    about = None if names_folder(target) else description_from(target, words)
     from adapterhub.recipe_parents import combination_of
 
     library, disk = session.library, sources_from(session, tuple(places))

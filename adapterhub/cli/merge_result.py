@@ -21,11 +21,6 @@ SUMS: Final = ("cat", "svd", "linear")
 """Methods that are after the sum itself, so that the distance to it is an error; others want something else."""
 
 
-def is_folder(output: str) -> bool:
-    """Whether `-o` names a folder and not an adapter."""
-    return output.startswith((".", "/", "~"))
-
-
 def description_from(name: str, said: Mapping[str, str | None]) -> Description:
     """What the options say of the new adapter.
 

@@ -50,7 +50,8 @@ def mirror(
     """Copy builds between two servers, each with the token that `adapt remote login` kept for it.
 
     The repository keeps its name. What is there already is not sent again. A plain PEFT repository gets its manifest.
-    A signature is passed on as it is; whoever installs judges it.
+    A signature is passed on as it is; whoever installs judges it. So it is with the policy of a project: nothing comes
+    into one here, and it is not asked.
 
     \b
     Example:

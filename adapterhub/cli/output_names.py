@@ -15,7 +15,9 @@ _HINT = "`-o NAME` adds it to the library, `-o ./folder` writes it"
 
 def name_of_label(label: str) -> str:
     """The bare name in `acme/legal-qa==1.0.0` or a Hub id, or the last part of a folder's path."""
-    if label.startswith((".", "/", "~")):
+    from adapterhub.specs import names_folder
+
+    if names_folder(label):
         return Path(label).expanduser().resolve().name.lower()
     return label.partition("==")[0].rpartition("/")[2].lower()
 

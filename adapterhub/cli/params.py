@@ -134,9 +134,9 @@ class Session:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         if self.out.quiet or not sys.stderr.isatty():
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        from adapterhub.hub import Hub, bound_patience
+        from adapterhub.hub import Hub, bound_client
 
-        bound_patience(_silence_s())
+        bound_client(_silence_s())
         label = f"remote `{remote.name}` ({remote.url})" if remote.name else f"server `{remote.url}`"
         key = remote.url, token or self._token_for(remote)
         if key not in self._hubs:  # one for all specs of a command: what a server can do is asked once

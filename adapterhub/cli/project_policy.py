@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from adapterhub.cli.params import Session
-    from adapterhub.resolve import Objection
+    from adapterhub.resolve import Candidate, Objection
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,3 +36,15 @@ def objection_from(session: Session, exclude_newer: str | None) -> Objection | N
     if exclude_newer is not None:
         policy = replace(policy, exclude_newer=exclude_newer)
     return objection_of(policy, time.time())
+
+
+def refusal_here(session: Session, candidate: Candidate) -> str | None:
+    """Why the project that a command works in would not take a build; None where it would, and outside of any."""
+    objection = objection_from(session, None)
+    return objection(candidate) if objection else None
+
+
+def policy_fields(document: dict[str, Any]) -> list[tuple[str, object]]:
+    """The line of `refusal_here`, which is under `policy_refusal` in a document."""
+    refusal = document["policy_refusal"]
+    return [("policy", f"the project refuses it: {refusal}")] if refusal else []

@@ -17,6 +17,8 @@ from adapterhub.cli.params import (
     signatures_option,
     wanted_from,
 )
+from adapterhub.cli.project_policy import exclude_newer_option, objection_from
+from adapterhub.cli.project_sources import SpecSources
 
 if TYPE_CHECKING:
     from adapterhub.remotes import SignaturePolicy
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--base", type=BASE, help="The base, where the spec names none.")
 @rank_options
+@exclude_newer_option
 @signatures_option
 @remote_options
 @common
@@ -39,6 +42,7 @@ def pull(
     rank: int | None,
     min_rank: int | None,
     max_rank: int | None,
+    exclude_newer: str | None,
     signatures: SignaturePolicy | None,
     remote: str | None,
     token: str | None,
@@ -46,7 +50,8 @@ def pull(
 ) -> None:
     """Write a build's plain files to a new folder, checked as an install is; the library is not changed.
 
-    The library is asked first, then the servers, as `adapt install` does; with --remote only that server.
+    The library is asked first, then the servers, as `adapt install` does; with --remote only that server. Inside
+    a project its policy holds, as it does for `adapt install`.
 
     \b
     Examples:
@@ -58,6 +63,7 @@ def pull(
     from adapterhub.install import RankBounds, admit, asked_of
     from adapterhub.transfer import Source, copy
 
+    objection = objection_from(session, exclude_newer)
     library = session.library
     sources: list[Source] = [] if remote else [library]
     if not offline:
@@ -70,11 +76,13 @@ def pull(
         sources,
         wanted=wanted,
         bounds=bounds,
+        objection=objection,
     )
     signature = library.provenance(release).signature if source is library else None
     if source is not library:
         asked = asked_of(library, spec, release, wanted, bounds)
-        signature, finding = admit(library, release, source, asked, signatures)
+        policy = signatures or SpecSources(session, (), remote=remote, token=token, offline=offline).policy_of(source)
+        signature, finding = admit(library, release, source, asked, policy)
         if finding.severity == "warning":
             session.out.warn(f"[{finding.code}] {finding.message}")
     with session.out.progress(f"pull {release.full_name}", release.manifest.size_bytes) as progress:

@@ -60,6 +60,7 @@ def push(
     """
     from adapterhub.directory import PublishedDirectory
     from adapterhub.install import RankBounds, find_installed
+    from adapterhub.specs import names_folder
     from adapterhub.transfer import Release, copy
 
     if key and not sign_it:
@@ -68,7 +69,7 @@ def push(
     bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
     build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
-    to_directory = to.startswith((".", "/", "~"))
+    to_directory = names_folder(to)
     if sign_it and not dry_run:
         signer = signing_key(session, key)
         namespace = build.namespace or (None if to_directory else to.partition("/")[0])

@@ -175,7 +175,8 @@ def _cells(rows: Sequence[BuildRow], aliases: dict[str, str]) -> list[tuple[obje
 
 
 def _row_document(row: BuildRow, aliases: dict[str, str]) -> dict[str, Any]:
-    document = row._asdict()
+    document = {name: None if value == "" else value for name, value in row._asdict().items()}
+    document["path"] = document.pop("folder")
     document["base"] = _base_name(row, aliases)
     document["method"] = row.method.split(",")
     document["target_modules"] = row.target_modules.split(",") if row.target_modules else []

@@ -62,6 +62,6 @@ def _document(found: Found, fits: str, aliases: dict[str, str]) -> dict[str, Any
         "task": found.task,
         "rank": found.rank,
         "method": list(found.method),
-        "description": found.description,
+        "description": found.description or None,
         "digest": found.digest,
     }

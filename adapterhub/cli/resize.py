@@ -65,6 +65,7 @@ def resize(
       adapt resize ./out/legal-qa --max-error 0.05 --dtype bfloat16 -o ./out/legal-qa-small
     """
     from adapterhub.recipe import Combination
+    from adapterhub.specs import names_folder
 
     cut = chosen_cut(rank, energy, max_error)
     library = session.library
@@ -75,7 +76,7 @@ def resize(
         combination = Combination(inputs=(parent,), dtype=dtype)  # a copy, unless --dtype converts it
     output = output or default_name([parent.label], f"r{rank}" if rank is not None else "small")
     work = _Resizing(session=session, combination=combination, before=before, rank=rank)
-    if output.startswith((".", "/", "~")):
+    if names_folder(output):
         work.to_folder(Path(output).expanduser())
         return
     words = _words_of(library, parent)

@@ -304,13 +304,13 @@ def find_base(library: Library, choices: Sequence[Choice], base: BaseSpec | None
 
 def _named_base(library: Library, names: Sequence[str], base: BaseSpec | None) -> BaseRecord | None:
     """The base that is named in a spec or beside it."""
-    from adapterhub.specs import AdapterSpec
+    from adapterhub.specs import AdapterSpec, names_folder
     from adapterhub.wanted_base import wanted_base
 
     found: BaseRecord | None = None
     by = ""
     for name in names:
-        if is_folder(name):
+        if names_folder(name):
             continue
         wanted = wanted_from(library, AdapterSpec.parse(name), base)
         if wanted is None:
@@ -328,17 +328,12 @@ def _named_base(library: Library, names: Sequence[str], base: BaseSpec | None) -
     return found
 
 
-def is_folder(name: str) -> bool:
-    """Whether an adapter is named by its folder."""
-    return name.startswith((".", "/", "~"))
-
-
 def _made_for(library: Library, name: str) -> BaseRecord | None:
     """The base of the installed adapter that a spec without a base means."""
     from adapterhub.install import find_installed
-    from adapterhub.specs import AdapterSpec
+    from adapterhub.specs import AdapterSpec, names_folder
 
-    if is_folder(name):
+    if names_folder(name):
         return _only_base(library)
     build, _ = find_installed(library, AdapterSpec.parse(name))
     if build.base.fingerprint is not None:

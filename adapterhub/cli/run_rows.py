@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.cli.run_model import Choice, choice_from, is_folder
+from adapterhub.cli.run_model import Choice, choice_from
 from adapterhub.digests import strict_json
 from adapterhub.errors import AdapterHubError, Malformed, NotFound, shown
 
@@ -157,10 +157,10 @@ def _parsed(choice: Choice) -> Choice:
     Raises:
         SpecError: one that does not.
     """
-    from adapterhub.specs import AdapterSpec
+    from adapterhub.specs import AdapterSpec, names_folder
 
     for name in choice:
-        if not is_folder(name):
+        if not names_folder(name):
             AdapterSpec.parse(name)
     return choice
 

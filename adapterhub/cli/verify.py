@@ -64,13 +64,13 @@ def _reports(
     library: Library, adapters: tuple[str, ...], record: BaseRecord | None, progress: Progress
 ) -> Iterator[tuple[str, Report]]:
     from adapterhub.install import find_installed
-    from adapterhub.specs import AdapterSpec
+    from adapterhub.specs import AdapterSpec, names_folder
     from adapterhub.verify import verify_folder
 
     if not adapters:
         yield from _everything(library, record, progress)
     for text in adapters:
-        if text.startswith((".", "/", "~")):
+        if names_folder(text):
             folder = Path(text).expanduser()
             report = verify_folder(
                 folder,

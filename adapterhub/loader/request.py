@@ -23,7 +23,7 @@ from adapterhub.hints import BaseHints
 from adapterhub.install import find_installed
 from adapterhub.library import Library
 from adapterhub.manifest import MANIFEST_FILE, BaseRef, Manifest
-from adapterhub.specs import AdapterSpec, BaseSpec, hint_for_unknown_base
+from adapterhub.specs import AdapterSpec, BaseSpec, hint_for_unknown_base, names_folder
 from adapterhub.verify import Report, open_subject, verify
 from adapterhub.verify.base import claims_base
 from adapterhub.verify.files import list_folder
@@ -176,7 +176,7 @@ def folder_in(what: AdapterLike) -> Path | None:
     """The folder that `what` names, None when it names an adapter."""
     if isinstance(what, os.PathLike):
         return Path(what).expanduser()
-    if isinstance(what, str) and what.startswith((".", "/", "~", os.sep)):
+    if isinstance(what, str) and names_folder(what):
         return Path(what).expanduser()
     return None
 

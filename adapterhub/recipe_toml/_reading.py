@@ -23,11 +23,10 @@ from adapterhub.recipe_toml.values import (
     Step,
     converted,
     default_method,
-    is_path,
     near_name,
     options_of,
 )
-from adapterhub.specs import AdapterSpec, parse_name, parse_version
+from adapterhub.specs import AdapterSpec, names_folder, parse_name, parse_version
 
 FORMAT: Final = 1
 MAX_TEXT_CHARACTERS: Final = 4096
@@ -248,12 +247,12 @@ class _Reader:
         spec = self.text(item, "spec", path)
         if spec is None:
             return None
-        allowed = ("sha256", "config_sha256") if is_path(spec) else ("digest",)
+        allowed = ("sha256", "config_sha256") if names_folder(spec) else ("digest",)
         for key in ("digest", "sha256", "config_sha256"):
             if key in item and key not in allowed:
-                kind = "a folder" if is_path(spec) else "an adapter"
+                kind = "a folder" if names_folder(spec) else "an adapter"
                 self.say(f"{path}{key}", f"`{shown(spec)}` is {kind}, which is held to {' and '.join(allowed)}")
-        if not is_path(spec):
+        if not names_folder(spec):
             self.checked(item, "spec", AdapterSpec.parse, path)
         digests = {key: self.checked(item, key, parse_digest, path) for key in allowed}
         return Leaf(spec=spec, weight=weight, **digests)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from adapterhub.digests import Digest
 from adapterhub.errors import UsageProblem
 from adapterhub.merge_methods import Method, Option
-from adapterhub.specs import AdapterName
+from adapterhub.specs import AdapterName, names_folder
 
 MAX_DEPTH: Final = 8
 """Merges inside merges; each level is written to disk before the next one begins."""
@@ -50,7 +50,7 @@ class Leaf:
     @property
     def is_folder(self) -> bool:
         """Whether `spec` is a path."""
-        return is_path(self.spec)
+        return names_folder(self.spec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +99,6 @@ class Recipe:
     base: Digest | None = None
     digest: Digest | None = None
     metrics: Mapping[str, float | str] = field(default_factory=_empty)
-
-
-def is_path(text: str) -> bool:
-    """Whether an input is written as a folder."""
-    return text.startswith((".", "/", "~"))
 
 
 def default_method(options: Mapping[str, object]) -> str:

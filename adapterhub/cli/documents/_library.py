@@ -56,15 +56,15 @@ class ShownBase(Base):
 
 
 class ListedBase(TypedDict):
-    """A registered base in a list; what is not known is empty or 0."""
+    """A registered base in a list; what is not known is null."""
 
     alias: str
     weights: Digest
-    model_type: str
-    dtype: str
-    parameters: int
-    hub_id: str
-    path: Path
+    model_type: str | None
+    dtype: str | None
+    parameters: int | None
+    hub_id: str | None
+    path: Path | None
 
 
 class BaseComparison(TypedDict):
@@ -91,27 +91,27 @@ class Removed(TypedDict):
 
 # ---------------------------------------------------------------- adapters
 class Listed(TypedDict):
-    """An installed build; texts that are not known are empty."""
+    """An installed build; what is not known is null."""
 
     digest: Annotated[str, "of the manifest"]
-    namespace: str
+    namespace: str | None
     name: str
     version: str
     base: Annotated[str, "alias, else Hub id, else 12 hex digits, else `unknown`"]
-    base_weights: Annotated[str, "digest of the base it is for, declared or pinned"]
-    base_tensors: Annotated[str, "digest of the same without names"]
-    base_hub_id: str
-    task: str
-    description: str
+    base_weights: Annotated[str | None, "digest of the base it is for, declared or pinned"]
+    base_tensors: Annotated[str | None, "digest of the same without names"]
+    base_hub_id: str | None
+    task: str | None
+    description: str | None
     method: Annotated[list[str], "PEFT type, then variants"]
     rank: Annotated[int | None, "the largest"]
     alpha: float | None
-    dtype: str
+    dtype: str | None
     parameters: int
     size_bytes: Size
     target_modules: list[str]
     parents: Annotated[int, "how many adapters were merged into it"]
-    folder: Annotated[str, "its plain PEFT folder"]
+    path: Annotated[str, "its plain PEFT folder"]
     added_at: Annotated[float, "seconds since 1970"]
 
 
@@ -140,6 +140,7 @@ class Shown(Manifest):
     signature: SignatureState
     lineage: Annotated[list[Node], "what it was merged from"]
     used_by: list[Use]
+    policy_refusal: Annotated[str | None, "why the project's `[policy]` would refuse it; null: it would not"]
     groups: list[ModuleGroup]
     whole: Annotated[list[str], "tensors that replace those of the base"]
 

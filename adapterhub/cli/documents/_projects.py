@@ -134,17 +134,26 @@ class Upgraded(LockChanges):
     sync: Sync
 
 
+class UpgradePlan(TypedDict):
+    """What an upgrade of a project would change."""
+
+    project: Path
+    changes: Annotated[list[Change], "of the lock file"]
+    warnings: list[str]
+    folders: Annotated[list[Path], "of `adapters/` that would be made or replaced"]
+
+
 _FromVersion = TypedDict("_FromVersion", {"from": str})  # as `_From`
 
 
 class Newer(_FromVersion):
-    """A newer release that was installed beside the one that was there; `from` is that one's version."""
+    """A newer release that came, or would come, beside the one that was there; `from` is that one's version."""
 
     name: str
-    to: Annotated[str, "the version that came"]
+    to: Annotated[str, "the newer version"]
     digest: Digest
     place: Annotated[str, "where it was found, in words"]
-    path: Path | None
+    path: Annotated[str | None, "its folder; null under --dry-run unless it is installed"]
 
 
 class Uninstalled(TypedDict):
@@ -364,6 +373,7 @@ PROJECTS = {
     "lock.check": LockCheck,
     "sync": Sync,
     "upgrade": Upgraded,
+    "upgrade.dry-run": UpgradePlan,
     "upgrade.library": list[Newer],
     "uninstall": Uninstalled,
     "outdated": list[Offer],

@@ -217,6 +217,7 @@ class Info(Manifest):
     commit: str
     yanked: Annotated[str | None, "the reason; null: it is not"]
     base_verdict: Verdict
+    policy_refusal: Annotated[str | None, "why the project's `[policy]` would refuse it; null: it would not"]
     size_bytes: Size
     header: Header
     config: Config
@@ -256,6 +257,14 @@ class Holdings(TypedDict):
     problems: Annotated[list[str], "one sentence for each"]
 
 
+class MovedRegistry(TypedDict):
+    """What stands at the new place of a registry now."""
+
+    blobs: int
+    bytes: Annotated[int, "that the blobs have together"]
+    rows: Annotated[int, "of all tables"]
+
+
 KEYS = {
     "key-new": NewKey,
     "key-list": list[ListedKey],
@@ -284,6 +293,7 @@ SERVERS = {
 REGISTRY: dict[str, Any] = {
     "registry-serve": list[Annotated[dict[str, str], "`url`, then once `admin_token`: one document a line"]],
     "registry-check": Holdings,
+    "registry-move": MovedRegistry,
     "registry-token-create": NewToken,
     "registry-token-list": list[Token],
     "registry-token-revoke": Token,
