@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -73,7 +73,7 @@ class KnownProjects:
         return gone
 
     def _path(self, place: str) -> Path:
-        return self._folder / f"{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.json"
+        return self._folder / f"{_name_of(place)}.json"
 
     def _read(self, path: Path) -> KnownProject | None:
         project = self._record(path)
@@ -92,6 +92,21 @@ class KnownProjects:
             return KnownProject(folder=Path(folder), digests=frozenset(parse_digest(d) for d in digests))
         except (OSError, ValueError, TypeError, KeyError):
             return None
+
+
+@contextlib.contextmanager
+def alone_in(project: Path, store: Store, what: str) -> Iterator[None]:
+    """One command at a time that does `what` in a project, by whichever links each of them came there.
+
+    Raises:
+        StoreLocked: another one did not end.
+    """
+    with store.lock(f"{what}-{_name_of(os.path.realpath(project))}", exclusive=True):
+        yield
+
+
+def _name_of(place: str) -> str:
+    return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def digests_of(lock: Lock) -> set[Digest]:

@@ -14,11 +14,12 @@ import pytest
 import adapterhub.sync._folders as folders
 from adapterhub.cards import card_for
 from adapterhub.directory import PublishedDirectory
-from adapterhub.errors import AdapterNotFound, Conflict, DigestMismatch, Malformed
+from adapterhub.errors import AdapterNotFound, Conflict, DigestMismatch, Malformed, StoreLocked
 from adapterhub.known_projects import KnownProjects
 from adapterhub.library import Added, Library
 from adapterhub.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from adapterhub.project.values import Lock, LockedAdapter
+from adapterhub.store import Store
 from adapterhub.sync import plan_sync, syncing, wanted_entries
 from adapterhub.sync._state import STATE_FILE
 from adapterhub.verify import verify_folder
@@ -383,6 +384,15 @@ def test_a_sync_that_was_killed_between_two_folders_is_finished_by_the_next(libr
     monkeypatch.setattr(syncs, "place", place)
     sync(library, project, lock_of(one, two))
     assert states(project, lock_of(one, two)) == {"legal-qa": "right", "tables": "right"}
+
+
+def test_two_syncs_wait_for_each_other_though_one_came_by_a_link(library, project, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(project)
+    real = Store.lock
+    monkeypatch.setattr(Store, "lock", lambda self, name, **named: real(self, name, **named | {"wait_s": 0.0}))
+
+    with syncing(library, project), pytest.raises(StoreLocked), syncing(library, tmp_path / "link"):
+        pass
 
 
 def test_leftovers_of_a_killed_sync_are_put_right(library, project, one):

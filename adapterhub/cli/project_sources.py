@@ -203,12 +203,10 @@ def editing(library: Library, folder: Path) -> Iterator[Project]:
     Raises:
         StoreLocked: another command that does so did not end.
     """
-    from hashlib import sha256
-
+    from adapterhub.known_projects import alone_in
     from adapterhub.project import read_project
 
-    name = sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
-    with library.store.lock(f"project-{name}", exclusive=True):
+    with alone_in(folder, library.store, "project"):
         yield read_project(folder)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
@@ -21,6 +20,7 @@ from adapterhub.bases import BaseRecord
 from adapterhub.digests import Digest, Progress
 from adapterhub.directory import PublishedDirectory
 from adapterhub.errors import AdapterHubError, Conflict, DigestMismatch, NotFound, shown
+from adapterhub.known_projects import alone_in
 from adapterhub.library import Library
 from adapterhub.locked_builds import Locked, has_objects, is_installed
 from adapterhub.new_folder import not_written
@@ -124,8 +124,7 @@ def syncing(library: Library, project: Path) -> Iterator[Path]:
         StoreLocked: another sync of the project did not end.
     """
     adapters = project / ADAPTERS_FOLDER
-    name = sha256(os.fsencode(os.path.abspath(project))).hexdigest()[:16]  # noqa: PTH100 - no links are resolved
-    with library.store.lock(f"sync-{name}", exclusive=True):
+    with alone_in(project, library.store, "sync"):
         clear_leftovers(adapters)
         yield adapters
 
