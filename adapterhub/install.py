@@ -98,8 +98,35 @@ def plan_install(
         NoCompatibleRelease: one reason per release of every place that was asked.
         AdapterNotFound: no place has an adapter by that name.
     """
+    places = (library, *sources)
+    found = first_fitting(
+        library, spec, places, wanted, bounds, allow_base_mismatch=allow_base_mismatch, objection=objection
+    )
+    if found is None:
+        asked = ", ".join(source.label for source in places)
+        hint = library.nearest(spec.full_name) or "`--from DIR` or `org/name` names another place"
+        raise AdapterNotFound(f"no adapter `{spec.full_name}` in {asked}", hint=hint)
+    release, source, resolution = found
+    return _plan(library, release, source, wanted, resolution, asked_of(library, spec, release, wanted, bounds))
+
+
+def first_fitting(
+    library: Library,
+    spec: AdapterSpec,
+    sources: Sequence[Source],
+    wanted: WantedBase | None,
+    bounds: RankBounds,
+    *,
+    allow_base_mismatch: bool = False,
+    objection: Objection | None = None,
+) -> tuple[Release, Source, Resolution] | None:
+    """The build of the first of `sources` that has a fitting one; None when none has an adapter by that name.
+
+    Raises:
+        NoCompatibleRelease: one reason per release of every place that was asked.
+    """
     everything: dict[str, Candidate] = {}
-    for source in (library, *sources):
+    for source in sources:
         releases = source.releases(spec)
         candidates = candidates_of(library, releases, wanted, source.label)
         everything |= {c.digest: c for c in candidates}
@@ -111,12 +138,9 @@ def plan_install(
             )
         except NoCompatibleRelease:
             continue
-        release = next(r for r in releases if r.digest == resolution.chosen.digest)
-        return _plan(library, release, source, wanted, resolution, asked_of(library, spec, release, wanted, bounds))
-    asked = [library.label, *(source.label for source in sources)]
+        return next(r for r in releases if r.digest == resolution.chosen.digest), source, resolution
     if not everything:
-        hint = library.nearest(spec.full_name) or "`--from DIR` or `org/name` names another place"
-        raise AdapterNotFound(f"no adapter `{spec.full_name}` in {', '.join(asked)}", hint=hint)
+        return None
     all_found = list(everything.values())
     choose(spec, all_found, wanted, bounds, allow_base_mismatch=allow_base_mismatch, objection=objection)
     raise AssertionError("a release fits all places together but none alone")

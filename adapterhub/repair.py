@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adapterhub.cards import card_for
 from adapterhub.catalog import Broken, Installed, build_folders
@@ -29,6 +29,8 @@ from adapterhub.store import Intent, is_sound, write_durably
 from adapterhub.transfer import Source
 from adapterhub.verify import open_subject
 from adapterhub.verify.files import Entry, list_folder
+
+T = TypeVar("T")
 
 FindSource = Callable[[Origin], Source]
 """The place of an origin as a source; it may raise any `AdapterHubError`."""
@@ -187,17 +189,11 @@ class _Repair:
                 manifest = Manifest.read(path)
                 if manifest.digest == wanted:
                     return manifest, f"from `{path.parent}`"
-        reasons = []
-        for label, source, spec in self._places_of(wanted):
-            try:
-                found = [r.manifest for r in self._asked(source).releases(spec) if r.digest == wanted]
-            except AdapterHubError as error:
-                reasons.append(f"{label}: {error.message.splitlines()[0]}")
-                continue
-            if found:
-                return found[0], f"from {label}"
-            reasons.append(f"{label}: does not have it")
-        return None, "; ".join(reasons) or "no place is known that has it"
+
+        def released(source: Source, spec: AdapterSpec) -> Manifest | None:
+            return next((r.manifest for r in source.releases(spec) if r.digest == wanted), None)
+
+        return self._had_from_a_place(released, wanted)
 
     def _made_again(self, folder: Path, wanted: Digest) -> Manifest | None:
         """The manifest as `adapt add` made it, if that is the one that is wanted.
@@ -259,16 +255,12 @@ class _Repair:
                 with copy.open("rb") as stream:
                     self._take(stream, entry)
                 return f"from `{copy}`"
-        reasons = []
-        for label, source, spec in self._places_of(build.manifest.digest, build.full_name):
-            try:
-                if self._from(self._asked(source), spec, build.manifest.digest, entry):
-                    return f"from {label}"
-            except AdapterHubError as error:
-                reasons.append(f"{label}: {error.message.splitlines()[0]}")
-                continue
-            reasons.append(f"{label}: does not have it")
-        return "!" + ("; ".join(reasons) or "no place is known that has it")
+
+        def taken(source: Source, spec: AdapterSpec) -> bool:
+            return self._from(source, spec, build.manifest.digest, entry)
+
+        is_back, told = self._had_from_a_place(taken, build.manifest.digest, build.full_name)
+        return told if is_back else f"!{told}"
 
     def _signature_of(self, build: Installed) -> Iterator[Step]:
         """Set aside what stands in the place of the signature and is none; a sweep would stop at it."""
@@ -279,17 +271,19 @@ class _Repair:
             yield self._quarantine(path, error.clause)
         else:
             return
-        for label, source, spec in self._places_of(build.manifest.digest, build.full_name):
-            with contextlib.suppress(AdapterHubError, OSError):
-                place = self._asked(source)
-                same = [r for r in place.releases(spec) if r.digest == build.manifest.digest]
-                raw = place.provenance(same[0]).signature if same else None
-                if raw is None:
-                    continue
-                if self._intent:
+
+        def attached(source: Source, spec: AdapterSpec) -> bool:
+            same = [r for r in source.releases(spec) if r.digest == build.manifest.digest]
+            with contextlib.suppress(OSError):
+                raw = source.provenance(same[0]).signature if same else None
+                if raw is not None and self._intent:
                     attach_signature(self._store, build.folder, raw)
-                yield Step(action="restored", path=path, detail=f"from {label}; whose it is, `adapt verify` tells")
-                return
+                return raw is not None
+            return False
+
+        is_back, told = self._had_from_a_place(attached, build.manifest.digest, build.full_name)
+        if is_back:
+            yield Step(action="restored", path=path, detail=f"{told}; whose it is, `adapt verify` tells")
 
     def _strays_of(self, build: Installed) -> Iterator[Step]:
         """Set aside what has the name of an adapter's file and is no plain file, where the build has no such file."""
@@ -360,6 +354,22 @@ class _Repair:
         if name:
             for source in self._sources:
                 yield source.label, source, AdapterSpec.parse(name)
+
+    def _had_from_a_place(
+        self, what: Callable[[Source, AdapterSpec], T | None], build: Digest, name: str = ""
+    ) -> tuple[T | None, str]:
+        """What the first place gives that has it, and from where; else None, and why each place does not."""
+        reasons = []
+        for label, place, spec in self._places_of(build, name):
+            try:
+                found = what(self._asked(place), spec)
+            except AdapterHubError as error:
+                reasons.append(f"{label}: {error.message.splitlines()[0]}")
+                continue
+            if found:
+                return found, f"from {label}"
+            reasons.append(f"{label}: does not have it")
+        return None, "; ".join(reasons) or "no place is known that has it"
 
     def _asked(self, place: Origin | Source) -> Source:
         if not isinstance(place, Origin):

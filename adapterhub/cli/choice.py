@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapterhub.errors import AdapterNotFound, NoCompatibleRelease
+from adapterhub.errors import AdapterNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from adapterhub.cli.params import Session
     from adapterhub.install import RankBounds
     from adapterhub.library import Library
-    from adapterhub.resolve import Candidate, Objection, Resolution
+    from adapterhub.resolve import Objection, Resolution
     from adapterhub.specs import AdapterSpec
     from adapterhub.transfer import Release, Source
     from adapterhub.wanted_base import WantedBase
@@ -34,26 +34,13 @@ def choose_release(
         NoCompatibleRelease: one reason per release of every place that was asked.
         AdapterNotFound: no place has the name.
     """
-    from adapterhub.install import candidates_of, choose
+    from adapterhub.install import first_fitting
 
-    everything: dict[str, Candidate] = {}
-    for source in sources:
-        releases = source.releases(spec)
-        if not releases:
-            continue
-        candidates = candidates_of(library, releases, wanted, source.label)
-        everything |= {c.digest: c for c in candidates}
-        try:
-            resolution = choose(spec, candidates, wanted, bounds, objection=objection)
-        except NoCompatibleRelease:
-            continue
-        for warning in resolution.warnings:
+    found = first_fitting(library, spec, sources, wanted, bounds, objection=objection)
+    if found is not None:
+        for warning in found[2].warnings:
             session.out.warn(warning)
-        release = next(r for r in releases if r.digest == resolution.chosen.digest)
-        return release, source, resolution
-    if everything:
-        choose(spec, list(everything.values()), wanted, bounds, objection=objection)
-        raise AssertionError("a release fits all places together but none alone")
+        return found
     asked = ", ".join(source.label for source in sources)
     if not asked:
         raise AdapterNotFound(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adapterhub.cli.params import Session
     from adapterhub.library import Library
     from adapterhub.locked_builds import Locked
-    from adapterhub.locking import LockOutcome
+    from adapterhub.locking import LockOutcome, MakeMerge
     from adapterhub.project.values import Lock, LockedAdapter, LockedMerge, Project, ProjectRemote, Wanted, WantedMerge
     from adapterhub.remotes import SignaturePolicy
     from adapterhub.specs import AdapterName, AdapterSpec, BaseSpec
@@ -250,8 +250,11 @@ def lock_now(
     previous: Lock | None,
     upgrade: Collection[str] = (),
     given: Mapping[AdapterName, LockedAdapter] | None = None,
+    make_merge: MakeMerge | None = None,
 ) -> LockOutcome:
-    """What the project wants, resolved; merges are run. Nothing is written but what merges bring into the library.
+    """What the project wants, resolved. Nothing is written but what merges bring into the library.
+
+    Merges are run, unless `make_merge` stands in for that.
 
     Raises:
         As `locking.lock_project`.
@@ -260,7 +263,7 @@ def lock_now(
 
     library = session.library
 
-    def make_merge(wanted: WantedMerge, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
+    def run_merge(wanted: WantedMerge, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
         from adapterhub.locked_merges import Merges  # imports torch, for which a lock without a merge need not wait
         from adapterhub.locking import ALL, base_choice
 
@@ -282,7 +285,7 @@ def lock_now(
             sources,
             previous=previous,
             upgrade=upgrade,
-            make_merge=make_merge,
+            make_merge=make_merge or run_merge,
             given=given,
             progress=progress,
         )

@@ -106,8 +106,8 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
     from dataclasses import replace
 
     from adapterhub.cli.lock import change_document, tell_changes
-    from adapterhub.cli.project_sources import previous_lock
-    from adapterhub.locking import ALL, lock_project
+    from adapterhub.cli.project_sources import lock_now, previous_lock
+    from adapterhub.locking import ALL
     from adapterhub.sync import plan_sync, refuse_blocked, wanted_entries
 
     to_merge: set[str] = set()
@@ -116,11 +116,8 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
         to_merge.add(wanted.key)
         return _unmade(wanted)
 
-    library, previous = session.library, previous_lock(project)
-    with session.out.steps("resolve", unit="adapters") as progress:
-        outcome = lock_project(
-            library, project, sources, previous=previous, upgrade=names or ALL, make_merge=put_off, progress=progress
-        )
+    previous = previous_lock(project)
+    outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL, make_merge=put_off)
     for warning in outcome.warnings:
         session.out.warn(warning)
     plan = plan_sync(project.folder, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
