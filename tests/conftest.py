@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # before torch and huggingface_hub are imported anywhere
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +23,9 @@ from adapterhub.library import Added, Library
 from adapterhub.limits import use_limits
 from adapterhub.specs import parse_name
 from tests.tiny import make_adapter, make_base
+
+if TYPE_CHECKING:
+    from tests.hub.running import Running
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs behind a `&`
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the commands of the tests are interrupted, too
@@ -76,3 +80,20 @@ def add(tmp_path: Path, library: Library, base: BaseRecord) -> Callable[..., Add
         return (into or library).add(folder, about, base=base if known else None, namespace=namespace)
 
     return make
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client, which is offline in all other tests, may speak to servers on loopback."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A registry for the tests of a file, in this process and on loopback."""
+    from tests.hub.running import running
+
+    with running(tmp_path_factory.mktemp("registry")) as server:
+        yield server

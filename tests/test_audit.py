@@ -244,10 +244,7 @@ def test_a_base_whose_weights_were_exchanged_is_found_when_bytes_are_read(home):
 
 # ---------------------------------------------------------------- withdrawn
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+def served(tmp_path: Path, online: None):
     with running(tmp_path / "registry") as server:
         yield server
 

@@ -7,14 +7,12 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from adapterhub.project import read_lock, read_project
 from tests.command_line import Adapt
-from tests.hub.running import Running, running
 from tests.tiny import make_adapter, make_base
 
 
@@ -326,19 +324,6 @@ def test_a_project_asks_for_more_than_its_user_does_and_never_for_less(adapt):
 
 
 # ---------------------------------------------------------------- servers
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("registry")) as server:
-        yield server
-
-
-@pytest.fixture
-def online(monkeypatch):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-
-
 @pytest.mark.slow
 def test_a_build_of_a_server_is_locked_with_repository_and_commit(adapt, server, online):
     adapt.ok("remote", "add", "ours", server.url, "--namespaces", "acme")

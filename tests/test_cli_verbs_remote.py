@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,6 @@ from tests.hub.running import Running, running
 from tests.tiny import make_adapter, make_base
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("registry")) as server:
-        yield server
 
 
 class World:
@@ -44,12 +37,9 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path, server, monkeypatch, request) -> World:
+def world(tmp_path, server, online, request) -> World:
     import zlib
 
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     world = World(tmp_path, server, f"t{zlib.crc32(request.node.name.encode())}")
     world.publish("1.0.0")
     return world

@@ -192,10 +192,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("line", "code"), REFUSALS, ids=[line for line, _ in REFUSALS])
-def test_a_refusal_has_the_exit_code_of_its_class(adapt, line, code, monkeypatch):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+def test_a_refusal_has_the_exit_code_of_its_class(adapt, line, code, online):
     words = shlex.split(line)
 
     done = adapt(*words, "--json")

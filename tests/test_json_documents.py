@@ -53,11 +53,7 @@ def compare(said: dict[str, Any], *, update: bool) -> list[str]:
 
 
 @pytest.mark.slow
-def test_documents_are_of_their_types_and_as_the_golden_files_say(tmp_path, monkeypatch, request):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-
+def test_documents_are_of_their_types_and_as_the_golden_files_say(tmp_path, online, request):
     with world(tmp_path) as made:
         said = say_everything(made)
         wrong = [f"{name}: {p}" for name, document in said.items() for p in documents.problems(document, TYPES[name])]

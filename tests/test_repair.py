@@ -190,8 +190,7 @@ def test_a_place_named_with_from_helps(stand, adapt):
     assert damage_in(stand) == []
 
 
-def test_what_came_from_a_server_is_fetched_from_it_by_digest(stand, adapt, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+def test_what_came_from_a_server_is_fetched_from_it_by_digest(stand, adapt, tmp_path, online):
     with running(tmp_path / "registry") as server:
         adapt.ok("remote", "add", "ours", server.url, "--namespaces", "acme")
         adapt.ok("remote", "login", "ours", "--token", server.token)
@@ -213,8 +212,9 @@ def test_what_came_from_a_server_is_fetched_from_it_by_digest(stand, adapt, tmp_
     assert (state_of(stand), damage_in(stand), adapt("verify", "--all").exit_code) == (installed, [], 0)
 
 
-def test_a_token_meant_for_the_default_server_goes_to_no_place_something_came_from(stand, adapt, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+def test_a_token_meant_for_the_default_server_goes_to_no_place_something_came_from(
+    stand, adapt, tmp_path, monkeypatch, online
+):
     with running(tmp_path / "registry") as server, net.faulty(server.url) as proxy:
         adapt.ok("push", "one@base-7b", "--to", "acme/one", "--remote", server.url, "--token", server.token)
         adapt.ok("install", "acme/one@base-7b", "--remote", proxy.url)

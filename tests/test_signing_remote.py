@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,18 +16,9 @@ from tests.signing_homes import SIGNATURE, Homes, make_homes, statement_of
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("registry")) as server:
-        yield server
-
-
 @pytest.fixture
-def homes(tmp_path: Path, server: Running, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Homes:
+def homes(tmp_path: Path, server: Running, online: None, request: pytest.FixtureRequest) -> Homes:
     """Both know the server as `ours`; the namespace `acme` is this test's own."""
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     homes = make_homes(tmp_path)
     for home in (homes.ann, homes.ben):
         home.ok("remote", "add", "ours", server.url, "--namespaces", team(request))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from adapterhub.digests import digest_of, digest_of_file
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from adapterhub.project import read_lock
 from tests.command_line import Adapt
-from tests.hub.running import Running, running
+from tests.hub.running import Running
 from tests.tiny import make_adapter, make_base
 
 pytestmark = pytest.mark.slow
@@ -93,17 +92,8 @@ class World:
         return all(digest_of_file(path)[0] == digest for path, digest in files)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("registry")) as server:
-        yield server
-
-
 @pytest.fixture
-def world(tmp_path: Path, server: Running, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> World:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+def world(tmp_path: Path, server: Running, online: None, request: pytest.FixtureRequest) -> World:
     return World(tmp_path, server, f"t{zlib.crc32(request.node.name.encode())}")
 
 

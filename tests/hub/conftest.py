@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests.hub import shared_servers
+from tests.hub.proxy import Proxy, proxy_of
+from tests.hub.running import Running
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # large enough that the usual small files go in one piece, small enough that a test can send parts
@@ -73,6 +75,13 @@ def serving(folder: Path, limits: tuple[str, ...] = LIMITS, *options: str) -> It
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("registry")) as registry:
         yield registry
+
+
+@pytest.fixture
+def proxy(server: Running) -> Iterator[Proxy]:
+    """What stands between the registry of a file and its clients."""
+    with proxy_of(server.url) as proxy:
+        yield proxy
 
 
 @pytest.fixture(params=MODES)

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,6 @@ V1 = "/api/adapt/v1"
 SHA = "ab" * 32
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("registry")) as server:
-        yield server
-
-
 def hub(server: Running) -> Any:
     from huggingface_hub import HfApi
 
@@ -44,13 +38,6 @@ numbers = count(1)
 @pytest.fixture
 def namespace() -> str:
     return f"team{next(numbers)}"
-
-
-@pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture

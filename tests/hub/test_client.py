@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -35,23 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 numbers = count(1)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("registry")) as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(server: Running) -> Iterator[Proxy]:
-    with proxy_of(server.url) as proxy:
-        yield proxy
-
-
 @pytest.fixture(autouse=True)
-def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+def _without_pauses(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adapterhub.hub._stream.PAUSES_S", (0.0, 0.0, 0.0))
 
 

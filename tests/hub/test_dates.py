@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -18,30 +17,12 @@ from adapterhub.project.policy import objection_of
 from adapterhub.project.values import Policy
 from adapterhub.specs import AdapterSpec
 from adapterhub.transfer import Release, copy
-from tests.hub.proxy import Proxy, proxy_of
-from tests.hub.running import Running, running
+from tests.hub.proxy import Proxy
+from tests.hub.running import Running
 from tests.tiny import make_adapter
 
+pytestmark = pytest.mark.usefixtures("online")
 numbers = count(1)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("registry")) as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(server: Running) -> Iterator[Proxy]:
-    with proxy_of(server.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture

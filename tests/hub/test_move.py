@@ -88,12 +88,7 @@ def rows_of(url: str) -> dict[str, int]:
 
 
 # ------------------------------------------------------------ the whole way
-def test_a_moved_registry_answers_as_before_and_takes_new_pushes(
-    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+def test_a_moved_registry_answers_as_before_and_takes_new_pushes(shared: Shared, tmp_path: Path, online: None) -> None:
     make_base(tmp_path / "base")
     make_adapter(tmp_path / "legal-qa", rank=4)
     home, far = Adapt(tmp_path), Adapt(tmp_path, "far")

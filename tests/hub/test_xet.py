@@ -19,19 +19,13 @@ from adapterhub_registry import signing
 from adapterhub_registry.xet_format import MAX_SHARD_BYTES, MAX_XORB_BODY_BYTES, MalformedXet, parse_xet_hash
 from adapterhub_registry.xorbs import EPOCH_S, GRACE_S, DiskXorbs, XorbPlace, epoch_at, is_open
 
-from tests.hub.running import Running, running
+from tests.hub.running import Running
 from tests.hub.xet_wire import shard_bytes, xorb_bytes
 
 XORB = "ab" * 32
 DATA = b"the bytes of a file, in two chunks"
 CHUNKS = [(DATA[:20], 0), (DATA[20:], 2)]
 SHA256 = hashlib.sha256(DATA).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("registry")) as server:
-        yield server
 
 
 @pytest.fixture
