@@ -182,7 +182,7 @@ def run_install(
     record = plan.wanted.record if plan.wanted else None
     added: Added | None = None
     if plan.present is None:
-        destination = _Expecting(library, record)
+        destination = Expecting(library, record)
         signature, finding = admit(library, plan.release, plan.source, plan.asked, signatures)
         copy(plan.release, plan.source, destination, progress, signature=signature)
         assert destination.added is not None  # `copy` published
@@ -289,7 +289,7 @@ def admit(
     return provenance.signature, replace(found, code="W_SIGNATURE", severity="warning") if admitted.warn else found
 
 
-class _Expecting:
+class Expecting:
     """A library as a destination for builds that should fit `base`; `added` tells what the last copy did."""
 
     def __init__(self, library: Library, base: BaseRecord | None) -> None:

@@ -21,8 +21,7 @@ from adapterhub.errors import (
     NotFound,
     RemoteUnreachable,
 )
-from adapterhub.incoming import Incoming
-from adapterhub.install import admit
+from adapterhub.install import Expecting, admit
 from adapterhub.library import Library
 from adapterhub.locked_builds import (
     Locked,
@@ -168,12 +167,13 @@ def _take(
         signature, finding = admit(library, release, source, asked, policy)
         if finding.severity == "warning":
             warnings.append(f"[{finding.code}] {finding.message}")
-    destination = _Destination(library, base)
+    destination = Expecting(library, base)
     copied = copy(release, source, destination, progress, signature=signature)
     build = locked_build(library, entry)
     if build is not None and source is not library:
         library.note_origin(build, source.place)
-    warnings += destination.warnings
+    if destination.added is not None:
+        warnings += [f"[{f.code}] {f.message}" for f in destination.added.report.warnings]
     return Brought(entry=entry, origin=release.origin, sent_bytes=copied.sent_bytes, warnings=tuple(warnings))
 
 
@@ -190,24 +190,3 @@ def _refuse_taken(library: Library, entry: Locked, release: Release) -> None:
                 hint=f"the library has other content under this version; "
                 f"`adapt remove '{full_name_of(entry)}#{there[:_SHOWN_DIGEST]}' --yes` makes room",
             )
-
-
-class _Destination:
-    """A library as a destination that keeps the warnings of `verify`."""
-
-    def __init__(self, library: Library, base: BaseRecord | None) -> None:
-        self._library, self._base = library, base
-        self.warnings: list[str] = []
-
-    @property
-    def label(self) -> str:
-        """The library in words."""
-        return self._library.label
-
-    @contextlib.contextmanager
-    def receive(self, release: Release) -> Iterator[Incoming]:
-        """See `transfer.Destination`."""
-        with self._library.receive(release, self._base) as incoming:
-            yield incoming
-        if incoming.added is not None:
-            self.warnings = [f"[{f.code}] {f.message}" for f in incoming.added.report.warnings]
