@@ -22,6 +22,7 @@ from adapterhub.description import Description
 from adapterhub.library import Added, Library
 from adapterhub.limits import use_limits
 from adapterhub.specs import parse_name
+from tests.outside import Recording
 from tests.tiny import make_adapter, make_base
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ settings.load_profile("untimed")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--update-goldens` writes the golden files anew; look at the diff."""
     parser.addoption("--update-goldens", action="store_true", help="write golden files anew instead of comparing")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Which tests ask for what lies outside the repository is known."""
+    config.pluginmanager.register(Recording())
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ import pytest
 
 from adapterhub.manifest import WEIGHTS_FILE
 from tests.command_line import Adapt
+from tests.outside import lacking
+from tests.programs import needs
 from tests.tiny import make_adapter, make_base
 
 PROJECT = """\
@@ -255,9 +257,10 @@ def test_offline_opens_no_socket(served_lock, cut):
     shutil.rmtree(work.folder / "adapters")
     command = [sys.executable, "-c", SOCKETS_CUT, "sync", "--offline", "--frozen"]
     if cut == "no network in the kernel":
-        if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode:
-            pytest.skip("this system lets nobody cut its network")
-        command = ["unshare", "-rn", sys.executable, "-m", "adapterhub.cli", "sync", "--offline", "--frozen"]
+        unshare = needs("unshare")
+        if subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode:
+            lacking("needs the right to cut the network of a process")
+        command = [unshare, "-rn", sys.executable, "-m", "adapterhub.cli", "sync", "--offline", "--frozen"]
 
     done = subprocess.run(
         command,

@@ -11,7 +11,6 @@ import pty
 import re
 import select
 import shlex
-import shutil
 import subprocess
 import sys
 import termios
@@ -22,6 +21,7 @@ import pytest
 
 from adapterhub.cli import COMMANDS, _run
 from tests.docs_sandbox import make_sandbox
+from tests.programs import needs
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = """
@@ -215,10 +215,10 @@ def test_completion_imports_nothing_heavy(prompt, line):
 
 # ---------------------------------------------------------------- the shells themselves
 PROMPT_TEXT = "READY>"
-STARTS = {
-    "bash": (["bash", "--norc", "--noprofile", "-i"], f"PS1='{PROMPT_TEXT}'; bind 'set bell-style none'\n"),
+STARTS = {  # options, and what is typed first
+    "bash": (["--norc", "--noprofile", "-i"], f"PS1='{PROMPT_TEXT}'; bind 'set bell-style none'\n"),
     "zsh": (
-        ["zsh", "-f", "-i"],
+        ["-f", "-i"],
         f"unsetopt zle_bracketed_paste; PS1='{PROMPT_TEXT}'; autoload -U compinit; compinit -u\n",
     ),
 }
@@ -228,14 +228,15 @@ LOADS = {"bash": 'eval "$(adapt completion bash)"\n', "zsh": 'eval "$(adapt comp
 def typed(prompt: Prompt, shell: str, keys: list[str]) -> list[str]:
     """What a shell runs when these lines are typed, keys and all, on a terminal of its own."""
     prompt.log.unlink(missing_ok=True)
-    command, setting = STARTS[shell]
+    options, setting = STARTS[shell]
+    program = needs(shell)
     leader, follower = pty.openpty()
 
     def own_terminal() -> None:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     process = subprocess.Popen(
-        command, stdin=follower, stdout=follower, stderr=follower, env=prompt.environ, cwd=prompt.folder,
+        [program, *options], stdin=follower, stdout=follower, stderr=follower, env=prompt.environ, cwd=prompt.folder,
         start_new_session=True, preexec_fn=own_terminal,  # noqa: PLW1509 - does one system call
     )  # fmt: skip
     os.close(follower)
@@ -288,21 +289,17 @@ KEYS = {
 
 @pytest.mark.parametrize("shell", STARTS)
 def test_a_shell_completes_what_is_typed(prompt, shell):
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not on this machine")
-
     # zsh takes the slash after a folder away again
     assert [line.rstrip("/") for line in typed(prompt, shell, list(KEYS))] == list(KEYS.values())
 
 
 def test_fish_completes_what_is_typed(prompt):
-    if shutil.which("fish") is None:
-        pytest.skip("fish is not on this machine")
+    fish = needs("fish")
 
     def complete(line: str) -> list[str]:
         code = f"adapt completion fish | source; complete -C {shlex.quote(line)}"
         done = subprocess.run(
-            ["fish", "--no-config", "-c", code],
+            [fish, "--no-config", "-c", code],
             env=prompt.environ, cwd=prompt.folder, text=True, capture_output=True, check=True,
         )  # fmt: skip
         return done.stdout.splitlines()
@@ -317,14 +314,13 @@ def test_fish_completes_what_is_typed(prompt):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_is_one_that_the_shell_can_read(prompt, shell):
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not on this machine")
+    program = needs(shell)
     environ = prompt.environ
     script = subprocess.run(
         ["adapt", "completion", shell], env=environ, text=True, capture_output=True, check=True
     ).stdout
 
-    done = subprocess.run([shell, "-n"], input=script, env=environ, text=True, capture_output=True, check=False)
+    done = subprocess.run([program, "-n"], input=script, env=environ, text=True, capture_output=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"_adapt_completion", script)

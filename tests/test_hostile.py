@@ -16,6 +16,7 @@ import pytest
 from tests.command_line import Adapt
 from tests.hostile_corpus import MAX_MB, MAX_S, ROOT, Case, as_build, make_base, own_kinds, run, shared_corpus
 from tests.hostile_kinds import KINDS, good, sparse
+from tests.programs import needs_strace
 from tests.test_bad_inputs import OTHER_CODES
 
 AT_THE_LIMIT = {f"X{n:02}" for n, kind in enumerate(KINDS, 1) if kind.why.startswith("32,768 pairs")}
@@ -118,9 +119,6 @@ def wrong_words(verb: str, case: Case, result: dict[str, Any]) -> Iterator[str]:
 
 
 def test_the_system_calls_of_an_add_open_nothing_outside(cases: list[Case], base: Path, tmp_path: Path) -> None:
-    strace = shutil.which("strace")
-    if strace is None:
-        pytest.skip("needs strace")
     linking = [case.path for case in cases if case.code == "E_LINK"]
     log, home = tmp_path / "log", tmp_path / "home"
     code = """
@@ -131,7 +129,19 @@ for number, path in enumerate(sys.argv[2:]):
     _run()
 """.replace("HOME", repr(str(home)))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(tmp_path)}
-    command = [strace, "-f", "-qq", "-e", "trace=open,openat,creat", "-o", str(log), sys.executable, "-c", code, "x"]
+    command = [
+        needs_strace(),
+        "-f",
+        "-qq",
+        "-e",
+        "trace=open,openat,creat",
+        "-o",
+        str(log),
+        sys.executable,
+        "-c",
+        code,
+        "x",
+    ]
 
     subprocess.run([*command, *map(str, linking)], env=environment, cwd=tmp_path, check=False, timeout=120)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from adapterhub.description import Description
 from adapterhub.library import Library
 from adapterhub.specs import parse_name
-from tests.crash.faults import need_strace
 from tests.crash.stand import COMMANDS, environment, make_stand, run
+from tests.programs import needs_strace
 from tests.tiny import make_adapter
 
 SYNCS = ("fsync", "fdatasync", "sync", "syncfs", "sync_file_range", "msync")
@@ -28,7 +28,7 @@ SYNCS = ("fsync", "fdatasync", "sync", "syncfs", "sync_file_range", "msync")
 def syncs_of(folder: Path, arguments: tuple[str, ...]) -> Counter[str]:
     """How often each kind of sync is called by one command."""
     log = folder / "syncs.log"
-    before = (need_strace(), "-f", "-qq", "-o", str(log), "-e", f"trace={','.join(SYNCS)}")
+    before = (needs_strace(), "-f", "-qq", "-o", str(log), "-e", f"trace={','.join(SYNCS)}")
     done = run(folder, arguments, before=before)
     assert done.returncode == 0, done.stderr
     return Counter(re.findall(r"^\d+ +(\w+)\(", log.read_text(), re.MULTILINE))

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.crash.stand import ROOT, Trial, damage_in, environment, leftovers_in, make_stand, run, state_of
+from tests.outside import lacking
+from tests.programs import needs
 from tests.tiny import make_adapter
 
 NO_ROOM = 14
 SMALL = 4 << 20
 
 
-class MountRefused(RuntimeError):
-    """This system lets us mount nothing."""
-
-
 def in_namespace(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run shell commands where mounts are ours alone and end with them.
-
-    Raises:
-        MountRefused: in plain words.
-    """
+    """Run shell commands where mounts are ours alone and end with them."""
     own = [] if os.geteuid() == 0 else ["--map-root-user"]
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        raise MountRefused("these tests need `unshare` (package util-linux)")
+    unshare = needs("unshare")
     probe = subprocess.run([unshare, *own, "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, text=True, check=False)  # fmt: skip
     if probe.returncode:
-        raise MountRefused(f"mounting is not permitted here, not even in a namespace: {probe.stderr.strip()}")
+        lacking(f"needs the right to mount, at least in a namespace: {probe.stderr.strip()}")
     return subprocess.run(
         [unshare, *own, "--mount", "sh", "-euc", script],
         cwd=folder,
@@ -134,8 +127,8 @@ def another_user(work: Path) -> Trial:
             os.chown(path, 65534, 65534)
         path.chmod(path.stat().st_mode & (0o755 if is_root else 0o555))
     # root without the right to pass over permissions is anybody
-    rights = ("setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner,-chown")
-    problems = _read_only(folder, rights if is_root else ())
+    rights = (needs("setpriv"), "--bounding-set=-dac_override,-dac_read_search,-fowner,-chown") if is_root else ()
+    problems = _read_only(folder, rights)
     if state_of(folder) != before or damage_in(folder):
         problems.append("something changed")
     return Trial("another user's library", 0, is_old=True, problem="; ".join(problems))
@@ -180,13 +173,23 @@ def _limited(
     return Trial(fault=fault, exit_code=done.returncode, is_old=is_old, problem="; ".join(problems))
 
 
+def shifted(offset: str) -> tuple[str, ...]:
+    """How to start a command whose clock is off by `offset` (`-1d`); also that of SQLite and of the times of files."""
+    package = importlib.util.find_spec("libfaketime")
+    if package is None or package.origin is None:
+        lacking("needs `libfaketime`, which PyPI has for Linux on x86_64")
+    library = Path(package.origin).with_name("vendor") / "libfaketime" / "src" / "libfaketime.so.1"
+    assert library.is_file()
+    return ("env", f"LD_PRELOAD={library}", f"FAKETIME={offset}", "FAKETIME_DONT_FAKE_MONOTONIC=1")
+
+
 def clock(work: Path) -> Trial:
-    """The clock a day back and a year forward between commands (faketime)."""
+    """The clock a day back and a year forward between commands (libfaketime, from PyPI)."""
     folder = make_stand(work / "clock")
-    faketime = shutil.which("faketime")
-    if faketime is None:
-        raise RuntimeError("the clock test needs faketime: `apt-get install faketime`")
     problems = []
+    probe = [*shifted("+365d"), sys.executable, "-c", "import time; print(time.time())"]
+    if float(subprocess.run(probe, capture_output=True, check=True).stdout) < time.time() + 364 * 86_400:
+        problems.append("the clock was not moved")
     for when, arguments in (
         ("-1d", ("add", "./new", "--name", "new", "--base", "base-7b")),
         ("-1d", ("gc",)),
@@ -197,7 +200,7 @@ def clock(work: Path) -> Trial:
         ("-1d", ("list",)),
         ("+365d", ("list",)),
     ):
-        done = run(folder, arguments, before=(faketime, "-f", when))
+        done = run(folder, arguments, before=shifted(when))
         if done.returncode:
             problems.append(f"{when} {' '.join(arguments)}: exit {done.returncode}: {done.stderr}")
     names = [text.split()[0] for text in state_of(folder).listed]

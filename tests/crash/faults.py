@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.crash.stand import Stand, Trial, run
+from tests.programs import needs_strace
 
 CALLS = (
     "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat2", "link", "unlink", "unlinkat", "rmdir", "mkdir", "ftruncate", "fchmod",
@@ -25,31 +25,12 @@ REFUSED = (0, 14, 15, 16)
 """Exit codes after an error of the system: done all the same (it hit nothing that counts), or refused in words."""
 
 
-class StraceMissing(RuntimeError):
-    """strace is not installed, or may not trace here."""
-
-
-def need_strace() -> str:
-    """Its path.
-
-    Raises:
-        StraceMissing: in plain words.
-    """
-    path = shutil.which("strace")
-    if path is None:
-        raise StraceMissing("the crash tests need strace: `apt-get install strace`")
-    probe = subprocess.run([path, "-qq", "-o", "/dev/null", "true"], capture_output=True, text=True, check=False)
-    if probe.returncode:
-        raise StraceMissing(f"strace may not trace processes here (it needs CAP_SYS_PTRACE): {probe.stderr.strip()}")
-    return path
-
-
 def calls_of(stand: Stand) -> dict[str, int]:
     """How often each kind of call is made in a run that nothing disturbs (by the busiest thread)."""
     folder = stand.copy()
     log = folder / "calls.log"
     wanted = ",".join((*CALLS, "flock"))
-    done = run(folder, stand.arguments, before=(need_strace(), "-f", "-qq", "-o", str(log), "-e", f"trace={wanted}"))
+    done = run(folder, stand.arguments, before=(needs_strace(), "-f", "-qq", "-o", str(log), "-e", f"trace={wanted}"))
     assert done.returncode == 0, done.stderr
     found = re.findall(r"^(\d+) +(\w+)\(", log.read_text(), re.MULTILINE)
     counts: dict[str, int] = {}
@@ -63,7 +44,7 @@ def injected(call: str, number: int, what: str) -> Callable[..., subprocess.Comp
 
     def hurt(folder: Path, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         inject = f"inject={call}:{what}:when={number}"
-        before = (need_strace(), "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
+        before = (needs_strace(), "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
         return run(folder, arguments, before=before)
 
     return hurt

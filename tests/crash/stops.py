@@ -13,8 +13,8 @@ from pathlib import Path
 
 from adapterhub.errors import StoreLocked
 from adapterhub.library import Library
-from tests.crash.faults import need_strace
 from tests.crash.stand import PROGRAM, Stand, Trial, environment
+from tests.programs import needs_strace
 
 STOPPABLE = ("rename", "link", "mkdir", "fsync", "unlink")
 
@@ -25,7 +25,7 @@ def frozen(call: str, number: int, note: list[str]) -> Callable[..., subprocess.
     def hurt(folder: Path, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
         note.clear()
         inject = f"inject={call}:signal=SIGSTOP:when={number}"
-        before = (need_strace(), "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
+        before = (needs_strace(), "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
         with subprocess.Popen(
             [*before, *PROGRAM, *arguments],
             cwd=folder,
