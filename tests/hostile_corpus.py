@@ -1,4 +1,4 @@
-"""Hostile adapters as jobs for `hostile_child`: the shared corpus and kinds of our own, as folders and as builds."""
+"""Hostile adapters as jobs for `hostile_child`: `tests.bad_inputs` and `tests.hostile_kinds`, as folders and as builds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.bad_inputs import CASES, SECRET, write
 from tests.hostile_kinds import KINDS, good
-from tests.shared_data import shared
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "adapterhub.json"
@@ -31,25 +31,18 @@ class Case:
     skip: tuple[str, ...] = field(default=())
 
 
-def shared_corpus(out: Path) -> list[Case]:
-    subprocess.run([sys.executable, str(shared("bad_inputs.py")), str(out)], check=True, capture_output=True)
-    expected = json.loads((out / "expected.json").read_text())
+def bad_inputs(out: Path) -> list[Case]:
+    """The cases of `tests.bad_inputs`, written below the new folder `out`."""
     return [
-        Case(
-            id=c["id"],
-            path=out / c["path"],
-            verdicts=frozenset({c["expect"], *c.get("also", [])}),
-            code=c["code"],
-            skip=tuple(c.get("skip", ())),
-        )
-        for c in expected["cases"]
+        Case(id=name, path=path, verdicts=frozenset(CASES[name].verdicts), code=CASES[name].code, skip=CASES[name].skip)
+        for name, path in write(out).items()
     ]
 
 
 def own_kinds(out: Path) -> list[Case]:
     cases = []
     (out / "outside_secret.txt").parent.mkdir(parents=True, exist_ok=True)
-    (out / "outside_secret.txt").write_text("outside-secret-3f1c")
+    (out / "outside_secret.txt").write_text(SECRET)
     for number, kind in enumerate(KINDS, 1):
         folder = out / f"X{number:02}" / "adapter"
         path = kind.make(folder) or folder

@@ -1,4 +1,4 @@
-"""Hostile adapters that are not in the shared corpus, each with the verdicts that are right for it.
+"""Hostile adapters beside those of `tests.bad_inputs`, each with the verdicts that are right for it.
 
 A kind says what is strange about it, the verdicts (`refuse`, `warn`, `accept`; a file that is passed over counts as
 `accept`), the code of the finding that tells, and makes the folder. The writer of safetensors here is its own, so that
@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import numpy as np
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PRE = "base_model.model.model.layers."
 TAKEN = ("accept",)
+PICKLE = b"\x80\x02cos\nmkdir\nX\x0a\x00\x00\x00CANARY_RAN\x85R."
+"""Makes a folder CANARY_RAN where it is loaded, which no test does."""
 Tensor = tuple[str, str, list[int], bytes]
 
 
@@ -30,9 +32,22 @@ class Kind:
     verdicts: tuple[str, ...]
     code: str
     make: Callable[[Path], Path | None]
+    skip: tuple[str, ...] = ()
+    """Files that are passed over, and named."""
 
 
 KINDS: list[Kind] = []
+
+
+def into_new_folder(make: Callable[[Path], Any]) -> Callable[[Path], Path | None]:
+    """The maker of a kind: makes the folder first, and returns the path that `make` returns, if it does."""
+
+    def made(folder: Path) -> Path | None:
+        folder.mkdir(parents=True)
+        found = make(folder)
+        return found if isinstance(found, Path) else None
+
+    return made
 
 
 def kind(
@@ -40,24 +55,31 @@ def kind(
 ) -> Callable[[Callable[[Path], Any]], Callable[[Path], Any]]:
     def keep(make: Callable[[Path], Any]) -> Callable[[Path], Any]:
         verdicts = (verdict,) if isinstance(verdict, str) else verdict
-
-        def made(folder: Path) -> Path | None:
-            folder.mkdir(parents=True)
-            found = make(folder)
-            return found if isinstance(found, Path) else None
-
-        KINDS.append(Kind(why, verdicts, code, made))
+        KINDS.append(Kind(why, verdicts, code, into_new_folder(make)))
         return make
 
     return keep
 
 
 # ---------------------------------------------------------------- material
-def pairs(rank: int = 8, dtype: str = "<f4", fill: float | None = None, name: str = "F32") -> list[Tensor]:
+MODULES = (("q_proj", 64), ("v_proj", 32))
+"""The attention modules of the corpus's base, and how wide each one's output is."""
+
+
+def pairs(
+    rank: int = 8,
+    dtype: str = "<f4",
+    fill: float | None = None,
+    name: str = "F32",
+    *,
+    width: int = 64,
+    layers: Iterable[int] = range(2),
+    modules: Sequence[tuple[str, int]] = MODULES,
+) -> list[Tensor]:
     random, tensors = np.random.default_rng(0), []
-    for layer in range(2):
-        for module, out in (("q_proj", 64), ("v_proj", 32)):
-            for half, shape in (("A", [rank, 64]), ("B", [out, rank])):
+    for layer in layers:
+        for module, out in modules:
+            for half, shape in (("A", [rank, width]), ("B", [out, rank])):
                 values = random.normal(0, 0.05, shape) if fill is None else np.full(shape, fill)
                 tensors.append(
                     (f"{PRE}{layer}.self_attn.{module}.lora_{half}.weight", name, shape, values.astype(dtype).tobytes())
@@ -65,15 +87,22 @@ def pairs(rank: int = 8, dtype: str = "<f4", fill: float | None = None, name: st
     return tensors
 
 
-def container(tensors: Sequence[Tensor], *, metadata: str = "", between: str = "") -> bytes:
+def container(
+    tensors: Sequence[Tensor], *, metadata: str = "", between: str = "", before: str = "", after: str = ""
+) -> bytes:
+    """A safetensors file; `before` and `after` stand around the JSON of its header, `between` in it."""
     parts, data, at = [f'"__metadata__":{metadata}'] if metadata else [], [], 0
     for name, dtype, shape, raw in tensors:
         place = f'"data_offsets":[{at},{at + len(raw)}]'
         parts.append(f'{json.dumps(name)}:{{"dtype":"{dtype}","shape":{json.dumps(shape)},{place}}}')
         data.append(raw)
         at += len(raw)
-    text = ("{" + f",{between}".join(parts) + "}").encode()
-    return struct.pack("<Q", len(text)) + text + b"".join(data)
+    return framed((before + "{" + f",{between}".join(parts) + "}" + after).encode(), b"".join(data))
+
+
+def framed(header: bytes, data: bytes = b"", *, length: int | None = None) -> bytes:
+    """A header, true or not, behind its length, true or not."""
+    return struct.pack("<Q", len(header) if length is None else length) + header + data
 
 
 def settings(**changed: Any) -> dict[str, Any]:
@@ -153,7 +182,7 @@ def _(folder: Path) -> None:
 def _(folder: Path) -> None:
     good(folder)
     for name in ("bomb.zip", "more.tar.gz", "optimizer.pt", "scheduler.pkl"):
-        (folder / name).write_bytes(b"\x80\x02cos\nmkdir\nX\x0a\x00\x00\x00CANARY_RAN\x85R.")
+        (folder / name).write_bytes(PICKLE)
 
 
 @kind("20,001 files", "refuse", "E_LIMIT")

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.bad_inputs import SECRET
 from tests.command_line import Adapt
-from tests.hostile_corpus import MAX_MB, MAX_S, ROOT, Case, as_build, make_base, own_kinds, run, shared_corpus
+from tests.hostile_corpus import MAX_MB, MAX_S, ROOT, Case, as_build, bad_inputs, make_base, own_kinds, run
 from tests.hostile_kinds import KINDS, good, sparse
 from tests.programs import needs_strace
 from tests.test_bad_inputs import OTHER_CODES
@@ -40,7 +41,7 @@ def base(place: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(place: Path) -> list[Case]:
-    return [*shared_corpus(place / "corpus"), *own_kinds(place / "own")]
+    return [*bad_inputs(place / "corpus"), *own_kinds(place / "own")]
 
 
 def tree(folder: Path, but: Path) -> list[str]:
@@ -67,7 +68,7 @@ def told(
     assert tree(place, folder) == before  # nothing written beside the library, by any case
     assert {p.name for p in folder.iterdir()} - {"home", "job.json", "good", "tmp", "user"} == set()
     assert list((folder / "tmp").iterdir()) == []
-    held = [p for p in (folder / "home").rglob("*") if p.is_file() and b"outside-secret-3f1c" in p.read_bytes()]
+    held = [p for p in (folder / "home").rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
     assert held == []
     return verb, found
 

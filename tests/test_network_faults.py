@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import resource
 import shutil
@@ -20,9 +19,9 @@ from adapterhub.library import Library
 from adapterhub.specs import AdapterSpec
 from adapterhub.transfer import Release, copy
 from tests import faulty_proxy as net
+from tests.bad_inputs.names import LISTING, REFERENCES
 from tests.command_line import Adapt, Done
 from tests.hub.running import Running, running
-from tests.shared_data import shared
 from tests.tiny import make_adapter, make_base
 
 WEIGHTS, MANIFEST, CONFIG = "adapter_model.safetensors", "adapterhub.json", "adapter_config.json"
@@ -306,15 +305,6 @@ def test_a_question_that_is_led_elsewhere_is_refused_and_takes_no_token_along(as
 
 
 # ---------------------------------------------------------------- what a listing may hold
-def tables() -> Any:
-    spec = importlib.util.spec_from_file_location("bad_inputs", shared("bad_inputs.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def listed(name: str) -> net.Fault:
     more = {"type": "file", "path": name, "size": 3, "oid": git_sha1(b"bad")}
     return net.changed_json(
@@ -324,7 +314,7 @@ def listed(name: str) -> net.Fault:
 
 def test_names_in_a_listing_are_refused_passed_over_or_taken(ask, home, proxy):
     wrong = []
-    for name, verdict in tables().LISTING.items():
+    for name, verdict in LISTING.items():
         proxy.faults["paths-info"] = listed(name)
         done = ask(PLAIN)
         if done.exit_code != (16 if verdict == "refuse" else 0):
@@ -372,7 +362,7 @@ def reads(text: str) -> bool:
 
 
 def test_references_that_a_user_may_type(home, proxy):
-    for text, verdict in tables().REFS.items():
+    for text, verdict in REFERENCES.items():
         done = home("install", "--remote", proxy.url, "--", text)
 
         assert reads(text) == (verdict == "accept"), text
