@@ -20,10 +20,10 @@ from adapterhub.errors import Conflict, MergeRefused, UsageProblem  # noqa: E402
 from adapterhub.merge import MergeInput, MergeResult, merge, methods  # noqa: E402
 from tests.adapter_folders import PREFIX, error_of, exact_sum, updates_in, write_folder  # noqa: E402
 from tests.contracts.merge_method import MergeMethodContract, lossless  # noqa: E402
+from tests.shared_data import shared  # noqa: E402
 
 QV = {f"model.layers.{i}.self_attn.{m}": s for i in range(3) for m, s in {"q_proj": (8, 8), "v_proj": (4, 8)}.items()}
 MLP = {f"model.layers.{i}.mlp.up_proj": (20, 8) for i in range(3)}
-WILD = Path(__file__).resolve().parents[2] / "shared" / "data" / "wild"
 
 
 class TestMethods(MergeMethodContract):
@@ -380,9 +380,8 @@ def test_an_empty_folder_is_filled_and_a_full_one_is_not_touched(tmp_path: Path)
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine"]
 
 
-@pytest.mark.skipif(not WILD.is_dir(), reason="the shared test data (../shared/data) is not here")
 def test_three_real_trainings_of_one_recipe_add_up(tmp_path: Path) -> None:
-    root = WILD / "ao-wei__gemma3-270m-svg-lora-partb"
+    root = shared("wild") / "ao-wei__gemma3-270m-svg-lora-partb"
     folders = [root / "669c4e5/adapter", root / "0740c0a/adapter", root / "0740c0a/adapter_seed123"]
     weights = [0.5, 0.3, -0.2]
 

@@ -16,6 +16,7 @@ from adapterhub.errors import MalformedConfig
 from adapterhub.patterns import Budget, FullPattern, KeyPatterns, PatternTooSlow, pattern_problem
 from adapterhub.peft_config import PEFT_TYPES, AdapterConfig
 from tests.shared_data import shared
+from tests.wild import KEPT
 
 MODULES = [
     "model.embed_tokens",
@@ -486,26 +487,29 @@ def test_scale_is_that_of_a_layer_made_by_peft() -> None:
 
 
 # ------------------------------------------------------------ the wild
-def wild_configs() -> list[Path]:
-    return sorted(shared("wild").rglob("adapter_config.json"))
+@pytest.fixture(params=["kept", "shared"])
+def wild_configs(request: pytest.FixtureRequest) -> list[Path]:
+    return sorted((KEPT if request.param == "kept" else shared("wild")).rglob("adapter_config.json"))
 
 
-def test_wild_configs_are_read_or_named() -> None:
+def test_wild_configs_are_read_or_named(wild_configs: list[Path]) -> None:
     refused = {}
-    for path in wild_configs():
+    for path in wild_configs:
         try:
             AdapterConfig.parse(path.read_bytes(), "adapter_config.json")
         except MalformedConfig as error:
-            refused[path.relative_to(shared("wild")).parts[0]] = error.code
+            refused[next(part for part in path.parts if "__" in part)] = error.code
 
-    assert refused == {
+    not_kept = {
         "AnHu2410__MD_crosslingual": "E_UNSUPPORTED",
         "kilojoules__REDKWEEN": "E_UNSUPPORTED",
         "softwarewrighter__engram-poc": "E_UNSUPPORTED",
     }
+    assert len(wild_configs) > 200
+    assert refused == ({} if KEPT in wild_configs[0].parents else not_kept)
 
 
-def test_wild_configs_mean_what_peft_makes_of_them() -> None:
+def test_wild_configs_mean_what_peft_makes_of_them(wild_configs: list[Path]) -> None:
     from peft import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.other import get_pattern_key
@@ -517,7 +521,7 @@ def test_wild_configs_mean_what_peft_makes_of_them() -> None:
         "decoder.block.0.layer.1.EncDecAttention.q",
     ]
     differing = []
-    for path in wild_configs():
+    for path in wild_configs:
         value = json.loads(path.read_bytes())
         if value.get("peft_type") != "LORA":
             continue

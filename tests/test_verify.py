@@ -24,7 +24,7 @@ from adapterhub.tensorfacts import TensorFacts
 from adapterhub.tensorfile import TensorSpec, header_bytes, read_header
 from adapterhub.verify import Finding, Report, checks, open_subject, verify, verify_folder
 from adapterhub.verify._scan import CHUNK_BYTES, scan_weights
-from tests.shared_data import shared
+from tests.wild import wild
 
 HID, KV, RANK = 8, 4, 2
 P = "base_model.model."
@@ -751,18 +751,12 @@ def test_a_file_that_changes_under_the_checks_is_a_finding(make: Make) -> None:
 @pytest.mark.parametrize(
     ("toy", "warned"), [("lora_mlp", []), ("lora_conv2d", []), ("lora_mlp_modules_to_save", ["W_FULL_WEIGHT"])]
 )
-def test_peft_toys_of_2023_pass_once_converted(tmp_path: Path, toy: str, warned: list[str]) -> None:
-    import torch
-    from safetensors.torch import save_file as save_torch
-
-    source = shared("wild") / f"huggingface__peft/28fe1f1/tests/regression/{toy}/0.6.1"
-    tensors = torch.load(source / "adapter_model.bin", weights_only=True, map_location="cpu")
-    save_torch(tensors, tmp_path / WEIGHTS_FILE)
-    (tmp_path / CONFIG_FILE).write_bytes((source / CONFIG_FILE).read_bytes())
+def test_peft_toys_of_2023_pass_once_converted(toy: str, warned: list[str]) -> None:
+    folder = wild(f"huggingface__peft/28fe1f1/tests/regression/{toy}/0.6.1")
     base = [facts("lin0.weight", *((2, 10) if "conv" in toy else (20, 10))), facts("lin1.weight", 2, 20)]
     base += [facts("conv2d.weight", 10, 5, 3, 3)] if "conv" in toy else []
 
-    report = verify_folder(tmp_path, base_tensors=base)
+    report = verify_folder(folder, base_tensors=base)
 
     assert report.errors == ()
     assert sorted(codes(report)) == sorted([*warned, "W_AUTO_MAPPING", "W_BASE_MISSING"])
