@@ -23,7 +23,7 @@ from typing import Any
 
 from adapterhub.merge_methods import names
 from tests.real_base import smollm2_base
-from tests.shared_data import SHARED_DATA
+from tests.shared_data import shared
 
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 CHOOSING = 32
@@ -31,7 +31,7 @@ CHOOSING = 32
 
 
 def training_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_adapters", SHARED_DATA / "make_adapters.py")
+    spec = importlib.util.spec_from_file_location("make_adapters", shared("make_adapters.py"))
     if spec is None or spec.loader is None:
         raise SystemExit("the shared test data are not beside this project")
     module = importlib.util.module_from_spec(spec)
