@@ -6,7 +6,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,8 +24,6 @@ OTHER_CODES = {
     "F06": "S_OTHER",
 }
 """Where the corpus proposes another code for the same verdict, or allows another verdict."""
-
-MAX_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +61,9 @@ def test_verdict(corpus: dict[str, Case], base: list[TensorFacts], name: str, mo
     out = case.path.parents[1 if case.path.is_dir() or case.path.is_symlink() else 2]
     monkeypatch.chdir(out)
     before = sorted(str(p) for p in out.rglob("*"))
-    started = time.process_time()
 
     report = verify_folder(case.path, base_tensors=base)
 
-    assert time.process_time() - started < MAX_S
     assert verdict(report) in case.verdicts, [str(f) for f in report.findings]
     assert OTHER_CODES.get(name, case.code) in {f.code for f in report.findings} | {""}
     assert sorted(str(p) for p in out.rglob("*")) == before  # nothing made, no canary

@@ -255,14 +255,15 @@ def test_every_page_can_be_reached_from_the_readme():
 def test_ci_runs_the_readmes_test_command():
     readme = [s.command for s in steps(ROOT / "README.md") if "pytest" in s.command]
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    reads = next(line for line in script.splitlines() if line.startswith("test_command="))
+    reads = [line for line in script.splitlines() if line.startswith(("test_command=", "set_up=", "tests="))]
 
     found = subprocess.run(
-        ["bash", "-c", f'{reads}; printf %s "$test_command"'], cwd=ROOT, text=True, capture_output=True, check=True
-    )
+        ["bash", "-c", "\n".join([*reads, 'printf "%s && %s" "$set_up" "$tests"'])],
+        cwd=ROOT, text=True, capture_output=True, check=True,
+    )  # fmt: skip
 
     assert [found.stdout] == readme
-    assert 'bash -euo pipefail -c "$test_command"' in script
+    assert all(runs in script for runs in ('\nbare "$set_up"\n', '\n  "$tests" ', '\nbare "$tests @$work/again"\n'))
 
 
 def test_the_floors_of_the_page_are_those_of_the_test():
