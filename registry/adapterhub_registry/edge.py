@@ -11,13 +11,15 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import time
 from urllib.parse import unquote_to_bytes
 
+import anyio
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub.errors import AdapterHubError, shown
-from adapterhub_registry.errors import Refusal, bad_request, refusal_of, too_large
+from adapterhub_registry.errors import Refusal, bad_request, refusal_of, too_large, too_slow
 from adapterhub_registry.settings import Limits
 from adapterhub_registry.telemetry import Telemetry, Told
 
@@ -56,7 +58,7 @@ class Edge:
             inner["path"] = routed_path(scope)
             limit = self._limit(inner["path"])
             _refuse_announced(scope, limit)
-            await self._app(inner, _counted(receive, limit, told), tell)
+            await self._app(inner, _bounded(receive, limit, self._limits, told), tell)
         except Exception as error:  # whatever it is, the client gets an answer
             if told.status:
                 raise
@@ -95,13 +97,32 @@ def _refuse_announced(scope: Scope, limit: int) -> None:
             raise too_large(limit)
 
 
-def _counted(receive: Receive, limit: int, told: Told) -> Receive:
+def _bounded(receive: Receive, limit_bytes: int, limits: Limits, told: Told) -> Receive:
+    """`receive` for a body of so many bytes, at no less than the least rate.
+
+    Only the time in which the server waits for the client counts: a slow disk is not the client's fault.
+    """
+    waited_s, is_whole = 0.0, False
+
     async def bounded() -> Message:
-        message = await receive()
+        nonlocal waited_s, is_whole
+        if is_whole:
+            return await receive()  # waits for the end of the connection, as long as the answer takes
+        allowed_s = min(limits.body_s, limits.body_grace_s + told.received_bytes / limits.body_bytes_per_second)
+        if waited_s > allowed_s:
+            raise too_slow("the body", allowed_s)
+        began = time.monotonic()
+        try:
+            with anyio.fail_after(allowed_s - waited_s):
+                message = await receive()
+        except TimeoutError:
+            raise too_slow("the body", allowed_s) from None
+        waited_s += time.monotonic() - began
         if message["type"] == "http.request":
             told.received_bytes += len(message.get("body", b""))
-            if told.received_bytes > limit:
-                raise too_large(limit)
+            if told.received_bytes > limit_bytes:
+                raise too_large(limit_bytes)
+            is_whole = not message.get("more_body", False)
         return message
 
     return bounded
