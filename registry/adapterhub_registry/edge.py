@@ -12,14 +12,14 @@ import logging
 import re
 import secrets
 import time
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import anyio
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub.errors import AdapterHubError, shown
-from adapterhub_registry.errors import Refusal, bad_request, refusal_of, too_large, too_slow
+from adapterhub_registry.errors import Refusal, bad_request, out_of_bounds, refusal_of, too_large, too_slow
 from adapterhub_registry.settings import Limits
 from adapterhub_registry.telemetry import Telemetry, Told
 
@@ -27,6 +27,10 @@ log = logging.getLogger("adapterhub_registry")
 
 _COMMIT = re.compile(r"/api/models/[^/]+/[^/]+/commit/")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SIGNED = ("/_lfs/", "/_xet/")  # what such a path holds is checked by its signature, and reaches no database
+MAX_PATH_BYTES = 2048  # of a whole route; the path of a file takes up to 1024 of them
+MAX_PARAMETERS = 200
+MAX_PARAMETER_CHARACTERS = 1024
 
 
 class Edge:
@@ -56,6 +60,7 @@ class Edge:
         self._telemetry.began()
         try:
             inner["path"] = routed_path(scope)
+            _refuse_long(inner["path"], scope["query_string"])
             limit = self._limit(inner["path"])
             _refuse_announced(scope, limit)
             await self._app(inner, _bounded(receive, limit, self._limits, told), tell)
@@ -68,7 +73,7 @@ class Edge:
             self._telemetry.ended(scope, told, number)
 
     def _limit(self, path: str) -> int:
-        if path.startswith(("/_lfs/", "/_xet/")):
+        if path.startswith(_SIGNED):
             return self._limits.file_bytes
         return self._limits.commit_body_bytes if _COMMIT.match(path) else self._limits.json_body_bytes
 
@@ -89,6 +94,27 @@ def routed_path(scope: Scope) -> str:
     if _CONTROL.search(whole):
         raise bad_request("the path holds control characters")
     return path
+
+
+def _refuse_long(path: str, query: bytes) -> None:
+    """Bound everything that a request names, in one place: what passes may go to a database.
+
+    Raises:
+        Refusal: 422.
+    """
+    if len(unquote_to_bytes(path)) > MAX_PATH_BYTES and not path.startswith(_SIGNED):
+        raise out_of_bounds(f"the path: expected at most {MAX_PATH_BYTES} bytes")
+    if not query:
+        return
+    try:
+        given = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
+    except ValueError:
+        raise out_of_bounds(f"expected at most {MAX_PARAMETERS} parameters") from None
+    for name, value in given:
+        if max(len(name), len(value)) > MAX_PARAMETER_CHARACTERS:
+            raise out_of_bounds(f"{shown(name, 40)}: expected at most {MAX_PARAMETER_CHARACTERS} characters")
+        if _CONTROL.search(name) or _CONTROL.search(value):
+            raise out_of_bounds(f"{shown(name, 40)}: expected no control characters")
 
 
 def _refuse_announced(scope: Scope, limit: int) -> None:

@@ -60,6 +60,11 @@ def bad_request(message: str) -> Refusal:
     return Refusal(400, "BadRequest", message)
 
 
+def out_of_bounds(message: str) -> Refusal:
+    """422: a path or parameter is longer than any that means something here."""
+    return Refusal(422, "BadRequest", message)
+
+
 def unauthorized(message: str = "a token is needed: `hf auth login` or HF_TOKEN") -> Refusal:
     """401: no token, or one that is not known here."""
     return Refusal(401, "Unauthorized", message, headers={"WWW-Authenticate": "Bearer"})

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from adapterhub_registry.errors import Refusal, too_slow
 from adapterhub_registry.settings import Limits
 
-MAX_HEAD_BYTES = 1 << 15
+MAX_HEAD_BYTES = 1 << 16
 TOO_LARGE = 431
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _FOLD = re.compile(rb"\n[ \t]")
@@ -53,6 +53,8 @@ def refuse_ambiguity(buffered: bytes, http_version: bytes) -> None:
     """
     end = _END_OF_HEAD.search(buffered)
     head = buffered[: end.start()] if end else buffered
+    if len(head) > MAX_HEAD_BYTES:  # h11 counts only what is not whole yet, which hangs on how it arrives
+        raise h11.RemoteProtocolError("too long", error_status_hint=TOO_LARGE)
     if _FOLD.search(head):
         raise h11.RemoteProtocolError("a header field goes on in a second line")
     framing = _FRAMING.findall(head)
