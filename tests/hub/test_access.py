@@ -6,9 +6,9 @@ import base64
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -197,22 +197,22 @@ def test_uploads_at_once_are_bounded(tmp_path: Path) -> None:
 
     with running(tmp_path / "root", limits=Limits(uploads_at_once=1)) as server:
         repo = make(server)
-        others = []
+        body = b'{"key":"header","value":{"summary":"x"}}\n'
+        slow = HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+        slow.putrequest("POST", f"/api/models/{repo}/commit/main")
+        slow.putheader("Authorization", f"Bearer {server.token}")
+        slow.putheader("Content-Length", str(len(body)))
+        slow.putheader("Expect", "100-continue")
+        slow.endheaders()
+        # the server asks for the body once the upload has its place
+        asked = slow.sock.recv(100)
 
-        def slow() -> Iterator[bytes]:
-            yield b'{"key":"header","value":{"summary":"x"}}\n'
-            for number in range(100):
-                others.append(commit(server, repo, f"{number}.txt", "b"))
-                if others[-1].status_code != 200:
-                    break
-                time.sleep(0.05)  # the server has not begun with this one yet
-            yield b"\n"
+        meanwhile = commit(server, repo, "b.txt", "b")
+        slow.send(body)
+        first = slow.getresponse().status
+        slow.close()
+        afterwards = commit(server, repo, "c.txt", "c")
 
-        first = httpx.post(
-            f"{server.url}/api/models/{repo}/commit/main",
-            content=slow(),
-            headers={"Authorization": f"Bearer {server.token}"},
-        )
-
-    assert first.status_code == 200
-    assert (others[-1].status_code, others[-1].headers["retry-after"]) == (429, "2")
+    assert asked == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert (meanwhile.status_code, meanwhile.headers["retry-after"]) == (429, "2")
+    assert (first, afterwards.status_code) == (200, 200)
