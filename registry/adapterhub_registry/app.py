@@ -85,6 +85,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
         openapi_url="/api/adapt/v1/openapi.json",
         docs_url=None,  # the pages would load scripts from another host
         redoc_url=None,
+        redirect_slashes=False,  # it would redirect to whatever Host a request names
     )
     app.state.registry = registry
     app.state.upload_places = Places(settings.limits.uploads_at_once)

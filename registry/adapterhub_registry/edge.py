@@ -27,6 +27,7 @@ log = logging.getLogger("adapterhub_registry")
 
 _COMMIT = re.compile(r"/api/models/[^/]+/[^/]+/commit/")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/]*)(/.*)?")
 _SIGNED = ("/_lfs/", "/_xet/")  # what such a path holds is checked by its signature, and reaches no database
 MAX_PATH_BYTES = 2048  # of a whole route; the path of a file takes up to 1024 of them
 MAX_PARAMETERS = 200
@@ -47,7 +48,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         number, told = secrets.token_hex(8), Told()
-        inner: Scope = {**scope, "adapterhub.told": told}
+        inner: Scope = {**in_origin_form(scope), "adapterhub.told": told}
 
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -59,8 +60,9 @@ class Edge:
 
         self._telemetry.began()
         try:
-            inner["path"] = routed_path(scope)
+            inner["path"] = routed_path(inner)
             _refuse_long(inner["path"], scope["query_string"])
+            _refuse_fields(scope)
             limit = self._limit(inner["path"])
             _refuse_announced(scope, limit)
             await self._app(inner, _bounded(receive, limit, self._limits, told), tell)
@@ -76,6 +78,15 @@ class Edge:
         if path.startswith(_SIGNED):
             return self._limits.file_bytes
         return self._limits.commit_body_bytes if _COMMIT.match(path) else self._limits.json_body_bytes
+
+
+def in_origin_form(scope: Scope) -> Scope:
+    """A request for `http://host/path`, as proxies ask, as one for `/path` at that host (RFC 9112, section 3.2.2)."""
+    found = _ABSOLUTE.fullmatch(scope.get("raw_path") or b"")
+    if found is None:
+        return scope
+    others = [field for field in scope["headers"] if field[0] != b"host"]
+    return {**scope, "raw_path": found.group(2) or b"/", "headers": [(b"host", found.group(1)), *others]}
 
 
 def routed_path(scope: Scope) -> str:
@@ -115,6 +126,15 @@ def _refuse_long(path: str, query: bytes) -> None:
             raise out_of_bounds(f"{shown(name, 40)}: expected at most {MAX_PARAMETER_CHARACTERS} characters")
         if _CONTROL.search(name) or _CONTROL.search(value):
             raise out_of_bounds(f"{shown(name, 40)}: expected no control characters")
+
+
+def _refuse_fields(scope: Scope) -> None:
+    """Refuse fields that a proxy before this server may read in another way, or that promise what is not done here."""
+    names = [name for name, _ in scope["headers"]]
+    if names.count(b"authorization") > 1:
+        raise bad_request("Authorization: expected it once")
+    if b"content-encoding" in names:
+        raise Refusal(415, "BadRequest", "Content-Encoding: expected a plain body", headers={"Connection": "close"})
 
 
 def _refuse_announced(scope: Scope, limit: int) -> None:

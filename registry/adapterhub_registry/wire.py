@@ -55,6 +55,8 @@ def refuse_ambiguity(buffered: bytes, http_version: bytes) -> None:
     head = buffered[: end.start()] if end else buffered
     if len(head) > MAX_HEAD_BYTES:  # h11 counts only what is not whole yet, which hangs on how it arrives
         raise h11.RemoteProtocolError("too long", error_status_hint=TOO_LARGE)
+    if http_version not in {b"1.0", b"1.1"}:
+        raise h11.RemoteProtocolError("expected HTTP/1.1 or HTTP/1.0")
     if _FOLD.search(head):
         raise h11.RemoteProtocolError("a header field goes on in a second line")
     framing = _FRAMING.findall(head)

@@ -117,6 +117,97 @@ def test_a_body_that_breaks_off_its_framing_ends_the_connection(server: Running,
         assert line.rest().count(b"HTTP/1.1 ") == 1
 
 
+# ------------------------------------------------------------ what is asked
+def test_an_absolute_target_is_answered_for_the_host_that_it_names(server: Running) -> None:
+    body = b'{"organization":"acme","name":"absolute"}'
+    fields = (f"Authorization: Bearer {server.token}", f"Content-Length: {len(body)}")
+    with line_to(server.url) as line:
+        line.send(head_of("GET", "http://adapters.example/api/adapt/v1/healthz"))
+        health = line.answer()
+        line.send(head_of("POST", "HTTP://adapters.example:8000/api/repos/create", *fields) + body)
+        made = line.answer()
+
+    assert (health.status, health.json()) == (200, {"status": "ok"})
+    assert made.json()["url"] == "http://adapters.example:8000/acme/absolute"
+
+
+@pytest.mark.parametrize("authority", ["ann@adapters.example", "", "a b", "adapters.example:99999x"])
+def test_an_absolute_target_names_a_host(server: Running, authority: str) -> None:
+    with line_to(server.url) as line:
+        line.send(head_of("GET", f"http://{authority}/api/models"))
+
+        assert line.answer().status == 400
+
+
+@pytest.mark.parametrize("target", ["*", "adapters.example:443", "//adapters.example/api/models", "ftp://x/api/models"])
+def test_other_targets_are_nothing_here(server: Running, target: str) -> None:
+    with line_to(server.url) as line:
+        line.send(head_of("GET", target))
+
+        assert line.answer().status == 404
+
+
+@pytest.mark.parametrize("path", ["/healthz/", "/metrics/", "/api/models/acme/x/", "/api/models/", "//healthz"])
+def test_no_request_is_redirected_to_the_host_that_it_names(server: Running, path: str) -> None:
+    with line_to(server.url) as line:
+        line.send(head_of("GET", path))
+        answer = line.answer()
+
+    assert (answer.status, "location" in answer.headers) == (404, False)
+
+
+@pytest.mark.parametrize("version", ["2.0", "1.2", "0.9", "9.9"])
+def test_other_versions_of_http_are_refused(server: Running, version: str) -> None:
+    with line_to(server.url) as line:
+        line.send(f"GET /api/models HTTP/{version}\r\nHost: x\r\n\r\n".encode())
+
+        assert line.rest().startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_websocket_is_not_opened(server: Running) -> None:
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    with line_to(server.url) as line:
+        line.send(head_of("GET", "/healthz", "Connection: Upgrade", "Upgrade: websocket", key))
+
+        assert line.answer().status == 200
+
+
+def test_two_credentials_are_refused(server: Running) -> None:
+    with line_to(server.url) as line:
+        line.send(head_of("GET", "/api/models", f"Authorization: Bearer {server.token}", "Authorization: Bearer x"))
+
+        assert line.answer().status == 400
+
+
+def test_a_packed_body_is_refused_unread(server: Running) -> None:
+    with line_to(server.url) as line:
+        line.send(head_of("POST", "/api/repos/create", "Content-Encoding: gzip", "Content-Length: 1000"))
+
+        assert line.rest().startswith(b"HTTP/1.1 415 ")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"user":"bob","role":"read","user":"eve"}',
+        b'{"user":"bob","role":"read","days":NaN}',
+        b'{"user":"bob","role":"read","days":' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"user":' * 5000,
+        b"\xff",
+    ],
+)
+def test_json_that_two_programs_read_differently_is_refused(server: Running, body: bytes) -> None:
+    before = len(server.registry.tokens.records())
+    headers = {"Authorization": f"Bearer {server.token}", "Content-Type": "application/json"}
+
+    answer = httpx.post(f"{server.url}/api/adapt/v1/tokens", content=body, headers=headers)
+
+    assert (answer.status_code, answer.headers["x-error-code"]) == (400, "BadRequest")
+    assert answer.json()["error"].startswith("body: ")
+    assert len(server.registry.tokens.records()) == before
+
+
 # ------------------------------------------------------------ heads
 def test_a_head_is_waited_for_ten_seconds_at_most() -> None:
     assert Limits().head_s <= 10
