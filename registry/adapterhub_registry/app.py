@@ -8,7 +8,6 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Callable
 
-import anyio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -20,6 +19,7 @@ from starlette.exceptions import HTTPException
 from adapterhub.errors import AdapterHubError, UsageProblem, shown
 from adapterhub_registry import adapt_api, hub_api, hub_files, hub_info, hub_lfs, hub_upload, operations_api, xet
 from adapterhub_registry.blobs import BlobStore, DiskBlobs, StoreUnreachable
+from adapterhub_registry.bodies import Places
 from adapterhub_registry.context import Registry
 from adapterhub_registry.db import Database
 from adapterhub_registry.downloads import FLUSH_EVERY_S, Downloads
@@ -85,9 +85,10 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
         openapi_url="/api/adapt/v1/openapi.json",
         docs_url=None,  # the pages would load scripts from another host
         redoc_url=None,
+        redirect_slashes=False,  # it would redirect to whatever Host a request names
     )
     app.state.registry = registry
-    app.state.upload_places = anyio.CapacityLimiter(settings.limits.uploads_at_once)
+    app.state.upload_places = Places(settings.limits.uploads_at_once)
     app.add_middleware(Edge, limits=settings.limits, telemetry=registry.telemetry)
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(AdapterHubError, _on_library_error)

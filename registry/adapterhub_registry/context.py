@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 from urllib.parse import unquote, urlencode
 
 from fastapi import Depends, Request
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
 
 from adapterhub.digests import strict_json
 from adapterhub.errors import shown
@@ -221,17 +224,42 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
+class StrictRequest(Request):
+    """A request whose JSON has each key once, and numbers and depth within bounds."""
+
+    async def json(self) -> Any:  # noqa: ANN401 - any JSON value
+        """The body as JSON; its size was bounded before it got here.
+
+        Raises:
+            Refusal: 400.
+        """
+        raw = await self.body()
+        try:
+            return strict_json(raw, limit_bytes=max(len(raw), 1))
+        except ValueError as error:
+            raise bad_request(f"body: {error}") from None
+
+
+class StrictRoute(APIRoute):
+    """A route whose models are read from strict JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, given a `StrictRequest`."""
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return handle_strictly
+
+
 async def json_object(request: Request) -> JsonObject:
-    """The body, which must be a JSON object; its size was bounded before it got here.
+    """The body, which must be a JSON object.
 
     Raises:
         Refusal: 400.
     """
-    raw = await request.body()
-    try:
-        value = strict_json(raw, limit_bytes=max(len(raw), 1))
-    except ValueError as error:
-        raise bad_request(f"body: {error}") from None
+    value = await StrictRequest(request.scope, request.receive).json()
     if not isinstance(value, dict):
         raise bad_request(f"body: expected a JSON object, got {shown(value)}")
     return JsonObject(value)

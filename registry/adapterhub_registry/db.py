@@ -73,7 +73,7 @@ repos = Table(
     Column("id", Integer, primary_key=True),
     Column("full_name", String(200), nullable=False, unique=True),  # ns/name
     Column("namespace", String(96), nullable=False, index=True),
-    Column("folded", String(200), nullable=False, unique=True),  # look-alikes share it
+    Column("folded", String(200), nullable=False, unique=True),  # of public ones, look-alikes share it
     Column("folded_namespace", String(96), nullable=False, index=True),
     Column("private", Boolean, nullable=False),
     Column("gated", String(8)),  # None | auto | manual

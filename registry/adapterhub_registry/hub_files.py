@@ -15,7 +15,7 @@ from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
 
-from adapterhub_registry import adapters, commits
+from adapterhub_registry import adapters, commits, conditions
 from adapterhub_registry.card import ADAPTER_CONFIG, CONFIG
 from adapterhub_registry.commits import FileEntry
 from adapterhub_registry.context import (
@@ -36,7 +36,7 @@ from adapterhub_registry.names import parse_path
 router = APIRouter()
 TREE_PAGE: Final = 1000
 MAX_PATHS: Final = 10_000
-_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_RANGE = re.compile(r"(?i:bytes)=([0-9]{0,18})-([0-9]{0,18})")
 _TRUE = {"true", "True", "1"}
 
 
@@ -174,27 +174,34 @@ def resolve(
         entry = commits.file_at(connection, row.id, commit_id, path)
         warning = adapters.warning_for(connection, row.id, commit_id)
         counts = request.method == "GET" and "x-hf-download-counter" in request.headers
-        if counts and _stands_for_download(connection, row.id, commit_id, path):
-            registry.downloads.count(row.id)
-    headers = {
-        "X-Repo-Commit": commit_id,
-        "ETag": f'"{entry.etag}"',
+        counts = counts and _stands_for_download(connection, row.id, commit_id, path)
+    etag = f'"{entry.etag}"'
+    headers = {"X-Repo-Commit": commit_id, "ETag": etag}
+    if warning:
+        headers["X-HF-Warning"] = warning
+    answered = conditions.answer_to(request.headers, headers)
+    if answered is not None:
+        return answered
+    headers |= {
         "Accept-Ranges": "bytes",
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2])}",
         "X-Content-Type-Options": "nosniff",
     }
     if entry.lfs:
-        headers |= {"X-Linked-Etag": f'"{entry.etag}"', "X-Linked-Size": str(entry.size)}
-    if warning:
-        headers["X-HF-Warning"] = warning
+        headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(entry.size)}
     kind = "application/octet-stream" if entry.lfs else "text/plain; charset=utf-8"
     if request.method == "HEAD":
         return Response(headers={**headers, "Content-Length": str(entry.size)}, media_type=kind)
-    link = registry.blobs.download_link(entry.sha256) if entry.lfs and entry.size else None
+    start, end, status = 0, entry.size, 200
+    has_link = entry.lfs and entry.size and not conditions.is_conditional(request.headers)
+    link = registry.blobs.download_link(entry.sha256) if has_link else None
+    wanted = None
+    if link is None and conditions.wants_range(request.headers, etag):
+        wanted = _range(request.headers.get("range", ""), entry.size)
+    if counts:
+        registry.downloads.count(row.id)
     if link is not None:
         return Response(status_code=302, headers={**headers, "Location": link, "Cache-Control": "no-store"})
-    start, end, status = 0, entry.size, 200
-    wanted = _range(request.headers.get("range", ""), entry.size)
     if wanted is not None:
         start, end = wanted
         status = 206

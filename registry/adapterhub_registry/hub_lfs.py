@@ -113,7 +113,7 @@ async def put_object(request: Request, registry: RegistryOf, token: str) -> Resp
     def work(chunks: Iterator[bytes]) -> None:
         _note(registry, claims, registry.blobs.put(chunks, claims["oid"], claims["size"]))
 
-    await receive_with(request, work)
+    await receive_with(request, claims["token"], work)
     return Response()
 
 
@@ -121,8 +121,9 @@ async def put_object(request: Request, registry: RegistryOf, token: str) -> Resp
 async def put_part(request: Request, registry: RegistryOf, token: str) -> Response:
     """Take one part; its ETag is what the completion must name."""
     claims = _claims(registry, token, "lfs-part")
+    upload_id, part, length = _upload_id(claims), claims["part"], claims["length"]
     etag = await receive_with(
-        request, lambda chunks: registry.blobs.put_part(_upload_id(claims), claims["part"], chunks, claims["length"])
+        request, claims["token"], lambda chunks: registry.blobs.put_part(upload_id, part, chunks, length)
     )
     return Response(headers={"ETag": f'"{etag}"'})
 

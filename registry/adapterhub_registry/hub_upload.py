@@ -133,7 +133,7 @@ async def make_commit(
             draft.take(line)
         return draft.commit(branch)
 
-    made = await receive_with(request, work)
+    made = await receive_with(request, caller.token_id, work)
     return JSONResponse({"success": True, "commitOid": made, "commitUrl": f"{base}/{repo_id}/commit/{made}"})
 
 

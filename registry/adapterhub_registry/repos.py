@@ -33,6 +33,7 @@ from adapterhub_registry.tokens import Caller
 
 RepoRow = Row[Any]
 MAIN: Final = "main"
+HIDDEN: Final = "~"  # before a full name; no id begins so, and private names look like no other
 Kind = Literal["branch", "tag"]
 
 
@@ -104,13 +105,14 @@ class Repos:
         """
         self._refuse_reader(caller, repo_id)
         self._refuse_taken(connection, repo_id)
+        folded = self._folded(connection, repo_id, private=private)
         now, namespace = now_ms(), repo_id.partition("/")[0]
         quotas.refuse_repo(connection, self._limits, namespace)
         made = connection.execute(
             insert(repos).values(
                 full_name=repo_id,
                 namespace=namespace,
-                folded=_folded(repo_id),
+                folded=folded,
                 folded_namespace=fold(namespace),
                 private=private,
                 created_by=caller.user,
@@ -128,20 +130,30 @@ class Repos:
         return connection.execute(select(repos).where(repos.c.id == number)).one()
 
     def _refuse_taken(self, connection: Connection, repo_id: RepoId, *, besides: int | None = None) -> None:
-        lock_name(connection, f"namespace {fold(repo_id.partition('/')[0])}")
-        folded = select(repos.c.full_name).where(repos.c.folded == _folded(repo_id), repos.c.id != (besides or 0))
-        taken = connection.scalar(folded)
-        if taken == repo_id:
-            raise conflict(f"repository `{repo_id}` exists")
+        """Refuse a name that is taken or looks like a public one.
+
+        Private names are not compared: a refusal would tell of them. They are when they become public.
+        """
         namespace = repo_id.partition("/")[0]
-        near = taken or connection.scalar(
-            select(repos.c.full_name)
-            .where(repos.c.folded_namespace == fold(namespace), repos.c.namespace != namespace)
-            .limit(1)
-        )
+        lock_name(connection, f"namespace {fold(namespace)}")
+        others = repos.c.id != (besides or 0)
+        if connection.scalar(select(repos.c.id).where(repos.c.full_name == repo_id, others)) is not None:
+            raise conflict(f"repository `{repo_id}` exists")
+        twin = repos.c.folded == _look(repo_id)
+        near_namespace = (repos.c.folded_namespace == fold(namespace)) & (repos.c.namespace != namespace)
+        public = select(repos.c.full_name).where(others, repos.c.private.is_(False))
+        near = connection.scalar(public.where(or_(twin, near_namespace)).limit(1))
         if near is not None:
-            # which one is not said: it may be private
-            raise bad_request(f"`{repo_id}` looks too much like a name that is taken; choose another")
+            raise bad_request(f"`{repo_id}` looks too much like `{near}`; choose another name")
+
+    def _folded(self, connection: Connection, repo_id: RepoId, *, private: bool) -> str:
+        """What the column `folded` says of a repository: of public ones, no two look alike."""
+        if private:
+            return HIDDEN + repo_id
+        # versions before this one wrote the look of private ones, too: it makes room
+        stands = (repos.c.folded == _look(repo_id)) & repos.c.private
+        connection.execute(update(repos).where(stands).values(folded=HIDDEN + repos.c.full_name))
+        return _look(repo_id)
 
     def delete(self, connection: Connection, caller: Caller, repo_id: RepoId) -> None:
         """Remove a repository with all its history; blobs stay for others that hold them, released versions taken."""
@@ -158,21 +170,25 @@ class Repos:
         row = self.find_writable(connection, caller, source)
         self._refuse_reader(caller, target)
         self._refuse_taken(connection, target, besides=row.id)
+        folded = self._folded(connection, target, private=row.private)
         tombstones.bury(connection, row)
         tombstones.refuse_arrival(connection, row, target)
         namespace = target.partition("/")[0]
         connection.execute(
             update(repos)
             .where(repos.c.id == row.id)
-            .values(full_name=target, namespace=namespace, folded=_folded(target), folded_namespace=fold(namespace))
+            .values(full_name=target, namespace=namespace, folded=folded, folded_namespace=fold(namespace))
         )
 
     def change(self, connection: Connection, caller: Caller, repo_id: RepoId, change: Change) -> RepoRow:
-        """The repository with new settings."""
+        """The repository with new settings; 400 when it would become public beside a name that looks like its own."""
         row = self.find_writable(connection, caller, repo_id)
         values: dict[str, object] = {}
         if change.private is not None:
-            values["private"] = change.private
+            if row.private and not change.private:
+                self._refuse_taken(connection, repo_id, besides=row.id)
+            folded = self._folded(connection, repo_id, private=change.private)
+            values |= {"private": change.private, "folded": folded}
         if change.gated is not None:
             values["gated"] = None if change.gated == "no" else change.gated
         if values:
@@ -270,7 +286,7 @@ class Repos:
         return any(not row.gated or caller.reaches(row.full_name) for row in rows)
 
 
-def _folded(repo_id: RepoId) -> str:
+def _look(repo_id: RepoId) -> str:
     namespace, _, name = repo_id.partition("/")
     return f"{fold(namespace)}/{fold(name)}"
 

@@ -29,7 +29,12 @@ class Limits:
     operations: int = 20_000  # of one commit
     files: int = 20_000  # of one repository at one commit
     href_ttl_s: int = 3600
-    uploads_at_once: int = 64
+    uploads_at_once: int = 64  # of one server; a token gets another place while more are free than it holds
+    head_s: float = 10  # from the first byte of a request, or the connection, to the end of its head
+    body_grace_s: float = 30  # a body may be this much later than its least rate says
+    body_bytes_per_second: int = 1024  # least rate of a body, over the time that the server waits for it
+    body_s: float = 4 * 3600  # all time that the server waits for one body
+    answer_stall_s: float = 120  # a client that takes nothing of its answer for so long is cut off
     database_connections: int = 20  # of one server to PostgreSQL
     token_requests_per_minute: int = 0  # of one token, at one server; a minute's worth may come at once
     address_requests_per_minute: int = 0  # of one address without a good token, at one server
@@ -44,7 +49,7 @@ class Limits:
             UsageProblem: a name that is no limit, or a value that is no whole number, or 0 where a bound must be.
         """
         known = {f.name: f.default for f in fields(self)}
-        changed: dict[str, int] = {}
+        changed: dict[str, Any] = {}
         for text in assignments:
             name, _, value = text.partition("=")
             least = 0 if known.get(name) == 0 else 1

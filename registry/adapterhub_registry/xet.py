@@ -144,7 +144,7 @@ async def put_xorb(request: Request, space: SpaceOf, xorbs: XorbsOf, xorb: str) 
                 writer.write(block)
             writer.keep()
 
-    await receive_with(request, keep)
+    await receive_with(request, space.token_id, keep)
     return JSONResponse({"was_inserted": True})
 
 
@@ -163,7 +163,7 @@ async def put_shard(request: Request, space: SpaceOf, registry: RegistryOf, xorb
     def ingest(blocks: Iterator[bytes]) -> None:
         _ingest(registry, xorbs, space, b"".join(_bounded(blocks, MAX_SHARD_BYTES)))
 
-    await receive_with(request, ingest)
+    await receive_with(request, space.token_id, ingest)
     return JSONResponse({"result": 1})
 
 

@@ -241,6 +241,19 @@ def test_a_server_gives_links_to_large_files_and_small_ones_itself(server: Runni
     assert httpx.get(large.headers["location"]).content == data
     assert httpx.get(large.headers["location"], headers={"Range": "bytes=5-9"}).content == data[5:10]
     assert (small.status_code, small.content) == (200, b"hi")
+    # the bucket has other ETags, and dates: a condition is answered here, or a client would take it along to the bucket
+    place, tag = f"{server.url}/acme/links/resolve/main/w.bin", large.headers["etag"]
+    asked = [
+        ({"Range": "bytes=5-9", "If-Range": tag}, 206, data[5:10]),
+        ({"Range": "bytes=5-9", "If-Range": '"another"'}, 200, data),
+        ({"If-Match": tag}, 200, data),
+        ({"If-None-Match": tag}, 304, b""),
+        ({"If-Modified-Since": "Fri, 31 Dec 9999 23:59:59 GMT"}, 200, data),
+    ]
+    for conditions, status, content in asked:
+        answer = httpx.get(place, headers=conditions)
+        assert (answer.status_code, answer.content) == (status, content), conditions
+    assert httpx.get(place, headers={"If-Match": '"another"'}).status_code == 412
     assert server.send("HEAD", "/acme/links/resolve/main/w.bin").status_code == 200
 
 
