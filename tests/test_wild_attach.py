@@ -206,7 +206,7 @@ def logits(model: nn.Module) -> Tensor:
 
 
 def gives_the_logits_of_plain_peft(name: str, folder: Path, library: Library) -> str:
-    """ "" if it does, else by how much it does not."""
+    """Nothing if it does, else by how much it does not."""
     adapter = converted(wild(name), folder / "adapter")
     model = ACCEPTED[name]()
     before = base_digest(model)
@@ -224,7 +224,7 @@ def gives_the_logits_of_plain_peft(name: str, folder: Path, library: Library) ->
 
 
 def is_refused_with_a_reason(name: str, library: Library) -> str:
-    """ "" if it is and the model stays as it was, else what came instead."""
+    """Nothing if it is and the model stays as it was, else what came instead."""
     model = REFUSED[name].base()
     before, modules = base_digest(model), [id(module) for module in model.modules()]
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 from tests.crash.stand import ROOT, Trial, damage_in, environment, leftovers_in, make_stand, run, state_of
 from tests.outside import lacking
@@ -175,9 +178,11 @@ def _limited(
 
 def shifted(offset: str) -> tuple[str, ...]:
     """How to start a command whose clock is off by `offset` (`-1d`); also that of SQLite and of the times of files."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip("PyPI has `libfaketime` for Linux on x86_64 alone")
     package = importlib.util.find_spec("libfaketime")
-    if package is None or package.origin is None:
-        lacking("needs `libfaketime`, which PyPI has for Linux on x86_64")
+    assert package is not None
+    assert package.origin is not None
     library = Path(package.origin).with_name("vendor") / "libfaketime" / "src" / "libfaketime.so.1"
     assert library.is_file()
     return ("env", f"LD_PRELOAD={library}", f"FAKETIME={offset}", "FAKETIME_DONT_FAKE_MONOTONIC=1")
