@@ -35,7 +35,7 @@ from adapterhub_registry.adapt_models import (
     Yanked,
     YankRequest,
 )
-from adapterhub_registry.context import CallerOf, Registry, RegistryOf, StrictRoute
+from adapterhub_registry.context import CallerOf, Registry, RegistryOf, StrictRoute, opened_cursor, sealed_cursor
 from adapterhub_registry.db import adapters, blobs, commits, releases, repos, tokens
 from adapterhub_registry.errors import Refusal, forbidden, unauthorized
 from adapterhub_registry.model_info import iso_time
@@ -72,14 +72,15 @@ def info(registry: RegistryOf) -> Info:
     )
 
 
-@router.get("/adapters")
+@router.get("/adapters", responses=_MISSING)
 def search(registry: RegistryOf, caller: CallerOf, query: Annotated[SearchQuery, Query()]) -> AdapterPage:
     """Adapters that meet all conditions, one for each repository, the newest first."""
     _refuse_nobody(registry, caller)
-    wanted = found.AdapterQuery(**query.model_dump())
+    wanted = found.AdapterQuery(**query.model_dump() | {"cursor": opened_cursor(registry, query.cursor)})
     with registry.db.read() as connection:
         page = found.search_adapters(connection, wanted, registry.repos.visible(caller))
-    return AdapterPage(adapters=[_adapter(row) for row in page.rows], next_cursor=page.next_cursor)
+    cursor = sealed_cursor(registry, page.next_cursor)
+    return AdapterPage(adapters=[_adapter(row) for row in page.rows], next_cursor=cursor)
 
 
 @router.get("/adapters/{namespace}/{name}/versions", responses=_MISSING)

@@ -216,7 +216,7 @@ def _refuse_other_bytes(connection: Connection, repo: Row[Any], version: str, ad
     """Refuse when this version of this adapter, for this base and rank, was released with another digest."""
     same_name = adapters.c.name == adapter.name if adapter.name is not None else repos.c.id == repo.id
     released = (
-        select(repos.c.full_name)
+        select(repos.c.full_name, repos.c.private)
         .join_from(releases, repos, repos.c.id == releases.c.repo_id)
         .join(adapters, (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id))
         .where(releases.c.version == version, releases.c.digest != adapter.digest)
@@ -231,10 +231,13 @@ def _refuse_other_bytes(connection: Connection, repo: Row[Any], version: str, ad
             )
         )
     )
-    holder = connection.scalar(released.limit(1))
-    if holder is not None:
+    holders = connection.execute(released.order_by(repos.c.full_name)).all()
+    if holders:
+        # a private one is not named: the caller may write beside it and still not see it
+        named = [row.full_name for row in holders if row.full_name == repo.full_name or not row.private]
+        holder = f"`{named[0]}`" if named else f"adapter `{adapter.name}` in `{repo.namespace}`"
         raise conflict(
-            f"release {version} of `{holder}` exists with other bytes; releases never change: raise the version"
+            f"release {version} of {holder} exists with other bytes; releases never change: raise the version"
         )
     tombstones.refuse_other_bytes(connection, repo, version, adapter)
 

@@ -18,11 +18,12 @@ from adapterhub.errors import shown
 from adapterhub_registry.blobs import BlobStore
 from adapterhub_registry.db import Database
 from adapterhub_registry.downloads import Downloads
-from adapterhub_registry.errors import bad_request, too_many, unauthorized
+from adapterhub_registry.errors import Refusal, bad_request, too_many, unauthorized
 from adapterhub_registry.names import RepoId, known_repo_id, parse_path
 from adapterhub_registry.rates import Rates, address_of
 from adapterhub_registry.repos import Repos
 from adapterhub_registry.settings import Settings
+from adapterhub_registry.signing import BadSignature, seal, unseal
 from adapterhub_registry.telemetry import Telemetry, Told
 from adapterhub_registry.tokens import ANONYMOUS, Caller, Tokens
 from adapterhub_registry.xorbs import XorbStore
@@ -124,6 +125,25 @@ def next_link(request: Request, place: str, **position: str) -> str:
 
 
 BaseUrl = Annotated[str, Depends(base_url)]
+
+
+def sealed_cursor(registry: Registry, position: str | None) -> str | None:
+    """A place in a listing as clients see it: it holds the number of a repository, which would count private ones."""
+    return None if position is None else seal(position, registry.settings.secret)
+
+
+def opened_cursor(registry: Registry, cursor: str | None) -> str | None:
+    """The place that a client sent back.
+
+    Raises:
+        Refusal: 404 for one that no server of this registry gave.
+    """
+    if cursor is None:
+        return None
+    try:
+        return unseal(cursor, registry.settings.secret)
+    except BadSignature as problem:
+        raise Refusal(404, "NotFound", f"cursor `{shown(cursor)}` {problem}") from None
 
 
 async def revision_of(rev: str) -> str:

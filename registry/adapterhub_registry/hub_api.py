@@ -14,7 +14,7 @@ from adapterhub.errors import shown
 from adapterhub_registry.context import BaseUrl, CallerOf, JsonBody, JsonObject, RegistryOf, RepoOf, RevisionOf
 from adapterhub_registry.db import refs, repos
 from adapterhub_registry.errors import Refusal, bad_request, conflict, repo_not_found, unauthorized
-from adapterhub_registry.model_info import iso_time
+from adapterhub_registry.model_info import iso_time, public_number
 from adapterhub_registry.names import RepoId, parse_repo_id
 from adapterhub_registry.repos import Change
 from adapterhub_registry.tokens import Caller
@@ -85,7 +85,7 @@ def create_repo(registry: RegistryOf, caller: CallerOf, body: JsonBody, base: Ba
         if isinstance(error, Refusal) and error.status != HTTPStatus.CONFLICT:
             raise
         raise conflict(f"repository `{repo_id}` exists", url=url) from None
-    return JSONResponse({"url": url, "name": repo_id, "id": f"{row.id:024x}"})
+    return JSONResponse({"url": url, "name": repo_id, "id": public_number(row)})
 
 
 @router.delete("/api/repos/delete")

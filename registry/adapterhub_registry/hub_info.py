@@ -11,7 +11,16 @@ from pydantic import BaseModel, Field
 
 from adapterhub.errors import shown
 from adapterhub_registry import adapters, commits, model_info
-from adapterhub_registry.context import BaseUrl, CallerOf, RegistryOf, RepoOf, RevisionOf, next_link
+from adapterhub_registry.context import (
+    BaseUrl,
+    CallerOf,
+    RegistryOf,
+    RepoOf,
+    RevisionOf,
+    next_link,
+    opened_cursor,
+    sealed_cursor,
+)
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.names import COMMIT
 from adapterhub_registry.repos import MAIN
@@ -42,8 +51,8 @@ class ListQuery(BaseModel):
     expand: list[str] = []
     cursor: str | None = None
 
-    def listing(self) -> Listing:
-        """The question in the words of the search.
+    def listing(self, position: str | None) -> Listing:
+        """The question in the words of the search, from a position in its order.
 
         Raises:
             Refusal: 400 for an order that is none.
@@ -61,7 +70,7 @@ class ListQuery(BaseModel):
             num_parameters=self.num_parameters,
             never=tuple(text for text in never if text),
             sort=sort,
-            cursor=self.cursor,
+            cursor=position,
             limit=min(self.limit, MAX_PAGE),
         )
 
@@ -82,11 +91,14 @@ def list_models(
     """One page of repositories; `Link` leads to the next."""
     registry.repos.refuse_nobody(caller)
     with registry.db.read() as connection:
-        page = list_repos(connection, query.listing(), registry.repos.visible(caller))
+        page = list_repos(
+            connection, query.listing(opened_cursor(registry, query.cursor)), registry.repos.visible(caller)
+        )
         answer = model_info.listed(connection, registry.blobs, page.rows, query.members())
     headers = {}
-    if page.next_cursor is not None:
-        headers["Link"] = next_link(request, f"{base}/api/models", cursor=page.next_cursor)
+    cursor = sealed_cursor(registry, page.next_cursor)
+    if cursor is not None:
+        headers["Link"] = next_link(request, f"{base}/api/models", cursor=cursor)
     return JSONResponse(answer, headers=headers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -24,6 +25,11 @@ LISTED = frozenset({"modelId", "author", "tags", "pipeline_tag", "library_name",
 def iso_time(at_ms: int) -> str:
     """`2026-11-24T10:00:00.000Z`, the one form that all clients read."""
     return dt.datetime.fromtimestamp(at_ms / 1000, tz=dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def public_number(row: Row[Any]) -> str:
+    """The 24 hex digits that the Hub has for a repository; not its own number, by which private ones are counted."""
+    return hashlib.sha256(f"{row.full_name} {row.created_at}".encode()).hexdigest()[:24]
 
 
 def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[str]]:
@@ -55,7 +61,7 @@ def _chosen(
 def at_head(row: Row[Any], tags: list[str]) -> dict[str, Any]:
     """What the row of a repository says of it."""
     return {
-        "_id": f"{row.id:024x}",
+        "_id": public_number(row),
         "id": row.full_name,
         "modelId": row.full_name,
         "author": row.namespace,

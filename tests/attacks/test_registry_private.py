@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from adapterhub_registry.db import repos
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from tests.hub.pushing import Push
 from tests.hub.running import Running, running
@@ -77,6 +78,40 @@ def test_traffic_is_shown_to_tokens_for_everything_only(server: Running) -> None
 
     assert [server.get("/metrics", token=token).status_code for token in (None, *some)] == [401, 403, 403, 403]
     assert server.get("/metrics", token=monitor).status_code == server.get("/metrics").status_code == 200
+
+
+def hidden_numbers(server: Running) -> list[str]:
+    """How the numbers of all repositories could be written."""
+    with server.registry.db.read() as connection:
+        rows = connection.execute(select(repos.c.id, repos.c.created_at)).all()
+    return [f"{row.id:024x}" for row in rows] + [f"{row.created_at}-{row.id}" for row in rows]
+
+
+def test_no_answer_holds_the_number_of_a_repository(server: Running) -> None:
+    made = [create(server, f"acme/{name}").json()["id"] for name in "ab"]
+    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}) as client:
+        for name in "ab":
+            Push(repo=f"acme/{name}", weights=name.encode() * 1000).run(client)
+
+    listed = server.get("/api/models?limit=1")
+    found = server.get("/api/adapt/v1/adapters?limit=1").json()
+    hub_cursor = httpx.URL(listed.links["next"]["url"]).params["cursor"]
+
+    told = [listed.json()[0]["_id"], *made, found["next_cursor"], hub_cursor]
+    told += [base64.urlsafe_b64decode(cursor).decode("latin-1") for cursor in told[-2:]]
+    assert [number for number in hidden_numbers(server) for text in told if number in text] == []
+    assert not any(text.startswith("[") for text in told)
+    assert server.get(f"/api/models?limit=1&cursor={hub_cursor}").json()[0]["id"] != listed.json()[0]["id"]
+
+
+@pytest.mark.parametrize("path", ["/api/models?limit=1&", "/api/adapt/v1/adapters?limit=1&"])
+@pytest.mark.parametrize("cursor", ["1700000000000-5", "WzAsMSwyXQ", "gAAAAA", "x", "\u00e9", ""])
+def test_a_cursor_that_no_server_gave_is_refused(server: Running, path: str, cursor: str) -> None:
+    refused = httpx.get(
+        f"{server.url}{path}", params=httpx.QueryParams(path.partition("?")[2]).merge({"cursor": cursor})
+    )
+
+    assert (refused.status_code, refused.headers["x-error-code"]) == (404, "NotFound")
 
 
 # ------------------------------------------------------------ names
