@@ -137,6 +137,7 @@ blobs = Table(
     Column("git_sha1", String(40), nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("damaged_at", BigInteger),  # when a check found other bytes; the next upload of them takes it off
 )
 
 uploads = Table(
@@ -149,6 +150,16 @@ uploads = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("token_id", Integer),  # with which they came
     Index("uploads_by_token", "token_id", "created_at"),
+)
+
+xet_use = Table(
+    "xet_use",
+    metadata,
+    # what the xorbs of a user weighed in an epoch, and what the files of the shards came to
+    Column("user_name", String(96), primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("sent_bytes", BigInteger, nullable=False),
+    Column("unpacked_bytes", BigInteger, nullable=False),
 )
 
 repo_tags = Table(

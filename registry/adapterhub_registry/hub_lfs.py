@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import ceil
 from typing import Any, Final
 
@@ -44,22 +44,27 @@ def lfs_batch(
     can_split = "multipart" in body.texts("transfers", most=20)
     limits = registry.settings.limits
     objects: list[dict[str, Any]] = []
+    wanted = [
+        (parse_sha256(item.text("oid")), item.number("size", most=LARGEST_NUMBER))
+        for item in body.objects("objects", most=MAX_LFS_OBJECTS)
+    ]
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
-        for item in body.objects("objects", most=MAX_LFS_OBJECTS):
-            oid, size = parse_sha256(item.text("oid")), item.number("size", most=LARGEST_NUMBER)
-            known = registry.repos.known_blob(connection, caller, row.id, oid)
-            answer: dict[str, Any] = {"oid": oid, "size": size}
-            if size > limits.file_bytes:
-                answer["error"] = {"code": 422, "message": f"{oid} has {size} bytes, at most {limits.file_bytes} go"}
-            elif known is not None and known.size != size:
-                answer["error"] = {"code": 422, "message": f"{oid} has {known.size} bytes, not {size}"}
-            elif known is None:
-                answer["actions"] = {}
-            objects.append(answer)
-        sent = [answer for answer in objects if "actions" in answer]
-        wanting = sum(answer["size"] for answer in sent)
-        if wanting:
+    stored = usable(registry, caller, row.id, [oid for oid, _ in wanted])
+    for oid, size in wanted:
+        known = stored.get(oid)
+        answer: dict[str, Any] = {"oid": oid, "size": size}
+        if size > limits.file_bytes:
+            answer["error"] = {"code": 422, "message": f"{oid} has {size} bytes, at most {limits.file_bytes} go"}
+        elif known is not None and known.size != size:
+            answer["error"] = {"code": 422, "message": f"{oid} has {known.size} bytes, not {size}"}
+        elif known is None:
+            answer["actions"] = {}
+        objects.append(answer)
+    sent = [answer for answer in objects if "actions" in answer]
+    wanting = sum(answer["size"] for answer in sent)
+    if wanting:
+        with registry.db.read() as connection:
             quotas.refuse_upload(
                 connection, limits, namespace=row.namespace, token_id=caller.token_id, more_bytes=wanting
             )
@@ -72,6 +77,17 @@ def lfs_batch(
         answer["actions"] = _Links(registry, base, claims).actions(part_bytes=part_bytes, repo_id=repo_id)
     split = any("chunk_size" in answer["actions"]["upload"]["header"] for answer in sent)
     return JSONResponse({"transfer": "multipart" if split else "basic", "objects": objects})
+
+
+def usable(registry: Registry, caller: Caller, repo_number: int, digests: Iterable[str]) -> dict[str, StoredBlob]:
+    """Those of `digests` that the caller may use in a repository and whose bytes are there, by digest.
+
+    The store is asked for each of them: a row of the database alone is no promise.
+    """
+    with registry.db.read() as connection:
+        known = [registry.repos.known_blob(connection, caller, repo_number, digest) for digest in set(digests)]
+    held = registry.blobs.holds({blob.sha256: blob.size for blob in known if blob is not None})
+    return {blob.sha256: blob for blob in known if blob is not None and blob.sha256 in held}
 
 
 def _part_bytes(limits: Limits, sizes: list[int]) -> int:
@@ -190,10 +206,10 @@ def take_sent(registry: Registry, caller: Caller, repo_number: int, oid: str, si
 def verify(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody) -> JSONResponse:
     """200 when the object is here with that size. One that was sent to a bucket is checked now."""
     oid, size = parse_sha256(body.text("oid")), body.value("size")
+    with registry.db.read() as connection:
+        row = registry.repos.find_writable(connection, caller, repo_id)
     for is_last in (False, True):
-        with registry.db.read() as connection:
-            row = registry.repos.find_writable(connection, caller, repo_id)
-            known = registry.repos.known_blob(connection, caller, row.id, oid)
+        known = usable(registry, caller, row.id, [oid]).get(oid)
         if known is not None or is_last or type(size) is not int or size < 0:
             break
         take_sent(registry, caller, row.id, oid, size)

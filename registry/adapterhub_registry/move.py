@@ -118,7 +118,7 @@ def _copy_blobs(source: BlobStore, target: BlobStore, wanted: dict[str, int]) ->
 def _copy_blob(source: BlobStore, target: BlobStore, blob: tuple[str, int]) -> str | None:
     sha256, size = blob
     try:
-        if not target.has(sha256):
+        if not target.holds({sha256: size}):
             target.put(source.open(sha256), sha256, size)
     except AdapterHubError as error:
         return f"blob {sha256}: {error.message}"

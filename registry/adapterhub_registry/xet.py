@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -17,7 +17,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import Row, select
 
-from adapterhub_registry import quotas, signing
+from adapterhub_registry import damage, quotas, signing
 from adapterhub_registry.blobs import StoredBlob
 from adapterhub_registry.bodies import receive_with
 from adapterhub_registry.context import BaseUrl, CallerOf, Registry, RegistryOf, RepoOf
@@ -26,6 +26,7 @@ from adapterhub_registry.errors import Refusal, forbidden, too_large, unauthoriz
 from adapterhub_registry.xet_format import (
     MAX_SHARD_BYTES,
     MAX_XORB_BODY_BYTES,
+    ShardFile,
     parse_shard,
     parse_xet_hash,
 )
@@ -174,14 +175,9 @@ def telemetry() -> JSONResponse:
 
 
 def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> None:
-    files = parse_shard(raw, limit_bytes=registry.settings.limits.file_bytes)
-
-    def is_here(sha256: str) -> bool:
-        sent = select(uploads.c.sha256).where(uploads.c.repo_id == space.repo_id, uploads.c.sha256 == sha256)
-        with registry.db.read() as connection:
-            return connection.scalar(sent) is not None and registry.blobs.has(sha256)
-
-    new = {file.sha256: file.size_bytes for file in files if not is_here(file.sha256)}
+    named = {file.sha256: file for file in parse_shard(raw, limit_bytes=registry.settings.limits.file_bytes)}
+    here = _stored(registry, space, named)
+    new = [file for file in named.values() if file.sha256 not in here]
     with registry.db.read() as connection:
         namespace = connection.scalar(select(repos.c.namespace).where(repos.c.id == space.repo_id))
         quotas.refuse_upload(
@@ -189,7 +185,7 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
             registry.settings.limits,
             namespace=str(namespace),
             token_id=space.token_id,
-            more_bytes=sum(new.values()),
+            more_bytes=sum(file.size_bytes for file in new),
         )
 
     def on_stored(blob: StoredBlob) -> None:
@@ -201,7 +197,20 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
             registry.repos.note_upload(connection, space.repo_id, space.user, blob, token_id=space.token_id)
 
     ingest = Ingest(xorbs=xorbs, blobs=registry.blobs, scope=space.scope, epoch=space.epoch)
-    ingest.store(files, is_here=is_here, on_stored=on_stored)
+    ingest.store(new, on_stored=on_stored)
+
+
+def _stored(registry: Registry, space: Space, files: Mapping[str, ShardFile]) -> set[str]:
+    """Those of `files`, by sha256, that were sent for this repository and are there and whole."""
+    mine = uploads.c.repo_id == space.repo_id
+    with registry.db.read() as connection:
+        sent = [
+            sha256
+            for sha256 in files
+            if connection.scalar(select(uploads.c.sha256).where(mine, uploads.c.sha256 == sha256))
+        ]
+        damaged = damage.marked(connection, sent)
+    return registry.blobs.holds({sha256: files[sha256].size_bytes for sha256 in sent}) - damaged
 
 
 def _refuse_announced(request: Request, limit_bytes: int) -> None:

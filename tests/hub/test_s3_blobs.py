@@ -68,7 +68,7 @@ def test_what_is_put_can_be_read_by_another_server(
     other = S3Blobs(Bucket(place))
     git = hashlib.sha1(b"blob %d\0" % length + data, usedforsecurity=False).hexdigest()
     assert stored == (sha256(data), git, length)
-    assert other.has(stored.sha256)
+    assert other.holds({stored.sha256: length}) == {stored.sha256}
     assert other.size(stored.sha256) == length
     assert b"".join(other.open(stored.sha256)) == data
     assert b"".join(other.open(stored.sha256, length // 3, length // 2)) == data[length // 3 : length // 2]
@@ -98,7 +98,7 @@ def test_what_is_not_as_announced_leaves_nothing(
 def test_what_is_missing_is_said_before_the_first_byte(blobs: S3Blobs) -> None:
     missing = sha256(b"never stored")
 
-    assert not blobs.has(missing)
+    assert not blobs.holds({missing: 5})
     for read in (blobs.size, blobs.open, lambda name: blobs.open(name, 5, 9)):
         with pytest.raises(BlobNotFound):
             read(missing)
@@ -190,7 +190,7 @@ def test_what_was_given_up_is_swept_after_a_day(
     blobs.sweep()
 
     assert f"staging/{GIVEN_UP}" not in keys()
-    assert blobs.has(stored.sha256)
+    assert blobs.holds({stored.sha256: stored.size})
 
 
 def test_xorbs_come_back_chunk_by_chunk_and_go_with_their_epoch(place: S3Place) -> None:
