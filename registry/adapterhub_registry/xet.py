@@ -11,14 +11,16 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import Row, select
 
+from adapterhub.errors import DiskFull
 from adapterhub_registry import damage, quotas, signing
-from adapterhub_registry.blobs import StoredBlob
+from adapterhub_registry.blobs import StoredBlob, StoreUnreachable, refuse_no_room
 from adapterhub_registry.bodies import receive_with
 from adapterhub_registry.context import BaseUrl, CallerOf, Registry, RegistryOf, RepoOf
 from adapterhub_registry.db import repos, uploads
@@ -134,16 +136,21 @@ def grant_xorb() -> JSONResponse:
 
 
 @router.post(SPACE + "/v1/xorbs/{prefix}/{xorb}")
-async def put_xorb(request: Request, space: SpaceOf, xorbs: XorbsOf, xorb: str) -> JSONResponse:
+async def put_xorb(request: Request, space: SpaceOf, registry: RegistryOf, xorbs: XorbsOf, xorb: str) -> JSONResponse:
     """Keep a xorb for the shard that will name it."""
     _refuse_announced(request, MAX_XORB_BODY_BYTES)
+    refuse_no_room(registry.blobs, _announced(request) or 1)
     place = XorbPlace(scope=space.scope, epoch=space.epoch, hash=parse_xet_hash(xorb))
 
     def keep(blocks: Iterator[bytes]) -> None:
+        size = 0
         with xorbs.writer(place) as writer:
             for block in _bounded(blocks, MAX_XORB_BODY_BYTES):
                 writer.write(block)
+                size += len(block)
             writer.keep()
+        with registry.db.begin() as connection:
+            quotas.note_chunks(connection, space.user, space.epoch, size)
 
     await receive_with(request, keep)
     return JSONResponse({"was_inserted": True})
@@ -196,8 +203,18 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
                 raise _not_here("repository any more")
             registry.repos.note_upload(connection, space.repo_id, space.user, blob, token_id=space.token_id)
 
-    ingest = Ingest(xorbs=xorbs, blobs=registry.blobs, scope=space.scope, epoch=space.epoch)
-    ingest.store(new, on_stored=on_stored)
+    total = sum(file.size_bytes for file in new)
+    refuse_no_room(registry.blobs, total)
+    take = partial(quotas.take_unpacking, limits=registry.settings.limits, user=space.user, epoch=space.epoch)
+    with registry.db.begin() as connection:
+        take(connection, more_bytes=total)
+    try:
+        ingest = Ingest(xorbs=xorbs, blobs=registry.blobs, scope=space.scope, epoch=space.epoch)
+        ingest.store(new, on_stored=on_stored)
+    except (DiskFull, StoreUnreachable):  # not the client's fault; what is refused stays counted, for it cost as much
+        with registry.db.begin() as connection:
+            take(connection, more_bytes=-total)
+        raise
 
 
 def _stored(registry: Registry, space: Space, files: Mapping[str, ShardFile]) -> set[str]:
@@ -214,9 +231,13 @@ def _stored(registry: Registry, space: Space, files: Mapping[str, ShardFile]) ->
 
 
 def _refuse_announced(request: Request, limit_bytes: int) -> None:
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit_bytes:
+    if _announced(request) > limit_bytes:
         raise too_large(limit_bytes)
+
+
+def _announced(request: Request) -> int:
+    announced = request.headers.get("content-length", "")
+    return int(announced) if announced.isdecimal() else 0
 
 
 def _bounded(blocks: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:

@@ -16,12 +16,13 @@ from adapterhub_registry.s3_blobs import S3Blobs
 from adapterhub_registry.s3_bucket import Bucket
 from adapterhub_registry.s3_xorbs import S3Xorbs
 from adapterhub_registry.settings import S3Place
+from adapterhub_registry.xet_format import parse_xet_hash
 from adapterhub_registry.xorbs import EPOCH_S, GRACE_S, XorbPlace
 
 from adapterhub.errors import BlobNotFound, DigestMismatch, Malformed
 from tests.hub.running import Running, running
 from tests.hub.shared_servers import CREDENTIALS, S3
-from tests.hub.xet_wire import xorb_bytes
+from tests.hub.xet_wire import xorb_bytes, xorb_name
 
 BIG = 300_000  # beyond what is kept in memory and written at once
 UPLOAD, GIVEN_UP = "an-upload-of-somebody", "an-upload-given-up"
@@ -196,7 +197,8 @@ def test_what_was_given_up_is_swept_after_a_day(
 def test_xorbs_come_back_chunk_by_chunk_and_go_with_their_epoch(place: S3Place) -> None:
     store, now = S3Xorbs(Bucket(place)), 1_000_000 * float(EPOCH_S)
     chunks = [os.urandom(30_000) for _ in range(5)]
-    at = XorbPlace(scope="1-2", epoch=1_000_000, hash="ab" * 32)  # type: ignore[arg-type]
+    name = parse_xet_hash(xorb_name([(chunk, 0) for chunk in chunks]))
+    at = XorbPlace(scope="1-2", epoch=1_000_000, hash=name)
     with store.writer(at) as writer:
         writer.write(xorb_bytes([(chunk, 0) for chunk in chunks]))
         writer.keep()

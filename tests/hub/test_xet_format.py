@@ -17,6 +17,7 @@ from adapterhub_registry.xet_format import (
     scan_xorb,
     spans_of,
 )
+from adapterhub_registry.xet_hash import is_xorb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,6 +67,11 @@ def test_files_sent_by_the_installed_client_are_rebuilt(wire: Captured) -> None:
     actual = {sha256: data for shard in wire.shards for sha256, data in rebuild(shard, wire.xorbs).items()}
 
     assert expected == actual
+
+
+def test_xorbs_of_the_installed_client_have_the_hash_of_their_address(wire: Captured) -> None:
+    assert [is_xorb([raw], parse_xet_hash(name)) for name, raw in wire.xorbs.items()] == [True] * len(wire.xorbs)
+    assert not any(is_xorb([raw], parse_xet_hash("ab" * 32)) for raw in wire.xorbs.values())
 
 
 def test_the_installed_client_uses_all_three_schemes(wire: Captured) -> None:
