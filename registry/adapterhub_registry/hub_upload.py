@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from adapterhub.digests import strict_json
 from adapterhub.errors import shown
 from adapterhub_registry import commits, damage, quotas
-from adapterhub_registry.blobs import StoredBlob
+from adapterhub_registry.blobs import StoredBlob, refuse_no_room
 from adapterhub_registry.bodies import receive_with
 from adapterhub_registry.card import UnreadableCard, parse_card, problems_of
 from adapterhub_registry.commits import Delete, DeleteFolder, Operation, Proposal, Put
@@ -87,21 +87,25 @@ def preupload(
         there = [tree[path] for file in files if (path := file.text("path")) in tree]
         damaged = damage.marked(connection, [entry.sha256 for entry in there])
     held = registry.blobs.holds({entry.sha256: entry.size for entry in there}) - damaged
-    answer = []
+    answer, coming = [], 0
     for file in files:
         path = parse_path(file.text("path"))
         size = file.number("size", most=registry.settings.limits.file_bytes)
         sample = _base64(file.text("sample", "", limit=4 * SAMPLE_BYTES), "sample")
         before = tree.get(path)
+        by_lfs = _goes_by_lfs(path, size, sample)
+        if before is None or before.sha256 not in held:
+            coming += 2 * size if by_lfs else size  # by Xet, chunks lie beside the file that is made of them
         answer.append(
             {
                 "path": path,
-                "uploadMode": "lfs" if _goes_by_lfs(path, size, sample) else "regular",
+                "uploadMode": "lfs" if by_lfs else "regular",
                 "shouldIgnore": False,
                 # a client does not send again what it finds named here
                 "oid": before.etag if before and before.sha256 in held else None,
             }
         )
+    refuse_no_room(registry.blobs, coming)  # before clients that send by Xet begin, which do not give up soon
     return JSONResponse({"files": answer})
 
 

@@ -109,6 +109,7 @@ def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: B
         )
     now = time.time()
     xorbs.sweep(now)
+    refuse_no_room(registry.blobs, 1)  # here clients give up at once; a xorb they send again and again
     ttl_s = min(registry.settings.limits.href_ttl_s, signing.LONGEST_TTL_S)
     claims = {"purpose": PURPOSE, "user": caller.user, "repo": repo.id, "scope": _scope(repo), "token": caller.token_id}
     token = signing.sign(claims, registry.settings.secret, ttl_s)
