@@ -7,6 +7,7 @@ takes. Times are whole milliseconds since 1970, UTC.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,9 +33,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, CursorResult, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DatabaseError
 
-from adapterhub.errors import UsageProblem
+from adapterhub.errors import Malformed, UsageProblem, shown
 from adapterhub_registry import schema
 
 BUSY_TIMEOUT_MS = 30_000
@@ -273,11 +274,27 @@ def lock_name(connection: Connection, name: str) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
 
 
+@contextlib.contextmanager
+def readable(place: object) -> Iterator[None]:
+    """Turn what SQLite says of a file that is no database, or a damaged one, into `Malformed`."""
+    try:
+        yield
+    except (sqlite3.DatabaseError, DatabaseError) as error:
+        cause = getattr(error, "orig", error)
+        if type(cause) is not sqlite3.DatabaseError:  # its subclasses are other faults
+            raise
+        raise Malformed(
+            f"`{shown(str(place))}` cannot be read as a database: {cause}; no row was written",
+            hint="restore it from a backup",
+        ) from None
+
+
 class Database:
     """One database, its tables made when absent and brought up to date when old.
 
     Raises:
         UsageProblem: the URL is none, its driver is not installed, or the database was made by a newer version.
+        Malformed: the file is no database, or is damaged.
     """
 
     def __init__(self, url: str, *, connections: int = 20) -> None:
@@ -292,7 +309,7 @@ class Database:
             raise UsageProblem(f"no driver for {parsed.drivername} databases is installed", hint=hint) from None
         if not self.is_shared:
             _prepare_sqlite(self.engine)
-        with self.begin() as connection:
+        with readable(parsed.database), self.begin() as connection:
             lock_name(connection, "schema")  # several servers may start at once
             schema.bring_up_to_date(connection, metadata)
 
