@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from sqlalchemy import select, update
 from sqlalchemy.engine import Connection
 
-from adapterhub_registry.db import blobs, now_ms
-
-ROWS = 500
+from adapterhub_registry.db import blobs, now_ms, slices
 
 
 def marked(connection: Connection, digests: Sequence[str]) -> set[str]:
     """Those of `digests` that are marked."""
     found: set[str] = set()
-    for some in _slices(digests):
+    for some in slices(digests):
         found |= set(
             connection.scalars(select(blobs.c.sha256).where(blobs.c.sha256.in_(some), blobs.c.damaged_at.is_not(None)))
         )
@@ -24,17 +22,12 @@ def marked(connection: Connection, digests: Sequence[str]) -> set[str]:
 
 def mark(connection: Connection, digests: Sequence[str]) -> None:
     """Say that other bytes lie under these digests, or bytes that cannot be read."""
-    for some in _slices(digests):
+    for some in slices(digests):
         connection.execute(update(blobs).where(blobs.c.sha256.in_(some)).values(damaged_at=now_ms()))
 
 
 def unmark(connection: Connection, digests: Sequence[str]) -> None:
     """Say that the right bytes are stored under these digests."""
-    for some in _slices(digests):
+    for some in slices(digests):
         these = blobs.c.sha256.in_(some) & blobs.c.damaged_at.is_not(None)
         connection.execute(update(blobs).where(these).values(damaged_at=None))
-
-
-def _slices(digests: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(digests), ROWS):
-        yield digests[start : start + ROWS]

@@ -7,7 +7,6 @@ takes. Times are whole milliseconds since 1970, UTC.
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +32,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, CursorResult, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError
+from sqlalchemy.exc import ArgumentError
 
-from adapterhub.errors import Malformed, UsageProblem, shown
+from adapterhub.errors import UsageProblem
 from adapterhub_registry import schema
 
 BUSY_TIMEOUT_MS = 30_000
@@ -265,6 +264,12 @@ def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str,
     connection.execute(build(table).on_conflict_do_nothing(), list(rows))
 
 
+def slices(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    """So few at a time that each fits into one statement."""
+    for start in range(0, len(values), 500):
+        yield values[start : start + 500]
+
+
 def lock_name(connection: Connection, name: str) -> None:
     """Let one transaction at a time go on that names this; the others wait until it ends. SQLite has one writer anyway.
 
@@ -272,21 +277,6 @@ def lock_name(connection: Connection, name: str) -> None:
     """
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
-
-
-@contextlib.contextmanager
-def readable(place: object) -> Iterator[None]:
-    """Turn what SQLite says of a file that is no database, or a damaged one, into `Malformed`."""
-    try:
-        yield
-    except (sqlite3.DatabaseError, DatabaseError) as error:
-        cause = getattr(error, "orig", error)
-        if type(cause) is not sqlite3.DatabaseError:  # its subclasses are other faults
-            raise
-        raise Malformed(
-            f"`{shown(str(place))}` cannot be read as a database: {cause}; no row was written",
-            hint="restore it from a backup",
-        ) from None
 
 
 class Database:
@@ -309,7 +299,7 @@ class Database:
             raise UsageProblem(f"no driver for {parsed.drivername} databases is installed", hint=hint) from None
         if not self.is_shared:
             _prepare_sqlite(self.engine)
-        with readable(parsed.database), self.begin() as connection:
+        with schema.readable(parsed.database), self.begin() as connection:
             lock_name(connection, "schema")  # several servers may start at once
             schema.bring_up_to_date(connection, metadata)
 

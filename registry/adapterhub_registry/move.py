@@ -21,8 +21,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from adapterhub.errors import AdapterHubError, Conflict, Malformed, UsageProblem, shown
 from adapterhub_registry.blobs import BlobStore, DiskBlobs
 from adapterhub_registry.context import Registry
-from adapterhub_registry.db import Database, lock_name, metadata, readable
+from adapterhub_registry.db import Database, lock_name, metadata
 from adapterhub_registry.holdings import named_blobs
+from adapterhub_registry.schema import readable
 
 ROWS = 1000
 AT_ONCE = 8
@@ -55,7 +56,7 @@ def move_registry(root: Path, target: Registry) -> Moved:
     Raises:
         Conflict: a server runs on the folder, or the target's database holds something.
         BlobsDamaged: blobs of the folder are missing or are not what their digests say. No row was written.
-        Malformed: the folder's database is not that of a registry, or the target's does not take a row. No row was written.
+        Malformed: the folder's database is not that of a registry, or the target's refuses a row. No row was written.
         UsageProblem: the target's database is that of the folder.
     """
     url = f"sqlite:///{root / 'registry.db'}"

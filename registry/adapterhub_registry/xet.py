@@ -23,7 +23,7 @@ from adapterhub_registry import damage, quotas, signing
 from adapterhub_registry.blobs import StoredBlob, StoreUnreachable, refuse_no_room
 from adapterhub_registry.bodies import receive_with
 from adapterhub_registry.context import BaseUrl, CallerOf, Registry, RegistryOf, RepoOf
-from adapterhub_registry.db import repos, uploads
+from adapterhub_registry.db import repos, slices, uploads
 from adapterhub_registry.errors import Refusal, forbidden, too_large, unauthorized
 from adapterhub_registry.xet_format import (
     MAX_SHARD_BYTES,
@@ -224,8 +224,8 @@ def _stored(registry: Registry, space: Space, files: Mapping[str, ShardFile]) ->
     with registry.db.read() as connection:
         sent = [
             sha256
-            for sha256 in files
-            if connection.scalar(select(uploads.c.sha256).where(mine, uploads.c.sha256 == sha256))
+            for some in slices(list(files))
+            for sha256 in connection.scalars(select(uploads.c.sha256).where(mine, uploads.c.sha256.in_(some)))
         ]
         damaged = damage.marked(connection, sent)
     return registry.blobs.holds({sha256: files[sha256].size_bytes for sha256 in sent}) - damaged

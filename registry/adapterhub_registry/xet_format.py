@@ -34,6 +34,8 @@ MAX_XORB_BYTES: Final = 64 << 20
 MAX_XORB_BODY_BYTES: Final = MAX_XORB_BYTES + (1 << 20)
 """What a xorb may weigh on the wire: its chunks, their headers and a footer."""
 MAX_SHARD_BYTES: Final = 64 << 20
+MAX_FILES: Final = 20_000
+"""Files of one shard: as many as one commit names by default."""
 
 SCHEME_NONE, SCHEME_LZ4, SCHEME_GROUPED_LZ4 = 0, 1, 2
 MAX_PACKED_BYTES: Final = 2 * MAX_CHUNK_BYTES  # an LZ4 frame of noise is a little larger than the noise
@@ -272,6 +274,8 @@ def parse_shard(raw: bytes, *, limit_bytes: int) -> tuple[ShardFile, ...]:
     files: list[ShardFile] = []
     total = 0
     while (header := entries.take(1))[:_HASH_BYTES] != _BOOKEND:
+        if len(files) == MAX_FILES:
+            _refuse_shard(f"describes more than {MAX_FILES} files")
         found = _read_file(header, entries, len(files))
         total += found.size_bytes
         if total > limit_bytes:

@@ -8,6 +8,7 @@ import pytest
 from adapterhub_registry.xet_format import (
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
+    MAX_FILES,
     ChunkSpan,
     MalformedXet,
     decode_chunk,
@@ -208,6 +209,7 @@ def test_a_cut_or_lengthened_frame_is_refused(cut: int) -> None:
         (shard_bytes([(A, [(B, (64 << 20) + 1, 0, MAX_CHUNKS)])]), "said to hold 67108865 bytes"),
         (shard_bytes([(A, [(B, 64 << 20, 0, MAX_CHUNKS)] * 17)]), "unpack to more than"),
         (bytes((64 << 20) + 1), "expected at most"),
+        (shard_bytes([(A, [])] * (MAX_FILES + 1)), "more than 20000 files"),
     ],
 )
 def test_a_shard_that_breaks_a_bound_is_refused(shard: bytes, reason: str) -> None:
