@@ -42,7 +42,7 @@ BUSY_TIMEOUT_MS = 30_000
 metadata = MetaData()
 
 facts = Table("facts", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
-"""What the servers of one database agree on: `secret`, by a digest."""
+"""What the servers of one database agree on: `secret`, by a digest, and when chunks of a repository were lost."""
 
 users = Table(
     "users",

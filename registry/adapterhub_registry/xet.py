@@ -2,7 +2,8 @@
 
 Write-only: files arrive as xorbs and shards, are rebuilt and stored as ordinary blobs, and are downloaded like any
 other. Nothing is deduplicated across repositories. Each upload space has its own address, which changes daily
-(`xorbs.py` says why), and its own short-lived token, bound to the user and the repository.
+(`xorbs.py` says why) and when chunks turn out to be lost, and its own short-lived token, bound to the user and the
+repository.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import Row, select
 
-from adapterhub.errors import DiskFull
+from adapterhub.errors import DigestMismatch, DiskFull
 from adapterhub_registry import damage, quotas, signing
 from adapterhub_registry.blobs import StoredBlob, StoreUnreachable, refuse_no_room
 from adapterhub_registry.bodies import receive_with
 from adapterhub_registry.context import BaseUrl, CallerOf, Registry, RegistryOf, RepoOf
-from adapterhub_registry.db import repos, slices, uploads
+from adapterhub_registry.db import facts, now_ms, repos, slices, uploads
 from adapterhub_registry.errors import Refusal, forbidden, too_large, unauthorized
 from adapterhub_registry.xet_format import (
     MAX_SHARD_BYTES,
     MAX_XORB_BODY_BYTES,
+    MalformedXet,
     ShardFile,
     parse_shard,
     parse_xet_hash,
@@ -37,6 +39,7 @@ from adapterhub_registry.xorbs import XorbPlace, XorbStore, epoch_at, is_open
 
 PURPOSE: Final = "xet"
 SPACE: Final = "/_xet/{scope}/{epoch}"
+_SCOPE = re.compile(r"([0-9]+-[0-9]+)(-[0-9]{1,20})?")
 _EPOCH = re.compile(r"[0-9]{1,9}")
 
 router = APIRouter(include_in_schema=False)
@@ -44,9 +47,13 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """One upload space: a repository, an epoch, and the user that the token was given to."""
+    """One upload space: a repository, an epoch, and the user that the token was given to.
+
+    `repository` stands for the repository for ever; `scope` begins with it and is where its xorbs lie.
+    """
 
     repo_id: int
+    repository: str
     scope: str
     epoch: int
     user: str
@@ -66,12 +73,18 @@ def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> 
         claims = signing.check(token, registry.settings.secret, purpose=PURPOSE)
     except signing.BadSignature as error:
         raise unauthorized(f"{error}: ask for a new xet-write-token") from None
-    if claims["scope"] != scope:
+    found = _SCOPE.fullmatch(scope)
+    if found is None or claims["scope"] != found[1]:
         raise forbidden("this token was given for another repository")
     if not _EPOCH.fullmatch(epoch) or not is_open(int(epoch), time.time()):
         raise _not_here("upload space")
     return Space(
-        repo_id=claims["repo"], scope=scope, epoch=int(epoch), user=claims["user"], token_id=claims.get("token")
+        repo_id=claims["repo"],
+        repository=found[1],
+        scope=scope,
+        epoch=int(epoch),
+        user=claims["user"],
+        token_id=claims.get("token"),
     )
 
 
@@ -86,9 +99,14 @@ def xorbs_of(registry: RegistryOf) -> XorbStore:
 XorbsOf = Annotated[XorbStore, Depends(xorbs_of)]
 
 
-def _scope(repo: Row[Any]) -> str:
+def _repository(repo: Row[Any]) -> str:
     # a database may give a number again when its repository is gone; together with the time it is one for ever
     return f"{repo.id}-{repo.created_at}"
+
+
+def _lost(repo_id: int) -> str:
+    """The fact that says when chunks of a repository were last found lost."""
+    return f"xet chunks of {repo_id}"
 
 
 def _not_here(what: str) -> Refusal:
@@ -107,13 +125,21 @@ def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: B
             token_id=caller.token_id,
             more_bytes=1,
         )
+        lost = connection.scalar(select(facts.c.value).where(facts.c.name == _lost(repo.id)))
     now = time.time()
     xorbs.sweep(now)
     refuse_no_room(registry.blobs, 1)  # here clients give up at once; a xorb they send again and again
     ttl_s = min(registry.settings.limits.href_ttl_s, signing.LONGEST_TTL_S)
-    claims = {"purpose": PURPOSE, "user": caller.user, "repo": repo.id, "scope": _scope(repo), "token": caller.token_id}
+    claims = {
+        "purpose": PURPOSE,
+        "user": caller.user,
+        "repo": repo.id,
+        "scope": _repository(repo),
+        "token": caller.token_id,
+    }
     token = signing.sign(claims, registry.settings.secret, ttl_s)
-    address = f"{base}/_xet/{_scope(repo)}/{epoch_at(now)}"
+    scope = f"{_repository(repo)}-{lost}" if lost else _repository(repo)
+    address = f"{base}/_xet/{scope}/{epoch_at(now)}"
     expires = int(now) + ttl_s
     headers = {
         "X-Xet-Access-Token": token,
@@ -200,7 +226,7 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
         with registry.db.begin() as connection:
             # the repository may have gone while its files were on their way, and another have got its number
             row = connection.execute(select(repos).where(repos.c.id == space.repo_id)).one_or_none()
-            if row is None or _scope(row) != space.scope:
+            if row is None or _repository(row) != space.repository:
                 raise _not_here("repository any more")
             registry.repos.note_upload(connection, space.repo_id, space.user, blob, token_id=space.token_id)
 
@@ -215,6 +241,10 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
     except (DiskFull, StoreUnreachable):  # not the client's fault; what is refused stays counted, for it cost as much
         with registry.db.begin() as connection:
             take(connection, more_bytes=-total)
+        raise
+    except (MalformedXet, DigestMismatch):
+        # chunks that the client believes to be here are not, or are damaged: at another address it sends them again
+        registry.db.agree(_lost(space.repo_id), str(now_ms()), replace=True)
         raise
 
 

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -266,6 +267,23 @@ def test_a_push_of_the_same_bytes_heals_what_was_lost(
 
     assert fetched(server, repo, name) == content
     assert again == made, "the same bytes are the same commit"
+
+
+def test_a_client_that_believes_its_chunks_are_here_sends_them_again_after_one_refusal(
+    server: Running, on_disk: DiskPlace, clients: dict[str, Client], tmp_path: Path
+) -> None:
+    """After a restore, for instance, which brings no chunks back: the client remembers for weeks that it sent them."""
+    content = b"chunks that are lost " * 5000
+    (tmp_path / WEIGHTS).write_bytes(content)
+    made = clients["xet"](server, "acme/chunks", tmp_path)
+    on_disk.remove(hashlib.sha256(content).hexdigest())
+    shutil.rmtree(server.root / "xorbs")
+
+    refused, again = (clients["xet"](server, "acme/chunks", tmp_path) for _ in range(2))
+
+    assert "400" in refused
+    assert again == made
+    assert fetched(server, "acme/chunks", WEIGHTS) == content
 
 
 def test_a_small_file_that_is_lost_from_the_bucket_is_not_believed_to_be_kept_in_memory(
