@@ -118,7 +118,7 @@ class DiskBlobs:
         """Those of `wanted` (sha256: size) of which exactly so many bytes lie here."""
         found = set()
         for sha256, size in wanted.items():
-            with contextlib.suppress(BlobNotFound):
+            with contextlib.suppress(BlobNotFound, OSError):
                 if self.size(sha256) == size:
                     found.add(sha256)
         return found

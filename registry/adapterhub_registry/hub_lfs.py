@@ -62,9 +62,10 @@ def lfs_batch(
             answer["actions"] = {}
         objects.append(answer)
     sent = [answer for answer in objects if "actions" in answer]
-    wanting = sum(answer["size"] for answer in sent)
-    if wanting:
-        with registry.db.read() as connection:
+    with registry.db.read() as connection:
+        counted = quotas.sent_before(connection, row.id, [answer["oid"] for answer in sent])
+        wanting = sum(answer["size"] for answer in sent if answer["oid"] not in counted)
+        if wanting:
             quotas.refuse_upload(
                 connection, limits, namespace=row.namespace, token_id=caller.token_id, more_bytes=wanting
             )

@@ -5,10 +5,12 @@ What arrives at the same time is not seen, so two uploads at once may pass a bou
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.engine import Connection
 
-from adapterhub_registry.db import blobs, files, insert_new, now_ms, repos, uploads, xet_use
+from adapterhub_registry.db import blobs, files, insert_new, now_ms, repos, slices, uploads, xet_use
 from adapterhub_registry.errors import Refusal, too_many
 from adapterhub_registry.settings import Limits
 
@@ -37,6 +39,15 @@ def refuse_upload(
         if sent + more_bytes > limits.token_upload_bytes_per_day:
             message = f"this token sent {sent} of {limits.token_upload_bytes_per_day} bytes within a day"
             raise too_many(f"{message}; {more_bytes} more do not fit", after_s=RETRY_AFTER_S)
+
+
+def sent_before(connection: Connection, repo_id: int, digests: Iterable[str]) -> set[str]:
+    """Those of `digests` that were sent for a repository: they are counted, whether or not their bytes are there."""
+    found: set[str] = set()
+    for some in slices(list(digests)):
+        mine = (uploads.c.repo_id == repo_id) & uploads.c.sha256.in_(some)
+        found |= set(connection.scalars(select(uploads.c.sha256).where(mine)))
+    return found
 
 
 def note_chunks(connection: Connection, user: str, epoch: int, sent_bytes: int) -> None:

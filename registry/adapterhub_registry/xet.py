@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final
@@ -24,13 +24,12 @@ from adapterhub_registry import damage, quotas, signing
 from adapterhub_registry.blobs import StoredBlob, StoreUnreachable, refuse_no_room
 from adapterhub_registry.bodies import receive_with
 from adapterhub_registry.context import BaseUrl, CallerOf, Registry, RegistryOf, RepoOf
-from adapterhub_registry.db import facts, now_ms, repos, slices, uploads
+from adapterhub_registry.db import facts, now_ms, repos
 from adapterhub_registry.errors import Refusal, forbidden, too_large, unauthorized
 from adapterhub_registry.xet_format import (
     MAX_SHARD_BYTES,
     MAX_XORB_BODY_BYTES,
     MalformedXet,
-    ShardFile,
     parse_shard,
     parse_xet_hash,
 )
@@ -210,7 +209,10 @@ def telemetry() -> JSONResponse:
 
 def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> None:
     named = {file.sha256: file for file in parse_shard(raw, limit_bytes=registry.settings.limits.file_bytes)}
-    here = _stored(registry, space, named)
+    with registry.db.read() as connection:
+        counted = quotas.sent_before(connection, space.repo_id, named)
+        damaged = damage.marked(connection, list(counted))
+    here = registry.blobs.holds({sha256: named[sha256].size_bytes for sha256 in counted}) - damaged
     new = [file for file in named.values() if file.sha256 not in here]
     with registry.db.read() as connection:
         namespace = connection.scalar(select(repos.c.namespace).where(repos.c.id == space.repo_id))
@@ -219,7 +221,7 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
             registry.settings.limits,
             namespace=str(namespace),
             token_id=space.token_id,
-            more_bytes=sum(file.size_bytes for file in new),
+            more_bytes=sum(file.size_bytes for file in new if file.sha256 not in counted),
         )
 
     def on_stored(blob: StoredBlob) -> None:
@@ -246,19 +248,6 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
         # chunks that the client believes to be here are not, or are damaged: at another address it sends them again
         registry.db.agree(_lost(space.repo_id), str(now_ms()), replace=True)
         raise
-
-
-def _stored(registry: Registry, space: Space, files: Mapping[str, ShardFile]) -> set[str]:
-    """Those of `files`, by sha256, that were sent for this repository and are there and whole."""
-    mine = uploads.c.repo_id == space.repo_id
-    with registry.db.read() as connection:
-        sent = [
-            sha256
-            for some in slices(list(files))
-            for sha256 in connection.scalars(select(uploads.c.sha256).where(mine, uploads.c.sha256.in_(some)))
-        ]
-        damaged = damage.marked(connection, sent)
-    return registry.blobs.holds({sha256: files[sha256].size_bytes for sha256 in sent}) - damaged
 
 
 def _refuse_announced(request: Request, limit_bytes: int) -> None:

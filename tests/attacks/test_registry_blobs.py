@@ -286,6 +286,23 @@ def test_a_client_that_believes_its_chunks_are_here_sends_them_again_after_one_r
     assert fetched(server, "acme/chunks", WEIGHTS) == content
 
 
+@pytest.mark.parametrize("mode", ["lfs", "xet"])
+def test_lost_bytes_come_back_to_a_namespace_that_is_full(
+    clients: dict[str, Client], tmp_path: Path, mode: str
+) -> None:
+    content = os.urandom(60_000)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / WEIGHTS).write_bytes(content)
+    with running(tmp_path / "root", limits=Limits(namespace_bytes=70_000)) as server:
+        made = clients[mode](server, "acme/full", tmp_path / "folder")
+        DiskPlace(server).remove(hashlib.sha256(content).hexdigest())
+
+        again = clients[mode](server, "acme/full", tmp_path / "folder")
+
+        assert again == made
+        assert fetched(server, "acme/full", WEIGHTS) == content
+
+
 def test_a_small_file_that_is_lost_from_the_bucket_is_not_believed_to_be_kept_in_memory(
     in_bucket: BucketPlace, clients: dict[str, Client], tmp_path: Path
 ) -> None:
