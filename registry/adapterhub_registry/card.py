@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from adapterhub.digests import strict_json
+from adapterhub.errors import BlobNotFound
 from adapterhub_registry.blobs import BlobStore
 
 CARD, ADAPTER_CONFIG, CONFIG = "README.md", "adapter_config.json", "config.json"
@@ -156,9 +157,12 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def _small_file(blobs: BlobStore, sha256: str | None, limit_bytes: int) -> bytes:
-    if sha256 is None or not blobs.has(sha256) or blobs.size(sha256) > limit_bytes:
+    try:
+        if sha256 is None or blobs.size(sha256) > limit_bytes:
+            return b""
+        return b"".join(blobs.open(sha256))
+    except BlobNotFound:
         return b""
-    return b"".join(blobs.open(sha256))
 
 
 def _json_object(raw: bytes) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.engine import Connection
 
 from adapterhub.errors import BlobNotFound
-from adapterhub_registry.blobs import BlobStore
+from adapterhub_registry import damage
+from adapterhub_registry.blobs import BlobStore, digest_of
 from adapterhub_registry.db import Database, files, refs, repos, uploads
 from adapterhub_registry.db import blobs as blobs_table
 from adapterhub_registry.db import commits as commits_table
@@ -32,7 +32,11 @@ def named_blobs(connection: Connection) -> dict[str, int]:
 
 
 def check_holdings(database: Database, blobs: BlobStore, *, read_bytes: bool = False) -> Holdings:
-    """Look for each blob that a row names and for the commit that each ref names; with `read_bytes`, hash all bytes."""
+    """Look for each blob that a row names and for the commit that each ref names.
+
+    With `read_bytes`, hash all bytes: blobs that are damaged are marked in the database, so that the server takes their
+    bytes again, and marks are taken off those that are right again.
+    """
     with database.read() as connection:
         wanted = named_blobs(connection)
         known = set(connection.scalars(select(blobs_table.c.sha256)))
@@ -49,7 +53,12 @@ def check_holdings(database: Database, blobs: BlobStore, *, read_bytes: bool = F
         if (ref.repo_id, ref.commit_id) not in made
     ]
     problems += [f"blob {sha256}: a row names it that the table of blobs does not" for sha256 in sent - known]
-    problems += [found for found in (_problem(blobs, *item, read_bytes=read_bytes) for item in wanted.items()) if found]
+    found = {sha256: _problem(blobs, sha256, size, read_bytes=read_bytes) for sha256, size in wanted.items()}
+    if read_bytes:
+        with database.begin() as connection:
+            damage.mark(connection, [sha256 for sha256, problem in found.items() if problem])
+            damage.unmark(connection, [sha256 for sha256, problem in found.items() if not problem])
+    problems += [problem for problem in found.values() if problem]
     return Holdings(blobs=len(wanted), bytes=sum(wanted.values()), problems=tuple(problems))
 
 
@@ -59,11 +68,11 @@ def _problem(blobs: BlobStore, sha256: str, size: int, *, read_bytes: bool) -> s
         if found != size:
             return f"blob {sha256}: has {found} bytes, expected {size}"
         if read_bytes:
-            hasher = hashlib.sha256()
-            for chunk in blobs.open(sha256):
-                hasher.update(chunk)
-            if hasher.hexdigest() != sha256:
-                return f"blob {sha256}: its bytes have the digest {hasher.hexdigest()}"
+            digest = digest_of(blobs.open(sha256))
+            if digest != sha256:
+                return f"blob {sha256}: its bytes have the digest {digest}"
     except BlobNotFound:
         return f"blob {sha256}: is not there"
+    except OSError as error:
+        return f"blob {sha256}: cannot be read: {error.strerror or error}"
     return None

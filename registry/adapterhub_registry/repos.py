@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Row, delete, false, insert, or_, select, t
 from sqlalchemy.engine import Connection
 
 from adapterhub.lookalike import fold
-from adapterhub_registry import adapters, commits, quotas, tombstones
+from adapterhub_registry import adapters, commits, damage, quotas, tombstones
 from adapterhub_registry.blobs import BlobStore, StoredBlob
 from adapterhub_registry.db import blobs as blobs_table
 from adapterhub_registry.db import files, insert_new, inserted_id, lock_name, now_ms, refs, repos, uploads
@@ -256,6 +256,7 @@ class Repos:
         now = now_ms()
         row = {"sha256": blob.sha256, "git_sha1": blob.git_sha1, "size": blob.size, "created_at": now}
         insert_new(connection, blobs_table, [row])
+        damage.unmark(connection, [blob.sha256])
         insert_new(
             connection,
             uploads,
@@ -265,10 +266,11 @@ class Repos:
     def known_blob(self, connection: Connection, caller: Caller, repo_id: int, sha256: str) -> StoredBlob | None:
         """The blob, if `caller` may use it here: it was sent for this repository, or lies in one the caller can read.
 
-        A digest alone must not open bytes of a stranger's private repository.
+        A digest alone must not open bytes of a stranger's private repository. A blob that is marked as damaged is not
+        known. Whether the bytes are there only the store knows.
         """
         row = connection.execute(select(blobs_table).where(blobs_table.c.sha256 == sha256)).one_or_none()
-        if row is None:
+        if row is None or row.damaged_at is not None:
             return None
         sent = select(uploads.c.sha256).where(uploads.c.repo_id == repo_id, uploads.c.sha256 == sha256)
         if connection.scalar(sent.limit(1)) is None and not self._can_read_blob(connection, caller, sha256):

@@ -39,6 +39,8 @@ class Limits:
     token_requests_per_minute: int = 0  # of one token, at one server; a minute's worth may come at once
     address_requests_per_minute: int = 0  # of one address without a good token, at one server
     token_upload_bytes_per_day: int = 0  # of one token, by LFS and Xet
+    xet_free_bytes: int = 256 * MEBIBYTE  # of one user in a day, whatever the chunks weigh that make them
+    xet_ratio: int = 16  # bytes of files that one byte of chunks is good for, beyond these
     namespace_bytes: int = 0  # of all commits and uploads, each file of a repository counted once
     namespace_repos: int = 0
 
