@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from adapterhub.digests import Digest, canonical_json, digest_of, digest_of_file, parse_digest, strict_json
+from adapterhub.digests import Digest, canonical_json, digest_of, digest_of_file, parse_digest, read_json, read_plain
 from adapterhub.errors import shown
 
 _T = TypeVar("_T")
@@ -59,7 +59,7 @@ class BaseHints:
 _HINT_KINDS: Final[Mapping[str, type]] = MappingProxyType(
     {f.name: int if f.name in ("parameters", "hidden_size", "layers") else str for f in fields(BaseHints)}
 )
-_CONFIG_LIMIT_BYTES: Final = 64 << 20  # tokenizer_config.json of large vocabularies runs to megabytes
+CONFIG_LIMIT_BYTES: Final = 64 << 20  # tokenizer_config.json of large vocabularies runs to megabytes
 _SNAPSHOT: Final = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
 _HIDDEN_SIZE_KEYS: Final = ("hidden_size", "n_embd", "d_model", "dim")
 _LAYERS_KEYS: Final = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -96,7 +96,7 @@ def read_hints(folder: Path) -> BaseHints:
 
 def _object(path: Path) -> Mapping[str, Any]:
     try:
-        value = strict_json(path.read_bytes(), limit_bytes=_CONFIG_LIMIT_BYTES)
+        value = read_json(path, CONFIG_LIMIT_BYTES)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -125,7 +125,8 @@ def _tokenizer_digest(folder: Path) -> Digest | None:
 def _chat_template_digest(folder: Path) -> Digest | None:
     """Digest of the template's text, wherever it is kept; of several named ones, of their canonical JSON."""
     try:
-        return digest_of((folder / "chat_template.jinja").read_bytes())
+        raw = read_plain(folder / "chat_template.jinja", CONFIG_LIMIT_BYTES)
+        return digest_of(raw) if len(raw) <= CONFIG_LIMIT_BYTES else None
     except OSError:
         template = _object(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, str):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from adapterhub.digests import canonical_json, strict_json
+from adapterhub.digests import canonical_json, read_json
 from adapterhub.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
 from adapterhub.specs import parse_namespace
 from adapterhub.store import Store, write_durably
@@ -325,7 +325,7 @@ class Remotes:
 
     def _json(self, path: Path) -> dict[str, Any]:
         try:
-            value = strict_json(path.read_bytes())
+            value = read_json(path)
         except FileNotFoundError:
             return {}
         except OSError as error:

@@ -142,18 +142,21 @@ def _of_build(library: Library, build: Installed, record: BaseRecord | None, pro
 def _with_signature(library: Library, folder: Path, report: Report) -> Report:
     """The checks of a folder with what its signature says, if it has one: of its manifest, else of its very files."""
     from adapterhub.directory import PlainFolder
-    from adapterhub.manifest import MANIFEST_FILE, SIGNATURE_FILE, Manifest
+    from adapterhub.manifest import MANIFEST_FILE, SIGNATURE_FILE
     from adapterhub.signing.beside import provenance_of
     from adapterhub.signing.findings import signature_finding
     from adapterhub.signing.gate import Gate
     from adapterhub.specs import AdapterSpec
     from adapterhub.transfer import Release
+    from adapterhub.verify.digests import read_manifest_file
+    from adapterhub.verify.files import list_folder
 
     if not os.path.lexists(folder / SIGNATURE_FILE):
         return report
     try:
-        if (folder / MANIFEST_FILE).is_file():
-            manifest = Manifest.read(folder / MANIFEST_FILE)
+        entry = list_folder(folder).taken.get(MANIFEST_FILE)
+        if entry is not None:
+            manifest = read_manifest_file(entry)
             release = Release(manifest=manifest, namespace=None, origin=str(folder))
         else:
             release = PlainFolder(folder).releases(AdapterSpec.parse("unnamed"))[0]

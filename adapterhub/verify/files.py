@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from adapterhub.errors import shown
+from adapterhub.errors import RefusedAdapter, shown
 from adapterhub.filekind import LOOKED_AT, recognise
 from adapterhub.limits import limits
 from adapterhub.manifest import (
@@ -35,6 +35,9 @@ TAKEN: Final = frozenset({*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE, SIGNATURE_FILE
 
 _MEASURED: Final = frozenset({CONFIG_FILE, WEIGHTS_FILE})
 """The files whose own readers hold them against a limit."""
+
+_UNSAFE: Final = frozenset({"E_LINK", "E_KIND", "E_LIMIT", "E_NAME"})
+"""Findings of a listing that say more than that a file is missing."""
 
 _PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5")
 _PICKLED_WEIGHTS: Final = "adapter_model.bin"
@@ -126,6 +129,24 @@ def list_folder(folder: Path) -> Listing:
     findings += _skipped(others)
     findings += _missing(folder, names)
     return Listing(taken=taken, others=others, findings=tuple(findings))
+
+
+def taken_files(folder: Path) -> Mapping[str, Entry]:
+    """The files of an adapter in a folder that somebody else may have prepared, by name; those that are missing are not.
+
+    This is how a command that reads single files of a folder opens it: links out of the folder, pipes, devices and
+    files beyond the limits are refused before any of them is read.
+
+    Raises:
+        RefusedAdapter: with each error that is not about a file that is missing or a pickle.
+    """
+    listing = list_folder(folder)
+    errors = [f for f in listing.findings if f.severity == "error" and f.code in _UNSAFE]
+    if errors:
+        hint = next((f.hint for f in errors if f.hint), "`adapt verify FOLDER` shows every finding")
+        listed = [(f.code, str(f).removeprefix(f"[{f.code}] ")) for f in errors]
+        raise RefusedAdapter(f"`{shown(str(folder), 200)}` is not read. Nothing was changed", listed, hint=hint)
+    return listing.taken
 
 
 def _refused(folder: Path, code: str, message: str, hint: str = "") -> Listing:
