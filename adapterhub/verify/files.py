@@ -132,7 +132,7 @@ def list_folder(folder: Path) -> Listing:
 
 
 def taken_files(folder: Path) -> Mapping[str, Entry]:
-    """The files of an adapter in a folder that somebody else may have prepared, by name; those that are missing are not.
+    """The files of an adapter in a folder that a stranger may have prepared, by name; a missing one is not in it.
 
     This is how a command that reads single files of a folder opens it: links out of the folder, pipes, devices and
     files beyond the limits are refused before any of them is read.
