@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from adapterhub.digests import Digest, canonical_json, digest_of, digest_of_file, parse_digest, read_json, read_plain
 from adapterhub.errors import shown
+from adapterhub.hub_ids import is_hub_id
 
 _T = TypeVar("_T")
 
@@ -53,6 +54,8 @@ class BaseHints:
             if type(item) is not kind:
                 raise ValueError(f"{path}.{key}: expected {'text' if kind is str else 'integer'}, got {shown(item)}")
             known[key] = digest_at(item, f"{path}.{key}") if key.endswith("_sha256") else item
+            if key == "hub_id" and not is_hub_id(str(item)):
+                raise ValueError(f"{path}.hub_id: expected a Hub id such as org/model, got {shown(item)}")
         return cls(**known)
 
 
@@ -82,8 +85,9 @@ def read_hints(folder: Path) -> BaseHints:
     inner = text if isinstance(text, dict) else {}  # models that also see or hear keep the language model's here
     dtype = _first(str, config, inner, keys=("dtype", "torch_dtype"))
     place = _SNAPSHOT.search(folder.absolute().as_posix()) or _SNAPSHOT.search(folder.resolve().as_posix())
+    named = f"{place['org']}/{place['name']}" if place else ""
     return BaseHints(
-        hub_id=f"{place['org']}/{place['name']}" if place else None,
+        hub_id=named if is_hub_id(named) else None,
         commit=place["commit"] if place else None,
         model_type=_first(str, config, keys=("model_type",)),
         dtype=dtype.removeprefix("torch.") if dtype else None,

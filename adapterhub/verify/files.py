@@ -142,6 +142,9 @@ def taken_files(folder: Path) -> Mapping[str, Entry]:
     """
     listing = list_folder(folder)
     errors = [f for f in listing.findings if f.severity == "error" and f.code in _UNSAFE]
+    for name, most in ((CONFIG_FILE, limits().config_bytes), (WEIGHTS_FILE, limits().file_bytes)):
+        if name in listing.taken and listing.taken[name].size_bytes > most:
+            errors.append(_too_large(name, listing.taken[name].size_bytes, most))
     if errors:
         hint = next((f.hint for f in errors if f.hint), "`adapt verify FOLDER` shows every finding")
         listed = [(f.code, str(f).removeprefix(f"[{f.code}] ")) for f in errors]
@@ -210,9 +213,13 @@ def _take(folder: Path, name: str) -> Entry | Finding:
         return Finding(code="E_KIND", severity="error", where=name, message=f"is {kind}", expected="a plain file")
     most = limits().text_bytes
     if name in MEDIA_TYPES and name not in _MEASURED and facts.st_size > most:
-        message, hint = f"holds {facts.st_size} bytes, expected at most {most}", "leave it out, or cut it down"
-        return Finding(code="E_LIMIT", severity="error", where=name, message=message, hint=hint)
+        return _too_large(name, facts.st_size, most)
     return Entry(name=name, path=path, size_bytes=facts.st_size)
+
+
+def _too_large(name: str, size_bytes: int, most: int) -> Finding:
+    message, hint = f"holds {size_bytes} bytes, expected at most {most}", "leave it out, or cut it down"
+    return Finding(code="E_LIMIT", severity="error", where=name, message=message, hint=hint)
 
 
 def behind_link(folder: Path, path: Path) -> Path | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from sqlalchemy import Row, func, select
 from starlette.routing import Match
 
@@ -35,7 +35,7 @@ from adapterhub_registry.adapt_models import (
     Yanked,
     YankRequest,
 )
-from adapterhub_registry.context import CallerOf, Registry, RegistryOf
+from adapterhub_registry.context import CallerOf, Registry, RegistryOf, strict_body
 from adapterhub_registry.db import adapters, blobs, commits, releases, repos, tokens
 from adapterhub_registry.errors import Refusal, forbidden, unauthorized
 from adapterhub_registry.model_info import iso_time
@@ -56,7 +56,7 @@ _FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": Problem, "descript
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "Nothing by that name"}}
 _BODY: dict[int | str, dict[str, Any]] = {413: {"model": Problem, "description": "The body is too large"}}
 
-router = APIRouter(prefix="/api/adapt/v1", tags=["adapters"], responses=_PROBLEMS)
+router = APIRouter(prefix="/api/adapt/v1", tags=["adapters"], responses=_PROBLEMS, dependencies=[Depends(strict_body)])
 
 NamePart = Annotated[str, Path(pattern=NAME)]
 

@@ -237,4 +237,18 @@ async def json_object(request: Request) -> JsonObject:
     return JsonObject(value)
 
 
+async def strict_body(request: Request) -> None:
+    """Refuse a JSON body that two readers could read as two things, before a model is made of it.
+
+    Raises:
+        Refusal: 400; a key is given twice, a number is none, or it is nested too deeply.
+    """
+    if request.method != "GET" and "json" in request.headers.get("content-type", "json"):
+        raw = await request.body()
+        try:
+            strict_json(raw or b"null", limit_bytes=max(len(raw), 4))
+        except ValueError as error:
+            raise bad_request(f"body: {error}") from None
+
+
 JsonBody = Annotated[JsonObject, Depends(json_object)]

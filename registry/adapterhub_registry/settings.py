@@ -190,7 +190,8 @@ def _read_secret(path: Path) -> bytes:
         raise UsageProblem(f"secret file `{shown(str(path))}`: {error.strerror}") from None
     if not SECRET_BYTES <= len(secret) <= _SECRET_LIMIT_BYTES:
         raise UsageProblem(
-            f"secret file `{shown(str(path))}`: expected {SECRET_BYTES} to {_SECRET_LIMIT_BYTES} bytes, found {len(secret)}",
+            f"secret file `{shown(str(path))}`: expected {SECRET_BYTES} to {_SECRET_LIMIT_BYTES} bytes, "
+            f"found {len(secret)}",
             hint="`openssl rand -hex 32 > secret` makes one",
         )
     return secret
