@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from adapterhub.digests import Digest
+from adapterhub.digests import Digest, strict_json
 from adapterhub.errors import StoreLocked, shown
 
 FOREIGN_S: Final = 24 * 3600.0
@@ -195,8 +195,8 @@ def read_holder(handle: int) -> Holder | None:
 
 def _json(handle: int) -> dict[str, object]:
     try:
-        value = json.loads(os.pread(handle, _LIMIT_BYTES, 0))
-    except (OSError, ValueError, RecursionError):
+        value = strict_json(os.pread(handle, _LIMIT_BYTES, 0))
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 

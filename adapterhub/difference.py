@@ -6,7 +6,6 @@ so no [out, in] matrix is formed, the same update in other factors is found to b
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,13 +15,16 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.base_names import Rule, find_rule
-from adapterhub.digests import Digest, Progress, digest_of_file
+from adapterhub.digests import Digest, Progress, digest_of_file, strict_json
 from adapterhub.errors import MalformedManifest, shown
 from adapterhub.factors import TORCH_DTYPES, AdapterFactors
 from adapterhub.fingerprint import BaseVerdict, compare
+from adapterhub.limits import limits
 from adapterhub.lowrank import LowRank, difference_norms, frobenius_norm
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, Manifest
 from adapterhub.tensorfile import TensorSpec
+from adapterhub.verify.digests import read_manifest_file
+from adapterhub.verify.files import Entry, taken_files
 
 ABSENT: Final = "absent"
 """What a field that only the other one has is said to be."""
@@ -162,10 +164,12 @@ def differ(first: Side, second: Side, progress: Progress | None = None) -> Diffe
     """Compare two adapters; nothing is written. `progress` is called with 1 for each module.
 
     Raises:
+        RefusedAdapter: a folder holds what is not read; see `taken_files`.
         Malformed: what is in a folder cannot be read as an adapter; which file and why.
     """
-    files = tuple(_files(first, second))
-    config = tuple(field for field in _fields(_config(first), _config(second), _UNORDERED) if not _is_default(field))
+    one, other = taken_files(first.folder), taken_files(second.folder)
+    files = tuple(_files(one, other))
+    config = tuple(field for field in _fields(_config(one), _config(other), _UNORDERED) if not _is_default(field))
     manifest = None
     if first.manifest is not None and second.manifest is not None:
         manifest = tuple(_fields(_manifest(first.manifest), _manifest(second.manifest), frozenset({"target_modules"})))
@@ -181,28 +185,33 @@ def differ(first: Side, second: Side, progress: Progress | None = None) -> Diffe
 
 
 def side_of_folder(folder: Path, label: str) -> Side:
-    """An adapter in a folder, with its own manifest if it has one that can be read."""
+    """An adapter in a folder, with its own manifest if it has one that can be read.
+
+    Raises:
+        RefusedAdapter: the folder holds what is not read; see `taken_files`.
+    """
     try:
-        manifest = Manifest.read(folder / MANIFEST_FILE)
-    except (FileNotFoundError, MalformedManifest):
+        manifest = read_manifest_file(taken_files(folder)[MANIFEST_FILE])
+    except (KeyError, MalformedManifest):
         return Side(folder=folder, label=label)
     return Side(folder=folder, label=label, manifest=manifest, base=manifest.base)
 
 
 # ---------------------------------------------------------------- bytes and settings
-def _files(first: Side, second: Side) -> Iterator[FilePair]:
+def _files(*taken: Mapping[str, Entry]) -> Iterator[FilePair]:
     for name in MEDIA_TYPES:
-        paths = [side.folder / name for side in (first, second)]
-        digests = [digest_of_file(path)[0] if path.is_file() else None for path in paths]
+        digests = [digest_of_file(entries[name].path)[0] if name in entries else None for entries in taken]
         if any(digests):
             yield FilePair(path=name, first=digests[0], second=digests[1])
 
 
-def _config(side: Side) -> dict[str, Any]:
+def _config(taken: Mapping[str, Entry]) -> dict[str, Any]:
     """The config as it is written; whether it can be used is for `AdapterFactors` to say."""
+    most = limits().config_bytes
     try:
-        value = json.loads((side.folder / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError):
+        with taken[CONFIG_FILE].open() as stream:
+            value = strict_json(stream.read(most + 1), limit_bytes=most)
+    except (KeyError, OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -6,6 +6,7 @@ size needs the memory of their largest module.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from adapterhub.lowrank import LowRank
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.peft_config import AdapterConfig
 from adapterhub.tensorfile import TensorSpec, header_bytes, read_header
+from adapterhub.verify.files import Entry, taken_files
 
 __all__ = [
     "FORMAT_DTYPES",
@@ -58,12 +60,14 @@ class AdapterFactors:
     Raises:
         MalformedConfig: `adapter_config.json` is missing or cannot be used.
         MalformedTensorFile: the same of `adapter_model.safetensors`.
-        RefusedAdapter: factors without a partner, or that fit neither each other nor the config; every one is listed.
+        RefusedAdapter: as `taken_files`; or factors without a partner, or that fit neither each other nor the config,
+            of which every one is listed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config_bytes = _read_config(folder / CONFIG_FILE)
+        taken = taken_files(folder)
+        self.config_bytes = _read_config(folder, taken.get(CONFIG_FILE))
         self.config = AdapterConfig.parse(self.config_bytes, str(folder / CONFIG_FILE))
         self.header = read_header(folder / WEIGHTS_FILE)
         self.modules, self.others, self.unclear = pair_up(self.header.tensors, self.config, folder)
@@ -198,9 +202,11 @@ class TensorFileWriter:
             self._partial.unlink(missing_ok=True)
 
 
-def _read_config(path: Path) -> bytes:
+def _read_config(folder: Path, entry: Entry | None) -> bytes:
     try:
-        with path.open("rb") as stream:
+        if entry is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with entry.open() as stream:
             return stream.read(MAX_CONFIG_BYTES + 1)  # one more than the parser takes, so that it sees the excess
     except OSError as error:
-        raise MalformedConfig(str(path), f"cannot be opened: {error.strerror}") from None
+        raise MalformedConfig(str(folder / CONFIG_FILE), f"cannot be opened: {error.strerror}") from None

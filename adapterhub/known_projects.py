@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from adapterhub.digests import Digest, canonical_json, parse_digest, strict_json
+from adapterhub.digests import Digest, canonical_json, parse_digest, read_json, read_plain
 from adapterhub.project.values import LOCK_FILE, Lock
 from adapterhub.store import Store, write_durably
 
@@ -80,14 +80,14 @@ class KnownProjects:
         if project is None:
             return None
         with contextlib.suppress(OSError):
-            named = _DIGEST.findall((project.folder / LOCK_FILE).read_bytes()[:_LIMIT_BYTES])
+            named = _DIGEST.findall(read_plain(project.folder / LOCK_FILE, _LIMIT_BYTES))
             now = frozenset(Digest(name.decode()) for name in named)
             return KnownProject(folder=project.folder, digests=project.digests | now)
         return project
 
     def _record(self, path: Path) -> KnownProject | None:
         try:
-            value = strict_json(path.read_bytes(), limit_bytes=_LIMIT_BYTES)
+            value = read_json(path, _LIMIT_BYTES)
             folder, digests = value["folder"], value["digests"]
             return KnownProject(folder=Path(folder), digests=frozenset(parse_digest(d) for d in digests))
         except (OSError, ValueError, TypeError, KeyError):

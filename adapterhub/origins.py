@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from adapterhub.digests import Digest, canonical_json, hex_of, parse_digest, strict_json
+from adapterhub.digests import Digest, canonical_json, hex_of, parse_digest, read_json
 from adapterhub.store import Store, write_durably
 
 _KEYS: Final = ("adapter", "name", "place")
@@ -48,7 +48,7 @@ class Origins:
     def of(self, adapter: Digest) -> Origin | None:
         """Where the build came from; None when nobody noted it or the note is damaged."""
         try:
-            value = strict_json(self._path(adapter).read_bytes())
+            value = read_json(self._path(adapter))
         except (OSError, ValueError):
             return None
         if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in _KEYS):

@@ -23,6 +23,7 @@ from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE, BaseRef, Parent
 from adapterhub.merge import MergeInput, MergeProgress, MergeResult, merge
 from adapterhub.merge_methods import describe
 from adapterhub.recipe_toml.values import MEASURED_PREFIX
+from adapterhub.verify.files import taken_files
 
 
 def _empty() -> Mapping[str, Any]:
@@ -228,8 +229,8 @@ def _held_to_bytes(combination: Combination) -> Combination:
 
 def folder_digests(folder: Path) -> dict[str, Digest | None]:
     """What a recipe holds a folder to: `sha256` of its weights and `config_sha256`; None where the file is missing."""
-    files = {"sha256": folder / WEIGHTS_FILE, "config_sha256": folder / CONFIG_FILE}
-    return {key: digest_of_file(path)[0] if path.is_file() else None for key, path in files.items()}
+    files, taken = {"sha256": WEIGHTS_FILE, "config_sha256": CONFIG_FILE}, taken_files(folder)
+    return {key: digest_of_file(taken[name].path)[0] if name in taken else None for key, name in files.items()}
 
 
 def _measured(made: Made) -> dict[str, float]:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from adapterhub.digests import Progress, strict_json
+from adapterhub.digests import Progress, read_json
 from adapterhub.errors import CouldNotTell, shown
 from adapterhub.precision import stored_bytes
 from adapterhub.tensorfacts import TensorFacts, sample_offsets
@@ -94,7 +94,7 @@ class _WeightFile:
     def cached(self, folder: Path) -> tuple[TensorFacts, ...] | None:
         """Facts from an earlier look at the very same file; anything odd in the cache counts as no earlier look."""
         try:
-            value = strict_json(self._cache_path(folder).read_bytes(), limit_bytes=_CACHE_LIMIT_BYTES)
+            value = read_json(self._cache_path(folder), _CACHE_LIMIT_BYTES)
             known = {key: value[key] for key in ("schema", "path", *self.identity)}
             if known != {"schema": _CACHE_SCHEMA, "path": str(self.real_path), **self.identity}:
                 return None

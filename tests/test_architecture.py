@@ -15,7 +15,7 @@ PACKAGE = ROOT / "adapterhub"
 
 FLOORS: dict[str, int] = {
     # 0 words: what is typed and what is refused
-    **dict.fromkeys(["errors", "digests", "specs", "home", "limits", "lookalike"], 0),
+    **dict.fromkeys(["errors", "digests", "specs", "home", "limits", "lookalike", "hub_ids"], 0),
     **dict.fromkeys(["dates"], 0),
     # 1 values: what files say
     **dict.fromkeys(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli.completing import complete_spec_or_folder
+from adapterhub.cli.output import json_text
 from adapterhub.cli.params import BASE, Session, common
 from adapterhub.errors import AdapterNotFound, shown
 
@@ -148,4 +148,4 @@ def _row(what: str, field: Field) -> tuple[object, ...]:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) else json_text(value)

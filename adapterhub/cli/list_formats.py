@@ -8,6 +8,8 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
+from adapterhub.cli.output import json_text
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
@@ -68,7 +70,7 @@ def _adapter(name: str, place: str | Path, version: str, digest: str, rank: int 
 def lines_of(adapters: Sequence[dict[str, Any]], form: str) -> Iterator[str]:
     """One line for each: an argument of vLLM's `--lora-modules`, or a call of PEFT."""
     if form == "json":
-        yield json.dumps(adapters, indent=1, ensure_ascii=False)
+        yield json_text(adapters, indent=1)
         return
     for one in adapters:
         yield _vllm(one["name"], one["path"]) if form == "vllm" else _peft(one["name"], one["path"])
@@ -77,7 +79,7 @@ def lines_of(adapters: Sequence[dict[str, Any]], form: str) -> Iterator[str]:
 def _vllm(name: str, path: str) -> str:
     """`name=path`; as JSON, which vLLM takes as well, where the path holds what would end it."""
     if _NOT_PLAIN.search(name + path):
-        return json.dumps({"name": name, "path": path}, ensure_ascii=False, separators=(",", ":"))
+        return json_text({"name": name, "path": path}, compact=True)
     return f"{name}={path}"
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.cli.output import json_text
 from adapterhub.cli.run_model import Choice, Loading, Model, drawing_of, find_base
 from adapterhub.cli.run_rows import Row, RowProblems, read_rows
 from adapterhub.errors import Conflict, NotAllowed, NotFound, shown
@@ -136,7 +136,7 @@ def _say(session: Session, out: Path | None, documents: Sequence[dict[str, Any]]
         session.out.line(f"{len(documents):,} answers in {out}")
         return
     for document in documents:
-        session.out.line(json.dumps(document, ensure_ascii=False))
+        session.out.line(json_text(document))
 
 
 # ---------------------------------------------------------------- where they go
@@ -152,7 +152,7 @@ def _refuse_taken(out: Path) -> None:
 
 def _write(out: Path, documents: Sequence[dict[str, Any]]) -> NotAllowed | None:
     """Write all answers or none; what stood in the way, for an hour of answers must not be lost to a full disk."""
-    data = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents).encode()
+    data = "".join(json_text(document) + "\n" for document in documents).encode()
     try:
         write_durably(out, data)
     except OSError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from adapterhub.errors import Conflict, NotAllowed, NotFound, shown
-from adapterhub.project._reading import parse_project, wanted_spec
+from adapterhub.project._reading import parse_project, project_bytes, wanted_spec
 from adapterhub.project.values import PROJECT_FILE, Project, Wanted
 from adapterhub.recipe_toml.values import near_name
 from adapterhub.specs import AdapterName, BaseSpec
@@ -196,16 +196,9 @@ def _tables(document: TOMLDocument) -> list[Any]:
 
 # ---------------------------------------------------------------- files
 def _text(folder: Path) -> str:
-    path = folder / PROJECT_FILE
-    try:
-        return path.read_bytes().decode("utf-8")  # `read_text` would lose the line ends
-    except OSError as error:
-        raise NotFound(
-            f"`{shown(str(path), 200)}`: {error.strerror}", hint="`adapt init` makes a project of this folder"
-        ) from None
-    except UnicodeDecodeError:
-        parse_project(path.read_bytes(), folder, str(path))  # says so
-        raise
+    raw = project_bytes(folder)
+    parse_project(raw, folder, str(folder / PROJECT_FILE))  # refuses what is no project, and what is not UTF-8
+    return raw.decode("utf-8")
 
 
 def _write(folder: Path, text: str) -> Project:

@@ -12,7 +12,7 @@ from typing import Final
 
 from adapterhub.bases import BaseRecord
 from adapterhub.catalog import Installed
-from adapterhub.digests import Digest, hex_of, strict_json
+from adapterhub.digests import Digest, hex_of, read_json
 from adapterhub.engines import BaseFacts, Verdict, judge
 from adapterhub.errors import (
     AdapterNotFound,
@@ -24,6 +24,7 @@ from adapterhub.errors import (
     UnsupportedAdapter,
     shown,
 )
+from adapterhub.hints import CONFIG_LIMIT_BYTES
 from adapterhub.install import Plan, RankBounds, plan_install, run_install
 from adapterhub.library import Library
 from adapterhub.manifest import MANIFEST_FILE, BaseRef
@@ -39,7 +40,6 @@ FORGET_S: Final = 10.0
 RANK_SETTING: Final = "max-lora-rank"
 """As vLLM's rules call the rank that they need."""
 
-_CONFIG_BYTES: Final = 16 << 20
 _REMEMBERED: Final = 1024
 _STRIPES: Final = 64
 
@@ -248,7 +248,7 @@ def facts_of(base: BaseRecord) -> BaseFacts:
     if base.path is None:
         return BaseFacts()
     try:
-        values = strict_json((base.path / "config.json").read_bytes(), limit_bytes=_CONFIG_BYTES)
+        values = read_json(base.path / "config.json", CONFIG_LIMIT_BYTES)
     except (OSError, ValueError):
         return BaseFacts()
     return BaseFacts.from_config(values) if isinstance(values, dict) else BaseFacts()

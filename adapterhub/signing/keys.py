@@ -61,6 +61,11 @@ class PublicKey:
 
         if b"PRIVATE KEY" in raw[:KEY_LIMIT_BYTES]:
             raise Malformed(f"`{where}` is a private key; give the public half", hint="`adapt key show NAME` prints it")
+        if (keys := raw.count(b"-----BEGIN ")) > 1:
+            raise Malformed(
+                f"`{where}` holds {keys} keys or certificates, expected one public key. Nothing was changed",
+                hint="write each key to a file of its own, and trust each under its own name",
+            )
         try:
             key = serialization.load_pem_public_key(_bounded(raw))
         except Exception as error:  # noqa: BLE001 - whatever the parser raises means that this is no key

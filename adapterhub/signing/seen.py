@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.digests import Digest, canonical_json, parse_digest, strict_json
+from adapterhub.digests import Digest, canonical_json, parse_digest, read_json
 from adapterhub.errors import Malformed, NotAllowed, SpecError
 from adapterhub.specs import parse_version
 from adapterhub.store import Store, write_durably
@@ -71,7 +71,7 @@ class SeenFile:
 
     def _read(self) -> dict[str, Seen]:
         try:
-            value = strict_json(self.path.read_bytes(), limit_bytes=_LIMIT_BYTES)
+            value = read_json(self.path, _LIMIT_BYTES)
             return {name: _seen(item) for name, item in value["adapters"].items()}
         except FileNotFoundError:
             return {}

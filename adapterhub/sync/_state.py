@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from adapterhub.digests import read_json
 from adapterhub.new_folder import not_written
 from adapterhub.store import write_durably
 
 STATE_FILE: Final = ".adapterhub-sync.json"
+_LIMIT_BYTES: Final = 64 << 20
 _SCHEMA: Final = "adapterhub-sync/1"
 
 Stamp = tuple[int, int, int]
@@ -34,11 +36,11 @@ class Placed:
 def read_state(adapters: Path) -> dict[str, Placed]:
     """What is ours in the folder `adapters`, by key; nothing when the note is missing or damaged."""
     try:
-        value = json.loads((adapters / STATE_FILE).read_bytes())
+        value = read_json(adapters / STATE_FILE, _LIMIT_BYTES)
         if value["schema"] != _SCHEMA:
             return {}
         return {str(key): _placed(item) for key, item in value["folders"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 

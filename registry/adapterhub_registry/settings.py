@@ -7,13 +7,15 @@ import os
 import secrets
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from adapterhub.digests import read_plain
 from adapterhub.errors import UsageProblem, shown
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MEBIBYTE = 1 << 20
 SECRET_BYTES = 32
+_SECRET_LIMIT_BYTES: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,12 +192,13 @@ def _secret(path: Path) -> bytes:
 
 def _read_secret(path: Path) -> bytes:
     try:
-        secret = path.read_bytes().strip()
+        secret = read_plain(path, _SECRET_LIMIT_BYTES).strip()
     except OSError as error:
         raise UsageProblem(f"secret file `{shown(str(path))}`: {error.strerror}") from None
-    if len(secret) < SECRET_BYTES:
+    if not SECRET_BYTES <= len(secret) <= _SECRET_LIMIT_BYTES:
         raise UsageProblem(
-            f"secret file `{shown(str(path))}`: expected {SECRET_BYTES} bytes or more, found {len(secret)}",
+            f"secret file `{shown(str(path))}`: expected {SECRET_BYTES} to {_SECRET_LIMIT_BYTES} bytes, "
+            f"found {len(secret)}",
             hint="`openssl rand -hex 32 > secret` makes one",
         )
     return secret
