@@ -10,10 +10,12 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from adapterhub.digests import Progress
-from adapterhub.errors import Malformed, MalformedConfig, MalformedManifest, MalformedTensorFile
+from adapterhub.digests import Digest, Progress
+from adapterhub.errors import DigestMismatch, Malformed, MalformedConfig, MalformedManifest, MalformedTensorFile
 from adapterhub.fingerprint import BaseFingerprint
+from adapterhub.limits import limits
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.tensorfacts import TensorFacts
 from adapterhub.verify._keys import AdapterKeys, sort_keys
@@ -21,8 +23,8 @@ from adapterhub.verify._report import Facts, Finding, Report, Severity, Status
 from adapterhub.verify._subject import Subject
 from adapterhub.verify.config import read_config_file
 from adapterhub.verify.container import read_weights_header
-from adapterhub.verify.digests import read_manifest_file
-from adapterhub.verify.files import list_folder
+from adapterhub.verify.digests import changed, differing, read_manifest_file, refuse_damaged
+from adapterhub.verify.files import Entry, Listing, list_folder, take
 
 __all__ = [
     "AdapterKeys",
@@ -33,7 +35,9 @@ __all__ = [
     "Status",
     "Subject",
     "checks",
+    "open_files",
     "open_subject",
+    "refuse_damaged",
     "sort_keys",
     "verify",
     "verify_folder",
@@ -74,7 +78,7 @@ def open_subject(
         except MalformedManifest as error:
             findings += [_refusal(error, "E_MANIFEST", error.where, problem) for problem in error.problems]
     if config is None or weights is None:
-        return None, findings
+        return None, [*findings, *differing(listing, manifest)]
     if base_tensors is not None and not isinstance(base_tensors, Mapping):
         base_tensors = {facts.name: facts for facts in base_tensors}
     declares = manifest is not None and manifest.base.fingerprint is not None
@@ -89,6 +93,51 @@ def open_subject(
         base_named=base_named or base_tensors is not None or declares,
         progress=progress,
     ), findings
+
+
+def open_files(folder: Path, expected: Mapping[str, Digest] = MappingProxyType({})) -> Subject:
+    """Config and weights in `folder`, opened once and hashed; nothing else in it is looked at, and no check runs.
+
+    For those who read an adapter's numbers and look at them themselves. `expected` are digests that the files must
+    have, by name. Errors name the files by their paths.
+
+    Raises:
+        DigestMismatch: a file is not what is expected.
+        MalformedConfig, MalformedTensorFile: a file that is missing, leads out of the folder or breaks its format.
+    """
+    taken = {
+        CONFIG_FILE: _plain_file(folder, CONFIG_FILE, MalformedConfig),
+        WEIGHTS_FILE: _plain_file(folder, WEIGHTS_FILE, MalformedTensorFile),
+    }
+    config, weights = taken[CONFIG_FILE], taken[WEIGHTS_FILE]
+    try:
+        _hold(config, expected)
+        settings = read_config_file(config, str(folder / CONFIG_FILE))
+        try:
+            header = read_weights_header(weights, str(folder / WEIGHTS_FILE))
+        finally:
+            _hold(weights, expected)  # a file that was changed is called changed, whatever it breaks
+        _ = weights.held.digest  # from here on nothing but these bytes is read
+    except OSError as error:
+        raise MalformedTensorFile(str(folder / WEIGHTS_FILE), f"cannot be read: {error.strerror}") from None
+    return Subject(folder=folder, listing=Listing(taken=taken), config=settings, weights=header)
+
+
+def _plain_file(folder: Path, name: str, refusal: type[MalformedConfig | MalformedTensorFile]) -> Entry:
+    try:
+        (folder / name).lstat()
+        found = take(folder, name)
+        if isinstance(found, Entry):
+            _ = found.held
+            return found
+    except OSError as error:
+        raise refusal(str(folder / name), f"cannot be opened: {error.strerror}") from None
+    raise refusal(str(folder / name), found.message, hint=found.hint)
+
+
+def _hold(entry: Entry, expected: Mapping[str, Digest]) -> None:
+    if entry.held.size_bytes <= limits().file_bytes:  # what is larger is refused by its reader, unread
+        entry.held.hold_to(expected.get(entry.name))
 
 
 def _refusal(error: Malformed, code: str, where: str, reason: str) -> Finding:
@@ -111,6 +160,8 @@ def verify(subject: Subject, *, seen: Iterable[Finding] = ()) -> Report:
             findings.append(_refusal(error, error.code, CONFIG_FILE, error.reason))
         except MalformedTensorFile as error:  # a file that changed under us
             findings.append(_refusal(error, error.code, WEIGHTS_FILE, error.reason))
+        except DigestMismatch as error:  # the same, after it was hashed
+            findings.append(changed(error))
     try:
         facts = subject.facts
     except MalformedConfig:  # said above

@@ -12,11 +12,13 @@ import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Final
 
 from adapterhub.errors import shown
 from adapterhub.filekind import LOOKED_AT, recognise
+from adapterhub.heldfile import HeldFile
 from adapterhub.limits import limits
 from adapterhub.manifest import (
     CARD_FILE,
@@ -59,7 +61,7 @@ _CONVERT: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A taken file: `path` is the regular file itself, whatever link led to it."""
 
@@ -67,8 +69,17 @@ class Entry:
     path: Path
     size_bytes: int
 
+    @cached_property
+    def held(self) -> HeldFile:
+        """The file, opened once: what one check sees of it, every other one and whoever uses it see, too.
+
+        Raises:
+            OSError: it is gone, a link by now, or no regular file.
+        """
+        return HeldFile(self.path)
+
     def open(self) -> IO[bytes]:
-        """The file, open for reading.
+        """The file, opened anew for reading from the start.
 
         Raises:
             OSError: it is gone, a link by now, or no regular file.
@@ -117,7 +128,7 @@ def list_folder(folder: Path) -> Listing:
     taken: dict[str, Entry] = {}
     findings = list(_clashes(names))
     for name in sorted(TAKEN.intersection(names)):
-        found = _take(folder, name)
+        found = take(folder, name)
         if isinstance(found, Entry):
             taken[name] = found
         else:
@@ -164,7 +175,7 @@ def _clashes(names: list[str]) -> Iterator[Finding]:
             )
 
 
-def _take(folder: Path, name: str) -> Entry | Finding:
+def take(folder: Path, name: str) -> Entry | Finding:
     """The regular file behind a taken name, or why there is none."""
     path = folder / name
     try:
