@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import IO, Any, Final
+from typing import IO, Any, Final, cast
 
 from adapterhub.digests import Digest, digest_of_hash
 from adapterhub.errors import DigestMismatch
@@ -75,7 +75,7 @@ class HeldFile:
 
     def beginning(self) -> IO[bytes]:
         """A stream of the bytes that `start` gives."""
-        return _Beginning(self)
+        return cast("IO[bytes]", _Beginning(self))
 
     def mark(self, places: Iterable[int]) -> None:
         """Say where parts that will be read begin, in rising order; without it, reading one takes hashing more."""

@@ -7,6 +7,7 @@ new file here with `check(subject) -> Iterator[Finding]`; files that begin with 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ __all__ = [
     "Status",
     "Subject",
     "checks",
+    "manifest_in",
     "open_files",
     "open_subject",
     "refuse_damaged",
@@ -51,13 +53,15 @@ def open_subject(
     base_fingerprint: BaseFingerprint | None = None,
     manifest: Manifest | None = None,
     base_named: bool = False,
+    in_memory: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Subject | None, list[Finding]]:
     """The adapter in `folder` and what was found on the way; never raises for what is in the folder.
 
     Without a subject the findings hold an error that says why. With `manifest`, the folder's own `adapterhub.json` is
     not read. `base_named` says that somebody names the base; giving its tensors or a manifest with a fingerprint says
-    so too. `progress` gets the bytes read of the weights when the checks run.
+    so too. `progress` gets the bytes read of the weights when the checks run. `in_memory` reads the weights whole, for
+    those who keep them in memory anyway: then they are hashed once, and nothing that is done to the file reaches them.
     """
     listing = list_folder(folder)
     findings = list(listing.findings)
@@ -69,6 +73,8 @@ def open_subject(
             findings.append(_refusal(error, error.code, error.where, error.reason))
     if WEIGHTS_FILE in listing.taken:
         try:
+            if in_memory:
+                _load(listing.taken[WEIGHTS_FILE])
             weights = read_weights_header(listing.taken[WEIGHTS_FILE])
         except MalformedTensorFile as error:
             findings.append(_refusal(error, error.code, error.where, error.reason))
@@ -95,24 +101,41 @@ def open_subject(
     ), findings
 
 
-def open_files(folder: Path, expected: Mapping[str, Digest] = MappingProxyType({})) -> Subject:
+def _load(entry: Entry) -> None:
+    try:
+        if entry.held.size_bytes <= limits().file_bytes:  # what is larger is refused by its reader, unread
+            entry.held.load()
+    except OSError as error:
+        raise MalformedTensorFile(entry.name, f"cannot be read: {error.strerror}") from None
+
+
+def open_files(
+    folder: Path,
+    expected: Mapping[str, Digest] = MappingProxyType({}),
+    *,
+    opened: Mapping[str, Entry] = MappingProxyType({}),
+    in_memory: bool = False,
+) -> Subject:
     """Config and weights in `folder`, opened once and hashed; nothing else in it is looked at, and no check runs.
 
-    For those who read an adapter's numbers and look at them themselves. `expected` are digests that the files must
-    have, by name. Errors name the files by their paths.
+    For those who read an adapter's numbers and look at them themselves. `expected` are digests that files must have, by
+    name, those that `expected` alone names included. What is in `opened` is not opened again. Errors name the files by
+    their paths; `in_memory` as above.
 
     Raises:
         DigestMismatch: a file is not what is expected.
         MalformedConfig, MalformedTensorFile: a file that is missing, leads out of the folder or breaks its format.
     """
-    taken = {
-        CONFIG_FILE: _plain_file(folder, CONFIG_FILE, MalformedConfig),
-        WEIGHTS_FILE: _plain_file(folder, WEIGHTS_FILE, MalformedTensorFile),
-    }
-    config, weights = taken[CONFIG_FILE], taken[WEIGHTS_FILE]
+    config = opened.get(CONFIG_FILE) or _plain_file(folder, CONFIG_FILE, MalformedConfig)
+    weights = opened.get(WEIGHTS_FILE) or _plain_file(folder, WEIGHTS_FILE, MalformedTensorFile)
+    taken = {CONFIG_FILE: config, WEIGHTS_FILE: weights}
+    for name in expected.keys() - taken.keys():
+        _hold(_plain_file(folder, name, MalformedConfig), expected)
     try:
         _hold(config, expected)
         settings = read_config_file(config, str(folder / CONFIG_FILE))
+        if in_memory:
+            _load(weights)
         try:
             header = read_weights_header(weights, str(folder / WEIGHTS_FILE))
         finally:
@@ -121,6 +144,20 @@ def open_files(folder: Path, expected: Mapping[str, Digest] = MappingProxyType({
     except OSError as error:
         raise MalformedTensorFile(str(folder / WEIGHTS_FILE), f"cannot be read: {error.strerror}") from None
     return Subject(folder=folder, listing=Listing(taken=taken), config=settings, weights=header)
+
+
+def manifest_in(folder: Path) -> Manifest | None:
+    """The manifest that lies in `folder`; None where there is none.
+
+    Raises:
+        MalformedManifest: it cannot be read, or breaks its format.
+    """
+    if not os.path.lexists(folder / MANIFEST_FILE):
+        return None
+    found = take(folder, MANIFEST_FILE)
+    if isinstance(found, Entry):
+        return read_manifest_file(found)
+    raise MalformedManifest(str(folder / MANIFEST_FILE), [found.message], hint=found.hint)
 
 
 def _plain_file(folder: Path, name: str, refusal: type[MalformedConfig | MalformedTensorFile]) -> Entry:
