@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+import adapterhub
 from adapterhub.bank import AdapterBank
 from adapterhub.cli import COMMANDS
 from adapterhub.description import Description
@@ -310,6 +312,25 @@ def test_the_bank_refuses_a_flipped_bit_when_it_loads_an_adapter_again(adapt: Ad
                 os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
             with pytest.raises(DigestMismatch), bank.use("a"):
                 pass
+
+
+HEADERS_BY_PATH: Mapping[str, str] = {
+    "tensorfile.py": "defines it",
+    **dict.fromkeys(("weightreader.py", "extract/_models.py", "fuse/_model.py"), "models, which have fingerprints"),
+    "verify/_foreign.py": "says what other files are",
+    "engines/__init__.py": "in its example",
+    **dict.fromkeys(("identify/_orphan.py", "identify/_builds.py", "cli/info_local.py"), "shows, and uses nothing"),
+    "cli/check.py": "judges by the header; `export` and `serve` judge what they use",
+}
+
+
+def test_nobody_else_reads_a_weights_file_by_its_path() -> None:
+    """Whoever uses an adapter takes it from the files that `verify` opened."""
+    package = Path(adapterhub.__file__).parent
+    by_path = re.compile(r"\b(read_header|safe_open|load_file|load_peft_weights|mmap\.ACCESS)\b")
+    found = [p for p in package.rglob("*.py") if by_path.search(p.read_text(encoding="utf-8"))]
+
+    assert sorted(p.relative_to(package).as_posix() for p in found) == sorted(HEADERS_BY_PATH)
 
 
 # ---------------------------------------------------------------- swapped between check and use
