@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from adapterhub.base_names import Rule, find_rule
 from adapterhub.digests import Digest, Progress, strict_json
-from adapterhub.errors import MalformedManifest, MalformedTensorFile, RefusedAdapter, shown
+from adapterhub.errors import CouldNotTell, MalformedManifest, MalformedTensorFile, RefusedAdapter, shown
 from adapterhub.factors import TORCH_DTYPES, AdapterFactors
 from adapterhub.fingerprint import BaseVerdict, compare
 from adapterhub.limits import limits
@@ -209,12 +209,20 @@ def side_of_folder(folder: Path, label: str) -> Side:
 def _opened(side: Side) -> Listing:
     """The files of one side, each opened once; what leads out of its folder, or is no plain file, is refused."""
     listing = list_folder(side.folder)
+    for entry in listing.taken.values():
+        try:
+            _ = entry.held
+        except OSError as error:
+            raise CouldNotTell(f"`{shown(str(entry.path), 200)}` cannot be read: {error.strerror}") from None
     odd = [(f.code, f"{f.where}: {f.message}") for f in listing.findings if f.code in _NOT_READ]
     if odd:
         raise RefusedAdapter(f"`{shown(side.label, 200)}` cannot be compared", odd)
     if WEIGHTS_FILE in listing.taken:
-        with suppress(MalformedTensorFile):  # which is said where its numbers are needed
+        try:
             read_weights_header(listing.taken[WEIGHTS_FILE])  # so that its tensors are known when it is hashed
+        except MalformedTensorFile as error:  # which is said where its numbers are needed
+            if error.code == "E_LIMIT":
+                raise
     if side.is_installed:
         refuse_damaged(differing(listing, side.manifest), f"{side.folder}/")
     return listing
@@ -272,7 +280,7 @@ def _weights(sides: tuple[Side, Side], opened: tuple[Listing, Listing], progress
     first, second = sides
     with ExitStack() as stack:
         one, other = (
-            stack.enter_context(AdapterFactors(side.folder, subject=open_files(side.folder, opened=listing.taken)))
+            stack.enter_context(AdapterFactors(side.folder, subject=open_files(side.folder, {}, opened=listing.taken)))
             for side, listing in zip(sides, opened, strict=True)
         )
         rule = _rule(one, other)

@@ -55,8 +55,8 @@ class AdapterFactors:
     in file order; `unclear` names pairs whose meaning the file does not tell, with the reason.
 
     Both files are opened once and hashed, and every number is read from the bytes that were hashed. `expected` are the
-    digests that they must have, by name: those of a manifest or a recipe. `subject` is what `verify` opened and looked
-    at; then these are its files.
+    digests that they must have, by name; None stands for those in the folder's own manifest, if it has one. `subject`
+    is what `verify` opened and looked at; then these are its files.
 
     Raises:
         DigestMismatch: a file is not what is expected, or changes while it is in use.
@@ -66,7 +66,7 @@ class AdapterFactors:
     """
 
     def __init__(
-        self, folder: Path, expected: Mapping[str, Digest] = MappingProxyType({}), *, subject: Subject | None = None
+        self, folder: Path, expected: Mapping[str, Digest] | None = None, *, subject: Subject | None = None
     ) -> None:
         self.folder = folder
         subject = subject or open_files(folder, expected)

@@ -137,7 +137,7 @@ class _Resizing:
         out, result = self.session.out, made.result
         for warning in made.warnings:
             out.warn(warning)
-        after, _ = _weights_in(folder, {})
+        after, _ = _weights_in(folder, None)
         document |= {"before": self.before.to_json(), "after": after.to_json(), "dtype": result.dtype}
         document |= {"relative_error": result.relative_error, "worst_module": result.worst_module}
         document |= {"worst_error": result.worst_error, "recipe": dict(made.recipe)}
@@ -157,7 +157,7 @@ class _Resizing:
         out.result(document, text)
 
 
-def _weights_in(folder: Path, expected: Mapping[str, Digest]) -> tuple[_Weights, str | None]:
+def _weights_in(folder: Path, expected: Mapping[str, Digest] | None) -> tuple[_Weights, str | None]:
     """What the files hold, and the dtype of all factors if they have one that a result can have."""
     from adapterhub.factors import TORCH_DTYPES, AdapterFactors
     from adapterhub.merge import DTYPES

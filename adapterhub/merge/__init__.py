@@ -72,13 +72,13 @@ methods = names
 class MergeInput:
     """An adapter to merge: its PEFT folder, its name in messages and in the recipe, its weight (0: left out).
 
-    `expected` are the digests that its files must have, by name.
+    `expected` are the digests that its files must have, by name; None stands for those in the folder's own manifest.
     """
 
     folder: Path
     label: str
     weight: float
-    expected: Mapping[str, Digest] = field(default_factory=dict)
+    expected: Mapping[str, Digest] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from adapterhub.digests import Digest, Progress
 from adapterhub.errors import DigestMismatch, Malformed, MalformedConfig, MalformedManifest, MalformedTensorFile
 from adapterhub.fingerprint import BaseFingerprint
+from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.limits import limits
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.tensorfacts import TensorFacts
@@ -111,7 +112,7 @@ def _load(entry: Entry) -> None:
 
 def open_files(
     folder: Path,
-    expected: Mapping[str, Digest] = MappingProxyType({}),
+    expected: Mapping[str, Digest] | None = None,
     *,
     opened: Mapping[str, Entry] = MappingProxyType({}),
     in_memory: bool = False,
@@ -119,18 +120,22 @@ def open_files(
     """Config and weights in `folder`, opened once and hashed; nothing else in it is looked at, and no check runs.
 
     For those who read an adapter's numbers and look at them themselves. `expected` are digests that files must have, by
-    name, those that `expected` alone names included. What is in `opened` is not opened again. Errors name the files by
-    their paths; `in_memory` as above.
+    name; None stands for those in the folder's own manifest, if it has one. What is in `opened` is not opened again.
+    Errors name the files by their paths; `in_memory` as above.
 
     Raises:
         DigestMismatch: a file is not what is expected.
         MalformedConfig, MalformedTensorFile: a file that is missing, leads out of the folder or breaks its format.
+        MalformedManifest: the folder's own manifest cannot be read.
     """
-    config = opened.get(CONFIG_FILE) or _plain_file(folder, CONFIG_FILE, MalformedConfig)
-    weights = opened.get(WEIGHTS_FILE) or _plain_file(folder, WEIGHTS_FILE, MalformedTensorFile)
+    if expected is None:
+        manifest = manifest_in(folder)
+        expected = manifest.digests if manifest else {}
+    config = opened.get(CONFIG_FILE) or _plain_file(folder, CONFIG_FILE, MalformedConfig, expected)
+    weights = opened.get(WEIGHTS_FILE) or _plain_file(folder, WEIGHTS_FILE, MalformedTensorFile, expected)
     taken = {CONFIG_FILE: config, WEIGHTS_FILE: weights}
     for name in expected.keys() - taken.keys():
-        _hold(_plain_file(folder, name, MalformedConfig), expected)
+        _hold(_plain_file(folder, name, MalformedConfig, expected), expected)
     try:
         _hold(config, expected)
         settings = read_config_file(config, str(folder / CONFIG_FILE))
@@ -160,7 +165,9 @@ def manifest_in(folder: Path) -> Manifest | None:
     raise MalformedManifest(str(folder / MANIFEST_FILE), [found.message], hint=found.hint)
 
 
-def _plain_file(folder: Path, name: str, refusal: type[MalformedConfig | MalformedTensorFile]) -> Entry:
+def _plain_file(
+    folder: Path, name: str, refusal: type[MalformedConfig | MalformedTensorFile], expected: Mapping[str, Digest]
+) -> Entry:
     try:
         (folder / name).lstat()
         found = take(folder, name)
@@ -168,6 +175,10 @@ def _plain_file(folder: Path, name: str, refusal: type[MalformedConfig | Malform
             _ = found.held
             return found
     except OSError as error:
+        digest = expected.get(name)
+        if digest is not None:
+            actual = f"no file ({error.strerror})"
+            raise DigestMismatch(str(folder / name), expected=digest, actual=actual, hint=REPAIR_HINT) from None
         raise refusal(str(folder / name), f"cannot be opened: {error.strerror}") from None
     raise refusal(str(folder / name), found.message, hint=found.hint)
 

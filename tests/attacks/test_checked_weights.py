@@ -28,6 +28,7 @@ from adapterhub.fuse import fuse
 from adapterhub.library import Library
 from adapterhub.loader import attach
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
+from adapterhub.merge import MergeInput, merge
 from adapterhub.recipe import Combination, Ingredient, merge_into_folder, merge_into_library
 from adapterhub.serving.counter import Counter
 from adapterhub.similarity import Side as Compared
@@ -273,6 +274,8 @@ def _hand_out(use: Uses) -> object:
 FUNCTIONS: Mapping[str, Callable[[Uses], object]] = {
     "attach": lambda use: attach(base(), "a", library=use.library),
     "AdapterBank.load": _bank,
+    "AdapterFactors": lambda use: AdapterFactors(folder_of(use.library)),
+    "merge": lambda use: merge([MergeInput(folder=folder_of(use.library), label="a", weight=0.5)], use.out),
     "merge_into_folder": lambda use: merge_into_folder(Combination(inputs=use.ingredients()), use.out),
     "merge_into_library": lambda use: merge_into_library(
         use.library, Combination(inputs=use.ingredients()), Description(name=parse_name("sum"), version="1.0.0")
