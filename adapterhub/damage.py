@@ -15,7 +15,10 @@ from typing import Final, Literal
 
 from adapterhub.catalog import Installed
 from adapterhub.digests import Digest, Progress, digest_of_file, hex_of
+from adapterhub.errors import DigestMismatch
+from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.library import Library
+from adapterhub.manifest import MANIFEST_FILE
 from adapterhub.verify import Finding
 
 Kind = Literal["bytes", "missing", "writable", "index"]
@@ -76,6 +79,18 @@ def damaged_index(library: Library) -> Iterator[Damage]:
     """What is wrong in the index."""
     for message in library.catalog.differences():
         yield Damage(kind="index", path=library.catalog.index.path, digest=None, message=message)
+
+
+def refuse_changed_manifest(library: Library, build: Installed) -> None:
+    """Refuse a build whose manifest is not the one that was stored: everything else is held to what a manifest says.
+
+    Raises:
+        DigestMismatch: the store has no manifest of that digest.
+    """
+    digest = build.manifest.digest
+    if not library.store.has_manifest(digest):
+        where, expected = str(build.folder / MANIFEST_FILE), "a manifest that the library stored"
+        raise DigestMismatch(where, expected=expected, actual=digest, hint=REPAIR_HINT)
 
 
 def objects_of(library: Library, build: Installed) -> list[tuple[Path, Digest]]:

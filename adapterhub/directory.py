@@ -21,6 +21,7 @@ from adapterhub.cards import card_for
 from adapterhub.description import Description, describe
 from adapterhub.digests import Progress, copy_hashed, hex_of, open_plain
 from adapterhub.errors import AdapterNotFound, Conflict, DigestMismatch, RefusedAdapter, ReleaseExists, shown
+from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.library import Library
 from adapterhub.manifest import (
     CARD_FILE,
@@ -154,6 +155,7 @@ class BuildFolder:
 @contextlib.contextmanager
 def _receiving(release: Release, final: Path, *, check: bool = False) -> Iterator[_DirectoryReceiver]:
     temp = final.parent / f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    absent = [path for path in final.parents if not os.path.lexists(path)]
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(final)
@@ -163,6 +165,9 @@ def _receiving(release: Release, final: Path, *, check: bool = False) -> Iterato
         raise not_written(error, final) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+        for path in absent:  # and stays empty when nothing was published
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def _clear_leftovers(final: Path) -> None:
@@ -191,7 +196,7 @@ class _DirectoryReceiver:
         with (self._temp / entry.path).open("xb") as sink:
             digest, _ = copy_hashed(stream, sink, progress)
         if digest != entry.sha256:
-            raise DigestMismatch(entry.path, expected=entry.sha256, actual=digest)
+            raise DigestMismatch(entry.path, expected=entry.sha256, actual=digest, hint=REPAIR_HINT)
 
     def sign(self, signature: bytes) -> bool:
         """Take the signature; one that is there already gives way to it."""

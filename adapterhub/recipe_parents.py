@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adapterhub.catalog import Installed
+from adapterhub.damage import refuse_changed_manifest
 from adapterhub.digests import Digest, Progress
 from adapterhub.errors import (
     AdapterNotFound,
@@ -118,7 +119,7 @@ class _Search:
             if wanted is not None and found[key] != wanted:
                 self.change(f"{where} `{shown(leaf.spec)}` ({key})", wanted, found[key] or "no such file")
                 return None
-        return Ingredient(folder=folder, label=leaf.spec, weight=leaf.weight)
+        return Ingredient(folder=folder, label=leaf.spec, weight=leaf.weight, files=found)
 
     def in_library(self, leaf: Leaf, where: str) -> Ingredient | None:
         spec = AdapterSpec.parse(leaf.spec)
@@ -130,6 +131,7 @@ class _Search:
             label = leaf.spec
         if build is None:
             return None
+        refuse_changed_manifest(self.library, build)
         return Ingredient(
             folder=build.folder, label=label, weight=leaf.weight, base=build.base, digest=build.manifest.digest
         )

@@ -24,7 +24,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["key_maps", "base_names"], 1),
     **dict.fromkeys(["spdx", "license_rules"], 1),
     **dict.fromkeys(["patterns", "config_fields", "config_names", "config_reading", "peft_config"], 1),
-    **dict.fromkeys(["fingerprint", "weightfiles", "weightreader", "manifest"], 1),
+    **dict.fromkeys(["fingerprint", "heldfile", "weightfiles", "weightreader", "manifest"], 1),
     # 2 parts
     **dict.fromkeys(["claims", "store", "origins", "index", "resolve", "transfer", "bases", "verify"], 2),
     **dict.fromkeys(["cards", "description", "wanted_base", "remotes", "merge_methods", "recipe_toml"], 2),

@@ -60,6 +60,7 @@ def diff(session: Session, first: str, second: str, base: BaseSpec | None, modul
 
 def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
     from adapterhub.cli.params import wanted_from
+    from adapterhub.damage import refuse_changed_manifest
     from adapterhub.difference import Side, side_of_folder
     from adapterhub.install import find_installed
     from adapterhub.specs import AdapterSpec, names_folder
@@ -78,8 +79,9 @@ def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
         if not Path(text).is_dir():
             raise
         raise AdapterNotFound(error.message, hint=f"`{shown(f'./{text}', 200)}` names the folder") from None
+    refuse_changed_manifest(library, build)
     label = f"{build.full_name}=={build.manifest.version}"
-    return Side(folder=build.folder, label=label, manifest=build.manifest, base=build.base)
+    return Side(folder=build.folder, label=label, manifest=build.manifest, base=build.base, is_installed=True)
 
 
 def _say(out: Output, found: Difference, *, modules: bool) -> None:

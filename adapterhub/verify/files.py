@@ -12,11 +12,13 @@ import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Final
 
 from adapterhub.errors import RefusedAdapter, shown
 from adapterhub.filekind import LOOKED_AT, recognise
+from adapterhub.heldfile import HeldFile
 from adapterhub.limits import limits
 from adapterhub.manifest import (
     CARD_FILE,
@@ -62,7 +64,7 @@ _CONVERT: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A taken file: `path` is the regular file itself, whatever link led to it."""
 
@@ -70,8 +72,17 @@ class Entry:
     path: Path
     size_bytes: int
 
+    @cached_property
+    def held(self) -> HeldFile:
+        """The file, opened once: what one check sees of it, every other one and whoever uses it see, too.
+
+        Raises:
+            OSError: it is gone, a link by now, or no regular file.
+        """
+        return HeldFile(self.path)
+
     def open(self) -> IO[bytes]:
-        """The file, open for reading.
+        """The file, opened anew for reading from the start.
 
         Raises:
             OSError: it is gone, a link by now, or no regular file.
@@ -120,7 +131,7 @@ def list_folder(folder: Path) -> Listing:
     taken: dict[str, Entry] = {}
     findings = list(_clashes(names))
     for name in sorted(TAKEN.intersection(names)):
-        found = _take(folder, name)
+        found = take(folder, name)
         if isinstance(found, Entry):
             taken[name] = found
         else:
@@ -131,8 +142,8 @@ def list_folder(folder: Path) -> Listing:
     return Listing(taken=taken, others=others, findings=tuple(findings))
 
 
-def taken_files(folder: Path) -> Mapping[str, Entry]:
-    """The files of an adapter in a folder that a stranger may have prepared, by name; a missing one is not in it.
+def safe_listing(folder: Path) -> Listing:
+    """The files of an adapter in a folder that a stranger may have prepared; a missing one is not in it.
 
     This is how a command that reads single files of a folder opens it: links out of the folder, pipes, devices and
     files beyond the limits are refused before any of them is read.
@@ -149,7 +160,7 @@ def taken_files(folder: Path) -> Mapping[str, Entry]:
         hint = next((f.hint for f in errors if f.hint), "`adapt verify FOLDER` shows every finding")
         listed = [(f.code, str(f).removeprefix(f"[{f.code}] ")) for f in errors]
         raise RefusedAdapter(f"`{shown(str(folder), 200)}` is not read. Nothing was changed", listed, hint=hint)
-    return listing.taken
+    return listing
 
 
 def _refused(folder: Path, code: str, message: str, hint: str = "") -> Listing:
@@ -188,7 +199,7 @@ def _clashes(names: list[str]) -> Iterator[Finding]:
             )
 
 
-def _take(folder: Path, name: str) -> Entry | Finding:
+def take(folder: Path, name: str) -> Entry | Finding:
     """The regular file behind a taken name, or why there is none."""
     path = folder / name
     try:
