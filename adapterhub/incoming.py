@@ -12,7 +12,7 @@ from adapterhub.digests import Digest, Progress
 from adapterhub.errors import DigestMismatch, RemoteUnreachable
 from adapterhub.manifest import SIGNATURE_FILE, FileEntry
 from adapterhub.signing.stored import attach_signature
-from adapterhub.store import Intent, is_sound
+from adapterhub.store import Intent, is_sound, write_file
 from adapterhub.transfer import Continued, Release
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Incoming:
     def sign(self, signature: bytes) -> bool:
         """Stage the signature; it is judged before it comes here."""
         with self._library.store.explaining():
-            (self._staging / SIGNATURE_FILE).write_bytes(signature)
+            write_file(self._staging / SIGNATURE_FILE, signature)
         self._signature = signature
         return True
 
