@@ -31,17 +31,12 @@ from typing import IO, Final
 from adapterhub.claims import Held, claim, finished, holder_facts, read_holder
 from adapterhub.digests import CHUNK_BYTES, Digest, digest_of_file, hex_of, open_plain, read_plain
 from adapterhub.errors import AdapterHubError, BlobNotFound, DigestMismatch, DiskFull, NotAllowed, StoreLocked
+from adapterhub.home import FOLDERS
 from adapterhub.manifest import LIMIT_BYTES, Manifest
 from adapterhub.real_folder import RealFolder, make_folder
 
 NO_LINKS: Final = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
 """Answers of file systems that make no hard link here."""
-
-FOLDERS: Final = (
-    "adapters", "bases", "blobs", "blobs/sha256", "cache", "cache/fingerprints", "intents", "keys", "leases", "locks",
-    "manifests", "manifests/sha256", "mismatches", "origins", "pins", "projects", "quarantine", "synced", "tmp",
-)  # fmt: skip
-"""Folders of a library by fixed names."""
 
 _RESERVE_BYTES: Final = 16 << 20
 

@@ -14,15 +14,15 @@ import pytest
 
 from adapterhub.digests import digest_of
 from adapterhub.errors import NotAllowed
+from adapterhub.home import FOLDERS
 from adapterhub.manifest import MANIFEST_FILE
 from adapterhub.real_folder import RealFolder
-from adapterhub.store import FOLDERS
 from adapterhub.sync import plan_sync, run_sync, syncing, wanted_entries
 from tests.command_line import Adapt
 from tests.locks import entry_of, lock_of, means, sync
 from tests.tiny import make_adapter, make_base
 
-NOT_ALLOWED, NOT_FOUND, SOME_FAILED = 14, 10, 3
+NOT_ALLOWED, CONFLICT, NOT_FOUND, SOME_FAILED, USAGE = 14, 15, 10, 3, 2
 
 
 def content_of(folder: Path) -> dict[str, str]:
@@ -329,3 +329,143 @@ def test_what_stands_behind_a_link_in_the_library_is_not_installed(adapt, tmp_pa
     assert "is a link" in adapt("verify", "--all").stdout
     adapt("doctor", "--rebuild-index", "--offline")
     assert adapt.json("list") == []
+
+
+# ---------------------------------------------------------------- outputs
+def outputs(place: str) -> dict[str, tuple[str, ...]]:
+    """Every command that writes a new folder or file, with an output at `place`."""
+    return {
+        "pull": ("pull", "legal-qa", place),
+        "export peft": ("export", "legal-qa", "--format", "peft", "-o", place),
+        "export vllm": ("export", "legal-qa", "--format", "vllm", "-o", place),
+        "export gguf": ("export", "legal-qa", "--format", "gguf", "-o", place),
+        "export ollama": ("export", "legal-qa", "--format", "ollama", "-o", place, "--ollama-base", "x"),
+        "export merged": ("export", "legal-qa", "--format", "merged", "-o", place),
+        "export list": ("export", "--requirements", "--library", "-o", place),
+        "merge": ("merge", "legal-qa", "second", "-o", f"./{place}"),
+        "resize": ("resize", "legal-qa", "--rank", "2", "-o", f"./{place}"),
+        "fuse": ("fuse", "legal-qa", "--into", place),
+        "extract": ("extract", "--base", "base-7b", "--tuned", "./tuned", "--rank", "2", "-o", f"./{place}"),
+        "push": ("push", "legal-qa", "--to", f"./{place}"),
+        "init": ("init", place),
+        "plot": ("compare", "legal-qa", "second", "--plot", f"{place}.svg"),
+    }
+
+
+@pytest.fixture
+def with_base(adapt: Adapt, tmp_path: Path) -> Adapt:
+    make_base(tmp_path / "base")
+    make_base(tmp_path / "tuned", seed=1)
+    adapt.ok("base", "add", "base", "--as", "base-7b")
+    adapt.ok("remove", "legal-qa", "--yes")
+    adapt.ok("add", "made/legal-qa", "--name", "legal-qa", "--base", "base-7b")
+    make_adapter(tmp_path / "made" / "second", seed=9)
+    adapt.ok("add", "made/second", "--name", "second", "--base", "base-7b")
+    return adapt
+
+
+@pytest.mark.parametrize("marker", ["adapters.toml", ".git"])
+def test_no_output_goes_through_a_link_out_of_a_project_or_checkout(with_base, work, tmp_path, marker):
+    clone = tmp_path / "clone"
+    (clone / "deeper").mkdir(parents=True)
+    (clone / marker).touch()
+    (clone / "out").symlink_to("../work")
+    (clone / "deeper" / "out").symlink_to("../../work")
+    (clone / "again").symlink_to("deeper")
+    (work / ".git").mkdir()  # a checkout of the user behind the link makes it no more welcome
+    before = content_of(work)
+
+    for place in ("clone/out/new", "clone/again/out/new", "clone/deeper/out/a/b"):
+        for command, arguments in outputs(place).items():
+            done = with_base(*arguments)
+            assert content_of(work) == before, command
+            assert (done.exit_code, "through a link" in done.stderr) == (NOT_ALLOWED, True), (command, done)
+
+
+def test_an_output_that_is_a_link_itself_is_not_written_through(with_base, work, tmp_path):
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    (clone / ".git").mkdir()
+    (clone / "file").symlink_to("../work/notes.txt")
+    (clone / "file.svg").symlink_to("../work/notes.txt")
+    (clone / "nothing").symlink_to("../work/new.txt")
+    (clone / "nothing.svg").symlink_to("../work/new.svg")
+    (clone / "folder").symlink_to("../work/empty")
+    (work / "empty").mkdir()
+    before = content_of(work)
+
+    for place in ("clone/file", "clone/nothing", "clone/folder"):
+        for command, arguments in outputs(place).items():
+            if (command, place) == ("plot", "clone/folder"):
+                continue
+            done = with_base(*arguments)
+            assert content_of(work) == before, command
+            assert done.exit_code in (NOT_ALLOWED, CONFLICT, USAGE), (command, done)
+
+
+@pytest.mark.parametrize(
+    "below", ["adapters/unknown/x", "blobs/sha256/x", "manifests/x", "tmp/x", "tmp/x/y", "cache/x"]
+)
+def test_no_output_goes_into_a_library(with_base, tmp_path, below):
+    (tmp_path / "link").symlink_to("home")
+
+    for root in ("home", "link"):
+        before = content_of(tmp_path / "home")
+        for command, arguments in outputs(f"{root}/{below}").items():
+            done = with_base(*arguments)
+            now = {k: v for k, v in content_of(tmp_path / "home").items() if not k.startswith(("locks", "cache"))}
+            assert now == {k: v for k, v in before.items() if not k.startswith(("locks", "cache"))}, command
+            assert (done.exit_code, "in the library" in done.stderr) == (NOT_ALLOWED, True), (command, done)
+
+
+def test_outputs_go_through_links_that_lie_outside_of_projects(with_base, work, tmp_path):
+    (tmp_path / "models").symlink_to(work)
+
+    with_base.ok("pull", "legal-qa", "models/legal-qa")
+    with_base.ok("export", "--requirements", "--library", "-o", "models/list.txt")
+
+    assert (work / "legal-qa" / MANIFEST_FILE).is_file()
+    assert (work / "list.txt").is_file()
+
+
+# ---------------------------------------------------------------- project files
+@pytest.mark.parametrize("name", ["adapters.toml", "adapters.lock"])
+def test_project_files_that_are_links_out_of_the_project_are_not_written(adapt, work, tmp_path, name):
+    stock(adapt)
+    repo = tmp_path / "repo"
+    (repo / name).rename(work / name)
+    (repo / name).symlink_to(f"../work/{name}")
+    (repo / "adapters.toml").touch()
+    before = content_of(work), content_of(repo)
+
+    for command in (
+        ("install", "extract", "--from", "./published", "--save", "--project", "repo"),
+        ("lock", "--upgrade", "--project", "repo", "--from", "./published"),
+        ("uninstall", "legal-qa", "--save", "--yes", "--project", "repo"),
+    ):
+        done = adapt(*command)
+        assert (content_of(work), content_of(repo)) == before, done
+    assert "through a link" in adapt.fails(NOT_ALLOWED, "uninstall", "legal-qa", "--save", "--yes", "--project", "repo")
+
+
+def test_push_follows_no_link_inside_a_directory_of_builds(adapt, work, tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "legal-qa").symlink_to(work)
+    before = content_of(work)
+
+    adapt.fails(NOT_ALLOWED, "push", "legal-qa", "--to", "./shared")
+
+    assert content_of(work) == before
+
+
+def test_the_demo_truncates_no_file_behind_a_link(work, tmp_path):
+    from adapterhub.demo.base import prepare_base
+
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / ".smollm2.lock").symlink_to(work / "notes.txt")
+    before = content_of(work)
+
+    with pytest.raises(NotAllowed):
+        prepare_base(tmp_path / "models" / "smollm2", offline=True)
+
+    assert content_of(work) == before
