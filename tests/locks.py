@@ -69,8 +69,10 @@ def planned(library: Library, project: Path, entries: Iterable[Locked]) -> SyncP
         return plan_sync(target, entries)
 
 
-def sync(library: Library, project: Path, lock: Lock, *places: Source, groups: Any = (), **options: Any) -> Done:
+def sync(
+    library: Library, project: Path, lock: Lock, *places: Source, groups: Any = (), check: bool = False, **options: Any
+) -> Done:
     """One sync, as the command does it."""
     with syncing(library, project) as target:
-        plan = plan_sync(target, wanted_entries(lock, groups))
-        return run_sync(library, lock, plan, means(library, *places, lock=lock), **options)
+        plan = plan_sync(target, wanted_entries(lock, groups), reads_all=check)
+        return run_sync(library, lock, plan, means(library, *places, lock=lock), reads_all=check, **options)
