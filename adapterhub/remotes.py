@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from adapterhub.digests import canonical_json, strict_json
 from adapterhub.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
+from adapterhub.owned_file import read_owned
 from adapterhub.specs import parse_namespace
 from adapterhub.store import Store, write_durably
 
@@ -325,7 +326,7 @@ class Remotes:
 
     def _json(self, path: Path) -> dict[str, Any]:
         try:
-            value = strict_json(path.read_bytes())
+            value = strict_json(read_owned(path, "says which servers are asked", limit_bytes=1 << 20))
         except FileNotFoundError:
             return {}
         except OSError as error:

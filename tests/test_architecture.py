@@ -16,7 +16,7 @@ PACKAGE = ROOT / "adapterhub"
 FLOORS: dict[str, int] = {
     # 0 words: what is typed and what is refused
     **dict.fromkeys(["errors", "digests", "specs", "home", "limits", "lookalike"], 0),
-    **dict.fromkeys(["dates", "real_folder", "output_place"], 0),
+    **dict.fromkeys(["dates", "real_folder", "output_place", "owned_file"], 0),
     # 1 values: what files say
     **dict.fromkeys(
         ["tensorfile", "tensorheader", "tensorfacts", "filekind", "precision", "hints", "module_places"], 1
