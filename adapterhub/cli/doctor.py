@@ -15,6 +15,7 @@ from adapterhub.cli.output import size_text
 from adapterhub.cli.params import Session, common, places_option, project_option, remote_options
 from adapterhub.cli.self_check import Line, dependencies, entry_point, folders, project_files
 from adapterhub.errors import EXIT_SOME_FAILED, AdapterHubError, NotAllowed, RemoteUnreachable, UsageProblem
+from adapterhub.real_folder import OTHERS_MAY_WRITE
 from adapterhub.store import Store
 
 _LOW_BYTES = 1_000_000_000
@@ -135,6 +136,8 @@ def _home(root: Path) -> Iterator[Line]:
         yield Line("home", "failed", error.message, error.hint)
         return
     yield Line("home", "ok", str(root) if root.exists() else f"{root} (made with the first `adapt add`)")
+    if root.exists() and root.stat().st_mode & OTHERS_MAY_WRITE:
+        yield Line("permissions", "warning", f"others may write in `{root}`", f"`chmod -R go-w {root}`")
     free = shutil.disk_usage(there).free
     low = free < _LOW_BYTES
     yield Line(

@@ -192,3 +192,11 @@ def test_what_was_seen_of_signatures_is_not_believed_when_others_may_write_it(tm
     (tmp_path / "home" / "seen_signatures.json").chmod(0o666)
 
     assert "others may write it" in adapt.fails(NOT_ALLOWED, "install", "away@base-7b", "--from", "./published")
+
+
+def test_doctor_says_that_others_may_write_in_the_library(decided, tmp_path):
+    (tmp_path / "home").chmod(0o775)
+
+    [line] = [line for line in decided.json("doctor", "--offline") if line["check"] == "permissions"]
+
+    assert (line["state"], "chmod -R go-w" in line["hint"]) == ("warning", True)
