@@ -20,7 +20,15 @@ from typing import IO
 from adapterhub.cards import card_for
 from adapterhub.description import Description, describe
 from adapterhub.digests import Progress, copy_hashed, hex_of, open_plain
-from adapterhub.errors import AdapterNotFound, Conflict, DigestMismatch, RefusedAdapter, ReleaseExists, shown
+from adapterhub.errors import (
+    AdapterNotFound,
+    Conflict,
+    DigestMismatch,
+    NotAllowed,
+    RefusedAdapter,
+    ReleaseExists,
+    shown,
+)
 from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.library import Library
 from adapterhub.manifest import (
@@ -35,6 +43,7 @@ from adapterhub.manifest import (
     Manifest,
 )
 from adapterhub.new_folder import not_written, sync_tree
+from adapterhub.output_place import output_place
 from adapterhub.refusals import refuse_errors, refused
 from adapterhub.signing.beside import provenance_of, read_signature
 from adapterhub.specs import AdapterSpec, parse_version
@@ -119,7 +128,14 @@ class PublishedDirectory:
         """This directory as a destination."""
         manifest = release.manifest
         rank = f"-r{manifest.rank}" if manifest.rank else ""
-        final = self.root / manifest.name / f"{manifest.version}{rank}"
+        root = output_place(self.root / "_").parent
+        final = root / manifest.name / f"{manifest.version}{rank}"
+        if final.parent.is_symlink():
+            raise NotAllowed(
+                f"`{final.parent}` is a link; builds are published in real folders of `{self.root}`. "
+                "Nothing was written",
+                hint="remove the link, or publish to the directory that it names",
+            )
         with _receiving(release, final) as receiver:
             yield receiver
 
@@ -141,10 +157,11 @@ class BuildFolder:
 
         Raises:
             Conflict: the folder holds something else.
+            NotAllowed: it would be in a library, or a link leads there out of a project.
         """
-        final = self.folder.absolute()
+        final = output_place(self.folder)
         manifest_file = final / MANIFEST_FILE
-        if final.is_symlink() or (final.exists() and not final.is_dir()):
+        if self.folder.is_symlink() or (final.exists() and not final.is_dir()):
             raise Conflict(f"`{self.folder}` is no folder", hint="give a folder that does not exist yet")
         if final.is_dir() and any(final.iterdir()) and not manifest_file.is_file():
             raise Conflict(f"`{self.folder}` is not empty. Nothing was written", hint="give a new or empty folder")

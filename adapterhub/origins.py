@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from adapterhub.digests import Digest, canonical_json, hex_of, parse_digest, read_json
-from adapterhub.store import Store, write_durably
+from adapterhub.store import Store
 
 _KEYS: Final = ("adapter", "name", "place")
 
@@ -42,8 +42,7 @@ class Origins:
         if self.of(origin.adapter) == origin:
             return
         value = {"adapter": origin.adapter, "name": origin.name, "place": origin.place}
-        with self._store.explaining():
-            write_durably(self._path(origin.adapter), canonical_json(value), sync=False)
+        self._store.write(self._path(origin.adapter), canonical_json(value), sync=False)
 
     def of(self, adapter: Digest) -> Origin | None:
         """Where the build came from; None when nobody noted it or the note is damaged."""

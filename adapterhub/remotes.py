@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from adapterhub.digests import canonical_json, read_json
+from adapterhub.digests import canonical_json, strict_json
 from adapterhub.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
+from adapterhub.owned_file import read_owned
 from adapterhub.specs import parse_namespace
 from adapterhub.store import Store, write_durably
 
@@ -345,7 +346,7 @@ class Remotes:
 
     def _json(self, path: Path) -> dict[str, Any]:
         try:
-            value = read_json(path)
+            value = strict_json(read_owned(path, "says which servers are asked", limit_bytes=1 << 20))
         except FileNotFoundError:
             return {}
         except OSError as error:

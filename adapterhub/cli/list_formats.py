@@ -45,7 +45,7 @@ def project_adapters(session: Session, folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: one["name"])
 
 
-def library_adapters(rows: Sequence[BuildRow]) -> list[dict[str, Any]]:
+def library_adapters(rows: Sequence[BuildRow], root: Path) -> list[dict[str, Any]]:
     """Installed builds; where several have a name, version and rank tell them apart."""
     count = Counter(row.full_name for row in rows)
     named = Counter(_long_name(row) for row in rows)
@@ -55,7 +55,7 @@ def library_adapters(rows: Sequence[BuildRow]) -> list[dict[str, Any]]:
             return row.full_name
         return _long_name(row) if named[_long_name(row)] == 1 else f"{_long_name(row)}-{row.digest[7:19]}"
 
-    return [_adapter(name(row), row.folder, row.version, row.digest, row.rank) for row in rows]
+    return [_adapter(name(row), root / row.folder, row.version, row.digest, row.rank) for row in rows]
 
 
 def _long_name(row: BuildRow) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -47,7 +49,9 @@ def list_(session: Session, base: BaseSpec | None, form: str | None) -> None:
     from adapterhub.cli.list_formats import library_adapters, lines_of, project_adapters
 
     folder = session.project_folder if base is None else None
-    adapters = library_adapters(_rows(session, base)) if folder is None else project_adapters(session, folder)
+    adapters = (
+        library_adapters(_rows(session, base), session.root) if folder is None else project_adapters(session, folder)
+    )
 
     def text() -> None:
         for line in lines_of(adapters, form):
@@ -114,7 +118,7 @@ def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filter
     rows = _rows(session, base, text=text, **filters)
     aliases = ask(session, lambda index: index.aliases())
     session.out.result(
-        lambda: [_row_document(row, aliases) for row in rows],
+        lambda: [_row_document(row, aliases, session.root) for row in rows],
         lambda: session.out.table(_COLUMNS, _cells(rows, aliases), right=("rank", "size")),
     )
     if not rows and not session.out.as_json:
@@ -174,9 +178,10 @@ def _cells(rows: Sequence[BuildRow], aliases: dict[str, str]) -> list[tuple[obje
     ]
 
 
-def _row_document(row: BuildRow, aliases: dict[str, str]) -> dict[str, Any]:
+def _row_document(row: BuildRow, aliases: dict[str, str], root: Path) -> dict[str, Any]:
     document = {name: None if value == "" else value for name, value in row._asdict().items()}
-    document["path"] = document.pop("folder")
+    del document["folder"]
+    document["path"] = os.fspath(root / row.folder)
     document["base"] = _base_name(row, aliases)
     document["method"] = row.method.split(",")
     document["target_modules"] = row.target_modules.split(",") if row.target_modules else []

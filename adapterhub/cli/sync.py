@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--frozen", is_flag=True, help="Never resolve: refuse when the lock file does not answer the project.")
 @click.option("--offline", is_flag=True, help="Never open a connection.")
+@click.option("--check", is_flag=True, help="Read every byte again, also of files that look as sync left them.")
 @click.option("--prune", is_flag=True, help="Remove what the lock file does not ask for.")
 @click.option(
     "--group", "groups", multiple=True, metavar="NAME", shell_complete=complete_group, help="An optional group, too."
@@ -39,6 +40,7 @@ def sync(
     session: Session,
     frozen: bool,
     offline: bool,
+    check: bool,
     prune: bool,
     groups: tuple[str, ...],
     all_groups: bool,
@@ -51,10 +53,13 @@ def sync(
     library is fetched by its digest from where it was locked; a merge is made again from its recipe. What is right
     already is not touched, and nothing in `adapters/` changes before everything is there.
 
+    A file counts as right without being read while its size, times and inode are as sync left them. --check reads every
+    byte; CI runs `adapt sync --frozen --check`.
+
     \b
     Examples:
       adapt sync
-      adapt sync --frozen --offline
+      adapt sync --frozen --check
       adapt sync --group eval --prune
     """
     from adapterhub.cli.project_sources import ProjectSources
@@ -67,8 +72,8 @@ def sync(
     sources = ProjectSources(session, project, offline=offline)
     lock, is_new = _lock_of(session, project, sources, is_frozen=frozen)
     library = session.library
-    with syncing(library, project.folder):
-        plan = plan_sync(project.folder, wanted_entries(lock, None if all_groups else groups))
+    with syncing(library, project.folder) as target:
+        plan = plan_sync(target, wanted_entries(lock, None if all_groups else groups), reads_all=check)
         done = run_sync(
             library,
             lock,
@@ -76,6 +81,7 @@ def sync(
             means_of(session, lock, sources, signatures),
             prune=prune,
             delete=_to_delete(session, plan, yes=yes) if prune else (),
+            reads_all=check,
         )
     for one in done.brought:
         for warning in one.warnings:

@@ -84,8 +84,8 @@ def _upgrade_project(
         session.out.warn(warning)
     is_new = save_lock(session, project, outcome.lock)
     library = session.library
-    with syncing(library, project.folder):
-        plan = plan_sync(project.folder, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
+    with syncing(library, project.folder) as target:
+        plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
         done = run_sync(library, outcome.lock, plan, means_of(session, outcome.lock, sources, signatures))
     for one in done.brought:
         for warning in one.warnings:
@@ -108,7 +108,7 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
     from adapterhub.cli.lock import change_document, tell_changes
     from adapterhub.cli.project_sources import lock_now, previous_lock
     from adapterhub.locking import ALL
-    from adapterhub.sync import plan_sync, refuse_blocked, wanted_entries
+    from adapterhub.sync import opened, plan_sync, refuse_blocked, wanted_entries
 
     to_merge: set[str] = set()
 
@@ -120,7 +120,8 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
     outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL, make_merge=put_off)
     for warning in outcome.warnings:
         session.out.warn(warning)
-    plan = plan_sync(project.folder, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
+    with opened(session.library.store, project.folder) as target:
+        plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
     refuse_blocked(plan)
     changes = [replace(c, text="merged anew") if c.key in to_merge else c for c in outcome.changes]
     folders = [step.folder for step in plan.steps if step.judged.standing != "right"]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from adapterhub.errors import Conflict, NotAllowed, NotFound, shown
+from adapterhub.output_place import output_place
 from adapterhub.project._reading import parse_project, project_bytes, wanted_spec
-from adapterhub.project.values import PROJECT_FILE, Project, Wanted
+from adapterhub.project.values import LOCK_FILE, PROJECT_FILE, Project, Wanted
 from adapterhub.recipe_toml.values import near_name
 from adapterhub.specs import AdapterName, BaseSpec
 from adapterhub.store import write_durably
@@ -40,9 +41,10 @@ def create_project(folder: Path, base: BaseSpec | None = None) -> Project:
 
     Raises:
         Conflict: it is one already.
-        NotAllowed: it cannot be written.
+        NotAllowed: it cannot be written, or it would be in a library.
     """
     path = folder / PROJECT_FILE
+    output_place(path)
     if path.exists() or path.is_symlink():
         hint = "edit it, or give another folder"
         raise Conflict(f"`{shown(str(folder), 200)}` has an `{PROJECT_FILE}` already. It was left as it is", hint=hint)
@@ -205,8 +207,9 @@ def _write(folder: Path, text: str) -> Project:
     """Write the project file, if it is one."""
     project = project_of(text, folder)
     path = folder / PROJECT_FILE
+    output_place(folder / LOCK_FILE)  # which is written next: both or neither
     try:
-        write_durably(path.resolve(), text.encode())
+        write_durably(output_place(path), text.encode())
     except OSError as error:
         raise NotAllowed(f"`{shown(str(path), 200)}` cannot be written: {error.strerror}. It is as it was") from error
     return project

@@ -7,7 +7,6 @@ replaced whole.
 
 from __future__ import annotations
 
-import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any, Final
 
 from adapterhub.digests import Digest, canonical_json, strict_json
 from adapterhub.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
+from adapterhub.owned_file import read_owned
 from adapterhub.remotes import SIGNATURE_POLICIES, SignaturePolicy
 from adapterhub.signing.keys import PublicKey, parse_key_name
 from adapterhub.specs import parse_namespace
@@ -29,7 +29,6 @@ POLICIES: Final = SIGNATURE_POLICIES
 GENERAL: Final = "*"
 """The key of the policy that holds where no namespace and no remote has one."""
 
-_OTHERS_MAY_WRITE: Final = 0o022
 _LIMIT_BYTES: Final = 4 << 20
 
 
@@ -136,19 +135,15 @@ class TrustFile:
         """What it says; nothing where there is none.
 
         Raises:
-            NotAllowed: others may write it, or it cannot be read.
+            NotAllowed: others may write or own it or its folder, or it cannot be read.
             Malformed: it is not as we write it.
         """
         try:
-            facts = self.path.stat()
-            raw = self.path.read_bytes()
+            raw = read_owned(self.path, "says which keys to trust", limit_bytes=_LIMIT_BYTES)
         except FileNotFoundError:
             return Trust()
         except OSError as error:
             raise NotAllowed(f"`{self.path}` cannot be read: {error.strerror}") from None
-        if stat.S_IMODE(facts.st_mode) & _OTHERS_MAY_WRITE:
-            raise NotAllowed(f"`{self.path}` says which keys to trust, and others may write it",
-                             hint=f"look at what it holds, then `chmod 600 {self.path}`")  # fmt: skip
         try:
             return _trust(strict_json(raw, limit_bytes=_LIMIT_BYTES))
         except (ValueError, KeyError, TypeError, UsageProblem) as error:
