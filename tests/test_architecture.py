@@ -38,6 +38,7 @@ FLOORS: dict[str, int] = {
         3,
     ),
     **dict.fromkeys(["audit", "identify", "lineage", "uses", "outdated"], 3),
+    **dict.fromkeys(["admission"], 3),
     **dict.fromkeys(["locking"], 3),
     **dict.fromkeys(["locked_builds", "sync", "space"], 3),
     # 4 weights

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adapterhub.locked_builds import Locked
     from adapterhub.locking import LockOutcome, MakeMerge
     from adapterhub.project.values import Lock, LockedAdapter, LockedMerge, Project, ProjectRemote, Wanted, WantedMerge
-    from adapterhub.remotes import SignaturePolicy
+    from adapterhub.signing.trust import Demand
     from adapterhub.specs import AdapterName, AdapterSpec, BaseSpec
     from adapterhub.transfer import Source
 
@@ -144,14 +144,18 @@ class ProjectSources:
                 hint="`adapt sync` without `--offline` brings it into the library once",
             )
 
-    def policy_for(self, entry: Locked) -> SignaturePolicy | None:
+    def policy_for(self, entry: Locked) -> Demand | None:
         """What the project asks of signatures on the remote that a build was locked from; None: nothing of its own."""
         return self.policy_of(entry.source.remote)
 
-    def policy_of(self, remote: str) -> SignaturePolicy | None:
+    def policy_of(self, remote: str) -> Demand | None:
         """The same by the name of a remote; a project file may ask for more than its user does, never for less."""
+        from adapterhub.signing.trust import Demand
+
         named = next((r for r in self._project.remotes if r.name == remote), None)
-        return "require" if named is not None and named.signatures == "require" else None
+        if named is None or named.signatures != "require":
+            return None
+        return Demand(policy="require", where=f"remote `{named.name}` of `adapters.toml`")
 
 
 class SpecSources:
@@ -176,7 +180,7 @@ class SpecSources:
         servers = [] if self._offline else self._session.sources_of(spec, self.remote, token=self._token)
         return [*self._disk, *servers]
 
-    def policy_of(self, source: Source) -> SignaturePolicy | None:
+    def policy_of(self, source: Source) -> Demand | None:
         """What the project asks of signatures of what comes from there; None: nothing of its own."""
         from adapterhub.locking import remote_of
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapterhub.cli.project_sources import ProjectSources
-    from adapterhub.locked_builds import Locked
+    from adapterhub.locked_builds import Given, Locked
     from adapterhub.project.values import Lock, LockedMerge, Project
     from adapterhub.remotes import SignaturePolicy
     from adapterhub.sync import Brought, Done, Means, SyncPlan
@@ -139,7 +139,7 @@ def means_of(session: Session, lock: Lock, sources: ProjectSources, signatures: 
     """How what is locked gets into the library: from its places, or a merge by its recipe."""
     from adapterhub.sync import Means
 
-    def policy(entry: Locked) -> SignaturePolicy | None:
+    def policy(entry: Locked) -> Given:
         return signatures or sources.policy_for(entry)
 
     def rebuild(entry: LockedMerge) -> Brought:

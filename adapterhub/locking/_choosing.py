@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adapterhub.admission import Admission
 from adapterhub.digests import Digest
 from adapterhub.errors import AdapterHubError, AdapterNotFound, NoCompatibleRelease, NotFound
 from adapterhub.install import candidates_of
@@ -74,7 +75,7 @@ class _Search:
 
     def __init__(self, asking: Asking, wanted: Wanted, sources: Sequence[Source]) -> None:
         self._asking, self._wanted = asking, wanted
-        self._sources = (*sources, asking.library)
+        self._sources = Admission(asking.library).of_places((*sources, asking.library), wanted.spec.namespace)
         self._offers: list[_Offer] = []
         project, base = asking.project, wanted.spec.base
         self._judged = asking.base.wanted
@@ -163,6 +164,9 @@ class _Search:
                 elsewhere.setdefault(other.remote, theirs.chosen)
         notice = other_remotes_notice(self._wanted, (offer.remote, resolution.chosen), elsewhere)
         release = next(r for r in offer.releases if r.digest == resolution.chosen.digest)
+        if offer.source is self._asking.library:
+            place = self._asking.library.folder_for(release.manifest, release.namespace)
+            Admission(self._asking.library).refuse(self._asking.library.read_build(place))
         entry = locked_adapter(self._asking.project, self._asking.library, self._wanted, release, offer.source)
         return Chosen(entry=entry, warnings=(*resolution.warnings, *([notice] if notice else [])))
 
