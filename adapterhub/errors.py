@@ -204,7 +204,7 @@ class SignatureRefused(NotAllowed):
 
 
 class NamespaceBound(NotAllowed):
-    """The user gave a namespace to one remote, and something else would answer for it."""
+    """The user gave a namespace or a name to one remote, and something else would answer for it."""
 
 
 class ProjectNotTrusted(NotAllowed):

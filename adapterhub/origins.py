@@ -1,7 +1,7 @@
 """Where installed builds came from, so that a damaged file can be fetched again by its digest.
 
     origins/<64 hex of the manifest>.json               {"adapter", "name", "place"}
-    origins/<64 hex of the manifest>.<namespace>.json   the same for each further full name; `-` for none
+    origins/<64 hex of the manifest>.<namespace>.json   an earlier one under another full name; `-` for none
 
 `place` is a URL or an absolute path. For the bytes the record is only a help: whatever comes from there is hashed. For
 the name it counts: under a namespace that the user gave to a server, a build answers only if it came from there
@@ -43,26 +43,27 @@ class Origins:
 
     def record(self, origin: Origin) -> None:
         """Remember where a build came from under its full name; an older record of that name gives way."""
-        first = self._read(self._path(origin.adapter))
-        if first is None or first.name == origin.name:
-            known, path = first, self._path(origin.adapter)
-        else:
-            path = self._path_under(origin.adapter, origin.name)
-            known = self._read(path)
-        if known == origin:
+        latest = self.of(origin.adapter)
+        if latest == origin:
             return
-        value = {"adapter": origin.adapter, "name": origin.name, "place": origin.place}
         with self._store.explaining():
-            write_durably(path, canonical_json(value), sync=False)
+            if latest is not None and latest.name != origin.name:  # kept first: a crash in between loses nothing
+                self._write(self._path_under(latest.adapter, latest.name), latest)
+            self._write(self._path(origin.adapter), origin)
+
+    @staticmethod
+    def _write(path: Path, origin: Origin) -> None:
+        value = {"adapter": origin.adapter, "name": origin.name, "place": origin.place}
+        write_durably(path, canonical_json(value), sync=False)
 
     def of(self, adapter: Digest) -> Origin | None:
-        """A place that has the build, under whatever name; None without a note, or where the note is damaged."""
+        """Where the build came from last, under whatever name; None without a note, or where the note is damaged."""
         return self._read(self._path(adapter))
 
     def under(self, adapter: Digest, name: str) -> Origin | None:
         """Where the build came from under this full name; None without a note, or where the note is damaged."""
-        first = self._read(self._path(adapter))
-        found = first if first is not None and first.name == name else self._read(self._path_under(adapter, name))
+        latest = self.of(adapter)
+        found = latest if latest is not None and latest.name == name else self._read(self._path_under(adapter, name))
         return found if found is not None and (found.adapter, found.name) == (adapter, name) else None
 
     def place_of(self, adapter: Digest, name: str) -> str:

@@ -30,7 +30,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["cards", "description", "wanted_base", "remotes", "merge_methods", "recipe_toml"], 2),
     **dict.fromkeys(["signing", "module_groups"], 2),
     **dict.fromkeys(["project"], 2),
-    **dict.fromkeys(["known_projects"], 2),
+    **dict.fromkeys(["known_projects", "trusted_projects"], 2),
     **dict.fromkeys(["engines"], 2),
     # 3 places
     **dict.fromkeys(

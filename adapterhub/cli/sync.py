@@ -10,7 +10,7 @@ import click
 
 from adapterhub.cli.completing import complete_group
 from adapterhub.cli.output import size_text
-from adapterhub.cli.params import Session, common, project_option, signatures_option
+from adapterhub.cli.params import Session, common, project_option, signatures_option, trust_option
 from adapterhub.errors import StaleLock, UsageProblem, shown
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--yes", "-y", is_flag=True, help="With --prune: also delete, unasked, folders that sync did not make.")
 @signatures_option
 @project_option
+@trust_option
 @common
 def sync(
     session: Session,
@@ -107,6 +108,7 @@ def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_
     from adapterhub.project import LOCK_FILE, lock_problems, read_lock
 
     lock = read_lock(project.folder) if is_frozen else previous_lock(project)
+    sources.settle(lock)
     problems = lock_problems(project, lock) if lock is not None else []
     if lock is not None and not problems:
         from adapterhub.known_projects import KnownProjects
