@@ -70,16 +70,18 @@ class Admission:
             )
 
     def of_places(self, sources: Iterable[Source], namespace: str | None) -> list[Source]:
-        """Those of `sources` that may be asked for builds of a namespace; the library is always among them.
+        """Those of `sources` that may be asked for builds of a namespace; the library is always among them."""
+        return [s for s in sources if s is self._library or self.may_offer(s.place, namespace)]
+
+    def refuse_strangers(self, sources: Iterable[Source], namespace: str | None) -> None:
+        """Refuse where nothing was found, because none of the places besides the library may be asked.
 
         Raises:
-            NamespaceBound: none of the places may, although there are some.
+            NamespaceBound: as `refuse_place`, of the first.
         """
-        everything = list(sources)
-        found = [s for s in everything if s is self._library or self.may_offer(s.place, namespace)]
-        if everything and not found:
-            self.refuse_place(everything[0].place, namespace)
-        return found
+        others = [source for source in sources if source is not self._library]
+        if others and not any(self.may_offer(source.place, namespace) for source in others):
+            self.refuse_place(others[0].place, namespace)
 
     @property
     def binds_any(self) -> bool:

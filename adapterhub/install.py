@@ -123,8 +123,11 @@ def first_fitting(
     *,
     allow_base_mismatch: bool = False,
     objection: Objection | None = None,
+    ignore_bindings: bool = False,
 ) -> tuple[Release, Source, Resolution] | None:
     """The build of the first of `sources` that has a fitting one; None when none has an adapter by that name.
+
+    A namespace that belongs to a remote is asked of that alone, unless `ignore_bindings`.
 
     Raises:
         NoCompatibleRelease: one reason per release of every place that was asked.
@@ -134,7 +137,7 @@ def first_fitting(
     everything: dict[str, Candidate] = {}
     admission = Admission(library)
     foreign: list[Installed] = []
-    for source in admission.of_places(sources, spec.namespace):
+    for source in sources if ignore_bindings else admission.of_places(sources, spec.namespace):
         releases = source.releases(spec)
         if source is library and admission.binds_any:
             foreign = [b for b in library.builds_named(spec.name, spec.namespace) if not admission.is_ours(b)]
@@ -154,6 +157,8 @@ def first_fitting(
     if not everything:
         for build in foreign:
             admission.refuse_foreign(build)
+        if not ignore_bindings:
+            admission.refuse_strangers(sources, spec.namespace)
         return None
     all_found = list(everything.values())
     choose(spec, all_found, wanted, bounds, allow_base_mismatch=allow_base_mismatch, objection=objection)

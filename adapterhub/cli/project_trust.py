@@ -58,7 +58,8 @@ class ProjectTrust:
     def __init__(self, session: Session, project: Project) -> None:
         self._session, self._project = session, project
         self._lock: Lock | None = None
-        self._is_settled = self._is_agreed = False
+        self._is_settled = False
+        self._is_agreed = session.trusts_project  # looked up here: a thread has no command line
 
     def settle(self, lock: Lock | None, *, offline: bool) -> None:
         """Take the lock as it is; on a terminal, ask for what has not been agreed to. Not for threads."""
@@ -96,7 +97,7 @@ class ProjectTrust:
             self.require()
 
     def _agreed(self) -> bool:
-        if self._is_agreed or self._session.trusts_project:
+        if self._is_agreed:
             return True
         from adapterhub.trusted_projects import TrustedProjects
 

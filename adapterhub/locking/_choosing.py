@@ -75,7 +75,8 @@ class _Search:
 
     def __init__(self, asking: Asking, wanted: Wanted, sources: Sequence[Source]) -> None:
         self._asking, self._wanted = asking, wanted
-        self._sources = Admission(asking.library).of_places((*sources, asking.library), wanted.spec.namespace)
+        self._every_source = (*sources, asking.library)
+        self._sources = Admission(asking.library).of_places(self._every_source, wanted.spec.namespace)
         self._offers: list[_Offer] = []
         project, base = asking.project, wanted.spec.base
         self._judged = asking.base.wanted
@@ -105,6 +106,8 @@ class _Search:
         """Why there is no choice."""
         library, wanted = self._asking.library, self._wanted
         everything = {c.digest: c for offer in self._offers for c in offer.candidates}
+        if not everything:
+            Admission(library).refuse_strangers(self._every_source, wanted.spec.namespace)
         if not everything and wanted.remote is not None:
             hint = f'`{wanted.key}` names `remote = "{wanted.remote}"`, so no other place is asked for it'
             return AdapterNotFound(f"no adapter `{self._spec.full_name}` in remote `{wanted.remote}`", hint=hint)

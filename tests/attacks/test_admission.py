@@ -270,7 +270,7 @@ def with_counter(library: Library) -> None:
 
 
 def with_vllm(library: Library) -> None:
-    resolver = AdapterHubResolver({"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_OFFLINE": "1"}, ["vllm"])
+    resolver = AdapterHubResolver({"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_SERVE_OFFLINE": "1"}, ["vllm"])
     resolver._find(str(library.root.parent / "models" / "base-7b"), "legal-qa")
 
 

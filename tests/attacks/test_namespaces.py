@@ -292,7 +292,7 @@ def with_counter(library: Library) -> None:
 
 
 def with_vllm(library: Library) -> None:
-    environ = {"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_OFFLINE": "1"}
+    environ = {"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_SERVE_OFFLINE": "1"}
     AdapterHubResolver(environ, ["vllm"])._find(str(library.bases.list()[0].path), SPEC)
 
 
@@ -380,6 +380,37 @@ def test_a_directory_that_is_typed_does_not_answer_for_a_namespace_of_a_remote(w
     world.ben.ok("install", "legal-qa@base-7b", "--from", place, "--signatures", "off")
 
 
+@pytest.mark.parametrize("option", ["--remote", "--from"])
+def test_a_place_that_is_typed_and_may_not_answer_is_refused_rather_than_passed_over(world, option):
+    place = world.servers.eve.url
+    if option == "--from":
+        place = str(world.work.folder.parent / "eves")
+        Adapt(world.servers.folder, "eve").ok("push", "legal-qa", "--to", place)
+    world.bind()
+
+    told = world.ben.fails(
+        14, "install", f"{SPEC}@base-7b", option, place, *(["--offline"] if option == "--from" else [])
+    )
+
+    assert place in told
+    assert world.servers.ours.url in told
+    assert world.servers.eve.seen == []
+
+
+def test_what_the_user_saves_from_a_server_that_he_typed_stays_trusted(world):
+    world.write("[adapters]\n")
+    world.work.ok("install", f"{SPEC}@base-7b", "--remote", world.servers.eve.url, "--save")
+
+    [one] = world.work.json("trust", "--list")
+
+    assert one["sources"] == [world.servers.eve.url]
+    second = Adapt(world.work.folder, "../second")
+    second.ok("base", "add", world.servers.folder / "models" / "base-7b", "--as", "base-7b")
+    shutil.rmtree(world.work.folder / "adapters", ignore_errors=True)
+    assert "adapt trust" in second.fails(14, "sync", "--frozen")
+    second.ok("sync", "--frozen", "--trust-project")
+
+
 def test_the_command_that_a_refusal_names_gives_the_namespace_up(late):
     late.ben.ok("remote", "add", "ours", late.servers.ours.url)
 
@@ -395,7 +426,9 @@ def test_mirror_copies_nothing_under_a_namespace_of_another_server(world):
 
     assert world.servers.ours.url in told
     assert world.servers.eve.seen == []
-    world.ben.fails(14, "mirror", f"{SPEC}@base-7b", "--from", "ours", "--to", eve, "--dry-run")
+    other = ("mirror", "other/legal-qa@base-7b", "--from", "ours", "--to", eve, "--namespace", "acme")
+    assert world.servers.ours.url in world.ben.fails(14, *other)
+    world.ben.ok("mirror", f"{SPEC}@base-7b", "--from", "ours", "--to", eve, "--dry-run")
     world.ben.ok("mirror", f"{SPEC}@base-7b", "--from", eve, "--to", "ours", "--dry-run", "--ignore-bindings")
 
 
