@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from adapterhub.admission import Admission
 from adapterhub.catalog import Installed
 from adapterhub.damage import refuse_changed_manifest
 from adapterhub.digests import Digest, Progress
@@ -137,11 +138,18 @@ class _Search:
         )
 
     def by_digest(self, digest: Digest) -> Installed | None:
-        """The installed build with that manifest."""
+        """The installed build with that manifest.
+
+        Raises:
+            SignatureRefused, NamespaceBound: it may not be used.
+        """
         if not self.library.store.has_manifest(digest):
             return None
         name = self.library.store.read_manifest(digest).name
-        return next((b for b in self.library.builds_named(name) if b.manifest.digest == digest), None)
+        build = next((b for b in self.library.builds_named(name) if b.manifest.digest == digest), None)
+        if build is not None:
+            Admission(self.library).refuse(build)
+        return build
 
     def as_typed(self, spec: AdapterSpec, where: str) -> Installed | None:
         """What the spec means, installed or to be had."""

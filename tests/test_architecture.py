@@ -30,7 +30,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["cards", "description", "wanted_base", "remotes", "merge_methods", "recipe_toml"], 2),
     **dict.fromkeys(["signing", "module_groups"], 2),
     **dict.fromkeys(["project"], 2),
-    **dict.fromkeys(["known_projects"], 2),
+    **dict.fromkeys(["known_projects", "trusted_projects"], 2),
     **dict.fromkeys(["engines"], 2),
     # 3 places
     **dict.fromkeys(
@@ -38,6 +38,7 @@ FLOORS: dict[str, int] = {
         3,
     ),
     **dict.fromkeys(["audit", "identify", "lineage", "uses", "outdated"], 3),
+    **dict.fromkeys(["admission"], 3),
     **dict.fromkeys(["locking"], 3),
     **dict.fromkeys(["locked_builds", "sync", "space"], 3),
     # 4 weights

@@ -103,7 +103,7 @@ class _Checked:
 
 
 def _asked(library: Library, adapters: tuple[str, ...], base: BaseSpec | None) -> list[_Asked]:
-    from adapterhub.install import find_installed
+    from adapterhub.install import look_up
     from adapterhub.specs import AdapterSpec, names_folder
     from adapterhub.verify import verify_folder
 
@@ -129,7 +129,7 @@ def _asked(library: Library, adapters: tuple[str, ...], base: BaseSpec | None) -
             found.append(_Asked(label=text, folder=folder, report=report, record=named))
         else:
             spec = AdapterSpec.parse(text)
-            build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))
+            build, _ = look_up(library, spec, wanted=wanted_from(library, spec, base))
             found.append(of_build(build))
     return found
 

@@ -62,7 +62,7 @@ def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
     from adapterhub.cli.params import wanted_from
     from adapterhub.damage import refuse_changed_manifest
     from adapterhub.difference import Side, side_of_folder
-    from adapterhub.install import find_installed
+    from adapterhub.install import look_up
     from adapterhub.specs import AdapterSpec, names_folder
 
     if names_folder(text):
@@ -74,7 +74,7 @@ def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
         return side_of_folder(folder, text)
     spec = AdapterSpec.parse(text)
     try:
-        build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))
+        build, _ = look_up(library, spec, wanted=wanted_from(library, spec, base))
     except AdapterNotFound as error:
         if not Path(text).is_dir():
             raise

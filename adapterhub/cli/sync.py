@@ -10,14 +10,14 @@ import click
 
 from adapterhub.cli.completing import complete_group
 from adapterhub.cli.output import size_text
-from adapterhub.cli.params import Session, common, project_option, signatures_option
+from adapterhub.cli.params import Session, common, project_option, signatures_option, trust_option
 from adapterhub.errors import StaleLock, UsageProblem, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapterhub.cli.project_sources import ProjectSources
-    from adapterhub.locked_builds import Locked
+    from adapterhub.locked_builds import Given, Locked
     from adapterhub.project.values import Lock, LockedMerge, Project
     from adapterhub.remotes import SignaturePolicy
     from adapterhub.sync import Brought, Done, Means, SyncPlan
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--yes", "-y", is_flag=True, help="With --prune: also delete, unasked, folders that sync did not make.")
 @signatures_option
 @project_option
+@trust_option
 @common
 def sync(
     session: Session,
@@ -113,6 +114,7 @@ def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_
     from adapterhub.project import LOCK_FILE, lock_problems, read_lock
 
     lock = read_lock(project.folder) if is_frozen else previous_lock(project)
+    sources.settle(lock)
     problems = lock_problems(project, lock) if lock is not None else []
     if lock is not None and not problems:
         from adapterhub.known_projects import KnownProjects
@@ -145,7 +147,7 @@ def means_of(session: Session, lock: Lock, sources: ProjectSources, signatures: 
     """How what is locked gets into the library: from its places, or a merge by its recipe."""
     from adapterhub.sync import Means
 
-    def policy(entry: Locked) -> SignaturePolicy | None:
+    def policy(entry: Locked) -> Given:
         return signatures or sources.policy_for(entry)
 
     def rebuild(entry: LockedMerge) -> Brought:

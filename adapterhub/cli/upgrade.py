@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completing import complete_spec
-from adapterhub.cli.params import Session, common, places_option, project_option, remote_options, signatures_option
+from adapterhub.cli.params import (
+    Session,
+    common,
+    places_option,
+    project_option,
+    remote_options,
+    signatures_option,
+    trust_option,
+)
 
 if TYPE_CHECKING:
     from adapterhub.cli.project_sources import ProjectSources
@@ -25,6 +33,7 @@ _NOTHING = "nothing newer is allowed; `adapt outdated` shows what else there is"
 @places_option()
 @signatures_option
 @project_option
+@trust_option
 @remote_options
 @common
 def upgrade(
@@ -79,6 +88,7 @@ def _upgrade_project(
     from adapterhub.sync import plan_sync, run_sync, syncing, wanted_entries
 
     previous = previous_lock(project)
+    sources.settle(previous)
     outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL)
     for warning in outcome.warnings:
         session.out.warn(warning)
@@ -117,6 +127,7 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
         return _unmade(wanted)
 
     previous = previous_lock(project)
+    sources.settle(previous)
     outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL, make_merge=put_off)
     for warning in outcome.warnings:
         session.out.warn(warning)

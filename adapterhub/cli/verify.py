@@ -71,7 +71,7 @@ def verify(
 def _reports(
     library: Library, adapters: tuple[str, ...], record: BaseRecord | None, progress: Progress
 ) -> Iterator[tuple[str, Report]]:
-    from adapterhub.install import find_installed
+    from adapterhub.install import look_up
     from adapterhub.specs import AdapterSpec, names_folder
     from adapterhub.verify import verify_folder
 
@@ -89,7 +89,7 @@ def _reports(
             yield text, _with_signature(library, folder, report)
         else:
             spec = AdapterSpec.parse(text)
-            build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, None))
+            build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None))
             yield f"{build.full_name} {build.manifest.label}", _of_build(library, build, record, progress)
 
 
@@ -141,8 +141,7 @@ def _of_build(library: Library, build: Installed, record: BaseRecord | None, pro
 
     report = library.verify(build, record, progress)
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
-    origin = library.origins.of(build.manifest.digest)
-    place = origin.place if origin else library.place
+    place = library.origins.place_of(build.manifest.digest, build.full_name)
     found = signature_findings(Gate(library.root), release, lambda: library.provenance(release), place)
     return _joined(report, found)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adapterhub.admission import Admission
 from adapterhub.bases import BaseRecord
 from adapterhub.catalog import Installed
 from adapterhub.damage import refuse_changed_manifest
@@ -122,11 +123,13 @@ class Finder:
             AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound: nothing, or not one thing, by that name.
             DigestMismatch: a file that is not what the manifest says.
             RefusedAdapter: `verify` finds an error.
+            SignatureRefused, NamespaceBound: an installed build may not be used.
         """
         folder = folder_in(what)
         if folder is not None:
             return self._in_folder(folder, weight)
         if isinstance(what, Installed):
+            Admission(self.library).refuse(what)
             return self._installed(what, weight, wanted_base(self.base, self.library.bases))
         spec = what if isinstance(what, AdapterSpec) else _parse_spec(str(what))
         wanted = wanted_base(spec.base or self.base, self.library.bases, hint=hint_for_unknown_base(spec))

@@ -16,13 +16,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
 
+from adapterhub.admission import Admission
 from adapterhub.bases import BaseRecord
 from adapterhub.digests import Digest, Progress
 from adapterhub.directory import PublishedDirectory
 from adapterhub.errors import AdapterHubError, Conflict, DigestMismatch, NotFound, shown
 from adapterhub.known_projects import alone_in
 from adapterhub.library import Library
-from adapterhub.locked_builds import Locked, has_objects, is_installed
+from adapterhub.locked_builds import (
+    Locked,
+    exact_spec,
+    has_objects,
+    is_installed,
+    locked_build,
+    refuse_inadmissible,
+)
 from adapterhub.project.values import ADAPTERS_FOLDER, Lock, LockedMerge
 from adapterhub.specs import AdapterName
 from adapterhub.store import is_sound
@@ -170,12 +178,15 @@ def run_sync(
 
     Raises:
         Conflict: something that sync did not make lies in the place of an adapter; nothing was changed.
-        DigestMismatch, AdapterNotFound, RemoteUnreachable, SignatureRefused: a build cannot be had; no folder changed.
+        DigestMismatch, AdapterNotFound, RemoteUnreachable: a build cannot be had; no folder changed.
+        SignatureRefused, NamespaceBound: a build may not be used; no folder changed.
     """
     refuse_blocked(plan, delete)
     here = {step.entry.key: step.folder for step in plan.steps if step.judged.standing == "right"}
     _refuse_damaged_objects(library, plan, reads_all=reads_all)
-    brought = bring_locked(library, lock, [step.entry for step in plan.steps], means, here=here)
+    entries = [step.entry for step in plan.steps]
+    brought = bring_locked(library, lock, entries, means, here=here)
+    refuse_inadmissible(library, entries, means.policy)
     steps = tuple(_place_all(library, plan))
     removed = tuple(_remove(plan, [*(plan.left if prune else ()), *(f for f in plan.foreign if f in delete)]))
     return Done(steps=steps, brought=tuple(brought), removed=removed)
@@ -221,13 +232,16 @@ def bring_locked(
     Raises:
         AdapterHubError: the one failure, or the gravest of several with the words of all; what came is kept.
     """
+    admission = Admission(library)
 
     def every_place(entry: Locked) -> Iterator[Source]:
-        if (folder := here.get(entry.key)) is not None:
+        folder = here.get(entry.key)
+        # what lies in a project is the project's word, which counts for nothing in a namespace of a remote
+        if folder is not None and not admission.owners(exact_spec(entry).namespace):
             yield PublishedDirectory(folder)
         yield from means.places(entry)
 
-    missing = _missing(library, lock, entries, here)
+    missing = _missing(library, lock, entries, here, admission)
     adapters = [entry for entry in missing if not isinstance(entry, LockedMerge)]
     merges = [entry for entry in missing if isinstance(entry, LockedMerge)]
     base = _base_of(library, lock)
@@ -249,13 +263,18 @@ def bring_locked(
     return brought
 
 
-def _missing(library: Library, lock: Lock, entries: Iterable[Locked], here: Mapping[AdapterName, Path]) -> list[Locked]:
-    """What is not installed, inputs of merges before the merges. An input is needed only where a merge is made anew."""
+def _missing(
+    library: Library, lock: Lock, entries: Iterable[Locked], here: Mapping[AdapterName, Path], admission: Admission
+) -> list[Locked]:
+    """What is not installed, inputs of merges before the merges. An input is needed only where a merge is made anew.
+
+    A build that came from elsewhere than its namespace belongs counts as missing: the owner may have it, too.
+    """
     by_digest: dict[str, Locked] = {entry.digest: entry for entry in lock.entries.values()}
     found: dict[Digest, Locked] = {}
 
     def look(entry: Locked) -> None:
-        if entry.digest in found or is_installed(library, entry):
+        if entry.digest in found or (is_installed(library, entry) and _is_ours(library, entry, admission)):
             return
         if isinstance(entry, LockedMerge) and entry.key not in here and not has_objects(library, entry):
             for leaf in entry.step.leaves():
@@ -266,6 +285,13 @@ def _missing(library: Library, lock: Lock, entries: Iterable[Locked], here: Mapp
     for entry in entries:
         look(entry)
     return list(found.values())
+
+
+def _is_ours(library: Library, entry: Locked, admission: Admission) -> bool:
+    if not admission.owners(exact_spec(entry).namespace):
+        return True
+    build = locked_build(library, entry)
+    return build is not None and admission.is_ours(build)
 
 
 def _missing_bytes(library: Library, entry: Locked) -> int:
