@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Row, delete, false, insert, or_, select, t
 from sqlalchemy.engine import Connection
 
 from adapterhub.lookalike import fold
-from adapterhub_registry import adapters, commits, quotas, tombstones
+from adapterhub_registry import adapters, commits, quotas, ref_names, tombstones
 from adapterhub_registry.blobs import BlobStore, StoredBlob
 from adapterhub_registry.db import blobs as blobs_table
 from adapterhub_registry.db import files, insert_new, inserted_id, lock_name, now_ms, refs, repos, uploads
@@ -27,13 +27,13 @@ from adapterhub_registry.errors import (
     revision_not_found,
     unauthorized,
 )
-from adapterhub_registry.names import RepoId, parse_ref_name
+from adapterhub_registry.names import RepoId
+from adapterhub_registry.ref_names import Kind
 from adapterhub_registry.settings import Limits
 from adapterhub_registry.tokens import Caller
 
 RepoRow = Row[Any]
 MAIN: Final = "main"
-Kind = Literal["branch", "tag"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,13 +153,15 @@ class Repos:
         """Give a repository another id. The old id is free, and nothing leads from it to the new one.
 
         Raises:
-            Refusal: 409 when the new id exists or a version was released under it with other bytes; as `create`.
+            Refusal: 409 when the new id exists, or a version was released under it that would get other bytes; as
+                `create`.
         """
         row = self.find_writable(connection, caller, source)
         self._refuse_reader(caller, target)
         self._refuse_taken(connection, target, besides=row.id)
         tombstones.bury(connection, row)
         tombstones.refuse_arrival(connection, row, target)
+        ref_names.refuse_arrival(connection, row, target)
         namespace = target.partition("/")[0]
         connection.execute(
             update(repos)
@@ -213,10 +215,7 @@ class Repos:
     def _create_ref(
         self, connection: Connection, repo: RepoRow, kind: Kind, name: str, commit: str, message: str | None
     ) -> None:
-        parse_ref_name(name)
-        taken = connection.scalar(select(refs.c.kind).where(refs.c.repo_id == repo.id, refs.c.name == name))
-        if taken is not None:
-            raise conflict(f"`{repo.full_name}` has a {taken} named `{name}`")
+        ref_names.refuse_new(connection, repo, kind, name)
         connection.execute(
             insert(refs).values(
                 repo_id=repo.id, kind=kind, name=name, commit_id=commit, message=message, created_at=now_ms()
