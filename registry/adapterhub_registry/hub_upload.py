@@ -17,7 +17,8 @@ from adapterhub_registry import commits, quotas
 from adapterhub_registry.blobs import StoredBlob
 from adapterhub_registry.bodies import receive_with
 from adapterhub_registry.card import UnreadableCard, parse_card, problems_of
-from adapterhub_registry.commits import Delete, DeleteFolder, Operation, Proposal, Put
+from adapterhub_registry.changes import Delete, DeleteFolder, Operation, Put
+from adapterhub_registry.commits import Proposal
 from adapterhub_registry.context import (
     BaseUrl,
     CallerOf,
@@ -83,19 +84,19 @@ def preupload(
     files = body.objects("files", most=MAX_PREUPLOAD_FILES)
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
-        tree = commits.files_of(connection, row.id, commits.find_commit(connection, row, revision))
+        tree = commits.tree_of(connection, row.id, commits.find_commit(connection, row, revision))
+        paths = [parse_path(file.text("path")) for file in files]
+        before = {path: entry.etag for path in paths if (entry := tree.find(path)) is not None}
     answer = []
-    for file in files:
-        path = parse_path(file.text("path"))
+    for file, path in zip(files, paths, strict=True):
         size = file.number("size", most=registry.settings.limits.file_bytes)
         sample = _base64(file.text("sample", "", limit=4 * SAMPLE_BYTES), "sample")
-        before = tree.get(path)
         answer.append(
             {
                 "path": path,
                 "uploadMode": "lfs" if _goes_by_lfs(path, size, sample) else "regular",
                 "shouldIgnore": False,
-                "oid": before.etag if before else None,
+                "oid": before.get(path),
             }
         )
     return JSONResponse({"files": answer})
@@ -212,13 +213,9 @@ class _Draft:
         registry = self._registry
         with registry.db.read() as connection:
             row = registry.repos.find_writable(connection, self._caller, self._repo_id)
-            missing = [
-                (oid, size)
-                for _, oid, size, _ in self._named
-                if type(size) is int
-                and size >= 0
-                and registry.repos.known_blob(connection, self._caller, row.id, oid) is None
-            ]
+            named = {(oid, size) for _, oid, size, _ in self._named if type(size) is int and size >= 0}
+            known = registry.repos.known_blob
+            missing = sorted(item for item in named if known(connection, self._caller, row.id, item[0]) is None)
         for oid, size in missing:
             take_sent(registry, self._caller, row.id, oid, size)
 
@@ -240,8 +237,10 @@ class _Draft:
                 token_id=None,
                 more_bytes=self._regular_bytes,
             )
+            oids = {oid for _, oid, _, _ in self._named}
+            known = {oid: registry.repos.known_blob(connection, self._caller, row.id, oid) for oid in oids}
             for path, oid, size, place in self._named:
-                blob = registry.repos.known_blob(connection, self._caller, row.id, oid)
+                blob = known[oid]
                 if blob is None or (size is not None and size != blob.size):
                     raise bad_request(f"{path}: the LFS object {oid} was not uploaded, or has another size")
                 self._operations[place] = Put(path=path, blob=blob, lfs=True)

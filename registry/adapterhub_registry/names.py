@@ -16,6 +16,8 @@ _PAGES = ("api", "oauth", "login", "settings", "docs", "static", "metrics", "hea
 RESERVED_NAMESPACES = frozenset({*_KINDS, *_PAGES})
 MAX_PATH_BYTES = 1024
 MAX_SEGMENT_BYTES = 255
+MAX_FOLDERS = 32
+"""How many folders deep a file may lie that is committed. The Hub names no bound of its own."""
 MAX_REF_CHARACTERS = 200
 COMMIT = re.compile(r"[0-9a-f]{40}")
 COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,40}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 from typing import Any, Literal
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.adapters import version_of
@@ -20,17 +20,21 @@ from adapterhub_registry.names import parse_ref_name
 Kind = Literal["branch", "tag"]
 
 
-def refuse_new(connection: Connection, repo: Row[Any], kind: Kind, name: str) -> None:
+def refuse_new(connection: Connection, repo: Row[Any], kind: Kind, name: str, *, most: int) -> None:
     """Refuse a name that a new branch or tag of `repo` must not have; until the transaction ends, no other ref is made.
 
     Raises:
-        Refusal: 400 for what cannot name a ref, 409 for a name that is taken or belongs to a released version.
+        Refusal: 400 for what cannot name a ref, 409 for a name that is taken or belongs to a released version, 413 for
+            one more than `most` refs.
     """
     parse_ref_name(name)
     _lock(connection, repo)
     taken = connection.scalar(select(refs.c.kind).where(refs.c.repo_id == repo.id, refs.c.name == name))
     if taken is not None:
         raise conflict(f"`{repo.full_name}` has a {taken} named `{name}`")
+    count = connection.scalar(select(func.count()).where(refs.c.repo_id == repo.id)) or 0
+    if count >= most:
+        raise Refusal(413, "TooLarge", f"a repository has at most {most} branches and tags; remove some first")
     full_name = connection.scalars(select(repos.c.full_name).where(repos.c.id == repo.id)).one_or_none()
     version = _version_like(name)
     if version is None or (kind == "tag" and version_of(name) is not None):

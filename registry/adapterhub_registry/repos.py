@@ -16,7 +16,7 @@ from adapterhub.lookalike import fold
 from adapterhub_registry import adapters, commits, quotas, ref_names, tombstones
 from adapterhub_registry.blobs import BlobStore, StoredBlob
 from adapterhub_registry.db import blobs as blobs_table
-from adapterhub_registry.db import files, insert_new, inserted_id, lock_name, now_ms, refs, repos, uploads
+from adapterhub_registry.db import insert_new, inserted_id, lock_name, now_ms, places, refs, repos, uploads
 from adapterhub_registry.errors import (
     Refusal,
     bad_request,
@@ -31,6 +31,7 @@ from adapterhub_registry.names import RepoId
 from adapterhub_registry.ref_names import Kind
 from adapterhub_registry.settings import Limits
 from adapterhub_registry.tokens import Caller
+from adapterhub_registry.trees import Digests
 
 RepoRow = Row[Any]
 MAIN: Final = "main"
@@ -203,8 +204,8 @@ class Repos:
         row = self.find_writable(connection, caller, repo_id)
         commit = commits.find_commit(connection, row, at)
         self._create_ref(connection, row, "tag", name, commit, message)
-        tree = {path: entry.sha256 for path, entry in commits.files_of(connection, row.id, commit).items()}
-        adapters.index_commit(connection, self._blobs, row, commit, tree, tag=name)
+        digests = Digests(commits.tree_of(connection, row.id, commit))
+        adapters.index_commit(connection, self._blobs, row, commit, digests, tag=name)
 
     def delete_tag(self, connection: Connection, caller: Caller, repo_id: RepoId, name: str) -> None:
         """Remove a tag; the version it released stays taken."""
@@ -215,7 +216,7 @@ class Repos:
     def _create_ref(
         self, connection: Connection, repo: RepoRow, kind: Kind, name: str, commit: str, message: str | None
     ) -> None:
-        ref_names.refuse_new(connection, repo, kind, name)
+        ref_names.refuse_new(connection, repo, kind, name, most=self._limits.refs)
         connection.execute(
             insert(refs).values(
                 repo_id=repo.id, kind=kind, name=name, commit_id=commit, message=message, created_at=now_ms()
@@ -261,8 +262,8 @@ class Repos:
     def _can_read_blob(self, connection: Connection, caller: Caller, sha256: str) -> bool:
         holders = (
             select(repos.c.full_name, repos.c.gated)
-            .join(files, files.c.repo_id == repos.c.id)
-            .where(files.c.sha256 == sha256, self.visible(caller))
+            .join(places, places.c.repo_id == repos.c.id)
+            .where(places.c.sha256 == sha256, self.visible(caller))
             .distinct()
         )
         rows = connection.execute(holders)

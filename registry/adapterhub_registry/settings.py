@@ -28,6 +28,7 @@ class Limits:
     part_bytes: int = 64 * MEBIBYTE
     operations: int = 20_000  # of one commit
     files: int = 20_000  # of one repository at one commit
+    refs: int = 5_000  # branches and tags of one repository: the Hub's clients read them in one answer
     href_ttl_s: int = 3600
     uploads_at_once: int = 64
     database_connections: int = 20  # of one server to PostgreSQL
