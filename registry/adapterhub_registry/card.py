@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from adapterhub.digests import strict_json
 from adapterhub_registry.blobs import BlobStore
+from adapterhub_registry.trees import Digests
 
 CARD, ADAPTER_CONFIG, CONFIG = "README.md", "adapter_config.json", "config.json"
 MAX_CARD_BYTES = 1 << 20
@@ -120,17 +121,17 @@ def read_config(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
     return shown
 
 
-def tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: Collection[str]) -> list[str]:
+def tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: Digests) -> list[str]:
     """The tags that the Hub derives: library, format, base, license, datasets, and those the card lists; sorted."""
     found = {tag for tag in _tags_of(card, config, files) if tag.isprintable() and 0 < len(tag) <= MAX_TAG_CHARACTERS}
     return sorted(found)[:MAX_TAGS]
 
 
-def _tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: Collection[str]) -> Iterator[str]:
+def _tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: Digests) -> Iterator[str]:
     is_adapter = ADAPTER_CONFIG in files
     if is_adapter:
         yield "peft"
-    if any(name.endswith(".safetensors") for name in files):
+    if files.totals.safetensors:
         yield "safetensors"
     yield from _strings(card.get("tags"))
     yield from _strings(card.get("library_name"))

@@ -74,7 +74,7 @@ def find_commit(connection: Connection, repo: Row[Any], revision: str) -> str:
 
 def tree_of(connection: Connection, repo_id: int, commit_id: str) -> Tree:
     """The files at a commit."""
-    wanted = select(commits.c.tree).where(commits.c.repo_id == repo_id, commits.c.id == commit_id)
+    wanted = select(commits.c.root).where(commits.c.repo_id == repo_id, commits.c.id == commit_id)
     return Tree(connection, repo_id, connection.scalars(wanted).one())
 
 
@@ -174,7 +174,7 @@ def _write(
             repo_id=repo_number,
             id=made,
             parent=parent,
-            tree=after.root,
+            root=after.root,
             title=title,
             message=message,
             author=author,

@@ -111,7 +111,7 @@ commits = Table(
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
     Column("id", String(40), primary_key=True),
     Column("parent", String(40)),
-    Column("tree", String(64), nullable=False),  # the top one of its nodes
+    Column("root", String(64), nullable=False),  # the top one of the nodes of its files
     Column("title", Text, nullable=False),
     Column("message", Text, nullable=False),
     Column("author", String(96), nullable=False),

@@ -61,8 +61,8 @@ def check_holdings(database: Database, blobs: BlobStore, *, read_bytes: bool = F
 def _tree_problems(connection: Connection) -> list[str]:
     """A sentence for each part of a tree that is missing or is not what its id says."""
     names = {row.id: row.full_name for row in connection.execute(select(repos.c.id, repos.c.full_name))}
-    trees = select(commits_table.c.repo_id, commits_table.c.tree).where(commits_table.c.tree != EMPTY)
-    named = {(row.repo_id, row.tree) for row in connection.execute(trees)}
+    trees = select(commits_table.c.repo_id, commits_table.c.root).where(commits_table.c.root != EMPTY)
+    named = {(row.repo_id, row.root) for row in connection.execute(trees)}
     whole: set[tuple[int, str]] = set()
     damaged: set[tuple[int, str]] = set()
     for repo_id, node_id, node in stored_nodes(connection):

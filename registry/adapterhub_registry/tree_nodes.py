@@ -70,14 +70,20 @@ class FileEntry:
     @property
     def totals(self) -> Totals:
         """What it adds to every folder that it is in."""
-        return Totals(1, self.size, content_digest(self.path, self.sha256), self.changed_at, self.changed_in)
+        holds_tensors = int(self.path.endswith(".safetensors"))
+        digest = content_digest(self.path, self.sha256)
+        return Totals(1, holds_tensors, self.size, digest, self.changed_at, self.changed_in)
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over some files. `digest` is one of their paths and contents, whatever the shape of the tree."""
+    """Sums over some files: how many, how many of them hold tensors, and a digest over their paths and contents.
+
+    The digest does not depend on the shape of the tree. `changed_in` is the newest commit that changed one of them.
+    """
 
     files: int = 0
+    safetensors: int = 0
     bytes: int = 0
     digest: int = 0
     changed_at: int = 0
@@ -86,7 +92,14 @@ class Totals:
     def __add__(self, other: Totals) -> Totals:
         changed_at, changed_in = max((self.changed_at, self.changed_in), (other.changed_at, other.changed_in))
         digest = (self.digest + other.digest) % _DIGEST_RANGE
-        return Totals(self.files + other.files, self.bytes + other.bytes, digest, changed_at, changed_in)
+        return Totals(
+            self.files + other.files,
+            self.safetensors + other.safetensors,
+            self.bytes + other.bytes,
+            digest,
+            changed_at,
+            changed_in,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +207,7 @@ def _row_of(item: FileEntry | Link) -> list[object]:
         facts = (item.sha256, item.git_sha1, item.size, int(item.lfs), item.changed_in, item.changed_at)
         return [item.path, *facts]
     t = item.totals
-    return [item.path, item.id, t.files, t.bytes, f"{t.digest:x}", t.changed_at, t.changed_in]
+    return [item.path, item.id, t.files, t.safetensors, t.bytes, f"{t.digest:x}", t.changed_at, t.changed_in]
 
 
 def _file(row: list[Any]) -> FileEntry:
@@ -211,8 +224,8 @@ def _file(row: list[Any]) -> FileEntry:
 
 
 def _link(row: list[Any]) -> Link:
-    path, node_id, files, size, digest, changed_at, changed_in = row
-    return Link(path, node_id, Totals(files, size, int(digest, 16), changed_at, changed_in))
+    path, node_id, files, safetensors, size, digest, changed_at, changed_in = row
+    return Link(path, node_id, Totals(files, safetensors, size, int(digest, 16), changed_at, changed_in))
 
 
 def _git_name(content: bytes) -> str:

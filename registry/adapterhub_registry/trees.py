@@ -228,7 +228,12 @@ class Digests(Mapping[str, str]):
         return (entry.path for entry in self._tree.walk())
 
     def __len__(self) -> int:
-        return self._tree.totals().files
+        return self.totals.files
+
+    @property
+    def totals(self) -> Totals:
+        """The sums over all files."""
+        return self._tree.totals()
 
 
 def _merged(leaf: Node, edits: Sequence[Edit]) -> Sequence[FileEntry]:

@@ -8,11 +8,13 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 from adapterhub_registry.db import metadata
+from adapterhub_registry.holdings import check_holdings
 from sqlalchemy import func, select
 
 from tests.hub.conftest import Served, serving
@@ -224,6 +226,31 @@ def test_a_repository_has_no_more_branches_and_tags_than_one_answer_holds(tmp_pa
         tagged = ann.post(f"{API}/tag/main", json={"tag": "t"}).status_code
 
     assert (made, tagged) == ([200, 200, 413], 413)
+
+
+def test_commits_at_once_on_several_branches_lose_no_file(database: str | None, tmp_path: Path) -> None:
+    branches = ["main", "b1", "b2"]
+    with running(tmp_path, database_url=database) as server, as_user(server.url, server.token) as ann:
+        fill(ann, [wide(n) for n in range(300)])
+        for name in branches[1:]:
+            ann.post(f"{API}/branch/{name}", json={}).raise_for_status()
+
+        def add(number: int) -> int:
+            name = branches[number % len(branches)]
+            return commit(ann, regular(f"new/{number}", b"x"), branch=name).status_code
+
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(add, range(18)))
+        held = {
+            name: {file["rfilename"] for file in ann.get(f"{API}/revision/{name}").json()["siblings"]}
+            for name in branches
+        }
+        checked = check_holdings(server.registry.db, server.registry.blobs)
+
+    assert answers == [200] * 18
+    for at, name in enumerate(branches):
+        assert held[name] == {*(wide(n) for n in range(300)), *(f"new/{n}" for n in range(at, 18, len(branches)))}
+    assert checked.problems == ()
 
 
 # ------------------------------------------------------------ growth

@@ -85,7 +85,7 @@ def test_parts_of_trees_that_are_missing_or_damaged_are_named(kept: Path) -> Non
     with database.begin() as connection:
         repo_id, root, body = connection.execute(select(nodes)).one()
         connection.execute(insert(nodes).values(repo_id=repo_id, id="d" * 64, body=body))
-        connection.execute(update(commits).where(commits.c.tree == root).values(tree="0" * 64))
+        connection.execute(update(commits).where(commits.c.root == root).values(root="0" * 64))
     database.close()
 
     done = check(kept)

@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     select,
+    text,
     update,
 )
 
@@ -38,7 +39,7 @@ _commits = Table(
     Column("repo_id", Integer, primary_key=True),
     Column("id", String(40), primary_key=True),
     Column("parent", String(40)),
-    Column("tree", String(64)),
+    Column("root", String(64)),
     Column("created_at", BigInteger),
 )
 _files = Table(
@@ -56,7 +57,12 @@ _files = Table(
 
 
 def upgrade() -> None:
-    """Make the trees from the rows, which go; servers of the schema before must not run meanwhile or afterwards."""
+    """Make the trees from the rows, which go. A server of the schema before can commit neither meanwhile nor later."""
+    connection = op.get_bind()
+    if connection.dialect.name == "postgresql":  # SQLite has one writer
+        connection.execute(text("LOCK TABLE repos, commits, files IN ACCESS EXCLUSIVE MODE"))
+    # the name that such a server knows goes: it would write what is no tree
+    op.execute(text("ALTER TABLE commits RENAME COLUMN tree TO root"))
     op.create_table(
         "nodes",
         Column("repo_id", Integer, ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
@@ -72,7 +78,6 @@ def upgrade() -> None:
         Index("places_by_sha256", "sha256"),
         sqlite_with_rowid=False,
     )
-    connection = op.get_bind()
     for repo_id in connection.scalars(select(_repos.c.id)).all():
         _share(connection, repo_id)
     op.drop_table("files")
@@ -96,7 +101,7 @@ def _share(connection: Connection, repo_id: int) -> None:
         edits = [(path, _entry(path, after[path], made_at) if path in after else None) for path in changed]
         new = tree.changed(edits)
         mine = (_commits.c.repo_id == repo_id) & (_commits.c.id == commit_id)
-        connection.execute(update(_commits).where(mine).values(tree=new.root))
+        connection.execute(update(_commits).where(mine).values(root=new.root))
         _note_places(connection, repo_id, commit_id, [entry for _, entry in edits if entry is not None])
         waiting += [(child, commit_id, new) for child in children[commit_id]]
 
