@@ -132,7 +132,9 @@ def refuse_impossible(tree: Tree, changes: Changes, max_files: int) -> None:
     last = ""
     for path in new:
         if path.count("/") > MAX_FOLDERS:
-            raise bad_request(f"`{path}`: a file lies at most {MAX_FOLDERS} folders deep; nothing was committed")
+            raise bad_request(
+                f"a file lies at most {MAX_FOLDERS} folders deep; nothing was committed because of `{path}`"
+            )
         if last and path.startswith(f"{last}/"):  # of all that is new, what is below a path comes after it at once
             raise _file_and_folder(last)
         last = path
@@ -140,14 +142,12 @@ def refuse_impossible(tree: Tree, changes: Changes, max_files: int) -> None:
 
 
 def _refuse_file_and_folder(tree: Tree, path: str, changes: Changes, gone_keys: list[str]) -> None:
-    for folder in reversed(parents_of(path)):
-        found = tree.first_below(folder)
-        if found is None:
-            return  # then nothing is below it, either
-        if found.path == folder:
-            if changes.get(folder, found) is None:
-                return
-            raise _file_and_folder(folder)
+    parents = parents_of(path)
+    # where a folder is, those around it are
+    at = bisect_left(range(len(parents)), True, key=lambda at: tree.first_below(parents[at]) is not None)
+    folder = parents[at] if at < len(parents) else None
+    if folder is not None and changes.get(folder, tree.find(folder)) is not None:
+        raise _file_and_folder(folder)
     start, end = keys_below(path)
     gone = bisect_left(gone_keys, end) - bisect_left(gone_keys, start)
     if tree.first_below(path) is not None and tree.totals(path).files > gone:

@@ -208,7 +208,7 @@ def test_the_name_of_a_folder_changes_with_what_lies_in_it_and_not_beside_it(sma
 
 def test_a_path_that_is_too_deep_is_refused_and_nothing_is_committed(small: httpx.Client) -> None:
     head = small.get(API).json()["sha"]
-    too_deep = "/".join("d" * (DEEPEST + 1)) + "/x"
+    too_deep = "/".join(["d" * 20] * (DEEPEST + 1)) + "/x"
 
     refused = [commit(small, make(too_deep)) for make in (known, lambda path: regular(path, b"x"))]
 
