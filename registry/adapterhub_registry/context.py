@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, cast
 from urllib.parse import unquote, urlencode
 
 from fastapi import Depends, Request
+from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
 
 from adapterhub.digests import strict_json
 from adapterhub.errors import shown
@@ -30,6 +32,7 @@ from adapterhub_registry.xorbs import XorbStore
 
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 MAX_TOKEN_CHARACTERS = 4096
+WHOLE_ANSWER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +147,22 @@ def opened_cursor(registry: Registry, cursor: str | None) -> str | None:
         return unseal(cursor, registry.settings.secret)
     except BadSignature as problem:
         raise Refusal(404, "NotFound", f"cursor `{shown(cursor)}` {problem}") from None
+
+
+def dumped(value: object) -> bytes:
+    """JSON as every answer has it."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def json_answer(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Response:
+    """An answer made piece by piece: a small one goes out whole, of a large one memory never holds more than a part."""
+    first, size = [], 0
+    for piece in pieces:
+        first.append(piece)
+        size += len(piece)
+        if size > WHOLE_ANSWER_BYTES:
+            return StreamingResponse(chain(first, pieces), headers=dict(headers), media_type="application/json")
+    return Response(b"".join(first), headers=dict(headers), media_type="application/json")
 
 
 async def revision_of(rev: str) -> str:

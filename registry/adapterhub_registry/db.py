@@ -21,6 +21,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -110,24 +111,32 @@ commits = Table(
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
     Column("id", String(40), primary_key=True),
     Column("parent", String(40)),
-    Column("tree", String(64), nullable=False),  # sha256 over the sorted (path, blob)
+    Column("root", String(64), nullable=False),  # the top one of the nodes of its files
     Column("title", Text, nullable=False),
     Column("message", Text, nullable=False),
     Column("author", String(96), nullable=False),
     Column("created_at", BigInteger, nullable=False),
 )
 
-files = Table(
-    "files",
+nodes = Table(
+    "nodes",
     metadata,
+    # what trees of files are made of (see `tree_nodes`): never changed, shared by the commits of a repository
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
-    Column("commit_id", String(40), primary_key=True),
+    Column("id", String(64), primary_key=True),  # sha256 of what is packed in the body
+    Column("body", LargeBinary, nullable=False),
+)
+
+places = Table(
+    "places",
+    metadata,
+    # which bytes a repository holds, and where: every path that had them at a commit of it
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
     Column("path", String(1024), primary_key=True),
-    Column("sha256", String(64), nullable=False, index=True),
-    Column("git_sha1", String(40), nullable=False),
-    Column("size", BigInteger, nullable=False),
-    Column("lfs", Boolean, nullable=False),
-    Column("changed_in", String(40), nullable=False),  # the commit that last gave this path these bytes
+    Column("commit_id", String(40), nullable=False),  # the first commit that put them there
+    Index("places_by_sha256", "sha256"),
+    sqlite_with_rowid=False,
 )
 
 blobs = Table(

@@ -17,7 +17,8 @@ from adapterhub_registry import commits, damage, quotas
 from adapterhub_registry.blobs import StoredBlob, refuse_no_room
 from adapterhub_registry.bodies import receive_with
 from adapterhub_registry.card import UnreadableCard, parse_card, problems_of
-from adapterhub_registry.commits import Delete, DeleteFolder, Operation, Proposal, Put
+from adapterhub_registry.changes import Delete, DeleteFolder, Operation, Put
+from adapterhub_registry.commits import Proposal
 from adapterhub_registry.context import (
     BaseUrl,
     CallerOf,
@@ -83,26 +84,26 @@ def preupload(
     files = body.objects("files", most=MAX_PREUPLOAD_FILES)
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
-        tree = commits.files_of(connection, row.id, commits.find_commit(connection, row, revision))
-        there = [tree[path] for file in files if (path := file.text("path")) in tree]
-        damaged = damage.marked(connection, [entry.sha256 for entry in there])
-    held = registry.blobs.holds({entry.sha256: entry.size for entry in there}) - damaged
+        tree = commits.tree_of(connection, row.id, commits.find_commit(connection, row, revision))
+        paths = [parse_path(file.text("path")) for file in files]
+        before = {path: entry for path in paths if (entry := tree.find(path)) is not None}
+        damaged = damage.marked(connection, [entry.sha256 for entry in before.values()])
+    held = registry.blobs.holds({entry.sha256: entry.size for entry in before.values()}) - damaged
     answer, coming = [], 0
-    for file in files:
-        path = parse_path(file.text("path"))
+    for file, path in zip(files, paths, strict=True):
         size = file.number("size", most=registry.settings.limits.file_bytes)
         sample = _base64(file.text("sample", "", limit=4 * SAMPLE_BYTES), "sample")
-        before = tree.get(path)
         by_lfs = _goes_by_lfs(path, size, sample)
-        if before is None or before.sha256 not in held:
+        there = before.get(path)
+        oid = there.etag if there is not None and there.sha256 in held else None
+        if oid is None:
             coming += 2 * size if by_lfs else size  # by Xet, chunks lie beside the file that is made of them
         answer.append(
             {
                 "path": path,
                 "uploadMode": "lfs" if by_lfs else "regular",
                 "shouldIgnore": False,
-                # a client does not send again what it finds named here
-                "oid": before.etag if before and before.sha256 in held else None,
+                "oid": oid,  # a client does not send again what it finds named here
             }
         )
     refuse_no_room(registry.blobs, coming)  # before clients that send by Xet begin, which do not give up soon
@@ -250,13 +251,11 @@ class _Draft:
                 token_id=None,
                 more_bytes=self._regular_bytes,
             )
+            oids = {oid for _, oid, _, _ in self._named}
+            known = {oid: registry.repos.known_blob(connection, self._caller, row.id, oid) for oid in oids}
             for path, oid, size, place in self._named:
                 blob = self._stored.get(oid)
-                if (
-                    blob is None
-                    or registry.repos.known_blob(connection, self._caller, row.id, oid) is None
-                    or (size is not None and size != blob.size)
-                ):
+                if blob is None or known[oid] is None or (size is not None and size != blob.size):
                     raise bad_request(f"{path}: the LFS object {oid} was not uploaded, or has another size")
                 self._operations[place] = Put(path=path, blob=blob, lfs=True)
             damage.unmark(connection, self._regular)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.engine import Connection
 
-from adapterhub_registry.db import blobs, files, insert_new, now_ms, repos, slices, uploads, xet_use
+from adapterhub_registry.db import blobs, insert_new, now_ms, places, repos, slices, uploads, xet_use
 from adapterhub_registry.errors import Refusal, too_many
 from adapterhub_registry.settings import Limits
 
@@ -100,11 +100,11 @@ def refuse_repo(connection: Connection, limits: Limits, namespace: str) -> None:
 def bytes_of(connection: Connection, namespace: str) -> int:
     """What the repositories of a namespace hold: each file of any commit and each upload, once in each repository."""
     mine = select(repos.c.id).where(repos.c.namespace == namespace)
-    committed = select(files.c.repo_id, files.c.sha256, files.c.size).where(files.c.repo_id.in_(mine))
-    sent = select(uploads.c.repo_id, uploads.c.sha256, blobs.c.size)
-    sent = sent.join(blobs, blobs.c.sha256 == uploads.c.sha256).where(uploads.c.repo_id.in_(mine))
+    committed = select(places.c.repo_id, places.c.sha256).where(places.c.repo_id.in_(mine))
+    sent = select(uploads.c.repo_id, uploads.c.sha256).where(uploads.c.repo_id.in_(mine))
     both = committed.union(sent).subquery()
-    return int(connection.scalar(select(func.coalesce(func.sum(both.c.size), 0))) or 0)
+    total = select(func.coalesce(func.sum(blobs.c.size), 0)).join(both, both.c.sha256 == blobs.c.sha256)
+    return int(connection.scalar(total) or 0)
 
 
 def _sent_today(connection: Connection, token_id: int) -> int:

@@ -13,10 +13,10 @@ from sqlalchemy import ColumnElement, Row, delete, false, insert, or_, select, t
 from sqlalchemy.engine import Connection
 
 from adapterhub.lookalike import fold
-from adapterhub_registry import adapters, commits, damage, quotas, tombstones
+from adapterhub_registry import adapters, commits, damage, quotas, ref_names, tombstones
 from adapterhub_registry.blobs import BlobStore, StoredBlob
 from adapterhub_registry.db import blobs as blobs_table
-from adapterhub_registry.db import files, insert_new, inserted_id, lock_name, now_ms, refs, repos, uploads
+from adapterhub_registry.db import insert_new, inserted_id, lock_name, now_ms, places, refs, repos, uploads
 from adapterhub_registry.errors import (
     Refusal,
     bad_request,
@@ -27,14 +27,15 @@ from adapterhub_registry.errors import (
     revision_not_found,
     unauthorized,
 )
-from adapterhub_registry.names import RepoId, parse_ref_name
+from adapterhub_registry.names import RepoId
+from adapterhub_registry.ref_names import Kind
 from adapterhub_registry.settings import Limits
 from adapterhub_registry.tokens import Caller
+from adapterhub_registry.trees import Digests
 
 RepoRow = Row[Any]
 MAIN: Final = "main"
 HIDDEN: Final = "~"  # before a full name; no id begins so, and private names look like no other
-Kind = Literal["branch", "tag"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +166,8 @@ class Repos:
         """Give a repository another id. The old id is free, and nothing leads from it to the new one.
 
         Raises:
-            Refusal: 409 when the new id exists or a version was released under it with other bytes; as `create`.
+            Refusal: 409 when the new id exists, or a version was released under it that would get other bytes; as
+                `create`.
         """
         row = self.find_writable(connection, caller, source)
         self._refuse_reader(caller, target)
@@ -173,6 +175,7 @@ class Repos:
         folded = self._folded(connection, target, private=row.private)
         tombstones.bury(connection, row)
         tombstones.refuse_arrival(connection, row, target)
+        ref_names.refuse_arrival(connection, row, target)
         namespace = target.partition("/")[0]
         connection.execute(
             update(repos)
@@ -217,8 +220,8 @@ class Repos:
         row = self.find_writable(connection, caller, repo_id)
         commit = commits.find_commit(connection, row, at)
         self._create_ref(connection, row, "tag", name, commit, message)
-        tree = {path: entry.sha256 for path, entry in commits.files_of(connection, row.id, commit).items()}
-        adapters.index_commit(connection, self._blobs, row, commit, tree, tag=name)
+        digests = Digests(commits.tree_of(connection, row.id, commit))
+        adapters.index_commit(connection, self._blobs, row, commit, digests, tag=name)
 
     def delete_tag(self, connection: Connection, caller: Caller, repo_id: RepoId, name: str) -> None:
         """Remove a tag; the version it released stays taken."""
@@ -229,10 +232,7 @@ class Repos:
     def _create_ref(
         self, connection: Connection, repo: RepoRow, kind: Kind, name: str, commit: str, message: str | None
     ) -> None:
-        parse_ref_name(name)
-        taken = connection.scalar(select(refs.c.kind).where(refs.c.repo_id == repo.id, refs.c.name == name))
-        if taken is not None:
-            raise conflict(f"`{repo.full_name}` has a {taken} named `{name}`")
+        ref_names.refuse_new(connection, repo, kind, name, most=self._limits.refs)
         connection.execute(
             insert(refs).values(
                 repo_id=repo.id, kind=kind, name=name, commit_id=commit, message=message, created_at=now_ms()
@@ -280,8 +280,8 @@ class Repos:
     def _can_read_blob(self, connection: Connection, caller: Caller, sha256: str) -> bool:
         holders = (
             select(repos.c.full_name, repos.c.gated)
-            .join(files, files.c.repo_id == repos.c.id)
-            .where(files.c.sha256 == sha256, self.visible(caller))
+            .join(places, places.c.repo_id == repos.c.id)
+            .where(places.c.sha256 == sha256, self.visible(caller))
             .distinct()
         )
         rows = connection.execute(holders)

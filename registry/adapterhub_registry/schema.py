@@ -21,7 +21,7 @@ from adapterhub.errors import Malformed, UsageProblem, shown
 FIRST: Final = "0001"
 """The schema from before revisions were written down."""
 HEAD: Final = "0005"
-KNOWN: Final = (FIRST, "0002", "0003", HEAD)
+KNOWN: Final = (FIRST, "0002", "0003", "0004", HEAD)
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 _version = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))

@@ -30,6 +30,7 @@ class Limits:
     part_bytes: int = 64 * MEBIBYTE
     operations: int = 20_000  # of one commit
     files: int = 20_000  # of one repository at one commit
+    refs: int = 5_000  # branches and tags of one repository: the Hub's clients read them in one answer
     href_ttl_s: int = 3600
     uploads_at_once: int = 64  # of one server; a token gets another place while more are free than it holds
     head_s: float = 10  # from the first byte of a request, or the connection, to the end of its head
