@@ -38,6 +38,7 @@ class Admission:
     def __init__(self, library: Library) -> None:
         self._library = library
         self._gate = Gate(library.root)
+        self._known: dict[tuple[str | None, Demand | SignaturePolicy | None], bool] = {}
 
     # ------------------------------------------------------------ whose a namespace is
     def owners(self, namespace: str | None) -> Sequence[Remote]:
@@ -126,7 +127,13 @@ class Admission:
     # ------------------------------------------------------------ the decision
     def asks_of(self, namespace: str | None, given: Demand | SignaturePolicy | None = None) -> bool:
         """Whether anything is asked of builds of a namespace at all: then their origin or signature has to be known."""
-        return bool(self.owners(namespace)) or self._gate.may_require(namespace, given)
+        return bool(self.owners(namespace)) or self._may_require(namespace, given)
+
+    def _may_require(self, namespace: str | None, given: Demand | SignaturePolicy | None) -> bool:
+        key = namespace, given  # a sync asks for thousands
+        if key not in self._known:
+            self._known[key] = self._gate.may_require(namespace, given)
+        return self._known[key]
 
     def needs_proof(self, adapter: Digest, full_name: str, given: Demand | SignaturePolicy | None) -> bool:
         """Whether a build that only the store has left has to come with its origin or signature again."""
@@ -142,7 +149,7 @@ class Admission:
             SignatureRefused: a policy requires a signature, and it has none that counts.
         """
         self.refuse_foreign(build)
-        if not self._gate.may_require(build.namespace, given):
+        if not self._may_require(build.namespace, given):
             return  # and the note of origin need not be read
         place = self._place_of(build)
         demand = self._gate.demand(build.namespace, place, given)

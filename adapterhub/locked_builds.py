@@ -33,6 +33,11 @@ def full_name_of(entry: Locked) -> str:
     return entry.name if isinstance(entry, LockedAdapter) else entry.key
 
 
+def namespace_of(entry: Locked) -> str | None:
+    """The namespace of its full name."""
+    return full_name_of(entry).rpartition("/")[0] or None
+
+
 def label_of(entry: Locked) -> str:
     """`acme/legal-qa 1.2.0`."""
     return f"{full_name_of(entry)} {entry.version}"
@@ -148,7 +153,7 @@ def refuse_inadmissible(
 
     def asked() -> Iterator[tuple[Installed, Given]]:
         for entry in entries:
-            namespace, given = exact_spec(entry).namespace, policy(entry)
+            namespace, given = namespace_of(entry), policy(entry)
             if not admission.asks_of(namespace, given):
                 continue
             build = locked_build(library, entry)

@@ -25,10 +25,10 @@ from adapterhub.known_projects import alone_in
 from adapterhub.library import Library
 from adapterhub.locked_builds import (
     Locked,
-    exact_spec,
     has_objects,
     is_installed,
     locked_build,
+    namespace_of,
     refuse_inadmissible,
 )
 from adapterhub.project.values import ADAPTERS_FOLDER, Lock, LockedMerge
@@ -237,7 +237,7 @@ def bring_locked(
     def every_place(entry: Locked) -> Iterator[Source]:
         folder = here.get(entry.key)
         # what lies in a project is the project's word, which counts for nothing in a namespace of a remote
-        if folder is not None and not admission.owners(exact_spec(entry).namespace):
+        if folder is not None and not admission.owners(namespace_of(entry)):
             yield PublishedDirectory(folder)
         yield from means.places(entry)
 
@@ -288,7 +288,7 @@ def _missing(
 
 
 def _is_ours(library: Library, entry: Locked, admission: Admission) -> bool:
-    if not admission.owners(exact_spec(entry).namespace):
+    if not admission.owners(namespace_of(entry)):
         return True
     build = locked_build(library, entry)
     return build is not None and admission.is_ours(build)

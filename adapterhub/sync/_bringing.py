@@ -33,6 +33,7 @@ from adapterhub.locked_builds import (
     has_objects,
     label_of,
     locked_build,
+    namespace_of,
     refuse_other_build,
 )
 from adapterhub.manifest import MANIFEST_FILE, Manifest
@@ -80,7 +81,7 @@ def bring(
         NamespaceBound: the namespace belongs to a server that does not have it.
     """
     admission = Admission(library)
-    namespace = exact_spec(entry).namespace
+    namespace = namespace_of(entry)
     proves_itself = isinstance(entry, LockedMerge) or not admission.needs_proof(
         entry.digest, full_name_of(entry), policy
     )

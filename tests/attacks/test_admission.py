@@ -239,6 +239,25 @@ def test_sync_reads_no_signature_that_nothing_asks_for(homes):
     work.ok("sync")
 
 
+def test_the_question_is_asked_once_for_all_builds_of_a_namespace(homes, monkeypatch):
+    """A sync of thousands reads the files of policies once, and no note of origin and no signature."""
+    from adapterhub import admission
+    from adapterhub.origins import Origins
+    from adapterhub.signing.trust import TrustFile
+
+    asked = admission.Admission(homes.ben.library)
+    builds = [(build, None) for build in homes.ben.library.installed()] * 1000
+    read: list[str] = []
+    honest = TrustFile.read
+    monkeypatch.setattr(TrustFile, "read", lambda self: read.append("trust") or honest(self))
+    monkeypatch.setattr(Origins, "under", lambda *_: read.append("note"))
+    monkeypatch.setattr(admission, "provenance_of", lambda *_: read.append("signature"))
+
+    asked.refuse_all(builds)
+
+    assert read == ["trust"]
+
+
 # ---------------------------------------------------------------- Python
 def finder(library: Library) -> Finder:
     return Finder(library, None, lambda: None, allow_base_mismatch=False)
