@@ -1,27 +1,22 @@
-"""Bytes of an installed adapter are used only as they were checked: one flipped bit, and files swapped meanwhile."""
+"""One flipped bit in an installed adapter: every command and function that uses it refuses, and leaves nothing."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 import adapterhub
 from adapterhub.bank import AdapterBank
 from adapterhub.cli import COMMANDS
 from adapterhub.description import Description
 from adapterhub.difference import Side, differ
-from adapterhub.errors import AdapterHubError, Conflict, DigestMismatch
+from adapterhub.errors import DigestMismatch
 from adapterhub.export import export
 from adapterhub.factors import AdapterFactors
 from adapterhub.fuse import fuse
@@ -35,9 +30,8 @@ from adapterhub.similarity import Side as Compared
 from adapterhub.similarity import compare_adapters
 from adapterhub.specs import parse_name
 from adapterhub.tuning import read_examples, tune
+from tests.attacks.installed import FLIPS, base, flipped, folder_of, make_world
 from tests.command_line import Adapt
-from tests.run_library import make_library
-from tests.tiny_models import llama, logits
 
 OUT = "OUT"
 """In arguments: a folder that does not exist."""
@@ -92,68 +86,7 @@ USES_NO_WEIGHTS: Mapping[str, str] = {
 
 @pytest.fixture(scope="module")
 def adapt(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
-    folder = make_library(tmp_path_factory.mktemp("checked"))
-    adapt = Adapt(folder)
-    adapt.ok("key", "new", "ana", "--unencrypted")
-    digests = {one["name"]: one["digest"] for one in adapt.json("list")}
-    inputs = "".join(
-        f'[[inputs]]\nspec = "{name}==1.0.0"\nweight = 0.5\ndigest = "{digests[name]}"\n' for name in ("a", "b")
-    )
-    (folder / "recipe.toml").write_text(f'format = 1\nname = "again"\nmethod = "cat"\n\n{inputs}')
-    line = json.dumps({"prompt": "a b", "completion": "c d"})
-    (folder / "examples.jsonl").write_text(f"{line}\n{line}\n")
-    return adapt
-
-
-def base() -> Any:
-    """The base of the library, in memory."""
-    return llama(initializer_range=0.4, max_position_embeddings=256)
-
-
-def folder_of(library: Library, name: str = "a") -> Path:
-    return library.builds_named(name)[0].folder
-
-
-# ---------------------------------------------------------------- one flipped bit
-def _in_the_numbers(raw: bytearray) -> int:
-    return len(raw) - 2
-
-
-def _in_the_header(raw: bytearray) -> int:
-    return raw.index(b"q_proj")
-
-
-def _in_alpha(raw: bytearray) -> int:
-    return raw.index(b"16", raw.index(b'"lora_alpha"')) + 1  # 16 becomes 14 or so: sound, and another update
-
-
-def _in_a_brace(raw: bytearray) -> int:
-    return raw.index(b"{")
-
-
-FLIPS: Mapping[str, tuple[str, Callable[[bytearray], int], int]] = {
-    "weights": (WEIGHTS_FILE, _in_the_numbers, 0x40),
-    "header": (WEIGHTS_FILE, _in_the_header, 1),
-    "config": (CONFIG_FILE, _in_alpha, 2),
-    "broken config": (CONFIG_FILE, _in_a_brace, 1),
-}
-
-
-@contextmanager
-def flipped(folder: Path, what: str) -> Iterator[None]:
-    """One bit of an object of the library is another one in the block."""
-    name, place_in, bit = FLIPS[what]
-    path = folder / name
-    before, mode = path.read_bytes(), path.stat().st_mode
-    raw = bytearray(before)
-    raw[place_in(raw)] ^= bit
-    path.chmod(0o644)
-    try:
-        path.write_bytes(raw)  # in place: every hard link of the object
-        yield
-    finally:
-        path.write_bytes(before)
-        path.chmod(mode)
+    return make_world(tmp_path_factory.mktemp("checked"))
 
 
 def everything_in(folder: Path) -> set[str]:
@@ -334,219 +267,3 @@ def test_nobody_else_reads_a_weights_file_by_its_path() -> None:
     found = [p for p in package.rglob("*.py") if by_path.search(p.read_text(encoding="utf-8"))]
 
     assert sorted(p.relative_to(package).as_posix() for p in found) == sorted(HEADERS_BY_PATH)
-
-
-# ---------------------------------------------------------------- swapped between check and use
-def in_place(path: Path, data: bytes) -> None:
-    with path.open("r+b") as stream:
-        stream.write(data)
-
-
-def by_rename(path: Path, data: bytes) -> None:
-    other = path.with_name("." + path.name)
-    other.write_bytes(data)
-    other.replace(path)
-
-
-SWAPS = {"in place": in_place, "by rename": by_rename}
-
-
-@dataclass(frozen=True)
-class Swapped:
-    """An adapter in a folder that strangers write to: the bytes that pass every check, and others, of equal length."""
-
-    folder: Path
-    good: Mapping[str, bytes]
-    bad: Mapping[str, bytes]
-
-    def put(self, which: Mapping[str, bytes], swap: Callable[[Path, bytes], None] = in_place) -> None:
-        for name, data in which.items():
-            swap(self.folder / name, data)
-
-
-@pytest.fixture
-def swapped(adapt: Adapt, tmp_path: Path) -> Swapped:
-    """The other bytes are NaN in all weights, and an alpha of 96 instead of 16."""
-    folder = tmp_path / "a"
-    shutil.copytree(adapt.folder / "a", folder)
-    good = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
-    start = 8 + int.from_bytes(good[WEIGHTS_FILE][:8], "little")
-    rest = len(good[WEIGHTS_FILE]) - start
-    bad = {
-        CONFIG_FILE: good[CONFIG_FILE].replace(b'"lora_alpha": 16', b'"lora_alpha": 96'),
-        WEIGHTS_FILE: good[WEIGHTS_FILE][:start] + b"\xff" * rest,
-    }
-    assert bad[CONFIG_FILE] != good[CONFIG_FILE]
-    return Swapped(folder, good, bad)
-
-
-@pytest.fixture
-def expected(swapped: Swapped, adapt: Adapt) -> torch.Tensor:
-    with attach(base(), swapped.folder, library=adapt.library) as attached:
-        return logits(attached.model)
-
-
-def after(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, act: Callable[[], None]) -> None:
-    """Call `act` after each call of a function of the package, which is a place between check and use."""
-    function = getattr(module, name)
-
-    def then(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
-        act()
-        return result
-
-    monkeypatch.setattr(module, name, then)
-
-
-@pytest.mark.parametrize("swap", SWAPS)
-@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
-def test_attach_uses_the_bytes_it_checked_whatever_is_put_there_afterwards(
-    monkeypatch: pytest.MonkeyPatch, adapt: Adapt, swapped: Swapped, expected: torch.Tensor, name: str, swap: str
-) -> None:
-    from adapterhub.loader import request
-
-    after(monkeypatch, request, "check_folder", lambda: SWAPS[swap](swapped.folder / name, swapped.bad[name]))
-    try:
-        attached = attach(base(), swapped.folder, library=adapt.library)
-    except DigestMismatch:
-        assert (name, swap) == (WEIGHTS_FILE, "in place")  # the one file whose bytes are too many to keep
-    else:
-        assert torch.equal(logits(attached.model), expected)
-
-
-@pytest.mark.parametrize("swap", SWAPS)
-def test_the_bank_uses_the_bytes_it_checked_whatever_is_put_there_afterwards(
-    monkeypatch: pytest.MonkeyPatch, adapt: Adapt, swapped: Swapped, expected: torch.Tensor, swap: str
-) -> None:
-    from adapterhub.bank import checker
-
-    after(monkeypatch, checker, "check_folder", lambda: swapped.put(swapped.bad, SWAPS[swap]))
-    with AdapterBank(base(), library=adapt.library) as bank, bank.use(bank.load(swapped.folder)):
-        during = logits(bank.model)
-        swapped.put({name: b"\xff" * len(data) for name, data in swapped.bad.items()})
-        later = logits(bank.model)
-
-    assert torch.allclose(during, expected, atol=1e-5)  # hooks add up in another order than PEFT's layers
-    assert torch.equal(during, later)
-
-
-def test_a_merge_and_the_digests_in_its_recipe_are_of_the_same_bytes(
-    monkeypatch: pytest.MonkeyPatch, adapt: Adapt, swapped: Swapped, tmp_path: Path
-) -> None:
-    from adapterhub import recipe
-
-    shutil.copytree(adapt.folder / "home", tmp_path / "home")
-    after(monkeypatch, recipe, "folder_digests", lambda: swapped.put(swapped.bad, by_rename))
-    inputs = (Ingredient(folder=swapped.folder, label="./a", weight=1.0),)
-    about = Description(name=parse_name("sum"), version="1.0.0")
-
-    with pytest.raises(DigestMismatch):
-        merge_into_library(Library(tmp_path / "home"), Combination(inputs=inputs), about)
-
-
-@pytest.mark.parametrize("name", ["fuse", "export", "merge", "diff"])
-def test_what_is_written_has_the_numbers_that_were_checked(
-    monkeypatch: pytest.MonkeyPatch, adapt: Adapt, swapped: Swapped, tmp_path: Path, name: str
-) -> None:
-    from adapterhub import difference, factors
-    from adapterhub.export import _job
-    from adapterhub.loader import request
-
-    place = {"fuse": (request, "check_folder"), "export": (_job, "verify"), "diff": (difference, "_config")}
-    act: Callable[[], object] = {
-        "fuse": lambda: fuse(swapped.folder, tmp_path / "out", library=adapt.library),
-        "export": lambda: export(swapped.folder, tmp_path / "out", form="peft", library=adapt.library),
-        "merge": lambda: merge_into_folder(
-            Combination(inputs=(Ingredient(folder=swapped.folder, label="./a", weight=0.5),)), tmp_path / "out"
-        ),
-        "diff": lambda: differ(Side(folder=swapped.folder, label="a"), Side(folder=adapt.folder / "b", label="b")),
-    }[name]
-    module, function = place.get(name, (factors, "open_files"))
-    with monkeypatch.context() as patch:
-        after(patch, module, function, lambda: swapped.put(swapped.bad))
-        with pytest.raises(DigestMismatch):
-            act()
-
-    assert not (tmp_path / "out").exists()
-    swapped.put(swapped.good)
-    after(monkeypatch, module, function, lambda: swapped.put(swapped.bad, by_rename))
-    act()  # another file of that name is not seen
-    assert all(torch.isfinite(numbers).all() for numbers in numbers_in(tmp_path / "out"))
-
-
-def numbers_in(folder: Path) -> Iterator[torch.Tensor]:
-    from safetensors.torch import load_file
-
-    for path in folder.glob("*.safetensors"):
-        yield from load_file(path).values()
-
-
-@contextmanager
-def swapping(swapped: Swapped) -> Iterator[None]:
-    """Good and bad files in turn, in place and by rename, by a thread, as long as the block lasts."""
-    stop = threading.Event()
-
-    def run() -> None:
-        while not stop.is_set():
-            for swap in SWAPS.values():
-                for name in (WEIGHTS_FILE, CONFIG_FILE):
-                    swap(swapped.folder / name, swapped.bad[name])
-                    swap(swapped.folder / name, swapped.good[name])
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def test_of_200_attaches_none_gets_bytes_that_were_not_checked(adapt: Adapt, swapped: Swapped) -> None:
-    """A refusal is right, and so is an alpha of 96 with the good weights, a sound adapter; NaN never is."""
-    model = base()
-    attached_ones = 0
-    with swapping(swapped):
-        for _ in range(200):
-            with suppress(AdapterHubError), attach(model, swapped.folder, library=adapt.library) as attached:
-                attached_ones += 1
-                assert {group.alpha for group in attached.adapters[0].scales} <= {16, 96}
-                numbers = [p for name, p in attached.model.named_parameters() if "lora_" in name]
-                assert numbers
-                assert all(bool(torch.isfinite(p).all()) for p in numbers)
-    swapped.put(swapped.good)
-    with attach(model, swapped.folder, library=adapt.library):
-        attached_ones += 1
-    assert attached_ones
-
-
-def test_what_the_bank_holds_no_write_to_the_library_reaches(adapt: Adapt) -> None:
-    folder = folder_of(adapt.library)
-    with AdapterBank(base(), library=adapt.library) as bank, bank.use(bank.load("a")):
-        before = logits(bank.model)
-        with flipped(folder, "weights"):
-            during = logits(bank.model)
-    assert torch.equal(before, during)
-
-
-def test_a_reload_of_a_folder_that_was_written_to_is_refused(adapt: Adapt, swapped: Swapped) -> None:
-    path = swapped.folder / WEIGHTS_FILE
-    with AdapterBank(base(), library=adapt.library, max_resident=1) as bank:
-        name = bank.load(swapped.folder, name="mine")
-        bank.load("b")
-        facts = path.stat()
-        in_place(path, swapped.bad[WEIGHTS_FILE])
-        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-        with pytest.raises((DigestMismatch, Conflict)), bank.use(name):
-            pass
-
-
-def test_the_folder_that_vllm_opens_is_ours_alone(adapt: Adapt) -> None:
-    (base,) = adapt.library.bases.list()
-    counter = Counter(adapt.library, base, engine="vllm@0.32")
-    try:
-        folder = counter.find("a").folder
-        assert [path.stat().st_mode & 0o077 for path in (folder, folder.parent)] == [0, 0]
-        assert all(path.stat().st_mode & 0o222 == 0 for path in folder.iterdir())
-    finally:
-        counter.close()
