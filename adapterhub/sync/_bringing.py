@@ -116,10 +116,14 @@ def _if_elsewhere_may_help(error: AdapterHubError) -> AdapterHubError:
 
 
 def _nowhere(entry: Locked, failures: Sequence[AdapterHubError]) -> AdapterHubError:
-    """The refusal when no place has what is locked: the gravest one of a place, else why each has nothing."""
-    for gravest in (NamespaceBound, DigestMismatch):
-        if (found := next((error for error in failures if isinstance(error, gravest)), None)) is not None:
-            return found
+    """The refusal when no place has what is locked: the other content that one had, else why each has nothing."""
+    asked = [error for error in failures if not isinstance(error, NamespaceBound)]
+    if failures and not asked:
+        return failures[0]
+    failures = asked  # a place that may not answer says nothing about those that may
+    mismatch = next((error for error in failures if isinstance(error, DigestMismatch)), None)
+    if mismatch is not None:
+        return mismatch
     kind = next((type(e) for e in failures if not isinstance(e, NotFound)), AdapterNotFound)
     reasons = "; ".join(dict.fromkeys(error.message for error in failures))
     where = reasons or "it was locked from a library, and no other place is known that has it"
