@@ -201,6 +201,7 @@ REFUSED = {
         "another alpha",
     ),
     *("another dtype", "alpha of 400 digits", "a parent's weight of 400 digits", "2,000 parents", "100,000 files"),
+    "a base that is a path",
 }
 
 

@@ -80,8 +80,11 @@ def _refuse_taken_name(library: Library, path: Path, about: Description, digest:
     Raises:
         Conflict: the name is that of an installed adapter, and the recipe does not give that very adapter again.
     """
-    taken = [build for build in library.builds_named(about.name) if build.manifest.digest != digest]
-    if not taken:
+    named = library.builds_named(about.name)
+    taken = [build for build in named if build.manifest.digest != digest]
+    # a merge of that very version may be this one, made before; `Library.add` refuses it where it is not
+    is_again = any(build.manifest.version == about.version and build.manifest.recipe.get("inputs") for build in named)
+    if not taken or is_again:
         return
     there = ", ".join(f"`{build.full_name}` {build.manifest.label}" for build in taken[:3])
     raise Conflict(
