@@ -487,29 +487,41 @@ def test_scale_is_that_of_a_layer_made_by_peft() -> None:
 
 
 # ------------------------------------------------------------ the wild
-@pytest.fixture(params=["kept", "shared"])
-def wild_configs(request: pytest.FixtureRequest) -> list[Path]:
-    return sorted((KEPT if request.param == "kept" else shared("wild")).rglob("adapter_config.json"))
+def configs_in(collection: Path) -> list[Path]:
+    return sorted(collection.rglob("adapter_config.json"))
 
 
-def test_wild_configs_are_read_or_named(wild_configs: list[Path]) -> None:
+def refused_in(collection: Path) -> dict[str, str | None]:
     refused = {}
-    for path in wild_configs:
+    for path in configs_in(collection):
         try:
             AdapterConfig.parse(path.read_bytes(), "adapter_config.json")
         except MalformedConfig as error:
-            refused[next(part for part in path.parts if "__" in part)] = error.code
+            refused[path.relative_to(collection).parts[0]] = error.code
+    return refused
 
-    not_kept = {
+
+def test_wild_configs_are_read() -> None:
+    assert len(configs_in(KEPT)) == 205
+    assert refused_in(KEPT) == {}
+
+
+def test_wild_configs_of_the_whole_collection_are_read_or_named_and_mean_what_peft_makes_of_them() -> None:
+    collection = shared("wild")
+
+    assert refused_in(collection) == {
         "AnHu2410__MD_crosslingual": "E_UNSUPPORTED",
         "kilojoules__REDKWEEN": "E_UNSUPPORTED",
         "softwarewrighter__engram-poc": "E_UNSUPPORTED",
     }
-    assert len(wild_configs) > 200
-    assert refused == ({} if KEPT in wild_configs[0].parents else not_kept)
+    assert differing_from_peft(configs_in(collection)) == []
 
 
-def test_wild_configs_mean_what_peft_makes_of_them(wild_configs: list[Path]) -> None:
+def test_wild_configs_mean_what_peft_makes_of_them() -> None:
+    assert differing_from_peft(configs_in(KEPT)) == []
+
+
+def differing_from_peft(configs: list[Path]) -> list[tuple[Path, str]]:
     from peft import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.other import get_pattern_key
@@ -521,7 +533,7 @@ def test_wild_configs_mean_what_peft_makes_of_them(wild_configs: list[Path]) -> 
         "decoder.block.0.layer.1.EncDecAttention.q",
     ]
     differing = []
-    for path in wild_configs:
+    for path in configs:
         value = json.loads(path.read_bytes())
         if value.get("peft_type") != "LORA":
             continue
@@ -537,4 +549,4 @@ def test_wild_configs_mean_what_peft_makes_of_them(wild_configs: list[Path]) -> 
             if read.rank_of(module) != rank or not same_target:
                 differing.append((path, module))
 
-    assert differing == []
+    return differing

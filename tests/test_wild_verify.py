@@ -52,9 +52,7 @@ class Looked:
     expected: dict[tuple[str, str], int]
 
 
-@pytest.fixture(scope="module", params=["kept", "shared"])
-def looked(request: pytest.FixtureRequest) -> Looked:
-    collection = KEPT if request.param == "kept" else shared("wild")
+def look(collection: Path, expected: dict[tuple[str, str], int]) -> Looked:
     known = {row["folder"]: row for row in rows(collection)}
     reports = {folder: verify_folder(collection / folder) for folder in known}
     target = os.environ.get("ADAPTERHUB_WILD_TABLE")
@@ -64,7 +62,12 @@ def looked(request: pytest.FixtureRequest) -> Looked:
             table.writerow(["folder", "verdict", "codes", "reason"])
             for folder, report in reports.items():
                 table.writerow([folder, *verdict(report), "; ".join(str(f) for f in telling(report))])
-    return Looked(known, reports, EXPECTED_KEPT if request.param == "kept" else EXPECTED_SHARED)
+    return Looked(known, reports, expected)
+
+
+@pytest.fixture(scope="module")
+def looked() -> Looked:
+    return look(KEPT, EXPECTED_KEPT)
 
 
 def telling(report: Report) -> tuple[Finding, ...]:
@@ -108,6 +111,18 @@ def test_what_peft_attaches_is_accepted(looked: Looked) -> None:
 
     assert attached
     assert set(refused.values()) <= {"E_PICKLE"}
+
+
+def test_all_of_this_holds_for_the_whole_collection() -> None:
+    looked = look(shared("wild"), EXPECTED_SHARED)
+
+    for holds in (
+        test_counts_of_verdicts,
+        test_every_refusal_says_what_to_do,
+        test_facts_agree_with_what_was_measured,
+        test_what_peft_attaches_is_accepted,
+    ):
+        holds(looked)
 
 
 def test_what_is_kept_is_what_the_manifest_says_and_holds_no_code() -> None:
