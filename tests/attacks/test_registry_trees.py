@@ -254,11 +254,16 @@ def test_commits_at_once_on_several_branches_lose_no_file(database: str | None, 
 
 
 # ------------------------------------------------------------ growth
+@pytest.fixture(scope="module")
+def pg() -> Iterator[Postgres]:
+    with postgres() as server:
+        yield server
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest) -> Iterator[str | None]:
-    with contextlib.ExitStack() as stack:
-        pg: Postgres | None = stack.enter_context(postgres()) if request.param == "postgresql" else None
-        yield pg.new_database() if pg else None
+def database(request: pytest.FixtureRequest) -> str | None:
+    """The URL of an empty database of each kind; None is SQLite in the registry's folder."""
+    return None if request.param == "sqlite" else request.getfixturevalue("pg").new_database()
 
 
 def taken(database: str | None, root: Path) -> int:
