@@ -32,6 +32,7 @@ from adapterhub.locked_builds import (
     refuse_inadmissible,
 )
 from adapterhub.project.values import ADAPTERS_FOLDER, Lock, LockedMerge
+from adapterhub.real_folder import RealFolder
 from adapterhub.specs import AdapterName
 from adapterhub.store import is_sound
 from adapterhub.sync._bringing import Brought, Places, PolicyFor, bring
@@ -359,11 +360,9 @@ def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[Step, What]]:
         making = {step.entry.key: step.judged.placed or Placed(step.entry.digest) for step in todo}
         write_state(target.store, target.project, after | making)
         for step in todo:
-            is_there = adapters.has(step.entry.key)
-            if is_there and step.judged.standing == "foreign":  # it was asked for
+            if step.judged.standing == "foreign" and adapters.has(step.entry.key):  # it was asked for
                 take_away(adapters, step.entry.key)
-                is_there = False
-            place(library, step.entry, adapters, replaces=is_there)
+            place(library, step.entry, adapters, replaces=_is_as_judged(adapters, step))
             done[step.entry.key] = "replaced" if step.judged.standing == "replace" else "linked"
         for step in todo:  # after all, since each further link of an object changes the time of its inode
             try:
@@ -376,6 +375,16 @@ def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[Step, What]]:
         write_state(target.store, target.project, after)
     for step in plan.steps:
         yield step, done.get(step.entry.key, "kept")
+
+
+def _is_as_judged(adapters: RealFolder, step: Step) -> bool:
+    """Whether the folder to replace is still the one that was looked at; where another came, a rename is refused."""
+    with contextlib.suppress(FileNotFoundError):
+        inode = adapters.facts(step.entry.key).st_ino
+        return (
+            step.judged.standing == "replace" and step.judged.placed is not None and inode == step.judged.placed.inode
+        )
+    return False
 
 
 def _remove(plan: SyncPlan, folders: Sequence[Path]) -> Iterator[Path]:

@@ -176,6 +176,22 @@ def test_a_link_that_appears_after_the_check_changes_nothing_behind_it(library, 
     assert (project / "elsewhere" / "legal-qa" / MANIFEST_FILE).samefile(library.store.manifest_path(newer.digest))
 
 
+def test_a_folder_that_appears_after_the_check_is_not_replaced(library, add, tmp_path):
+    project = tmp_path / "project"
+    project.mkdir()
+    lock = lock_of(entry_of(add("legal-qa").build))
+
+    with syncing(library, project) as target:
+        plan = plan_sync(target, wanted_entries(lock))
+        mine = make_adapter(project / "adapters" / "legal-qa", seed=8)
+        target.adapters = RealFolder.open(project / "adapters")
+        before = content_of(mine)
+        with pytest.raises(NotAllowed):
+            run_sync(library, lock, plan, means(library, lock=lock))
+
+    assert content_of(mine) == before
+
+
 def test_sync_writes_nothing_elsewhere_while_adapters_is_swapped_in_a_loop(library, add, tmp_path, work):
     project = tmp_path / "project"
     project.mkdir()
