@@ -111,7 +111,18 @@ def plan_install(
         hint = library.nearest(spec.full_name) or "`--from DIR` or `org/name` names another place"
         raise AdapterNotFound(f"no adapter `{spec.full_name}` in {asked}", hint=hint)
     release, source, resolution = found
-    return _plan(library, release, source, wanted, resolution, asked_of(library, spec, release, wanted, bounds))
+    plan = _plan(library, release, source, wanted, resolution, asked_of(library, spec, release, wanted, bounds))
+    if source is library and plan.present is None:  # another process removed it meanwhile
+        return plan_install(
+            library,
+            spec,
+            sources,
+            wanted=wanted,
+            bounds=bounds,
+            allow_base_mismatch=allow_base_mismatch,
+            objection=objection,
+        )
+    return plan
 
 
 def first_fitting(

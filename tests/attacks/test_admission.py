@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.admission import Admission
 from adapterhub.bank import AdapterBank
-from adapterhub.errors import SignatureRefused
+from adapterhub.errors import AdapterNotFound, SignatureRefused
 from adapterhub.library import Library
 from adapterhub.loader import attach
 from adapterhub.loader.request import Finder
 from adapterhub.serving import Counter
+from adapterhub.signing.trust import TrustFile
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 from tests.command_line import Adapt
 from tests.signing_homes import SIGNATURE, Homes, make_homes, replace_file
@@ -314,3 +316,12 @@ def test_the_policy_of_one_run_of_a_server_holds_for_installed_builds(homes):
         assert counter.find("tables").folder.is_dir()
     finally:
         counter.close()
+
+
+def test_a_build_that_another_process_removed_is_not_found(library, add):
+    build = add("legal-qa").build
+    TrustFile(library.root).set_policy(None, "require")
+    library.remove([build])
+
+    with pytest.raises(AdapterNotFound, match="is gone"):
+        Admission(library).refuse(build)
