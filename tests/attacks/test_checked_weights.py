@@ -78,8 +78,7 @@ USES_NO_WEIGHTS: Mapping[str, str] = {
     **dict.fromkeys(("install", "mirror"), "hashes every byte that it copies (tests/test_install.py)"),
     "sync": "links the objects of the store by their digests (tests/test_sync.py)",
     "serve": "hands out what `Counter` checked, below",
-    "key": "no adapters",
-    "remote": "no adapters",
+    **dict.fromkeys(("key", "remote", "trust"), "no adapters"),
     "registry": "no library",
 }
 
@@ -256,7 +255,6 @@ HEADERS_BY_PATH: Mapping[str, str] = {
     "verify/_foreign.py": "says what other files are",
     "engines/__init__.py": "in its example",
     **dict.fromkeys(("identify/_orphan.py", "identify/_builds.py", "cli/info_local.py"), "shows, and uses nothing"),
-    "cli/check.py": "judges by the header; `export` and `serve` judge what they use",
 }
 
 

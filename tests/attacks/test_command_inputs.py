@@ -82,6 +82,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("show", "--base"): ("base", "show kept --base {}"),
     ("sync", "--project"): ("project", "sync --project {}"),
     ("tree", "--project"): ("project", "tree --project {}"),
+    ("trust", "folder"): ("project", "trust {}"),
     ("uninstall", "--project"): ("project", "uninstall kept --save --yes --project {}"),
     ("upgrade", "--from"): ("adapter", "upgrade --offline --project ./project --from {}"),
     ("upgrade", "--project"): ("project", "upgrade --offline --project {}"),
