@@ -27,7 +27,6 @@ from adapterhub.hints import CONFIG_LIMIT_BYTES
 from adapterhub.install import Plan, RankBounds, plan_install, run_install
 from adapterhub.library import Library
 from adapterhub.manifest import MANIFEST_FILE, BaseRef
-from adapterhub.real_folder import make_folder
 from adapterhub.remotes import SignaturePolicy
 from adapterhub.specs import AdapterSpec
 from adapterhub.transfer import Source
@@ -202,7 +201,7 @@ class Counter:
             folder = self._folder / f"sha256-{hex_of(build.manifest.digest)}"
         store = self.library.store
         with store.explaining():
-            make_folder(folder)
+            folder.mkdir(mode=_OURS_ALONE)
         undo.callback(_remove, folder)
         for entry in build.manifest.files:
             store.link(entry.sha256, folder / entry.path)

@@ -228,11 +228,11 @@ def test_python_is_refused_as_the_command_is(world):
     session = Session(root=library.root, out=Output(as_json=False, quiet=True))
     sources, lock = ProjectSources(session, read_project(folder)), read_lock(folder)
 
-    with syncing(library, folder), pytest.raises(NamespaceBound, match="acme"):
+    with syncing(library, folder) as target, pytest.raises(NamespaceBound, match="acme"):
         run_sync(
             library,
             lock,
-            plan_sync(folder, wanted_entries(lock)),
+            plan_sync(target, wanted_entries(lock)),
             Means(places=sources.of_locked, rebuild=lambda _: pytest.fail("nothing is merged")),
         )
 
