@@ -21,7 +21,7 @@ from adapterhub.fingerprint import (
     fingerprint_folder,
 )
 from adapterhub.specs import BaseSpec, looks_like_revision
-from adapterhub.store import Store, write_durably
+from adapterhub.store import Store
 
 SCHEMA: Final = "adapterhub/base/1"
 _LIMIT_BYTES: Final = 512 << 20
@@ -243,10 +243,7 @@ class Bases:
             taken = next((name for name in self.aliases() if name.casefold() == record.alias.casefold()), None)
             if taken is not None:
                 self._refuse_other_weights(self.get(taken), record)
-            try:
-                write_durably(self._path(record.alias), record.to_bytes())
-            except OSError as error:
-                raise self._store.explain(error) from error
+            self._store.write(self._path(record.alias), record.to_bytes())
         return record
 
     def remove(self, alias: str) -> None:

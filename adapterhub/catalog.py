@@ -130,7 +130,7 @@ class Catalog:
     def changing(self) -> Iterator[None]:
         """Marks the index stale while folders change; the mark stays when that fails or the index cannot be written."""
         with self._store.explaining():
-            self.index.stale_mark.touch()
+            self.index.stale_mark.touch(0o644)
         self._unwritten = False
         yield
         if not self._unwritten:
@@ -143,7 +143,7 @@ class Catalog:
         pairs: list[tuple[str, str]] = []
         if fingerprint is not None:
             pairs = [p for record in self._bases.list() for p in _matches(record.fingerprint, [fingerprint])]
-        self._write(lambda: self.index.upsert_builds([row_of(build)], pairs))
+        self._write(lambda: self.index.upsert_builds([row_of(build, self._store.root)], pairs))
 
     def forget(self, digests: Sequence[str]) -> None:
         """Take builds out."""
@@ -217,7 +217,7 @@ class Catalog:
         rows: list[BuildRow] = []
         declared: dict[str, BaseFingerprint] = {}
         for build in self._installed():
-            rows.append(row_of(build))
+            rows.append(row_of(build, self._store.root))
             if build.base.fingerprint:
                 declared[build.base.fingerprint.weights] = build.base.fingerprint
         records = self._bases.list()
@@ -225,30 +225,34 @@ class Catalog:
         return rows, [base_row_of(record) for record in records], pairs
 
 
-def build_folders(root: Path, *names: str) -> list[Path]:
+def build_folders(root: Path, *names: str, links: bool = False) -> list[Path]:
     """Where builds lie in the library `root`, sorted; with `names`, only under names that match one of these patterns.
 
+    Nothing behind a link is installed: with `links`, the links that stand in the place of a folder.
     Not by `glob`, which fails when a folder is removed while it looks.
     """
-    found = [root / "adapters"]
+    found, strange = [root / "adapters"], []
     for level in range(3):
-        found = [path for folder in found for path in _inside(folder)]
+        entries = [entry for folder in found for entry in _inside(folder)]
         if level == 1 and names:
-            found = [path for path in found if any(fnmatchcase(path.name, name) for name in names)]
-    return sorted(found)
+            entries = [entry for entry in entries if any(fnmatchcase(entry.name, name) for name in names)]
+        strange += [Path(entry.path) for entry in entries if entry.is_symlink()]
+        found = [Path(entry.path) for entry in entries if not entry.is_symlink()]
+    return sorted(strange) if links else sorted(found)
 
 
-def _inside(folder: Path) -> list[Path]:
+def _inside(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        return list(folder.iterdir())
+        with os.scandir(folder) as entries:
+            return list(entries)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return []
         raise
 
 
-def row_of(build: Installed) -> BuildRow:
-    """The index row of an installed build."""
+def row_of(build: Installed, root: Path) -> BuildRow:
+    """The index row of a build that is installed in the library under `root`."""
     manifest, fingerprint = build.manifest, build.base.fingerprint
     return BuildRow(
         digest=manifest.digest,
@@ -268,7 +272,7 @@ def row_of(build: Installed) -> BuildRow:
         size_bytes=manifest.size_bytes,
         target_modules=",".join(manifest.target_modules),
         parents=len(manifest.parents),
-        folder=os.fspath(build.folder),
+        folder=build.folder.relative_to(root).as_posix(),
         added_at=build.added_at,
     )
 

@@ -22,8 +22,9 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from adapterhub.digests import Digest
+from adapterhub.digests import Digest, strict_json
 from adapterhub.errors import StoreLocked, shown
+from adapterhub.real_folder import make_folder
 
 FOREIGN_S: Final = 24 * 3600.0
 """How long the claim of another machine counts when nothing tells whether its process lives."""
@@ -112,7 +113,7 @@ def claim(folder: Path, what: str, digests: Iterable[Digest] = ()) -> Iterator[H
         OSError: it cannot be written.
     """
     name = f"{os.getpid()}-{secrets.token_hex(6)}"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     unborn, path = folder / f"{_UNBORN}{name}", folder / name
     handle = os.open(unborn, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
@@ -195,8 +196,8 @@ def read_holder(handle: int) -> Holder | None:
 
 def _json(handle: int) -> dict[str, object]:
     try:
-        value = json.loads(os.pread(handle, _LIMIT_BYTES, 0))
-    except (OSError, ValueError, RecursionError):
+        value = strict_json(os.pread(handle, _LIMIT_BYTES, 0))
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 

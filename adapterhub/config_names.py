@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from adapterhub.config_fields import as_json
 from adapterhub.errors import shown
+from adapterhub.hub_ids import is_hub_id
 
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9_][\w.\-]{0,95}(/[A-Za-z0-9_][\w.\-]{0,95})?", re.ASCII)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")
 _DRIVE: Final = re.compile(r"[A-Za-z]:[\\/]")
 _SYSTEM_FOLDERS: Final = (
@@ -30,7 +30,7 @@ _SYSTEM_FOLDERS: Final = (
 
 def base_is_path(text: str) -> bool:
     """Whether a base is named by a folder of the author's machine and not by a hub id (`org/model` or `model`)."""
-    return _HUB_ID.fullmatch(text) is None
+    return not is_hub_id(text)
 
 
 def base_problem(text: str) -> str:

@@ -5,6 +5,7 @@ Looking changes nothing. What disappears while it is looked at was removed by so
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -15,13 +16,18 @@ from typing import Final, Literal
 
 from adapterhub.catalog import Installed
 from adapterhub.digests import Digest, Progress, digest_of_file, hex_of
+from adapterhub.errors import DigestMismatch
+from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.library import Library
+from adapterhub.manifest import MANIFEST_FILE
+from adapterhub.real_folder import RealFolder, matching
 from adapterhub.verify import Finding
 
 Kind = Literal["bytes", "missing", "writable", "index"]
 
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
-_PATTERNS: Final = ("blobs/sha256/*/*", "manifests/sha256/[!.]*")
+_OBJECTS: Final = ((("blobs", "sha256", "*"), "*"), (("manifests", "sha256"), "[!.]*"))
+"""Where objects lie: the folders above them, and their names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +63,14 @@ def damaged_objects(
     Every byte is read but those of files that the builds `looked_at` share, which were hashed with them.
     """
     hashed = {facts for build in looked_at for facts in _hashed_with(build)}
-    for pattern in _PATTERNS:
-        for path in sorted(library.root.glob(pattern)):
-            try:
-                damage = _damage_of(path, hashed, progress)
-            except FileNotFoundError:
-                continue
-            if damage is not None:
-                yield damage
+    yield from _linked_folders(library.root)
+    for path in _objects(library.root):
+        try:
+            damage = _damage_of(path, hashed, progress)
+        except FileNotFoundError:
+            continue
+        if damage is not None:
+            yield damage
     for build in library.installed():
         for path, digest in objects_of(library, build):
             if not os.path.lexists(path) and build.folder.exists():
@@ -72,10 +78,37 @@ def damaged_objects(
                 yield Damage(kind="missing", path=path, digest=digest, message=message)
 
 
+def _objects(root: Path) -> Iterator[Path]:
+    """Everything in the place of an object; nothing behind a link."""
+    with contextlib.suppress(FileNotFoundError), RealFolder.open(root) as top:
+        for levels, pattern in _OBJECTS:
+            yield from (folder.path / name for folder, name in matching(top, levels, pattern))
+
+
+def _linked_folders(root: Path) -> Iterator[Damage]:
+    """Links in the place of folders of blobs."""
+    with contextlib.suppress(FileNotFoundError), RealFolder.open(root) as top:
+        for folder, name in matching(top, ("blobs", "sha256"), "*"):
+            if folder.is_link(name):
+                yield Damage(kind="bytes", path=folder.path / name, digest=None, message="is a link")
+
+
 def damaged_index(library: Library) -> Iterator[Damage]:
     """What is wrong in the index."""
     for message in library.catalog.differences():
         yield Damage(kind="index", path=library.catalog.index.path, digest=None, message=message)
+
+
+def refuse_changed_manifest(library: Library, build: Installed) -> None:
+    """Refuse a build whose manifest is not the one that was stored: everything else is held to what a manifest says.
+
+    Raises:
+        DigestMismatch: the store has no manifest of that digest.
+    """
+    digest = build.manifest.digest
+    if not library.store.has_manifest(digest):
+        where, expected = str(build.folder / MANIFEST_FILE), "a manifest that the library stored"
+        raise DigestMismatch(where, expected=expected, actual=digest, hint=REPAIR_HINT)
 
 
 def objects_of(library: Library, build: Installed) -> list[tuple[Path, Digest]]:

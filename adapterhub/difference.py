@@ -6,7 +6,6 @@ so no [out, in] matrix is formed, the same update in other factors is found to b
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,13 +15,18 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.base_names import Rule, find_rule
-from adapterhub.digests import Digest, Progress, digest_of_file
-from adapterhub.errors import MalformedManifest, shown
+from adapterhub.digests import Digest, Progress, strict_json
+from adapterhub.errors import CouldNotTell, MalformedManifest, MalformedTensorFile, shown
 from adapterhub.factors import TORCH_DTYPES, AdapterFactors
 from adapterhub.fingerprint import BaseVerdict, compare
+from adapterhub.limits import limits
 from adapterhub.lowrank import LowRank, difference_norms, frobenius_norm
-from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, Manifest
+from adapterhub.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, Manifest
 from adapterhub.tensorfile import TensorSpec
+from adapterhub.verify import manifest_in, open_files, refuse_damaged
+from adapterhub.verify.container import read_weights_header
+from adapterhub.verify.digests import differing
+from adapterhub.verify.files import Listing, safe_listing
 
 ABSENT: Final = "absent"
 """What a field that only the other one has is said to be."""
@@ -37,12 +41,16 @@ _NOT_FACTORS: Final = ("use_dora", "use_qalora", "use_bdlora", "kasa_config", "m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One adapter: its folder, how to call it, and its manifest and base where they are known."""
+    """One adapter: its folder, how to call it, and its manifest and base where they are known.
+
+    An installed one is held to its manifest; of a folder, what differs from its manifest is a difference to be shown.
+    """
 
     folder: Path
     label: str
     manifest: Manifest | None = None
     base: BaseRef | None = None
+    is_installed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,10 +170,13 @@ def differ(first: Side, second: Side, progress: Progress | None = None) -> Diffe
     """Compare two adapters; nothing is written. `progress` is called with 1 for each module.
 
     Raises:
+        DigestMismatch: a file of an installed adapter is not what its manifest says, or a file changes meanwhile.
         Malformed: what is in a folder cannot be read as an adapter; which file and why.
     """
-    files = tuple(_files(first, second))
-    config = tuple(field for field in _fields(_config(first), _config(second), _UNORDERED) if not _is_default(field))
+    opened = _opened(first), _opened(second)
+    files = tuple(_files(*opened))
+    settings = _fields(_config(opened[0]), _config(opened[1]), _UNORDERED)
+    config = tuple(field for field in settings if not _is_default(field))
     manifest = None
     if first.manifest is not None and second.manifest is not None:
         manifest = tuple(_fields(_manifest(first.manifest), _manifest(second.manifest), frozenset({"target_modules"})))
@@ -176,33 +187,57 @@ def differ(first: Side, second: Side, progress: Progress | None = None) -> Diffe
         config=config,
         manifest=manifest,
         base=compare(bases[0], bases[1]).verdict,
-        weights=None if is_plain else _weights(first, second, progress),
+        weights=None if is_plain else _weights((first, second), opened, progress),
     )
 
 
 def side_of_folder(folder: Path, label: str) -> Side:
     """An adapter in a folder, with its own manifest if it has one that can be read."""
     try:
-        manifest = Manifest.read(folder / MANIFEST_FILE)
-    except (FileNotFoundError, MalformedManifest):
+        manifest = manifest_in(folder)
+    except MalformedManifest:
+        manifest = None
+    if manifest is None:
         return Side(folder=folder, label=label)
     return Side(folder=folder, label=label, manifest=manifest, base=manifest.base)
 
 
 # ---------------------------------------------------------------- bytes and settings
-def _files(first: Side, second: Side) -> Iterator[FilePair]:
+def _opened(side: Side) -> Listing:
+    """The files of one side, each opened once; what leads out of its folder, or is no plain file, is refused."""
+    listing = safe_listing(side.folder)
+    for entry in listing.taken.values():
+        try:
+            _ = entry.held
+        except OSError as error:
+            raise CouldNotTell(f"`{shown(str(entry.path), 200)}` cannot be read: {error.strerror}") from None
+    if WEIGHTS_FILE in listing.taken:
+        try:
+            read_weights_header(listing.taken[WEIGHTS_FILE])  # so that its tensors are known when it is hashed
+        except MalformedTensorFile as error:  # which is said where its numbers are needed
+            if error.code == "E_LIMIT":
+                raise
+    if side.is_installed:
+        refuse_damaged(differing(listing, side.manifest), f"{side.folder}/")
+    return listing
+
+
+def _files(first: Listing, second: Listing) -> Iterator[FilePair]:
     for name in MEDIA_TYPES:
-        paths = [side.folder / name for side in (first, second)]
-        digests = [digest_of_file(path)[0] if path.is_file() else None for path in paths]
+        entries = [listing.taken.get(name) for listing in (first, second)]
+        digests = [entry.held.digest if entry is not None else None for entry in entries]
         if any(digests):
             yield FilePair(path=name, first=digests[0], second=digests[1])
 
 
-def _config(side: Side) -> dict[str, Any]:
+def _config(side: Listing) -> dict[str, Any]:
     """The config as it is written; whether it can be used is for `AdapterFactors` to say."""
+    entry = side.taken.get(CONFIG_FILE)
+    if entry is None or entry.held.size_bytes > limits().config_bytes:
+        return {}
     try:
-        value = json.loads((side.folder / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError):
+        value = strict_json(bytes(entry.held.load()), limit_bytes=limits().config_bytes)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -235,9 +270,13 @@ def _fields(first: Mapping[str, Any], second: Mapping[str, Any], unordered: froz
 
 
 # ---------------------------------------------------------------- weights
-def _weights(first: Side, second: Side, progress: Progress | None) -> Weights:
+def _weights(sides: tuple[Side, Side], opened: tuple[Listing, Listing], progress: Progress | None) -> Weights:
+    first, second = sides
     with ExitStack() as stack:
-        one, other = (stack.enter_context(AdapterFactors(side.folder)) for side in (first, second))
+        one, other = (
+            stack.enter_context(AdapterFactors(side.folder, subject=open_files(side.folder, {}, opened=listing.taken)))
+            for side, listing in zip(sides, opened, strict=True)
+        )
         rule = _rule(one, other)
         theirs = {rule.apply(module): module for module in other.modules}
         unlike: dict[str, str] = {}

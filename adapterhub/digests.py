@@ -49,8 +49,12 @@ def digest_of_hash(hasher: Any) -> Digest:  # noqa: ANN401 - hashlib's type has 
 
 
 def digest_of_file(path: Path, progress: Progress | None = None) -> tuple[Digest, int]:
-    """Digest and size in bytes of a file, streamed."""
-    with path.open("rb") as stream:
+    """Digest and size in bytes of a regular file, streamed.
+
+    Raises:
+        OSError: as `open_plain`.
+    """
+    with open_plain(path) as stream:
         return copy_hashed(stream, None, progress)
 
 
@@ -58,7 +62,7 @@ def open_plain(path: Path) -> IO[bytes]:
     """A regular file, open for reading; links are followed.
 
     Raises:
-        OSError: it cannot be opened, or is a pipe, socket or device, on which nobody waits here.
+        OSError: it cannot be opened, or is a folder, pipe, socket or device, which would wait or never end.
     """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -75,6 +79,16 @@ def read_plain(path: Path, limit_bytes: int) -> bytes:
     """
     with open_plain(path) as stream:
         return stream.read(limit_bytes + 1)
+
+
+def read_json(path: Path, limit_bytes: int = 1 << 20, *, finite: bool = True) -> Any:  # noqa: ANN401 - any JSON value
+    """The JSON in a regular file, read as `strict_json` reads it.
+
+    Raises:
+        OSError: as `open_plain`.
+        ValueError: as `strict_json`.
+    """
+    return strict_json(read_plain(path, limit_bytes), limit_bytes=limit_bytes, finite=finite)
 
 
 def copy_hashed(
@@ -114,8 +128,10 @@ def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
     return rfc8785.dumps(value)
 
 
-def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20) -> Any:  # noqa: ANN401 - any JSON value
+def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20, finite: bool = True) -> Any:  # noqa: ANN401 - any JSON value
     """Parse JSON that somebody else wrote: UTF-8, no duplicate keys, no NaN or infinity, bounded size and depth.
+
+    `finite=False` takes `NaN` and `Infinity` as Python writes them, which some models have in their config.
 
     Raises:
         ValueError: with the one reason; callers re-raise it in the class of the format they read.
@@ -133,7 +149,7 @@ def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20) -> Any:  # noqa: ANN4
     def no_constant(name: str) -> None:
         raise ValueError(f"{name} is not JSON")
 
-    def finite(text: str) -> float:
+    def in_range(text: str) -> float:
         number = float(text)
         if number in (float("inf"), float("-inf")):
             raise ValueError(f"number {shown(text)} is out of range")
@@ -143,7 +159,10 @@ def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20) -> Any:  # noqa: ANN4
         raise ValueError(f"{len(raw)} bytes, at most {limit_bytes} are read")
     try:
         value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant, parse_float=finite
+            raw.decode("utf-8"),
+            object_pairs_hook=no_duplicates,
+            parse_constant=no_constant if finite else None,
+            parse_float=in_range if finite else None,
         )
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None

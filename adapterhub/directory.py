@@ -20,7 +20,16 @@ from typing import IO
 from adapterhub.cards import card_for
 from adapterhub.description import Description, describe
 from adapterhub.digests import Progress, copy_hashed, hex_of, open_plain
-from adapterhub.errors import AdapterNotFound, Conflict, DigestMismatch, RefusedAdapter, ReleaseExists, shown
+from adapterhub.errors import (
+    AdapterNotFound,
+    Conflict,
+    DigestMismatch,
+    NotAllowed,
+    RefusedAdapter,
+    ReleaseExists,
+    shown,
+)
+from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.library import Library
 from adapterhub.manifest import (
     CARD_FILE,
@@ -34,6 +43,7 @@ from adapterhub.manifest import (
     Manifest,
 )
 from adapterhub.new_folder import not_written, sync_tree
+from adapterhub.output_place import output_place
 from adapterhub.refusals import refuse_errors, refused
 from adapterhub.signing.beside import provenance_of, read_signature
 from adapterhub.specs import AdapterSpec, parse_version
@@ -118,7 +128,14 @@ class PublishedDirectory:
         """This directory as a destination."""
         manifest = release.manifest
         rank = f"-r{manifest.rank}" if manifest.rank else ""
-        final = self.root / manifest.name / f"{manifest.version}{rank}"
+        root = output_place(self.root / "_").parent
+        final = root / manifest.name / f"{manifest.version}{rank}"
+        if final.parent.is_symlink():
+            raise NotAllowed(
+                f"`{final.parent}` is a link; builds are published in real folders of `{self.root}`. "
+                "Nothing was written",
+                hint="remove the link, or publish to the directory that it names",
+            )
         with _receiving(release, final) as receiver:
             yield receiver
 
@@ -140,10 +157,11 @@ class BuildFolder:
 
         Raises:
             Conflict: the folder holds something else.
+            NotAllowed: it would be in a library, or a link leads there out of a project.
         """
-        final = self.folder.absolute()
+        final = output_place(self.folder)
         manifest_file = final / MANIFEST_FILE
-        if final.is_symlink() or (final.exists() and not final.is_dir()):
+        if self.folder.is_symlink() or (final.exists() and not final.is_dir()):
             raise Conflict(f"`{self.folder}` is no folder", hint="give a folder that does not exist yet")
         if final.is_dir() and any(final.iterdir()) and not manifest_file.is_file():
             raise Conflict(f"`{self.folder}` is not empty. Nothing was written", hint="give a new or empty folder")
@@ -154,6 +172,7 @@ class BuildFolder:
 @contextlib.contextmanager
 def _receiving(release: Release, final: Path, *, check: bool = False) -> Iterator[_DirectoryReceiver]:
     temp = final.parent / f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    absent = [path for path in final.parents if not os.path.lexists(path)]
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(final)
@@ -163,6 +182,9 @@ def _receiving(release: Release, final: Path, *, check: bool = False) -> Iterato
         raise not_written(error, final) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+        for path in absent:  # and stays empty when nothing was published
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def _clear_leftovers(final: Path) -> None:
@@ -191,7 +213,7 @@ class _DirectoryReceiver:
         with (self._temp / entry.path).open("xb") as sink:
             digest, _ = copy_hashed(stream, sink, progress)
         if digest != entry.sha256:
-            raise DigestMismatch(entry.path, expected=entry.sha256, actual=digest)
+            raise DigestMismatch(entry.path, expected=entry.sha256, actual=digest, hint=REPAIR_HINT)
 
     def sign(self, signature: bytes) -> bool:
         """Take the signature; one that is there already gives way to it."""

@@ -191,14 +191,24 @@ class SignatureRefused(NotAllowed):
     """A signature is missing, broken, forged, by a key that may not sign this, or for something else.
 
     `reason` is one word for programs, such as `forged` or `unsigned` (`adapterhub.signing` lists them); `clause` says
-    the same of `what` in words.
+    the same of `what` in words. `ending` says what the refusal left as it was.
     """
 
-    def __init__(self, what: str, clause: str, *, reason: str, hint: str = "") -> None:
-        super().__init__(f"refused {what}: {clause}. Nothing was stored", hint=hint)
+    def __init__(
+        self, what: str, clause: str, *, reason: str, hint: str = "", ending: str = "Nothing was stored"
+    ) -> None:
+        super().__init__(f"refused {what}: {clause}. {ending}", hint=hint)
         self.what = what
         self.clause = clause
         self.reason = reason
+
+
+class NamespaceBound(NotAllowed):
+    """The user gave a namespace or a name to one remote, and something else would answer for it."""
+
+
+class ProjectNotTrusted(NotAllowed):
+    """A project names servers that the user has not agreed to."""
 
 
 class Conflict(AdapterHubError):

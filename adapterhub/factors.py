@@ -15,13 +15,14 @@ from typing import IO, Final, final
 import torch
 from torch import Tensor
 
-from adapterhub.errors import MalformedConfig, MalformedTensorFile, UnsupportedAdapter, shown
+from adapterhub.digests import Digest
+from adapterhub.errors import UnsupportedAdapter, shown
 from adapterhub.factor_pairs import Factors, pair_up
 from adapterhub.layouts import PEFT_PREFIX, Kind, Layout, Names, is_finite
 from adapterhub.lowrank import LowRank
-from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.peft_config import AdapterConfig
-from adapterhub.tensorfile import TensorSpec, header_bytes, read_header
+from adapterhub.manifest import CONFIG_FILE
+from adapterhub.tensorfile import TensorSpec, header_bytes
+from adapterhub.verify import Subject, open_files
 
 __all__ = [
     "FORMAT_DTYPES",
@@ -41,7 +42,6 @@ TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
 """What a factor may be stored as: the format's names and torch's."""
 FORMAT_DTYPES: Final = MappingProxyType({torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()})
 
-MAX_CONFIG_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 24  # even, so that no number is torn apart
 _CHECKED_DTYPES: Final = {**TORCH_DTYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
@@ -52,22 +52,28 @@ class AdapterFactors:
 
     `modules` maps names as the base model has them to their factors, sorted by name; a parameter of the base that PEFT
     wraps keeps the name that the file gives it (see `layouts.owner`). `others` are the tensors that are no LoRA factor,
-    in file order; `unclear` names pairs whose meaning the file does not tell, with the reason. Nothing but the config
-    and the header is read until it is asked for.
+    in file order; `unclear` names pairs whose meaning the file does not tell, with the reason.
+
+    Both files are opened once and hashed, and every number is read from the bytes that were hashed. `expected` are the
+    digests that they must have, by name; None stands for those in the folder's own manifest, if it has one. `subject`
+    is what `verify` opened and looked at; then these are its files.
 
     Raises:
+        DigestMismatch: a file is not what is expected, or changes while it is in use.
         MalformedConfig: `adapter_config.json` is missing or cannot be used.
         MalformedTensorFile: the same of `adapter_model.safetensors`.
         RefusedAdapter: factors without a partner, or that fit neither each other nor the config; every one is listed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, expected: Mapping[str, Digest] | None = None, *, subject: Subject | None = None
+    ) -> None:
         self.folder = folder
-        self.config_bytes = _read_config(folder / CONFIG_FILE)
-        self.config = AdapterConfig.parse(self.config_bytes, str(folder / CONFIG_FILE))
-        self.header = read_header(folder / WEIGHTS_FILE)
+        subject = subject or open_files(folder, expected)
+        self.config, self.header = subject.config, subject.weights
         self.modules, self.others, self.unclear = pair_up(self.header.tensors, self.config, folder)
-        self._stream: IO[bytes] = self.header.path.open("rb")
+        self.weights = subject.held
+        self.config_bytes = bytes(subject.listing.taken[CONFIG_FILE].held.load())
 
     def __enter__(self) -> AdapterFactors:
         return self
@@ -79,7 +85,7 @@ class AdapterFactors:
 
     def close(self) -> None:
         """Close the weights file."""
-        self._stream.close()
+        self.weights.close()
 
     def read(self, module: str) -> LowRank:
         """The module's update in the dtypes of the file, convolutions flattened, with PEFT's scale.
@@ -121,27 +127,18 @@ class AdapterFactors:
             return torch.empty(spec.shape, dtype=dtype)
         return torch.frombuffer(self.data(spec), dtype=dtype).reshape(spec.shape)
 
-    def data(self, spec: TensorSpec) -> bytearray:
+    def data(self, spec: TensorSpec) -> bytearray | memoryview:
         """The bytes of one tensor of any dtype."""
-        self._stream.seek(spec.start)
-        return self._read(spec, spec.size_bytes)
+        return self.weights.read(spec.start, spec.end)
 
-    def chunks(self, spec: TensorSpec) -> Iterator[bytearray]:
+    def chunks(self, spec: TensorSpec) -> Iterator[bytearray | memoryview]:
         """The bytes of one tensor of any dtype, a few megabytes at a time."""
-        for start in range(0, spec.size_bytes, _CHUNK_BYTES):
-            self._stream.seek(spec.start + start)  # others may read between two chunks
-            yield self._read(spec, min(_CHUNK_BYTES, spec.size_bytes - start))
+        return self.weights.chunks(spec.start, spec.end, _CHUNK_BYTES)
 
     def is_finite(self, spec: TensorSpec) -> bool:
         """Whether no number of one tensor is NaN or infinite."""
         dtype = _CHECKED_DTYPES.get(spec.dtype)
         return dtype is None or all(is_finite(torch.frombuffer(chunk, dtype=dtype)) for chunk in self.chunks(spec))
-
-    def _read(self, spec: TensorSpec, size: int) -> bytearray:
-        buffer = bytearray(size)  # writable, as torch wants the memory of a tensor to be
-        if self._stream.readinto(buffer) != size:  # type: ignore[attr-defined]  # a buffered file has it
-            raise MalformedTensorFile(str(self.header.path), f"ends inside tensor `{shown(spec.name)}`")
-        return buffer
 
 
 @final
@@ -196,11 +193,3 @@ class TensorFileWriter:
             self._partial.replace(self.path)
         finally:
             self._partial.unlink(missing_ok=True)
-
-
-def _read_config(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(MAX_CONFIG_BYTES + 1)  # one more than the parser takes, so that it sees the excess
-    except OSError as error:
-        raise MalformedConfig(str(path), f"cannot be opened: {error.strerror}") from None

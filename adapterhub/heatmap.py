@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from adapterhub.errors import NotAllowed, UsageProblem, shown
 from adapterhub.module_places import place_of, short_names
+from adapterhub.output_place import output_place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,6 +52,7 @@ def check_picture(path: Path) -> None:
     Raises:
         UsageProblem: another format, no such folder, or matplotlib is not installed.
     """
+    output_place(path)
     if path.suffix.lower() not in FORMATS:
         raise UsageProblem(
             f"`{shown(str(path), 200)}` is no picture: expected a name that ends in {', '.join(FORMATS)}"
@@ -70,6 +72,7 @@ def write_picture(comparison: Comparison, path: Path) -> None:
         NotAllowed: the file cannot be written.
     """
     check_picture(path)
+    path = output_place(path)
     figure = draw(panels_of(comparison), _title(comparison))
     partial = path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{path.suffix}")
     try:

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from adapterhub.digests import Digest, canonical_json, digest_of, digest_of_file, parse_digest, strict_json
+from adapterhub.digests import Digest, canonical_json, digest_of, digest_of_file, parse_digest, read_json, read_plain
 from adapterhub.errors import shown
+from adapterhub.hub_ids import is_hub_id
 
 _T = TypeVar("_T")
 
@@ -53,13 +54,15 @@ class BaseHints:
             if type(item) is not kind:
                 raise ValueError(f"{path}.{key}: expected {'text' if kind is str else 'integer'}, got {shown(item)}")
             known[key] = digest_at(item, f"{path}.{key}") if key.endswith("_sha256") else item
+            if key == "hub_id" and not is_hub_id(str(item)):
+                raise ValueError(f"{path}.hub_id: expected a Hub id such as org/model, got {shown(item)}")
         return cls(**known)
 
 
 _HINT_KINDS: Final[Mapping[str, type]] = MappingProxyType(
     {f.name: int if f.name in ("parameters", "hidden_size", "layers") else str for f in fields(BaseHints)}
 )
-_CONFIG_LIMIT_BYTES: Final = 64 << 20  # tokenizer_config.json of large vocabularies runs to megabytes
+CONFIG_LIMIT_BYTES: Final = 64 << 20  # tokenizer_config.json of large vocabularies runs to megabytes
 _SNAPSHOT: Final = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
 _HIDDEN_SIZE_KEYS: Final = ("hidden_size", "n_embd", "d_model", "dim")
 _LAYERS_KEYS: Final = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -82,8 +85,9 @@ def read_hints(folder: Path) -> BaseHints:
     inner = text if isinstance(text, dict) else {}  # models that also see or hear keep the language model's here
     dtype = _first(str, config, inner, keys=("dtype", "torch_dtype"))
     place = _SNAPSHOT.search(folder.absolute().as_posix()) or _SNAPSHOT.search(folder.resolve().as_posix())
+    named = f"{place['org']}/{place['name']}" if place else ""
     return BaseHints(
-        hub_id=f"{place['org']}/{place['name']}" if place else None,
+        hub_id=named if is_hub_id(named) else None,
         commit=place["commit"] if place else None,
         model_type=_first(str, config, keys=("model_type",)),
         dtype=dtype.removeprefix("torch.") if dtype else None,
@@ -96,7 +100,7 @@ def read_hints(folder: Path) -> BaseHints:
 
 def _object(path: Path) -> Mapping[str, Any]:
     try:
-        value = strict_json(path.read_bytes(), limit_bytes=_CONFIG_LIMIT_BYTES)
+        value = read_json(path, CONFIG_LIMIT_BYTES)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -125,7 +129,8 @@ def _tokenizer_digest(folder: Path) -> Digest | None:
 def _chat_template_digest(folder: Path) -> Digest | None:
     """Digest of the template's text, wherever it is kept; of several named ones, of their canonical JSON."""
     try:
-        return digest_of((folder / "chat_template.jinja").read_bytes())
+        raw = read_plain(folder / "chat_template.jinja", CONFIG_LIMIT_BYTES)
+        return digest_of(raw) if len(raw) <= CONFIG_LIMIT_BYTES else None
     except OSError:
         template = _object(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, str):

@@ -1,9 +1,16 @@
-"""Where a library lives unless somebody says otherwise."""
+"""Where a library lives unless somebody says otherwise, and the folders it has there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
+
+FOLDERS: Final = (
+    "adapters", "bases", "blobs", "blobs/sha256", "cache", "cache/fingerprints", "intents", "keys", "leases", "locks",
+    "manifests", "manifests/sha256", "mismatches", "origins", "pins", "projects", "quarantine", "synced", "tmp",
+)  # fmt: skip
+"""Folders of a library by fixed names."""
 
 
 def default_root(environ: Mapping[str, str] | None = None) -> Path:

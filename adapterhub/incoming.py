@@ -12,11 +12,15 @@ from adapterhub.digests import Digest, Progress
 from adapterhub.errors import DigestMismatch, RemoteUnreachable
 from adapterhub.manifest import SIGNATURE_FILE, FileEntry
 from adapterhub.signing.stored import attach_signature
-from adapterhub.store import Intent, is_sound
+from adapterhub.store import Intent, is_sound, write_file
 from adapterhub.transfer import Continued, Release
 
 if TYPE_CHECKING:
+    from adapterhub.catalog import Installed
     from adapterhub.library import Added, Library
+
+_LINK = ".link"
+"""A name in the staging folder that no file of an adapter has."""
 
 
 class Incoming:
@@ -88,12 +92,34 @@ class Incoming:
     def sign(self, signature: bytes) -> bool:
         """Stage the signature; it is judged before it comes here."""
         with self._library.store.explaining():
-            (self._staging / SIGNATURE_FILE).write_bytes(signature)
+            write_file(self._staging / SIGNATURE_FILE, signature)
         self._signature = signature
         return True
 
     def publish(self) -> None:
         """Verify and install."""
         self.added = self._library.publish_staged(self._intent, self._release, self._base)
+        if not self.added.created:
+            self._mend(self.added.build)
         if self._signature is not None and not self.added.created:
             attach_signature(self._library.store, self.added.build.folder, self._signature)
+
+    def _mend(self, build: Installed) -> None:
+        """Give the store and the folder of a build that is installed already the objects that they lost."""
+        store = self._library.store
+        for entry in build.manifest.files:
+            blob, file, fresh = store.blob_path(entry.sha256), build.folder / entry.path, self._staging / _LINK
+            if blob.exists() and (_is_same(file, blob) or is_sound(file, entry.sha256)):
+                continue
+            store.adopt(self._staging / entry.path, entry.sha256)
+            if is_sound(file, entry.sha256):
+                continue
+            if os.path.lexists(file):
+                store.quarantine(file)
+            with store.lock("publish", exclusive=True), store.explaining():
+                store.link(entry.sha256, fresh)
+                fresh.replace(file)
+
+
+def _is_same(file: Path, blob: Path) -> bool:
+    return not file.is_symlink() and file.exists() and file.samefile(blob)

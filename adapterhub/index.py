@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from adapterhub.errors import Malformed
+from adapterhub.real_folder import make_folder
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUSY_MS = 30_000
 _UNSURE_S = 120.0
 
@@ -38,7 +39,10 @@ class IndexNewer(IndexUnusable):
 
 
 class BuildRow(NamedTuple):
-    """One installed build as lists show it; `base_weights` is the pinned or declared fingerprint, "" if unknown."""
+    """One installed build as lists show it; `base_weights` is the pinned or declared fingerprint, "" if unknown.
+
+    `folder` is a path below the library's root, so that the index holds wherever the library lies.
+    """
 
     digest: str
     namespace: str
@@ -254,7 +258,7 @@ class Index:
         path = path or self.path
         connection: sqlite3.Connection | None = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             connection = sqlite3.connect(path, timeout=_BUSY_MS / 1000)
             connection.execute("PRAGMA synchronous=OFF")  # a cache: the folders are the truth after a power cut
             connection.execute("PRAGMA recursive_triggers=ON")  # so that a replaced row leaves the full-text index, too

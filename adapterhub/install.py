@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from adapterhub.admission import Admission
 from adapterhub.bases import BaseRecord
 from adapterhub.catalog import Installed
 from adapterhub.digests import Progress
@@ -20,7 +21,10 @@ from adapterhub.library import Added, Library
 from adapterhub.manifest import SIGNATURE_FILE, BaseRef, FileEntry
 from adapterhub.remotes import SignaturePolicy
 from adapterhub.resolve import Candidate, Objection, Resolution, resolve
+from adapterhub.signing.beside import read_signature
 from adapterhub.signing.gate import Asked, Gate
+from adapterhub.signing.stored import attach_signature
+from adapterhub.signing.trust import Demand
 from adapterhub.specs import AdapterSpec
 from adapterhub.transfer import Release, Source, copy
 from adapterhub.verify import Finding, Report
@@ -107,7 +111,18 @@ def plan_install(
         hint = library.nearest(spec.full_name) or "`--from DIR` or `org/name` names another place"
         raise AdapterNotFound(f"no adapter `{spec.full_name}` in {asked}", hint=hint)
     release, source, resolution = found
-    return _plan(library, release, source, wanted, resolution, asked_of(library, spec, release, wanted, bounds))
+    plan = _plan(library, release, source, wanted, resolution, asked_of(library, spec, release, wanted, bounds))
+    if source is library and plan.present is None:  # another process removed it meanwhile
+        return plan_install(
+            library,
+            spec,
+            sources,
+            wanted=wanted,
+            bounds=bounds,
+            allow_base_mismatch=allow_base_mismatch,
+            objection=objection,
+        )
+    return plan
 
 
 def first_fitting(
@@ -119,15 +134,26 @@ def first_fitting(
     *,
     allow_base_mismatch: bool = False,
     objection: Objection | None = None,
+    ignore_bindings: bool = False,
 ) -> tuple[Release, Source, Resolution] | None:
     """The build of the first of `sources` that has a fitting one; None when none has an adapter by that name.
 
+    A namespace that belongs to a remote is asked of that alone, unless `ignore_bindings`.
+
     Raises:
         NoCompatibleRelease: one reason per release of every place that was asked.
+        NamespaceBound: the namespace belongs to a server that is not among the places, or that has nothing, while
+            the library has a build under it from elsewhere.
     """
     everything: dict[str, Candidate] = {}
-    for source in sources:
+    admission = Admission(library)
+    foreign: list[Installed] = []
+    for source in sources if ignore_bindings else admission.of_places(sources, spec.namespace):
         releases = source.releases(spec)
+        if source is library and admission.binds_any:
+            foreign = [b for b in library.builds_named(spec.name, spec.namespace) if not admission.is_ours(b)]
+            passed_over = {(b.manifest.digest, b.namespace) for b in foreign}
+            releases = [r for r in releases if (r.digest, r.namespace) not in passed_over]
         candidates = candidates_of(library, releases, wanted, source.label)
         everything |= {c.digest: c for c in candidates}
         if not candidates:
@@ -140,6 +166,10 @@ def first_fitting(
             continue
         return next(r for r in releases if r.digest == resolution.chosen.digest), source, resolution
     if not everything:
+        for build in foreign:
+            admission.refuse_foreign(build)
+        if not ignore_bindings:
+            admission.refuse_strangers(sources, spec.namespace)
         return None
     all_found = list(everything.values())
     choose(spec, all_found, wanted, bounds, allow_base_mismatch=allow_base_mismatch, objection=objection)
@@ -169,19 +199,29 @@ def choose(
 
 
 def run_install(
-    library: Library, plan: Plan, progress: Progress | None = None, *, signatures: SignaturePolicy | None = None
+    library: Library,
+    plan: Plan,
+    progress: Progress | None = None,
+    *,
+    signatures: Demand | SignaturePolicy | None = None,
 ) -> Added | None:
     """Carry a plan out; None when the build was there already.
 
     A build for other weights than those asked for, which only `allow_base_mismatch` lets through, is noted as such.
-    `signatures` comes before the policies that the user has set; what the signature proves is among the findings.
+    `signatures` comes before the policies that the user has set; what the signature proves is among the findings. A
+    build that is there already is held against the same policies.
 
     Raises:
         SignatureRefused: by policy, or because the signature is false; nothing was fetched.
+        NamespaceBound: the namespace belongs to another server.
     """
     record = plan.wanted.record if plan.wanted else None
     added: Added | None = None
-    if plan.present is None:
+    if plan.present is not None:
+        if plan.source is not library and not Admission(library).is_ours(plan.present):
+            vouch(library, plan.present, plan.release, plan.source, plan.asked, signatures)
+        Admission(library).refuse(plan.present, signatures)
+    else:
         destination = Expecting(library, record)
         signature, finding = admit(library, plan.release, plan.source, plan.asked, signatures)
         copy(plan.release, plan.source, destination, progress, signature=signature)
@@ -204,7 +244,27 @@ def find_installed(
     bounds: RankBounds = RankBounds(),
     allow_base_mismatch: bool = False,
 ) -> tuple[Installed, Resolution]:
-    """The one installed build that `spec` means, and how it was chosen.
+    """The one installed build that `spec` means, for use, and how it was chosen.
+
+    Raises:
+        AdapterNotFound: no adapter by that name is installed.
+        NoCompatibleRelease: installed, but none fits.
+        SignatureRefused, NamespaceBound: it may not be used; see `Admission`.
+    """
+    build, resolution = look_up(library, spec, wanted=wanted, bounds=bounds, allow_base_mismatch=allow_base_mismatch)
+    Admission(library).refuse(build)
+    return build, resolution
+
+
+def look_up(
+    library: Library,
+    spec: AdapterSpec,
+    *,
+    wanted: WantedBase | None = None,
+    bounds: RankBounds = RankBounds(),
+    allow_base_mismatch: bool = False,
+) -> tuple[Installed, Resolution]:
+    """The same to look at or to remove, also where it may not be used: what uses a build calls `find_installed`.
 
     Where `library.names` gives the name a meaning, that build is the one, or is refused for what does not fit.
 
@@ -242,11 +302,13 @@ def _plan(
     resolution: Resolution,
     asked: Asked,
 ) -> Plan:
-    here = [
-        b
-        for b in library.builds_named(release.manifest.name, release.namespace)
-        if b.manifest.digest == release.digest and b.namespace == release.namespace
-    ]
+    here = []
+    place = library.folder_for(release.manifest, release.namespace)
+    for build in library.builds_named(release.manifest.name, release.namespace):
+        if build.manifest.digest == release.digest and build.namespace == release.namespace:
+            here.append(build)
+        elif build.folder == place:  # another build has the version; one from elsewhere is told as that
+            Admission(library).refuse_foreign(build)
     missing = () if here else tuple(e for e in release.manifest.files if not library.store.has_blob(e.sha256))
     return Plan(
         release=release,
@@ -274,16 +336,38 @@ def asked_of(
     )
 
 
+def vouch(
+    library: Library,
+    build: Installed,
+    release: Release,
+    source: Source,
+    asked: Asked,
+    policy: Demand | SignaturePolicy | None,
+) -> Finding:
+    """Note that `source` offers an installed build, too, and keep its signature; what to tell the user.
+
+    Raises:
+        SignatureRefused, NamespaceBound: as `admit`.
+    """
+    signature, finding = admit(library, release, source, asked, policy)
+    if signature is not None and read_signature(build.folder / SIGNATURE_FILE) is None:
+        attach_signature(library.store, build.folder, signature)
+    library.note_origin(build, source.place)
+    return finding
+
+
 def admit(
-    library: Library, release: Release, source: Source, asked: Asked, policy: SignaturePolicy | None
+    library: Library, release: Release, source: Source, asked: Asked, policy: Demand | SignaturePolicy | None
 ) -> tuple[bytes | None, Finding]:
     """Let a build of `source` in by its signature: its bytes, to be kept beside the files, and what to tell the user.
 
     Raises:
         SignatureRefused: the policy forbids it, or the signature is false.
+        NamespaceBound: the namespace belongs to another server.
     """
+    Admission(library).refuse_place(source.place, release.namespace)
     provenance = source.provenance(release)
-    admitted = Gate(library.root, policy=policy).admit(release, provenance, source.place, asked)
+    admitted = Gate(library.root).admit(release, provenance, source.place, asked, policy)
     message = f"`{release.full_name}` {release.manifest.version} {admitted.judgement.message}"
     found = Finding(code="N_SIGNATURE", severity="note", where=SIGNATURE_FILE, message=message)
     return provenance.signature, replace(found, code="W_SIGNATURE", severity="warning") if admitted.warn else found

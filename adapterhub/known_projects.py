@@ -1,6 +1,7 @@
 """The projects that use this library, and the objects that each needs: roots for `gc`.
 
     projects/<16 hex of the folder>.json   {"folder", "digests"}
+    synced/<16 hex of the folder>.json     {"project", …}, which `sync` writes of what it made there
 
 What a record says was needed when the project was locked or synced last; what its lock file names today counts, too,
 so that a lock which came by `git pull` is safe before anybody syncs. A project whose folder is gone needs nothing.
@@ -17,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from adapterhub.digests import Digest, canonical_json, parse_digest, strict_json
+from adapterhub.digests import Digest, canonical_json, parse_digest, read_json, read_plain
 from adapterhub.project.values import LOCK_FILE, Lock
-from adapterhub.store import Store, write_durably
+from adapterhub.store import Store
 
 _DIGEST: Final = re.compile(rb"sha256:[0-9a-f]{64}")
 _LIMIT_BYTES: Final = 64 << 20
@@ -54,12 +55,11 @@ class KnownProjects:
         place = os.path.abspath(folder)  # noqa: PTH100 - `resolve` would lose the user's own name for it
         value = {"folder": place, "digests": sorted(digests_of(lock))}
         path = self._path(place)
-        with self._store.explaining():
-            data = canonical_json(value)
-            with contextlib.suppress(OSError):
-                if path.read_bytes() == data:
-                    return
-            write_durably(path, data)
+        data = canonical_json(value)
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == data:
+                return
+        self._store.write(path, data)
 
     def forget_gone(self) -> list[Path]:
         """Delete the records of projects whose folder is gone; those folders."""
@@ -69,6 +69,7 @@ class KnownProjects:
             if project is not None and not project.folder.is_dir():
                 gone.append(project.folder)
                 with self._store.explaining():
+                    synced_path(self._store.root, project.folder).unlink(missing_ok=True)
                     path.unlink(missing_ok=True)
         return gone
 
@@ -80,14 +81,14 @@ class KnownProjects:
         if project is None:
             return None
         with contextlib.suppress(OSError):
-            named = _DIGEST.findall((project.folder / LOCK_FILE).read_bytes()[:_LIMIT_BYTES])
+            named = _DIGEST.findall(read_plain(project.folder / LOCK_FILE, _LIMIT_BYTES))
             now = frozenset(Digest(name.decode()) for name in named)
             return KnownProject(folder=project.folder, digests=project.digests | now)
         return project
 
     def _record(self, path: Path) -> KnownProject | None:
         try:
-            value = strict_json(path.read_bytes(), limit_bytes=_LIMIT_BYTES)
+            value = read_json(path, _LIMIT_BYTES)
             folder, digests = value["folder"], value["digests"]
             return KnownProject(folder=Path(folder), digests=frozenset(parse_digest(d) for d in digests))
         except (OSError, ValueError, TypeError, KeyError):
@@ -103,6 +104,11 @@ def alone_in(project: Path, store: Store, what: str) -> Iterator[None]:
     """
     with store.lock(f"{what}-{_name_of(os.path.realpath(project))}", exclusive=True):
         yield
+
+
+def synced_path(root: Path, project: Path) -> Path:
+    """Where the library under `root` notes what `sync` made in a project, by whichever links one came there."""
+    return root / "synced" / f"{_name_of(os.path.realpath(project))}.json"
 
 
 def _name_of(place: str) -> str:

@@ -36,11 +36,13 @@ from adapterhub.fingerprint import BaseFingerprint, compare
 from adapterhub.incoming import Incoming
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, BaseRef, FileEntry, Manifest
 from adapterhub.origins import Origin, Origins
+from adapterhub.real_folder import make_folder
 from adapterhub.refusals import checked, exists_otherwise, refuse_errors, refused
 from adapterhub.signing.beside import provenance_of
 from adapterhub.signing.stored import link_signature, signature_objects
 from adapterhub.specs import AdapterSpec
-from adapterhub.store import GRACE_S, Intent, Store, sync_folder, write_durably
+from adapterhub.store import Intent, Store, sync_folder, write_file, write_new
+from adapterhub.sweep import GRACE_S, sweep
 from adapterhub.transfer import Provenance, Release
 from adapterhub.verify import Finding, Report, open_subject, verify_folder
 
@@ -92,7 +94,7 @@ class Library:
 
     def broken(self) -> list[Broken]:
         """Folders that should hold a build and do not say which, with the reason."""
-        found = []
+        found = [Broken(folder=path, reason="is a link") for path in build_folders(self.root, links=True)]
         for folder in build_folders(self.root):
             try:
                 build = self.read_build(folder)
@@ -220,11 +222,8 @@ class Library:
         self, source: IO[bytes], target: Path, progress: Progress | None, limit_bytes: int | None = None
     ) -> tuple[Digest, int]:
         """Copy into the staging folder; digest and size in bytes."""
-        try:
-            with target.open("wb") as sink:
-                return copy_hashed(source, sink, progress, limit_bytes=limit_bytes)
-        except OSError as error:
-            raise self.store.explain(error) from error
+        with self.store.explaining(), write_new(target) as sink:
+            return copy_hashed(source, sink, progress, limit_bytes=limit_bytes)
 
     @contextlib.contextmanager
     def receive(self, release: Release, base: BaseRecord | None = None) -> Iterator[Incoming]:
@@ -262,7 +261,7 @@ class Library:
         for entry in manifest.files:
             self.store.adopt(intent.folder / entry.path, entry.sha256)
         with self.store.explaining():
-            (intent.folder / _OWN_MANIFEST).write_bytes(manifest.to_bytes())
+            write_file(intent.folder / _OWN_MANIFEST, manifest.to_bytes())
         self.store.adopt_manifest(intent.folder / _OWN_MANIFEST, manifest.digest)
         with self.store.lock("publish", exclusive=True):
             if present := self._present(final, manifest):
@@ -296,13 +295,13 @@ class Library:
     def _link_folder(self, manifest: Manifest, view: Path, final: Path) -> None:
         """The plain PEFT folder of links, complete before it gets its name."""
         with self.store.explaining():
-            view.mkdir()
+            make_folder(view)
             for entry in manifest.files:
                 self.store.link(entry.sha256, view / entry.path)
             self.store.link_manifest(manifest.digest, view / MANIFEST_FILE)
-            (view / CARD_FILE).write_text(card_for(manifest), encoding="utf-8")
+            write_file(view / CARD_FILE, card_for(manifest).encode())
             link_signature(self.store, view.parent, view)
-            final.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(final.parent)
             view.rename(final)
             try:
                 # The one sync of a folder: journals keep the order of names, so the objects' own names and the links
@@ -380,7 +379,7 @@ class Library:
             keep = {digest for one in claims for digest in one.digests} | roots_of(KnownProjects(self.root).all())
             for build in self.installed():
                 keep.update([*_objects_of(build.manifest), *signature_objects(build.folder)])
-            gone, spared = self.store.sweep(keep, grace_s=grace_s, dry_run=dry_run)
+            gone, spared = sweep(self.store, keep, grace_s=grace_s, dry_run=dry_run)
         return Swept(gone=tuple(gone), spared=tuple(spared), claims=claims)
 
     def pin(self, build: Installed, base: BaseRecord) -> Installed:
@@ -395,7 +394,7 @@ class Library:
                 f"`{build.full_name}` {build.manifest.version} is for base {build.base.label}, not `{base.alias}`"
             )
         refuse_errors(build.full_name, checked(build.folder, build.manifest, base, ()).findings)
-        write_durably(self._pin_path(build.manifest), canonical_json(base.fingerprint.to_json()))
+        self.store.write(self._pin_path(build.manifest), canonical_json(base.fingerprint.to_json()))
         pinned = replace(build, base=self._pinned(build.manifest))
         with self.store.lock("publish", exclusive=True), self.catalog.changing():
             self.catalog.put(pinned)
@@ -404,7 +403,7 @@ class Library:
     def allow_mismatch(self, build: Installed, base: BaseRecord) -> None:
         """Record that somebody chose to run `build` on `base`, which has other weights of the same shapes."""
         note = {"adapter": build.manifest.digest, "base": base.fingerprint.weights, "named": base.label}
-        write_durably(self._mismatch_path(build.manifest, base.fingerprint), canonical_json(note))
+        self.store.write(self._mismatch_path(build.manifest, base.fingerprint), canonical_json(note))
 
     def mismatch_allowed(self, build: Installed, base: BaseFingerprint) -> bool:
         """Whether `allow_mismatch` was recorded for this build and these weights."""

@@ -116,7 +116,7 @@ class Lineage:
             from adapterhub.manifest import MANIFEST_FILE  # its import costs more than a tree without merges
 
             row = self.rows.get(digest)
-            places = [Path(row.folder) / MANIFEST_FILE] if row else []
+            places = [self._root / row.folder / MANIFEST_FILE] if row else []
             with suppress(ValueError):
                 places.append(self._root / "manifests" / "sha256" / f"{hex_of(Digest(parse_digest(digest)))}.json")
             self._manifests[digest] = next((m for m in map(_read, places) if m is not None), None)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
+from adapterhub.admission import Admission
 from adapterhub.catalog import Installed
 from adapterhub.digests import digest_of_file, hex_of
 from adapterhub.errors import AdapterNotFound, Malformed, NotFound, shown
@@ -14,9 +17,13 @@ from adapterhub.library import UNKNOWN_BASE, Library
 from adapterhub.manifest import MANIFEST_FILE
 from adapterhub.project import find_project, read_lock
 from adapterhub.project.values import LOCK_FILE, LockedAdapter, LockedMerge
+from adapterhub.remotes import SignaturePolicy
+from adapterhub.signing.trust import Demand
 from adapterhub.specs import AdapterName, AdapterSpec
 
 Locked = LockedAdapter | LockedMerge
+Given = Demand | SignaturePolicy | None
+"""What is asked of signatures in one run, before the policies that the user has set."""
 
 _SHOWN_DIGEST: Final = 19
 
@@ -24,6 +31,11 @@ _SHOWN_DIGEST: Final = 19
 def full_name_of(entry: Locked) -> str:
     """`acme/legal-qa`; a merge has the name that the project gives it."""
     return entry.name if isinstance(entry, LockedAdapter) else entry.key
+
+
+def namespace_of(entry: Locked) -> str | None:
+    """The namespace of its full name."""
+    return full_name_of(entry).rpartition("/")[0] or None
 
 
 def label_of(entry: Locked) -> str:
@@ -120,6 +132,38 @@ def locked_build(library: Library, entry: Locked) -> Installed | None:
     """The locked build as an installed one; None when it is not installed."""
     folder = installed_folder(library, entry)
     return None if folder is None else library.read_build(Path(folder))
+
+
+def refuse_inadmissible(
+    library: Library,
+    entries: Iterable[Locked],
+    policy: Callable[[Locked], Given] = lambda _: None,
+    *,
+    folders: Mapping[AdapterName, Path] = MappingProxyType({}),
+) -> None:
+    """Refuse locked builds that may not be used, all in one error; what is not here is passed over.
+
+    Nothing is read of a build of which nothing is asked. `policy` is the signature policy of this run for a build;
+    `folders`, by key, stand in for builds that the library lost.
+
+    Raises:
+        SignatureRefused, NamespaceBound: as `Admission.refuse`.
+    """
+    admission = Admission(library)
+
+    def asked() -> Iterator[tuple[Installed, Given]]:
+        for entry in entries:
+            namespace, given = namespace_of(entry), policy(entry)
+            if not admission.asks_of(namespace, given):
+                continue
+            build = locked_build(library, entry)
+            folder = folders.get(entry.key)
+            if build is None and folder is not None and folder.is_dir():
+                build = replace(library.read_build(folder), namespace=namespace)
+            if build is not None:
+                yield build, given
+
+    admission.refuse_all(asked())
 
 
 class ProjectNames:

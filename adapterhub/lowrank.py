@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapterhub.errors import UsageProblem
+from adapterhub.errors import MergeRefused, UsageProblem
 
 FLOAT32_HALF_STEP = 2.0**-24
 """Relative rounding of float32: what lies below it, relative to the whole update, no float32 file could carry."""
@@ -150,13 +150,27 @@ class Spectrum:
         return LowRank(a=into_a @ self.delta.a, b=self.delta.b @ into_b)
 
 
+def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, the singular values and V.T of a matrix.
+
+    Raises:
+        MergeRefused: it has none that can be found, as where numbers of the factors overflow in their product.
+    """
+    try:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public, not re-exported
+        reason = "the numbers are too large, or too far apart, for singular values to be found"
+        raise MergeRefused(f"{reason}. Nothing was written", hint="`adapt verify` shows the largest numbers") from None
+    return left, values, right
+
+
 def spectrum(delta: LowRank) -> Spectrum:
     """Singular values of `delta` with what truncation needs; time O((in + out) R² + R³) for rank R."""
     a, b = delta.a.double(), delta.b.double()
     if delta.scale != 1:
         b = b * delta.scale
     triangle_a, triangle_b = _triangle(a.T), _triangle(b)
-    left, values, right = torch.linalg.svd(triangle_b @ triangle_a.T, full_matrices=False)
+    left, values, right = decomposed(triangle_b @ triangle_a.T)
     return Spectrum(
         delta=LowRank(a=a, b=b),
         triangle_a=triangle_a,

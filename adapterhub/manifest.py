@@ -119,6 +119,11 @@ class Manifest:
         return digest_of(self.to_bytes())
 
     @property
+    def digests(self) -> dict[str, Digest]:
+        """The digests of the files, by their paths."""
+        return {entry.path: entry.sha256 for entry in self.files}
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all files of the build."""
         return sum(entry.size_bytes for entry in self.files)

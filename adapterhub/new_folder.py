@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from adapterhub.errors import AdapterHubError, Conflict, DiskFull, NotAllowed, shown
+from adapterhub.output_place import output_place
+from adapterhub.real_folder import RealFolder
 from adapterhub.store import sync_folder
 
 _SPARE_BYTES: Final = 16 << 20
@@ -27,28 +29,34 @@ def new_folder(out_folder: Path, *, size_bytes: int = 0, durable: bool = False) 
     Raises:
         Conflict: `out_folder` exists and is not empty.
         DiskFull: there is less room than `size_bytes`, or it ran out.
-        NotAllowed: it cannot be written.
+        NotAllowed: it cannot be written, or not there; see `output_place`.
     """
     refuse_taken(out_folder)
-    final = Path(os.path.abspath(out_folder))  # noqa: PTH100 - `.` and `..` have no name to put a partial one beside
-    partial = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if size_bytes:
-            _refuse_without_room(final.parent, size_bytes + _SPARE_BYTES)
-        partial.mkdir()
-        yield partial
-        if durable:
-            sync_tree(partial)
-        if final.is_dir():
-            final.rmdir()  # empty, as was checked; not every system renames onto an empty folder
-        partial.rename(final)
-        if durable:
-            sync_folder(final.parent)
-    except OSError as error:
-        raise not_written(error, final) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    final = output_place(out_folder)
+    partial = f".{final.name}.partial-{secrets.token_hex(4)}"
+    with contextlib.ExitStack() as stack:
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if size_bytes:
+                _refuse_without_room(final.parent, size_bytes + _SPARE_BYTES)
+            around = stack.enter_context(RealFolder.open(final.parent))
+            stack.callback(_clear, around, partial)
+            os.mkdir(partial, dir_fd=around.handle)
+            yield final.parent / partial
+            if durable:
+                sync_tree(final.parent / partial)
+            if around.is_folder(final.name):
+                os.rmdir(final.name, dir_fd=around.handle)  # empty; not every system renames onto an empty folder
+            around.rename(partial, final.name)
+            if durable:
+                os.fsync(around.handle)
+        except OSError as error:
+            raise not_written(error, final) from error
+
+
+def _clear(around: RealFolder, partial: str) -> None:
+    with contextlib.suppress(OSError):
+        around.remove(partial)
 
 
 def refuse_taken(out_folder: Path) -> None:
@@ -57,7 +65,9 @@ def refuse_taken(out_folder: Path) -> None:
     Raises:
         Conflict: it exists and is not empty, or is no folder; or it is the working directory, of which a shell would
             be left with the one that was replaced.
+        NotAllowed: it would be in a library, or a link leads there out of a project; see `output_place`.
     """
+    output_place(out_folder)
     is_there = out_folder.exists() or out_folder.is_symlink()
     if is_there and (out_folder.is_symlink() or not out_folder.is_dir() or any(out_folder.iterdir())):
         raise Conflict(f"`{shown(str(out_folder), 200)}` exists. Nothing was written", hint=_HINT_TAKEN)

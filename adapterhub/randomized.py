@@ -24,7 +24,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from adapterhub.lowrank import FLOAT32_HALF_STEP, Cut, check_rank, cut, nothing
+from adapterhub.lowrank import FLOAT32_HALF_STEP, Cut, check_rank, cut, decomposed, nothing
 
 __all__ = ["closest", "strips"]
 
@@ -234,7 +234,7 @@ def _iterate(matrix: Tensor, keep: int, start: int | _Found, square: float, *, p
             core = torch.nn.functional.pad(core, (0, 0, 0, block))
             core[-block:, -block:] = rest
         sums.append(float(torch.linalg.svdvals(core)[:keep].square().sum()))
-    left_mix, values, right_mix = torch.linalg.svd(core, full_matrices=False)
+    left_mix, values, right_mix = decomposed(core)
     return _Found(values=values, left=left, left_mix=left_mix, right=right, right_mix=right_mix.T, count=keep)
 
 
@@ -258,7 +258,7 @@ def _in_full(matrix: Tensor, goal: _Goal) -> _Found:
     Squaring costs digits of values below 1e-8 of the largest, which are float32 rounding of a float32 matrix.
     """
     if min(matrix.shape) <= _DIRECT:
-        left_mix, values, right_mix = torch.linalg.svd(matrix.double(), full_matrices=False)
+        left_mix, values, right_mix = decomposed(matrix.double())
         left, right, right_mix = None, None, right_mix.T
     else:
         is_tall = matrix.shape[0] >= matrix.shape[1]

@@ -12,17 +12,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from adapterhub.description import Description
 from adapterhub.digests import Digest, digest_of_file
-from adapterhub.errors import BaseMismatch, shown
+from adapterhub.errors import BaseMismatch, DigestMismatch, shown
 from adapterhub.fingerprint import BaseVerdict, compare
+from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.library import Added, Library
-from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE, BaseRef, Parent
+from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Parent
 from adapterhub.merge import MergeInput, MergeProgress, MergeResult, merge
 from adapterhub.merge_methods import describe
 from adapterhub.recipe_toml.values import MEASURED_PREFIX
+from adapterhub.verify import manifest_in
+from adapterhub.verify.files import safe_listing
+
+_RECORDED: Final = {"sha256": WEIGHTS_FILE, "config_sha256": CONFIG_FILE}
+"""What a recipe records of a folder, and of which file."""
 
 
 def _empty() -> Mapping[str, Any]:
@@ -42,6 +48,24 @@ class Ingredient:
     base: BaseRef = field(default_factory=BaseRef)
     digest: Digest | None = None
     files: Mapping[str, Digest | None] = field(default_factory=_empty)
+
+    def expected(self) -> dict[str, Digest]:
+        """The digests that the files must have, by name: those of the manifest that `digest` names, or `files`.
+
+        A folder outside the library is held to its own manifest, if it has one.
+
+        Raises:
+            DigestMismatch: the manifest in the folder is another one.
+            MalformedManifest: it cannot be read.
+        """
+        manifest = manifest_in(self.folder)
+        if self.digest is not None and (manifest is None or manifest.digest != self.digest):
+            actual = manifest.digest if manifest else "no manifest"
+            raise DigestMismatch(
+                str(self.folder / MANIFEST_FILE), expected=self.digest, actual=actual, hint=REPAIR_HINT
+            )
+        recorded = {name: self.files.get(key) for key, name in _RECORDED.items()}
+        return (manifest.digests if manifest else {}) | {name: d for name, d in recorded.items() if d is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +200,9 @@ def _run(combination: Combination, out_folder: Path, scratch: Path, progress: Me
     warnings: list[str] = []
     for number, item in enumerate(combination.inputs):
         if isinstance(item, Ingredient):
-            inputs.append(MergeInput(folder=item.folder, label=item.label, weight=item.weight))
+            inputs.append(
+                MergeInput(folder=item.folder, label=item.label, weight=item.weight, expected=item.expected())
+            )
             named.append(_named(item))
             continue
         below = scratch / f"inner-{number}"
@@ -222,14 +248,15 @@ def _held_to_bytes(combination: Combination) -> Combination:
         if isinstance(item, Nested):
             inputs.append(replace(item, combination=_held_to_bytes(item.combination)))
         else:
-            inputs.append(item if item.digest else replace(item, files=folder_digests(item.folder)))
+            known = item.digest or item.files
+            inputs.append(item if known else replace(item, files=folder_digests(item.folder)))
     return replace(combination, inputs=tuple(inputs))
 
 
 def folder_digests(folder: Path) -> dict[str, Digest | None]:
     """What a recipe holds a folder to: `sha256` of its weights and `config_sha256`; None where the file is missing."""
-    files = {"sha256": folder / WEIGHTS_FILE, "config_sha256": folder / CONFIG_FILE}
-    return {key: digest_of_file(path)[0] if path.is_file() else None for key, path in files.items()}
+    taken = safe_listing(folder).taken
+    return {key: digest_of_file(taken[name].path)[0] if name in taken else None for key, name in _RECORDED.items()}
 
 
 def _measured(made: Made) -> dict[str, float]:

@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from adapterhub.admission import Admission
 from adapterhub.catalog import Installed
+from adapterhub.damage import refuse_changed_manifest
 from adapterhub.digests import Digest, Progress
 from adapterhub.errors import (
     AdapterNotFound,
@@ -118,7 +120,7 @@ class _Search:
             if wanted is not None and found[key] != wanted:
                 self.change(f"{where} `{shown(leaf.spec)}` ({key})", wanted, found[key] or "no such file")
                 return None
-        return Ingredient(folder=folder, label=leaf.spec, weight=leaf.weight)
+        return Ingredient(folder=folder, label=leaf.spec, weight=leaf.weight, files=found)
 
     def in_library(self, leaf: Leaf, where: str) -> Ingredient | None:
         spec = AdapterSpec.parse(leaf.spec)
@@ -130,16 +132,24 @@ class _Search:
             label = leaf.spec
         if build is None:
             return None
+        refuse_changed_manifest(self.library, build)
         return Ingredient(
             folder=build.folder, label=label, weight=leaf.weight, base=build.base, digest=build.manifest.digest
         )
 
     def by_digest(self, digest: Digest) -> Installed | None:
-        """The installed build with that manifest."""
+        """The installed build with that manifest.
+
+        Raises:
+            SignatureRefused, NamespaceBound: it may not be used.
+        """
         if not self.library.store.has_manifest(digest):
             return None
         name = self.library.store.read_manifest(digest).name
-        return next((b for b in self.library.builds_named(name) if b.manifest.digest == digest), None)
+        build = next((b for b in self.library.builds_named(name) if b.manifest.digest == digest), None)
+        if build is not None:
+            Admission(self.library).refuse(build)
+        return build
 
     def as_typed(self, spec: AdapterSpec, where: str) -> Installed | None:
         """What the spec means, installed or to be had."""

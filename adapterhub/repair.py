@@ -23,9 +23,10 @@ from adapterhub.index import BuildRow, Filters
 from adapterhub.library import Library
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
 from adapterhub.origins import Origin
+from adapterhub.real_folder import make_folder
 from adapterhub.signing.stored import attach_signature, signature_objects
 from adapterhub.specs import AdapterName, AdapterSpec
-from adapterhub.store import Intent, is_sound, write_durably
+from adapterhub.store import Intent, is_sound, write_durably, write_file, write_new
 from adapterhub.transfer import Source
 from adapterhub.verify import open_subject
 from adapterhub.verify.files import Entry, list_folder
@@ -81,7 +82,8 @@ class _Repair:
     def _rows_by_folder(self) -> dict[str, BuildRow]:
         """What the index says of each folder: the only witness of a manifest that is lost everywhere else."""
         try:
-            return {row.folder: row for row in self._library.catalog.index.search(Filters())}
+            rows = self._library.catalog.index.search(Filters())
+            return {os.fspath(self._library.root / row.folder): row for row in rows}
         except AdapterHubError:
             return {}
 
@@ -119,21 +121,22 @@ class _Repair:
         for _ in ("base", "name"):
             level = [path for folder in level if folder.is_dir() for path in sorted(folder.glob("[!.]*"))]
             for path in level:
-                if not path.is_dir():
+                if path.is_symlink() or not path.is_dir():
                     yield self._quarantine(path, "is no folder")
+            level = [path for path in level if not path.is_symlink()]
 
     # ------------------------------------------------------------ manifests
     def _manifest_of(self, broken: Broken) -> Iterator[Step]:
         """Give a folder its manifest again."""
         path = broken.folder / MANIFEST_FILE
         wanted = self._wanted_manifest(broken.folder)
-        if not broken.folder.is_dir():
+        if broken.folder.is_symlink() or not broken.folder.is_dir():
             yield self._quarantine(broken.folder, "is no folder")
             if wanted is None:
                 return
             if self._intent:
                 with self._store.explaining():
-                    broken.folder.mkdir()
+                    make_folder(broken.folder)
         if wanted is None:
             yield Step(action="not mended", path=broken.folder, detail=broken.reason, is_mended=False)
             return
@@ -146,7 +149,7 @@ class _Repair:
         if self._intent:
             staged = self._intent.folder / ".manifest"
             with self._store.explaining():
-                staged.write_bytes(manifest.to_bytes())
+                write_file(staged, manifest.to_bytes())
             self._need(wanted)
             self._store.adopt_manifest(staged, wanted)
         if is_sound(path, wanted):
@@ -314,7 +317,7 @@ class _Repair:
         if self._intent is None:
             return True
         staged = self._intent.folder / "fetched"
-        with self._store.explaining(), staged.open("wb") as sink:
+        with self._store.explaining(), write_new(staged) as sink:
             try:
                 digest, _ = copy_hashed(stream, sink, limit_bytes=entry.size_bytes)
             except ValueError:

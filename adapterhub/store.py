@@ -9,6 +9,9 @@
 
 Order of a write: temp file, fsync, rename to the final name, and one fsync of the folder that makes a build visible,
 after all its objects have theirs. Any stop leaves old or new.
+
+The root may be reached by links; the folders below it are real ones, and a command that would change anything refuses a
+link in their place. Nobody else may write in what is made here, whatever the umask.
 """
 
 from __future__ import annotations
@@ -20,26 +23,22 @@ import json
 import os
 import secrets
 import shutil
-import stat
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
-from adapterhub.claims import Held, claim, finished, holder_facts, living, read_holder
+from adapterhub.claims import Held, claim, finished, holder_facts, read_holder
 from adapterhub.digests import CHUNK_BYTES, Digest, digest_of_file, hex_of, open_plain, read_plain
 from adapterhub.errors import AdapterHubError, BlobNotFound, DigestMismatch, DiskFull, NotAllowed, StoreLocked
+from adapterhub.home import FOLDERS
 from adapterhub.manifest import LIMIT_BYTES, Manifest
-
-GRACE_S = 3600.0
-"""Objects younger than this are spared by `sweep`: a writer on another host (no shared locks) may name them next."""
+from adapterhub.real_folder import RealFolder, make_folder
 
 NO_LINKS: Final = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
 """Answers of file systems that make no hard link here."""
 
 _RESERVE_BYTES: Final = 16 << 20
-_TEMP_GRACE_S: Final = 3600.0
-"""A temp file beside a small record is nobody's when it is older than this, whatever `grace_s` says."""
 
 
 class Intent:
@@ -84,7 +83,7 @@ class Store:
         return f"{self.root}/manifests/sha256/{hex_of(digest)}.json"
 
     def part_path(self, digest: Digest) -> Path:
-        """Where the beginning of a blob is kept when its way here was cut; `sweep` takes it when it is old."""
+        """Where the beginning of a blob is kept when its way here was cut; `gc` takes it when it is old."""
         return self.root / "tmp" / f"part-{hex_of(digest)}"
 
     def has_blob(self, digest: Digest) -> bool:
@@ -115,14 +114,15 @@ class Store:
             if os.path.lexists(final):
                 self.quarantine(final)
             sync_file(path, mode=0o444)  # before the name: a power cut must leave no name on half the bytes
-            final.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(final.parent)
             path.rename(final)
 
     def quarantine(self, path: Path) -> Path:
         """Move a damaged file of the store out of the way; where it lies now. Nothing in quarantine is ever deleted."""
         folder = self.root / "quarantine"
+        self.refuse_links()
         with self.explaining():
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             target = folder / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}-{path.name}"
             path.rename(target)
         return target
@@ -136,6 +136,7 @@ class Store:
         Raises:
             StoreLocked: a sweep is running and did not end.
         """
+        self.refuse_links()
         self._clear_finished()
         folder: Path | None = None
         with contextlib.ExitStack() as stack:
@@ -143,7 +144,7 @@ class Store:
                 with self.lock("store", exclusive=False), self.explaining():  # between two looks of a sweep
                     held = stack.enter_context(claim(self.root / "intents", what))
                     folder = self.root / "tmp" / held.path.name
-                    folder.mkdir(parents=True)
+                    make_folder(folder)
                 yield Intent(self, held, folder)
             finally:
                 if folder is not None:
@@ -202,6 +203,30 @@ class Store:
             hint="`adapt doctor` checks the store",
         )
 
+    def write(self, path: Path, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:
+        """Replace a small record of the library; see `write_durably`.
+
+        Raises:
+            NotAllowed, DiskFull: it cannot be written; what was there is there.
+        """
+        self.refuse_links()
+        with self.explaining():
+            write_durably(path, data, mode=mode, sync=sync)
+
+    def refuse_links(self) -> None:
+        """Whether every folder of the library is one of its own, so that what is done below it is done in the library.
+
+        Raises:
+            NotAllowed: one is a link.
+        """
+        for name in FOLDERS:
+            place = f"{self.root}/{name}"
+            if os.path.islink(place):  # noqa: PTH114 - twenty for each lock
+                raise NotAllowed(
+                    f"`{place}` is a link; the folders of a library are real ones. Nothing was changed",
+                    hint="put the folder itself there; a library that should lie elsewhere is moved, or linked, whole",
+                )
+
     # ------------------------------------------------------------ read
     def open_blob(self, digest: Digest) -> IO[bytes]:
         """The blob's bytes as a stream."""
@@ -223,67 +248,26 @@ class Store:
         return manifest
 
     # ------------------------------------------------------------ out
-    def link(self, digest: Digest, target: str | Path) -> None:
-        """Make `target` the blob: hard link, else a copy-on-write clone, else a copy."""
-        self._link(self.blob_name(digest), target, digest)
+    def link(self, digest: Digest, target: str | Path, *, into: RealFolder | None = None) -> None:
+        """Make `target` the blob: hard link, else a copy-on-write clone, else a copy. With `into`, a name in it."""
+        self._link(self.blob_name(digest), target, digest, into)
 
-    def link_manifest(self, digest: Digest, target: str | Path) -> None:
+    def link_manifest(self, digest: Digest, target: str | Path, *, into: RealFolder | None = None) -> None:
         """The same for a manifest."""
-        self._link(self.manifest_name(digest), target, digest)
+        self._link(self.manifest_name(digest), target, digest, into)
 
-    def _link(self, source: str, target: str | Path, digest: Digest) -> None:
+    def _link(self, source: str, target: str | Path, digest: Digest, into: RealFolder | None) -> None:
         try:
-            os.link(source, target)
+            os.link(source, target, dst_dir_fd=into.handle if into else None)
         except FileNotFoundError:
             raise BlobNotFound(f"the store has no object {digest}") from None
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise self.explain(error) from error
             with self.explaining():
-                clone_or_copy(Path(source), Path(target))
+                clone_or_copy(Path(source), target, into=into)
 
-    # ------------------------------------------------------------ gc and locks
-    def sweep(
-        self, keep: Collection[Digest], *, grace_s: float = GRACE_S, dry_run: bool = False
-    ) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
-        """Delete what is not in `keep` and older than `grace_s`, stale temp files too.
-
-        The caller holds the exclusive lock, and `keep` holds what living claims need. A writer's folder goes with the
-        writer, at any age. Gives what went and what only its youth saved, each with sizes in bytes.
-        """
-        names = {hex_of(d) for d in keep}
-        now = time.time()
-        gone: list[tuple[Path, int]] = []
-        spared: list[tuple[Path, int]] = []
-        for path, age_s in self._sweepable(grace_s):
-            facts = _lstat(path)
-            if facts is None or path.name.split(".")[0] in names:
-                continue
-            if stat.S_ISREG(facts.st_mode) and facts.st_nlink > 1 and path.parent != self.root / "tmp":
-                continue  # some folder still shares these bytes, even one that cannot say so; deleting frees nothing
-            if age_s and facts.st_mtime > now - age_s:
-                spared.append((path, facts.st_size))
-                continue
-            gone.append((path, facts.st_size))
-            if not dry_run:
-                with self.explaining():
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-        return gone, spared
-
-    def _sweepable(self, grace_s: float) -> Iterator[tuple[Path, float]]:
-        """Every file that a sweep may take when no digest in its name is kept, and the age in seconds it must have."""
-        at_work = {claim.path.name for claim in living(self.root / "intents")}
-        over = finished(self.root / "intents")
-        over_names = {path.name for path in over}
-        for pattern in ("blobs/sha256/*/*", "manifests/sha256/*.json", "origins/*.json"):
-            yield from ((path, grace_s) for path in sorted(self.root.glob(pattern)))
-        for path in sorted(self.root.glob("tmp/*")):
-            if path.name not in at_work:
-                yield path, 0.0 if path.name in over_names else grace_s
-        yield from ((path, 0.0) for path in (*over, *finished(self.root / "leases")))
-        for pattern in ("intents/.*", "leases/.*", "manifests/sha256/.*", "*/.*.json.*-*", ".*.json.*-*"):
-            yield from ((path, max(grace_s, _TEMP_GRACE_S)) for path in sorted(self.root.glob(pattern)))
-
+    # ------------------------------------------------------------ locks
     @contextlib.contextmanager
     def lock(self, name: str, *, exclusive: bool, wait_s: float = 30.0) -> Iterator[None]:
         """Hold the advisory lock `name`, shared or exclusive, for the length of a `with` block.
@@ -291,9 +275,10 @@ class Store:
         Raises:
             StoreLocked: another process held it for all of `wait_s` seconds; the message says which.
         """
+        self.refuse_links()
         path = self.root / "locks" / name
         with self.explaining():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             self._acquire(handle, name, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, wait_s)
@@ -349,11 +334,20 @@ def sync_file(path: Path, *, mode: int | None = None) -> None:
         os.close(handle)
 
 
-def _lstat(path: Path) -> os.stat_result | None:
-    try:
-        return path.lstat()
-    except FileNotFoundError:
-        return None
+def write_new(path: Path) -> IO[bytes]:
+    """A file of the library to write from its beginning; a link in its place is refused, and nobody else may write it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o644), "wb")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """As `write_new`, all at once."""
+    with write_new(path) as sink:
+        sink.write(data)
 
 
 def sync_folder(folder: Path) -> None:
@@ -370,7 +364,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644, sync: bool = Tr
 
     Without `sync` a crash of the process still leaves old or new, but a power cut may lose it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temp = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
         # private until it is whole: what is written may be a token
@@ -391,9 +385,11 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644, sync: bool = Tr
 _FICLONE = 0x40049409  # linux/fs.h: share the extents of another file (btrfs, xfs, bcachefs)
 
 
-def clone_or_copy(source: Path, target: Path) -> None:
+def clone_or_copy(source: Path, target: str | Path, *, into: RealFolder | None = None) -> None:
     """A read-only copy of `source` at `target`, sharing its disk blocks where the file system can."""
-    with source.open("rb") as reader, target.open("xb") as writer:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    handle = os.open(target, flags, 0o600, dir_fd=into.handle if into else None)
+    with source.open("rb") as reader, os.fdopen(handle, "wb") as writer:
         try:
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
         except OSError:

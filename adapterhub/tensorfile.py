@@ -46,7 +46,6 @@ __all__ = [
     "name_problem",
     "parse_header",
     "read_header",
-    "read_tensor",
 ]
 
 LENGTH_BYTES = 8
@@ -163,20 +162,6 @@ def _check_tiling(specs: list[TensorSpec], data_start: int, size_bytes: int, whe
         )
     if reached < size_bytes:
         raise MalformedTensorFile(where, f"holds {size_bytes - reached} bytes after its last tensor")
-
-
-def read_tensor(stream: IO[bytes], spec: TensorSpec) -> bytes:
-    """The bytes of one tensor, little endian as the format has them.
-
-    Raises:
-        MalformedTensorFile: the file has become shorter since its header was read.
-    """
-    stream.seek(spec.start)
-    data = stream.read(spec.size_bytes)
-    if len(data) != spec.size_bytes:
-        where = str(getattr(stream, "name", "safetensors file"))
-        raise MalformedTensorFile(where, f"ends inside tensor `{shown(spec.name)}`")
-    return data
 
 
 def header_bytes(

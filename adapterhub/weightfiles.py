@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, NoReturn
 
-from adapterhub.digests import strict_json
+from adapterhub.digests import read_json
 from adapterhub.errors import BaseNotFound, CouldNotTell, Malformed, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-_INDEX_LIMIT_BYTES: Final = 256 << 20  # the index of the largest public model (DeepSeek-V3, 91,991 tensors) is 9 MB
+INDEX_LIMIT_BYTES: Final = 256 << 20  # the index of the largest public model (DeepSeek-V3, 91,991 tensors) is 9 MB
 _LISTED = 8
 
 
@@ -59,7 +59,7 @@ def indexed_tensors(folder: Path) -> dict[str, str]:
     """
     path = folder / INDEX_FILE
     try:
-        value = strict_json(path.read_bytes(), limit_bytes=_INDEX_LIMIT_BYTES)
+        value = read_json(path, INDEX_LIMIT_BYTES)
     except (ValueError, OSError) as error:
         raise Malformed(f"{path}: {error}") from None
     places = value.get("weight_map") if isinstance(value, dict) else None

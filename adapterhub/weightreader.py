@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from adapterhub.digests import Progress, strict_json
+from adapterhub.digests import Progress, read_json
 from adapterhub.errors import CouldNotTell, shown
 from adapterhub.precision import stored_bytes
+from adapterhub.real_folder import make_folder
 from adapterhub.tensorfacts import TensorFacts, sample_offsets
 from adapterhub.tensorfile import BASE_LIMITS, TensorSpec, read_header
 
@@ -94,7 +95,7 @@ class _WeightFile:
     def cached(self, folder: Path) -> tuple[TensorFacts, ...] | None:
         """Facts from an earlier look at the very same file; anything odd in the cache counts as no earlier look."""
         try:
-            value = strict_json(self._cache_path(folder).read_bytes(), limit_bytes=_CACHE_LIMIT_BYTES)
+            value = read_json(self._cache_path(folder), _CACHE_LIMIT_BYTES)
             known = {key: value[key] for key in ("schema", "path", *self.identity)}
             if known != {"schema": _CACHE_SCHEMA, "path": str(self.real_path), **self.identity}:
                 return None
@@ -112,9 +113,10 @@ class _WeightFile:
         temp = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
         # A cache that cannot be written (full disk, read-only home) costs time, never the result.
         with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             try:
-                temp.write_text(data, encoding="utf-8")
+                with os.fdopen(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as sink:
+                    sink.write(data.encode())
                 temp.replace(path)
             finally:
                 temp.unlink(missing_ok=True)

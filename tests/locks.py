@@ -13,7 +13,7 @@ from adapterhub.locked_builds import Locked
 from adapterhub.locked_merges import Merges
 from adapterhub.project.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource
 from adapterhub.specs import parse_name
-from adapterhub.sync import Done, Means, plan_sync, run_sync, syncing, wanted_entries
+from adapterhub.sync import Done, Means, SyncPlan, opened, plan_sync, run_sync, syncing, wanted_entries
 from adapterhub.transfer import Source
 
 
@@ -63,8 +63,16 @@ def means(library: Library, *places: Source, lock: Lock | None = None) -> Means:
     return Merges(library=library, base=lock.base if lock else None, places=found).means
 
 
-def sync(library: Library, project: Path, lock: Lock, *places: Source, groups: Any = (), **options: Any) -> Done:
+def planned(library: Library, project: Path, entries: Iterable[Locked]) -> SyncPlan:
+    """How the folders of a project stand, by stamps where there are any."""
+    with opened(library.store, project) as target:
+        return plan_sync(target, entries)
+
+
+def sync(
+    library: Library, project: Path, lock: Lock, *places: Source, groups: Any = (), check: bool = False, **options: Any
+) -> Done:
     """One sync, as the command does it."""
-    with syncing(library, project):
-        plan = plan_sync(project, wanted_entries(lock, groups))
-        return run_sync(library, lock, plan, means(library, *places, lock=lock), **options)
+    with syncing(library, project) as target:
+        plan = plan_sync(target, wanted_entries(lock, groups), reads_all=check)
+        return run_sync(library, lock, plan, means(library, *places, lock=lock), reads_all=check, **options)

@@ -15,8 +15,8 @@ PACKAGE = ROOT / "adapterhub"
 
 FLOORS: dict[str, int] = {
     # 0 words: what is typed and what is refused
-    **dict.fromkeys(["errors", "digests", "specs", "home", "limits", "lookalike"], 0),
-    **dict.fromkeys(["dates"], 0),
+    **dict.fromkeys(["errors", "digests", "specs", "home", "limits", "lookalike", "hub_ids"], 0),
+    **dict.fromkeys(["dates", "real_folder", "output_place", "owned_file"], 0),
     # 1 values: what files say
     **dict.fromkeys(
         ["tensorfile", "tensorheader", "tensorfacts", "filekind", "precision", "hints", "module_places"], 1
@@ -24,13 +24,13 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["key_maps", "base_names"], 1),
     **dict.fromkeys(["spdx", "license_rules"], 1),
     **dict.fromkeys(["patterns", "config_fields", "config_names", "config_reading", "peft_config"], 1),
-    **dict.fromkeys(["fingerprint", "weightfiles", "weightreader", "manifest"], 1),
+    **dict.fromkeys(["fingerprint", "heldfile", "weightfiles", "weightreader", "manifest"], 1),
     # 2 parts
-    **dict.fromkeys(["claims", "store", "origins", "index", "resolve", "transfer", "bases", "verify"], 2),
+    **dict.fromkeys(["claims", "store", "sweep", "origins", "index", "resolve", "transfer", "bases", "verify"], 2),
     **dict.fromkeys(["cards", "description", "wanted_base", "remotes", "merge_methods", "recipe_toml"], 2),
     **dict.fromkeys(["signing", "module_groups"], 2),
     **dict.fromkeys(["project"], 2),
-    **dict.fromkeys(["known_projects"], 2),
+    **dict.fromkeys(["known_projects", "trusted_projects"], 2),
     **dict.fromkeys(["engines"], 2),
     # 3 places
     **dict.fromkeys(
@@ -38,6 +38,7 @@ FLOORS: dict[str, int] = {
         3,
     ),
     **dict.fromkeys(["audit", "identify", "lineage", "uses", "outdated"], 3),
+    **dict.fromkeys(["admission"], 3),
     **dict.fromkeys(["locking"], 3),
     **dict.fromkeys(["locked_builds", "sync", "space"], 3),
     # 4 weights

@@ -90,6 +90,7 @@ def test_a_server_that_is_away_is_told_and_nothing_fails(world, tmp_path):
         world.bob.ok("remote", "add", "second", second.url)
         world.bob.ok("remote", "login", "second", "--token", second.token)
         world.bob.ok("mirror", f"{world.team}/legal-qa@base-7b", "--from", "ours", "--to", "second")
+        world.bob.ok("remote", "add", "ours", world.server.url)  # which gives the namespace up
         world.bob.ok("install", f"{world.team}/legal-qa@base-7b", "--remote", "second")
 
     [row] = world.bob.json("outdated")
@@ -149,6 +150,7 @@ def test_pull_takes_nothing_unsigned_from_a_remote_of_which_the_project_requires
 def test_a_token_for_one_server_is_not_shown_to_the_one_that_something_came_from(world, monkeypatch):
     from tests.hub.proxy import proxy_of
 
+    world.bob.ok("remote", "remove", "ours")
     with proxy_of(world.server.url) as other:
         world.bob.ok("install", f"{world.team}/legal-qa@base-7b", "--remote", other.url)
         other.seen.clear()

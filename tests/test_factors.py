@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, safe_open, save_file
 
-from adapterhub.errors import MalformedConfig, MalformedTensorFile, RefusedAdapter
+from adapterhub.errors import DigestMismatch, MalformedConfig, MalformedTensorFile, RefusedAdapter
 from adapterhub.factors import AdapterFactors, Layout, TensorFileWriter
 from adapterhub.tensorfile import TensorSpec, read_header
 from tests.adapter_folders import PREFIX, dense, updates_in, write_folder
@@ -113,7 +113,7 @@ def test_a_file_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     with AdapterFactors(folder) as adapter:
         path = adapter.header.path
         path.write_bytes(path.read_bytes()[:-100])
-        with pytest.raises(MalformedTensorFile, match="ends inside tensor"):
+        with pytest.raises(DigestMismatch):
             adapter.read("q")
 
 

@@ -68,6 +68,24 @@ def test_install_from_a_published_directory(library, far, add, tmp_path):
     assert (added.created, added.build.full_name) == (True, "legal-qa")
 
 
+class RemovedMeanwhile(Library):
+    """A library from which another process removes what it lists, right after it listed it."""
+
+    def releases(self, spec):
+        found = super().releases(spec)
+        self.remove(self.builds_named(spec.name, spec.namespace))
+        return found
+
+
+def test_what_is_removed_while_an_install_looks_at_it_comes_from_the_next_place(library, far, add):
+    add("legal-qa")
+    theirs = add("legal-qa", into=far).build
+
+    added = install(RemovedMeanwhile(library.root), "legal-qa@base-7b", far)
+
+    assert added.build.manifest.digest == theirs.manifest.digest
+
+
 def test_installing_what_is_present_copies_nothing(library, far, add):
     add("legal-qa", into=far)
     install(library, "legal-qa@base-7b", far)

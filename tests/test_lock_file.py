@@ -37,6 +37,7 @@ digests = st.text(HEX, min_size=64, max_size=64).map(lambda text: Digest(f"sha25
 names = st.from_regex(r"[a-z][a-z0-9]{0,6}", fullmatch=True).map(parse_name)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 words = texts.filter(bool)
+hub_ids = st.sampled_from(["gpt2", "org/base-7b", "Org/Base_7B.v2"])
 ranks = st.none() | st.integers(1, 512)
 versions = st.sampled_from(["1.0", "1.2.0", "2.0rc1", "0+0123456789ab", "1.0.0+abc"])
 file_lists = st.lists(
@@ -110,7 +111,7 @@ merges = st.builds(
     group=st.none() | names,
 )
 bases = st.builds(
-    LockedBase, spec=words, weights=st.none() | digests, tensors=st.none() | digests, hub_id=st.none() | words
+    LockedBase, spec=words, weights=st.none() | digests, tensors=st.none() | digests, hub_id=st.none() | hub_ids
 )
 policies = st.builds(
     Policy,

@@ -128,7 +128,7 @@ def test_what_is_no_url_of_a_server_is_refused(url, said):
 
 @given(
     st.sampled_from(["http", "https", "HTTPS"]),
-    st.text(string.ascii_letters + string.digits, min_size=1, max_size=20),
+    st.text(string.ascii_letters + string.digits, min_size=1, max_size=20).map("h{}".format),
     st.one_of(st.none(), st.integers(1, 65535)),
     st.sampled_from(["", "/", "/hub", "/hub/"]),
 )

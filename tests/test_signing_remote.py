@@ -118,6 +118,7 @@ def test_a_mirror_that_hides_the_newest_version_or_its_signature_is_found_out(ho
     send(homes, "1.1.0", f"{mine}/legal-qa", "--sign")
     homes.ben.ok("install", f"{mine}/legal-qa@base-7b")
     homes.ben.ok("remove", "legal-qa", "--yes")
+    homes.ben.ok("remote", "add", "ours", server.url)  # which gives the namespace up, so that a mirror may answer
 
     with proxy_of(server.url) as mirror:
         homes.ben.ok("remote", "add", "mirror", mirror.url)
@@ -145,12 +146,13 @@ def _without(version: str) -> Callable[[bytes], bytes]:
     return change
 
 
-def test_mirror_takes_signatures_along(homes, request, tmp_path):
+def test_mirror_takes_signatures_along(homes, request, server, tmp_path):
     mine = team(request)
     send(homes, "1.0.0", f"{mine}/legal-qa", "--sign")
     with running(tmp_path / "second") as second:
         homes.ben.ok("remote", "add", "second", second.url)
         homes.ben.ok("remote", "login", "second", "--token", second.token)
         homes.ben.ok("mirror", f"{mine}/legal-qa@base-7b", "--from", "ours", "--to", "second")
+        homes.ben.ok("remote", "add", "ours", server.url)
 
         homes.ben.ok("install", f"{mine}/legal-qa@base-7b", "--remote", "second", "--signatures", "require")

@@ -15,15 +15,15 @@ import adapterhub.sync._folders as folders
 from adapterhub.cards import card_for
 from adapterhub.directory import PublishedDirectory
 from adapterhub.errors import AdapterNotFound, Conflict, DigestMismatch, Malformed, StoreLocked
-from adapterhub.known_projects import KnownProjects
+from adapterhub.known_projects import KnownProjects, synced_path
 from adapterhub.library import Added, Library
 from adapterhub.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from adapterhub.project.values import Lock, LockedAdapter
+from adapterhub.real_folder import RealFolder
 from adapterhub.store import Store
-from adapterhub.sync import plan_sync, syncing, wanted_entries
-from adapterhub.sync._state import STATE_FILE
+from adapterhub.sync import opened, syncing, wanted_entries
 from adapterhub.verify import verify_folder
-from tests.locks import entry_of, lock_of, nowhere, sync
+from tests.locks import entry_of, lock_of, nowhere, planned, sync
 from tests.tiny import make_adapter
 
 Add = Callable[..., Added]
@@ -42,8 +42,12 @@ def one(add: Add) -> LockedAdapter:
     return entry_of(add("legal-qa").build)
 
 
-def states(project: Path, lock: Lock) -> dict[str, str]:
-    return {s.entry.key: s.judged.standing for s in plan_sync(project, wanted_entries(lock)).steps}
+@pytest.fixture
+def states(library: Library) -> Callable[[Path, Lock], dict[str, str]]:
+    def look(project: Path, lock: Lock) -> dict[str, str]:
+        return {s.entry.key: s.judged.standing for s in planned(library, project, wanted_entries(lock)).steps}
+
+    return look
 
 
 # ---------------------------------------------------------------- linking
@@ -78,7 +82,7 @@ def test_the_card_of_a_project_is_its_own_file(library, project, one, add):
     assert (build.folder / CARD_FILE).read_text() == card_for(build.manifest)
 
 
-def test_without_hard_links_the_files_are_copies_and_still_right(library, project, one, monkeypatch):
+def test_without_hard_links_the_files_are_copies_and_still_right(library, project, one, monkeypatch, states):
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EXDEV, "cross-device link")
 
@@ -93,7 +97,7 @@ def test_without_hard_links_the_files_are_copies_and_still_right(library, projec
 
 def test_what_is_right_is_not_touched(library, project, one):
     sync(library, project, lock_of(one))
-    folder, state = project / "adapters" / "legal-qa", project / "adapters" / STATE_FILE
+    folder, state = project / "adapters" / "legal-qa", synced_path(library.root, project)
     before = folder.stat(), state.stat()
 
     done = sync(library, project, lock_of(one))
@@ -104,13 +108,13 @@ def test_what_is_right_is_not_touched(library, project, one):
 
 def test_a_right_folder_is_taken_over_though_nobody_noted_it(library, project, one):
     sync(library, project, lock_of(one))
-    (project / "adapters" / STATE_FILE).unlink()
+    synced_path(library.root, project).unlink()
 
     assert [what for _, what in sync(library, project, lock_of(one)).steps] == ["kept"]
-    assert "legal-qa" in json.loads((project / "adapters" / STATE_FILE).read_bytes())["folders"]
+    assert "legal-qa" in json.loads(synced_path(library.root, project).read_bytes())["folders"]
 
 
-def test_the_same_links_are_made_in_any_order_of_entries(library, project, add):
+def test_the_same_links_are_made_in_any_order_of_entries(library, project, add, states):
     entries = [entry_of(add(name, seed=n).build) for n, name in enumerate(("a1", "b2", "c3"))]
 
     assert lock_of(*entries) == lock_of(*reversed(entries))
@@ -125,33 +129,30 @@ def test_git_is_told_to_pass_over_what_can_be_had_again(library, project, one):
 
 
 # ---------------------------------------------------------------- what changed
-def test_a_new_lock_replaces_the_folder_in_one_step(library, project, one, add):
+def test_a_new_lock_replaces_the_folder_in_one_step(library, project, one, add, states, monkeypatch):
     sync(library, project, lock_of(one))
     newer = entry_of(add("legal-qa", version="1.1.0", seed=7).build)
     seen = []
-    exchange = folders._exchange
+    exchange = RealFolder.exchange
 
-    def watched(fresh: Path, folder: Path) -> bool:
-        seen.append((folder / WEIGHTS_FILE).exists())
-        done = exchange(fresh, folder)
-        seen.append((folder / WEIGHTS_FILE).exists())
+    def watched(adapters: RealFolder, fresh: str, name: str) -> bool:
+        seen.append((project / "adapters" / name / WEIGHTS_FILE).exists())
+        done = exchange(adapters, fresh, name)
+        seen.append((project / "adapters" / name / WEIGHTS_FILE).exists())
         return done
 
-    folders._exchange = watched
-    try:
-        done = sync(library, project, lock_of(newer))
-    finally:
-        folders._exchange = exchange
+    monkeypatch.setattr(RealFolder, "exchange", watched)
+    done = sync(library, project, lock_of(newer))
 
     assert ([what for _, what in done.steps], seen) == (["replaced"], [True, True])
     assert states(project, lock_of(newer)) == {"legal-qa": "right"}
     assert [p.name for p in (project / "adapters").iterdir() if p.is_dir()] == ["legal-qa"]
 
 
-def test_where_names_cannot_be_exchanged_two_renames_do(library, project, one, add, monkeypatch):
+def test_where_names_cannot_be_exchanged_two_renames_do(library, project, one, add, monkeypatch, states):
     sync(library, project, lock_of(one))
     newer = entry_of(add("legal-qa", version="1.1.0", seed=7).build)
-    monkeypatch.setattr(folders, "_exchange", lambda *_: False)
+    monkeypatch.setattr(RealFolder, "exchange", lambda *_: False)
 
     sync(library, project, lock_of(newer))
 
@@ -159,20 +160,20 @@ def test_where_names_cannot_be_exchanged_two_renames_do(library, project, one, a
 
 
 @pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE])
-def test_a_file_that_was_swapped_in_a_folder_of_ours_is_put_right(library, project, one, name):
+def test_a_file_that_was_swapped_in_a_folder_of_ours_is_put_right(library, project, one, name, states):
     sync(library, project, lock_of(one))
     path = project / "adapters" / "legal-qa" / name
     path.unlink()
     path.write_bytes(b"other")
 
-    [step] = plan_sync(project, [one]).steps
+    [step] = planned(library, project, [one]).steps
     assert step.judged.standing == "replace"
     assert f"`{name}`" in step.judged.reasons[0]
     sync(library, project, lock_of(one))
     assert states(project, lock_of(one)) == {"legal-qa": "right"}
 
 
-def test_a_file_that_was_written_to_through_a_link_is_fetched_anew(library, project, add, one, tmp_path):
+def test_a_file_that_was_written_to_through_a_link_is_fetched_anew(library, project, add, one, tmp_path, states):
     """The store shares the bytes, so they are damaged there, too: they go into quarantine, never into a folder."""
     other = Library(tmp_path / "other")
     [build] = library.builds_named("legal-qa")
@@ -193,7 +194,7 @@ def test_a_file_that_was_written_to_through_a_link_is_fetched_anew(library, proj
 
 
 # ---------------------------------------------------------------- what is not ours
-def test_a_folder_that_somebody_made_is_in_the_way_and_stays(library, project, one):
+def test_a_folder_that_somebody_made_is_in_the_way_and_stays(library, project, one, states):
     mine = make_adapter(project / "adapters" / "legal-qa", seed=99)
     before = {p.name: p.read_bytes() for p in mine.iterdir()}
 
@@ -206,7 +207,9 @@ def test_a_folder_that_somebody_made_is_in_the_way_and_stays(library, project, o
     assert states(project, lock_of(one)) == {"legal-qa": "right"}
 
 
-def test_a_file_that_somebody_put_into_a_folder_of_ours_keeps_it_from_being_replaced(library, project, one, add):
+def test_a_file_that_somebody_put_into_a_folder_of_ours_keeps_it_from_being_replaced(
+    library, project, one, add, states
+):
     sync(library, project, lock_of(one))
     (project / "adapters" / "legal-qa" / "notes.txt").write_text("mine")
     newer = entry_of(add("legal-qa", version="1.1.0", seed=7).build)
@@ -218,7 +221,7 @@ def test_a_file_that_somebody_put_into_a_folder_of_ours_keeps_it_from_being_repl
     assert (project / "adapters" / "legal-qa" / "notes.txt").exists()
 
 
-def test_a_link_in_the_place_of_an_adapter_is_not_followed(library, project, one, tmp_path):
+def test_a_link_in_the_place_of_an_adapter_is_not_followed(library, project, one, tmp_path, states):
     outside = make_adapter(tmp_path / "outside")
     (project / "adapters").mkdir()
     (project / "adapters" / "legal-qa").symlink_to(outside)
@@ -233,7 +236,7 @@ def test_only_prune_removes_what_the_lock_does_not_ask_for_and_never_what_is_not
     sync(library, project, lock_of(one, two))
     mine = make_adapter(project / "adapters" / "my-run")
 
-    plan = plan_sync(project, [one])
+    plan = planned(library, project, [one])
     assert ([p.name for p in plan.left], [p.name for p in plan.foreign]) == (["tables"], ["my-run"])
     assert sync(library, project, lock_of(one)).removed == ()
     done = sync(library, project, lock_of(one), prune=True)
@@ -317,7 +320,7 @@ def test_another_build_of_the_library_in_its_place_is_refused_with_both_hashes(l
     assert "adapt remove" in refused.value.hint
 
 
-def test_a_second_place_is_asked_when_the_first_has_other_content(library, project, add, tmp_path):
+def test_a_second_place_is_asked_when_the_first_has_other_content(library, project, add, tmp_path, states):
     right, wrong = Library(tmp_path / "right"), Library(tmp_path / "wrong")
     locked = entry_of(add("tables", seed=3, into=right).build)
     add("tables", seed=4, into=wrong)
@@ -366,7 +369,9 @@ def test_a_lock_that_says_something_else_than_its_manifest_is_refused(library, p
 
 
 # ---------------------------------------------------------------- stops
-def test_a_sync_that_was_killed_between_two_folders_is_finished_by_the_next(library, project, one, add, monkeypatch):
+def test_a_sync_that_was_killed_between_two_folders_is_finished_by_the_next(
+    library, project, one, add, monkeypatch, states
+):
     two = entry_of(add("tables", seed=3).build)
     place = folders.place
     import adapterhub.sync as syncs
@@ -395,31 +400,31 @@ def test_two_syncs_wait_for_each_other_though_one_came_by_a_link(library, projec
         pass
 
 
-def test_leftovers_of_a_killed_sync_are_put_right(library, project, one):
+def test_leftovers_of_a_killed_sync_are_put_right(library, project, one, states):
     sync(library, project, lock_of(one))
     adapters = project / "adapters"
     (adapters / "legal-qa").rename(adapters / ".legal-qa.old-0a1b2c3d")
     (adapters / ".legal-qa.new-0a1b2c3d").mkdir()
-    (adapters / f".{STATE_FILE}.4711-0a1b2c3d").touch()
 
     with syncing(library, project):
         pass
 
-    assert sorted(p.name for p in adapters.iterdir()) == [STATE_FILE, ".gitignore", "legal-qa"]
+    assert sorted(p.name for p in adapters.iterdir()) == [".gitignore", "legal-qa"]
     assert states(project, lock_of(one)) == {"legal-qa": "right"}
 
 
 def test_a_folder_that_was_half_taken_away_never_comes_back(library, project, one, monkeypatch):
     sync(library, project, lock_of(one))
 
-    def dies(folder: Path, **_: object) -> None:
-        (Path(folder) / WEIGHTS_FILE).unlink()
-        raise KeyboardInterrupt
+    def dies(folder: RealFolder, name: str, *, only_look: bool = False) -> None:
+        if not only_look:
+            (folder.path / name / WEIGHTS_FILE).unlink()
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as killed:
-        killed.setattr(folders.shutil, "rmtree", dies)
+    with monkeypatch.context() as killed, opened(library.store, project) as target:
+        killed.setattr(RealFolder, "remove", dies)
         with pytest.raises(KeyboardInterrupt):
-            folders.take_away(project / "adapters" / "legal-qa")
+            folders.take_away(target.adapters, "legal-qa")
     with syncing(library, project):
         pass
 
@@ -467,6 +472,6 @@ def test_a_place_that_cannot_be_opened_is_told(library, project, add, tmp_path):
     lock = lock_of(locked)
 
     with pytest.raises(AdapterNotFound) as refused:
-        run_sync(library, lock, plan_sync(project, [locked]), Means(places=nowhere, rebuild=lambda _: None))
+        run_sync(library, lock, planned(library, project, [locked]), Means(places=nowhere, rebuild=lambda _: None))
 
     assert "nobody has `tables`" in refused.value.message

@@ -22,7 +22,6 @@ from adapterhub.tensorfile import (
     TensorSpec,
     header_bytes,
     read_header,
-    read_tensor,
 )
 
 FUZZ_S = 6.0
@@ -61,8 +60,8 @@ def test_reads_what_the_library_writes(file: Path) -> None:
 
     assert header.metadata == {"format": "pt"}
     assert {name: spec.shape for name, spec in header.by_name.items()} == {"b.weight": (2, 3), "a": (), "c": (0, 4)}
-    with file.open("rb") as stream:
-        values = np.frombuffer(read_tensor(stream, header.by_name["b.weight"]), "<f4")
+    spec = header.by_name["b.weight"]
+    values = np.frombuffer(file.read_bytes()[spec.start : spec.end], "<f4")
     assert values.tolist() == [0, 1, 2, 3, 4, 5]
     assert header.tensors[-1].end == header.size_bytes == file.stat().st_size
 
@@ -230,15 +229,6 @@ def test_a_pipe_is_refused_without_waiting_for_its_writer(file: Path) -> None:
 def test_a_missing_file_is_refused_in_the_same_way(file: Path) -> None:
     with pytest.raises(MalformedTensorFile, match="cannot be opened"):
         read_header(file)
-
-
-def test_a_file_that_shrank_is_noticed_when_a_tensor_is_read(file: Path) -> None:
-    file.write_bytes(one(shape="[8]", offsets="[0,8]", data=b"\0" * 8))
-    header = read_header(file)
-    os.truncate(file, header.size_bytes - 1)
-
-    with file.open("rb") as stream, pytest.raises(MalformedTensorFile, match="ends inside"):
-        read_tensor(stream, header.tensors[0])
 
 
 names = st.from_regex(r"[a-z]{1,8}(\.[a-z0-9_]{1,8}){0,3}", fullmatch=True)

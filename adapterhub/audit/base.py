@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from adapterhub.audit._subject import Subject, Surroundings
 from adapterhub.bases import BaseRecord
-from adapterhub.digests import hex_of, strict_json
+from adapterhub.digests import hex_of, read_json
 from adapterhub.errors import shown
 from adapterhub.fingerprint import compare
 from adapterhub.manifest import MANIFEST_FILE
@@ -69,7 +69,7 @@ def _allowed(subject: Subject, around: Surroundings) -> Iterator[Finding]:
     digest = hex_of(subject.manifest.digest)
     for path in sorted((around.library.root / "mismatches").glob(f"{digest}-*.json")):
         try:
-            value = strict_json(path.read_bytes())
+            value = read_json(path)
             named = shown(str(value["named"])) if isinstance(value, dict) else "unknown"
         except (OSError, ValueError, KeyError):
             named = "unknown"

@@ -67,8 +67,7 @@ def _place(subject: Subject, around: Surroundings) -> str:
     """Where it is offered, for policies and keys that hold in one place."""
     if subject.build is None:
         return str(subject.folder)
-    origin = around.library.origins.of(subject.build.manifest.digest)
-    return origin.place if origin else around.library.place
+    return around.library.origins.place_of(subject.build.manifest.digest, subject.build.full_name)
 
 
 def _finding(code: str, severity: Severity, message: str, *, hint: str = "") -> Finding:

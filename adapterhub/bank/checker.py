@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from adapterhub.bank.sources import Source, Stamp, stamp_of
-from adapterhub.digests import digest_of_file
-from adapterhub.errors import AdapterNotFound, DigestMismatch, shown
+from adapterhub.bank.sources import Source, Stamp, changed, stamp_of
+from adapterhub.digests import Digest
+from adapterhub.errors import AdapterNotFound
 from adapterhub.library import Library
 from adapterhub.loader.base_check import BaseCheck, Verdict, pin
 from adapterhub.loader.base_model import BaseModel
@@ -19,15 +20,17 @@ from adapterhub.loader.methods import set_up
 from adapterhub.loader.mixture import check_copies
 from adapterhub.loader.placing import read_contents
 from adapterhub.loader.request import AdapterLike, Finder, Found, Identify, check_folder
-from adapterhub.manifest import Manifest
+from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.specs import BaseSpec
+from adapterhub.verify import Subject, open_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Checked:
-    """An adapter that may be loaded; `stamp` is that of its files before they were read."""
+    """An adapter that may be loaded, and its files; `stamp` is theirs."""
 
     found: Found
+    files: Subject
     stamp: Stamp
     verdict: Verdict
     ready: Ready
@@ -48,8 +51,10 @@ class Checker:
         self._base = base
         self._library = library
         self._known_base = cache(lambda: identify(looked_at, library.bases))
-        files = FileCheck(library.root)
-        self._finder = Finder(library, asked, self._known_base, allow_base_mismatch=allow_base_mismatch, check=files)
+        self._files = FileCheck(library.root)
+        self._finder = Finder(
+            library, asked, self._known_base, allow_base_mismatch=allow_base_mismatch, check=self._files
+        )
         self._bases = BaseCheck(library, looked_at, self._known_base, allow_base_mismatch=allow_base_mismatch)
 
     def find(self, what: AdapterLike) -> Found:
@@ -60,62 +65,82 @@ class Checker:
         """Everything else: its base, and a place for each of its tensors; raises as `attach`."""
         stamp = stamp_of(found.folder)
         verdict = self._bases.run(found)
-        return Checked(found=found, stamp=stamp, verdict=verdict, ready=self.ready(found))
+        files = found.subject or self._files.again(found.folder)
+        return Checked(found=found, files=files, stamp=stamp, verdict=verdict, ready=self._ready(found, files))
 
-    def ready(self, found: Found) -> Ready:
-        """The adapter's contents, each tensor with its place in the base."""
-        contents = read_contents(found.folder, found.label, self._base)
+    def ready_again(self, source: Source) -> Ready:
+        """What an adapter that was loaded before has for the base.
+
+        Raises:
+            DigestMismatch: its files are no longer those that were checked.
+        """
+        return self._ready(source.found, open_files(source.found.folder, source.digests, in_memory=True))
+
+    def _ready(self, found: Found, files: Subject) -> Ready:
+        contents = read_contents(files, found.label, self._base)
         check_copies(contents, self._base)
         return Ready(name="adapter", contents=contents, setup=set_up(contents, self._base), weight=1.0)
 
     def source(self, checked: Checked, *, engine: str, reasons: tuple[str, ...]) -> Source:
-        """What the bank remembers of it; a build that declares no base is pinned to this one."""
+        """What the bank remembers of it, without its files; a build that declares no base is pinned to this one."""
         pinned = pin(self._library, checked.found, self._known_base)
         known = facts(checked.found, checked.ready, checked.verdict, pinned)
-        return Source(found=checked.found, facts=known, engine=engine, reasons=reasons, stamp=checked.stamp)
+        build = checked.found.build
+        return Source(
+            found=replace(checked.found, subject=None),
+            digests=digests_of(checked.files, build.manifest if build else None),
+            facts=known,
+            engine=engine,
+            reasons=reasons,
+            stamp=checked.stamp,
+        )
 
 
 class FileCheck:
-    """Checks the files of each adapter once.
+    """Checks the files of adapters, and opens them: their bytes are read into memory, hashed there and used from there.
 
-    A build in the store was verified when it was added, and holds what its manifest says: its digests are enough
-    (11 ms for 20 MB). A folder from elsewhere goes through everything that `verify` looks at.
+    A build in the store was verified when it was added, and holds what its manifest says: its digests are enough. A
+    folder from elsewhere goes through everything that `verify` looks at.
     """
 
     def __init__(self, library_root: Path) -> None:
         self._builds = library_root / "adapters"
-        self._done: dict[tuple[Path, Stamp], tuple[str, ...]] = {}
+        self._done: dict[tuple[Path, Stamp], tuple[Mapping[str, Digest], tuple[str, ...]]] = {}
 
     def __call__(
         self, folder: Path, label: str, manifest: Manifest | None, identify: Identify | None = None
-    ) -> tuple[str, ...]:
-        """The warnings; see `check_folder` for the errors."""
-        is_build = manifest is not None and folder.is_relative_to(self._builds)
+    ) -> tuple[Subject | None, tuple[str, ...]]:
+        """The files and the warnings; see `check_folder` for the errors.
+
+        None for files that look as they did when they were checked: they may not be needed, and `again` opens them.
+        """
         try:
             key = (folder, stamp_of(folder))
         except AdapterNotFound:
             return check_folder(folder, label, manifest, identify)  # which says what is missing, and what would help
-        if key not in self._done:
-            self._done[key] = (
-                _check_digests(folder, label, manifest) if is_build else check_folder(folder, label, manifest, identify)
-            )
-        return self._done[key]
-
-
-def _check_digests(folder: Path, label: str, manifest: Manifest | None) -> tuple[str, ...]:
-    assert manifest is not None  # a build has one
-    for entry in manifest.files:
-        try:
-            digest, _ = digest_of_file(folder / entry.path)
-        except OSError as error:
-            digest_text = f"no file ({error.strerror})"
+        if key in self._done:
+            return None, self._done[key][1]
+        warnings: tuple[str, ...] = ()
+        if manifest is not None and folder.is_relative_to(self._builds):
+            subject = open_files(folder, manifest.digests, in_memory=True)
         else:
-            digest_text = digest
-        if digest_text != entry.sha256:
-            raise DigestMismatch(
-                str(folder / entry.path),
-                expected=entry.sha256,
-                actual=digest_text,
-                hint=f"the file was changed or damaged; install `{shown(label)}` again",
-            )
-    return ()
+            subject, warnings = check_folder(folder, label, manifest, identify, in_memory=True)
+        self._done[key] = digests_of(subject, manifest), warnings
+        return subject, warnings
+
+    def again(self, folder: Path) -> Subject:
+        """The files of an adapter that was checked, as they were then.
+
+        Raises:
+            Conflict, DigestMismatch: they have changed since.
+        """
+        done = self._done.get((folder, stamp_of(folder)))
+        if done is None:
+            raise changed(folder)
+        return open_files(folder, done[0], in_memory=True)
+
+
+def digests_of(subject: Subject, manifest: Manifest | None) -> dict[str, Digest]:
+    """The digests that the files of an adapter have, by name."""
+    held = {name: subject.listing.taken[name].held.digest for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    return (manifest.digests if manifest else {}) | held

@@ -84,13 +84,13 @@ class NativeEngine:
                 reasons.append(f"`{shown(name)}` {reason}")
         return tuple(reasons[:LISTED])
 
-    def load(self, ready: Ready, found: Found) -> LoadedAdapter:
+    def load(self, ready: Ready, found: Found) -> LoadedAdapter:  # noqa: ARG002 - as Engine
         """The adapter's factors in memory.
 
         Raises:
             BaseMismatch: tensors that do not have the shape of the base's modules.
             RefusedAdapter: tensors that are missing, or have no place in the layers.
-            MalformedTensorFile: the file changed since its header was read.
+            DigestMismatch: the file changed since it was checked.
         """
         contents, fitting = ready.contents, Fitting(ready.contents.label)
         places = {
@@ -99,7 +99,7 @@ class NativeEngine:
         saved = {name: fitting.matched(name, specs, self._saved(name)) for name, specs in contents.saved.items()}
         fitting.refuse_misfits()
         used = [spec for specs in (*places.values(), *saved.values()) for spec in specs.values()]
-        reading = _Reading(FileMemory(contents.header, may_map=found.build is not None), used, contents.label)
+        reading = _Reading(FileMemory(contents.weights), used, contents.label)
         updates: dict[str, Update] = {}
         for name, specs in places.items():
             module, scale = self._base.modules[name], ready.setup.scales[name]

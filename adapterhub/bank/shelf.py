@@ -137,7 +137,7 @@ class Shelf:
             return adapter
         source.refuse_changed()
         engine: Engine = self._peft if source.reasons else self._native
-        return self._take(name, engine.load(self._checker.ready(source.found), source.found), keep)
+        return self._take(name, engine.load(self._checker.ready_again(source), source.found), keep)
 
     def _take_new(
         self, name: str, checked: Checked, engine: Engine, reasons: tuple[str, ...], keep: Sequence[str]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterhub.digests import copy_hashed
+from adapterhub.digests import Digest, copy_hashed
 from adapterhub.errors import AdapterNotFound, Conflict, DigestMismatch, UsageProblem, shown
+from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.loader.facts import AttachedAdapter, lines
 from adapterhub.loader.request import Found
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
@@ -18,9 +20,13 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """An adapter that was loaded once. `reasons`: why it is not loaded natively, empty when it is."""
+    """An adapter that was loaded once. `reasons`: why it is not loaded natively, empty when it is.
+
+    `digests` are those of the files that were checked, by name.
+    """
 
     found: Found
+    digests: Mapping[str, Digest]
     facts: AttachedAdapter
     engine: str
     reasons: tuple[str, ...]
@@ -40,35 +46,31 @@ class Source:
             Conflict: others are in their place.
         """
         if stamp_of(self.found.folder) != self.stamp:
-            raise Conflict(
-                f"`{shown(str(self.found.folder), 200)}` changed after it was loaded",
-                hint="unload the adapter and load it again",
-            )
+            raise changed(self.found.folder)
 
     def export(self, out_folder: Path) -> Path:
-        """Copy the adapter's files byte for byte; those of a build are checked against its manifest on the way.
+        """Copy the adapter's files byte for byte; they are held to what was checked on the way.
 
         Raises:
             Conflict: the folder exists, or the adapter's files changed.
             DigestMismatch, AdapterNotFound: the files are damaged, or gone.
         """
         self.refuse_changed()
-        build = self.found.build
-        names = [entry.path for entry in build.manifest.files] if build else [CONFIG_FILE, WEIGHTS_FILE]
-        expected = {entry.path: entry.sha256 for entry in build.manifest.files} if build else {}
         with new_folder(out_folder) as partial:
-            for name in names:
+            for name, expected in self.digests.items():
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 with (self.found.folder / name).open("rb") as source, (partial / name).open("wb") as sink:
-                    digest, _ = copy_hashed(source, sink)
-                if digest != expected.get(name, digest):
-                    raise DigestMismatch(
-                        str(self.found.folder / name),
-                        expected=expected[name],
-                        actual=digest,
-                        hint="`adapt doctor --repair` fetches it again where it can",
-                    )
+                    actual, _ = copy_hashed(source, sink)
+                if actual != expected:
+                    where = str(self.found.folder / name)
+                    raise DigestMismatch(where, expected=expected, actual=actual, hint=REPAIR_HINT)
         return out_folder
+
+
+def changed(folder: Path) -> Conflict:
+    """The refusal of files that are not those that were loaded."""
+    what = f"`{shown(str(folder), 200)}` changed after it was loaded"
+    return Conflict(what, hint="unload the adapter and load it again")
 
 
 def stamp_of(folder: Path) -> Stamp:

@@ -48,6 +48,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Projects": {
         "lock": ("adapterhub.cli.lock:lock", "Lock exactly what the project asks for"),
         "sync": ("adapterhub.cli.sync:sync", "Make the project's adapters/ match its lock file"),
+        "trust": ("adapterhub.cli.trust:trust", "Agree to the servers that a project names"),
         "outdated": ("adapterhub.cli.outdated:outdated", "Show what has a newer release, and what was withdrawn"),
         "upgrade": ("adapterhub.cli.upgrade:upgrade", "Take the newest that is allowed"),
         "tree": ("adapterhub.cli.tree:tree", "Show what adapters were merged from, and who holds them"),

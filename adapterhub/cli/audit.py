@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completing import complete_spec_or_folder
+from adapterhub.cli.output import json_text
 from adapterhub.cli.params import Session, common, wanted_from
 from adapterhub.errors import EXIT_SOME_FAILED, CouldNotTell, DigestMismatch, UsageProblem
 
@@ -67,7 +67,7 @@ def audit(
         from adapterhub.audit import to_sarif
 
         document: dict[str, Any] = to_sarif(found, root=session.root, version=adapterhub.__version__)
-        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+        sys.stdout.write(json_text(document, indent=1) + "\n")
     else:
         session.out.result(lambda: _document(found, strict=strict), lambda: _say(session, found, notes=notes))
     code = _exit_code(found, strict=strict)

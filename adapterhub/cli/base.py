@@ -191,10 +191,10 @@ def pin(session: Session, spec: AdapterSpec, which: BaseSpec) -> None:
     Example:
       adapt base pin summarize base-7b
     """
-    from adapterhub.install import find_installed
+    from adapterhub.install import look_up
 
     library = session.library
-    build, _ = find_installed(library, spec)
+    build, _ = look_up(library, spec)
     record = library.bases.find(which)
     library.pin(build, record)
     session.out.result(

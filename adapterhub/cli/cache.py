@@ -99,7 +99,7 @@ def gc(session: Session, dry_run: bool, grace_s: float | None, unused: bool, yes
     """
     from adapterhub.known_projects import KnownProjects
     from adapterhub.space import unused_builds
-    from adapterhub.store import GRACE_S
+    from adapterhub.sweep import GRACE_S
 
     library = session.library
     builds = unused_builds(library) if unused else []

@@ -103,7 +103,7 @@ class _Checked:
 
 
 def _asked(library: Library, adapters: tuple[str, ...], base: BaseSpec | None) -> list[_Asked]:
-    from adapterhub.install import find_installed
+    from adapterhub.install import look_up
     from adapterhub.specs import AdapterSpec, names_folder
     from adapterhub.verify import verify_folder
 
@@ -129,7 +129,7 @@ def _asked(library: Library, adapters: tuple[str, ...], base: BaseSpec | None) -
             found.append(_Asked(label=text, folder=folder, report=report, record=named))
         else:
             spec = AdapterSpec.parse(text)
-            build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))
+            build, _ = look_up(library, spec, wanted=wanted_from(library, spec, base))
             found.append(of_build(build))
     return found
 
@@ -137,16 +137,16 @@ def _asked(library: Library, adapters: tuple[str, ...], base: BaseSpec | None) -
 def _checked(asked: _Asked, targets: Sequence[str]) -> _Checked:
     from adapterhub.engines import base_facts, judge
     from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
-    from adapterhub.tensorfile import read_header
     from adapterhub.verify.config import read_config_file
+    from adapterhub.verify.container import read_weights_header
     from adapterhub.verify.files import list_folder
 
     taken = list_folder(asked.folder).taken
-    if asked.report.facts is None or CONFIG_FILE not in taken:
+    if asked.report.facts is None or not {CONFIG_FILE, WEIGHTS_FILE} <= taken.keys():
         listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in asked.report.errors]
         raise RefusedAdapter(f"`{shown(asked.label, 200)}` cannot be judged", listed)
     config = read_config_file(taken[CONFIG_FILE])
-    weights = read_header(asked.folder / WEIGHTS_FILE)
+    weights = read_weights_header(taken[WEIGHTS_FILE])
     facts = base_facts(asked.record)
     verdicts = tuple(judge(target, config, weights, base=facts) for target in targets)
     return _Checked(label=asked.label, report=asked.report, verdicts=verdicts)

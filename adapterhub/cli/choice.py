@@ -27,8 +27,9 @@ def choose_release(
     wanted: WantedBase | None,
     bounds: RankBounds,
     objection: Objection | None = None,
+    ignore_bindings: bool = False,
 ) -> tuple[Release, Source, Resolution]:
-    """The build of the first place that has a fitting one, and warnings said; `objection` as in `resolve`.
+    """The build of the first place that has a fitting one, and warnings said; the options as of `first_fitting`.
 
     Raises:
         NoCompatibleRelease: one reason per release of every place that was asked.
@@ -36,7 +37,7 @@ def choose_release(
     """
     from adapterhub.install import first_fitting
 
-    found = first_fitting(library, spec, sources, wanted, bounds, objection=objection)
+    found = first_fitting(library, spec, sources, wanted, bounds, objection=objection, ignore_bindings=ignore_bindings)
     if found is not None:
         for warning in found[2].warnings:
             session.out.warn(warning)

@@ -136,7 +136,7 @@ def _compared(session: Session, ingredients: Sequence[Ingredient], dtype: str) -
         session.out.note(warning)
     with ExitStack() as stack:
         sides = [
-            Side(label=i.label, factors=stack.enter_context(AdapterFactors(i.folder)), weight=i.weight)
+            Side(label=i.label, factors=stack.enter_context(AdapterFactors(i.folder, i.expected())), weight=i.weight)
             for i in ingredients
         ]
         total = len({module for side in sides for module in side.factors.modules})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli.completing import complete_spec_or_folder
+from adapterhub.cli.output import json_text
 from adapterhub.cli.params import BASE, Session, common
 from adapterhub.errors import AdapterNotFound, shown
 
@@ -60,8 +60,9 @@ def diff(session: Session, first: str, second: str, base: BaseSpec | None, modul
 
 def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
     from adapterhub.cli.params import wanted_from
+    from adapterhub.damage import refuse_changed_manifest
     from adapterhub.difference import Side, side_of_folder
-    from adapterhub.install import find_installed
+    from adapterhub.install import look_up
     from adapterhub.specs import AdapterSpec, names_folder
 
     if names_folder(text):
@@ -73,13 +74,14 @@ def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
         return side_of_folder(folder, text)
     spec = AdapterSpec.parse(text)
     try:
-        build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))
+        build, _ = look_up(library, spec, wanted=wanted_from(library, spec, base))
     except AdapterNotFound as error:
         if not Path(text).is_dir():
             raise
         raise AdapterNotFound(error.message, hint=f"`{shown(f'./{text}', 200)}` names the folder") from None
+    refuse_changed_manifest(library, build)
     label = f"{build.full_name}=={build.manifest.version}"
-    return Side(folder=build.folder, label=label, manifest=build.manifest, base=build.base)
+    return Side(folder=build.folder, label=label, manifest=build.manifest, base=build.base, is_installed=True)
 
 
 def _say(out: Output, found: Difference, *, modules: bool) -> None:
@@ -148,4 +150,4 @@ def _row(what: str, field: Field) -> tuple[object, ...]:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) else json_text(value)

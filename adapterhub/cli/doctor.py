@@ -14,7 +14,9 @@ import click
 from adapterhub.cli.output import size_text
 from adapterhub.cli.params import Session, common, places_option, project_option, remote_options
 from adapterhub.cli.self_check import Line, dependencies, entry_point, folders, project_files
-from adapterhub.errors import EXIT_SOME_FAILED, AdapterHubError, RemoteUnreachable, UsageProblem
+from adapterhub.errors import EXIT_SOME_FAILED, AdapterHubError, NotAllowed, RemoteUnreachable, UsageProblem
+from adapterhub.real_folder import OTHERS_MAY_WRITE
+from adapterhub.store import Store
 
 _LOW_BYTES = 1_000_000_000
 
@@ -128,7 +130,14 @@ def _home(root: Path) -> Iterator[Line]:
     if not os.access(there, os.W_OK):
         yield Line("home", "failed", f"{root}: not writable", "set ADAPTERHUB_HOME or `--root` to a folder of yours")
         return
+    try:
+        Store(root).refuse_links()
+    except NotAllowed as error:
+        yield Line("home", "failed", error.message, error.hint)
+        return
     yield Line("home", "ok", str(root) if root.exists() else f"{root} (made with the first `adapt add`)")
+    if root.exists() and root.stat().st_mode & OTHERS_MAY_WRITE:
+        yield Line("permissions", "warning", f"others may write in `{root}`", f"`chmod -R go-w {root}`")
     free = shutil.disk_usage(there).free
     low = free < _LOW_BYTES
     yield Line(
@@ -142,6 +151,7 @@ def _home(root: Path) -> Iterator[Line]:
 
 
 def _index(session: Session) -> Iterator[Line]:
+    from adapterhub.damage import damaged_index
     from adapterhub.index import IndexNewer
 
     library = session.library
@@ -161,12 +171,13 @@ def _index(session: Session) -> Iterator[Line]:
     except AdapterHubError as error:
         yield Line("index", "failed", error.message, "`adapt doctor --rebuild-index` makes it again")
         return
-    if indexed == folders:
-        yield Line("index", "ok", f"{indexed} builds")
+    hint = "`adapt doctor --rebuild-index` makes it again"
+    if indexed != folders:
+        yield Line("index", "failed", f"{indexed} builds indexed, {folders} installed", hint)
+    elif problems := [damage.message for damage in damaged_index(library)]:
+        yield Line("index", "failed", "; ".join(problems), hint)
     else:
-        yield Line(
-            "index", "failed", f"{indexed} builds indexed, {folders} installed", "`adapt doctor --rebuild-index`"
-        )
+        yield Line("index", "ok", f"{indexed} builds")
 
 
 def _remote(session: Session, remote: str | None, token: str | None, *, offline: bool) -> Line:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.errors import NotAllowed, UsageProblem
+from adapterhub.output_place import output_place
 
 if TYPE_CHECKING:
     from adapterhub.cli.params import Session
@@ -25,8 +26,9 @@ def write_list(
         lines = _locked(session, folder, None if all_groups else groups)
     text = "".join(f"{line}\n" for line in lines)
     if output is not None:
+        place = output_place(output)
         try:
-            output.write_text(text, encoding="utf-8")
+            place.write_text(text, encoding="utf-8")
         except OSError as error:
             raise NotAllowed(f"`{output}` cannot be written: {error.strerror}") from None
     document = {"requirements": lines, "output": str(output) if output else None}

@@ -32,7 +32,7 @@ def show_installed(
     """
     from adapterhub.cli.query import find_build
 
-    build = find_build(session, spec, bounds, base=base)
+    build = find_build(session, spec, bounds, for_use=False, base=base)
     if recipe:
         _show_recipe(session, build)
         return
@@ -80,7 +80,7 @@ def _document(session: Session, library: Library, build: Installed) -> tuple[dic
     from adapterhub.uses import Uses
 
     manifest = build.manifest
-    origin = library.origins.of(manifest.digest)
+    origin = library.origins.under(manifest.digest, build.full_name)
     lineage = lineage_of(session)
     node = lineage.node(manifest.digest)
     try:
@@ -99,7 +99,7 @@ def _document(session: Session, library: Library, build: Installed) -> tuple[dic
         "origin": origin.place if origin else None,
         "size_bytes": manifest.size_bytes,
         "base_pinned": build.base.fingerprint is not None and manifest.base.fingerprint is None,
-        "signature": _signature(library, build, origin.place if origin else library.place),
+        "signature": _signature(library, build, library.origins.place_of(build.manifest.digest, build.full_name)),
         "lineage": node.to_json()["parents"],
         "used_by": [use.to_json() for use in uses],
         "policy_refusal": _policy_refusal(session, library, build),

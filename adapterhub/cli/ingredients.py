@@ -37,6 +37,7 @@ def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None
         AdapterNotFound, NoCompatibleRelease, SpecError: nothing installed answers to it.
     """
     from adapterhub.cli.params import wanted_from
+    from adapterhub.damage import refuse_changed_manifest
     from adapterhub.install import find_installed
     from adapterhub.recipe import Ingredient
     from adapterhub.specs import AdapterSpec, names_folder
@@ -45,5 +46,6 @@ def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None
         return Ingredient(folder=Path(text).expanduser(), label=text, weight=weight)
     spec = AdapterSpec.parse(text)
     build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))
+    refuse_changed_manifest(library, build)
     label = f"{build.full_name}=={build.manifest.version}"
     return Ingredient(folder=build.folder, label=label, weight=weight, base=build.base, digest=build.manifest.digest)

@@ -19,6 +19,7 @@ from adapterhub.cli.params import (
     rank_options,
     remote_options,
     signatures_option,
+    trust_option,
     wanted_from,
 )
 from adapterhub.cli.project_policy import exclude_newer_option, objection_from
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 @exclude_newer_option
 @save_options
 @project_option
+@trust_option
 @signatures_option
 @remote_options
 @common

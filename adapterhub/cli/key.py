@@ -215,11 +215,11 @@ def policy(session: Session, policy: str | None, namespace: str | None) -> None:
 
 
 def _read(path: Path) -> bytes:
+    from adapterhub.digests import read_plain
     from adapterhub.signing.keys import KEY_LIMIT_BYTES
 
     try:
-        with path.open("rb") as stream:
-            return stream.read(KEY_LIMIT_BYTES + 1)
+        return read_plain(path, KEY_LIMIT_BYTES)
     except OSError as error:
         raise UsageProblem(f"`{path}` cannot be read: {error.strerror}") from None
 

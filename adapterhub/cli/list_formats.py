@@ -6,11 +6,13 @@ import json
 import os
 import re
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from adapterhub.cli.output import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from adapterhub.cli.params import Session
     from adapterhub.index import BuildRow
@@ -26,12 +28,16 @@ def project_adapters(session: Session, folder: Path) -> list[dict[str, Any]]:
 
     Raises:
         NotFound, Malformed: nothing is locked, or the lock file is damaged.
+        SignatureRefused, NamespaceBound: a build may not be used.
     """
+    from adapterhub.locked_builds import refuse_inadmissible
     from adapterhub.project import read_lock
     from adapterhub.project.values import ADAPTERS_FOLDER
 
+    entries = read_lock(folder).entries.values()
+    refuse_inadmissible(session.library, entries, folders={e.key: folder / ADAPTERS_FOLDER / e.key for e in entries})
     found, missing = [], []
-    for entry in read_lock(folder).entries.values():
+    for entry in entries:
         place = folder / ADAPTERS_FOLDER / entry.key
         if not place.is_dir():
             missing += [entry.key] if entry.group is None else []
@@ -43,8 +49,18 @@ def project_adapters(session: Session, folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: one["name"])
 
 
-def library_adapters(rows: Sequence[BuildRow]) -> list[dict[str, Any]]:
-    """Installed builds; where several have a name, version and rank tell them apart."""
+def library_adapters(session: Session, rows: Sequence[BuildRow]) -> list[dict[str, Any]]:
+    """Installed builds; where several have a name, version and rank tell them apart.
+
+    Raises:
+        SignatureRefused, NamespaceBound: a build may not be used, which other programs would do.
+    """
+    from adapterhub.admission import Admission
+
+    library = session.library
+    admission = Admission(library)
+    asked = [row for row in rows if admission.asks_of(row.namespace or None)]
+    admission.refuse_all((library.read_build(session.root / row.folder), None) for row in asked)
     count = Counter(row.full_name for row in rows)
     named = Counter(_long_name(row) for row in rows)
 
@@ -53,7 +69,7 @@ def library_adapters(rows: Sequence[BuildRow]) -> list[dict[str, Any]]:
             return row.full_name
         return _long_name(row) if named[_long_name(row)] == 1 else f"{_long_name(row)}-{row.digest[7:19]}"
 
-    return [_adapter(name(row), row.folder, row.version, row.digest, row.rank) for row in rows]
+    return [_adapter(name(row), session.root / row.folder, row.version, row.digest, row.rank) for row in rows]
 
 
 def _long_name(row: BuildRow) -> str:
@@ -68,7 +84,7 @@ def _adapter(name: str, place: str | Path, version: str, digest: str, rank: int 
 def lines_of(adapters: Sequence[dict[str, Any]], form: str) -> Iterator[str]:
     """One line for each: an argument of vLLM's `--lora-modules`, or a call of PEFT."""
     if form == "json":
-        yield json.dumps(adapters, indent=1, ensure_ascii=False)
+        yield json_text(adapters, indent=1)
         return
     for one in adapters:
         yield _vllm(one["name"], one["path"]) if form == "vllm" else _peft(one["name"], one["path"])
@@ -77,7 +93,7 @@ def lines_of(adapters: Sequence[dict[str, Any]], form: str) -> Iterator[str]:
 def _vllm(name: str, path: str) -> str:
     """`name=path`; as JSON, which vLLM takes as well, where the path holds what would end it."""
     if _NOT_PLAIN.search(name + path):
-        return json.dumps({"name": name, "path": path}, ensure_ascii=False, separators=(",", ":"))
+        return json_text({"name": name, "path": path}, compact=True)
     return f"{name}={path}"
 
 

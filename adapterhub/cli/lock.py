@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completing import complete_key
-from adapterhub.cli.params import Session, common, places_option, project_option, remote_options
+from adapterhub.cli.params import Session, common, places_option, project_option, remote_options, trust_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--check", is_flag=True, help="Write nothing, ask no place; exit code 15 when the lock is stale.")
 @places_option()
 @project_option
+@trust_option
 @remote_options
 @common
 def lock(
@@ -62,6 +63,7 @@ def lock(
         return
     previous = previous_lock(project)
     sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
+    sources.settle(previous)
     chosen_anew = ALL if upgrade and not names else names
     outcome = lock_now(session, project, sources, previous=previous, upgrade=chosen_anew)
     is_new = save_lock(session, project, outcome.lock)

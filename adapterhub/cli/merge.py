@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FLAGS: Final = {
     **CHOICE_FLAGS,
     "adapters": "the adapters",
-    **{name: f"--{name}" for name in ("weights", "output", "base", "tune", "analyze", "plot", "offline")},
+    **{name: f"--{name}" for name in ("weights", "output", "base", "tune", "analyze", "plot", "offline", "force")},
     **{name: f"--{name}" for name in ("version", "task", "description", "license")},
     "places": "--from",
     "on_base": "--on",
@@ -56,6 +56,7 @@ FLAGS: Final = {
 )
 @places_option("With --recipe: where to look for adapters that are not installed; may be repeated.")
 @click.option("--offline", is_flag=True, help="With --recipe: ask no server for adapters that are not installed.")
+@click.option("--force", is_flag=True, help="With --recipe: its name may be that of an installed adapter.")
 @click.option("--analyze", is_flag=True, help="Merge nothing; show how alike the adapters are.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="With --analyze: draw it as well.")
 @click.option(
@@ -83,6 +84,7 @@ def merge(
     recipe: Path | None,
     places: tuple[Path, ...],
     offline: bool,
+    force: bool,
     analyze: bool,
     plot: Path | None,
     tune: Path | None,
@@ -115,9 +117,10 @@ def merge(
         _refuse("--recipe merges", analyze=analyze, plot=plot, on_base=on_base, tune_budget=tune_budget)
         from adapterhub.cli.merge_recipe import merge_by_recipe
 
-        merge_by_recipe(session, recipe, output=output, said=said, places=places, offline=offline)
+        merge_by_recipe(session, recipe, output=output, said=said, places=places, offline=offline, force=force)
         return
     _refuse("without --recipe there is nothing to fetch", places=places, offline=offline)
+    _refuse("without --recipe the name is your own", force=force)
     if tune is None:
         _refuse("without --tune nothing is tried", on_base=on_base, tune_budget=tune_budget)
     if not adapters:

@@ -11,6 +11,9 @@ from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, wan
 from adapterhub.errors import UsageProblem
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adapterhub.library import Library
     from adapterhub.specs import AdapterSpec, BaseSpec
     from adapterhub.transfer import Source
 
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 @rank_options
 @click.option("--private", is_flag=True, help="Make new repositories private.")
 @click.option("--dry-run", is_flag=True, help="Say what would be copied; send nothing.")
+@click.option(
+    "--ignore-bindings", is_flag=True, help="Copy although one of your remotes has the namespace, and is not this end."
+)
 @common
 def mirror(
     session: Session,
@@ -46,12 +52,14 @@ def mirror(
     max_rank: int | None,
     private: bool,
     dry_run: bool,
+    ignore_bindings: bool,
 ) -> None:
     """Copy builds between two servers, each with the token that `adapt remote login` kept for it.
 
     The repository keeps its name. What is there already is not sent again. A plain PEFT repository gets its manifest.
     A signature is passed on as it is; whoever installs judges it. So it is with the policy of a project: nothing comes
-    into one here, and it is not asked.
+    into one here, and it is not asked. A namespace that you gave to a remote (`adapt remote add --namespaces`) is read
+    from that remote only, and --namespace puts nothing under it elsewhere, unless --ignore-bindings says otherwise.
 
     \b
     Example:
@@ -67,13 +75,18 @@ def mirror(
         raise UsageProblem(f"`--from` and `--to` are both {there.url}")
     if namespace is not None:
         parse_namespace(namespace)
-    library, source_hub, target_hub = session.library, session.hub(there), session.hub(here)
+    library = session.library
+    if not ignore_bindings:
+        _refuse_bound(library, specs, namespace, there.url, here.url)
+    source_hub, target_hub = session.hub(there), session.hub(here)
     bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
     documents: list[dict[str, Any]] = []
     for spec in specs:
         sources: list[Source] = [source_hub] if spec.namespace else [source_hub.within(n) for n in there.namespaces]
         wanted = wanted_from(library, spec, base)
-        release, source, _ = choose_release(session, library, spec, sources, wanted=wanted, bounds=bounds)
+        release, source, _ = choose_release(
+            session, library, spec, sources, wanted=wanted, bounds=bounds, ignore_bindings=ignore_bindings
+        )
         repo, commit = source_hub.repository_of(release)
         to = f"{namespace}/{repo.partition('/')[2]}" if namespace else repo
         document = {
@@ -92,6 +105,21 @@ def mirror(
             document |= {"created": copied.sent_files > 0, "sent_bytes": copied.sent_bytes}
         documents.append(document)
     session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
+
+
+def _refuse_bound(library: Library, specs: Sequence[AdapterSpec], namespace: str | None, there: str, here: str) -> None:
+    """Refuse to read a namespace, or to put others' builds under it, elsewhere than where the user gave it.
+
+    Raises:
+        NamespaceBound: with both sides, before anything is asked.
+    """
+    from adapterhub.admission import Admission
+
+    admission = Admission(library)
+    hint = "`--ignore-bindings` copies it all the same"
+    for spec in specs:
+        admission.refuse_place(there, spec.namespace, hint=hint)
+    admission.refuse_place(here, namespace, hint=hint)
 
 
 def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) -> None:

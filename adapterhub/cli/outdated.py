@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli.params import SPEC, Session, common, places_option, project_option, remote_options
+from adapterhub.cli.params import SPEC, Session, common, places_option, project_option, remote_options, trust_option
 from adapterhub.errors import AdapterHubError, NotFound, shown
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--library", "is_library", is_flag=True, help="Look at the library, inside a project, too.")
 @places_option()
 @project_option
+@trust_option
 @remote_options
 @common
 def outdated(
@@ -131,6 +132,7 @@ def project_asked(
     base = base_choice(library, project, lock, takes_new=False)
     objection = objection_of(project.policy, time.time())
     sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
+    sources.settle(lock)
     found: list[Asked] = []
     for wanted in project.adapters:
         entry = lock.entries.get(wanted.key)

@@ -32,10 +32,7 @@ class Output:
     def result(self, document: Any, text: Callable[[], None]) -> None:  # noqa: ANN401 - any JSON value
         """The result: `document` (or what it returns) under `--json`, otherwise whatever `text` prints to stdout."""
         if self.as_json:
-            import json
-
-            document = document() if callable(document) else document
-            sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False, default=str) + "\n")
+            sys.stdout.write(json_text(document() if callable(document) else document, indent=1) + "\n")
         else:
             text()
 
@@ -158,8 +155,6 @@ class Output:
 def report_failure(error: AdapterHubError, *, as_json: bool) -> None:
     """The refusal on stderr, in words or as `{"error": …}`."""
     if as_json:
-        import json
-
         facts: dict[str, Any] = {
             "type": type(error).__name__,
             "message": error.message,
@@ -170,11 +165,26 @@ def report_failure(error: AdapterHubError, *, as_json: bool) -> None:
         for name in ("refusals", "reasons", "findings", "problems"):
             if getattr(error, name, None):
                 facts[name] = [list(item) if isinstance(item, tuple) else item for item in getattr(error, name)]
-        text = json.dumps({"error": facts}, ensure_ascii=False)
+        text = json_text({"error": facts})
     else:
         text = f"error: {escaped(error.message)}" + (f"\nhint: {escaped(error.hint)}" if error.hint else "")
     with contextlib.suppress(OSError):  # where nobody can be told, as on a full disk, the exit code still says it
         sys.stderr.write(f"{text}\n")
+
+
+def json_text(document: Any, *, indent: int | None = None, compact: bool = False) -> str:  # noqa: ANN401 - any JSON value
+    """A document as every command prints it: what does not print, such as a bidi mark, is written by its number."""
+    import json
+
+    separators = (",", ":") if compact else None
+    text = json.dumps(document, indent=indent, ensure_ascii=False, separators=separators, default=str)
+    if text.replace("\n", "").isprintable():
+        return text
+    pairs = (c.encode("utf-16-be", "surrogatepass").hex() for c in text)  # as JSON counts characters
+    return "".join(
+        c if c.isprintable() or c == "\n" else "".join(f"\\u{pair[at : at + 4]}" for at in range(0, len(pair), 4))
+        for c, pair in zip(text, pairs, strict=True)
+    )
 
 
 def escaped(text: str) -> str:

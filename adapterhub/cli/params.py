@@ -21,6 +21,7 @@ HUB_NAME, HUB_URL = "hub", "https://huggingface.co"
 """As in `remotes.py`, which is imported by the commands that need it."""
 
 _PROJECT = "adapterhub.project"
+_TRUSTS = "adapterhub.trusts_project"
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -96,6 +97,12 @@ class Session:
 
         folder = self.project_folder
         return None if folder is None else read_project(folder)
+
+    @property
+    def trusts_project(self) -> bool:
+        """Whether `--trust-project` was given."""
+        context = click.get_current_context(silent=True)
+        return bool(context and context.meta.get(_TRUSTS))
 
     def need_project(self) -> Project:
         """The project that the command works in.
@@ -242,6 +249,16 @@ def project_option(command: F) -> F:
     return click.option(
         "--project", type=kind, metavar="DIR", help=text, expose_value=False, callback=keep, is_eager=True
     )(command)
+
+
+def trust_option(command: F) -> F:
+    """`--trust-project`, which `Session.trusts_project` tells."""
+
+    def keep(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        context.meta[_TRUSTS] = value
+
+    text = "Ask the servers that the project names, in this run only; `adapt trust` remembers it."
+    return click.option("--trust-project", is_flag=True, help=text, expose_value=False, callback=keep)(command)
 
 
 class SpecType(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click

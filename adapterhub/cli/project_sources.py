@@ -1,7 +1,8 @@
 """The places of a project, and its lock made with them: what `lock`, `sync`, `upgrade` and `install --save` share.
 
-A project file is somebody else's: it may name servers, and no server that it names sees a token which the user did not
-give for that very URL.
+A project file is somebody else's. It may name servers, but none is asked before the user agreed to it (`adapt trust`),
+none sees a token that the user did not give for that very URL, and none answers for a namespace or a name that the user
+gave to a remote of his own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.cli.params import sources_from
+from adapterhub.cli.project_trust import ProjectTrust, keeping_trust, refuse_takeover
 from adapterhub.errors import AdapterNotFound, NotFound, RemoteUnreachable
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from adapterhub.locked_builds import Locked
     from adapterhub.locking import LockOutcome, MakeMerge
     from adapterhub.project.values import Lock, LockedAdapter, LockedMerge, Project, ProjectRemote, Wanted, WantedMerge
-    from adapterhub.remotes import SignaturePolicy
+    from adapterhub.signing.trust import Demand
     from adapterhub.specs import AdapterName, AdapterSpec, BaseSpec
     from adapterhub.transfer import Source
 
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 class ProjectSources:
     """Where the adapters of a project are looked for: its own remotes, then the user's places.
 
-    A namespace that a remote of the project has is asked of nobody else. Each place is opened once.
+    A namespace belongs to the remote that the user gave it to; else to the remote of the project that claims it. Each
+    place is opened once.
     """
 
     def __init__(
@@ -43,12 +46,25 @@ class ProjectSources:
         token: str | None = None,
         places: tuple[Path, ...] = (),
     ) -> None:
-        """`offline`: no server is among the places. `remote` and `token` are those of the command line."""
+        """`offline`: no server is among the places. `remote` and `token` are those of the command line.
+
+        Raises:
+            NamespaceBound: the project claims a name or a namespace of a remote of the user's.
+        """
         self._session, self._project, self._offline = session, project, offline
         self._named, self._token = remote, token
         self._places = places
         self._disk: list[Source] | None = None
         self._directories: dict[str, Source] = {}
+        from adapterhub.admission import Admission
+
+        self._admission = Admission(session.library)
+        self._trust = ProjectTrust(session, project)
+        refuse_takeover(project, session.remotes.all(), self._admission)
+
+    def settle(self, lock: Lock | None) -> None:
+        """On a terminal, ask whether the servers of the project may be asked; `lock` is its lock as it is."""
+        self._trust.settle(lock, offline=self._offline)
 
     # ------------------------------------------------------------ for locking
     def __call__(self, wanted: Wanted) -> list[Source]:
@@ -56,14 +72,18 @@ class ProjectSources:
 
         Raises:
             AdapterNotFound: a directory that the project names is not there, or holds no builds.
+            NamespaceBound: the adapter names a remote, and its namespace belongs to another one.
+            ProjectNotTrusted: a server of the project would be asked, and the user has not agreed to it.
         """
         if wanted.remote is not None:
-            return self._of(next(r for r in self._project.remotes if r.name == wanted.remote), wanted.spec)
+            named = next(r for r in self._project.remotes if r.name == wanted.remote)
+            self._admission.refuse_place(named.url or named.path or "", wanted.spec.namespace)
+            return self._of(named, wanted.spec)
         return self.of_spec(wanted.spec)
 
     def of_spec(self, spec: AdapterSpec) -> list[Source]:
         """The same for any spec."""
-        remotes = self._project.remotes
+        remotes = [r for r in self._project.remotes if self._admission.may_offer(r.url or "", spec.namespace)]
         if self._named is not None:
             named = next((r for r in remotes if r.name == self._named), None)
             return self._of(named, spec) if named else [*self._disk_places(), *self._servers(spec)]
@@ -87,6 +107,7 @@ class ProjectSources:
             return []
         from adapterhub.remotes import Remote
 
+        self._trust.require()
         hub = self._session.project_hub(Remote(name=remote.name, url=remote.url, namespaces=remote.namespaces))
         if spec.namespace is not None:
             return [hub]
@@ -121,15 +142,21 @@ class ProjectSources:
 
         Raises:
             RemoteUnreachable: it was locked from a server, no place before has it, and this is offline.
+            NamespaceBound: it was locked from elsewhere than its namespace belongs.
+            ProjectNotTrusted: as above.
         """
         from adapterhub.locked_builds import exact_spec
 
         source, spec = entry.source, exact_spec(entry)
+        if not source.is_library:
+            hint = f"`adapt lock --upgrade {entry.key}` asks the server that it belongs to"
+            self._admission.refuse_place(source.url or source.path, spec.namespace, hint=hint)
         if source.path:
             yield self._directory(source.path)
         elif source.url and not self._offline:
             from adapterhub.remotes import Remote
 
+            self._trust.require_for(source.url)
             named = next((r for r in self._project.remotes if r.url == source.url), None)
             known = Remote(name=named.name if named else "", url=source.url)
             hub = self._session.project_hub(known)
@@ -144,14 +171,18 @@ class ProjectSources:
                 hint="`adapt sync` without `--offline` brings it into the library once",
             )
 
-    def policy_for(self, entry: Locked) -> SignaturePolicy | None:
+    def policy_for(self, entry: Locked) -> Demand | None:
         """What the project asks of signatures on the remote that a build was locked from; None: nothing of its own."""
         return self.policy_of(entry.source.remote)
 
-    def policy_of(self, remote: str) -> SignaturePolicy | None:
+    def policy_of(self, remote: str) -> Demand | None:
         """The same by the name of a remote; a project file may ask for more than its user does, never for less."""
+        from adapterhub.signing.trust import Demand
+
         named = next((r for r in self._project.remotes if r.name == remote), None)
-        return "require" if named is not None and named.signatures == "require" else None
+        if named is None or named.signatures != "require":
+            return None
+        return Demand(policy="require", where=f"remote `{named.name}` of `adapters.toml`")
 
 
 class SpecSources:
@@ -165,6 +196,8 @@ class SpecSources:
         self.remote = remote
         self._project = session.project
         self._inside = None if self._project is None else self.project_sources(self._project)
+        if self._inside is not None and self._project is not None and any(r.url for r in self._project.remotes):
+            self._inside.settle(previous_lock(self._project))
         self._disk: list[Source] | None = None
 
     def __call__(self, spec: AdapterSpec) -> Sequence[Source]:
@@ -176,7 +209,7 @@ class SpecSources:
         servers = [] if self._offline else self._session.sources_of(spec, self.remote, token=self._token)
         return [*self._disk, *servers]
 
-    def policy_of(self, source: Source) -> SignaturePolicy | None:
+    def policy_of(self, source: Source) -> Demand | None:
         """What the project asks of signatures of what comes from there; None: nothing of its own."""
         from adapterhub.locking import remote_of
 
@@ -296,6 +329,7 @@ def save_lock(session: Session, project: Project, lock: Lock) -> bool:
     from adapterhub.known_projects import KnownProjects
     from adapterhub.project import write_lock
 
-    changed = write_lock(project.folder, lock)
+    with keeping_trust(session, project, lock):
+        changed = write_lock(project.folder, lock)
     KnownProjects(session.root).remember(project.folder, lock)
     return changed

@@ -58,6 +58,7 @@ def pull(
       adapt pull legal-qa@base-7b ./legal-qa
       adapt pull acme/legal-qa@base-7b==1.0 ./legal-qa --remote ours
     """
+    from adapterhub.admission import Admission
     from adapterhub.cli.choice import choose_release
     from adapterhub.directory import BuildFolder
     from adapterhub.install import RankBounds, admit, asked_of
@@ -78,8 +79,12 @@ def pull(
         bounds=bounds,
         objection=objection,
     )
-    signature = library.provenance(release).signature if source is library else None
-    if source is not library:
+    if source is library:
+        Admission(library).refuse(
+            library.read_build(library.folder_for(release.manifest, release.namespace)), signatures
+        )
+        signature = library.provenance(release).signature
+    else:
         asked = asked_of(library, spec, release, wanted, bounds)
         policy = signatures or SpecSources(session, (), remote=remote, token=token, offline=offline).policy_of(source)
         signature, finding = admit(library, release, source, asked, policy)

@@ -58,8 +58,9 @@ def push(
       adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --remote ours
       adapt push legal-qa@base-7b --to ./published --sign
     """
+    from adapterhub.admission import Admission
     from adapterhub.directory import PublishedDirectory
-    from adapterhub.install import RankBounds, find_installed
+    from adapterhub.install import RankBounds, look_up
     from adapterhub.specs import names_folder
     from adapterhub.transfer import Release, copy
 
@@ -67,13 +68,15 @@ def push(
         raise UsageProblem("`--key` names the key to sign with", hint="add `--sign`")
     library = session.library
     bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
-    build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
+    build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
     to_directory = names_folder(to)
     if sign_it and not dry_run:
         signer = signing_key(session, key)
         namespace = build.namespace or (None if to_directory else to.partition("/")[0])
         sign_build(library, build, namespace, signer)
+    if not (sign_it and dry_run):  # then it is not signed yet
+        Admission(library).refuse(build)
     signature = library.provenance(release).signature
     if dry_run:
         document = _dry_document(build, to, to_directory=to_directory, is_signed=sign_it or signature is not None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -47,7 +49,7 @@ def list_(session: Session, base: BaseSpec | None, form: str | None) -> None:
     from adapterhub.cli.list_formats import library_adapters, lines_of, project_adapters
 
     folder = session.project_folder if base is None else None
-    adapters = library_adapters(_rows(session, base)) if folder is None else project_adapters(session, folder)
+    adapters = library_adapters(session, _rows(session, base)) if folder is None else project_adapters(session, folder)
 
     def text() -> None:
         for line in lines_of(adapters, form):
@@ -114,7 +116,7 @@ def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filter
     rows = _rows(session, base, text=text, **filters)
     aliases = ask(session, lambda index: index.aliases())
     session.out.result(
-        lambda: [_row_document(row, aliases) for row in rows],
+        lambda: [_row_document(row, aliases, session.root) for row in rows],
         lambda: session.out.table(_COLUMNS, _cells(rows, aliases), right=("rank", "size")),
     )
     if not rows and not session.out.as_json:
@@ -174,9 +176,10 @@ def _cells(rows: Sequence[BuildRow], aliases: dict[str, str]) -> list[tuple[obje
     ]
 
 
-def _row_document(row: BuildRow, aliases: dict[str, str]) -> dict[str, Any]:
+def _row_document(row: BuildRow, aliases: dict[str, str], root: Path) -> dict[str, Any]:
     document = {name: None if value == "" else value for name, value in row._asdict().items()}
-    document["path"] = document.pop("folder")
+    del document["folder"]
+    document["path"] = os.fspath(root / row.folder)
     document["base"] = _base_name(row, aliases)
     document["method"] = row.method.split(",")
     document["target_modules"] = row.target_modules.split(",") if row.target_modules else []
@@ -196,21 +199,26 @@ def path(session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | 
     """
     from adapterhub.install import RankBounds
 
-    build = find_build(session, spec, RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank))
+    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    build = find_build(session, spec, bounds, for_use=True)  # by other programs
     session.out.result({"path": str(build.folder)}, lambda: session.out.line(str(build.folder)))
 
 
-def find_build(session: Session, spec: AdapterSpec, bounds: RankBounds, *, base: BaseSpec | None = None) -> Installed:
+def find_build(
+    session: Session, spec: AdapterSpec, bounds: RankBounds, *, for_use: bool, base: BaseSpec | None = None
+) -> Installed:
     """The one installed build that `spec` means, warnings said.
 
     Raises:
         AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
+        SignatureRefused, NamespaceBound: `for_use`, and it may not be used.
     """
     from adapterhub.cli.params import wanted_from
-    from adapterhub.install import find_installed
+    from adapterhub.install import find_installed, look_up
 
     library = session.project_library
-    build, resolution = find_installed(library, spec, wanted=wanted_from(library, spec, base), bounds=bounds)
+    find = find_installed if for_use else look_up
+    build, resolution = find(library, spec, wanted=wanted_from(library, spec, base), bounds=bounds)
     for warning in resolution.warnings:
         session.out.warn(warning)
     return build

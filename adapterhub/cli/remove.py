@@ -43,10 +43,10 @@ def installed_builds(library: Library, spec: AdapterSpec, *, all_versions: bool)
     Raises:
         AdapterNotFound: none is installed.
     """
-    from adapterhub.install import find_installed
+    from adapterhub.install import look_up
 
     if not all_versions:
-        return [find_installed(library, spec, wanted=wanted_from(library, spec, None))[0]]
+        return [look_up(library, spec, wanted=wanted_from(library, spec, None))[0]]
     builds = library.builds_named(spec.name, spec.namespace)
     if not builds:
         raise library.not_installed(spec.full_name)

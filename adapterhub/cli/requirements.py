@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from adapterhub.digests import read_plain
 from adapterhub.errors import Malformed, SpecError, shown
 from adapterhub.specs import AdapterSpec
 
@@ -26,11 +27,7 @@ def read_requirements(path: Path) -> list[AdapterSpec]:
     """
     where = "stdin" if str(path) == "-" else str(path)
     try:
-        if str(path) == "-":
-            raw = sys.stdin.buffer.read(MOST_BYTES + 1)
-        else:
-            with path.open("rb") as stream:
-                raw = stream.read(MOST_BYTES + 1)
+        raw = sys.stdin.buffer.read(MOST_BYTES + 1) if str(path) == "-" else read_plain(path, MOST_BYTES)
     except OSError as error:
         raise Malformed(f"`{shown(where, 200)}` cannot be read: {error.strerror}") from None
     if len(raw) > MOST_BYTES:

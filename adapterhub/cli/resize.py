@@ -20,6 +20,7 @@ from adapterhub.cli.params import BASE, Session, common
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from adapterhub.digests import Digest
     from adapterhub.library import Library
     from adapterhub.recipe import Combination, Ingredient, Made
     from adapterhub.specs import BaseSpec
@@ -70,7 +71,7 @@ def resize(
     cut = chosen_cut(rank, energy, max_error)
     library = session.library
     parent = ingredient(library, adapter, 1.0, base)
-    before, own_dtype = _weights_in(parent.folder)
+    before, own_dtype = _weights_in(parent.folder, parent.expected())
     combination = Combination(inputs=(parent,), method="svd", options=cut, dtype=dtype or own_dtype)
     if rank is not None and rank >= max(before.ranks):
         combination = Combination(inputs=(parent,), dtype=dtype)  # a copy, unless --dtype converts it
@@ -136,7 +137,7 @@ class _Resizing:
         out, result = self.session.out, made.result
         for warning in made.warnings:
             out.warn(warning)
-        after, _ = _weights_in(folder)
+        after, _ = _weights_in(folder, None)
         document |= {"before": self.before.to_json(), "after": after.to_json(), "dtype": result.dtype}
         document |= {"relative_error": result.relative_error, "worst_module": result.worst_module}
         document |= {"worst_error": result.worst_error, "recipe": dict(made.recipe)}
@@ -156,16 +157,15 @@ class _Resizing:
         out.result(document, text)
 
 
-def _weights_in(folder: Path) -> tuple[_Weights, str | None]:
+def _weights_in(folder: Path, expected: Mapping[str, Digest] | None) -> tuple[_Weights, str | None]:
     """What the files hold, and the dtype of all factors if they have one that a result can have."""
     from adapterhub.factors import TORCH_DTYPES, AdapterFactors
-    from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
     from adapterhub.merge import DTYPES
 
-    with AdapterFactors(folder) as factors:
+    with AdapterFactors(folder, expected) as factors:
         ranks = Counter(module.rank for module in factors.modules.values())
         dtypes = {TORCH_DTYPES[spec.dtype] for module in factors.modules.values() for spec in (module.a, module.b)}
-    size = sum((folder / name).stat().st_size for name in (CONFIG_FILE, WEIGHTS_FILE))
+        size = len(factors.config_bytes) + factors.header.size_bytes
     own = next((name for name, dtype in DTYPES.items() if dtypes == {dtype}), None)
     return _Weights(size_bytes=size, ranks=ranks), own
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.cli.output import json_text
 from adapterhub.cli.run_model import Choice, Loading, Model, drawing_of, find_base
 from adapterhub.cli.run_rows import Row, RowProblems, read_rows
 from adapterhub.errors import Conflict, NotAllowed, NotFound, shown
+from adapterhub.output_place import output_place
 from adapterhub.store import write_durably
 
 if TYPE_CHECKING:
@@ -136,12 +137,13 @@ def _say(session: Session, out: Path | None, documents: Sequence[dict[str, Any]]
         session.out.line(f"{len(documents):,} answers in {out}")
         return
     for document in documents:
-        session.out.line(json.dumps(document, ensure_ascii=False))
+        session.out.line(json_text(document))
 
 
 # ---------------------------------------------------------------- where they go
 def _refuse_taken(out: Path) -> None:
     where = shown(str(out), 200)
+    output_place(out)
     if out.exists() or out.is_symlink():
         raise Conflict(f"`{where}` exists. Nothing was answered", hint="give a file that does not exist yet")
     if not out.absolute().parent.is_dir():
@@ -152,9 +154,9 @@ def _refuse_taken(out: Path) -> None:
 
 def _write(out: Path, documents: Sequence[dict[str, Any]]) -> NotAllowed | None:
     """Write all answers or none; what stood in the way, for an hour of answers must not be lost to a full disk."""
-    data = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents).encode()
+    data = "".join(json_text(document) + "\n" for document in documents).encode()
     try:
-        write_durably(out, data)
+        write_durably(output_place(out), data)
     except OSError as error:
         where = f"`{shown(str(out), 200)}` cannot be written: {error.strerror}"
         return NotAllowed(f"{where}. The answers went to stdout instead", hint="send them to a file with `>`")

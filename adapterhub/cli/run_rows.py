@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.cli.run_model import Choice, choice_from
-from adapterhub.digests import strict_json
+from adapterhub.digests import read_plain, strict_json
 from adapterhub.errors import AdapterHubError, Malformed, NotFound, shown
 
 MAX_FILE_BYTES: Final = 256 << 20
@@ -98,8 +98,7 @@ def _read(path: Path, where: str, *, is_stdin: bool) -> bytes:
         raw = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
     else:
         try:
-            with path.open("rb") as file:
-                raw = file.read(MAX_FILE_BYTES + 1)
+            raw = read_plain(path, MAX_FILE_BYTES)
         except OSError as error:
             raise NotFound(
                 f"`{where}` cannot be read: {error.strerror}", hint=f"give a file with one JSON object a line: {_FORM}"

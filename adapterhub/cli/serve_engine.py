@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from adapterhub.cli.params import Session, sources_from
 from adapterhub.errors import AdapterHubError, UnsupportedAdapter
+from adapterhub.output_place import output_place
 
 if TYPE_CHECKING:
     from adapterhub.bases import BaseRecord
@@ -91,7 +92,7 @@ def started(session: Session, asked: Asked, command: Sequence[str], environ: dic
 
     with contextlib.ExitStack() as stack:
         output: IO[bytes] | int = (
-            sys.stderr.fileno() if asked.log is None else stack.enter_context(asked.log.open("ab"))
+            sys.stderr.fileno() if asked.log is None else stack.enter_context(output_place(asked.log).open("ab"))
         )
         session.out.note(f"starting `{shlex.join(command)}`")
         yield stack.enter_context(EngineProcess(command, environ, output=output))

@@ -48,12 +48,12 @@ def sign(
       adapt sign legal-qa@base-7b
       adapt sign legal-qa@base-7b==1.0.0 --key ana --namespace acme
     """
-    from adapterhub.install import RankBounds, find_installed
+    from adapterhub.install import RankBounds, look_up
     from adapterhub.specs import parse_namespace
 
     library = session.library
     bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
-    build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
+    build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
     if namespace is not None:
         parse_namespace(namespace)
     signer = signing_key(session, key)

@@ -10,14 +10,14 @@ import click
 
 from adapterhub.cli.completing import complete_group
 from adapterhub.cli.output import size_text
-from adapterhub.cli.params import Session, common, project_option, signatures_option
+from adapterhub.cli.params import Session, common, project_option, signatures_option, trust_option
 from adapterhub.errors import StaleLock, UsageProblem, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapterhub.cli.project_sources import ProjectSources
-    from adapterhub.locked_builds import Locked
+    from adapterhub.locked_builds import Given, Locked
     from adapterhub.project.values import Lock, LockedMerge, Project
     from adapterhub.remotes import SignaturePolicy
     from adapterhub.sync import Brought, Done, Means, SyncPlan
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--frozen", is_flag=True, help="Never resolve: refuse when the lock file does not answer the project.")
 @click.option("--offline", is_flag=True, help="Never open a connection.")
+@click.option("--check", is_flag=True, help="Read every byte again, also of files that look as sync left them.")
 @click.option("--prune", is_flag=True, help="Remove what the lock file does not ask for.")
 @click.option(
     "--group", "groups", multiple=True, metavar="NAME", shell_complete=complete_group, help="An optional group, too."
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
 @click.option("--yes", "-y", is_flag=True, help="With --prune: also delete, unasked, folders that sync did not make.")
 @signatures_option
 @project_option
+@trust_option
 @common
 def sync(
     session: Session,
     frozen: bool,
     offline: bool,
+    check: bool,
     prune: bool,
     groups: tuple[str, ...],
     all_groups: bool,
@@ -51,10 +54,13 @@ def sync(
     library is fetched by its digest from where it was locked; a merge is made again from its recipe. What is right
     already is not touched, and nothing in `adapters/` changes before everything is there.
 
+    A file counts as right without being read while its size, times and inode are as sync left them. --check reads every
+    byte; CI runs `adapt sync --frozen --check`.
+
     \b
     Examples:
       adapt sync
-      adapt sync --frozen --offline
+      adapt sync --frozen --check
       adapt sync --group eval --prune
     """
     from adapterhub.cli.project_sources import ProjectSources
@@ -67,8 +73,8 @@ def sync(
     sources = ProjectSources(session, project, offline=offline)
     lock, is_new = _lock_of(session, project, sources, is_frozen=frozen)
     library = session.library
-    with syncing(library, project.folder):
-        plan = plan_sync(project.folder, wanted_entries(lock, None if all_groups else groups))
+    with syncing(library, project.folder) as target:
+        plan = plan_sync(target, wanted_entries(lock, None if all_groups else groups), reads_all=check)
         done = run_sync(
             library,
             lock,
@@ -76,6 +82,7 @@ def sync(
             means_of(session, lock, sources, signatures),
             prune=prune,
             delete=_to_delete(session, plan, yes=yes) if prune else (),
+            reads_all=check,
         )
     for one in done.brought:
         for warning in one.warnings:
@@ -107,6 +114,7 @@ def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_
     from adapterhub.project import LOCK_FILE, lock_problems, read_lock
 
     lock = read_lock(project.folder) if is_frozen else previous_lock(project)
+    sources.settle(lock)
     problems = lock_problems(project, lock) if lock is not None else []
     if lock is not None and not problems:
         from adapterhub.known_projects import KnownProjects
@@ -139,7 +147,7 @@ def means_of(session: Session, lock: Lock, sources: ProjectSources, signatures: 
     """How what is locked gets into the library: from its places, or a merge by its recipe."""
     from adapterhub.sync import Means
 
-    def policy(entry: Locked) -> SignaturePolicy | None:
+    def policy(entry: Locked) -> Given:
         return signatures or sources.policy_for(entry)
 
     def rebuild(entry: LockedMerge) -> Brought:

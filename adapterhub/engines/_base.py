@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.bases import BaseRecord
+from adapterhub.digests import read_json
 from adapterhub.engines._traits import HEADS, BaseFacts
 from adapterhub.errors import Malformed, shown
+from adapterhub.hints import CONFIG_LIMIT_BYTES
 
 BASE_CONFIG: Final = "config.json"
 _HEAD_TENSORS: Final = tuple(f"{head}.weight" for head in HEADS)
@@ -26,8 +27,8 @@ def base_config(record: BaseRecord | None) -> Mapping[str, Any] | None:
     if path is None or not path.is_file():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))  # of the base, whose files are trusted
-    except (OSError, ValueError, RecursionError) as error:
+        value = read_json(path, CONFIG_LIMIT_BYTES, finite=False)
+    except (OSError, ValueError) as error:
         raise Malformed(f"`{path}` cannot be read: {shown(str(error))}") from None
     return value if isinstance(value, dict) else {}
 

@@ -14,7 +14,6 @@ from adapterhub.engines import SETTINGS, BaseFacts, Verdict, base_config, base_f
 from adapterhub.errors import (
     BaseMismatch,
     BaseNotFound,
-    DigestMismatch,
     RefusedAdapter,
     UnsupportedAdapter,
     shown,
@@ -26,7 +25,7 @@ from adapterhub.loader.request import Finder, Found
 from adapterhub.manifest import Manifest
 from adapterhub.peft_config import owner
 from adapterhub.specs import BaseSpec
-from adapterhub.verify import Report, open_subject, verify
+from adapterhub.verify import Report, Subject, open_subject, refuse_damaged, verify
 
 Steps = Callable[[int, int], None]
 """Called with how many of how many are done."""
@@ -109,17 +108,17 @@ class Job:
             self.base,
             self._only_base,
             allow_base_mismatch=self.allow_base_mismatch,
-            check=lambda *_: (),  # checked below, with the base
+            check=lambda *_: (None, ()),  # checked below, with the base
         )
         found = finder.find(self.what, 1.0)
         record = self._record(found, needed=needs_base)
-        warnings = self._checked(found, record)
+        subject, warnings = self._checked(found, record)
         config = base_config(record)
         if config is None and needs_base:
             what = f"`config.json` of base `{shown(record.label if record else '')}`"
             raise BaseNotFound(f"{what} is not on this machine", hint=_HINT_BASE)
         facts = base_facts(record)
-        with AdapterFactors(found.folder) as factors:
+        with AdapterFactors(found.folder, subject=subject) as factors:
             verdict = judge(target, factors.config, factors.header, base=facts)
             refuse(found.label, verdict, facts, factors.unclear)
             names = None
@@ -163,8 +162,8 @@ class Job:
             raise BaseNotFound(f"`{shown(found.label, 200)}` does not say which base it is for", hint=hint)
         return record
 
-    def _checked(self, found: Found, record: BaseRecord | None) -> tuple[str, ...]:
-        """Verify the files, against the base where it is known; the warnings."""
+    def _checked(self, found: Found, record: BaseRecord | None) -> tuple[Subject, tuple[str, ...]]:
+        """Verify the files, against the base where it is known; the files as they were verified, and the warnings."""
         subject, findings = open_subject(
             found.folder,
             manifest=found.build.manifest if found.build else None,
@@ -174,12 +173,7 @@ class Job:
         )
         report = verify(subject, seen=findings) if subject is not None else Report.of(findings)
         label = shown(found.label, 200)
-        damaged = next((f for f in report.errors if f.code == "E_DIGEST"), None)
-        if damaged is not None:
-            actual = damaged.message.removeprefix("is ")
-            raise DigestMismatch(
-                str(found.folder / damaged.where), expected=damaged.expected, actual=actual, hint=damaged.hint
-            )
+        refuse_damaged(report.errors, f"{found.folder}/")
         other = next((f for f in report.errors if f.code == "E_BASE_MISMATCH"), None)
         errors = [f for f in report.errors if f is not other]
         if errors:
@@ -190,7 +184,9 @@ class Job:
         if other is not None and not self._is_overridden(found, record):
             raise BaseMismatch(f"`{label}` {other.message}. Nothing was written", hint=other.hint)
         overridden = (f"`{label}` {other.message}: exported all the same, as asked",) if other is not None else ()
-        return (*overridden, *(f"{f.where}: {f.message}" if f.where else f.message for f in report.warnings))
+        assert subject is not None  # without one there is an error
+        warnings = (f"{f.where}: {f.message}" if f.where else f.message for f in report.warnings)
+        return subject, (*overridden, *warnings)
 
     def _is_overridden(self, found: Found, record: BaseRecord | None) -> bool:
         if self.allow_base_mismatch:

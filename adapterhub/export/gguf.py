@@ -27,6 +27,7 @@ from adapterhub.factors import AdapterFactors
 from adapterhub.layouts import is_finite, owner
 from adapterhub.lowrank import LowRank
 from adapterhub.new_folder import not_written
+from adapterhub.output_place import output_place
 from adapterhub.store import sync_folder
 
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -148,6 +149,7 @@ def _new_file(out: Path) -> Iterator[Path]:
     Raises:
         DiskFull, NotAllowed: it cannot be written.
     """
+    out = output_place(out)
     partial = out.with_name(f".{out.name}.partial-{secrets.token_hex(_RANDOM_BYTES)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ trained weights by comparing them with the base. `--format peft` writes what oth
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -80,7 +79,7 @@ def _kept(adapter: Adapter) -> tuple[TensorSpec, ...]:
 def _write(adapter: Adapter, kept: tuple[TensorSpec, ...], path: Path, job: Job) -> None:
     header = adapter.factors.header
     if len(kept) == len(header.tensors):
-        shutil.copyfile(header.path, path)
+        adapter.factors.weights.copy_to(path)
         job.step(1, 1)
         return
     with TensorFileWriter(path, kept) as writer:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.bases import BaseRecord
-from adapterhub.digests import strict_json
+from adapterhub.digests import read_json
 from adapterhub.errors import BaseNotFound, CouldNotTell, shown
 from adapterhub.fingerprint import is_buffer
+from adapterhub.hints import CONFIG_LIMIT_BYTES
 from adapterhub.tensorfile import BASE_LIMITS, TensorSpec, read_header
 from adapterhub.weightfiles import weight_files
 
-_CONFIG_LIMIT_BYTES: Final = 64 << 20
 _MATRIX: Final = 2
 
 TOKEN_EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "tokens_embed")
@@ -185,7 +185,7 @@ def _under(prefix: str, weights: Mapping[str, Weight], longer: Mapping[str, Weig
 def _read_config(folder: Path) -> Mapping[str, Any]:
     """The model's config; one that is absent or damaged says nothing, as in `hints`."""
     try:
-        value = strict_json((folder / "config.json").read_bytes(), limit_bytes=_CONFIG_LIMIT_BYTES)
+        value = read_json(folder / "config.json", CONFIG_LIMIT_BYTES)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

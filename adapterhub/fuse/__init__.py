@@ -180,7 +180,7 @@ def prepare(
         raise UsageProblem(f"base `{request.model.record.label}` is quantised; its dtype cannot be changed")
     with ExitStack() as stack:
         sources = [
-            _source(request.model, f, s, stack.enter_context(AdapterFactors(f.folder)))
+            _source(request.model, f, s, stack.enter_context(AdapterFactors(f.folder, subject=s)))
             for f, s in zip(request.found, request.subjects, strict=True)
         ]
         mapped = [(s.label, s.names.mapped(map(owner, s.factors.modules))) for s in sources]

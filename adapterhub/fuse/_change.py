@@ -199,13 +199,9 @@ def _read(taken: Taken) -> Tensor:
 def _rows_of(taken: Taken, grid: Grid, start: int, stop: int) -> Tensor:
     """Rows of a tensor that replaces one of the base; may be called from several threads."""
     dtype = TORCH_DTYPES[taken.spec.dtype]
-    path, width = taken.source.factors.header.path, grid.columns * dtype.itemsize
     room = torch.empty(stop - start, grid.columns, dtype=dtype)
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        read_into(room, handle, taken.spec.start + start * width, str(path))
-    finally:
-        os.close(handle)
+    place = taken.spec.start + start * grid.columns * dtype.itemsize
+    taken.source.factors.weights.read_into(room.flatten().view(torch.uint8).numpy().data, place)
     return room
 
 

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from adapterhub.digests import read_json
 from adapterhub.errors import shown
 from adapterhub.fuse._model import CONFIG_FILE, Model
-from adapterhub.weightfiles import INDEX_FILE, SINGLE_FILE
+from adapterhub.hints import CONFIG_LIMIT_BYTES
+from adapterhub.weightfiles import INDEX_FILE, INDEX_LIMIT_BYTES, SINGLE_FILE
 
 _COPIED: Final = (
     "config.json",
@@ -74,7 +76,7 @@ def copy_index(model: Model, folder: Path, size_bytes: int | None) -> None:
     if size_bytes is None:
         shutil.copyfile(path, folder / INDEX_FILE)
         return
-    index = json.loads(path.read_text(encoding="utf-8"))
+    index = read_json(path, INDEX_LIMIT_BYTES)
     metadata = index.get("metadata")
     index["metadata"] = (metadata if isinstance(metadata, dict) else {}) | {"total_size": size_bytes}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -91,7 +93,7 @@ def code_remarks(model: Model) -> Sequence[str]:
 
 def _code_files(path: Path) -> Iterator[str]:
     try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("auto_map")
+        named = read_json(path, CONFIG_LIMIT_BYTES, finite=False).get("auto_map")
     except (OSError, ValueError, AttributeError):
         return
     values = named.values() if isinstance(named, dict) else ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.bases import BaseRecord
+from adapterhub.digests import read_json
 from adapterhub.errors import BaseNotFound, CouldNotTell, Malformed, shown
 from adapterhub.factors import TORCH_DTYPES
 from adapterhub.fingerprint import is_buffer
+from adapterhub.hints import CONFIG_LIMIT_BYTES
 from adapterhub.tensorfacts import TensorFacts
 from adapterhub.tensorfile import BASE_LIMITS, TensorFile, TensorSpec, read_header
 from adapterhub.weightfiles import weight_files
@@ -209,16 +210,16 @@ def _is_inside_layer(module: str) -> bool:
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
-    """The model's config. It is of the base, whose files are trusted, and may hold `Infinity` as Mamba's does."""
+    """The model's config, which may hold `Infinity` as Mamba's does."""
     path = folder / CONFIG_FILE
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path, CONFIG_LIMIT_BYTES, finite=False)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise CouldNotTell(f"`{path}` cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"{path}: not JSON: {shown(str(error))}") from None
+    except ValueError as error:
+        raise Malformed(f"{path}: {shown(str(error), 200)}") from None
     if not isinstance(value, dict):
         raise Malformed(f"{path}: expected an object")
     return value

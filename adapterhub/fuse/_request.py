@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapterhub.bases import BaseRecord
 from adapterhub.digests import Progress
@@ -15,7 +15,7 @@ from adapterhub.library import Library
 from adapterhub.loader import AdapterLike
 from adapterhub.loader.request import Finder, Found, with_weights
 from adapterhub.specs import BaseSpec
-from adapterhub.verify import Subject, open_subject
+from adapterhub.verify import Subject
 
 _HINT_NO_BASE = "`adapt base add PATH --as NAME` registers a local copy; name it with `--base NAME`"
 
@@ -78,17 +78,9 @@ def _refuse_by_themselves(found: Sequence[Found], subjects: Sequence[Subject]) -
 
 
 def _subject(found: Found, model: Model) -> Subject:
-    """The adapter's files beside the base's facts; they were verified when it was found."""
-    subject, findings = open_subject(
-        found.folder,
-        manifest=found.build.manifest if found.build else None,
-        base_tensors=model.facts,
-        base_fingerprint=model.record.fingerprint,
-    )
-    if subject is None:  # changed since a moment ago
-        listed = [(f.code, f.message) for f in findings if f.severity == "error"]
-        raise RefusedAdapter(f"`{shown(found.label, 200)}` cannot be read", listed)
-    return subject
+    """The adapter's files, as they were verified when it was found, beside the base's facts."""
+    assert found.subject is not None  # it was checked
+    return replace(found.subject, base_tensors=model.facts, base_fingerprint=model.record.fingerprint, base_named=True)
 
 
 # ---------------------------------------------------------------- the base

@@ -17,6 +17,7 @@ from adapterhub.dates import parse_time
 from adapterhub.digests import Digest, parse_digest
 from adapterhub.errors import AdapterHubError, RefusedAdapter, RemoteUnreachable, shown
 from adapterhub.hub._wire import HttpError, Wire
+from adapterhub.hub_ids import is_hub_id
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
@@ -48,8 +49,8 @@ def repositories_tagged(wire: Wire, namespace: str, tag: str) -> list[str]:
     if not isinstance(listed, list):
         raise _nonsense(wire, namespace, "list of repositories")
     names = [item.get("id") for item in listed if isinstance(item, dict)]
-    whole = re.compile(re.escape(namespace) + r"/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-    return [name for name in names if isinstance(name, str) and whole.fullmatch(name)]
+    prefix = f"{namespace}/"
+    return [name for name in names if isinstance(name, str) and name.startswith(prefix) and is_hub_id(name)]
 
 
 def refs_of(wire: Wire, repo: str) -> Refs:

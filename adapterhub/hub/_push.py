@@ -15,6 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from adapterhub.cards import card_for
 from adapterhub.digests import Progress, copy_hashed
 from adapterhub.errors import Conflict, DigestMismatch, NotAllowed, ReleaseExists
+from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.hub._listing import refs_of
 from adapterhub.hub._wire import Wire, file_path
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
@@ -138,7 +139,7 @@ class _Upload:
         with (self._folder / entry.path).open("xb") as sink:
             digest, _ = copy_hashed(stream, sink, progress)
         if digest != entry.sha256:
-            raise DigestMismatch(entry.path, expected=entry.sha256, actual=digest)
+            raise DigestMismatch(entry.path, expected=entry.sha256, actual=digest, hint=REPAIR_HINT)
 
     def sign(self, signature: bytes) -> bool:
         """Take the signature.

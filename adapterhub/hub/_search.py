@@ -9,6 +9,7 @@ from typing import Any
 
 from adapterhub.errors import RemoteUnreachable
 from adapterhub.hub._wire import Wire
+from adapterhub.hub_ids import is_hub_id
 
 PAGE = 100
 TAG_HEX = 32
@@ -104,13 +105,18 @@ def _is(search: Search, found: Found) -> bool:
     return not search.method or search.method.lower() in {m.lower() for m in found.method}
 
 
+def _hub_id(text: str | None) -> str | None:
+    """The base that a server names, where it can be one."""
+    return text if text is not None and is_hub_id(text) else None
+
+
 def _of_row(row: Mapping[str, Any]) -> Found:
     weights = row["base_sha256"]
     return Found(
         repo=str(row["repo"]),
         name=row["name"],
         version=row["version"],
-        base_hub_id=row["base"],
+        base_hub_id=_hub_id(row["base"]),
         base_weights=f"sha256:{weights}" if weights else None,
         task=row["task"],
         rank=row["rank"],
@@ -132,7 +138,7 @@ def _of_model(model: Mapping[str, Any]) -> Found:
         repo=str(model["id"]),
         name=said("adapter-name:"),
         version=None,
-        base_hub_id=said("base_model:adapter:"),
+        base_hub_id=_hub_id(said("base_model:adapter:")),
         base_weights=f"sha256:{weights}" if weights else None,
         task=said("adapter-task:"),
         rank=int(rank) if rank and rank.isascii() and rank.isdigit() else None,

@@ -12,7 +12,7 @@ from typing import Any, Final
 from huggingface_hub import set_client_factory
 
 from adapterhub.errors import RemoteUnreachable, shown
-from adapterhub.hub._wire import CONNECT_S, MAX_ERROR_BYTES, MAX_SMALL_BYTES, HttpError
+from adapterhub.hub._wire import CONNECT_S, MAX_ERROR_BYTES, MAX_SMALL_BYTES, HttpError, unencrypted, unusable_proxy
 
 VERIFYING_S = 300.0
 """How long to wait for the next byte: a server reads all that was sent before it answers a push."""
@@ -30,7 +30,10 @@ def bound_client(silence_s: float | None = None) -> None:
     from huggingface_hub.utils._http import default_client_factory  # the user's proxies and certificates stay
 
     def bounded() -> Any:  # noqa: ANN401 - of whichever HTTP library
-        client = default_client_factory()
+        try:
+            client = default_client_factory()
+        except Exception as error:  # noqa: BLE001 - httpx raises ImportError, ValueError, and an InvalidURL of its own
+            raise unusable_proxy(error) from None
         client.timeout = (CONNECT_S, wait_s, wait_s, wait_s)  # connect, read, write, pool
         _Bounds(client)
         return client
@@ -70,6 +73,10 @@ class _Bounds:
 
     @staticmethod
     def _bound(response: Any) -> None:  # noqa: ANN401 - as above
+        if response.has_redirect_location and response.url.scheme == "https":
+            target = response.url.join(response.headers["location"])
+            if target.scheme == "http":
+                raise unencrypted(f"{response.url.scheme}://{response.url.netloc.decode()}", str(target))
         most = response.request.extensions.get(_MOST)
         if most is None or response.request.method == "HEAD":
             return

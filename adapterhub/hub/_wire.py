@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.request import getproxies
 
 from huggingface_hub import get_session
 from huggingface_hub.errors import (
@@ -169,7 +170,7 @@ class Wire:
                 place = shown(answer.headers["location"])
                 raise RemoteUnreachable(f"{self.endpoint} led to `{place}`, which is no web address")
             if url.startswith("https:") and target.startswith("http:"):
-                raise RemoteUnreachable(f"{self.endpoint} led from an encrypted address to `{shown(target)}`")
+                raise unencrypted(self.endpoint, target)
             if _origin(target) != _origin(self.endpoint):
                 sent = {name: value for name, value in sent.items() if name.lower() != "authorization"}
             url = target
@@ -241,8 +242,21 @@ class Wire:
         check_etag(bytes(body), answer.headers, what)
         return bytes(body)
 
+    def _client(self) -> Any:  # noqa: ANN401 - of whichever HTTP library
+        """The hub's client, which is made with the proxies of the environment.
+
+        Raises:
+            RemoteUnreachable: one of them is none.
+        """
+        try:
+            return get_session()
+        except AdapterHubError:
+            raise
+        except Exception as error:  # noqa: BLE001 - httpx raises ImportError, ValueError, and an InvalidURL of its own
+            raise unusable_proxy(error) from None
+
     def _send(self, url: str, headers: Mapping[str, str], form: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - a response of whichever HTTP library
-        session: Any = get_session()
+        session = self._client()
         method = "GET" if form is None else "POST"
         connect_s = min(CONNECT_S, self.silence_s)
         times = (connect_s, self.silence_s, self.silence_s, connect_s)  # connect, read, write, pool
@@ -339,6 +353,24 @@ def check_etag(body: bytes, headers: Mapping[str, str], what: str) -> None:
         return
     if actual != etag:
         raise DigestMismatch(what, expected=etag, actual=actual, hint="nothing was stored; try again")
+
+
+def unencrypted(what: str, target: str) -> RemoteUnreachable:
+    """What is said of an encrypted address that leads to one that is not."""
+    return RemoteUnreachable(f"{what} led from an encrypted address to `{shown(target)}`. Nothing was sent there")
+
+
+def unusable_proxy(error: Exception) -> RemoteUnreachable:
+    """What is said when no client can be made with the proxies of the environment; their URLs may hold passwords."""
+    names = ", ".join(f"{scheme.upper()}_PROXY" for scheme in sorted(getproxies()) if scheme != "no")
+    if isinstance(error, ImportError):
+        reason, hint = "SOCKS needs a package that is not installed", "`pip install socksio` brings it"
+    else:
+        reason, hint = "it is no address of a proxy", "expected one such as http://proxy.example:3128"
+    return RemoteUnreachable(
+        f"the proxy that the environment names ({names or 'ALL_PROXY'}) cannot be used: {reason}. Nothing was sent",
+        hint=f"{hint}, or unset it",
+    )
 
 
 def git_sha1(body: bytes) -> str:

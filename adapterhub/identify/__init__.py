@@ -22,6 +22,7 @@ from adapterhub.identify._orphan import Orphan, read_orphan
 from adapterhub.identify._report import Identity, Match, Sureness
 from adapterhub.identify.families import FAMILIES, Family, family_matches
 from adapterhub.library import Library
+from adapterhub.limits import limits
 from adapterhub.manifest import MEDIA_TYPES
 from adapterhub.verify.files import list_folder
 
@@ -36,10 +37,14 @@ def identify(library: Library, path: Path, progress: Progress | None = None) -> 
 
     Raises:
         AdapterNotFound: nothing is at `path`.
-        CouldNotTell: a file cannot be read.
+        CouldNotTell: a file cannot be read, or is larger than the weights of an adapter may be.
     """
-    files = _files(path)
+    files, most = _files(path), limits().file_bytes
     try:
+        large = [name for name, file in files.items() if file.stat().st_size > most]
+        if large:
+            raise CouldNotTell(f"`{shown(large[0])}` holds more than {most} bytes, which no adapter's file does here",
+                               hint="ADAPTERHUB_LIMITS=file_bytes=… allows more")  # fmt: skip
         digests = {name: digest_of_file(file, progress)[0] for name, file in files.items()}
     except OSError as error:
         raise CouldNotTell(f"`{shown(str(path), 200)}` cannot be read: {error.strerror}") from None

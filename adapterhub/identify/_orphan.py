@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from adapterhub.digests import read_plain
 from adapterhub.errors import MalformedConfig, MalformedManifest, MalformedTensorFile
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.peft_config import AdapterConfig
 from adapterhub.tensorfile import TensorFile, TensorSpec, read_header
 from adapterhub.verify._foreign import weights_of_others
 from adapterhub.verify._keys import PREFIX, AdapterKeys, Pair, sort_keys
+from adapterhub.verify.digests import read_manifest_file
+from adapterhub.verify.files import list_folder
 
 _FACTOR: Final = re.compile(r"\.lora_(?:embedding_)?[AB](?:\.|$)")
 _IN_MEMORY: Final = re.compile(r"(\.lora_(?:embedding_)?[AB])\.(?!weight$|bias$)[A-Za-z0-9_-]+(?=\.weight$|\.bias$|$)")
@@ -101,15 +104,16 @@ def _config(files: Mapping[str, Path], notes: list[str]) -> AdapterConfig | None
     if path is None:
         return None
     try:
-        with path.open("rb") as stream:
-            return AdapterConfig.parse(stream.read(_CONFIG_LIMIT_BYTES + 1), CONFIG_FILE)
+        return AdapterConfig.parse(read_plain(path, _CONFIG_LIMIT_BYTES), CONFIG_FILE)
     except MalformedConfig as error:
         notes.append(f"`{CONFIG_FILE}`: {error.reason}")
+    except OSError as error:
+        notes.append(f"`{CONFIG_FILE}`: {error.strerror}")
     return None
 
 
 def _manifest(folder: Path) -> Manifest | None:
     try:
-        return Manifest.read(folder / MANIFEST_FILE)
-    except (FileNotFoundError, MalformedManifest):
+        return read_manifest_file(list_folder(folder).taken[MANIFEST_FILE])
+    except (KeyError, MalformedManifest):
         return None

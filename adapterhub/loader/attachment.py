@@ -140,7 +140,7 @@ def attach(
     found = [finder.find(what, weight) for what, weight in pairs]
     check = BaseCheck(place, loaded, known_base, allow_base_mismatch=allow_base_mismatch)
     verdicts = [check.run(f) for f in found]
-    contents = without_repeats([read_contents(f.folder, f.label, frozen) for f in found])
+    contents = without_repeats([read_contents(f.subject, f.label, frozen) for f in found if f.subject is not None])
     for each in contents:
         check_copies(each, frozen)
     setups = [set_up(each, frozen) for each in contents]
@@ -155,5 +155,7 @@ def attach(
     except BaseException:
         frozen.restore(frozen.added_hooks())
         raise
+    for each in contents:
+        each.weights.close()  # all of it is on the model
     adapters = [facts(f, r, v, pin(place, f, known_base)) for f, r, v in zip(found, ready, verdicts, strict=True)]
     return Attached(frozen, wrapped, tuple(adapters), ready)

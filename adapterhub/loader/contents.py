@@ -11,7 +11,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from adapterhub.errors import MalformedTensorFile, RefusedAdapter, shown
+from adapterhub.errors import RefusedAdapter, shown
+from adapterhub.heldfile import HeldFile
 from adapterhub.loader.naming import ModuleNames
 from adapterhub.peft_config import AdapterConfig
 from adapterhub.tensorfile import TensorFile, TensorSpec
@@ -66,6 +67,7 @@ class AdapterContents:
     folder: Path
     config: AdapterConfig
     header: TensorFile
+    weights: HeldFile
     factors: Mapping[str, Mapping[str, TensorSpec]]
     saved: Mapping[str, Mapping[str, TensorSpec]]
     shared: Mapping[str, TensorSpec]
@@ -88,21 +90,18 @@ class AdapterContents:
         return f"{self.names.adapters_name(module)}.{key}"
 
     def read(self, spec: TensorSpec) -> Tensor:
-        """One tensor of the file, in memory of its own: a mapped file could be cut short under a running model.
+        """One tensor, in memory of its own, from the bytes that were checked.
 
         Raises:
             RefusedAdapter: a dtype that torch does not have.
-            MalformedTensorFile: the file has become shorter since its header was read.
+            DigestMismatch: the file has changed since.
         """
         dtype = DTYPES.get(spec.dtype)
         if dtype is None:
             found = ("E_DTYPE", f"`{shown(spec.name)}` is stored as {shown(spec.dtype)}")
             raise RefusedAdapter(f"`{shown(self.label)}` cannot be read", [found])
         room = torch.empty(spec.size_bytes, dtype=torch.uint8)
-        with self.header.path.open("rb") as stream:
-            stream.seek(spec.start)
-            if stream.readinto(room.numpy().data) != spec.size_bytes:
-                raise MalformedTensorFile(str(self.header.path), f"ends inside tensor `{shown(spec.name)}`")
+        self.weights.read_into(room.numpy().data, spec.start)
         return room.view(dtype).reshape(spec.shape)
 
 

@@ -7,38 +7,34 @@ that leads anywhere else refuses the adapter: no file reaches a weight of the ba
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from types import MappingProxyType
 
-from adapterhub.errors import MalformedConfig, RefusedAdapter, UnsupportedAdapter, shown
+from adapterhub.errors import RefusedAdapter, UnsupportedAdapter, shown
 from adapterhub.factors import PEFT_PREFIX
-from adapterhub.limits import limits
 from adapterhub.loader.base_model import BaseModel
 from adapterhub.loader.contents import FACTOR_NAMES, SHARED_FACTORS, AdapterContents, limited
 from adapterhub.loader.lacking import refuse_lacking
 from adapterhub.loader.naming import ModuleNames, names_for
 from adapterhub.loader.parameters import holder_of, parameters_in
-from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.peft_config import AdapterConfig, saved_name
-from adapterhub.tensorfile import TensorFile, TensorSpec, read_header
+from adapterhub.tensorfile import TensorFile, TensorSpec
+from adapterhub.verify import Subject
 
 
-def read_contents(folder: Path, label: str, base: BaseModel) -> AdapterContents:
-    """The contents of the PEFT folder `folder`, every tensor placed in `base`; `label` names it in errors.
+def read_contents(subject: Subject, label: str, base: BaseModel) -> AdapterContents:
+    """The contents of a PEFT folder that was opened, every tensor placed in `base`; `label` names it in errors.
 
     Raises:
-        MalformedConfig, MalformedTensorFile: a file that breaks its format.
         UnsupportedAdapter: a method that cannot be attached here.
         RefusedAdapter: tensors that have no place; every one is listed.
         BaseMismatch: the base lacks modules that the adapter is for.
     """
-    config = AdapterConfig.parse(_read_config(folder), str(folder / CONFIG_FILE))
+    config, header = subject.config, subject.weights
     if config.peft_type not in FACTOR_NAMES:
         raise UnsupportedAdapter(
             f"`{shown(label)}` is of type {config.peft_type}, which cannot be attached here",
             hint=f"{', '.join(FACTOR_NAMES)} can",
         )
-    header = read_header(folder / WEIGHTS_FILE)
     names = names_for(_modules_in(header, config), base)
     sorter = _Sorter(config, base, names)
     for spec in header.tensors:
@@ -46,9 +42,10 @@ def read_contents(folder: Path, label: str, base: BaseModel) -> AdapterContents:
     parameters = parameters_in(sorter.factors, config, base, names)
     contents = AdapterContents(
         label=label,
-        folder=folder,
+        folder=subject.folder,
         config=config,
         header=header,
+        weights=subject.held,
         factors=MappingProxyType(sorter.factors),
         saved=MappingProxyType(sorter.saved),
         shared=MappingProxyType(sorter.shared),
@@ -168,12 +165,3 @@ class _Sorter:
 
     def _refuse(self, code: str, spec: TensorSpec, reason: str) -> None:
         self.findings.append((code, f"`{shown(spec.name)}`: {reason}"))
-
-
-def _read_config(folder: Path) -> bytes:
-    path = folder / CONFIG_FILE
-    try:
-        with path.open("rb") as stream:
-            return stream.read(limits().config_bytes + 1)  # one more than the parser takes, so that it sees the excess
-    except OSError as error:
-        raise MalformedConfig(str(path), f"cannot be opened: {error.strerror}") from None

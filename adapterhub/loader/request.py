@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adapterhub.admission import Admission
 from adapterhub.bases import BaseRecord
 from adapterhub.catalog import Installed
+from adapterhub.damage import refuse_changed_manifest
 from adapterhub.errors import (
     AdapterNotFound,
     AmbiguousSpec,
-    DigestMismatch,
     RefusedAdapter,
     SpecError,
     UsageProblem,
@@ -22,11 +23,10 @@ from adapterhub.errors import (
 from adapterhub.hints import BaseHints
 from adapterhub.install import find_installed
 from adapterhub.library import Library
-from adapterhub.manifest import MANIFEST_FILE, BaseRef, Manifest
+from adapterhub.manifest import BaseRef, Manifest
 from adapterhub.specs import AdapterSpec, BaseSpec, hint_for_unknown_base, names_folder
-from adapterhub.verify import Report, open_subject, verify
+from adapterhub.verify import Report, Subject, manifest_in, open_subject, refuse_damaged, verify
 from adapterhub.verify.base import claims_base
-from adapterhub.verify.files import list_folder
 from adapterhub.wanted_base import WantedBase, wanted_base
 
 AdapterLike = str | os.PathLike[str] | AdapterSpec | Installed
@@ -40,7 +40,8 @@ MAX_WEIGHT = 1e6
 class Found:
     """One adapter to attach. `base` is what it declares; `build` is None for a folder outside the library.
 
-    `wanted` is the base that the caller named for it.
+    `wanted` is the base that the caller named for it. `subject` holds the files as they were checked: whoever uses the
+    adapter takes its bytes from there, and leaves it out of what is kept.
     """
 
     label: str
@@ -50,6 +51,7 @@ class Found:
     build: Installed | None
     wanted: WantedBase | None
     warnings: tuple[str, ...] = ()
+    subject: Subject | None = None
 
 
 def with_weights(
@@ -85,8 +87,11 @@ def with_weights(
 Identify = Callable[[], BaseRecord | None]
 """Gives the registered base that the model in memory is."""
 
-Check = Callable[[Path, str, "Manifest | None", "Identify | None"], tuple[str, ...]]
-"""Checks the files of a folder, by its label and against its manifest; gives warnings and raises what is wrong."""
+Check = Callable[[Path, str, "Manifest | None", "Identify | None"], "tuple[Subject | None, tuple[str, ...]]"]
+"""Checks the files of a folder, by its label and against its manifest; raises what is wrong.
+
+Gives the files as they were checked, and warnings.
+"""
 
 
 class Finder:
@@ -118,11 +123,13 @@ class Finder:
             AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound: nothing, or not one thing, by that name.
             DigestMismatch: a file that is not what the manifest says.
             RefusedAdapter: `verify` finds an error.
+            SignatureRefused, NamespaceBound: an installed build may not be used.
         """
         folder = folder_in(what)
         if folder is not None:
             return self._in_folder(folder, weight)
         if isinstance(what, Installed):
+            Admission(self.library).refuse(what)
             return self._installed(what, weight, wanted_base(self.base, self.library.bases))
         spec = what if isinstance(what, AdapterSpec) else _parse_spec(str(what))
         wanted = wanted_base(spec.base or self.base, self.library.bases, hint=hint_for_unknown_base(spec))
@@ -148,7 +155,9 @@ class Finder:
         return any(self.library.mismatch_allowed(build, wanted.record.fingerprint) for build in builds)
 
     def _installed(self, build: Installed, weight: float, wanted: WantedBase | None) -> Found:
+        refuse_changed_manifest(self.library, build)
         label = f"{build.full_name}=={build.manifest.version}"
+        subject, warnings = self.check(build.folder, label, build.manifest, None)
         return Found(
             label=label,
             folder=build.folder,
@@ -156,7 +165,8 @@ class Finder:
             base=build.base,
             build=build,
             wanted=wanted,
-            warnings=self.check(build.folder, label, build.manifest, None),
+            warnings=warnings,
+            subject=subject,
         )
 
     def _in_folder(self, folder: Path, weight: float) -> Found:
@@ -164,12 +174,19 @@ class Finder:
             raise AdapterNotFound(
                 f"no folder `{shown(str(folder), 200)}`", hint="give the folder that PEFT's `save_pretrained` wrote"
             )
-        manifest = _manifest_in(folder)
+        manifest = manifest_in(folder)
         label = str(folder)
-        warnings = self.check(folder, label, manifest, None if self.allow_base_mismatch else self.identify)
-        base = manifest.base if manifest else BaseRef(hints=BaseHints())
-        wanted = wanted_base(self.base, self.library.bases)
-        return Found(label=label, folder=folder, weight=weight, base=base, build=None, wanted=wanted, warnings=warnings)
+        subject, warnings = self.check(folder, label, manifest, None if self.allow_base_mismatch else self.identify)
+        return Found(
+            label=label,
+            folder=folder,
+            weight=weight,
+            base=manifest.base if manifest else BaseRef(hints=BaseHints()),
+            build=None,
+            wanted=wanted_base(self.base, self.library.bases),
+            warnings=warnings,
+            subject=subject,
+        )
 
 
 def folder_in(what: AdapterLike) -> Path | None:
@@ -190,30 +207,28 @@ def _parse_spec(text: str) -> AdapterSpec:
         raise
 
 
-def _manifest_in(folder: Path) -> Manifest | None:
-    entry = list_folder(folder).taken.get(MANIFEST_FILE)
-    return Manifest.read(entry.path) if entry is not None else None
-
-
 def check_folder(
-    folder: Path, label: str, manifest: Manifest | None, identify: Identify | None = None
-) -> tuple[str, ...]:
-    """Verify the folder, its files against the manifest included; the warnings of `verify`.
+    folder: Path,
+    label: str,
+    manifest: Manifest | None,
+    identify: Identify | None = None,
+    *,
+    in_memory: bool = False,
+) -> tuple[Subject, tuple[str, ...]]:
+    """Verify the folder, its files against the manifest included; its files as they were seen, and the warnings.
 
     The base is left out: it is the model in memory, which `attach` compares itself. Only where the config of a plain
     folder claims the hash of its base is `identify` asked which registered base the model is.
     """
-    subject, findings = open_subject(folder, manifest=manifest, base_named=True)
+    subject, findings = open_subject(folder, manifest=manifest, base_named=True, in_memory=in_memory)
     if subject is not None and manifest is None and identify is not None and claims_base(subject.config):
         record = identify()
         subject = replace(subject, base_fingerprint=record.fingerprint) if record else subject
     report = verify(subject, seen=findings) if subject is not None else Report.of(findings)
-    damaged = next((f for f in report.errors if f.code == "E_DIGEST"), None)
-    if damaged is not None:
-        actual = damaged.message.removeprefix("is ")
-        raise DigestMismatch(str(folder / damaged.where), expected=damaged.expected, actual=actual, hint=damaged.hint)
+    refuse_damaged(report.errors, f"{folder}/")
     if report.errors:
         listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in report.errors]
         hint = next((f.hint for f in report.errors if f.hint), "")
         raise RefusedAdapter(f"`{shown(label, 200)}` was not attached", listed, hint=hint)
-    return tuple(f"{f.where}: {f.message}" if f.where else f.message for f in report.warnings)
+    assert subject is not None  # without one there is an error
+    return subject, tuple(f"{f.where}: {f.message}" if f.where else f.message for f in report.warnings)

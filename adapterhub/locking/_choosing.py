@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adapterhub.admission import Admission
 from adapterhub.digests import Digest
 from adapterhub.errors import AdapterHubError, AdapterNotFound, NoCompatibleRelease, NotFound
 from adapterhub.install import candidates_of
@@ -74,7 +75,8 @@ class _Search:
 
     def __init__(self, asking: Asking, wanted: Wanted, sources: Sequence[Source]) -> None:
         self._asking, self._wanted = asking, wanted
-        self._sources = (*sources, asking.library)
+        self._every_source = (*sources, asking.library)
+        self._sources = Admission(asking.library).of_places(self._every_source, wanted.spec.namespace)
         self._offers: list[_Offer] = []
         project, base = asking.project, wanted.spec.base
         self._judged = asking.base.wanted
@@ -104,6 +106,8 @@ class _Search:
         """Why there is no choice."""
         library, wanted = self._asking.library, self._wanted
         everything = {c.digest: c for offer in self._offers for c in offer.candidates}
+        if not everything:
+            Admission(library).refuse_strangers(self._every_source, wanted.spec.namespace)
         if not everything and wanted.remote is not None:
             hint = f'`{wanted.key}` names `remote = "{wanted.remote}"`, so no other place is asked for it'
             return AdapterNotFound(f"no adapter `{self._spec.full_name}` in remote `{wanted.remote}`", hint=hint)
@@ -163,6 +167,9 @@ class _Search:
                 elsewhere.setdefault(other.remote, theirs.chosen)
         notice = other_remotes_notice(self._wanted, (offer.remote, resolution.chosen), elsewhere)
         release = next(r for r in offer.releases if r.digest == resolution.chosen.digest)
+        if offer.source is self._asking.library:
+            place = self._asking.library.folder_for(release.manifest, release.namespace)
+            Admission(self._asking.library).refuse(self._asking.library.read_build(place))
         entry = locked_adapter(self._asking.project, self._asking.library, self._wanted, release, offer.source)
         return Chosen(entry=entry, warnings=(*resolution.warnings, *([notice] if notice else [])))
 

@@ -41,6 +41,7 @@ from typing import Final
 
 import torch
 
+from adapterhub.digests import Digest
 from adapterhub.errors import MergeRefused, UsageProblem, shown
 from adapterhub.factors import FORMAT_DTYPES, AdapterFactors
 from adapterhub.lowrank import check_rank, error_of_energy
@@ -69,11 +70,15 @@ methods = names
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeInput:
-    """An adapter to merge: its PEFT folder, its name in messages and in the recipe, its weight (0: left out)."""
+    """An adapter to merge: its PEFT folder, its name in messages and in the recipe, its weight (0: left out).
+
+    `expected` are the digests that its files must have, by name; None stands for those in the folder's own manifest.
+    """
 
     folder: Path
     label: str
     weight: float
+    expected: Mapping[str, Digest] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +127,7 @@ def merge(
     Raises:
         UsageProblem: no such method, dtype or option, an option out of range, or a weight that is no sensible number.
         MergeRefused: the adapters cannot be added up, or the result would not be finite; every reason is listed.
+        DigestMismatch: an input whose files are not those expected, or change meanwhile.
         MalformedConfig, MalformedTensorFile, RefusedAdapter: an input that breaks its format.
         Conflict: `out_folder` exists and is not empty.
     """
@@ -148,7 +154,10 @@ def merge(
     with ExitStack() as stack:
         sources = [
             Source(
-                folder=i.folder, label=i.label, weight=i.weight, factors=stack.enter_context(AdapterFactors(i.folder))
+                folder=i.folder,
+                label=i.label,
+                weight=i.weight,
+                factors=stack.enter_context(AdapterFactors(i.folder, i.expected)),
             )
             for i in taking_part
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def copy_into(source: Source, folder: Path, progress: Callable[[int, int], None]
         progress(done, len(tensors))
     refuse(bad)
     (folder / CONFIG_FILE).write_bytes(source.factors.config_bytes)
-    shutil.copyfile(source.factors.header.path, folder / WEIGHTS_FILE)
+    source.factors.weights.copy_to(folder / WEIGHTS_FILE)
 
 
 def ranks_of(source: Source) -> dict[str, int]:

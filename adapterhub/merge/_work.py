@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from adapterhub.digests import Digest, digest_of_file
+from adapterhub.digests import Digest
 from adapterhub.errors import MergeRefused, shown
 from adapterhub.factors import FORMAT_DTYPES, TensorFileWriter
 from adapterhub.layouts import is_finite
@@ -73,7 +73,7 @@ class Work:
         # a block of this size freed; a third of a merge's time went there. Elsewhere this line does nothing.
         torch.empty(_REUSED_BYTES, dtype=torch.uint8)
         if self.method.is_random:
-            self.digests = tuple(digest_of_file(s.folder / WEIGHTS_FILE)[0] for s in self.sources)
+            self.digests = tuple(s.factors.weights.digest for s in self.sources)
         carried = {
             TensorSpec.planned(name, one.spec.dtype, one.spec.shape): one
             # wide numbers first, so that each tensor begins at a multiple of their size

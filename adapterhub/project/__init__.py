@@ -11,8 +11,6 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.digests import read_plain
-from adapterhub.errors import Malformed, NotFound, shown
 from adapterhub.project.names import LOCK_FILE, PROJECT_FILE
 
 if TYPE_CHECKING:
@@ -37,8 +35,6 @@ __all__ = [
     "wanted_text",
     "write_lock",
 ]
-
-LIMIT_BYTES: Final = 4 << 20
 
 _MODULES: Final = {
     "parse_project": "_reading",
@@ -68,15 +64,6 @@ def read_project(folder: Path) -> Project:
         NotFound: there is no `adapters.toml`.
         Malformed: it cannot be used; every problem with its place.
     """
-    from adapterhub.project._reading import parse_project
+    from adapterhub.project._reading import parse_project, project_bytes
 
-    path = folder / PROJECT_FILE
-    try:
-        raw = read_plain(path, LIMIT_BYTES)
-    except OSError as error:
-        raise NotFound(
-            f"`{shown(str(path), 200)}`: {error.strerror}", hint="`adapt init` makes a project of this folder"
-        ) from None
-    if len(raw) > LIMIT_BYTES:
-        raise Malformed(f"`{shown(str(path), 200)}`: more than the {LIMIT_BYTES:,} bytes that a project file may have")
-    return parse_project(raw, folder, str(path))
+    return parse_project(project_bytes(folder), folder, str(folder / PROJECT_FILE))

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from adapterhub.digests import parse_digest
 from adapterhub.errors import AdapterHubError, SpecError, shown
+from adapterhub.hub_ids import is_hub_id, parse_hub_id
 from adapterhub.project._lines import value_of
 from adapterhub.project.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource, Policy
 from adapterhub.recipe_toml import step_from
@@ -26,7 +27,6 @@ _POLICY: Final = {one.name.replace("_", "-"): one.name for one in fields(Policy)
 _SOURCE: Final = tuple(one.name for one in fields(LockedSource))
 _COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_REPO: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass
@@ -145,7 +145,7 @@ class EntryReader:
         digests = {key: self.checked(section, key, parse_digest) for key in ("weights", "tensors", "structure")}
         return LockedBase(
             spec=self.checked(section, "spec", _text, needed=True) or "",
-            hub_id=self.checked(section, "hub_id", _text),
+            hub_id=self.checked(section, "hub_id", parse_hub_id),
             **digests,
         )
 
@@ -215,7 +215,7 @@ class EntryReader:
             self.parsed(told["url"], _url, line, "source.url")
         if told["url"] and told["path"]:
             self.say(line, "source: expected one of `url` and `path`")
-        if told["repo"] and not _REPO.fullmatch(told["repo"]):
+        if told["repo"] and not ("/" in told["repo"] and is_hub_id(told["repo"])):
             self.say(line, f"source.repo: expected `org/name`, got `{shown(told['repo'])}`")
         if told["commit"] and not _COMMIT.fullmatch(told["commit"]):
             self.say(line, f"source.commit: expected 40 hex digits, got `{shown(told['commit'])}`")

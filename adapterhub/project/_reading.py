@@ -6,14 +6,15 @@ import codecs
 import datetime as dt
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
 from adapterhub.dates import parse_newest_allowed
-from adapterhub.errors import Malformed, SpecError, UsageProblem, shown
-from adapterhub.project._lines import both_sides
-from adapterhub.project.values import Policy, Project, ProjectRemote, Wanted, WantedMerge
+from adapterhub.digests import read_plain
+from adapterhub.errors import Malformed, NotFound, SpecError, UsageProblem, shown
+from adapterhub.project._lines import both_sides, line_of, lines_of
+from adapterhub.project.values import PROJECT_FILE, Policy, Project, ProjectRemote, Wanted, WantedMerge
 from adapterhub.recipe_toml import step_from, toml_of
 from adapterhub.recipe_toml.values import near_name
 from adapterhub.remotes import SIGNATURE_POLICIES, parse_remote_name, parse_url
@@ -27,6 +28,9 @@ from adapterhub.specs import (
     parse_version,
 )
 
+LIMIT_BYTES: Final = 4 << 20
+MAX_ENTRIES: Final = 10_000
+"""Adapters, groups, merges and remotes of a project, all together."""
 PROBLEMS_SHOWN: Final = 50
 MAX_TEXT_CHARACTERS: Final = 4096
 
@@ -43,8 +47,21 @@ _KINDS: Final[Mapping[type, str]] = {
     str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list", bool: "true or false",
     dt.date: "a date", dt.datetime: "a time",
 }  # fmt: skip
-_HEADER: Final = re.compile(r"\s*\[\[?\s*([^\[\]#]+?)\s*\]\]?\s*(#.*)?")
-_KEY: Final = re.compile(r"""\s*([A-Za-z0-9_.-]+|"[^"\\]*"|'[^']*')\s*=""")
+
+
+def project_bytes(folder: Path) -> bytes:
+    """What the project file in `folder` holds; of one beyond `LIMIT_BYTES` so much that `parse_project` refuses it.
+
+    Raises:
+        NotFound: there is none, or it is no plain file.
+    """
+    path = folder / PROJECT_FILE
+    try:
+        return read_plain(path, LIMIT_BYTES)
+    except OSError as error:
+        raise NotFound(
+            f"`{shown(str(path), 200)}`: {error.strerror}", hint="`adapt init` makes a project of this folder"
+        ) from None
 
 
 def parse_project(raw: bytes, folder: Path, where: str) -> Project:
@@ -53,15 +70,21 @@ def parse_project(raw: bytes, folder: Path, where: str) -> Project:
     Raises:
         Malformed: it is none; every problem with its place.
     """
+    if len(raw) > LIMIT_BYTES:
+        raise Malformed(f"`{shown(where, 200)}`: more than the {LIMIT_BYTES:,} bytes that a project file may have")
     try:
         document = toml_of(raw)
     except ValueError as error:
         raise _malformed(where, [_unreadable(raw) or str(error)]) from None
+    if (entries := _entries_in(document)) > MAX_ENTRIES:
+        raise _malformed(
+            where, [f"{entries:,} adapters, groups, merges and remotes; a project has at most {MAX_ENTRIES:,}"]
+        )
     reader = _Reader()
     project = reader.project(document, folder)
     if reader.problems:
-        lines = _lines_of(raw.decode("utf-8"))
-        placed = [(_line_of(path, lines), path, text) for path, text in reader.problems]
+        lines = lines_of(raw.decode("utf-8"))
+        placed = [(line_of(path, lines), path, text) for path, text in reader.problems]
         placed.sort(key=lambda one: one[0] or 0)
         raise _malformed(where, [_told(*one) for one in placed])
     return project
@@ -99,6 +122,14 @@ def _range_meant(text: str) -> str | None:
     return f">={bare},<{'.'.join(map(str, [*parts[:place], parts[place] + 1]))}"
 
 
+def _entries_in(document: Mapping[str, Any]) -> int:
+    """How many adapters, groups, merges and remotes a document names, before any of them is looked at."""
+    groups = document.get("groups")
+    tables = [document.get(name) for name in ("adapters", "merges", "remotes")]
+    tables += [groups, *groups.values()] if isinstance(groups, dict) else []
+    return sum(len(table) for table in tables if isinstance(table, dict))
+
+
 def _malformed(where: str, problems: Sequence[str]) -> Malformed:
     rest = len(problems) - PROBLEMS_SHOWN
     lines = [*problems[:PROBLEMS_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
@@ -114,32 +145,9 @@ def _unreadable(raw: bytes) -> str | None:
     return both_sides(raw.decode("utf-8", "replace"))
 
 
-def _line_of(path: str, lines: Mapping[str, int]) -> int | None:
-    """The line of a key, or of the nearest table around it."""
-    around = re.split(r"[.\[]", path)
-    held = (lines.get(".".join(around[:count])) for count in range(len(around), 0, -1))
-    return next((line for line in held if line is not None), None)
-
-
 def _told(line: int | None, path: str, text: str) -> str:
     where = shown(path, 200)
     return f"{where}: {text}" if line is None else f"line {line}, {where}: {text}"
-
-
-def _lines_of(text: str) -> dict[str, int]:
-    """The line on which each key first stands, by its path; a help for people, which a text over lines may mislead."""
-    found: dict[str, int] = {}
-    table = ""
-    for number, line in enumerate(text.split("\n"), 1):
-        header = _HEADER.fullmatch(line)
-        key = None if header else _KEY.match(line)
-        if header:
-            table = re.sub(r"\s*\.\s*", ".", header[1].replace('"', "").replace("'", ""))
-            found.setdefault(table, number)
-        elif key:
-            name = key[1].strip("\"'")
-            found.setdefault(f"{table}.{name}" if table else name, number)
-    return found
 
 
 class _Reader:
@@ -154,8 +162,12 @@ class _Reader:
     def known(self, holder: Mapping[str, Any], keys: Sequence[str], path: str) -> None:
         for key in holder:
             if key not in keys:
-                near = near_name(key, keys) or f"; there are {', '.join(keys)}"
+                near = self.near(key, keys) or f"; there are {', '.join(keys)}"
                 self.say(f"{path}{key}", f"no such key{near}")
+
+    def near(self, name: str, names: Collection[str]) -> str:
+        """What `name` was meant to be; looked for while few problems are known, since a search costs all names."""
+        return near_name(name, names) if len(self.problems) < PROBLEMS_SHOWN else ""
 
     def take(self, holder: Mapping[str, Any], key: str, kind: type, path: str) -> Any:  # noqa: ANN401 - any TOML value
         """`holder[key]` when it has the type `kind`, else None."""
@@ -330,13 +342,13 @@ class _Reader:
             places.setdefault(wanted.key, path)
         for one in project.adapters:
             if one.remote is not None and one.remote not in remotes:
-                near = near_name(one.remote, remotes) or "; `[remotes]` of this file has none of that name"
+                near = self.near(one.remote, remotes) or "; `[remotes]` of this file has none of that name"
                 self.say(f"{places[one.key]}.remote", f"no remote `{shown(one.remote)}`{near}")
         inputs = {str(merge.key): [leaf.spec for leaf in merge.step.leaves()] for merge in project.merges}
         for key, named in inputs.items():
             for name in dict.fromkeys(named):
                 if name not in places:
-                    near = near_name(name, places.keys() - {key}) or "; write it under `[adapters]`"
+                    near = self.near(name, places.keys() - {key}) or "; write it under `[adapters]`"
                     self.say(f"merges.{key}.inputs", f"nothing in this project is named `{shown(name)}`{near}")
         if loop := _loop(inputs):
             self.say(f"merges.{loop[0]}", f"made of itself: {' -> '.join(loop)}")
@@ -346,18 +358,19 @@ def _loop(inputs: Mapping[str, Sequence[str]]) -> list[str]:
     """Merges that are made of each other, from one back to itself; empty when there are none."""
     done: set[str] = set()
     for start in inputs:
-        trail: list[tuple[str, list[str]]] = [(start, [*inputs[start]])]
+        trail = {start: [*inputs[start]]}
         while trail:
-            key, rest = trail[-1]
-            name = next((rest.pop() for _ in range(1) if rest), None)
-            on_trail = [k for k, _ in trail]
-            if name is None:
+            key, rest = next(reversed(trail.items()))
+            if not rest:
                 done.add(key)
-                trail.pop()
-            elif name in on_trail:
-                return [*on_trail[on_trail.index(name) :], name]
-            elif name in inputs and name not in done:
-                trail.append((name, [*inputs[name]]))
+                del trail[key]
+                continue
+            name = rest.pop()
+            if name in trail:
+                keys = [*trail]
+                return [*keys[keys.index(name) :], name]
+            if name in inputs and name not in done:
+                trail[name] = [*inputs[name]]
     return []
 
 

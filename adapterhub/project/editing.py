@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from adapterhub.errors import Conflict, NotAllowed, NotFound, shown
-from adapterhub.project._reading import parse_project, wanted_spec
-from adapterhub.project.values import PROJECT_FILE, Project, Wanted
+from adapterhub.output_place import output_place
+from adapterhub.project._reading import parse_project, project_bytes, wanted_spec
+from adapterhub.project.values import LOCK_FILE, PROJECT_FILE, Project, Wanted
 from adapterhub.recipe_toml.values import near_name
 from adapterhub.specs import AdapterName, BaseSpec
 from adapterhub.store import write_durably
@@ -40,9 +41,10 @@ def create_project(folder: Path, base: BaseSpec | None = None) -> Project:
 
     Raises:
         Conflict: it is one already.
-        NotAllowed: it cannot be written.
+        NotAllowed: it cannot be written, or it would be in a library.
     """
     path = folder / PROJECT_FILE
+    output_place(path)
     if path.exists() or path.is_symlink():
         hint = "edit it, or give another folder"
         raise Conflict(f"`{shown(str(folder), 200)}` has an `{PROJECT_FILE}` already. It was left as it is", hint=hint)
@@ -196,24 +198,18 @@ def _tables(document: TOMLDocument) -> list[Any]:
 
 # ---------------------------------------------------------------- files
 def _text(folder: Path) -> str:
-    path = folder / PROJECT_FILE
-    try:
-        return path.read_bytes().decode("utf-8")  # `read_text` would lose the line ends
-    except OSError as error:
-        raise NotFound(
-            f"`{shown(str(path), 200)}`: {error.strerror}", hint="`adapt init` makes a project of this folder"
-        ) from None
-    except UnicodeDecodeError:
-        parse_project(path.read_bytes(), folder, str(path))  # says so
-        raise
+    raw = project_bytes(folder)
+    parse_project(raw, folder, str(folder / PROJECT_FILE))  # refuses what is no project, and what is not UTF-8
+    return raw.decode("utf-8")
 
 
 def _write(folder: Path, text: str) -> Project:
     """Write the project file, if it is one."""
     project = project_of(text, folder)
     path = folder / PROJECT_FILE
+    output_place(folder / LOCK_FILE)  # which is written next: both or neither
     try:
-        write_durably(path.resolve(), text.encode())
+        write_durably(output_place(path), text.encode())
     except OSError as error:
         raise NotAllowed(f"`{shown(str(path), 200)}` cannot be written: {error.strerror}. It is as it was") from error
     return project

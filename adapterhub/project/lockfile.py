@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from adapterhub.digests import read_plain
 from adapterhub.errors import Malformed, NotAllowed, NotFound, shown
+from adapterhub.output_place import output_place
 from adapterhub.project._entries import EntryReader, Section
 from adapterhub.project._lines import both_sides, parse_value, text_of, value_of
 from adapterhub.project.values import (
@@ -76,7 +77,7 @@ def write_lock(folder: Path, lock: Lock) -> bool:
     except OSError:
         pass  # none yet, or none that can be read
     try:
-        write_durably(path, data)
+        write_durably(output_place(path), data)
     except OSError as error:
         raise NotAllowed(f"`{shown(str(path), 200)}` cannot be written: {error.strerror}. It is as it was") from error
     return True

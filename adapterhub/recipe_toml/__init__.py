@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from adapterhub.digests import read_plain
 from adapterhub.errors import NotFound, shown
 from adapterhub.manifest import Manifest
 from adapterhub.recipe_toml._reading import FORMAT, malformed, recipe_from, step_from
@@ -26,12 +27,11 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe in a TOML file.
 
     Raises:
-        NotFound: no file is there.
+        NotFound: no plain file is there.
         Malformed: it is no recipe; every problem with its path.
     """
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(LIMIT_BYTES + 1)
+        raw = read_plain(path, LIMIT_BYTES)
     except OSError as error:
         raise NotFound(
             f"`{shown(str(path), 200)}`: {error.strerror}", hint="`adapt show NAME --recipe` prints that of a merge"

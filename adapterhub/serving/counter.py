@@ -12,25 +12,26 @@ from typing import Final
 
 from adapterhub.bases import BaseRecord
 from adapterhub.catalog import Installed
-from adapterhub.digests import Digest, hex_of, strict_json
+from adapterhub.digests import Digest, hex_of, read_json
 from adapterhub.engines import BaseFacts, Verdict, judge
 from adapterhub.errors import (
     AdapterNotFound,
     BaseMismatch,
-    DigestMismatch,
     NoCompatibleRelease,
     RefusedAdapter,
     SpecError,
     UnsupportedAdapter,
     shown,
 )
+from adapterhub.hints import CONFIG_LIMIT_BYTES
 from adapterhub.install import Plan, RankBounds, plan_install, run_install
 from adapterhub.library import Library
 from adapterhub.manifest import MANIFEST_FILE, BaseRef
+from adapterhub.real_folder import make_folder
 from adapterhub.remotes import SignaturePolicy
 from adapterhub.specs import AdapterSpec
 from adapterhub.transfer import Source
-from adapterhub.verify import Report, Subject, open_subject, verify
+from adapterhub.verify import Report, Subject, open_subject, refuse_damaged, verify
 from adapterhub.wanted_base import WantedBase, wanted_base
 
 FORGET_S: Final = 10.0
@@ -39,9 +40,9 @@ FORGET_S: Final = 10.0
 RANK_SETTING: Final = "max-lora-rank"
 """As vLLM's rules call the rank that they need."""
 
-_CONFIG_BYTES: Final = 16 << 20
 _REMEMBERED: Final = 1024
 _STRIPES: Final = 64
+_OURS_ALONE: Final = 0o700
 
 Sources = Callable[[AdapterSpec], Sequence[Source]]
 """The places besides the library that may be asked for a spec, in order."""
@@ -197,10 +198,11 @@ class Counter:
         with self._keeping:
             if self._folder is None:
                 self._folder = self._kept.enter_context(self.library.store.intent("serve")).folder.absolute()
+                self._folder.chmod(_OURS_ALONE)  # nobody else puts other files there once these are checked
             folder = self._folder / f"sha256-{hex_of(build.manifest.digest)}"
         store = self.library.store
         with store.explaining():
-            folder.mkdir()
+            make_folder(folder)
         undo.callback(_remove, folder)
         for entry in build.manifest.files:
             store.link(entry.sha256, folder / entry.path)
@@ -219,10 +221,7 @@ class Counter:
         report = Report.of(findings) if subject is None else verify(subject, seen=findings)
         label = f"{build.full_name}=={build.manifest.version}"
         errors = [f for f in report.errors if not (allowed and f.code == "E_BASE_MISMATCH")]
-        damaged = next((f for f in errors if f.code == "E_DIGEST"), None)
-        if damaged is not None:
-            where, actual = f"{label} {damaged.where}", damaged.message.removeprefix("is ")
-            raise DigestMismatch(where, expected=damaged.expected, actual=actual, hint="`adapt doctor --repair`")
+        refuse_damaged(errors, f"{label} ")
         if errors:
             listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in errors]
             raise RefusedAdapter(f"`{shown(label, 200)}` was not handed to the engine", listed)
@@ -248,7 +247,7 @@ def facts_of(base: BaseRecord) -> BaseFacts:
     if base.path is None:
         return BaseFacts()
     try:
-        values = strict_json((base.path / "config.json").read_bytes(), limit_bytes=_CONFIG_BYTES)
+        values = read_json(base.path / "config.json", CONFIG_LIMIT_BYTES)
     except (OSError, ValueError):
         return BaseFacts()
     return BaseFacts.from_config(values) if isinstance(values, dict) else BaseFacts()

@@ -18,14 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from adapterhub.errors import SignatureRefused, shown
-from adapterhub.remotes import Remotes
+from adapterhub.remotes import Remote, Remotes
 from adapterhub.signing.judge import Judgement, Standing, examine
 from adapterhub.signing.seen import Seen, SeenBuild, SeenFile, is_older
-from adapterhub.signing.trust import Policy, Trust, TrustFile, clock
+from adapterhub.signing.trust import Demand, Policy, Trust, TrustFile, clock
 from adapterhub.specs import AdapterSpec
 from adapterhub.transfer import Provenance, Release
 
@@ -37,6 +38,10 @@ _SILENT: Final[dict[Policy | None, frozenset[Standing]]] = {
     None: frozenset({"unsigned"}),
     "off": frozenset({"unsigned", "unknown_key", "out_of_scope", "other_name", "expired"}),
 }
+
+
+NOWHERE: Final = Remote(name="", url="")
+"""What stands for a place that is no remote of the user's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +80,19 @@ class Admitted:
 class Gate:
     """The gate of the library under `root`."""
 
-    def __init__(self, root: Path, *, policy: Policy | None = None) -> None:
-        """`policy` is one that was given for this run; it comes before every other."""
-        self._trust_file, self._seen_file = TrustFile(root), SeenFile(root)
-        self._remotes = Remotes(root)
-        self._given = policy
+    def __init__(self, root: Path) -> None:
+        self._seen_file = SeenFile(root)
+        self._root = root
+
+    @cached_property
+    def trust(self) -> Trust:
+        """What the trust file said when it was needed first."""
+        return TrustFile(self._root).read()
+
+    @cached_property
+    def remotes(self) -> tuple[Remote, ...]:
+        """The user's remotes as they were when they were needed first."""
+        return tuple(Remotes(self._root).all())
 
     def judge(self, release: Release, provenance: Provenance, place: str) -> tuple[Judgement, Policy | None]:
         """What the signature is worth, and the policy that holds; nothing is refused for being unknown.
@@ -87,22 +100,31 @@ class Gate:
         Raises:
             SignatureRefused: it is broken, forged, over other files, or for another adapter.
         """
-        trust = self._trust_file.read()
-        return self._judge(release, provenance, place, trust)
+        demand = self.demand(release.namespace, place)
+        return self.examine(release, provenance, place), demand.policy if demand else None
 
-    def admit(self, release: Release, provenance: Provenance, place: str, asked: Asked) -> Admitted:
+    def admit(
+        self,
+        release: Release,
+        provenance: Provenance,
+        place: str,
+        asked: Asked,
+        given: Demand | Policy | None = None,
+    ) -> Admitted:
         """Let a build in that is about to be fetched from `place`, a URL or a path, and remember its version.
+
+        `given` is the policy of this run, which comes before every other.
 
         Raises:
             SignatureRefused: see the table above.
         """
-        trust = self._trust_file.read()
-        judgement, policy = self._judge(release, provenance, place, trust)
+        demand = self.demand(release.namespace, place, given)
+        judgement = self.examine(release, provenance, place)
+        policy = demand.policy if demand else None
         name, seen = release.full_name, self._seen_file.of(release.full_name)
-        if refuses(policy, judgement.standing):
-            raise _refused(release, judgement.message, judgement.standing, _hint(judgement, name))
+        refuse_standing(release, judgement, demand)
         if seen is not None and policy != "off":
-            _refuse_contradiction(release, judgement, seen, asked, trust)
+            _refuse_contradiction(release, judgement, seen, asked, self.trust)
         if judgement.standing == "trusted" and (
             policy != "off" or seen is None or seen.signer == judgement.fingerprint
         ):
@@ -112,21 +134,48 @@ class Gate:
         is_silent = judgement.standing in _SILENT.get(policy, frozenset())
         return Admitted(judgement=judgement, warn=judgement.standing != "trusted" and not is_silent)
 
-    def _judge(
-        self, release: Release, provenance: Provenance, place: str, trust: Trust
-    ) -> tuple[Judgement, Policy | None]:
-        remote, places = None, [place]
-        if "://" in place:
-            known = self._remotes.get(place)
-            remote, places = known.signatures, [place, known.name]
-        policy = self._given or trust.policy(release.namespace, remote)
-        judgement = examine(release.manifest, release.namespace, provenance, trust, places=places, now=clock())
-        return judgement, policy
+    def demand(self, namespace: str | None, place: str, given: Demand | Policy | None = None) -> Demand | None:
+        """The policy that holds for builds of a namespace from a place; `given` comes before what the user has set."""
+        return Demand.of(given) or self.trust.demand(namespace, self._remote_at(place))
+
+    def may_require(self, namespace: str | None, given: Demand | Policy | None = None) -> bool:
+        """Whether a signature may be required of builds of a namespace, wherever they are from."""
+        return any(
+            demand is not None and demand.policy == "require"
+            for demand in (self.demand(namespace, remote.url, given) for remote in (*self.remotes, NOWHERE))
+        )
+
+    def examine(self, release: Release, provenance: Provenance, place: str) -> Judgement:
+        """What the signature is worth.
+
+        Raises:
+            SignatureRefused: it is broken, forged, over other files, or for another adapter.
+        """
+        remote = self._remote_at(place)
+        places = [place] if remote is None else [place, remote.name]
+        return examine(release.manifest, release.namespace, provenance, self.trust, places=places, now=clock())
+
+    def _remote_at(self, place: str) -> Remote | None:
+        return next((r for r in self.remotes if r.url == place), Remote(name="", url=place)) if "://" in place else None
 
 
 def refuses(policy: Policy | None, standing: Standing) -> bool:
     """Whether a policy refuses it, whatever was seen before."""
     return standing in _REFUSED.get(policy, frozenset())
+
+
+def refuse_standing(
+    release: Release, judgement: Judgement, demand: Demand | None, *, hint: str = "", ending: str = "Nothing was stored"
+) -> None:
+    """Refuse what the policy does not take, and say where that was set; `hint` replaces the usual advice.
+
+    Raises:
+        SignatureRefused: the policy forbids it.
+    """
+    if refuses(demand.policy if demand else None, judgement.standing):
+        clause = judgement.message + (f", and {demand.where} requires a signature" if demand else "")
+        hint = hint or _hint(judgement, release.full_name)
+        raise _refused(release, clause, judgement.standing, hint, ending)
 
 
 def _refuse_contradiction(release: Release, judgement: Judgement, seen: Seen, asked: Asked, trust: Trust) -> None:
@@ -173,6 +222,9 @@ def _hint(judgement: Judgement, name: str) -> str:
     return "ask its author to sign it with `adapt sign`, which says for which adapter"
 
 
-def _refused(release: Release, clause: str, reason: str, hint: str) -> SignatureRefused:
+def _refused(
+    release: Release, clause: str, reason: str, hint: str, ending: str = "Nothing was stored"
+) -> SignatureRefused:
     what = f"`{release.full_name}` {shown(release.manifest.version)}"
-    return SignatureRefused(what, f"it {clause}" if clause.startswith("is ") else clause, reason=reason, hint=hint)
+    clause = f"it {clause}" if clause.startswith("is ") else clause
+    return SignatureRefused(what, clause, reason=reason, hint=hint, ending=ending)

@@ -147,6 +147,22 @@ def _strays(signed: Mapping[str, Digest], beside: Mapping[str, str]) -> Iterator
             yield "extra_file", f"`{shown(name)}`{what} was not there when it was signed"
 
 
+def unsigned_beside(provenance: Provenance) -> tuple[str, ...]:
+    """What of `OF_GIT` lies beside a signature that does not name it, sorted; nothing where there is no signature.
+
+    A signature says nothing of these files, so anyone can have put anything into them. A policy that requires
+    signatures takes no folder with them in it as it stands.
+    """
+    if provenance.signature is None or provenance.files is None:
+        return ()
+    try:
+        signed = read_statement(Bundle.parse(provenance.signature).payload).files
+    except ValueError:  # said by `examine`
+        return ()
+    names = sorted(OF_GIT & provenance.files.keys())
+    return tuple(name for name in names if name not in signed and not any(p.startswith(f"{name}/") for p in signed))
+
+
 def _refusal(offered: Identity, clause: str, reason: str) -> SignatureRefused:
     return SignatureRefused(
         f"`{offered.full_name}` {shown(offered.version)}",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.digests import Digest, digest_of
 from adapterhub.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
+from adapterhub.real_folder import make_folder
 from adapterhub.store import Store, write_durably
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ class PublicKey:
 
         if b"PRIVATE KEY" in raw[:KEY_LIMIT_BYTES]:
             raise Malformed(f"`{where}` is a private key; give the public half", hint="`adapt key show NAME` prints it")
+        if (keys := raw.count(b"-----BEGIN ")) > 1:
+            raise Malformed(
+                f"`{where}` holds {keys} keys or certificates, expected one public key. Nothing was changed",
+                hint="write each key to a file of its own, and trust each under its own name",
+            )
         try:
             key = serialization.load_pem_public_key(_bounded(raw))
         except Exception as error:  # noqa: BLE001 - whatever the parser raises means that this is no key
@@ -188,7 +194,7 @@ class KeyFolder:
             pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
             public = _public(key.public_key(), name)
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self._folder)
                 self._folder.chmod(0o700)
                 write_durably(self.public_path(name), public.pem.encode(), mode=0o644)
                 write_durably(path, pem, mode=0o600)  # last: a name is taken when its private half is there

@@ -33,7 +33,7 @@ def sign_folder(
         except OSError as error:
             raise DigestMismatch(f"{folder / name}", expected=digest, actual=str(error.strerror)) from None
         if actual != digest:
-            hint = "nothing was signed; `adapt verify` shows the damage"
+            hint = "nothing was signed; `adapt doctor --repair` fetches the file again where it can"
             where = f"{folder / name}" if name != MANIFEST_FILE else str(folder / MANIFEST_FILE)
             raise DigestMismatch(where, expected=digest, actual=actual, hint=hint)
     card = folder / CARD_FILE

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from adapterhub.digests import Digest, canonical_json, parse_digest, strict_json
 from adapterhub.errors import Malformed, NotAllowed, SpecError
+from adapterhub.owned_file import read_owned
 from adapterhub.specs import parse_version
 from adapterhub.store import Store, write_durably
 
@@ -53,6 +54,7 @@ class SeenFile:
 
         Raises:
             Malformed: the file is not as we write it; nothing may be taken for unseen then.
+            NotAllowed: others may write or own it or its folder.
         """
         return self._read().get(full_name)
 
@@ -71,7 +73,8 @@ class SeenFile:
 
     def _read(self) -> dict[str, Seen]:
         try:
-            value = strict_json(self.path.read_bytes(), limit_bytes=_LIMIT_BYTES)
+            raw = read_owned(self.path, "says which signed versions were seen", limit_bytes=_LIMIT_BYTES)
+            value = strict_json(raw, limit_bytes=_LIMIT_BYTES)
             return {name: _seen(item) for name, item in value["adapters"].items()}
         except FileNotFoundError:
             return {}

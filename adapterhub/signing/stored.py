@@ -11,8 +11,9 @@ from pathlib import Path
 from adapterhub.digests import Digest, digest_of
 from adapterhub.errors import SignatureRefused
 from adapterhub.manifest import SIGNATURE_FILE
+from adapterhub.real_folder import make_folder
 from adapterhub.signing.beside import read_signature
-from adapterhub.store import Store, sync_folder
+from adapterhub.store import Store, sync_folder, write_file
 
 
 def signature_objects(folder: Path) -> list[Digest]:
@@ -42,9 +43,9 @@ def attach_signature(store: Store, folder: Path, raw: bytes) -> None:
     with store.intent("sign") as intent:
         intent.need([digest_of(raw)])
         with store.explaining():
-            (intent.folder / SIGNATURE_FILE).write_bytes(raw)
+            write_file(intent.folder / SIGNATURE_FILE, raw)
             view = intent.folder / "view"
-            view.mkdir()
+            make_folder(view)
         link_signature(store, intent.folder, view)
         with store.lock("publish", exclusive=True), store.explaining():
             (view / SIGNATURE_FILE).replace(folder / SIGNATURE_FILE)

@@ -7,7 +7,6 @@ replaced whole.
 
 from __future__ import annotations
 
-import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,8 @@ from typing import Any, Final
 
 from adapterhub.digests import Digest, canonical_json, strict_json
 from adapterhub.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
-from adapterhub.remotes import SIGNATURE_POLICIES, SignaturePolicy
+from adapterhub.owned_file import read_owned
+from adapterhub.remotes import SIGNATURE_POLICIES, Remote, SignaturePolicy
 from adapterhub.signing.keys import PublicKey, parse_key_name
 from adapterhub.specs import parse_namespace
 from adapterhub.store import Store, write_durably
@@ -29,7 +29,6 @@ POLICIES: Final = SIGNATURE_POLICIES
 GENERAL: Final = "*"
 """The key of the policy that holds where no namespace and no remote has one."""
 
-_OTHERS_MAY_WRITE: Final = 0o022
 _LIMIT_BYTES: Final = 4 << 20
 
 
@@ -97,6 +96,19 @@ class Terms:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """A policy, and in words where it was set."""
+
+    policy: Policy
+    where: str
+
+    @classmethod
+    def of(cls, given: Demand | Policy | None) -> Demand | None:
+        """The demand of one run: a policy alone was given by the option `--signatures`, or by an argument like it."""
+        return cls(policy=given, where="the option `--signatures`") if isinstance(given, str) else given
+
+
 def _matches(full_name: str, globs: Sequence[str]) -> bool:
     """Whether a name fits one; a namespace alone means everything in it."""
     namespace = full_name.partition("/")[0] if "/" in full_name else None
@@ -119,10 +131,17 @@ class Trust:
         key = self.key_of(fingerprint)
         return f"`{key.name}`" if key else f"{fingerprint[:19]}…"
 
-    def policy(self, namespace: str | None, remote: Policy | None) -> Policy | None:
-        """What holds for a build: the policy of its namespace, else of the remote, else the general one."""
-        mine = self.policies.get(namespace) if namespace else None
-        return mine or remote or self.policies.get(GENERAL)
+    def demand(self, namespace: str | None, remote: Remote | None) -> Demand | None:
+        """What holds for a build: the policy of its namespace, else of its remote, else the general one."""
+        if namespace and namespace in self.policies:
+            where = f"the policy of the namespace `{namespace}` (`adapt key policy`)"
+            return Demand(policy=self.policies[namespace], where=where)
+        if remote is not None and remote.signatures is not None:
+            where = f"the policy of {remote.label} (`adapt remote set`)"
+            return Demand(policy=remote.signatures, where=where)
+        if GENERAL in self.policies:
+            return Demand(policy=self.policies[GENERAL], where="the general policy (`adapt key policy`)")
+        return None
 
 
 class TrustFile:
@@ -136,19 +155,15 @@ class TrustFile:
         """What it says; nothing where there is none.
 
         Raises:
-            NotAllowed: others may write it, or it cannot be read.
+            NotAllowed: others may write or own it or its folder, or it cannot be read.
             Malformed: it is not as we write it.
         """
         try:
-            facts = self.path.stat()
-            raw = self.path.read_bytes()
+            raw = read_owned(self.path, "says which keys to trust", limit_bytes=_LIMIT_BYTES)
         except FileNotFoundError:
             return Trust()
         except OSError as error:
             raise NotAllowed(f"`{self.path}` cannot be read: {error.strerror}") from None
-        if stat.S_IMODE(facts.st_mode) & _OTHERS_MAY_WRITE:
-            raise NotAllowed(f"`{self.path}` says which keys to trust, and others may write it",
-                             hint=f"look at what it holds, then `chmod 600 {self.path}`")  # fmt: skip
         try:
             return _trust(strict_json(raw, limit_bytes=_LIMIT_BYTES))
         except (ValueError, KeyError, TypeError, UsageProblem) as error:

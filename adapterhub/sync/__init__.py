@@ -16,20 +16,29 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
 
+from adapterhub.admission import Admission
 from adapterhub.bases import BaseRecord
 from adapterhub.digests import Digest, Progress
 from adapterhub.directory import PublishedDirectory
 from adapterhub.errors import AdapterHubError, Conflict, DigestMismatch, NotFound, shown
 from adapterhub.known_projects import alone_in
 from adapterhub.library import Library
-from adapterhub.locked_builds import Locked, has_objects, is_installed
-from adapterhub.new_folder import not_written
+from adapterhub.locked_builds import (
+    Locked,
+    has_objects,
+    is_installed,
+    locked_build,
+    namespace_of,
+    refuse_inadmissible,
+)
 from adapterhub.project.values import ADAPTERS_FOLDER, Lock, LockedMerge
+from adapterhub.real_folder import RealFolder
 from adapterhub.specs import AdapterName
 from adapterhub.store import is_sound
 from adapterhub.sync._bringing import Brought, Places, PolicyFor, bring
-from adapterhub.sync._folders import Judged, clear_leftovers, folders_in, judge, place, strangers_in, take_away
+from adapterhub.sync._folders import Judged, clear_leftovers, folders_in, is_ours, judge, place, stamps_of, take_away
 from adapterhub.sync._state import Placed, read_state, write_state
+from adapterhub.sync._target import Target, opened
 from adapterhub.transfer import Source
 
 __all__ = [
@@ -43,8 +52,10 @@ __all__ = [
     "Rebuild",
     "Step",
     "SyncPlan",
+    "Target",
     "bring",
     "bring_locked",
+    "opened",
     "plan_sync",
     "refuse_blocked",
     "run_sync",
@@ -91,7 +102,7 @@ class Step:
 class SyncPlan:
     """What a sync would do. `left` are folders of ours that the lock does not ask for, `foreign` those of others."""
 
-    project: Path
+    target: Target
     steps: tuple[Step, ...]
     left: tuple[Path, ...]
     foreign: tuple[Path, ...]
@@ -117,31 +128,37 @@ def wanted_entries(lock: Lock, groups: Collection[str] | None = ()) -> list[Lock
 
 
 @contextlib.contextmanager
-def syncing(library: Library, project: Path) -> Iterator[Path]:
+def syncing(library: Library, project: Path) -> Iterator[Target]:
     """The project's `adapters/`, for one sync at a time; what a killed one left is put right.
 
     Raises:
         StoreLocked: another sync of the project did not end.
+        NotAllowed: `adapters/` is a link, another user's, or a mount of something else.
     """
-    adapters = project / ADAPTERS_FOLDER
-    with alone_in(project, library.store, "sync"):
-        clear_leftovers(adapters)
-        yield adapters
+    with alone_in(project, library.store, "sync"), opened(library.store, project) as target:
+        if target.adapters is not None:
+            clear_leftovers(target.adapters)
+        yield target
 
 
-def plan_sync(project: Path, entries: Iterable[Locked]) -> SyncPlan:
-    """Compare `adapters/` of the project with what is locked."""
-    adapters = project / ADAPTERS_FOLDER
-    ours = read_state(adapters)
-    folders = [(entry, adapters / entry.key) for entry in entries]
-    steps = [Step(entry=e, folder=folder, judged=judge(folder, e, ours.get(e.key))) for e, folder in folders]
-    others = folders_in(adapters, but={step.entry.key for step in steps})
-    left = [f for f in others if f.name in ours and not f.is_symlink() and not strangers_in(f)]
+def plan_sync(target: Target, entries: Iterable[Locked], *, reads_all: bool = False) -> SyncPlan:
+    """Compare `adapters/` of the project with what is locked; with `reads_all`, every byte of it."""
+    adapters, ours = target.adapters, read_state(target.store, target.project)
+    steps = [
+        Step(
+            entry=entry,
+            folder=target.path / entry.key,
+            judged=judge(adapters, entry, ours.get(entry.key), reads_all=reads_all),
+        )
+        for entry in entries
+    ]
+    others = folders_in(adapters, but={step.entry.key for step in steps}) if adapters else []
+    left = [name for name in others if adapters and name in ours and is_ours(adapters, name, ours[name])]
     return SyncPlan(
-        project=project,
+        target=target,
         steps=tuple(steps),
-        left=tuple(left),
-        foreign=tuple(f for f in others if f not in left),
+        left=tuple(target.path / name for name in left),
+        foreign=tuple(target.path / name for name in others if name not in left),
     )
 
 
@@ -153,19 +170,24 @@ def run_sync(
     *,
     prune: bool = False,
     delete: Collection[Path] = (),
+    reads_all: bool = False,
 ) -> Done:
     """Carry a plan out. `prune` removes what sync made and the lock does not ask for any more.
 
+    `reads_all` hashes the objects that are linked now, too; one that is damaged is fetched anew.
     `delete` are folders that sync did not make and may take away: those in the place of an adapter, and `foreign` ones.
 
     Raises:
         Conflict: something that sync did not make lies in the place of an adapter; nothing was changed.
-        DigestMismatch, AdapterNotFound, RemoteUnreachable, SignatureRefused: a build cannot be had; no folder changed.
+        DigestMismatch, AdapterNotFound, RemoteUnreachable: a build cannot be had; no folder changed.
+        SignatureRefused, NamespaceBound: a build may not be used; no folder changed.
     """
     refuse_blocked(plan, delete)
     here = {step.entry.key: step.folder for step in plan.steps if step.judged.standing == "right"}
-    _refuse_damaged_objects(library, plan)
-    brought = bring_locked(library, lock, [step.entry for step in plan.steps], means, here=here)
+    _refuse_damaged_objects(library, plan, reads_all=reads_all)
+    entries = [step.entry for step in plan.steps]
+    brought = bring_locked(library, lock, entries, means, here=here)
+    refuse_inadmissible(library, entries, means.policy)
     steps = tuple(_place_all(library, plan))
     removed = tuple(_remove(plan, [*(plan.left if prune else ()), *(f for f in plan.foreign if f in delete)]))
     return Done(steps=steps, brought=tuple(brought), removed=removed)
@@ -184,10 +206,11 @@ def refuse_blocked(plan: SyncPlan, delete: Collection[Path] = ()) -> None:
         raise Conflict("\n".join([message, *lines]), hint="move it away, or `adapt sync --prune` asks to delete it")
 
 
-def _refuse_damaged_objects(library: Library, plan: SyncPlan) -> None:
+def _refuse_damaged_objects(library: Library, plan: SyncPlan, *, reads_all: bool) -> None:
     """Put damaged objects into quarantine where a folder that shares them is not as it was: they are fetched anew."""
     for step in plan.steps:
-        if step.judged.standing == "replace" and step.judged.reasons:
+        was_changed = step.judged.standing == "replace" and step.judged.reasons
+        if was_changed or (reads_all and step.judged.standing != "right"):
             for file in step.entry.files:
                 path = library.store.blob_path(file.sha256)
                 if path.exists() and not is_sound(path, file.sha256):
@@ -210,13 +233,16 @@ def bring_locked(
     Raises:
         AdapterHubError: the one failure, or the gravest of several with the words of all; what came is kept.
     """
+    admission = Admission(library)
 
     def every_place(entry: Locked) -> Iterator[Source]:
-        if (folder := here.get(entry.key)) is not None:
+        folder = here.get(entry.key)
+        # what lies in a project is the project's word, which counts for nothing in a namespace of a remote
+        if folder is not None and not admission.owners(namespace_of(entry)):
             yield PublishedDirectory(folder)
         yield from means.places(entry)
 
-    missing = _missing(library, lock, entries, here)
+    missing = _missing(library, lock, entries, here, admission)
     adapters = [entry for entry in missing if not isinstance(entry, LockedMerge)]
     merges = [entry for entry in missing if isinstance(entry, LockedMerge)]
     base = _base_of(library, lock)
@@ -238,13 +264,18 @@ def bring_locked(
     return brought
 
 
-def _missing(library: Library, lock: Lock, entries: Iterable[Locked], here: Mapping[AdapterName, Path]) -> list[Locked]:
-    """What is not installed, inputs of merges before the merges. An input is needed only where a merge is made anew."""
+def _missing(
+    library: Library, lock: Lock, entries: Iterable[Locked], here: Mapping[AdapterName, Path], admission: Admission
+) -> list[Locked]:
+    """What is not installed, inputs of merges before the merges. An input is needed only where a merge is made anew.
+
+    A build that came from elsewhere than its namespace belongs counts as missing: the owner may have it, too.
+    """
     by_digest: dict[str, Locked] = {entry.digest: entry for entry in lock.entries.values()}
     found: dict[Digest, Locked] = {}
 
     def look(entry: Locked) -> None:
-        if entry.digest in found or is_installed(library, entry):
+        if entry.digest in found or (is_installed(library, entry) and _is_ours(library, entry, admission)):
             return
         if isinstance(entry, LockedMerge) and entry.key not in here and not has_objects(library, entry):
             for leaf in entry.step.leaves():
@@ -255,6 +286,13 @@ def _missing(library: Library, lock: Lock, entries: Iterable[Locked], here: Mapp
     for entry in entries:
         look(entry)
     return list(found.values())
+
+
+def _is_ours(library: Library, entry: Locked, admission: Admission) -> bool:
+    if not admission.owners(namespace_of(entry)):
+        return True
+    build = locked_build(library, entry)
+    return build is not None and admission.is_ours(build)
 
 
 def _missing_bytes(library: Library, entry: Locked) -> int:
@@ -311,47 +349,51 @@ def _all_of(failures: Sequence[AdapterHubError]) -> AdapterHubError:
 # ---------------------------------------------------------------- placing
 def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[Step, What]]:
     """Make every folder that is not right. No fsync: what a power cut takes away, the next sync makes again."""
-    adapters = plan.project / ADAPTERS_FOLDER
-    before = read_state(adapters)
-    after = dict(before)
-    for step in plan.steps:
-        if step.judged.files is not None:
-            after[step.entry.key] = Placed(step.entry.digest, step.judged.files)
+    target = plan.target
+    before = read_state(target.store, target.project)
+    after = before | {step.entry.key: step.judged.placed for step in plan.steps if step.judged.placed is not None}
     todo = [step for step in plan.steps if step.judged.standing != "right"]
-    if todo:
-        _make(adapters)
-        # said before it is done, so that a sync which is killed leaves nothing that the next one takes for another's
-        write_state(adapters, after | {step.entry.key: Placed(step.entry.digest) for step in todo})
     done: dict[str, What] = {}
-    for step in todo:
-        is_there = os.path.lexists(step.folder)
-        if is_there and step.judged.standing == "foreign":  # it was asked for
-            take_away(step.folder)
-            is_there = False
-        after[step.entry.key] = Placed(step.entry.digest, place(library, step.entry, step.folder, replaces=is_there))
-        done[step.entry.key] = "replaced" if step.judged.standing == "replace" else "linked"
+    if todo:
+        adapters = target.make()
+        # said before it is done, so that a sync which is killed leaves nothing that the next one takes for another's
+        making = {step.entry.key: step.judged.placed or Placed(step.entry.digest) for step in todo}
+        write_state(target.store, target.project, after | making)
+        for step in todo:
+            if step.judged.standing == "foreign" and adapters.has(step.entry.key):  # it was asked for
+                take_away(adapters, step.entry.key)
+            place(library, step.entry, adapters, replaces=_is_as_judged(adapters, step))
+            done[step.entry.key] = "replaced" if step.judged.standing == "replace" else "linked"
+        for step in todo:  # after all, since each further link of an object changes the time of its inode
+            try:
+                with adapters.inside(step.entry.key) as folder:
+                    inode = os.fstat(folder.handle).st_ino
+                    after[step.entry.key] = Placed(step.entry.digest, inode, stamps_of(folder))
+            except OSError:  # somebody took it away again; the next sync looks
+                after.pop(step.entry.key, None)
     if after != before:
-        write_state(adapters, after)
+        write_state(target.store, target.project, after)
     for step in plan.steps:
         yield step, done.get(step.entry.key, "kept")
 
 
-def _make(adapters: Path) -> None:
-    """The folder, with a note for git: what is in it can be had again from the lock."""
-    try:
-        if not adapters.exists():
-            adapters.mkdir(parents=True)
-            (adapters / ".gitignore").write_text("*\n", encoding="ascii")
-    except OSError as error:
-        raise not_written(error, adapters) from error
+def _is_as_judged(adapters: RealFolder, step: Step) -> bool:
+    """Whether the folder to replace is still the one that was looked at; where another came, a rename is refused."""
+    with contextlib.suppress(FileNotFoundError):
+        inode = adapters.facts(step.entry.key).st_ino
+        return (
+            step.judged.standing == "replace" and step.judged.placed is not None and inode == step.judged.placed.inode
+        )
+    return False
 
 
 def _remove(plan: SyncPlan, folders: Sequence[Path]) -> Iterator[Path]:
-    adapters = plan.project / ADAPTERS_FOLDER
-    if not folders:
+    target = plan.target
+    if not folders or target.adapters is None:
         return
     for folder in folders:
-        take_away(folder)
+        take_away(target.adapters, folder.name)
         yield folder
     gone = {folder.name for folder in folders}
-    write_state(adapters, {key: one for key, one in read_state(adapters).items() if key not in gone})
+    kept = {key: one for key, one in read_state(target.store, target.project).items() if key not in gone}
+    write_state(target.store, target.project, kept)

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from adapterhub.admission import Admission
 from adapterhub.bases import BaseRecord
 from adapterhub.digests import Progress
 from adapterhub.errors import (
     AdapterHubError,
     AdapterNotFound,
     DigestMismatch,
+    NamespaceBound,
     NotAllowed,
     NotFound,
     RemoteUnreachable,
@@ -24,25 +26,26 @@ from adapterhub.errors import (
 from adapterhub.install import Expecting, admit
 from adapterhub.library import Library
 from adapterhub.locked_builds import (
+    Given,
     Locked,
     exact_spec,
     full_name_of,
     has_objects,
     label_of,
     locked_build,
+    namespace_of,
     refuse_other_build,
 )
 from adapterhub.manifest import MANIFEST_FILE, Manifest
 from adapterhub.project.conflicts import yanked_notice
-from adapterhub.project.values import LockedAdapter
-from adapterhub.remotes import SignaturePolicy
+from adapterhub.project.values import LockedAdapter, LockedMerge
 from adapterhub.signing.gate import Asked
 from adapterhub.transfer import Release, Source, copy
 
 Places = Callable[[Locked], Iterable[Source]]
 """Where a locked build may be, in the order of asking: the place it was locked from first. It may raise."""
 
-PolicyFor = Callable[[Locked], SignaturePolicy | None]
+PolicyFor = Callable[[Locked], Given]
 """What is asked of signatures for this build, before the policies that the user has set; None for those alone."""
 
 _SHOWN_DIGEST: Final = 19
@@ -66,7 +69,7 @@ def bring(
     places: Places,
     *,
     base: BaseRecord | None,
-    policy: SignaturePolicy | None,
+    policy: Given,
     progress: Progress | None,
 ) -> Brought:
     """Install the locked build; `base` is what it is checked against when it declares no fingerprint.
@@ -75,14 +78,21 @@ def bring(
         DigestMismatch: a place has something else under that name and version, and none has what is locked.
         AdapterNotFound, RemoteUnreachable: no place has it; each is named with its reason.
         SignatureRefused: by policy, or because its signature is false.
+        NamespaceBound: the namespace belongs to a server that does not have it.
     """
-    if has_objects(library, entry):
+    admission = Admission(library)
+    namespace = namespace_of(entry)
+    proves_itself = isinstance(entry, LockedMerge) or not admission.needs_proof(
+        entry.digest, full_name_of(entry), policy
+    )
+    if proves_itself and has_objects(library, entry):
         manifest = library.store.read_manifest(entry.digest)
         release = Release(manifest=manifest, namespace=exact_spec(entry).namespace, origin=library.label)
         return _take(library, entry, release, library, base=base, policy=policy, progress=progress)
     failures: list[AdapterHubError] = []
     for source in _each(places, entry, failures):
         try:
+            admission.refuse_place(source.place, namespace)
             release = _locked_one(entry, source.releases(exact_spec(entry)), source)
         except AdapterHubError as error:
             failures.append(_if_elsewhere_may_help(error))
@@ -92,18 +102,25 @@ def bring(
             return _take(library, entry, release, source, base=base, policy=policy, progress=progress)
         except AdapterHubError as error:
             failures.append(_if_elsewhere_may_help(error))
+    foreign = locked_build(library, entry)
+    if foreign is not None:
+        admission.refuse_foreign(foreign)
     raise _nowhere(entry, failures)
 
 
 def _if_elsewhere_may_help(error: AdapterHubError) -> AdapterHubError:
     """The failure of one place, raised at once where no other place would change it: no room, a signature, the lock."""
-    if isinstance(error, _ELSEWHERE) or type(error) is NotAllowed:
+    if isinstance(error, (*_ELSEWHERE, NamespaceBound)) or type(error) is NotAllowed:
         return error
     raise error
 
 
 def _nowhere(entry: Locked, failures: Sequence[AdapterHubError]) -> AdapterHubError:
     """The refusal when no place has what is locked: the other content that one had, else why each has nothing."""
+    asked = [error for error in failures if not isinstance(error, NamespaceBound)]
+    if failures and not asked:
+        return failures[0]
+    failures = asked  # a place that may not answer says nothing about those that may
     mismatch = next((error for error in failures if isinstance(error, DigestMismatch)), None)
     if mismatch is not None:
         return mismatch
@@ -151,7 +168,7 @@ def _take(
     source: Source,
     *,
     base: BaseRecord | None,
-    policy: SignaturePolicy | None,
+    policy: Given,
     progress: Progress | None,
 ) -> Brought:
     """Copy one build in, by its digest and by its signature."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from adapterhub.digests import strict_json
+from adapterhub.digests import read_plain, strict_json
 from adapterhub.errors import Malformed, NotFound, shown
 
 MAX_FILE_BYTES: Final = 16 << 20
@@ -48,10 +48,10 @@ def read_examples(path: Path) -> tuple[Example, ...]:
     """
     where = shown(str(path), 200)
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise NotFound(f"no file `{where}` with examples", hint=f"one JSON object a line: {_FORMS}") from None
+        raw = read_plain(path, MAX_FILE_BYTES)
+    except OSError as error:
+        reason = f"no file `{where}` with examples: {error.strerror}"
+        raise NotFound(reason, hint=f"one JSON object a line: {_FORMS}") from None
     if len(raw) > MAX_FILE_BYTES:
         raise Malformed(f"{where}: more than {MAX_FILE_BYTES >> 20} MB of examples; a few dozen are enough")
     examples, problems = [], []

@@ -1,20 +1,14 @@
-"""One pass over a weights file: its digest, and of each tensor the largest magnitude and the first odd number."""
+"""The one pass over a weights file: of each tensor the largest magnitude and the first odd number."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Thread
-from typing import IO, Any, Final
+from typing import Any, Final
 
-from adapterhub.digests import Digest, Progress, digest_of_hash
-from adapterhub.errors import MalformedTensorFile
+from adapterhub.digests import Progress
+from adapterhub.heldfile import PIECE_BYTES, HeldFile
 from adapterhub.tensorfile import TensorFile, TensorSpec
-
-CHUNK_BYTES: Final = 1 << 20  # fits the cache beside its scratch copy; larger ones were slower
-_BUFFERS: Final = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,67 +46,19 @@ class TensorNumbers:
     odd: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scan:
-    """What one pass found; `numbers` by tensor name, for the dtypes in `FLOATS`."""
+def scan_weights(held: HeldFile, file: TensorFile, progress: Progress | None = None) -> Mapping[str, TensorNumbers]:
+    """What the numbers of each tensor in `FLOATS` are, by its name; the pass in which the file is hashed.
 
-    digest: Digest
-    size_bytes: int
-    numbers: Mapping[str, TensorNumbers]
-
-
-def scan_weights(stream: IO[bytes], file: TensorFile, progress: Progress | None = None) -> Scan:
-    """Read the whole file once; a second thread hashes while this one reads on and looks at the numbers.
-
-    Memory is a few chunks, whatever the size. Raises MalformedTensorFile when the file ends early or grew.
+    Memory is a few pieces, whatever the size. Raises OSError when the file ends early or grew.
     """
-    stream.seek(0)
-    hasher = hashlib.sha256(stream.read(file.data_start))
-    size = file.data_start
     looks = _Looks()
-    # Queues rather than futures, and enough buffers that the hash never waits: together a tenth of the time.
-    filled: SimpleQueue[tuple[int, memoryview] | None] = SimpleQueue()
-    free: SimpleQueue[int] = SimpleQueue()
-    buffers = [bytearray(CHUNK_BYTES) for _ in range(_BUFFERS)]
-    for slot in range(_BUFFERS):
-        free.put(slot)
-    thread = Thread(target=_hash, args=(hasher, filled, free), name="hash", daemon=True)
-    thread.start()
-    try:
-        for run in _chunks(file):
-            slot = free.get()  # the hash thread is done with this buffer
-            view = memoryview(buffers[slot])[: run.size_bytes]
-            if _fill(stream, view) != run.size_bytes:
-                raise MalformedTensorFile(str(file.path), "became shorter while it was read")
-            filled.put((slot, view))
-            looks.look(view, run)
-            size += run.size_bytes
-            if progress is not None:
-                progress(run.size_bytes)
-    finally:
-        filled.put(None)
-        thread.join()
-    if stream.read(1):
-        raise MalformedTensorFile(str(file.path), "became longer while it was read")
-    return Scan(digest=digest_of_hash(hasher), size_bytes=size, numbers=looks.result())
-
-
-def _hash(hasher: Any, filled: SimpleQueue[tuple[int, memoryview] | None], free: SimpleQueue[int]) -> None:  # noqa: ANN401 - hashlib's type has no public name before 3.12
-    while (item := filled.get()) is not None:
-        slot, view = item
-        hasher.update(view)
-        free.put(slot)
-
-
-def _fill(stream: IO[bytes], view: memoryview) -> int:
-    """Bytes read into `view`; fewer than its size only at the end of the file."""
-    done = 0
-    while done < len(view):
-        count = stream.readinto(view[done:])  # type: ignore[attr-defined]  # binary files have it
-        if not count:
-            break
-        done += count
-    return done
+    runs = list(_chunks(file))
+    pieces = held.pieces(file.data_start, (run.size_bytes for run in runs))
+    for run, view in zip(runs, pieces, strict=True):  # strict: to the end of `pieces`, where the digest is known
+        looks.look(view, run)
+        if progress is not None:
+            progress(run.size_bytes)
+    return looks.result()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +71,7 @@ class _Run:
 
 
 def _chunks(file: TensorFile) -> Iterator[_Run]:
-    """The data section in pieces of at most `CHUNK_BYTES`.
+    """The data section in pieces of at most `PIECE_BYTES`.
 
     A piece breaks inside a tensor only at a multiple of 8 bytes from that tensor's start, so no number is cut.
     """
@@ -134,7 +80,7 @@ def _chunks(file: TensorFile) -> Iterator[_Run]:
     for spec in file.tensors:
         done = 0
         while done < spec.size_bytes:
-            room = CHUNK_BYTES - filled
+            room = PIECE_BYTES - filled
             take = min(spec.size_bytes - done, room)
             if take < spec.size_bytes - done:
                 take -= take % 8
@@ -156,7 +102,7 @@ class _Looks:
         import numpy as np  # 60 ms of import that only a look at numbers needs
 
         self.np = np
-        self.scratch = np.empty(CHUNK_BYTES, np.uint8)
+        self.scratch = np.empty(PIECE_BYTES, np.uint8)
         self.codes: dict[str, int] = {}
         self.odd: dict[str, int] = {}
         self.dtypes: dict[str, str] = {}
@@ -190,7 +136,7 @@ class _Looks:
         return float(as_floats(code.to_bytes(8, "little")[: self.np.dtype(_KINDS[dtype].code).itemsize], dtype)[0])
 
 
-def as_floats(raw: bytes, dtype: str) -> Any:  # noqa: ANN401 - a numpy array; numpy is not imported at module level
+def as_floats(raw: bytes | bytearray | memoryview, dtype: str) -> Any:  # noqa: ANN401 - a numpy array; numpy is not imported at module level
     """The numbers of a tensor in one of `FLOATS`, as float64 for F64 and float32 for all others, flat."""
     import numpy as np
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.digests import Digest, Progress, digest_of_file
+from adapterhub.digests import Progress
 from adapterhub.errors import MalformedTensorFile
 from adapterhub.fingerprint import BaseFingerprint, fingerprint_tensors
+from adapterhub.heldfile import HeldFile
 from adapterhub.manifest import WEIGHTS_FILE, Manifest
 from adapterhub.peft_config import AdapterConfig
 from adapterhub.tensorfacts import TensorFacts
 from adapterhub.tensorfile import TensorFile
 from adapterhub.verify._keys import AdapterKeys, sort_keys
 from adapterhub.verify._report import Facts
-from adapterhub.verify._scan import Scan, scan_weights
+from adapterhub.verify._scan import TensorNumbers, scan_weights
 
 if TYPE_CHECKING:
     from adapterhub.verify.files import Listing
@@ -60,31 +61,24 @@ class Subject:
         return found
 
     @property
-    def scan(self) -> Scan:
-        """Digest and numbers of the weights file; read on first use.
+    def numbers(self) -> Mapping[str, TensorNumbers]:
+        """What the numbers of each tensor are, by its name; the first use reads the weights file, and hashes it.
 
         Raises:
             MalformedTensorFile: the file cannot be read or changed meanwhile.
         """
-        if "scan" not in self._known:
+        if "numbers" not in self._known:
             try:
-                with self.listing.taken[WEIGHTS_FILE].open() as stream:
-                    self._known["scan"] = scan_weights(stream, self.weights, self.progress)
+                self._known["numbers"] = scan_weights(self.held, self.weights, self.progress)
             except OSError as error:
                 raise MalformedTensorFile(WEIGHTS_FILE, f"cannot be read: {error.strerror}") from None
-        found: Scan = self._known["scan"]
+        found: Mapping[str, TensorNumbers] = self._known["numbers"]
         return found
 
-    def digest_of(self, name: str) -> tuple[Digest, int]:
-        """Digest and size in bytes of a taken file.
-
-        Raises:
-            OSError: it cannot be read.
-            MalformedTensorFile: the weights cannot be read.
-        """
-        if name == WEIGHTS_FILE:
-            return self.scan.digest, self.scan.size_bytes
-        return digest_of_file(self.listing.taken[name].path)
+    @property
+    def held(self) -> HeldFile:
+        """The weights file, opened once: it gives no byte but those that were checked."""
+        return self.listing.taken[WEIGHTS_FILE].held
 
     @property
     def given_base(self) -> BaseFingerprint | None:

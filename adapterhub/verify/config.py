@@ -19,25 +19,24 @@ if TYPE_CHECKING:
 _NOTES: Final = frozenset({"W_CONFIG_UNKNOWN_KEY", "W_CONFIG_TYPE"})
 
 
-def read_config_file(entry: Entry) -> AdapterConfig:
-    """The config in a taken file.
+def read_config_file(entry: Entry, where: str = CONFIG_FILE) -> AdapterConfig:
+    """The config in a taken file, which is held in memory; `where` names it in errors.
 
     Raises:
         MalformedConfig: with the code of the reason.
     """
     most = limits().config_bytes
-    if entry.size_bytes > most:
-        reason = f"holds {entry.size_bytes} bytes, expected at most {most}"
-        raise MalformedConfig(CONFIG_FILE, reason)
     try:
-        with entry.open() as stream:
-            raw = stream.read(most + 1)
+        held = entry.held
+        if held.size_bytes > most:
+            raise MalformedConfig(where, f"holds {held.size_bytes} bytes, expected at most {most}")
+        raw = bytes(held.load())
     except OSError as error:
-        raise MalformedConfig(CONFIG_FILE, f"cannot be read: {error.strerror}") from None
+        raise MalformedConfig(where, f"cannot be read: {error.strerror}") from None
     kind = recognise(raw)
     if kind is not None:
-        raise MalformedConfig(CONFIG_FILE, f"is not JSON but {kind.name}", hint=kind.hint)
-    return AdapterConfig.parse(raw, CONFIG_FILE)
+        raise MalformedConfig(where, f"is not JSON but {kind.name}", hint=kind.hint)
+    return AdapterConfig.parse(raw, where)
 
 
 def check(subject: Subject) -> Iterator[Finding]:

@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from adapterhub.verify.files import Entry
 
 
-def read_weights_header(entry: Entry) -> TensorFile:
-    """The checked header of the taken weights file.
+def read_weights_header(entry: Entry, where: str = WEIGHTS_FILE) -> TensorFile:
+    """The checked header of the taken weights file, which is held and marked for its tensors; `where` names it.
 
     Raises:
         MalformedTensorFile: with the code of the reason.
     """
     try:
-        with entry.open() as stream:
-            return parse_header(stream, path=entry.path, size_bytes=entry.size_bytes, where=WEIGHTS_FILE)
+        held = entry.held
+        header = parse_header(held.beginning(), path=entry.path, size_bytes=held.size_bytes, where=where)
     except OSError as error:
-        raise MalformedTensorFile(WEIGHTS_FILE, f"cannot be read: {error.strerror}") from None
+        raise MalformedTensorFile(where, f"cannot be read: {error.strerror}") from None
+    held.mark(spec.start for spec in header.tensors)
+    return header
 
 
 def check(subject: Subject) -> Iterator[Finding]:

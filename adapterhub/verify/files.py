@@ -12,11 +12,13 @@ import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Final
 
-from adapterhub.errors import shown
+from adapterhub.errors import RefusedAdapter, shown
 from adapterhub.filekind import LOOKED_AT, recognise
+from adapterhub.heldfile import HeldFile
 from adapterhub.limits import limits
 from adapterhub.manifest import (
     CARD_FILE,
@@ -35,6 +37,9 @@ TAKEN: Final = frozenset({*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE, SIGNATURE_FILE
 
 _MEASURED: Final = frozenset({CONFIG_FILE, WEIGHTS_FILE})
 """The files whose own readers hold them against a limit."""
+
+_UNSAFE: Final = frozenset({"E_LINK", "E_KIND", "E_LIMIT", "E_NAME"})
+"""Findings of a listing that say more than that a file is missing."""
 
 _PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5")
 _PICKLED_WEIGHTS: Final = "adapter_model.bin"
@@ -59,7 +64,7 @@ _CONVERT: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A taken file: `path` is the regular file itself, whatever link led to it."""
 
@@ -67,8 +72,17 @@ class Entry:
     path: Path
     size_bytes: int
 
+    @cached_property
+    def held(self) -> HeldFile:
+        """The file, opened once: what one check sees of it, every other one and whoever uses it see, too.
+
+        Raises:
+            OSError: it is gone, a link by now, or no regular file.
+        """
+        return HeldFile(self.path)
+
     def open(self) -> IO[bytes]:
-        """The file, open for reading.
+        """The file, opened anew for reading from the start.
 
         Raises:
             OSError: it is gone, a link by now, or no regular file.
@@ -117,7 +131,7 @@ def list_folder(folder: Path) -> Listing:
     taken: dict[str, Entry] = {}
     findings = list(_clashes(names))
     for name in sorted(TAKEN.intersection(names)):
-        found = _take(folder, name)
+        found = take(folder, name)
         if isinstance(found, Entry):
             taken[name] = found
         else:
@@ -126,6 +140,27 @@ def list_folder(folder: Path) -> Listing:
     findings += _skipped(others)
     findings += _missing(folder, names)
     return Listing(taken=taken, others=others, findings=tuple(findings))
+
+
+def safe_listing(folder: Path) -> Listing:
+    """The files of an adapter in a folder that a stranger may have prepared; a missing one is not in it.
+
+    This is how a command that reads single files of a folder opens it: links out of the folder, pipes, devices and
+    files beyond the limits are refused before any of them is read.
+
+    Raises:
+        RefusedAdapter: with each error that is not about a file that is missing or a pickle.
+    """
+    listing = list_folder(folder)
+    errors = [f for f in listing.findings if f.severity == "error" and f.code in _UNSAFE]
+    for name, most in ((CONFIG_FILE, limits().config_bytes), (WEIGHTS_FILE, limits().file_bytes)):
+        if name in listing.taken and listing.taken[name].size_bytes > most:
+            errors.append(_too_large(name, listing.taken[name].size_bytes, most))
+    if errors:
+        hint = next((f.hint for f in errors if f.hint), "`adapt verify FOLDER` shows every finding")
+        listed = [(f.code, str(f).removeprefix(f"[{f.code}] ")) for f in errors]
+        raise RefusedAdapter(f"`{shown(str(folder), 200)}` is not read. Nothing was changed", listed, hint=hint)
+    return listing
 
 
 def _refused(folder: Path, code: str, message: str, hint: str = "") -> Listing:
@@ -164,7 +199,7 @@ def _clashes(names: list[str]) -> Iterator[Finding]:
             )
 
 
-def _take(folder: Path, name: str) -> Entry | Finding:
+def take(folder: Path, name: str) -> Entry | Finding:
     """The regular file behind a taken name, or why there is none."""
     path = folder / name
     try:
@@ -189,9 +224,13 @@ def _take(folder: Path, name: str) -> Entry | Finding:
         return Finding(code="E_KIND", severity="error", where=name, message=f"is {kind}", expected="a plain file")
     most = limits().text_bytes
     if name in MEDIA_TYPES and name not in _MEASURED and facts.st_size > most:
-        message, hint = f"holds {facts.st_size} bytes, expected at most {most}", "leave it out, or cut it down"
-        return Finding(code="E_LIMIT", severity="error", where=name, message=message, hint=hint)
+        return _too_large(name, facts.st_size, most)
     return Entry(name=name, path=path, size_bytes=facts.st_size)
+
+
+def _too_large(name: str, size_bytes: int, most: int) -> Finding:
+    message, hint = f"holds {size_bytes} bytes, expected at most {most}", "leave it out, or cut it down"
+    return Finding(code="E_LIMIT", severity="error", where=name, message=message, hint=hint)
 
 
 def behind_link(folder: Path, path: Path) -> Path | None:

@@ -7,6 +7,7 @@ from typing import Final
 
 from adapterhub.base_names import Rule, find_names
 from adapterhub.errors import MalformedTensorFile, shown
+from adapterhub.heldfile import PIECE_BYTES
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.tensorfacts import TensorFacts
 from adapterhub.tensorfile import TensorSpec
@@ -172,12 +173,10 @@ class _Fit:
     def _sha256(self, spec: TensorSpec) -> str:
         import hashlib
 
-        hasher, chunk = hashlib.sha256(), 1 << 20
+        hasher = hashlib.sha256()
         try:
-            with self.subject.listing.taken[WEIGHTS_FILE].open() as stream:
-                stream.seek(spec.start)
-                for start in range(0, spec.size_bytes, chunk):
-                    hasher.update(stream.read(min(chunk, spec.size_bytes - start)))
+            for piece in self.subject.held.chunks(spec.start, spec.end, PIECE_BYTES):
+                hasher.update(piece)
         except OSError as error:
             raise MalformedTensorFile(WEIGHTS_FILE, f"cannot be read: {error.strerror}") from None
         return hasher.hexdigest()

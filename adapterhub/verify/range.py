@@ -14,7 +14,7 @@ _LARGEST_F32: Final = 3.4028234663852886e38
 
 def check(subject: Subject) -> Iterator[Finding]:
     """Adapters run in float32 or less: what overflows on the way there is an infinity like any other."""
-    numbers = subject.scan.numbers
+    numbers = subject.numbers
     found = [name for name, told in numbers.items() if told.odd is None and told.largest > _LARGEST_F32]
     if found:
         largest = max(numbers[name].largest for name in found)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import IO, Final
+from typing import Final
 
 from adapterhub.errors import MalformedTensorFile, shown
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.peft_config import owner
-from adapterhub.tensorfile import TensorSpec, read_tensor
+from adapterhub.tensorfile import TensorSpec
 from adapterhub.verify._keys import Pair
 from adapterhub.verify._report import Finding
 from adapterhub.verify._scan import as_floats
@@ -73,7 +73,7 @@ def _bound(subject: Subject, pair: Pair) -> float | None:
     if not pair.whole:
         return None
     a, b = pair.whole
-    numbers = subject.scan.numbers
+    numbers = subject.numbers
     limit = _LARGEST.get(a.dtype)
     if limit is None or a.name not in numbers or b.name not in numbers or a.shape[0] != b.shape[1]:
         return None
@@ -91,13 +91,12 @@ def _largest_entry(subject: Subject, a: TensorSpec, b: TensorSpec) -> float:
     import numpy as np
 
     try:
-        with subject.listing.taken[WEIGHTS_FILE].open() as stream:
-            left, right = _matrix(stream, b), _matrix(stream, a)
+        left, right = _matrix(subject, b), _matrix(subject, a)
     except OSError as error:
         raise MalformedTensorFile(WEIGHTS_FILE, f"cannot be read: {error.strerror}") from None
     with np.errstate(over="ignore", invalid="ignore"):
         return max(float(np.abs(left[i : i + _ROWS] @ right).max()) for i in range(0, len(left), _ROWS))
 
 
-def _matrix(stream: IO[bytes], spec: TensorSpec):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a numpy array
-    return as_floats(read_tensor(stream, spec), spec.dtype).astype("f8").reshape(spec.shape[0], -1)
+def _matrix(subject: Subject, spec: TensorSpec):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a numpy array
+    return as_floats(subject.held.read(spec.start, spec.end), spec.dtype).astype("f8").reshape(spec.shape[0], -1)

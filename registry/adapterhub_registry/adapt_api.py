@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from sqlalchemy import Row, func, select
+from sqlalchemy import ColumnElement, Row, Select, Table, func, select
 from starlette.routing import Match
 
 from adapterhub_registry import adapter_search as found
@@ -35,7 +35,7 @@ from adapterhub_registry.adapt_models import (
     Yanked,
     YankRequest,
 )
-from adapterhub_registry.context import CallerOf, Registry, RegistryOf
+from adapterhub_registry.context import CallerOf, Registry, RegistryOf, StrictRoute, opened_cursor, sealed_cursor
 from adapterhub_registry.db import adapters, blobs, commits, releases, repos, tokens
 from adapterhub_registry.errors import Refusal, forbidden, unauthorized
 from adapterhub_registry.model_info import iso_time
@@ -56,7 +56,7 @@ _FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": Problem, "descript
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "Nothing by that name"}}
 _BODY: dict[int | str, dict[str, Any]] = {413: {"model": Problem, "description": "The body is too large"}}
 
-router = APIRouter(prefix="/api/adapt/v1", tags=["adapters"], responses=_PROBLEMS)
+router = APIRouter(prefix="/api/adapt/v1", tags=["adapters"], responses=_PROBLEMS, route_class=StrictRoute)
 
 NamePart = Annotated[str, Path(pattern=NAME)]
 
@@ -72,14 +72,15 @@ def info(registry: RegistryOf) -> Info:
     )
 
 
-@router.get("/adapters")
+@router.get("/adapters", responses=_MISSING)
 def search(registry: RegistryOf, caller: CallerOf, query: Annotated[SearchQuery, Query()]) -> AdapterPage:
     """Adapters that meet all conditions, one for each repository, the newest first."""
     _refuse_nobody(registry, caller)
-    wanted = found.AdapterQuery(**query.model_dump())
+    wanted = found.AdapterQuery(**query.model_dump() | {"cursor": opened_cursor(registry, query.cursor)})
     with registry.db.read() as connection:
         page = found.search_adapters(connection, wanted, registry.repos.visible(caller))
-    return AdapterPage(adapters=[_adapter(row) for row in page.rows], next_cursor=page.next_cursor)
+    cursor = sealed_cursor(registry, page.next_cursor)
+    return AdapterPage(adapters=[_adapter(row) for row in page.rows], next_cursor=cursor)
 
 
 @router.get("/adapters/{namespace}/{name}/versions", responses=_MISSING)
@@ -168,21 +169,33 @@ def healthz(registry: RegistryOf) -> Health:
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {METRICS_TYPE: {}}}})
 def metrics(registry: RegistryOf, caller: CallerOf) -> Response:
-    """How much is here, in the text format of Prometheus."""
+    """How much is here that the caller may see, in the text format of Prometheus.
+
+    What cannot be counted by repository is counted for tokens that see all of them.
+    """
     _refuse_nobody(registry, caller)
-    with registry.db.read() as connection:
-        counts = [
-            ("repos", "Repositories", select(func.count()).select_from(repos)),
-            ("commits", "Commits", select(func.count()).select_from(commits)),
-            ("adapters", "Adapters that searches show", select(func.count()).where(adapters.c.is_listed)),
-            ("releases", "Versions that were released", select(func.count()).select_from(releases)),
-            ("releases_yanked", "Versions yanked", select(func.count()).where(releases.c.yanked_at.is_not(None))),
+    visible = registry.repos.visible(caller)
+    mine = select(repos.c.id).where(visible)
+
+    def number(table: Table, *conditions: ColumnElement[bool]) -> Select[Any]:
+        return select(func.count()).select_from(table).where(table.c.repo_id.in_(mine), *conditions)
+
+    wanted = [
+        ("repos", "Repositories", select(func.count()).select_from(repos).where(visible)),
+        ("commits", "Commits", number(commits)),
+        ("adapters", "Adapters that searches show", number(adapters, adapters.c.is_listed)),
+        ("releases", "Versions that were released", number(releases)),
+        ("releases_yanked", "Versions yanked", number(releases, releases.c.yanked_at.is_not(None))),
+        ("downloads", "Downloads of all repositories", select(func.sum(repos.c.downloads)).where(visible)),
+    ]
+    if caller.sees_all:
+        wanted += [
             ("blobs", "Stored blobs", select(func.count()).select_from(blobs)),
-            ("blob_bytes", "Bytes of stored blobs", select(func.coalesce(func.sum(blobs.c.size), 0))),
-            ("downloads", "Downloads of all repositories", select(func.coalesce(func.sum(repos.c.downloads), 0))),
+            ("blob_bytes", "Bytes of stored blobs", select(func.sum(blobs.c.size))),
             ("tokens_active", "Tokens not revoked", select(func.count()).where(tokens.c.revoked_at.is_(None))),
         ]
-        lines = [_metric(f"adapterhub_{name}", text, connection.scalar(count)) for name, text, count in counts]
+    with registry.db.read() as connection:
+        lines = [_metric(f"adapterhub_{name}", text, connection.scalar(count)) for name, text, count in wanted]
     return Response("".join(lines), media_type=METRICS_TYPE)
 
 

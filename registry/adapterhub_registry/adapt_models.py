@@ -51,7 +51,7 @@ class SearchQuery(BaseModel):
     rank_max: Annotated[int, Field(ge=0, le=MAX_RANK)] | None = None
     peft_type: Text | None = None
     q: Text | None = None
-    cursor: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,18}-[0-9]{1,18}$")] | None = None
+    cursor: Text | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 50
 
 

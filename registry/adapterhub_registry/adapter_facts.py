@@ -86,7 +86,7 @@ def _reader(blobs: BlobStore) -> ReadBlob:
 
 
 def _adapter(files: Mapping[str, str], read: ReadBlob, card: Mapping[str, Any]) -> AdapterFacts:
-    mine = [[path, files[path]] for path in sorted(files) if path in MEDIA_TYPES]
+    mine = [[path, files[path]] for path in sorted(MEDIA_TYPES) if path in files]
     found = AdapterFacts(digest=hex_of(digest_of(canonical_json(mine))), weights_sha256=files.get(WEIGHTS_FILE))
     raw, size = read(files[CONFIG_FILE], CONFIG_LIMIT_BYTES)
     if size <= CONFIG_LIMIT_BYTES:

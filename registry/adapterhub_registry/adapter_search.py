@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.errors import shown
-from adapterhub_registry.db import adapters, commits, files, refs, releases, repos
+from adapterhub_registry.db import adapters, blobs, commits, places, refs, releases, repos
 from adapterhub_registry.errors import bad_request
 
 MAX_PAGE: Final = 100
@@ -137,13 +137,17 @@ def versions_of(connection: Connection, repo_id: int) -> Sequence[Row[Any]]:
 
 
 def places_of(connection: Connection, sha256: str, visible: ColumnElement[bool]) -> Sequence[Row[Any]]:
-    """Where a file with these bytes lies, as `full_name`, `gated`, `commit_id`, `path`, `size`; at most 1,000."""
+    """Where a file with these bytes lies, as `full_name`, `gated`, `commit_id`, `path`, `size`; at most 1,000.
+
+    The commit is the first one of the repository that put them there.
+    """
     wanted: Select[Any] = (
-        select(repos.c.full_name, repos.c.gated, files.c.commit_id, files.c.path, files.c.size)
-        .join(repos, repos.c.id == files.c.repo_id)
-        .join(commits, and_(commits.c.repo_id == files.c.repo_id, commits.c.id == files.c.commit_id))
-        .where(files.c.sha256 == sha256, visible)
-        .order_by(commits.c.created_at.desc(), repos.c.id, files.c.path)
+        select(repos.c.full_name, repos.c.gated, places.c.commit_id, places.c.path, blobs.c.size)
+        .join(repos, repos.c.id == places.c.repo_id)
+        .join(blobs, blobs.c.sha256 == places.c.sha256)
+        .join(commits, and_(commits.c.repo_id == places.c.repo_id, commits.c.id == places.c.commit_id))
+        .where(places.c.sha256 == sha256, visible)
+        .order_by(commits.c.created_at.desc(), repos.c.id, places.c.path)
         .limit(MAX_PLACES)
     )
     return connection.execute(wanted).all()

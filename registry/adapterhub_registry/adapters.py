@@ -51,6 +51,8 @@ def index_commit(
             _release(connection, repo, commit_id, adapter, tag)
         elif adapter.version is not None:
             _refuse_other_bytes(connection, repo, adapter.version, adapter)
+    elif tag is not None:
+        _refuse_without_adapter(connection, repo, tag)
     if tag is None:
         _forget_unreleased(connection, repo.id)
     choose_listed(connection, repo.id)
@@ -212,11 +214,20 @@ def _release(connection: Connection, repo: Row[Any], commit_id: str, adapter: Ad
     connection.execute(update(releases).where(key).values(tag=tag, commit_id=commit_id))
 
 
+def _refuse_without_adapter(connection: Connection, repo: Row[Any], tag: str) -> None:
+    """Refuse a tag of a released version on a commit that holds no adapter at all."""
+    version = version_of(tag)
+    mine = select(releases.c.version).where(releases.c.repo_id == repo.id, releases.c.version == version)
+    if connection.scalar(mine) is not None:
+        raise _released(f"`{repo.full_name}`", version)
+    tombstones.refuse_without_adapter(connection, repo, version)
+
+
 def _refuse_other_bytes(connection: Connection, repo: Row[Any], version: str, adapter: AdapterFacts) -> None:
     """Refuse when this version of this adapter, for this base and rank, was released with another digest."""
     same_name = adapters.c.name == adapter.name if adapter.name is not None else repos.c.id == repo.id
     released = (
-        select(repos.c.full_name)
+        select(repos.c.full_name, repos.c.private)
         .join_from(releases, repos, repos.c.id == releases.c.repo_id)
         .join(adapters, (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id))
         .where(releases.c.version == version, releases.c.digest != adapter.digest)
@@ -231,12 +242,16 @@ def _refuse_other_bytes(connection: Connection, repo: Row[Any], version: str, ad
             )
         )
     )
-    holder = connection.scalar(released.limit(1))
-    if holder is not None:
-        raise conflict(
-            f"release {version} of `{holder}` exists with other bytes; releases never change: raise the version"
-        )
+    holders = connection.execute(released.order_by(repos.c.full_name)).all()
+    if holders:
+        # a private one is not named: the caller may write beside it and still not see it
+        named = [row.full_name for row in holders if row.full_name == repo.full_name or not row.private]
+        raise _released(f"`{named[0]}`" if named else f"adapter `{adapter.name}` in `{repo.namespace}`", version)
     tombstones.refuse_other_bytes(connection, repo, version, adapter)
+
+
+def _released(holder: str, version: str | None) -> Refusal:
+    return conflict(f"release {version} of {holder} exists with other bytes; releases never change: raise the version")
 
 
 def _forget_unreleased(connection: Connection, repo_id: int) -> None:

@@ -8,7 +8,6 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Callable
 
-import anyio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -17,9 +16,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from adapterhub.errors import AdapterHubError, UsageProblem, shown
+from adapterhub.errors import AdapterHubError, DiskFull, UsageProblem, shown
 from adapterhub_registry import adapt_api, hub_api, hub_files, hub_info, hub_lfs, hub_upload, operations_api, xet
-from adapterhub_registry.blobs import BlobStore, DiskBlobs, StoreUnreachable
+from adapterhub_registry.blobs import BlobStore, DiskBlobs, StoreUnreachable, full_disk_told
+from adapterhub_registry.bodies import Places
 from adapterhub_registry.context import Registry
 from adapterhub_registry.db import Database
 from adapterhub_registry.downloads import FLUSH_EVERY_S, Downloads
@@ -37,6 +37,7 @@ log = logging.getLogger("adapterhub_registry")
 ADAPT_PREFIX = "/api/adapt/"
 SWEEP_EVERY_S = 3600.0
 BUSY_RETRY_S = 2
+_POSTGRESQL_FULL = "53100"
 _CODE_OF = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
 
 
@@ -85,15 +86,17 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
         openapi_url="/api/adapt/v1/openapi.json",
         docs_url=None,  # the pages would load scripts from another host
         redoc_url=None,
+        redirect_slashes=False,  # it would redirect to whatever Host a request names
     )
     app.state.registry = registry
-    app.state.upload_places = anyio.CapacityLimiter(settings.limits.uploads_at_once)
+    app.state.upload_places = Places(settings.limits.uploads_at_once)
     app.add_middleware(Edge, limits=settings.limits, telemetry=registry.telemetry)
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(AdapterHubError, _on_library_error)
     app.add_exception_handler(IntegrityError, _on_race)
     app.add_exception_handler(OperationalError, _on_busy)
     app.add_exception_handler(PoolTimeout, _on_busy)
+    app.add_exception_handler(OSError, _on_os_error)
     app.add_exception_handler(StoreUnreachable, _on_unreachable)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -146,10 +149,32 @@ def _on_race(_request: Request, error: Exception) -> JSONResponse:
     return conflict("another request came first; look again").response()
 
 
-def _on_busy(_request: Request, error: Exception) -> JSONResponse:
-    """The database is away, locked too long, or broke off a transaction: clients try 503 again by themselves."""
+def _on_busy(request: Request, error: Exception) -> JSONResponse:
+    """The database is away, locked too long, or broke off a transaction: clients try 503 again by themselves.
+
+    A full disk is another matter: what did not fit will not fit in two seconds either.
+    """
+    if _is_full(error, request.app.state.registry.blobs):
+        log.error("the disk of the database is full")
+        return refusal_of(DiskFull("the server's disk is full; nothing was changed")).response()
     log.error("the database did not answer", exc_info=error)
     return _busy("the database does not answer; try again").response()
+
+
+def _is_full(error: Exception, blobs: BlobStore) -> bool:
+    cause = getattr(error, "orig", None)
+    if getattr(cause, "sqlstate", "") == _POSTGRESQL_FULL or "disk is full" in str(cause):
+        return True
+    return "disk I/O error" in str(cause) and blobs.room() == 0  # SQLite, where it cannot make its files larger
+
+
+def _on_os_error(_request: Request, error: Exception) -> JSONResponse:
+    """A full disk, wherever it was met; anything else is a fault of this program."""
+    try:
+        with full_disk_told():
+            raise error
+    except DiskFull as full:
+        return refusal_of(full).response()
 
 
 def _on_unreachable(_request: Request, error: Exception) -> JSONResponse:

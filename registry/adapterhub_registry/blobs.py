@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
@@ -25,6 +25,7 @@ from adapterhub.errors import BlobNotFound, DigestMismatch, DiskFull, Malformed
 
 CHUNK_BYTES = 1 << 20
 LEFTOVER_S = 24 * 3600
+RESERVE_BYTES = 64 << 20
 HEX = re.compile(r"[0-9a-f]{64}")
 UPLOAD = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -45,8 +46,12 @@ class StoredBlob(NamedTuple):
 class BlobStore(Protocol):
     """Bytes that never change, by the hex of their sha256. Everything is a stream; nothing is a path."""
 
-    def has(self, sha256: str) -> bool:
-        """Whether the bytes are here."""
+    def holds(self, wanted: Mapping[str, int]) -> set[str]:
+        """Those of `wanted` (sha256: size) of which exactly so many bytes lie here now; nothing is remembered."""
+        ...
+
+    def room(self) -> int | None:
+        """How many more bytes fit; None where that is not known."""
         ...
 
     def size(self, sha256: str) -> int:
@@ -58,7 +63,10 @@ class BlobStore(Protocol):
         ...
 
     def put(self, chunks: Iterable[bytes], expected_sha256: str | None = None, size: int | None = None) -> StoredBlob:
-        """Store what `chunks` gives; nothing is kept unless digest and size are those announced."""
+        """Store what `chunks` gives; nothing is kept unless digest and size are those announced.
+
+        It takes the place of bytes that are stored under the same digest and are damaged.
+        """
         ...
 
     def put_part(self, upload_id: str, number: int, chunks: Iterable[bytes], size: int) -> str:
@@ -106,9 +114,19 @@ class DiskBlobs:
             raise Malformed(f"blob `{sha256[:80]!r}`: expected 64 lower-case hex digits")
         return self._blobs / sha256[:2] / sha256[2:4] / sha256
 
-    def has(self, sha256: str) -> bool:
-        """Whether the bytes are here."""
-        return self._path(sha256).exists()
+    def holds(self, wanted: Mapping[str, int]) -> set[str]:
+        """Those of `wanted` (sha256: size) of which exactly so many bytes lie here."""
+        found = set()
+        for sha256, size in wanted.items():
+            with contextlib.suppress(BlobNotFound, OSError):
+                if self.size(sha256) == size:
+                    found.add(sha256)
+        return found
+
+    def room(self) -> int | None:
+        """What is free on the disk, but for a reserve with which the database can go on."""
+        disk = shutil.disk_usage(self._uploads)
+        return max(0, disk.free - min(RESERVE_BYTES, disk.total // 100))
 
     def size(self, sha256: str) -> int:
         """How many bytes."""
@@ -133,6 +151,7 @@ class DiskBlobs:
             Malformed: more or fewer than `size` bytes came.
             DiskFull: no room. In every case nothing is kept.
         """
+        refuse_no_room(self, size or 0)
         with self._temporary() as (stream, temporary):
             hasher, git, count = hashlib.sha256(), git_hasher(size), 0
             for chunk in chunks:
@@ -154,7 +173,8 @@ class DiskBlobs:
     def put_part(self, upload_id: str, number: int, chunks: Iterable[bytes], size: int) -> str:
         """Keep one part."""
         folder = self._part_folder(upload_id)
-        folder.mkdir(exist_ok=True)
+        with full_disk_told():
+            folder.mkdir(exist_ok=True)
         with self._temporary() as (stream, temporary):
             hasher, count = hashlib.sha256(), 0
             for chunk in chunks:
@@ -175,7 +195,7 @@ class DiskBlobs:
         folder = self._part_folder(upload_id)
         paths = [folder / f"{number}-{etag}" for number, etag in parts if UPLOAD.fullmatch(etag)]
         if len(paths) != len(parts) or not all(path.is_file() for path in paths):
-            if self.has(expected_sha256):  # completed before, and the answer was lost
+            if self._is_right(expected_sha256):  # completed before, and the answer was lost
                 return StoredBlob(expected_sha256, self._git_sha1(expected_sha256, size), size)
             raise Malformed("the list of parts names one that was not received")
         blob = self.put((chunk for path in paths for chunk in _read(path.open("rb"), 0, None)), expected_sha256, size)
@@ -191,19 +211,15 @@ class DiskBlobs:
     def _temporary(self) -> Iterator[tuple[IO[bytes], Path]]:
         path = self._uploads / secrets.token_hex(16)
         try:
-            with path.open("xb") as stream:
+            with full_disk_told(), path.open("xb") as stream:
                 yield stream, path
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise DiskFull("the server has no room for this upload; nothing was kept") from error
-            raise
         finally:
             path.unlink(missing_ok=True)
 
     def _publish(self, stream: IO[bytes], temporary: Path, sha256: str) -> None:
-        path = self._path(sha256)
-        if path.exists():
+        if self._is_right(sha256):
             return
+        path = self._path(sha256)
         stream.flush()
         os.fchmod(stream.fileno(), 0o444)
         # fsync before rename: a power cut must not leave a complete name on an incomplete blob
@@ -215,6 +231,13 @@ class DiskBlobs:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def _is_right(self, sha256: str) -> bool:
+        """Whether the bytes lie here, can be read, and are what their name says."""
+        try:
+            return digest_of(self.open(sha256)) == sha256
+        except (BlobNotFound, OSError):
+            return False
 
     def _git_sha1(self, sha256: str, size: int) -> str:
         hasher = git_hasher(size)
@@ -250,6 +273,32 @@ class DiskBlobs:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink()
+
+
+def refuse_no_room(blobs: BlobStore, more_bytes: int) -> None:
+    """Raise `DiskFull` when so many bytes do not fit."""
+    room = blobs.room() if more_bytes else None
+    if room is not None and more_bytes > room:
+        raise DiskFull(f"the server has room for {room} bytes more, {more_bytes} were announced; nothing was kept")
+
+
+@contextlib.contextmanager
+def full_disk_told() -> Iterator[None]:
+    """Turn the errors of a disk without room into `DiskFull`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise DiskFull("the server has no room for this upload; nothing was kept") from error
+        raise
+
+
+def digest_of(chunks: Iterable[bytes]) -> str:
+    """The hex of the sha256 of bytes that come in chunks."""
+    hasher = hashlib.sha256()
+    for chunk in chunks:
+        hasher.update(chunk)
+    return hasher.hexdigest()
 
 
 def git_hasher(size: int | None) -> hashlib._Hash:

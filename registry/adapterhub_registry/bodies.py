@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TypeVar, cast
 
@@ -17,15 +19,46 @@ RETRY_AFTER_S = 2
 T = TypeVar("T")
 
 
-async def receive_with(request: Request, work: Callable[[Iterator[bytes]], T]) -> T:
+class Places:
+    """Places for uploads that run at the same time, shared so that one token leaves room for others.
+
+    A token gets another place only while more are free than it holds. Alone it takes half of them, the next one half of
+    the rest, and so on: one that holds none is refused only when all are taken. (Dynamic thresholds of Choudhury and
+    Hahne, 1998, with alpha = 1.)
+    """
+
+    def __init__(self, total: int) -> None:
+        self._free = total
+        self._held: Counter[int | None] = Counter()
+        self.threads = anyio.CapacityLimiter(total)
+
+    @contextlib.contextmanager
+    def one_for(self, token_id: int | None) -> Iterator[None]:
+        """Hold a place for an upload of this token; from the event loop only.
+
+        Raises:
+            Refusal: 429 when there is none for it now.
+        """
+        if self._free <= self._held[token_id]:
+            raise too_many("too many uploads at once", after_s=RETRY_AFTER_S)
+        self._free -= 1
+        self._held[token_id] += 1
+        try:
+            yield
+        finally:
+            self._free += 1
+            self._held[token_id] -= 1
+            if not self._held[token_id]:
+                del self._held[token_id]
+
+
+async def receive_with(request: Request, token_id: int | None, work: Callable[[Iterator[bytes]], T]) -> T:
     """What `work` makes of the body, which it gets in blocks of about a mebibyte; it runs in a worker thread.
 
     Raises:
-        Refusal: 429 when as many uploads run as the server takes at once.
+        Refusal: 429 when this token has to wait for a place.
     """
-    places = cast("anyio.CapacityLimiter", request.app.state.upload_places)
-    if places.available_tokens < 1:
-        raise too_many("too many uploads at once", after_s=RETRY_AFTER_S)
+    places = cast("Places", request.app.state.upload_places)
     stream = request.stream()
 
     async def next_block() -> bytes:
@@ -40,4 +73,5 @@ async def receive_with(request: Request, work: Callable[[Iterator[bytes]], T]) -
         while block := from_thread.run(next_block):
             yield block
 
-    return await to_thread.run_sync(lambda: work(blocks()), limiter=places)
+    with places.one_for(token_id):
+        return await to_thread.run_sync(lambda: work(blocks()), limiter=places.threads)

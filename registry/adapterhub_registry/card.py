@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from adapterhub.digests import strict_json
+from adapterhub.errors import BlobNotFound
 from adapterhub_registry.blobs import BlobStore
+from adapterhub_registry.trees import Digests
 
 CARD, ADAPTER_CONFIG, CONFIG = "README.md", "adapter_config.json", "config.json"
 MAX_CARD_BYTES = 1 << 20
@@ -108,7 +110,7 @@ def read_config(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     model = _json_object(_small_file(blobs, files.get(CONFIG), MAX_CONFIG_BYTES))
     names = model.get("architectures")
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+    if isinstance(names, list) and all(isinstance(name, str) for name in files):
         shown["architectures"] = names
     if isinstance(model.get("model_type"), str):
         shown["model_type"] = model["model_type"]
@@ -120,18 +122,17 @@ def read_config(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
     return shown
 
 
-def tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: Iterable[str]) -> list[str]:
+def tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: Digests) -> list[str]:
     """The tags that the Hub derives: library, format, base, license, datasets, and those the card lists; sorted."""
     found = {tag for tag in _tags_of(card, config, files) if tag.isprintable() and 0 < len(tag) <= MAX_TAG_CHARACTERS}
     return sorted(found)[:MAX_TAGS]
 
 
-def _tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: Iterable[str]) -> Iterator[str]:
-    names = set(files)
-    is_adapter = ADAPTER_CONFIG in names
+def _tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: Digests) -> Iterator[str]:
+    is_adapter = ADAPTER_CONFIG in files
     if is_adapter:
         yield "peft"
-    if any(name.endswith(".safetensors") for name in names):
+    if files.totals.safetensors:
         yield "safetensors"
     yield from _strings(card.get("tags"))
     yield from _strings(card.get("library_name"))
@@ -156,9 +157,12 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def _small_file(blobs: BlobStore, sha256: str | None, limit_bytes: int) -> bytes:
-    if sha256 is None or not blobs.has(sha256) or blobs.size(sha256) > limit_bytes:
+    try:
+        if sha256 is None or blobs.size(sha256) > limit_bytes:
+            return b""
+        return b"".join(blobs.open(sha256))
+    except BlobNotFound:
         return b""
-    return b"".join(blobs.open(sha256))
 
 
 def _json_object(raw: bytes) -> dict[str, Any]:

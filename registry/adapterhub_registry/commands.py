@@ -65,10 +65,13 @@ def serve(host: str, port: int, replace_secret: bool, as_json: bool, **given: An
 
 @registry.command()
 @place_options
-@click.option("--bytes", "read_bytes", is_flag=True, help="Read and hash every blob, too.")
+@click.option("--bytes", "read_bytes", is_flag=True, help="Read and hash every blob, too, and mark damaged ones.")
 @_JSON
 def check(read_bytes: bool, as_json: bool, **given: Any) -> None:  # noqa: ANN401
-    """Check that everything that commits name is there; exit 12 when something is not. Changes nothing.
+    """Check that everything that commits name is there; exit 12 when something is not.
+
+    With --bytes, a damaged blob is marked in the database: the server then takes its bytes from the next push of them,
+    and a later check removes the mark from a blob that was restored. Nothing else changes.
 
     \b
     Example:
@@ -86,7 +89,8 @@ def check(read_bytes: bool, as_json: bool, **given: Any) -> None:  # noqa: ANN40
         for problem in held.problems:
             click.echo(problem)
     if held.problems:
-        click.echo("hint: restore the blobs from a backup; nothing was changed", err=True)
+        done = "they are marked, and the next push heals them" if read_bytes else "nothing was changed"
+        click.echo(f"hint: restore the blobs from a backup, or push the same files again; {done}", err=True)
         raise SystemExit(DigestMismatch.exit_code)
 
 

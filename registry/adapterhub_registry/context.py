@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, cast
 from urllib.parse import unquote, urlencode
 
 from fastapi import Depends, Request
+from fastapi.responses import Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub.digests import strict_json
@@ -15,17 +20,19 @@ from adapterhub.errors import shown
 from adapterhub_registry.blobs import BlobStore
 from adapterhub_registry.db import Database
 from adapterhub_registry.downloads import Downloads
-from adapterhub_registry.errors import bad_request, too_many, unauthorized
+from adapterhub_registry.errors import Refusal, bad_request, too_many, unauthorized
 from adapterhub_registry.names import RepoId, known_repo_id, parse_path
 from adapterhub_registry.rates import Rates, address_of
 from adapterhub_registry.repos import Repos
 from adapterhub_registry.settings import Settings
+from adapterhub_registry.signing import BadSignature, seal, unseal
 from adapterhub_registry.telemetry import Telemetry, Told
 from adapterhub_registry.tokens import ANONYMOUS, Caller, Tokens
 from adapterhub_registry.xorbs import XorbStore
 
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 MAX_TOKEN_CHARACTERS = 4096
+WHOLE_ANSWER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +128,41 @@ def next_link(request: Request, place: str, **position: str) -> str:
 
 
 BaseUrl = Annotated[str, Depends(base_url)]
+
+
+def sealed_cursor(registry: Registry, position: str | None) -> str | None:
+    """A place in a listing as clients see it: it holds the number of a repository, which would count private ones."""
+    return None if position is None else seal(position, registry.settings.secret)
+
+
+def opened_cursor(registry: Registry, cursor: str | None) -> str | None:
+    """The place that a client sent back.
+
+    Raises:
+        Refusal: 404 for one that no server of this registry gave.
+    """
+    if cursor is None:
+        return None
+    try:
+        return unseal(cursor, registry.settings.secret)
+    except BadSignature as problem:
+        raise Refusal(404, "NotFound", f"cursor `{shown(cursor)}` {problem}") from None
+
+
+def dumped(value: object) -> bytes:
+    """JSON as every answer has it."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def json_answer(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Response:
+    """An answer made piece by piece: a small one goes out whole, of a large one memory never holds more than a part."""
+    first, size = [], 0
+    for piece in pieces:
+        first.append(piece)
+        size += len(piece)
+        if size > WHOLE_ANSWER_BYTES:
+            return StreamingResponse(chain(first, pieces), headers=dict(headers), media_type="application/json")
+    return Response(b"".join(first), headers=dict(headers), media_type="application/json")
 
 
 async def revision_of(rev: str) -> str:
@@ -221,17 +263,42 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
+class StrictRequest(Request):
+    """A request whose JSON has each key once, and numbers and depth within bounds."""
+
+    async def json(self) -> Any:  # noqa: ANN401 - any JSON value
+        """The body as JSON; its size was bounded before it got here.
+
+        Raises:
+            Refusal: 400.
+        """
+        raw = await self.body()
+        try:
+            return strict_json(raw, limit_bytes=max(len(raw), 1))
+        except ValueError as error:
+            raise bad_request(f"body: {error}") from None
+
+
+class StrictRoute(APIRoute):
+    """A route whose models are read from strict JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, given a `StrictRequest`."""
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return handle_strictly
+
+
 async def json_object(request: Request) -> JsonObject:
-    """The body, which must be a JSON object; its size was bounded before it got here.
+    """The body, which must be a JSON object.
 
     Raises:
         Refusal: 400.
     """
-    raw = await request.body()
-    try:
-        value = strict_json(raw, limit_bytes=max(len(raw), 1))
-    except ValueError as error:
-        raise bad_request(f"body: {error}") from None
+    value = await StrictRequest(request.scope, request.receive).json()
     if not isinstance(value, dict):
         raise bad_request(f"body: expected a JSON object, got {shown(value)}")
     return JsonObject(value)

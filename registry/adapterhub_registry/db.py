@@ -21,6 +21,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -42,7 +43,7 @@ BUSY_TIMEOUT_MS = 30_000
 metadata = MetaData()
 
 facts = Table("facts", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
-"""What the servers of one database agree on: `secret`, by a digest."""
+"""What the servers of one database agree on: `secret`, by a digest, and when chunks of a repository were lost."""
 
 users = Table(
     "users",
@@ -73,7 +74,7 @@ repos = Table(
     Column("id", Integer, primary_key=True),
     Column("full_name", String(200), nullable=False, unique=True),  # ns/name
     Column("namespace", String(96), nullable=False, index=True),
-    Column("folded", String(200), nullable=False, unique=True),  # look-alikes share it
+    Column("folded", String(200), nullable=False, unique=True),  # of public ones, look-alikes share it
     Column("folded_namespace", String(96), nullable=False, index=True),
     Column("private", Boolean, nullable=False),
     Column("gated", String(8)),  # None | auto | manual
@@ -110,24 +111,32 @@ commits = Table(
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
     Column("id", String(40), primary_key=True),
     Column("parent", String(40)),
-    Column("tree", String(64), nullable=False),  # sha256 over the sorted (path, blob)
+    Column("root", String(64), nullable=False),  # the top one of the nodes of its files
     Column("title", Text, nullable=False),
     Column("message", Text, nullable=False),
     Column("author", String(96), nullable=False),
     Column("created_at", BigInteger, nullable=False),
 )
 
-files = Table(
-    "files",
+nodes = Table(
+    "nodes",
     metadata,
+    # what trees of files are made of (see `tree_nodes`): never changed, shared by the commits of a repository
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
-    Column("commit_id", String(40), primary_key=True),
+    Column("id", String(64), primary_key=True),  # sha256 of what is packed in the body
+    Column("body", LargeBinary, nullable=False),
+)
+
+places = Table(
+    "places",
+    metadata,
+    # which bytes a repository holds, and where: every path that had them at a commit of it
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
     Column("path", String(1024), primary_key=True),
-    Column("sha256", String(64), nullable=False, index=True),
-    Column("git_sha1", String(40), nullable=False),
-    Column("size", BigInteger, nullable=False),
-    Column("lfs", Boolean, nullable=False),
-    Column("changed_in", String(40), nullable=False),  # the commit that last gave this path these bytes
+    Column("commit_id", String(40), nullable=False),  # the first commit that put them there
+    Index("places_by_sha256", "sha256"),
+    sqlite_with_rowid=False,
 )
 
 blobs = Table(
@@ -137,6 +146,7 @@ blobs = Table(
     Column("git_sha1", String(40), nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("damaged_at", BigInteger),  # when a check found other bytes; the next upload of them takes it off
 )
 
 uploads = Table(
@@ -149,6 +159,16 @@ uploads = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("token_id", Integer),  # with which they came
     Index("uploads_by_token", "token_id", "created_at"),
+)
+
+xet_use = Table(
+    "xet_use",
+    metadata,
+    # what the xorbs of a user weighed in an epoch, and what the files of the shards came to
+    Column("user_name", String(96), primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("sent_bytes", BigInteger, nullable=False),
+    Column("unpacked_bytes", BigInteger, nullable=False),
 )
 
 repo_tags = Table(
@@ -253,6 +273,12 @@ def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str,
     connection.execute(build(table).on_conflict_do_nothing(), list(rows))
 
 
+def slices(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    """So few at a time that each fits into one statement."""
+    for start in range(0, len(values), 500):
+        yield values[start : start + 500]
+
+
 def lock_name(connection: Connection, name: str) -> None:
     """Let one transaction at a time go on that names this; the others wait until it ends. SQLite has one writer anyway.
 
@@ -267,6 +293,7 @@ class Database:
 
     Raises:
         UsageProblem: the URL is none, its driver is not installed, or the database was made by a newer version.
+        Malformed: the file is no database, or is damaged.
     """
 
     def __init__(self, url: str, *, connections: int = 20) -> None:
@@ -281,7 +308,7 @@ class Database:
             raise UsageProblem(f"no driver for {parsed.drivername} databases is installed", hint=hint) from None
         if not self.is_shared:
             _prepare_sqlite(self.engine)
-        with self.begin() as connection:
+        with schema.readable(parsed.database), self.begin() as connection:
             lock_name(connection, "schema")  # several servers may start at once
             schema.bring_up_to_date(connection, metadata)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from adapterhub.errors import (
@@ -26,7 +27,7 @@ from adapterhub.errors import (
 MESSAGE_CHARACTERS = 400
 
 
-class Refusal(Exception):
+class Refusal(HTTPException):
     """What the caller is told: `status`, `code` (X-Error-Code), a sentence, further headers and members of the body."""
 
     def __init__(
@@ -38,11 +39,12 @@ class Refusal(Exception):
         headers: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(message)
+        # of the framework's own kind, or it would call one that a body raises "an error parsing the body"
+        super().__init__(status, message)
         self.status = status
         self.code = code
         self.message = shown(message, MESSAGE_CHARACTERS)
-        self.headers = dict(headers or {})
+        self.headers: dict[str, str] = dict(headers or {})
         self.body = dict(body or {})
 
     def response(self) -> JSONResponse:
@@ -56,6 +58,11 @@ class Refusal(Exception):
 def bad_request(message: str) -> Refusal:
     """400: the request cannot be read as sent."""
     return Refusal(400, "BadRequest", message)
+
+
+def out_of_bounds(message: str) -> Refusal:
+    """422: a path or parameter is longer than any that means something here."""
+    return Refusal(422, "BadRequest", message)
 
 
 def unauthorized(message: str = "a token is needed: `hf auth login` or HF_TOKEN") -> Refusal:
@@ -104,6 +111,12 @@ def too_large(limit_bytes: int) -> Refusal:
     return Refusal(
         413, "TooLarge", f"the body is larger than the {limit_bytes} bytes taken here", headers={"Connection": "close"}
     )
+
+
+def too_slow(what: str, limit_s: float) -> Refusal:
+    """408: it did not come in time. The connection closes: the rest is not waited for."""
+    message = f"{what} did not come within {limit_s:g} seconds; send it again"
+    return Refusal(408, "TooSlow", message, headers={"Connection": "close"})
 
 
 def too_many(message: str, *, after_s: int) -> Refusal:

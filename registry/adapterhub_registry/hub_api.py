@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from adapterhub.errors import shown
-from adapterhub_registry.context import BaseUrl, CallerOf, JsonBody, JsonObject, RegistryOf, RepoOf, RevisionOf
+from adapterhub_registry.context import (
+    BaseUrl,
+    CallerOf,
+    JsonBody,
+    JsonObject,
+    RegistryOf,
+    RepoOf,
+    RevisionOf,
+    next_link,
+)
 from adapterhub_registry.db import refs, repos
 from adapterhub_registry.errors import Refusal, bad_request, conflict, repo_not_found, unauthorized
-from adapterhub_registry.model_info import iso_time
+from adapterhub_registry.model_info import iso_time, public_number
 from adapterhub_registry.names import RepoId, parse_repo_id
 from adapterhub_registry.repos import Change
 from adapterhub_registry.tokens import Caller
@@ -22,6 +31,7 @@ from adapterhub_registry.tokens import Caller
 router = APIRouter()
 fallback = APIRouter()
 """Answers what no other route does; to be included last."""
+REPOSITORIES_PAGE = 1000
 GATED = {"auto": "auto", "manual": "manual", False: "no"}
 
 
@@ -85,7 +95,7 @@ def create_repo(registry: RegistryOf, caller: CallerOf, body: JsonBody, base: Ba
         if isinstance(error, Refusal) and error.status != HTTPStatus.CONFLICT:
             raise
         raise conflict(f"repository `{repo_id}` exists", url=url) from None
-    return JSONResponse({"url": url, "name": repo_id, "id": f"{row.id:024x}"})
+    return JSONResponse({"url": url, "name": repo_id, "id": public_number(row)})
 
 
 @router.delete("/api/repos/delete")
@@ -125,13 +135,26 @@ def change_settings(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, bod
 
 @router.get("/api/settings/repositories")
 @router.get("/api/organizations/{namespace}/settings/repositories")
-def own_repositories(registry: RegistryOf, caller: CallerOf, namespace: str | None = None) -> JSONResponse:
-    """The repositories of a namespace (default: the caller's own) with what they take."""
+def own_repositories(
+    request: Request,
+    registry: RegistryOf,
+    caller: CallerOf,
+    base: BaseUrl,
+    namespace: str | None = None,
+    cursor: Annotated[int, Query(ge=0, lt=1 << 31)] = 0,
+) -> JSONResponse:
+    """The repositories of a namespace (default: the caller's own) with what they take; `Link` leads on."""
     if caller.user is None:
         raise unauthorized()
-    wanted = select(repos).where(repos.c.namespace == (namespace or caller.user), registry.repos.visible(caller))
+    shown_columns = (repos.c.id, repos.c.full_name, repos.c.modified_at, repos.c.private, repos.c.used_bytes)
+    wanted = select(*shown_columns).where(
+        repos.c.namespace == (namespace or caller.user), registry.repos.visible(caller), repos.c.id > cursor
+    )
     with registry.db.read() as connection:
-        rows = connection.execute(wanted.order_by(repos.c.modified_at.desc(), repos.c.id)).all()
+        rows = connection.execute(wanted.order_by(repos.c.id).limit(REPOSITORIES_PAGE + 1)).all()
+    page, headers = rows[:REPOSITORIES_PAGE], {}
+    if len(rows) > len(page):
+        headers["Link"] = next_link(request, f"{base}{request.url.path}", cursor=str(page[-1].id))
     return JSONResponse(
         [
             {
@@ -141,8 +164,9 @@ def own_repositories(registry: RegistryOf, caller: CallerOf, namespace: str | No
                 "visibility": "private" if row.private else "public",
                 "storage": row.used_bytes,
             }
-            for row in rows
-        ]
+            for row in page
+        ],
+        headers=headers,
     )
 
 
@@ -152,7 +176,9 @@ def list_refs(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, include_p
     """Branches and tags with their commits."""
     with registry.db.read() as connection:
         row = registry.repos.find(connection, caller, repo_id)
-        wanted = select(refs).where(refs.c.repo_id == row.id).order_by(refs.c.name)
+        wanted = (
+            select(refs.c.kind, refs.c.name, refs.c.commit_id).where(refs.c.repo_id == row.id).order_by(refs.c.name)
+        )
         found = connection.execute(wanted).all()
 
     def listed(kind: str, prefix: str) -> list[dict[str, Any]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qs, quote, unquote
 
@@ -15,9 +16,9 @@ from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
 
-from adapterhub_registry import adapters, commits
+from adapterhub_registry import adapters, commits, conditions
 from adapterhub_registry.card import ADAPTER_CONFIG, CONFIG
-from adapterhub_registry.commits import FileEntry
+from adapterhub_registry.changes import parents_of
 from adapterhub_registry.context import (
     BaseUrl,
     CallerOf,
@@ -25,6 +26,7 @@ from adapterhub_registry.context import (
     RegistryOf,
     RepoOf,
     RevisionOf,
+    dumped,
     json_object,
     next_link,
 )
@@ -32,11 +34,15 @@ from adapterhub_registry.db import commits as commits_table
 from adapterhub_registry.errors import Refusal, bad_request, entry_not_found
 from adapterhub_registry.model_info import iso_time
 from adapterhub_registry.names import parse_path
+from adapterhub_registry.tree_nodes import FileEntry, Totals, key_of
+from adapterhub_registry.trees import Tree
 
 router = APIRouter()
 TREE_PAGE: Final = 1000
+EXPANDED_PAGE: Final = 50  # as on the Hub
+SHOWN_TITLE_CHARACTERS: Final = 500  # one commit's title comes with each of its files
 MAX_PATHS: Final = 10_000
-_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_RANGE = re.compile(r"(?i:bytes)=([0-9]{0,18})-([0-9]{0,18})")
 _TRUE = {"true", "True", "1"}
 
 
@@ -65,18 +71,18 @@ def list_tree(
     folder = unquote(request.path_params.get("path", "")).strip("/")
     if folder:
         parse_path(folder)
+    limit = min(query.limit, EXPANDED_PAGE) if query.expand else query.limit
     with registry.db.read() as connection:
         row = registry.repos.find(connection, caller, repo_id)
         commit_id = commits.find_commit(connection, row, revision)
-        tree = commits.files_of(connection, row.id, commit_id, below=folder)
-        if folder and not tree:
+        tree = commits.tree_of(connection, row.id, commit_id)
+        if folder and next(tree.walk(folder), None) is None:
             raise entry_not_found(folder, commit_id)
-        entries = [entry for entry in _entries(tree, folder, deep=query.recursive) if entry["path"] > query.cursor]
-        page = entries[: query.limit]
-        if query.expand:
-            _add_last_commits(connection, row, page, tree)
+        listed = _walk_deep if query.recursive else _walk_flat
+        entries = list(islice(listed(tree, folder, query.cursor), limit + 1))
+        page = _described(connection, row, entries[:limit], expand=query.expand)
     headers = {"X-Repo-Commit": commit_id}
-    if len(entries) > query.limit:
+    if len(entries) > limit:
         place = f"{base}/api/models/{repo_id}/tree/{quote(revision, safe='')}"
         place += f"/{quote(folder, safe='')}" if folder else ""
         headers["Link"] = next_link(request, place, cursor=page[-1]["path"])
@@ -86,24 +92,25 @@ def list_tree(
 @router.post("/api/models/{namespace}/{name}/paths-info/{rev}")
 async def paths_info(
     request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, revision: RevisionOf
-) -> JSONResponse:
+) -> Response:
     """What is known of some paths; those that do not exist are left out. Clients send a form, some of them JSON."""
     paths, expand = await _asked_paths(request)
     if len(paths) > MAX_PATHS:
         raise bad_request(f"{len(paths)} paths, expected at most {MAX_PATHS}")
 
-    def look() -> list[dict[str, Any]]:
+    def look() -> bytes:
+        wanted = sorted({path.strip("/") for path in paths} - {""}, key=key_of)
         with registry.db.read() as connection:
             row = registry.repos.find(connection, caller, repo_id)
             commit_id = commits.find_commit(connection, row, revision)
-            tree = commits.files_of(connection, row.id, commit_id)
-            wanted = {path.strip("/") for path in paths}
-            found = [entry for entry in _entries(tree, "", deep=True) if entry["path"] in wanted]
-            if expand:
-                _add_last_commits(connection, row, found, tree)
-            return found
+            tree = commits.tree_of(connection, row.id, commit_id)
+            found = []
+            for start in range(0, len(wanted), TREE_PAGE):
+                entries = [entry for path in wanted[start : start + TREE_PAGE] if (entry := _entry_at(tree, path))]
+                found += [dumped(item) for item in _described(connection, row, entries, expand=expand)]
+        return b"[" + b",".join(found) + b"]"
 
-    return JSONResponse(await run_in_threadpool(look))
+    return Response(await run_in_threadpool(look), media_type="application/json")
 
 
 async def _asked_paths(request: Request) -> tuple[list[str], bool]:
@@ -117,28 +124,57 @@ async def _asked_paths(request: Request) -> tuple[list[str], bool]:
     return form.get("paths", []), form.get("expand", [""])[0] in _TRUE
 
 
-def _entries(tree: Mapping[str, FileEntry], folder: str, *, deep: bool) -> list[dict[str, Any]]:
-    """Files and the folders on their way, below `folder`, by path."""
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    path: str
+    totals: Totals
+
+
+def _walk_deep(tree: Tree, folder: str, cursor: str) -> Iterator[FileEntry | _Folder]:
+    """Files and folders below `folder`, each folder before what lies in it, after `cursor`."""
+    listed = max(key_of(cursor), key_of(folder))
+    for entry in tree.walk(folder, after=cursor):
+        for parent in reversed(parents_of(entry.path)):
+            if key_of(parent) > listed:
+                yield _Folder(parent, tree.totals(parent))
+        listed = key_of(entry.path)
+        yield entry
+
+
+def _walk_flat(tree: Tree, folder: str, cursor: str) -> Iterator[FileEntry | _Folder]:
+    """Files and folders right in `folder`, after `cursor`."""
     start = len(folder) + 1 if folder else 0
-    folders: dict[str, hashlib._Hash] = {}
-    found: list[dict[str, Any]] = []
-    for path, entry in tree.items():
-        parents = _parents(path, start)
-        for parent in parents if deep else parents[:1]:
-            # git's own tree names would need every mode; this one changes with the content below, which is its use
-            folders.setdefault(parent, hashlib.sha1(usedforsecurity=False)).update(f"{path}\0{entry.oid}\n".encode())
-        if deep or not parents:
-            found.append(_file(entry))
-    found += [{"type": "directory", "path": p, "oid": h.hexdigest(), "size": 0} for p, h in folders.items()]
-    return sorted(found, key=lambda item: str(item["path"]))
+    while (entry := next(tree.walk(folder, past=cursor), None)) is not None:
+        end = entry.path.find("/", start)
+        cursor = entry.path if end == -1 else entry.path[:end]
+        yield entry if end == -1 else _Folder(cursor, tree.totals(cursor))
 
 
-def _parents(path: str, start: int) -> list[str]:
-    at, parents = path.find("/", start), []
-    while at != -1:
-        parents.append(path[:at])
-        at = path.find("/", at + 1)
-    return parents
+def _entry_at(tree: Tree, path: str) -> FileEntry | _Folder | None:
+    entry = tree.first_below(path)
+    return _Folder(path, tree.totals(path)) if entry is not None and entry.path != path else entry
+
+
+def _described(
+    connection: Connection, repo: Row[Any], entries: Sequence[FileEntry | _Folder], *, expand: bool
+) -> list[dict[str, Any]]:
+    found = [_folder(entry) if isinstance(entry, _Folder) else _file(entry) for entry in entries]
+    if expand:
+        changed = [entry.totals.changed_in for entry in entries]
+        query = select(commits_table.c.id, commits_table.c.title, commits_table.c.created_at).where(
+            commits_table.c.repo_id == repo.id, commits_table.c.id.in_(set(changed))
+        )
+        made = {row.id: row for row in connection.execute(query)}
+        for item, commit_id in zip(found, changed, strict=True):
+            last = made[commit_id]
+            title = last.title[:SHOWN_TITLE_CHARACTERS]
+            item["lastCommit"] = {"id": last.id, "title": title, "date": iso_time(last.created_at)}
+    return found
+
+
+def _folder(entry: _Folder) -> dict[str, Any]:
+    # git's own tree names would need every mode; this one changes with the content below, which is its use
+    return {"type": "directory", "path": entry.path, "oid": f"{entry.totals.digest:040x}", "size": 0}
 
 
 def _file(entry: FileEntry) -> dict[str, Any]:
@@ -146,20 +182,6 @@ def _file(entry: FileEntry) -> dict[str, Any]:
     if entry.lfs:
         found["lfs"] = {"oid": entry.sha256, "size": entry.size, "pointerSize": len(entry.pointer)}
     return found
-
-
-def _add_last_commits(
-    connection: Connection, repo: Row[Any], entries: Iterable[dict[str, Any]], tree: Mapping[str, FileEntry]
-) -> None:
-    wanted = {entry.changed_in for entry in tree.values()}
-    query = select(commits_table).where(commits_table.c.repo_id == repo.id, commits_table.c.id.in_(wanted))
-    made = {row.id: row for row in connection.execute(query)}
-    for entry in entries:
-        below = f"{entry['path']}/"
-        of_file = tree.get(entry["path"])
-        inside = [of_file] if of_file else [file for path, file in tree.items() if path.startswith(below)]
-        last = max((made[file.changed_in] for file in inside), key=lambda row: int(row.created_at))
-        entry["lastCommit"] = {"id": last.id, "title": last.title, "date": iso_time(last.created_at)}
 
 
 # ------------------------------------------------------------ resolve
@@ -174,27 +196,34 @@ def resolve(
         entry = commits.file_at(connection, row.id, commit_id, path)
         warning = adapters.warning_for(connection, row.id, commit_id)
         counts = request.method == "GET" and "x-hf-download-counter" in request.headers
-        if counts and _stands_for_download(connection, row.id, commit_id, path):
-            registry.downloads.count(row.id)
-    headers = {
-        "X-Repo-Commit": commit_id,
-        "ETag": f'"{entry.etag}"',
+        counts = counts and _stands_for_download(connection, row.id, commit_id, path)
+    etag = f'"{entry.etag}"'
+    headers = {"X-Repo-Commit": commit_id, "ETag": etag}
+    if warning:
+        headers["X-HF-Warning"] = warning
+    answered = conditions.answer_to(request.headers, headers)
+    if answered is not None:
+        return answered
+    headers |= {
         "Accept-Ranges": "bytes",
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2])}",
         "X-Content-Type-Options": "nosniff",
     }
     if entry.lfs:
-        headers |= {"X-Linked-Etag": f'"{entry.etag}"', "X-Linked-Size": str(entry.size)}
-    if warning:
-        headers["X-HF-Warning"] = warning
+        headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(entry.size)}
     kind = "application/octet-stream" if entry.lfs else "text/plain; charset=utf-8"
     if request.method == "HEAD":
         return Response(headers={**headers, "Content-Length": str(entry.size)}, media_type=kind)
-    link = registry.blobs.download_link(entry.sha256) if entry.lfs and entry.size else None
+    start, end, status = 0, entry.size, 200
+    has_link = entry.lfs and entry.size and not conditions.is_conditional(request.headers)
+    link = registry.blobs.download_link(entry.sha256) if has_link else None
+    wanted = None
+    if link is None and conditions.wants_range(request.headers, etag):
+        wanted = _range(request.headers.get("range", ""), entry.size)
+    if counts:
+        registry.downloads.count(row.id)
     if link is not None:
         return Response(status_code=302, headers={**headers, "Location": link, "Cache-Control": "no-store"})
-    start, end, status = 0, entry.size, 200
-    wanted = _range(request.headers.get("range", ""), entry.size)
     if wanted is not None:
         start, end = wanted
         status = 206

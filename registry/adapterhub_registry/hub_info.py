@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Annotated
 from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from adapterhub.errors import shown
 from adapterhub_registry import adapters, commits, model_info
-from adapterhub_registry.context import BaseUrl, CallerOf, RegistryOf, RepoOf, RevisionOf, next_link
+from adapterhub_registry.context import (
+    BaseUrl,
+    CallerOf,
+    RegistryOf,
+    RepoOf,
+    RevisionOf,
+    json_answer,
+    next_link,
+    opened_cursor,
+    sealed_cursor,
+)
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.names import COMMIT
 from adapterhub_registry.repos import MAIN
@@ -20,6 +31,7 @@ from adapterhub_registry.search import MAX_PAGE, SORTS, Listing, list_repos
 router = APIRouter()
 HISTORY_PAGE = 50
 LIST_PAGE = 100
+FILES_OF_PAGE = 20_000
 
 
 class ListQuery(BaseModel):
@@ -42,8 +54,8 @@ class ListQuery(BaseModel):
     expand: list[str] = []
     cursor: str | None = None
 
-    def listing(self) -> Listing:
-        """The question in the words of the search.
+    def listing(self, position: str | None) -> Listing:
+        """The question in the words of the search, from a position in its order.
 
         Raises:
             Refusal: 400 for an order that is none.
@@ -61,7 +73,7 @@ class ListQuery(BaseModel):
             num_parameters=self.num_parameters,
             never=tuple(text for text in never if text),
             sort=sort,
-            cursor=self.cursor,
+            cursor=position,
             limit=min(self.limit, MAX_PAGE),
         )
 
@@ -78,16 +90,21 @@ class ListQuery(BaseModel):
 @router.get("/api/models")
 def list_models(
     request: Request, registry: RegistryOf, caller: CallerOf, base: BaseUrl, query: Annotated[ListQuery, Query()]
-) -> JSONResponse:
-    """One page of repositories; `Link` leads to the next."""
+) -> Response:
+    """One page of repositories; `Link` leads to the next. With their files, a page ends at so many of those, too."""
     registry.repos.refuse_nobody(caller)
+    members, visible = query.members(), registry.repos.visible(caller)
     with registry.db.read() as connection:
-        page = list_repos(connection, query.listing(), registry.repos.visible(caller))
-        answer = model_info.listed(connection, registry.blobs, page.rows, query.members())
+        page = list_repos(connection, query.listing(opened_cursor(registry, query.cursor)), visible)
+        if "siblings" in members:
+            files = accumulate(commits.tree_of(connection, row.id, row.head).totals().files for row in page.rows)
+            page = page.first(max(sum(1 for count in files if count <= FILES_OF_PAGE), 1))
+    answer = model_info.listed(registry.db, registry.blobs, page.ids, visible, members)
     headers = {}
-    if page.next_cursor is not None:
-        headers["Link"] = next_link(request, f"{base}/api/models", cursor=page.next_cursor)
-    return JSONResponse(answer, headers=headers)
+    cursor = sealed_cursor(registry, page.next_cursor)
+    if cursor is not None:
+        headers["Link"] = next_link(request, f"{base}/api/models", cursor=cursor)
+    return json_answer(answer, headers)
 
 
 class InfoQuery(BaseModel):
@@ -105,7 +122,7 @@ def repo_info(
     caller: CallerOf,
     repo_id: RepoOf,
     query: Annotated[InfoQuery, Query()],
-) -> JSONResponse:
+) -> Response:
     """Everything about a repository at a revision; with `expand`, only the members asked for."""
     revision = unquote(request.path_params.get("rev", MAIN))
     with registry.db.read() as connection:
@@ -113,12 +130,15 @@ def repo_info(
         commit_id = commits.find_commit(connection, row, revision)
         tags = model_info.tags_of(connection, [row.id])[row.id]
         info = model_info.at_head(row, tags)
-        info |= model_info.at_commit(connection, registry.blobs, row, commit_id, with_blobs=query.blobs)
+        info |= model_info.at_commit(connection, registry.blobs, row, commit_id)
+        root = commits.tree_of(connection, row.id, commit_id).root
         warning = adapters.warning_for(connection, row.id, commit_id)
     if query.expand:
         # what this server does not know of (likes of a year ago) is left out, not refused
         info = {name: info[name] for name in info if name in query.expand or name in model_info.ALWAYS}
-    return JSONResponse(info, headers={"X-HF-Warning": warning} if warning else None)
+    shown_root = root if not query.expand or "siblings" in query.expand else None
+    answer = model_info.described(registry.db, info, row.id, shown_root, with_blobs=query.blobs)
+    return json_answer(answer, {"X-HF-Warning": warning} if warning else {})
 
 
 @router.get("/api/models/{namespace}/{name}/commits/{rev}")
@@ -138,12 +158,11 @@ def list_commits(
     with registry.db.read() as connection:
         row = registry.repos.find(connection, caller, repo_id)
         start = commits.find_commit(connection, row, after or revision)
-        found = commits.history(connection, row, start, limit=limit + 1)
-    page, rest = found[:limit], found[limit:]
+        page, rest = commits.history(connection, row, start, limit=limit)
     headers = {}
-    if rest:
+    if rest is not None:
         place = f"{base}/api/models/{repo_id}/commits/{quote(revision, safe='')}"
-        headers["Link"] = next_link(request, place, after=rest[0].id)
+        headers["Link"] = next_link(request, place, after=rest)
     return JSONResponse(
         [
             {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import ceil
 from typing import Any, Final
 
+from anyio import from_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -15,47 +16,97 @@ from adapterhub_registry import quotas
 from adapterhub_registry.blobs import StoredBlob
 from adapterhub_registry.bodies import receive_with
 from adapterhub_registry.context import BaseUrl, CallerOf, JsonBody, Registry, RegistryOf, RepoOf
-from adapterhub_registry.errors import bad_request, entry_not_found, forbidden
+from adapterhub_registry.errors import Refusal, bad_request, entry_not_found, forbidden
 from adapterhub_registry.names import RepoId, parse_sha256
+from adapterhub_registry.settings import Limits
 from adapterhub_registry.signing import BadSignature, check, sign
 from adapterhub_registry.tokens import Caller
 
 router = APIRouter()
 MAX_LFS_OBJECTS: Final = 1000
 MAX_PARTS: Final = 10_000
+MAX_LINKS: Final = 4000
+"""Parts of all objects of one batch together: the more bytes a batch announces, the larger its parts."""
 DIRECT_BYTES: Final = 5 << 30  # what S3 takes in one PUT
+LARGEST_NUMBER: Final = (1 << 53) - 1  # of JSON, wherever it is read
+_LOOK_EVERY: Final = 32  # objects between two looks whether the client is still there
 
 
 @router.post("/{namespace}/{name}.git/info/lfs/objects/batch")
-def lfs_batch(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody, base: BaseUrl) -> JSONResponse:
+def lfs_batch(
+    request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody, base: BaseUrl
+) -> JSONResponse:
     """For each object the signed links to send it to; none when the caller may use what is stored already."""
     if body.text("operation") != "upload":
         raise bad_request("operation: only uploads go this way, files are read from /resolve")
     if body.text("hash_algo", "sha256") != "sha256":
         raise bad_request("hash_algo: expected sha256")
-    wanted = body.objects("objects", most=MAX_LFS_OBJECTS)
     can_split = "multipart" in body.texts("transfers", most=20)
+    limits = registry.settings.limits
+    objects: list[dict[str, Any]] = []
+    wanted = [
+        (parse_sha256(item.text("oid")), item.number("size", most=LARGEST_NUMBER))
+        for item in body.objects("objects", most=MAX_LFS_OBJECTS)
+    ]
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
-        objects, wanting = [], 0
-        for item in wanted:
-            oid = parse_sha256(item.text("oid"))
-            size = item.number("size", most=registry.settings.limits.file_bytes)
-            known = registry.repos.known_blob(connection, caller, row.id, oid)
-            answer: dict[str, Any] = {"oid": oid, "size": size}
-            if known is not None and known.size != size:
-                answer["error"] = {"code": 422, "message": f"{oid} has {known.size} bytes, not {size}"}
-            elif known is None:
-                claims = {"user": caller.user, "repo": row.id, "oid": oid, "size": size, "token": caller.token_id}
-                links = _Links(registry, base, claims)
-                answer["actions"] = links.actions(can_split=can_split, repo_id=repo_id)
-                wanting += size
-            objects.append(answer)
-        limits, namespace = registry.settings.limits, row.namespace
+    stored = usable(registry, caller, row.id, [oid for oid, _ in wanted])
+    for oid, size in wanted:
+        known = stored.get(oid)
+        answer: dict[str, Any] = {"oid": oid, "size": size}
+        if size > limits.file_bytes:
+            answer["error"] = {"code": 422, "message": f"{oid} has {size} bytes, at most {limits.file_bytes} go"}
+        elif known is not None and known.size != size:
+            answer["error"] = {"code": 422, "message": f"{oid} has {known.size} bytes, not {size}"}
+        elif known is None:
+            answer["actions"] = {}
+        objects.append(answer)
+    sent = [answer for answer in objects if "actions" in answer]
+    with registry.db.read() as connection:
+        counted = quotas.sent_before(connection, row.id, [answer["oid"] for answer in sent])
+        wanting = sum(answer["size"] for answer in sent if answer["oid"] not in counted)
         if wanting:
-            quotas.refuse_upload(connection, limits, namespace=namespace, token_id=caller.token_id, more_bytes=wanting)
-    split = any("chunk_size" in item.get("actions", {}).get("upload", {}).get("header", {}) for item in objects)
+            quotas.refuse_upload(
+                connection, limits, namespace=row.namespace, token_id=caller.token_id, more_bytes=wanting
+            )
+    part_bytes = _part_bytes(limits, [answer["size"] for answer in sent]) if can_split else None
+    for number, answer in enumerate(sent):
+        if number % _LOOK_EVERY == 0 and from_thread.run(request.is_disconnected):
+            raise bad_request("the client has left")
+        claims = {"user": caller.user, "repo": row.id, "token": caller.token_id}
+        claims |= {"oid": answer["oid"], "size": answer["size"]}
+        answer["actions"] = _Links(registry, base, claims).actions(part_bytes=part_bytes, repo_id=repo_id)
+    split = any("chunk_size" in answer["actions"]["upload"]["header"] for answer in sent)
     return JSONResponse({"transfer": "multipart" if split else "basic", "objects": objects})
+
+
+def usable(registry: Registry, caller: Caller, repo_number: int, digests: Iterable[str]) -> dict[str, StoredBlob]:
+    """Those of `digests` that the caller may use in a repository and whose bytes are there, by digest.
+
+    The store is asked for each of them: a row of the database alone is no promise.
+    """
+    with registry.db.read() as connection:
+        known = [registry.repos.known_blob(connection, caller, repo_number, digest) for digest in set(digests)]
+    held = registry.blobs.holds({blob.sha256: blob.size for blob in known if blob is not None})
+    return {blob.sha256: blob for blob in known if blob is not None and blob.sha256 in held}
+
+
+def _part_bytes(limits: Limits, sizes: list[int]) -> int:
+    """How large the parts of a batch are, so that it has no more than `MAX_LINKS` and one for the end of each object.
+
+    Raises:
+        Refusal: 413 when they were larger than a bucket takes.
+    """
+    split = sum(size for size in sizes if size >= limits.multipart_from_bytes)
+    needed = ceil(split / MAX_LINKS)
+    if needed > DIRECT_BYTES:
+        raise Refusal(
+            413,
+            "TooLarge",
+            f"the batch announces {split} bytes in large files, at most {MAX_LINKS * DIRECT_BYTES} go in one batch;"
+            " send fewer files at once",
+        )
+    return max(limits.part_bytes, needed)
 
 
 class _Links:
@@ -75,15 +126,14 @@ class _Links:
         token = sign({**self._claims, **more, "purpose": purpose}, self._settings.secret, ttl_s)
         return f"{self._base}/_lfs/{place}/{token}"
 
-    def actions(self, *, can_split: bool, repo_id: RepoId) -> dict[str, Any]:
-        """The member `actions`: in one piece, or in parts for large objects."""
+    def actions(self, *, part_bytes: int | None, repo_id: RepoId) -> dict[str, Any]:
+        """The member `actions`: in one piece, or in parts of `part_bytes` for large objects."""
         limits, size = self._settings.limits, int(self._claims["size"])
         verify = {"href": f"{self._base}/{repo_id}.git/info/lfs/verify"}
         upload_id = _upload_id(self._claims)
-        if not can_split or size < limits.multipart_from_bytes:
+        if part_bytes is None or size < limits.multipart_from_bytes:
             direct = self._blobs.upload_link(upload_id) if size <= DIRECT_BYTES else None
             return {"upload": {"href": direct or self._link("object", "lfs-object"), "header": {}}, "verify": verify}
-        part_bytes = max(limits.part_bytes, ceil(size / MAX_PARTS))
         header = {"chunk_size": str(part_bytes)}
         for number in range(1, ceil(size / part_bytes) + 1):
             length = min(part_bytes, size - (number - 1) * part_bytes)
@@ -113,7 +163,7 @@ async def put_object(request: Request, registry: RegistryOf, token: str) -> Resp
     def work(chunks: Iterator[bytes]) -> None:
         _note(registry, claims, registry.blobs.put(chunks, claims["oid"], claims["size"]))
 
-    await receive_with(request, work)
+    await receive_with(request, claims["token"], work)
     return Response()
 
 
@@ -121,8 +171,9 @@ async def put_object(request: Request, registry: RegistryOf, token: str) -> Resp
 async def put_part(request: Request, registry: RegistryOf, token: str) -> Response:
     """Take one part; its ETag is what the completion must name."""
     claims = _claims(registry, token, "lfs-part")
+    upload_id, part, length = _upload_id(claims), claims["part"], claims["length"]
     etag = await receive_with(
-        request, lambda chunks: registry.blobs.put_part(_upload_id(claims), claims["part"], chunks, claims["length"])
+        request, claims["token"], lambda chunks: registry.blobs.put_part(upload_id, part, chunks, length)
     )
     return Response(headers={"ETag": f'"{etag}"'})
 
@@ -157,10 +208,10 @@ def take_sent(registry: Registry, caller: Caller, repo_number: int, oid: str, si
 def verify(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody) -> JSONResponse:
     """200 when the object is here with that size. One that was sent to a bucket is checked now."""
     oid, size = parse_sha256(body.text("oid")), body.value("size")
+    with registry.db.read() as connection:
+        row = registry.repos.find_writable(connection, caller, repo_id)
     for is_last in (False, True):
-        with registry.db.read() as connection:
-            row = registry.repos.find_writable(connection, caller, repo_id)
-            known = registry.repos.known_blob(connection, caller, row.id, oid)
+        known = usable(registry, caller, row.id, [oid]).get(oid)
         if known is not None or is_last or type(size) is not int or size < 0:
             break
         take_sent(registry, caller, row.id, oid, size)

@@ -13,11 +13,12 @@ from starlette.concurrency import run_in_threadpool
 
 from adapterhub.digests import strict_json
 from adapterhub.errors import shown
-from adapterhub_registry import commits, quotas
-from adapterhub_registry.blobs import StoredBlob
+from adapterhub_registry import commits, damage, quotas
+from adapterhub_registry.blobs import StoredBlob, refuse_no_room
 from adapterhub_registry.bodies import receive_with
 from adapterhub_registry.card import UnreadableCard, parse_card, problems_of
-from adapterhub_registry.commits import Delete, DeleteFolder, Operation, Proposal, Put
+from adapterhub_registry.changes import Delete, DeleteFolder, Operation, Put
+from adapterhub_registry.commits import Proposal
 from adapterhub_registry.context import (
     BaseUrl,
     CallerOf,
@@ -29,7 +30,7 @@ from adapterhub_registry.context import (
     RevisionOf,
 )
 from adapterhub_registry.errors import Refusal, bad_request, too_large
-from adapterhub_registry.hub_lfs import take_sent
+from adapterhub_registry.hub_lfs import take_sent, usable
 from adapterhub_registry.names import COMMIT_PREFIX, RepoId, parse_path, parse_sha256
 from adapterhub_registry.repos import refuse_pull_request
 from adapterhub_registry.tokens import Caller
@@ -83,21 +84,29 @@ def preupload(
     files = body.objects("files", most=MAX_PREUPLOAD_FILES)
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
-        tree = commits.files_of(connection, row.id, commits.find_commit(connection, row, revision))
-    answer = []
-    for file in files:
-        path = parse_path(file.text("path"))
+        tree = commits.tree_of(connection, row.id, commits.find_commit(connection, row, revision))
+        paths = [parse_path(file.text("path")) for file in files]
+        before = {path: entry for path in paths if (entry := tree.find(path)) is not None}
+        damaged = damage.marked(connection, [entry.sha256 for entry in before.values()])
+    held = registry.blobs.holds({entry.sha256: entry.size for entry in before.values()}) - damaged
+    answer, coming = [], 0
+    for file, path in zip(files, paths, strict=True):
         size = file.number("size", most=registry.settings.limits.file_bytes)
         sample = _base64(file.text("sample", "", limit=4 * SAMPLE_BYTES), "sample")
-        before = tree.get(path)
+        by_lfs = _goes_by_lfs(path, size, sample)
+        there = before.get(path)
+        oid = there.etag if there is not None and there.sha256 in held else None
+        if oid is None:
+            coming += 2 * size if by_lfs else size  # by Xet, chunks lie beside the file that is made of them
         answer.append(
             {
                 "path": path,
-                "uploadMode": "lfs" if _goes_by_lfs(path, size, sample) else "regular",
+                "uploadMode": "lfs" if by_lfs else "regular",
                 "shouldIgnore": False,
-                "oid": before.etag if before else None,
+                "oid": oid,  # a client does not send again what it finds named here
             }
         )
+    refuse_no_room(registry.blobs, coming)  # before clients that send by Xet begin, which do not give up soon
     return JSONResponse({"files": answer})
 
 
@@ -133,7 +142,7 @@ async def make_commit(
             draft.take(line)
         return draft.commit(branch)
 
-    made = await receive_with(request, work)
+    made = await receive_with(request, caller.token_id, work)
     return JSONResponse({"success": True, "commitOid": made, "commitUrl": f"{base}/{repo_id}/commit/{made}"})
 
 
@@ -165,6 +174,8 @@ class _Draft:
         self._header: JsonObject | None = None
         self._operations: list[Operation] = []
         self._regular_bytes = 0
+        self._regular: list[str] = []  # digests of the files that came with the lines
+        self._stored: dict[str, StoredBlob] = {}  # what of them is there
         self._named: list[tuple[str, str, object, int]] = []  # LFS files: path, oid, size, place among the operations
 
     def take(self, line: bytes) -> None:
@@ -194,7 +205,9 @@ class _Draft:
                 raise bad_request("encoding: expected base64")
             data = _base64(content.text("content", limit=limit * 4 // 3 + 4), f"content of {path}")
             self._regular_bytes += len(data)
-            return Put(path=path, blob=self._registry.blobs.put([data], size=len(data)), lfs=False)
+            blob = self._registry.blobs.put([data], size=len(data))
+            self._regular.append(blob.sha256)
+            return Put(path=path, blob=blob, lfs=False)
         if key == "lfsFile":
             if content.text("algo", "sha256") != "sha256":
                 raise bad_request("algo: expected sha256")
@@ -208,19 +221,17 @@ class _Draft:
         raise bad_request(f"key `{shown(key)}`: expected header, file, lfsFile, deletedFile or deletedFolder")
 
     def _take_unchecked(self) -> None:
-        """Check what the caller sent to a bucket without telling so by `verify`."""
+        """Look which LFS files are there; check what the caller sent to a bucket without telling so by `verify`."""
         registry = self._registry
         with registry.db.read() as connection:
             row = registry.repos.find_writable(connection, self._caller, self._repo_id)
-            missing = [
-                (oid, size)
-                for _, oid, size, _ in self._named
-                if type(size) is int
-                and size >= 0
-                and registry.repos.known_blob(connection, self._caller, row.id, oid) is None
-            ]
-        for oid, size in missing:
-            take_sent(registry, self._caller, row.id, oid, size)
+        named = {oid: size for _, oid, size, _ in self._named}
+        self._stored = usable(registry, self._caller, row.id, named)
+        missing = {oid: size for oid, size in named.items() if oid not in self._stored}
+        for oid, size in missing.items():
+            if type(size) is int and size >= 0:
+                take_sent(registry, self._caller, row.id, oid, size)
+        self._stored |= usable(registry, self._caller, row.id, missing)
 
     def commit(self, branch: str) -> str:
         """The commit that the lines made."""
@@ -240,11 +251,14 @@ class _Draft:
                 token_id=None,
                 more_bytes=self._regular_bytes,
             )
+            oids = {oid for _, oid, _, _ in self._named}
+            known = {oid: registry.repos.known_blob(connection, self._caller, row.id, oid) for oid in oids}
             for path, oid, size, place in self._named:
-                blob = registry.repos.known_blob(connection, self._caller, row.id, oid)
-                if blob is None or (size is not None and size != blob.size):
+                blob = self._stored.get(oid)
+                if blob is None or known[oid] is None or (size is not None and size != blob.size):
                     raise bad_request(f"{path}: the LFS object {oid} was not uploaded, or has another size")
                 self._operations[place] = Put(path=path, blob=blob, lfs=True)
+            damage.unmark(connection, self._regular)
             proposal = Proposal(
                 branch=branch,
                 title=header.text("summary", "", limit=10_000) or "commit",

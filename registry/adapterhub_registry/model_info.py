@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
-from sqlalchemy import Row, select
+from sqlalchemy import ColumnElement, Row, select
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry import adapters, card
 from adapterhub_registry.blobs import BlobStore
-from adapterhub_registry.commits import FileEntry, files_of
-from adapterhub_registry.db import commits, repo_tags
+from adapterhub_registry.commits import tree_of
+from adapterhub_registry.context import dumped
+from adapterhub_registry.db import Database, commits, repo_tags, repos
+from adapterhub_registry.tree_nodes import FileEntry
+from adapterhub_registry.trees import Digests, Tree
 
 ALWAYS = ("_id", "id")
+LISTED_AT_ONCE: Final = 20
+SIBLINGS_AT_ONCE: Final = 1000
 _STATE = ("sha", "createdAt", "lastModified", "private", "gated", "disabled", "downloads", "likes", "trendingScore")
 LISTED = frozenset({"modelId", "author", "tags", "pipeline_tag", "library_name", *_STATE})
 
@@ -24,6 +31,11 @@ LISTED = frozenset({"modelId", "author", "tags", "pipeline_tag", "library_name",
 def iso_time(at_ms: int) -> str:
     """`2026-11-24T10:00:00.000Z`, the one form that all clients read."""
     return dt.datetime.fromtimestamp(at_ms / 1000, tz=dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def public_number(row: Row[Any]) -> str:
+    """The 24 hex digits that the Hub has for a repository; not its own number, by which private ones are counted."""
+    return hashlib.sha256(f"{row.full_name} {row.created_at}".encode()).hexdigest()[:24]
 
 
 def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[str]]:
@@ -36,26 +48,64 @@ def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[s
 
 
 def listed(
-    connection: Connection, blobs: BlobStore, rows: Sequence[Row[Any]], wanted: AbstractSet[str]
-) -> list[dict[str, Any]]:
-    """Some repositories at their heads, each with the members named in `wanted` and those that are always there."""
-    tags = tags_of(connection, [row.id for row in rows]) if "tags" in wanted else {}
-    return [_chosen(connection, blobs, row, wanted, tags.get(row.id, [])) for row in rows]
+    database: Database, blobs: BlobStore, ids: Sequence[int], visible: ColumnElement[bool], wanted: AbstractSet[str]
+) -> Iterator[bytes]:
+    """JSON of some repositories at their heads, each with the members in `wanted` and those that are always there.
+
+    One that was removed or hidden meanwhile is left out.
+    """
+    before = b"["
+    for start in range(0, len(ids), LISTED_AT_ONCE):
+        some = ids[start : start + LISTED_AT_ONCE]
+        with database.read() as connection:
+            rows = {row.id: row for row in connection.execute(select(repos).where(repos.c.id.in_(some), visible))}
+            tags = tags_of(connection, rows) if "tags" in wanted else {}
+            found = [
+                (_chosen(connection, blobs, rows[number], wanted, tags.get(number, [])), rows[number])
+                for number in some
+                if number in rows
+            ]
+            roots = {row.id: tree_of(connection, row.id, row.head).root for _, row in found if "siblings" in wanted}
+        for info, row in found:
+            yield before
+            yield from described(database, info, row.id, roots.get(row.id), with_blobs=False)
+            before = b","
+    yield b"[]" if before == b"[" else b"]"
 
 
 def _chosen(
     connection: Connection, blobs: BlobStore, row: Row[Any], wanted: AbstractSet[str], tags: list[str]
 ) -> dict[str, Any]:
     info = at_head(row, tags)
-    if wanted & {"siblings", "safetensors", "baseModels", "adapt"}:
-        info |= at_commit(connection, blobs, row, row.head, with_blobs=False)
+    if wanted & {"safetensors", "baseModels", "adapt"}:
+        info |= at_commit(connection, blobs, row, row.head)
     return {name: info[name] for name in info if name in wanted or name in ALWAYS}
+
+
+def described(
+    database: Database, info: Mapping[str, Any], repo_id: int, root: str | None, *, with_blobs: bool
+) -> Iterator[bytes]:
+    """JSON of one repository, with its files as `siblings` when the tree's `root` is given: read page by page."""
+    if root is None:
+        yield dumped(info)
+        return
+    yield dumped(info)[:-1] + b',"siblings":['
+    after, before = "", b""
+    while True:
+        with database.read() as connection:
+            page = list(islice(Tree(connection, repo_id, root).walk(after=after), SIBLINGS_AT_ONCE))
+        if page:
+            yield before + b",".join(dumped(_sibling(entry, with_blobs)) for entry in page)
+            after, before = page[-1].path, b","
+        if len(page) < SIBLINGS_AT_ONCE:
+            yield b"]}"
+            return
 
 
 def at_head(row: Row[Any], tags: list[str]) -> dict[str, Any]:
     """What the row of a repository says of it."""
     return {
-        "_id": f"{row.id:024x}",
+        "_id": public_number(row),
         "id": row.full_name,
         "modelId": row.full_name,
         "author": row.namespace,
@@ -78,12 +128,9 @@ def at_head(row: Row[Any], tags: list[str]) -> dict[str, Any]:
     }
 
 
-def at_commit(
-    connection: Connection, blobs: BlobStore, row: Row[Any], commit_id: str, *, with_blobs: bool
-) -> dict[str, Any]:
-    """What the files of one commit add: `siblings`, and at an older commit than the head its card and date, too."""
-    tree = files_of(connection, row.id, commit_id)
-    info: dict[str, Any] = {"sha": commit_id, "siblings": [_sibling(entry, with_blobs) for entry in tree.values()]}
+def at_commit(connection: Connection, blobs: BlobStore, row: Row[Any], commit_id: str) -> dict[str, Any]:
+    """What the files of one commit add; at an older commit than the head its card and date, too."""
+    info: dict[str, Any] = {"sha": commit_id}
     adapt = adapters.adapt_object(connection, row.id, commit_id)
     if adapt is not None:
         info["adapt"] = adapt
@@ -92,7 +139,7 @@ def at_commit(
         if adapt["base"]:
             info["baseModels"] = {"relation": "adapter", "models": [{"_id": "", "id": adapt["base"]}]}
     if commit_id != row.head:
-        info |= _of_older(connection, blobs, row, commit_id, {path: entry.sha256 for path, entry in tree.items()})
+        info |= _of_older(connection, blobs, row, commit_id, Digests(tree_of(connection, row.id, commit_id)))
     return info
 
 

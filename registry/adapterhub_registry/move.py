@@ -23,6 +23,7 @@ from adapterhub_registry.blobs import BlobStore, DiskBlobs
 from adapterhub_registry.context import Registry
 from adapterhub_registry.db import Database, lock_name, metadata
 from adapterhub_registry.holdings import named_blobs
+from adapterhub_registry.schema import readable
 
 ROWS = 1000
 AT_ONCE = 8
@@ -55,7 +56,7 @@ def move_registry(root: Path, target: Registry) -> Moved:
     Raises:
         Conflict: a server runs on the folder, or the target's database holds something.
         BlobsDamaged: blobs of the folder are missing or are not what their digests say. No row was written.
-        Malformed: the target's database does not take a row. No row was written.
+        Malformed: the folder's database is not that of a registry, or the target's refuses a row. No row was written.
         UsageProblem: the target's database is that of the folder.
     """
     url = f"sqlite:///{root / 'registry.db'}"
@@ -64,7 +65,12 @@ def move_registry(root: Path, target: Registry) -> Moved:
             "a move needs another database than the one in the folder",
             hint="`--database postgresql://user@host/name` names it, `--blobs s3://bucket` the place of the files",
         )
-    _refuse_running(root)
+    with readable(root / "registry.db"):
+        _refuse_running(root)
+        return _move(url, root, target)
+
+
+def _move(url: str, root: Path, target: Registry) -> Moved:
     with contextlib.closing(Database(url)) as source, source.begin() as old:  # nobody else writes meanwhile
         with target.db.read() as new:
             _refuse_filled(new)
@@ -90,7 +96,10 @@ def _refuse_running(root: Path) -> None:
                 f"`{shown(str(root))}` is in use; what is pushed during a move would be lost, so nothing was moved",
                 hint="stop its server first, and let it stay stopped",
             ) from None
+        is_ours = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone()
         connection.execute("ROLLBACK")
+    if is_ours is None:
+        raise Malformed(f"`{shown(str(root / 'registry.db'))}` holds no tables of a registry; no row was written")
 
 
 def _refuse_filled(connection: Connection) -> None:
@@ -118,7 +127,7 @@ def _copy_blobs(source: BlobStore, target: BlobStore, wanted: dict[str, int]) ->
 def _copy_blob(source: BlobStore, target: BlobStore, blob: tuple[str, int]) -> str | None:
     sha256, size = blob
     try:
-        if not target.has(sha256):
+        if not target.holds({sha256: size}):
             target.put(source.open(sha256), sha256, size)
     except AdapterHubError as error:
         return f"blob {sha256}: {error.message}"

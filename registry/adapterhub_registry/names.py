@@ -16,12 +16,15 @@ _PAGES = ("api", "oauth", "login", "settings", "docs", "static", "metrics", "hea
 RESERVED_NAMESPACES = frozenset({*_KINDS, *_PAGES})
 MAX_PATH_BYTES = 1024
 MAX_SEGMENT_BYTES = 255
+MAX_FOLDERS = 32
+"""How many folders deep a file may lie that is committed. The Hub names no bound of its own."""
 MAX_REF_CHARACTERS = 200
 COMMIT = re.compile(r"[0-9a-f]{40}")
 COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _PART = re.compile(r"[A-Za-z0-9_.-]{1,96}")
+_REF_PREFIXES = ("refs/", "heads/", "tags/", "remotes/")  # git reads these as the place of a ref
 _REF_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 _PATH_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
 
@@ -63,7 +66,8 @@ def parse_ref_name(text: str) -> str:
     wrong = (
         not 1 <= len(text) <= MAX_REF_CHARACTERS
         or _REF_FORBIDDEN.search(text)
-        or text.startswith(("/", "-", ".", "refs/"))
+        or text.startswith(("/", "-", "."))
+        or text.lower().startswith(_REF_PREFIXES)
         or text.endswith(("/", ".", ".lock"))
         or text in {"@", "HEAD"}
         or not text.isprintable()
@@ -95,10 +99,6 @@ def parse_path(text: str, *, what: str = "path") -> str:
     if wrong:
         raise bad_request(f"{what} `{shown(text)}`: expected a relative path without `.`, `..`, `.git` or `\\`")
     return text
-
-
-def _utf8_bytes(text: str) -> int:
-    return len(text.encode("utf-8", "replace"))
 
 
 def parse_sha256(text: str, *, what: str = "oid") -> str:

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adapterhub_registry.blobs import StoreUnreachable
 from adapterhub_registry.context import CallerOf, RegistryOf
+from adapterhub_registry.errors import forbidden, unauthorized
 
 router = APIRouter()
 
@@ -33,6 +34,12 @@ def healthz(registry: RegistryOf) -> JSONResponse:
 
 @router.get("/metrics")
 def metrics(registry: RegistryOf, caller: CallerOf) -> Response:
-    """What this server counted since its start. How much the registry holds is told by `/api/adapt/v1/metrics`."""
-    registry.repos.refuse_nobody(caller)
+    """What this server counted since its start. How much the registry holds is told by `/api/adapt/v1/metrics`.
+
+    Traffic of private repositories is in it (creations would count them), so it needs a token that sees all of them.
+    """
+    if caller.user is None:
+        raise unauthorized("metrics need a token that reads everything")
+    if not caller.sees_all:
+        raise forbidden("metrics need a token that reads everything: `--role read --namespaces '*'`")
     return Response(registry.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)

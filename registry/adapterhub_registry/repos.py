@@ -13,10 +13,10 @@ from sqlalchemy import ColumnElement, Row, delete, false, insert, or_, select, t
 from sqlalchemy.engine import Connection
 
 from adapterhub.lookalike import fold
-from adapterhub_registry import adapters, commits, quotas, tombstones
+from adapterhub_registry import adapters, commits, damage, quotas, ref_names, tombstones
 from adapterhub_registry.blobs import BlobStore, StoredBlob
 from adapterhub_registry.db import blobs as blobs_table
-from adapterhub_registry.db import files, insert_new, inserted_id, lock_name, now_ms, refs, repos, uploads
+from adapterhub_registry.db import insert_new, inserted_id, lock_name, now_ms, places, refs, repos, uploads
 from adapterhub_registry.errors import (
     Refusal,
     bad_request,
@@ -27,13 +27,15 @@ from adapterhub_registry.errors import (
     revision_not_found,
     unauthorized,
 )
-from adapterhub_registry.names import RepoId, parse_ref_name
+from adapterhub_registry.names import RepoId
+from adapterhub_registry.ref_names import Kind
 from adapterhub_registry.settings import Limits
 from adapterhub_registry.tokens import Caller
+from adapterhub_registry.trees import Digests
 
 RepoRow = Row[Any]
 MAIN: Final = "main"
-Kind = Literal["branch", "tag"]
+HIDDEN: Final = "~"  # before a full name; no id begins so, and private names look like no other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,13 +106,14 @@ class Repos:
         """
         self._refuse_reader(caller, repo_id)
         self._refuse_taken(connection, repo_id)
+        folded = self._folded(connection, repo_id, private=private)
         now, namespace = now_ms(), repo_id.partition("/")[0]
         quotas.refuse_repo(connection, self._limits, namespace)
         made = connection.execute(
             insert(repos).values(
                 full_name=repo_id,
                 namespace=namespace,
-                folded=_folded(repo_id),
+                folded=folded,
                 folded_namespace=fold(namespace),
                 private=private,
                 created_by=caller.user,
@@ -128,20 +131,30 @@ class Repos:
         return connection.execute(select(repos).where(repos.c.id == number)).one()
 
     def _refuse_taken(self, connection: Connection, repo_id: RepoId, *, besides: int | None = None) -> None:
-        lock_name(connection, f"namespace {fold(repo_id.partition('/')[0])}")
-        folded = select(repos.c.full_name).where(repos.c.folded == _folded(repo_id), repos.c.id != (besides or 0))
-        taken = connection.scalar(folded)
-        if taken == repo_id:
-            raise conflict(f"repository `{repo_id}` exists")
+        """Refuse a name that is taken or looks like a public one.
+
+        Private names are not compared: a refusal would tell of them. They are when they become public.
+        """
         namespace = repo_id.partition("/")[0]
-        near = taken or connection.scalar(
-            select(repos.c.full_name)
-            .where(repos.c.folded_namespace == fold(namespace), repos.c.namespace != namespace)
-            .limit(1)
-        )
+        lock_name(connection, f"namespace {fold(namespace)}")
+        others = repos.c.id != (besides or 0)
+        if connection.scalar(select(repos.c.id).where(repos.c.full_name == repo_id, others)) is not None:
+            raise conflict(f"repository `{repo_id}` exists")
+        twin = repos.c.folded == _look(repo_id)
+        near_namespace = (repos.c.folded_namespace == fold(namespace)) & (repos.c.namespace != namespace)
+        public = select(repos.c.full_name).where(others, repos.c.private.is_(False))
+        near = connection.scalar(public.where(or_(twin, near_namespace)).limit(1))
         if near is not None:
-            # which one is not said: it may be private
-            raise bad_request(f"`{repo_id}` looks too much like a name that is taken; choose another")
+            raise bad_request(f"`{repo_id}` looks too much like `{near}`; choose another name")
+
+    def _folded(self, connection: Connection, repo_id: RepoId, *, private: bool) -> str:
+        """What the column `folded` says of a repository: of public ones, no two look alike."""
+        if private:
+            return HIDDEN + repo_id
+        # versions before this one wrote the look of private ones, too: it makes room
+        stands = (repos.c.folded == _look(repo_id)) & repos.c.private
+        connection.execute(update(repos).where(stands).values(folded=HIDDEN + repos.c.full_name))
+        return _look(repo_id)
 
     def delete(self, connection: Connection, caller: Caller, repo_id: RepoId) -> None:
         """Remove a repository with all its history; blobs stay for others that hold them, released versions taken."""
@@ -153,26 +166,32 @@ class Repos:
         """Give a repository another id. The old id is free, and nothing leads from it to the new one.
 
         Raises:
-            Refusal: 409 when the new id exists or a version was released under it with other bytes; as `create`.
+            Refusal: 409 when the new id exists, or a version was released under it that would get other bytes; as
+                `create`.
         """
         row = self.find_writable(connection, caller, source)
         self._refuse_reader(caller, target)
         self._refuse_taken(connection, target, besides=row.id)
+        folded = self._folded(connection, target, private=row.private)
         tombstones.bury(connection, row)
         tombstones.refuse_arrival(connection, row, target)
+        ref_names.refuse_arrival(connection, row, target)
         namespace = target.partition("/")[0]
         connection.execute(
             update(repos)
             .where(repos.c.id == row.id)
-            .values(full_name=target, namespace=namespace, folded=_folded(target), folded_namespace=fold(namespace))
+            .values(full_name=target, namespace=namespace, folded=folded, folded_namespace=fold(namespace))
         )
 
     def change(self, connection: Connection, caller: Caller, repo_id: RepoId, change: Change) -> RepoRow:
-        """The repository with new settings."""
+        """The repository with new settings; 400 when it would become public beside a name that looks like its own."""
         row = self.find_writable(connection, caller, repo_id)
         values: dict[str, object] = {}
         if change.private is not None:
-            values["private"] = change.private
+            if row.private and not change.private:
+                self._refuse_taken(connection, repo_id, besides=row.id)
+            folded = self._folded(connection, repo_id, private=change.private)
+            values |= {"private": change.private, "folded": folded}
         if change.gated is not None:
             values["gated"] = None if change.gated == "no" else change.gated
         if values:
@@ -201,8 +220,8 @@ class Repos:
         row = self.find_writable(connection, caller, repo_id)
         commit = commits.find_commit(connection, row, at)
         self._create_ref(connection, row, "tag", name, commit, message)
-        tree = {path: entry.sha256 for path, entry in commits.files_of(connection, row.id, commit).items()}
-        adapters.index_commit(connection, self._blobs, row, commit, tree, tag=name)
+        digests = Digests(commits.tree_of(connection, row.id, commit))
+        adapters.index_commit(connection, self._blobs, row, commit, digests, tag=name)
 
     def delete_tag(self, connection: Connection, caller: Caller, repo_id: RepoId, name: str) -> None:
         """Remove a tag; the version it released stays taken."""
@@ -213,10 +232,7 @@ class Repos:
     def _create_ref(
         self, connection: Connection, repo: RepoRow, kind: Kind, name: str, commit: str, message: str | None
     ) -> None:
-        parse_ref_name(name)
-        taken = connection.scalar(select(refs.c.kind).where(refs.c.repo_id == repo.id, refs.c.name == name))
-        if taken is not None:
-            raise conflict(f"`{repo.full_name}` has a {taken} named `{name}`")
+        ref_names.refuse_new(connection, repo, kind, name, most=self._limits.refs)
         connection.execute(
             insert(refs).values(
                 repo_id=repo.id, kind=kind, name=name, commit_id=commit, message=message, created_at=now_ms()
@@ -240,6 +256,7 @@ class Repos:
         now = now_ms()
         row = {"sha256": blob.sha256, "git_sha1": blob.git_sha1, "size": blob.size, "created_at": now}
         insert_new(connection, blobs_table, [row])
+        damage.unmark(connection, [blob.sha256])
         insert_new(
             connection,
             uploads,
@@ -249,10 +266,11 @@ class Repos:
     def known_blob(self, connection: Connection, caller: Caller, repo_id: int, sha256: str) -> StoredBlob | None:
         """The blob, if `caller` may use it here: it was sent for this repository, or lies in one the caller can read.
 
-        A digest alone must not open bytes of a stranger's private repository.
+        A digest alone must not open bytes of a stranger's private repository. A blob that is marked as damaged is not
+        known. Whether the bytes are there only the store knows.
         """
         row = connection.execute(select(blobs_table).where(blobs_table.c.sha256 == sha256)).one_or_none()
-        if row is None:
+        if row is None or row.damaged_at is not None:
             return None
         sent = select(uploads.c.sha256).where(uploads.c.repo_id == repo_id, uploads.c.sha256 == sha256)
         if connection.scalar(sent.limit(1)) is None and not self._can_read_blob(connection, caller, sha256):
@@ -262,15 +280,15 @@ class Repos:
     def _can_read_blob(self, connection: Connection, caller: Caller, sha256: str) -> bool:
         holders = (
             select(repos.c.full_name, repos.c.gated)
-            .join(files, files.c.repo_id == repos.c.id)
-            .where(files.c.sha256 == sha256, self.visible(caller))
+            .join(places, places.c.repo_id == repos.c.id)
+            .where(places.c.sha256 == sha256, self.visible(caller))
             .distinct()
         )
         rows = connection.execute(holders)
         return any(not row.gated or caller.reaches(row.full_name) for row in rows)
 
 
-def _folded(repo_id: RepoId) -> str:
+def _look(repo_id: RepoId) -> str:
     namespace, _, name = repo_id.partition("/")
     return f"{fold(namespace)}/{fold(name)}"
 

@@ -9,8 +9,10 @@ import tempfile
 from collections.abc import Iterator
 from types import TracebackType
 
+from adapterhub_registry.blobs import full_disk_told
 from adapterhub_registry.s3_bucket import Bucket
-from adapterhub_registry.xet_format import ChunkSpan, MalformedXet, XorbScanner, decode_chunk, scan_xorb
+from adapterhub_registry.xet_format import ChunkSpan, MalformedXet, decode_chunk, scan_xorb
+from adapterhub_registry.xet_hash import XorbCheck, is_xorb
 from adapterhub_registry.xorbs import XorbPlace, XorbWriter, is_open
 
 _IN_MEMORY_BYTES = 8 << 20
@@ -28,7 +30,7 @@ class S3Xorbs:
 
     def writer(self, place: XorbPlace) -> XorbWriter:
         """A writer for one xorb."""
-        return _S3Writer(self._bucket, _key(place))
+        return _S3Writer(self._bucket, place)
 
     def chunks(self, place: XorbPlace) -> tuple[ChunkSpan, ...] | None:
         """Where the chunks of a xorb lie; None when it is not here."""
@@ -66,9 +68,9 @@ class S3Xorbs:
 
 
 class _S3Writer:
-    def __init__(self, bucket: Bucket, key: str) -> None:
-        self._bucket, self._key = bucket, key
-        self._scanner = XorbScanner()
+    def __init__(self, bucket: Bucket, place: XorbPlace) -> None:
+        self._bucket, self._place = bucket, place
+        self._check = XorbCheck()
         self._stream = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115 - closed in __exit__
 
     def __enter__(self) -> XorbWriter:
@@ -80,13 +82,18 @@ class _S3Writer:
         self._stream.close()
 
     def write(self, data: bytes) -> None:
-        self._scanner.feed(data)
-        self._stream.write(data)
+        self._check.feed(data)
+        with full_disk_told():
+            self._stream.write(data)
 
     def keep(self) -> None:
-        self._scanner.finish()
+        self._check.finish(self._place.hash)
+        key = _key(self._place)
+        stored = self._bucket.get(key)
+        if stored is not None and is_xorb(stored[0], self._place.hash):
+            return
         self._stream.seek(0)
-        self._bucket.put(self._key, iter(lambda: self._stream.read(_PIECE_BYTES), b""))
+        self._bucket.put(key, iter(lambda: self._stream.read(_PIECE_BYTES), b""))
 
 
 def _key(place: XorbPlace) -> str:

@@ -6,21 +6,40 @@ revision after the other. A test holds that both end in the same schema. Everyth
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from sqlalchemy import Column, MetaData, String, Table, insert, inspect, select
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DatabaseError
 
-from adapterhub.errors import UsageProblem, shown
+from adapterhub.errors import Malformed, UsageProblem, shown
 
 FIRST: Final = "0001"
 """The schema from before revisions were written down."""
-HEAD: Final = "0003"
-KNOWN: Final = (FIRST, "0002", HEAD)
+HEAD: Final = "0005"
+KNOWN: Final = (FIRST, "0002", "0003", "0004", HEAD)
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 _version = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
+
+
+@contextlib.contextmanager
+def readable(place: object) -> Iterator[None]:
+    """Turn what SQLite says of a file that is no database, or a damaged one, into `Malformed`."""
+    try:
+        yield
+    except (sqlite3.DatabaseError, DatabaseError) as error:
+        cause = getattr(error, "orig", error)
+        if type(cause) is not sqlite3.DatabaseError:  # its subclasses are other faults
+            raise
+        raise Malformed(
+            f"`{shown(str(place))}` cannot be read as a database: {cause}; no row was written",
+            hint="restore it from a backup",
+        ) from None
 
 
 def revision_of(connection: Connection) -> str | None:

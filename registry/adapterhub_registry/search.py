@@ -7,7 +7,7 @@ import binascii
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
 from sqlalchemy import Column, ColumnElement, Row, and_, false, func, or_, select
@@ -56,10 +56,25 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """One page of rows of `repos`, and where the next one begins; None after the last."""
+    """One page of repositories, as rows with their number and the head of `main`; `more` come after it."""
 
     rows: Sequence[Row[Any]]
-    next_cursor: str | None
+    more: bool
+    sort: Sort
+
+    @property
+    def ids(self) -> list[int]:
+        """The numbers of the repositories."""
+        return [row.id for row in self.rows]
+
+    @property
+    def next_cursor(self) -> str | None:
+        """Where the next page begins; None after the last."""
+        return _cursor(self.sort, self.rows[-1].place, self.rows[-1].id) if self.more else None
+
+    def first(self, count: int) -> Page:
+        """A shorter page; the rest comes on the next one."""
+        return self if count >= len(self.rows) else replace(self, rows=self.rows[:count], more=True)
 
 
 def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[bool]) -> Page:
@@ -69,15 +84,14 @@ def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[b
         Refusal: 400 for a cursor, a number or more filters than are taken.
     """
     order = _ORDER[wanted.sort]
-    query = select(repos).where(visible, *_conditions(wanted))
+    query = select(repos.c.id, repos.c.head, order.label("place")).where(visible, *_conditions(wanted))
     if wanted.cursor is not None:
         value, number = _read_cursor(wanted.cursor, wanted.sort)
         query = query.where(or_(order < value, and_(order == value, repos.c.id < number)))
-    rows = connection.execute(query.order_by(order.desc(), repos.c.id.desc()).limit(wanted.limit + 1)).all()
-    more = len(rows) > wanted.limit
-    rows = rows[: wanted.limit]
-    following = _cursor(wanted.sort, getattr(rows[-1], order.name), rows[-1].id) if more else None
-    return Page(rows=rows, next_cursor=following)
+    rows: Sequence[Any] = connection.execute(
+        query.order_by(order.desc(), repos.c.id.desc()).limit(wanted.limit + 1)
+    ).all()
+    return Page(rows=rows[: wanted.limit], more=len(rows) > wanted.limit, sort=wanted.sort)
 
 
 def _conditions(wanted: Listing) -> list[ColumnElement[bool]]:

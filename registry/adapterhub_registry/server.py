@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Callable
+from typing import cast
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.config import LOGGING_CONFIG
 
 from adapterhub.errors import NotAllowed, UsageProblem, shown
@@ -14,6 +16,7 @@ from adapterhub_registry.app import create_app, open_registry
 from adapterhub_registry.context import Registry
 from adapterhub_registry.settings import Settings
 from adapterhub_registry.telemetry import log_as_json
+from adapterhub_registry.wire import protocol_of
 
 KEEP_ALIVE_S = 75
 BACKLOG = 512
@@ -40,8 +43,16 @@ def serve(
     announce(f"url: {settings.public_url or f'http://{shown_host}:{listener.getsockname()[1]}'}")
     if token is not None:
         announce(f"admin token (shown this once): {token}")
-    config = uvicorn.Config(
-        create_app(settings, registry),
+    uvicorn.Server(config_of(create_app(settings, registry))).run(sockets=[listener])
+
+
+def config_of(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn serves the application that `create_app` made."""
+    settings = cast("Registry", app.state.registry).settings
+    return uvicorn.Config(
+        app,
+        http=protocol_of(settings.limits),  # whatever else is installed: what is refused does not hang on that
+        ws="none",
         timeout_keep_alive=KEEP_ALIVE_S,
         access_log=False,  # signed links carry their rights in the path
         log_config=None if settings.log_requests else LOGGING_CONFIG,  # else as `log_as_json` set it
@@ -50,7 +61,6 @@ def serve(
         server_header=False,
         lifespan="on",
     )
-    uvicorn.Server(config).run(sockets=[listener])
 
 
 def _refuse_other_secret(registry: Registry, *, replace: bool) -> None:

@@ -7,13 +7,15 @@ import os
 import secrets
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from adapterhub.digests import read_plain
 from adapterhub.errors import UsageProblem, shown
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MEBIBYTE = 1 << 20
 SECRET_BYTES = 32
+_SECRET_LIMIT_BYTES: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +30,20 @@ class Limits:
     part_bytes: int = 64 * MEBIBYTE
     operations: int = 20_000  # of one commit
     files: int = 20_000  # of one repository at one commit
+    refs: int = 5_000  # branches and tags of one repository: the Hub's clients read them in one answer
     href_ttl_s: int = 3600
-    uploads_at_once: int = 64
+    uploads_at_once: int = 64  # of one server; a token gets another place while more are free than it holds
+    head_s: float = 10  # from the first byte of a request, or the connection, to the end of its head
+    body_grace_s: float = 30  # a body may be this much later than its least rate says
+    body_bytes_per_second: int = 1024  # least rate of a body, over the time that the server waits for it
+    body_s: float = 4 * 3600  # all time that the server waits for one body
+    answer_stall_s: float = 120  # a client that takes nothing of its answer for so long is cut off
     database_connections: int = 20  # of one server to PostgreSQL
     token_requests_per_minute: int = 0  # of one token, at one server; a minute's worth may come at once
     address_requests_per_minute: int = 0  # of one address without a good token, at one server
     token_upload_bytes_per_day: int = 0  # of one token, by LFS and Xet
+    xet_free_bytes: int = 256 * MEBIBYTE  # of one user in a day, whatever the chunks weigh that make them
+    xet_ratio: int = 16  # bytes of files that one byte of chunks is good for, beyond these
     namespace_bytes: int = 0  # of all commits and uploads, each file of a repository counted once
     namespace_repos: int = 0
 
@@ -44,7 +54,7 @@ class Limits:
             UsageProblem: a name that is no limit, or a value that is no whole number, or 0 where a bound must be.
         """
         known = {f.name: f.default for f in fields(self)}
-        changed: dict[str, int] = {}
+        changed: dict[str, Any] = {}
         for text in assignments:
             name, _, value = text.partition("=")
             least = 0 if known.get(name) == 0 else 1
@@ -183,12 +193,13 @@ def _secret(path: Path) -> bytes:
 
 def _read_secret(path: Path) -> bytes:
     try:
-        secret = path.read_bytes().strip()
+        secret = read_plain(path, _SECRET_LIMIT_BYTES).strip()
     except OSError as error:
         raise UsageProblem(f"secret file `{shown(str(path))}`: {error.strerror}") from None
-    if len(secret) < SECRET_BYTES:
+    if not SECRET_BYTES <= len(secret) <= _SECRET_LIMIT_BYTES:
         raise UsageProblem(
-            f"secret file `{shown(str(path))}`: expected {SECRET_BYTES} bytes or more, found {len(secret)}",
+            f"secret file `{shown(str(path))}`: expected {SECRET_BYTES} to {_SECRET_LIMIT_BYTES} bytes, "
+            f"found {len(secret)}",
             hint="`openssl rand -hex 32 > secret` makes one",
         )
     return secret

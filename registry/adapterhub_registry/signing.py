@@ -12,7 +12,10 @@ import hmac
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
 
 MAX_TOKEN_CHARACTERS = 4096
 LONGEST_TTL_S = 3600
@@ -51,6 +54,31 @@ def check(token: str, secret: bytes, *, purpose: str | None = None) -> dict[str,
     if purpose is not None and claims.get("purpose") != purpose:
         raise BadSignature("the link is for something else")
     return claims
+
+
+def seal(text: str, secret: bytes) -> str:
+    """`text` so that only a server with `secret` reads it, or makes another."""
+    return _box(secret).encrypt(text.encode()).decode("ascii")
+
+
+def unseal(sealed: str, secret: bytes) -> str:
+    """The text that was sealed.
+
+    Raises:
+        BadSignature: not sealed with `secret`, or changed.
+    """
+    from cryptography.fernet import InvalidToken
+
+    try:
+        return _box(secret).decrypt(sealed.encode()).decode()
+    except (InvalidToken, ValueError):
+        raise BadSignature("was not given by this server") from None
+
+
+def _box(secret: bytes) -> Fernet:
+    from cryptography.fernet import Fernet
+
+    return Fernet(base64.urlsafe_b64encode(hashlib.sha256(b"sealed by a registry " + secret).digest()))
 
 
 def _mac(body: str, secret: bytes) -> bytes:

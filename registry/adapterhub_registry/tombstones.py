@@ -47,6 +47,13 @@ def refuse_other_bytes(connection: Connection, repo: Row[Any], version: str, ada
         raise _gone(holder, version)
 
 
+def refuse_without_adapter(connection: Connection, repo: Row[Any], version: str | None) -> None:
+    """Refuse when this version was released under the name of `repo`: a commit without an adapter is not that one."""
+    here = (tombstones.c.full_name == repo.full_name) & (tombstones.c.version == version)
+    if connection.scalar(select(tombstones.c.version).where(here)) is not None:
+        raise _gone(repo.full_name, version)
+
+
 def refuse_arrival(connection: Connection, repo: Row[Any], full_name: str) -> None:
     """Refuse when a repository would bring other bytes for a version that was released under its new name."""
     same = (tombstones.c.version == releases.c.version) & (tombstones.c.digest != releases.c.digest)
@@ -58,7 +65,7 @@ def refuse_arrival(connection: Connection, repo: Row[Any], full_name: str) -> No
         raise _gone(full_name, version)
 
 
-def _gone(holder: str, version: str) -> Exception:
+def _gone(holder: str, version: str | None) -> Exception:
     return conflict(
         f"release {version} of `{holder}` was removed and had other bytes; releases never change: raise the version"
     )

@@ -2,7 +2,8 @@
 
 Write-only: files arrive as xorbs and shards, are rebuilt and stored as ordinary blobs, and are downloaded like any
 other. Nothing is deduplicated across repositories. Each upload space has its own address, which changes daily
-(`xorbs.py` says why), and its own short-lived token, bound to the user and the repository.
+(`xorbs.py` says why) and when chunks turn out to be lost, and its own short-lived token, bound to the user and the
+repository.
 """
 
 from __future__ import annotations
@@ -11,21 +12,24 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy import Row, select
 
-from adapterhub_registry import quotas, signing
-from adapterhub_registry.blobs import StoredBlob
+from adapterhub.errors import DigestMismatch, DiskFull
+from adapterhub_registry import damage, quotas, signing
+from adapterhub_registry.blobs import StoredBlob, StoreUnreachable, refuse_no_room
 from adapterhub_registry.bodies import receive_with
 from adapterhub_registry.context import BaseUrl, CallerOf, Registry, RegistryOf, RepoOf
-from adapterhub_registry.db import repos, uploads
+from adapterhub_registry.db import facts, now_ms, repos
 from adapterhub_registry.errors import Refusal, forbidden, too_large, unauthorized
 from adapterhub_registry.xet_format import (
     MAX_SHARD_BYTES,
     MAX_XORB_BODY_BYTES,
+    MalformedXet,
     parse_shard,
     parse_xet_hash,
 )
@@ -34,6 +38,7 @@ from adapterhub_registry.xorbs import XorbPlace, XorbStore, epoch_at, is_open
 
 PURPOSE: Final = "xet"
 SPACE: Final = "/_xet/{scope}/{epoch}"
+_SCOPE = re.compile(r"([0-9]+-[0-9]+)(-[0-9]{1,20})?")
 _EPOCH = re.compile(r"[0-9]{1,9}")
 
 router = APIRouter(include_in_schema=False)
@@ -41,9 +46,13 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """One upload space: a repository, an epoch, and the user that the token was given to."""
+    """One upload space: a repository, an epoch, and the user that the token was given to.
+
+    `repository` stands for the repository for ever; `scope` begins with it and is where its xorbs lie.
+    """
 
     repo_id: int
+    repository: str
     scope: str
     epoch: int
     user: str
@@ -63,12 +72,18 @@ def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> 
         claims = signing.check(token, registry.settings.secret, purpose=PURPOSE)
     except signing.BadSignature as error:
         raise unauthorized(f"{error}: ask for a new xet-write-token") from None
-    if claims["scope"] != scope:
+    found = _SCOPE.fullmatch(scope)
+    if found is None or claims["scope"] != found[1]:
         raise forbidden("this token was given for another repository")
     if not _EPOCH.fullmatch(epoch) or not is_open(int(epoch), time.time()):
         raise _not_here("upload space")
     return Space(
-        repo_id=claims["repo"], scope=scope, epoch=int(epoch), user=claims["user"], token_id=claims.get("token")
+        repo_id=claims["repo"],
+        repository=found[1],
+        scope=scope,
+        epoch=int(epoch),
+        user=claims["user"],
+        token_id=claims.get("token"),
     )
 
 
@@ -83,9 +98,14 @@ def xorbs_of(registry: RegistryOf) -> XorbStore:
 XorbsOf = Annotated[XorbStore, Depends(xorbs_of)]
 
 
-def _scope(repo: Row[Any]) -> str:
+def _repository(repo: Row[Any]) -> str:
     # a database may give a number again when its repository is gone; together with the time it is one for ever
     return f"{repo.id}-{repo.created_at}"
+
+
+def _lost(repo_id: int) -> str:
+    """The fact that says when chunks of a repository were last found lost."""
+    return f"xet chunks of {repo_id}"
 
 
 def _not_here(what: str) -> Refusal:
@@ -104,12 +124,21 @@ def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: B
             token_id=caller.token_id,
             more_bytes=1,
         )
+        lost = connection.scalar(select(facts.c.value).where(facts.c.name == _lost(repo.id)))
     now = time.time()
     xorbs.sweep(now)
+    refuse_no_room(registry.blobs, 1)  # here clients give up at once; a xorb they send again and again
     ttl_s = min(registry.settings.limits.href_ttl_s, signing.LONGEST_TTL_S)
-    claims = {"purpose": PURPOSE, "user": caller.user, "repo": repo.id, "scope": _scope(repo), "token": caller.token_id}
+    claims = {
+        "purpose": PURPOSE,
+        "user": caller.user,
+        "repo": repo.id,
+        "scope": _repository(repo),
+        "token": caller.token_id,
+    }
     token = signing.sign(claims, registry.settings.secret, ttl_s)
-    address = f"{base}/_xet/{_scope(repo)}/{epoch_at(now)}"
+    scope = f"{_repository(repo)}-{lost}" if lost else _repository(repo)
+    address = f"{base}/_xet/{scope}/{epoch_at(now)}"
     expires = int(now) + ttl_s
     headers = {
         "X-Xet-Access-Token": token,
@@ -133,18 +162,23 @@ def grant_xorb() -> JSONResponse:
 
 
 @router.post(SPACE + "/v1/xorbs/{prefix}/{xorb}")
-async def put_xorb(request: Request, space: SpaceOf, xorbs: XorbsOf, xorb: str) -> JSONResponse:
+async def put_xorb(request: Request, space: SpaceOf, registry: RegistryOf, xorbs: XorbsOf, xorb: str) -> JSONResponse:
     """Keep a xorb for the shard that will name it."""
     _refuse_announced(request, MAX_XORB_BODY_BYTES)
+    refuse_no_room(registry.blobs, _announced(request) or 1)
     place = XorbPlace(scope=space.scope, epoch=space.epoch, hash=parse_xet_hash(xorb))
 
     def keep(blocks: Iterator[bytes]) -> None:
+        size = 0
         with xorbs.writer(place) as writer:
             for block in _bounded(blocks, MAX_XORB_BODY_BYTES):
                 writer.write(block)
+                size += len(block)
             writer.keep()
+        with registry.db.begin() as connection:
+            quotas.note_chunks(connection, space.user, space.epoch, size)
 
-    await receive_with(request, keep)
+    await receive_with(request, space.token_id, keep)
     return JSONResponse({"was_inserted": True})
 
 
@@ -163,7 +197,7 @@ async def put_shard(request: Request, space: SpaceOf, registry: RegistryOf, xorb
     def ingest(blocks: Iterator[bytes]) -> None:
         _ingest(registry, xorbs, space, b"".join(_bounded(blocks, MAX_SHARD_BYTES)))
 
-    await receive_with(request, ingest)
+    await receive_with(request, space.token_id, ingest)
     return JSONResponse({"result": 1})
 
 
@@ -174,14 +208,12 @@ def telemetry() -> JSONResponse:
 
 
 def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> None:
-    files = parse_shard(raw, limit_bytes=registry.settings.limits.file_bytes)
-
-    def is_here(sha256: str) -> bool:
-        sent = select(uploads.c.sha256).where(uploads.c.repo_id == space.repo_id, uploads.c.sha256 == sha256)
-        with registry.db.read() as connection:
-            return connection.scalar(sent) is not None and registry.blobs.has(sha256)
-
-    new = {file.sha256: file.size_bytes for file in files if not is_here(file.sha256)}
+    named = {file.sha256: file for file in parse_shard(raw, limit_bytes=registry.settings.limits.file_bytes)}
+    with registry.db.read() as connection:
+        counted = quotas.sent_before(connection, space.repo_id, named)
+        damaged = damage.marked(connection, list(counted))
+    here = registry.blobs.holds({sha256: named[sha256].size_bytes for sha256 in counted}) - damaged
+    new = [file for file in named.values() if file.sha256 not in here]
     with registry.db.read() as connection:
         namespace = connection.scalar(select(repos.c.namespace).where(repos.c.id == space.repo_id))
         quotas.refuse_upload(
@@ -189,25 +221,43 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
             registry.settings.limits,
             namespace=str(namespace),
             token_id=space.token_id,
-            more_bytes=sum(new.values()),
+            more_bytes=sum(file.size_bytes for file in new if file.sha256 not in counted),
         )
 
     def on_stored(blob: StoredBlob) -> None:
         with registry.db.begin() as connection:
             # the repository may have gone while its files were on their way, and another have got its number
             row = connection.execute(select(repos).where(repos.c.id == space.repo_id)).one_or_none()
-            if row is None or _scope(row) != space.scope:
+            if row is None or _repository(row) != space.repository:
                 raise _not_here("repository any more")
             registry.repos.note_upload(connection, space.repo_id, space.user, blob, token_id=space.token_id)
 
-    ingest = Ingest(xorbs=xorbs, blobs=registry.blobs, scope=space.scope, epoch=space.epoch)
-    ingest.store(files, is_here=is_here, on_stored=on_stored)
+    total = sum(file.size_bytes for file in new)
+    refuse_no_room(registry.blobs, total)
+    take = partial(quotas.take_unpacking, limits=registry.settings.limits, user=space.user, epoch=space.epoch)
+    with registry.db.begin() as connection:
+        take(connection, more_bytes=total)
+    try:
+        ingest = Ingest(xorbs=xorbs, blobs=registry.blobs, scope=space.scope, epoch=space.epoch)
+        ingest.store(new, on_stored=on_stored)
+    except (DiskFull, StoreUnreachable):  # not the client's fault; what is refused stays counted, for it cost as much
+        with registry.db.begin() as connection:
+            take(connection, more_bytes=-total)
+        raise
+    except (MalformedXet, DigestMismatch):
+        # chunks that the client believes to be here are not, or are damaged: at another address it sends them again
+        registry.db.agree(_lost(space.repo_id), str(now_ms()), replace=True)
+        raise
 
 
 def _refuse_announced(request: Request, limit_bytes: int) -> None:
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit_bytes:
+    if _announced(request) > limit_bytes:
         raise too_large(limit_bytes)
+
+
+def _announced(request: Request) -> int:
+    announced = request.headers.get("content-length", "")
+    return int(announced) if announced.isdecimal() else 0
 
 
 def _bounded(blocks: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NewType, NoReturn
 
@@ -34,6 +34,8 @@ MAX_XORB_BYTES: Final = 64 << 20
 MAX_XORB_BODY_BYTES: Final = MAX_XORB_BYTES + (1 << 20)
 """What a xorb may weigh on the wire: its chunks, their headers and a footer."""
 MAX_SHARD_BYTES: Final = 64 << 20
+MAX_FILES: Final = 20_000
+"""Files of one shard: as many as one commit names by default."""
 
 SCHEME_NONE, SCHEME_LZ4, SCHEME_GROUPED_LZ4 = 0, 1, 2
 MAX_PACKED_BYTES: Final = 2 * MAX_CHUNK_BYTES  # an LZ4 frame of noise is a little larger than the noise
@@ -111,9 +113,14 @@ class ShardFile:
 
 
 class XorbScanner:
-    """Reads a xorb as it arrives and keeps only where its chunks lie; memory follows the number of chunks."""
+    """Reads a xorb as it arrives and keeps only where its chunks lie; memory follows the number of chunks.
 
-    def __init__(self) -> None:
+    `on_chunk` gets the packed bytes of each chunk as soon as they are there.
+    """
+
+    def __init__(self, on_chunk: Callable[[bytes, ChunkSpan], None] | None = None) -> None:
+        self._on_chunk = on_chunk
+        self._packed = bytearray()  # of the chunk that is arriving, where somebody wants it
         self._spans: list[ChunkSpan] = []
         self._pending = bytearray()
         self._at = 0  # bytes of the xorb that were fed
@@ -133,7 +140,7 @@ class XorbScanner:
         while read < len(view) and not self._in_footer:
             step = min(self._skip, len(view) - read)
             if step:
-                self._skip -= step
+                self._pass(view[read : read + step])
             else:
                 step = min(_CHUNK_HEADER_BYTES - len(self._pending), len(view) - read)
                 self._pending += view[read : read + step]
@@ -155,6 +162,14 @@ class XorbScanner:
         if not self._spans:
             _refuse_xorb("holds no chunks")
         return tuple(self._spans)
+
+    def _pass(self, data: memoryview) -> None:
+        self._skip -= len(data)
+        if self._on_chunk is not None:
+            self._packed += data
+            if not self._skip:
+                self._on_chunk(bytes(self._packed), self._spans[-1])
+                self._packed.clear()
 
     def _header(self, raw: bytes, start: int) -> None:
         if raw.startswith(_FOOTER_TAG):
@@ -259,6 +274,8 @@ def parse_shard(raw: bytes, *, limit_bytes: int) -> tuple[ShardFile, ...]:
     files: list[ShardFile] = []
     total = 0
     while (header := entries.take(1))[:_HASH_BYTES] != _BOOKEND:
+        if len(files) == MAX_FILES:
+            _refuse_shard(f"describes more than {MAX_FILES} files")
         found = _read_file(header, entries, len(files))
         total += found.size_bytes
         if total > limit_bytes:

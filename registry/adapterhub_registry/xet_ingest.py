@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from adapterhub_registry.blobs import BlobStore, StoredBlob
@@ -21,18 +21,15 @@ class Ingest:
         self._scope, self._epoch = scope, epoch
         self._tables: OrderedDict[XetHash, tuple[ChunkSpan, ...]] = OrderedDict()
 
-    def store(
-        self, files: tuple[ShardFile, ...], *, is_here: Callable[[str], bool], on_stored: Callable[[StoredBlob], None]
-    ) -> None:
-        """Store each file and tell `on_stored`, before the next one; those that `is_here` knows are passed over.
+    def store(self, files: Iterable[ShardFile], *, on_stored: Callable[[StoredBlob], None]) -> None:
+        """Store each file and tell `on_stored`, before the next one.
 
         Raises:
             MalformedXet: a file names a xorb or chunk that was not sent, or one that does not unpack.
             DigestMismatch: a file's bytes are not what its sha256 says.
         """
         for file in files:
-            if not is_here(file.sha256):
-                on_stored(self._blobs.put(self._pieces(file), file.sha256, file.size_bytes))
+            on_stored(self._blobs.put(self._pieces(file), file.sha256, file.size_bytes))
 
     def _pieces(self, file: ShardFile) -> Iterator[bytes]:
         for segment in file.segments():

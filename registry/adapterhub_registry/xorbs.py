@@ -16,7 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol
 
-from adapterhub_registry.xet_format import ChunkSpan, MalformedXet, XetHash, XorbScanner, decode_chunk, scan_xorb
+from adapterhub_registry.blobs import full_disk_told
+from adapterhub_registry.xet_format import ChunkSpan, MalformedXet, XetHash, decode_chunk, scan_xorb
+from adapterhub_registry.xet_hash import XorbCheck, is_xorb
 
 EPOCH_S: Final = 24 * 3600
 GRACE_S: Final = 24 * 3600
@@ -58,7 +60,10 @@ class XorbWriter(Protocol):
         """Take the next bytes; raises `MalformedXet` as soon as they break a bound."""
 
     def keep(self) -> None:
-        """Make the xorb readable under its hash, in place of an earlier one; raises `MalformedXet` when cut off."""
+        """Make the xorb readable under its hash, unless it is there and right already.
+
+        Raises `MalformedXet` when the bytes are not the xorb of that hash.
+        """
 
 
 class XorbStore(Protocol):
@@ -85,7 +90,7 @@ class DiskXorbs:
 
     def writer(self, place: XorbPlace) -> XorbWriter:
         """A writer for one xorb."""
-        return _DiskWriter(self._path(place))
+        return _DiskWriter(self._path(place), place.hash)
 
     def chunks(self, place: XorbPlace) -> tuple[ChunkSpan, ...] | None:
         """Where the chunks of a xorb lie; None when it is not here."""
@@ -119,14 +124,16 @@ class DiskXorbs:
 
 
 class _DiskWriter:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._scanner = XorbScanner()
+    def __init__(self, path: Path, expected: XetHash) -> None:
+        self._path, self._expected = path, expected
+        self._check = XorbCheck()
 
     def __enter__(self) -> XorbWriter:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".", dir=self._path.parent)
-        self._stream, self._made = os.fdopen(handle, "wb"), Path(name)
+        with full_disk_told():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".", dir=self._path.parent)
+        # unbuffered: closing must not write, for there may be no room
+        self._stream, self._made = os.fdopen(handle, "wb", buffering=0), Path(name)
         return self
 
     def __exit__(
@@ -137,12 +144,24 @@ class _DiskWriter:
             self._made.unlink()
 
     def write(self, data: bytes) -> None:
-        self._scanner.feed(data)
-        self._stream.write(data)
+        self._check.feed(data)
+        with full_disk_told():
+            left = memoryview(data)
+            while left:
+                left = left[self._stream.write(left) or 0 :]
 
     def keep(self) -> None:
-        self._scanner.finish()
-        self._stream.flush()
-        # The client is told once that the xorb is here and never sends it again.
-        os.fsync(self._stream.fileno())
-        self._made.replace(self._path)
+        self._check.finish(self._expected)
+        if self._is_here():
+            return
+        with full_disk_told():
+            # The client is told once that the xorb is here and never sends it again.
+            os.fsync(self._stream.fileno())
+            self._made.replace(self._path)
+
+    def _is_here(self) -> bool:
+        try:
+            with self._path.open("rb") as stream:
+                return is_xorb(iter(lambda: stream.read(_PIECE_BYTES), b""), self._expected)
+        except OSError:
+            return False

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from adapterhub_registry.db import Database, adapters, blobs, commits, files, refs, releases, repo_tags, repos
+from adapterhub_registry.db import Database, adapters, blobs, commits, places, refs, releases, repo_tags, repos
+from adapterhub_registry.tree_nodes import FileEntry
+from adapterhub_registry.trees import EMPTY, Tree
 
 from tests.bench.many_builds import BASES, RANKS, TASKS
 from tests.hub.pushing import Push, put
@@ -44,6 +46,10 @@ def fill(database: Database, builds: int) -> None:
         numbers = range(start, min(start + STEP, builds))
         with database.begin() as connection:
             for table, rows in _rows(numbers).items():
+                for row in (
+                    rows if table is commits else ()
+                ):  # the repositories, whose nodes these are, are there by now
+                    row["root"] = Tree(connection, row["repo_id"], EMPTY).changed(_files(row["repo_id"] - 1, row)).root
                 connection.execute(table.insert(), rows)
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("ANALYZE")
@@ -51,16 +57,27 @@ def fill(database: Database, builds: int) -> None:
         connection.exec_driver_sql("SELECT setval(pg_get_serial_sequence('repos', 'id'), (SELECT max(id) FROM repos))")
 
 
-def _rows(numbers: range) -> dict[object, list[dict[str, object]]]:
-    found: dict[object, list[dict[str, object]]] = {
-        table: [] for table in (repos, refs, commits, files, blobs, repo_tags, adapters, releases)
+def _files(n: int, commit: dict[str, Any]) -> list[tuple[str, FileEntry]]:
+    changed = {"changed_in": commit["id"], "changed_at": commit["created_at"]}
+    return [
+        (path, FileEntry(path=path, sha256=sha256, git_sha1=sha256[:40], size=1000, lfs=lfs, **changed))
+        for path, sha256, lfs in (
+            ("adapter_config.json", digest(f"config {n % 100}"), False),
+            ("adapter_model.safetensors", digest(f"weights {n}"), True),
+        )
+    ]
+
+
+def _rows(numbers: range) -> dict[object, list[dict[str, Any]]]:
+    found: dict[object, list[dict[str, Any]]] = {
+        table: [] for table in (repos, refs, commits, places, blobs, repo_tags, adapters, releases)
     }
     for n in numbers:
         base, task = n % BASES, TASKS[(n // BASES) % len(TASKS)]
         rank = RANKS[(n // (BASES * len(TASKS))) % len(RANKS)]
         name, at, head = f"{task}-{n}", START_MS + n * 1000, digest(f"commit {n}")[:40]
         space = f"team{n % 500}"
-        weights, config = digest(f"weights {n}"), digest(f"config {n % 100}")
+        weights = digest(f"weights {n}")
         mine = {"repo_id": n + 1}
         found[repos].append(
             {
@@ -79,16 +96,16 @@ def _rows(numbers: range) -> dict[object, list[dict[str, object]]]:
             mine
             | {
                 "id": head,
-                "tree": digest(f"tree {n}"),
                 "title": "push",
                 "message": "",
                 "author": space,
                 "created_at": at,
             }
         )
-        for path, sha256, lfs in (("adapter_config.json", config, False), ("adapter_model.safetensors", weights, True)):
-            one = {"commit_id": head, "path": path, "sha256": sha256, "git_sha1": sha256[:40], "size": 1000, "lfs": lfs}
-            found[files].append(mine | one | {"changed_in": head})
+        found[places] += [
+            mine | {"sha256": entry.sha256, "path": path, "commit_id": head}
+            for path, entry in _files(n, found[commits][-1])
+        ]
         found[blobs].append({"sha256": weights, "git_sha1": weights[:40], "size": 1000, "created_at": at})
         tags = ["adapterhub", "peft", "safetensors", f"base_model:adapter:org/base-{base}", f"lora-rank:{rank}"]
         tags += [f"base-sha256:{digest(f'base {base}')[:32]}", f"adapter-task:{task}", f"adapter-name:{name}"]

@@ -19,7 +19,6 @@ from adapterhub.digests import digest_of
 from adapterhub.directory import PublishedDirectory
 from adapterhub.library import Library
 from adapterhub.specs import AdapterSpec
-from adapterhub.sync._state import STATE_FILE
 from adapterhub.verify import verify_folder
 from tests.command_line import Adapt
 from tests.tiny import make_adapter, make_base
@@ -166,7 +165,7 @@ def leftovers_in(folder: Path) -> list[str]:
     inside = [str(p.relative_to(folder)) for g in patterns for p in home.glob(g)]
     inside += [str(p.relative_to(folder)) for p in (folder / "pushed").glob("*/.*")]
     places = (folder / "project" / "adapters").glob(".*")
-    return inside + [str(p.relative_to(folder)) for p in places if p.name not in (".gitignore", STATE_FILE)]
+    return inside + [str(p.relative_to(folder)) for p in places if p.name != ".gitignore"]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import httpx
 import uvicorn
 from adapterhub_registry.app import create_app
 from adapterhub_registry.context import Registry
+from adapterhub_registry.server import config_of
 from adapterhub_registry.settings import load_settings
 
 
@@ -43,9 +44,9 @@ class Running:
 @contextmanager
 def running(root: Path, **settings: Any) -> Iterator[Running]:
     app = create_app(load_settings(root, **settings))
-    # as `serve` runs it
-    more: dict[str, Any] = {"log_level": "warning", "timeout_keep_alive": 75, "proxy_headers": False}
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, **more))
+    config = config_of(app)  # as `serve` runs it
+    config.port = 0
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -17,7 +17,7 @@ from adapterhub_registry.errors import Refusal
 from adapterhub_registry.tombstones import bury
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Row, delete, insert, select, true
+from sqlalchemy import Row, delete, insert, select, true, update
 from sqlalchemy.engine import Connection
 
 from adapterhub.bases import BaseRecord
@@ -248,6 +248,9 @@ def test_one_namespace_has_one_build_of_a_version_for_each_base_and_rank(
     shelf.commit("other/x", built("legal-qa", rank=4, seed=2), tag="v1.0.0")
 
     with pytest.raises(Refusal, match="`acme/x` exists with other bytes"):
+        shelf.commit("acme/z", built("legal-qa", rank=4, seed=3), tag="v1.0.0")
+    shelf.connection.execute(update(repos).where(repos.c.full_name == "acme/x").values(private=True))
+    with pytest.raises(Refusal, match="of adapter `legal-qa` in `acme` exists with other bytes"):
         shelf.commit("acme/z", built("legal-qa", rank=4, seed=3), tag="v1.0.0")
 
 

@@ -123,7 +123,7 @@ WRONG = [
     (
         "POST",
         f"/{REPO}.git/info/lfs/objects/batch",
-        {"operation": "upload", "objects": [{"oid": "a" * 64, "size": 1 << 50}]},
+        {"operation": "upload", "objects": [{"oid": "a" * 64, "size": 1 << 60}]},
     ),
     ("POST", f"/{REPO}.git/info/lfs/objects/batch", {"operation": "upload", "objects": [], "hash_algo": "md5"}),
     ("POST", f"/api/models/{REPO}/tag/main", {"tag": "a b"}),

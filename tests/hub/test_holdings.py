@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from adapterhub_registry.db import Database, refs
-from sqlalchemy import update
+from adapterhub_registry.db import Database, commits, nodes, refs
+from sqlalchemy import insert, select, update
 
 from tests.hub.conftest import ROOT
 from tests.hub.pushing import Push
@@ -78,6 +78,21 @@ def test_a_ref_without_its_commit_is_named(kept: Path) -> None:
 
     assert done.returncode == 12
     assert "acme/x: `v1.0.0` names commit" in done.stdout
+
+
+def test_parts_of_trees_that_are_missing_or_damaged_are_named(kept: Path) -> None:
+    database = Database(f"sqlite:///{kept / 'registry.db'}")
+    with database.begin() as connection:
+        repo_id, root, body = connection.execute(select(nodes)).one()
+        connection.execute(insert(nodes).values(repo_id=repo_id, id="d" * 64, body=body))
+        connection.execute(update(commits).where(commits.c.root == root).values(root="0" * 64))
+    database.close()
+
+    done = check(kept)
+
+    assert done.returncode == 12
+    assert f"acme/x: part {'0' * 64} of a tree is not there" in done.stdout
+    assert f"acme/x: part {'d' * 64} of a tree is damaged" in done.stdout
 
 
 def test_a_folder_without_a_registry_is_refused_and_not_made(tmp_path: Path) -> None:

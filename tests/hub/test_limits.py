@@ -19,7 +19,7 @@ from sqlalchemy import select
 from adapterhub.errors import UsageProblem
 from tests.hub.pushing import Push
 from tests.hub.running import Running, running
-from tests.hub.xet_wire import shard_bytes, xorb_bytes
+from tests.hub.xet_wire import shard_bytes, xorb_bytes, xorb_name
 
 KILO = 1000
 
@@ -181,7 +181,8 @@ def send_by_xet(ann: httpx.Client, repo: str, data: bytes) -> httpx.Response:
     if given.is_error:
         return given
     address, headers = given.json()["casUrl"], {"Authorization": f"Bearer {given.json()['accessToken']}"}
-    xorb, chunks = hashlib.sha256(data).hexdigest(), [(data[:20_000], 0), (data[20_000:], 0)]
+    chunks = [(data[:20_000], 0), (data[20_000:], 0)]
+    xorb = xorb_name(chunks)
     sent = httpx.post(f"{address}/v1/xorbs/default/{xorb}", headers=headers, content=xorb_bytes(chunks))
     shard = shard_bytes([(hashlib.sha256(data).hexdigest(), [(xorb, len(data), 0, 2)])])
     return httpx.post(f"{address}/v1/shards", headers=headers, content=shard) if sent.is_success else sent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import httpx
 import pytest
 from adapterhub_registry import schema
-from adapterhub_registry.db import Database, metadata, repos, tokens, uploads, users
+from adapterhub_registry.commits import tree_of
+from adapterhub_registry.db import Database, commits, metadata, nodes, places, repos, tokens, uploads, users
+from adapterhub_registry.tree_nodes import FileEntry
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy import create_engine, delete, func, insert, inspect, select, text
 
 from adapterhub.errors import UsageProblem
 from tests.hub.running import running
@@ -97,6 +100,76 @@ def test_a_database_of_the_first_schema_keeps_what_it_holds(new_database: Callab
         assert connection.execute(select(uploads.c.repo_id, uploads.c.token_id)).all() == [(3, None)]
         assert connection.scalars(select(repos.c.full_name)).all() == ["ann/x"]
     database.close()
+
+
+def test_the_files_of_every_commit_stay_when_they_become_trees(new_database: Callable[[], str]) -> None:
+    url = new_database()
+    trees = with_files(url)
+
+    database = Database(url)
+
+    with database.begin() as connection:
+        assert set(connection.scalars(select(commits.c.id))) == set(trees)
+        for commit_id, held in trees.items():
+            tree = tree_of(connection, 3, commit_id)
+            assert {entry.path: facts(entry) for entry in tree.walk()} == held
+            assert tree.totals().files == len(held)
+        wanted = {(row[0], path) for held in trees.values() for path, row in held.items()}
+        assert {tuple(row) for row in connection.execute(select(places.c.sha256, places.c.path))} == wanted
+        node_count = connection.scalar(select(func.count()).select_from(nodes)) or 0
+        assert node_count < sum(len(held) for held in trees.values()) // 10
+        connection.execute(delete(repos))
+        left = [connection.scalar(select(func.count()).select_from(t)) for t in (nodes, places, commits)]
+        assert left == [0, 0, 0]
+    assert not inspect(database.engine).has_table("files")
+    database.close()
+
+
+def with_files(url: str) -> dict[str, dict[str, tuple[object, ...]]]:
+    """A database of the schema before trees: a history with a side branch. The files of each commit, by path."""
+    first(url)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        schema.upgrade(connection, schema.FIRST, "0003")
+        connection.execute(text("DELETE FROM repos WHERE id <> 3"))
+        everything = {f"data/{n:04}": content(n) for n in range(700)} | {"a-b": content(1), "a/x": content(2)}
+        history = [
+            ("1" * 40, None, {}),
+            ("2" * 40, "1" * 40, everything),
+            ("3" * 40, "2" * 40, {"data/0007": content(-1), "a/x": None}),  # and the side branch from the same parent
+            ("4" * 40, "2" * 40, {"data/0007": content(-2), "é/x": content(5)}),
+            ("5" * 40, "3" * 40, {"data/0007": content(7)}),
+            ("6" * 40, "5" * 40, dict.fromkeys(everything)),
+        ]
+        trees: dict[str, dict[str, tuple[object, ...]]] = {}
+        row = "INSERT INTO commits VALUES (3, :id, :parent, :tree, 't', 'm', 'ann', :at)"
+        file = "INSERT INTO files VALUES (3, :commit, :path, :sha256, :sha1, :size, :lfs, :changed)"
+        for at, (commit_id, parent, changes) in enumerate(history):
+            connection.execute(text(row), {"id": commit_id, "parent": parent, "tree": "0" * 64, "at": NOW + at // 2})
+            held = dict(trees[parent]) if parent else {}
+            for path, new in changes.items():
+                held.pop(path, None)
+                if new is not None:
+                    held[path] = (*new, commit_id)
+            trees[commit_id] = held
+            names = ("sha256", "sha1", "size", "lfs", "changed")
+            rows = [
+                {"commit": commit_id, "path": path} | dict(zip(names, value, strict=True))
+                for path, value in held.items()
+            ]
+            if rows:
+                connection.execute(text(file), rows)
+    engine.dispose()
+    return trees
+
+
+def content(number: int) -> tuple[object, ...]:
+    digest = hashlib.sha256(str(number).encode()).hexdigest()
+    return digest, digest[:40], abs(number), number % 2 == 0
+
+
+def facts(entry: FileEntry) -> tuple[object, ...]:
+    return entry.sha256, entry.git_sha1, entry.size, entry.lfs, entry.changed_in
 
 
 def test_servers_that_start_at_once_migrate_once(new_database: Callable[[], str]) -> None:

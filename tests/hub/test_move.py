@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 from itertools import count
@@ -201,6 +203,44 @@ def test_a_row_that_the_database_does_not_take_leaves_it_empty(root: Path, share
     assert refused.returncode == 16
     assert "table tokens" in refused.stderr
     assert set(rows_of(shared.database).values()) == {0}
+
+
+@pytest.mark.parametrize("case", ["text", "noise", "nothing", "another program's", "cut off"])
+def test_what_is_no_database_of_a_registry_is_refused_in_one_line(tmp_path: Path, case: str) -> None:
+    source, target = tmp_path / "root" / "registry.db", f"sqlite:///{tmp_path / 'target.db'}"
+    source.parent.mkdir()
+    if case == "another program's":
+        with contextlib.closing(sqlite3.connect(source)) as other:
+            other.execute("CREATE TABLE songs (name TEXT)")
+    elif case == "cut off":
+        Database(f"sqlite:///{source}").close()
+        source.write_bytes(source.read_bytes()[:5000])
+    else:
+        source.write_bytes(
+            {"text": b"a letter\n" * 1000, "noise": random.Random(1).randbytes(9000), "nothing": b""}[case]
+        )
+    before = source.read_bytes()
+
+    done = registry("move", "--root", source.parent, "--database", target)
+
+    problem, *hints = done.stderr.strip().splitlines()
+    assert done.returncode == 16
+    assert "registry.db" in problem
+    assert "no row was written" in problem
+    assert "bug" not in done.stderr
+    assert all(line.startswith("hint: ") for line in hints)
+    assert source.read_bytes() == before
+    assert not any(rows_of(target).values())
+
+
+@pytest.mark.parametrize("command", [("check",), ("token", "list"), ("serve", "--port", "0")])
+def test_every_command_says_that_a_file_is_no_database(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "registry.db").write_bytes(b"a letter\n" * 1000)
+
+    done = registry(*command, "--root", tmp_path)
+
+    assert (done.returncode, "bug" in done.stderr) == (16, False)
+    assert "registry.db" in done.stderr
 
 
 def test_many_rows_come_in_steps(root: Path, shared: Shared) -> None:

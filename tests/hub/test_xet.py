@@ -20,11 +20,11 @@ from adapterhub_registry.xet_format import MAX_SHARD_BYTES, MAX_XORB_BODY_BYTES,
 from adapterhub_registry.xorbs import EPOCH_S, GRACE_S, DiskXorbs, XorbPlace, epoch_at, is_open
 
 from tests.hub.running import Running
-from tests.hub.xet_wire import shard_bytes, xorb_bytes
+from tests.hub.xet_wire import shard_bytes, xorb_bytes, xorb_name
 
-XORB = "ab" * 32
 DATA = b"the bytes of a file, in two chunks"
 CHUNKS = [(DATA[:20], 0), (DATA[20:], 2)]
+XORB = xorb_name(CHUNKS)
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
@@ -138,11 +138,10 @@ def test_nothing_is_told_of_what_others_sent(server: Running, repo: str) -> None
 def test_a_xorb_of_another_repository_cannot_be_named(server: Running, repo: str) -> None:
     server.post("/api/repos/create", {"organization": "acme", "name": "stranger"})
     cas, headers = write_token(server, "acme/stranger")
-    other = "cd" * 32
-    send(f"{cas}/v1/xorbs/default/{other}", headers, xorb_bytes(CHUNKS))
+    send(f"{cas}/v1/xorbs/default/{XORB}", headers, xorb_bytes(CHUNKS))
     cas, headers = write_token(server, repo)
 
-    answer = send(f"{cas}/v1/shards", headers, shard_bytes([(SHA256, [(other, len(DATA), 0, 2)])]))
+    answer = send(f"{cas}/v1/shards", headers, shard_bytes([(SHA256, [(XORB, len(DATA), 0, 2)])]))
 
     assert answer.status_code == 400
     assert "was not sent" in answer.json()["error"]
@@ -213,10 +212,11 @@ def test_a_xorb_with_an_odd_name_is_refused(server: Running, repo: str, name: st
 
 def test_wrong_bytes_are_refused_and_nothing_is_kept(server: Running, repo: str) -> None:
     cas, headers = write_token(server, repo)
-    send(f"{cas}/v1/xorbs/default/{XORB}", headers, xorb_bytes([(b"right length, wrong bytes", 0)]))
+    chunks = [(b"right length, wrong bytes", 0)]
+    send(f"{cas}/v1/xorbs/default/{xorb_name(chunks)}", headers, xorb_bytes(chunks))
     before = blobs_on_disk(server)
 
-    answer = send(f"{cas}/v1/shards", headers, shard_bytes([("ef" * 32, [(XORB, 25, 0, 1)])]))
+    answer = send(f"{cas}/v1/shards", headers, shard_bytes([("ef" * 32, [(xorb_name(chunks), 25, 0, 1)])]))
 
     assert (answer.status_code, answer.headers["X-Error-Code"]) == (400, "DigestMismatch")
     assert before == blobs_on_disk(server)

@@ -8,6 +8,7 @@ import pytest
 from adapterhub_registry.xet_format import (
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
+    MAX_FILES,
     ChunkSpan,
     MalformedXet,
     decode_chunk,
@@ -17,6 +18,7 @@ from adapterhub_registry.xet_format import (
     scan_xorb,
     spans_of,
 )
+from adapterhub_registry.xet_hash import is_xorb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,6 +68,11 @@ def test_files_sent_by_the_installed_client_are_rebuilt(wire: Captured) -> None:
     actual = {sha256: data for shard in wire.shards for sha256, data in rebuild(shard, wire.xorbs).items()}
 
     assert expected == actual
+
+
+def test_xorbs_of_the_installed_client_have_the_hash_of_their_address(wire: Captured) -> None:
+    assert [is_xorb([raw], parse_xet_hash(name)) for name, raw in wire.xorbs.items()] == [True] * len(wire.xorbs)
+    assert not any(is_xorb([raw], parse_xet_hash("ab" * 32)) for raw in wire.xorbs.values())
 
 
 def test_the_installed_client_uses_all_three_schemes(wire: Captured) -> None:
@@ -202,6 +209,7 @@ def test_a_cut_or_lengthened_frame_is_refused(cut: int) -> None:
         (shard_bytes([(A, [(B, (64 << 20) + 1, 0, MAX_CHUNKS)])]), "said to hold 67108865 bytes"),
         (shard_bytes([(A, [(B, 64 << 20, 0, MAX_CHUNKS)] * 17)]), "unpack to more than"),
         (bytes((64 << 20) + 1), "expected at most"),
+        (shard_bytes([(A, [])] * (MAX_FILES + 1)), "more than 20000 files"),
     ],
 )
 def test_a_shard_that_breaks_a_bound_is_refused(shard: bytes, reason: str) -> None:

@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import lz4.frame
+from adapterhub_registry.xet_hash import chunk_node, xorb_hash
 
 UPLOAD = """
 import sys
@@ -112,6 +113,11 @@ def chunk_bytes(data: bytes, scheme: int = 0, *, unpacked: int | None = None) ->
 
 def xorb_bytes(chunks: Sequence[tuple[bytes, int]], footer: bytes = b"") -> bytes:
     return b"".join(chunk_bytes(data, scheme) for data, scheme in chunks) + footer
+
+
+def xorb_name(chunks: Sequence[tuple[bytes, int]]) -> str:
+    """The hash that a xorb of these chunks has, whatever they are packed with."""
+    return xorb_hash([chunk_node(data) for data, _ in chunks])
 
 
 def turned(text: str) -> bytes:

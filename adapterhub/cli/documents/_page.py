@@ -24,6 +24,8 @@ _VARIANTS = {
     "project": "in a project",
     "library": "outside of a project",
     "holders": "with `--holders`",
+    "list": "with `--list`",
+    "revoke": "with `--revoke`",
 }
 
 

@@ -17,6 +17,31 @@ class Init(TypedDict):
     base: Annotated[str | None, "as the file names it"]
 
 
+class ServerOfProject(TypedDict):
+    """A server under `[remotes]` of a project file."""
+
+    name: str
+    url: str
+    namespaces: Annotated[list[str], "what it is asked for; all names where it is empty"]
+    signatures: Annotated[str | None, "what the project asks of signatures there"]
+
+
+class TrustedProject(TypedDict):
+    """A project whose servers may be asked."""
+
+    folder: Annotated[Path, "links resolved"]
+    digest: Annotated[Digest, "of what the project file says of servers"]
+    remotes: list[ServerOfProject]
+    sources: Annotated[list[str], "servers that the lock file alone names"]
+
+
+class RevokedProject(TypedDict):
+    """A project whose servers may not be asked any more."""
+
+    project: Path
+    revoked: Annotated[bool, "whether it was trusted"]
+
+
 class Place(TypedDict):
     """Where a locked build was found; all null: in the library of whoever locked it."""
 
@@ -372,6 +397,9 @@ PROJECTS = {
     "lock": Lock,
     "lock.check": LockCheck,
     "sync": Sync,
+    "trust": TrustedProject,
+    "trust.list": list[TrustedProject],
+    "trust.revoke": RevokedProject,
     "upgrade": Upgraded,
     "upgrade.dry-run": UpgradePlan,
     "upgrade.library": list[Newer],

@@ -1,0 +1,337 @@
+"""Every command that opens a folder or a file, given hostile ones: a verdict each time, and no harm done.
+
+`CALLS` says for each parameter of the command table that can name something to read how the command is typed.
+A parameter that is in neither `CALLS` nor `ELSEWHERE` fails the first test, so a new command comes with its entry.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import pytest
+
+from adapterhub.cli import cli
+from adapterhub.errors import AdapterHubError
+from tests.command_line import Adapt
+from tests.hostile_corpus import MAX_MB, ROOT, bad_inputs, make_base, own_kinds
+from tests.hostile_kinds import KINDS, good
+
+Kind = Literal["adapter", "base", "file", "project"]
+Parameter = tuple[str, str]
+"""A command's words and the name of one of its parameters."""
+
+CALLS: dict[Parameter, tuple[Kind, str]] = {
+    # {} is the hostile thing, NEW a name that nothing has yet
+    ("add", "folder"): ("adapter", "add {} --name NEW --base corpus-base"),
+    ("add", "--base"): ("base", "add good --name NEW --base {}"),
+    ("audit", "adapters"): ("adapter", "audit {}"),
+    ("base add", "place"): ("base", "base add {} --as NEW"),
+    ("base compare", "first"): ("base", "base compare {} corpus-base"),
+    ("base compare", "second"): ("base", "base compare corpus-base {}"),
+    ("base show", "which"): ("base", "base show {}"),
+    ("check", "adapters"): ("adapter", "check {}"),
+    ("check", "--base"): ("base", "check ./good --base {}"),
+    ("compare", "adapters"): ("adapter", "compare {} ./good"),
+    ("compare", "--base"): ("base", "compare kept ./good --base {}"),
+    ("diff", "first"): ("adapter", "diff {} ./good"),
+    ("diff", "second"): ("adapter", "diff kept {}"),
+    ("diff", "--base"): ("base", "diff kept ./good --base {}"),
+    ("doctor", "--project"): ("project", "doctor --project {}"),
+    ("export", "adapter"): ("adapter", "export {} --format vllm --base corpus-base -o ./out-NEW"),
+    ("export", "--base"): ("base", "export ./good --format merged --base {} -o ./out-NEW"),
+    ("export", "--project"): ("project", "export --requirements --project {}"),
+    ("extract", "--base"): ("base", "extract --base {} --tuned corpus-base -o ./out-NEW"),
+    ("extract", "--tuned"): ("base", "extract --base corpus-base --tuned {} -o ./out-NEW"),
+    ("fuse", "adapters"): ("adapter", "fuse {} --base corpus-base --into ./out-NEW"),
+    ("fuse", "--base"): ("base", "fuse ./good --base {} --into ./out-NEW"),
+    ("identify", "path"): ("adapter", "identify {}"),
+    ("info", "--base"): ("base", "info kept --base {}"),
+    ("init", "--base"): ("base", "init NEW --base {}"),
+    ("init", "folder"): ("project", "init {}"),
+    ("install", "--base"): ("base", "install kept --from ./good --base {}"),
+    ("install", "--from"): ("adapter", "install NEW --from {} --base corpus-base"),
+    ("install", "--project"): ("project", "install NEW --from ./good --save --project {}"),
+    ("install", "--requirements"): ("file", "install -r {}"),
+    ("key trust", "file"): ("file", "key trust NEW {}"),
+    ("list", "--base"): ("base", "list --base {}"),
+    ("list", "--project"): ("project", "list --project {}"),
+    ("lock", "--from"): ("adapter", "lock --offline --project ./project --from {}"),
+    ("lock", "--project"): ("project", "lock --offline --project {}"),
+    ("merge", "--base"): ("base", "merge kept ./good --base {} -o ./out-NEW"),
+    ("merge", "--from"): ("adapter", "merge --recipe recipe.toml --offline -o NEW --from {}"),
+    ("merge", "--recipe"): ("file", "merge --recipe {} --offline -o NEW"),
+    ("merge", "--tune"): ("file", "merge ./good kept --on corpus-base --tune {} -o ./out-NEW"),
+    ("merge", "adapters"): ("adapter", "merge {} ./good -o ./out-NEW"),
+    ("outdated", "--from"): ("adapter", "outdated --offline --project ./project --from {}"),
+    ("outdated", "--project"): ("project", "outdated --offline --project {}"),
+    ("pull", "--base"): ("base", "pull kept ./out-NEW --offline --base {}"),
+    ("resize", "--base"): ("base", "resize kept --rank 2 --base {} -o ./out-NEW"),
+    ("resize", "adapter"): ("adapter", "resize {} --rank 2 -o ./out-NEW"),
+    ("run", "--batch"): ("file", "run kept --base corpus-base --batch {} --out ./out-NEW"),
+    ("search", "--base"): ("base", "search --base {}"),
+    ("show", "--base"): ("base", "show kept --base {}"),
+    ("sync", "--project"): ("project", "sync --project {}"),
+    ("tree", "--project"): ("project", "tree --project {}"),
+    ("trust", "folder"): ("project", "trust {}"),
+    ("uninstall", "--project"): ("project", "uninstall kept --save --yes --project {}"),
+    ("upgrade", "--from"): ("adapter", "upgrade --offline --project ./project --from {}"),
+    ("upgrade", "--project"): ("project", "upgrade --offline --project {}"),
+    ("verify", "--base"): ("base", "verify ./good --base {}"),
+    ("verify", "adapters"): ("adapter", "verify {}"),
+    ("why", "--project"): ("project", "why kept --project {}"),
+}
+ELSEWHERE: dict[Parameter, str] = {
+    ("base pin", "which"): "names a registered base: its record is read, not its folder",
+    ("base remove", "alias"): "names a registered base: its record is removed, its folder is not read",
+    ("demo", "--wheels"): "a folder of wheels by their pinned digests; test_demo_base.py",
+    ("doctor", "--from"): "a place to mend from; test_repair.py",
+    ("merge", "--on"): "as `run --base`",
+    ("mirror", "--base"): "a filter; both ends are servers",
+    ("registry serve", "--secret-file"): "what is no refusal starts a server; the test below",
+    ("run", "--base"): "transformers loads it; the base is trusted",
+    ("serve", "--base"): "an engine loads it; the base is trusted",
+    ("serve", "--gguf"): "an engine loads it; the base is trusted",
+    ("serve", "--llama-server"): "a program of the user's, which is run",
+    ("serve", "--python"): "a program of the user's, which is run",
+}
+WRITTEN = {"-o", "--into", "--plot", "--out", "--log", "--to"}
+"""Options that name what is made, and `pull DIR`; what lies there is the matter of the tests of `sync` and `pull`."""
+
+CODES = {0, 3} | {kind.exit_code for kind in AdapterHubError.__subclasses__()}
+ONE_WAY_IN = {"--from", "--base"}
+"""Options that all commands give to one function; each gets every seventh of the hostile things."""
+TESTED_WHOLE = {("add", "folder"), ("install", "--from"), ("verify", "adapters")}
+"""Ways in that tests/test_hostile.py sends the whole corpus through."""
+OUTSIDE = "outside-secret-3f1c"
+
+
+def commands(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, (*words, name))
+        yield " ".join((*words, name)), command
+
+
+def names_something(parameter: click.Parameter) -> bool:
+    words = ("FOLDER", "DIR", "FILE", "PATH")
+    return parameter.type.name in ("path", "directory", "file", "base") or any(
+        word in (parameter.metavar or "") for word in words
+    )
+
+
+def test_every_parameter_that_names_a_folder_or_a_file_is_in_the_table() -> None:
+    found = (
+        {
+            (command, parameter.opts[0])
+            for command, made in commands(cli)
+            for parameter in made.params
+            if names_something(parameter) and parameter.opts[0] not in WRITTEN
+        }
+        - {(command, "--root") for command, _ in commands(cli)}
+        - {("pull", "folder")}
+    )
+
+    assert found == CALLS.keys() | ELSEWHERE.keys()
+
+
+# ---------------------------------------------------------------- what is hostile
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def deep(path: Path) -> None:
+    path.write_text("[" * 200_000)
+
+
+def deep_table(path: Path) -> None:
+    path.write_text("a = " + "[" * 100_000 + "]" * 100_000)
+
+
+def twice(path: Path) -> None:
+    path.write_text('{"architectures": 1, "architectures": 2}')
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(400 << 20)
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def steering(path: Path) -> None:
+    path.write_text('\x1b[2J\u202e = "\x07"\n{"\x1b[2J": "\u202e"}')
+
+
+def junk(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 64)
+
+
+def looping(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+FILES: list[Callable[[Path], None]] = [
+    fifo, endless, deep, deep_table, twice, sparse, folder, steering, junk, looping,
+]  # fmt: skip
+BESIDE = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "model.safetensors.index.json",
+)
+BASE_KINDS = [(name, make) for name in BESIDE for make in (fifo, endless, deep, twice, sparse)] + [
+    ("model.safetensors", make) for make in (fifo, endless, deep, sparse)
+]
+PROJECT_KINDS = [
+    (name, make)
+    for name in ("adapters.toml", "adapters.lock")
+    for make in (fifo, endless, deep_table, sparse, folder, steering, junk, looping)
+]
+
+
+@dataclass(frozen=True)
+class World:
+    """Where the commands are typed: a library with the adapter `kept`, a good adapter, and the hostile things."""
+
+    folder: Path
+    things: dict[Kind, list[tuple[str, str]]]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    place = tmp_path_factory.mktemp("commands")
+    made = place / "world"
+    for name in ("tmp", "user", "project"):
+        (made / name).mkdir(parents=True)
+    base = make_base(made / "base")
+    good(made / "good")
+    (made / "project" / "adapters.toml").write_text('[adapters]\nkept = "*"\n')
+    (made / "recipe.toml").write_text('format = 1\nmethod = "cat"\n[[inputs]]\nspec = "absent"\nweight = 1\n')
+    things: dict[Kind, list[tuple[str, str]]] = {"adapter": [], "base": [], "file": [], "project": []}
+    cases = [*bad_inputs(place / "corpus"), *own_kinds(place / "own")]
+    things["adapter"] = [(case.id, str(case.path)) for case in cases if case.id not in AT_THE_LIMIT]
+    for name, make in BASE_KINDS:
+        folder_ = place / "bases" / f"{name}-{make.__name__}"
+        shutil.copytree(base, folder_)
+        (folder_ / name).unlink(missing_ok=True)
+        if name.endswith("index.json"):
+            (folder_ / "model.safetensors").unlink()
+        make(folder_ / name)
+        things["base"].append((folder_.name, str(folder_)))
+    for name, make in PROJECT_KINDS:
+        folder_ = place / "projects" / f"{name}-{make.__name__}"
+        folder_.mkdir(parents=True)
+        (folder_ / "adapters.toml").write_text('[adapters]\nkept = "*"\n')
+        (folder_ / name).unlink(missing_ok=True)
+        make(folder_ / name)
+        things["project"].append((folder_.name, str(folder_)))
+    (place / "files").mkdir()
+    for make in FILES:
+        make(place / "files" / make.__name__)
+        things["file"].append((make.__name__, str(place / "files" / make.__name__)))
+    things["file"] += [("device", "/dev/zero"), ("absent", str(place / "files" / "absent"))]
+    yield World(made, things)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+AT_THE_LIMIT = {f"X{n:02}" for n, kind in enumerate(KINDS, 1) if kind.why.startswith("32,768 pairs")}
+"""As many tensors as are allowed, which is seconds of work for each command; tests/test_hostile.py has them."""
+
+
+def typed(world: World, kind: Kind) -> Iterator[dict[str, Any]]:
+    number = 0
+    for parameter, (kinds, line) in CALLS.items():
+        if kinds != kind:
+            continue
+        things = world.things[kind]
+        if parameter in TESTED_WHOLE or parameter[1] in ONE_WAY_IN:
+            things = things[::7]
+        for name, path in things:
+            number += 1
+            words = [word.replace("{}", path).replace("NEW", f"n{number}") for word in shlex.split(line)]
+            yield {"id": f"{' '.join(parameter)} {name}", "arguments": words}
+
+
+def run(world: World, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    warm = [
+        ["base", "add", "./base", "--as", "corpus-base"],
+        ["add", "./good", "--name", "kept", "--base", "corpus-base"],
+        *([word.replace("{}", "./good").replace("NEW", f"warm{n}") for word in shlex.split(line)]
+          for n, (kind, line) in enumerate(CALLS.values()) if kind == "adapter"),
+    ]  # fmt: skip
+    job = world.folder / "job.json"
+    job.write_text(json.dumps({"folder": str(world.folder), "warm": warm, "runs": runs}))
+    surroundings = os.environ | {
+        "TMPDIR": str(world.folder / "tmp"), "HOME": str(world.folder / "user"), "OMP_NUM_THREADS": "1",
+        "XDG_CACHE_HOME": str(world.folder / "user"), "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "registry")]),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.attacks.command_child", str(job)]
+    done = subprocess.run(
+        command,
+        env=surroundings,
+        cwd=world.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-2000:]}"
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def faults(told: dict[str, Any]) -> Iterator[str]:
+    if told["exit_code"] not in CODES:
+        yield f"exit code {told['exit_code']}: {told['stderr'][:300]}"
+    if "Traceback" in told["stderr"] or "a bug in" in told["stderr"]:
+        yield f"no verdict: {told['stderr'][:300]}"
+    if told["exit_code"] and not told["stderr"] + told["stdout"]:
+        yield "refused without a word"
+    if OUTSIDE in told["stdout"] + told["stderr"]:
+        yield "prints what lies outside"
+    if not all(c.isprintable() or c in "\n\t" for c in told["stdout"] + told["stderr"]):
+        yield "control characters on the terminal"
+    if told["mb"] > MAX_MB:
+        yield f"took {told['mb']:.0f} MB"
+    if told["seen"]:
+        yield f"{told['seen']}"
+
+
+@pytest.mark.parametrize("kind", ["adapter", "base", "file", "project"])
+def test_every_command_ends_with_a_verdict_on_hostile_input(kind: Kind, world: World) -> None:
+    runs = list(typed(world, kind))
+
+    told = run(world, runs)
+
+    assert [one["id"] for one in told] == [one["id"] for one in runs]
+    assert [f"{one['id']}: {fault}" for one in told for fault in faults(one)] == []
+    assert list((world.folder / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [fifo, endless, sparse, folder, looping])
+def test_a_secret_file_of_a_registry_is_a_plain_file(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "secret")
+
+    said = Adapt(tmp_path).fails(2, "registry", "serve", "--root", "registry", "--secret-file", "secret", "--port", 0)
+
+    assert "secret" in said
