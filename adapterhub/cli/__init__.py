@@ -177,8 +177,9 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell had it ignored
         signal.signal(signal.SIGINT, _stop)
-    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # None where the caller closed it
-    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")
+    # None where the caller closed it
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as above
     code = _run()
     for stream in (sys.stdout, sys.stderr):
         try:
