@@ -217,14 +217,38 @@ def test_a_closed_pipe_is_no_error(filled):
     assert (done.stdout.split("\t")[0], done.stderr) == ("name", "")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("how", [[], ["--json"]])
-def test_a_refusal_that_cannot_be_said_keeps_its_exit_code(filled, how):
+def test_a_refusal_that_cannot_be_said_keeps_its_exit_code(filled, how, unbuffered):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [*ADAPT, "show", "nothing", *how], cwd=filled.folder, env=filled.environ, stderr=full, check=False
-        )
+            [*ADAPT, "show", "nothing", *how],
+            cwd=filled.folder, env=filled.environ | {"PYTHONUNBUFFERED": unbuffered}, stderr=full, check=False,
+        )  # fmt: skip
 
     assert done.returncode == 10
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_result_that_finds_no_room_is_one_plain_refusal(filled, unbuffered):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*ADAPT, "list"], cwd=filled.folder, env=filled.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+
+    assert done.returncode == 14
+    assert done.stderr.startswith("error: the system refused: No space left on device\nhint: ")
+    assert done.stderr.count("\n") == 2
+
+
+@pytest.mark.parametrize(("what", "closed", "code"), [("list", ">&-", 0), ("show nothing", "2>&-", 10)])
+def test_a_closed_stream_changes_no_exit_code(filled, what, closed, code):
+    command = f"{' '.join(map(repr, ADAPT))} {what} {closed}"
+
+    done = subprocess.run(command, shell=True, cwd=filled.folder, env=filled.environ, capture_output=True, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
 
 
 def test_push_dry_run_prints_exactly_what_is_sent(filled, tmp_path):

@@ -7,7 +7,6 @@ import hashlib
 import os
 import secrets
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,9 +17,10 @@ import pytest
 from adapterhub_registry.db import Database, tokens
 from sqlalchemy import update
 
-from tests.crash.disks import MountRefused, in_namespace
+from tests.crash.disks import in_namespace
 from tests.hub.conftest import ROOT
 from tests.hub.xet_wire import shard_bytes, xorb_bytes, xorb_name
+from tests.programs import needs
 
 DISK = 16 << 20
 PUSH = """
@@ -60,17 +60,12 @@ class Small:
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
     folder = tmp_path_factory.mktemp("small")
-    try:
-        in_namespace("true", folder)
-    except MountRefused as refused:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(refused))
+    in_namespace("true", folder)  # skips where mounting is not permitted
     root, log = folder / "root", folder / "log"
     root.mkdir()
     serve = shlex.join([sys.executable, "-m", "adapterhub_registry", "--root", str(root), "--port", "0"])
     script = f"mount -t tmpfs -o size={DISK} none {shlex.quote(str(root))}\nexec {serve}"
-    command = [str(shutil.which("unshare")), *([] if os.geteuid() == 0 else ["--map-root-user"]), "--mount"]
+    command = [needs("unshare"), *([] if os.geteuid() == 0 else ["--map-root-user"]), "--mount"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "registry")])}
     with log.open("w") as errors:
         process = subprocess.Popen(
