@@ -33,7 +33,8 @@ listening = threading.Event()
 
 
 def note_open(event: str, arguments: tuple[object, ...]) -> None:
-    if event == "open" and listening.is_set():
+    # a number is a descriptor, of a file that is open already
+    if event == "open" and listening.is_set() and not isinstance(arguments[0], int):
         opened.append(str(arguments[0]))
 
 
