@@ -37,7 +37,7 @@ def readable(place: object) -> Iterator[None]:
         if type(cause) is not sqlite3.DatabaseError:  # its subclasses are other faults
             raise
         raise Malformed(
-            f"`{shown(str(place))}` cannot be read as a database: {cause}; no row was written",
+            f"`{shown(str(place), 200)}` cannot be read as a database: {cause}; no row was written",
             hint="restore it from a backup",
         ) from None
 
