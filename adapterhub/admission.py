@@ -145,6 +145,7 @@ class Admission:
         """Refuse an installed build that may not be used; `given` is the signature policy of this run.
 
         Raises:
+            AdapterNotFound: it is not installed any more.
             NamespaceBound: its namespace belongs to a server that it did not come from.
             SignatureRefused: a policy requires a signature, and it has none that counts.
         """
@@ -158,6 +159,8 @@ class Admission:
         release = Release(manifest=build.manifest, namespace=build.namespace, origin=self._library.label)
         try:
             judgement = self._gate.examine(release, provenance_of(build.folder), place)
+        except FileNotFoundError:  # another process removed it since it was found
+            raise self._library.not_installed(build.full_name) from None
         except SignatureRefused as error:
             raise SignatureRefused(
                 error.what, error.clause, reason=error.reason, hint=error.hint, ending=_KEPT

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from adapterhub.errors import AdapterNotFound, SignatureRefused, shown
+from adapterhub.errors import SignatureRefused, shown
 from adapterhub.manifest import SIGNATURE_FILE
 from adapterhub.signing.bundle import SIGNATURE_LIMIT_BYTES
 from adapterhub.transfer import Provenance
@@ -20,15 +20,10 @@ def provenance_of(folder: Path, *, follow_links: bool = False) -> Provenance:
     """The signature in a folder and what lies beside it; links are told as links unless they may be followed.
 
     Raises:
-        AdapterNotFound: the folder is gone; another process may have removed the adapter.
         SignatureRefused: `model.sig` is no plain file, or too large.
     """
     files: dict[str, str] = {}
-    try:
-        listed = os.scandir(folder)
-    except FileNotFoundError:
-        raise AdapterNotFound(f"`{shown(str(folder), 200)}` is gone", hint="type the command again") from None
-    with listed as entries:
+    with os.scandir(folder) as entries:
         for entry in entries:
             is_link = entry.is_symlink() and not follow_links
             kind = "link" if is_link else "folder" if entry.is_dir() else "file" if entry.is_file() else "other"

@@ -99,7 +99,7 @@ def _refuse_running(root: Path) -> None:
         is_ours = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone()
         connection.execute("ROLLBACK")
     if is_ours is None:
-        raise Malformed(f"`{shown(str(root / 'registry.db'))}` holds no tables of a registry; no row was written")
+        raise Malformed(f"`{shown(str(root / 'registry.db'), 200)}` holds no tables of a registry; no row was written")
 
 
 def _refuse_filled(connection: Connection) -> None:
