@@ -81,6 +81,8 @@ TARGETS = {
         ),
         package="adapterhub_registry",
         tests=(
+            "tests/hub/test_tokens.py",
+            "tests/hub/test_link_signatures.py",
             "tests/hub/test_access.py",
             "tests/hub/test_tombstones.py",
             "tests/attacks/test_registry_access.py",
