@@ -84,6 +84,7 @@ TARGETS = {
             "tests/hub/test_tokens.py",
             "tests/hub/test_link_signatures.py",
             "tests/hub/test_repos.py",
+            "tests/hub/test_commits.py",
             "tests/hub/test_released_versions.py",
             "tests/hub/test_access.py",
             "tests/hub/test_tombstones.py",
