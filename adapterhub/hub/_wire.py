@@ -388,7 +388,7 @@ def _target(url: str, location: str) -> str:
     try:
         target = urljoin(url, location)
         place = urlsplit(target)
-        is_web = place.scheme in ("http", "https") and bool(place.hostname) and (place.port or 1) > 0
+        is_web = place.scheme in ("http", "https") and bool(place.hostname) and place.port != 0
     except ValueError:
         return ""
     return target if is_web and target.isascii() and target.isprintable() else ""
