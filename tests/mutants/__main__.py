@@ -61,6 +61,9 @@ TARGETS = {
             "tests/test_signing.py",
             "tests/test_signing_history.py",
             "tests/test_signing_tamper.py",
+            "tests/test_signing_words.py",
+            "tests/test_signing_files.py",
+            "tests/test_admission_words.py",
             "tests/attacks/test_admission.py",
             "tests/attacks/test_permissions.py",
             "tests/attacks/test_unsigned_extras.py",
@@ -68,11 +71,23 @@ TARGETS = {
     ),
     "verify": Target(
         modules=("adapterhub/verify/*",),
-        tests=("tests/test_verify.py", "tests/test_precision.py", "tests/test_heldfile.py", "tests/test_bad_inputs.py"),
+        tests=(
+            "tests/test_verify.py",
+            "tests/test_verify_words.py",
+            "tests/test_verify_file_words.py",
+            "tests/test_precision.py",
+            "tests/test_heldfile.py",
+            "tests/test_bad_inputs.py",
+        ),
     ),
     "hub": Target(
         modules=("adapterhub/hub/_wire.py", "adapterhub/hub/_session.py"),
-        tests=("tests/test_network_faults.py", "tests/attacks/test_redirects.py", "tests/attacks/test_proxies.py"),
+        tests=(
+            "tests/test_wire_words.py",
+            "tests/test_network_faults.py",
+            "tests/attacks/test_redirects.py",
+            "tests/attacks/test_proxies.py",
+        ),
     ),
     "registry": Target(
         modules=tuple(
