@@ -63,6 +63,7 @@ TARGETS = {
             "tests/test_signing_tamper.py",
             "tests/test_signing_words.py",
             "tests/test_signing_files.py",
+            "tests/test_signing_making.py",
             "tests/test_admission_words.py",
             "tests/attacks/test_admission.py",
             "tests/attacks/test_permissions.py",
