@@ -100,6 +100,10 @@ def test_claims_of_every_length_come_back(length: int) -> None:
     assert check(sign(claims, SECRET, 60), SECRET) == claims | {"exp": 1_700_000_060}
 
 
+def test_bytes_are_written_in_base64url_without_padding() -> None:
+    assert [signing._encode(raw) for raw in (b"\0\0\x17", b"\xfb\xff", b"")] == ["AAAX", "-_8", ""]
+
+
 def changed(token: str) -> dict[str, str]:
     body, _, mac = token.partition(".")
     later = encoded(json.dumps(CLAIMS | {"exp": 1_800_000_000}, separators=(",", ":")).encode())

@@ -392,8 +392,9 @@ def test_refs_that_name_no_version_arrive_anywhere(connection: Connection, desk:
     ref_names.refuse_arrival(connection, row, "ann/gone")
 
 
-def test_nothing_is_asked_of_the_database_where_no_version_is_named(connection: Connection) -> None:
+def test_only_the_versions_that_are_named_are_found_under_a_name(connection: Connection) -> None:
     bury(connection)
+    bury(connection, version="2.0.0")
 
     assert ref_names._buried(connection, "ann/gone", []) == set()
     assert ref_names._buried(connection, "ann/gone", ["0.9", "1.0.0"]) == {"1.0.0"}

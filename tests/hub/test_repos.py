@@ -197,6 +197,11 @@ def test_a_pattern_takes_the_marks_of_sql_as_letters(desk: Desk) -> None:
     assert listed == ["a_n/x"]
 
 
+def test_a_pattern_becomes_one_of_sql() -> None:
+    assert repos_module._like("a*?b") == "a%_b"
+    assert repos_module._like("a\\%_b") == "a\\\\\\%\\_b"
+
+
 def test_refusals_name_the_repository_and_the_token(four: Desk) -> None:
     with pytest.raises(Refusal, match="the token `bob-write` \\(write\\) may not change `ann/open`"):
         four.repos.find_writable(four.connection, STRANGER, REPO)
@@ -579,3 +584,9 @@ def test_a_branch_that_is_not_there_is_named(desk: Desk) -> None:
 )
 def test_a_pull_request_is_refused(asked: str | None, refused: int) -> None:
     assert status_of(lambda: refuse_pull_request(asked)) == refused
+
+
+def test_the_refusal_of_a_pull_request_says_what_to_do() -> None:
+    with pytest.raises(Refusal, match="no pull requests; commit to a branch") as refused:
+        refuse_pull_request("1")
+    assert refused.value.code == "NotImplemented"
