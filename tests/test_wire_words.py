@@ -132,6 +132,7 @@ def test_what_is_no_address_is_told(net: Net) -> None:
     message, _ = refused(lambda: wire().open("https://corp.example:port/"))
 
     assert message.startswith(f"{HERE}: `https://corp.example:port/` is no address: ")
+    assert "port" in message.rpartition("is no address: ")[2]
 
 
 # ------------------------------------------------------------ redirects
@@ -200,6 +201,14 @@ def test_the_token_does_not_go_to_another_scheme_of_the_same_host(net: Net) -> N
     wire("http://corp.example:443").open("http://corp.example:443/a")
 
     assert net.tokens == [f"Bearer {TOKEN}", None] * 2
+
+
+def test_the_usual_port_of_http_is_the_same_origin_written_out(net: Net) -> None:
+    net.leads("http://corp.example/a", "http://corp.example:80/b")
+
+    wire("http://corp.example").open("http://corp.example/a")
+
+    assert net.tokens == [f"Bearer {TOKEN}"] * 2
 
 
 def test_a_token_that_was_taken_off_does_not_come_back(net: Net) -> None:
