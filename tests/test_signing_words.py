@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adapterhub.digests import digest_of
-from adapterhub.errors import AdapterNotFound, SignatureRefused, shown
+from adapterhub.errors import SignatureRefused, shown
 from adapterhub.manifest import SIGNATURE_FILE, WEIGHTS_FILE
 from adapterhub.remotes import Remotes
 from adapterhub.signing import beside, gate
@@ -712,14 +712,6 @@ def test_the_path_of_an_odd_signature_is_shown_up_to_200_characters(length: int,
         bounded(b"x" * (SIGNATURE_LIMIT_BYTES + 1), "x" * length)
 
     assert (len(told.value.what), told.value.what[-2:]) == (202, ends)
-
-
-def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
-    with pytest.raises(AdapterNotFound) as told:
-        provenance_of(tmp_path / "gone")
-
-    assert told.value.message.endswith("gone` is gone")
-    assert told.value.hint == "type the command again"
 
 
 def test_no_more_names_are_read_than_the_bound_and_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
