@@ -103,26 +103,19 @@ def plan_install(
         AdapterNotFound: no place has an adapter by that name.
     """
     places = (library, *sources)
-    found = first_fitting(
-        library, spec, places, wanted, bounds, allow_base_mismatch=allow_base_mismatch, objection=objection
-    )
-    if found is None:
-        asked = ", ".join(source.label for source in places)
-        hint = library.nearest(spec.full_name) or "`--from DIR` or `org/name` names another place"
-        raise AdapterNotFound(f"no adapter `{spec.full_name}` in {asked}", hint=hint)
-    release, source, resolution = found
-    plan = _plan(library, release, source, wanted, resolution, asked_of(library, spec, release, wanted, bounds))
-    if source is library and plan.present is None:  # another process removed it meanwhile
-        return plan_install(
-            library,
-            spec,
-            sources,
-            wanted=wanted,
-            bounds=bounds,
-            allow_base_mismatch=allow_base_mismatch,
-            objection=objection,
+    while True:
+        found = first_fitting(
+            library, spec, places, wanted, bounds, allow_base_mismatch=allow_base_mismatch, objection=objection
         )
-    return plan
+        if found is None:
+            asked = ", ".join(source.label for source in places)
+            hint = library.nearest(spec.full_name) or "`--from DIR` or `org/name` names another place"
+            raise AdapterNotFound(f"no adapter `{spec.full_name}` in {asked}", hint=hint)
+        release, source, resolution = found
+        plan = _plan(library, release, source, wanted, resolution, asked_of(library, spec, release, wanted, bounds))
+        if source is not library or plan.present is not None:
+            return plan
+        # another process removed it meanwhile: look again
 
 
 def first_fitting(

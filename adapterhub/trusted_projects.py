@@ -8,7 +8,6 @@ policies, and the servers that the lock file alone names. An edit of these asks 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from typing import Any, Final
 
 from adapterhub.digests import canonical_json, digest_of, strict_json
 from adapterhub.errors import Malformed, NotAllowed, shown
+from adapterhub.owned_file import read_owned
 from adapterhub.project.values import Lock, Project, ProjectRemote
 from adapterhub.remotes import Remote
 from adapterhub.store import Store, write_durably
 
-_OTHERS_MAY_WRITE: Final = 0o022
 _LIMIT_BYTES: Final = 16 << 20
 
 
@@ -89,21 +88,15 @@ class TrustedProjects:
         """Every project that is trusted, by folder.
 
         Raises:
-            NotAllowed: others may write the file, or it cannot be read.
+            NotAllowed: others may write the file or its folder, or it cannot be read.
             Malformed: it is not as we write it.
         """
         try:
-            facts = self.path.stat()
-            raw = self.path.read_bytes()
+            raw = read_owned(self.path, "says which projects to trust", limit_bytes=_LIMIT_BYTES)
         except FileNotFoundError:
             return []
         except OSError as error:
             raise NotAllowed(f"`{self.path}` cannot be read: {error.strerror}") from None
-        if stat.S_IMODE(facts.st_mode) & _OTHERS_MAY_WRITE:
-            raise NotAllowed(
-                f"`{self.path}` says which projects to trust, and others may write it",
-                hint=f"look at what it holds, then `chmod 600 {self.path}`",
-            )
         try:
             return [_project(item) for item in strict_json(raw, limit_bytes=_LIMIT_BYTES)["projects"]]
         except (ValueError, KeyError, TypeError) as error:
