@@ -42,7 +42,7 @@ class Admission:
 
     # ------------------------------------------------------------ whose a namespace is
     def owners(self, namespace: str | None) -> Sequence[Remote]:
-        """The remotes that the user gave this namespace to; none where nobody has it."""
+        """The remotes that the user gave this namespace to; none where no remote has it."""
         return self._owners.get(namespace, ()) if namespace else ()
 
     @cached_property
@@ -94,7 +94,7 @@ class Admission:
         return not self.owners(build.namespace) or self.may_offer(self._place_of(build), build.namespace)
 
     def refuse_foreign(self, build: Installed) -> None:
-        """Refuse a build that came from elsewhere than its namespace belongs.
+        """Refuse a build that did not come from the remote that has its namespace.
 
         Raises:
             NamespaceBound: with both sides, and the command that gets the owner's build.
@@ -126,7 +126,7 @@ class Admission:
 
     # ------------------------------------------------------------ the decision
     def asks_of(self, namespace: str | None, given: Demand | SignaturePolicy | None = None) -> bool:
-        """Whether anything is asked of builds of a namespace at all: then their origin or signature has to be known."""
+        """Whether a build of a namespace needs a known origin or signature to be used."""
         return bool(self.owners(namespace)) or self._may_require(namespace, given)
 
     def _may_require(self, namespace: str | None, given: Demand | SignaturePolicy | None) -> bool:

@@ -63,7 +63,7 @@ class ProjectSources:
         refuse_takeover(project, session.remotes.all(), self._admission)
 
     def settle(self, lock: Lock | None) -> None:
-        """On a terminal, ask whether the servers of the project may be asked; `lock` is its lock as it is."""
+        """On a terminal, ask the user to agree to the project's servers; `lock` is what its lock file holds now."""
         self._trust.settle(lock, offline=self._offline)
 
     # ------------------------------------------------------------ for locking
@@ -142,7 +142,7 @@ class ProjectSources:
 
         Raises:
             RemoteUnreachable: it was locked from a server, no place before has it, and this is offline.
-            NamespaceBound: it was locked from elsewhere than its namespace belongs.
+            NamespaceBound: it was locked from another place than the remote that has its namespace.
             ProjectNotTrusted: as above.
         """
         from adapterhub.locked_builds import exact_spec

@@ -14,17 +14,11 @@ from adapterhub_registry.names import RepoId
 
 from tests.hub.pushing import Push
 from tests.hub.running import Running, running
-from tests.hub.shared_servers import Postgres, postgres
+from tests.hub.shared_servers import Postgres
 
 GOOD, BAD = b"g" * 5000, b"b" * 5000
 REPO = "acme/x"
 TAG = "v1.0.0"
-
-
-@pytest.fixture(scope="module")
-def pg() -> Iterator[Postgres]:
-    with postgres() as server:
-        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
