@@ -20,8 +20,8 @@ from adapterhub.fingerprint import (
     compare,
     fingerprint_folder,
 )
+from adapterhub.root import Root
 from adapterhub.specs import BaseSpec, looks_like_revision
-from adapterhub.store import Store
 
 SCHEMA: Final = "adapterhub/base/1"
 _LIMIT_BYTES: Final = 512 << 20
@@ -109,7 +109,7 @@ class Bases:
     def __init__(self, folder: Path, cache_folder: Path | None) -> None:
         self.folder = folder
         self.cache_folder = cache_folder
-        self._store = Store(folder.parent)
+        self._root = Root(folder.parent)
 
     # ------------------------------------------------------------ read
     def list(self) -> tuple[BaseRecord, ...]:
@@ -135,7 +135,7 @@ class Bases:
         except FileNotFoundError:  # removed since it was listed
             raise self._not_found(alias) from None
         except OSError as error:
-            raise self._store.explain(error) from error
+            raise self._root.explain(error) from error
         record = _parsed(raw, str(path))
         if record.alias != alias:
             raise Malformed(f"{path}: holds the base `{shown(record.alias)}`, expected `{alias}`")
@@ -239,11 +239,11 @@ class Bases:
     def put(self, record: BaseRecord) -> BaseRecord:
         """Register `record` under its alias; see `add`."""
         _check_alias(record.alias)
-        with self._store.lock("bases", exclusive=True):
+        with self._root.lock("bases", exclusive=True):
             taken = next((name for name in self.aliases() if name.casefold() == record.alias.casefold()), None)
             if taken is not None:
                 self._refuse_other_weights(self.get(taken), record)
-            self._store.write(self._path(record.alias), record.to_bytes())
+            self._root.write(self._path(record.alias), record.to_bytes())
         return record
 
     def remove(self, alias: str) -> None:
@@ -252,13 +252,13 @@ class Bases:
         Raises:
             BaseNotFound: with the nearest alias.
         """
-        with self._store.lock("bases", exclusive=True):
+        with self._root.lock("bases", exclusive=True):
             if alias not in self.aliases():
                 raise self._not_found(alias)
             try:
                 self._path(alias).unlink()
             except OSError as error:
-                raise self._store.explain(error) from error
+                raise self._root.explain(error) from error
 
     def _refuse_other_weights(self, old: BaseRecord, new: BaseRecord) -> None:
         if old.alias != new.alias:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from adapterhub.catalog import Installed
-from adapterhub.digests import Digest, Progress, digest_of_file, hex_of
+from adapterhub.digests import Digest, Progress, hex_of
 from adapterhub.errors import DigestMismatch
+from adapterhub.files import digest_of_file
 from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.library import Library
 from adapterhub.manifest import MANIFEST_FILE

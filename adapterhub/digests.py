@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import stat
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO, Any, NewType
 
 from adapterhub.errors import shown
@@ -46,49 +43,6 @@ def digest_of(data: bytes | memoryview) -> Digest:
 def digest_of_hash(hasher: Any) -> Digest:  # noqa: ANN401 - hashlib's type has no public name before 3.12
     """Digest that a `hashlib.sha256()` object has reached."""
     return Digest("sha256:" + hasher.hexdigest())
-
-
-def digest_of_file(path: Path, progress: Progress | None = None) -> tuple[Digest, int]:
-    """Digest and size in bytes of a regular file, streamed.
-
-    Raises:
-        OSError: as `open_plain`.
-    """
-    with open_plain(path) as stream:
-        return copy_hashed(stream, None, progress)
-
-
-def open_plain(path: Path) -> IO[bytes]:
-    """A regular file, open for reading; links are followed.
-
-    Raises:
-        OSError: it cannot be opened, or is a folder, pipe, socket or device, which would wait or never end.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(0, "is not a regular file", str(path))
-    return os.fdopen(handle, "rb")
-
-
-def read_plain(path: Path, limit_bytes: int) -> bytes:
-    """The bytes of a regular file, and of a larger one just so many more that a reader sees the excess.
-
-    Raises:
-        OSError: as `open_plain`.
-    """
-    with open_plain(path) as stream:
-        return stream.read(limit_bytes + 1)
-
-
-def read_json(path: Path, limit_bytes: int = 1 << 20, *, finite: bool = True) -> Any:  # noqa: ANN401 - any JSON value
-    """The JSON in a regular file, read as `strict_json` reads it.
-
-    Raises:
-        OSError: as `open_plain`.
-        ValueError: as `strict_json`.
-    """
-    return strict_json(read_plain(path, limit_bytes), limit_bytes=limit_bytes, finite=finite)
 
 
 def copy_hashed(

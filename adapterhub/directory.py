@@ -19,7 +19,7 @@ from typing import IO
 
 from adapterhub.cards import card_for
 from adapterhub.description import Description, describe
-from adapterhub.digests import Progress, copy_hashed, hex_of, open_plain
+from adapterhub.digests import Progress, copy_hashed, hex_of
 from adapterhub.errors import (
     AdapterNotFound,
     Conflict,
@@ -29,6 +29,7 @@ from adapterhub.errors import (
     ReleaseExists,
     shown,
 )
+from adapterhub.files import open_plain, sync_folder, write_durably
 from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.library import Library
 from adapterhub.manifest import (
@@ -47,7 +48,6 @@ from adapterhub.output_place import output_place
 from adapterhub.refusals import refuse_errors, refused
 from adapterhub.signing.beside import provenance_of, read_signature
 from adapterhub.specs import AdapterSpec, parse_version
-from adapterhub.store import sync_folder, write_durably
 from adapterhub.transfer import Provenance, Release, Source
 from adapterhub.verify import open_subject, verify_folder
 from adapterhub.verify.files import behind_link, list_folder

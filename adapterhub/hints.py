@@ -12,8 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from adapterhub.digests import Digest, canonical_json, digest_of, digest_of_file, parse_digest, read_json, read_plain
+from adapterhub.digests import Digest, canonical_json, digest_of, parse_digest
 from adapterhub.errors import shown
+from adapterhub.files import digest_of_file, read_json, read_plain
 from adapterhub.hub_ids import is_hub_id
 
 _T = TypeVar("_T")

@@ -10,9 +10,10 @@ from typing import IO, TYPE_CHECKING, cast
 from adapterhub.bases import BaseRecord
 from adapterhub.digests import Digest, Progress
 from adapterhub.errors import DigestMismatch, RemoteUnreachable
+from adapterhub.files import is_sound, write_file
 from adapterhub.manifest import SIGNATURE_FILE, FileEntry
 from adapterhub.signing.stored import attach_signature
-from adapterhub.store import Intent, is_sound, write_file
+from adapterhub.store import Intent
 from adapterhub.transfer import Continued, Release
 
 if TYPE_CHECKING:

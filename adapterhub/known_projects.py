@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from adapterhub.digests import Digest, canonical_json, parse_digest, read_json, read_plain
+from adapterhub.digests import Digest, canonical_json, parse_digest
+from adapterhub.files import read_json, read_plain
 from adapterhub.project.values import LOCK_FILE, Lock
-from adapterhub.store import Store
+from adapterhub.root import Root
 
 _DIGEST: Final = re.compile(rb"sha256:[0-9a-f]{64}")
 _LIMIT_BYTES: Final = 64 << 20
@@ -38,7 +39,7 @@ class KnownProjects:
     """The projects of the library under `root`. Cheap to make; files are read when asked."""
 
     def __init__(self, root: Path) -> None:
-        self._store = Store(root)
+        self._root = Root(root)
         self._folder = root / "projects"
 
     def all(self) -> list[KnownProject]:
@@ -59,7 +60,7 @@ class KnownProjects:
         with contextlib.suppress(OSError):
             if path.read_bytes() == data:
                 return
-        self._store.write(path, data)
+        self._root.write(path, data)
 
     def forget_gone(self) -> list[Path]:
         """Delete the records of projects whose folder is gone; those folders."""
@@ -68,8 +69,8 @@ class KnownProjects:
             project = self._record(path)
             if project is not None and not project.folder.is_dir():
                 gone.append(project.folder)
-                with self._store.explaining():
-                    synced_path(self._store.root, project.folder).unlink(missing_ok=True)
+                with self._root.explaining():
+                    synced_path(self._root.root, project.folder).unlink(missing_ok=True)
                     path.unlink(missing_ok=True)
         return gone
 
@@ -96,13 +97,13 @@ class KnownProjects:
 
 
 @contextlib.contextmanager
-def alone_in(project: Path, store: Store, what: str) -> Iterator[None]:
+def alone_in(project: Path, root: Root, what: str) -> Iterator[None]:
     """One command at a time that does `what` in a project, by whichever links each of them came there.
 
     Raises:
         StoreLocked: another one did not end.
     """
-    with store.lock(f"{what}-{_name_of(os.path.realpath(project))}", exclusive=True):
+    with root.lock(f"{what}-{_name_of(os.path.realpath(project))}", exclusive=True):
         yield
 
 

@@ -22,7 +22,7 @@ from adapterhub.cards import card_for
 from adapterhub.catalog import Broken, Catalog, Installed, Swept, build_folders
 from adapterhub.claims import claim, living
 from adapterhub.description import Description, describe
-from adapterhub.digests import Digest, Progress, canonical_json, copy_hashed, hex_of, read_plain, strict_json
+from adapterhub.digests import Digest, Progress, canonical_json, copy_hashed, hex_of, strict_json
 from adapterhub.errors import (
     AdapterNotFound,
     BaseMismatch,
@@ -32,6 +32,7 @@ from adapterhub.errors import (
     StoreLocked,
     shown,
 )
+from adapterhub.files import read_plain, sync_folder, write_file, write_new
 from adapterhub.fingerprint import BaseFingerprint, compare
 from adapterhub.incoming import Incoming
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, BaseRef, FileEntry, Manifest
@@ -41,7 +42,7 @@ from adapterhub.refusals import checked, exists_otherwise, refuse_errors, refuse
 from adapterhub.signing.beside import provenance_of
 from adapterhub.signing.stored import link_signature, signature_objects
 from adapterhub.specs import AdapterSpec
-from adapterhub.store import Intent, Store, sync_folder, write_file, write_new
+from adapterhub.store import Intent, Store
 from adapterhub.sweep import GRACE_S, sweep
 from adapterhub.transfer import Provenance, Release
 from adapterhub.verify import Finding, Report, open_subject, verify_folder

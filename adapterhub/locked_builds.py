@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from adapterhub.admission import Admission
 from adapterhub.catalog import Installed
-from adapterhub.digests import digest_of_file, hex_of
+from adapterhub.digests import hex_of
 from adapterhub.errors import AdapterNotFound, Malformed, NotFound, shown
+from adapterhub.files import digest_of_file
 from adapterhub.library import UNKNOWN_BASE, Library
 from adapterhub.manifest import MANIFEST_FILE
 from adapterhub.project import find_project, read_lock

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from adapterhub.digests import Digest, canonical_json, digest_of, parse_digest, read_plain, strict_json
+from adapterhub.digests import Digest, canonical_json, digest_of, parse_digest, strict_json
 from adapterhub.errors import MalformedManifest, SpecError, shown
+from adapterhub.files import read_plain
 from adapterhub.fingerprint import BaseFingerprint, BaseHints
 from adapterhub.specs import AdapterName, parse_name, parse_version
 

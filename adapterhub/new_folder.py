@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from adapterhub.errors import AdapterHubError, Conflict, DiskFull, NotAllowed, shown
+from adapterhub.files import sync_folder
 from adapterhub.output_place import output_place
 from adapterhub.real_folder import RealFolder
-from adapterhub.store import sync_folder
 
 _SPARE_BYTES: Final = 16 << 20
 _HINT_TAKEN: Final = "give a name that does not exist yet"

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from adapterhub.digests import Digest, canonical_json, hex_of, parse_digest, read_json
+from adapterhub.digests import Digest, canonical_json, hex_of, parse_digest
+from adapterhub.files import read_json
 from adapterhub.store import Store
 
 _KEYS: Final = ("adapter", "name", "place")

@@ -6,8 +6,8 @@ import os
 import stat
 from pathlib import Path
 
-from adapterhub.digests import read_plain
 from adapterhub.errors import NotAllowed, shown
+from adapterhub.files import read_plain
 from adapterhub.real_folder import OTHERS_MAY_WRITE
 
 

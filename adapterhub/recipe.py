@@ -15,8 +15,9 @@ from types import MappingProxyType
 from typing import Any, Final, cast
 
 from adapterhub.description import Description
-from adapterhub.digests import Digest, digest_of_file
+from adapterhub.digests import Digest
 from adapterhub.errors import BaseMismatch, DigestMismatch, shown
+from adapterhub.files import digest_of_file
 from adapterhub.fingerprint import BaseVerdict, compare
 from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.library import Added, Library

@@ -19,9 +19,10 @@ from urllib.parse import urlsplit
 
 from adapterhub.digests import canonical_json, strict_json
 from adapterhub.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
+from adapterhub.files import write_durably
 from adapterhub.owned_file import read_owned
+from adapterhub.root import Root
 from adapterhub.specs import parse_namespace
-from adapterhub.store import Store, write_durably
 
 SignaturePolicy = Literal["require", "warn", "off"]
 SIGNATURE_POLICIES: tuple[SignaturePolicy, ...] = get_args(SignaturePolicy)
@@ -270,7 +271,7 @@ class Remotes:
 
     # ------------------------------------------------------------ files
     def _changing(self) -> Any:  # noqa: ANN401 - the store's context manager
-        return Store(self._root).lock("remotes", exclusive=True)
+        return Root(self._root).lock("remotes", exclusive=True)
 
     def _refuse_taken(self, known: Sequence[Remote], made: Remote) -> None:
         for other in known:
@@ -361,7 +362,7 @@ class Remotes:
         try:
             write_durably(path, canonical_json(value) + b"\n", mode=mode)
         except OSError as error:
-            raise Store(self._root).explain(error) from error
+            raise Root(self._root).explain(error) from error
 
     @staticmethod
     def _malformed(path: Path, reason: str) -> Malformed:

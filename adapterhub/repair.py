@@ -17,8 +17,9 @@ from adapterhub.cards import card_for
 from adapterhub.catalog import Broken, Installed, build_folders
 from adapterhub.damage import damaged_index, damaged_objects
 from adapterhub.description import Description, describe
-from adapterhub.digests import Digest, copy_hashed, digest_of_file
+from adapterhub.digests import Digest, copy_hashed
 from adapterhub.errors import AdapterHubError, AdapterNotFound, Malformed, SignatureRefused
+from adapterhub.files import digest_of_file, is_sound, write_durably, write_file, write_new
 from adapterhub.index import BuildRow, Filters
 from adapterhub.library import Library
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
@@ -26,7 +27,7 @@ from adapterhub.origins import Origin
 from adapterhub.real_folder import make_folder
 from adapterhub.signing.stored import attach_signature, signature_objects
 from adapterhub.specs import AdapterName, AdapterSpec
-from adapterhub.store import Intent, is_sound, write_durably, write_file, write_new
+from adapterhub.store import Intent
 from adapterhub.transfer import Source
 from adapterhub.verify import open_subject
 from adapterhub.verify.files import Entry, list_folder

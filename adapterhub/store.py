@@ -17,28 +17,28 @@ link in their place. Nobody else may write in what is made here, whatever the um
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import json
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Final
+from typing import IO
 
-from adapterhub.claims import Held, claim, finished, holder_facts, read_holder
-from adapterhub.digests import CHUNK_BYTES, Digest, digest_of_file, hex_of, open_plain, read_plain
-from adapterhub.errors import AdapterHubError, BlobNotFound, DigestMismatch, DiskFull, NotAllowed, StoreLocked
-from adapterhub.home import FOLDERS
+from adapterhub.claims import Held, claim, finished
+from adapterhub.digests import Digest, hex_of
+from adapterhub.errors import BlobNotFound, DigestMismatch
+from adapterhub.files import (
+    NO_LINKS,
+    clone_or_copy,
+    is_sound,
+    open_plain,
+    read_plain,
+    sync_file,
+)
 from adapterhub.manifest import LIMIT_BYTES, Manifest
 from adapterhub.real_folder import RealFolder, make_folder
-
-NO_LINKS: Final = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
-"""Answers of file systems that make no hard link here."""
-
-_RESERVE_BYTES: Final = 16 << 20
+from adapterhub.root import Root
 
 
 class Intent:
@@ -58,11 +58,8 @@ class Intent:
             self._held.write(digests)
 
 
-class Store:
+class Store(Root):
     """Objects under `root`. Cheap to make; folders appear with the first write."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
 
     # ------------------------------------------------------------ names
     def blob_path(self, digest: Digest) -> Path:
@@ -150,21 +147,6 @@ class Store:
                 if folder is not None:
                     shutil.rmtree(folder, ignore_errors=True)
 
-    def need_room(self, size_bytes: int) -> None:
-        """See beforehand that `size_bytes` fit, and a reserve for what else is written here.
-
-        Raises:
-            DiskFull: they do not.
-        """
-        usage = shutil.disk_usage(next(p for p in (self.root, *self.root.absolute().parents) if p.exists()))
-        reserve = min(_RESERVE_BYTES, usage.total // 100)
-        if usage.free < size_bytes + reserve:
-            raise DiskFull(
-                f"no room in `{self.root}`: {size_bytes:,} bytes are needed and {reserve:,} kept in reserve, "
-                f"{usage.free:,} are free. Nothing was stored",
-                hint="`adapt gc` frees what no installed adapter uses",
-            )
-
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
         """A fresh folder on the store's file system for things in the making; gone when the block ends."""
@@ -176,56 +158,6 @@ class Store:
             shutil.rmtree(self.root / "tmp" / path.name, ignore_errors=True)
             with contextlib.suppress(OSError):
                 path.unlink()
-
-    @contextlib.contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Whatever the operating system refuses in the block, as a plain refusal."""
-        try:
-            yield
-        except OSError as error:
-            raise self.explain(error) from error
-
-    def explain(self, error: OSError) -> AdapterHubError:
-        """The plain refusal for an operating-system error met while writing below the root."""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(self.root if self.root.exists() else self.root.parent).free
-            return DiskFull(
-                f"no room to write in `{self.root}` ({error.strerror}; {free:,} bytes free). Nothing was stored",
-                hint="`adapt gc` frees what no installed adapter uses",
-            )
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return NotAllowed(
-                f"cannot write in `{self.root}`: {error.strerror}. Nothing was stored",
-                hint="choose another home with `--root DIR` or ADAPTERHUB_HOME",
-            )
-        return NotAllowed(
-            f"`{error.filename or self.root}`: {error.strerror}. Nothing was stored",
-            hint="`adapt doctor` checks the store",
-        )
-
-    def write(self, path: Path, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:
-        """Replace a small record of the library; see `write_durably`.
-
-        Raises:
-            NotAllowed, DiskFull: it cannot be written; what was there is there.
-        """
-        self.refuse_links()
-        with self.explaining():
-            write_durably(path, data, mode=mode, sync=sync)
-
-    def refuse_links(self) -> None:
-        """Whether every folder of the library is one of its own, so that what is done below it is done in the library.
-
-        Raises:
-            NotAllowed: one is a link.
-        """
-        for name in FOLDERS:
-            place = f"{self.root}/{name}"
-            if os.path.islink(place):  # noqa: PTH114 - twenty for each lock
-                raise NotAllowed(
-                    f"`{place}` is a link; the folders of a library are real ones. Nothing was changed",
-                    hint="put the folder itself there; a library that should lie elsewhere is moved, or linked, whole",
-                )
 
     # ------------------------------------------------------------ read
     def open_blob(self, digest: Digest) -> IO[bytes]:
@@ -266,134 +198,3 @@ class Store:
                 raise self.explain(error) from error
             with self.explaining():
                 clone_or_copy(Path(source), target, into=into)
-
-    # ------------------------------------------------------------ locks
-    @contextlib.contextmanager
-    def lock(self, name: str, *, exclusive: bool, wait_s: float = 30.0) -> Iterator[None]:
-        """Hold the advisory lock `name`, shared or exclusive, for the length of a `with` block.
-
-        Raises:
-            StoreLocked: another process held it for all of `wait_s` seconds; the message says which.
-        """
-        self.refuse_links()
-        path = self.root / "locks" / name
-        with self.explaining():
-            make_folder(path.parent)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            self._acquire(handle, name, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, wait_s)
-            if exclusive:
-                with contextlib.suppress(OSError):  # only for the message of those who wait
-                    data = json.dumps(holder_facts()).encode()
-                    os.ftruncate(handle, os.pwrite(handle, data, 0))
-            yield
-        finally:
-            os.close(handle)
-
-    def _acquire(self, handle: int, name: str, mode: int, wait_s: float) -> None:
-        deadline, pause = time.monotonic() + wait_s, 0.005
-        while True:
-            try:
-                fcntl.flock(handle, mode | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise self._locked(handle, name, wait_s) from None
-                time.sleep(pause)
-                pause = min(pause * 2, 0.2)
-            except OSError as error:
-                raise self.explain(error) from error
-            else:
-                return
-
-    def _locked(self, handle: int, name: str, wait_s: float) -> StoreLocked:
-        holder = read_holder(handle)
-        return StoreLocked(
-            f"another process has held the `{name}` lock of `{self.root}` for {wait_s:.0f} s"
-            + (f"; the last to take it alone was {holder}" if holder else ""),
-            hint=f"wait for it, or look with `fuser {self.root / 'locks' / name}` who holds it; "
-            "the lock ends with its process",
-        )
-
-
-def is_sound(path: Path, digest: Digest) -> bool:
-    """Whether `path` is a plain file whose bytes have that digest; every byte is read."""
-    try:
-        return not path.is_symlink() and path.is_file() and digest_of_file(path)[0] == digest
-    except OSError:
-        return False
-
-
-def sync_file(path: Path, *, mode: int | None = None) -> None:
-    """Make a file's bytes durable, and its mode `mode`."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if mode is not None:
-            os.fchmod(handle, mode)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_new(path: Path) -> IO[bytes]:
-    """A file of the library to write from its beginning; a link in its place is refused, and nobody else may write it.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, 0o644), "wb")
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """As `write_new`, all at once."""
-    with write_new(path) as sink:
-        sink.write(data)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the folder's entries durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_durably(path: Path, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:
-    """Replace `path` by `data`: temp file beside it, fsync, rename, fsync of the folder.
-
-    Without `sync` a crash of the process still leaves old or new, but a power cut may lose it.
-    """
-    make_folder(path.parent)
-    temp = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        # private until it is whole: what is written may be a token
-        with os.fdopen(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as sink:
-            sink.write(data)
-            sink.flush()
-            os.fchmod(sink.fileno(), mode)
-            if sync:
-                os.fsync(sink.fileno())
-        temp.rename(path)
-        if sync:
-            sync_folder(path.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            temp.unlink(missing_ok=True)
-
-
-_FICLONE = 0x40049409  # linux/fs.h: share the extents of another file (btrfs, xfs, bcachefs)
-
-
-def clone_or_copy(source: Path, target: str | Path, *, into: RealFolder | None = None) -> None:
-    """A read-only copy of `source` at `target`, sharing its disk blocks where the file system can."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    handle = os.open(target, flags, 0o600, dir_fd=into.handle if into else None)
-    with source.open("rb") as reader, os.fdopen(handle, "wb") as writer:
-        try:
-            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
-        except OSError:
-            shutil.copyfileobj(reader, writer, CHUNK_BYTES)
-        writer.flush()
-        os.fchmod(writer.fileno(), 0o444)
-        os.fsync(writer.fileno())

@@ -16,10 +16,11 @@ from typing import Any, Final
 
 from adapterhub.digests import canonical_json, digest_of, strict_json
 from adapterhub.errors import Malformed, NotAllowed, shown
+from adapterhub.files import write_durably
 from adapterhub.owned_file import read_owned
 from adapterhub.project.values import Lock, Project, ProjectRemote
 from adapterhub.remotes import Remote
-from adapterhub.store import Store, write_durably
+from adapterhub.root import Root
 
 _LIMIT_BYTES: Final = 16 << 20
 
@@ -137,7 +138,7 @@ class TrustedProjects:
 
     @contextmanager
     def _changing(self) -> Iterator[list[TrustedProject]]:
-        with Store(self._root).lock("trust", exclusive=True):
+        with Root(self._root).lock("trust", exclusive=True):
             yield self.all()
 
     def _write(self, projects: Collection[TrustedProject]) -> None:
@@ -145,7 +146,7 @@ class TrustedProjects:
         try:
             write_durably(self.path, canonical_json(value) + b"\n", mode=0o600)
         except OSError as error:
-            raise Store(self._root).explain(error) from error
+            raise Root(self._root).explain(error) from error
 
 
 def _remote_value(remote: ProjectRemote) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, NoReturn
 
-from adapterhub.digests import read_json
 from adapterhub.errors import BaseNotFound, CouldNotTell, Malformed, shown
+from adapterhub.files import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from adapterhub.digests import Progress, read_json
+from adapterhub.digests import Progress
 from adapterhub.errors import CouldNotTell, shown
+from adapterhub.files import read_json
 from adapterhub.precision import stored_bytes
 from adapterhub.real_folder import make_folder
 from adapterhub.tensorfacts import TensorFacts, sample_offsets

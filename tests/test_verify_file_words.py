@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from adapterhub.digests import digest_of, digest_of_file
+from adapterhub.digests import digest_of
 from adapterhub.errors import DigestMismatch, MalformedManifest, RefusedAdapter
+from adapterhub.files import digest_of_file
 from adapterhub.fingerprint import fingerprint_tensors
 from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.limits import Limits, use_limits

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from adapterhub.audit._subject import Subject, Surroundings
 from adapterhub.bases import BaseRecord
-from adapterhub.digests import hex_of, read_json
+from adapterhub.digests import hex_of
 from adapterhub.errors import shown
+from adapterhub.files import read_json
 from adapterhub.fingerprint import compare
 from adapterhub.manifest import MANIFEST_FILE
 from adapterhub.verify import Finding, open_subject

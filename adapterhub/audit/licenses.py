@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from adapterhub.audit._subject import Subject, Surroundings
 from adapterhub.cards import CARD_LIMIT_BYTES, split_card
-from adapterhub.digests import Digest, read_plain
+from adapterhub.digests import Digest
 from adapterhub.errors import AdapterHubError, shown
+from adapterhub.files import read_plain
 from adapterhub.license_rules import CANNOT_JOIN, Term, terms_of
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, Manifest
 from adapterhub.spdx import Expression, joined

@@ -16,7 +16,7 @@ from adapterhub.cli.params import Session, common, places_option, project_option
 from adapterhub.cli.self_check import Line, dependencies, entry_point, folders, project_files
 from adapterhub.errors import EXIT_SOME_FAILED, AdapterHubError, NotAllowed, RemoteUnreachable, UsageProblem
 from adapterhub.real_folder import OTHERS_MAY_WRITE
-from adapterhub.store import Store
+from adapterhub.root import Root
 
 _LOW_BYTES = 1_000_000_000
 
@@ -131,7 +131,7 @@ def _home(root: Path) -> Iterator[Line]:
         yield Line("home", "failed", f"{root}: not writable", "set ADAPTERHUB_HOME or `--root` to a folder of yours")
         return
     try:
-        Store(root).refuse_links()
+        Root(root).refuse_links()
     except NotAllowed as error:
         yield Line("home", "failed", error.message, error.hint)
         return

@@ -215,7 +215,7 @@ def policy(session: Session, policy: str | None, namespace: str | None) -> None:
 
 
 def _read(path: Path) -> bytes:
-    from adapterhub.digests import read_plain
+    from adapterhub.files import read_plain
     from adapterhub.signing.keys import KEY_LIMIT_BYTES
 
     try:

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from adapterhub.digests import read_plain
 from adapterhub.errors import Malformed, SpecError, shown
+from adapterhub.files import read_plain
 from adapterhub.specs import AdapterSpec
 
 MOST_BYTES: Final = 4 << 20

@@ -12,8 +12,8 @@ from adapterhub.cli.output import json_text
 from adapterhub.cli.run_model import Choice, Loading, Model, drawing_of, find_base
 from adapterhub.cli.run_rows import Row, RowProblems, read_rows
 from adapterhub.errors import Conflict, NotAllowed, NotFound, shown
+from adapterhub.files import write_durably
 from adapterhub.output_place import output_place
-from adapterhub.store import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

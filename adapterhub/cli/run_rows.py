@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.cli.run_model import Choice, choice_from
-from adapterhub.digests import read_plain, strict_json
+from adapterhub.digests import strict_json
 from adapterhub.errors import AdapterHubError, Malformed, NotFound, shown
+from adapterhub.files import read_plain
 
 MAX_FILE_BYTES: Final = 256 << 20
 MAX_LINE_BYTES: Final = 4 << 20

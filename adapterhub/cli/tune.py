@@ -45,7 +45,7 @@ def tuned(
         BaseMismatch: the adapters were made for another one.
         Malformed, NotFound: the examples cannot be read.
     """
-    from adapterhub.digests import digest_of_file
+    from adapterhub.files import digest_of_file
     from adapterhub.loader.text import load_base
     from adapterhub.specs import BaseSpec
     from adapterhub.tuning import DEFAULT_BUDGET, read_examples, tune

@@ -23,8 +23,9 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import IO, Any
 
-from adapterhub.digests import Digest, copy_hashed, digest_of_file
+from adapterhub.digests import Digest, copy_hashed
 from adapterhub.errors import Conflict, DigestMismatch, Malformed, NotAllowed, NotFound, RemoteUnreachable, shown
+from adapterhub.files import digest_of_file
 from adapterhub.output_place import output_place
 from adapterhub.real_folder import OTHERS_MAY_WRITE, make_folder
 

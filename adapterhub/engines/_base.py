@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.bases import BaseRecord
-from adapterhub.digests import read_json
 from adapterhub.engines._traits import HEADS, BaseFacts
 from adapterhub.errors import Malformed, shown
+from adapterhub.files import read_json
 from adapterhub.hints import CONFIG_LIMIT_BYTES
 
 BASE_CONFIG: Final = "config.json"

@@ -24,11 +24,11 @@ from adapterhub.engines import engine
 from adapterhub.errors import Conflict, Incompatible, Malformed, NotFound, UnsupportedAdapter, shown
 from adapterhub.export._job import Adapter, Exported, Job
 from adapterhub.factors import AdapterFactors
+from adapterhub.files import sync_folder
 from adapterhub.layouts import is_finite, owner
 from adapterhub.lowrank import LowRank
 from adapterhub.new_folder import not_written
 from adapterhub.output_place import output_place
-from adapterhub.store import sync_folder
 
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _QUERIES: Final = ".q_proj"

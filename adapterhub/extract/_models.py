@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.bases import BaseRecord
-from adapterhub.digests import read_json
 from adapterhub.errors import BaseNotFound, CouldNotTell, shown
+from adapterhub.files import read_json
 from adapterhub.fingerprint import is_buffer
 from adapterhub.hints import CONFIG_LIMIT_BYTES
 from adapterhub.tensorfile import BASE_LIMITS, TensorSpec, read_header

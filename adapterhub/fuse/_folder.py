@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.digests import read_json
 from adapterhub.errors import shown
+from adapterhub.files import read_json
 from adapterhub.fuse._model import CONFIG_FILE, Model
 from adapterhub.hints import CONFIG_LIMIT_BYTES
 from adapterhub.weightfiles import INDEX_FILE, INDEX_LIMIT_BYTES, SINGLE_FILE

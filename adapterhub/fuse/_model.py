@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.bases import BaseRecord
-from adapterhub.digests import read_json
 from adapterhub.errors import BaseNotFound, CouldNotTell, Malformed, shown
 from adapterhub.factors import TORCH_DTYPES
+from adapterhub.files import read_json
 from adapterhub.fingerprint import is_buffer
 from adapterhub.hints import CONFIG_LIMIT_BYTES
 from adapterhub.tensorfacts import TensorFacts

@@ -14,8 +14,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from adapterhub.digests import Digest, Progress, digest_of_file
+from adapterhub.digests import Digest, Progress
 from adapterhub.errors import AdapterNotFound, CouldNotTell, shown
+from adapterhub.files import digest_of_file
 from adapterhub.identify._bases import base_matches
 from adapterhub.identify._builds import builds_known, by_files, by_tensors
 from adapterhub.identify._orphan import Orphan, read_orphan

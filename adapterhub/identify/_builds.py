@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from adapterhub.digests import Digest, open_plain, parse_digest
+from adapterhub.digests import Digest, parse_digest
 from adapterhub.errors import AdapterHubError, MalformedTensorFile
+from adapterhub.files import open_plain
 from adapterhub.identify._orphan import Orphan, plain_tensor_name
 from adapterhub.identify._report import Match
 from adapterhub.library import Library

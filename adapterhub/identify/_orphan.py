@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from adapterhub.digests import read_plain
 from adapterhub.errors import MalformedConfig, MalformedManifest, MalformedTensorFile
+from adapterhub.files import read_plain
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.peft_config import AdapterConfig
 from adapterhub.tensorfile import TensorFile, TensorSpec, read_header

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from adapterhub.dates import parse_newest_allowed
-from adapterhub.digests import read_plain
 from adapterhub.errors import Malformed, NotFound, SpecError, UsageProblem, shown
+from adapterhub.files import read_plain
 from adapterhub.project._lines import both_sides, line_of, lines_of
 from adapterhub.project.values import PROJECT_FILE, Policy, Project, ProjectRemote, Wanted, WantedMerge
 from adapterhub.recipe_toml import step_from, toml_of

@@ -11,8 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.digests import read_plain
 from adapterhub.errors import Malformed, NotAllowed, NotFound, shown
+from adapterhub.files import read_plain, write_durably
 from adapterhub.output_place import output_place
 from adapterhub.project._entries import EntryReader, Section
 from adapterhub.project._lines import both_sides, parse_value, text_of, value_of
@@ -29,7 +29,6 @@ from adapterhub.project.values import (
 )
 from adapterhub.recipe_toml import step_table
 from adapterhub.recipe_toml.values import Step
-from adapterhub.store import write_durably
 
 SCHEMA: Final = "adapterhub-lock/1"
 LIMIT_BYTES: Final = 64 << 20

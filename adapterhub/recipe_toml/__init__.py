@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.digests import read_plain
 from adapterhub.errors import NotFound, shown
+from adapterhub.files import read_plain
 from adapterhub.manifest import Manifest
 from adapterhub.recipe_toml._reading import FORMAT, malformed, recipe_from, step_from
 from adapterhub.recipe_toml._toml import toml_of

@@ -12,7 +12,7 @@ from typing import Final
 
 from adapterhub.bases import BaseRecord
 from adapterhub.catalog import Installed
-from adapterhub.digests import Digest, hex_of, read_json
+from adapterhub.digests import Digest, hex_of
 from adapterhub.engines import BaseFacts, Verdict, judge
 from adapterhub.errors import (
     AdapterNotFound,
@@ -23,6 +23,7 @@ from adapterhub.errors import (
     UnsupportedAdapter,
     shown,
 )
+from adapterhub.files import read_json
 from adapterhub.hints import CONFIG_LIMIT_BYTES
 from adapterhub.install import Plan, RankBounds, plan_install, run_install
 from adapterhub.library import Library

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.digests import Digest, digest_of
 from adapterhub.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
+from adapterhub.files import write_durably
 from adapterhub.real_folder import make_folder
-from adapterhub.store import Store, write_durably
+from adapterhub.root import Root
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
@@ -184,7 +185,7 @@ class KeyFolder:
         from cryptography.hazmat.primitives.asymmetric import ec
 
         path = self.path(name)
-        with Store(self._root).lock("trust", exclusive=True):
+        with Root(self._root).lock("trust", exclusive=True):
             if path.exists():
                 raise Conflict(f"there is a key `{name}` already; nothing was changed", hint="choose another name")
             key = ec.generate_private_key(ec.SECP256R1())
@@ -199,7 +200,7 @@ class KeyFolder:
                 write_durably(self.public_path(name), public.pem.encode(), mode=0o644)
                 write_durably(path, pem, mode=0o600)  # last: a name is taken when its private half is there
             except OSError as error:
-                raise Store(self._root).explain(error) from error
+                raise Root(self._root).explain(error) from error
         return public
 
     def _read(self, name: str) -> bytes:

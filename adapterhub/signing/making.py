@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapterhub.digests import Progress, digest_of_file
+from adapterhub.digests import Progress
 from adapterhub.errors import DigestMismatch, SignatureRefused
+from adapterhub.files import digest_of_file
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, Manifest
 from adapterhub.signing.bundle import (
     Bundle,

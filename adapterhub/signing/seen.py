@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from adapterhub.digests import Digest, canonical_json, parse_digest, strict_json
 from adapterhub.errors import Malformed, NotAllowed, SpecError
+from adapterhub.files import write_durably
 from adapterhub.owned_file import read_owned
+from adapterhub.root import Root
 from adapterhub.specs import parse_version
-from adapterhub.store import Store, write_durably
 
 _LIMIT_BYTES: Final = 64 << 20
 
@@ -60,7 +61,7 @@ class SeenFile:
 
     def remember(self, full_name: str, build: SeenBuild, signer: Digest) -> None:
         """Keep a version that a trusted key signed; an older one than is known changes only the signer."""
-        with Store(self._root).lock("trust", exclusive=True):
+        with Root(self._root).lock("trust", exclusive=True):
             everything = self._read()
             known = everything.get(full_name)
             builds = {(b.base, b.rank): b for b in known.builds} if known else {}
@@ -93,7 +94,7 @@ class SeenFile:
         try:
             write_durably(self.path, canonical_json({"adapters": value}) + b"\n", mode=0o600)
         except OSError as error:
-            raise Store(self._root).explain(error) from error
+            raise Root(self._root).explain(error) from error
 
 
 def is_older(version: str, other: str) -> bool:

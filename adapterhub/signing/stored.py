@@ -10,10 +10,11 @@ from pathlib import Path
 
 from adapterhub.digests import Digest, digest_of
 from adapterhub.errors import SignatureRefused
+from adapterhub.files import sync_folder, write_file
 from adapterhub.manifest import SIGNATURE_FILE
 from adapterhub.real_folder import make_folder
 from adapterhub.signing.beside import read_signature
-from adapterhub.store import Store, sync_folder, write_file
+from adapterhub.store import Store
 
 
 def signature_objects(folder: Path) -> list[Digest]:

@@ -18,11 +18,12 @@ from typing import Any, Final
 
 from adapterhub.digests import Digest, canonical_json, strict_json
 from adapterhub.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
+from adapterhub.files import write_durably
 from adapterhub.owned_file import read_owned
 from adapterhub.remotes import SIGNATURE_POLICIES, Remote, SignaturePolicy
+from adapterhub.root import Root
 from adapterhub.signing.keys import PublicKey, parse_key_name
 from adapterhub.specs import parse_namespace
-from adapterhub.store import Store, write_durably
 
 Policy = SignaturePolicy
 POLICIES: Final = SIGNATURE_POLICIES
@@ -220,7 +221,7 @@ class TrustFile:
 
     @contextmanager
     def _changing(self) -> Iterator[Trust]:
-        with Store(self._root).lock("trust", exclusive=True):
+        with Root(self._root).lock("trust", exclusive=True):
             yield self.read()
 
     def _write(self, trust: Trust) -> None:
@@ -228,7 +229,7 @@ class TrustFile:
         try:
             write_durably(self.path, canonical_json(value) + b"\n", mode=0o600)
         except OSError as error:
-            raise Store(self._root).explain(error) from error
+            raise Root(self._root).explain(error) from error
 
 
 def parse_policy(text: str) -> Policy:

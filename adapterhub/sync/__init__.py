@@ -21,6 +21,7 @@ from adapterhub.bases import BaseRecord
 from adapterhub.digests import Digest, Progress
 from adapterhub.directory import PublishedDirectory
 from adapterhub.errors import AdapterHubError, Conflict, DigestMismatch, NotFound, shown
+from adapterhub.files import is_sound
 from adapterhub.known_projects import alone_in
 from adapterhub.library import Library
 from adapterhub.locked_builds import (
@@ -34,7 +35,6 @@ from adapterhub.locked_builds import (
 from adapterhub.project.values import ADAPTERS_FOLDER, Lock, LockedMerge
 from adapterhub.real_folder import RealFolder
 from adapterhub.specs import AdapterName
-from adapterhub.store import is_sound
 from adapterhub.sync._bringing import Brought, Places, PolicyFor, bring
 from adapterhub.sync._folders import Judged, clear_leftovers, folders_in, is_ours, judge, place, stamps_of, take_away
 from adapterhub.sync._state import Placed, read_state, write_state

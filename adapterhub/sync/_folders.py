@@ -20,12 +20,12 @@ from typing import Any, Final, Literal
 from adapterhub.cards import card_for
 from adapterhub.digests import Digest, copy_hashed, digest_of
 from adapterhub.errors import DigestMismatch
+from adapterhub.files import NO_LINKS, clone_or_copy
 from adapterhub.library import Library
 from adapterhub.locked_builds import Locked, installed_folder, refuse_other_build
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE
 from adapterhub.new_folder import not_written
 from adapterhub.real_folder import RealFolder
-from adapterhub.store import NO_LINKS, clone_or_copy
 from adapterhub.sync._state import Placed, Stamp, stamp_of
 
 Standing = Literal["right", "new", "replace", "foreign"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.digests import read_json
+from adapterhub.files import read_json
 from adapterhub.known_projects import synced_path
 from adapterhub.real_folder import RealFolder
 from adapterhub.store import Store

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from adapterhub.digests import read_plain, strict_json
+from adapterhub.digests import strict_json
 from adapterhub.errors import Malformed, NotFound, shown
+from adapterhub.files import read_plain
 
 MAX_FILE_BYTES: Final = 16 << 20
 MAX_LINE_BYTES: Final = 1 << 20

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.digests import read_plain
 from adapterhub.errors import UsageProblem, shown
+from adapterhub.files import read_plain
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MEBIBYTE = 1 << 20

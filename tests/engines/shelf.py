@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from adapterhub.bases import BaseRecord
 from adapterhub.description import Description
-from adapterhub.digests import digest_of, digest_of_file
+from adapterhub.digests import digest_of
+from adapterhub.files import digest_of_file
 from adapterhub.library import Library
 from adapterhub.manifest import MANIFEST_FILE, WEIGHTS_FILE
 from adapterhub.specs import parse_name
