@@ -126,7 +126,7 @@ def attach(
     return attach_adapters(
         model,
         adapter,
-        library=default_library() if library is None else library,
+        library=library,
         base=base,
         weights=weights,
         allow_base_mismatch=allow_base_mismatch,

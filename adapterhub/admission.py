@@ -20,11 +20,13 @@ from adapterhub.catalog import Installed
 from adapterhub.digests import Digest
 from adapterhub.errors import NamespaceBound, NotAllowed, SignatureRefused
 from adapterhub.library import Library
-from adapterhub.remotes import Remote, SignaturePolicy
+from adapterhub.release import Release
+from adapterhub.remotes import Remote
 from adapterhub.signing.beside import provenance_of
 from adapterhub.signing.gate import Gate, refuse_standing
+from adapterhub.signing.policy import SignaturePolicy
 from adapterhub.signing.trust import Demand
-from adapterhub.transfer import Release, Source
+from adapterhub.transfer import Source
 
 _KEPT = "It stays installed and is not used"
 

@@ -24,9 +24,9 @@ from adapterhub.lowrank import LowRank, difference_norms, frobenius_norm
 from adapterhub.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, Manifest
 from adapterhub.tensorfile import TensorSpec
 from adapterhub.verify import manifest_in, open_files, refuse_damaged
+from adapterhub.verify._listing import Listing, safe_listing
 from adapterhub.verify.container import read_weights_header
 from adapterhub.verify.digests import differing
-from adapterhub.verify.files import Listing, safe_listing
 
 ABSENT: Final = "absent"
 """What a field that only the other one has is said to be."""

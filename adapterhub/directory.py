@@ -46,11 +46,12 @@ from adapterhub.manifest import (
 from adapterhub.new_folder import not_written, sync_tree
 from adapterhub.output_place import output_place
 from adapterhub.refusals import refuse_errors, refused
+from adapterhub.release import Provenance, Release
 from adapterhub.signing.beside import provenance_of, read_signature
 from adapterhub.specs import AdapterSpec, parse_version
-from adapterhub.transfer import Provenance, Release, Source
+from adapterhub.transfer import Source
 from adapterhub.verify import open_subject, verify_folder
-from adapterhub.verify.files import behind_link, list_folder
+from adapterhub.verify._listing import behind_link, list_folder
 
 DEPTH = 4
 """How many folders below the root a build may lie."""

@@ -1,4 +1,4 @@
-"""Where a library lives unless somebody says otherwise, and the folders it has there."""
+"""Names on disk: where a library lies by default, the folders in it, and the files of a project."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ FOLDERS: Final = (
 )  # fmt: skip
 """Folders of a library by fixed names."""
 
+PROJECT_FILE: Final = "adapters.toml"
+LOCK_FILE: Final = "adapters.lock"
+ADAPTERS_FOLDER: Final = "adapters"
+"""Where `sync` puts the adapters, beside the project file."""
 
-def default_root(environ: Mapping[str, str] | None = None) -> Path:
-    """`ADAPTERHUB_HOME` of `environ`, else the user's data folder as the platform has it.
 
-    Faces pass `os.environ`; code below them passes nothing and never depends on the environment.
-    """
-    home = (environ or {}).get("ADAPTERHUB_HOME")
+def default_root(environ: Mapping[str, str]) -> Path:
+    """`ADAPTERHUB_HOME` of `environ`, else the user's data folder as the platform has it."""
+    home = environ.get("ADAPTERHUB_HOME")
     if home:
         return Path(home).expanduser()
     from platformdirs import user_data_dir

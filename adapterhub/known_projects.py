@@ -10,18 +10,17 @@ so that a lock which came by `git pull` is safe before anybody syncs. A project 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from adapterhub.digests import Digest, canonical_json, parse_digest
 from adapterhub.files import read_json, read_plain
-from adapterhub.project.values import LOCK_FILE, Lock
-from adapterhub.root import Root
+from adapterhub.home import LOCK_FILE
+from adapterhub.root import Root, place_key
 
 _DIGEST: Final = re.compile(rb"sha256:[0-9a-f]{64}")
 _LIMIT_BYTES: Final = 64 << 20
@@ -47,14 +46,14 @@ class KnownProjects:
         found = [self._read(path) for path in sorted(self._folder.glob("[!.]*.json"))]
         return sorted((p for p in found if p is not None and p.folder.is_dir()), key=lambda p: p.folder)
 
-    def remember(self, folder: Path, lock: Lock) -> None:
-        """Note that the project in `folder` needs what `lock` names, in the place of what was noted before.
+    def remember(self, folder: Path, digests: Iterable[Digest]) -> None:
+        """Note that the project in `folder` needs the objects `digests`, in the place of what was noted before.
 
         Raises:
             NotAllowed: the library cannot be written.
         """
         place = os.path.abspath(folder)  # noqa: PTH100 - `resolve` would lose the user's own name for it
-        value = {"folder": place, "digests": sorted(digests_of(lock))}
+        value = {"folder": place, "digests": sorted(set(digests))}
         path = self._path(place)
         data = canonical_json(value)
         with contextlib.suppress(OSError):
@@ -75,7 +74,7 @@ class KnownProjects:
         return gone
 
     def _path(self, place: str) -> Path:
-        return self._folder / f"{_name_of(place)}.json"
+        return self._folder / f"{place_key(place)}.json"
 
     def _read(self, path: Path) -> KnownProject | None:
         project = self._record(path)
@@ -96,32 +95,9 @@ class KnownProjects:
             return None
 
 
-@contextlib.contextmanager
-def alone_in(project: Path, root: Root, what: str) -> Iterator[None]:
-    """One command at a time that does `what` in a project, by whichever links each of them came there.
-
-    Raises:
-        StoreLocked: another one did not end.
-    """
-    with root.lock(f"{what}-{_name_of(os.path.realpath(project))}", exclusive=True):
-        yield
-
-
 def synced_path(root: Path, project: Path) -> Path:
     """Where the library under `root` notes what `sync` made in a project, by whichever links one came there."""
-    return root / "synced" / f"{_name_of(os.path.realpath(project))}.json"
-
-
-def _name_of(place: str) -> str:
-    return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def digests_of(lock: Lock) -> set[Digest]:
-    """Every object that a lock names: manifests and files."""
-    found: set[Digest] = set()
-    for entry in lock.entries.values():
-        found |= {entry.digest, *(file.sha256 for file in entry.files)}
-    return found
+    return root / "synced" / f"{place_key(os.path.realpath(project))}.json"
 
 
 def roots_of(projects: Iterable[KnownProject]) -> set[Digest]:

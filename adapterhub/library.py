@@ -22,7 +22,7 @@ from adapterhub.cards import card_for
 from adapterhub.catalog import Broken, Catalog, Installed, Swept, build_folders
 from adapterhub.claims import claim, living
 from adapterhub.description import Description, describe
-from adapterhub.digests import Digest, Progress, canonical_json, copy_hashed, hex_of, strict_json
+from adapterhub.digests import Digest, Progress, canonical_json, hex_of, strict_json
 from adapterhub.errors import (
     AdapterNotFound,
     BaseMismatch,
@@ -32,19 +32,19 @@ from adapterhub.errors import (
     StoreLocked,
     shown,
 )
-from adapterhub.files import read_plain, sync_folder, write_file, write_new
+from adapterhub.files import read_plain, sync_folder, write_file
 from adapterhub.fingerprint import BaseFingerprint, compare
 from adapterhub.incoming import Incoming
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, BaseRef, FileEntry, Manifest
 from adapterhub.origins import Origin, Origins
 from adapterhub.real_folder import make_folder
 from adapterhub.refusals import checked, exists_otherwise, refuse_errors, refused
+from adapterhub.release import Provenance, Release
 from adapterhub.signing.beside import provenance_of
 from adapterhub.signing.stored import link_signature, signature_objects
 from adapterhub.specs import AdapterSpec
 from adapterhub.store import Intent, Store
 from adapterhub.sweep import GRACE_S, sweep
-from adapterhub.transfer import Provenance, Release
 from adapterhub.verify import Finding, Report, open_subject, verify_folder
 
 UNKNOWN_BASE = "unknown"
@@ -208,7 +208,7 @@ class Library:
                 name = file.name
                 try:
                     with file.open() as source:
-                        digest, size = self.stage_file(source, intent.folder / name, progress, file.size_bytes)
+                        digest, size = self.store.stage_file(source, intent.folder / name, progress, file.size_bytes)
                 except ValueError:  # longer than it was: without this bound a file that grows would fill the disk
                     found = ("E_CONTAINER", f"{name}: became longer while it was read")
                     raise RefusedAdapter(f"refused `{shown(str(folder), 200)}`. Nothing was stored", [found]) from None
@@ -218,13 +218,6 @@ class Library:
             added = self.publish_staged(intent, release, base, findings)
         self.note_origin(added.build, os.path.abspath(folder))  # noqa: PTH100 - as in `place`
         return added
-
-    def stage_file(
-        self, source: IO[bytes], target: Path, progress: Progress | None, limit_bytes: int | None = None
-    ) -> tuple[Digest, int]:
-        """Copy into the staging folder; digest and size in bytes."""
-        with self.store.explaining(), write_new(target) as sink:
-            return copy_hashed(source, sink, progress, limit_bytes=limit_bytes)
 
     @contextlib.contextmanager
     def receive(self, release: Release, base: BaseRecord | None = None) -> Iterator[Incoming]:
@@ -238,7 +231,8 @@ class Library:
             intent.need(_objects_of(release.manifest))
             fingerprint = release.manifest.base.fingerprint
             declared = self.bases.by_fingerprint(fingerprint) if fingerprint else None
-            yield Incoming(self, intent, release, declared or base)
+            held_against = declared or base
+            yield Incoming(self.store, intent, release, lambda: self.publish_staged(intent, release, held_against))
 
     def note_origin(self, build: Installed, place: str) -> None:
         """Remember that `build` can be had at `place`, a URL or an absolute path."""

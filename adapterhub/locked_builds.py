@@ -14,11 +14,12 @@ from adapterhub.catalog import Installed
 from adapterhub.digests import hex_of
 from adapterhub.errors import AdapterNotFound, Malformed, NotFound, shown
 from adapterhub.files import digest_of_file
+from adapterhub.home import LOCK_FILE
 from adapterhub.library import UNKNOWN_BASE, Library
 from adapterhub.manifest import MANIFEST_FILE
 from adapterhub.project import find_project, read_lock
-from adapterhub.project.values import LOCK_FILE, LockedAdapter, LockedMerge
-from adapterhub.remotes import SignaturePolicy
+from adapterhub.project.values import LockedAdapter, LockedMerge
+from adapterhub.signing.policy import SignaturePolicy
 from adapterhub.signing.trust import Demand
 from adapterhub.specs import AdapterName, AdapterSpec
 

@@ -32,9 +32,10 @@ from adapterhub.recipe import Outcome, merge_into_library
 from adapterhub.recipe_parents import combination_of
 from adapterhub.recipe_toml import step_table
 from adapterhub.recipe_toml.values import Recipe, Step
+from adapterhub.release import Release
 from adapterhub.specs import AdapterName, parse_version
 from adapterhub.sync import Bar, Brought, Means, Places, PolicyFor, bring, bring_locked
-from adapterhub.transfer import Release, copy
+from adapterhub.transfer import copy
 
 Steps = Callable[[], AbstractContextManager[MergeProgress | None]]
 """Shows how far a merge is."""

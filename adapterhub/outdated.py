@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from adapterhub.choosing import RankBounds, candidates_of, choose
 from adapterhub.digests import Digest
 from adapterhub.errors import AdapterHubError, AdapterNotFound, Incompatible, UsageProblem
-from adapterhub.install import RankBounds, candidates_of, choose
 from adapterhub.library import Library
 from adapterhub.resolve import Candidate, Objection
 from adapterhub.specs import AdapterSpec

@@ -26,7 +26,7 @@ from adapterhub.merge import MergeInput, MergeProgress, MergeResult, merge
 from adapterhub.merge_methods import describe
 from adapterhub.recipe_toml.values import MEASURED_PREFIX
 from adapterhub.verify import manifest_in
-from adapterhub.verify.files import safe_listing
+from adapterhub.verify._listing import safe_listing
 
 _RECORDED: Final = {"sha256": WEIGHTS_FILE, "config_sha256": CONFIG_FILE}
 """What a recipe records of a folder, and of which file."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adapterhub.admission import Admission
 from adapterhub.catalog import Installed
+from adapterhub.choosing import find_installed
 from adapterhub.damage import refuse_changed_manifest
 from adapterhub.digests import Digest, Progress
 from adapterhub.errors import (
@@ -20,12 +21,13 @@ from adapterhub.errors import (
     RemoteUnreachable,
     shown,
 )
-from adapterhub.install import Plan, find_installed, plan_install, run_install
+from adapterhub.install import Plan, plan_install, run_install
 from adapterhub.library import Library
 from adapterhub.recipe import Combination, Ingredient, Nested, common_base, folder_digests
 from adapterhub.recipe_toml.values import Inner, Leaf, Recipe, Step
+from adapterhub.release import Release
 from adapterhub.specs import AdapterSpec, hint_for_unknown_base
-from adapterhub.transfer import Release, Source
+from adapterhub.transfer import Source
 from adapterhub.wanted_base import wanted_base
 
 SourcesFor = Callable[[AdapterSpec], Sequence[Source]]

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 from urllib.parse import urlsplit
 
 from adapterhub.digests import canonical_json, strict_json
@@ -22,10 +22,8 @@ from adapterhub.errors import Conflict, Malformed, NotAllowed, NotFound, UsagePr
 from adapterhub.files import write_durably
 from adapterhub.owned_file import read_owned
 from adapterhub.root import Root
+from adapterhub.signing.policy import SIGNATURE_POLICIES, SignaturePolicy
 from adapterhub.specs import parse_namespace
-
-SignaturePolicy = Literal["require", "warn", "off"]
-SIGNATURE_POLICIES: tuple[SignaturePolicy, ...] = get_args(SignaturePolicy)
 
 HUB_NAME = "hub"
 HUB_URL = "https://huggingface.co"

@@ -30,7 +30,7 @@ from adapterhub.specs import AdapterName, AdapterSpec
 from adapterhub.store import Intent
 from adapterhub.transfer import Source
 from adapterhub.verify import open_subject
-from adapterhub.verify.files import Entry, list_folder
+from adapterhub.verify._listing import Entry, list_folder
 
 T = TypeVar("T")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -138,3 +139,19 @@ class Root:
             hint=f"wait for it, or look with `fuser {self.root / 'locks' / name}` who holds it; "
             "the lock ends with its process",
         )
+
+
+@contextlib.contextmanager
+def alone_in(project: Path, root: Root, what: str) -> Iterator[None]:
+    """One command at a time that does `what` in a project, by whichever links each of them came there.
+
+    Raises:
+        StoreLocked: another one did not end.
+    """
+    with root.lock(f"{what}-{place_key(os.path.realpath(project))}", exclusive=True):
+        yield
+
+
+def place_key(place: str) -> str:
+    """The name of a project's files in a library: 16 hex digits of the hash of its path."""
+    return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]

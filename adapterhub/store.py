@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO
 
 from adapterhub.claims import Held, claim, finished
-from adapterhub.digests import Digest, hex_of
+from adapterhub.digests import Digest, Progress, copy_hashed, hex_of
 from adapterhub.errors import BlobNotFound, DigestMismatch
 from adapterhub.files import (
     NO_LINKS,
@@ -35,6 +35,7 @@ from adapterhub.files import (
     open_plain,
     read_plain,
     sync_file,
+    write_new,
 )
 from adapterhub.manifest import LIMIT_BYTES, Manifest
 from adapterhub.real_folder import RealFolder, make_folder
@@ -158,6 +159,13 @@ class Store(Root):
             shutil.rmtree(self.root / "tmp" / path.name, ignore_errors=True)
             with contextlib.suppress(OSError):
                 path.unlink()
+
+    def stage_file(
+        self, source: IO[bytes], target: Path, progress: Progress | None, limit_bytes: int | None = None
+    ) -> tuple[Digest, int]:
+        """Copy into the staging folder; digest and size in bytes."""
+        with self.explaining(), write_new(target) as sink:
+            return copy_hashed(source, sink, progress, limit_bytes=limit_bytes)
 
     # ------------------------------------------------------------ read
     def open_blob(self, digest: Digest) -> IO[bytes]:

@@ -2,54 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import IO, Protocol
 
-from adapterhub.digests import Digest, Progress
+from adapterhub.digests import Progress
 from adapterhub.errors import RefusedAdapter, shown
 from adapterhub.limits import limits
-from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE, FileEntry, Manifest
+from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE, FileEntry
+from adapterhub.release import Provenance, Release
 from adapterhub.specs import AdapterSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
-    """One build that a place offers. `origin` is where it came from, in words; `yanked` is the reason, or None.
-
-    `published_at` is the Unix time by which it was published, as far as the place can tell: when a registry released
-    it, how another hub dates its commit, when its manifest was written in a directory, when it came into a library.
-    """
-
-    manifest: Manifest
-    namespace: str | None
-    origin: str
-    yanked: str | None = None
-    published_at: float | None = None
-
-    @property
-    def digest(self) -> Digest:
-        """Identity of the build."""
-        return self.manifest.digest
-
-    @property
-    def full_name(self) -> str:
-        """`acme/legal-qa` or `legal-qa`."""
-        return f"{self.namespace}/{self.manifest.name}" if self.namespace else self.manifest.name
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
-    """What a place gives beside a build to prove where it is from.
-
-    `signature` holds the bytes of its `model.sig`, of bounded size, or None. `files` says what lies beside it, by
-    name: `file`, `link`, `folder` or `other`; None where a place does not list what it was not asked for.
-    """
-
-    signature: bytes | None
-    files: Mapping[str, str] | None = None
 
 
 class Source(Protocol):
@@ -154,30 +117,3 @@ def copy(
         is_signed_anew = signature is not None and receiver.sign(signature)
         receiver.publish()
     return Copied(sent_files=sent_files, sent_bytes=sent_bytes, present_files=present, sent_signature=is_signed_anew)
-
-
-class Continued(io.RawIOBase):
-    """`begun`, then what comes after as many bytes in `rest`."""
-
-    def __init__(self, begun: IO[bytes], rest: IO[bytes]) -> None:
-        super().__init__()
-        self._begun, self._rest = begun, rest
-        self._is_begun = True
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # io types it by a protocol that 3.10 lacks
-        """Fill a part of `buffer`; 0 at the end."""
-        if self._is_begun:
-            data = self._begun.read(len(buffer))
-            if data:
-                buffer[: len(data)] = data
-                return len(data)
-            self._rest.seek(self._begun.tell())
-            self._begun.close()
-            self._is_begun = False
-        data = self._rest.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)

@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from adapterhub.digests import digest_of
 from adapterhub.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, FileEntry, Manifest, Parent
+from adapterhub.release import Provenance, Release
 from adapterhub.signing.bundle import Bundle, Identity, pre_authentication, signed_files, statement_bytes
 from adapterhub.signing.keys import SigningKey
 from adapterhub.specs import parse_name
-from adapterhub.transfer import Provenance, Release
 
 
 def key(number: int, name: str = "key") -> SigningKey:

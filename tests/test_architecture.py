@@ -16,7 +16,7 @@ PACKAGE = ROOT / "adapterhub"
 FLOORS: dict[str, int] = {
     # 0 words: what is typed and what is refused
     **dict.fromkeys(["errors", "digests", "specs", "home", "limits", "lookalike", "hub_ids"], 0),
-    **dict.fromkeys(["dates", "real_folder", "output_place", "owned_file"], 0),
+    **dict.fromkeys(["dates", "real_folder", "output_place", "owned_file", "files", "claims", "root"], 0),
     # 1 values: what files say
     **dict.fromkeys(
         ["tensorfile", "tensorheader", "tensorfacts", "filekind", "precision", "hints", "module_places"], 1
@@ -24,9 +24,9 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["key_maps", "base_names"], 1),
     **dict.fromkeys(["spdx", "license_rules"], 1),
     **dict.fromkeys(["patterns", "config_fields", "config_names", "config_reading", "peft_config"], 1),
-    **dict.fromkeys(["fingerprint", "heldfile", "weightfiles", "weightreader", "manifest"], 1),
+    **dict.fromkeys(["fingerprint", "heldfile", "weightfiles", "weightreader", "manifest", "release"], 1),
     # 2 parts
-    **dict.fromkeys(["claims", "store", "sweep", "origins", "index", "resolve", "transfer", "bases", "verify"], 2),
+    **dict.fromkeys(["store", "sweep", "origins", "index", "resolve", "transfer", "bases", "verify"], 2),
     **dict.fromkeys(["cards", "description", "wanted_base", "remotes", "merge_methods", "recipe_toml"], 2),
     **dict.fromkeys(["signing", "module_groups"], 2),
     **dict.fromkeys(["project"], 2),
@@ -34,7 +34,21 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["engines"], 2),
     # 3 places
     **dict.fromkeys(
-        ["catalog", "refusals", "library", "incoming", "damage", "repair", "directory", "hub", "install", "new_folder"],
+        [
+            "catalog",
+            "refusals",
+            "library",
+            "incoming",
+            "damage",
+            "repair",
+            "directory",
+            "hub",
+            "install",
+            "new_folder",
+            "choosing",
+            "finding",
+            "default",
+        ],
         3,
     ),
     **dict.fromkeys(["audit", "identify", "lineage", "uses", "outdated"], 3),

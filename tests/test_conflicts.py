@@ -26,8 +26,9 @@ from adapterhub.project.conflicts import (
     yanked_notice,
 )
 from adapterhub.project.values import LockedAdapter, LockedBase, LockedSource, Policy, Project, Wanted
+from adapterhub.release import Release
 from adapterhub.specs import AdapterSpec, BaseSpec, parse_name
-from adapterhub.transfer import Release, copy
+from adapterhub.transfer import copy
 from tests.command_line import Adapt, Done
 from tests.test_resolve import build
 from tests.tiny import make_base

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.choosing import RankBounds
 from adapterhub.directory import BuildFolder, PlainFolder, PublishedDirectory, source_at
 from adapterhub.errors import (
     AdapterNotFound,
@@ -18,10 +19,11 @@ from adapterhub.errors import (
     RemoteUnreachable,
 )
 from adapterhub.index import Filters
-from adapterhub.install import RankBounds, plan_install, run_install
+from adapterhub.install import plan_install, run_install
 from adapterhub.library import Library
+from adapterhub.release import Release
 from adapterhub.specs import AdapterSpec
-from adapterhub.transfer import Release, copy
+from adapterhub.transfer import copy
 from adapterhub.wanted_base import wanted_base
 from tests.tiny import make_adapter, make_base
 

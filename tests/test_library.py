@@ -5,10 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 
+from adapterhub.choosing import find_installed
 from adapterhub.description import Description
 from adapterhub.errors import AdapterNotFound, BaseMismatch, RefusedAdapter, ReleaseExists
 from adapterhub.index import Filters
-from adapterhub.install import find_installed
 from adapterhub.library import Library
 from adapterhub.manifest import Manifest
 from adapterhub.specs import AdapterSpec, parse_name

@@ -17,8 +17,9 @@ from adapterhub.locking import ALL, LockOutcome, lock_project
 from adapterhub.origins import Origin
 from adapterhub.project import lock_problems, lock_text, locked_step, parse_project
 from adapterhub.project.values import Lock, LockedAdapter, LockedMerge, LockedSource, Project, Wanted, WantedMerge
+from adapterhub.release import Release
 from adapterhub.specs import AdapterSpec
-from adapterhub.transfer import Release, Source, copy
+from adapterhub.transfer import Source, copy
 from tests.tiny import make_base
 
 

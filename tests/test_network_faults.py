@@ -16,8 +16,9 @@ from adapterhub.errors import SpecError
 from adapterhub.hub import Hub
 from adapterhub.hub._wire import git_sha1
 from adapterhub.library import Library
+from adapterhub.release import Release
 from adapterhub.specs import AdapterSpec
-from adapterhub.transfer import Release, copy
+from adapterhub.transfer import copy
 from tests import faulty_proxy as net
 from tests.bad_inputs.names import LISTING, REFERENCES
 from tests.command_line import Adapt, Done

@@ -17,9 +17,10 @@ from adapterhub.install import plan_install, run_install
 from adapterhub.library import Library
 from adapterhub.project.policy import objection_of, refusal
 from adapterhub.project.values import Policy
+from adapterhub.release import Release
 from adapterhub.resolve import Candidate, Resolution
 from adapterhub.specs import AdapterSpec
-from adapterhub.transfer import Release, copy
+from adapterhub.transfer import copy
 from tests.command_line import Adapt
 from tests.test_resolve import ask, build
 

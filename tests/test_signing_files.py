@@ -26,7 +26,6 @@ from adapterhub.errors import (
 )
 from adapterhub.fingerprint import BaseFingerprint
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE, BaseRef, Parent
-from adapterhub.remotes import Remote
 from adapterhub.signing import bundle as bundles
 from adapterhub.signing import keys as key_files
 from adapterhub.signing import seen as seen_files
@@ -806,13 +805,11 @@ def test_a_key_is_called_by_its_name_or_the_start_of_its_fingerprint() -> None:
 
 
 def test_a_demand_is_that_of_the_namespace_then_the_remote_then_in_general() -> None:
-    remote = Remote(name="corp", url="https://x", signatures="off")
+    remote = Demand(policy="off", where="the remote")
     trust = Trust(policies={"acme": "warn", "*": "require"})
 
-    policies = [
-        trust.demand(*each) for each in (("acme", remote), ("b", remote), (None, None), ("b", Remote(name="", url="u")))
-    ]
-    assert [d.policy for d in policies if d] == ["warn", "off", "require", "require"]
+    policies = [trust.demand(*each) for each in (("acme", remote), ("b", remote), (None, None))]
+    assert [d.policy for d in policies if d] == ["warn", "off", "require"]
     assert Trust().demand("acme", None) is None
     assert (Demand.of(None), Demand.of("warn")) == (
         None,

@@ -13,6 +13,7 @@ import pytest
 from adapterhub.digests import digest_of
 from adapterhub.errors import SignatureRefused, shown
 from adapterhub.manifest import SIGNATURE_FILE, WEIGHTS_FILE
+from adapterhub.release import Provenance, Release
 from adapterhub.remotes import Remotes
 from adapterhub.signing import beside, gate
 from adapterhub.signing.beside import bounded, provenance_of, read_signature
@@ -23,7 +24,6 @@ from adapterhub.signing.judge import UNSIGNED, Judgement, examine, unsigned_besi
 from adapterhub.signing.seen import SeenBuild, SeenFile
 from adapterhub.signing.trust import Demand, Policy, Terms, Trust, TrustedKey, TrustFile, day_text
 from adapterhub.specs import AdapterSpec
-from adapterhub.transfer import Provenance, Release
 from adapterhub.verify import Finding
 from tests.signed_offers import ANN, BEN, key, manifest, release, signed
 

@@ -18,7 +18,7 @@ from adapterhub.errors import AdapterNotFound, Conflict, DigestMismatch, Malform
 from adapterhub.known_projects import KnownProjects, synced_path
 from adapterhub.library import Added, Library
 from adapterhub.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
-from adapterhub.project.values import Lock, LockedAdapter
+from adapterhub.project.values import Lock, LockedAdapter, digests_of
 from adapterhub.real_folder import RealFolder
 from adapterhub.store import Store
 from adapterhub.sync import opened, syncing, wanted_entries
@@ -433,7 +433,7 @@ def test_a_folder_that_was_half_taken_away_never_comes_back(library, project, on
 
 # ---------------------------------------------------------------- roots
 def test_what_a_known_project_locks_is_kept_by_gc(library, project, one):
-    KnownProjects(library.root).remember(project, lock_of(one))
+    KnownProjects(library.root).remember(project, digests_of(lock_of(one)))
     library.remove(library.builds_named("legal-qa"))
 
     assert library.gc(grace_s=0).gone == ()
@@ -443,7 +443,7 @@ def test_what_a_known_project_locks_is_kept_by_gc(library, project, one):
 
 
 def test_what_a_lock_file_names_today_is_kept_though_it_was_never_synced(library, project, one):
-    KnownProjects(library.root).remember(project, lock_of())
+    KnownProjects(library.root).remember(project, digests_of(lock_of()))
     (project / "adapters.lock").write_text("\n".join([one.digest, *(f.sha256 for f in one.files)]))
     library.remove(library.builds_named("legal-qa"))
 
@@ -452,8 +452,8 @@ def test_what_a_lock_file_names_today_is_kept_though_it_was_never_synced(library
 
 def test_projects_are_known_by_their_folder_once(library, project, one, tmp_path):
     known = KnownProjects(library.root)
-    known.remember(project, lock_of(one))
-    known.remember(project, lock_of(one))
+    known.remember(project, digests_of(lock_of(one)))
+    known.remember(project, digests_of(lock_of(one)))
 
     [found] = known.all()
     assert found.folder == project

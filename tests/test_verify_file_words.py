@@ -22,8 +22,8 @@ from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS
 from adapterhub.specs import parse_name
 from adapterhub.verify import Finding, manifest_in, open_files, open_subject, refuse_damaged, verify_folder
 from adapterhub.verify._foreign import NO_PEFT
+from adapterhub.verify._listing import kind_of_name, list_folder, safe_listing
 from adapterhub.verify._scan import as_floats
-from adapterhub.verify.files import kind_of_name, list_folder, safe_listing
 from tests.verify_world import make, pair, say, weight
 
 CONVERT = (

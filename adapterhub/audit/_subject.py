@@ -18,11 +18,12 @@ from adapterhub.fingerprint import BaseFingerprint
 from adapterhub.library import Library
 from adapterhub.manifest import MANIFEST_FILE, BaseRef, Manifest
 from adapterhub.origins import Origin
+from adapterhub.release import Release
 from adapterhub.specs import AdapterSpec
-from adapterhub.transfer import Release, Source
+from adapterhub.transfer import Source
 from adapterhub.verify import Finding
+from adapterhub.verify._listing import list_folder
 from adapterhub.verify.digests import read_manifest_file
-from adapterhub.verify.files import list_folder
 
 FindSource = Callable[[Origin], Source]
 """The place of an origin as a source; it may raise any `AdapterHubError`."""

@@ -17,7 +17,7 @@ from adapterhub.filekind import LOOKED_AT, recognise
 from adapterhub.limits import limits
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE
 from adapterhub.verify import Finding
-from adapterhub.verify.files import TAKEN, Entry, kind_of_name
+from adapterhub.verify._listing import TAKEN, Entry, kind_of_name
 
 MAX_DEPTH: Final = 8
 _ZIP: Final = b"PK\x03\x04"

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from adapterhub.audit._subject import Subject, Surroundings
 from adapterhub.errors import Malformed, NotAllowed, SignatureRefused
 from adapterhub.manifest import SIGNATURE_FILE
+from adapterhub.release import Release
 from adapterhub.signing.beside import provenance_of
 from adapterhub.signing.gate import Gate, refuses
 from adapterhub.signing.judge import Judgement
 from adapterhub.signing.seen import SeenFile
 from adapterhub.signing.trust import TrustFile
-from adapterhub.transfer import Release
 from adapterhub.verify import Finding, Severity
 
 _POLICY: str = "`adapt key policy` shows what is asked"

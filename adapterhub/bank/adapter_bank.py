@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
@@ -21,13 +20,13 @@ from adapterhub.bank.residency import Residency, Stats
 from adapterhub.bank.rows import Rows
 from adapterhub.bank.selection import Choice, Current, Term, Using, Whole, refuse_senseless, weights_of
 from adapterhub.bank.shelf import Shelf
+from adapterhub.default import LibraryLike, open_library
 from adapterhub.digests import Digest
 from adapterhub.errors import MergeRefused, UnsupportedAdapter, UsageProblem, shown
-from adapterhub.library import Library
+from adapterhub.finding import AdapterLike
 from adapterhub.loader.base_model import BaseModel
 from adapterhub.loader.facts import AttachedAdapter
 from adapterhub.loader.identity import look_at
-from adapterhub.loader.request import AdapterLike
 from adapterhub.specs import BaseSpec
 
 
@@ -53,7 +52,7 @@ class AdapterBank:
         self,
         model: nn.Module,
         *,
-        library: Library | str | Path | None = None,
+        library: LibraryLike = None,
         base: BaseSpec | str | None = None,
         max_resident: int | None = None,
         max_resident_bytes: int | None = None,
@@ -63,7 +62,7 @@ class AdapterBank:
         residency = Residency(most=max_resident, most_bytes=max_resident_bytes)
         self._base = BaseModel(model)
         native = NativeEngine(self._base, _dtype(dtype))
-        place, looked_at = _library(library), look_at(self._base)
+        place, looked_at = open_library(library), look_at(self._base)
         self._frozen = FrozenBase(self._base, looked_at)
         self._current: Current = ContextVar("adapterhub_bank", default=None)
         self._peft = PeftEngine(model, self._current, library=place, base=base, allow_base_mismatch=allow_base_mismatch)
@@ -250,16 +249,6 @@ def _refuse_by_row(terms: Iterable[Term]) -> None:
         raise UnsupportedAdapter(
             "these adapters cannot be chosen by row", reasons, hint="bank.use(…) has them for the whole batch"
         )
-
-
-def _library(library: Library | str | os.PathLike[str] | None) -> Library:
-    if isinstance(library, Library):
-        return library
-    if library is None:
-        import adapterhub  # the package's front door, which alone may ask where the command line keeps its library
-
-        return adapterhub.default_library()
-    return Library(Path(library))
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

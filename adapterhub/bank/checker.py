@@ -10,6 +10,7 @@ from pathlib import Path
 from adapterhub.bank.sources import Source, Stamp, changed, stamp_of
 from adapterhub.digests import Digest
 from adapterhub.errors import AdapterNotFound
+from adapterhub.finding import AdapterLike, Finder, Found, Identify, check_folder
 from adapterhub.library import Library
 from adapterhub.loader.base_check import BaseCheck, Verdict, pin
 from adapterhub.loader.base_model import BaseModel
@@ -19,7 +20,6 @@ from adapterhub.loader.injection import Ready
 from adapterhub.loader.methods import set_up
 from adapterhub.loader.mixture import check_copies
 from adapterhub.loader.placing import read_contents
-from adapterhub.loader.request import AdapterLike, Finder, Found, Identify, check_folder
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.specs import BaseSpec
 from adapterhub.verify import Subject, open_files

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from adapterhub.bank.updates import Replacement, Update
+from adapterhub.finding import Found
 from adapterhub.loader.injection import Ready
-from adapterhub.loader.request import Found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -21,12 +21,12 @@ from adapterhub.bank.updates import (
 )
 from adapterhub.bank.weights import FileMemory
 from adapterhub.errors import UnsupportedAdapter, shown
+from adapterhub.finding import Found
 from adapterhub.loader.base_model import BaseModel
 from adapterhub.loader.contents import DTYPES, LISTED
 from adapterhub.loader.fitting import Fitting
 from adapterhub.loader.injection import Ready
 from adapterhub.loader.methods import Scale
-from adapterhub.loader.request import Found
 from adapterhub.tensorfile import TensorSpec
 
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -18,9 +18,9 @@ from torch import nn
 from adapterhub.bank.engine import LoadedAdapter
 from adapterhub.bank.selection import Current, Selection, Using
 from adapterhub.errors import UsageProblem, shown
+from adapterhub.finding import Found
 from adapterhub.loader.attachment import Attached, attach
 from adapterhub.loader.injection import Ready
-from adapterhub.loader.request import Found
 
 
 class Alone:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from adapterhub.bank.engine import LoadedAdapter
 from adapterhub.errors import MergeRefused, UsageProblem, shown
-from adapterhub.loader.request import MAX_WEIGHT
+from adapterhub.finding import MAX_WEIGHT
 
 Choice = str | Mapping[str, float] | None
 """An adapter by its name, several with weights that are summed exactly, or the plain base."""

@@ -13,7 +13,7 @@ from adapterhub.bank.peft_engine import PeftEngine
 from adapterhub.bank.residency import Residency, Stats
 from adapterhub.bank.sources import Source, name_of
 from adapterhub.errors import AdapterNotFound, Conflict, UsageProblem, shown
-from adapterhub.loader.request import AdapterLike, Found, folder_in
+from adapterhub.finding import AdapterLike, Found, folder_in
 
 
 class Shelf:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from adapterhub.digests import Digest, copy_hashed
 from adapterhub.errors import AdapterNotFound, Conflict, DigestMismatch, UsageProblem, shown
+from adapterhub.finding import Found
 from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.loader.facts import AttachedAdapter, lines
-from adapterhub.loader.request import Found
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.new_folder import new_folder
 

@@ -191,7 +191,7 @@ def pin(session: Session, spec: AdapterSpec, which: BaseSpec) -> None:
     Example:
       adapt base pin summarize base-7b
     """
-    from adapterhub.install import look_up
+    from adapterhub.choosing import look_up
 
     library = session.library
     build, _ = look_up(library, spec)

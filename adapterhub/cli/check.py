@@ -103,7 +103,7 @@ class _Checked:
 
 
 def _asked(library: Library, adapters: tuple[str, ...], base: BaseSpec | None) -> list[_Asked]:
-    from adapterhub.install import look_up
+    from adapterhub.choosing import look_up
     from adapterhub.specs import AdapterSpec, names_folder
     from adapterhub.verify import verify_folder
 
@@ -137,9 +137,9 @@ def _asked(library: Library, adapters: tuple[str, ...], base: BaseSpec | None) -
 def _checked(asked: _Asked, targets: Sequence[str]) -> _Checked:
     from adapterhub.engines import base_facts, judge
     from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
+    from adapterhub.verify._listing import list_folder
     from adapterhub.verify.config import read_config_file
     from adapterhub.verify.container import read_weights_header
-    from adapterhub.verify.files import list_folder
 
     taken = list_folder(asked.folder).taken
     if asked.report.facts is None or not {CONFIG_FILE, WEIGHTS_FILE} <= taken.keys():

@@ -9,12 +9,13 @@ from adapterhub.errors import AdapterNotFound
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from adapterhub.choosing import RankBounds
     from adapterhub.cli.params import Session
-    from adapterhub.install import RankBounds
     from adapterhub.library import Library
+    from adapterhub.release import Release
     from adapterhub.resolve import Objection, Resolution
     from adapterhub.specs import AdapterSpec
-    from adapterhub.transfer import Release, Source
+    from adapterhub.transfer import Source
     from adapterhub.wanted_base import WantedBase
 
 
@@ -35,7 +36,7 @@ def choose_release(
         NoCompatibleRelease: one reason per release of every place that was asked.
         AdapterNotFound: no place has the name.
     """
-    from adapterhub.install import first_fitting
+    from adapterhub.choosing import first_fitting
 
     found = first_fitting(library, spec, sources, wanted, bounds, objection=objection, ignore_bindings=ignore_bindings)
     if found is not None:

@@ -13,11 +13,11 @@ from adapterhub.cli.project_policy import policy_fields, refusal_here
 from adapterhub.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
 
 if TYPE_CHECKING:
+    from adapterhub.choosing import RankBounds
     from adapterhub.hub import Contents, Hub
-    from adapterhub.install import RankBounds
+    from adapterhub.release import Release
     from adapterhub.resolve import Resolution
     from adapterhub.specs import AdapterSpec, BaseSpec
-    from adapterhub.transfer import Release
 
 
 @click.command()
@@ -51,7 +51,7 @@ def info(
       adapt info acme/legal-qa@base-7b --remote ours
       adapt show legal-summary --recipe > merge.toml
     """
-    from adapterhub.install import RankBounds
+    from adapterhub.choosing import RankBounds
 
     bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
     not_here: AdapterNotFound | NoCompatibleRelease | None = None

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from adapterhub.catalog import Installed
+    from adapterhub.choosing import RankBounds
     from adapterhub.cli.params import Session
-    from adapterhub.install import RankBounds
     from adapterhub.library import Library
     from adapterhub.lineage import Node
     from adapterhub.specs import AdapterSpec, BaseSpec
@@ -110,8 +110,8 @@ def _document(session: Session, library: Library, build: Installed) -> tuple[dic
 
 def _policy_refusal(session: Session, library: Library, build: Installed) -> str | None:
     """As `adapt install` would be refused it: the library dates a build by when it came in."""
-    from adapterhub.install import candidates_of
-    from adapterhub.transfer import Release
+    from adapterhub.choosing import candidates_of
+    from adapterhub.release import Release
 
     release = Release(
         manifest=build.manifest, namespace=build.namespace, origin=library.label, published_at=build.added_at
@@ -136,9 +136,9 @@ def _modules(build: Installed) -> dict[str, Any]:
 
 
 def _signature(library: Library, build: Installed, place: str) -> dict[str, Any]:
+    from adapterhub.release import Release
     from adapterhub.signing.beside import provenance_of
     from adapterhub.signing.gate import Gate
-    from adapterhub.transfer import Release
 
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
     try:

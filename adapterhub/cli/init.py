@@ -30,7 +30,8 @@ def init(session: Session, folder: Path, base: BaseSpec | None) -> None:
     """
     from adapterhub.cli.project_sources import base_to_write
     from adapterhub.errors import BaseNotFound
-    from adapterhub.project import PROJECT_FILE, find_project
+    from adapterhub.home import PROJECT_FILE
+    from adapterhub.project import find_project
     from adapterhub.project.editing import create_project
 
     outer = find_project(folder.absolute().parent)

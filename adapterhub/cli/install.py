@@ -31,7 +31,7 @@ from adapterhub.errors import UsageProblem
 if TYPE_CHECKING:
     from adapterhub.install import Plan
     from adapterhub.library import Added
-    from adapterhub.remotes import SignaturePolicy
+    from adapterhub.signing.policy import SignaturePolicy
     from adapterhub.specs import AdapterSpec, BaseSpec
 
 
@@ -99,7 +99,8 @@ def install(
       adapt install 'acme/legal-qa~=1.2' --save
       adapt install -r adapters.txt
     """
-    from adapterhub.install import RankBounds, plan_install, run_install
+    from adapterhub.choosing import RankBounds
+    from adapterhub.install import plan_install, run_install
 
     specs = (*specs, *(spec for path in lists for spec in read_requirements(path)))
     if not specs:

@@ -30,9 +30,9 @@ def project_adapters(session: Session, folder: Path) -> list[dict[str, Any]]:
         NotFound, Malformed: nothing is locked, or the lock file is damaged.
         SignatureRefused, NamespaceBound: a build may not be used.
     """
+    from adapterhub.home import ADAPTERS_FOLDER
     from adapterhub.locked_builds import refuse_inadmissible
     from adapterhub.project import read_lock
-    from adapterhub.project.values import ADAPTERS_FOLDER
 
     entries = read_lock(folder).entries.values()
     refuse_inadmissible(session.library, entries, folders={e.key: folder / ADAPTERS_FOLDER / e.key for e in entries})

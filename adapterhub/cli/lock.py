@@ -72,7 +72,7 @@ def lock(
 
 def tell_lock(session: Session, project: Project, outcome: LockOutcome, *, is_new: bool) -> None:
     """The result of locking, on the terminal or as JSON."""
-    from adapterhub.project import LOCK_FILE
+    from adapterhub.home import LOCK_FILE
 
     path = project.folder / LOCK_FILE
     for warning in outcome.warnings:
@@ -115,7 +115,8 @@ def tell_only_here(session: Session, lock: Lock) -> None:
 
 def _check(session: Session, project: Project) -> None:
     from adapterhub.errors import StaleLock
-    from adapterhub.project import LOCK_FILE, lock_problems, read_lock
+    from adapterhub.home import LOCK_FILE
+    from adapterhub.project import lock_problems, read_lock
 
     locked = read_lock(project.folder)
     problems = lock_problems(project, locked)

@@ -65,8 +65,8 @@ def mirror(
     Example:
       adapt mirror acme/legal-qa@base-7b acme/summarize@base-7b --from hub --to ours
     """
+    from adapterhub.choosing import RankBounds
     from adapterhub.cli.choice import choose_release
-    from adapterhub.install import RankBounds
     from adapterhub.specs import parse_namespace
     from adapterhub.transfer import copy
 

@@ -115,8 +115,8 @@ def project_asked(
     """
     import time
 
+    from adapterhub.choosing import RankBounds
     from adapterhub.cli.project_sources import ProjectSources
-    from adapterhub.install import RankBounds
     from adapterhub.locking import base_choice, in_project
     from adapterhub.outdated import Asked
     from adapterhub.project import read_lock

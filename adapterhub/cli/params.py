@@ -78,7 +78,8 @@ class Session:
         """
         context = click.get_current_context(silent=True)
         named = context.meta.get(_PROJECT) if context else None
-        from adapterhub.project import PROJECT_FILE, find_project
+        from adapterhub.home import PROJECT_FILE
+        from adapterhub.project import find_project
 
         if named is None:
             return find_project(Path.cwd())

@@ -236,8 +236,8 @@ def editing(library: Library, folder: Path) -> Iterator[Project]:
     Raises:
         StoreLocked: another command that does so did not end.
     """
-    from adapterhub.known_projects import alone_in
     from adapterhub.project import read_project
+    from adapterhub.root import alone_in
 
     with alone_in(folder, library.store, "project"):
         yield read_project(folder)
@@ -328,8 +328,9 @@ def save_lock(session: Session, project: Project, lock: Lock) -> bool:
     """Write the lock, and note in the library that the project needs what it names; whether the file changed."""
     from adapterhub.known_projects import KnownProjects
     from adapterhub.project import write_lock
+    from adapterhub.project.values import digests_of
 
     with keeping_trust(session, project, lock):
         changed = write_lock(project.folder, lock)
-    KnownProjects(session.root).remember(project.folder, lock)
+    KnownProjects(session.root).remember(project.folder, digests_of(lock))
     return changed

@@ -21,7 +21,7 @@ from adapterhub.cli.project_policy import exclude_newer_option, objection_from
 from adapterhub.cli.project_sources import SpecSources
 
 if TYPE_CHECKING:
-    from adapterhub.remotes import SignaturePolicy
+    from adapterhub.signing.policy import SignaturePolicy
     from adapterhub.specs import AdapterSpec, BaseSpec
 
 
@@ -59,9 +59,10 @@ def pull(
       adapt pull acme/legal-qa@base-7b==1.0 ./legal-qa --remote ours
     """
     from adapterhub.admission import Admission
+    from adapterhub.choosing import RankBounds
     from adapterhub.cli.choice import choose_release
     from adapterhub.directory import BuildFolder
-    from adapterhub.install import RankBounds, admit, asked_of
+    from adapterhub.install import admit, asked_of
     from adapterhub.transfer import Source, copy
 
     objection = objection_from(session, exclude_newer)

@@ -59,10 +59,11 @@ def push(
       adapt push legal-qa@base-7b --to ./published --sign
     """
     from adapterhub.admission import Admission
+    from adapterhub.choosing import RankBounds, look_up
     from adapterhub.directory import PublishedDirectory
-    from adapterhub.install import RankBounds, look_up
+    from adapterhub.release import Release
     from adapterhub.specs import names_folder
-    from adapterhub.transfer import Release, copy
+    from adapterhub.transfer import copy
 
     if key and not sign_it:
         raise UsageProblem("`--key` names the key to sign with", hint="add `--sign`")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from adapterhub.catalog import Installed
+    from adapterhub.choosing import RankBounds
     from adapterhub.index import BuildRow, IndexReader
-    from adapterhub.install import RankBounds
     from adapterhub.specs import AdapterSpec, BaseSpec
 
 _T = TypeVar("_T")
@@ -197,7 +197,7 @@ def path(session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | 
     Example:
       python -c "from peft import …" "$(adapt path legal-qa@base-7b)"
     """
-    from adapterhub.install import RankBounds
+    from adapterhub.choosing import RankBounds
 
     bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
     build = find_build(session, spec, bounds, for_use=True)  # by other programs
@@ -213,8 +213,8 @@ def find_build(
         AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
         SignatureRefused, NamespaceBound: `for_use`, and it may not be used.
     """
+    from adapterhub.choosing import find_installed, look_up
     from adapterhub.cli.params import wanted_from
-    from adapterhub.install import find_installed, look_up
 
     library = session.project_library
     find = find_installed if for_use else look_up

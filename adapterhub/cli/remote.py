@@ -12,7 +12,8 @@ from adapterhub.cli.params import Session, common
 from adapterhub.errors import NotAllowed, RemoteUnreachable, UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.remotes import Remote, Remotes, SignaturePolicy
+    from adapterhub.remotes import Remote, Remotes
+    from adapterhub.signing.policy import SignaturePolicy
 
 
 @click.group()

@@ -43,7 +43,7 @@ def installed_builds(library: Library, spec: AdapterSpec, *, all_versions: bool)
     Raises:
         AdapterNotFound: none is installed.
     """
-    from adapterhub.install import look_up
+    from adapterhub.choosing import look_up
 
     if not all_versions:
         return [look_up(library, spec, wanted=wanted_from(library, spec, None))[0]]

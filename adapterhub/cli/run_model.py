@@ -330,7 +330,7 @@ def _named_base(library: Library, names: Sequence[str], base: BaseSpec | None) -
 
 def _made_for(library: Library, name: str) -> BaseRecord | None:
     """The base of the installed adapter that a spec without a base means."""
-    from adapterhub.install import find_installed
+    from adapterhub.choosing import find_installed
     from adapterhub.specs import AdapterSpec, names_folder
 
     if names_folder(name):

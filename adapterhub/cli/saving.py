@@ -13,9 +13,10 @@ from adapterhub.errors import AdapterHubError, Conflict, UsageProblem
 from adapterhub.specs import parse_name
 
 if TYPE_CHECKING:
+    from adapterhub.choosing import RankBounds
     from adapterhub.cli.params import Session
     from adapterhub.cli.project_sources import SpecSources
-    from adapterhub.install import Plan, RankBounds
+    from adapterhub.install import Plan
     from adapterhub.library import Library
     from adapterhub.project.values import Project, Wanted
     from adapterhub.specs import AdapterName, AdapterSpec

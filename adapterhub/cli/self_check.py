@@ -139,7 +139,8 @@ def _links(source: Path, target: Path, what: str, who: str, place: Path) -> Line
 
 def project_files(session: Session) -> Iterator[Line]:
     """Whether the project file and its lock can be read and go together; nothing outside a project."""
-    from adapterhub.project import LOCK_FILE, PROJECT_FILE, lock_problems, read_lock, read_project
+    from adapterhub.home import LOCK_FILE, PROJECT_FILE
+    from adapterhub.project import lock_problems, read_lock, read_project
 
     folder = session.project_folder
     if folder is None:

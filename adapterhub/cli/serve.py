@@ -16,9 +16,9 @@ from adapterhub.cli.serve_engine import Asked, checked, document_of, model_of, s
 from adapterhub.errors import EngineFailed, UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.remotes import SignaturePolicy
     from adapterhub.serving import Handed
     from adapterhub.serving.vllm import InstalledVllm, VllmOptions
+    from adapterhub.signing.policy import SignaturePolicy
     from adapterhub.specs import AdapterSpec, BaseSpec
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")

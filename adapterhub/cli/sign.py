@@ -48,7 +48,7 @@ def sign(
       adapt sign legal-qa@base-7b
       adapt sign legal-qa@base-7b==1.0.0 --key ana --namespace acme
     """
-    from adapterhub.install import RankBounds, look_up
+    from adapterhub.choosing import RankBounds, look_up
     from adapterhub.specs import parse_namespace
 
     library = session.library

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.cli.project_sources import ProjectSources
     from adapterhub.locked_builds import Given, Locked
     from adapterhub.project.values import Lock, LockedMerge, Project
-    from adapterhub.remotes import SignaturePolicy
+    from adapterhub.signing.policy import SignaturePolicy
     from adapterhub.sync import Brought, Done, Means, SyncPlan
 
 
@@ -111,15 +111,19 @@ def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_
         Malformed: it was damaged.
     """
     from adapterhub.cli.project_sources import lock_now, previous_lock, save_lock
-    from adapterhub.project import LOCK_FILE, lock_problems, read_lock
+    from adapterhub.home import LOCK_FILE
+    from adapterhub.project import lock_problems, read_lock
 
     lock = read_lock(project.folder) if is_frozen else previous_lock(project)
     sources.settle(lock)
     problems = lock_problems(project, lock) if lock is not None else []
     if lock is not None and not problems:
         from adapterhub.known_projects import KnownProjects
+        from adapterhub.project.values import digests_of
 
-        KnownProjects(session.root).remember(project.folder, lock)  # before anything is fetched: no gc takes it then
+        KnownProjects(session.root).remember(
+            project.folder, digests_of(lock)
+        )  # before anything is fetched: no gc takes it then
         _warn_of_moved_base(session, lock)
         return lock, False
     if is_frozen:

@@ -79,7 +79,7 @@ def _urls(one: TrustedProject) -> list[str]:
 
 def _project_folder(session: Session, folder: Path | None, *, revoke: bool) -> Path:
     """The folder that is meant; to take trust back, the project need not be there any more."""
-    from adapterhub.project import PROJECT_FILE
+    from adapterhub.home import PROJECT_FILE
 
     if folder is None:
         found = session.project_folder

@@ -71,7 +71,7 @@ def _key(project: Project, spec: AdapterSpec) -> AdapterName:
         NotFound: the project has neither.
     """
     from adapterhub.errors import NotFound
-    from adapterhub.project.values import PROJECT_FILE
+    from adapterhub.home import PROJECT_FILE
     from adapterhub.recipe_toml.values import near_name
 
     keys = [wanted.key for wanted in project.wanted]

@@ -21,7 +21,7 @@ from adapterhub.cli.params import (
 if TYPE_CHECKING:
     from adapterhub.cli.project_sources import ProjectSources
     from adapterhub.project.values import Lock, LockedMerge, Project, WantedMerge
-    from adapterhub.remotes import SignaturePolicy
+    from adapterhub.signing.policy import SignaturePolicy
 
 _NOTHING = "nothing newer is allowed; `adapt outdated` shows what else there is"
 
@@ -176,7 +176,7 @@ def _unmade(wanted: WantedMerge) -> LockedMerge:
 
 def _groups_there(project: Project, lock: Lock) -> set[str]:
     """The optional groups that were synced before, as far as their folders tell."""
-    from adapterhub.project.values import ADAPTERS_FOLDER
+    from adapterhub.home import ADAPTERS_FOLDER
 
     folder = project.folder / ADAPTERS_FOLDER
     return {entry.group for entry in lock.entries.values() if entry.group and (folder / entry.key).is_dir()}

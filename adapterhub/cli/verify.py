@@ -71,7 +71,7 @@ def verify(
 def _reports(
     library: Library, adapters: tuple[str, ...], record: BaseRecord | None, progress: Progress
 ) -> Iterator[tuple[str, Report]]:
-    from adapterhub.install import look_up
+    from adapterhub.choosing import look_up
     from adapterhub.specs import AdapterSpec, names_folder
     from adapterhub.verify import verify_folder
 
@@ -135,9 +135,9 @@ def _inode_of(folder: Path) -> int | None:
 
 def _of_build(library: Library, build: Installed, record: BaseRecord | None, progress: Progress) -> Report:
     """The checks of an installed build, and what its signature says."""
+    from adapterhub.release import Release
     from adapterhub.signing.findings import signature_findings
     from adapterhub.signing.gate import Gate
-    from adapterhub.transfer import Release
 
     report = library.verify(build, record, progress)
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
@@ -150,13 +150,13 @@ def _with_signature(library: Library, folder: Path, report: Report) -> Report:
     """The checks of a folder with what its signature says, if it has one: of its manifest, else of its very files."""
     from adapterhub.directory import PlainFolder
     from adapterhub.manifest import MANIFEST_FILE, SIGNATURE_FILE
+    from adapterhub.release import Release
     from adapterhub.signing.beside import provenance_of
     from adapterhub.signing.findings import signature_findings
     from adapterhub.signing.gate import Gate
     from adapterhub.specs import AdapterSpec
-    from adapterhub.transfer import Release
+    from adapterhub.verify._listing import list_folder
     from adapterhub.verify.digests import read_manifest_file
-    from adapterhub.verify.files import list_folder
 
     if not os.path.lexists(folder / SIGNATURE_FILE):
         return report

@@ -18,11 +18,10 @@ import pkgutil
 from pathlib import Path
 from types import ModuleType
 
+from adapterhub.default import LibraryLike, open_library
 from adapterhub.errors import UsageProblem, shown
 from adapterhub.export._job import Adapter, Exported, Job, Steps
-from adapterhub.home import default_root
-from adapterhub.library import Library
-from adapterhub.loader import AdapterLike
+from adapterhub.finding import AdapterLike
 from adapterhub.new_folder import refuse_taken
 from adapterhub.specs import BaseSpec
 
@@ -55,7 +54,7 @@ def export(  # noqa: PLR0913 - one argument for each option of the command
     out: Path,
     *,
     form: str,
-    library: Library | str | Path | None = None,
+    library: LibraryLike = None,
     base: BaseSpec | str | None = None,
     dtype: str | None = None,
     ollama_base: str | None = None,
@@ -68,7 +67,7 @@ def export(  # noqa: PLR0913 - one argument for each option of the command
         what: a spec, a folder or an installed build, as for `attach`.
         out: a file for `gguf`, a folder for all others.
         form: one of `forms()`.
-        library: where adapters and bases are; the default one if None.
+        library: where adapters and bases are; that of the command line if None.
         base: the base, where the adapter does not say which of those registered here it is for.
         dtype: of the numbers that are written; each format says what it takes when it is None.
         ollama_base: how Ollama calls the base (`FROM` of a Modelfile).
@@ -90,7 +89,7 @@ def export(  # noqa: PLR0913 - one argument for each option of the command
     refuse_taken(out)
     job = Job(
         what=what,
-        library=library if isinstance(library, Library) else Library(Path(library or default_root())),
+        library=open_library(library),
         base=BaseSpec.parse(base) if isinstance(base, str) else base,
         dtype=dtype,
         ollama_base=ollama_base,

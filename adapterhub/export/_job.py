@@ -19,9 +19,8 @@ from adapterhub.errors import (
     shown,
 )
 from adapterhub.factors import AdapterFactors
+from adapterhub.finding import AdapterLike, Finder, Found
 from adapterhub.library import Library
-from adapterhub.loader import AdapterLike
-from adapterhub.loader.request import Finder, Found
 from adapterhub.manifest import Manifest
 from adapterhub.peft_config import owner
 from adapterhub.specs import BaseSpec

@@ -26,9 +26,11 @@ from types import MappingProxyType, TracebackType
 from typing import Final, final
 
 from adapterhub.base_names import find_names
+from adapterhub.default import LibraryLike, open_library
 from adapterhub.digests import Progress
 from adapterhub.errors import RefusedAdapter, UsageProblem, shown
 from adapterhub.factors import AdapterFactors
+from adapterhub.finding import AdapterLike, Found
 from adapterhub.fingerprint import is_buffer
 from adapterhub.fuse._change import Landed
 from adapterhub.fuse._copies import is_copy
@@ -39,11 +41,7 @@ from adapterhub.fuse._request import Request, find
 from adapterhub.fuse._result import Fused, FusedAdapter, FusedTensor, torch_name
 from adapterhub.fuse._shards import Layout, ShardWriter, lay_out
 from adapterhub.fuse._source import Source
-from adapterhub.home import default_root
 from adapterhub.layouts import owner
-from adapterhub.library import Library
-from adapterhub.loader import AdapterLike
-from adapterhub.loader.request import Found
 from adapterhub.new_folder import new_folder, refuse_taken
 from adapterhub.specs import BaseSpec
 from adapterhub.verify import Subject
@@ -151,7 +149,7 @@ def prepare(
     adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float],
     out_folder: Path,
     *,
-    library: Library | str | Path | None = None,
+    library: LibraryLike = None,
     base: BaseSpec | str | None = None,
     weights: Sequence[float] | None = None,
     dtype: str | None = None,
@@ -174,7 +172,7 @@ def prepare(
     if dtype is not None and dtype not in DTYPES:
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
     refuse_taken(out_folder)
-    place = library if isinstance(library, Library) else Library(Path(library or default_root()))
+    place = open_library(library)
     request = find(adapter, place, base=base, weights=weights, allow_base_mismatch=allow_base_mismatch, reading=reading)
     if dtype is not None and request.model.is_quantised:
         raise UsageProblem(f"base `{request.model.record.label}` is quantised; its dtype cannot be changed")
@@ -194,7 +192,7 @@ def fuse(
     adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float],
     out_folder: Path,
     *,
-    library: Library | str | Path | None = None,
+    library: LibraryLike = None,
     base: BaseSpec | str | None = None,
     weights: Sequence[float] | None = None,
     dtype: str | None = None,

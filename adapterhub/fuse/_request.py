@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from adapterhub.bases import BaseRecord
 from adapterhub.digests import Progress
 from adapterhub.errors import BaseMismatch, BaseNotFound, MergeRefused, RefusedAdapter, UsageProblem, shown
+from adapterhub.finding import AdapterLike, Finder, Found, with_weights
 from adapterhub.fingerprint import BaseVerdict, compare
 from adapterhub.fuse._model import Model
 from adapterhub.fuse._source import own_reasons
 from adapterhub.library import Library
-from adapterhub.loader import AdapterLike
-from adapterhub.loader.request import Finder, Found, with_weights
 from adapterhub.specs import BaseSpec
 from adapterhub.verify import Subject
 

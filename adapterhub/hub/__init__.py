@@ -34,10 +34,10 @@ from adapterhub.hub._stream import RemoteFile
 from adapterhub.hub._wire import Wire, file_path, is_missing
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, FileEntry, Manifest
 from adapterhub.peft_config import AdapterConfig
+from adapterhub.release import Provenance, Release
 from adapterhub.remotes import HUB_URL
 from adapterhub.specs import AdapterSpec, parse_version
 from adapterhub.tensorfile import TensorFile, parse_header
-from adapterhub.transfer import Provenance, Release
 
 __all__ = [
     "Contents",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import IO, TYPE_CHECKING
 
 from adapterhub.manifest import FileEntry
+from adapterhub.release import Provenance, Release
 from adapterhub.specs import AdapterSpec
-from adapterhub.transfer import Provenance, Release
 
 if TYPE_CHECKING:
     from adapterhub.hub import Hub

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import IO, TYPE_CHECKING
 
 from adapterhub.manifest import FileEntry
+from adapterhub.release import Provenance, Release
 from adapterhub.specs import AdapterSpec
-from adapterhub.transfer import Provenance, Release
 
 if TYPE_CHECKING:
     from adapterhub.hub import Hub

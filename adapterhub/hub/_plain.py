@@ -16,9 +16,9 @@ from adapterhub.hub._listing import ListedFile, files_of
 from adapterhub.hub._wire import Wire, file_path, git_sha1
 from adapterhub.limits import limits
 from adapterhub.manifest import CARD_FILE, CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, FileEntry
+from adapterhub.release import Release
 from adapterhub.specs import AdapterSpec
 from adapterhub.tensorfile import LENGTH_BYTES, adapter_limits
-from adapterhub.transfer import Release
 
 FIRST_BYTES = 64 << 10
 """Read at once of a weights file; most headers are shorter."""

@@ -19,8 +19,8 @@ from adapterhub.heldfile import REPAIR_HINT
 from adapterhub.hub._listing import refs_of
 from adapterhub.hub._wire import Wire, file_path
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
+from adapterhub.release import Release
 from adapterhub.signing.beside import bounded
-from adapterhub.transfer import Release
 
 _OURS = frozenset({*MEDIA_TYPES, SIGNATURE_FILE})
 """Files of an earlier version that a new one takes away when it has them not; manifest and card it always has."""

@@ -25,7 +25,7 @@ from adapterhub.identify.families import FAMILIES, Family, family_matches
 from adapterhub.library import Library
 from adapterhub.limits import limits
 from adapterhub.manifest import MEDIA_TYPES
-from adapterhub.verify.files import list_folder
+from adapterhub.verify._listing import list_folder
 
 __all__ = ["FAMILIES", "Family", "Identity", "Match", "Sureness", "identify"]
 

@@ -14,7 +14,7 @@ from adapterhub.identify.families import layers_of
 from adapterhub.library import Library
 from adapterhub.peft_config import AdapterConfig
 from adapterhub.verify import Subject
-from adapterhub.verify.files import Listing
+from adapterhub.verify._listing import Listing
 from adapterhub.verify.fit import check
 from adapterhub.weightreader import read_facts
 

@@ -15,8 +15,8 @@ from adapterhub.peft_config import AdapterConfig
 from adapterhub.tensorfile import TensorFile, TensorSpec, read_header
 from adapterhub.verify._foreign import weights_of_others
 from adapterhub.verify._keys import PREFIX, AdapterKeys, Pair, sort_keys
+from adapterhub.verify._listing import list_folder
 from adapterhub.verify.digests import read_manifest_file
-from adapterhub.verify.files import list_folder
 
 _FACTOR: Final = re.compile(r"\.lora_(?:embedding_)?[AB](?:\.|$)")
 _IN_MEMORY: Final = re.compile(r"(\.lora_(?:embedding_)?[AB])\.(?!weight$|bias$)[A-Za-z0-9_-]+(?=\.weight$|\.bias$|$)")

@@ -9,9 +9,9 @@ a place; and the base comes out as it went in, bit for bit, which `Attached.base
 
 from __future__ import annotations
 
+from adapterhub.finding import AdapterLike
 from adapterhub.loader.attachment import Attached, attach
 from adapterhub.loader.base_model import base_digest
 from adapterhub.loader.facts import AttachedAdapter, ScaleGroup
-from adapterhub.loader.request import AdapterLike
 
 __all__ = ["AdapterLike", "Attached", "AttachedAdapter", "ScaleGroup", "attach", "base_digest"]

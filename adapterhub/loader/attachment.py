@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import nn
 
+from adapterhub.default import LibraryLike, open_library
 from adapterhub.digests import Digest
 from adapterhub.errors import UsageProblem, shown
-from adapterhub.home import default_root
-from adapterhub.library import Library
+from adapterhub.finding import AdapterLike, Finder, with_weights
 from adapterhub.loader.base_check import BaseCheck, pin
 from adapterhub.loader.base_model import BaseModel
 from adapterhub.loader.facts import AttachedAdapter, facts, lines
@@ -23,7 +22,6 @@ from adapterhub.loader.injection import Ready, inject, peft_names, set_scales
 from adapterhub.loader.methods import set_up
 from adapterhub.loader.mixture import check_copies, refuse_mixture, without_repeats
 from adapterhub.loader.placing import read_contents
-from adapterhub.loader.request import AdapterLike, Finder, with_weights
 from adapterhub.specs import BaseSpec
 
 
@@ -109,7 +107,7 @@ def attach(
     model: nn.Module,
     adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float],
     *,
-    library: Library | str | Path | None = None,
+    library: LibraryLike = None,
     base: BaseSpec | str | None = None,
     weights: Sequence[float] | None = None,
     allow_base_mismatch: bool = False,
@@ -131,7 +129,7 @@ def attach(
 
     After any of these the model is as it was before.
     """
-    place = library if isinstance(library, Library) else Library(Path(library or default_root()))
+    place = open_library(library)
     pairs = with_weights(adapter, weights)
     frozen = BaseModel(model)
     loaded = look_at(frozen)

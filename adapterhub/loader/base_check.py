@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from adapterhub.bases import BaseRecord
 from adapterhub.errors import AdapterHubError, BaseMismatch, shown
+from adapterhub.finding import Found
 from adapterhub.fingerprint import BaseFingerprint, BaseVerdict, Comparison
 from adapterhub.library import Library
 from adapterhub.loader.identity import LoadedBase, judge
-from adapterhub.loader.request import Found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

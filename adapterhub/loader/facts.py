@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.errors import shown
+from adapterhub.finding import Found
 from adapterhub.fingerprint import BaseVerdict
 from adapterhub.loader.base_check import Verdict
 from adapterhub.loader.injection import Ready
 from adapterhub.loader.methods import Scale
-from adapterhub.loader.request import Found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.admission import Admission
+from adapterhub.choosing import candidates_of
 from adapterhub.digests import Digest
 from adapterhub.errors import AdapterHubError, AdapterNotFound, NoCompatibleRelease, NotFound
-from adapterhub.install import candidates_of
 from adapterhub.library import Library
 from adapterhub.locking._base import BaseChoice, in_project
 from adapterhub.manifest import CONFIG_FILE
 from adapterhub.project.conflicts import conflict, in_two_remotes, kept_out, other_remotes_notice
 from adapterhub.project.staleness import wanted_text
 from adapterhub.project.values import LockedAdapter, LockedFile, LockedSource, Project, Wanted
+from adapterhub.release import Release
 from adapterhub.resolve import Candidate, Objection, Resolution, resolve
-from adapterhub.transfer import Release, Source
+from adapterhub.transfer import Source
 from adapterhub.wanted_base import wanted_base
 
 

@@ -11,7 +11,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.project.names import LOCK_FILE, PROJECT_FILE
+from adapterhub.home import PROJECT_FILE
 
 if TYPE_CHECKING:
     from adapterhub.project._reading import parse_project
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from adapterhub.project.values import Lock, Project
 
 __all__ = [
-    "LOCK_FILE",
-    "PROJECT_FILE",
     "Lock",
     "Project",
     "find_project",

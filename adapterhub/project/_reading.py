@@ -13,11 +13,13 @@ from typing import Any, Final, cast
 from adapterhub.dates import parse_newest_allowed
 from adapterhub.errors import Malformed, NotFound, SpecError, UsageProblem, shown
 from adapterhub.files import read_plain
+from adapterhub.home import PROJECT_FILE
 from adapterhub.project._lines import both_sides, line_of, lines_of
-from adapterhub.project.values import PROJECT_FILE, Policy, Project, ProjectRemote, Wanted, WantedMerge
+from adapterhub.project.values import Policy, Project, ProjectRemote, Wanted, WantedMerge
 from adapterhub.recipe_toml import step_from, toml_of
 from adapterhub.recipe_toml.values import near_name
-from adapterhub.remotes import SIGNATURE_POLICIES, parse_remote_name, parse_url
+from adapterhub.remotes import parse_remote_name, parse_url
+from adapterhub.signing.policy import SIGNATURE_POLICIES
 from adapterhub.specs import (
     AdapterName,
     AdapterSpec,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from adapterhub.errors import Conflict, NotAllowed, NotFound, shown
 from adapterhub.files import write_durably
+from adapterhub.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.output_place import output_place
 from adapterhub.project._reading import parse_project, project_bytes, wanted_spec
-from adapterhub.project.values import LOCK_FILE, PROJECT_FILE, Project, Wanted
+from adapterhub.project.values import Project, Wanted
 from adapterhub.recipe_toml.values import near_name
 from adapterhub.specs import AdapterName, BaseSpec
 

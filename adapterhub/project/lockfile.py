@@ -13,20 +13,11 @@ from typing import Any, Final
 
 from adapterhub.errors import Malformed, NotAllowed, NotFound, shown
 from adapterhub.files import read_plain, write_durably
+from adapterhub.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.output_place import output_place
 from adapterhub.project._entries import EntryReader, Section
 from adapterhub.project._lines import both_sides, parse_value, text_of, value_of
-from adapterhub.project.values import (
-    LOCK_FILE,
-    PROJECT_FILE,
-    Lock,
-    LockedAdapter,
-    LockedBase,
-    LockedFile,
-    LockedMerge,
-    LockedSource,
-    Policy,
-)
+from adapterhub.project.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource, Policy
 from adapterhub.recipe_toml import step_table
 from adapterhub.recipe_toml.values import Step
 

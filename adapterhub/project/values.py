@@ -11,11 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapterhub.digests import Digest
-from adapterhub.project.names import ADAPTERS_FOLDER as ADAPTERS_FOLDER  # noqa: PLC0414 - given on from here
-from adapterhub.project.names import LOCK_FILE as LOCK_FILE  # noqa: PLC0414 - as above
-from adapterhub.project.names import PROJECT_FILE as PROJECT_FILE  # noqa: PLC0414 - as above
 from adapterhub.recipe_toml.values import Step
-from adapterhub.remotes import SignaturePolicy
+from adapterhub.signing.policy import SignaturePolicy
 from adapterhub.specs import AdapterName, AdapterSpec, BaseSpec
 
 
@@ -200,3 +197,11 @@ class Lock:
         """Everything locked, by its name in the project."""
         entries = list[LockedAdapter | LockedMerge]([*self.adapters, *self.merges])
         return {entry.key: entry for entry in entries}
+
+
+def digests_of(lock: Lock) -> set[Digest]:
+    """Every object that a lock names: manifests and files."""
+    found: set[Digest] = set()
+    for entry in lock.entries.values():
+        found |= {entry.digest, *(file.sha256 for file in entry.files)}
+    return found

@@ -12,6 +12,7 @@ from typing import Final
 
 from adapterhub.bases import BaseRecord
 from adapterhub.catalog import Installed
+from adapterhub.choosing import RankBounds
 from adapterhub.digests import Digest, hex_of
 from adapterhub.engines import BaseFacts, Verdict, judge
 from adapterhub.errors import (
@@ -25,10 +26,10 @@ from adapterhub.errors import (
 )
 from adapterhub.files import read_json
 from adapterhub.hints import CONFIG_LIMIT_BYTES
-from adapterhub.install import Plan, RankBounds, plan_install, run_install
+from adapterhub.install import Plan, plan_install, run_install
 from adapterhub.library import Library
 from adapterhub.manifest import MANIFEST_FILE, BaseRef
-from adapterhub.remotes import SignaturePolicy
+from adapterhub.signing.policy import SignaturePolicy
 from adapterhub.specs import AdapterSpec
 from adapterhub.transfer import Source
 from adapterhub.verify import Report, Subject, open_subject, refuse_damaged, verify

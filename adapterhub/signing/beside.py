@@ -10,8 +10,8 @@ from typing import Final
 
 from adapterhub.errors import SignatureRefused, shown
 from adapterhub.manifest import SIGNATURE_FILE
+from adapterhub.release import Provenance
 from adapterhub.signing.bundle import SIGNATURE_LIMIT_BYTES
-from adapterhub.transfer import Provenance
 
 MAX_ENTRIES: Final = 20_000
 

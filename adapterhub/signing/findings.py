@@ -8,10 +8,10 @@ from typing import Final
 
 from adapterhub.errors import SignatureRefused
 from adapterhub.manifest import SIGNATURE_FILE
+from adapterhub.release import Provenance, Release
 from adapterhub.signing.gate import Gate, refuses
 from adapterhub.signing.judge import Judgement, unsigned_beside
 from adapterhub.signing.trust import Policy
-from adapterhub.transfer import Provenance, Release
 from adapterhub.verify import Finding, Severity
 from adapterhub.verify._report import some
 

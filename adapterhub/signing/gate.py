@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Final
 
 from adapterhub.errors import SignatureRefused, shown
+from adapterhub.release import Provenance, Release
 from adapterhub.remotes import Remote, Remotes
 from adapterhub.signing.judge import Judgement, Standing, examine
 from adapterhub.signing.seen import Seen, SeenBuild, SeenFile, is_older
 from adapterhub.signing.trust import Demand, Policy, Trust, TrustFile, clock
 from adapterhub.specs import AdapterSpec
-from adapterhub.transfer import Provenance, Release
 
 _REFUSED: Final[dict[Policy | None, frozenset[Standing]]] = {
     "require": frozenset({"unsigned", "unknown_key", "out_of_scope", "other_name", "expired"}),
@@ -136,7 +136,7 @@ class Gate:
 
     def demand(self, namespace: str | None, place: str, given: Demand | Policy | None = None) -> Demand | None:
         """The policy that holds for builds of a namespace from a place; `given` comes before what the user has set."""
-        return Demand.of(given) or self.trust.demand(namespace, self._remote_at(place))
+        return Demand.of(given) or self.trust.demand(namespace, _demand_of(self._remote_at(place)))
 
     def may_require(self, namespace: str | None, given: Demand | Policy | None = None) -> bool:
         """Whether a signature may be required of builds of a namespace, wherever they are from."""
@@ -228,3 +228,10 @@ def _refused(
     what = f"`{release.full_name}` {shown(release.manifest.version)}"
     clause = f"it {clause}" if clause.startswith("is ") else clause
     return SignatureRefused(what, clause, reason=reason, hint=hint, ending=ending)
+
+
+def _demand_of(remote: Remote | None) -> Demand | None:
+    """The policy that the user set for a remote."""
+    if remote is None or remote.signatures is None:
+        return None
+    return Demand(policy=remote.signatures, where=f"the policy of {remote.label} (`adapt remote set`)")

@@ -13,9 +13,9 @@ from typing import Final, Literal
 from adapterhub.digests import Digest
 from adapterhub.errors import SignatureRefused, shown
 from adapterhub.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, Manifest
+from adapterhub.release import Provenance
 from adapterhub.signing.bundle import Bundle, Identity, Statement, pre_authentication, read_statement
 from adapterhub.signing.trust import Trust, TrustedKey, day_text
-from adapterhub.transfer import Provenance
 
 Standing = Literal["trusted", "unsigned", "unknown_key", "out_of_scope", "expired", "other_name"]
 

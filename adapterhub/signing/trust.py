@@ -20,9 +20,9 @@ from adapterhub.digests import Digest, canonical_json, strict_json
 from adapterhub.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
 from adapterhub.files import write_durably
 from adapterhub.owned_file import read_owned
-from adapterhub.remotes import SIGNATURE_POLICIES, Remote, SignaturePolicy
 from adapterhub.root import Root
 from adapterhub.signing.keys import PublicKey, parse_key_name
+from adapterhub.signing.policy import SIGNATURE_POLICIES, SignaturePolicy
 from adapterhub.specs import parse_namespace
 
 Policy = SignaturePolicy
@@ -132,14 +132,13 @@ class Trust:
         key = self.key_of(fingerprint)
         return f"`{key.name}`" if key else f"{fingerprint[:19]}…"
 
-    def demand(self, namespace: str | None, remote: Remote | None) -> Demand | None:
-        """What holds for a build: the policy of its namespace, else of its remote, else the general one."""
+    def demand(self, namespace: str | None, of_remote: Demand | None) -> Demand | None:
+        """The policy for a build: that of its namespace, else `of_remote`, that of its remote, else the general one."""
         if namespace and namespace in self.policies:
             where = f"the policy of the namespace `{namespace}` (`adapt key policy`)"
             return Demand(policy=self.policies[namespace], where=where)
-        if remote is not None and remote.signatures is not None:
-            where = f"the policy of {remote.label} (`adapt remote set`)"
-            return Demand(policy=remote.signatures, where=where)
+        if of_remote is not None:
+            return of_remote
         if GENERAL in self.policies:
             return Demand(policy=self.policies[GENERAL], where="the general policy (`adapt key policy`)")
         return None

@@ -22,7 +22,7 @@ from adapterhub.digests import Digest, Progress
 from adapterhub.directory import PublishedDirectory
 from adapterhub.errors import AdapterHubError, Conflict, DigestMismatch, NotFound, shown
 from adapterhub.files import is_sound
-from adapterhub.known_projects import alone_in
+from adapterhub.home import ADAPTERS_FOLDER
 from adapterhub.library import Library
 from adapterhub.locked_builds import (
     Locked,
@@ -32,8 +32,9 @@ from adapterhub.locked_builds import (
     namespace_of,
     refuse_inadmissible,
 )
-from adapterhub.project.values import ADAPTERS_FOLDER, Lock, LockedMerge
+from adapterhub.project.values import Lock, LockedMerge
 from adapterhub.real_folder import RealFolder
+from adapterhub.root import alone_in
 from adapterhub.specs import AdapterName
 from adapterhub.sync._bringing import Brought, Places, PolicyFor, bring
 from adapterhub.sync._folders import Judged, clear_leftovers, folders_in, is_ours, judge, place, stamps_of, take_away

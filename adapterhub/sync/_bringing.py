@@ -39,8 +39,9 @@ from adapterhub.locked_builds import (
 from adapterhub.manifest import MANIFEST_FILE, Manifest
 from adapterhub.project.conflicts import yanked_notice
 from adapterhub.project.values import LockedAdapter, LockedMerge
+from adapterhub.release import Release
 from adapterhub.signing.gate import Asked
-from adapterhub.transfer import Release, Source, copy
+from adapterhub.transfer import Source, copy
 
 Places = Callable[[Locked], Iterable[Source]]
 """Where a locked build may be, in the order of asking: the place it was locked from first. It may raise."""

@@ -12,8 +12,8 @@ from typing import Final
 
 from adapterhub import real_folder
 from adapterhub.errors import NotAllowed, shown
+from adapterhub.home import ADAPTERS_FOLDER
 from adapterhub.new_folder import not_written
-from adapterhub.project.values import ADAPTERS_FOLDER
 from adapterhub.real_folder import RealFolder
 from adapterhub.store import Store
 

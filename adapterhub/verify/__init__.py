@@ -21,12 +21,12 @@ from adapterhub.limits import limits
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.tensorfacts import TensorFacts
 from adapterhub.verify._keys import AdapterKeys, sort_keys
+from adapterhub.verify._listing import Entry, Listing, list_folder, take
 from adapterhub.verify._report import Facts, Finding, Report, Severity, Status
 from adapterhub.verify._subject import Subject
 from adapterhub.verify.config import read_config_file
 from adapterhub.verify.container import read_weights_header
 from adapterhub.verify.digests import changed, differing, read_manifest_file, refuse_damaged
-from adapterhub.verify.files import Entry, Listing, list_folder, take
 
 __all__ = [
     "AdapterKeys",

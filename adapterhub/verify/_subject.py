@@ -21,7 +21,7 @@ from adapterhub.verify._report import Facts
 from adapterhub.verify._scan import TensorNumbers, scan_weights
 
 if TYPE_CHECKING:
-    from adapterhub.verify.files import Listing
+    from adapterhub.verify._listing import Listing
 
 _TORCH_NAMES: Final = {
     "F64": "float64",

@@ -14,7 +14,7 @@ from adapterhub.verify._report import Finding, Severity
 from adapterhub.verify._subject import Subject
 
 if TYPE_CHECKING:
-    from adapterhub.verify.files import Entry
+    from adapterhub.verify._listing import Entry
 
 _NOTES: Final = frozenset({"W_CONFIG_UNKNOWN_KEY", "W_CONFIG_TYPE"})
 

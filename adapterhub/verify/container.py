@@ -13,7 +13,7 @@ from adapterhub.verify._scan import FLOATS
 from adapterhub.verify._subject import Subject
 
 if TYPE_CHECKING:
-    from adapterhub.verify.files import Entry
+    from adapterhub.verify._listing import Entry
 
 
 def read_weights_header(entry: Entry, where: str = WEIGHTS_FILE) -> TensorFile:

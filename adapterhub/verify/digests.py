@@ -14,7 +14,7 @@ from adapterhub.verify._report import Finding
 from adapterhub.verify._subject import Subject
 
 if TYPE_CHECKING:
-    from adapterhub.verify.files import Entry, Listing
+    from adapterhub.verify._listing import Entry, Listing
 
 
 def read_manifest_file(entry: Entry) -> Manifest:

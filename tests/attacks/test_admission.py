@@ -14,9 +14,9 @@ import pytest
 from adapterhub.admission import Admission
 from adapterhub.bank import AdapterBank
 from adapterhub.errors import AdapterNotFound, SignatureRefused
+from adapterhub.finding import Finder
 from adapterhub.library import Library
 from adapterhub.loader import attach
-from adapterhub.loader.request import Finder
 from adapterhub.serving import Counter
 from adapterhub.signing.trust import TrustFile
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver

@@ -22,8 +22,9 @@ from adapterhub.errors import (
 from adapterhub.hub import Hub, Search
 from adapterhub.install import plan_install, run_install
 from adapterhub.library import Added, Library
+from adapterhub.release import Release
 from adapterhub.specs import AdapterSpec
-from adapterhub.transfer import Release, copy
+from adapterhub.transfer import copy
 from adapterhub.wanted_base import wanted_base
 from tests.hub.proxy import Proxy, Request, flip_a_byte, proxy_of
 from tests.hub.running import Running, running

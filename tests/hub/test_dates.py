@@ -15,8 +15,9 @@ from adapterhub.install import plan_install
 from adapterhub.library import Library
 from adapterhub.project.policy import objection_of
 from adapterhub.project.values import Policy
+from adapterhub.release import Release
 from adapterhub.specs import AdapterSpec
-from adapterhub.transfer import Release, copy
+from adapterhub.transfer import copy
 from tests.hub.proxy import Proxy
 from tests.hub.running import Running
 from tests.tiny import make_adapter

@@ -11,6 +11,7 @@ from pathlib import Path
 from adapterhub.admission import Admission
 from adapterhub.bases import BaseRecord
 from adapterhub.catalog import Installed
+from adapterhub.choosing import find_installed
 from adapterhub.damage import refuse_changed_manifest
 from adapterhub.errors import (
     AdapterNotFound,
@@ -21,7 +22,6 @@ from adapterhub.errors import (
     shown,
 )
 from adapterhub.hints import BaseHints
-from adapterhub.install import find_installed
 from adapterhub.library import Library
 from adapterhub.manifest import BaseRef, Manifest
 from adapterhub.specs import AdapterSpec, BaseSpec, hint_for_unknown_base, names_folder
