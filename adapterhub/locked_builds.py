@@ -17,7 +17,8 @@ from adapterhub.files import digest_of_file
 from adapterhub.home import LOCK_FILE
 from adapterhub.library import UNKNOWN_BASE, Library
 from adapterhub.manifest import MANIFEST_FILE
-from adapterhub.project import find_project, read_lock
+from adapterhub.project import find_project
+from adapterhub.project.lockfile import read_lock
 from adapterhub.project.values import LockedAdapter, LockedMerge
 from adapterhub.signing.policy import SignaturePolicy
 from adapterhub.signing.trust import Demand

@@ -18,7 +18,7 @@ from adapterhub.errors import AdapterHubError, DigestMismatch
 from adapterhub.library import Library
 from adapterhub.locked_builds import Locked, label_of
 from adapterhub.merge import MergeProgress
-from adapterhub.project import locked_step
+from adapterhub.project.staleness import locked_step
 from adapterhub.project.values import (
     Lock,
     LockedAdapter,

@@ -182,6 +182,19 @@ def spectrum(delta: LowRank) -> Spectrum:
     )
 
 
+def exact_sum(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+    """The sum of weight * delta at its numerical rank; rank 1 and zero if it cancels to nothing.
+
+    Raises:
+        ValueError: as `stack`.
+    """
+    total = stack(deltas, weights)
+    found = spectrum(total)
+    kept = found.numerical_rank
+    # Truncation turns the factors; where nothing is empty the stacked ones are left alone and stay exact.
+    return total if kept == total.rank else found.truncate(kept)
+
+
 def cut(delta: LowRank, *, rank: int | None = None, max_error: float | None = None) -> Cut:
     """The closest update to `delta` in the Frobenius norm (Eckart and Young, 1936); float64, scale 1.
 

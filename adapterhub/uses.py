@@ -13,7 +13,7 @@ from adapterhub.errors import AdapterHubError
 from adapterhub.index import BuildRow
 from adapterhub.known_projects import KnownProject, KnownProjects
 from adapterhub.lineage import Lineage
-from adapterhub.project import read_lock
+from adapterhub.project.lockfile import read_lock
 from adapterhub.project.values import LockedAdapter, LockedMerge
 
 Kind = Literal["project", "merge", "process"]

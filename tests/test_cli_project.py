@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.project import read_lock, read_project
+from adapterhub.project import read_project
+from adapterhub.project.lockfile import read_lock
 from tests.command_line import Adapt
 from tests.tiny import make_adapter, make_base
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from adapterhub.digests import Digest
 from adapterhub.errors import Malformed, NotFound
-from adapterhub.project import lock_problems, lock_text, locked_step, parse_lock, parse_project, read_lock, write_lock
+from adapterhub.project._reading import parse_project
+from adapterhub.project.lockfile import lock_text, parse_lock, read_lock, write_lock
+from adapterhub.project.staleness import lock_problems, locked_step
 from adapterhub.project.values import (
     Lock,
     LockedAdapter,

@@ -11,7 +11,8 @@ import pytest
 from adapterhub.errors import AdapterNotFound, DigestMismatch
 from adapterhub.library import Added, Library
 from adapterhub.locked_merges import Merges, version_of
-from adapterhub.project import lock_problems, lock_text, parse_lock
+from adapterhub.project.lockfile import lock_text, parse_lock
+from adapterhub.project.staleness import lock_problems
 from adapterhub.project.values import LockedMerge, Project, Wanted, WantedMerge
 from adapterhub.recipe_toml.values import Inner, Leaf, Step
 from adapterhub.specs import AdapterSpec, parse_name

@@ -15,7 +15,9 @@ from adapterhub.errors import AdapterNotFound, NoCompatibleRelease, NotFound, Pr
 from adapterhub.library import Library
 from adapterhub.locking import ALL, LockOutcome, lock_project
 from adapterhub.origins import Origin
-from adapterhub.project import lock_problems, lock_text, locked_step, parse_project
+from adapterhub.project._reading import parse_project
+from adapterhub.project.lockfile import lock_text
+from adapterhub.project.staleness import lock_problems, locked_step
 from adapterhub.project.values import Lock, LockedAdapter, LockedMerge, LockedSource, Project, Wanted, WantedMerge
 from adapterhub.release import Release
 from adapterhub.specs import AdapterSpec

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.errors import Conflict, Malformed, NotFound
-from adapterhub.project import find_project, parse_project, read_project, wanted_text
+from adapterhub.project import find_project, read_project
+from adapterhub.project._reading import parse_project
 from adapterhub.project.editing import create_project, project_of, remove_adapter, save_adapter, with_adapter
+from adapterhub.project.staleness import wanted_text
 from adapterhub.project.values import Policy, ProjectRemote, Wanted
 from adapterhub.recipe_toml.values import Inner, Leaf
 from adapterhub.specs import AdapterSpec, BaseSpec, parse_name

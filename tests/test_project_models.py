@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel
 import adapterhub
 from adapterhub.description import Description
 from adapterhub.library import Library
-from adapterhub.project import write_lock
+from adapterhub.project.lockfile import write_lock
 from adapterhub.specs import parse_name
 from tests.command_line import Adapt
 from tests.locks import entry_of, lock_of, sync

@@ -15,7 +15,7 @@ import pytest
 from adapterhub.digests import digest_of
 from adapterhub.files import digest_of_file
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
-from adapterhub.project import read_lock
+from adapterhub.project.lockfile import read_lock
 from tests.command_line import Adapt
 from tests.hub.running import Running
 from tests.tiny import make_adapter, make_base

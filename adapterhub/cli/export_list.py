@@ -38,7 +38,7 @@ def write_list(
 
 
 def _locked(session: Session, folder: Path, groups: tuple[str, ...] | None) -> list[str]:
-    from adapterhub.project import read_lock
+    from adapterhub.project.lockfile import read_lock
     from adapterhub.sync import wanted_entries
 
     lock = read_lock(folder)

@@ -32,7 +32,7 @@ def project_adapters(session: Session, folder: Path) -> list[dict[str, Any]]:
     """
     from adapterhub.home import ADAPTERS_FOLDER
     from adapterhub.locked_builds import refuse_inadmissible
-    from adapterhub.project import read_lock
+    from adapterhub.project.lockfile import read_lock
 
     entries = read_lock(folder).entries.values()
     refuse_inadmissible(session.library, entries, folders={e.key: folder / ADAPTERS_FOLDER / e.key for e in entries})

@@ -116,7 +116,8 @@ def tell_only_here(session: Session, lock: Lock) -> None:
 def _check(session: Session, project: Project) -> None:
     from adapterhub.errors import StaleLock
     from adapterhub.home import LOCK_FILE
-    from adapterhub.project import lock_problems, read_lock
+    from adapterhub.project.lockfile import read_lock
+    from adapterhub.project.staleness import lock_problems
 
     locked = read_lock(project.folder)
     problems = lock_problems(project, locked)

@@ -119,7 +119,7 @@ def project_asked(
     from adapterhub.cli.project_sources import ProjectSources
     from adapterhub.locking import base_choice, in_project
     from adapterhub.outdated import Asked
-    from adapterhub.project import read_lock
+    from adapterhub.project.lockfile import read_lock
     from adapterhub.project.policy import objection_of
     from adapterhub.project.values import LockedAdapter
     from adapterhub.wanted_base import wanted_base

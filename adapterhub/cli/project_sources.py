@@ -267,7 +267,7 @@ def previous_lock(project: Project) -> Lock | None:
     Raises:
         Malformed: it was damaged.
     """
-    from adapterhub.project import read_lock
+    from adapterhub.project.lockfile import read_lock
 
     try:
         return read_lock(project.folder)
@@ -327,7 +327,7 @@ def lock_now(
 def save_lock(session: Session, project: Project, lock: Lock) -> bool:
     """Write the lock, and note in the library that the project needs what it names; whether the file changed."""
     from adapterhub.known_projects import KnownProjects
-    from adapterhub.project import write_lock
+    from adapterhub.project.lockfile import write_lock
     from adapterhub.project.values import digests_of
 
     with keeping_trust(session, project, lock):

@@ -140,7 +140,9 @@ def _links(source: Path, target: Path, what: str, who: str, place: Path) -> Line
 def project_files(session: Session) -> Iterator[Line]:
     """Whether the project file and its lock can be read and go together; nothing outside a project."""
     from adapterhub.home import LOCK_FILE, PROJECT_FILE
-    from adapterhub.project import lock_problems, read_lock, read_project
+    from adapterhub.project import read_project
+    from adapterhub.project.lockfile import read_lock
+    from adapterhub.project.staleness import lock_problems
 
     folder = session.project_folder
     if folder is None:

@@ -112,7 +112,8 @@ def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_
     """
     from adapterhub.cli.project_sources import lock_now, previous_lock, save_lock
     from adapterhub.home import LOCK_FILE
-    from adapterhub.project import lock_problems, read_lock
+    from adapterhub.project.lockfile import read_lock
+    from adapterhub.project.staleness import lock_problems
 
     lock = read_lock(project.folder) if is_frozen else previous_lock(project)
     sources.settle(lock)

@@ -114,7 +114,7 @@ def _keys(folder: Path, specs: Sequence[AdapterSpec]) -> set[str] | None:
     """The names of the project that are asked for, none for all of them; None where something else is named."""
     if not specs:
         return set()
-    from adapterhub.project import read_lock
+    from adapterhub.project.lockfile import read_lock
 
     names = {str(spec) for spec in specs}
     try:
@@ -125,7 +125,7 @@ def _keys(folder: Path, specs: Sequence[AdapterSpec]) -> set[str] | None:
 
 def _show_project(session: Session, folder: Path, lineage: Lineage, keys: set[str]) -> None:
     from adapterhub.lineage import drawn
-    from adapterhub.project import read_lock
+    from adapterhub.project.lockfile import read_lock
 
     lock = read_lock(folder)
     entries = sorted((e for e in lock.entries.values() if not keys or e.key in keys), key=lambda entry: entry.key)

@@ -55,7 +55,7 @@ def _meant(session: Session, lineage: Lineage, spec: AdapterSpec) -> list[tuple[
     is_bare = spec.namespace is None and spec.base is None and not spec.specifiers and spec.digest_prefix is None
     folder = session.project_folder
     if is_bare and folder is not None:
-        from adapterhub.project import read_lock
+        from adapterhub.project.lockfile import read_lock
 
         try:
             entry = read_lock(folder).entries.get(spec.name)

@@ -163,3 +163,13 @@ def _sha256_of(tensor: Tensor) -> str:
 
     plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(plain.numpy().data).hexdigest()
+
+
+def model_types(base: BaseModel) -> dict[str, str]:
+    """The model type that transformers gives each part of the model, by the name of the module that has it."""
+    found = {}
+    for name, module in base.modules.items():
+        kind = getattr(getattr(module, "config", None), "model_type", None)
+        if isinstance(kind, str) and kind:
+            found[name] = kind
+    return found

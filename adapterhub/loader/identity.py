@@ -21,8 +21,7 @@ from adapterhub.errors import shown
 from adapterhub.factors import FORMAT_DTYPES
 from adapterhub.fingerprint import BaseFingerprint, BaseVerdict, Comparison, is_buffer
 from adapterhub.key_maps import OtherNames, other_names
-from adapterhub.loader.base_model import BaseModel
-from adapterhub.loader.naming import model_types
+from adapterhub.loader.base_model import BaseModel, model_types
 from adapterhub.loader.quantised import source_intervals, source_shape
 from adapterhub.precision import Interval, interval, may_be_same, number_text, stored_bytes
 from adapterhub.tensorfacts import sample_offsets

@@ -8,9 +8,8 @@ from torch import nn
 
 from adapterhub.errors import BaseMismatch, RefusedAdapter, UnsupportedAdapter, shown
 from adapterhub.key_maps import other_names
-from adapterhub.loader.base_model import BaseModel
+from adapterhub.loader.base_model import BaseModel, model_types
 from adapterhub.loader.contents import LISTED, AdapterContents, limited
-from adapterhub.loader.naming import model_types
 from adapterhub.loader.parameters import Parameters
 from adapterhub.peft_config import owner
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from adapterhub.key_maps import OtherNames, names_with_all, other_names
-from adapterhub.loader.base_model import BaseModel
+from adapterhub.loader.base_model import BaseModel, model_types
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +39,3 @@ def names_for(modules: Iterable[str], base: BaseModel) -> ModuleNames:
     if most is not None and len(asked & most.here.keys()) <= len(asked & own.keys()):
         most = None
     return ModuleNames(here={name: name for name in own}, nearest=most)
-
-
-def model_types(base: BaseModel) -> dict[str, str]:
-    """The model type that transformers gives each part of the model, by the name of the module that has it."""
-    found = {}
-    for name, module in base.modules.items():
-        kind = getattr(getattr(module, "config", None), "model_type", None)
-        if isinstance(kind, str) and kind:
-            found[name] = kind
-    return found

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapterhub.lowrank import ROUNDING, LowRank
-from adapterhub.merge import cat
+from adapterhub.lowrank import ROUNDING, LowRank, exact_sum
 
 COLINEAR = 0.9995
 """Updates whose cosine is beyond this, either way, lie on one line, as in mergekit: along it they are added linearly.
@@ -43,7 +42,7 @@ class Points:
     def combined(self, coefficients: Tensor) -> LowRank:
         """The sum of coefficient * update, exact, at its numerical rank."""
         signed = [float(c) * sign for c, sign in zip(coefficients, self.signs, strict=True)]
-        return cat.merge(self.deltas, signed)
+        return exact_sum(self.deltas, signed)
 
 
 def points(parts: Sequence[tuple[LowRank, float]]) -> Points:

@@ -1,52 +1,18 @@
 """A project: `adapters.toml`, what it wants, and `adapters.lock`, what it got.
 
 Nothing here asks a place: files become values, and two values are compared. The pages are
-`docs/reference/project-file.md` and `docs/reference/lock-file.md`. The names come when they are asked for: `adapt list`
-needs none but those of the files.
+`docs/reference/project-file.md` and `docs/reference/lock-file.md`.
 """
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from adapterhub.home import PROJECT_FILE
 
 if TYPE_CHECKING:
-    from adapterhub.project._reading import parse_project
-    from adapterhub.project.lockfile import lock_text, parse_lock, read_lock, write_lock
-    from adapterhub.project.staleness import lock_problems, locked_step, wanted_text
-    from adapterhub.project.values import Lock, Project
-
-__all__ = [
-    "Lock",
-    "Project",
-    "find_project",
-    "lock_problems",
-    "lock_text",
-    "locked_step",
-    "parse_lock",
-    "parse_project",
-    "read_lock",
-    "read_project",
-    "wanted_text",
-    "write_lock",
-]
-
-_MODULES: Final = {
-    "parse_project": "_reading",
-    **dict.fromkeys(["Lock", "Project"], "values"),
-    **dict.fromkeys(["lock_text", "parse_lock", "read_lock", "write_lock"], "lockfile"),
-    **dict.fromkeys(["lock_problems", "locked_step", "wanted_text"], "staleness"),
-}
-
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever has the name
-    """The function of that name, from its module."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    from adapterhub.project.values import Project
 
 
 def find_project(start: Path) -> Path | None:

@@ -20,7 +20,8 @@ from adapterhub.cli.project_sources import ProjectSources
 from adapterhub.errors import NamespaceBound, SignatureRefused
 from adapterhub.library import Library
 from adapterhub.loader import attach
-from adapterhub.project import read_lock, read_project
+from adapterhub.project import read_project
+from adapterhub.project.lockfile import read_lock
 from adapterhub.serving import Counter
 from adapterhub.sync import Means, plan_sync, run_sync, syncing, wanted_entries
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver

@@ -22,7 +22,9 @@ from adapterhub.directory import PublishedDirectory
 from adapterhub.library import Library
 from adapterhub.locking import LockOutcome, lock_project
 from adapterhub.manifest import MANIFEST_FILE, Manifest
-from adapterhub.project import lock_problems, lock_text, parse_lock, read_project
+from adapterhub.project import read_project
+from adapterhub.project.lockfile import lock_text, parse_lock
+from adapterhub.project.staleness import lock_problems
 from adapterhub.specs import parse_name
 from tests.tiny import make_adapter, make_base
 

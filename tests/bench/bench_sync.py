@@ -22,7 +22,7 @@ from adapterhub.description import Description
 from adapterhub.home import ADAPTERS_FOLDER
 from adapterhub.known_projects import KnownProjects
 from adapterhub.library import Library
-from adapterhub.project import write_lock
+from adapterhub.project.lockfile import write_lock
 from adapterhub.project.values import Lock
 from adapterhub.specs import parse_name
 from tests.locks import entry_of, lock_of, sync
