@@ -10,11 +10,7 @@ from __future__ import annotations
 import logging
 import os
 
-NAME = "adapterhub"
-"""What vLLM calls us: the entry point, for VLLM_PLUGINS, and the resolver."""
-
-LOGGER = "vllm.adapterhub"
-"""Below vLLM's own logger, whose handlers and level then hold for us."""
+from adapterhub.vllm_plugin.names import LOGGER
 
 
 def register() -> None:

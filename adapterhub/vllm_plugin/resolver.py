@@ -14,8 +14,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.errors import AdapterHubError, AdapterNotFound, BaseNotFound, SpecError, shown
-from adapterhub.vllm_plugin import LOGGER, NAME
 from adapterhub.vllm_plugin.cpu_rows import vllm_version
+from adapterhub.vllm_plugin.names import LOGGER, NAME
 
 if TYPE_CHECKING:
     from adapterhub.serving import Counter, Handed, ServeSettings
