@@ -36,10 +36,10 @@ def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None
     Raises:
         AdapterNotFound, NoCompatibleRelease, SpecError: nothing installed answers to it.
     """
-    from adapterhub.cli.params import wanted_from
     from adapterhub.damage import refuse_changed_manifest
     from adapterhub.install import find_installed
     from adapterhub.recipe import Ingredient
+    from adapterhub.session import wanted_from
     from adapterhub.specs import AdapterSpec, names_folder
 
     if names_folder(text):

@@ -213,8 +213,8 @@ def find_build(
         AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
         SignatureRefused, NamespaceBound: `for_use`, and it may not be used.
     """
-    from adapterhub.cli.params import wanted_from
     from adapterhub.install import find_installed, look_up
+    from adapterhub.session import wanted_from
 
     library = session.project_library
     find = find_installed if for_use else look_up

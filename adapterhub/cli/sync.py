@@ -16,9 +16,9 @@ from adapterhub.errors import StaleLock, UsageProblem, shown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adapterhub.cli.project_sources import ProjectSources
     from adapterhub.locked_builds import Given, Locked
     from adapterhub.project.values import Lock, LockedMerge, Project
+    from adapterhub.project_sources import ProjectSources
     from adapterhub.remotes import SignaturePolicy
     from adapterhub.sync import Brought, Done, Means, SyncPlan
 
@@ -63,7 +63,7 @@ def sync(
       adapt sync --frozen --check
       adapt sync --group eval --prune
     """
-    from adapterhub.cli.project_sources import ProjectSources
+    from adapterhub.project_sources import ProjectSources
     from adapterhub.sync import plan_sync, run_sync, syncing, wanted_entries
 
     if yes and not prune:
@@ -110,8 +110,8 @@ def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_
         NotFound: there is none, and it is frozen.
         Malformed: it was damaged.
     """
-    from adapterhub.cli.project_sources import lock_now, previous_lock, save_lock
-    from adapterhub.project import LOCK_FILE, lock_problems, read_lock
+    from adapterhub.project import LOCK_FILE, lock_problems, previous_lock, read_lock
+    from adapterhub.project_sources import lock_now, save_lock
 
     lock = read_lock(project.folder) if is_frozen else previous_lock(project)
     sources.settle(lock)
@@ -124,7 +124,7 @@ def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_
         return lock, False
     if is_frozen:
         raise StaleLock(str(project.folder / LOCK_FILE), problems, hint="`adapt lock` resolves it anew")
-    outcome = lock_now(session, project, sources, previous=lock)
+    outcome = lock_now(session, project, sources, previous=lock, bars=session.out)
     for warning in outcome.warnings:
         session.out.warn(warning)
     save_lock(session, project, outcome.lock)

@@ -15,7 +15,7 @@ from adapterhub.project.names import LOCK_FILE, PROJECT_FILE
 
 if TYPE_CHECKING:
     from adapterhub.project._reading import parse_project
-    from adapterhub.project.lockfile import lock_text, parse_lock, read_lock, write_lock
+    from adapterhub.project.lockfile import lock_text, parse_lock, previous_lock, read_lock, write_lock
     from adapterhub.project.staleness import lock_problems, locked_step, wanted_text
     from adapterhub.project.values import Lock, Project
 
@@ -30,6 +30,7 @@ __all__ = [
     "locked_step",
     "parse_lock",
     "parse_project",
+    "previous_lock",
     "read_lock",
     "read_project",
     "wanted_text",
@@ -39,7 +40,7 @@ __all__ = [
 _MODULES: Final = {
     "parse_project": "_reading",
     **dict.fromkeys(["Lock", "Project"], "values"),
-    **dict.fromkeys(["lock_text", "parse_lock", "read_lock", "write_lock"], "lockfile"),
+    **dict.fromkeys(["lock_text", "parse_lock", "previous_lock", "read_lock", "write_lock"], "lockfile"),
     **dict.fromkeys(["lock_problems", "locked_step", "wanted_text"], "staleness"),
 }
 

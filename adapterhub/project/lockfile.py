@@ -26,6 +26,7 @@ from adapterhub.project.values import (
     LockedMerge,
     LockedSource,
     Policy,
+    Project,
 )
 from adapterhub.recipe_toml import step_table
 from adapterhub.recipe_toml.values import Step
@@ -62,6 +63,18 @@ def read_lock(folder: Path) -> Lock:
         line = raw.count(b"\n", 0, error.start) + 1
         raise _damaged(str(path), [f"line {line}: not UTF-8 at byte {error.start}"]) from None
     return parse_lock(text.replace("\r\n", "\n"), str(path))  # version control may check it out so on Windows
+
+
+def previous_lock(project: Project) -> Lock | None:
+    """The lock of the project as it is; None when there is none yet.
+
+    Raises:
+        Malformed: it was damaged.
+    """
+    try:
+        return read_lock(project.folder)
+    except NotFound:
+        return None
 
 
 def write_lock(folder: Path, lock: Lock) -> bool:
