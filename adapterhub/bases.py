@@ -12,16 +12,11 @@ from typing import Any, Final
 
 from adapterhub.digests import Progress, canonical_json, strict_json
 from adapterhub.errors import BaseNotFound, Conflict, Malformed, SpecError, UsageProblem, shown
-from adapterhub.fingerprint import (
-    BaseFingerprint,
-    BaseHints,
-    BaseVerdict,
-    TensorFacts,
-    compare,
-    fingerprint_folder,
-)
+from adapterhub.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_folder
+from adapterhub.hints import BaseHints
 from adapterhub.root import Root
 from adapterhub.specs import BaseSpec, looks_like_revision
+from adapterhub.tensorfacts import TensorFacts
 
 SCHEMA: Final = "adapterhub/base/1"
 _LIMIT_BYTES: Final = 512 << 20

@@ -9,7 +9,7 @@ from typing import Any
 
 from adapterhub.bases import BaseRecord
 from adapterhub.cards import CARD_LIMIT_BYTES, split_card
-from adapterhub.fingerprint import BaseHints
+from adapterhub.hints import BaseHints
 from adapterhub.manifest import CARD_FILE, BaseRef, FileEntry, Manifest, Parent
 from adapterhub.specs import AdapterName
 from adapterhub.verify import Subject

@@ -22,7 +22,7 @@ from adapterhub.fingerprint import BaseVerdict, compare
 from adapterhub.limits import limits
 from adapterhub.lowrank import LowRank, difference_norms, frobenius_norm
 from adapterhub.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, Manifest
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 from adapterhub.verify import manifest_in, open_files, refuse_damaged
 from adapterhub.verify._listing import Listing, safe_listing
 from adapterhub.verify.container import read_weights_header

@@ -15,7 +15,7 @@ from adapterhub.errors import RefusedAdapter, shown
 from adapterhub.layouts import Kind, Layout
 from adapterhub.manifest import CONFIG_FILE
 from adapterhub.peft_config import AdapterConfig, owner
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 
 FACTOR_DTYPES: Final = ("F64", "F32", "F16", "BF16")
 """What a factor may be stored as, in the format's names."""

@@ -21,7 +21,8 @@ from adapterhub.factor_pairs import Factors, pair_up
 from adapterhub.layouts import PEFT_PREFIX, Kind, Layout, Names, is_finite
 from adapterhub.lowrank import LowRank
 from adapterhub.manifest import CONFIG_FILE
-from adapterhub.tensorfile import TensorSpec, header_bytes
+from adapterhub.tensorfile import header_bytes
+from adapterhub.tensorheader import TensorSpec
 from adapterhub.verify import Subject, open_files
 
 __all__ = [

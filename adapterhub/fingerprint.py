@@ -21,7 +21,7 @@ from adapterhub.errors import Malformed, shown
 from adapterhub.hints import BaseHints, digest_at, read_hints
 from adapterhub.precision import may_be_same, number_text, stored_bytes
 from adapterhub.tensorfacts import SAMPLES, TensorFacts
-from adapterhub.tensorfile import DTYPE_BITS
+from adapterhub.tensorheader import DTYPE_BITS
 from adapterhub.weightfiles import INDEX_FILE, SINGLE_FILE, indexed_tensors, weight_files
 from adapterhub.weightreader import read_facts
 

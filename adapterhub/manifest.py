@@ -16,7 +16,8 @@ from typing import Any
 from adapterhub.digests import Digest, canonical_json, digest_of, parse_digest, strict_json
 from adapterhub.errors import MalformedManifest, SpecError, shown
 from adapterhub.files import read_plain
-from adapterhub.fingerprint import BaseFingerprint, BaseHints
+from adapterhub.fingerprint import BaseFingerprint
+from adapterhub.hints import BaseHints
 from adapterhub.specs import AdapterName, parse_name, parse_version
 
 SCHEMA = "adapterhub/1"

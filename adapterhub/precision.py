@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from adapterhub.tensorfile import DTYPE_BITS
+from adapterhub.tensorheader import DTYPE_BITS
 
 Interval = tuple[float, float]
 

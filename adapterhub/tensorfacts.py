@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from adapterhub.digests import parse_digest
 from adapterhub.errors import shown
-from adapterhub.tensorfile import DTYPE_BITS, TensorSpec
+from adapterhub.tensorheader import DTYPE_BITS, TensorSpec
 
 SAMPLES: Final = 16
 """Numbers kept of each tensor."""

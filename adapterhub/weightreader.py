@@ -24,7 +24,8 @@ from adapterhub.files import read_json
 from adapterhub.precision import stored_bytes
 from adapterhub.real_folder import make_folder
 from adapterhub.tensorfacts import TensorFacts, sample_offsets
-from adapterhub.tensorfile import BASE_LIMITS, TensorSpec, read_header
+from adapterhub.tensorfile import read_header
+from adapterhub.tensorheader import BASE_LIMITS, TensorSpec
 
 BUFFER_BYTES: Final = 1 << 20
 """Read at once by each thread: a multiple of the widest number, small enough to stay in a core's cache."""

@@ -55,10 +55,11 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["admission"], 3),
     **dict.fromkeys(["locking"], 3),
     **dict.fromkeys(["locked_builds", "sync", "space"], 3),
+    **dict.fromkeys(["session", "project_trust"], 3),
     # 4 weights
     **dict.fromkeys(["lowrank", "randomized", "layouts", "factor_pairs", "factors", "merge", "similarity"], 4),
     **dict.fromkeys(["difference"], 4),
-    **dict.fromkeys(["locked_merges"], 4),
+    **dict.fromkeys(["locked_merges", "project_sources"], 4),
     **dict.fromkeys(["recipe", "recipe_parents", "loader", "generation", "bank", "tuning", "fuse", "extract"], 4),
     **dict.fromkeys(["export"], 4),
     **dict.fromkeys(["serving"], 4),

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, safe_open, save_file
 
 from adapterhub.errors import DigestMismatch, MalformedConfig, MalformedTensorFile, RefusedAdapter
 from adapterhub.factors import AdapterFactors, Layout, TensorFileWriter
-from adapterhub.tensorfile import TensorSpec, read_header
+from adapterhub.tensorfile import read_header
+from adapterhub.tensorheader import TensorSpec
 from tests.adapter_folders import PREFIX, dense, updates_in, write_folder
 
 SHAPES = {

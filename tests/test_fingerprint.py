@@ -13,15 +13,15 @@ from transformers import GPT2Model, LlamaForCausalLM
 
 from adapterhub.fingerprint import (
     BaseFingerprint,
-    BaseHints,
     BaseVerdict,
     Comparison,
-    TensorFacts,
     compare,
     files_digest,
     fingerprint_folder,
     fingerprint_tensors,
 )
+from adapterhub.hints import BaseHints
+from adapterhub.tensorfacts import TensorFacts
 from tests.fingerprinted import edited, fingerprint, gpt2, llama
 
 

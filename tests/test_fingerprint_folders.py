@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from adapterhub.digests import digest_of
 from adapterhub.errors import BaseNotFound, CouldNotTell, Malformed, MalformedTensorFile
-from adapterhub.fingerprint import BaseHints, files_digest, fingerprint_folder
+from adapterhub.fingerprint import files_digest, fingerprint_folder
+from adapterhub.hints import BaseHints
 from tests.fingerprinted import fingerprint, llama
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

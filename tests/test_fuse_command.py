@@ -232,7 +232,8 @@ def test_a_file_size_limit_is_told_plainly_and_leaves_nothing(installed: Library
 
 def sparse_base(folder: Path, *, rows: int) -> Path:
     """A base of `rows` x 64 KiB in bfloat16, written as a hole: reading it costs no disk."""
-    from adapterhub.tensorfile import TensorSpec, header_bytes
+    from adapterhub.tensorfile import header_bytes
+    from adapterhub.tensorheader import TensorSpec
 
     folder.mkdir()
     shapes = {f"layers.{i}.up_proj.weight": (rows // 4, 1 << 15) for i in range(4)} | {"norm.weight": (8,)}

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapterhub.layouts import Layout, is_finite, owner, plain_name
+from adapterhub.layouts import Layout, is_finite, plain_name
 from adapterhub.lowrank import LowRank
+from adapterhub.peft_config import owner
 from tests.adapter_folders import random_delta
 
 layouts = st.one_of(

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.config_names import base_is_path, base_problem
+from adapterhub.config_reading import PEFT_TYPES
 from adapterhub.errors import MalformedConfig
 from adapterhub.patterns import Budget, FullPattern, KeyPatterns, PatternTooSlow, pattern_problem
-from adapterhub.peft_config import PEFT_TYPES, AdapterConfig
+from adapterhub.peft_config import AdapterConfig
 from tests.shared_data import shared
 from tests.wild import KEPT
 

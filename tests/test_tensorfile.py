@@ -14,15 +14,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.errors import MalformedTensorFile
-from adapterhub.tensorfile import (
-    ADAPTER_LIMITS,
-    BASE_LIMITS,
-    DTYPE_BITS,
-    Limits,
-    TensorSpec,
-    header_bytes,
-    read_header,
-)
+from adapterhub.tensorfile import Limits, header_bytes, read_header
+from adapterhub.tensorheader import ADAPTER_LIMITS, BASE_LIMITS, DTYPE_BITS, TensorSpec
 
 FUZZ_S = 6.0
 

@@ -17,12 +17,14 @@ from safetensors.numpy import save_file
 
 from adapterhub.base_names import Rule, find_rule
 from adapterhub.digests import digest_of
-from adapterhub.fingerprint import BaseHints, fingerprint_tensors
+from adapterhub.fingerprint import fingerprint_tensors
 from adapterhub.heldfile import PIECE_BYTES, HeldFile
+from adapterhub.hints import BaseHints
 from adapterhub.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, FileEntry, Manifest
 from adapterhub.specs import parse_name
 from adapterhub.tensorfacts import TensorFacts
-from adapterhub.tensorfile import TensorSpec, header_bytes, parse_header
+from adapterhub.tensorfile import header_bytes, parse_header
+from adapterhub.tensorheader import TensorSpec
 from adapterhub.verify import Finding, Report, checks, open_subject, verify, verify_folder
 from adapterhub.verify._scan import TensorNumbers, scan_weights
 from tests.wild import wild

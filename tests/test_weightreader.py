@@ -15,7 +15,8 @@ import pytest
 
 from adapterhub.errors import CouldNotTell, MalformedTensorFile
 from adapterhub.tensorfacts import TensorFacts, sample_offsets
-from adapterhub.tensorfile import TensorSpec, header_bytes, read_header
+from adapterhub.tensorfile import header_bytes, read_header
+from adapterhub.tensorheader import TensorSpec
 from adapterhub.weightreader import BUFFER_BYTES, read_facts
 
 SPECS = (

@@ -27,7 +27,7 @@ from adapterhub.loader.contents import DTYPES, LISTED
 from adapterhub.loader.fitting import Fitting
 from adapterhub.loader.injection import Ready
 from adapterhub.loader.methods import Scale
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _READ_WITHOUT_A_CALL: Final = (nn.MultiheadAttention, nn.TransformerEncoderLayer)

@@ -10,7 +10,7 @@ from torch import Tensor
 from adapterhub.errors import RefusedAdapter, shown
 from adapterhub.heldfile import HeldFile
 from adapterhub.loader.contents import DTYPES
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 
 _MUCH_UNUSED = 0.1
 

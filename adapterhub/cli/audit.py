@@ -10,8 +10,9 @@ import click
 
 from adapterhub.cli.completing import complete_spec_or_folder
 from adapterhub.cli.output import json_text
-from adapterhub.cli.params import Session, common, wanted_from
+from adapterhub.cli.params import Session, common
 from adapterhub.errors import EXIT_SOME_FAILED, CouldNotTell, DigestMismatch, UsageProblem
+from adapterhub.session import wanted_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completing import complete_engine, complete_spec_or_folder
-from adapterhub.cli.params import BASE, Session, common, wanted_from
+from adapterhub.cli.params import BASE, Session, common
 from adapterhub.errors import EXIT_SOME_FAILED, Incompatible, RefusedAdapter, UsageProblem, shown
+from adapterhub.session import wanted_from
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

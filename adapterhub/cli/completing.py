@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 PROJECT_FILE: Final = "adapters.toml"
 """As in `project/values.py`, whose imports cost more than the whole of this."""
-PROJECT_META: Final = "adapterhub.project"
-"""Where `--project` keeps its folder, as in `params.py`, which imports this module."""
 
 _SAFE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,200}")
 _REQUIREMENT: Final = re.compile(r"(?P<head>[a-z0-9._/-]+(?:@[A-Za-z0-9._/-]+?)?==)(?P<version>[A-Za-z0-9.+!_-]*)")
@@ -84,7 +82,7 @@ def _project(context: click.Context) -> Mapping[str, Any]:
     else:
         import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # of Python 3.10 only
 
-    given = context.meta.get(PROJECT_META)
+    given = context.params.get("project_dir")
     start = Path(given) if given else Path.cwd()
     for folder in (start, *([] if given else start.parents)):
         path = folder / PROJECT_FILE

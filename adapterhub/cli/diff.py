@@ -60,9 +60,9 @@ def diff(session: Session, first: str, second: str, base: BaseSpec | None, modul
 
 def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
     from adapterhub.choosing import look_up
-    from adapterhub.cli.params import wanted_from
     from adapterhub.damage import refuse_changed_manifest
     from adapterhub.difference import Side, side_of_folder
+    from adapterhub.session import wanted_from
     from adapterhub.specs import AdapterSpec, names_folder
 
     if names_folder(text):

@@ -89,10 +89,10 @@ def doctor(
 def _repair(
     session: Session, places: tuple[Path, ...], remote: str | None, token: str | None, *, dry_run: bool, offline: bool
 ) -> None:
-    from adapterhub.cli.params import sources_from
     from adapterhub.directory import source_at
     from adapterhub.origins import Origin
     from adapterhub.repair import repair
+    from adapterhub.session import sources_from
     from adapterhub.transfer import Source
 
     def find_source(origin: Origin) -> Source:

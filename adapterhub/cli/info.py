@@ -8,9 +8,10 @@ import click
 
 from adapterhub.cli.info_modules import group_fields, modules_document
 from adapterhub.cli.output import size_text
-from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, remote_options, wanted_from
+from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, remote_options
 from adapterhub.cli.project_policy import policy_fields, refusal_here
 from adapterhub.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
+from adapterhub.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.choosing import RankBounds

@@ -53,8 +53,8 @@ def _show_recipe(session: Session, build: Installed) -> None:
 
 def _verdict(library: Library, build: Installed, spec: AdapterSpec, base: BaseSpec | None) -> dict[str, Any]:
     """How the base it was made for stands to the one asked for, else to the registered one."""
-    from adapterhub.cli.params import wanted_from
     from adapterhub.fingerprint import compare
+    from adapterhub.session import wanted_from
 
     wanted = wanted_from(library, spec, base)
     if wanted is not None:

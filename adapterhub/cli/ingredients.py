@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.choosing import find_installed
 from adapterhub.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -36,10 +37,9 @@ def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None
     Raises:
         AdapterNotFound, NoCompatibleRelease, SpecError: nothing installed answers to it.
     """
-    from adapterhub.choosing import find_installed
-    from adapterhub.cli.params import wanted_from
     from adapterhub.damage import refuse_changed_manifest
     from adapterhub.recipe import Ingredient
+    from adapterhub.session import wanted_from
     from adapterhub.specs import AdapterSpec, names_folder
 
     if names_folder(text):

@@ -28,11 +28,11 @@ def init(session: Session, folder: Path, base: BaseSpec | None) -> None:
       adapt init --base base-7b
       adapt init ./assistant --base ./models/base-7b
     """
-    from adapterhub.cli.project_sources import base_to_write
     from adapterhub.errors import BaseNotFound
     from adapterhub.home import PROJECT_FILE
     from adapterhub.project import find_project
     from adapterhub.project.editing import create_project
+    from adapterhub.project_sources import base_to_write
 
     outer = find_project(folder.absolute().parent)
     if base is not None:

@@ -20,13 +20,13 @@ from adapterhub.cli.params import (
     remote_options,
     signatures_option,
     trust_option,
-    wanted_from,
 )
 from adapterhub.cli.project_policy import exclude_newer_option, objection_from
-from adapterhub.cli.project_sources import SpecSources, editing, project_base
 from adapterhub.cli.requirements import read_requirements
 from adapterhub.cli.saving import Saved, project_to_save_in, save_installed, save_options
 from adapterhub.errors import UsageProblem
+from adapterhub.project_sources import SpecSources, editing, project_base
+from adapterhub.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.install import Plan

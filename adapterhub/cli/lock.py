@@ -48,9 +48,10 @@ def lock(
       adapt lock --upgrade legal-qa
       adapt lock --check
     """
-    from adapterhub.cli.project_sources import ProjectSources, lock_now, previous_lock, save_lock
     from adapterhub.errors import UsageProblem
     from adapterhub.locking import ALL
+    from adapterhub.project.lockfile import previous_lock
+    from adapterhub.project_sources import ProjectSources, lock_now, save_lock
 
     if check and (upgrade or names):
         raise UsageProblem("`--check` changes nothing, so it goes without `--upgrade`")
@@ -65,7 +66,7 @@ def lock(
     sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
     sources.settle(previous)
     chosen_anew = ALL if upgrade and not names else names
-    outcome = lock_now(session, project, sources, previous=previous, upgrade=chosen_anew)
+    outcome = lock_now(session, project, sources, previous=previous, upgrade=chosen_anew, bars=session.out)
     is_new = save_lock(session, project, outcome.lock)
     tell_lock(session, project, outcome, is_new=is_new)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.cli.merge_result import description_from, merge_to_folder, merge_to_library
-from adapterhub.cli.params import sources_from
 from adapterhub.errors import Conflict, UsageProblem, shown
+from adapterhub.session import sources_from
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completing import complete_remote
-from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, wanted_from
+from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options
 from adapterhub.errors import UsageProblem
+from adapterhub.session import wanted_from
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -116,12 +116,12 @@ def project_asked(
     import time
 
     from adapterhub.choosing import RankBounds
-    from adapterhub.cli.project_sources import ProjectSources
     from adapterhub.locking import base_choice, in_project
     from adapterhub.outdated import Asked
     from adapterhub.project.lockfile import read_lock
     from adapterhub.project.policy import objection_of
     from adapterhub.project.values import LockedAdapter
+    from adapterhub.project_sources import ProjectSources
     from adapterhub.wanted_base import wanted_base
 
     lock, library = read_lock(project.folder), session.library
@@ -173,8 +173,8 @@ def library_asked(
     """
     from packaging.version import Version
 
-    from adapterhub.cli.params import sources_from
     from adapterhub.outdated import Asked
+    from adapterhub.session import sources_from
     from adapterhub.specs import AdapterSpec
 
     library = session.library

@@ -7,18 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli.params import (
-    BASE,
-    SPEC,
-    Session,
-    common,
-    rank_options,
-    remote_options,
-    signatures_option,
-    wanted_from,
-)
+from adapterhub.cli.params import BASE, SPEC, Session, common, rank_options, remote_options, signatures_option
 from adapterhub.cli.project_policy import exclude_newer_option, objection_from
-from adapterhub.cli.project_sources import SpecSources
+from adapterhub.project_sources import SpecSources
+from adapterhub.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.signing.policy import SignaturePolicy

@@ -9,9 +9,10 @@ import click
 
 from adapterhub.cli.completing import complete_own_key
 from adapterhub.cli.output import size_text
-from adapterhub.cli.params import SPEC, Session, common, rank_options, remote_options, wanted_from
+from adapterhub.cli.params import SPEC, Session, common, rank_options, remote_options
 from adapterhub.cli.sign import sign_build, signing_key
 from adapterhub.errors import UsageProblem
+from adapterhub.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.catalog import Installed

@@ -214,7 +214,7 @@ def find_build(
         SignatureRefused, NamespaceBound: `for_use`, and it may not be used.
     """
     from adapterhub.choosing import find_installed, look_up
-    from adapterhub.cli.params import wanted_from
+    from adapterhub.session import wanted_from
 
     library = session.project_library
     find = find_installed if for_use else look_up

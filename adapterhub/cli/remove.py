@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.params import SPEC, Session, common, wanted_from
+from adapterhub.cli.params import SPEC, Session, common
+from adapterhub.session import wanted_from
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

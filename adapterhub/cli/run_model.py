@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.cli.params import Session, wanted_from
+from adapterhub.cli.params import Session
 from adapterhub.errors import AdapterHubError, BaseNotFound, Incompatible, MergeRefused, UsageProblem, shown
+from adapterhub.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.bank import AdapterBank

@@ -15,10 +15,10 @@ from adapterhub.specs import parse_name
 if TYPE_CHECKING:
     from adapterhub.choosing import RankBounds
     from adapterhub.cli.params import Session
-    from adapterhub.cli.project_sources import SpecSources
     from adapterhub.install import Plan
     from adapterhub.library import Library
     from adapterhub.project.values import Project, Wanted
+    from adapterhub.project_sources import SpecSources
     from adapterhub.specs import AdapterName, AdapterSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -86,10 +86,11 @@ def save_installed(
         Conflict: a name stands for another adapter in this project, or what is wanted cannot be had together.
     """
     from adapterhub.cli.lock import tell_changes, tell_only_here
-    from adapterhub.cli.project_sources import lock_now, previous_lock, save_lock
     from adapterhub.locking import locked_adapter
     from adapterhub.project.editing import project_of, text_of_project, with_adapter, write_project
+    from adapterhub.project.lockfile import previous_lock
     from adapterhub.project.values import LockedAdapter, ProjectRemote
+    from adapterhub.project_sources import lock_now, save_lock
 
     named: dict[str, ProjectRemote] = {one.name: one for one in project.remotes}
     text = text_of_project(project.folder)
@@ -101,7 +102,9 @@ def save_installed(
             chosen[wanted.key] = locked_adapter(project, library, wanted, one.plan.release, one.plan.source)
         project = project_of(text, project.folder)
         previous = previous_lock(project)
-        outcome = lock_now(session, project, places.project_sources(project), previous=previous, given=chosen)
+        outcome = lock_now(
+            session, project, places.project_sources(project), previous=previous, given=chosen, bars=session.out
+        )
     except AdapterHubError:
         session.out.note("installed, but not saved: the project is as it was")
         raise
@@ -118,8 +121,8 @@ def _wanted(one: Saved, project: Project, group: str | None, remote: str | None)
     """What the project asks for from now on: what was typed, and where no version was, this one or a newer."""
     from packaging.version import Version
 
-    from adapterhub.cli.project_sources import base_to_write
     from adapterhub.project.values import Wanted
+    from adapterhub.project_sources import base_to_write
 
     release, spec = one.plan.release, one.spec
     specifiers = spec.specifiers

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from adapterhub.cli.params import Session, sources_from
+from adapterhub.cli.params import Session
 from adapterhub.errors import AdapterHubError, UnsupportedAdapter
 from adapterhub.output_place import output_place
+from adapterhub.session import sources_from
 
 if TYPE_CHECKING:
     from adapterhub.bases import BaseRecord

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completing import complete_own_key
-from adapterhub.cli.params import SPEC, Session, common, rank_options, wanted_from
+from adapterhub.cli.params import SPEC, Session, common, rank_options
 from adapterhub.errors import UsageProblem
+from adapterhub.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.catalog import Installed

@@ -16,9 +16,9 @@ from adapterhub.errors import StaleLock, UsageProblem, shown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adapterhub.cli.project_sources import ProjectSources
     from adapterhub.locked_builds import Given, Locked
     from adapterhub.project.values import Lock, LockedMerge, Project
+    from adapterhub.project_sources import ProjectSources
     from adapterhub.signing.policy import SignaturePolicy
     from adapterhub.sync import Brought, Done, Means, SyncPlan
 
@@ -63,7 +63,7 @@ def sync(
       adapt sync --frozen --check
       adapt sync --group eval --prune
     """
-    from adapterhub.cli.project_sources import ProjectSources
+    from adapterhub.project_sources import ProjectSources
     from adapterhub.sync import plan_sync, run_sync, syncing, wanted_entries
 
     if yes and not prune:
@@ -110,10 +110,10 @@ def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_
         NotFound: there is none, and it is frozen.
         Malformed: it was damaged.
     """
-    from adapterhub.cli.project_sources import lock_now, previous_lock, save_lock
     from adapterhub.home import LOCK_FILE
-    from adapterhub.project.lockfile import read_lock
+    from adapterhub.project.lockfile import previous_lock, read_lock
     from adapterhub.project.staleness import lock_problems
+    from adapterhub.project_sources import lock_now, save_lock
 
     lock = read_lock(project.folder) if is_frozen else previous_lock(project)
     sources.settle(lock)
@@ -129,7 +129,7 @@ def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_
         return lock, False
     if is_frozen:
         raise StaleLock(str(project.folder / LOCK_FILE), problems, hint="`adapt lock` resolves it anew")
-    outcome = lock_now(session, project, sources, previous=lock)
+    outcome = lock_now(session, project, sources, previous=lock, bars=session.out)
     for warning in outcome.warnings:
         session.out.warn(warning)
     save_lock(session, project, outcome.lock)

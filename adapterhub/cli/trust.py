@@ -55,9 +55,9 @@ def trust(session: Session, folder: Path | None, revoke: bool, is_list: bool) ->
 
 def _agree(session: Session, place: Path, trusted: Any) -> None:  # noqa: ANN401 - TrustedProjects
     from adapterhub.admission import Admission
-    from adapterhub.cli.project_sources import previous_lock
-    from adapterhub.cli.project_trust import refuse_takeover, servers_in
     from adapterhub.project import read_project
+    from adapterhub.project.lockfile import previous_lock
+    from adapterhub.project_trust import refuse_takeover, servers_in
 
     project = read_project(place)
     refuse_takeover(project, session.remotes.all(), Admission(session.library))

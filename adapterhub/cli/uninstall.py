@@ -91,8 +91,8 @@ def _builds(
     session: Session, library: Library, project: Project, key: AdapterName, spec: AdapterSpec
 ) -> list[Installed]:
     """The locked build under that name, if it is installed and no other name of the project stands for it."""
-    from adapterhub.cli.project_sources import previous_lock
     from adapterhub.locked_builds import locked_build
+    from adapterhub.project.lockfile import previous_lock
 
     lock = previous_lock(project)
     entry = lock.entries.get(key) if lock else None
@@ -109,8 +109,9 @@ def _take_out(session: Session, project: Project, keys: list[AdapterName]) -> No
     """Out of the project file, and out of the lock, both or neither; what else is stale in the lock stays so."""
     from dataclasses import replace
 
-    from adapterhub.cli.project_sources import editing, previous_lock, save_lock
     from adapterhub.project.editing import text_of_project, without_adapters, write_project
+    from adapterhub.project.lockfile import previous_lock
+    from adapterhub.project_sources import editing, save_lock
 
     with editing(session.library, project.folder):
         text = without_adapters(text_of_project(project.folder), keys)

@@ -19,8 +19,8 @@ from adapterhub.cli.params import (
 )
 
 if TYPE_CHECKING:
-    from adapterhub.cli.project_sources import ProjectSources
     from adapterhub.project.values import Lock, LockedMerge, Project, WantedMerge
+    from adapterhub.project_sources import ProjectSources
     from adapterhub.signing.policy import SignaturePolicy
 
 _NOTHING = "nothing newer is allowed; `adapt outdated` shows what else there is"
@@ -65,7 +65,7 @@ def upgrade(
             session, names, signatures, remote=remote, token=token, offline=offline, places=places, dry_run=dry_run
         )
         return
-    from adapterhub.cli.project_sources import ProjectSources
+    from adapterhub.project_sources import ProjectSources
 
     sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
     if dry_run:
@@ -82,14 +82,15 @@ def _upgrade_project(
     signatures: SignaturePolicy | None,
 ) -> None:
     from adapterhub.cli.lock import lock_document, tell_changes
-    from adapterhub.cli.project_sources import lock_now, previous_lock, save_lock
     from adapterhub.cli.sync import document_of, means_of, say
     from adapterhub.locking import ALL
+    from adapterhub.project.lockfile import previous_lock
+    from adapterhub.project_sources import lock_now, save_lock
     from adapterhub.sync import plan_sync, run_sync, syncing, wanted_entries
 
     previous = previous_lock(project)
     sources.settle(previous)
-    outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL)
+    outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL, bars=session.out)
     for warning in outcome.warnings:
         session.out.warn(warning)
     is_new = save_lock(session, project, outcome.lock)
@@ -116,8 +117,9 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
     from dataclasses import replace
 
     from adapterhub.cli.lock import change_document, tell_changes
-    from adapterhub.cli.project_sources import lock_now, previous_lock
     from adapterhub.locking import ALL
+    from adapterhub.project.lockfile import previous_lock
+    from adapterhub.project_sources import lock_now
     from adapterhub.sync import opened, plan_sync, refuse_blocked, wanted_entries
 
     to_merge: set[str] = set()
@@ -128,7 +130,9 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
 
     previous = previous_lock(project)
     sources.settle(previous)
-    outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL, make_merge=put_off)
+    outcome = lock_now(
+        session, project, sources, previous=previous, upgrade=names or ALL, make_merge=put_off, bars=session.out
+    )
     for warning in outcome.warnings:
         session.out.warn(warning)
     with opened(session.library.store, project.folder) as target:

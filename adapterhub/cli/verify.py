@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli.completing import complete_spec_or_folder
-from adapterhub.cli.params import BASE, Session, common, wanted_from
+from adapterhub.cli.params import BASE, Session, common
 from adapterhub.errors import EXIT_SOME_FAILED, AdapterHubError, CouldNotTell, DigestMismatch, UsageProblem
+from adapterhub.session import wanted_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

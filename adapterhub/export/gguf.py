@@ -25,10 +25,11 @@ from adapterhub.errors import Conflict, Incompatible, Malformed, NotFound, Unsup
 from adapterhub.export._job import Adapter, Exported, Job
 from adapterhub.factors import AdapterFactors
 from adapterhub.files import sync_folder
-from adapterhub.layouts import is_finite, owner
+from adapterhub.layouts import is_finite
 from adapterhub.lowrank import LowRank
 from adapterhub.new_folder import not_written
 from adapterhub.output_place import output_place
+from adapterhub.peft_config import owner
 
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _QUERIES: Final = ".q_proj"

@@ -22,7 +22,7 @@ from adapterhub.factors import FORMAT_DTYPES, TORCH_DTYPES, TensorFileWriter
 from adapterhub.layouts import is_finite
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.new_folder import new_folder
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 
 _MORE: Final = (
     "method",

@@ -16,7 +16,7 @@ from adapterhub.export._job import Adapter, Exported, Job, refuse
 from adapterhub.factors import TensorFileWriter
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.new_folder import new_folder
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 from adapterhub.verify import sort_keys
 
 _TARGET: Final = "vllm"

@@ -13,7 +13,8 @@ from adapterhub.errors import BaseNotFound, CouldNotTell, shown
 from adapterhub.files import read_json
 from adapterhub.fingerprint import is_buffer
 from adapterhub.hints import CONFIG_LIMIT_BYTES
-from adapterhub.tensorfile import BASE_LIMITS, TensorSpec, read_header
+from adapterhub.tensorfile import read_header
+from adapterhub.tensorheader import BASE_LIMITS, TensorSpec
 from adapterhub.weightfiles import weight_files
 
 _MATRIX: Final = 2

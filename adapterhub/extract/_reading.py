@@ -17,7 +17,7 @@ from adapterhub.extract._models import Weight
 from adapterhub.factors import TORCH_DTYPES
 from adapterhub.layouts import is_finite
 from adapterhub.lowrank import LowRank
-from adapterhub.tensorfile import DTYPE_BITS
+from adapterhub.tensorheader import DTYPE_BITS
 
 BLOCK_BYTES: Final = 8 << 20
 """Read of each model at once: large enough for the disk, small beside any weight that matters."""

@@ -21,7 +21,7 @@ from adapterhub.layouts import PEFT_PREFIX
 from adapterhub.lowrank import LowRank
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.randomized import closest
-from adapterhub.tensorfile import DTYPE_BITS, TensorSpec
+from adapterhub.tensorheader import DTYPE_BITS, TensorSpec
 
 ExtractProgress = Callable[[int, int], None]
 """Called with the number of weights done and the number of all that differ."""

@@ -41,8 +41,8 @@ from adapterhub.fuse._request import Request, find
 from adapterhub.fuse._result import Fused, FusedAdapter, FusedTensor, torch_name
 from adapterhub.fuse._shards import Layout, ShardWriter, lay_out
 from adapterhub.fuse._source import Source
-from adapterhub.layouts import owner
 from adapterhub.new_folder import new_folder, refuse_taken
+from adapterhub.peft_config import owner
 from adapterhub.specs import BaseSpec
 from adapterhub.verify import Subject
 

@@ -17,7 +17,8 @@ from adapterhub.files import read_json
 from adapterhub.fingerprint import is_buffer
 from adapterhub.hints import CONFIG_LIMIT_BYTES
 from adapterhub.tensorfacts import TensorFacts
-from adapterhub.tensorfile import BASE_LIMITS, TensorFile, TensorSpec, read_header
+from adapterhub.tensorfile import TensorFile, read_header
+from adapterhub.tensorheader import BASE_LIMITS, TensorSpec
 from adapterhub.weightfiles import weight_files
 
 CONFIG_FILE: Final = "config.json"

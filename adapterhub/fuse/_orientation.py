@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Final, NamedTuple
 
-from adapterhub.factors import Factors, Layout
+from adapterhub.factor_pairs import Factors
+from adapterhub.factors import Layout
 from adapterhub.peft_config import AdapterConfig
 
 _CONV1D_MODELS: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})

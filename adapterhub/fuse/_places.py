@@ -12,13 +12,15 @@ from typing import Final, NamedTuple
 
 from adapterhub.base_names import BaseNames
 from adapterhub.errors import BaseMismatch, MergeRefused, shown
-from adapterhub.factors import TORCH_DTYPES, Factors
+from adapterhub.factor_pairs import Factors
+from adapterhub.factors import TORCH_DTYPES
 from adapterhub.fuse._model import Model
 from adapterhub.fuse._orientation import OtherShape, Unclear, is_turned, place_on_parameters
 from adapterhub.fuse._source import Source
-from adapterhub.layouts import NESTED, owner
+from adapterhub.layouts import NESTED
+from adapterhub.peft_config import owner
 from adapterhub.tensorfacts import TensorFacts
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 
 LISTED: Final = 200
 _KEEP: Final = "keep the adapter beside its base, where PEFT adds it at run time"

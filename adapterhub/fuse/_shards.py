@@ -24,7 +24,8 @@ from adapterhub.errors import CouldNotTell, MergeRefused, shown
 from adapterhub.factors import TORCH_DTYPES
 from adapterhub.fuse._change import Arithmetic, Grid, Landed, Scratch, load, measure, read_into
 from adapterhub.fuse._places import Change
-from adapterhub.tensorfile import DTYPE_BITS, TensorFile, TensorSpec, header_bytes
+from adapterhub.tensorfile import TensorFile, header_bytes
+from adapterhub.tensorheader import DTYPE_BITS, TensorSpec
 
 PIECE_NUMBERS: Final = 1 << 18
 """Numbers worked on at once by a thread: 2 MB in float64, which stay in a core's cache."""

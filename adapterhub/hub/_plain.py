@@ -18,7 +18,8 @@ from adapterhub.limits import limits
 from adapterhub.manifest import CARD_FILE, CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, FileEntry
 from adapterhub.release import Release
 from adapterhub.specs import AdapterSpec
-from adapterhub.tensorfile import LENGTH_BYTES, adapter_limits
+from adapterhub.tensorfile import LENGTH_BYTES
+from adapterhub.tensorheader import adapter_limits
 
 FIRST_BYTES = 64 << 10
 """Read at once of a weights file; most headers are shorter."""

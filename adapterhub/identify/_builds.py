@@ -18,7 +18,8 @@ from adapterhub.library import Library
 from adapterhub.manifest import WEIGHTS_FILE, BaseRef, Manifest
 from adapterhub.precision import may_be_same, stored_bytes
 from adapterhub.tensorfacts import TensorFacts, sample_offsets
-from adapterhub.tensorfile import TensorFile, TensorSpec, read_header
+from adapterhub.tensorfile import TensorFile, read_header
+from adapterhub.tensorheader import TensorSpec
 from adapterhub.weightreader import read_facts
 
 _LOOKED_AT: Final = 12

@@ -12,7 +12,8 @@ from adapterhub.errors import MalformedConfig, MalformedManifest, MalformedTenso
 from adapterhub.files import read_plain
 from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.peft_config import AdapterConfig
-from adapterhub.tensorfile import TensorFile, TensorSpec, read_header
+from adapterhub.tensorfile import TensorFile, read_header
+from adapterhub.tensorheader import TensorSpec
 from adapterhub.verify._foreign import weights_of_others
 from adapterhub.verify._keys import PREFIX, AdapterKeys, Pair, sort_keys
 from adapterhub.verify._listing import list_folder

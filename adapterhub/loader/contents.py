@@ -15,7 +15,8 @@ from adapterhub.errors import RefusedAdapter, shown
 from adapterhub.heldfile import HeldFile
 from adapterhub.loader.naming import ModuleNames
 from adapterhub.peft_config import AdapterConfig
-from adapterhub.tensorfile import TensorFile, TensorSpec
+from adapterhub.tensorfile import TensorFile
+from adapterhub.tensorheader import TensorSpec
 
 FACTOR_NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {

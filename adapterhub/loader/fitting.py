@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from adapterhub.errors import BaseMismatch, RefusedAdapter, shown
 from adapterhub.loader.contents import LISTED, limited
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 
 
 class Fitting:

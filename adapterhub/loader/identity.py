@@ -25,7 +25,7 @@ from adapterhub.loader.base_model import BaseModel, model_types
 from adapterhub.loader.quantised import source_intervals, source_shape
 from adapterhub.precision import Interval, interval, may_be_same, number_text, stored_bytes
 from adapterhub.tensorfacts import sample_offsets
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 
 _OTHER_DTYPES: Final = {
     torch.float8_e4m3fn: "F8_E4M3",

@@ -21,7 +21,7 @@ from adapterhub.loader.base_model import BaseModel
 from adapterhub.loader.contents import LISTED, AdapterContents
 from adapterhub.loader.fitting import Fitting
 from adapterhub.loader.methods import Setup
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

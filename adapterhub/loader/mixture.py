@@ -13,7 +13,7 @@ from adapterhub.loader.base_model import BaseModel
 from adapterhub.loader.contents import LISTED, AdapterContents, limited
 from adapterhub.loader.injection import Ready
 from adapterhub.loader.quantised import refuse_packed
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 
 
 def check_copies(contents: AdapterContents, base: BaseModel) -> None:

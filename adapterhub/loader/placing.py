@@ -10,14 +10,15 @@ import re
 from types import MappingProxyType
 
 from adapterhub.errors import RefusedAdapter, UnsupportedAdapter, shown
-from adapterhub.factors import PEFT_PREFIX
+from adapterhub.layouts import PEFT_PREFIX
 from adapterhub.loader.base_model import BaseModel
 from adapterhub.loader.contents import FACTOR_NAMES, SHARED_FACTORS, AdapterContents, limited
 from adapterhub.loader.lacking import refuse_lacking
 from adapterhub.loader.naming import ModuleNames, names_for
 from adapterhub.loader.parameters import holder_of, parameters_in
 from adapterhub.peft_config import AdapterConfig, saved_name
-from adapterhub.tensorfile import TensorFile, TensorSpec
+from adapterhub.tensorfile import TensorFile
+from adapterhub.tensorheader import TensorSpec
 from adapterhub.verify import Subject
 
 

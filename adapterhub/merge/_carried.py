@@ -16,7 +16,7 @@ from adapterhub.errors import shown
 from adapterhub.layouts import NESTED, PEFT_PREFIX, plain_name
 from adapterhub.merge._source import Source
 from adapterhub.peft_config import AdapterConfig, saved_name
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 
 What = Literal["module", "bias", "rows", "copy"]
 

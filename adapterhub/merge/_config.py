@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from adapterhub.errors import shown
 from adapterhub.factors import AdapterFactors
-from adapterhub.layouts import owner
 from adapterhub.merge._carried import config_of
 from adapterhub.merge._plan import Plan
+from adapterhub.peft_config import owner
 
 
 def merged_config(

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from adapterhub.errors import shown
-from adapterhub.layouts import Layout, owner, plain_name
+from adapterhub.layouts import Layout, plain_name
 from adapterhub.merge._carried import Carried, carried
 from adapterhub.merge._refusals import own_reasons, refuse, shared_settings, way_out
 from adapterhub.merge._source import Source
+from adapterhub.peft_config import owner
 
 Refusal = Callable[[Sequence[int]], str | None]
 

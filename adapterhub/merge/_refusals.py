@@ -11,7 +11,7 @@ from adapterhub.layouts import PEFT_PREFIX
 from adapterhub.merge._carried import recognised
 from adapterhub.merge._source import Source
 from adapterhub.peft_config import AdapterConfig
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 
 MODULES_SHOWN = 200
 """A refusal names this many modules; a model has a few hundred, a hostile file may have sixty thousand."""

@@ -27,7 +27,7 @@ from adapterhub.merge._plan import Plan
 from adapterhub.merge._refusals import refuse
 from adapterhub.merge._source import Source
 from adapterhub.merge_methods import Method
-from adapterhub.tensorfile import DTYPE_BITS, TensorSpec
+from adapterhub.tensorheader import DTYPE_BITS, TensorSpec
 
 _REUSED_BYTES: Final = 31 << 20  # glibc learns from blocks of less than 32 MB
 _EXPERT: Final = re.compile(r"\.experts\.\d+\.")

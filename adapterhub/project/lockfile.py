@@ -17,7 +17,16 @@ from adapterhub.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.output_place import output_place
 from adapterhub.project._entries import EntryReader, Section
 from adapterhub.project._lines import both_sides, parse_value, text_of, value_of
-from adapterhub.project.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource, Policy
+from adapterhub.project.values import (
+    Lock,
+    LockedAdapter,
+    LockedBase,
+    LockedFile,
+    LockedMerge,
+    LockedSource,
+    Policy,
+    Project,
+)
 from adapterhub.recipe_toml import step_table
 from adapterhub.recipe_toml.values import Step
 
@@ -52,6 +61,18 @@ def read_lock(folder: Path) -> Lock:
         line = raw.count(b"\n", 0, error.start) + 1
         raise _damaged(str(path), [f"line {line}: not UTF-8 at byte {error.start}"]) from None
     return parse_lock(text.replace("\r\n", "\n"), str(path))  # version control may check it out so on Windows
+
+
+def previous_lock(project: Project) -> Lock | None:
+    """The lock of the project as it is; None when there is none yet.
+
+    Raises:
+        Malformed: it was damaged.
+    """
+    try:
+        return read_lock(project.folder)
+    except NotFound:
+        return None
 
 
 def write_lock(folder: Path, lock: Lock) -> bool:

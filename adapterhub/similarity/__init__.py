@@ -19,16 +19,16 @@ import torch
 
 from adapterhub.errors import MergeRefused, UsageProblem, shown
 from adapterhub.factors import AdapterFactors, Layout
-from adapterhub.layouts import owner
 from adapterhub.lowrank import LowRank
 from adapterhub.merge import cat
 from adapterhub.merge._plan import Plan, plan
 from adapterhub.merge._source import Source
+from adapterhub.peft_config import owner
 from adapterhub.similarity._forecast import DTYPES, Choice, Forecast, Sum, forecast
 from adapterhub.similarity._module import ModuleComparison, Pair, compare_module, norm_of
 from adapterhub.similarity._signs import SAMPLED, Estimate, Share
 from adapterhub.similarity._spectra import ENERGIES, Energies
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 
 __all__ = [
     "ENERGIES",

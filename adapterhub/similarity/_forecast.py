@@ -16,7 +16,8 @@ from typing import Any, Final
 from adapterhub.factors import FORMAT_DTYPES, Layout
 from adapterhub.similarity._signs import Share
 from adapterhub.similarity._spectra import ENERGIES, Energies
-from adapterhub.tensorfile import TensorSpec, header_bytes
+from adapterhub.tensorfile import header_bytes
+from adapterhub.tensorheader import TensorSpec
 
 DTYPES: Final = MappingProxyType({str(dtype).removeprefix("torch."): name for dtype, name in FORMAT_DTYPES.items()})
 """What a merge may be stored as, as users type it, and the format's name for it."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from adapterhub.peft_config import AdapterConfig, saved_name
-from adapterhub.tensorfile import TensorFile, TensorSpec
+from adapterhub.tensorfile import TensorFile
+from adapterhub.tensorheader import TensorSpec
 
 PREFIX: Final = "base_model.model."
 """What PEFT puts before the name that a module has in the base."""

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from adapterhub.digests import Progress
 from adapterhub.heldfile import PIECE_BYTES, HeldFile
-from adapterhub.tensorfile import TensorFile, TensorSpec
+from adapterhub.tensorfile import TensorFile
+from adapterhub.tensorheader import TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from adapterhub.errors import MalformedTensorFile, shown
 from adapterhub.heldfile import PIECE_BYTES
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.tensorfacts import TensorFacts
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 from adapterhub.verify._keys import EMBEDDINGS, Pair
 from adapterhub.verify._report import Finding, some
 from adapterhub.verify._subject import Subject

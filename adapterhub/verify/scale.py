@@ -10,7 +10,7 @@ from typing import Final
 from adapterhub.errors import MalformedTensorFile, shown
 from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.peft_config import owner
-from adapterhub.tensorfile import TensorSpec
+from adapterhub.tensorheader import TensorSpec
 from adapterhub.verify._keys import Pair
 from adapterhub.verify._report import Finding
 from adapterhub.verify._scan import as_floats

@@ -19,6 +19,7 @@ from adapterhub.vllm_plugin.names import LOGGER, NAME
 
 if TYPE_CHECKING:
     from adapterhub.serving import Counter, Handed, ServeSettings
+    from adapterhub.session import Session
     from adapterhub.specs import AdapterSpec
     from adapterhub.transfer import Source
 
@@ -106,13 +107,12 @@ class AdapterHubResolver:
 
     def _open(self, base_model_name: str) -> Counter:
         from adapterhub.bases import Bases
-        from adapterhub.cli.output import Output
-        from adapterhub.cli.params import Session
         from adapterhub.serving import Counter
+        from adapterhub.session import LogReporter, Session
         from adapterhub.specs import BaseSpec
 
         settings = self._settings()
-        session = Session(root=settings.root, out=Output(as_json=False, quiet=True))
+        session = Session(root=settings.root, out=LogReporter(LOGGER), variables=self._environ)
         library = session.library
         folder = folder_of_model(base_model_name, option_in(self._argv, "--revision"))
         bases: Bases = library.bases
@@ -131,13 +131,13 @@ class AdapterHubResolver:
         )
 
 
-def _sources(session: Any, spec: AdapterSpec, settings: ServeSettings) -> Sequence[Source]:  # noqa: ANN401 - cli.params.Session
+def _sources(session: Session, spec: AdapterSpec, settings: ServeSettings) -> Sequence[Source]:
     """Folders of ADAPTERHUB_SOURCES, then the servers that may be asked.
 
     Whoever may send a request must not choose whose adapters this machine fetches: a namespace is asked of the remotes
     that were given it, and of no others, unless one server was named for all.
     """
-    from adapterhub.cli.params import sources_from
+    from adapterhub.session import sources_from
 
     found = list(sources_from(session, ()))
     known = spec.namespace is None or settings.remote or session.remotes.of_namespace(spec.namespace)

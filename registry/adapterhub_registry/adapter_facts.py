@@ -27,7 +27,8 @@ from adapterhub.manifest import (
     Manifest,
 )
 from adapterhub.peft_config import AdapterConfig
-from adapterhub.tensorfile import ADAPTER_LIMITS, TensorFile, parse_header
+from adapterhub.tensorfile import TensorFile, parse_header
+from adapterhub.tensorheader import ADAPTER_LIMITS
 from adapterhub_registry.blobs import BlobStore
 from adapterhub_registry.card import read_card
 

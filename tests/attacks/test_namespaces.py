@@ -14,15 +14,14 @@ from pathlib import Path
 import pytest
 
 from adapterhub.bank import AdapterBank
-from adapterhub.cli.output import Output
-from adapterhub.cli.params import Session
-from adapterhub.cli.project_sources import ProjectSources
 from adapterhub.errors import NamespaceBound, SignatureRefused
 from adapterhub.library import Library
 from adapterhub.loader import attach
 from adapterhub.project import read_project
 from adapterhub.project.lockfile import read_lock
+from adapterhub.project_sources import ProjectSources
 from adapterhub.serving import Counter
+from adapterhub.session import Session
 from adapterhub.sync import Means, plan_sync, run_sync, syncing, wanted_entries
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 from tests.command_line import Adapt
@@ -226,7 +225,7 @@ def test_python_is_refused_as_the_command_is(world):
     world.eves_lock()
     world.bind()
     library, folder = world.ben.library, world.work.folder
-    session = Session(root=library.root, out=Output(as_json=False, quiet=True))
+    session = Session(library.root)
     sources, lock = ProjectSources(session, read_project(folder)), read_lock(folder)
 
     with syncing(library, folder) as target, pytest.raises(NamespaceBound, match="acme"):

@@ -102,9 +102,9 @@ def after(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, act: Callable
 def test_attach_uses_the_bytes_it_checked_whatever_is_put_there_afterwards(
     monkeypatch: pytest.MonkeyPatch, adapt: Adapt, swapped: Swapped, expected: torch.Tensor, name: str, swap: str
 ) -> None:
-    from adapterhub.loader import request
+    from adapterhub import finding
 
-    after(monkeypatch, request, "check_folder", lambda: SWAPS[swap](swapped.folder / name, swapped.bad[name]))
+    after(monkeypatch, finding, "check_folder", lambda: SWAPS[swap](swapped.folder / name, swapped.bad[name]))
     try:
         attached = attach(base(), swapped.folder, library=adapt.library)
     except DigestMismatch:
@@ -147,11 +147,10 @@ def test_a_merge_and_the_digests_in_its_recipe_are_of_the_same_bytes(
 def test_what_is_written_has_the_numbers_that_were_checked(
     monkeypatch: pytest.MonkeyPatch, adapt: Adapt, swapped: Swapped, tmp_path: Path, name: str
 ) -> None:
-    from adapterhub import difference, factors
+    from adapterhub import difference, factors, finding
     from adapterhub.export import _job
-    from adapterhub.loader import request
 
-    place = {"fuse": (request, "check_folder"), "export": (_job, "verify"), "diff": (difference, "_config")}
+    place = {"fuse": (finding, "check_folder"), "export": (_job, "verify"), "diff": (difference, "_config")}
     act: Callable[[], object] = {
         "fuse": lambda: fuse(swapped.folder, tmp_path / "out", library=adapt.library),
         "export": lambda: export(swapped.folder, tmp_path / "out", form="peft", library=adapt.library),

@@ -113,7 +113,7 @@ def write_pair(base_folder: Path, tuned_folder: Path, layers: int) -> None:
     import torch
 
     from adapterhub.factors import TensorFileWriter
-    from adapterhub.tensorfile import TensorSpec
+    from adapterhub.tensorheader import TensorSpec
 
     shapes = shapes_of(layers)
     config = {

@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from adapterhub.tensorfile import TensorSpec, header_bytes
+from adapterhub.tensorfile import header_bytes
+from adapterhub.tensorheader import TensorSpec
 
 TARGET = 0.9
 MIB = 1 << 20

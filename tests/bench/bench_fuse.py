@@ -66,7 +66,7 @@ def write_base(folder: Path, layers: int) -> None:
     import torch
 
     from adapterhub.factors import TensorFileWriter
-    from adapterhub.tensorfile import TensorSpec
+    from adapterhub.tensorheader import TensorSpec
 
     shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
     for layer in range(layers):
@@ -101,7 +101,7 @@ def write_adapter(folder: Path, layers: int) -> None:
     import torch
 
     from adapterhub.factors import TensorFileWriter
-    from adapterhub.tensorfile import TensorSpec
+    from adapterhub.tensorheader import TensorSpec
 
     folder.mkdir()
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "task_type": "CAUSAL_LM", "bias": "none"}

@@ -83,7 +83,7 @@ def write_adapter(folder: Path, seed: int, dtype_name: str) -> None:
     import torch
 
     from adapterhub.factors import FORMAT_DTYPES, TensorFileWriter
-    from adapterhub.tensorfile import TensorSpec
+    from adapterhub.tensorheader import TensorSpec
 
     folder.mkdir()
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 32, "task_type": "CAUSAL_LM", "bias": "none"}

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adapterhub.tensorfile import TensorSpec, header_bytes
+from adapterhub.tensorfile import header_bytes
+from adapterhub.tensorheader import TensorSpec
 
 WIDTH, RANK = 8192, 64
 

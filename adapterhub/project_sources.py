@@ -7,23 +7,23 @@ gave to a remote of his own.
 
 from __future__ import annotations
 
-import contextlib
 import os
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.cli.params import sources_from
-from adapterhub.cli.project_trust import ProjectTrust, keeping_trust, refuse_takeover
-from adapterhub.errors import AdapterNotFound, NotFound, RemoteUnreachable
+from adapterhub.errors import AdapterNotFound, RemoteUnreachable
+from adapterhub.project_trust import ProjectTrust, keeping_trust, refuse_takeover
+from adapterhub.session import sources_from
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from adapterhub.cli.params import Session
     from adapterhub.library import Library
     from adapterhub.locked_builds import Locked
     from adapterhub.locking import LockOutcome, MakeMerge
     from adapterhub.project.values import Lock, LockedAdapter, LockedMerge, Project, ProjectRemote, Wanted, WantedMerge
+    from adapterhub.session import Bars, Session
     from adapterhub.signing.trust import Demand
     from adapterhub.specs import AdapterName, AdapterSpec, BaseSpec
     from adapterhub.transfer import Source
@@ -197,6 +197,8 @@ class SpecSources:
         self._project = session.project
         self._inside = None if self._project is None else self.project_sources(self._project)
         if self._inside is not None and self._project is not None and any(r.url for r in self._project.remotes):
+            from adapterhub.project.lockfile import previous_lock
+
             self._inside.settle(previous_lock(self._project))
         self._disk: list[Source] | None = None
 
@@ -229,7 +231,7 @@ class SpecSources:
         )
 
 
-@contextlib.contextmanager
+@contextmanager
 def editing(library: Library, folder: Path) -> Iterator[Project]:
     """The project in `folder` as it is now, for one command at a time that edits its file.
 
@@ -261,20 +263,6 @@ def base_to_write(base: BaseSpec, folder: Path) -> BaseSpec:
     return BaseSpec.parse(path if path.startswith("..") else f"./{path}")
 
 
-def previous_lock(project: Project) -> Lock | None:
-    """The lock of the project as it is; None when there is none yet.
-
-    Raises:
-        Malformed: it was damaged.
-    """
-    from adapterhub.project.lockfile import read_lock
-
-    try:
-        return read_lock(project.folder)
-    except NotFound:
-        return None
-
-
 def lock_now(
     session: Session,
     project: Project,
@@ -284,10 +272,11 @@ def lock_now(
     upgrade: Collection[str] = (),
     given: Mapping[AdapterName, LockedAdapter] | None = None,
     make_merge: MakeMerge | None = None,
+    bars: Bars | None = None,
 ) -> LockOutcome:
     """What the project wants, resolved. Nothing is written but what merges bring into the library.
 
-    Merges are run, unless `make_merge` stands in for that.
+    Merges are run, unless `make_merge` stands in for that. `bars` show how far it is.
 
     Raises:
         As `locking.lock_project`.
@@ -305,13 +294,13 @@ def lock_now(
             base=base_choice(library, project, previous, takes_new=upgrade == ALL).locked,
             places=sources.of_locked,
             policy=sources.policy_for,
-            bar=session.out.progress,
-            steps=lambda: session.out.steps(f"merge {wanted.key}", unit="modules"),
+            bar=bars.progress if bars else None,
+            steps=lambda: bars.steps(f"merge {wanted.key}", unit="modules") if bars else nullcontext(),
             warn=session.out.warn,
         )
         return merges.make(wanted, inputs)
 
-    with session.out.steps("resolve", unit="adapters") as progress:
+    with bars.steps("resolve", unit="adapters") if bars else nullcontext() as progress:
         return lock_project(
             library,
             project,
