@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from adapterhub.bank import AdapterBank
-    from adapterhub.bases import BaseRecord, Bases
-    from adapterhub.catalog import Installed
-    from adapterhub.errors import AdapterHubError
-    from adapterhub.fingerprint import BaseFingerprint, BaseVerdict, fingerprint_folder
-    from adapterhub.fingerprint import compare as compare_bases
-    from adapterhub.library import Library
-    from adapterhub.loader import AdapterLike, Attached
-    from adapterhub.manifest import Manifest
-    from adapterhub.merge import MergeInput
-    from adapterhub.merge import merge as merge_adapters
-    from adapterhub.specs import AdapterSpec, BaseSpec
-    from adapterhub.verify import verify_folder
+    from adapterhub.core.errors import AdapterHubError
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
+    from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, fingerprint_folder
+    from adapterhub.formats.base.fingerprint import compare as compare_bases
+    from adapterhub.formats.manifest import Manifest
+    from adapterhub.inference.bank import AdapterBank
+    from adapterhub.inference.loader import AdapterLike, Attached
+    from adapterhub.library.bases.records import BaseRecord, Bases
+    from adapterhub.library.library import Library
+    from adapterhub.library.store.catalog import Installed
+    from adapterhub.trust.verify import verify_folder
+    from adapterhub.weights.merge import MergeInput
+    from adapterhub.weights.merge import merge as merge_adapters
 
 __all__ = [
     "AdapterBank",
@@ -102,9 +102,9 @@ def default_library() -> Library:
     import os
     from pathlib import Path
 
-    from adapterhub.home import default_root
-    from adapterhub.library import Library
-    from adapterhub.locked_builds import ProjectNames
+    from adapterhub.core.disk.home import default_root
+    from adapterhub.library.library import Library
+    from adapterhub.projects.builds import ProjectNames
 
     library = Library(default_root(os.environ))
     library.names = ProjectNames(Path.cwd()).build
@@ -120,8 +120,8 @@ def attach(
     weights: Sequence[float] | None = None,
     allow_base_mismatch: bool = False,
 ) -> Attached:
-    """Put adapters on `model`; see `adapterhub.loader.attach`. `library` is by default that of the command line."""
-    from adapterhub.loader import attach as attach_adapters
+    """Put adapters on `model`; see `adapterhub.inference.loader.attach`. `library` is by default that of the command line."""
+    from adapterhub.inference.loader import attach as attach_adapters
 
     return attach_adapters(
         model,

@@ -22,9 +22,13 @@ from typing import Any, Final
 
 import click
 
-from adapterhub import cli, engines, errors, key_maps, merge_methods
-from adapterhub.audit import RULES
+from adapterhub import cli
 from adapterhub.cli import documents
+from adapterhub.core import errors
+from adapterhub.formats.modules import key_maps
+from adapterhub.inference import engines
+from adapterhub.library.audit import RULES
+from adapterhub.weights import catalogue as merge_methods
 
 DOCS: Final = Path(__file__).resolve().parent
 PACKAGE: Final = DOCS.parent / "adapterhub"

@@ -17,16 +17,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from hypothesis import HealthCheck, settings
 
-from adapterhub.bases import BaseRecord
-from adapterhub.description import Description
-from adapterhub.library import Added, Library
-from adapterhub.limits import use_limits
-from adapterhub.specs import parse_name
-from tests.outside import Recording
-from tests.tiny import make_adapter, make_base
+from adapterhub.core.limits import use_limits
+from adapterhub.core.specs import parse_name
+from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.intake.description import Description
+from adapterhub.library.library import Added, Library
+from tests.support.outside import Recording
+from tests.support.tiny import make_adapter, make_base
 
 if TYPE_CHECKING:
-    from tests.hub.running import Running
+    from tests.registry.running import Running
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs behind a `&`
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the commands of the tests are interrupted, too
@@ -99,7 +99,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A registry for the tests of a file, in this process and on loopback."""
-    from tests.hub.running import running
+    from tests.registry.running import running
 
     with running(tmp_path_factory.mktemp("registry")) as server:
         yield server

@@ -19,13 +19,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from adapterhub.errors import AdapterHubError
-from adapterhub.manifest import Manifest
-from adapterhub.peft_config import AdapterConfig
-from adapterhub.tensorfile import read_header
-from adapterhub.verify import verify_folder
-from tests.hostile_child import forget_peak, memory_mb
-from tests.hostile_kinds import CONFIG, WEIGHTS, container, pairs, settings
+from adapterhub.core.errors import AdapterHubError
+from adapterhub.formats.manifest import Manifest
+from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.safetensors.file import read_header
+from adapterhub.trust.verify import verify_folder
+from tests.support.hostile_child import forget_peak, memory_mb
+from tests.support.hostile_kinds import CONFIG, WEIGHTS, container, pairs, settings
 
 MAX_S, MAX_MB = 2.0, 300.0
 NUMBERS = (

@@ -19,7 +19,7 @@ import click
 import pytest
 
 from adapterhub.cli import cli
-from tests.docs_sandbox import make_sandbox
+from tests.support.docs_sandbox import make_sandbox
 from tests.test_architecture import FLOORS
 
 ROOT = Path(__file__).resolve().parent.parent

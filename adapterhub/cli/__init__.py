@@ -16,68 +16,83 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from adapterhub.cli.output import report_failure
-from adapterhub.errors import EXIT_BUG, EXIT_INTERRUPTED, AdapterHubError, NotAllowed, UsageProblem
+from adapterhub.core.errors import EXIT_BUG, EXIT_INTERRUPTED, AdapterHubError, NotAllowed, UsageProblem
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Start": {
-        "demo": ("adapterhub.cli.demo:demo", "Run the whole main job once, on a real base with two real adapters"),
-        "init": ("adapterhub.cli.init:init", "Make a project of a folder"),
-        "base": ("adapterhub.cli.base:base", "Register, list, show and compare base models"),
-        "doctor": ("adapterhub.cli.doctor:doctor", "Check the installation and the store"),
-        "completion": ("adapterhub.cli.completion:completion", "Print the shell completion script"),
+        "demo": (
+            "adapterhub.cli.start.demo:demo",
+            "Run the whole main job once, on a real base with two real adapters",
+        ),
+        "init": ("adapterhub.cli.start.init:init", "Make a project of a folder"),
+        "base": ("adapterhub.cli.start.base:base", "Register, list, show and compare base models"),
+        "doctor": ("adapterhub.cli.start.doctor:doctor", "Check the installation and the store"),
+        "completion": ("adapterhub.cli.start.completion:completion", "Print the shell completion script"),
     },
     "Adapters": {
-        "add": ("adapterhub.cli.add:add", "Take a PEFT output folder into the library"),
-        "install": ("adapterhub.cli.install:install", "Install an adapter that fits a base"),
-        "uninstall": ("adapterhub.cli.uninstall:uninstall", "Remove an adapter, with --save out of the project, too"),
-        "remove": ("adapterhub.cli.remove:remove", "Remove an installed adapter"),
-        "list": ("adapterhub.cli.query:list_", "List installed adapters"),
-        "search": ("adapterhub.cli.query:search", "Search by text, base, task, rank and method"),
-        "info": ("adapterhub.cli.info:info", "Show everything about one adapter, here or on a server"),
-        "show": ("adapterhub.cli.info:info", "Show everything about one adapter, as `info` does"),
-        "path": ("adapterhub.cli.query:path", "Print the plain PEFT folder of an adapter"),
-        "verify": ("adapterhub.cli.verify:verify", "Check bytes, format, shapes, numbers and base"),
-        "check": ("adapterhub.cli.check:check", "Say which engines read an adapter right, and with which flags"),
-        "audit": ("adapterhub.cli.audit:audit", "Audit signatures, strays, base, lineage, licences and names"),
-        "identify": ("adapterhub.cli.identify:identify", "Find out what a file or folder is"),
-        "diff": ("adapterhub.cli.diff:diff", "Show what is different between two adapters, exactly"),
+        "add": ("adapterhub.cli.adapters.add:add", "Take a PEFT output folder into the library"),
+        "install": ("adapterhub.cli.adapters.install:install", "Install an adapter that fits a base"),
+        "uninstall": (
+            "adapterhub.cli.adapters.uninstall:uninstall",
+            "Remove an adapter, with --save out of the project, too",
+        ),
+        "remove": ("adapterhub.cli.adapters.remove:remove", "Remove an installed adapter"),
+        "list": ("adapterhub.cli.adapters.query:list_", "List installed adapters"),
+        "search": ("adapterhub.cli.adapters.query:search", "Search by text, base, task, rank and method"),
+        "info": ("adapterhub.cli.inspect.info:info", "Show everything about one adapter, here or on a server"),
+        "show": ("adapterhub.cli.inspect.info:info", "Show everything about one adapter, as `info` does"),
+        "path": ("adapterhub.cli.adapters.query:path", "Print the plain PEFT folder of an adapter"),
+        "verify": ("adapterhub.cli.inspect.verify:verify", "Check bytes, format, shapes, numbers and base"),
+        "check": (
+            "adapterhub.cli.inspect.check:check",
+            "Say which engines read an adapter right, and with which flags",
+        ),
+        "audit": ("adapterhub.cli.inspect.audit:audit", "Audit signatures, strays, base, lineage, licences and names"),
+        "identify": ("adapterhub.cli.inspect.identify:identify", "Find out what a file or folder is"),
+        "diff": ("adapterhub.cli.inspect.diff:diff", "Show what is different between two adapters, exactly"),
     },
     "Projects": {
-        "lock": ("adapterhub.cli.lock:lock", "Lock exactly what the project asks for"),
-        "sync": ("adapterhub.cli.sync:sync", "Make the project's adapters/ match its lock file"),
-        "trust": ("adapterhub.cli.trust:trust", "Agree to the servers that a project names"),
-        "outdated": ("adapterhub.cli.outdated:outdated", "Show what has a newer release, and what was withdrawn"),
-        "upgrade": ("adapterhub.cli.upgrade:upgrade", "Take the newest that is allowed"),
-        "tree": ("adapterhub.cli.tree:tree", "Show what adapters were merged from, and who holds them"),
-        "why": ("adapterhub.cli.why:why", "Show who needs an adapter"),
+        "lock": ("adapterhub.cli.projects.lock:lock", "Lock exactly what the project asks for"),
+        "sync": ("adapterhub.cli.projects.sync:sync", "Make the project's adapters/ match its lock file"),
+        "trust": ("adapterhub.cli.projects.trust:trust", "Agree to the servers that a project names"),
+        "outdated": (
+            "adapterhub.cli.projects.outdated:outdated",
+            "Show what has a newer release, and what was withdrawn",
+        ),
+        "upgrade": ("adapterhub.cli.projects.upgrade:upgrade", "Take the newest that is allowed"),
+        "tree": ("adapterhub.cli.projects.tree:tree", "Show what adapters were merged from, and who holds them"),
+        "why": ("adapterhub.cli.projects.why:why", "Show who needs an adapter"),
     },
     "Weights": {
-        "merge": ("adapterhub.cli.merge:merge", "Merge adapters into one, exactly or at a rank"),
-        "compare": ("adapterhub.cli.compare:compare", "Compare adapters and forecast their merge, without merging"),
-        "resize": ("adapterhub.cli.resize:resize", "Cut an adapter to a lower rank, with the error said"),
-        "extract": ("adapterhub.cli.extract:extract", "Extract a LoRA out of a fine-tuned model"),
-        "fuse": ("adapterhub.cli.fuse:fuse", "Write a base with an adapter added as a model of its own"),
+        "merge": ("adapterhub.cli.weights.merge:merge", "Merge adapters into one, exactly or at a rank"),
+        "compare": (
+            "adapterhub.cli.weights.compare:compare",
+            "Compare adapters and forecast their merge, without merging",
+        ),
+        "resize": ("adapterhub.cli.weights.resize:resize", "Cut an adapter to a lower rank, with the error said"),
+        "extract": ("adapterhub.cli.weights.extract:extract", "Extract a LoRA out of a fine-tuned model"),
+        "fuse": ("adapterhub.cli.weights.fuse:fuse", "Write a base with an adapter added as a model of its own"),
     },
     "Use": {
-        "run": ("adapterhub.cli.run:run", "Answer a prompt with an adapter on its frozen base"),
-        "serve": ("adapterhub.cli.serve:serve", "Start vLLM or llama.cpp on a base, with adapters by name"),
-        "export": ("adapterhub.cli.export:export", "Write an adapter for another program, or a list of adapters"),
+        "run": ("adapterhub.cli.use.run:run", "Answer a prompt with an adapter on its frozen base"),
+        "serve": ("adapterhub.cli.use.serve:serve", "Start vLLM or llama.cpp on a base, with adapters by name"),
+        "export": ("adapterhub.cli.use.export:export", "Write an adapter for another program, or a list of adapters"),
     },
     "Publishing": {
-        "push": ("adapterhub.cli.push:push", "Publish an adapter to the Hugging Face Hub or a folder"),
-        "pull": ("adapterhub.cli.pull:pull", "Write an adapter's plain files to a folder"),
-        "mirror": ("adapterhub.cli.mirror:mirror", "Copy adapters from one server to another"),
-        "sign": ("adapterhub.cli.sign:sign", "Sign an adapter for its name, version, base and rank"),
-        "key": ("adapterhub.cli.key:key", "Make keys, trust keys, say what is asked of signatures"),
-        "remote": ("adapterhub.cli.remote:remote", "Name servers, give them namespaces, keep their tokens"),
-        "registry": ("adapterhub_registry.commands:registry", "Run and administer a self-hosted registry"),
+        "push": ("adapterhub.cli.publishing.push:push", "Publish an adapter to the Hugging Face Hub or a folder"),
+        "pull": ("adapterhub.cli.publishing.pull:pull", "Write an adapter's plain files to a folder"),
+        "mirror": ("adapterhub.cli.publishing.mirror:mirror", "Copy adapters from one server to another"),
+        "sign": ("adapterhub.cli.publishing.sign:sign", "Sign an adapter for its name, version, base and rank"),
+        "key": ("adapterhub.cli.publishing.key:key", "Make keys, trust keys, say what is asked of signatures"),
+        "remote": ("adapterhub.cli.publishing.remote:remote", "Name servers, give them namespaces, keep their tokens"),
+        "registry": ("adapterhub_registry.operations.commands:registry", "Run and administer a self-hosted registry"),
     },
     "Space": {
-        "cache": ("adapterhub.cli.cache:cache", "Show what takes the library's space, and who needs it"),
-        "gc": ("adapterhub.cli.cache:gc", "Free the space of objects that nothing uses"),
+        "cache": ("adapterhub.cli.inspect.cache:cache", "Show what takes the library's space, and who needs it"),
+        "gc": ("adapterhub.cli.inspect.cache:gc", "Free the space of objects that nothing uses"),
     },
 }
 COMMANDS: dict[str, tuple[str, str]] = {name: entry for table in SECTIONS.values() for name, entry in table.items()}
@@ -202,7 +217,7 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
 
 def _run() -> int:
     if asked := os.environ.get("_ADAPT_COMPLETE"):  # set by the script of `adapt completion`, never by a user
-        from adapterhub.cli.shells import answer
+        from adapterhub.cli.completion.shells import answer
 
         return answer(cli, asked)
     return _run_command()

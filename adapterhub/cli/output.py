@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.errors import AdapterHubError, shown
+from adapterhub.core.errors import AdapterHubError, shown
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from adapterhub.digests import Progress
+    from adapterhub.core.digests import Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,15 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.errors import AdapterHubError, AdapterNotFound, BaseNotFound, SpecError, shown
+from adapterhub.core.errors import AdapterHubError, AdapterNotFound, BaseNotFound, SpecError, shown
 from adapterhub.vllm_plugin.cpu_rows import vllm_version
 from adapterhub.vllm_plugin.names import LOGGER, NAME
 
 if TYPE_CHECKING:
-    from adapterhub.serving import Counter, Handed, ServeSettings
-    from adapterhub.session import Session
-    from adapterhub.specs import AdapterSpec
-    from adapterhub.transfer import Source
+    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.inference.serving import Counter, Handed, ServeSettings
+    from adapterhub.library.transfer import Source
+    from adapterhub.projects.session import Session
 
 AT_ONCE: Final = 4
 """Adapters that are fetched and checked at the same time; vLLM's own threads stay free."""
@@ -73,7 +73,7 @@ class AdapterHubResolver:
             _log.warning("%s: %s", shown(lora_name), f"{error.message} ({error.hint})" if error.hint else error.message)
             if isinstance(error, SpecError | AdapterNotFound) and _others_may_know():
                 return None
-            from adapterhub.serving import refusal_of
+            from adapterhub.inference.serving import refusal_of
 
             refusal = refusal_of(error)
             raise GracefulHTTPError(refusal.message, refusal.status) from None
@@ -93,7 +93,7 @@ class AdapterHubResolver:
         return handed
 
     def _settings(self) -> ServeSettings:
-        from adapterhub.serving import ServeSettings
+        from adapterhub.inference.serving import ServeSettings
 
         return ServeSettings.from_environ(self._environ)
 
@@ -106,10 +106,10 @@ class AdapterHubResolver:
             return self._counter
 
     def _open(self, base_model_name: str) -> Counter:
-        from adapterhub.bases import Bases
-        from adapterhub.serving import Counter
-        from adapterhub.session import LogReporter, Session
-        from adapterhub.specs import BaseSpec
+        from adapterhub.core.specs import BaseSpec
+        from adapterhub.inference.serving import Counter
+        from adapterhub.library.bases.records import Bases
+        from adapterhub.projects.session import LogReporter, Session
 
         settings = self._settings()
         session = Session(root=settings.root, out=LogReporter(LOGGER), variables=self._environ)
@@ -137,7 +137,7 @@ def _sources(session: Session, spec: AdapterSpec, settings: ServeSettings) -> Se
     Whoever may send a request must not choose whose adapters this machine fetches: a namespace is asked of the remotes
     that were given it, and of no others, unless one server was named for all.
     """
-    from adapterhub.session import sources_from
+    from adapterhub.projects.session import sources_from
 
     found = list(sources_from(session, ()))
     known = spec.namespace is None or settings.remote or session.remotes.of_namespace(spec.namespace)

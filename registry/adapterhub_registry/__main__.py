@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from adapterhub.errors import AdapterHubError
-from adapterhub_registry.commands import serve
+from adapterhub.core.errors import AdapterHubError
+from adapterhub_registry.operations.commands import serve
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,21 +16,27 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from adapterhub.errors import AdapterHubError, DiskFull, UsageProblem, shown
-from adapterhub_registry import adapt_api, hub_api, hub_files, hub_info, hub_lfs, hub_upload, operations_api, xet
-from adapterhub_registry.blobs import BlobStore, DiskBlobs, StoreUnreachable, full_disk_told
-from adapterhub_registry.bodies import Places
-from adapterhub_registry.context import Registry
-from adapterhub_registry.db import Database
-from adapterhub_registry.downloads import FLUSH_EVERY_S, Downloads
-from adapterhub_registry.edge import Edge
+from adapterhub.core.errors import AdapterHubError, DiskFull, UsageProblem, shown
+from adapterhub_registry.access.downloads import FLUSH_EVERY_S, Downloads
+from adapterhub_registry.access.rates import Rates
+from adapterhub_registry.access.telemetry import Telemetry
+from adapterhub_registry.access.tokens import Tokens
+from adapterhub_registry.api import adapt_api, operations_api
+from adapterhub_registry.api.bodies import Places
+from adapterhub_registry.api.context import Registry
+from adapterhub_registry.api.edge import Edge
+from adapterhub_registry.api.hub import files as hub_files
+from adapterhub_registry.api.hub import info as hub_info
+from adapterhub_registry.api.hub import lfs as hub_lfs
+from adapterhub_registry.api.hub import routes as hub_api
+from adapterhub_registry.api.hub import upload as hub_upload
+from adapterhub_registry.api.hub import xet
+from adapterhub_registry.database.db import Database
 from adapterhub_registry.errors import Refusal, conflict, refusal_of
-from adapterhub_registry.rates import Rates
-from adapterhub_registry.repos import Repos
+from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
-from adapterhub_registry.telemetry import Telemetry
-from adapterhub_registry.tokens import Tokens
-from adapterhub_registry.xorbs import DiskXorbs, XorbStore
+from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs, StoreUnreachable, full_disk_told
+from adapterhub_registry.storage.xorbs import DiskXorbs, XorbStore
 
 log = logging.getLogger("adapterhub_registry")
 
@@ -66,9 +72,9 @@ def _stores(settings: Settings) -> tuple[BlobStore, XorbStore]:
     if settings.s3 is None:
         return DiskBlobs(settings.root), DiskXorbs(settings.root / "xorbs")
     try:
-        from adapterhub_registry.s3_blobs import S3Blobs  # noqa: PLC0415 - `obstore` is an optional package
-        from adapterhub_registry.s3_bucket import Bucket  # noqa: PLC0415 - as above
-        from adapterhub_registry.s3_xorbs import S3Xorbs  # noqa: PLC0415 - as above
+        from adapterhub_registry.storage.s3_blobs import S3Blobs  # noqa: PLC0415 - `obstore` is an optional package
+        from adapterhub_registry.storage.s3_bucket import Bucket  # noqa: PLC0415 - as above
+        from adapterhub_registry.storage.s3_xorbs import S3Xorbs  # noqa: PLC0415 - as above
     except ImportError:
         hint = "`pip install 'adapterhub[scale]'` brings it"
         raise UsageProblem("keeping blobs in S3 needs the package `obstore`", hint=hint) from None

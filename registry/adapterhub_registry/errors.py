@@ -12,7 +12,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from adapterhub.errors import (
+from adapterhub.core.errors import (
     AdapterHubError,
     Conflict,
     DigestMismatch,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NewType
 
-from adapterhub.errors import shown
+from adapterhub.core.errors import shown
 from adapterhub_registry.errors import Refusal, bad_request, repo_not_found
 
 RepoId = NewType("RepoId", str)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.errors import UsageProblem, shown
-from adapterhub.files import read_plain
+from adapterhub.core.disk.files import read_plain
+from adapterhub.core.errors import UsageProblem, shown
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MEBIBYTE = 1 << 20

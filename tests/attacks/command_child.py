@@ -16,8 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.command_line import Adapt
-from tests.hostile_child import Hangs, Watch, forget_peak, give_up, memory_mb, peak_mb
+from tests.support.command_line import Adapt
+from tests.support.hostile_child import Hangs, Watch, forget_peak, give_up, memory_mb, peak_mb
 
 HANGS_S = 30
 

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapterhub.library import Library
-from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
-from tests.command_line import Adapt
-from tests.run_library import make_library
-from tests.tiny_models import llama
+from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.library.library import Library
+from tests.support.command_line import Adapt
+from tests.support.run_library import make_library
+from tests.support.tiny_models import llama
 
 
 def make_world(folder: Path) -> Adapt:

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.admission import Admission
-from adapterhub.bank import AdapterBank
-from adapterhub.errors import AdapterNotFound, SignatureRefused
-from adapterhub.finding import Finder
-from adapterhub.library import Library
-from adapterhub.loader import attach
-from adapterhub.serving import Counter
-from adapterhub.signing.trust import TrustFile
+from adapterhub.core.errors import AdapterNotFound, SignatureRefused
+from adapterhub.distribution.finding import Finder
+from adapterhub.inference.bank import AdapterBank
+from adapterhub.inference.loader import attach
+from adapterhub.inference.serving import Counter
+from adapterhub.library.admission.installed import Admission
+from adapterhub.library.library import Library
+from adapterhub.trust.signing.trust import TrustFile
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver
-from tests.command_line import Adapt
-from tests.signing_homes import SIGNATURE, Homes, make_homes, replace_file
-from tests.tiny_models import llama
+from tests.support.command_line import Adapt
+from tests.support.signing_homes import SIGNATURE, Homes, make_homes, replace_file
+from tests.support.tiny_models import llama
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -243,9 +243,9 @@ def test_sync_reads_no_signature_that_nothing_asks_for(homes):
 
 def test_the_question_is_asked_once_for_all_builds_of_a_namespace(homes, monkeypatch):
     """A sync of thousands reads the files of policies once, and no note of origin and no signature."""
-    from adapterhub import admission
-    from adapterhub.origins import Origins
-    from adapterhub.signing.trust import TrustFile
+    from adapterhub.library.admission import installed as admission
+    from adapterhub.library.store.origins import Origins
+    from adapterhub.trust.signing.trust import TrustFile
 
     asked = admission.Admission(homes.ben.library)
     builds = [(build, None) for build in homes.ben.library.installed()] * 1000

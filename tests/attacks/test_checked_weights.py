@@ -12,26 +12,26 @@ from pathlib import Path
 import pytest
 
 import adapterhub
-from adapterhub.bank import AdapterBank
 from adapterhub.cli import COMMANDS
-from adapterhub.description import Description
-from adapterhub.difference import Side, differ
-from adapterhub.errors import DigestMismatch
-from adapterhub.export import export
-from adapterhub.factors import AdapterFactors
-from adapterhub.fuse import fuse
-from adapterhub.library import Library
-from adapterhub.loader import attach
-from adapterhub.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
-from adapterhub.merge import MergeInput, merge
-from adapterhub.recipe import Combination, Ingredient, merge_into_folder, merge_into_library
-from adapterhub.serving.counter import Counter
-from adapterhub.similarity import Side as Compared
-from adapterhub.similarity import compare_adapters
-from adapterhub.specs import parse_name
-from adapterhub.tuning import read_examples, tune
+from adapterhub.core.errors import DigestMismatch
+from adapterhub.core.specs import parse_name
+from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
+from adapterhub.inference.bank import AdapterBank
+from adapterhub.inference.export import export
+from adapterhub.inference.loader import attach
+from adapterhub.inference.serving.counter import Counter
+from adapterhub.inference.tuning import read_examples, tune
+from adapterhub.library.intake.description import Description
+from adapterhub.library.library import Library
+from adapterhub.weights.compare.difference import Side, differ
+from adapterhub.weights.compare.similarity import Side as Compared
+from adapterhub.weights.compare.similarity import compare_adapters
+from adapterhub.weights.fuse import fuse
+from adapterhub.weights.lowrank.factors import AdapterFactors
+from adapterhub.weights.merge import MergeInput, merge
+from adapterhub.weights.recipes.combination import Combination, Ingredient, merge_into_folder, merge_into_library
 from tests.attacks.installed import FLIPS, base, flipped, folder_of, make_world
-from tests.command_line import Adapt
+from tests.support.command_line import Adapt
 
 OUT = "OUT"
 """In arguments: a folder that does not exist."""
@@ -75,8 +75,8 @@ USES_NO_WEIGHTS: Mapping[str, str] = {
     **dict.fromkeys(("demo", "init", "base", "completion", "add", "extract"), "takes nothing that is installed"),
     **dict.fromkeys(("uninstall", "remove", "list", "search", "path", "cache", "gc", "tree", "why"), "names and sizes"),
     **dict.fromkeys(("lock", "outdated", "upgrade"), "manifests; merges of a project are `merge`"),
-    **dict.fromkeys(("install", "mirror"), "hashes every byte that it copies (tests/test_install.py)"),
-    "sync": "links the objects of the store by their digests (tests/test_sync.py)",
+    **dict.fromkeys(("install", "mirror"), "hashes every byte that it copies (tests/distribution/test_install.py)"),
+    "sync": "links the objects of the store by their digests (tests/projects/test_sync.py)",
     "serve": "hands out what `Counter` checked, below",
     **dict.fromkeys(("key", "remote", "trust"), "no adapters"),
     "registry": "no library",
@@ -188,7 +188,7 @@ def _bank(use: Uses) -> object:
 
 
 def _tune(use: Uses) -> object:
-    from adapterhub.loader.text import load_base
+    from adapterhub.inference.loader.text import load_base
 
     model, tokenizer = load_base(use.adapt.folder / "base")
     return tune(model, tokenizer, ["b", "a"], read_examples(use.adapt.folder / "examples.jsonl"), library=use.library)

@@ -21,10 +21,10 @@ import click
 import pytest
 
 from adapterhub.cli import cli
-from adapterhub.errors import AdapterHubError
-from tests.command_line import Adapt
-from tests.hostile_corpus import MAX_MB, ROOT, bad_inputs, make_base, own_kinds
-from tests.hostile_kinds import KINDS, good
+from adapterhub.core.errors import AdapterHubError
+from tests.support.command_line import Adapt
+from tests.support.hostile_corpus import MAX_MB, ROOT, bad_inputs, make_base, own_kinds
+from tests.support.hostile_kinds import KINDS, good
 
 Kind = Literal["adapter", "base", "file", "project"]
 Parameter = tuple[str, str]
@@ -111,7 +111,7 @@ CODES = {0, 3} | {kind.exit_code for kind in AdapterHubError.__subclasses__()}
 ONE_WAY_IN = {"--from", "--base"}
 """Options that all commands give to one function; each gets every seventh of the hostile things."""
 TESTED_WHOLE = {("add", "folder"), ("install", "--from"), ("verify", "adapters")}
-"""Ways in that tests/test_hostile.py sends the whole corpus through."""
+"""Ways in that tests/trust/test_hostile.py sends the whole corpus through."""
 OUTSIDE = "outside-secret-3f1c"
 
 
@@ -255,7 +255,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 AT_THE_LIMIT = {f"X{n:02}" for n, kind in enumerate(KINDS, 1) if kind.why.startswith("32,768 pairs")}
-"""As many tensors as are allowed, which is seconds of work for each command; tests/test_hostile.py has them."""
+"""As many tensors as are allowed, which is seconds of work for each command; tests/trust/test_hostile.py has them."""
 
 
 def typed(world: World, kind: Kind) -> Iterator[dict[str, Any]]:

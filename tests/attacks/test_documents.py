@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from adapterhub.cli.output import json_text
-from adapterhub.digests import strict_json
-from adapterhub.errors import Malformed
-from adapterhub.manifest import MANIFEST_FILE, Manifest
-from adapterhub.project._reading import MAX_ENTRIES, parse_project
-from adapterhub.recipe_toml import parse_recipe
-from tests.command_line import Adapt
-from tests.hostile_kinds import good
-from tests.hub.running import running
-from tests.tiny import make_adapter, make_base
+from adapterhub.core.digests import strict_json
+from adapterhub.core.errors import Malformed
+from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
+from adapterhub.projects.file.reading import MAX_ENTRIES, parse_project
+from adapterhub.weights.recipes.toml import parse_recipe
+from tests.registry.running import running
+from tests.support.command_line import Adapt
+from tests.support.hostile_kinds import good
+from tests.support.tiny import make_adapter, make_base
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "adapterhub"
 OWN_JSON = {

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.known_projects import synced_path
-from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.project.values import LockedAdapter
-from adapterhub.real_folder import RealFolder
-from tests.command_line import Adapt
-from tests.locks import entry_of, lock_of, planned, sync
-from tests.tiny import make_adapter
+from adapterhub.core.disk.real_folder import RealFolder
+from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.library.store.roots import synced_path
+from adapterhub.projects.values import LockedAdapter
+from tests.support.command_line import Adapt
+from tests.support.locks import entry_of, lock_of, planned, sync
+from tests.support.tiny import make_adapter
 
 
 @pytest.fixture

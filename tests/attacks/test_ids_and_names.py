@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.errors import MalformedManifest, UsageProblem
-from adapterhub.hints import BaseHints
-from adapterhub.hub._search import _of_model
-from adapterhub.hub_ids import is_hub_id
-from adapterhub.manifest import MANIFEST_FILE, Manifest
-from adapterhub.project.lockfile import parse_lock
-from adapterhub.remotes import parse_url
-from tests.command_line import Adapt
-from tests.hostile_kinds import good
+from adapterhub.core.errors import MalformedManifest, UsageProblem
+from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.distribution.hub._search import _of_model
+from adapterhub.formats.base.hints import BaseHints
+from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
+from adapterhub.library.remotes import parse_url
+from adapterhub.projects.lock.lockfile import parse_lock
+from tests.support.command_line import Adapt
+from tests.support.hostile_kinds import good
 
 NO_IDS = [
     "../../etc/passwd", "--trust-remote-code/x", "-x", "a/-x", "/etc/passwd", "./model", "a/b/c", "a//b", "a/", "/b", "",
@@ -58,7 +58,7 @@ def test_a_manifest_whose_base_has_no_hub_id_is_refused(text: str, tmp_path: Pat
 
 
 def test_a_lock_whose_base_has_no_hub_id_is_refused() -> None:
-    from adapterhub.errors import Malformed
+    from adapterhub.core.errors import Malformed
 
     text = 'schema = "adapterhub-lock/1"\n\n[base]\nspec = "b"\nhub_id = "../../x"\n'
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.digests import digest_of
-from adapterhub.errors import NotAllowed
-from adapterhub.home import FOLDERS
-from adapterhub.manifest import MANIFEST_FILE
-from adapterhub.real_folder import RealFolder
-from adapterhub.sync import plan_sync, run_sync, syncing, wanted_entries
-from tests.command_line import Adapt
-from tests.locks import entry_of, lock_of, means, sync
-from tests.tiny import make_adapter, make_base
+from adapterhub.core.digests import digest_of
+from adapterhub.core.disk.home import FOLDERS
+from adapterhub.core.disk.real_folder import RealFolder
+from adapterhub.core.errors import NotAllowed
+from adapterhub.formats.manifest import MANIFEST_FILE
+from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
+from tests.support.command_line import Adapt
+from tests.support.locks import entry_of, lock_of, means, sync
+from tests.support.tiny import make_adapter, make_base
 
 NOT_ALLOWED, CONFLICT, NOT_FOUND, SOME_FAILED, USAGE = 14, 15, 10, 3, 2
 
@@ -223,7 +223,7 @@ def test_sync_writes_nothing_elsewhere_while_adapters_is_swapped_in_a_loop(libra
 
 def test_an_adapters_folder_on_another_mount_is_refused(adapt, tmp_path, monkeypatch):
     """Without root nobody can mount here: the number that the kernel gives to a mount is what is told apart."""
-    from adapterhub import real_folder
+    from adapterhub.core.disk import real_folder
 
     adapt.ok("sync", "--project", "repo")
     adapters = (tmp_path / "repo" / "adapters").stat().st_ino
@@ -236,7 +236,7 @@ def test_an_adapters_folder_on_another_mount_is_refused(adapt, tmp_path, monkeyp
 
 
 def test_prune_deletes_nothing_of_a_folder_in_which_something_is_mounted(adapt, tmp_path, monkeypatch):
-    from adapterhub import real_folder
+    from adapterhub.core.disk import real_folder
 
     mine = tmp_path / "repo" / "adapters" / "mine"
     (mine / "mounted").mkdir(parents=True)
@@ -475,7 +475,7 @@ def test_push_follows_no_link_inside_a_directory_of_builds(adapt, work, tmp_path
 
 
 def test_the_demo_truncates_no_file_behind_a_link(work, tmp_path):
-    from adapterhub.demo.base import prepare_base
+    from adapterhub.cli.start.demo_run.base import prepare_base
 
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / ".smollm2.lock").symlink_to(work / "notes.txt")

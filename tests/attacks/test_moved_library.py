@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import Adapt
-from tests.tiny import make_adapter, make_base
+from tests.support.command_line import Adapt
+from tests.support.tiny import make_adapter, make_base
 
 SOME_FAILED = 3
 

@@ -13,22 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.bank import AdapterBank
-from adapterhub.errors import NamespaceBound, SignatureRefused
-from adapterhub.library import Library
-from adapterhub.loader import attach
-from adapterhub.project import read_project
-from adapterhub.project.lockfile import read_lock
-from adapterhub.project_sources import ProjectSources
-from adapterhub.serving import Counter
-from adapterhub.session import Session
-from adapterhub.sync import Means, plan_sync, run_sync, syncing, wanted_entries
+from adapterhub.core.errors import NamespaceBound, SignatureRefused
+from adapterhub.inference.bank import AdapterBank
+from adapterhub.inference.loader import attach
+from adapterhub.inference.serving import Counter
+from adapterhub.library.library import Library
+from adapterhub.projects.lock.lockfile import read_lock
+from adapterhub.projects.places import ProjectSources
+from adapterhub.projects.project import read_project
+from adapterhub.projects.session import Session
+from adapterhub.projects.sync import Means, plan_sync, run_sync, syncing, wanted_entries
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver
-from tests.command_line import Adapt
-from tests.hub.proxy import Proxy, proxy_of
-from tests.hub.running import Running, running
-from tests.tiny import make_adapter, make_base
-from tests.tiny_models import llama
+from tests.registry.proxy import Proxy, proxy_of
+from tests.registry.running import Running, running
+from tests.support.command_line import Adapt
+from tests.support.tiny import make_adapter, make_base
+from tests.support.tiny_models import llama
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

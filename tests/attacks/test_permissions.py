@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.errors import RemoteUnreachable
-from adapterhub.library import Library
-from adapterhub.specs import AdapterSpec
-from adapterhub.transfer import copy
-from tests.command_line import Adapt
-from tests.tiny import make_adapter, make_base
+from adapterhub.core.errors import RemoteUnreachable
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.library.library import Library
+from adapterhub.library.transfer import copy
+from tests.support.command_line import Adapt
+from tests.support.tiny import make_adapter, make_base
 
 NOT_ALLOWED = 14
 SOMEBODY = 54_321

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.utils import close_session  # type: ignore[attr-defined]  # public, not re-exported
 
-from tests.command_line import Adapt
+from tests.support.command_line import Adapt
 
 PROXIES = {
     "ALL_PROXY": [

@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from huggingface_hub import get_session, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
-from adapterhub.errors import RemoteUnreachable
-from adapterhub.hub import bound_client
-from adapterhub.hub._session import _WAIT_S
-from adapterhub.hub._wire import Wire
+from adapterhub.core.errors import RemoteUnreachable
+from adapterhub.distribution.hub import bound_client
+from adapterhub.distribution.hub._session import _WAIT_S
+from adapterhub.distribution.hub._wire import Wire
 
 OURS = "hf_of_the_encrypted_server"
 

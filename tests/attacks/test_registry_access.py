@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.hub.pushing import Push
-from tests.hub.running import Running, running
+from tests.registry.pushing import Push
+from tests.registry.running import Running, running
 
 PRIVATE = "alice/secret"
 PUSH = Push(repo=PRIVATE, weights=b"secret weights" * 400)

@@ -19,15 +19,15 @@ from typing import Any
 import httpx
 import obstore
 import pytest
+from adapterhub_registry.api.hub.lfs import DIRECT_BYTES, MAX_LINKS
 from adapterhub_registry.app import create_app
-from adapterhub_registry.holdings import check_holdings
-from adapterhub_registry.hub_lfs import DIRECT_BYTES, MAX_LINKS
+from adapterhub_registry.operations.holdings import check_holdings
 from adapterhub_registry.settings import Limits, S3Place, load_settings
 
-from tests.hub.conftest import MODES
-from tests.hub.pushing import Push
-from tests.hub.running import Running, running
-from tests.hub.shared_servers import CREDENTIALS, S3
+from tests.registry.conftest import MODES
+from tests.registry.pushing import Push
+from tests.registry.running import Running, running
+from tests.registry.shared_servers import CREDENTIALS, S3
 
 TIB = 1 << 40
 MEMORY = 20_000_000

@@ -14,7 +14,7 @@ from adapterhub_registry.settings import load_settings
 from fastapi.routing import APIRoute, iter_route_contexts
 
 from tests.attacks.raw_http import head_of, line_to
-from tests.hub.running import Running, running
+from tests.registry.running import Running, running
 
 LONG = "a" * 50_010
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.hub.running import Running, running
+from tests.registry.running import Running, running
 
 OLD, NEW = b"the first file", b"another file of the same name"
 PATH = "/acme/files/resolve/main/a.txt"

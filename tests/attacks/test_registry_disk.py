@@ -14,13 +14,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from adapterhub_registry.db import Database, tokens
+from adapterhub_registry.database.db import Database, tokens
 from sqlalchemy import update
 
 from tests.crash.disks import in_namespace
-from tests.hub.conftest import ROOT
-from tests.hub.xet_wire import shard_bytes, xorb_bytes, xorb_name
-from tests.programs import needs
+from tests.registry.conftest import ROOT
+from tests.registry.xet_wire import shard_bytes, xorb_bytes, xorb_name
+from tests.support.programs import needs
 
 DISK = 16 << 20
 PUSH = """

@@ -11,15 +11,15 @@ from typing import Any
 
 import httpx
 import pytest
-from adapterhub_registry import edge
-from adapterhub_registry.bodies import Places
+from adapterhub_registry.access.telemetry import Told
+from adapterhub_registry.api import edge
+from adapterhub_registry.api.bodies import Places
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.settings import Limits
-from adapterhub_registry.telemetry import Told
 
 from tests.attacks.raw_http import Line, head_of, line_to
-from tests.hub.pushing import Push
-from tests.hub.running import Running, running
+from tests.registry.pushing import Push
+from tests.registry.running import Running, running
 
 HEADER = b'{"key":"header","value":{"summary":"x"}}\n'
 SHORT_S = 0.3

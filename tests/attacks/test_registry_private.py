@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-from adapterhub_registry.db import repos
+from adapterhub_registry.database.db import repos
 from sqlalchemy import select, update
 
-from tests.hub.pushing import Push
-from tests.hub.running import Running, running
+from tests.registry.pushing import Push
+from tests.registry.running import Running, running
 
 
 @pytest.fixture

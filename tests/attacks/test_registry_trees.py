@@ -13,13 +13,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from adapterhub_registry.db import metadata
-from adapterhub_registry.holdings import check_holdings
+from adapterhub_registry.database.db import metadata
+from adapterhub_registry.operations.holdings import check_holdings
 from sqlalchemy import func, select
 
-from tests.hub.conftest import Served, serving
-from tests.hub.running import running
-from tests.hub.shared_servers import Postgres, postgres
+from tests.registry.conftest import Served, serving
+from tests.registry.running import running
+from tests.registry.shared_servers import Postgres, postgres
 
 FILES, DEEPEST = 20_000, 32
 MOST_MEMORY, MOST_GROWTH = 50 << 20, 20_000

@@ -12,15 +12,15 @@ import httpx
 import lz4.frame
 import obstore
 import pytest
-from adapterhub_registry.s3_bucket import Bucket
-from adapterhub_registry.s3_xorbs import S3Xorbs
 from adapterhub_registry.settings import Limits, S3Place
-from adapterhub_registry.xet_format import MAX_CHUNK_BYTES, MAX_XORB_BYTES, MalformedXet, XetHash
-from adapterhub_registry.xorbs import DiskXorbs, XorbPlace, XorbStore
+from adapterhub_registry.storage.s3_bucket import Bucket
+from adapterhub_registry.storage.s3_xorbs import S3Xorbs
+from adapterhub_registry.storage.xet_format import MAX_CHUNK_BYTES, MAX_XORB_BYTES, MalformedXet, XetHash
+from adapterhub_registry.storage.xorbs import DiskXorbs, XorbPlace, XorbStore
 
-from tests.hub.running import Running, running
-from tests.hub.shared_servers import CREDENTIALS, S3
-from tests.hub.xet_wire import shard_bytes, xorb_bytes, xorb_name
+from tests.registry.running import Running, running
+from tests.registry.shared_servers import CREDENTIALS, S3
+from tests.registry.xet_wire import shard_bytes, xorb_bytes, xorb_name
 
 ZEROS = [(bytes(MAX_CHUNK_BYTES), 1)] * (MAX_XORB_BYTES // MAX_CHUNK_BYTES)
 

@@ -12,9 +12,9 @@ import httpx
 import pytest
 from adapterhub_registry.names import RepoId
 
-from tests.hub.pushing import Push
-from tests.hub.running import Running, running
-from tests.hub.shared_servers import Postgres
+from tests.registry.pushing import Push
+from tests.registry.running import Running, running
+from tests.registry.shared_servers import Postgres
 
 GOOD, BAD = b"g" * 5000, b"b" * 5000
 REPO = "acme/x"

@@ -14,21 +14,21 @@ from typing import Any
 import pytest
 import torch
 
-from adapterhub.bank import AdapterBank
-from adapterhub.description import Description
-from adapterhub.difference import Side, differ
-from adapterhub.errors import AdapterHubError, Conflict, DigestMismatch
-from adapterhub.export import export
-from adapterhub.fuse import fuse
-from adapterhub.library import Library
-from adapterhub.loader import attach
-from adapterhub.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.recipe import Combination, Ingredient, merge_into_folder, merge_into_library
-from adapterhub.serving.counter import Counter
-from adapterhub.specs import parse_name
+from adapterhub.core.errors import AdapterHubError, Conflict, DigestMismatch
+from adapterhub.core.specs import parse_name
+from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.inference.bank import AdapterBank
+from adapterhub.inference.export import export
+from adapterhub.inference.loader import attach
+from adapterhub.inference.serving.counter import Counter
+from adapterhub.library.intake.description import Description
+from adapterhub.library.library import Library
+from adapterhub.weights.compare.difference import Side, differ
+from adapterhub.weights.fuse import fuse
+from adapterhub.weights.recipes.combination import Combination, Ingredient, merge_into_folder, merge_into_library
 from tests.attacks.installed import base, flipped, folder_of, make_world
-from tests.command_line import Adapt
-from tests.tiny_models import logits
+from tests.support.command_line import Adapt
+from tests.support.tiny_models import logits
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def after(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, act: Callable
 def test_attach_uses_the_bytes_it_checked_whatever_is_put_there_afterwards(
     monkeypatch: pytest.MonkeyPatch, adapt: Adapt, swapped: Swapped, expected: torch.Tensor, name: str, swap: str
 ) -> None:
-    from adapterhub import finding
+    from adapterhub.distribution import finding
 
     after(monkeypatch, finding, "check_folder", lambda: SWAPS[swap](swapped.folder / name, swapped.bad[name]))
     try:
@@ -117,7 +117,7 @@ def test_attach_uses_the_bytes_it_checked_whatever_is_put_there_afterwards(
 def test_the_bank_uses_the_bytes_it_checked_whatever_is_put_there_afterwards(
     monkeypatch: pytest.MonkeyPatch, adapt: Adapt, swapped: Swapped, expected: torch.Tensor, swap: str
 ) -> None:
-    from adapterhub.bank import checker
+    from adapterhub.inference.bank import checker
 
     after(monkeypatch, checker, "check_folder", lambda: swapped.put(swapped.bad, SWAPS[swap]))
     with AdapterBank(base(), library=adapt.library) as bank, bank.use(bank.load(swapped.folder)):
@@ -132,7 +132,7 @@ def test_the_bank_uses_the_bytes_it_checked_whatever_is_put_there_afterwards(
 def test_a_merge_and_the_digests_in_its_recipe_are_of_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch, adapt: Adapt, swapped: Swapped, tmp_path: Path
 ) -> None:
-    from adapterhub import recipe
+    from adapterhub.weights.recipes import combination as recipe
 
     shutil.copytree(adapt.folder / "home", tmp_path / "home")
     after(monkeypatch, recipe, "folder_digests", lambda: swapped.put(swapped.bad, by_rename))
@@ -147,8 +147,10 @@ def test_a_merge_and_the_digests_in_its_recipe_are_of_the_same_bytes(
 def test_what_is_written_has_the_numbers_that_were_checked(
     monkeypatch: pytest.MonkeyPatch, adapt: Adapt, swapped: Swapped, tmp_path: Path, name: str
 ) -> None:
-    from adapterhub import difference, factors, finding
-    from adapterhub.export import _job
+    from adapterhub.distribution import finding
+    from adapterhub.inference.export import _job
+    from adapterhub.weights.compare import difference
+    from adapterhub.weights.lowrank import factors
 
     place = {"fuse": (finding, "check_folder"), "export": (_job, "verify"), "diff": (difference, "_config")}
     act: Callable[[], object] = {

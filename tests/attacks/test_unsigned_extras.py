@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.signing.beside import provenance_of
-from adapterhub.signing.judge import OF_GIT, unsigned_beside
-from tests.command_line import Adapt
-from tests.tiny import make_adapter, make_base
+from adapterhub.trust.signing.beside import provenance_of
+from adapterhub.trust.signing.judge import OF_GIT, unsigned_beside
+from tests.support.command_line import Adapt
+from tests.support.tiny import make_adapter, make_base
 
 
 @pytest.fixture

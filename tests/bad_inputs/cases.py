@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.hostile_kinds import Kind, into_new_folder
+from tests.support.hostile_kinds import Kind, into_new_folder
 
 CASES: dict[str, Kind] = {}
 SECRET = "outside-secret-3f1c"  # noqa: S105 - what a link out of the folder must not bring in

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from tests.bad_inputs.cases import case
-from tests.hostile_kinds import CONFIG, good, settings, with_config
+from tests.support.hostile_kinds import CONFIG, good, settings, with_config
 
 
 def without(field: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.bad_inputs.cases import case
-from tests.hostile_kinds import PICKLE, container, framed, good, pairs
+from tests.support.hostile_kinds import PICKLE, container, framed, good, pairs
 
 
 def entry(shape: str, start: int, end: int, dtype: str = "U8") -> str:

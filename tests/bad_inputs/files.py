@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.bad_inputs.cases import case
 from tests.bad_inputs.updates import tensor
-from tests.hostile_kinds import CONFIG, PICKLE, PRE, WEIGHTS, Tensor, container, good, instead, linked, pairs
+from tests.support.hostile_kinds import CONFIG, PICKLE, PRE, WEIGHTS, Tensor, container, good, instead, linked, pairs
 
 
 def beside(folder: Path, files: dict[str, bytes]) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from tests.bad_inputs.cases import case
-from tests.hostile_kinds import PRE, Tensor, container, good, pairs
+from tests.support.hostile_kinds import PRE, Tensor, container, good, pairs
 
 Q0 = f"{PRE}0.self_attn.q_proj."
 

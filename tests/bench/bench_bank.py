@@ -27,12 +27,12 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from adapterhub.bank import AdapterBank
-from adapterhub.description import Description
-from adapterhub.library import Library
-from adapterhub.loader.text import load_base
-from adapterhub.specs import parse_name
-from tests.real_base import smollm2_base
+from adapterhub.core.specs import parse_name
+from adapterhub.inference.bank import AdapterBank
+from adapterhub.inference.loader.text import load_base
+from adapterhub.library.intake.description import Description
+from adapterhub.library.library import Library
+from tests.support.real_base import smollm2_base
 
 RANK, ROWS = 16, 8
 WINDOW = 10

@@ -46,9 +46,9 @@ def bench_command(dtype: str, repeat: int) -> None:
 def bench_dense(size: int) -> None:
     import torch
 
-    from adapterhub.layouts import Layout
-    from adapterhub.lowrank import LowRank
-    from adapterhub.similarity._module import compare_module
+    from adapterhub.weights.compare.similarity._module import compare_module
+    from adapterhub.weights.lowrank.algebra import LowRank
+    from adapterhub.weights.lowrank.layouts import Layout
 
     generator = torch.Generator().manual_seed(0)
     deltas = [

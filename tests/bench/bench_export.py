@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.adapter_folders import write_folder
 from tests.bench.bench_merge import Run, run
-from tests.real_base import smollm2_base
+from tests.support.adapter_folders import write_folder
+from tests.support.real_base import smollm2_base
 
 HIDDEN, INNER, KEYS, LAYERS = 576, 1536, 192, 30
 SHAPES = {
@@ -42,7 +42,7 @@ SHAPES = {
 OURS = """
 import sys, time
 from pathlib import Path
-from adapterhub.export import export, load
+from adapterhub.inference.export import export, load
 import gguf, numpy
 load("gguf")
 home, adapter, out = sys.argv[1:]
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def measure(folder: Path, converter: Path | None, rank: int, repeat: int) -> None:
-    from adapterhub.library import Library
+    from adapterhub.library.library import Library
 
     Library(folder / "home").bases.add(smollm2_base(), "smollm2")
     written: dict[str, dict[str, Path]] = {}

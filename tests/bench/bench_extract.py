@@ -50,15 +50,15 @@ print(getattr(bench_extract, sys.argv[1])(*map(Path, sys.argv[2:-1]), int(sys.ar
 FINGERPRINT = """
 import sys
 from pathlib import Path
-from adapterhub.library import Library
+from adapterhub.library.library import Library
 bases = Library(Path(sys.argv[1])).bases
 bases.look(Path(sys.argv[2])), bases.look(Path(sys.argv[3]))
 """
 EXTRACT = """
 import sys
 from pathlib import Path
-from adapterhub.extract import ExtractOptions, extract
-from adapterhub.library import Library
+from adapterhub.weights.extract import ExtractOptions, extract
+from adapterhub.library.library import Library
 home, base, tuned, out, rank = sys.argv[1:]
 bases = Library(Path(home)).bases
 records = bases.look(Path(base)), bases.look(Path(tuned))
@@ -112,8 +112,8 @@ def write_pair(base_folder: Path, tuned_folder: Path, layers: int) -> None:
     """Base and tuned model, written tensor by tensor."""
     import torch
 
-    from adapterhub.factors import TensorFileWriter
-    from adapterhub.tensorheader import TensorSpec
+    from adapterhub.formats.safetensors.header import TensorSpec
+    from adapterhub.weights.lowrank.factors import TensorFileWriter
 
     shapes = shapes_of(layers)
     config = {
@@ -154,7 +154,7 @@ def error_of(adapter: Path, base: Path, tuned: Path, _layers: int) -> float:
     """‖difference - adapter‖ / ‖difference‖ over all weights; what is carried whole counts, what is left out as well."""
     from safetensors import safe_open
 
-    from tests.adapter_folders import PREFIX, updates_in
+    from tests.support.adapter_folders import PREFIX, updates_in
 
     updates = updates_in(adapter)
     apart = whole = 0.0

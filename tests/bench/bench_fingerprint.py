@@ -16,15 +16,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from adapterhub.tensorfile import header_bytes
-from adapterhub.tensorheader import TensorSpec
+from adapterhub.formats.safetensors.file import header_bytes
+from adapterhub.formats.safetensors.header import TensorSpec
 
 TARGET = 0.9
 MIB = 1 << 20
 _OURS = """
 import sys
 from pathlib import Path
-from adapterhub.fingerprint import fingerprint_folder
+from adapterhub.formats.base.fingerprint import fingerprint_folder
 folder, threads, cache = Path(sys.argv[1]), int(sys.argv[2]) or None, sys.argv[3]
 fingerprint_folder(folder, cache_folder=Path(cache) if cache else None, threads=threads)
 """

@@ -52,7 +52,7 @@ print(time.perf_counter() - begun)
 FUSE = """
 import sys, time
 from pathlib import Path
-from adapterhub.fuse import prepare
+from adapterhub.weights.fuse import prepare
 home, adapter, out, threads = sys.argv[1:]
 with prepare(Path(adapter), Path(out), library=home, base="base") as fusion:
     begun = time.perf_counter()
@@ -65,8 +65,8 @@ def write_base(folder: Path, layers: int) -> None:
     """A sharded base with random weights of standard deviation 0.02, as transformers names and indexes them."""
     import torch
 
-    from adapterhub.factors import TensorFileWriter
-    from adapterhub.tensorheader import TensorSpec
+    from adapterhub.formats.safetensors.header import TensorSpec
+    from adapterhub.weights.lowrank.factors import TensorFileWriter
 
     shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
     for layer in range(layers):
@@ -100,8 +100,8 @@ def write_adapter(folder: Path, layers: int) -> None:
     """An adapter whose update is about 2 % of the weights."""
     import torch
 
-    from adapterhub.factors import TensorFileWriter
-    from adapterhub.tensorheader import TensorSpec
+    from adapterhub.formats.safetensors.header import TensorSpec
+    from adapterhub.weights.lowrank.factors import TensorFileWriter
 
     folder.mkdir()
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "task_type": "CAUSAL_LM", "bias": "none"}
@@ -135,7 +135,7 @@ def check(base: Path, adapter: Path, out: Path) -> float:
 
 def prepare(root: Path, layers: int) -> None:
     """Base, adapter, and a library that knows the base."""
-    from adapterhub.library import Library
+    from adapterhub.library.library import Library
 
     write_base(root / "base", layers)
     write_adapter(root / "adapter", layers)

@@ -17,16 +17,16 @@ from tempfile import TemporaryDirectory
 
 import tomllib
 
-from adapterhub.description import Description
-from adapterhub.directory import PublishedDirectory
-from adapterhub.library import Library
-from adapterhub.locking import LockOutcome, lock_project
-from adapterhub.manifest import MANIFEST_FILE, Manifest
-from adapterhub.project import read_project
-from adapterhub.project.lockfile import lock_text, parse_lock
-from adapterhub.project.staleness import lock_problems
-from adapterhub.specs import parse_name
-from tests.tiny import make_adapter, make_base
+from adapterhub.core.specs import parse_name
+from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
+from adapterhub.library.directory import PublishedDirectory
+from adapterhub.library.intake.description import Description
+from adapterhub.library.library import Library
+from adapterhub.projects.lock.lockfile import lock_text, parse_lock
+from adapterhub.projects.lock.staleness import lock_problems
+from adapterhub.projects.locking import LockOutcome, lock_project
+from adapterhub.projects.project import read_project
+from tests.support.tiny import make_adapter, make_base
 
 
 def timed(run: Callable[[], object]) -> tuple[float, object]:

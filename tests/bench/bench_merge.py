@@ -42,7 +42,7 @@ with open(out, "wb") as stream:
 MERGE = """
 import sys
 from pathlib import Path
-from adapterhub.merge import MergeInput, merge
+from adapterhub.weights.merge import MergeInput, merge
 first, second, out, method, rank, dtype = sys.argv[1:]
 inputs = [MergeInput(folder=Path(first), label="a", weight=0.7), MergeInput(folder=Path(second), label="b", weight=0.3)]
 result = merge(inputs, Path(out), method=method, rank=int(rank) if rank != "0" else None, dtype=dtype)
@@ -82,8 +82,8 @@ def run(code: str, *arguments: str) -> Run:
 def write_adapter(folder: Path, seed: int, dtype_name: str) -> None:
     import torch
 
-    from adapterhub.factors import FORMAT_DTYPES, TensorFileWriter
-    from adapterhub.tensorheader import TensorSpec
+    from adapterhub.formats.safetensors.header import TensorSpec
+    from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, TensorFileWriter
 
     folder.mkdir()
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 32, "task_type": "CAUSAL_LM", "bias": "none"}

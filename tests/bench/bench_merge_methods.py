@@ -26,8 +26,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from adapterhub.lowrank import Cut, LowRank, difference_norms, frobenius_norm
-from adapterhub.merge._prune import random_keep
+from adapterhub.weights.lowrank.algebra import Cut, LowRank, difference_norms, frobenius_norm
+from adapterhub.weights.merge.spaces.prune import random_keep
 
 TYPES = (
     "cat", "linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
@@ -93,7 +93,7 @@ def measure(name: str, size: int) -> Row:
     cuts = name.endswith("svd")
     options: dict[str, Any] = {} if name in ("cat", "linear", "svd") else {"density": DENSITY}
     mine = options | ({"rank": RANK} if cuts else {})
-    merge = importlib.import_module(f"adapterhub.merge.{name}").merge
+    merge = importlib.import_module(f"adapterhub.weights.merge.{name}").merge
     merge(deltas, WEIGHTS, **mine)  # LAPACK is set up on first use
     runs = [timed(lambda: merge(deltas, WEIGHTS, **mine)) for _ in range(3)]
     ours_s, ours = min(runs, key=lambda run: run[0])

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from adapterhub.merge_methods import names
-from tests.real_base import smollm2_base
-from tests.shared_data import shared
+from adapterhub.weights.catalogue import names
+from tests.support.real_base import smollm2_base
+from tests.support.shared_data import shared
 
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 CHOOSING = 32
@@ -70,8 +70,8 @@ def main() -> None:
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from adapterhub.errors import MergeRefused
-    from adapterhub.merge import MergeInput, merge
+    from adapterhub.core.errors import MergeRefused
+    from adapterhub.weights.merge import MergeInput, merge
 
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from adapterhub_registry.db import Database, adapters, blobs, commits, places, refs, releases, repo_tags, repos
-from adapterhub_registry.tree_nodes import FileEntry
-from adapterhub_registry.trees import EMPTY, Tree
+from adapterhub_registry.database.db import Database, adapters, blobs, commits, places, refs, releases, repo_tags, repos
+from adapterhub_registry.database.trees.nodes import FileEntry
+from adapterhub_registry.database.trees.trees import EMPTY, Tree
 
 from tests.bench.many_builds import BASES, RANKS, TASKS
-from tests.hub.pushing import Push, put
-from tests.hub.shared_servers import CREDENTIALS, Shared, postgres, s3
+from tests.registry.pushing import Push, put
+from tests.registry.shared_servers import CREDENTIALS, Shared, postgres, s3
 
 STEP = 2000
 CLIENTS = 8

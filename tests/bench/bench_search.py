@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from adapterhub.index import Filters
+from adapterhub.library.store.index import Filters
 from tests.bench.many_builds import digest, fill_index
 
 REPEATS = 21

@@ -15,21 +15,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-from adapterhub.description import Description
-from adapterhub.library import Library
-from adapterhub.signing.keys import KeyFolder
-from adapterhub.signing.trust import Terms, TrustFile
-from adapterhub.specs import parse_name
+from adapterhub.core.specs import parse_name
+from adapterhub.library.intake.description import Description
+from adapterhub.library.library import Library
+from adapterhub.trust.signing.keys import KeyFolder
+from adapterhub.trust.signing.trust import Terms, TrustFile
 from tests.bench.bench_verify import make_adapter, seconds
 
 CHECK = """
 import sys
 from pathlib import Path
-from adapterhub.digests import digest_of_file
-from adapterhub.manifest import Manifest
-from adapterhub.signing.beside import provenance_of
-from adapterhub.signing.judge import examine
-from adapterhub.signing.trust import TrustFile
+from adapterhub.core.digests import digest_of_file
+from adapterhub.formats.manifest import Manifest
+from adapterhub.trust.signing.beside import provenance_of
+from adapterhub.trust.signing.judge import examine
+from adapterhub.trust.signing.trust import TrustFile
 root, folder, hashed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "hashed"
 manifest = Manifest.parse((folder / "adapterhub.json").read_bytes())
 judgement = examine(manifest, None, provenance_of(folder), TrustFile(root).read(), now=0)

@@ -15,12 +15,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from adapterhub.description import Description
-from adapterhub.library import Library
-from adapterhub.specs import parse_name
+from adapterhub.core.specs import parse_name
+from adapterhub.library.intake.description import Description
+from adapterhub.library.library import Library
 from tests.crash.stand import COMMANDS, environment, make_stand, run
-from tests.programs import needs_strace
-from tests.tiny import make_adapter
+from tests.support.programs import needs_strace
+from tests.support.tiny import make_adapter
 
 SYNCS = ("fsync", "fdatasync", "sync", "syncfs", "sync_file_range", "msync")
 

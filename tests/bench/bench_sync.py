@@ -17,16 +17,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from adapterhub.catalog import Installed
-from adapterhub.description import Description
-from adapterhub.home import ADAPTERS_FOLDER
-from adapterhub.known_projects import KnownProjects
-from adapterhub.library import Library
-from adapterhub.project.lockfile import write_lock
-from adapterhub.project.values import Lock
-from adapterhub.specs import parse_name
-from tests.locks import entry_of, lock_of, sync
-from tests.tiny import make_adapter
+from adapterhub.core.disk.home import ADAPTERS_FOLDER
+from adapterhub.core.specs import parse_name
+from adapterhub.library.intake.description import Description
+from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.roots import KnownProjects
+from adapterhub.projects.lock.lockfile import write_lock
+from adapterhub.projects.values import Lock
+from tests.support.locks import entry_of, lock_of, sync
+from tests.support.tiny import make_adapter
 
 WIDTH = 4096
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adapterhub.tensorfile import header_bytes
-from adapterhub.tensorheader import TensorSpec
+from adapterhub.formats.safetensors.file import header_bytes
+from adapterhub.formats.safetensors.header import TensorSpec
 
 WIDTH, RANK = 8192, 64
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from adapterhub.index import BaseRow, BuildRow, Index
+from adapterhub.library.store.index import BaseRow, BuildRow, Index
 
 TASKS = ("legal-qa", "summarize", "translate", "triage", "sql", "extract", "classify", "rewrite", "chat", "code")
 RANKS = (4, 8, 16, 32, 64)

@@ -1,4 +1,4 @@
-"""What every export format must hold, run over every file of `adapterhub/export/` by `tests/test_export.py`.
+"""What every export format must hold, run over every file of `adapterhub/inference/export/` by `tests/inference/test_export.py`.
 
 A format means what PEFT means by the adapter, to the last bit that its dtype allows; it appears whole or not at all; and the
 same adapter gives the same bytes. Each format has a reader here that knows nothing of how it was written.
@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapterhub.errors import AdapterHubError, Conflict, DiskFull, RefusedAdapter
-from adapterhub.export import Exported, export, forms, load
-from adapterhub.library import Library
-from tests.adapter_folders import error_of, updates_in, write_folder
+from adapterhub.core.errors import AdapterHubError, Conflict, DiskFull, RefusedAdapter
+from adapterhub.inference.export import Exported, export, forms, load
+from adapterhub.library.library import Library
+from tests.support.adapter_folders import error_of, updates_in, write_folder
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 32
 SHAPES = {

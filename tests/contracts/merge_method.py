@@ -1,4 +1,4 @@
-"""What every merge method must hold, run over every file of `adapterhub/merge/` by `tests/test_merge.py`.
+"""What every merge method must hold, run over every file of `adapterhub/weights/merge/` by `tests/weights/test_merge.py`.
 
 A method is either exact in the updates or an approximation; the contract does not ask which. It asks that the method is
 right where there is only one right answer, that it never answers with NaN, and that what is said about its error is
@@ -20,11 +20,11 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from adapterhub.errors import MergeRefused, UsageProblem
-from adapterhub.lowrank import LowRank
-from adapterhub.merge import MergeInput, MergeResult, merge, methods
-from adapterhub.merge_methods import describe
-from tests.adapter_folders import dense, error_of, exact_sum, random_delta, relative, updates_in, write_folder
+from adapterhub.core.errors import MergeRefused, UsageProblem
+from adapterhub.weights.catalogue import describe
+from adapterhub.weights.lowrank.algebra import LowRank
+from adapterhub.weights.merge import MergeInput, MergeResult, merge, methods
+from tests.support.adapter_folders import dense, error_of, exact_sum, random_delta, relative, updates_in, write_folder
 
 LOSSLESS = {"density": 1.0, "gamma": 0.0, "epsilon": 0.0}
 """Values of the options that drop numbers at which they drop none."""
@@ -41,7 +41,7 @@ SHAPES = {f"model.layers.{i}.{m}": s for i in range(2) for m, s in {"q_proj": (1
 
 
 def load(name: str) -> ModuleType:
-    return importlib.import_module(f"adapterhub.merge.{name}")
+    return importlib.import_module(f"adapterhub.weights.merge.{name}")
 
 
 def apply(

@@ -9,9 +9,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.command_line import Adapt, Done
 from tests.crash.stand import damage_in, state_of
-from tests.tiny import make_adapter, make_base
+from tests.support.command_line import Adapt, Done
+from tests.support.tiny import make_adapter, make_base
 
 SHARED = 3
 NOT_FOUND = 10

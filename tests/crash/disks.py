@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.crash.stand import ROOT, Trial, damage_in, environment, leftovers_in, make_stand, run, state_of
-from tests.outside import lacking
-from tests.programs import needs
-from tests.tiny import make_adapter
+from tests.support.outside import lacking
+from tests.support.programs import needs
+from tests.support.tiny import make_adapter
 
 NO_ROOM = 14
 SMALL = 4 << 20

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.crash.stand import Stand, Trial, run
-from tests.programs import needs_strace
+from tests.support.programs import needs_strace
 
 CALLS = (
     "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat2", "link", "unlink", "unlinkat", "rmdir", "mkdir", "ftruncate", "fchmod",

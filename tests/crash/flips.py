@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.command_line import Adapt
+from tests.support.command_line import Adapt
 
 SHOWN = (
     ("list", "--json"),

@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterhub.damage import damaged_index, damaged_objects
-from adapterhub.digests import digest_of
-from adapterhub.directory import PublishedDirectory
-from adapterhub.library import Library
-from adapterhub.specs import AdapterSpec
-from adapterhub.verify import verify_folder
-from tests.command_line import Adapt
-from tests.tiny import make_adapter, make_base
+from adapterhub.core.digests import digest_of
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.library.directory import PublishedDirectory
+from adapterhub.library.library import Library
+from adapterhub.library.upkeep.damage import damaged_index, damaged_objects
+from adapterhub.trust.verify import verify_folder
+from tests.support.command_line import Adapt
+from tests.support.tiny import make_adapter, make_base
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAM = (sys.executable, "-c", "from adapterhub.cli import main; main()")

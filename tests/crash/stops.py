@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from adapterhub.errors import StoreLocked
-from adapterhub.library import Library
+from adapterhub.core.errors import StoreLocked
+from adapterhub.library.library import Library
 from tests.crash.stand import PROGRAM, Stand, Trial, environment
-from tests.programs import needs_strace
+from tests.support.programs import needs_strace
 
 STOPPABLE = ("rename", "link", "mkdir", "fsync", "unlink")
 

@@ -231,7 +231,7 @@ class Audited(TypedDict):
 class Audit(TypedDict):
     """The audit of everything that was looked at."""
 
-    schema: Annotated[str, "`adapterhub/audit/1`"]
+    schema: Annotated[str, "`adapterhub/library/audit/1`"]
     exit_code: int
     counts: Annotated[dict[str, int], "by severity"]
     ignored: int

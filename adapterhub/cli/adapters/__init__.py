@@ -1,0 +1,1 @@
+"""Commands that add, install, find and remove adapters."""

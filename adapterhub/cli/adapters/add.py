@@ -1,0 +1,88 @@
+"""`adapt add`: a PEFT output folder becomes a release in the library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.cli.output import size_text
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import BaseSpec
+    from adapterhub.library.library import Added
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--name", required=True, metavar="NAME", help="Name of the adapter: lower case, digits, `.`, `-`, `_`.")
+@click.option("--base", type=BASE, help="The base it was trained on; without it, the fingerprint stays unknown.")
+@click.option("--task", metavar="TASK", help="What it is for, such as `legal-qa`.")
+@click.option("--version", "version", default="1.0.0", show_default=True, metavar="VERSION", help="PEP 440 version.")
+@click.option("--description", default="", metavar="TEXT", help="One sentence for lists and search.")
+@click.option("--license", "licence", metavar="SPDX", help="Licence [default: the one its README names].")
+@common
+def add(
+    session: Session,
+    folder: Path,
+    name: str,
+    base: BaseSpec | None,
+    task: str | None,
+    version: str,
+    description: str,
+    licence: str | None,
+) -> None:
+    """Take a PEFT output FOLDER into the library, after checking it.
+
+    Refused, with nothing stored: pickles, damaged or hostile files, NaN, tensors that do not pair or do not fit the
+    base, and a name and version that exist with other bytes.
+
+    \b
+    Example:
+      adapt add ./out/legal-qa --name legal-qa --base base-7b --task legal-qa
+    """
+    from adapterhub.core.specs import parse_name, parse_version
+    from adapterhub.library.intake.description import Description
+
+    library = session.library
+    about = Description(
+        name=parse_name(name), version=parse_version(version), task=task, description=description, license=licence
+    )
+    record = library.bases.find(base) if base is not None else None
+    size = sum(p.stat().st_size for p in folder.glob("adapter_*") if p.is_file()) if folder.is_dir() else None
+    with session.out.progress("add", size) as progress:
+        added = library.add(folder, about, base=record, progress=progress)
+    say_added(session, added, "added")
+    if record is None and added.created:
+        session.out.note(f"the base is not known by content; `adapt base pin {name} BASE` records it")
+
+
+def say_added(session: Session, added: Added, verb: str) -> None:
+    """What was added, and the warnings of its checks."""
+    build, manifest = added.build, added.build.manifest
+    for finding in added.report.warnings:
+        session.out.warn(f"[{finding.code}] {finding.message}")
+    base = session.library.base_label(build.base) or "an unknown base"
+    size = size_text(manifest.size_bytes)
+    state = verb if added.created else "already there:"
+    session.out.result(
+        added_document(added),
+        lambda: session.out.line(f"{state} {build.full_name} {manifest.label} for {base}  {size}  {manifest.digest}"),
+    )
+
+
+def added_document(added: Added) -> dict[str, Any]:
+    """The JSON of one added build."""
+    build, manifest = added.build, added.build.manifest
+    return {
+        "name": build.full_name,
+        "version": manifest.version,
+        "digest": manifest.digest,
+        "created": added.created,
+        "rank": manifest.rank,
+        "size_bytes": manifest.size_bytes,
+        "path": str(build.folder),
+        "warnings": [f.to_json() for f in added.report.warnings],
+    }

@@ -1,0 +1,194 @@
+"""`adapt install`: choose a build that fits, show it, bring it in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli.adapters.add import added_document
+from adapterhub.cli.adapters.requirements import read_requirements
+from adapterhub.cli.options.params import (
+    BASE,
+    SPEC,
+    Session,
+    common,
+    places_option,
+    project_option,
+    rank_options,
+    remote_options,
+    signatures_option,
+    trust_option,
+)
+from adapterhub.cli.options.project_policy import exclude_newer_option, objection_from
+from adapterhub.cli.options.saving import Saved, project_to_save_in, save_installed, save_options
+from adapterhub.cli.output import size_text
+from adapterhub.core.errors import UsageProblem
+from adapterhub.projects.places import SpecSources, editing, project_base
+from adapterhub.projects.session import wanted_from
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
+    from adapterhub.distribution.install import Plan
+    from adapterhub.library.library import Added
+    from adapterhub.trust.signing.policy import SignaturePolicy
+
+
+@click.command()
+@click.argument("specs", nargs=-1, type=SPEC, metavar="[SPEC...]")
+@click.option(
+    "--requirements",
+    "-r",
+    "lists",
+    multiple=True,
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Also every spec of a plain list, as `adapt export --requirements` writes it; `-` reads stdin.",
+)
+@places_option(
+    "A library, a directory of published builds, or a PEFT folder; may be repeated [default: ADAPTERHUB_SOURCES]."
+)
+@click.option("--base", type=BASE, help="The base, where the spec names none.")
+@rank_options
+@click.option("--dry-run", is_flag=True, help="Say what would be installed, from where, how many bytes; do nothing.")
+@click.option(
+    "--allow-base-mismatch",
+    is_flag=True,
+    help="Take a build made for other weights of the same shapes (a fine-tune); recorded.",
+)
+@exclude_newer_option
+@save_options
+@project_option
+@trust_option
+@signatures_option
+@remote_options
+@common
+def install(
+    session: Session,
+    specs: tuple[AdapterSpec, ...],
+    lists: tuple[Path, ...],
+    places: tuple[Path, ...],
+    base: BaseSpec | None,
+    rank: int | None,
+    min_rank: int | None,
+    max_rank: int | None,
+    dry_run: bool,
+    allow_base_mismatch: bool,
+    exclude_newer: str | None,
+    save: bool,
+    group: str | None,
+    signatures: SignaturePolicy | None,
+    remote: str | None,
+    token: str | None,
+    offline: bool,
+) -> None:
+    """Install an adapter that fits a base.
+
+    `legal-qa@base-7b` is looked up in the library, in the places of --from, then in the namespaces of the remotes.
+    `acme/legal-qa@base-7b` is asked of the remote that has `acme`, else of the default server. Versions: `==1.2`,
+    `>=1.2,<2`, `~=1.4`. What is installed already is not copied again. Inside a project its base is meant where none
+    is named, its remotes are asked first, and its policy holds; --save makes the adapter one of the project.
+
+    \b
+    Examples:
+      adapt install legal-qa@base-7b --from ./published
+      adapt install 'acme/legal-qa@base-7b>=1.2,<2' --max-rank 16 --dry-run
+      adapt install acme/legal-qa@base-7b --remote ours --signatures require
+      adapt install acme/legal-qa@base-7b --exclude-newer 7d
+      adapt install 'acme/legal-qa~=1.2' --save
+      adapt install -r adapters.txt
+    """
+    from adapterhub.distribution.choosing import RankBounds
+    from adapterhub.distribution.install import plan_install, run_install
+
+    specs = (*specs, *(spec for path in lists for spec in read_requirements(path)))
+    if not specs:
+        hint = "`adapt install NAME@BASE`; in a project, `adapt sync` installs what is locked"
+        raise UsageProblem(
+            "nothing to install: no spec, and none in the list" if lists else "say what to install", hint=hint
+        )
+    objection = objection_from(session, exclude_newer)
+    library = session.library
+    to_save_in = project_to_save_in(
+        session, save=save, group=group, dry_run=dry_run, allow_base_mismatch=allow_base_mismatch
+    )
+    sources_of = SpecSources(session, places, remote=remote, token=token, offline=offline)
+    base_is_typed = base is not None
+    base = base or project_base(session)
+    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    documents: list[dict[str, Any]] = []
+    installed: list[Saved] = []
+    for spec in specs:
+        sources = sources_of(spec)
+        plan = plan_install(
+            library,
+            spec,
+            sources,
+            wanted=wanted_from(library, spec, base if spec.base is None or base_is_typed else spec.base),
+            bounds=bounds,
+            allow_base_mismatch=allow_base_mismatch,
+            objection=objection,
+        )
+        for warning in plan.resolution.warnings:
+            session.out.warn(warning)
+        if dry_run:
+            documents.append(_plan_document(plan))
+            continue
+        with session.out.progress(f"install {spec.full_name}", plan.copy_bytes) as progress:
+            added = run_install(library, plan, progress, signatures=signatures or sources_of.policy_of(plan.source))
+        for finding in added.report.warnings if added else ():
+            session.out.warn(f"[{finding.code}] {finding.message}")
+        documents.append(_done_document(plan, added))
+        installed.append(Saved(spec=spec, bounds=bounds, plan=plan))
+    if to_save_in is not None:
+        with editing(library, to_save_in.folder) as project:
+            save_installed(session, library, project, sources_of, installed, group=group)
+    session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
+
+
+def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) -> None:
+    for d in documents:
+        what = f"{d['name']} {d['version']}" + (f" (rank {d['rank']})" if d["rank"] else "")
+        if d["present"]:
+            session.out.line(f"{what} is installed already: {d['path']}")
+        elif dry_run:
+            session.out.line(
+                f"would install {what} from {d['source']}: {size_text(d['copy_bytes'])} "
+                f"({d['copy_bytes']:,} bytes) to fetch"
+            )
+            for entry in d["files"]:
+                session.out.line(
+                    f"  {entry['path']}  {entry['size_bytes']:,} bytes  {entry['sha256']}"
+                    f"{'' if entry['fetch'] else '  (in the store already)'}"
+                )
+        else:
+            session.out.line(f"installed {what} from {d['source']}  {d['path']}")
+
+
+def _plan_document(plan: Plan) -> dict[str, Any]:
+    manifest, chosen = plan.release.manifest, plan.resolution.chosen
+    fetch = {entry.path for entry in plan.missing}
+    return {
+        "name": plan.release.full_name,
+        "version": manifest.version,
+        "rank": manifest.rank,
+        "digest": manifest.digest,
+        "base_verdict": chosen.verdict.name,
+        "source": plan.release.origin,
+        "present": plan.present is not None,
+        "path": str(plan.present.folder) if plan.present else None,
+        "copy_bytes": plan.copy_bytes,
+        "files": [
+            {"path": e.path, "size_bytes": e.size_bytes, "sha256": e.sha256, "fetch": e.path in fetch}
+            for e in manifest.files
+        ],
+        "refused": [{"release": release, "reason": reason} for release, reason in plan.resolution.refusals],
+    }
+
+
+def _done_document(plan: Plan, added: Added | None) -> dict[str, Any]:
+    document = _plan_document(plan)
+    if added is not None:
+        document |= added_document(added)
+    return document

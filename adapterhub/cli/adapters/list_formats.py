@@ -1,0 +1,102 @@
+"""`adapt list --format`: adapters as other programs take them, a name and a plain PEFT folder each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from adapterhub.cli.output import json_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from adapterhub.cli.options.params import Session
+    from adapterhub.library.store.index import BuildRow
+
+FORMATS: Final = ("vllm", "peft", "json")
+
+_NOT_PLAIN: Final = re.compile(r"[=,\s'\"\\$`]")
+_NOT_A_NAME: Final = re.compile(r"[^A-Za-z0-9_]")
+
+
+def project_adapters(session: Session, folder: Path) -> list[dict[str, Any]]:
+    """What is in the project's `adapters/`, under the names of the project; what is not there yet is told.
+
+    Raises:
+        NotFound, Malformed: nothing is locked, or the lock file is damaged.
+        SignatureRefused, NamespaceBound: a build may not be used.
+    """
+    from adapterhub.core.disk.home import ADAPTERS_FOLDER
+    from adapterhub.projects.builds import refuse_inadmissible
+    from adapterhub.projects.lock.lockfile import read_lock
+
+    entries = read_lock(folder).entries.values()
+    refuse_inadmissible(session.library, entries, folders={e.key: folder / ADAPTERS_FOLDER / e.key for e in entries})
+    found, missing = [], []
+    for entry in entries:
+        place = folder / ADAPTERS_FOLDER / entry.key
+        if not place.is_dir():
+            missing += [entry.key] if entry.group is None else []
+            continue
+        found.append(_adapter(entry.key, place, entry.version, entry.digest, entry.rank))
+    if missing:
+        session.out.warn(f"not in `{ADAPTERS_FOLDER}/` yet: {', '.join(missing)}")
+        session.out.hint("`adapt sync` brings them")
+    return sorted(found, key=lambda one: one["name"])
+
+
+def library_adapters(session: Session, rows: Sequence[BuildRow]) -> list[dict[str, Any]]:
+    """Installed builds; where several have a name, version and rank tell them apart.
+
+    Raises:
+        SignatureRefused, NamespaceBound: a build may not be used, which other programs would do.
+    """
+    from adapterhub.library.admission.installed import Admission
+
+    library = session.library
+    admission = Admission(library)
+    asked = [row for row in rows if admission.asks_of(row.namespace or None)]
+    admission.refuse_all((library.read_build(session.root / row.folder), None) for row in asked)
+    count = Counter(row.full_name for row in rows)
+    named = Counter(_long_name(row) for row in rows)
+
+    def name(row: BuildRow) -> str:
+        if count[row.full_name] == 1:
+            return row.full_name
+        return _long_name(row) if named[_long_name(row)] == 1 else f"{_long_name(row)}-{row.digest[7:19]}"
+
+    return [_adapter(name(row), session.root / row.folder, row.version, row.digest, row.rank) for row in rows]
+
+
+def _long_name(row: BuildRow) -> str:
+    return f"{row.full_name}-{row.version}" + (f"-r{row.rank}" if row.rank else "")
+
+
+def _adapter(name: str, place: str | Path, version: str, digest: str, rank: int | None) -> dict[str, Any]:
+    path = os.path.abspath(place)  # noqa: PTH100 - no links are resolved: the name that the user gave stays
+    return {"name": name, "path": path, "version": version, "digest": digest, "rank": rank}
+
+
+def lines_of(adapters: Sequence[dict[str, Any]], form: str) -> Iterator[str]:
+    """One line for each: an argument of vLLM's `--lora-modules`, or a call of PEFT."""
+    if form == "json":
+        yield json_text(adapters, indent=1)
+        return
+    for one in adapters:
+        yield _vllm(one["name"], one["path"]) if form == "vllm" else _peft(one["name"], one["path"])
+
+
+def _vllm(name: str, path: str) -> str:
+    """`name=path`; as JSON, which vLLM takes as well, where the path holds what would end it."""
+    if _NOT_PLAIN.search(name + path):
+        return json_text({"name": name, "path": path}, compact=True)
+    return f"{name}={path}"
+
+
+def _peft(name: str, path: str) -> str:
+    """PEFT's names become names of modules, in which a dot means a module inside."""
+    return f"model.load_adapter({json.dumps(path)}, adapter_name={json.dumps(_NOT_A_NAME.sub('_', name))})"

@@ -1,0 +1,189 @@
+"""What a shell offers: names read straight from the index, the base records and the project file.
+
+Nothing heavy is imported, no server is asked, and whatever cannot be read is offered as nothing. A project file may be
+a stranger's and what is offered is typed into a shell: only names of our own grammar are offered.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from adapterhub.core.disk.home import default_root
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+PROJECT_FILE: Final = "adapters.toml"
+"""As in `project/values.py`, whose imports cost more than the whole of this."""
+
+_SAFE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,200}")
+_REQUIREMENT: Final = re.compile(r"(?P<head>[a-z0-9._/-]+(?:@[A-Za-z0-9._/-]+?)?==)(?P<version>[A-Za-z0-9.+!_-]*)")
+_MAX_PROJECT_BYTES: Final = 4_000_000
+
+
+# ---------------------------------------------------------------- what there is
+def _root(context: click.Context) -> Path:
+    root = context.params.get("root")
+    return Path(root) if root else default_root(os.environ)
+
+
+def _index_names(root: Path) -> list[str]:
+    from adapterhub.library.store.index import Index
+
+    return Index(root / "index.db").names()
+
+
+def _aliases(root: Path) -> list[str]:
+    return sorted(path.stem for path in (root / "bases").glob("*.json"))
+
+
+def _aliases_for(root: Path, name: str) -> list[str]:
+    """Aliases of the bases that builds of an adapter are for; every alias when none is known."""
+    from adapterhub.library.store.index import Filters, Index
+
+    index = Index(root / "index.db")
+    namespace, _, bare = name.rpartition("/")
+    known = index.aliases()
+    rows = index.search(Filters(name=bare, namespace=namespace or None))
+    return sorted({known[row.base_weights] for row in rows if row.base_weights in known}) or _aliases(root)
+
+
+def _versions(root: Path, name: str) -> list[str]:
+    from adapterhub.library.store.index import Filters, Index
+
+    namespace, _, bare = name.rpartition("/")
+    rows = Index(root / "index.db").search(Filters(name=bare, namespace=namespace or None))
+    return list(dict.fromkeys(row.version for row in rows))
+
+
+def _remotes(root: Path) -> list[str]:
+    import json
+
+    try:
+        document = json.loads((root / "remotes.json").read_bytes())
+    except OSError:
+        return ["hub"]
+    return ["hub", *document["remotes"]]
+
+
+def _project(context: click.Context) -> Mapping[str, Any]:
+    """The project file found upwards from the working directory (or in `--project`), as plain TOML; {} without one."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # of Python 3.10 only
+
+    given = context.params.get("project_dir")
+    start = Path(given) if given else Path.cwd()
+    for folder in (start, *([] if given else start.parents)):
+        path = folder / PROJECT_FILE
+        if path.is_file() and path.stat().st_size <= _MAX_PROJECT_BYTES:
+            document: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+            return document
+    return {}
+
+
+def _keys(project: Mapping[str, Any]) -> Iterator[str]:
+    yield from project.get("adapters", {})
+    for group in project.get("groups", {}).values():
+        yield from group
+    yield from project.get("merges", {})
+
+
+# ---------------------------------------------------------------- what fits
+def _offer(found: Callable[[click.Context, str], Iterable[str]]) -> Completer:
+    """A completer of what `found` gives: safe names that begin with what was typed, once each, in order."""
+
+    def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        try:
+            names = list(dict.fromkeys(found(context, incomplete)))
+        except Exception:  # noqa: BLE001 - completion must never disturb the prompt
+            return []
+        fits = sorted(name for name in names if name.startswith(incomplete) and _SAFE.fullmatch(name))
+        return _items(fits)
+
+    return complete
+
+
+def _items(values: Iterable[str], kind: str = "plain") -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem  # not at the top: every command imports this module
+
+    return [CompletionItem(value, type=kind) for value in values]
+
+
+def _quietly(found: Callable[[], Iterable[str]]) -> list[str]:
+    """One of several places that may be unreadable, without taking the others along."""
+    try:
+        return list(found())
+    except Exception:  # noqa: BLE001 - as in `_offer`
+        return []
+
+
+def _in_project(context: click.Context) -> list[str]:
+    return _quietly(lambda: _keys(_project(context)))
+
+
+def _engines() -> Iterable[str]:
+    from adapterhub.inference.engines import names
+
+    return names()
+
+
+complete_base = _offer(lambda context, _: _aliases(_root(context)))
+complete_key = _offer(lambda context, _: _keys(_project(context)))
+complete_group = _offer(lambda context, _: _project(context).get("groups", {}))
+complete_engine = _offer(lambda *_: _engines())
+complete_own_key = _offer(lambda context, _: [p.stem for p in (_root(context) / "keys").glob("*.pub")])
+complete_remote = _offer(
+    lambda context, _: [
+        *_quietly(lambda: _remotes(_root(context))),
+        *_quietly(lambda: _project(context).get("remotes", {})),
+    ]
+)
+
+
+def complete_spec(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Installed names and those of the project; after `@` bases they are for, after `==` versions there are."""
+    root = _root(context)
+    if match := _REQUIREMENT.fullmatch(incomplete):
+        name = match["head"].rstrip("=").partition("@")[0]
+        fits = [f"{match['head']}{v}" for v in _quietly(lambda: _versions(root, name)) if _SAFE.fullmatch(v)]
+    elif "@" in incomplete:
+        name = incomplete.partition("@")[0]
+        fits = [f"{name}@{alias}" for alias in _quietly(lambda: _aliases_for(root, name)) if _SAFE.fullmatch(alias)]
+    else:
+        names = dict.fromkeys([*_quietly(lambda: _index_names(root)), *_in_project(context)])
+        fits = sorted(name for name in names if _SAFE.fullmatch(name))
+    return _items(text for text in fits if text.startswith(incomplete))
+
+
+def complete_spec_or_folder(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """As `complete_spec`; what begins as a path is left to the shell, which knows the folders."""
+    if incomplete.startswith((".", "/", "~")):  # `specs.names_folder`, whose imports cost more than the whole of this
+        return _items([incomplete], "dir")
+    return complete_spec(context, parameter, incomplete)
+
+
+def complete_specs_with_commas(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """As `complete_spec`, for the last of several with commas between."""
+    done, comma, last = incomplete.rpartition(",")
+    return _items(done + comma + item.value for item in complete_spec(context, parameter, last))
+
+
+def complete_first_spec(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """As `complete_spec` for the first word; what follows is text."""
+    given = context.params.get(parameter.name or "") or ()
+    return [] if given else complete_spec(context, parameter, incomplete)

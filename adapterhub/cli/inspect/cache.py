@@ -1,0 +1,169 @@
+"""`adapt cache` and `adapt gc`: what takes the library's space, and freeing what nobody needs."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli.options.params import Session, common
+from adapterhub.cli.output import size_text
+from adapterhub.core.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from adapterhub.library.store.catalog import Installed, Swept
+    from adapterhub.library.upkeep.space import Space
+
+_COLUMNS = ("holder", "kind", "objects", "size", "alone")
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows to show.")
+@common
+def cache(session: Session, limit: int) -> None:
+    """Show what takes the library's space: installed adapters, projects and processes, the largest first.
+
+    Several may hold the same bytes; `alone` is what nobody else holds, and would be free without this holder.
+
+    \b
+    Example:
+      adapt cache
+    """
+    from adapterhub.library.upkeep.space import space_of
+
+    space = space_of(session.library)
+    session.out.result(lambda: _document(session, space), lambda: _say(session, space, limit))
+    if len(space.held) > limit:
+        session.out.note(f"{len(space.held) - limit} more; `--limit {len(space.held)}` shows them")
+    if space.unused_objects:
+        session.out.hint("`adapt gc` frees what nobody holds; `adapt gc --unused` also what no project needs")
+
+
+def _document(session: Session, space: Space) -> dict[str, Any]:
+    return {
+        "root": str(session.root),
+        "objects": space.objects,
+        "size_bytes": space.size_bytes,
+        "holders": [
+            {
+                "kind": one.holder.kind,
+                "name": one.holder.name,
+                "objects": one.objects,
+                "size_bytes": one.size_bytes,
+                "alone_bytes": one.alone_bytes,
+            }
+            for one in space.held
+        ],
+        "unused_objects": space.unused_objects,
+        "unused_bytes": space.unused_bytes,
+        "other": [{"name": name, "size_bytes": size} for name, size in space.other],
+    }
+
+
+def _say(session: Session, space: Space, limit: int) -> None:
+    rows: list[tuple[object, ...]] = [
+        (one.holder.name, one.holder.kind, one.objects, size_text(one.size_bytes), size_text(one.alone_bytes))
+        for one in space.held[:limit]
+    ]
+    if space.unused_objects:
+        rows.append(("nobody", "", space.unused_objects, size_text(space.unused_bytes), size_text(space.unused_bytes)))
+    session.out.table(_COLUMNS, rows, right=("objects", "size", "alone"))
+    session.out.line(f"{space.objects} objects, {size_text(space.size_bytes)} in {session.root}")
+    for name, size in space.other:
+        session.out.line(f"{name}\t{size_text(size)}")
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Say what would go; delete nothing.")
+@click.option(
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Spare objects younger than this [default: 3600].",
+)
+@click.option("--unused", is_flag=True, help="First remove installed adapters that no project and no process needs.")
+@click.option("--yes", "-y", is_flag=True, help="With --unused: do not ask.")
+@common
+def gc(session: Session, dry_run: bool, grace_s: float | None, unused: bool, yes: bool) -> None:
+    """Delete objects that no installed adapter, project or running process uses.
+
+    A project counts from its first `adapt lock` or `adapt sync` until its folder is gone. With --unused an installed
+    adapter stays only if a project's lock file or a process needs it, or a merge that one of them needs.
+
+    \b
+    Examples:
+      adapt gc --dry-run
+      adapt gc --unused --dry-run
+    """
+    from adapterhub.library.store.roots import KnownProjects
+    from adapterhub.library.store.sweep import GRACE_S
+    from adapterhub.library.upkeep.space import unused_builds
+
+    library = session.library
+    builds = unused_builds(library) if unused else []
+    if builds and not dry_run:
+        _confirm(session, builds, yes=yes)
+        library.remove(builds)
+    if not dry_run:
+        for folder in KnownProjects(session.root).forget_gone():
+            session.out.note(f"the project `{folder}` is gone, and holds nothing any more")
+    swept = library.gc(grace_s=GRACE_S if grace_s is None else grace_s, dry_run=dry_run)
+    gone, spared = sum(s for _, s in swept.gone), sum(s for _, s in swept.spared)
+
+    def text() -> None:
+        for build in builds:
+            verb = "would remove" if dry_run else "removed"
+            session.out.line(f"{verb} {build.full_name} {build.manifest.label}")
+        if dry_run:
+            for path, size_bytes in swept.gone:
+                session.out.line(f"{size_bytes}\t{path}")
+        verb = "would free" if dry_run else "freed"
+        session.out.line(f"{verb} {size_text(gone)} in {len(swept.gone)} objects")
+
+    session.out.result(
+        {
+            "dry_run": dry_run,
+            "removed": [
+                {"name": b.full_name, "version": b.manifest.version, "digest": b.manifest.digest} for b in builds
+            ],
+            "freed_bytes": gone,
+            "objects": [{"path": str(p), "size_bytes": s} for p, s in swept.gone],
+            "spared_bytes": spared,
+            "spared_objects": len(swept.spared),
+            "in_use": [
+                {"by": str(c.holder), "what": c.what, "host": c.holder.host, "pid": c.holder.pid, "file": str(c.path)}
+                for c in swept.claims
+            ],
+        },
+        text,
+    )
+    if dry_run and builds:
+        session.out.note("what these would free comes on top")
+    _tell_kept(session, swept, spared)
+
+
+def _confirm(session: Session, builds: list[Installed], *, yes: bool) -> None:
+    names = ", ".join(f"{b.full_name} {b.manifest.label}" for b in builds[:20])
+    more = f" and {len(builds) - 20} more" if len(builds) > 20 else ""  # noqa: PLR2004 - what one can read
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageProblem(
+            f"removing {names}{more} needs `--yes` where nobody can be asked", hint="`adapt gc --unused --dry-run`"
+        )
+    session.out.warn(f"no project and no process needs {names}{more}")
+    click.confirm(f"Remove {len(builds)}?", abort=True, err=True)
+
+
+def _tell_kept(session: Session, swept: Swept, spared_bytes: int) -> None:
+    for claim in swept.claims:
+        session.out.note(f"kept what `{claim.what}` needs: {claim.holder}")
+        if not claim.holder.is_here:
+            session.out.hint(f"if that is over, delete `{claim.path}`; it counts for a day")
+    if swept.spared:
+        session.out.hint(
+            f"{len(swept.spared)} unused objects ({size_text(spared_bytes)}) are young and were kept; "
+            "`adapt gc --grace 0` takes them, too"
+        )

@@ -1,0 +1,153 @@
+"""`adapt diff`: what is different between two adapters, byte for byte, setting for setting, and in their updates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli.completion.completing import complete_spec_or_folder
+from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.cli.output import json_text
+from adapterhub.core.errors import AdapterNotFound, shown
+
+if TYPE_CHECKING:
+    from adapterhub.cli.output import Output
+    from adapterhub.core.specs import BaseSpec
+    from adapterhub.library.library import Library
+    from adapterhub.weights.compare.difference import Difference, Field, Side, Weights
+
+_FEW = 5
+
+
+@click.command()
+@click.argument("first", metavar="SPEC|FOLDER", shell_complete=complete_spec_or_folder)
+@click.argument("second", metavar="SPEC|FOLDER", shell_complete=complete_spec_or_folder)
+@click.option("--base", type=BASE, help="The base, where the specs name none.")
+@click.option("--modules", is_flag=True, help="Show every module, not only those that are furthest apart.")
+@common
+def diff(session: Session, first: str, second: str, base: BaseSpec | None, modules: bool) -> None:
+    """Show what is different between two adapters: files, config, manifest, and the exact difference of their updates.
+
+    The figure is the Frobenius norm of the difference of the two updates, divided by that of the first. Two files that
+    hold the same update in other factors, or in another order, are found to be the same. To compare directions, signs
+    and spectra of unrelated adapters, use `adapt compare`.
+
+    \b
+    Examples:
+      adapt diff legal-qa==1.0 legal-qa==1.1
+      adapt diff legal-qa ./out/legal-qa --modules
+    """
+    from adapterhub.weights.compare.difference import differ
+
+    library = session.project_library
+    sides = [_side(library, text, base) for text in (first, second)]
+    with session.out.progress("diff", None, unit="modules") as progress:
+        found = differ(sides[0], sides[1], progress)
+
+    def document() -> dict[str, Any]:
+        named = [
+            {"label": side.label, "digest": side.manifest.digest if side.manifest else None, "path": str(side.folder)}
+            for side in sides
+        ]
+        return {"first": named[0], "second": named[1], **found.to_json()}
+
+    session.out.result(document, lambda: _say(session.out, found, modules=modules))
+    for caveat in found.weights.caveats if found.weights else ():
+        session.out.warn(caveat)
+
+
+def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
+    from adapterhub.core.specs import AdapterSpec, names_folder
+    from adapterhub.distribution.choosing import look_up
+    from adapterhub.library.upkeep.damage import refuse_changed_manifest
+    from adapterhub.projects.session import wanted_from
+    from adapterhub.weights.compare.difference import Side, side_of_folder
+
+    if names_folder(text):
+        folder = Path(text).expanduser()
+        if not folder.is_dir():
+            raise AdapterNotFound(
+                f"there is no folder `{shown(text, 200)}`", hint="`adapt list` shows what can be named without a path"
+            )
+        return side_of_folder(folder, text)
+    spec = AdapterSpec.parse(text)
+    try:
+        build, _ = look_up(library, spec, wanted=wanted_from(library, spec, base))
+    except AdapterNotFound as error:
+        if not Path(text).is_dir():
+            raise
+        raise AdapterNotFound(error.message, hint=f"`{shown(f'./{text}', 200)}` names the folder") from None
+    refuse_changed_manifest(library, build)
+    label = f"{build.full_name}=={build.manifest.version}"
+    return Side(folder=build.folder, label=label, manifest=build.manifest, base=build.base, is_installed=True)
+
+
+def _say(out: Output, found: Difference, *, modules: bool) -> None:
+    out.line(_summary(found))
+    rows: list[tuple[object, ...]] = [
+        ("file", pair.path, pair.first or "absent", pair.second or "absent")
+        for pair in found.files
+        if pair.first != pair.second
+    ]
+    rows += [_row("config", field) for field in found.config]
+    rows += [_row("manifest", field) for field in found.manifest or ()]
+    if found.base.name not in ("SAME_WEIGHTS", "UNKNOWN"):
+        rows.append(("base", found.base.name, "", ""))
+    if rows:
+        out.line()
+        out.table(("what", "name", "first", "second"), rows)
+    if found.weights is not None and not found.weights.is_same:
+        out.line()
+        _say_weights(out, found.weights, modules=modules)
+
+
+def _summary(found: Difference) -> str:
+    weights = found.weights
+    if found.is_identical:
+        return "identical: every file has the same bytes"
+    if weights is None:
+        return "the same update: weights and config are the same, other files differ"
+    if weights.is_same:
+        return "the same update, stored otherwise: no module is apart by more than rounding"
+    compared, unlike = len(weights.modules) + len(weights.others), len(weights.unlike)
+    if not compared:
+        return "no figure: nothing has the same shape in both"
+    relative = weights.whole.relative
+    said = f"{relative:.4g} of the first's norm" if relative is not None else f"norm {weights.whole.apart:.4g}"
+    return (
+        f"apart by {said} ({weights.whole.first:.4g} and {weights.whole.second:.4g}, apart {weights.whole.apart:.4g})"
+        + (f", without {unlike} of other shapes" if unlike else "")
+    )
+
+
+def _say_weights(out: Output, weights: Weights, *, modules: bool) -> None:
+    changed = [one for one in (*weights.modules, *weights.others) if one.apart]
+    shown_ones = changed if modules else changed[:_FEW]
+    rows = [
+        (one.name, _number(one.first), _number(one.second), _number(one.apart), _number(one.relative))
+        for one in shown_ones
+    ]
+    columns = ("module", "norm 1", "norm 2", "apart", "relative")
+    if rows:
+        out.table(columns, rows, right=columns[1:])
+    if len(changed) > len(shown_ones):
+        out.line(f"and {len(changed) - len(shown_ones)} more that differ")
+    same = len(weights.modules) + len(weights.others) - len(changed)
+    if same:
+        out.line(f"{same} the same")
+    for name, why in list(weights.unlike.items())[: None if modules else _FEW]:
+        out.line(f"{shown(name)}: {shown(why, 200)}")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _row(what: str, field: Field) -> tuple[object, ...]:
+    return what, field.name, _text(field.first), _text(field.second)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json_text(value)

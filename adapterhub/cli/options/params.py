@@ -1,0 +1,185 @@
+"""Options that several commands share, parsed once at the edge into values."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from adapterhub.cli.output import Output
+from adapterhub.core.disk.home import default_root
+from adapterhub.core.limits import parse_limits, use_limits
+from adapterhub.projects import session as library_session
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.distribution.hub import Hub
+    from adapterhub.library.remotes import Remote
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Session(library_session.Session):
+    """What every command starts from; it reports to the terminal."""
+
+    out: Output
+
+    def hub(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Hub:
+        """The remote end, without the bars of the hub's client where ours are not shown."""
+        if not offline and (self.out.quiet or not sys.stderr.isatty()):
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # which the client reads once, when imported
+        return library_session.Session.hub(self, remote, token=token, offline=offline)
+
+
+def common(command: F) -> F:
+    """`--root`, `--json` and `--quiet`; the command gets a `Session` first."""
+
+    @click.option(
+        "--root",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        help="The library's folder [default: ADAPTERHUB_HOME or the user's data folder].",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+    @click.option("--quiet", "-q", is_flag=True, help="Only results, warnings and errors.")
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any,  # noqa: ANN401 - click's
+        root: Path | None,
+        as_json: bool,
+        quiet: bool,
+        project_dir: Path | None = None,
+        trust_project: bool = False,
+        **kwargs: Any,  # noqa: ANN401 - click's
+    ) -> Any:  # noqa: ANN401 - click's
+        use_limits(parse_limits(os.environ.get("ADAPTERHUB_LIMITS", "")))
+        out = Output(as_json=as_json, quiet=quiet)
+        agree = None
+        if sys.stdin is not None and sys.stdin.isatty():
+            from adapterhub.cli.options.project_trust import agree_on_terminal
+
+            agree = functools.partial(agree_on_terminal, out)
+        session = Session(
+            root=root or default_root(os.environ),
+            out=out,
+            variables=os.environ,
+            project_dir=project_dir,
+            trusts_project=trust_project,
+            agree=agree,
+        )
+        return command(session, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]  # `wraps` keeps the shape that click reads
+
+
+def project_option(command: F) -> F:
+    """`--project`, which `common` puts into the session."""
+    text = "The project's folder [default: the nearest one with an adapters.toml, from here upwards]."
+    kind = click.Path(file_okay=False, path_type=Path)
+    return click.option("--project", "project_dir", type=kind, metavar="DIR", help=text)(command)
+
+
+def trust_option(command: F) -> F:
+    """`--trust-project`, which `common` puts into the session."""
+    text = "Ask the servers that the project names, in this run only; `adapt trust` remembers it."
+    return click.option("--trust-project", is_flag=True, help=text)(command)
+
+
+class SpecType(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
+    """An adapter spec; completes installed names and those of the project."""
+
+    name = "spec"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> AdapterSpec:  # noqa: ANN401, ARG002 - click's signature
+        """Parse."""
+        from adapterhub.core.specs import AdapterSpec
+
+        return value if isinstance(value, AdapterSpec) else AdapterSpec.parse(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names of installed adapters and of the project, bases after `@`, versions after `==`."""
+        from adapterhub.cli.completion.completing import complete_spec
+
+        return complete_spec(ctx, param, incomplete)
+
+
+class BaseType(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
+    """A base: alias, Hub id, digest prefix or path; completes aliases."""
+
+    name = "base"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401, ARG002 - click's signature
+        """Parse."""
+        from adapterhub.core.specs import BaseSpec
+
+        return value if isinstance(value, BaseSpec) else BaseSpec.parse(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Aliases of registered bases."""
+        from adapterhub.cli.completion.completing import complete_base
+
+        return complete_base(ctx, param, incomplete)
+
+
+SPEC = SpecType()
+BASE = BaseType()
+
+
+def rank_options(command: F) -> F:
+    """`--rank`, `--min-rank`, `--max-rank`."""
+    positive = click.IntRange(min=1)
+    for option in (
+        click.option("--max-rank", type=positive, metavar="N", help="At most this rank."),
+        click.option("--min-rank", type=positive, metavar="N", help="At least this rank."),
+        click.option("--rank", type=positive, metavar="N", help="Exactly this rank."),
+    ):
+        command = option(command)
+    return command
+
+
+def places_option(
+    text: str = "Another directory to look in; may be repeated [default: ADAPTERHUB_SOURCES].",
+) -> Callable[[F], F]:
+    """`--from DIR`, any number of them; `text` is its help."""
+    folder = click.Path(path_type=Path, exists=True)
+    return click.option("--from", "places", multiple=True, type=folder, metavar="DIR", help=text)
+
+
+def remote_option(command: F) -> F:
+    """`--remote`."""
+    text = "A remote's name or a server's URL [default: the namespace's remote, then the default one]."
+    return click.option("--remote", metavar="NAME|URL", shell_complete=_remote_names, help=text)(command)
+
+
+def _remote_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from adapterhub.cli.completion.completing import complete_remote
+
+    return complete_remote(ctx, param, incomplete)
+
+
+def remote_options(command: F) -> F:
+    """`--remote`, `--token`, `--offline`."""
+    for option in (
+        click.option("--offline", is_flag=True, help="Never open a connection."),
+        click.option(
+            "--token", metavar="TOKEN", help="Access token [default: ADAPTERHUB_TOKEN, then the one of `remote login`]."
+        ),
+        remote_option,
+    ):
+        command = option(command)
+    return command
+
+
+def signatures_option(command: F) -> F:
+    """`--signatures`, a policy for this run."""
+    text = "What is asked of signatures in this run [default: the policy of the namespace, the remote, or in general]."
+    return click.option("--signatures", type=click.Choice(["require", "warn", "off"]), help=text)(command)

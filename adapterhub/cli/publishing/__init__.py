@@ -1,0 +1,1 @@
+"""Commands that publish, sign and name remotes."""

@@ -1,0 +1,188 @@
+"""`adapt remote`: servers by name, the namespaces that belong to each, and their tokens."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli.completion.completing import complete_remote
+from adapterhub.cli.options.params import Session, common
+from adapterhub.core.errors import NotAllowed, RemoteUnreachable, UsageProblem
+
+if TYPE_CHECKING:
+    from adapterhub.library.remotes import Remote, Remotes
+    from adapterhub.trust.signing.policy import SignaturePolicy
+
+
+@click.group()
+def remote() -> None:
+    """Name servers, give them namespaces, keep tokens for them.
+
+    \b
+    Example:
+      adapt remote add ours https://adapters.example.org --namespaces acme --default
+    """
+
+
+@remote.command("add")
+@click.argument("name")
+@click.argument("url")
+@click.option("--namespaces", default="", metavar="A,B", help="Namespaces that are asked of this server only.")
+@click.option("--default", "default", is_flag=True, help="Ask this server where nothing else names one.")
+@click.option("--signatures", type=click.Choice(["require", "warn", "off"]), help="What is asked of signatures there.")
+@common
+def add(
+    session: Session,
+    name: str,
+    url: str,
+    namespaces: str,
+    default: bool,
+    signatures: SignaturePolicy | None,
+) -> None:
+    """Give a server a name. The same again with other namespaces changes those; `--signatures` stays unless given.
+
+    A namespace belongs to one remote. A name without a namespace is looked for in the namespaces listed here, in order.
+
+    \b
+    Example:
+      adapt remote add ours https://adapters.example.org --namespaces acme,legal-team
+    """
+    remotes = session.remotes
+    listed = [word.strip() for word in namespaces.split(",") if word.strip()]
+    made = remotes.add(name, url, namespaces=listed, default=default, signatures=signatures)
+    if made.is_plain_text:
+        session.out.warn(f"{made.url} is not encrypted: tokens and adapters can be read on the way")
+    session.out.result(_document(made, remotes), lambda: session.out.line(f"{made.name}  {made.url}"))
+
+
+@remote.command("set")
+@click.argument("name", shell_complete=complete_remote)
+@click.option(
+    "--signatures",
+    type=click.Choice(["require", "warn", "off", "default"]),
+    required=True,
+    help="What is asked of signatures there; `default` leaves it to `adapt key policy`.",
+)
+@common
+def set_(session: Session, name: str, signatures: str) -> None:
+    """Say what is asked of signatures on a server.
+
+    \b
+    Example:
+      adapt remote set ours --signatures require
+    """
+    from adapterhub.trust.signing.trust import parse_policy
+
+    remotes = session.remotes
+    made = remotes.set_signatures(name, None if signatures == "default" else parse_policy(signatures))
+    session.out.result(
+        _document(made, remotes), lambda: session.out.line(f"{made.name}  signatures: {made.signatures or 'default'}")
+    )
+
+
+@remote.command("list")
+@common
+def list_(session: Session) -> None:
+    """List remotes in the order they are asked.
+
+    \b
+    Example:
+      adapt remote list
+    """
+    remotes = session.remotes
+    rows = [_document(r, remotes) for r in remotes.all()]
+    chosen = session.remote(None)
+    for row in rows:
+        row["default"] = row["url"] == chosen.url
+    columns = ("name", "url", "namespaces", "default", "token", "signatures")
+    cells = [
+        (
+            r["name"],
+            r["url"],
+            ",".join(r["namespaces"]),
+            "yes" if r["default"] else "",
+            "yes" if r["token"] else "",
+            r["signatures"] or "",
+        )
+        for r in rows
+    ]
+    session.out.result(rows, lambda: session.out.table(columns, cells))
+
+
+@remote.command("remove")
+@click.argument("name", shell_complete=complete_remote)
+@common
+def remove(session: Session, name: str) -> None:
+    """Forget a remote and its token. Installed adapters stay.
+
+    \b
+    Example:
+      adapt remote remove ours
+    """
+    gone = session.remotes.remove(name)
+    session.out.result({"removed": gone.name}, lambda: session.out.line(f"removed {gone.name}"))
+
+
+@remote.command("login")
+@click.argument("name", metavar="NAME|URL", shell_complete=complete_remote)
+@click.option("--token", metavar="TOKEN", help="The token [default: read from standard input, or asked for].")
+@common
+def login(session: Session, name: str, token: str | None) -> None:
+    """Keep a token for a server, readable by you only. It is sent to that server and to no other.
+
+    \b
+    Examples:
+      adapt remote login ours
+      adapt remote login https://adapters.example.org --token TOKEN
+    """
+    remotes = session.remotes
+    place = remotes.get(name)
+    if token is None:
+        token = click.prompt("token", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
+    token = token.strip()
+    if not token:
+        raise UsageProblem("no token was given", hint=f"`adapt remote login {name} < token.txt`")
+    if place.is_plain_text:
+        session.out.warn(f"{place.url} is not encrypted: the token can be read on the way")
+    who = ""
+    try:
+        who = session.hub(place, token=token).who()
+    except RemoteUnreachable as error:
+        session.out.warn(f"kept unchecked: {error.message}")
+    except NotAllowed as error:
+        raise NotAllowed(f"{place.url} does not take this token; nothing was kept", hint=error.message) from None
+    remotes.login(place, token)
+    session.out.result(
+        {"name": place.name or None, "url": place.url, "who": who or None},
+        lambda: session.out.line(f"{place.url}: {who or 'token kept'}"),
+    )
+
+
+@remote.command("logout")
+@click.argument("name", metavar="NAME|URL", shell_complete=complete_remote)
+@common
+def logout(session: Session, name: str) -> None:
+    """Forget the token of a server. The server still takes it until it is revoked there.
+
+    \b
+    Example:
+      adapt remote logout ours
+    """
+    remotes = session.remotes
+    place = remotes.get(name)
+    was_there = remotes.logout(place)
+    text = f"forgot the token for {place.url}" if was_there else f"no token was kept for {place.url}"
+    session.out.result({"url": place.url, "forgotten": was_there}, lambda: session.out.line(text))
+
+
+def _document(remote: Remote, remotes: Remotes) -> dict[str, Any]:
+    return {
+        "name": remote.name,
+        "url": remote.url,
+        "namespaces": list(remote.namespaces),
+        "default": remote.is_default,
+        "signatures": remote.signatures,
+        "token": remotes.has_token(remote),
+    }

@@ -1,0 +1,239 @@
+"""`adapt base`: the frozen models that adapters are made for, identified by their bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options
+from adapterhub.cli.output import count_text
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
+    from adapterhub.library.bases.records import BaseRecord
+
+
+@click.group()
+def base() -> None:
+    """Register, list, show and compare base models.
+
+    \b
+    Example:
+      adapt base add ./models/base-7b --as base-7b
+    """
+
+
+@base.command("add")
+@click.argument("place", metavar="PATH|HUB_ID")
+@click.option("--as", "alias", metavar="ALIAS", help="The name to use here [default: from the folder or Hub id].")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Hashing threads [default: one per core].")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub repository.")
+@remote_options
+@common
+def add(
+    session: Session,
+    place: str,
+    alias: str | None,
+    threads: int | None,
+    revision: str | None,
+    remote: str | None,
+    token: str | None,
+    offline: bool,
+) -> None:
+    """Fingerprint a model by its weights and give it a name.
+
+    PATH is a folder with safetensors files; HUB_ID (`org/model`) is taken from the Hugging Face cache, or downloaded.
+    The second look at the same files costs nothing: digests are cached by path, size, time and inode.
+
+    \b
+    Example:
+      adapt base add ./models/base-7b --as base-7b
+    """
+    from adapterhub.formats.base.weight_files import weight_files
+
+    folder, hub_id = Path(place).expanduser(), None
+    if not folder.exists() and _reads_as_hub_id(place):
+        hub_id = place
+        folder = session.named_hub(remote, token=token, offline=False, for_bases=True).fetch_base(
+            place, revision=revision, offline=offline
+        )
+    library = session.library
+    size = sum(path.stat().st_size for path in weight_files(folder))
+    with session.out.progress("fingerprint", size) as progress:
+        record = library.bases.add(folder, alias, hub_id=hub_id, threads=threads, progress=progress)
+    library.catalog.put_base(record)
+    session.out.result(
+        _document(record),
+        lambda: session.out.line(
+            f"{record.alias}  {record.fingerprint.weights}  {count_text(record.hints.parameters or 0)} parameters"
+        ),
+    )
+
+
+def _reads_as_hub_id(place: str) -> bool:
+    from adapterhub.core.specs import BaseSpec, names_folder
+
+    return not names_folder(place) and BaseSpec.parse(place).kind == "hub"
+
+
+@base.command("list")
+@common
+def list_(session: Session) -> None:
+    """List registered bases.
+
+    \b
+    Example:
+      adapt base list --json
+    """
+    rows = session.library.catalog.read(lambda index: index.bases())
+    columns = ("alias", "weights", "type", "dtype", "parameters", "hub id", "path")
+    session.out.result(
+        [
+            {
+                "alias": r.alias,
+                "weights": r.weights,
+                "model_type": r.model_type or None,
+                "dtype": r.dtype or None,
+                "parameters": r.parameters or None,
+                "hub_id": r.hub_id or None,
+                "path": r.path or None,
+            }
+            for r in rows
+        ],
+        lambda: session.out.table(
+            columns,
+            [
+                (r.alias, r.weights[7:19], r.model_type, r.dtype, count_text(r.parameters), r.hub_id, r.path)
+                for r in rows
+            ],
+            right=("parameters",),
+        ),
+    )
+
+
+@base.command("show")
+@click.argument("which", metavar="BASE", type=BASE)
+@common
+def show(session: Session, which: BaseSpec) -> None:
+    """Show one base: fingerprint, hints, tensors.
+
+    \b
+    Example:
+      adapt base show base-7b
+    """
+    record = session.library.bases.find(which)
+    session.out.result(_document(record, tensors=True), lambda: session.out.fields(_pairs(record)))
+
+
+@base.command("compare")
+@click.argument("first", metavar="A", type=BASE)
+@click.argument("second", metavar="B", type=BASE)
+@common
+def compare(session: Session, first: BaseSpec, second: BaseSpec) -> None:
+    """Say how two bases relate: the same weights, another precision, a fine-tune, or another model.
+
+    Exit code 0 when adapters may move between them, 11 when not.
+
+    \b
+    Example:
+      adapt base compare base-7b ./models/base-7b-bf16
+    """
+    from adapterhub.core.errors import Incompatible
+    from adapterhub.formats.base.fingerprint import compare as compare_fingerprints
+
+    bases = session.library.bases
+    a, b = bases.find(first), bases.find(second)
+    comparison = compare_fingerprints(a.fingerprint, b.fingerprint, hints=(a.hints, b.hints))
+    verdict = comparison.verdict
+
+    def text() -> None:
+        session.out.line(verdict.name)
+        for sentence in comparison.differences:
+            session.out.line(f"  {sentence}")
+
+    document = {
+        "verdict": verdict.name,
+        "allows_attach": verdict.allows_attach,
+        "differences": list(comparison.differences),
+    }
+    session.out.result(document, text)
+    if not verdict.allows_attach:
+        raise SystemExit(Incompatible.exit_code)
+
+
+@base.command("remove")
+@click.argument("alias", type=BASE)
+@common
+def remove(session: Session, alias: BaseSpec) -> None:
+    """Forget a base. Its files and the adapters made for it are not touched.
+
+    \b
+    Example:
+      adapt base remove base-7b
+    """
+    library = session.library
+    record = library.bases.find(alias)
+    library.bases.remove(record.alias)
+    library.catalog.forget_base(record.alias)
+    session.out.result({"removed": record.alias}, lambda: session.out.line(f"removed {record.alias}"))
+
+
+@base.command("pin")
+@click.argument("spec", type=SPEC)
+@click.argument("which", metavar="BASE", type=BASE)
+@common
+def pin(session: Session, spec: AdapterSpec, which: BaseSpec) -> None:
+    """Record which base an adapter without a fingerprint was made for.
+
+    \b
+    Example:
+      adapt base pin summarize base-7b
+    """
+    from adapterhub.distribution.choosing import look_up
+
+    library = session.library
+    build, _ = look_up(library, spec)
+    record = library.bases.find(which)
+    library.pin(build, record)
+    session.out.result(
+        {"adapter": build.spec, "base": record.alias, "weights": record.fingerprint.weights},
+        lambda: session.out.line(f"pinned {build.full_name} {build.manifest.label} to {record.alias}"),
+    )
+
+
+def _pairs(record: BaseRecord) -> list[tuple[str, object]]:
+    hints, fingerprint = record.hints, record.fingerprint
+    return [
+        ("alias", record.alias),
+        ("path", record.path),
+        ("hub id", hints.hub_id),
+        ("commit", hints.commit),
+        ("model type", hints.model_type),
+        ("dtype", hints.dtype),
+        ("parameters", f"{hints.parameters:,}" if hints.parameters else None),
+        ("tensors", len(record.tensors)),
+        ("weights", fingerprint.weights),
+        ("tensor set", fingerprint.tensors),
+        ("structure", fingerprint.structure),
+        ("files", fingerprint.files),
+        ("tokenizer", hints.tokenizer_sha256),
+        ("chat template", hints.chat_template_sha256),
+    ]
+
+
+def _document(record: BaseRecord, *, tensors: bool = False) -> dict[str, Any]:
+    fingerprint = record.fingerprint.to_json()
+    fingerprint.pop("samples")
+    document: dict[str, Any] = {
+        "alias": record.alias,
+        "path": str(record.path) if record.path else None,
+        "fingerprint": fingerprint,
+        "hints": record.hints.to_json(),
+    }
+    if tensors:
+        document["tensors"] = [
+            {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "sha256": t.sha256} for t in record.tensors
+        ]
+    return document

@@ -1,0 +1,28 @@
+"""`adapt completion`: the script that a shell reads once."""
+
+from __future__ import annotations
+
+import click
+
+from adapterhub.cli.options.params import Session, common
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@common
+def completion(session: Session, shell: str) -> None:
+    """Print the completion script for a SHELL: commands, options, adapters, bases, versions, remotes, groups.
+
+    Names are those of the library and of the project around the working directory; no server is asked.
+
+    \b
+    Examples:
+      eval "$(adapt completion bash)"
+      adapt completion zsh > ~/.zfunc/_adapt
+      adapt completion fish > ~/.config/fish/completions/adapt.fish
+    """
+    from adapterhub.cli import cli
+    from adapterhub.cli.completion.shells import script
+
+    text = script(cli, shell)
+    session.out.result({"shell": shell, "script": text}, lambda: session.out.line(text.rstrip()))

@@ -1,0 +1,57 @@
+"""`adapt init`: make a project of a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli.options.params import BASE, Session, common
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import BaseSpec
+
+
+@click.command()
+@click.argument("folder", default=".", type=click.Path(file_okay=False, path_type=Path), metavar="[DIR]")
+@click.option("--base", type=BASE, help="The base model that the adapters of the project are for.")
+@common
+def init(session: Session, folder: Path, base: BaseSpec | None) -> None:
+    """Make a project of a folder: write its `adapters.toml`.
+
+    The project file says which adapters are wanted, for which base, from where. `adapt install NAME --save` adds to
+    it, `adapt lock` writes beside it what exactly was chosen, and `adapt sync` brings that into `adapters/`.
+
+    \b
+    Examples:
+      adapt init --base base-7b
+      adapt init ./assistant --base ./models/base-7b
+    """
+    from adapterhub.core.disk.home import PROJECT_FILE
+    from adapterhub.core.errors import BaseNotFound
+    from adapterhub.projects.file.editing import create_project
+    from adapterhub.projects.places import base_to_write
+    from adapterhub.projects.project import find_project
+
+    outer = find_project(folder.absolute().parent)
+    if base is not None:
+        base = base_to_write(base, folder)
+    project = create_project(folder, base)
+    path = folder / PROJECT_FILE
+    session.out.result(
+        {"project": str(project.folder.absolute()), "file": str(path.absolute()), "base": str(base) if base else None},
+        lambda: session.out.line(f"made {path}"),
+    )
+    if outer is not None:
+        session.out.note(f"`{outer}` is a project, too; inside `{folder}` the new one is meant")
+    if base is not None and base.kind == "alias":
+        try:
+            session.library.bases.get(base.text)
+        except BaseNotFound as error:
+            session.out.warn(f"{error.message} here yet")
+            session.out.hint(f"`adapt base add PATH --as {base.text}` registers it")
+            return
+    if base is not None and base.kind == "path" and not (folder / Path(base.text).expanduser()).is_dir():
+        session.out.warn(f"no folder `{base.text}` there yet")
+    session.out.hint("`adapt install NAME --save` adds an adapter, `adapt lock` chooses the versions of all")

@@ -1,0 +1,1 @@
+"""Commands that use adapters: run, serve, export."""

@@ -1,0 +1,222 @@
+"""`adapt run`: prompts answered by adapters on their frozen base."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from adapterhub.cli.completion.completing import complete_first_spec, complete_specs_with_commas
+from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.cli.use.run_model import (
+    Choice,
+    Loading,
+    Model,
+    choice_from,
+    choices_from,
+    drawing_of,
+    find_base,
+    label_of,
+)
+from adapterhub.core.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import BaseSpec
+    from adapterhub.inference.generation import Question, Writing
+
+STDIN: Final = "-"
+_QUOTES: Final = 'put the prompt in quotes: `adapt run legal-qa@base-7b "The parties agree that"`'
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[SPEC] [PROMPT]", shell_complete=complete_first_spec)
+@click.option("--with", "mixture", metavar="A:W,B:W", help="Sum several adapters at run time, such as `a:0.7,b:0.3`.")
+@click.option(
+    "--compare",
+    "compared",
+    multiple=True,
+    metavar="SPECS",
+    shell_complete=complete_specs_with_commas,
+    help="Who else answers, side by side: specs and `none` (the base alone) with commas between; or one sum"
+    " `a:0.7,b:0.3`; may be repeated.",
+)
+@click.option("--base", type=BASE, help="The base, where the spec names none.")
+@click.option("--system", metavar="TEXT", help="What the chat template puts before the prompt; means --chat.")
+@click.option(
+    "--chat/--no-chat", default=None, help="Put the prompt into the base's chat template [default: as it is]."
+)
+@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="Length.")
+@click.option("--temperature", type=click.FloatRange(0), metavar="T", help="Draw tokens; 0 is greedy [default: 0].")
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Draw from the likeliest P only."
+)
+@click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), metavar="N", help="Make drawing repeatable.")
+@click.option(
+    "--batch",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Answer every line of FILE: {prompt, adapter?, system?, id?} as JSON.",
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where the answers of --batch go.")
+@click.option(
+    "--batch-size", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N", help="Rows at once."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Precision of the base in memory.",
+)
+@click.option("--load-in", type=click.Choice(["4bit", "8bit"]), help="Pack the base's linear layers (bitsandbytes).")
+@click.option("--allow-base-mismatch", is_flag=True, help="Run on other weights of the same shapes.")
+@click.option("--prove-base", is_flag=True, help="Hash every base parameter before and after, and compare.")
+@common
+def run(
+    session: Session,
+    words: tuple[str, ...],
+    mixture: str | None,
+    compared: tuple[str, ...],
+    base: BaseSpec | None,
+    system: str | None,
+    chat: bool | None,
+    max_new_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int | None,
+    batch: Path | None,
+    out: Path | None,
+    batch_size: int,
+    dtype: str,
+    load_in: str | None,
+    allow_base_mismatch: bool,
+    prove_base: bool,
+) -> None:
+    """Answer PROMPT with an adapter on its frozen base, on the CPU or the first GPU; the text comes as it is written.
+
+    Without PROMPT, or with `-`, the prompt is read from stdin. `none` as SPEC is the base alone. The prompt is taken
+    as it is unless --chat or --system is given: an adapter answers best in the form it was trained on, which its
+    files do not tell. The base is checked against the adapter's fingerprint first, and never changed.
+
+    \b
+    Examples:
+      adapt run legal-qa@base-7b "The parties agree that"
+      adapt run --with legal-qa:0.7,summarize:0.3 --base base-7b "The parties agree that"
+      adapt run legal-qa@base-7b "The parties agree that" --compare summarize,none
+      adapt run legal-qa@base-7b --batch prompts.jsonl --out answers.jsonl
+    """
+    loading = Loading(base=base, dtype=dtype, load_in=load_in, allow_base_mismatch=allow_base_mismatch)
+    if system is not None and chat is False:
+        raise UsageProblem("--system is part of a chat, and --no-chat forbids one")
+    if out is not None and batch is None:
+        raise UsageProblem("--out is where the answers of --batch go", hint="give --batch FILE as well")
+    if batch is not None and compared:
+        raise UsageProblem("--compare takes one prompt, --batch many", hint="name each row's adapter in the file")
+    who, prompt = _asked(words, mixture, compared, is_batch=batch is not None)
+    writing = _writing(max_new_tokens, temperature, top_p, seed)
+    from adapterhub.inference.generation import Question
+
+    if batch is not None:
+        from adapterhub.cli.use.run_batch import Batch, answer_batch
+
+        question = Question(text="", system=system, chat=bool(chat))
+        asked = Batch(
+            prompts=batch, out=out, default=who[0] if who else None, question=question, chat=chat, size=batch_size
+        )
+        answer_batch(session, asked, writing, loading, prove_base=prove_base)
+        return
+    question = Question(text=_prompt(prompt), system=system, chat=bool(chat))
+    library = session.project_library
+    model = Model(session, library, find_base(library, who, base), loading, who)
+    if chat is None and system is None:
+        model.note_chat_template()
+    if compared:
+        from adapterhub.cli.use.run_compare import compare_answers
+
+        compare_answers(model, who, question, writing, prove_base=prove_base)
+        return
+    with model.proved(wanted=prove_base) as proof:
+        document = _answer(model, who[0], question, writing)
+    document |= proof
+    session.out.result(document, lambda: None)  # streamed already
+
+
+def _answer(model: Model, choice: Choice, question: Question, writing: Writing) -> dict[str, Any]:
+    """One answer, shown as it comes unless a document is wanted."""
+    from adapterhub.inference.generation import write
+
+    out = model.session.out
+    with model.using(choice) as (asked, adapters):
+        heard = None if out.as_json else out.piece
+        (answer,) = write(asked, model.tokenizer, [question], writing, heard=heard)
+    if not out.as_json:
+        out.line()
+    out.note(f"{answer.tokens} tokens in {answer.seconds:.1f} s, {answer.tokens / answer.seconds:.1f} tokens/s")
+    return {
+        "adapters": [{"adapter": a.label, "weight": a.weight, "base": a.verdict.name} for a in adapters],
+        "base": model.record.label,
+        "prompt": question.text,
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "seconds": round(answer.seconds, 3),
+        **drawing_of(writing),
+    }
+
+
+# ---------------------------------------------------------------- what was typed
+def _asked(
+    words: tuple[str, ...], mixture: str | None, compared: tuple[str, ...], *, is_batch: bool
+) -> tuple[list[Choice], str]:
+    """Who is to answer, and the prompt; `-` for one that comes from stdin.
+
+    Where --with or --compare names an adapter, one word is the prompt; otherwise the first word is a spec.
+    """
+    who = [choice_from(mixture, "--with")] if mixture else []
+    others = [choice for text in compared for choice in choices_from(text, "--compare")]
+    most = (0 if mixture else 1) if is_batch else (1 if mixture else 2)
+    if len(words) > most:
+        hint = "write who is compared with commas: `--compare legal-qa,summarize,none`" if others else _QUOTES
+        raise UsageProblem(f"{len(words)} words, expected a spec and a prompt at most", hint=hint)
+    names_one = not who and (is_batch or len(words) == 2 or not others)  # noqa: PLR2004 - a spec and a prompt
+    if names_one and words:
+        who, words = [choice_from(words[0])], words[1:]
+    who += others
+    again = next((choice for at, choice in enumerate(who) if choice in who[:at]), None)
+    if again is not None:
+        raise UsageProblem(f"`{label_of(again)}` is to answer twice", hint="name each once")
+    if not who and not is_batch:
+        raise UsageProblem("expected a spec and a prompt, or `--with A:W,B:W` and a prompt", hint=_QUOTES)
+    return who, words[0] if words else STDIN
+
+
+def _prompt(word: str) -> str:
+    """The prompt itself, read from stdin for `-`; one line end at its end belongs to the shell."""
+    if word != STDIN:
+        return word
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageProblem("no prompt", hint=_QUOTES + ", or send it on stdin")
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageProblem(f"the prompt on stdin is not {error.encoding} text") from None
+    return text.removesuffix("\n")
+
+
+def _writing(max_new_tokens: int, temperature: float | None, top_p: float | None, seed: int | None) -> Writing:
+    """Greedy unless --temperature or --top-p asks for drawing; a seed that was not given is drawn, and told."""
+    from adapterhub.inference.generation import Writing
+
+    if temperature is None:
+        temperature = 0.0 if top_p is None else 1.0
+    if not temperature and (top_p is not None or seed is not None):
+        option = "--seed" if top_p is None else "--top-p"
+        raise UsageProblem(f"{option} is for drawing, and this is greedy", hint="give --temperature above 0 as well")
+    return Writing(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=1.0 if top_p is None else top_p,
+        seed=secrets.randbelow(1 << 31) if seed is None else seed,
+    )

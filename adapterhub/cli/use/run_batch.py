@@ -1,0 +1,163 @@
+"""`adapt run --batch`: many prompts, each for its own adapter, answered in batches."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.cli.output import json_text
+from adapterhub.cli.use.run_model import Choice, Loading, Model, drawing_of, find_base
+from adapterhub.cli.use.run_rows import Row, RowProblems, read_rows
+from adapterhub.core.disk.files import write_durably
+from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.errors import Conflict, NotAllowed, NotFound, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adapterhub.cli.options.params import Session
+    from adapterhub.inference.generation import Answer, Question, Writing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What the command says of a batch. `default` answers rows that name nobody; `question` is how each is asked.
+
+    `chat` is None where nobody decided: then a row with a system text is a chat, and others are not.
+    """
+
+    prompts: Path
+    out: Path | None
+    default: Choice | None
+    question: Question
+    chat: bool | None
+    size: int
+
+
+def answer_batch(session: Session, batch: Batch, writing: Writing, loading: Loading, *, prove_base: bool) -> None:
+    """Answer every row; the answers come in the order of the rows, all of them or none.
+
+    Raises:
+        NotFound, Malformed: the prompts cannot be read; every line that is wrong is told before anything is answered.
+        Conflict, NotAllowed, DiskFull: the answers cannot be written.
+    """
+    if batch.out is not None:
+        _refuse_taken(batch.out)
+    rows, problems = read_rows(batch.prompts, batch.default)
+    library, choices = session.project_library, [row.choice for row in rows]
+    model = Model(session, library, find_base(library, choices, loading.base), loading, choices)
+    if batch.chat is None and batch.question.system is None and all(row.system is None for row in rows):
+        model.note_chat_template()
+    questions = [_question(batch, row, problems) for row in rows]
+    lengths = _lengths(model, rows, questions, writing, problems)
+    with model.proved(wanted=prove_base) as proof:
+        start = time.perf_counter()
+        answers = _answers(model, rows, questions, lengths, writing, batch.size)
+        seconds = time.perf_counter() - start
+    written = sum(answer.tokens for answer in answers)
+    rates = {"tokens_per_second": round(written / seconds, 2), "rows_per_second": round(len(rows) / seconds, 3)}
+    summary: dict[str, Any] = {"base": model.record.label, "rows": len(rows), "tokens": written}
+    summary |= {"seconds": round(seconds, 3), **rates, **drawing_of(writing), **proof}
+    documents = [_document(row, answer) for row, answer in zip(rows, answers, strict=True)]
+    session.out.note(
+        f"{len(rows):,} rows, {written:,} tokens in {seconds:.1f} s:"
+        f" {rates['tokens_per_second']:.1f} tokens/s, {rates['rows_per_second']:.3g} rows/s"
+    )
+    trouble = _write(batch.out, documents) if batch.out else None
+    kept = trouble is None and batch.out is not None
+    summary |= {"out": str(batch.out)} if kept else {"answers": documents}
+    session.out.result(summary, lambda: _say(session, batch.out if kept else None, documents))
+    if trouble is not None:
+        raise trouble
+
+
+def _question(batch: Batch, row: Row, problems: RowProblems) -> Question:
+    """How the row is asked: its own system text before that of the command."""
+    if row.system is not None and batch.chat is False:
+        problems.found.append(f"line {row.line}: has a `system` text, and --no-chat forbids a chat")
+        return replace(batch.question, text=row.prompt)
+    return replace(batch.question, text=row.prompt, system=batch.question.system if row.system is None else row.system)
+
+
+def _lengths(
+    model: Model, rows: Sequence[Row], questions: Sequence[Question], writing: Writing, problems: RowProblems
+) -> list[int]:
+    """Tokens of each prompt; all that cannot be asked, or whose adapters cannot answer, is refused."""
+    from adapterhub.inference.generation import tokens_of
+
+    lengths = []
+    reasons: dict[tuple[tuple[str, float], ...], str] = {}
+    for row, question in zip(rows, questions, strict=True):
+        found = problems.check(row.line, lambda q=question: tokens_of(model.base, model.tokenizer, q, writing))  # type: ignore[misc] # bound now
+        lengths.append(len(found or ()))
+        key = tuple(row.choice.items())
+        if key not in reasons:
+            reasons[key] = model.why_not(row.choice)
+        if reasons[key]:
+            problems.found.append(f"line {row.line}: {reasons[key]}")
+    problems.refuse()
+    return lengths
+
+
+def _answers(
+    model: Model,
+    rows: Sequence[Row],
+    questions: Sequence[Question],
+    lengths: Sequence[int],
+    writing: Writing,
+    size: int,
+) -> list[Answer]:
+    """The answers in the order of the rows, with a bar that tells how fast it goes."""
+    from adapterhub.inference.generation import write
+
+    found: dict[int, Answer] = {}
+    start, tokens = time.perf_counter(), 0
+    with model.session.out.told_steps("answer", unit="rows") as progress:
+        progress(0, len(rows), "answer")
+        for batch in model.batches([row.choice for row in rows], lengths, size):
+            with model.using_rows([rows[at].choice for at in batch]) as asked:
+                given = write(asked, model.tokenizer, [questions[at] for at in batch], writing)
+            found |= zip(batch, given, strict=True)
+            tokens += sum(answer.tokens for answer in given)
+            progress(len(found), len(rows), f"answer, {tokens / (time.perf_counter() - start):.3g} tokens/s")
+    return [found[at] for at in range(len(rows))]
+
+
+def _document(row: Row, answer: Answer) -> dict[str, Any]:
+    document: dict[str, Any] = {} if row.id is None else {"id": row.id}
+    document |= {"prompt": row.prompt, "adapter": row.adapter, "text": answer.text, "tokens": answer.tokens}
+    return document if row.system is None else document | {"system": row.system}
+
+
+def _say(session: Session, out: Path | None, documents: Sequence[dict[str, Any]]) -> None:
+    if out is not None:
+        session.out.line(f"{len(documents):,} answers in {out}")
+        return
+    for document in documents:
+        session.out.line(json_text(document))
+
+
+# ---------------------------------------------------------------- where they go
+def _refuse_taken(out: Path) -> None:
+    where = shown(str(out), 200)
+    output_place(out)
+    if out.exists() or out.is_symlink():
+        raise Conflict(f"`{where}` exists. Nothing was answered", hint="give a file that does not exist yet")
+    if not out.absolute().parent.is_dir():
+        raise NotFound(f"`{where}` would be in a folder that does not exist", hint=f"mkdir -p {out.parent}")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise NotAllowed(f"`{where}` cannot be written there", hint="name a file in another folder")
+
+
+def _write(out: Path, documents: Sequence[dict[str, Any]]) -> NotAllowed | None:
+    """Write all answers or none; what stood in the way, for an hour of answers must not be lost to a full disk."""
+    data = "".join(json_text(document) + "\n" for document in documents).encode()
+    try:
+        write_durably(output_place(out), data)
+    except OSError as error:
+        where = f"`{shown(str(out), 200)}` cannot be written: {error.strerror}"
+        return NotAllowed(f"{where}. The answers went to stdout instead", hint="send them to a file with `>`")
+    return None

@@ -1,0 +1,61 @@
+"""`adapt run --compare`: one prompt, answered by several, side by side."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.cli.output import printable
+from adapterhub.cli.use.run_model import drawing_of, label_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adapterhub.cli.output import Output
+    from adapterhub.cli.use.run_model import Choice, Model
+    from adapterhub.inference.generation import Question, Writing
+
+
+def compare_answers(
+    model: Model, who: Sequence[Choice], question: Question, writing: Writing, *, prove_base: bool
+) -> None:
+    """Ask each in turn with the same settings, and show the answers in columns, or one below the other."""
+    from adapterhub.inference.generation import write
+
+    labels = [label_of(choice) for choice in who]
+    out = model.session.out
+    answers: list[dict[str, Any]] = []
+    with model.proved(wanted=prove_base) as proof, out.steps("answer", unit="answers") as progress:
+        for at, (label, choice) in enumerate(zip(labels, who, strict=True)):
+            progress(at, len(who))
+            with model.using(choice) as (asked, adapters):
+                (answer,) = write(asked, model.tokenizer, [question], writing)
+            answers.append(
+                {
+                    "answered_by": label,
+                    "adapters": [{"adapter": a.label, "weight": a.weight, "base": a.verdict.name} for a in adapters],
+                    "text": answer.text,
+                    "tokens": answer.tokens,
+                    "seconds": round(answer.seconds, 3),
+                }
+            )
+    document: dict[str, Any] = {"base": model.record.label, "prompt": question.text, "answers": answers}
+    document |= drawing_of(writing) | proof
+    out.result(document, lambda: _say(out, labels, [answer["text"] for answer in answers]))
+
+
+def _say(out: Output, labels: Sequence[str], texts: Sequence[str]) -> None:
+    if not sys.stdout.isatty():
+        for at, (label, text) in enumerate(zip(labels, texts, strict=True)):
+            out.piece(("\n" if at else "") + f"== {label}\n{text}\n")
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for label in labels:
+        table.add_column(Text(label), ratio=1, overflow="fold")
+    table.add_row(*(Text(printable(text).strip("\n")) for text in texts))
+    Console().print(table)

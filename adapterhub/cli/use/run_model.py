@@ -1,0 +1,347 @@
+"""The base of `adapt run` in memory, and which adapters answer on it.
+
+An `AdapterBank` beside the base has the adapters: loading one takes milliseconds, and rows of one batch may each have
+their own. Sums of adapters that a bank cannot make, PEFT's layers make (`attach`), for one choice at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from adapterhub.cli.options.params import Session
+from adapterhub.core.errors import AdapterHubError, BaseNotFound, Incompatible, MergeRefused, UsageProblem, shown
+from adapterhub.projects.session import wanted_from
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import BaseSpec
+    from adapterhub.inference.bank import AdapterBank
+    from adapterhub.inference.generation import Writing
+    from adapterhub.inference.loader import AttachedAdapter
+    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.library import Library
+
+NONE: Final = "none"
+"""How the base alone is named where an adapter could be."""
+
+RESIDENT: Final = 32
+"""How many adapters are in memory at a time; those of one answer always are."""
+
+Choice = Mapping[str, float]
+"""Adapters and their weights that answer together; none of them is the base alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """How the base is to be loaded and compared."""
+
+    base: BaseSpec | None
+    dtype: str
+    load_in: str | None
+    allow_base_mismatch: bool
+
+
+_Key = tuple[tuple[str, float], ...]
+
+
+def _key(choice: Choice) -> _Key:
+    return tuple(choice.items())
+
+
+def choice_from(text: str, option: str = "") -> Choice:
+    """`a`, `a:0.7,b:0.3` or `none`; `option` is what to call it in a refusal.
+
+    Raises:
+        UsageProblem: neither.
+    """
+    if text.strip() == NONE:
+        return {}
+    parts = _parts(text)
+    if len(parts) == 1 and _weighted(parts[0]) is None:
+        if not parts[0]:
+            raise UsageProblem(f"{option} names no adapter".lstrip())
+        return {parts[0]: 1.0}
+    weights: dict[str, float] = {}
+    for part in parts:
+        found = _weighted(part)
+        if found is None or found[0] in weights:
+            expected = "expected a spec, a colon and a number, such as `legal-qa:0.7`, each spec once"
+            raise UsageProblem(f"{option} `{shown(part)}`: {expected}".lstrip())
+        weights[found[0]] = found[1]
+    return weights
+
+
+def choices_from(text: str, option: str) -> list[Choice]:
+    """As `choice_from`, and without weights each of `a,b,none` is a choice of its own."""
+    parts = _parts(text)
+    if len(parts) > 1 and all(_weighted(part) is None for part in parts):
+        return [choice_from(part, option) for part in parts]
+    return [choice_from(text, option)]
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between commas, but for those inside a range of versions (`a>=1.2,<2`)."""
+    parts: list[str] = []
+    for part in map(str.strip, text.split(",")):
+        if parts and part.startswith(("<", ">", "=", "!", "~=")):
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    return parts
+
+
+def _weighted(part: str) -> tuple[str, float] | None:
+    """Spec and weight of `a:0.7`; None for a spec alone, of which a digest may hold a colon, too."""
+    name, colon, number = part.rpartition(":")
+    if not colon or not name or name.endswith(("#sha256", "@sha256")):
+        return None
+    try:
+        return name, float(number)
+    except ValueError:
+        return None
+
+
+def label_of(choice: Choice) -> str:
+    """`a`, `0.7 x a + 0.3 x b` or `none`."""
+    if list(choice.values()) == [1.0]:
+        return next(iter(choice))
+    return " + ".join(f"{weight:g} x {name}" for name, weight in choice.items()) or NONE
+
+
+class Model:
+    """A base in memory with its tokenizer; `using` and `using_rows` say who answers on it.
+
+    `choices` are all that will be asked for.
+    """
+
+    def __init__(
+        self, session: Session, library: Library, record: BaseRecord, loading: Loading, choices: Sequence[Choice]
+    ) -> None:
+        from adapterhub.core.specs import BaseSpec
+        from adapterhub.inference.loader.text import load_base
+
+        assert record.path is not None  # see `find_base`
+        self.session = session
+        self.library = library
+        self.record = record
+        self.loading = loading
+        self._named = BaseSpec.parse(record.alias or str(record.path))
+        self._warned: set[str] = set()
+        self._together = max(RESIDENT, *(len(choice) for choice in choices))
+        self._mixable: dict[_Key, bool] = {}
+        session.out.note(f"loading base {record.label}" + (f" in {loading.load_in}" if loading.load_in else ""))
+        self.base, self.tokenizer = load_base(record.path, dtype=loading.dtype, load_in=loading.load_in)
+
+    @cached_property
+    def bank(self) -> AdapterBank:
+        """Where the adapters are."""
+        from adapterhub.inference.bank import AdapterBank
+
+        return AdapterBank(
+            self.base,
+            library=self.library,
+            base=self._named,
+            max_resident=self._together,
+            allow_base_mismatch=self.loading.allow_base_mismatch,
+        )
+
+    @contextlib.contextmanager
+    def using(self, choice: Choice) -> Iterator[tuple[Any, tuple[AttachedAdapter, ...]]]:
+        """The model with the adapters of `choice` on it, and what is known of them; each warning is said once."""
+        from adapterhub.inference.loader import attach
+
+        if not choice:
+            yield self.base, ()
+            return
+        known = self._load(choice)
+        try:
+            using = self.bank.use(dict(choice))
+        except MergeRefused:  # PEFT's layers can add up some that a bank cannot, and say why where they cannot
+            with attach(
+                self.base,
+                list(choice),
+                weights=list(choice.values()),
+                library=self.library,
+                base=self._named,
+                allow_base_mismatch=self.loading.allow_base_mismatch,
+            ) as attached:
+                yield attached.model, attached.adapters
+            return
+        with using:
+            yield self.base, known
+
+    @contextlib.contextmanager
+    def using_rows(self, choices: Sequence[Choice]) -> Iterator[Any]:
+        """The model with one choice for each row of the next batch (see `batches`)."""
+        if all(choice == choices[0] for choice in choices):
+            with self.using(choices[0]) as (model, _):
+                yield model
+            return
+        with self.bank.rows([dict(choice) or None for choice in choices]):
+            yield self.base
+
+    def _load(self, choice: Choice) -> tuple[AttachedAdapter, ...]:
+        """Bring the adapters of a choice into memory, and say their warnings."""
+        found = []
+        for name, weight in choice.items():
+            self.bank.load(name, name)
+            facts = replace(self.bank.facts(name), weight=weight)
+            found.append(facts)
+            warnings = list(facts.warnings)
+            if facts.saved_modules and weight != 1:
+                warnings.append("its weight does not change the modules it replaces whole")
+            for warning in warnings:
+                self._warn(f"`{shown(facts.label, 200)}` {warning}")
+        return tuple(found)
+
+    def _warn(self, warning: str) -> None:
+        if warning not in self._warned:
+            self._warned.add(warning)
+            self.session.out.warn(warning)
+
+    # ------------------------------------------------------------ batches
+    def why_not(self, choice: Choice) -> str:
+        """Why these adapters cannot answer, in one line; "" when they can."""
+        try:
+            self._load(choice)
+            if len(choice) > 1 or list(choice.values()) not in ([], [1.0]):
+                with self.using(choice):
+                    pass
+            self._can_mix(choice)  # while they are in memory; `batches` will ask
+        except AdapterHubError as error:
+            return "; ".join(line.strip() for line in error.message.splitlines())
+        return ""
+
+    def batches(self, choices: Sequence[Choice], lengths: Sequence[int], size: int) -> list[list[int]]:
+        """Which rows go together, at most `size`, rows of like length side by side.
+
+        First those with one choice, which is fastest, and what is left of all choices in mixed batches. Adapters that
+        cannot be chosen by row stay among themselves.
+        """
+        groups: dict[_Key, list[int]] = {}
+        for at, choice in enumerate(choices):
+            groups.setdefault(_key(choice), []).append(at)
+        found, rest = [], []
+        for group in groups.values():
+            ordered = sorted(group, key=lambda at: lengths[at])
+            full = len(ordered) if not self._can_mix(choices[group[0]]) else len(ordered) // size * size
+            found += [ordered[start : start + size] for start in range(0, full, size)]
+            rest += ordered[full:]
+        batch: list[int] = []
+        for at in sorted(rest, key=lambda at: lengths[at]):
+            together = {name for number in (*batch, at) for name in choices[number]}
+            if batch and (len(batch) == size or len(together) > self._together):
+                found.append(batch)
+                batch = []
+            batch.append(at)
+        return [*found, batch] if batch else found
+
+    def _can_mix(self, choice: Choice) -> bool:
+        """Whether these adapters can answer some rows of a batch only."""
+        if not choice:
+            return True
+        if _key(choice) not in self._mixable:
+            try:
+                with self.bank.rows([dict(choice)]):
+                    self._mixable[_key(choice)] = True
+            except Incompatible:
+                self._mixable[_key(choice)] = False
+        return self._mixable[_key(choice)]
+
+    # ------------------------------------------------------------ the base
+    @contextlib.contextmanager
+    def proved(self, *, wanted: bool) -> Iterator[dict[str, Any]]:
+        """A document that is filled, where it is `wanted`, with the digests of the base before and after the block."""
+        from adapterhub.inference.loader import base_digest
+
+        proof: dict[str, Any] = {}
+        before = base_digest(self.base) if wanted else None
+        yield proof
+        if before is None:
+            return
+        after = base_digest(self.base)
+        proof |= {"base_digest": before, "base_unchanged": before == after}
+        said = "the same" if before == after else after
+        self.session.out.note(f"base parameters: {before} before, {said} after")
+
+    def note_chat_template(self) -> None:
+        """Say that the base has a chat template, to somebody who did not decide for or against it."""
+        from adapterhub.inference.generation import has_chat_template
+
+        if has_chat_template(self.tokenizer):
+            self.session.out.note("the prompt goes in as it is; this base has a chat template, which --chat uses")
+
+
+def drawing_of(writing: Writing) -> dict[str, Any]:
+    """What makes a drawn answer repeatable, for a document; nothing for a greedy one."""
+    if not writing.temperature:
+        return {}
+    return {"temperature": writing.temperature, "top_p": writing.top_p, "seed": writing.seed}
+
+
+# ---------------------------------------------------------------- which base
+def find_base(library: Library, choices: Sequence[Choice], base: BaseSpec | None) -> BaseRecord:
+    """The one base that all adapters are to run on: the one named, else the one they were made for.
+
+    Raises:
+        BaseNotFound: it is not known, or its weights are not on this machine.
+        UsageProblem: the adapters name several.
+    """
+    names = list(dict.fromkeys(name for choice in choices for name in choice))
+    record = _named_base(library, names, base)
+    if record is None:
+        record = _made_for(library, names[0]) if names else _only_base(library)
+    if record is None or record.path is None or not record.path.is_dir():
+        what = f"the base for `{shown(names[0], 200)}`" if names else "the base"
+        raise BaseNotFound(
+            f"the weights of {what} are not on this machine",
+            hint="`adapt base add PATH --as NAME` registers a local copy; name it with --base",
+        )
+    return record
+
+
+def _named_base(library: Library, names: Sequence[str], base: BaseSpec | None) -> BaseRecord | None:
+    """The base that is named in a spec or beside it."""
+    from adapterhub.core.specs import AdapterSpec, names_folder
+    from adapterhub.library.bases.wanted import wanted_base
+
+    found: BaseRecord | None = None
+    by = ""
+    for name in names:
+        if names_folder(name):
+            continue
+        wanted = wanted_from(library, AdapterSpec.parse(name), base)
+        if wanted is None:
+            continue
+        if wanted.record is None:
+            raise BaseNotFound(
+                f"base `{wanted.text}` is not on this machine", hint="`adapt base add PATH --as NAME` registers it"
+            )
+        if found is not None and wanted.record.fingerprint != found.fingerprint:
+            raise UsageProblem(f"`{by}` and `{name}` are for two bases; one base runs at a time")
+        found, by = found or wanted.record, by or name
+    if found is None and base is not None:
+        wanted = wanted_base(base, library.bases)
+        found = wanted.record if wanted else None
+    return found
+
+
+def _made_for(library: Library, name: str) -> BaseRecord | None:
+    """The base of the installed adapter that a spec without a base means."""
+    from adapterhub.core.specs import AdapterSpec, names_folder
+    from adapterhub.distribution.choosing import find_installed
+
+    if names_folder(name):
+        return _only_base(library)
+    build, _ = find_installed(library, AdapterSpec.parse(name))
+    if build.base.fingerprint is not None:
+        return library.bases.by_fingerprint(build.base.fingerprint)
+    return _only_base(library)
+
+
+def _only_base(library: Library) -> BaseRecord | None:
+    records = library.bases.list()
+    return records[0] if len(records) == 1 else None

@@ -1,0 +1,172 @@
+"""What `adapt run --batch` reads: a JSON object a line, strict, every problem with its line."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from adapterhub.cli.use.run_model import Choice, choice_from
+from adapterhub.core.digests import strict_json
+from adapterhub.core.disk.files import read_plain
+from adapterhub.core.errors import AdapterHubError, Malformed, NotFound, shown
+
+MAX_FILE_BYTES: Final = 256 << 20
+MAX_LINE_BYTES: Final = 4 << 20
+PROBLEMS_SHOWN: Final = 20
+_KEYS: Final = ("prompt", "adapter", "system", "id")
+_FORM: Final = (
+    '{"prompt": …, "adapter": "a" or {"a": 0.7, "b": 0.3} or null, "system": …, "id": …}, all but `prompt` optional'
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One prompt of a batch. `adapter` is what the line says, `choice` what that means; `id` is None without one."""
+
+    line: int
+    prompt: str
+    adapter: Any
+    choice: Choice
+    system: str | None
+    id: str | int | None
+
+
+class RowProblems:
+    """Gathers what is wrong with the lines of one file, to be told all at once."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.found: list[str] = []
+
+    def check(self, line: int, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever `call` gives
+        """What `call` gives; None when it refuses, which is noted."""
+        try:
+            return call()
+        except ValueError as error:
+            self.found.append(f"line {line}: {error}")
+        except AdapterHubError as error:
+            self.found.append(f"line {line}: {error.message}")
+        return None
+
+    def refuse(self) -> None:
+        """Raise what was found.
+
+        Raises:
+            Malformed: with each line, up to a limit.
+        """
+        if not self.found:
+            return
+        rest = len(self.found) - PROBLEMS_SHOWN
+        listed = [*self.found[:PROBLEMS_SHOWN], *([f"and {rest:,} more"] if rest > 0 else [])]
+        lines = [f"{self.where}: not usable as prompts. Nothing was answered", *(f"  {line}" for line in listed)]
+        raise Malformed("\n".join(lines), hint=f"one JSON object a line: {_FORM}")
+
+
+def read_rows(path: Path, default: Choice | None) -> tuple[list[Row], RowProblems]:
+    """The rows of a file (`-` is stdin), empty lines passed over; `default` answers those that name no adapter.
+
+    Raises:
+        NotFound: there is no such file.
+        Malformed: it is too large, is empty, or has lines that are no prompts.
+    """
+    is_stdin = str(path) == "-"
+    where = "stdin" if is_stdin else shown(str(path), 200)
+    raw = _read(path, where, is_stdin=is_stdin)
+    problems = RowProblems(where)
+    rows: list[Row] = []
+    seen: dict[str | int, int] = {}
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        row = problems.check(number, lambda line=line, number=number: _row(line, number, default))  # type: ignore[misc] # bound now
+        if row is None:
+            continue
+        rows.append(row)
+        if row.id is not None and seen.setdefault(row.id, number) != number:
+            problems.found.append(f"line {number}: `id` {shown(row.id, 40)} is that of line {seen[row.id]}, too")
+    problems.refuse()
+    if not rows:
+        raise Malformed(f"{where}: holds no prompts", hint=f"one JSON object a line: {_FORM}")
+    return rows, problems
+
+
+def _read(path: Path, where: str, *, is_stdin: bool) -> bytes:
+    if is_stdin:
+        raw = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+    else:
+        try:
+            raw = read_plain(path, MAX_FILE_BYTES)
+        except OSError as error:
+            raise NotFound(
+                f"`{where}` cannot be read: {error.strerror}", hint=f"give a file with one JSON object a line: {_FORM}"
+            ) from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise Malformed(f"{where}: more than {MAX_FILE_BYTES >> 20} MB of prompts", hint="split the file")
+    return raw
+
+
+def _row(raw: bytes, line: int, default: Choice | None) -> Row:
+    """One line's row.
+
+    Raises:
+        ValueError, UsageProblem: it is none.
+    """
+    value = strict_json(raw, limit_bytes=MAX_LINE_BYTES)
+    if not isinstance(value, dict):
+        raise ValueError(f"holds {shown(value, 40)}, expected an object")  # noqa: TRY004 - as every other reason
+    unknown = [key for key in value if key not in _KEYS]
+    if unknown:
+        raise ValueError(f"has `{shown(unknown[0], 40)}`, expected {', '.join(f'`{key}`' for key in _KEYS)}")
+    if "prompt" not in value:
+        raise ValueError("has no `prompt`")
+    if not isinstance(value["prompt"], str) or not value["prompt"]:
+        raise ValueError(f"`prompt` is {shown(value['prompt'], 40)}, expected text")
+    system, label = value.get("system"), value.get("id")
+    if system is not None and not isinstance(system, str):
+        raise ValueError(f"`system` is {shown(system, 40)}, expected text")
+    if label is not None and (isinstance(label, bool) or not isinstance(label, str | int)):
+        raise ValueError(f"`id` is {shown(label, 40)}, expected text or a whole number")
+    if "adapter" not in value and default is None:
+        raise ValueError("names no `adapter`, and neither does the command (null is the base alone)")
+    choice = _choice(value["adapter"]) if "adapter" in value else default
+    assert choice is not None  # refused above
+    adapter = value["adapter"] if "adapter" in value else _as_written(choice)
+    return Row(line=line, prompt=value["prompt"], adapter=adapter, choice=choice, system=system, id=label)
+
+
+def _choice(adapter: object) -> Choice:
+    if adapter is None:
+        return {}
+    if isinstance(adapter, str):
+        return _parsed(choice_from(adapter))
+    if not isinstance(adapter, dict) or not adapter:
+        raise ValueError(f"`adapter` is {shown(adapter, 40)}, expected a spec, an object of specs and weights, or null")
+    for name, weight in adapter.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ValueError(f"`adapter` gives `{shown(name, 40)}` the weight {shown(weight, 40)}, expected a number")
+    return _parsed({name: float(weight) for name, weight in adapter.items()})
+
+
+def _parsed(choice: Choice) -> Choice:
+    """`choice`, each name of which reads as a spec or a folder.
+
+    Raises:
+        SpecError: one that does not.
+    """
+    from adapterhub.core.specs import AdapterSpec, names_folder
+
+    for name in choice:
+        if not names_folder(name):
+            AdapterSpec.parse(name)
+    return choice
+
+
+def _as_written(choice: Choice) -> Any:  # noqa: ANN401 - a JSON value
+    """`choice` as a row would say it."""
+    if list(choice.values()) == [1.0]:
+        return next(iter(choice))
+    return dict(choice) or None

@@ -1,0 +1,154 @@
+"""What `adapt serve` does whatever the engine: the preflight, the child process, and what is said of both."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from adapterhub.cli.options.params import Session
+from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.errors import AdapterHubError, UnsupportedAdapter
+from adapterhub.projects.session import sources_from
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.inference.serving import Counter, Handed, ServeSettings
+    from adapterhub.inference.serving.process import EngineProcess
+    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.transfer import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What was typed, as far as both engines need it."""
+
+    specs: tuple[AdapterSpec, ...]
+    record: BaseRecord
+    model: Path
+    host: str
+    port: int
+    settings: ServeSettings
+    extra: tuple[str, ...]
+    log: Path | None
+    start_timeout_s: float
+    dry_run: bool
+
+
+@contextlib.contextmanager
+def checked(session: Session, asked: Asked, engine: str) -> Iterator[list[Handed]]:
+    """The adapters that were named, each found, checked and leased while the block runs.
+
+    Raises:
+        AdapterHubError: the one refusal.
+        UnsupportedAdapter: several, one line each.
+    """
+    from adapterhub.inference.serving import Counter
+
+    counter = Counter(
+        session.project_library,
+        asked.record,
+        engine=engine,
+        sources=lambda spec: _sources(session, asked.settings, spec),
+        max_rank=asked.settings.max_rank,
+        signatures=asked.settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
+    )
+    with contextlib.closing(counter):
+        yield _all_of(counter, asked.specs, session)
+
+
+def _sources(session: Session, settings: ServeSettings, spec: AdapterSpec) -> Sequence[Source]:
+    places = list(sources_from(session, ()))
+    return places if settings.offline else [*places, *session.sources_of(spec, settings.remote, token=None)]
+
+
+def _all_of(counter: Counter, specs: Sequence[AdapterSpec], session: Session) -> list[Handed]:
+    found: list[Handed] = []
+    refused: list[AdapterHubError] = []
+    for spec in specs:
+        try:
+            found.append(counter.find(str(spec)))
+        except AdapterHubError as error:
+            refused.append(error)
+            continue
+        for warning in found[-1].warnings:
+            session.out.warn(f"{found[-1].label}: {warning}")
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        listed = [error.message.replace("\n", "\n  ") for error in refused]
+        hint = next((error.hint for error in refused if error.hint), "")
+        raise UnsupportedAdapter(f"{len(refused)} of {len(specs)} adapters cannot be served", listed, hint=hint)
+    return found
+
+
+@contextlib.contextmanager
+def started(session: Session, asked: Asked, command: Sequence[str], environ: dict[str, str]) -> Iterator[EngineProcess]:
+    """The engine, writing to the log; it and all it started are ended with the block."""
+    from adapterhub.inference.serving.process import EngineProcess
+
+    with contextlib.ExitStack() as stack:
+        output: IO[bytes] | int = (
+            sys.stderr.fileno() if asked.log is None else stack.enter_context(output_place(asked.log).open("ab"))
+        )
+        session.out.note(f"starting `{shlex.join(command)}`")
+        yield stack.enter_context(EngineProcess(command, environ, output=output))
+
+
+def stay(session: Session, engine: EngineProcess, document: dict[str, Any]) -> None:
+    """Say that all is ready, and return when we are told to stop.
+
+    Raises:
+        EngineFailed: the engine ended by itself.
+    """
+    document |= {"pid": engine.pid}
+    try:
+        session.out.result(document, lambda: say_ready(session, document))
+        sys.stdout.flush()
+        engine.wait()
+    except (KeyboardInterrupt, SystemExit):  # a server that is told to stop has done its work
+        session.out.note("stopping the engine")
+
+
+def document_of(asked: Asked, served_name: str, handed: Sequence[Handed], command: Sequence[str]) -> dict[str, Any]:
+    """The result as JSON."""
+    from adapterhub.inference.serving.front import reachable
+
+    return {
+        "url": f"http://{reachable(asked.host)}:{asked.port}",
+        "base": asked.record.label,
+        "model": served_name,
+        "adapters": [
+            {"model": model_of(spec), "adapter": h.label, "digest": h.digest, "rank": h.rank}
+            for spec, h in zip(asked.specs, handed, strict=True)
+        ],
+        "command": list(command),
+    }
+
+
+def model_of(spec: AdapterSpec) -> str:
+    """What a request names it by: the spec without its base, which is the served one."""
+    from dataclasses import replace
+
+    return str(replace(spec, base=None))
+
+
+def say_dry(session: Session, document: dict[str, Any]) -> None:
+    """What would be started."""
+    for adapter in document["adapters"]:
+        session.out.line(f"{adapter['model']} is {adapter['adapter']}, rank {adapter['rank']}, {adapter['digest']}")
+    session.out.line(f"would start: {shlex.join(document['command'])}")
+
+
+def say_ready(session: Session, document: dict[str, Any]) -> None:
+    """Where it is, and what to ask for."""
+    session.out.line(f"serving {document['model']} at {document['url']}/v1")
+    for adapter in document["adapters"]:
+        session.out.line(f"  {adapter['model']} is {adapter['adapter']}, {adapter['digest']}")
+    model = document["adapters"][0]["model"] if document["adapters"] else document["model"]
+    body = f'{{"model": "{model}", "prompt": "The parties agree that", "max_tokens": 32}}'
+    session.out.hint(f"`curl {document['url']}/v1/completions -H 'Content-Type: application/json' -d '{body}'`")

@@ -1,0 +1,184 @@
+"""`adapt extract`: a LoRA out of a fine-tuned model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli.adapters.add import added_document
+from adapterhub.cli.options.cutting import chosen_cut, cut_options, ranks_text
+from adapterhub.cli.options.output_names import default_name
+from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.cli.output import size_text
+from adapterhub.core.errors import shown
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import BaseSpec
+    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.intake.description import Description
+    from adapterhub.library.library import Added, Library
+    from adapterhub.weights.extract import ExtractOptions, ExtractResult, LeftOut
+
+LISTED = 20
+"""Tensors that are named in the text; `--json` lists all."""
+
+
+@click.command()
+@click.option("--base", type=BASE, required=True, help="The model before: an alias, a Hub id or `./folder`.")
+@click.option("--tuned", type=BASE, required=True, help="The model after, named in the same ways.")
+@click.option("-o", "--output", metavar="NAME|DIR", help="Name of the new adapter [default: NAME-lora], or `./folder`.")
+@cut_options("float32")
+@click.option("--save-rest", is_flag=True, help="Carry small modules whole that a LoRA cannot hold: norms, new heads.")
+@click.option("--skip-unequal", is_flag=True, help="Leave out tensors of one model only, or of two shapes.")
+@click.option("--version", default="1.0.0", show_default=True, metavar="VERSION", help="Version of the new adapter.")
+@click.option("--task", metavar="TASK", help="Task of the new adapter.")
+@click.option("--description", default="", metavar="TEXT", help="One sentence for lists and search.")
+@common
+def extract(
+    session: Session,
+    base: BaseSpec,
+    tuned: BaseSpec,
+    output: str | None,
+    rank: int | None,
+    energy: float | None,
+    max_error: float | None,
+    dtype: str | None,
+    save_rest: bool,
+    skip_unequal: bool,
+    version: str,
+    task: str | None,
+    description: str,
+) -> None:
+    """Extract a LoRA: what a fine-tuned model has over its base, cut to a low rank.
+
+    The models are read weight by weight, in safetensors, and never loaded. Every weight of a linear layer, convolution
+    or embedding that differs gets factors, the output head too. What else differs (norms, biases) is listed.
+    The relative error against the exact difference is measured, printed and recorded.
+
+    \b
+    Examples:
+      adapt extract --base base-7b --tuned ./models/legal-7b --rank 32
+      adapt extract --base base-7b --tuned legal-7b --energy 0.95 --dtype bfloat16 -o legal
+      adapt extract --base ./base --tuned ./tuned --rank 16 --save-rest -o ./out/legal
+    """
+    from adapterhub.core.specs import names_folder
+    from adapterhub.weights.extract import ExtractOptions
+
+    options = ExtractOptions(
+        **chosen_cut(rank, energy, max_error),  # type: ignore[arg-type]  # a whole number only for the rank
+        dtype=dtype,
+        save_rest=save_rest,
+        skip_unequal=skip_unequal,
+    )
+    library = session.library
+    output = output or default_name([str(tuned.text)], "lora")
+    if names_folder(output):
+        folder = Path(output).expanduser()
+        records = _model(session, library, base), _model(session, library, tuned)
+        _to_folder(session, *records, folder, options)
+        return
+    from adapterhub.core.specs import parse_name, parse_version
+    from adapterhub.library.intake.description import Description
+
+    about = Description(name=parse_name(output), version=parse_version(version), task=task, description=description)
+    records = _model(session, library, base), _model(session, library, tuned)
+    _to_library(session, library, *records, about, options)
+
+
+def _model(session: Session, library: Library, spec: BaseSpec) -> BaseRecord:
+    """The model that `spec` names, its files as they are now."""
+    from adapterhub.formats.base.weight_files import weight_files
+    from adapterhub.weights.extract import model_record
+
+    is_folder = spec.kind == "path"
+    size = sum(p.stat().st_size for p in weight_files(Path(spec.text).expanduser())) if is_folder else None
+    with session.out.progress(f"fingerprint {spec}", size) as progress:
+        return model_record(library.bases, spec, progress=progress)
+
+
+def _to_folder(session: Session, base: BaseRecord, tuned: BaseRecord, folder: Path, options: ExtractOptions) -> None:
+    from adapterhub.weights.extract import extract as run_extract
+
+    with session.out.steps("extract", unit="weights") as progress:
+        result = run_extract(base, tuned, folder, options, progress=progress)
+    _say(session, result, base, tuned, f"extracted into {folder}", {"path": str(folder)})
+
+
+def _to_library(
+    session: Session, library: Library, base: BaseRecord, tuned: BaseRecord, about: Description, options: ExtractOptions
+) -> None:
+    from adapterhub.weights.extract import extract_into_library
+
+    with session.out.steps("extract", unit="weights") as progress:
+        added, result = extract_into_library(library, base, tuned, about, options, progress=progress)
+    for finding in added.report.warnings:
+        if finding.code == "W_BASE_MISSING":
+            continue  # a base without a Hub id has no name that would mean anything elsewhere; its weights are recorded
+        session.out.warn(f"[{finding.code}] {finding.message}")
+    _say(session, result, base, tuned, _headline(added), added_document(added))
+
+
+def _headline(added: Added) -> str:
+    build, manifest = added.build, added.build.manifest
+    state = "extracted" if added.created else "already there:"
+    return f"{state} {build.full_name} {manifest.label}  {size_text(manifest.size_bytes)}"
+
+
+def _say(
+    session: Session,
+    result: ExtractResult,
+    base: BaseRecord,
+    tuned: BaseRecord,
+    headline: str,
+    document: dict[str, Any],
+) -> None:
+    for warning in result.warnings:
+        session.out.warn(warning)
+
+    def text() -> None:
+        out = session.out
+        out.line(headline)
+        out.line(f"  = {shown(tuned.label, 200)} - {shown(base.label, 200)}")
+        out.line(f"  {ranks_text(result.ranks)}; {result.dtype}")
+        worst = f", worst in {shown(result.worst_module)}: {result.worst_error:.2g}"
+        out.line(f"  relative error against the exact difference: {result.relative_error:.2g}{worst}")
+        _list(session, "carried whole", [one for one in result.left_out if one.is_carried])
+        missing = [one for one in result.left_out if not one.is_carried]
+        _list(session, "not in the adapter", missing)
+        if missing:
+            out.line(f"  with these, {result.missing_share:.2g} of the whole difference is missing")
+
+    session.out.result(document | _document(result), text)
+    waiting = sum(one.is_savable and not one.is_carried for one in result.left_out)
+    if waiting:
+        session.out.hint(f"`--save-rest` carries {waiting} of the tensors that are not in the adapter")
+
+
+def _list(session: Session, head: str, left_out: list[LeftOut]) -> None:
+    if not left_out:
+        return
+    numbers = sum(one.elements for one in left_out)
+    session.out.line(f"  {head}: {len(left_out)} tensor{'s' * (len(left_out) != 1)}, {numbers:,} numbers")
+    for one in left_out[:LISTED]:
+        session.out.line(f"    {shown(one.name)}  {one.elements:,}  {one.reason}")
+    if len(left_out) > LISTED:
+        session.out.line(f"    and {len(left_out) - LISTED} more; `--json` lists all")
+
+
+def _document(result: ExtractResult) -> dict[str, Any]:
+    return {
+        "relative_error": result.relative_error,
+        "worst_module": result.worst_module,
+        "worst_error": result.worst_error,
+        "missing_share": result.missing_share,
+        "ranks": {str(rank): count for rank, count in sorted(result.ranks.items())},
+        "dtype": result.dtype,
+        "unchanged_tensors": result.unchanged,
+        "left_out": [
+            {"name": o.name, "reason": o.reason, "elements": o.elements, "change": o.change, "carried": o.is_carried}
+            for o in result.left_out
+        ],
+        "recipe": dict(result.recipe),
+    }

@@ -1,0 +1,145 @@
+"""Running a merge for the command line, and saying what came out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from adapterhub.cli.adapters.add import added_document
+from adapterhub.cli.output import size_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from adapterhub.cli.options.params import Session
+    from adapterhub.library.intake.description import Description
+    from adapterhub.library.library import Added, Library
+    from adapterhub.weights.recipes.combination import Combination, Ingredient, Made, Nested
+
+DEFAULT_VERSION: Final = "1.0.0"
+SUMS: Final = ("cat", "svd", "linear")
+"""Methods that are after the sum itself, so that the distance to it is an error; others want something else."""
+
+
+def description_from(name: str, said: Mapping[str, str | None]) -> Description:
+    """What the options say of the new adapter.
+
+    Raises:
+        SpecError: a name or version that is none.
+    """
+    from adapterhub.core.specs import parse_name, parse_version
+    from adapterhub.library.intake.description import Description
+
+    return Description(
+        name=parse_name(name),
+        version=parse_version(said["version"] or DEFAULT_VERSION),
+        task=said["task"],
+        description=said["description"] or "",
+        license=said["license"],
+    )
+
+
+def merge_to_folder(
+    session: Session, combination: Combination, folder: Path, extra: dict[str, Any] | None = None
+) -> None:
+    """Merge into a new folder, and say so."""
+    from adapterhub.weights.recipes.combination import merge_into_folder
+
+    with session.out.steps("merge", unit="modules") as progress:
+        made = merge_into_folder(combination, folder, progress=progress)
+    for warning in made.warnings:
+        session.out.warn(warning)
+    document = {"path": str(folder)} | _document(made, combination) | (extra or {})
+    session.out.result(document, lambda: _say(session, [f"merged into {folder}"], made, combination))
+
+
+def merge_to_library(
+    session: Session,
+    library: Library,
+    combination: Combination,
+    about: Description,
+    extra: dict[str, Any] | None = None,
+    expected: str | None = None,
+) -> None:
+    """Merge into the library, and say so; `expected` is the manifest's digest that a recipe recorded."""
+    from adapterhub.weights.recipes.combination import merge_into_library
+
+    with session.out.steps("merge", unit="modules") as progress:
+        outcome = merge_into_library(library, combination, about, progress=progress)
+    added, made = outcome.added, outcome.made
+    for warning in made.warnings:
+        session.out.warn(warning)
+    for finding in added.report.warnings:
+        session.out.warn(f"[{finding.code}] {finding.message}")
+    document = added_document(added) | _document(made, combination) | (extra or {})
+    lines = [_headline(added)]
+    digest = added.build.manifest.digest
+    if expected is not None:
+        document |= {"recorded_digest": expected, "as_recorded": digest == expected}
+        if digest == expected:
+            lines.append(f"  {digest}, as recorded")
+        else:
+            session.out.warn(
+                f"the result is {digest}, the recipe recorded {expected}: the inputs are the same, so the last digits "
+                "of the numbers differ, as they do between kinds of CPU, versions of torch and numbers of threads"
+            )
+            session.out.hint("OMP_NUM_THREADS=1, here and where it was recorded, takes the threads out of it")
+    session.out.result(document, lambda: _say(session, lines, made, combination))
+
+
+def _headline(added: Added) -> str:
+    build, manifest = added.build, added.build.manifest
+    state = "merged" if added.created else "already there:"
+    return f"{state} {build.full_name} {manifest.label}  {size_text(manifest.size_bytes)}"
+
+
+def _document(made: Made, combination: Combination) -> dict[str, Any]:
+    result = made.result
+    return {
+        "relative_error": result.relative_error,
+        "worst_module": result.worst_module,
+        "worst_error": result.worst_error,
+        "truncation_error": result.truncation_error,
+        "ranks": {str(rank): count for rank, count in sorted(result.ranks.items())},
+        "dtype": result.dtype,
+        "parents": [{"adapter": i.label, "weight": w, "digest": i.digest} for i, w in combination.leaves()],
+        "recipe": dict(made.recipe),
+    }
+
+
+def _say(session: Session, lines: Sequence[str], made: Made, combination: Combination) -> None:
+    out, result = session.out, made.result
+    for line in lines:
+        out.line(line)
+    out.line(f"  = {sum_text(combination)}")
+    if combination.method != "cat" or combination.options:
+        out.line(f"  by {_method_text(made.recipe)}")
+    ranks = ", ".join(
+        f"rank {rank} in {count} module{'s' * (count != 1)}" for rank, count in sorted(result.ranks.items())
+    )
+    out.line(f"  {ranks}; {result.dtype}")
+    worst = f", worst in {result.worst_module}: {result.worst_error:.2g}" if result.worst_error > 0 else ""
+    distance = "relative error against the exact sum" if combination.method in SUMS else "distance from the plain sum"
+    out.line(f"  {distance}: {result.relative_error:.2g}{worst}")
+    if result.truncation_error is not None:
+        out.line(f"  lost by cutting to this rank: {result.truncation_error:.2g}")
+    for inner in made.inner:
+        out.line(f"  inner merge by {_method_text(inner.recipe)}: {inner.relative_error:.2g} from its plain sum")
+
+
+def sum_text(combination: Combination) -> str:
+    """`0.7 x a + 0.3 x (1 x b + 1 x c)`: what was put together."""
+    return " + ".join(f"{item.weight:g} x {_input_text(item)}" for item in combination.inputs)
+
+
+def _input_text(item: Ingredient | Nested) -> str:
+    from adapterhub.weights.recipes.combination import Ingredient
+
+    if isinstance(item, Ingredient):
+        return item.label
+    return f"({sum_text(item.combination)}, by {item.combination.method})"
+
+
+def _method_text(recipe: Mapping[str, Any]) -> str:
+    """`ties, density 0.5`: the method and what was chosen."""
+    return ", ".join([recipe["method"], *(f"{name} {value}" for name, value in recipe["options"].items())])

@@ -1,0 +1,69 @@
+"""Moments as text, and how far back a cooldown reaches: everything in UTC, so that it means the same on any machine."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Final
+
+from adapterhub.core.errors import shown
+
+_DAY: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_TIME: Final = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_AGE: Final = re.compile(r"([0-9]{1,6})([hdw])")
+_UNITS_S: Final = {"h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewestAllowed:
+    """How new a release may be: `text` as written, and either a moment or an age in seconds."""
+
+    text: str
+    at: float | None = None
+    age_s: float | None = None
+
+    def moment(self, now: float) -> float:
+        """The last Unix time at which a release may have been published."""
+        return self.at if self.at is not None else now - (self.age_s or 0.0)
+
+
+def parse_newest_allowed(text: str) -> NewestAllowed:
+    """What `exclude-newer` means: `2026-01-31` (that day and before, in UTC), an RFC 3339 time, or an age as in `7d`.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if age := _AGE.fullmatch(text):
+        return NewestAllowed(text=text, age_s=int(age[1]) * _UNITS_S[age[2]])
+    try:
+        if _DAY.fullmatch(text):
+            day = datetime.fromisoformat(text).replace(tzinfo=timezone.utc)
+            return NewestAllowed(text=text, at=(day + timedelta(days=1)).timestamp() - 1e-6)
+        return NewestAllowed(text=text, at=parse_time(text))
+    except (ValueError, OverflowError):
+        expected = "an age as in `7d`, `2w` or `12h`, a day as in `2026-01-31`, or a time as in `2026-01-31T12:00:00Z`"
+        raise ValueError(f"expected {expected}, got {shown(text)}") from None
+
+
+def parse_time(text: str) -> float:
+    """The Unix time that an RFC 3339 text names, which has to say its offset; a leap second is none.
+
+    Raises:
+        ValueError: it is not such a text.
+    """
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise ValueError(f"expected a time as in 2026-01-31T12:00:00Z, got {shown(text)}")
+    day, clock, fraction, offset = found.groups()
+    moment = datetime.fromisoformat(f"{day}T{clock}{'+00:00' if offset in 'Zz' else offset}")
+    return moment.timestamp() + (float(f"0.{fraction}") if fraction else 0.0)
+
+
+def time_text(at: float) -> str:
+    """A Unix time in words, to the second: `2026-01-31T12:00:00Z`; one that no calendar has as a number."""
+    try:
+        moment = datetime.fromtimestamp(at, tz=timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return f"Unix time {at:.0f}"
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,145 @@
+"""Digests, written as OCI writes them (`sha256:<64 hex>`), and bytes that are hashed while they move."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import IO, Any, NewType
+
+from adapterhub.core.errors import shown
+
+Digest = NewType("Digest", str)
+"""`sha256:` and 64 lower-case hex digits; only `parse_digest` and the hashing functions make one."""
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes done since the last call."""
+
+CHUNK_BYTES = 1 << 20
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def parse_digest(text: object) -> Digest:
+    """The digest that `text` spells.
+
+    Raises:
+        ValueError: unless `text` is `sha256:` and 64 lower-case hex digits.
+    """
+    if not isinstance(text, str) or not _DIGEST.fullmatch(text):
+        raise ValueError(f"expected sha256:<64 lower-case hex digits>, got {shown(text)}")
+    return Digest(text)
+
+
+def hex_of(digest: Digest) -> str:
+    """The 64 hex digits."""
+    return digest[7:]
+
+
+def digest_of(data: bytes | memoryview) -> Digest:
+    """Digest of bytes in memory."""
+    return Digest("sha256:" + hashlib.sha256(data).hexdigest())
+
+
+def digest_of_hash(hasher: Any) -> Digest:  # noqa: ANN401 - hashlib's type has no public name before 3.12
+    """Digest that a `hashlib.sha256()` object has reached."""
+    return Digest("sha256:" + hasher.hexdigest())
+
+
+def copy_hashed(
+    source: IO[bytes], sink: IO[bytes] | None, progress: Progress | None = None, limit_bytes: int | None = None
+) -> tuple[Digest, int]:
+    """Copy `source` to `sink` (or only read it); digest and size of what passed.
+
+    Raises:
+        ValueError: more than `limit_bytes` came.
+    """
+    hasher, size, buffer = hashlib.sha256(), 0, bytearray(CHUNK_BYTES)
+    view = memoryview(buffer)
+    readinto = getattr(source, "readinto", None)
+    while True:
+        if readinto is not None:
+            count = readinto(buffer)
+            chunk: memoryview = view[:count]
+        else:
+            chunk = memoryview(source.read(CHUNK_BYTES))
+            count = len(chunk)
+        if not count:
+            return digest_of_hash(hasher), size
+        size += count
+        if limit_bytes is not None and size > limit_bytes:
+            raise ValueError(f"more than the {limit_bytes} bytes that were announced")
+        hasher.update(chunk)
+        if sink is not None:
+            sink.write(chunk)
+        if progress is not None:
+            progress(count)
+
+
+def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+    """The one byte string for a JSON value: RFC 8785 (JSON Canonicalization Scheme)."""
+    import rfc8785  # 10 ms of import that `list` and `search` do not need
+
+    return rfc8785.dumps(value)
+
+
+def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20, finite: bool = True) -> Any:  # noqa: ANN401 - any JSON value
+    """Parse JSON that somebody else wrote: UTF-8, no duplicate keys, no NaN or infinity, bounded size and depth.
+
+    `finite=False` takes `NaN` and `Infinity` as Python writes them, which some models have in their config.
+
+    Raises:
+        ValueError: with the one reason; callers re-raise it in the class of the format they read.
+    """
+    import json
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in seen:
+                raise ValueError(f"key `{shown(name)}` is given twice")
+            seen[name] = value
+        return seen
+
+    def no_constant(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    def in_range(text: str) -> float:
+        number = float(text)
+        if number in (float("inf"), float("-inf")):
+            raise ValueError(f"number {shown(text)} is out of range")
+        return number
+
+    if len(raw) > limit_bytes:
+        raise ValueError(f"{len(raw)} bytes, at most {limit_bytes} are read")
+    try:
+        value = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=no_duplicates,
+            parse_constant=no_constant if finite else None,
+            parse_float=in_range if finite else None,
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if _depth(value) > MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+MAX_DEPTH = 64
+
+
+def _depth(value: object) -> int:
+    """Nesting depth of a parsed JSON value, without recursion."""
+    deepest, todo = 0, [(value, 1)]
+    while todo:
+        item, level = todo.pop()
+        deepest = max(deepest, level)
+        if level > MAX_DEPTH:
+            return level
+        children = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        todo.extend((child, level + 1) for child in children)
+    return deepest

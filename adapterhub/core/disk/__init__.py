@@ -1,0 +1,1 @@
+"""Files and folders of the system, read and written with care."""

@@ -1,0 +1,337 @@
+"""A file that is opened once, and of which no byte is used that was not hashed.
+
+A check of a file by its path says nothing about the bytes that a later `open` of that path reads: another file may
+have its name by then, or another process may have written into this one. A `HeldFile` keeps the descriptor, which
+shuts out the first, and hashes the file in one pass, which shuts out the second: on the way it keeps the state of the
+hash at marks, the beginnings of tensors. A later read of a stretch goes on from the state at its first mark, and gives
+its bytes only if that leads to the state at its last. So any part can be read at any time, in any order and from
+several threads, for the price of hashing it again, and memory does not grow with the file.
+
+`load` reads the whole file into memory instead. What lies there is ours: it is hashed once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import mmap
+import os
+import stat
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import IO, Any, Final, cast
+
+from adapterhub.core.digests import Digest, digest_of_hash
+from adapterhub.core.errors import DigestMismatch
+
+PIECE_BYTES: Final = 1 << 20
+"""Read at once: fits a core's cache. Larger pieces were slower."""
+
+REPAIR_HINT: Final = "the file was changed or damaged; `adapt doctor --repair` fetches it again where it can"
+
+_BUFFERS: Final = 12
+_NEAREST_MARKS: Final = 16 << 10
+"""Marks are no nearer, or sixty thousand small tensors would cost more memory than their bytes."""
+
+
+class HeldFile:
+    """A regular file, open for reading until it is closed or no longer used.
+
+    Raises:
+        OSError: it is gone, a link, or no regular file; a pipe is not waited for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle = -1
+        flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        self._handle = os.open(path, flags)
+        facts = os.fstat(self._handle)
+        if not stat.S_ISREG(facts.st_mode):
+            self.close()
+            raise OSError(0, "is not a regular file", str(path))
+        self.size_bytes = facts.st_size
+        self._start = b""
+        self._marks: Sequence[int] = _spaced((), self.size_bytes)
+        self._states: list[Any] = []
+        self._memory: memoryview | None = None
+        self._digest: Digest | None = None
+
+    def close(self) -> None:
+        """Close the file; what was loaded stays."""
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+    def __del__(self) -> None:
+        """Close the file, which many of its users only look at."""
+        self.close()
+
+    # ------------------------------------------------------------ before the pass
+    def start(self, count: int) -> bytes:
+        """The first `count` bytes, or all. They are kept, and hashed as they were read here."""
+        if self._digest is not None:
+            return bytes(self.read(0, min(count, self.size_bytes)))
+        if len(self._start) < count:
+            room = bytearray(count - len(self._start))
+            filled = self._fill(memoryview(room), len(self._start))
+            self._start += room[:filled]
+        return self._start[:count]
+
+    def beginning(self) -> IO[bytes]:
+        """A stream of the bytes that `start` gives."""
+        return cast("IO[bytes]", _Beginning(self))
+
+    def mark(self, places: Iterable[int]) -> None:
+        """Say where parts that will be read begin, in rising order; without it, reading one takes hashing more."""
+        if self._digest is None:
+            self._marks = _spaced(places, self.size_bytes)
+
+    # ------------------------------------------------------------ the pass
+    @property
+    def digest(self) -> Digest:
+        """Digest of the whole file; the first use reads it.
+
+        Raises:
+            OSError: it cannot be read, or became shorter or longer while it was read.
+        """
+        if self._digest is None:
+            start = len(self._start)
+            for _ in self.pieces(start, _even(self.size_bytes - start)):
+                pass
+        assert self._digest is not None  # the pass is over
+        return self._digest
+
+    def hold_to(self, expected: Digest | None) -> None:
+        """Refuse the file unless it has this digest; None is no demand.
+
+        Raises:
+            DigestMismatch: naming the file and both digests.
+        """
+        if expected is not None and self.digest != expected:
+            raise DigestMismatch(str(self.path), expected=expected, actual=self.digest, hint=REPAIR_HINT)
+
+    def pieces(self, start: int, sizes: Iterable[int]) -> Iterator[memoryview]:
+        """The bytes from `start` to the end in pieces of these sizes, while a second thread hashes them: the one pass.
+
+        A piece has at most `PIECE_BYTES` and is good until the next one. When the file was hashed before, every piece
+        is held to that.
+
+        Raises:
+            OSError: as `digest`.
+            DigestMismatch: the file changed since it was hashed.
+        """
+        if self._digest is not None:
+            for size in sizes:
+                yield memoryview(self.read(start, start + size))
+                start += size
+            return
+        with _Hashing(self._marks) as hashing:
+            hashing.put(self.start(start))
+            for size in sizes:
+                buffer = hashing.buffer()
+                view = memoryview(buffer)[:size]
+                self._read_on(view, start)
+                hashing.put(view, buffer)
+                start += size
+                yield view
+            if self._fill(memoryview(bytearray(1)), start):
+                raise OSError(0, "became longer while it was read", str(self.path))
+            self._states = hashing.end()
+        self._digest = digest_of_hash(self._states[-1])
+
+    def load(self) -> memoryview:
+        """The whole file in memory, from which every later read is answered. The memory is writable and page-aligned.
+
+        Raises:
+            OSError: as `digest`.
+            DigestMismatch: the file changed since it was hashed.
+        """
+        if self._memory is None:
+            room = memoryview(_memory(self.size_bytes))
+            at = len(self._start)
+            room[:at] = self._start
+            with _Hashing((0, self.size_bytes)) as hashing:
+                hashing.put(room[:at])
+                for size in _even(self.size_bytes - at):
+                    self._read_on(room[at : at + size], at)
+                    hashing.put(room[at : at + size])
+                    at += size
+                found = digest_of_hash(hashing.end()[-1])
+            if self._digest not in (None, found):
+                raise self._changed()
+            self._memory, self._digest = room, found
+            self.close()
+        return self._memory
+
+    # ------------------------------------------------------------ after it
+    def read(self, start: int, stop: int) -> bytearray | memoryview:
+        """The bytes from `start` to `stop`, in memory that may be written to.
+
+        Raises:
+            DigestMismatch: they are not those that were hashed.
+            OSError: as `digest`.
+        """
+        if self._memory is not None:
+            return self._memory[start:stop]
+        if not start < stop:
+            return bytearray()
+        room = bytearray(stop - start)
+        self.read_into(memoryview(room), start)
+        return room
+
+    def read_into(self, room: memoryview, start: int) -> None:
+        """As `read`, into memory of the caller, which holds nothing of use when this raises."""
+        stop = start + len(room)
+        if self._memory is not None:
+            room[:] = self._memory[start:stop]
+            return
+        if self._digest is None:
+            _ = self.digest  # the pass
+        first, last = bisect_right(self._marks, start) - 1, bisect_left(self._marks, stop)
+        begin, end = self._marks[first], self._marks[last]
+        whole = room if (begin, end) == (start, stop) else memoryview(bytearray(end - begin))
+        self._fill(whole, begin)  # a file that was cut short has other bytes
+        state = self._states[first].copy()
+        state.update(whole)
+        if state.digest() != self._states[last].digest():
+            raise self._changed()
+        if whole is not room:
+            room[:] = whole[start - begin : stop - begin]
+
+    def chunks(self, start: int, stop: int, size_bytes: int) -> Iterator[bytearray | memoryview]:
+        """As `read`, `size_bytes` at a time."""
+        for at in range(start, stop, size_bytes):
+            yield self.read(at, min(at + size_bytes, stop))
+
+    def copy_to(self, path: Path) -> None:
+        """Write the bytes that were hashed to a new file."""
+        with path.open("xb") as sink:
+            for chunk in self.chunks(0, self.size_bytes, PIECE_BYTES):
+                sink.write(chunk)
+
+    def _read_on(self, view: memoryview, at: int) -> None:
+        if self._fill(view, at) != len(view):
+            raise OSError(0, "became shorter while it was read", str(self.path))
+
+    def _fill(self, view: memoryview, at: int) -> int:
+        """Bytes read from `at` on; fewer than the view has room for only at the end of the file."""
+        done = 0
+        while done < len(view) and (count := os.preadv(self._handle, [view[done:]], at + done)):
+            done += count
+        return done
+
+    def _changed(self) -> DigestMismatch:
+        """The refusal of bytes that changed under us."""
+        hasher, room, at = hashlib.sha256(), memoryview(bytearray(PIECE_BYTES)), 0
+        while count := self._fill(room, at):
+            hasher.update(room[:count])
+            at += count
+        now = digest_of_hash(hasher)
+        actual = now if now != self._digest else "other bytes for a moment"
+        hint = "something writes to the file while it is in use; let it end and type the command again"
+        return DigestMismatch(str(self.path), expected=str(self._digest), actual=actual, hint=hint)
+
+
+class _Beginning(io.RawIOBase):
+    def __init__(self, held: HeldFile) -> None:
+        super().__init__()
+        self._held, self._at = held, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # io types it by a protocol that 3.10 lacks
+        data = self._held.start(self._at + len(buffer))[self._at :]
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+class _Hashing:
+    """A thread that hashes what it is given and keeps its states at the marks; a context manager.
+
+    Queues rather than futures, and enough buffers that the hash never waits: together a tenth of the time.
+    """
+
+    def __init__(self, marks: Sequence[int]) -> None:
+        self._marks = marks
+        self._hasher = hashlib.sha256()
+        self._states = [self._hasher.copy()]
+        self._reached = 0
+        self._filled: SimpleQueue[tuple[memoryview, bytearray | None] | None] = SimpleQueue()
+        self._free: SimpleQueue[bytearray] = SimpleQueue()
+        self._made = 0
+        self._thread = Thread(target=self._run, name="hash", daemon=True)
+
+    def __enter__(self) -> _Hashing:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def buffer(self) -> bytearray:
+        """A buffer of `PIECE_BYTES` that is not in use."""
+        if self._made < _BUFFERS:
+            self._made += 1
+            return bytearray(PIECE_BYTES)
+        return self._free.get()
+
+    def put(self, data: bytes | memoryview, buffer: bytearray | None = None) -> None:
+        """Have these bytes hashed after all before them; `buffer`, where they lie, is free afterwards."""
+        self._filled.put((memoryview(data), buffer))
+
+    def end(self) -> list[Any]:
+        """The states at the marks, when all is hashed."""
+        self._filled.put(None)
+        self._thread.join()
+        return self._states
+
+    def _run(self) -> None:
+        while (item := self._filled.get()) is not None:
+            view, buffer = item
+            done = 0
+            while done < len(view):
+                mark = self._marks[len(self._states)]
+                take = min(len(view) - done, mark - self._reached)
+                self._hasher.update(view[done : done + take])
+                done += take
+                self._reached += take
+                if self._reached == mark:
+                    self._states.append(self._hasher.copy())
+            if buffer is not None:
+                self._free.put(buffer)
+
+
+def _spaced(marks: Iterable[int], size_bytes: int) -> tuple[int, ...]:
+    """Marks from 0 to the end of the file, near enough that little is read beside a part, and not too near."""
+    found = [0]
+    for mark in (*marks, size_bytes):
+        while mark - found[-1] > PIECE_BYTES:
+            found.append(found[-1] + PIECE_BYTES)
+        if mark - found[-1] >= _NEAREST_MARKS or (mark == size_bytes and mark > found[-1]):
+            found.append(mark)
+    return tuple(found)
+
+
+def _even(size_bytes: int) -> Iterator[int]:
+    for at in range(0, size_bytes, PIECE_BYTES):
+        yield min(PIECE_BYTES, size_bytes - at)
+
+
+def _memory(size_bytes: int) -> bytearray | mmap.mmap:
+    """Room for a file. A mapping of its own is not filled with zeros first, and goes back to the system at its end."""
+    if size_bytes < PIECE_BYTES:
+        return bytearray(size_bytes)
+    room = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):  # Linux alone has it, and not every Linux
+        room.madvise(mmap.MADV_HUGEPAGE)  # half the time of reading goes into pages of 4 KiB
+    return room

@@ -1,0 +1,108 @@
+"""A folder that appears complete under its name, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from adapterhub.core.disk.files import sync_folder
+from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.disk.real_folder import RealFolder
+from adapterhub.core.errors import AdapterHubError, Conflict, DiskFull, NotAllowed, shown
+
+_SPARE_BYTES: Final = 16 << 20
+_HINT_TAKEN: Final = "give a name that does not exist yet"
+
+
+@contextlib.contextmanager
+def new_folder(out_folder: Path, *, size_bytes: int = 0, durable: bool = False) -> Iterator[Path]:
+    """A folder to write into; it gets its name when the block ends without an error, and is gone otherwise.
+
+    `size_bytes`, where it is given, must be free on that disk beforehand. `durable` adds an fsync of everything.
+
+    Raises:
+        Conflict: `out_folder` exists and is not empty.
+        DiskFull: there is less room than `size_bytes`, or it ran out.
+        NotAllowed: it cannot be written, or not there; see `output_place`.
+    """
+    refuse_taken(out_folder)
+    final = output_place(out_folder)
+    partial = f".{final.name}.partial-{secrets.token_hex(4)}"
+    with contextlib.ExitStack() as stack:
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if size_bytes:
+                _refuse_without_room(final.parent, size_bytes + _SPARE_BYTES)
+            around = stack.enter_context(RealFolder.open(final.parent))
+            stack.callback(_clear, around, partial)
+            os.mkdir(partial, dir_fd=around.handle)
+            yield final.parent / partial
+            if durable:
+                sync_tree(final.parent / partial)
+            if around.is_folder(final.name):
+                os.rmdir(final.name, dir_fd=around.handle)  # empty; not every system renames onto an empty folder
+            around.rename(partial, final.name)
+            if durable:
+                os.fsync(around.handle)
+        except OSError as error:
+            raise not_written(error, final) from error
+
+
+def _clear(around: RealFolder, partial: str) -> None:
+    with contextlib.suppress(OSError):
+        around.remove(partial)
+
+
+def refuse_taken(out_folder: Path) -> None:
+    """Whether the folder can be made.
+
+    Raises:
+        Conflict: it exists and is not empty, or is no folder; or it is the working directory, of which a shell would
+            be left with the one that was replaced.
+        NotAllowed: it would be in a library, or a link leads there out of a project; see `output_place`.
+    """
+    output_place(out_folder)
+    is_there = out_folder.exists() or out_folder.is_symlink()
+    if is_there and (out_folder.is_symlink() or not out_folder.is_dir() or any(out_folder.iterdir())):
+        raise Conflict(f"`{shown(str(out_folder), 200)}` exists. Nothing was written", hint=_HINT_TAKEN)
+    if is_there and out_folder.samefile("."):
+        raise Conflict(
+            f"`{shown(str(out_folder), 200)}` is the folder you are in. Nothing was written", hint=_HINT_TAKEN
+        )
+
+
+def sync_tree(folder: Path) -> None:
+    """Make a folder and all that is in it durable."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            sync_tree(path)
+            continue
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    sync_folder(folder)
+
+
+def _refuse_without_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskFull(
+            f"`{shown(str(folder), 200)}` has {free:,} bytes free, {needed:,} are needed. Nothing was written",
+            hint="free some space, or name a folder on another disk",
+        )
+
+
+def not_written(error: OSError, final: Path) -> AdapterHubError:
+    """The plain refusal for an operating-system error met while `final` was written."""
+    where = f"`{shown(str(final), 200)}` cannot be written: {error.strerror}. Nothing was kept"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFull(where, hint="free some space, or name a folder on another disk")
+    return NotAllowed(where, hint="name another folder")

@@ -1,0 +1,157 @@
+"""The root folder of a library: its locks, its small records, and plain refusals where the system refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from adapterhub.core.disk.claims import holder_facts, read_holder
+from adapterhub.core.disk.files import write_durably
+from adapterhub.core.disk.home import FOLDERS
+from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.errors import AdapterHubError, DiskFull, NotAllowed, StoreLocked
+
+_RESERVE_BYTES: Final = 16 << 20
+
+
+class Root:
+    """The folder `root`. Cheap to make; nothing appears on disk before the first write."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Whatever the operating system refuses in the block, as a plain refusal."""
+        try:
+            yield
+        except OSError as error:
+            raise self.explain(error) from error
+
+    def explain(self, error: OSError) -> AdapterHubError:
+        """The plain refusal for an operating-system error met while writing below the root."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = shutil.disk_usage(self.root if self.root.exists() else self.root.parent).free
+            return DiskFull(
+                f"no room to write in `{self.root}` ({error.strerror}; {free:,} bytes free). Nothing was stored",
+                hint="`adapt gc` frees what no installed adapter uses",
+            )
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return NotAllowed(
+                f"cannot write in `{self.root}`: {error.strerror}. Nothing was stored",
+                hint="choose another home with `--root DIR` or ADAPTERHUB_HOME",
+            )
+        return NotAllowed(
+            f"`{error.filename or self.root}`: {error.strerror}. Nothing was stored",
+            hint="`adapt doctor` checks the store",
+        )
+
+    def write(self, path: Path, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:
+        """Replace a small record of the library; see `write_durably`.
+
+        Raises:
+            NotAllowed, DiskFull: it cannot be written; what was there is there.
+        """
+        self.refuse_links()
+        with self.explaining():
+            write_durably(path, data, mode=mode, sync=sync)
+
+    def refuse_links(self) -> None:
+        """Whether every folder of the library is one of its own, so that what is done below it is done in the library.
+
+        Raises:
+            NotAllowed: one is a link.
+        """
+        for name in FOLDERS:
+            place = f"{self.root}/{name}"
+            if os.path.islink(place):  # noqa: PTH114 - twenty for each lock
+                raise NotAllowed(
+                    f"`{place}` is a link; the folders of a library are real ones. Nothing was changed",
+                    hint="put the folder itself there; a library that should lie elsewhere is moved, or linked, whole",
+                )
+
+    def need_room(self, size_bytes: int) -> None:
+        """See beforehand that `size_bytes` fit, and a reserve for what else is written here.
+
+        Raises:
+            DiskFull: they do not.
+        """
+        usage = shutil.disk_usage(next(p for p in (self.root, *self.root.absolute().parents) if p.exists()))
+        reserve = min(_RESERVE_BYTES, usage.total // 100)
+        if usage.free < size_bytes + reserve:
+            raise DiskFull(
+                f"no room in `{self.root}`: {size_bytes:,} bytes are needed and {reserve:,} kept in reserve, "
+                f"{usage.free:,} are free. Nothing was stored",
+                hint="`adapt gc` frees what no installed adapter uses",
+            )
+
+    @contextlib.contextmanager
+    def lock(self, name: str, *, exclusive: bool, wait_s: float = 30.0) -> Iterator[None]:
+        """Hold the advisory lock `name`, shared or exclusive, for the length of a `with` block.
+
+        Raises:
+            StoreLocked: another process held it for all of `wait_s` seconds; the message says which.
+        """
+        self.refuse_links()
+        path = self.root / "locks" / name
+        with self.explaining():
+            make_folder(path.parent)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._acquire(handle, name, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, wait_s)
+            if exclusive:
+                with contextlib.suppress(OSError):  # only for the message of those who wait
+                    data = json.dumps(holder_facts()).encode()
+                    os.ftruncate(handle, os.pwrite(handle, data, 0))
+            yield
+        finally:
+            os.close(handle)
+
+    def _acquire(self, handle: int, name: str, mode: int, wait_s: float) -> None:
+        deadline, pause = time.monotonic() + wait_s, 0.005
+        while True:
+            try:
+                fcntl.flock(handle, mode | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise self._locked(handle, name, wait_s) from None
+                time.sleep(pause)
+                pause = min(pause * 2, 0.2)
+            except OSError as error:
+                raise self.explain(error) from error
+            else:
+                return
+
+    def _locked(self, handle: int, name: str, wait_s: float) -> StoreLocked:
+        holder = read_holder(handle)
+        return StoreLocked(
+            f"another process has held the `{name}` lock of `{self.root}` for {wait_s:.0f} s"
+            + (f"; the last to take it alone was {holder}" if holder else ""),
+            hint=f"wait for it, or look with `fuser {self.root / 'locks' / name}` who holds it; "
+            "the lock ends with its process",
+        )
+
+
+@contextlib.contextmanager
+def alone_in(project: Path, root: Root, what: str) -> Iterator[None]:
+    """One command at a time that does `what` in a project, by whichever links each of them came there.
+
+    Raises:
+        StoreLocked: another one did not end.
+    """
+    with root.lock(f"{what}-{place_key(os.path.realpath(project))}", exclusive=True):
+        yield
+
+
+def place_key(place: str) -> str:
+    """The name of a project's files in a library: 16 hex digits of the hash of its path."""
+    return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -1,0 +1,72 @@
+"""How much of a stranger's adapter is read; one place, and the only settings of the process as a whole.
+
+The checks of `verify` are made deep inside other calls (`add`, `install`, `attach`), whose arguments would all have to
+carry the limits along. So they are set once, before the first adapter is looked at: the command line does it from
+ADAPTERHUB_LIMITS, a program with `use_limits`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields, replace
+from typing import Final
+
+from adapterhub.core.errors import UsageProblem, shown
+
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The most that is taken. Names that end in `_bytes` are sizes, all others counts.
+
+    `header_bytes`, `tensors`, `metadata_entries`, `name_bytes`: of the header of a safetensors file. `file_bytes`: of
+    the weights. `text_bytes`: of any other file that is copied. `config_bytes`: of `adapter_config.json`. `entries`:
+    files and folders in an adapter's folder, whatever they are. `rank`: of one pair.
+    """
+
+    header_bytes: int = 16 * _MIB
+    tensors: int = 65_536
+    metadata_entries: int = 4096
+    name_bytes: int = 512
+    file_bytes: int = 4 * _GIB
+    text_bytes: int = 64 * _MIB
+    config_bytes: int = 1 * _MIB
+    entries: int = 20_000
+    rank: int = 4096
+
+
+DEFAULT_LIMITS: Final = Limits()
+_in_force = [DEFAULT_LIMITS]
+_UNITS: Final = {"": 1, "KIB": _KIB, "MIB": _MIB, "GIB": _GIB, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
+_SETTING: Final = re.compile(r"([a-z_]+)=([0-9]{1,18})([kmgKMG]i?[bB])?")
+
+
+def limits() -> Limits:
+    """The limits in force."""
+    return _in_force[0]
+
+
+def use_limits(chosen: Limits = DEFAULT_LIMITS) -> None:
+    """Put `chosen` in force for all that is read from now on; without an argument, what was built in."""
+    _in_force[0] = chosen
+
+
+def parse_limits(text: str) -> Limits:
+    """The limits that `text` spells: `file_bytes=8GiB tensors=200000`; what is not named stays as built in.
+
+    Raises:
+        UsageProblem: a name that is no limit, or no whole number above 0 behind it.
+    """
+    known = {field.name for field in fields(Limits)}
+    chosen: dict[str, int] = {}
+    for part in text.replace(",", " ").split():
+        match = _SETTING.fullmatch(part)
+        size = int(match[2]) * _UNITS[(match[3] or "").upper()] if match else 0
+        if match is None or match[1] not in known or size < 1 or (match[3] and not match[1].endswith("_bytes")):
+            raise UsageProblem(
+                f"`{shown(part)}` sets no limit: expected NAME=NUMBER, where NAME is one of {', '.join(sorted(known))}",
+                hint="sizes may end in KiB, MiB or GiB: `ADAPTERHUB_LIMITS='file_bytes=8GiB tensors=200000'`",
+            )
+        chosen[match[1]] = size
+    return replace(DEFAULT_LIMITS, **chosen)

@@ -1,0 +1,400 @@
+"""Adapter names, bases and specs: what a user types becomes a value here, once.
+
+    spec       = [ namespace "/" ] name [ "@" base ] [ specifiers ] [ "#sha256:" hex{8,64} ]
+    base       = alias | org "/" model | "sha256:" hex{8,64} | path (starts with ".", "/" or "~/")
+    specifiers = a PEP 440 specifier set: ==1.2   >=1.2,<2   ~=1.4
+
+Every value prints as the text that parses to it. A refusal says what was wrong and, where one can be guessed,
+what to type instead.
+
+Names, namespaces and aliases become folder and repository names, so each is refused where some file system or hub
+would refuse or change it: `..`, `--` (it joins namespace and name in the store), a dot or dash at the end, and the
+device names of Windows.
+
+A path may hold spaces, `@` and single `=`, `!` or `~`. The first specifier operator (`==`, `~=`, `!=`, `<`, `>`)
+or `#` ends it, so a folder with one of these in its name is given an alias first. Spaces may also stand inside the
+specifiers, as PEP 440 allows, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, NewType, NoReturn
+
+from adapterhub.core.errors import SpecError, shown
+
+AdapterName = NewType("AdapterName", str)
+"""A lower-case adapter name; only `parse_name` makes one."""
+
+BaseKind = Literal["alias", "hub", "digest", "path"]
+
+MAX_WORD_CHARACTERS = 96
+MAX_SPEC_CHARACTERS = 4096
+MAX_SPECIFIERS_CHARACTERS = 256
+MAX_VERSION_CHARACTERS = 64
+
+_EXAMPLE = "as in `legal-qa@base-7b` or `acme/legal-qa@base-7b>=1.2,<2`"
+_LOWER = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
+_UPPER = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+_DIGEST_PREFIX = re.compile(r"sha256:[0-9a-f]{8,64}")
+_OPERATOR = re.compile(r"[<>]|[=!~]=")
+_OPERATOR_CHARACTER = re.compile(r"[<>=!~]")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# Lower bound before upper bound reads as people write it: `>=1.2,<2`.
+_OPERATOR_ORDER = ("==", "~=", ">=", ">", "<=", "<", "!=")
+
+
+def parse_name(text: str) -> AdapterName:
+    """The adapter name that `text` spells: `[a-z0-9][a-z0-9._-]{0,95}`, safe as a folder name.
+
+    Raises:
+        SpecError: with the first thing that is wrong.
+    """
+    _refuse_unreadable(text)
+    return AdapterName(_word(text, "a name", text, upper=False))
+
+
+def parse_namespace(text: str) -> str:
+    """The namespace that `text` spells: as a name, and upper case may stand in it, as organisations on hubs have it.
+
+    Raises:
+        SpecError: with the first thing that is wrong.
+    """
+    _refuse_unreadable(text)
+    return _word(text, "a namespace", text)
+
+
+def parse_version(text: str) -> str:
+    """`text`, a PEP 440 version, in its normal form: `v1.0` is `1.0`, `1.0-RC1` is `1.0rc1`.
+
+    Raises:
+        SpecError: unless it is one, of at most 64 characters.
+    """
+    from packaging.version import InvalidVersion, Version
+
+    if len(text) > MAX_VERSION_CHARACTERS:
+        raise SpecError(text, f"a version has at most {MAX_VERSION_CHARACTERS} characters, this has {len(text)}")
+    try:
+        version = Version(text)
+    except InvalidVersion:
+        raise SpecError(text, "not a version, as PEP 440 writes them: 1.0, 1.2.3, 2.0rc1") from None
+    if text != text.strip():
+        raise SpecError(text, "a version holds no spaces", hint=f"write `{version}`")
+    return str(version)
+
+
+def parse_specifiers(text: str) -> str:
+    """`text`, a PEP 440 specifier set, in its one normal form: versions normal, no spaces, repeats or odd order.
+
+    "" stays "", and means any version. `===` is refused: it compares text, and every version here has a normal form.
+
+    Raises:
+        SpecError: unless it is one, of at most 256 characters.
+    """
+    return _specifiers(text, text) if text else ""
+
+
+def looks_like_revision(text: str) -> bool:
+    """`text` is what other tools write after `@`: a version, main, master, latest, or the start of a commit."""
+    if text in {"main", "master", "latest"} or re.fullmatch(r"[0-9a-f]{7,40}", text):
+        return True
+    # `7b` reads as "7, beta 0" in PEP 440, but people call a base so by its size.
+    return _is_version(text) and not re.fullmatch(r"[0-9]+[bB]", text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseSpec:
+    """A base as typed after `@` or `--base`; nothing is looked up. `text` is what was typed, `~/` unexpanded."""
+
+    kind: BaseKind
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> BaseSpec:
+        """The base that `text` names.
+
+        Raises:
+            SpecError: with the first thing that is wrong.
+        """
+        _refuse_unreadable(text)
+        return cls(kind=_base_kind(text, text), text=text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSpec:
+    """Which adapter a user asks for.
+
+    `specifiers` is a normal PEP 440 set, "" for any version; `digest_prefix` starts with `sha256:`.
+    """
+
+    namespace: str | None
+    name: AdapterName
+    base: BaseSpec | None
+    specifiers: str
+    digest_prefix: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> AdapterSpec:
+        """The spec that `text` spells.
+
+        Raises:
+            SpecError: with the first thing that is wrong and, where one can be guessed, what to type instead.
+        """
+        _refuse_unreadable(text)
+        if text[:1] in {".", "/"}:
+            raise SpecError(text, f"a path is not an adapter name, {_EXAMPLE}",
+                            hint="`adapt add FOLDER --name NAME` takes a folder into the store")  # fmt: skip
+        if _URL.match(text):
+            raise SpecError(text, f"a URL is not an adapter name, {_EXAMPLE}",
+                            hint="write `namespace/name`; another server is given with `--remote`")  # fmt: skip
+        body, hashed, digest = text.partition("#")
+        if hashed and not _DIGEST_PREFIX.fullmatch(digest):
+            _refuse_digest(digest, text, after="#")
+        who, base, specifiers = _parts(body, text)
+        namespace, slash, name = who.rpartition("/")
+        if "/" in namespace:
+            raise SpecError(text, f"more than one `/` in the name, {_EXAMPLE}")
+        return cls(
+            namespace=_word(namespace, "a namespace", text) if slash else None,
+            name=AdapterName(_word(name, "a name", text, upper=False)),
+            base=None if base is None else BaseSpec(kind=_base_kind(base, text), text=base),
+            specifiers=_specifiers(specifiers, text) if specifiers else "",
+            digest_prefix=digest or None,
+        )
+
+    def __str__(self) -> str:
+        base = "" if self.base is None else f"@{self.base}"
+        digest = "" if self.digest_prefix is None else f"#{self.digest_prefix}"
+        return f"{self.full_name}{base}{self.specifiers}{digest}"
+
+    @property
+    def full_name(self) -> str:
+        """`acme/legal-qa`, or `legal-qa` where no namespace was given."""
+        return self.name if self.namespace is None else f"{self.namespace}/{self.name}"
+
+    @property
+    def pinned_version(self) -> str | None:
+        """The version after an exact `==` (`==1.*` is not one), or None."""
+        exact = (c[2:] for c in self.specifiers.split(",") if c.startswith("==") and not c.endswith(".*"))
+        return next(exact, None)
+
+    @property
+    def asks_for_prereleases(self) -> bool:
+        """Some clause other than `!=` names a pre-release or development version, or a digest is asked for."""
+        if self.digest_prefix is not None:
+            return True
+        if not re.search(r"[a-z]", self.specifiers):
+            return False
+        from packaging.version import Version
+
+        clauses = (c for c in self.specifiers.split(",") if not c.startswith("!="))
+        return any(Version(c.lstrip("<>=~").removesuffix(".*")).is_prerelease for c in clauses)
+
+    def matches(self, version: str) -> bool:
+        """`version` is inside the specifiers by PEP 440; a pre-release counts like any other version.
+
+        A local part (`0+abcdef123456`) is compared only where a clause has one, so `==0` takes it and `>0` does not.
+
+        Raises:
+            SpecError: `version` is not one.
+        """
+        from packaging.specifiers import SpecifierSet
+
+        return SpecifierSet(self.specifiers).contains(parse_version(version), prereleases=True)
+
+
+def hint_for_unknown_base(spec: AdapterSpec) -> str:
+    """What to type when no base has the name in `spec`, if that name reads as something else; else ""."""
+    if spec.base is None or spec.base.kind not in {"alias", "hub"}:
+        return ""
+    text, name = spec.base.text, spec.full_name
+    if _is_version(text) and looks_like_revision(text):
+        return f"versions are written `{name}=={parse_version(text)}`; `@` names the base"
+    if looks_like_revision(text):
+        return f"versions are written `{name}==1.0.0`; `@` names the base, not a branch or commit"
+    return f"a folder is written `./{text}`" if spec.base.kind == "hub" else ""
+
+
+def _parts(body: str, whole: str) -> tuple[str, str | None, str]:
+    """`body`, a spec without its digest, cut into the name, the base (None without `@`) and the specifiers."""
+    cut = re.search(r"[@<>=!~]", body)
+    who, rest = (body[: cut.start()], body[cut.start() :]) if cut else (body, "")
+    if not rest.startswith("@"):
+        if "@" in rest:
+            specifiers, _, base = rest.partition("@")
+            raise SpecError(whole, "the base stands before the version", hint=f"write `{who}@{base}{specifiers}`")
+        return who, None, rest
+    after = rest[1:]
+    end = (_OPERATOR if _is_path(after) else _OPERATOR_CHARACTER).search(after)
+    base, specifiers = (after[: end.start()], after[end.start() :]) if end else (after, "")
+    if not base:
+        hint = f"without a base, write `{who}{specifiers}`" if who and specifiers else ""
+        raise SpecError(whole, f"the base after `@` is missing, {_EXAMPLE}", hint=hint)
+    return who, base, specifiers
+
+
+def names_folder(text: str) -> bool:
+    """Whether what may be a folder or an adapter's name or spec is a folder: by its beginning, never by what is there.
+
+    So no folder of the working directory can take the place of an adapter of the library.
+    """
+    return text.startswith((".", "/", "~"))
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith((".", "/", "~/"))
+
+
+def _base_kind(text: str, whole: str) -> BaseKind:
+    """What kind of base `text` names; refused as a part of `whole`."""
+    if _is_path(text):
+        _refuse_unwritable_path(text, whole)
+        return "path"
+    if _URL.match(text):
+        raise SpecError(whole, "a URL does not name a base", hint="write its id on the hub, `org/model`")
+    if text[:7].lower() == "sha256:":
+        if not _DIGEST_PREFIX.fullmatch(text):
+            _refuse_digest(text, whole, after="@")
+        return "digest"
+    if "@" in text:
+        raise SpecError(whole, "more than one `@`: it names the base, and versions are written `==1.0.0`")
+    if "\\" in text:
+        raise SpecError(whole, "a folder is written with `/` and starts with `.` or `/`",
+                        hint="" if ":" in text else f"write `./{text.replace(chr(92), '/')}`")  # fmt: skip
+    org, slash, model = text.rpartition("/")
+    if not slash:
+        _word(text, "a base alias", whole)
+        return "alias"
+    if "/" in org:
+        raise SpecError(whole, "a base on the hub is `org/model`, with one `/`", hint=f"a folder is written `./{text}`")
+    _word(org, "an organisation", whole, folder=False)
+    _word(model, "a model name", whole, folder=False)
+    return "hub"
+
+
+def _refuse_unwritable_path(text: str, whole: str) -> None:
+    """Refuse a path that would print as another spec: `parse(str(spec))` has to give the spec back."""
+    clash = _OPERATOR.search(text) or re.search(r"#|[ =!~]\Z", text)
+    if clash:
+        where = "at its end" if clash.end() == len(text) else "in it"
+        raise SpecError(whole, f"a path with `{clash.group()}` {where} cannot be told from what follows a base",
+                        hint="`adapt base add FOLDER --as NAME` gives the folder a name")  # fmt: skip
+
+
+def _refuse_unreadable(text: str) -> None:
+    """Refuse what is too long to be meant, or holds a character that does not print."""
+    if len(text) > MAX_SPEC_CHARACTERS:
+        raise SpecError(text, f"at most {MAX_SPEC_CHARACTERS} characters are read, this has {len(text)}")
+    odd = next((c for c in text if not c.isprintable()), None)
+    if odd is not None:
+        raise SpecError(text, f"holds the character U+{ord(odd):04X}, which does not print")
+
+
+def _refuse_digest(text: str, whole: str, *, after: str) -> NoReturn:
+    digits = text[7:] if text[:7].lower() == "sha256:" else text
+    guess = f"sha256:{digits.lower()}"
+    hint = f"write `{after}{guess}`" if _DIGEST_PREFIX.fullmatch(guess) and guess != text else ""
+    raise SpecError(whole, f"after `{after}`: expected `sha256:` and 8 to 64 lower-case hex digits", hint=hint)
+
+
+def _is_version(text: str) -> bool:
+    try:
+        parse_version(text)
+    except SpecError:
+        return False
+    return True
+
+
+def _specifiers(text: str, whole: str) -> str:
+    """`text`, not empty, as a normal specifier set; refused as a part of `whole`."""
+    from packaging.specifiers import InvalidSpecifier, Specifier
+    from packaging.version import Version
+
+    if len(text) > MAX_SPECIFIERS_CHARACTERS:
+        raise SpecError(whole, f"a version range has at most {MAX_SPECIFIERS_CHARACTERS} characters")
+    clauses = set()
+    for clause in filter(None, (part.strip() for part in text.split(","))):
+        if clause.startswith("==="):
+            raise SpecError(whole, "`===` compares text, not versions", hint=f"write `=={clause[3:].strip()}`")
+        try:
+            specifier = Specifier(clause)
+        except InvalidSpecifier:
+            raise SpecError(
+                whole,
+                f"`{shown(clause)}` is not a version range, as in `==1.0`, `>=1.2,<2` or `~=1.4`",
+                hint=_better_clause(clause, whole),
+            ) from None
+        version = specifier.version.removesuffix(".*")
+        wildcard = specifier.version[len(version) :]
+        clauses.add((_OPERATOR_ORDER.index(specifier.operator), specifier.operator, f"{Version(version)}{wildcard}"))
+    return ",".join(f"{operator}{version}" for _, operator, version in sorted(clauses))
+
+
+def _better_clause(clause: str, whole: str) -> str:
+    """What may have been meant by `clause`, as a hint, or ""."""
+    version = clause.lstrip("=~<>!^ ")
+    if (parted := _parted(clause)) != clause:
+        return f"write `{_instead(whole, clause, parted)}`"
+    if not _is_version(version):
+        return ""
+    if clause.startswith("=") or version == clause:
+        return f"write `{_instead(whole, clause, f'=={version}')}`"
+    if clause.startswith("~") and re.fullmatch(r"[0-9.]+", version):
+        return f"write `~={version}.0`, or `>={version}` for anything newer"
+    return ""
+
+
+def _parted(text: str) -> str:
+    """`text` with a comma where two clauses of a version range have a space alone between them, as npm writes them."""
+    return re.sub(r"(?<=[0-9A-Za-z*]) +(?=[<>=!~]+ *[0-9])", ",", text)
+
+
+def _word(word: str, what: str, whole: str, *, upper: bool = True, folder: bool = True) -> str:
+    """`word`, checked; refused as a part of `whole`. `folder` adds what only matters for a folder of our own."""
+    if not word:
+        raise SpecError(whole, f"{what} is missing, {_EXAMPLE}")
+    if len(word) > MAX_WORD_CHARACTERS:
+        raise SpecError(whole, f"{what} has at most {MAX_WORD_CHARACTERS} characters, this has {len(word)}")
+    odd = next((c for c in word if c not in _LOWER and c not in "._-" and not (upper and c in _UPPER)), None)
+    if odd is not None:
+        _refuse_character(odd, word, f"{what} holds only {'a-z, A-Z' if upper else 'a-z'}, 0-9 and `._-`", whole)
+    if word[0] in "._-":
+        raise SpecError(whole, f"{what} starts with a letter or digit, not with `{word[0]}`")
+    for pair in ("..", "--"):
+        if pair in word:
+            raise SpecError(whole, f"{what} cannot hold `{pair}`")
+    if word[-1] in ".-":
+        raise SpecError(whole, f"{what} ends with a letter, a digit or `_`, not with `{word[-1]}`")
+    if folder and word.partition(".")[0].lower() in _DEVICES:
+        raise SpecError(whole, f"{what} cannot be `{word}`: Windows keeps this for a device")
+    return word
+
+
+def _refuse_character(odd: str, word: str, rule: str, whole: str) -> NoReturn:
+    """Refuse `odd`, the first character of `word` that `rule` forbids, with the likely meaning where there is one."""
+    head, _, tail = word.partition(odd)
+    if odd in _UPPER:
+        lower = word.lower()
+        reason, better = f"{rule}, not `{odd}`", lower if set(lower) <= {*_LOWER, *"._-"} else ""
+    elif odd in ": ^" and head and _is_version(tail):
+        operator = "~=" if odd == "^" and "." in tail else "=="
+        reason, better = f"versions are written `{operator}{tail}`, not `{odd}{tail}`", f"{head}{operator}{tail}"
+    elif odd == " ":
+        start = re.search(r"[<>=!~]+ *", whole)
+        ranges = start.end() if start else len(whole)
+        closed = re.sub(r" *([@<>=!~,#/]+) *", r"\1", f"{whole[:ranges]}{_parted(whole[ranges:])}".strip())
+        hint = f"write `{closed}`" if closed != whole else ""
+        raise SpecError(whole, "spaces stand only in a folder path or in a version range", hint=hint)
+    else:
+        reason, better = f"{rule}, not `{odd}` (U+{ord(odd):04X})", ""
+    raise SpecError(whole, reason, hint=f"write `{_instead(whole, word, better)}`" if better else "")
+
+
+def _instead(whole: str, part: str, better: str) -> str:
+    """`whole` with `better` for `part`; only `better` where `part` stands in it more than once."""
+    return whole.replace(part, better) if whole.count(part) == 1 else better

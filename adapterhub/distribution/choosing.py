@@ -1,0 +1,193 @@
+"""Choose a build: the releases of several places as candidates, and the first place that has one that fits.
+
+A place listed later never overrides one listed earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from adapterhub.core.errors import NoCompatibleRelease
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.resolve import Candidate, Objection, Resolution, resolve
+from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison
+from adapterhub.formats.manifest import BaseRef
+from adapterhub.formats.release import Release
+from adapterhub.library.admission.installed import Admission
+from adapterhub.library.bases.wanted import WantedBase
+from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import Installed
+from adapterhub.library.transfer import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankBounds:
+    """The ranks a request accepts; None asks for nothing."""
+
+    rank: int | None = None
+    min_rank: int | None = None
+    max_rank: int | None = None
+
+
+ANY_RANK: Final = RankBounds()
+
+
+def candidates_of(
+    library: Library, releases: Sequence[Release], wanted: WantedBase | None, source: str
+) -> list[Candidate]:
+    """The releases as the resolver sees them."""
+    return [_candidate(library, r, r.manifest.base, wanted, source) for r in releases]
+
+
+def _candidate(library: Library, release: Release, base: BaseRef, wanted: WantedBase | None, source: str) -> Candidate:
+    manifest = release.manifest
+    comparison = wanted.judge(base) if wanted else Comparison(verdict=BaseVerdict.UNKNOWN)
+    return Candidate(
+        namespace=release.namespace,
+        name=manifest.name,
+        version=manifest.version,
+        digest=release.digest,
+        verdict=comparison.verdict,
+        differences=comparison.differences,
+        base_label=library.base_label(base),
+        rank=manifest.rank,
+        method=",".join(manifest.method),
+        yanked=release.yanked,
+        size_bytes=manifest.size_bytes,
+        source=source,
+        license=manifest.license,
+        published_at=release.published_at,
+    )
+
+
+def first_fitting(
+    library: Library,
+    spec: AdapterSpec,
+    sources: Sequence[Source],
+    wanted: WantedBase | None,
+    bounds: RankBounds,
+    *,
+    allow_base_mismatch: bool = False,
+    objection: Objection | None = None,
+    ignore_bindings: bool = False,
+) -> tuple[Release, Source, Resolution] | None:
+    """The build of the first of `sources` that has a fitting one; None when none has an adapter by that name.
+
+    A namespace that belongs to a remote is asked of that alone, unless `ignore_bindings`.
+
+    Raises:
+        NoCompatibleRelease: one reason per release of every place that was asked.
+        NamespaceBound: the namespace belongs to a server that is not among the places, or that has nothing, while
+            the library has a build under it from elsewhere.
+    """
+    everything: dict[str, Candidate] = {}
+    admission = Admission(library)
+    foreign: list[Installed] = []
+    for source in sources if ignore_bindings else admission.of_places(sources, spec.namespace):
+        releases = source.releases(spec)
+        if source is library and admission.binds_any:
+            foreign = [b for b in library.builds_named(spec.name, spec.namespace) if not admission.is_ours(b)]
+            passed_over = {(b.manifest.digest, b.namespace) for b in foreign}
+            releases = [r for r in releases if (r.digest, r.namespace) not in passed_over]
+        candidates = candidates_of(library, releases, wanted, source.label)
+        everything |= {c.digest: c for c in candidates}
+        if not candidates:
+            continue
+        try:
+            resolution = choose(
+                spec, candidates, wanted, bounds, allow_base_mismatch=allow_base_mismatch, objection=objection
+            )
+        except NoCompatibleRelease:
+            continue
+        return next(r for r in releases if r.digest == resolution.chosen.digest), source, resolution
+    if not everything:
+        for build in foreign:
+            admission.refuse_foreign(build)
+        if not ignore_bindings:
+            admission.refuse_strangers(sources, spec.namespace)
+        return None
+    all_found = list(everything.values())
+    choose(spec, all_found, wanted, bounds, allow_base_mismatch=allow_base_mismatch, objection=objection)
+    raise AssertionError("a release fits all places together but none alone")
+
+
+def choose(
+    spec: AdapterSpec,
+    candidates: Sequence[Candidate],
+    wanted: WantedBase | None,
+    bounds: RankBounds,
+    *,
+    allow_base_mismatch: bool = False,
+    objection: Objection | None = None,
+) -> Resolution:
+    """`resolve` with the bounds spread out."""
+    return resolve(
+        spec,
+        candidates,
+        rank=bounds.rank,
+        min_rank=bounds.min_rank,
+        max_rank=bounds.max_rank,
+        allow_base_mismatch=allow_base_mismatch,
+        base_given=wanted is not None,
+        objection=objection,
+    )
+
+
+def find_installed(
+    library: Library,
+    spec: AdapterSpec,
+    *,
+    wanted: WantedBase | None = None,
+    bounds: RankBounds = ANY_RANK,
+    allow_base_mismatch: bool = False,
+) -> tuple[Installed, Resolution]:
+    """The one installed build that `spec` means, for use, and how it was chosen.
+
+    Raises:
+        AdapterNotFound: no adapter by that name is installed.
+        NoCompatibleRelease: installed, but none fits.
+        SignatureRefused, NamespaceBound: it may not be used; see `Admission`.
+    """
+    build, resolution = look_up(library, spec, wanted=wanted, bounds=bounds, allow_base_mismatch=allow_base_mismatch)
+    Admission(library).refuse(build)
+    return build, resolution
+
+
+def look_up(
+    library: Library,
+    spec: AdapterSpec,
+    *,
+    wanted: WantedBase | None = None,
+    bounds: RankBounds = ANY_RANK,
+    allow_base_mismatch: bool = False,
+) -> tuple[Installed, Resolution]:
+    """The same to look at or to remove, also where it may not be used: what uses a build calls `find_installed`.
+
+    Where `library.names` gives the name a meaning, that build is the one, or is refused for what does not fit.
+
+    Raises:
+        AdapterNotFound: no adapter by that name is installed.
+        NoCompatibleRelease: installed, but none fits.
+    """
+    named = library.names(library, spec) if library.names and bounds == ANY_RANK else None
+    if named is not None:
+        spec = AdapterSpec.parse(named.spec)
+    builds = [named] if named else library.builds_named(spec.name, spec.namespace)
+    if not builds:
+        raise library.not_installed(spec.full_name)
+    candidates = [
+        _candidate(
+            library,
+            Release(manifest=b.manifest, namespace=b.namespace, origin=library.label),
+            b.base,
+            wanted,
+            library.label,
+        )
+        for b in builds
+    ]
+    resolution = choose(spec, candidates, wanted, bounds, allow_base_mismatch=allow_base_mismatch)
+    chosen = resolution.chosen
+    build = next(b for b in builds if b.manifest.digest == chosen.digest and b.namespace == chosen.namespace)
+    return build, resolution

@@ -1,0 +1,234 @@
+"""From what a caller names to folders of adapters whose bytes are checked."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from adapterhub.core.errors import (
+    AdapterNotFound,
+    AmbiguousSpec,
+    RefusedAdapter,
+    SpecError,
+    UsageProblem,
+    shown,
+)
+from adapterhub.core.specs import AdapterSpec, BaseSpec, hint_for_unknown_base, names_folder
+from adapterhub.distribution.choosing import find_installed
+from adapterhub.formats.base.hints import BaseHints
+from adapterhub.formats.manifest import BaseRef, Manifest
+from adapterhub.library.admission.installed import Admission
+from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.bases.wanted import WantedBase, wanted_base
+from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import Installed
+from adapterhub.library.upkeep.damage import refuse_changed_manifest
+from adapterhub.trust.verify import Report, Subject, manifest_in, open_subject, refuse_damaged, verify
+from adapterhub.trust.verify.checks.base import claims_base
+
+AdapterLike = str | os.PathLike[str] | AdapterSpec | Installed
+"""A spec (`legal-qa@base-7b`), a folder (a path, or text that begins with `.`, `/` or `~`), or an installed build."""
+
+MAX_WEIGHT = 1e6
+"""Weights of mixtures are near 1; anything beyond this is a mistake."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One adapter to attach. `base` is what it declares; `build` is None for a folder outside the library.
+
+    `wanted` is the base that the caller named for it. `subject` holds the files as they were checked: whoever uses the
+    adapter takes its bytes from there, and leaves it out of what is kept.
+    """
+
+    label: str
+    folder: Path
+    weight: float
+    base: BaseRef
+    build: Installed | None
+    wanted: WantedBase | None
+    warnings: tuple[str, ...] = ()
+    subject: Subject | None = None
+
+
+def with_weights(
+    adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float], weights: Sequence[float] | None
+) -> list[tuple[AdapterLike, float]]:
+    """Each adapter with its weight, 1.0 where none is given.
+
+    Raises:
+        UsageProblem: nothing asked for, weights given twice or not one each, or a weight that is no sensible number.
+    """
+    if isinstance(adapter, Mapping):
+        if weights is not None:
+            raise UsageProblem("weights are given twice, in the mapping and beside it")
+        pairs = list(adapter.items())
+    else:
+        single = isinstance(adapter, str | os.PathLike | AdapterSpec | Installed)
+        asked: list[AdapterLike] = [adapter] if single else list(adapter)  # type: ignore[arg-type, list-item] # just told apart
+        given = [1.0] * len(asked) if weights is None else list(weights)
+        if len(given) != len(asked):
+            raise UsageProblem(f"{len(asked)} adapters with {len(given)} weights, expected one each")
+        pairs = list(zip(asked, given, strict=True))
+    if not pairs:
+        raise UsageProblem("no adapter to attach", hint="`adapt list` shows what is installed")
+    for what, weight in pairs:
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
+            raise UsageProblem(
+                f"weight {shown(weight)} of `{shown(str(what))}`, expected a number within {MAX_WEIGHT:g}"
+            )
+    return [(what, float(weight)) for what, weight in pairs]
+
+
+Identify = Callable[[], BaseRecord | None]
+"""Gives the registered base that the model in memory is."""
+
+Check = Callable[[Path, str, "Manifest | None", "Identify | None"], "tuple[Subject | None, tuple[str, ...]]"]
+"""Checks the files of a folder, by its label and against its manifest; raises what is wrong.
+
+Gives the files as they were checked, and warnings.
+"""
+
+
+class Finder:
+    """Finds adapters in a library and in folders. `base` is the base that the caller named for all of them.
+
+    `identify` gives the registered base that the model in memory is; it is asked only when a spec needs it. `check`
+    is run on every folder that is found.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        base: BaseSpec | str | None,
+        identify: Callable[[], BaseRecord | None],
+        *,
+        allow_base_mismatch: bool,
+        check: Check | None = None,
+    ) -> None:
+        self.library = library
+        self.identify = identify
+        self.check = check or check_folder
+        self.allow_base_mismatch = allow_base_mismatch
+        self.base = BaseSpec.parse(base) if isinstance(base, str) else base
+
+    def find(self, what: AdapterLike, weight: float) -> Found:
+        """The adapter, its bytes checked against its manifest and its contents by `verify`.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound: nothing, or not one thing, by that name.
+            DigestMismatch: a file that is not what the manifest says.
+            RefusedAdapter: `verify` finds an error.
+            SignatureRefused, NamespaceBound: an installed build may not be used.
+        """
+        folder = folder_in(what)
+        if folder is not None:
+            return self._in_folder(folder, weight)
+        if isinstance(what, Installed):
+            Admission(self.library).refuse(what)
+            return self._installed(what, weight, wanted_base(self.base, self.library.bases))
+        spec = what if isinstance(what, AdapterSpec) else _parse_spec(str(what))
+        wanted = wanted_base(spec.base or self.base, self.library.bases, hint=hint_for_unknown_base(spec))
+        return self._installed(self._choose(spec, wanted), weight, wanted)
+
+    def _choose(self, spec: AdapterSpec, wanted: WantedBase | None) -> Installed:
+        allow = self.allow_base_mismatch or self._was_allowed(spec, wanted)
+        try:
+            build, _ = find_installed(self.library, spec, wanted=wanted, allow_base_mismatch=allow)
+        except AmbiguousSpec:
+            # Builds for several bases, and none was named: the model itself says which.
+            record = self.identify() if wanted is None else None
+            if record is None:
+                raise
+            build, _ = find_installed(self.library, spec, wanted=WantedBase(text=record.label, record=record))
+        return build
+
+    def _was_allowed(self, spec: AdapterSpec, wanted: WantedBase | None) -> bool:
+        """Whether somebody installed a build of that name for this base although it was made for another."""
+        if wanted is None or wanted.record is None:
+            return False
+        builds = self.library.builds_named(spec.name, spec.namespace)
+        return any(self.library.mismatch_allowed(build, wanted.record.fingerprint) for build in builds)
+
+    def _installed(self, build: Installed, weight: float, wanted: WantedBase | None) -> Found:
+        refuse_changed_manifest(self.library, build)
+        label = f"{build.full_name}=={build.manifest.version}"
+        subject, warnings = self.check(build.folder, label, build.manifest, None)
+        return Found(
+            label=label,
+            folder=build.folder,
+            weight=weight,
+            base=build.base,
+            build=build,
+            wanted=wanted,
+            warnings=warnings,
+            subject=subject,
+        )
+
+    def _in_folder(self, folder: Path, weight: float) -> Found:
+        if not folder.is_dir():
+            raise AdapterNotFound(
+                f"no folder `{shown(str(folder), 200)}`", hint="give the folder that PEFT's `save_pretrained` wrote"
+            )
+        manifest = manifest_in(folder)
+        label = str(folder)
+        subject, warnings = self.check(folder, label, manifest, None if self.allow_base_mismatch else self.identify)
+        return Found(
+            label=label,
+            folder=folder,
+            weight=weight,
+            base=manifest.base if manifest else BaseRef(hints=BaseHints()),
+            build=None,
+            wanted=wanted_base(self.base, self.library.bases),
+            warnings=warnings,
+            subject=subject,
+        )
+
+
+def folder_in(what: AdapterLike) -> Path | None:
+    """The folder that `what` names, None when it names an adapter."""
+    if isinstance(what, os.PathLike):
+        return Path(what).expanduser()
+    if isinstance(what, str) and names_folder(what):
+        return Path(what).expanduser()
+    return None
+
+
+def _parse_spec(text: str) -> AdapterSpec:
+    try:
+        return AdapterSpec.parse(text)
+    except SpecError as error:
+        if not error.hint and Path(text).is_dir():
+            error.hint = f"a folder is written `./{shown(text)}`"
+        raise
+
+
+def check_folder(
+    folder: Path,
+    label: str,
+    manifest: Manifest | None,
+    identify: Identify | None = None,
+    *,
+    in_memory: bool = False,
+) -> tuple[Subject, tuple[str, ...]]:
+    """Verify the folder, its files against the manifest included; its files as they were seen, and the warnings.
+
+    The base is left out: it is the model in memory, which `attach` compares itself. Only where the config of a plain
+    folder claims the hash of its base is `identify` asked which registered base the model is.
+    """
+    subject, findings = open_subject(folder, manifest=manifest, base_named=True, in_memory=in_memory)
+    if subject is not None and manifest is None and identify is not None and claims_base(subject.config):
+        record = identify()
+        subject = replace(subject, base_fingerprint=record.fingerprint) if record else subject
+    report = verify(subject, seen=findings) if subject is not None else Report.of(findings)
+    refuse_damaged(report.errors, f"{folder}/")
+    if report.errors:
+        listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in report.errors]
+        hint = next((f.hint for f in report.errors if f.hint), "")
+        raise RefusedAdapter(f"`{shown(label, 200)}` was not attached", listed, hint=hint)
+    assert subject is not None  # without one there is an error
+    return subject, tuple(f"{f.where}: {f.message}" if f.where else f.message for f in report.warnings)

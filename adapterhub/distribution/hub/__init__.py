@@ -1,0 +1,392 @@
+"""The remote end: the Hugging Face Hub, our own registry, and any server that speaks their protocol.
+
+A build is one model repository; a version is a tag `v<version>` on a commit. Everything is read at fixed commits, and
+every byte is hashed while it comes: the hub's own client compares sizes only. Nothing is kept between runs but what the
+store keeps by digest, so two servers may use one repository name.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import IO, cast
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from packaging.version import Version
+
+from adapterhub.core.dates import parse_time
+from adapterhub.core.digests import digest_of, parse_digest, strict_json
+from adapterhub.core.errors import AdapterNotFound, DigestMismatch, RemoteUnreachable, SpecError, shown
+from adapterhub.core.specs import AdapterSpec, parse_version
+from adapterhub.distribution.hub._commit import HubCommit
+from adapterhub.distribution.hub._listing import commit_in, dates_of, refs_of, repositories_tagged
+from adapterhub.distribution.hub._namespace import HubNamespace
+from adapterhub.distribution.hub._plain import header_of, plain_release
+from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
+from adapterhub.distribution.hub._search import Found, Search, search_registry, search_tags
+from adapterhub.distribution.hub._session import bound_client
+from adapterhub.distribution.hub._stream import RemoteFile
+from adapterhub.distribution.hub._wire import Wire, file_path, is_missing
+from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, FileEntry, Manifest
+from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.release import Provenance, Release
+from adapterhub.formats.safetensors.file import TensorFile, parse_header
+from adapterhub.library.remotes import HUB_URL
+
+__all__ = [
+    "Contents",
+    "Found",
+    "Hub",
+    "HubCommit",
+    "HubNamespace",
+    "HubRepository",
+    "Search",
+    "bound_client",
+    "version_tag",
+]
+
+BASE_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "vocab*", "merges.txt"]
+AT_ONCE = 8
+"""Requests for the manifests of one repository that run at the same time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What a build on a server holds, read without its weights: the config and the header of the tensors."""
+
+    repo: str
+    commit: str
+    config: AdapterConfig
+    weights: TensorFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """A commit that may hold a build.
+
+    `yanked` and `digest` as the registry tells, None when it does not; `released_at` else as its commit is dated.
+    """
+
+    repo: str
+    commit: str
+    version: str | None
+    yanked: str | None = None
+    digest: str | None = None
+    released_at: float | None = None
+
+
+class Hub:
+    """One server, and the token for it alone. Cheap to make; nothing is asked before it is needed."""
+
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        token: str | None,
+        version: str = "",
+        label: str = "",
+        silence_s: float | None = None,
+    ) -> None:
+        """`silence_s`: how long to wait for the server's next byte [default: 30 s]."""
+        self.endpoint = endpoint.rstrip("/")
+        self.label = label or f"hub `{self.endpoint}`"
+        # token=False: never fall back on a token of the environment that was meant for another server
+        self._api = HfApi(
+            endpoint=self.endpoint, token=token or False, library_name="adapterhub", library_version=version or None
+        )
+        self._wire = Wire(self.endpoint, token, version=version or None, silence_s=silence_s)
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what it warns of, our errors say
+        self._places: dict[str, _Place] = {}
+
+    @property
+    def place(self) -> str:
+        """Where it can be found again."""
+        return self.endpoint
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of files that came from the server so far."""
+        return self._wire.received_bytes
+
+    @property
+    def is_public_hub(self) -> bool:
+        """Whether this is huggingface.co, whose uploads go by Xet."""
+        return self.endpoint == HUB_URL
+
+    @cached_property
+    def features(self) -> frozenset[str]:
+        """What the server's `/api/adapt/v1` can do; empty for a server without it."""
+        if self.is_public_hub:
+            return frozenset()
+        with self._wire.plainly("connection"):
+            try:
+                told = strict_json(self._wire.get("api/adapt/v1/info"))
+            except (HfHubHTTPError, ValueError) as error:
+                if isinstance(error, HfHubHTTPError) and not is_missing(error):
+                    raise
+                return frozenset()
+        features = told.get("features") if isinstance(told, dict) else None
+        return frozenset(f for f in features if isinstance(f, str)) if isinstance(features, list) else frozenset()
+
+    # ------------------------------------------------------------ source
+    def within(self, namespace: str) -> HubNamespace:
+        """This server as a source of names without a namespace, which are taken to be in `namespace`."""
+        return HubNamespace(self, namespace)
+
+    def at(self, repo: str, commit: str) -> HubCommit:
+        """This server as a source of one build: that of a repository at one commit, wherever its tags lead today."""
+        return HubCommit(self, repo, commit)
+
+    def releases(self, spec: AdapterSpec) -> list[Release]:
+        """Builds named `org/name`: those of the repository itself, of `org/name-<base>`, and tagged with the name.
+
+        A bare name is never looked up on a whole hub: a stranger could own it.
+
+        Raises:
+            AdapterNotFound: a build was sent but its version was never tagged, and there is no other.
+        """
+        if spec.namespace is None:
+            return []
+        found: dict[str, Release] = {}
+        seen: set[str] = set()
+        unfinished: list[str] = []
+        for repo in self._repositories(spec):
+            if repo in seen:
+                continue
+            seen.add(repo)
+            for release in self._of_repository(repo, spec, unfinished):
+                found.setdefault(release.digest, release)
+        if unfinished and not found:
+            raise AdapterNotFound(
+                f"`{unfinished[0]}` on {self.endpoint} has an adapter but no version tag: its push was cut",
+                hint="`adapt push` again finishes it",
+            )
+        return list(found.values())
+
+    def _repositories(self, spec: AdapterSpec) -> Iterator[str]:
+        # The repository by that name is asked before the listing: that call fails at once where a server is out of
+        # reach, while the client tries a listing five times.
+        yield spec.full_name
+        if spec.base is not None and spec.base.kind == "alias":
+            yield f"{spec.full_name}-{spec.base.text}"
+        with self._wire.plainly(f"list adapters of `{spec.namespace}`"):
+            tagged = repositories_tagged(self._wire, spec.namespace or "", f"adapter-name:{spec.name}")
+        yield from tagged
+
+    def _of_repository(self, repo: str, spec: AdapterSpec, unfinished: list[str]) -> Iterator[Release]:
+        places = list(self._versions(repo))
+        is_head = False
+        if not places:
+            try:
+                with self._wire.plainly(f"`{repo}`"):
+                    refs = refs_of(self._wire, repo)
+            except AdapterNotFound:
+                return
+            places = [
+                _Place(repo=repo, commit=commit, version=tag[1:])
+                for tag, commit in refs.tags.items()
+                if _is_version_tag(tag)
+            ]
+            if not places:
+                is_head = True
+                mains = [commit for name, commit in refs.branches.items() if name == "main"]
+                places = [_Place(repo=repo, commit=commit, version=None) for commit in mains]
+        for place, manifest in self._with_manifests(places):
+            if manifest is not None and is_head:
+                # Our push tags last: what has no tag is not published, however whole it looks.
+                unfinished.append(repo)
+                continue
+            release = self._release(place, manifest, spec)
+            if release is not None:
+                self._places.setdefault(release.digest, place)
+                yield release
+
+    def _versions(self, repo: str) -> Iterator[_Place]:
+        """The versions that the registry lists, with those yanked; none where it keeps no list."""
+        if "versions" not in self.features:
+            return
+        with self._wire.plainly(f"versions of `{repo}`"):
+            try:
+                told = self._wire.json(f"api/adapt/v1/adapters/{repo}/versions")
+            except HfHubHTTPError as error:
+                if not isinstance(error, RepositoryNotFoundError) and not is_missing(error):
+                    raise
+                return
+        try:
+            for item in told["versions"]:
+                yanked, released = item.get("yanked"), item.get("released_at")
+                yield _Place(
+                    repo=repo,
+                    commit=commit_in(item["commit"]),
+                    version=parse_version(item["version"]),
+                    yanked=None if yanked is None else shown(str(yanked["reason"]), 200),
+                    digest=parse_digest(item["digest"]),
+                    released_at=None if released is None else parse_time(released),
+                )
+        except (KeyError, TypeError, AttributeError, ValueError, SpecError) as error:
+            reason = shown(repr(error), 160)
+            raise RemoteUnreachable(f"`{repo}`: {self.endpoint} gave no list of versions: {reason}") from None
+
+    def _with_manifests(self, places: list[_Place]) -> Iterable[tuple[_Place, Manifest | None]]:
+        """Each place with its date, where that can be known, and its manifest."""
+        undated = sorted((p for p in places if p.released_at is None), key=_newest_last, reverse=True)
+        if len(places) + len(undated) < 2:  # noqa: PLR2004 - one question needs no threads
+            return [(place, self._manifest(place)) for place in places]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            asked = pool.submit(dates_of, self._wire, places[0].repo, [place.commit for place in undated])
+            manifests = list(pool.map(self._manifest, places))
+            dates = asked.result()
+        dated = [
+            replace(place, released_at=dates.get(place.commit)) if place.released_at is None else place
+            for place in places
+        ]
+        return list(zip(dated, manifests, strict=True))
+
+    def _manifest(self, place: _Place) -> Manifest | None:
+        """The manifest at one commit; None where there is none."""
+        origin = _origin(place)
+        with self._wire.plainly(f"`{MANIFEST_FILE}` of `{origin}`"):
+            try:
+                raw = self._wire.get(file_path(place.repo, place.commit, MANIFEST_FILE))
+            except EntryNotFoundError:
+                return None
+        manifest = Manifest.parse(raw, f"{origin}: {MANIFEST_FILE}")
+        if place.digest is not None and place.digest != manifest.digest:
+            raise DigestMismatch(
+                f"{origin}: {MANIFEST_FILE}", expected=place.digest, actual=manifest.digest, hint="nothing was stored"
+            )
+        return manifest
+
+    def _release(self, place: _Place, manifest: Manifest | None, spec: AdapterSpec) -> Release | None:
+        if manifest is not None:
+            release = Release(
+                manifest=manifest,
+                namespace=spec.namespace,
+                origin=_origin(place),
+                yanked=place.yanked,
+                published_at=place.released_at,
+            )
+            return release if manifest.name == spec.name else None
+        plain = plain_release(self._wire, place.repo, place.commit, spec, version=place.version)
+        return None if plain is None else replace(plain, yanked=place.yanked, published_at=place.released_at)
+
+    def release_at(self, repo: str, commit: str, spec: AdapterSpec) -> Release | None:
+        """The build at one commit, under the name and, where its files say none, the version in `spec`.
+
+        None when there is none by that name. Whether it was yanked is what the server says today.
+
+        Raises:
+            AdapterNotFound: the repository or the commit is gone.
+        """
+        told = next((place for place in self._versions(repo) if place.commit == commit), None)
+        place = replace(told or _Place(repo=repo, commit=commit, version=None), version=spec.pinned_version)
+        release = self._release(place, self._manifest(place), spec)
+        if release is not None:
+            self._places[release.digest] = place
+        return release
+
+    def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
+        """One file of a build that `releases` gave; it is read from the server while it is read from the stream."""
+        place = self._places[release.digest]
+        path = file_path(place.repo, place.commit, entry.path)
+        what = f"`{entry.path}` of `{place.repo}`"
+        return cast("IO[bytes]", RemoteFile(self._wire, path, size_bytes=entry.size_bytes, what=what))
+
+    def provenance(self, release: Release) -> Provenance:
+        """The signature at the commit of a build; what else lies in the repository is not asked."""
+        place = self._places[release.digest]
+        return Provenance(signature=signature_at(self._wire, place.repo, place.commit))
+
+    # ------------------------------------------------------------ other
+    def repository_of(self, release: Release) -> tuple[str, str]:
+        """Repository and commit of a build that `releases` gave."""
+        place = self._places[release.digest]
+        return place.repo, place.commit
+
+    def contents(self, release: Release) -> Contents:
+        """Config and tensors of a build, by range requests: no weights are read.
+
+        Raises:
+            DigestMismatch: the config is not the one that the manifest names.
+        """
+        repo, commit = self.repository_of(release)
+        config, weights = (release.manifest.file(name) for name in (CONFIG_FILE, WEIGHTS_FILE))
+        assert config is not None
+        assert weights is not None  # a manifest names both
+        with self._wire.plainly(f"`{repo}`"):
+            raw = self._wire.get(file_path(repo, commit, CONFIG_FILE))
+            head = header_of(self._wire, file_path(repo, commit, WEIGHTS_FILE), weights.size_bytes)
+        if digest_of(raw) != config.sha256:
+            raise DigestMismatch(f"{repo}: {CONFIG_FILE}", expected=config.sha256, actual=digest_of(raw))
+        where = f"{repo}: {WEIGHTS_FILE}"
+        tensors = parse_header(io.BytesIO(head), path=Path(WEIGHTS_FILE), size_bytes=weights.size_bytes, where=where)
+        return Contents(
+            repo=repo, commit=commit, config=AdapterConfig.parse(raw, f"{repo}: {CONFIG_FILE}"), weights=tensors
+        )
+
+    def search(self, search: Search) -> list[Found]:
+        """Adapters on this server that meet all of `search`, the newest first."""
+        with self._wire.plainly("search"):
+            if "adapters" in self.features:
+                return search_registry(self._wire, search)
+            return search_tags(self._wire, search)
+
+    def who(self) -> str:
+        """Whom the server takes us for; asks for nothing that needs a token when there is none."""
+        with self._wire.plainly("connection"):
+            if isinstance(self._api.token, str):
+                return f"signed in as {self._name()}"
+            # not through the client, which would try five times and take 23 s
+            self._wire.get("api/models", {"limit": 1})
+            return "reachable, no token"
+
+    def _name(self) -> str:
+        told = self._wire.json("api/whoami-v2")
+        name = told.get("name") if isinstance(told, dict) else None
+        if not isinstance(name, str):
+            raise RemoteUnreachable(f"{self.endpoint} does not say whom it takes us for")
+        return shown(name)
+
+    def fetch_base(self, repo: str, *, revision: str | None = None, offline: bool = False) -> Path:
+        """Folder of a base model: its safetensors weights, config and tokenizer, from the user's Hugging Face cache.
+
+        The user's own cache is used, so that transformers finds the same files.
+        """
+        with self._wire.plainly(f"base `{repo}`"):
+            return Path(
+                self._api.snapshot_download(
+                    repo,
+                    revision=revision,
+                    allow_patterns=BASE_FILES,
+                    local_files_only=offline,
+                )
+            )
+
+    def to(self, repo: str, *, private: bool = False) -> HubRepository:
+        """One repository as a destination; `private` matters only where it has to be made first."""
+        return HubRepository(self._api, self._wire, repo, private=private, by_xet=self.is_public_hub)
+
+
+def _origin(place: _Place) -> str:
+    return f"{place.repo} at {place.commit[:12]}"
+
+
+def _newest_last(place: _Place) -> Version:
+    """Sort key; what has no version is the head, of which every other commit is an ancestor."""
+    return Version(place.version or "999999")
+
+
+def _is_version_tag(name: str) -> bool:
+    if not name.startswith("v"):
+        return False
+    try:
+        parse_version(name[1:])
+    except SpecError:
+        return False
+    return True

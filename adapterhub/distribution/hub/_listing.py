@@ -1,0 +1,146 @@
+"""What a server says is there: repositories, refs and files, each answer bounded and checked before it is used.
+
+The hub's own client has calls for these, but they wait without end, read an answer of any size and unpack it, and take
+whatever names it holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from adapterhub.core.dates import parse_time
+from adapterhub.core.digests import Digest, parse_digest
+from adapterhub.core.errors import AdapterHubError, RefusedAdapter, RemoteUnreachable, shown
+from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.distribution.hub._wire import HttpError, Wire
+
+_COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
+_DRIVE: Final = re.compile(r"[A-Za-z]:")
+_MOST_REPOSITORIES: Final = 1000
+_COMMITS_AT_ONCE: Final = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refs:
+    """Branches and tags of a repository: the commit by name."""
+
+    branches: dict[str, str]
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedFile:
+    """A file as a listing tells of it; nothing of it was read. `git_sha1` is None where it is an LFS pointer's."""
+
+    path: str
+    size_bytes: int
+    sha256: Digest | None
+    git_sha1: str | None
+
+
+def repositories_tagged(wire: Wire, namespace: str, tag: str) -> list[str]:
+    """Model repositories of a namespace that carry `tag`; at most a thousand."""
+    listed = wire.json("api/models", {"author": namespace, "filter": tag, "limit": _MOST_REPOSITORIES})
+    if not isinstance(listed, list):
+        raise _nonsense(wire, namespace, "list of repositories")
+    names = [item.get("id") for item in listed if isinstance(item, dict)]
+    prefix = f"{namespace}/"
+    return [name for name in names if isinstance(name, str) and name.startswith(prefix) and is_hub_id(name)]
+
+
+def refs_of(wire: Wire, repo: str) -> Refs:
+    """Branches and tags; raises what the hub client raises when there is no such repository."""
+    told = wire.json(f"api/models/{repo}/refs")
+    try:
+        kinds = {
+            kind: {str(item["name"]): commit_in(item["targetCommit"]) for item in told[kind]}
+            for kind in ("branches", "tags")
+        }
+    except (KeyError, TypeError, ValueError):
+        raise _nonsense(wire, repo, "list of branches and tags") from None
+    return Refs(**kinds)
+
+
+def commit_in(text: object) -> str:
+    """The commit that a server names.
+
+    Raises:
+        ValueError: text that is no commit.
+    """
+    if not isinstance(text, str) or not _COMMIT.fullmatch(text):
+        raise ValueError(f"{shown(text)} is no commit")
+    return text
+
+
+def dates_of(wire: Wire, repo: str, commits: Iterable[str]) -> dict[str, float]:
+    """When commits were made, as Unix time, as far as the server tells; its listing of one tells of 199 before it, too.
+
+    Nobody is refused for a server that does not answer: a commit without a date has none, and who needs one says so.
+    """
+    found: dict[str, float] = {}
+    for commit in commits:
+        if commit in found:
+            continue
+        try:
+            told = wire.json(f"api/models/{repo}/commits/{quote(commit, safe='')}", {"limit": _COMMITS_AT_ONCE})
+        except (HttpError, OSError, AdapterHubError):
+            break
+        for item in told if isinstance(told, list) else ():
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                found.setdefault(commit_in(item["id"]), parse_time(item["date"]))
+    return found
+
+
+def files_of(wire: Wire, repo: str, commit: str, names: Sequence[str]) -> dict[str, ListedFile]:
+    """Those of `names` that are files at a commit, by name. What else the server lists is passed over.
+
+    Raises:
+        RefusedAdapter: it lists a file twice, or a name that leads out of a repository.
+    """
+    listed = wire.json(f"api/models/{repo}/paths-info/{quote(commit, safe='')}", form={"paths": list(names)})
+    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+        raise _nonsense(wire, repo, "list of files")
+    found: dict[str, ListedFile] = {}
+    for item in listed:
+        path = item.get("path")
+        if not isinstance(path, str):
+            raise _nonsense(wire, repo, "list of files")
+        problem = listed_name_problem(path) or ("which is listed twice" if path in found else "")
+        if problem:
+            found_code = ("E_NAME", f"the server lists `{shown(path)}`, {problem}")
+            raise RefusedAdapter(f"refused `{repo} at {commit[:12]}`. Nothing was stored", [found_code])
+        if path in names and item.get("type") == "file":
+            found[path] = _file(wire, repo, item)
+    return found
+
+
+def listed_name_problem(path: str) -> str:
+    """Why no file of a repository can have this name, as the end of a sentence; empty for an honest one."""
+    if "\0" in path or "\\" in path:
+        return "which holds a NUL or a backslash"
+    if _DRIVE.match(path):
+        return "which begins with a drive"
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        return "which is no path inside a repository"
+    return ""
+
+
+def _file(wire: Wire, repo: str, item: dict[str, Any]) -> ListedFile:
+    size, lfs, oid = item.get("size"), item.get("lfs"), item.get("oid")
+    try:
+        sha256 = None if lfs is None else parse_digest(f"sha256:{lfs['oid']}")
+    except (KeyError, TypeError, ValueError):
+        raise _nonsense(wire, repo, "digest of a file") from None
+    if type(size) is not int or size < 0:
+        raise _nonsense(wire, repo, "size of a file")
+    is_git = sha256 is None and isinstance(oid, str) and re.fullmatch(r"[0-9a-f]{40}", oid) is not None
+    return ListedFile(path=item["path"], size_bytes=size, sha256=sha256, git_sha1=oid if is_git else None)
+
+
+def _nonsense(wire: Wire, what: str, expected: str) -> RemoteUnreachable:
+    return RemoteUnreachable(f"`{shown(what)}`: {wire.endpoint} gave no {expected}")

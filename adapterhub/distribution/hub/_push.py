@@ -1,0 +1,182 @@
+"""Publishing to a model repository: one commit with everything, then the tag that makes it a version."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+from adapterhub.core.digests import Progress, copy_hashed
+from adapterhub.core.disk.held_file import REPAIR_HINT
+from adapterhub.core.errors import Conflict, DigestMismatch, NotAllowed, ReleaseExists
+from adapterhub.distribution.hub._listing import refs_of
+from adapterhub.distribution.hub._wire import Wire, file_path
+from adapterhub.formats.card import card_for
+from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
+from adapterhub.formats.release import Release
+from adapterhub.trust.signing.beside import bounded
+
+_OURS = frozenset({*MEDIA_TYPES, SIGNATURE_FILE})
+"""Files of an earlier version that a new one takes away when it has them not; manifest and card it always has."""
+
+
+class HubRepository:
+    """One model repository that builds are published to. `by_xet`: the server stores large files by Xet only."""
+
+    def __init__(self, api: HfApi, wire: Wire, repo: str, *, private: bool, by_xet: bool) -> None:
+        self.repo = repo
+        self.commit_url = ""
+        self._api, self._wire = api, wire
+        self._private, self._by_xet = private, by_xet
+        self._exists = False
+        self._commit: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The repository in words."""
+        return f"`{self.repo}` on {self._wire.endpoint}"
+
+    @contextlib.contextmanager
+    def receive(self, release: Release) -> Iterator[_Upload]:
+        """Files are staged in a temporary folder and sent in one commit; nothing is staged for a version that is there.
+
+        Raises:
+            ReleaseExists: the version is there with other content.
+        """
+        is_there = self._has(release.manifest)
+        with tempfile.TemporaryDirectory(prefix="adapt-push-") as folder:
+            yield _Upload(self, release, Path(folder), is_there=is_there)
+
+    def _has(self, manifest: Manifest) -> bool:
+        """Whether this very build carries the tag of its version already."""
+        tag = version_tag(manifest)
+        with self._wire.plainly(f"push to `{self.repo}`"):
+            try:
+                refs = refs_of(self._wire, self.repo)
+            except RepositoryNotFoundError:
+                return False  # it is made when everything is staged
+            self._exists = True
+            commit = refs.tags.get(tag)
+            if commit is None:
+                return False
+            raw = self._wire.get(file_path(self.repo, commit, MANIFEST_FILE))
+        if Manifest.parse(raw, f"{self.repo} {tag}: {MANIFEST_FILE}").digest == manifest.digest:
+            self._commit = commit
+            return True
+        raise ReleaseExists(
+            f"`{self.repo}` has another build tagged `{tag}`; a release never changes",
+            hint="push it under a new version or to its own repository",
+        )
+
+    def refuse_other_signature(self, manifest: Manifest, signature: bytes) -> None:
+        """Whether the published version has this very signature; only asked when the version is there.
+
+        Raises:
+            ReleaseExists: it has none or another one, and a published version never changes.
+        """
+        assert self._commit is not None  # `_has` found it
+        there = signature_at(self._wire, self.repo, self._commit)
+        if there != signature:
+            how = "without a signature" if there is None else "with another signature"
+            raise ReleaseExists(
+                f"`{self.repo}` has {manifest.version} {how}; a published version never changes. Nothing was sent",
+                hint="sign before the first push, or give it a new version",
+            )
+
+    def publish(self, manifest: Manifest, folder: Path, signature: bytes | None = None) -> None:
+        """Send the staged files. A stop before the tag leaves no version, and the same call again goes on from there.
+
+        Raises:
+            ReleaseExists: somebody else published this version meanwhile.
+        """
+        api, repo = self._api, self.repo
+        message = f"{manifest.name} {manifest.version}"
+        with contextlib.ExitStack() as files, self._wire.plainly(f"push to `{repo}`"):
+            if not self._exists:
+                api.create_repo(repo, private=self._private or None, exist_ok=True)
+            head = api.model_info(repo)
+            if self._private and head.private is False:
+                raise NotAllowed(f"`{repo}` exists and is public; only a new repository is made private")
+            before = {item.rfilename for item in head.siblings or []}
+            contents: dict[str, Any] = {n: io.BytesIO(data) for n, data in texts_of(manifest).items()}
+            if signature is not None:
+                contents[SIGNATURE_FILE] = io.BytesIO(signature)
+            for entry in manifest.files:
+                path = folder / entry.path
+                # An open file goes by LFS, straight to where the server keeps its blobs; a path goes by Xet.
+                contents[entry.path] = str(path) if self._by_xet else files.enter_context(path.open("rb"))
+            operations: list[Any] = [CommitOperationAdd(name, data) for name, data in sorted(contents.items())]
+            # files of an earlier version that this one has not: a tag holds one build and nothing else of ours
+            operations += [CommitOperationDelete(n) for n in sorted(before & _OURS - contents.keys())]
+            # the parent makes two pushes at once one after the other
+            commit = api.create_commit(repo, operations, commit_message=message, parent_commit=head.sha).oid
+        try:
+            with self._wire.plainly(f"tag of `{repo}`"):
+                api.create_tag(repo, tag=version_tag(manifest), revision=commit)
+        except Conflict:
+            if not self._has(manifest):
+                raise
+        self.commit_url = f"{self._wire.endpoint}/{repo}/commit/{commit}"
+
+
+class _Upload:
+    def __init__(self, place: HubRepository, release: Release, folder: Path, *, is_there: bool) -> None:
+        self._place, self._release, self._folder, self._is_there = place, release, folder, is_there
+        self._signature: bytes | None = None
+
+    def has(self, entry: FileEntry) -> bool:  # noqa: ARG002 - the client asks the server for each digest itself
+        """Whether the whole build is there; else no: the upload protocol skips what the server holds."""
+        return self._is_there
+
+    def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
+        """Stage one file, hashed while it flows."""
+        with (self._folder / entry.path).open("xb") as sink:
+            digest, _ = copy_hashed(stream, sink, progress)
+        if digest != entry.sha256:
+            raise DigestMismatch(entry.path, expected=entry.sha256, actual=digest, hint=REPAIR_HINT)
+
+    def sign(self, signature: bytes) -> bool:
+        """Take the signature.
+
+        Raises:
+            ReleaseExists: the version is there, signed otherwise or not at all.
+        """
+        if self._is_there:
+            self._place.refuse_other_signature(self._release.manifest, signature)
+        self._signature = signature
+        return not self._is_there
+
+    def publish(self) -> None:
+        """One commit with everything, then the version tag; nothing for a version that is there."""
+        if not self._is_there:
+            self._place.publish(self._release.manifest, self._folder, self._signature)
+
+
+def signature_at(wire: Wire, repo: str, commit: str) -> bytes | None:
+    """The signature in a repository at one commit; None where there is none.
+
+    Raises:
+        SignatureRefused: it is larger than any signature.
+    """
+    with wire.plainly(f"`{SIGNATURE_FILE}` of `{repo}`"):
+        try:
+            raw = wire.get(file_path(repo, commit, SIGNATURE_FILE))
+        except EntryNotFoundError:
+            return None
+    return bounded(raw, f"{repo}/{SIGNATURE_FILE}")
+
+
+def version_tag(manifest: Manifest) -> str:
+    """The tag that marks this version in a repository."""
+    return f"v{manifest.version}"
+
+
+def texts_of(manifest: Manifest) -> dict[str, bytes]:
+    """The files of a repository that are written from the manifest: itself and the card."""
+    return {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: card_for(manifest).encode()}

@@ -1,0 +1,121 @@
+"""The session of the hub's own client, which by itself waits for ever and reads any answer to its end.
+
+There is one for the whole process: bounding it is for programs of our own, the command line first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
+
+from huggingface_hub import set_client_factory
+
+from adapterhub.core.errors import RemoteUnreachable, shown
+from adapterhub.distribution.hub._wire import (
+    CONNECT_S,
+    MAX_ERROR_BYTES,
+    MAX_SMALL_BYTES,
+    HttpError,
+    unencrypted,
+    unusable_proxy,
+)
+
+VERIFYING_S = 300.0
+"""How long to wait for the next byte: a server reads all that was sent before it answers a push."""
+
+_MOST: Final = "adapterhub.most_bytes"
+_HTTP: Any = sys.modules[HttpError.__module__.partition(".")[0]]
+_WAIT_S: list[float] = []
+
+
+def bound_client(silence_s: float | None = None) -> None:
+    """Let the hub's client give up a server that is silent [default: after 300 s], and one whose answer never ends."""
+    wait_s = silence_s or VERIFYING_S
+    if [wait_s] == _WAIT_S:
+        return
+    from huggingface_hub.utils._http import default_client_factory  # the user's proxies and certificates stay
+
+    def bounded() -> Any:  # noqa: ANN401 - of whichever HTTP library
+        try:
+            client = default_client_factory()
+        except Exception as error:  # noqa: BLE001 - httpx raises ImportError, ValueError, and an InvalidURL of its own
+            raise unusable_proxy(error) from None
+        client.timeout = (CONNECT_S, wait_s, wait_s, wait_s)  # connect, read, write, pool
+        _Bounds(client)
+        return client
+
+    set_client_factory(bounded)
+    _WAIT_S[:] = [wait_s]
+
+
+class _Bounds:
+    """How much of each answer `client` may read.
+
+    Words are read whole into memory and are small. A file is streamed, and has the size that the answer to HEAD
+    announced, which the client always asks for first. What nobody announced is left to whoever streams it (`Wire`).
+    """
+
+    def __init__(self, client: Any) -> None:  # noqa: ANN401 - of whichever HTTP library
+        self._send = client.send
+        self._announced: dict[str, int] = {}
+        client.send = self.send
+        client.headers["accept-encoding"] = "identity"  # a packed answer has no size that could be bounded
+        client.event_hooks = {**client.event_hooks, "response": [*client.event_hooks["response"], self._bound]}
+
+    def send(self, request: Any, *, stream: bool = False, **more: Any) -> Any:  # noqa: ANN401 - as above
+        """As the client's own, which its other calls end in; the hook finds the bound in the request."""
+        request.extensions[_MOST] = self._announced.get(str(request.url)) if stream else MAX_SMALL_BYTES
+        response = self._send(request, stream=stream, **more)
+        if request.method == "HEAD":
+            self._note(response)
+        return response
+
+    def _note(self, response: Any) -> None:  # noqa: ANN401 - as above
+        size = response.headers.get("x-linked-size") or response.headers.get("content-length", "")
+        if size.isascii() and size.isdigit():
+            # the file is fetched from where it was asked for, or at once from where that leads
+            for one in filter(None, (response.request, response.next_request)):
+                self._announced[str(one.url)] = int(size)
+
+    @staticmethod
+    def _bound(response: Any) -> None:  # noqa: ANN401 - as above
+        if response.has_redirect_location and response.url.scheme == "https":
+            target = response.url.join(response.headers["location"])
+            if target.scheme == "http":
+                raise unencrypted(f"{response.url.scheme}://{response.url.netloc.decode()}", str(target))
+        most = response.request.extensions.get(_MOST)
+        if most is None or response.request.method == "HEAD":
+            return
+        where = shown(str(response.url).partition("?")[0])  # behind it may stand a signature
+        packing = response.headers.get("content-encoding", "identity").strip().lower()
+        if response.has_redirect_location or response.status_code >= 400:  # noqa: PLR2004 - HTTP
+            response.headers.pop("content-encoding", None)
+            response.stream = _Body(response.stream, MAX_ERROR_BYTES if packing == "identity" else 0, None)
+            return
+        if packing != "identity":
+            raise RemoteUnreachable(f"{where}: sent packed bytes (`{shown(packing, 40)}`), asked for plain ones")
+        refusal = RemoteUnreachable(f"{where}: sent more than {most:,} bytes, which is more than such an answer has")
+        response.stream = _Body(response.stream, most, refusal)
+
+
+class _Body(_HTTP.SyncByteStream):  # type: ignore[misc]  # of whichever HTTP library
+    """A body that ends after `most` bytes: with `refusal`, or without a word."""
+
+    def __init__(self, stream: Any, most: int, refusal: RemoteUnreachable | None) -> None:  # noqa: ANN401 - as above
+        self._stream, self._most, self._refusal = stream, most, refusal
+
+    def __iter__(self) -> Iterator[bytes]:
+        came = 0
+        for piece in self._stream:
+            came += len(piece)
+            if came <= self._most:
+                yield piece
+            elif self._refusal is not None:
+                raise self._refusal
+            else:
+                return
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._stream.close()

@@ -1,0 +1,168 @@
+"""A file on a server, read as a stream that outlives a cut connection."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from adapterhub.core.errors import DigestMismatch, RemoteUnreachable, shown
+from adapterhub.distribution.hub._wire import PASSING, Answer, HttpError, Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer  # type: ignore[attr-defined]  # new in Python 3.12
+
+PAUSES_S = (0.0, 0.5, 1.0, 2.0)
+"""How long to wait before each new try; after the last the file is given up."""
+
+PROGRESS_BYTES = 1 << 20
+"""A connection that brought as much counts as a good one: the tries begin anew."""
+
+_PARTIAL = 206
+_CHANGED = "the file was changed on the server while it was read; nothing was stored, try again"
+
+
+class RemoteFile(io.RawIOBase):
+    """One file of `size_bytes`. Nothing is asked before the first read; a read after `seek` asks for the rest only.
+
+    A cut connection is taken up where it ended. What comes is not hashed here: that does whoever stores it.
+
+    Raises, when reading:
+        RemoteUnreachable: cut more often than `PAUSES_S` allows.
+        DigestMismatch: the server's file has another size, or is another file than before the connection was cut.
+    """
+
+    def __init__(self, wire: Wire, path: str, *, size_bytes: int, what: str) -> None:
+        super().__init__()
+        self._wire, self._path, self._what = wire, path, what
+        self._size = size_bytes
+        self._at = 0
+        self._answer: Answer | None = None
+        self._chunks: Iterator[bytes] = iter(())
+        self._rest = memoryview(b"")
+        self._failures = 0
+        self._since_failure = 0
+        self._etag: str | None = None
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes: that is one more request."""
+        return True
+
+    def tell(self) -> int:
+        """Offset of the next byte."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to `offset`."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if start + offset != self._at:
+            self._hang_up()
+            self._at = start + offset
+        return self._at
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._hang_up()
+        super().close()
+
+    def readinto(self, buffer: Buffer) -> int:
+        """Fill a part of `buffer`; 0 at the end."""
+        view = memoryview(buffer).cast("B")
+        if self._at >= self._size or not view:
+            return 0
+        while not self._rest:
+            self._rest = memoryview(self._next())
+        count = min(len(view), len(self._rest), self._size - self._at)
+        view[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        self._at += count
+        return count
+
+    def _next(self) -> bytes:
+        """The next piece, from a new connection if the old one is gone; may be empty."""
+        try:
+            if self._answer is None:
+                self._connect()
+            # what a server without ranges sent again, beyond what was there already
+            chunk = bytes(self._rest) or next(self._chunks)
+        except OfflineModeIsEnabled:
+            with self._wire.plainly(self._what):
+                raise
+        except StopIteration:
+            self._again(f"the connection ended {self._size - self._at} bytes too early")
+            return b""
+        except (HttpError, OSError) as error:
+            if self._answer is not None and self._answer.status not in (200, _PARTIAL, *PASSING):
+                with self._wire.plainly(self._what):
+                    raise
+            self._again(shown(str(error) or type(error).__name__, 160))
+            return b""
+        self._wire.received_bytes += len(chunk)
+        self._since_failure += len(chunk)
+        return chunk
+
+    def _connect(self) -> None:
+        headers = {"Range": f"bytes={self._at}-"} if self._at else {}
+        self._answer = answer = self._wire.open(f"{self._wire.endpoint}/{self._path}", headers)
+        if answer.status in PASSING:
+            time.sleep(answer.pause_s)
+        answer.raise_for_status()
+        offered = _size_of(answer)
+        if offered is not None and offered != self._size:
+            raise DigestMismatch(self._what, expected=f"{self._size} bytes", actual=f"{offered} bytes")
+        etag = answer.headers.get("x-linked-etag", answer.headers.get("etag"))
+        if None not in (etag, self._etag) and etag != self._etag:
+            raise DigestMismatch(self._what, expected=shown(self._etag), actual=shown(etag), hint=_CHANGED)
+        self._etag = etag
+        self._chunks = answer.chunks()
+        begins = _begin_of(answer)
+        if answer.status == _PARTIAL and begins not in (None, self._at):
+            asked, got = f"the bytes from {self._at}", f"those from {begins}"
+            raise DigestMismatch(self._what, expected=asked, actual=got, hint="the server does not keep to ranges")
+        if self._at and answer.status != _PARTIAL:  # a server without ranges sends it all again
+            left = self._at
+            while left:
+                chunk = next(self._chunks)
+                self._rest = memoryview(chunk[left:])
+                left -= min(left, len(chunk))
+
+    def _again(self, why: str) -> None:
+        """Get ready for a new connection, or give up."""
+        self._hang_up()
+        if self._since_failure >= PROGRESS_BYTES:
+            self._failures = 0
+        self._since_failure = 0
+        if self._failures >= len(PAUSES_S):
+            raise RemoteUnreachable(
+                f"{self._what}: {self._wire.endpoint} broke off after {self._at:,} of {self._size:,} bytes: {why}",
+                hint="run it again: it goes on where it stopped",
+            )
+        time.sleep(PAUSES_S[self._failures])
+        self._failures += 1
+
+    def _hang_up(self) -> None:
+        if self._answer is not None:
+            self._answer.close()
+        self._answer, self._chunks, self._rest = None, iter(()), memoryview(b"")
+
+
+def _size_of(answer: Answer) -> int | None:
+    """The whole file's size, as the answer tells it."""
+    if answer.status == _PARTIAL:
+        total = answer.headers.get("content-range", "").rpartition("/")[2]
+    else:
+        total = answer.headers.get("content-length", "")
+    return int(total) if total.isascii() and total.isdigit() else None
+
+
+def _begin_of(answer: Answer) -> int | None:
+    """Where a part begins, as the answer tells it."""
+    first = answer.headers.get("content-range", "").removeprefix("bytes ").partition("-")[0]
+    return int(first) if first.isascii() and first.isdigit() else None

@@ -1,0 +1,394 @@
+"""HTTP with one server: what the hub's own client has no call for, and the plain words for everything it raises.
+
+The session is the hub client's, so proxies, certificates and offline mode are the user's. Redirects are followed here,
+because the token goes to the server it was made for and to no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import get_session
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]  # public, not re-exported
+
+from adapterhub.core.digests import strict_json
+from adapterhub.core.errors import (
+    AdapterHubError,
+    AdapterNotFound,
+    Conflict,
+    DigestMismatch,
+    NotAllowed,
+    RemoteUnreachable,
+    SpecError,
+    shown,
+)
+
+HttpError: type[BaseException] = HfHubHTTPError.__mro__[1]
+"""The root error of the HTTP library that the installed hub client uses: httpx or httpx2, by its version."""
+
+CONNECT_S, SILENCE_S = 5.0, 30.0
+
+MAX_REDIRECTS = 5
+MAX_SMALL_BYTES = 16 << 20
+MAX_ERROR_BYTES = 64 << 10
+LEAST_BYTES_A_SECOND = 1024
+"""A server that brings less over the time we bear silence counts as silent."""
+
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT, _STALE, _TOO_MANY = 401, 403, 404, 409, 412, 429
+_REDIRECTS = (301, 302, 303, 307, 308)
+PASSING = (408, 429, 500, 502, 503, 504)
+"""Statuses that may be gone a moment later."""
+
+LONGEST_PAUSE_S = 30.0
+
+
+class Answer:
+    """One response: status, headers (names in lower case), and the body in pieces."""
+
+    def __init__(self, response: Any, *, silence_s: float = SILENCE_S) -> None:  # noqa: ANN401 - of whichever HTTP library
+        self._response = response
+        self._silence_s = silence_s
+        self.status = int(response.status_code)
+        self.headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes as they come.
+
+        Raises:
+            TimeoutError: they come so slowly that they might as well not; one byte a second keeps any timeout happy.
+        """
+        waited, came = 0.0, 0
+        pieces = self._response.iter_raw()
+        while True:
+            asked = time.monotonic()
+            piece = next(pieces, None)
+            if piece is None:
+                return
+            waited += time.monotonic() - asked  # our own time between two pieces does not count
+            came += len(piece)
+            if waited >= self._silence_s:
+                if came < LEAST_BYTES_A_SECOND * waited:
+                    raise TimeoutError(f"only {came:,} bytes came in {waited:.3g} s")
+                waited, came = 0.0, 0
+            yield piece
+
+    @property
+    def packing(self) -> str:
+        """How the body is packed, such as `gzip`; empty when it is not."""
+        told = self.headers.get("content-encoding", "").strip().lower()
+        return "" if told == "identity" else told
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._response.close()
+
+    def raise_for_status(self) -> None:
+        """Raise the hub client's error for a status of 400 and more."""
+        if self.status >= 400:  # noqa: PLR2004 - HTTP
+            hf_raise_for_status(self._with_short_body())
+
+    def _with_short_body(self) -> Any:  # noqa: ANN401 - as above
+        """The response with the beginning of its body, and none where that is packed or cut: it is read for words."""
+        body = bytearray()
+        with contextlib.suppress(HttpError, OSError):
+            for piece in () if self.packing else self.chunks():
+                body += piece
+                if len(body) >= MAX_ERROR_BYTES:
+                    break
+        response = self._response
+        kept = {n: v for n, v in self.headers.items() if n not in ("content-encoding", "content-length")}
+        kept.pop("transfer-encoding", None)
+        return type(response)(self.status, headers=kept, content=bytes(body), request=response.request)
+
+    @property
+    def pause_s(self) -> float:
+        """How long the server asks to wait."""
+        text = self.headers.get("retry-after", "")
+        return min(float(text), LONGEST_PAUSE_S) if text.isascii() and text.isdigit() else 0.0
+
+
+def _is_of_the_client(error: BaseException) -> bool:
+    """Whether the hub's client stumbled, which takes for granted how an answer looks, and not our own code."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith("huggingface_hub.")
+
+
+class Wire:
+    """Requests to one server, with its token."""
+
+    def __init__(
+        self, endpoint: str, token: str | None, *, version: str | None, silence_s: float | None = None
+    ) -> None:
+        """`silence_s`: how long to wait for the next byte, and for a connection where that is less than usual."""
+        self.endpoint = endpoint
+        self.silence_s = SILENCE_S if silence_s is None else silence_s
+        self.received_bytes = 0
+        self._headers = {
+            **build_hf_headers(token=token or False, library_name="adapterhub", library_version=version),
+            # packed bytes have no ranges, and are not those that were hashed
+            "accept-encoding": "identity",
+        }
+
+    # ------------------------------------------------------------ requests
+    def open(self, url: str, headers: Mapping[str, str] | None = None, form: Mapping[str, Any] | None = None) -> Answer:
+        """The answer to a GET (a POST with `form`), after at most five redirects; the caller closes it.
+
+        Raises:
+            RemoteUnreachable: it leads nowhere, in circles or to an unencrypted place, or sends packed bytes.
+        """
+        sent = self._headers | dict(headers or {})
+        for _ in range(MAX_REDIRECTS + 1):
+            answer = Answer(self._send(url, sent, form), silence_s=self.silence_s)
+            if answer.status not in _REDIRECTS or "location" not in answer.headers:
+                if answer.status < 400 and answer.packing:  # noqa: PLR2004 - HTTP
+                    answer.close()
+                    packing = shown(answer.packing, 40)
+                    raise RemoteUnreachable(f"{self.endpoint} sent packed bytes (`{packing}`), asked for plain ones")
+                return answer
+            answer.close()
+            if form is not None:
+                raise RemoteUnreachable(f"{self.endpoint} leads a question elsewhere that it should answer itself")
+            target = _target(url, answer.headers["location"])
+            if not target:
+                place = shown(answer.headers["location"])
+                raise RemoteUnreachable(f"{self.endpoint} led to `{place}`, which is no web address")
+            if url.startswith("https:") and target.startswith("http:"):
+                raise unencrypted(self.endpoint, target)
+            if _origin(target) != _origin(self.endpoint):
+                sent = {name: value for name, value in sent.items() if name.lower() != "authorization"}
+            url = target
+        raise RemoteUnreachable(f"{self.endpoint} led from one address to the next {MAX_REDIRECTS} times")
+
+    def get(self, path: str, params: Mapping[str, Any] | None = None) -> bytes:
+        """A small body, whole; raises what the hub client raises. A digest that the server gives is held against it.
+
+        A list among `params` is asked for item by item.
+        """
+        url = f"{self.endpoint}/{path}"
+        if params:
+            url += "?" + urlencode(params, doseq=True, quote_via=quote)
+        with self.answering(url) as answer:
+            return self._whole(answer, path)
+
+    def json(self, path: str, params: Mapping[str, Any] | None = None, *, form: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - any JSON value
+        """The JSON value of a small answer, to a POST where there is a `form`; raises as `get`.
+
+        Raises:
+            RemoteUnreachable: it is not JSON, or deeper than anybody nests it.
+        """
+        if form is None:
+            raw = self.get(path, params)
+        else:
+            with self.answering(f"{self.endpoint}/{path}", form=form) as answer:
+                raw = self._whole(answer, path)
+        try:
+            return strict_json(raw, limit_bytes=MAX_SMALL_BYTES)
+        except ValueError as error:
+            reason = shown(str(error), 160)
+            raise RemoteUnreachable(f"`{shown(path)}`: {self.endpoint} gave no JSON: {reason}") from None
+
+    def get_range(self, path: str, start: int, end: int) -> bytes:
+        """The bytes `[start, end)` of a file, fewer where it ends earlier; nothing beyond them is read."""
+        with self.answering(f"{self.endpoint}/{path}", {"Range": f"bytes={start}-{end - 1}"}) as answer:
+            skip = 0 if answer.status == 206 else start  # noqa: PLR2004 - HTTP: partial content
+            found = bytearray()
+            for chunk in answer.chunks():
+                self.received_bytes += len(chunk)
+                found += chunk
+                if len(found) >= skip + end - start:
+                    break
+            return bytes(found[skip : skip + end - start])
+
+    @contextlib.contextmanager
+    def answering(
+        self, url: str, headers: Mapping[str, str] | None = None, form: Mapping[str, Any] | None = None
+    ) -> Iterator[Answer]:
+        """A good answer for the length of a block; one passing failure of the server is waited out."""
+        answer = self.open(url, headers, form)
+        if answer.status in PASSING:
+            answer.close()
+            time.sleep(answer.pause_s or 0.5)
+            answer = self.open(url, headers, form)
+        try:
+            answer.raise_for_status()
+            yield answer
+        finally:
+            answer.close()
+
+    def _whole(self, answer: Answer, what: str) -> bytes:
+        body = bytearray()
+        for chunk in answer.chunks():
+            self.received_bytes += len(chunk)
+            body += chunk
+            if len(body) > MAX_SMALL_BYTES:
+                raise RemoteUnreachable(f"`{shown(what)}`: more than {MAX_SMALL_BYTES} bytes, expected a small file")
+        check_etag(bytes(body), answer.headers, what)
+        return bytes(body)
+
+    def _client(self) -> Any:  # noqa: ANN401 - of whichever HTTP library
+        """The hub's client, which is made with the proxies of the environment.
+
+        Raises:
+            RemoteUnreachable: one of them is none.
+        """
+        try:
+            return get_session()
+        except AdapterHubError:
+            raise
+        except Exception as error:  # noqa: BLE001 - httpx raises ImportError, ValueError, and an InvalidURL of its own
+            raise unusable_proxy(error) from None
+
+    def _send(self, url: str, headers: Mapping[str, str], form: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - a response of whichever HTTP library
+        session = self._client()
+        method = "GET" if form is None else "POST"
+        connect_s = min(CONNECT_S, self.silence_s)
+        times = (connect_s, self.silence_s, self.silence_s, connect_s)  # connect, read, write, pool
+        try:
+            request = session.build_request(method, url, headers=dict(headers), timeout=times, data=form)
+        except Exception as error:  # noqa: BLE001 - httpx's InvalidURL is no child of its other errors
+            raise RemoteUnreachable(f"{self.endpoint}: `{shown(url)}` is no address: {shown(str(error))}") from None
+        return session.send(request, stream=True, follow_redirects=False)
+
+    # ------------------------------------------------------------ words
+    @contextlib.contextmanager
+    def plainly(self, what: str) -> Iterator[None]:
+        """Turn what the client raises into one plain line."""
+        try:
+            yield
+        except GatedRepoError:
+            raise NotAllowed(f"{what}: access to it must be requested at {self.endpoint}") from None
+        except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
+            raise AdapterNotFound(
+                f"{what}: not found on {self.endpoint}, or private and no token given",
+                hint="`adapt remote login NAME`, `--token` or ADAPTERHUB_TOKEN gives a token",
+            ) from None
+        except HFValidationError as error:
+            raise SpecError(what, shown(str(error), 160)) from None
+        except OfflineModeIsEnabled:
+            raise RemoteUnreachable(f"{what}: the hub client is in offline mode (HF_HUB_OFFLINE)") from None
+        except HfHubHTTPError as error:
+            raise self._answered(what, error) from None
+        except (HttpError, OSError) as error:
+            raise self._unreached(what, error) from None
+        except (RuntimeError, ValueError) as error:
+            raise self._wrapped(what, error) from None
+        except (LookupError, TypeError, AttributeError) as error:
+            if not _is_of_the_client(error):
+                raise
+            reason = shown(repr(error), 160)
+            raise RemoteUnreachable(f"{what}: {self.endpoint} answered what the client cannot read: {reason}") from None
+
+    def _unreached(self, what: str, error: BaseException) -> RemoteUnreachable:
+        return RemoteUnreachable(
+            f"{what}: {self.endpoint} could not be reached: {shown(str(error) or type(error).__name__, 160)}",
+            hint="`--offline` uses what is here; `adapt doctor` checks the connection",
+        )
+
+    def _wrapped(self, what: str, error: BaseException) -> AdapterHubError:
+        """The client wraps the failure of an upload in a RuntimeError, and Xet raises only such."""
+        cause = error.__cause__
+        if isinstance(cause, AdapterHubError):
+            return cause
+        if isinstance(cause, HfHubHTTPError):
+            return self._answered(what, cause)
+        if isinstance(cause, HttpError | OSError):
+            return self._unreached(what, cause)
+        return RemoteUnreachable(f"{what}: {self.endpoint}: {shown(str(error), 160)}")
+
+    def _answered(self, what: str, error: HfHubHTTPError) -> AdapterHubError:
+        status = error.response.status_code if error.response is not None else 0
+        text = f"{what}: {self.endpoint} answered {status}: {shown(error.server_message or str(error), 300)}"
+        if status in (_UNAUTHORIZED, _FORBIDDEN):
+            hint = "`adapt remote login NAME`, `--token` or ADAPTERHUB_TOKEN gives a token with this right"
+            return NotAllowed(text, hint=hint)
+        if status == _CONFLICT:
+            return Conflict(text, hint="what is published stays; publish under another version or name")
+        if status == _STALE:
+            return Conflict(text, hint="somebody published at the same time; look, and try again")
+        wait = "; wait and try again" if status == _TOO_MANY else ""
+        return RemoteUnreachable(text + wait)
+
+
+def is_missing(error: BaseException) -> bool:
+    """The server answered that there is no such thing."""
+    return isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code == _NOT_FOUND
+
+
+def file_path(repo: str, commit: str, name: str) -> str:
+    """Where a file of a repository is fetched."""
+    return f"{repo}/resolve/{quote(commit, safe='')}/{quote(name)}"
+
+
+def check_etag(body: bytes, headers: Mapping[str, str], what: str) -> None:
+    """Hold a file against the digest in its ETag: the git blob's sha1, or the sha256 of an LFS file.
+
+    Raises:
+        DigestMismatch: other bytes than the server meant to send.
+    """
+    etag = headers.get("x-linked-etag", headers.get("etag", "")).removeprefix("W/").strip('"')
+    if not all(c in "0123456789abcdef" for c in etag):
+        return
+    if len(etag) == 64:  # noqa: PLR2004 - sha256
+        actual = hashlib.sha256(body).hexdigest()
+    elif len(etag) == 40 and "x-repo-commit" in headers:  # noqa: PLR2004 - sha1
+        actual = git_sha1(body)
+    else:
+        return
+    if actual != etag:
+        raise DigestMismatch(what, expected=etag, actual=actual, hint="nothing was stored; try again")
+
+
+def unencrypted(what: str, target: str) -> RemoteUnreachable:
+    """What is said of an encrypted address that leads to one that is not."""
+    return RemoteUnreachable(f"{what} led from an encrypted address to `{shown(target)}`. Nothing was sent there")
+
+
+def unusable_proxy(error: Exception) -> RemoteUnreachable:
+    """What is said when no client can be made with the proxies of the environment; their URLs may hold passwords."""
+    names = ", ".join(f"{scheme.upper()}_PROXY" for scheme in sorted(getproxies()) if scheme != "no")
+    if isinstance(error, ImportError):
+        reason, hint = "SOCKS needs a package that is not installed", "`pip install socksio` brings it"
+    else:
+        reason, hint = "it is no address of a proxy", "expected one such as http://proxy.example:3128"
+    return RemoteUnreachable(
+        f"the proxy that the environment names ({names or 'ALL_PROXY'}) cannot be used: {reason}. Nothing was sent",
+        hint=f"{hint}, or unset it",
+    )
+
+
+def git_sha1(body: bytes) -> str:
+    """The name git gives these bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    place = urlsplit(url)
+    return place.scheme, (place.hostname or "").lower(), place.port or {"http": 80, "https": 443}.get(place.scheme)
+
+
+def _target(url: str, location: str) -> str:
+    """Where a redirect leads; empty when that is no web address."""
+    try:
+        target = urljoin(url, location)
+        place = urlsplit(target)
+        is_web = place.scheme in ("http", "https") and bool(place.hostname) and place.port != 0
+    except ValueError:
+        return ""
+    return target if is_web and target.isascii() and target.isprintable() else ""

@@ -1,0 +1,221 @@
+"""Install: find the build that fits, say what it would take, bring it in.
+
+The local library is asked first, then each source in order; the first that has a fitting release decides, so that
+a place listed later can never override one listed earlier.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from adapterhub.core.digests import Progress
+from adapterhub.core.errors import AdapterNotFound
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.choosing import ANY_RANK, RankBounds, first_fitting
+from adapterhub.distribution.resolve import Objection, Resolution
+from adapterhub.formats.base.fingerprint import BaseVerdict
+from adapterhub.formats.manifest import SIGNATURE_FILE, FileEntry
+from adapterhub.formats.release import Release
+from adapterhub.library.admission.gate import Asked, Gate
+from adapterhub.library.admission.installed import Admission
+from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.bases.wanted import WantedBase
+from adapterhub.library.intake.incoming import Incoming
+from adapterhub.library.library import Added, Library
+from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.signatures import attach_signature
+from adapterhub.library.transfer import Source, copy
+from adapterhub.trust.signing.beside import read_signature
+from adapterhub.trust.signing.policy import SignaturePolicy
+from adapterhub.trust.signing.trust import Demand
+from adapterhub.trust.verify import Finding, Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What an install would do. `present` is the build when it is installed already; then nothing is copied."""
+
+    release: Release
+    source: Source
+    wanted: WantedBase | None
+    resolution: Resolution
+    present: Installed | None
+    missing: tuple[FileEntry, ...]
+    asked: Asked
+
+    @property
+    def copy_bytes(self) -> int:
+        """Bytes that would be fetched."""
+        return sum(entry.size_bytes for entry in self.missing)
+
+
+def plan_install(
+    library: Library,
+    spec: AdapterSpec,
+    sources: Sequence[Source],
+    *,
+    wanted: WantedBase | None,
+    bounds: RankBounds = ANY_RANK,
+    allow_base_mismatch: bool = False,
+    objection: Objection | None = None,
+) -> Plan:
+    """Choose the build for `spec`; `objection` is the say of a policy, as in `resolve`.
+
+    Raises:
+        NoCompatibleRelease: one reason per release of every place that was asked.
+        AdapterNotFound: no place has an adapter by that name.
+    """
+    places = (library, *sources)
+    while True:
+        found = first_fitting(
+            library, spec, places, wanted, bounds, allow_base_mismatch=allow_base_mismatch, objection=objection
+        )
+        if found is None:
+            asked = ", ".join(source.label for source in places)
+            hint = library.nearest(spec.full_name) or "`--from DIR` or `org/name` names another place"
+            raise AdapterNotFound(f"no adapter `{spec.full_name}` in {asked}", hint=hint)
+        release, source, resolution = found
+        plan = _plan(library, release, source, wanted, resolution, asked_of(library, spec, release, wanted, bounds))
+        if source is not library or plan.present is not None:
+            return plan
+        # another process removed it meanwhile: look again
+
+
+def run_install(
+    library: Library,
+    plan: Plan,
+    progress: Progress | None = None,
+    *,
+    signatures: Demand | SignaturePolicy | None = None,
+) -> Added | None:
+    """Carry a plan out; None when the build was there already.
+
+    A build for other weights than those asked for, which only `allow_base_mismatch` lets through, is noted as such.
+    `signatures` comes before the policies that the user has set; what the signature proves is among the findings. A
+    build that is there already is held against the same policies.
+
+    Raises:
+        SignatureRefused: by policy, or because the signature is false; nothing was fetched.
+        NamespaceBound: the namespace belongs to another server.
+    """
+    record = plan.wanted.record if plan.wanted else None
+    added: Added | None = None
+    if plan.present is not None:
+        if plan.source is not library and not Admission(library).is_ours(plan.present):
+            vouch(library, plan.present, plan.release, plan.source, plan.asked, signatures)
+        Admission(library).refuse(plan.present, signatures)
+    else:
+        destination = Expecting(library, record)
+        signature, finding = admit(library, plan.release, plan.source, plan.asked, signatures)
+        copy(plan.release, plan.source, destination, progress, signature=signature)
+        assert destination.added is not None  # `copy` published
+        report = Report.of([*destination.added.report.findings, finding], destination.added.report.facts)
+        added = replace(destination.added, report=report)
+    build = plan.present or (added.build if added else None)
+    if build and plan.source is not library and (added or library.origins.of(build.manifest.digest) is None):
+        library.note_origin(build, plan.source.place)
+    if build and record and plan.resolution.chosen.verdict is BaseVerdict.SAME_SHAPES:
+        library.allow_mismatch(build, record)
+    return added
+
+
+def _plan(
+    library: Library,
+    release: Release,
+    source: Source,
+    wanted: WantedBase | None,
+    resolution: Resolution,
+    asked: Asked,
+) -> Plan:
+    here = []
+    place = library.folder_for(release.manifest, release.namespace)
+    for build in library.builds_named(release.manifest.name, release.namespace):
+        if build.manifest.digest == release.digest and build.namespace == release.namespace:
+            here.append(build)
+        elif build.folder == place:  # another build has the version; one from elsewhere is told as that
+            Admission(library).refuse_foreign(build)
+    missing = () if here else tuple(e for e in release.manifest.files if not library.store.has_blob(e.sha256))
+    return Plan(
+        release=release,
+        source=source,
+        wanted=wanted,
+        resolution=resolution,
+        present=here[0] if here else None,
+        missing=missing,
+        asked=asked,
+    )
+
+
+def asked_of(
+    library: Library, spec: AdapterSpec, release: Release, wanted: WantedBase | None, bounds: RankBounds
+) -> Asked:
+    """What was asked for, as far as the memory of signed versions needs it."""
+    declared = release.manifest.base.fingerprint
+    record = wanted.record if wanted else library.bases.by_fingerprint(declared) if declared else None
+    named = [record.fingerprint.weights] if record else []
+    return Asked(
+        spec=spec,
+        bases=tuple(dict.fromkeys([*named, declared.weights if declared else ""])),
+        min_rank=bounds.rank or bounds.min_rank,
+        max_rank=bounds.rank or bounds.max_rank,
+    )
+
+
+def vouch(
+    library: Library,
+    build: Installed,
+    release: Release,
+    source: Source,
+    asked: Asked,
+    policy: Demand | SignaturePolicy | None,
+) -> Finding:
+    """Note that `source` offers an installed build, too, and keep its signature; what to tell the user.
+
+    Raises:
+        SignatureRefused, NamespaceBound: as `admit`.
+    """
+    signature, finding = admit(library, release, source, asked, policy)
+    if signature is not None and read_signature(build.folder / SIGNATURE_FILE) is None:
+        attach_signature(library.store, build.folder, signature)
+    library.note_origin(build, source.place)
+    return finding
+
+
+def admit(
+    library: Library, release: Release, source: Source, asked: Asked, policy: Demand | SignaturePolicy | None
+) -> tuple[bytes | None, Finding]:
+    """Let a build of `source` in by its signature: its bytes, to be kept beside the files, and what to tell the user.
+
+    Raises:
+        SignatureRefused: the policy forbids it, or the signature is false.
+        NamespaceBound: the namespace belongs to another server.
+    """
+    Admission(library).refuse_place(source.place, release.namespace)
+    provenance = source.provenance(release)
+    admitted = Gate(library.root).admit(release, provenance, source.place, asked, policy)
+    message = f"`{release.full_name}` {release.manifest.version} {admitted.judgement.message}"
+    found = Finding(code="N_SIGNATURE", severity="note", where=SIGNATURE_FILE, message=message)
+    return provenance.signature, replace(found, code="W_SIGNATURE", severity="warning") if admitted.warn else found
+
+
+class Expecting:
+    """A library as a destination for builds that should fit `base`; `added` tells what the last copy did."""
+
+    def __init__(self, library: Library, base: BaseRecord | None) -> None:
+        self._library = library
+        self._base = base
+        self.added: Added | None = None
+
+    @property
+    def label(self) -> str:
+        """The library in words."""
+        return self._library.label
+
+    @contextlib.contextmanager
+    def receive(self, release: Release) -> Iterator[Incoming]:
+        """See `transfer.Destination`."""
+        with self._library.receive(release, self._base) as incoming:
+            yield incoming
+        self.added = incoming.added

@@ -1,0 +1,172 @@
+"""Which build a spec means: spec and candidates in, one choice or all the reasons against it out.
+
+Nothing is read, asked or remembered here, and the order of the candidates never matters.
+
+A build is refused outside the digest, the versions, the base or the rank that were asked for, in that order, then by
+the objection of whoever asks (a project's policy), and when it is yanked and not pinned. Among builds that fit, a
+mismatched base (where allowed), a yanked build (where pinned) and a pre-release (where not asked for) are last resorts:
+they are taken only when nothing else fits, with a warning. Then the newest version wins, and among its builds the one
+for a base that is proven to be this one, then the highest rank, then the same precision, then the lowest digest.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from adapterhub.core.errors import AdapterNotFound, AmbiguousSpec, NoCompatibleRelease, SpecError, shown
+from adapterhub.core.specs import AdapterSpec, BaseSpec
+from adapterhub.distribution.resolve._builds import (
+    Build,
+    Candidate,
+    Objection,
+    RankRange,
+    Request,
+    builds_named,
+    version_in,
+)
+from adapterhub.distribution.resolve._reasons import (
+    SHORT_DIGEST_CHARACTERS,
+    base_name,
+    labelled,
+    last_resorts,
+    objections,
+    warnings_about,
+)
+from adapterhub.formats.base.fingerprint import BaseVerdict
+
+__all__ = ["Candidate", "Objection", "Resolution", "resolve"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """The build to take. `refusals` holds `(build, reason)`, newest first; `warnings` are whole sentences."""
+
+    chosen: Candidate
+    refusals: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+
+
+def resolve(  # noqa: PLR0913 - the sides of one request
+    spec: AdapterSpec,
+    candidates: Iterable[Candidate],
+    *,
+    base_given: bool,
+    rank: int | None = None,
+    min_rank: int | None = None,
+    max_rank: int | None = None,
+    allow_base_mismatch: bool | None = False,
+    objection: Objection | None = None,
+    known_names: Sequence[str] = (),
+) -> Resolution:
+    """The one build among `candidates` that `spec` and the ranks mean.
+
+    `base_given`: the verdicts are about a base the user chose, in the spec or elsewhere. A bare name never picks among
+    namespaces: a build without one is meant before all others, and otherwise all have to be in the same one.
+    `allow_base_mismatch` takes other weights of the same shapes; None where it cannot be asked for, so that no reason
+    speaks of it. `objection` gives the reason against a build that would fit otherwise, or None, and always the same
+    for the same build. `known_names` are full names to look for a misspelling in.
+
+    Raises:
+        UsageProblem: ranks below 1, or that no build could have together.
+        AdapterNotFound: no candidate has the name.
+        AmbiguousSpec: what fits spans several namespaces, digests with the same start or, with no base given, bases.
+        NoCompatibleRelease: candidates, but none that fits; one reason each.
+    """
+    request = Request(
+        spec=spec,
+        ranks=RankRange.of(rank, min_rank, max_rank),
+        base_given=base_given,
+        allow_base_mismatch=allow_base_mismatch,
+        objection=objection,
+    )
+    builds = builds_named(spec, candidates)
+    if not builds:
+        raise AdapterNotFound(f"no adapter is named `{spec.full_name}`", hint=_nearest(spec, known_names))
+    _refuse_shared_prefix(spec, builds)
+    reasons = {build: reason for build in builds if (reason := next(objections(request, build), None)) is not None}
+    fitting = [build for build in builds if build not in reasons]
+    if not fitting:
+        raise _nothing_fits(request, labelled(builds, reasons))
+    for is_last_resort, reason_of in last_resorts(request):
+        others = [build for build in fitting if not is_last_resort(build)]
+        if others:
+            reasons.update((build, reason_of(build)) for build in fitting if is_last_resort(build))
+            fitting = others
+    if not base_given:
+        _refuse_several_bases(spec, fitting)
+    chosen = _best(request, fitting)
+    return Resolution(
+        chosen=chosen.candidate,
+        refusals=labelled(builds, reasons),
+        warnings=tuple(warnings_about(request, chosen, fitting)),
+    )
+
+
+def _refuse_shared_prefix(spec: AdapterSpec, builds: Sequence[Build]) -> None:
+    """Refuse a digest prefix that two builds share: eight digits are few enough to be made to collide."""
+    if spec.digest_prefix is None:
+        return
+    same = [build for build in builds if build.candidate.digest.startswith(spec.digest_prefix)]
+    if len(same) > 1:
+        choices = [
+            (str(replace(spec, digest_prefix=build.candidate.digest)), f"version {shown(build.candidate.version)}")
+            for build in same
+        ]
+        raise AmbiguousSpec(f"{len(same)} builds of `{spec.full_name}` start with `{spec.digest_prefix}`", choices)
+
+
+def _refuse_several_bases(spec: AdapterSpec, fitting: Sequence[Build]) -> None:
+    """Refuse to pick a base for the user; the choices are specs with each base, or the digest where it has no name."""
+    newest: dict[str, Build] = {}
+    for build in fitting:
+        newest.setdefault(build.candidate.base_label, build)
+    if len(newest) == 1:
+        return
+    choices = []
+    for label, build in sorted(newest.items()):
+        try:
+            exact = replace(spec, base=BaseSpec.parse(label))
+            base = "newest"
+        except SpecError:
+            exact = replace(spec, digest_prefix=build.candidate.digest[:SHORT_DIGEST_CHARACTERS])
+            base = f"made for {base_name(build)}," if label else "declares no base,"
+        rank = f", rank {build.candidate.rank}" if build.candidate.rank is not None else ""
+        choices.append((str(exact), f"{base} {shown(build.candidate.version)}{rank}"))
+    raise AmbiguousSpec(f"`{spec}` fits more than one base, and none was given", choices)
+
+
+def _best(request: Request, fitting: Sequence[Build]) -> Build:
+    """The newest version, and its best build."""
+    newest = max(version_in(build) for build in fitting)
+
+    def preference(build: Build) -> tuple[int, int, int, str]:
+        verdict = build.candidate.verdict if request.base_given else BaseVerdict.SAME_WEIGHTS
+        # Proven before unproven outranks rank: a larger adapter on the wrong base is no better adapter.
+        is_unproven = verdict not in {BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION}
+        is_converted = verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION
+        return is_unproven, -(build.candidate.rank or 0), is_converted, build.candidate.digest
+
+    return min((build for build in fitting if build.version == newest), key=preference)
+
+
+def _nothing_fits(request: Request, refusals: Sequence[tuple[str, str]]) -> NoCompatibleRelease:
+    spec = request.spec
+    if spec.base is not None:
+        fits = f"fits base `{spec.base}`"
+        hint = f"`adapt search --base {shlex.quote(str(spec.base))}` lists adapters that fit"
+    else:
+        fits = "fits the base" if request.base_given else "fits"
+        hint = f"`adapt search {spec.name}` lists what there is"
+    return NoCompatibleRelease(f"no release of `{spec.full_name}` {fits}", refusals, hint=hint)
+
+
+def _nearest(spec: AdapterSpec, known_names: Sequence[str]) -> str:
+    """A hint for a name that nothing has: the most similar known ones, or where to look."""
+    import difflib  # 5 ms of import for misspelt names only
+
+    written = {name if spec.namespace else name.rpartition("/")[2]: name for name in sorted(known_names)}
+    close = difflib.get_close_matches(spec.full_name, written, n=3)
+    search = f"`adapt search {spec.name}` lists what there is"
+    return f"did you mean {' or '.join(f'`{shown(written[name])}`' for name in close)}? {search}" if close else search

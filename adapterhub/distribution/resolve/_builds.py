@@ -1,0 +1,172 @@
+"""What places offer, and what was asked for, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from adapterhub.core.digests import Digest
+from adapterhub.core.errors import AmbiguousSpec, UsageProblem, shown
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.formats.base.fingerprint import BaseVerdict
+
+if TYPE_CHECKING:
+    from packaging.version import Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One build that a place offers.
+
+    `verdict` and `differences` compare the base it was made for with the base asked for; neither is looked at when
+    none is given. `base_label` names the base it was made for as it would be typed after `@`; "" if it declares none.
+    `yanked` is the reason, which may be "", or None. `source` is where it is. `published_at` is the Unix time by which
+    it was published, or None where nobody knows.
+    """
+
+    namespace: str | None
+    name: str
+    version: str
+    digest: Digest
+    verdict: BaseVerdict
+    differences: tuple[str, ...]
+    base_label: str
+    rank: int | None
+    method: str
+    yanked: str | None
+    size_bytes: int
+    source: str
+    license: str | None = None
+    published_at: float | None = None
+
+    @property
+    def full_name(self) -> str:
+        """`acme/legal-qa` or `legal-qa`."""
+        return self.name if self.namespace is None else f"{self.namespace}/{self.name}"
+
+
+Objection = Callable[[Candidate], str | None]
+"""Why a build that would fit is not taken all the same, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A candidate with its version as a value; None if it is not one."""
+
+    candidate: Candidate
+    version: Version | None
+
+    @property
+    def is_mismatched(self) -> bool:
+        return not self.candidate.verdict.allows_attach
+
+    @property
+    def is_yanked(self) -> bool:
+        return self.candidate.yanked is not None
+
+    @property
+    def is_prerelease(self) -> bool:
+        return self.version is not None and self.version.is_prerelease
+
+    @property
+    def title(self) -> str:
+        return f"`{self.candidate.full_name}=={shown(self.candidate.version)}`"
+
+
+@dataclass(frozen=True, slots=True)
+class RankRange:
+    """The ranks asked for; both ends are inside, None is open."""
+
+    low: int | None
+    high: int | None
+
+    @classmethod
+    def of(cls, rank: int | None, low: int | None, high: int | None) -> RankRange:
+        for asked in (rank, low, high):
+            if asked is not None and asked < 1:
+                raise UsageProblem(f"rank {asked}: a rank is at least 1")
+        if low is not None and high is not None and low > high:
+            raise UsageProblem(f"no rank is at least {low} and at most {high}")
+        if rank is None:
+            return cls(low, high)
+        if rank < (low or rank) or rank > (high or rank):
+            raise UsageProblem(f"rank {rank} is not inside the range of ranks asked for, {cls(low, high)}")
+        return cls(rank, rank)
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return str(self.low)
+        ends = [f"at least {self.low}" if self.low else "", f"at most {self.high}" if self.high else ""]
+        return " and ".join(filter(None, ends))
+
+    def refusal(self, rank: int | None) -> str | None:
+        """Why a build of `rank` is outside, or None."""
+        if self.low is None and self.high is None:
+            return None
+        if rank is None:
+            return f"rank not recorded, {self} asked"
+        inside = (self.low or rank) <= rank <= (self.high or rank)
+        return None if inside else f"rank {rank}, {self} asked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What was asked for, in one value."""
+
+    spec: AdapterSpec
+    ranks: RankRange
+    base_given: bool
+    allow_base_mismatch: bool | None
+    objection: Objection | None = None
+
+    @property
+    def is_pinned(self) -> bool:
+        return self.spec.pinned_version is not None or self.spec.digest_prefix is not None
+
+
+def builds_named(spec: AdapterSpec, candidates: Iterable[Candidate]) -> list[Build]:
+    """The builds with the name in `spec`, each digest once, newest first.
+
+    Raises:
+        AmbiguousSpec: a bare name that several namespaces have, none of them the empty one.
+    """
+    named = [c for c in candidates if c.name == spec.name and spec.namespace in {None, c.namespace}]
+    namespaces = {c.namespace for c in named}
+    if spec.namespace is None and len(namespaces) > 1:
+        # Taking the newest of all would let a stranger's 99.0 stand in for the user's own adapter.
+        if None not in namespaces:
+            choices = [(str(replace(spec, namespace=n)), f"namespace `{n}`") for n in sorted(filter(None, namespaces))]
+            raise AmbiguousSpec(f"more than one namespace has `{spec.name}`", choices)
+        named = [c for c in named if c.namespace is None]
+    copies: dict[Digest, list[Candidate]] = {}
+    for candidate in named:
+        copies.setdefault(candidate.digest, []).append(candidate)
+    merged = [_merged(copies[digest]) for digest in sorted(copies)]
+    builds = [Build(candidate, _version_of(candidate)) for candidate in merged]
+    builds.sort(key=lambda b: b.candidate.rank or 0, reverse=True)
+    unversioned = [b for b in builds if b.version is None]
+    return [*sorted((b for b in builds if b.version is not None), key=version_in, reverse=True), *unversioned]
+
+
+def _merged(copies: Sequence[Candidate]) -> Candidate:
+    """One candidate for copies of the same bytes: a place that knows the base, a yank, or an earlier date is right."""
+    best = min(copies, key=lambda c: (c.verdict is BaseVerdict.UNKNOWN, c.source, repr(c)))
+    yanks = sorted(copy.yanked for copy in copies if copy.yanked is not None)
+    dates = [copy.published_at for copy in copies if copy.published_at is not None]
+    return replace(best, yanked=yanks[-1] if yanks else None, published_at=min(dates, default=None))
+
+
+def _version_of(candidate: Candidate) -> Version | None:
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return Version(candidate.version)
+    except InvalidVersion:
+        return None
+
+
+def version_in(build: Build) -> Version:
+    """Sort key of builds that fit, or that have a version at all."""
+    assert build.version is not None
+    return build.version

@@ -1,0 +1,1 @@
+"""Base models: their weights as files and the fingerprint that tells them apart."""

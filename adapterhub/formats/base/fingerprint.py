@@ -1,0 +1,395 @@
+"""The identity of a base model by content, and what two of them say about each other.
+
+A name in a config proves nothing: it moves, it is a path on somebody's machine, it stays when the weights change.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from adapterhub.core.digests import Digest, Progress, canonical_json, digest_of, parse_digest
+from adapterhub.core.errors import Malformed, shown
+from adapterhub.formats.base.hints import BaseHints, digest_at, read_hints
+from adapterhub.formats.base.precision import may_be_same, number_text, stored_bytes
+from adapterhub.formats.base.weight_files import INDEX_FILE, SINGLE_FILE, indexed_tensors, weight_files
+from adapterhub.formats.base.weight_reader import read_facts
+from adapterhub.formats.safetensors.facts import SAMPLES, TensorFacts
+from adapterhub.formats.safetensors.header import DTYPE_BITS
+
+__all__ = [
+    "BaseFingerprint",
+    "BaseHints",
+    "BaseVerdict",
+    "Comparison",
+    "TensorFacts",
+    "compare",
+    "files_digest",
+    "fingerprint_folder",
+    "fingerprint_tensors",
+]
+
+Samples = Mapping[str, tuple[str, bytes]]
+
+SAMPLES_OF_MANY: Final = 4
+MANY_TENSORS: Final = 4096
+"""Models with more tensors than this (large mixtures of experts) keep the first 4 samples of each tensor, not 16."""
+
+MOST_TIED_COPIES: Final = 4
+"""How many tensors may be there twice on one side only and the model still count as the same.
+
+Libraries drop or keep tied copies of an embedding: at most three in one model (T5: two inputs and one output). A
+model that repeats whole layers of another has as many repeated tensors as a layer has, nine and more.
+"""
+
+
+class BaseVerdict(enum.Enum):
+    """How two bases relate."""
+
+    SAME_WEIGHTS = "same-weights"
+    SAME_WEIGHTS_OTHER_PRECISION = "same-weights-other-precision"
+    SAME_SHAPES = "same-shapes"
+    DIFFERENT = "different"
+    UNKNOWN = "unknown"
+
+    @property
+    def allows_attach(self) -> bool:
+        """Whether an adapter made for the one may run on the other; UNKNOWN may, with a warning."""
+        return self not in (BaseVerdict.SAME_SHAPES, BaseVerdict.DIFFERENT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseFingerprint:
+    """What a base is, whatever it is called and however its files are cut.
+
+    Digests are sha256 over canonical JSON (RFC 8785) of lists in code point order, buffers (see `is_buffer`) left out.
+    `weights`: of each tensor's [name, dtype, shape, sha256 hex]. `tensors`: of the distinct [dtype, shape, sha256 hex].
+    `structure`: of every [name, shape]. `samples`: dtype and a few numbers as stored, by name (see `sample_offsets`).
+    `files`: digest over the weight files as a hub lists them (see `files_digest`), when known.
+    """
+
+    weights: Digest
+    tensors: Digest
+    structure: Digest
+    samples: Samples = field(hash=False, repr=False)
+    files: Digest | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value; samples are written `<dtype>:<base64>`."""
+        value: dict[str, Any] = {"weights": self.weights, "tensors": self.tensors, "structure": self.structure}
+        value["samples"] = {
+            name: f"{dtype}:{base64.b64encode(raw).decode('ascii')}" for name, (dtype, raw) in self.samples.items()
+        }
+        return value | ({"files": self.files} if self.files else {})
+
+    @classmethod
+    def from_json(cls, value: object, path: str = "base") -> BaseFingerprint:
+        """Strict read; other keys are passed over, since hints are written beside these.
+
+        Raises:
+            ValueError: with the path of the first wrong value.
+        """
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}: expected object, got {type(value).__name__}")  # noqa: TRY004 - readers gather ValueErrors
+        samples = value.get("samples")
+        if not isinstance(samples, dict):
+            raise ValueError(f"{path}.samples: expected object, got {type(samples).__name__}")  # noqa: TRY004 - as above
+        read = {name: _sample_from_json(item, f"{path}.samples[{shown(name)}]") for name, item in samples.items()}
+        return cls(
+            weights=digest_at(value.get("weights"), f"{path}.weights"),
+            tensors=digest_at(value.get("tensors"), f"{path}.tensors"),
+            structure=digest_at(value.get("structure"), f"{path}.structure"),
+            samples=MappingProxyType(read),
+            files=digest_at(value["files"], f"{path}.files") if value.get("files") is not None else None,
+        )
+
+
+def _sample_from_json(item: object, path: str) -> tuple[str, bytes]:
+    dtype, colon, text = item.partition(":") if isinstance(item, str) else ("", "", "")
+    if not colon or dtype not in DTYPE_BITS:
+        raise ValueError(f"{path}: expected <dtype>:<base64>, got {shown(item)}")
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"{path}: not base64: {error}") from None
+    count, rest = divmod(len(raw), stored_bytes(dtype))
+    if rest or count > SAMPLES:
+        raise ValueError(f"{path}: expected at most {SAMPLES} numbers of {dtype}, got {len(raw)} bytes")
+    return dtype, raw
+
+
+def fingerprint_tensors(facts: Iterable[TensorFacts], *, files: Digest | None = None) -> BaseFingerprint:
+    """The fingerprint of a model that holds exactly these tensors, in any order; buffers are left out.
+
+    Raises:
+        ValueError: no weights, or a name given twice.
+    """
+    weights = sorted((f for f in facts if not is_buffer(f.name, f.shape)), key=lambda f: f.name)
+    names = Counter(fact.name for fact in weights)
+    if not names:
+        raise ValueError("holds no weights")
+    if len(names) != len(weights):
+        raise ValueError(f"tensor `{shown(names.most_common(1)[0][0])}` is given twice")
+    keep = SAMPLES if len(weights) <= MANY_TENSORS else SAMPLES_OF_MANY
+    values = {(f.dtype, f.shape, f.sha256) for f in weights}
+    return BaseFingerprint(
+        weights=digest_of(canonical_json([[f.name, f.dtype, list(f.shape), f.sha256] for f in weights])),
+        tensors=digest_of(canonical_json([[d, list(shape), sha256] for d, shape, sha256 in sorted(values)])),
+        structure=digest_of(canonical_json([[f.name, list(f.shape)] for f in weights])),
+        samples=MappingProxyType({f.name: (f.dtype, f.samples[: keep * stored_bytes(f.dtype)]) for f in weights}),
+        files=files,
+    )
+
+
+def fingerprint_folder(
+    folder: Path,
+    *,
+    cache_folder: Path | None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    hub_id: str | None = None,
+    commit: str | None = None,
+) -> tuple[BaseFingerprint, BaseHints, tuple[TensorFacts, ...]]:
+    """Fingerprint, hints and every tensor (sorted by name, buffers too) of the model in `folder`.
+
+    Reads all weights once, about as fast as `sha256sum` on each processor; nothing when `cache_folder` knows the files
+    (see `read_facts`, also for `threads` and `progress`). `hub_id` and `commit` go before what the folder's place says.
+
+    Raises:
+        BaseNotFound: no such folder.
+        Malformed: no complete model in safetensors.
+        CouldNotTell: a file that cannot be read, or changed while it was read.
+    """
+    files = weight_files(folder)
+    read = read_facts(files, cache_folder=cache_folder, threads=threads, progress=progress)
+    _check_names(folder, read)
+    facts = tuple(sorted((fact for found in read.values() for fact in found), key=lambda fact: fact.name))
+    try:
+        fingerprint = fingerprint_tensors(facts, files=_digest_of_links(files))
+    except ValueError as error:
+        raise Malformed(f"`{folder}`: {error}") from None
+    hints = read_hints(folder)
+    parameters = sum(prod(fact.shape) for fact in facts if not is_buffer(fact.name, fact.shape))
+    hints = replace(hints, parameters=parameters, hub_id=hub_id or hints.hub_id, commit=commit or hints.commit)
+    return fingerprint, hints, facts
+
+
+def _check_names(folder: Path, read: Mapping[Path, tuple[TensorFacts, ...]]) -> None:
+    """Refuse a tensor in two files, and a tensor that the index promises but no file holds."""
+    place: dict[str, Path] = {}
+    for path, facts in read.items():
+        for fact in facts:
+            if fact.name in place:
+                raise Malformed(
+                    f"`{folder}`: tensor `{shown(fact.name)}` is in `{place[fact.name].name}` and in `{path.name}`",
+                    hint=f"keep the files of one model there, or add the `{INDEX_FILE}` that names them",
+                )
+            place[fact.name] = path
+    if any(path.name == SINGLE_FILE for path in read) or not (folder / INDEX_FILE).is_file():
+        return
+    absent = sorted(indexed_tensors(folder).keys() - place.keys())
+    if absent:
+        raise Malformed(
+            f"`{folder}` is incomplete: {len(absent):,} tensors that `{INDEX_FILE}` names are in none of its files,"
+            f" such as `{shown(absent[0])}`",
+            hint="download the folder again: its files are of different versions",
+        )
+
+
+def _digest_of_links(files: Iterable[Path]) -> Digest | None:
+    """The `files` digest when all are links of a Hub cache, which names each blob by the sha256 of its bytes."""
+    blobs = [(path.name, Path(path.readlink()) if path.is_symlink() else Path()) for path in files]
+    if not all(blob.parent.name == "blobs" for _, blob in blobs):
+        return None
+    try:
+        return files_digest((name, blob.name) for name, blob in blobs)
+    except ValueError:
+        return None  # a blob that is no LFS file is named by its git hash
+
+
+def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is no weight but a constant that libraries drop or add when they save a model again.
+
+    - `*.rotary_emb.inv_freq`: frequencies that the config determines
+    - `*.position_ids`: 0, 1, 2, …
+    - `*.attn.bias` and `*.attention.bias` of shape [1, 1, n, n]: causal masks of GPT-2, GPT-J, GPT-Neo and GPT-NeoX
+    - `*.attn.masked_bias` and `*.attention.masked_bias`: the number that those masks put in
+    """
+    dotted = f".{name}"
+    if dotted.endswith((".rotary_emb.inv_freq", ".position_ids", ".attn.masked_bias", ".attention.masked_bias")):
+        return True
+    mask = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]  # noqa: PLR2004 - [1, 1, n, n]
+    return mask and dotted.endswith((".attn.bias", ".attention.bias"))
+
+
+def files_digest(entries: Iterable[tuple[str, str]]) -> Digest:
+    """Digest over the weight files of a base as a hub lists them: `(path, sha256 hex)` each, in any order.
+
+    It lets two sides agree on a base that neither has read.
+
+    Raises:
+        ValueError: no entries, or a sha256 that is not 64 lower-case hex digits.
+    """
+    listed = sorted((path, parse_digest(f"sha256:{sha256}")[7:]) for path, sha256 in entries)
+    if not listed:
+        raise ValueError("no weight files are listed")
+    return digest_of(canonical_json([[path, sha256] for path, sha256 in listed]))
+
+
+# ---------------------------------------------------------------- compare
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A verdict, and in plain sentences what differs between the first and the second base."""
+
+    verdict: BaseVerdict
+    differences: tuple[str, ...] = ()
+
+
+def compare(
+    a: BaseFingerprint | None,
+    b: BaseFingerprint | None,
+    *,
+    hints: tuple[BaseHints, BaseHints] | None = None,
+) -> Comparison:
+    """How base `a` relates to base `b`, in either order; `hints` only make the sentences say more.
+
+    Equal digests are proof. Another precision is told by samples, so a change smaller than the rounding of the
+    coarser dtype, or one that misses all samples of every tensor, goes unseen between two precisions.
+    """
+    if a is None or b is None:
+        both = "neither base has a known fingerprint"
+        if a is not b:
+            both = f"the {'second' if b is None else 'first'} base has no known fingerprint"
+        return Comparison(verdict=BaseVerdict.UNKNOWN, differences=(both,))
+    if a.weights == b.weights:
+        return Comparison(verdict=BaseVerdict.SAME_WEIGHTS)
+    naming = _naming_differences(a.samples, b.samples)
+    if a.tensors == b.tensors:
+        if not _is_rearranged(a.samples, b.samples):
+            return Comparison(verdict=BaseVerdict.SAME_WEIGHTS, differences=naming)
+        naming += ("every tensor occurs on both sides, but under other names or another number of times",)
+    same_structure = a.structure == b.structure
+    pairs = _pairs(a.samples, b.samples) if same_structure or a.samples.keys() != b.samples.keys() else None
+    dtypes = _dtype_differences(a.samples, b.samples, pairs or {})
+    values, is_apart = _value_differences(a.samples, b.samples, pairs or {})
+    if dtypes and not is_apart:
+        verdict = BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION
+        return Comparison(verdict=verdict, differences=(*dtypes, *naming))
+    if same_structure:
+        return Comparison(verdict=BaseVerdict.SAME_SHAPES, differences=(*values, *dtypes))
+    shapes = () if naming else ("the tensors have the same names, but not all have the same shape",)
+    facts = _hint_differences(*hints) if hints else ()
+    return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(*facts, *naming, *shapes, *values))
+
+
+def _is_rearranged(a: Samples, b: Samples) -> bool:
+    """Whether two models made of the same set of tensors put them in other places: layers repeated or exchanged."""
+    moved = any(_starts(a[name], b[name]) != _starts(b[name], a[name]) for name in a.keys() & b.keys())
+    if moved or abs(len(a) - len(b)) > MOST_TIED_COPIES:
+        return True
+    larger, smaller = (a, b) if len(a) > len(b) else (b, a)
+    spare = {name: sample for name, sample in larger.items() if name not in smaller}
+    # With names of its own on either side it is a renaming, and nothing tells which names are the copies.
+    return smaller.keys() < larger.keys() and not _are_tied_copies(spare, smaller.values())
+
+
+def _starts(sample: tuple[str, bytes], other: tuple[str, bytes]) -> tuple[str, bytes]:
+    """As much of `sample` as `other` holds: a model of many tensors keeps fewer numbers of each."""
+    return sample[0], sample[1][: len(other[1])]
+
+
+def _pairs(a: Samples, b: Samples) -> dict[str, str] | None:
+    """Name in `b` for each name in `a`, when they name the same places; tied copies on one side stay without.
+
+    Besides equal names, one side may have a prefix more, as the same model has when it is saved with its head
+    (`transformer.h.0…`) and without (`h.0…`).
+    """
+    candidates = [{name: name for name in a.keys() & b.keys()}]
+    candidates += [{name: part + name for name in a if part + name in b} for part in _leading_parts(b)]
+    candidates += [{part + name: name for name in b if part + name in a} for part in _leading_parts(a)]
+    pairs = max(candidates, key=len)
+    matched = set(pairs.values())
+    spare_a = {name: sample for name, sample in a.items() if name not in pairs}
+    spare_b = {name: sample for name, sample in b.items() if name not in matched}
+    copied = _are_tied_copies(spare_a, [a[name] for name in pairs]) and _are_tied_copies(
+        spare_b, [b[name] for name in matched]
+    )
+    return pairs if pairs and copied else None
+
+
+def _leading_parts(names: Iterable[str]) -> list[str]:
+    """The two most frequent first parts of dotted names, with the dot."""
+    return [part for part, _ in Counter(name.partition(".")[0] + "." for name in names).most_common(2)]
+
+
+def _are_tied_copies(spare: Samples, others: Iterable[tuple[str, bytes]]) -> bool:
+    """Whether a library may have kept or dropped these: few, each there a second time, none a mere constant."""
+    is_constant = any(len(set(_numbers(dtype, raw))) == 1 for dtype, raw in spare.values())
+    return len(spare) <= MOST_TIED_COPIES and set(spare.values()) <= set(others) and not is_constant
+
+
+def _dtype_differences(a: Samples, b: Samples, pairs: Mapping[str, str]) -> tuple[str, ...]:
+    changed = Counter((a[x][0], b[y][0]) for x, y in pairs.items() if a[x][0] != b[y][0])
+    return tuple(
+        f"{count:,} of {len(pairs):,} tensors are {first} in the first and {second} in the second"
+        for (first, second), count in changed.most_common()
+    )
+
+
+def _value_differences(a: Samples, b: Samples, pairs: Mapping[str, str]) -> tuple[tuple[str, ...], bool]:
+    """A sentence on the sampled numbers, and whether any two of them cannot be the same number (or none were seen)."""
+    apart = seen = 0
+    example = ""
+    for x, y in sorted(pairs.items()):
+        (a_dtype, a_raw), (b_dtype, b_raw) = a[x], b[y]
+        for first, second in zip(_numbers(a_dtype, a_raw), _numbers(b_dtype, b_raw), strict=False):
+            seen += 1
+            if not may_be_same(a_dtype, first, b_dtype, second):
+                apart += 1
+                texts = number_text(a_dtype, first), number_text(b_dtype, second)
+                example = example or f"`{shown(x)}` ({texts[0]} in the first, {texts[1]} in the second)"
+    if apart:
+        return (f"{apart:,} of {seen:,} sampled values differ, for example in {example}",), True
+    if not seen:
+        return (), True
+    return (f"all {seen:,} sampled values agree, but the digests do not: others differ",), False
+
+
+def _numbers(dtype: str, raw: bytes) -> list[bytes]:
+    width = stored_bytes(dtype)
+    return [raw[at : at + width] for at in range(0, len(raw), width)]
+
+
+def _naming_differences(a: Samples, b: Samples) -> tuple[str, ...]:
+    sentences = [f"{len(a):,} tensors in the first, {len(b):,} in the second"] if len(a) != len(b) else []
+    for which, names in (("first", a.keys() - b.keys()), ("second", b.keys() - a.keys())):
+        if names:
+            example = min(names, key=lambda name: (len(name), name))
+            sentences.append(f"{len(names):,} tensor names only in the {which}, such as `{shown(example)}`")
+    return tuple(sentences)
+
+
+def _hint_differences(a: BaseHints, b: BaseHints) -> tuple[str, ...]:
+    facts = (
+        ("model_type", a.model_type, b.model_type),
+        ("parameters", a.parameters, b.parameters),
+        ("hidden_size", a.hidden_size, b.hidden_size),
+        ("layers", a.layers, b.layers),
+    )
+    return tuple(
+        f"{name} is {_plain(first)} in the first, {_plain(second)} in the second"
+        for name, first, second in facts
+        if first is not None and second is not None and first != second
+    )
+
+
+def _plain(value: str | int) -> str:
+    return f"{value:,}" if isinstance(value, int) else shown(value)

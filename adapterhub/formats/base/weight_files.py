@@ -1,0 +1,128 @@
+"""Which files of a base's folder hold its weights: the ones transformers would load, safetensors only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, NoReturn
+
+from adapterhub.core.disk.files import read_json
+from adapterhub.core.errors import BaseNotFound, CouldNotTell, Malformed, shown
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+INDEX_LIMIT_BYTES: Final = 256 << 20  # the index of the largest public model (DeepSeek-V3, 91,991 tensors) is 9 MB
+_LISTED = 8
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The weight files of the model in `folder`, sorted by name; links (as a Hub cache has them) are kept as they are.
+
+    In the order of transformers: `model.safetensors`, else the files that `model.safetensors.index.json` names, else
+    every `*.safetensors` whose name does not begin with `adapter`.
+
+    Raises:
+        BaseNotFound: no such folder.
+        Malformed: no weights in safetensors, a file that the index names is missing, or a pipeline of several models.
+        CouldNotTell: the folder cannot be read.
+    """
+    try:
+        return _weight_files(folder)
+    except OSError as error:
+        raise CouldNotTell(f"`{shown(str(folder), 200)}` cannot be read: {error.strerror}") from None
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    if not folder.is_dir():
+        _refuse_what_is_no_folder(folder)
+    if (folder / "model_index.json").is_file():
+        raise Malformed(
+            f"`{folder}` is a pipeline of several models (it has a `model_index.json`), expected one model",
+            hint="give the folder of one model in it, such as `transformer` or `unet`",
+        )
+    if (folder / SINGLE_FILE).is_file():
+        return (folder / SINGLE_FILE,)
+    if (folder / INDEX_FILE).is_file():
+        return _files_of_index(folder, folder / INDEX_FILE)
+    found = sorted(folder.glob("*.safetensors"))
+    weights = tuple(path for path in found if not path.name.startswith("adapter"))
+    broken = [path.name for path in weights if not path.is_file()]
+    if broken:
+        _refuse_missing(folder, broken, "it has links to files that are not there")
+    return weights or _refuse_without_weights(folder, has_adapter=bool(found))
+
+
+def indexed_tensors(folder: Path) -> dict[str, str]:
+    """File name by tensor name as the index in `folder` promises them.
+
+    Raises:
+        Malformed: not an index, or one that names a file outside the folder.
+    """
+    path = folder / INDEX_FILE
+    try:
+        value = read_json(path, INDEX_LIMIT_BYTES)
+    except (ValueError, OSError) as error:
+        raise Malformed(f"{path}: {error}") from None
+    places = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise Malformed(f"{path}: expected an object `weight_map` that gives the file of each tensor")
+    for name in set(places.values()):
+        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name or not name.endswith(".safetensors"):
+            raise Malformed(f"{path}: `{shown(name)}` is not the name of a safetensors file beside it")
+    return places
+
+
+def _files_of_index(folder: Path, index: Path) -> tuple[Path, ...]:
+    names = sorted(set(indexed_tensors(folder).values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        _refuse_missing(
+            folder, missing, f"{len(missing)} of {len(names)} files that `{index.name}` names are not there"
+        )
+    return tuple(folder / name for name in names)
+
+
+def _refuse_missing(folder: Path, names: list[str], reason: str) -> NoReturn:
+    listed = ", ".join(f"`{shown(name)}`" for name in names[:_LISTED])
+    rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    raise Malformed(f"`{folder}` is incomplete: {reason}: {listed}{rest}", hint="finish the download and try again")
+
+
+def _refuse_what_is_no_folder(folder: Path) -> NoReturn:
+    if not folder.exists():
+        raise BaseNotFound(f"no folder `{folder}`", hint="`adapt base list` lists the bases that are known")
+    if folder.suffix == ".gguf":
+        raise Malformed(
+            f"`{folder}` is a GGUF file, expected the folder of a model in safetensors",
+            hint="give the folder that the GGUF was converted from; adapters are made for that model",
+        )
+    raise Malformed(f"`{folder}` is a file, expected the folder of a model", hint=f"give `{folder.parent}`")
+
+
+def _refuse_without_weights(folder: Path, *, has_adapter: bool) -> NoReturn:
+    if has_adapter or (folder / "adapter_config.json").is_file():
+        raise Malformed(
+            f"`{folder}` holds an adapter, expected the model it runs on",
+            hint="give the base model's folder; `adapt add FOLDER` takes an adapter",
+        )
+    if any(folder.glob("*.gguf")):
+        raise Malformed(
+            f"`{folder}` holds GGUF files only, expected a model in safetensors",
+            hint="give the folder that the GGUF was converted from; adapters are made for that model",
+        )
+    pickles = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(kind))
+    if pickles:
+        raise Malformed(
+            f"`{folder}` holds pickles only (`{shown(pickles[0])}`), which can run code when they are opened;"
+            " only safetensors is read",
+            hint='convert it where you trust it: `python -c "from transformers import AutoModelForCausalLM as M;'
+            f" M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"`",
+        )
+    commits = sorted(folder.glob("snapshots/*/"))
+    if commits:
+        raise Malformed(
+            f"`{folder}` is a repository in a Hub cache, expected one commit of it", hint=f"give `{commits[-1]}`"
+        )
+    raise Malformed(
+        f"`{folder}` holds no weights, expected `{SINGLE_FILE}` or `{INDEX_FILE}` and the files it names",
+        hint="give the folder that `save_pretrained` wrote or `hf download` printed",
+    )

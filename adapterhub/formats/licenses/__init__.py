@@ -1,0 +1,1 @@
+"""Licences: SPDX expressions, and what each lets a merge do."""

@@ -1,0 +1,1 @@
+"""PEFT's `adapter_config.json` and the keys of its weights."""

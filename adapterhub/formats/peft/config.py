@@ -1,0 +1,270 @@
+"""`adapter_config.json` as PEFT writes it: read strictly, kept whole, and matched to modules as PEFT 0.21 does.
+
+Two other programs use the same file name (Apple's MLX, AdapterHub's `adapters`); they are recognised and refused by
+name. Configs of other PEFT methods than LoRA are read as well: what they share with LoRA has a field, the rest is kept
+in `extra`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+from adapterhub.core.errors import MalformedConfig, shown
+from adapterhub.formats.peft.fields import Note
+from adapterhub.formats.peft.names import base_is_path
+from adapterhub.formats.peft.patterns import AnyPattern, Budget, FullPattern, KeyPatterns, PatternTooSlow
+from adapterhub.formats.peft.reading import ALL_LINEAR, PEFT_TYPES, TASK_TYPES, read_config
+
+__all__ = ["ALL_LINEAR", "PEFT_TYPES", "TASK_TYPES", "AdapterConfig", "endings", "owner", "saved_name"]
+
+_VARIANT_CONFIGS: Final = (
+    ("use_bdlora", "bdlora"),
+    ("use_qalora", "qalora"),
+    ("kasa_config", "kasa"),
+    ("velora_config", "velora"),
+    ("monteclora_config", "monteclora"),
+    ("arrow_config", "arrow"),
+)
+
+
+_IMPLIED_HEADS: Final[Mapping[str | None, tuple[str, ...]]] = MappingProxyType(
+    {
+        "SEQ_CLS": ("classifier", "score"),
+        "TOKEN_CLS": ("classifier", "score"),
+        "QUESTION_ANS": ("qa_outputs",),
+    }
+)
+_CONTAINER: Final = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)")
+
+
+def saved_name(tensor: str) -> str:
+    """The name of a saved module's tensor as PEFT writes it; some writers leave PEFT's own container in it."""
+    return _CONTAINER.sub("", tensor)
+
+
+def _nothing() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """One adapter config. Fields are named as in the file; a `str` in `target_modules` is a pattern or `all-linear`.
+
+    `r` and `lora_alpha` are never None for LoRA (PEFT's defaults are filled in, with a note). Module names are those of
+    the base model, without `base_model.model.` in front.
+    """
+
+    peft_type: str
+    task_type: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    r: int | None = None
+    lora_alpha: float | None = None
+    target_modules: tuple[str, ...] | str | None = None
+    exclude_modules: tuple[str, ...] | str | None = None
+    rank_pattern: Mapping[str, int] = field(default_factory=_nothing)
+    alpha_pattern: Mapping[str, float] = field(default_factory=_nothing)
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"
+    modules_to_save: tuple[str, ...] = ()
+    layers_to_transform: tuple[int, ...] | None = None
+    layers_pattern: tuple[str, ...] = ()
+    fan_in_fan_out: bool = False
+    init_lora_weights: bool | str = True
+    target_parameters: tuple[str, ...] = ()
+    trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None
+    layer_replication: tuple[tuple[int, int], ...] = ()
+    alora_invocation_tokens: tuple[int, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=_nothing)
+    unknown_keys: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+    _match: _Matchers | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, raw: bytes, where: str) -> AdapterConfig:
+        """The config in the bytes of an `adapter_config.json`; `where` names the file in errors.
+
+        Raises:
+            MalformedConfig: with code E_CONFIG, E_REGEX, E_CODE or E_UNSUPPORTED; the reason lists every problem.
+        """
+        return cls(**read_config(raw, where))
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether this is plain LoRA or one of its variants, which is what can be attached and merged here."""
+        return self.peft_type == "LORA"
+
+    @property
+    def saved_modules(self) -> tuple[str, ...]:
+        """`modules_to_save`, and the heads that PEFT's own classes add for a task without writing them down."""
+        return (*self.modules_to_save, *_IMPLIED_HEADS.get(self.task_type, ()))
+
+    @property
+    def base_is_path(self) -> bool:
+        """Whether the base is named by a folder of the author's machine; such a name finds nothing elsewhere."""
+        return self.base_model_name_or_path is not None and base_is_path(self.base_model_name_or_path)
+
+    @property
+    def targets_all(self) -> bool:
+        """Whether the targets depend on the model: `all-linear`, or none given (PEFT then goes by the model type)."""
+        if isinstance(self.target_modules, str):
+            return self.target_modules.lower() == ALL_LINEAR
+        return self.target_modules is None and not self.target_parameters
+
+    def rank_of(self, module: str) -> int:
+        """Rank of the LoRA pair on `module`.
+
+        Raises:
+            MalformedConfig: E_REGEX when the patterns take too long; E_UNSUPPORTED for a method without a rank.
+        """
+        if self.r is None:
+            raise MalformedConfig(module, f"{self.peft_type} has no rank", code="E_UNSUPPORTED")
+        return self.rank_pattern.get(self._key(self._matchers().rank, module), self.r)
+
+    def alpha_of(self, module: str) -> float:
+        """`lora_alpha` of the LoRA pair on `module`; raises as `rank_of`."""
+        if self.lora_alpha is None:
+            raise MalformedConfig(module, f"{self.peft_type} has no lora_alpha", code="E_UNSUPPORTED")
+        return self.alpha_pattern.get(self._key(self._matchers().alpha, module), self.lora_alpha)
+
+    def scaling_of(self, module: str) -> float:
+        """The factor on B @ A: alpha / r, or alpha / sqrt(r) for rsLoRA; raises as `rank_of`."""
+        rank = self.rank_of(module)
+        return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def targets(self, module: str) -> bool:
+        """Whether PEFT would put an adapter on `module`, as far as names can tell (see `targets_all`).
+
+        Raises:
+            MalformedConfig: E_REGEX when the patterns take too long.
+        """
+        try:
+            return self._targets(module)
+        except PatternTooSlow:
+            raise self._too_slow(module) from None
+
+    def holds_parameters(self, module: str) -> bool:
+        """Whether bare parameters of `module` are targets (`target_parameters`), such as the experts of one layer."""
+        return bool(self.parameters_of(module))
+
+    def parameters_of(self, module: str) -> tuple[str, ...]:
+        """The parameters of `module` that are targets, in full and sorted.
+
+        PEFT nests one wrapper a parameter, so that `experts.base_layer` is `experts` as well; which of the wrappers is
+        on which parameter depends on the base.
+        """
+        holder = owner(module)
+        owners = self._matchers().owners
+        names = {name for end in endings(holder) for name in owners.get(end, ())} if owners else ()
+        return tuple(f"{holder}.{name}" for name in sorted(names))
+
+    def methods(self) -> tuple[str, ...]:
+        """The method and every variant of it that changes what the adapter is, e.g. `("LORA", "rslora")`."""
+        marks = {
+            "rslora": self.use_rslora,
+            "dora": self.use_dora,
+            "lora_bias": self.lora_bias,
+            f"bias={self.bias}": self.is_lora and self.bias != "none",
+            "rank_pattern": bool(self.rank_pattern),
+            "alpha_pattern": bool(self.alpha_pattern),
+            "modules_to_save": bool(self.modules_to_save),
+            "trainable_tokens": self.is_lora and self.trainable_token_indices is not None,
+            "target_parameters": bool(self.target_parameters),
+            "layer_replication": bool(self.layer_replication),
+            "alora": self.alora_invocation_tokens is not None,
+            **{name: bool(self.extra.get(key)) for key, name in _VARIANT_CONFIGS if self.is_lora},
+        }
+        return (self.peft_type, *(name for name, is_used in marks.items() if is_used))
+
+    def _targets(self, module: str) -> bool:
+        match = self._matchers()
+        if self._is_excluded(module, match):
+            return False
+        if self.targets_all:
+            return True
+        if match.target is not None:
+            return match.target.matches(module)
+        # A whole name is taken whatever its layer, as PEFT does. No names at all: target_parameters alone.
+        return module in match.targets or (_ends_with_one(module, match.targets) and self._in_layers(module, match))
+
+    def _is_excluded(self, module: str, match: _Matchers) -> bool:
+        if match.excluded is not None and match.excluded.matches(module):
+            return True
+        if _ends_with_one(module, match.exclusions):
+            return True
+        return match.saved is not None and match.saved.first_group(module) is not None
+
+    def _in_layers(self, module: str, match: _Matchers) -> bool:
+        if not self.layers_to_transform:
+            return True
+        index = match.layers.first_group(module)
+        return bool(index) and int(index or 0) in match.chosen_layers
+
+    def _key(self, keys: KeyPatterns, module: str) -> str:
+        try:
+            return keys.first(module) or module
+        except PatternTooSlow:
+            raise self._too_slow(module) from None
+
+    @staticmethod
+    def _too_slow(module: str) -> MalformedConfig:
+        reason = f"matching its patterns against `{shown(module, 60)}` takes too long"
+        return MalformedConfig("adapter_config.json", reason, code="E_REGEX", hint="list the module names instead")
+
+    def _matchers(self) -> _Matchers:
+        if self._match is None:
+            object.__setattr__(self, "_match", _Matchers(self))
+        assert self._match is not None
+        return self._match
+
+
+class _Matchers:
+    """The patterns of one config, compiled on first use, sharing one budget of time."""
+
+    def __init__(self, config: AdapterConfig) -> None:
+        budget = Budget()
+        self.rank = KeyPatterns(config.rank_pattern, budget)
+        self.alpha = KeyPatterns(config.alpha_pattern, budget)
+        target, excluded = config.target_modules, config.exclude_modules
+        is_pattern = isinstance(target, str) and not config.targets_all
+        self.target = FullPattern(str(target), budget) if is_pattern else None
+        self.excluded = FullPattern(excluded, budget) if isinstance(excluded, str) else None
+        self.targets = frozenset(target) if isinstance(target, tuple) else frozenset()
+        self.exclusions = frozenset(excluded) if isinstance(excluded, tuple) else frozenset()
+        self.chosen_layers = frozenset(config.layers_to_transform or ())
+        self.owners: dict[str, list[str]] = {}
+        for parameter in config.target_parameters:
+            holder, _, name = parameter.rpartition(".")
+            self.owners.setdefault(holder, []).append(name)
+        saved = config.modules_to_save
+        self.saved = AnyPattern(r"(^|.*\.){}($|\..*)", saved, budget) if saved else None
+        # Lazy, so that the first number is the layer and not, say, an expert inside it.
+        wrapped = r"(?:^|.*?\.){}\.(?P<idx>\d+)\." if config.layers_pattern else r".*?\.[^.]*\.(?P<idx>\d+)\."
+        self.layers = AnyPattern(wrapped, config.layers_pattern or ("",), budget)
+
+
+def _ends_with_one(module: str, names: frozenset[str]) -> bool:
+    """Whether `module` is one of `names`, or lies behind one dot before it; the time does not grow with the names."""
+    return not names.isdisjoint(endings(module))
+
+
+def owner(module: str) -> str:
+    """The module of the base that PEFT was told to put a pair on.
+
+    PEFT wraps a module once for each parameter that is a target, so that the pairs are on `experts`,
+    `experts.base_layer` and so on; and it puts pairs inside of what it wraps where a layer is made of layers
+    (`attn.base_layer.out_proj` belongs to `attn`).
+    """
+    return module.partition(".base_layer")[0]
+
+
+def endings(module: str) -> list[str]:
+    """A module's name and what is left of it after each dot."""
+    return [module, *(module[at + 1 :] for at, character in enumerate(module) if character == ".")]

@@ -1,0 +1,203 @@
+"""The tensor names PEFT writes, sorted into what they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from adapterhub.formats.peft.config import AdapterConfig, saved_name
+from adapterhub.formats.safetensors.file import TensorFile
+from adapterhub.formats.safetensors.header import TensorSpec
+
+PREFIX: Final = "base_model.model."
+"""What PEFT puts before the name that a module has in the base."""
+
+EMBEDDINGS: Final = frozenset(
+    {"embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "shared", "tok_embeddings", "output"}
+)
+"""Names of input embeddings and output heads, of which PEFT may save a copy (`save_embedding_layers`)."""
+
+# `.weight` after a magnitude and `.default` (the adapter's name in memory) are not how PEFT writes them, but some do.
+_UPDATE: Final = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(?P<tail>weight|bias))?"
+)
+_TOKENS: Final = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta")
+_PROMPTS: Final = ("prompt_embeddings", "prefix_task_cols", "prefix_task_rows")
+_MARKS: Final = {
+    **dict.fromkeys(
+        ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"), _PROMPTS
+    ),
+    "ADALORA": ("lora_",),
+    "ADAPTION_PROMPT": ("adaption_",),
+    "LOHA": ("hada_",),
+    "TRAINABLE_TOKENS": ("trainable_tokens_", "token_adapter"),
+    "PVERA": ("pvera_",),
+    "VERA": ("vera_",),
+    "XLORA": ("xlora",),
+}
+_UNMARKED: Final = frozenset({"FINEGATES", "SHADOW"})  # never released, or several names of their own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """The tensors of one module's update. `kind` `embedding`: `lora_embedding_A`/`_B`; else `lora_A`/`lora_B`.
+
+    Linear: A [r, in], B [out, r]. Convolution: A [r, in, *kernel], B [out, r, 1, …]. Embedding: A [r, entries],
+    B [width, r]. `magnitude` (DoRA) and `bias` (of B) have `out` numbers.
+    """
+
+    module: str
+    kind: str
+    a: TensorSpec | None = None
+    b: TensorSpec | None = None
+    magnitude: TensorSpec | None = None
+    bias: TensorSpec | None = None
+
+    @property
+    def whole(self) -> tuple[TensorSpec, TensorSpec] | None:
+        """A and B when both are there and have the dimensions of matrices."""
+        if self.a is None or self.b is None:
+            return None
+        matrix = 2
+        shapes = (self.a.shape, self.b.shape)
+        return (self.a, self.b) if all(len(s) >= matrix and all(s) for s in shapes) else None
+
+    @property
+    def rank(self) -> int:
+        """First dimension of A; 0 when there is no usable A."""
+        return self.a.shape[0] if self.a and self.a.shape else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterKeys:
+    """Every tensor of an adapter, in exactly one of the groups. Module names are those of the base."""
+
+    pairs: tuple[Pair, ...]
+    saved: tuple[tuple[str, TensorSpec], ...]
+    """Modules trained as a whole: the name of the base tensor they stand for, and the tensor."""
+    biases: tuple[tuple[str, TensorSpec], ...]
+    """Biases of the base, as `bias: all` or `lora_only` saves them, by the base tensor's name."""
+    tokens: tuple[tuple[str, TensorSpec], ...]
+    """Rows of an embedding that were trained (`trainable_token_indices`), by module."""
+    copies: tuple[tuple[str, TensorSpec], ...]
+    """Copies of a targeted module's own weight, by the base tensor's name."""
+    others: tuple[TensorSpec, ...]
+    """What the method of the config does not account for."""
+    marked: tuple[TensorSpec, ...] = ()
+    """For methods other than LoRA: the tensors that carry the method's name."""
+
+
+def sort_keys(weights: TensorFile, config: AdapterConfig) -> AdapterKeys:
+    """The tensors of `weights`, sorted by what PEFT would do with them under `config`."""
+    parts: dict[str, dict[str, TensorSpec]] = {}
+    rest: list[TensorSpec] = []
+    marked: list[TensorSpec] = []
+    for spec in weights.tensors:
+        if config.is_lora and _take_update(spec, parts):
+            continue
+        if not config.is_lora and _is_marked(spec.name, config.peft_type):
+            marked.append(spec)
+        else:
+            rest.append(spec)
+    pairs = tuple(_pair(module, found) for module, found in sorted(parts.items()))
+    groups: dict[str, list[tuple[str, TensorSpec]]] = {"saved": [], "biases": [], "tokens": [], "copies": []}
+    others = [spec for spec in rest if not _take_other(spec, config, frozenset(parts), groups)]
+    return AdapterKeys(
+        pairs=pairs,
+        saved=tuple(groups["saved"]),
+        biases=tuple(groups["biases"]),
+        tokens=tuple(groups["tokens"]),
+        copies=tuple(groups["copies"]),
+        others=tuple(others),
+        marked=tuple(marked),
+    )
+
+
+def marks_of(peft_type: str) -> tuple[str, ...]:
+    """What the tensor names of a method other than LoRA carry; empty when that is not known here."""
+    if peft_type in _UNMARKED:
+        return ()
+    return _MARKS.get(peft_type, (f"{peft_type.lower()}_",))
+
+
+def _is_marked(name: str, peft_type: str) -> bool:
+    marks = marks_of(peft_type)
+    return not marks or any(part.startswith(mark) or f"_{mark}" in part for part in name.split(".") for mark in marks)
+
+
+def _take_update(spec: TensorSpec, parts: dict[str, dict[str, TensorSpec]]) -> bool:
+    match = _UPDATE.fullmatch(spec.name)
+    if match is None or not spec.name.startswith(PREFIX):
+        return False
+    part, tail = match["part"], match["tail"]
+    slot = {"lora_A": "a", "lora_B": "b", "lora_embedding_A": "ea", "lora_embedding_B": "eb"}.get(part, "magnitude")
+    fits = {"a": tail == "weight", "b": tail is not None, "ea": tail is None, "eb": tail is None}
+    if not fits.get(slot, tail != "bias"):
+        return False
+    slot = "bias" if (slot, tail) == ("b", "bias") else slot
+    module = match["module"].removeprefix(PREFIX)
+    found = parts.setdefault(module, {})
+    if slot in found:
+        return False  # `lora_magnitude_vector` and `lora_magnitude_vector.weight` for one module
+    found[slot] = spec
+    return True
+
+
+def _pair(module: str, found: dict[str, TensorSpec]) -> Pair:
+    embedding = "ea" in found or "eb" in found
+    return Pair(
+        module=module,
+        kind="embedding" if embedding else "linear",
+        a=found.get("ea" if embedding else "a"),
+        b=found.get("eb" if embedding else "b"),
+        magnitude=found.get("magnitude"),
+        bias=found.get("bias"),
+    )
+
+
+def _take_other(
+    spec: TensorSpec,
+    config: AdapterConfig,
+    targets: frozenset[str],
+    groups: dict[str, list[tuple[str, TensorSpec]]],
+) -> bool:
+    if not spec.name.startswith(PREFIX):
+        return False
+    name = spec.name.removeprefix(PREFIX)
+    tokens = _TOKENS.fullmatch(name)
+    if tokens and config.trainable_token_indices is not None:
+        groups["tokens"].append((tokens["module"], spec))
+        return True
+    plain = saved_name(name)
+    owner, _, tail = plain.rpartition(".")
+    if plain != name or _is_saved(owner, config):
+        groups["saved"].append((plain, spec))
+        return True
+    inner = owner.removesuffix(".base_layer")
+    if tail == "bias" and _keeps_bias(config, inner, targets):
+        groups["biases"].append((f"{inner}.bias", spec))
+        return True
+    is_copy = owner != inner and inner in targets
+    if is_copy or (tail == "weight" and owner.rpartition(".")[2] in EMBEDDINGS):
+        groups["copies"].append((f"{inner}.{tail}", spec))
+        return True
+    return False
+
+
+def _keeps_bias(config: AdapterConfig, module: str, targets: frozenset[str]) -> bool:
+    return config.bias == "all" or (config.bias == "lora_only" and module in targets)
+
+
+def _is_saved(module: str, config: AdapterConfig) -> bool:
+    """Whether a module lies in one that is trained as a whole. PEFT compares the ends of names, dots or not."""
+    names = config.saved_modules
+    return any(path.endswith(names) for path in _paths(module)) if names else False
+
+
+def _paths(module: str) -> Iterator[str]:
+    """The module and everything that holds it."""
+    while module:
+        yield module
+        module = module.rpartition(".")[0]

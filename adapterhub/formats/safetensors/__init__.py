@@ -1,0 +1,1 @@
+"""The safetensors format: header, facts about tensors, kinds of files."""

@@ -1,0 +1,355 @@
+"""The JSON header of a safetensors file: its words, its limits, and a reader that trusts nothing.
+
+A tensor entry holds no nested object, which lets us read the header entry by entry: memory and time follow the limits
+and not the input.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, Final, NoReturn, TypeGuard
+
+from adapterhub.core.errors import MalformedTensorFile, shown
+from adapterhub.core.limits import DEFAULT_LIMITS, limits
+
+DTYPE_BITS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "BOOL": 8,
+        "F4": 4,
+        "F6_E2M3": 6,
+        "F6_E3M2": 6,
+        "U8": 8,
+        "I8": 8,
+        "F8_E5M2": 8,
+        "F8_E4M3": 8,
+        "F8_E8M0": 8,
+        "F8_E4M3FNUZ": 8,
+        "F8_E5M2FNUZ": 8,
+        "I16": 16,
+        "U16": 16,
+        "F16": 16,
+        "BF16": 16,
+        "I32": 32,
+        "U32": 32,
+        "F32": 32,
+        "C64": 64,
+        "F64": 64,
+        "I64": 64,
+        "U64": 64,
+    }
+)
+"""Bits of one element, for every dtype of the format."""
+
+MAX_DIMENSIONS = 32
+_ENTRY_CHARACTERS = 4096  # 32 dimensions and two offsets of 20 digits each fit many times over
+_ENTRY_KEYS = frozenset({"dtype", "shape", "data_offsets"})
+_SPACE = re.compile(r"[ \t\n\r]*")
+# An entry as every writer spells it; 18 digits always fit in 64 bits, all else goes the long way through JSON.
+_PLAIN_ENTRY = re.compile(
+    r'\{"dtype":"(?P<dtype>[A-Z0-9_]{1,16})","shape":\[(?P<shape>(?:\d{1,18}(?:, ?\d{1,18}){0,31})?)\],'
+    r'"data_offsets":\[(?P<begin>\d{1,18}), ?(?P<stop>\d{1,18})\]\}',
+    re.ASCII,
+)
+_LEADING_ZERO = re.compile(r"\b0\d", re.ASCII)
+_INT64_MAX = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much of a file is read. `file_bytes` None: any size. `strict_names`: as an adapter needs them."""
+
+    header_bytes: int = DEFAULT_LIMITS.header_bytes
+    tensors: int = DEFAULT_LIMITS.tensors
+    metadata_entries: int = DEFAULT_LIMITS.metadata_entries
+    name_bytes: int = DEFAULT_LIMITS.name_bytes
+    file_bytes: int | None = DEFAULT_LIMITS.file_bytes
+    strict_names: bool = True
+
+
+ADAPTER_LIMITS = Limits()
+"""For a stranger's file, as built in; `adapter_limits` gives those in force."""
+
+BASE_LIMITS = Limits(
+    header_bytes=100_000_000,
+    tensors=1 << 20,
+    metadata_entries=1 << 20,
+    name_bytes=4096,
+    file_bytes=None,
+    strict_names=False,
+)
+"""For the base model, whose bytes are trusted: the header cap of the safetensors library."""
+
+
+def adapter_limits() -> Limits:
+    """The limits in force for a stranger's file."""
+    chosen = limits()
+    return Limits(**{f.name: getattr(chosen, f.name) for f in fields(Limits) if f.name != "strict_names"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One tensor of a file; its bytes are `[start, end)` counted from the beginning of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @classmethod
+    def planned(cls, name: str, dtype: str, shape: tuple[int, ...]) -> TensorSpec:
+        """A tensor that is still to be written; `start` is 0 until it has a place.
+
+        Raises:
+            ValueError: the dtype is not of the format, or the tensor does not fill whole bytes.
+        """
+        if dtype not in DTYPE_BITS:
+            raise ValueError(f"dtype {shown(dtype)} is not one of safetensors")
+        bits = math.prod(shape) * DTYPE_BITS[dtype]
+        if bits % 8:
+            raise ValueError(f"{shown(name)}: {bits} bits do not fill whole bytes")
+        return cls(name=name, dtype=dtype, shape=shape, start=0, end=bits // 8)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the tensor's data."""
+        return self.end - self.start
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the tensor holds; 1 for a scalar."""
+        return math.prod(self.shape)
+
+
+def parse_header_text(text: str, where: str, limits: Limits) -> tuple[dict[str, str], list[TensorSpec]]:
+    """Metadata, and the tensors in the header's order with offsets from the start of the data section.
+
+    Raises:
+        MalformedTensorFile: with code E_CONTAINER, E_LIMIT or E_TENSOR_NAME; `where` names the file.
+    """
+    return _HeaderText(text, where, limits).parse()
+
+
+class _HeaderText:
+    """Reads the header's JSON one entry at a time: at no moment is more than one entry a Python object."""
+
+    def __init__(self, text: str, where: str, limits: Limits) -> None:
+        self.text, self.where, self.limits = text, where, limits
+        self.at = 0
+        self.strings = json.JSONDecoder()
+        self.entries = json.JSONDecoder(
+            object_pairs_hook=_no_duplicates, parse_int=_natural, parse_float=_not_natural, parse_constant=_not_natural
+        )
+
+    def parse(self) -> tuple[dict[str, str], list[TensorSpec]]:
+        """Metadata, and the tensors in the header's order with offsets from the start of the data section."""
+        metadata: dict[str, str] | None = None
+        specs: list[TensorSpec] = []
+        names: set[str] = set()
+        self.expect("{")
+        while not self.closes(first=not names and metadata is None):
+            name = self.string()
+            self.expect(":")
+            if name == "__metadata__":
+                if metadata is not None:
+                    self.refuse("`__metadata__` is given twice")
+                metadata = self.metadata()
+                continue
+            if len(specs) >= self.limits.tensors:
+                self.refuse(f"holds more than {self.limits.tensors} tensors", "E_LIMIT")
+            self.check_name(name)
+            if name in names:
+                self.refuse(f"tensor `{shown(name)}` is given twice")
+            names.add(name)
+            specs.append(self.entry(name))
+        if self.text[self.at :].strip(" "):
+            self.refuse(f"its header goes on after the closing brace, at character {self.at}")
+        return metadata or {}, specs
+
+    def refuse(self, reason: str, code: str = "E_CONTAINER") -> NoReturn:
+        raise MalformedTensorFile(self.where, reason, code=code)
+
+    def peek(self) -> str:
+        """The next character that is not white space; empty at the end."""
+        at = self.at
+        found = self.text[at : at + 1]
+        if found and found in " \t\n\r":  # rare in what machines write; megabytes of it must cost nothing
+            space = _SPACE.match(self.text, at)
+            assert space is not None  # nothing matches, too
+            self.at = space.end()
+            found = self.text[self.at : self.at + 1]
+        return found
+
+    def expect(self, character: str) -> None:
+        found = self.peek()
+        if found != character:
+            got = f"`{shown(found)}`" if found else "its end"
+            self.refuse(
+                f"its header is not the JSON of the format at character {self.at}: `{character}` expected, {got}"
+            )
+        self.at += 1
+
+    def closes(self, *, first: bool) -> bool:
+        """Whether the object ends here; steps over the brace, or over the comma before the next key."""
+        if self.peek() == "}":
+            self.at += 1
+            return True
+        if not first:
+            self.expect(",")
+        return False
+
+    def string(self) -> str:
+        if self.peek() != '"':
+            self.refuse(f"its header is not the JSON of the format at character {self.at}: a string was expected")
+        try:
+            value, self.at = self.strings.raw_decode(self.text, self.at)
+        except ValueError:
+            self.refuse(f"its header holds a broken string at character {self.at}")
+        assert isinstance(value, str)
+        return value
+
+    def metadata(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        self.expect("{")
+        while not self.closes(first=not found):
+            key = self.string()
+            self.expect(":")
+            if self.peek() != '"':
+                self.refuse(f"metadata `{shown(key)}` is not text; the format allows text only")
+            value = self.string()
+            if key in found:
+                self.refuse(f"metadata `{shown(key)}` is given twice")
+            if _has_surrogate(key) or _has_surrogate(value):
+                self.refuse(f"metadata `{shown(key)}` holds half of a UTF-16 pair, which is not text")
+            if len(found) >= self.limits.metadata_entries:
+                self.refuse(f"holds more than {self.limits.metadata_entries} entries of metadata", "E_LIMIT")
+            found[key] = value
+        return found
+
+    def entry(self, name: str) -> TensorSpec:
+        dtype, shape, offsets = self.plain_entry() or self.spelt_entry(name)
+        problem = _entry_problem(dtype, shape, offsets)
+        if problem:
+            self.refuse(f"tensor `{shown(name)}`: {problem}")
+        return TensorSpec(name=name, dtype=dtype, shape=tuple(shape), start=offsets[0], end=offsets[1])
+
+    def plain_entry(self) -> tuple[Any, Any, Any] | None:
+        """Dtype, shape and offsets of an entry in the usual spelling; a quick way to what `spelt_entry` gives."""
+        plain = _PLAIN_ENTRY.match(self.text, self.at)
+        if plain is None or _LEADING_ZERO.search(plain.group()):
+            return None
+        self.at = plain.end()
+        shape = [int(size) for size in plain["shape"].split(",")] if plain["shape"] else []
+        return plain["dtype"], shape, [int(plain["begin"]), int(plain["stop"])]
+
+    def spelt_entry(self, name: str) -> tuple[Any, Any, Any]:
+        """The same from any spelling that JSON allows."""
+        value = self.entry_value(name)
+        return value["dtype"], value["shape"], value["data_offsets"]
+
+    def entry_value(self, name: str) -> dict[str, Any]:
+        """The object that describes one tensor, with exactly the keys of the format."""
+        if self.peek() != "{":
+            self.refuse(f"tensor `{shown(name)}` is not described by an object")
+        end = self.text.find("}", self.at, self.at + _ENTRY_CHARACTERS)
+        problem = f"described by more than {_ENTRY_CHARACTERS} characters, or the header is cut off" if end < 0 else ""
+        value: dict[str, Any] = {}
+        try:
+            value = self.entries.decode(self.text[self.at : end + 1]) if not problem else {}
+        except RecursionError:
+            problem = "nested too deeply"
+        except json.JSONDecodeError as error:
+            problem = f"not JSON: {error.msg}"
+        except ValueError as error:
+            problem = str(error)
+        self.at = end + 1
+        if not problem and set(value) != _ENTRY_KEYS:
+            odd = ", ".join(f"`{shown(k, 40)}`" for k in sorted(set(value) ^ _ENTRY_KEYS)[:4])
+            problem = f"exactly dtype, shape and data_offsets are expected; missing or too many: {odd}"
+        if problem:
+            self.refuse(f"tensor `{shown(name)}`: {problem}")
+        return value
+
+    def check_name(self, name: str) -> None:
+        problem = name_problem(name, self.limits)
+        if problem:
+            self.refuse(f"tensor name `{shown(name)}` {problem}", "E_TENSOR_NAME")
+
+
+def _entry_problem(dtype: object, shape: object, offsets: object) -> str:
+    """What is wrong with a tensor's description; empty when nothing is."""
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        return f"dtype is {shown(dtype, 40)}, expected one of {', '.join(DTYPE_BITS)}"
+    if not _naturals(shape):
+        return f"shape is {shown(shape, 40)}, expected a list of natural numbers"
+    if len(shape) > MAX_DIMENSIONS:
+        return f"has {len(shape)} dimensions, expected at most {MAX_DIMENSIONS}"
+    if not _naturals(offsets) or len(offsets) != 2:  # noqa: PLR2004 - begin and end
+        return f"data_offsets is {shown(offsets, 40)}, expected two natural numbers"
+    begin, stop = offsets
+    # Zeros are left out: a reader that multiplies in another order would overflow before it meets the zero.
+    if max(math.prod(d for d in shape if d) * DTYPE_BITS[dtype], stop) > _INT64_MAX:
+        return f"shape {shown(shape, 40)} does not fit in 64 bits"
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    if bits != (stop - begin) * 8:
+        return f"{dtype} of shape {shown(shape, 40)} needs {bits / 8:.16g} bytes, data_offsets give {stop - begin}"
+    return ""
+
+
+def name_problem(name: str, limits: Limits = ADAPTER_LIMITS) -> str:
+    """What is wrong with a tensor's name, as the end of a sentence; empty when nothing is.
+
+    Adapters name parts of a module path, so their names are dot-separated, printable and free of path separators:
+    tools that write one file a tensor must not be led out of their folder.
+    """
+    if not name:
+        return "is empty"
+    if _has_surrogate(name):
+        return "holds half of a UTF-16 pair, which is not text"
+    if len(name.encode()) > limits.name_bytes:
+        return f"is longer than {limits.name_bytes} bytes"
+    if "\0" in name:
+        return "holds a NUL character"
+    return _strict_name_problem(name) if limits.strict_names else ""
+
+
+def _strict_name_problem(name: str) -> str:
+    if not name.isprintable():
+        return "holds a control or invisible character"
+    if "/" in name or "\\" in name:
+        return "holds a path separator, expected a dotted module path"
+    if "" in name.split(".") or name != name.strip():
+        return "has an empty part, expected a dotted module path"
+    return ""
+
+
+def _has_surrogate(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _naturals(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+def _natural(text: str) -> int:
+    if text.startswith("-"):
+        raise ValueError(f"number {shown(text, 24)} is negative")
+    if len(text) > 20:  # noqa: PLR2004 - digits of 2**64
+        raise ValueError(f"number {shown(text, 24)} does not fit in 64 bits")
+    return int(text)
+
+
+def _not_natural(text: str) -> NoReturn:
+    raise ValueError(f"{shown(text, 24)} is not a natural number")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen = dict(pairs)
+    if len(seen) != len(pairs):
+        raise ValueError("a key is given twice")
+    return seen

@@ -1,0 +1,21 @@
+"""Many adapters on one frozen base at the same time, chosen per call.
+
+    with AdapterBank(model) as bank:
+        bank.load("legal-qa")
+        bank.load("./summarize", name="short")
+        with bank.use("legal-qa"):
+            model.generate(...)
+        with bank.rows(["legal-qa", None, {"legal-qa": 0.5, "short": 0.5}]):
+            model.generate(...)
+
+No module of the base is replaced: hooks on its own modules add what the adapters add, and which adapters those are is
+a context variable. Two threads, or two tasks of an event loop, can run different adapters at once.
+"""
+
+from __future__ import annotations
+
+from adapterhub.inference.bank.adapter_bank import AdapterBank
+from adapterhub.inference.bank.residency import Stats
+from adapterhub.inference.bank.selection import Choice, Using
+
+__all__ = ["AdapterBank", "Choice", "Stats", "Using"]

@@ -1,0 +1,46 @@
+"""What an engine is: something that makes a checked adapter ready for use on the bank's model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from adapterhub.distribution.finding import Found
+from adapterhub.inference.bank.updates import Replacement, Update
+from adapterhub.inference.loader.injection import Ready
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedAdapter:
+    """An adapter in memory. Whoever holds one can use it to the end, whatever the bank forgets meanwhile.
+
+    `updates`: by module of the base. `is_additive`: it can have a weight and be added to others. `no_rows`: why it
+    cannot be chosen for some rows of a batch only, "" when it can.
+    """
+
+    label: str
+    engine: str
+    updates: Mapping[str, Update]
+    size_bytes: int
+    is_additive: bool
+    no_rows: str = ""
+
+    @property
+    def replaced(self) -> frozenset[str]:
+        """The modules that it replaces whole."""
+        return frozenset(name for name, update in self.updates.items() if isinstance(update, Replacement))
+
+
+class Engine(Protocol):
+    """Makes adapters ready for use."""
+
+    name: str
+
+    def reasons_against(self, ready: Ready) -> tuple[str, ...]:
+        """Why this engine cannot take the adapter; empty when it can."""
+        ...
+
+    def load(self, ready: Ready, found: Found) -> LoadedAdapter:
+        """The adapter in memory; the model is not touched."""
+        ...

@@ -1,0 +1,1 @@
+"""The engines of the bank: native layers, and those of PEFT."""

@@ -1,0 +1,47 @@
+"""Forward hooks on the base's own modules: where the choice that holds in a context adds what its adapters add."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from adapterhub.inference.bank.selection import Current
+from adapterhub.inference.loader.base.model import BaseModel
+
+
+class Hooks:
+    """The hooks of one bank. A module gets one when an adapter first needs it, and keeps it until the bank ends."""
+
+    def __init__(self, base: BaseModel, current: Current) -> None:
+        self._modules = base.modules
+        self._current = current
+        self._hooked: set[str] = set()
+        self._handles: list[Any] = []
+
+    def reach(self, names: Iterable[str]) -> None:
+        """Let choices change the outputs of these modules."""
+        for name in names:
+            if name not in self._hooked:
+                self._hooked.add(name)
+                self._handles.append(_hook(self._modules[name], name, self._current))
+
+    def take(self, handles: Iterable[Any]) -> None:
+        """Take over hooks that others made, so that they end with these."""
+        self._handles += handles
+
+    def remove(self) -> None:
+        """Take them all off the model."""
+        while self._handles:
+            self._handles.pop().remove()
+        self._hooked.clear()
+
+
+def _hook(module: nn.Module, name: str, current: Current) -> Any:  # noqa: ANN401 - torch's handle
+    # a plain function: copies of the model (`deepcopy`) take it as it is
+    def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ANN401 - what modules take and give
+        selection = current.get()
+        return None if selection is None else selection.apply(name, args, kwargs, output)
+
+    return module.register_forward_hook(add, with_kwargs=True)

@@ -1,0 +1,252 @@
+"""The engine for LoRA: its factors as views of the file, ready to be added by hooks on the base's own modules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from adapterhub.core.errors import UnsupportedAdapter, shown
+from adapterhub.distribution.finding import Found
+from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.inference.bank.engine import LoadedAdapter
+from adapterhub.inference.bank.engines.weights import FileMemory
+from adapterhub.inference.bank.updates import (
+    ConvUpdate,
+    EmbeddingUpdate,
+    LinearUpdate,
+    MagnitudeUpdate,
+    Replacement,
+    Update,
+    copy_with,
+)
+from adapterhub.inference.loader.base.model import BaseModel
+from adapterhub.inference.loader.fitting import Fitting
+from adapterhub.inference.loader.injection import Ready
+from adapterhub.inference.loader.methods import Scale
+from adapterhub.inference.loader.reading.contents import DTYPES, LISTED
+
+_CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_READ_WITHOUT_A_CALL: Final = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+"""Layers of torch that read the weights of the modules inside them and do not call these."""
+
+_TIME_FIRST: Final = frozenset({"xlnet"})
+"""Model types whose layers see time first and the batch second."""
+
+
+class NativeEngine:
+    """LoRA and its variants on linear layers, GPT-2's transposed ones, convolutions and embeddings.
+
+    `dtype` is what factors are kept in; None keeps that of the file, or of the base's layer where it is wider.
+    """
+
+    name = "native"
+
+    def __init__(self, base: BaseModel, dtype: torch.dtype | None) -> None:
+        from transformers.pytorch_utils import Conv1D
+
+        self._base = base
+        self._dtype = dtype
+        self._transposed: type[nn.Module] = Conv1D
+        self._names = Counter(id(module) for module in base.modules.values())
+        config = getattr(base.model, "config", None)
+        self._is_time_first = getattr(config, "model_type", None) in _TIME_FIRST
+
+    def reasons_against(self, ready: Ready) -> tuple[str, ...]:
+        """Why the adapter is left to PEFT's layers.
+
+        Raises:
+            UnsupportedAdapter: layers whose weights torch reads without calling them; nobody could add to these.
+        """
+        config = ready.contents.config
+        if not config.is_lora:
+            return (f"{config.peft_type} is no LoRA",)
+        if ready.contents.parameters:
+            single = sorted(ready.contents.parameters.values())
+            return tuple(f"`{shown(name)}` is a parameter and no module" for name in single[:LISTED])
+        unreachable = [name for name in ready.contents.factors if self._is_read_without_a_call(name)]
+        if unreachable:
+            raise UnsupportedAdapter(
+                f"`{shown(ready.contents.label)}` would do nothing on some of its modules",
+                [f"torch reads the weight of `{shown(name)}` and never calls it" for name in unreachable[:LISTED]],
+            )
+        reasons = [
+            f"`{shown(name)}` is one module under several names"
+            for name in (*ready.contents.factors, *ready.contents.saved)
+            if self._names[id(self._base.modules[name])] > 1
+        ]
+        for name in ready.contents.factors:
+            reason = self._reason_against(self._base.modules[name], ready)
+            if reason:
+                reasons.append(f"`{shown(name)}` {reason}")
+        return tuple(reasons[:LISTED])
+
+    def load(self, ready: Ready, found: Found) -> LoadedAdapter:  # noqa: ARG002 - as Engine
+        """The adapter's factors in memory.
+
+        Raises:
+            BaseMismatch: tensors that do not have the shape of the base's modules.
+            RefusedAdapter: tensors that are missing, or have no place in the layers.
+            DigestMismatch: the file changed since it was checked.
+        """
+        contents, fitting = ready.contents, Fitting(ready.contents.label)
+        places = {
+            name: fitting.matched(name, specs, self._shapes(name, ready)) for name, specs in contents.factors.items()
+        }
+        saved = {name: fitting.matched(name, specs, self._saved(name)) for name, specs in contents.saved.items()}
+        fitting.refuse_misfits()
+        used = [spec for specs in (*places.values(), *saved.values()) for spec in specs.values()]
+        reading = _Reading(FileMemory(contents.weights), used, contents.label)
+        updates: dict[str, Update] = {}
+        for name, specs in places.items():
+            module, scale = self._base.modules[name], ready.setup.scales[name]
+            tensors = {key: reading.take(spec, self._dtype_for(module, spec), module) for key, spec in specs.items()}
+            updates[name] = self._update(module, tensors, scale)
+        for name, specs in saved.items():
+            own = self._base.modules[name].state_dict(keep_vars=True)
+            numbers = {key: reading.take(spec, own[key].dtype, own[key]) for key, spec in specs.items()}
+            updates[name] = Replacement(module=copy_with(self._base.modules[name], numbers))
+        return LoadedAdapter(
+            label=contents.label,
+            engine=self.name,
+            updates=updates,
+            size_bytes=reading.size_bytes,
+            is_additive=ready.setup.is_additive,
+            no_rows=self._no_rows(updates),
+        )
+
+    # ------------------------------------------------------------ what a module takes
+    def _is_read_without_a_call(self, name: str) -> bool:
+        parts = name.split(".")
+        above = (".".join(parts[:count]) for count in range(1, len(parts)))
+        return any(isinstance(self._base.modules.get(path), _READ_WITHOUT_A_CALL) for path in above)
+
+    def _reason_against(self, module: nn.Module, ready: Ready) -> str:
+        config = ready.contents.config
+        is_linear = isinstance(module, (nn.Linear, self._transposed))
+        if not is_linear and not isinstance(module, (nn.Embedding, *_CONVOLUTIONS)):
+            return f"is a {type(module).__name__}"
+        if config.use_dora and (not is_linear or config.lora_bias or not _weight(module).is_floating_point()):
+            return f"has DoRA on a {type(module).__name__}" + (" with a bias of B" if config.lora_bias else "")
+        if isinstance(module, nn.Embedding):
+            scale = getattr(module, "embed_scale", 1.0)
+            if module.max_norm is not None:
+                return "is an embedding that rescales its own weights on use (max_norm)"
+            if config.lora_bias or (isinstance(scale, Tensor) and scale.numel() != 1):
+                return "is an embedding with a bias of B, or a scale for each entry"
+        if isinstance(module, _CONVOLUTIONS) and any(size != 1 for size in module.dilation):
+            return "is a convolution with gaps (dilation)"
+        return ""
+
+    def _shapes(self, name: str, ready: Ready) -> dict[str, tuple[int, ...]]:
+        """The shapes that the module's factors must have, by what PEFT calls them."""
+        module, rank, config = self._base.modules[name], ready.setup.scales[name].rank, ready.contents.config
+        if isinstance(module, nn.Embedding):
+            return {
+                "lora_embedding_A": (rank, module.num_embeddings),
+                "lora_embedding_B": (module.embedding_dim, rank),
+            }
+        if isinstance(module, _CONVOLUTIONS):
+            out = module.out_channels
+            ones = (1,) * len(module.kernel_size)
+            shapes: dict[str, tuple[int, ...]] = {
+                "lora_A.weight": (rank, module.in_channels, *module.kernel_size),
+                "lora_B.weight": (out, rank // module.groups, *ones),
+            }
+        else:
+            into, out = _features(module)
+            shapes = {"lora_A.weight": (rank, into), "lora_B.weight": (out, rank)}
+        if config.lora_bias:
+            shapes["lora_B.bias"] = (out,)
+        if config.use_dora:
+            shapes["lora_magnitude_vector.weight"] = (out,)
+        return shapes
+
+    def _saved(self, name: str) -> dict[str, tuple[int, ...]]:
+        state = self._base.modules[name].state_dict(keep_vars=True)
+        return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+    def _dtype_for(self, module: nn.Module, spec: TensorSpec) -> torch.dtype:
+        if self._dtype is not None:
+            return self._dtype
+        weight = _weight(module)
+        layer = weight.dtype if weight.is_floating_point() else getattr(module, "compute_dtype", None) or torch.float32
+        stored = DTYPES.get(spec.dtype, layer)
+        if not stored.is_floating_point or stored.itemsize == 1:
+            return layer
+        return torch.promote_types(stored, layer)
+
+    # ------------------------------------------------------------ updates
+    def _update(self, module: nn.Module, tensors: Mapping[str, Tensor], scale: Scale) -> Update:
+        if isinstance(module, nn.Embedding):
+            own = float(getattr(module, "embed_scale", 1.0))
+            a, b = tensors["lora_embedding_A"], tensors["lora_embedding_B"]
+            return EmbeddingUpdate(a=a, b=b, scale=scale.scaling * own)
+        a, b, bias = tensors["lora_A.weight"], tensors["lora_B.weight"], tensors.get("lora_B.bias")
+        if isinstance(module, _CONVOLUTIONS):
+            return ConvUpdate(
+                a=a,
+                b=b,
+                scale=scale.scaling,
+                bias=bias,
+                stride=module.stride,
+                padding=module.padding,
+                groups=module.groups,
+            )
+        magnitude = tensors.get("lora_magnitude_vector.weight")
+        if magnitude is None:
+            return LinearUpdate(a=a, b=b, scale=scale.scaling, bias=bias)
+        weight = _weight(module).detach()
+        plain = weight.t() if isinstance(module, self._transposed) else weight
+        # [out, in] for a moment, one module at a time
+        norms = torch.linalg.vector_norm(plain.to(a.dtype) + scale.scaling * (b @ a), dim=1)
+        base_bias: Any = module.bias
+        return MagnitudeUpdate(a=a, b=b, scale=scale.scaling, magnitude=magnitude / norms, base_bias=base_bias)
+
+    def _no_rows(self, updates: Mapping[str, Update]) -> str:
+        """Why rows of a batch cannot be told apart in some of the modules."""
+        if self._is_time_first:
+            return "this model puts time before the batch"
+        for name, update in updates.items():
+            if any(part.startswith("expert") for part in name.split(".")):
+                return f"`{shown(name)}` is an expert, to which tokens of all rows go"
+            if isinstance(update, EmbeddingUpdate) and name not in self._base.embeddings:
+                return f"`{shown(name)}` looks up no tokens of the batch"
+        return ""
+
+
+class _Reading:
+    """Takes tensors out of a file's memory, and counts what they keep."""
+
+    def __init__(self, memory: FileMemory, used: list[TensorSpec], label: str) -> None:
+        self._memory = memory
+        self._label = label
+        self._copies = memory.is_wasteful(used)
+        self.size_bytes = 0
+
+    def take(self, spec: TensorSpec, dtype: torch.dtype, beside: nn.Module | Tensor) -> Tensor:
+        """The tensor in that dtype, on the device of the module or tensor `beside`."""
+        place = beside if isinstance(beside, Tensor) else _weight(beside)
+        read = self._memory.tensor(spec, self._label)
+        kept = read.to(device=place.device, dtype=dtype)
+        if kept is read and self._copies:
+            kept = read.clone()
+        self.size_bytes += kept.nbytes
+        return kept
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)  # every kind of layer that is taken here has one
+    return weight
+
+
+def _features(module: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer, whichever way its weight lies, packed or not."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    into, out = _weight(module).shape
+    return into, out

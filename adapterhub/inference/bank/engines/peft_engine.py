@@ -1,0 +1,258 @@
+"""The engine for what hooks cannot do: PEFT's own layers, put on the model for one block at a time.
+
+PEFT wraps modules of the base, which everybody sees who calls the model. So such a choice has the model alone from the
+beginning of its `with` block to the end: it waits for the forward passes that are under way, and others wait for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.distribution.finding import Found
+from adapterhub.inference.bank.engine import LoadedAdapter
+from adapterhub.inference.bank.selection import Current, Selection, Using
+from adapterhub.inference.loader.attachment import Attached, attach
+from adapterhub.inference.loader.injection import Ready
+
+
+class Alone:
+    """The choice of an adapter that PEFT puts on the model; its layers change the outputs by themselves."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.is_on = False
+
+    def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:  # noqa: ANN401, ARG002 - as Selection
+        """The output as it is."""
+        return output
+
+
+class Turnstile:
+    """Lets forward passes through together, or those of one choice alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._passing: Counter[int] = Counter()
+        self._alone: Selection | None = None
+        self._holder = 0  # the thread that closed it
+
+    def enter(self, selection: Selection | None) -> None:
+        """Begin a forward pass of `selection`, when nobody else has the model alone.
+
+        Raises:
+            UsageProblem: another task of this very thread has it, or `selection` needs it and does not have it.
+        """
+        if isinstance(selection, Alone) and not selection.is_on:
+            raise UsageProblem(
+                f"`{shown(selection.label)}` runs on PEFT's layers, which are not on the model outside its block",
+                hint="with bank.use(…): model(…)",
+            )
+        with self._changed:
+            if self._alone is not selection:
+                self._wait_for(lambda: self._alone is None or self._alone is selection)
+            self._passing[threading.get_ident()] += 1
+
+    def leave(self) -> None:
+        """End it."""
+        with self._changed:
+            me = threading.get_ident()
+            self._passing[me] -= 1
+            if self._passing[me] <= 0:
+                del self._passing[me]
+                if self._alone is None:
+                    self._changed.notify_all()
+
+    def close(self, selection: Selection) -> None:
+        """Give the model to `selection` alone, when no pass of another thread is under way.
+
+        Raises:
+            UsageProblem: another task of this very thread has it, and could never end while this one waits.
+        """
+        with self._changed:
+            me = threading.get_ident()
+            self._wait_for(lambda: self._alone is None and self._passing.keys() <= {me})
+            self._alone, self._holder = selection, me
+
+    def open(self) -> None:
+        """Let everybody through again."""
+        with self._changed:
+            self._alone = None
+            self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else calls the model while the block lasts."""
+        self.close(Alone(""))
+        try:
+            yield
+        finally:
+            self.open()
+
+    def _wait_for(self, is_my_turn: Callable[[], bool]) -> None:
+        if self._alone is not None and self._holder == threading.get_ident() and not is_my_turn():
+            raise UsageProblem(
+                "an adapter that PEFT put on the model is in use in another task of this thread",
+                hint="end its `with` block before anything is awaited, or give it a thread of its own",
+            )
+        self._changed.wait_for(is_my_turn)
+
+
+class PeftEngine:
+    """Everything that `attach` can do. Nothing of an adapter stays in memory; each block reads it again.
+
+    `options` are those of `attach`. `loading` is the lock that every load of the bank holds.
+    """
+
+    name = "peft"
+
+    def __init__(self, model: nn.Module, current: Current, **options: Any) -> None:  # noqa: ANN401 - as attach
+        self.loading = threading.RLock()
+        self._model = model
+        self._current = current
+        self._options = options
+        self._turnstile = Turnstile()
+        self._running: UsingPeft | None = None
+
+    def reasons_against(self, ready: Ready) -> tuple[str, ...]:  # noqa: ARG002 - as Engine
+        """None: what PEFT refuses shows when it is tried on."""
+        return ()
+
+    def load(self, ready: Ready, found: Found) -> LoadedAdapter:  # noqa: ARG002 - as Engine
+        """A mark that the adapter is here."""
+        return LoadedAdapter(
+            label=ready.contents.label,
+            engine=self.name,
+            updates={},
+            size_bytes=0,
+            is_additive=False,
+            no_rows="PEFT's layers are on the whole model",
+        )
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Nobody calls the model while the block lasts.
+
+        Raises:
+            UsageProblem: this context, or another task of this thread, has an adapter on PEFT's layers in use.
+        """
+        refuse_inside(self._current.get())
+        return self._turnstile.alone()
+
+    def try_on(self, found: Found) -> None:
+        """Put the adapter on the model and take it off again; raises as `attach`."""
+        self._attach(found).detach()
+
+    def use(self, found: Found) -> UsingPeft:
+        """The adapter for the whole model, while a `with` block lasts."""
+        return UsingPeft(self, found)
+
+    def begin(self, using: UsingPeft, selection: Alone, found: Found) -> Attached:
+        """Put the adapter on, as soon as the model is free."""
+        self._turnstile.close(selection)
+        try:
+            attached = self._attach(found)
+        except BaseException:
+            self._turnstile.open()
+            raise
+        self._running, selection.is_on = using, True
+        return attached
+
+    def end(self, attached: Attached, selection: Alone) -> None:
+        """Take it off, and let others use the model."""
+        self._running, selection.is_on = None, False
+        try:
+            attached.detach()
+        finally:
+            self._turnstile.open()
+
+    def close(self) -> None:
+        """Take off what is on the model, whoever uses it."""
+        running = self._running
+        if running is not None:
+            running.end()
+
+    def guard(self) -> list[Any]:
+        """Hooks that send every call of the model, and of the encoder that `generate` calls by itself, through."""
+        current, turnstile = self._current, self._turnstile
+
+        def enter(module: nn.Module, args: Any) -> None:  # noqa: ANN401, ARG001 - what models take
+            turnstile.enter(current.get())
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401, ARG001 - as above
+            turnstile.leave()
+
+        handles: list[Any] = []
+        for door in _doors(self._model):
+            handles.append(door.register_forward_pre_hook(enter))
+            handles.append(door.register_forward_hook(leave, always_call=True))
+        return handles
+
+    def _attach(self, found: Found) -> Attached:
+        with self.loading:  # hooks that a load registers meanwhile would be taken for PEFT's
+            return attach(self._model, found.build or found.folder, **self._options)
+
+
+class UsingPeft(Using):
+    """As `Using`, but the choice holds inside a `with` block only."""
+
+    def __init__(self, engine: PeftEngine, found: Found) -> None:
+        self._engine = engine
+        self._found = found
+        self._attached: Attached | None = None
+        self._alone = Alone(found.label)
+        super().__init__(engine._current, self._alone)  # noqa: SLF001 - the two belong together
+
+    def __enter__(self) -> UsingPeft:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
+        try:
+            self._attached = self._engine.begin(self, self._alone, self._found)
+        except BaseException as error:
+            super().__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.end()
+        finally:
+            super().__exit__(kind, error, trace)
+
+    def end(self) -> None:
+        """Take the adapter off; does nothing when that was done."""
+        attached, self._attached = self._attached, None
+        if attached is not None:
+            self._engine.end(attached, self._alone)
+
+
+def refuse_inside(selection: Selection | None) -> None:
+    """Refuse another choice while PEFT's layers are on the model.
+
+    Raises:
+        UsageProblem: this context has the model alone.
+    """
+    if isinstance(selection, Alone) and selection.is_on:
+        raise UsageProblem(
+            "an adapter that PEFT put on the model is in use here, and changes it for every choice",
+            hint="end its `with` block first",
+        )
+
+
+def _doors(model: nn.Module) -> list[nn.Module]:
+    """The model, and the parts of it that others call directly."""
+    doors = {id(model): model}
+    for getter in ("get_encoder", "get_decoder"):
+        try:
+            inner = getattr(model, getter)()
+        except (AttributeError, NotImplementedError, TypeError):  # a plain module, or a model without one
+            continue
+        if isinstance(inner, nn.Module):
+            doors[id(inner)] = inner
+    return list(doors.values())

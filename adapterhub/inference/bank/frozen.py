@@ -1,0 +1,53 @@
+"""That the base is as it was when the bank was made."""
+
+from __future__ import annotations
+
+import threading
+
+from adapterhub.core.digests import Digest
+from adapterhub.core.errors import DigestMismatch
+from adapterhub.inference.loader.base.model import BaseModel
+from adapterhub.inference.loader.identity import LoadedBase, look_at
+
+_HINT = "load the base again; an adapter bank never writes to it"
+
+
+class FrozenBase:
+    """Compares the base with itself. `at_start` is what was sampled of its tensors, at no cost, when nothing had run.
+
+    The digest is taken on first use and not at the start: it reads the whole base, which would make a bank on 13 GB
+    seconds late.
+    """
+
+    def __init__(self, base: BaseModel, at_start: LoadedBase) -> None:
+        self._base = base
+        self._at_start = at_start
+        self._digest: Digest | None = None
+        self._lock = threading.Lock()
+
+    def check(self) -> Digest:
+        """The digest.
+
+        Raises:
+            DigestMismatch: a tensor is not what it was.
+        """
+        with self._lock:
+            if self._digest is None:
+                self._compare_samples()
+            actual = self._base.digest()
+            if self._digest is None:
+                self._digest = actual
+            if actual != self._digest:
+                raise DigestMismatch("the base model in memory", expected=self._digest, actual=actual, hint=_HINT)
+            return actual
+
+    def _compare_samples(self) -> None:
+        before, now = self._at_start.samples, look_at(self._base).samples
+        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        if changed:
+            raise DigestMismatch(
+                f"the base model in memory, `{changed[0]}`" + (f" and {len(changed) - 1} more" if changed[1:] else ""),
+                expected="the numbers that were sampled when the bank was made",
+                actual="others",
+                hint=_HINT,
+            )

@@ -1,0 +1,118 @@
+"""Which adapters answer, as a value that a context variable holds; and applying it to one module's output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+from adapterhub.core.errors import MergeRefused, UsageProblem, shown
+from adapterhub.distribution.finding import MAX_WEIGHT
+from adapterhub.inference.bank.engine import LoadedAdapter
+
+Choice = str | Mapping[str, float] | None
+"""An adapter by its name, several with weights that are summed exactly, or the plain base."""
+
+
+class Term(NamedTuple):
+    """An adapter with its weight."""
+
+    adapter: LoadedAdapter
+    weight: float
+
+
+class Selection(Protocol):
+    """What runs in one context. It holds the adapters it needs, whatever the bank unloads meanwhile."""
+
+    def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:  # noqa: ANN401 - what modules take and give
+        """The output of the module `name` with everything that the adapters add."""
+        ...
+
+
+Current = ContextVar[Selection | None]
+
+
+class Whole:
+    """The same adapters for the whole batch, one after another."""
+
+    __slots__ = ("terms",)
+
+    def __init__(self, terms: tuple[Term, ...]) -> None:
+        self.terms = terms
+
+    def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:  # noqa: ANN401 - as Selection
+        """See `Selection`."""
+        for adapter, weight in self.terms:
+            update = adapter.updates.get(name)
+            if update is not None:
+                output = update.apply(args, kwargs, output, weight)
+        return output
+
+
+class Using:
+    """A choice that holds in this context from the call on, and until the end of a `with` block where there is one.
+
+    The end brings back what held before the call.
+    """
+
+    def __init__(self, current: Current, selection: Selection | None) -> None:
+        self._current = current
+        self._before = current.get()
+        current.set(selection)
+
+    def __enter__(self) -> Using:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._current.set(self._before)
+
+
+def weights_of(choice: Choice) -> dict[str, float]:
+    """Weight by name; empty for the base.
+
+    Raises:
+        UsageProblem: it is no choice, or a weight is no sensible number.
+    """
+    if choice is None:
+        return {}
+    if isinstance(choice, str):
+        return {choice: 1.0}
+    if not isinstance(choice, Mapping) or not choice:
+        raise UsageProblem(
+            f"{shown(choice)} is no choice of adapters", hint='expected "a", {"a": 0.7, "b": 0.3} or None'
+        )
+    for name, weight in choice.items():
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not isinstance(name, str) or not is_number or not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
+            raise UsageProblem(
+                f"weight {shown(weight)} of `{shown(str(name))}`, expected a name and a number within {MAX_WEIGHT:g}"
+            )
+    return {name: float(weight) for name, weight in choice.items()}
+
+
+def refuse_senseless(terms: Sequence[Term]) -> None:
+    """Refuse sums that have no meaning.
+
+    Raises:
+        MergeRefused: with every reason.
+    """
+    if len(terms) == 1 and terms[0].weight == 1:
+        return
+    reasons = [
+        f"`{shown(adapter.label)}` is DoRA, whose magnitudes do not add up: it can be used alone and with weight 1"
+        for adapter, _ in terms
+        if not adapter.is_additive
+    ]
+    for adapter, _ in terms:
+        for module in sorted(adapter.replaced):
+            reasons += [
+                f"`{shown(module)}` is replaced whole by `{shown(adapter.label)}`, and is in `{shown(other.label)}` too"
+                for other, _ in terms
+                if other is not adapter and any(n == module or n.startswith(module + ".") for n in other.updates)
+            ]
+    if reasons:
+        raise MergeRefused("these adapters cannot be added up", reasons)

@@ -1,0 +1,103 @@
+"""Where a loaded adapter comes from, so that it can be loaded again, and whether its files are what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapterhub.core.digests import Digest, copy_hashed
+from adapterhub.core.disk.held_file import REPAIR_HINT
+from adapterhub.core.disk.new_folder import new_folder
+from adapterhub.core.errors import AdapterNotFound, Conflict, DigestMismatch, UsageProblem, shown
+from adapterhub.distribution.finding import Found
+from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.inference.loader.facts import AttachedAdapter, lines
+
+Stamp = tuple[tuple[str, int, int, int], ...]
+"""Name, size, time of change and number of each file: another file, or one that was written to, differs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An adapter that was loaded once. `reasons`: why it is not loaded natively, empty when it is.
+
+    `digests` are those of the files that were checked, by name.
+    """
+
+    found: Found
+    digests: Mapping[str, Digest]
+    facts: AttachedAdapter
+    engine: str
+    reasons: tuple[str, ...]
+    stamp: Stamp
+
+    def explain(self) -> str:
+        """Engine, base, scales and warnings, in lines for people."""
+        first, *rest = lines(self.facts)
+        why = [f"  not native: {reason}" for reason in self.reasons]
+        return "\n".join([first, f"  engine: {self.engine}", *why, *rest])
+
+    def refuse_changed(self) -> None:
+        """Whether the files are still those that were checked.
+
+        Raises:
+            AdapterNotFound: they are gone.
+            Conflict: others are in their place.
+        """
+        if stamp_of(self.found.folder) != self.stamp:
+            raise changed(self.found.folder)
+
+    def export(self, out_folder: Path) -> Path:
+        """Copy the adapter's files byte for byte; they are held to what was checked on the way.
+
+        Raises:
+            Conflict: the folder exists, or the adapter's files changed.
+            DigestMismatch, AdapterNotFound: the files are damaged, or gone.
+        """
+        self.refuse_changed()
+        with new_folder(out_folder) as partial:
+            for name, expected in self.digests.items():
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                with (self.found.folder / name).open("rb") as source, (partial / name).open("wb") as sink:
+                    actual, _ = copy_hashed(source, sink)
+                if actual != expected:
+                    where = str(self.found.folder / name)
+                    raise DigestMismatch(where, expected=expected, actual=actual, hint=REPAIR_HINT)
+        return out_folder
+
+
+def changed(folder: Path) -> Conflict:
+    """The refusal of files that are not those that were loaded."""
+    what = f"`{shown(str(folder), 200)}` changed after it was loaded"
+    return Conflict(what, hint="unload the adapter and load it again")
+
+
+def stamp_of(folder: Path) -> Stamp:
+    """The stamp of an adapter's two files.
+
+    Raises:
+        AdapterNotFound: one of them is not there.
+    """
+    try:
+        found = [(name, (folder / name).stat()) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    except OSError as error:
+        raise AdapterNotFound(
+            f"the files of the adapter in `{shown(str(folder), 200)}` are gone: {error.strerror}",
+            hint="install it again, or unload it",
+        ) from None
+    return tuple((name, facts.st_size, facts.st_mtime_ns, facts.st_ino) for name, facts in found)
+
+
+def name_of(found: Found, asked: str | None) -> str:
+    """The name that an adapter gets: the one asked for, else its own, else that of its folder.
+
+    Raises:
+        UsageProblem: an empty name.
+    """
+    name = asked
+    if name is None:
+        name = found.build.full_name if found.build else found.folder.resolve().name
+    if not isinstance(name, str) or not name.strip():
+        raise UsageProblem(f"{shown(name)} is no name for an adapter", hint='bank.load(spec, name="legal-qa")')
+    return name

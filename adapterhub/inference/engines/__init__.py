@@ -1,0 +1,142 @@
+"""Would an inference engine read this adapter, and read it right? The rules are kept one file an engine.
+
+    verdict = judge("vllm@0.32", config, read_header(folder / WEIGHTS_FILE))
+    verdict.ok, verdict.reasons, verdict.flags
+
+Engines check little: what one of them ignores, it answers wrongly with. So a verdict is no in two cases: the engine
+refuses the adapter, or it takes it and reads it as another one. Whether the numbers are sound and whether the base is
+the right one is not asked here; that is `verify`.
+
+A new engine is a new file here with `NAME`, `VERSIONS`, `SOURCE`, `RULES`, `settings(traits)` and `notes(traits)`; its
+name is what users type, an underscore standing for a dot. Files that begin with an underscore are no engines.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any, Final
+
+from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.safetensors.file import TensorFile
+from adapterhub.inference.engines._base import base_config, base_facts
+from adapterhub.inference.engines._rules import FEATURES, NOTES, SETTINGS, Effect, Feature, Rule
+from adapterhub.inference.engines._traits import BaseFacts, Traits
+from adapterhub.inference.engines._verdict import Reason, Settings, Verdict, as_flags, joined
+
+__all__ = [
+    "FEATURES",
+    "NOTES",
+    "SETTINGS",
+    "BaseFacts",
+    "Effect",
+    "Feature",
+    "Reason",
+    "Rule",
+    "Settings",
+    "Traits",
+    "Verdict",
+    "as_flags",
+    "base_config",
+    "base_facts",
+    "described",
+    "engine",
+    "joined",
+    "judge",
+    "names",
+    "parse_target",
+    "together",
+]
+
+_VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,39}")
+
+
+def names() -> tuple[str, ...]:
+    """The engines there are, as users type them; none is imported."""
+    return tuple(m.name.replace("_", ".") for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def parse_target(target: str) -> tuple[str, str | None]:
+    """Name and version in `vllm@0.32` or `llama.cpp`.
+
+    Raises:
+        UsageProblem: no such engine, or no version behind the `@`.
+    """
+    name, at, version = target.strip().partition("@")
+    name = name.lower()
+    if name not in names():
+        hint = "write it as `vllm` or `vllm@0.32`"
+        raise UsageProblem(f"no engine `{shown(name, 40)}`; there are: {', '.join(names())}", hint=hint)
+    if at and not _VERSION.fullmatch(version):
+        raise UsageProblem(
+            f"`{shown(target, 60)}` names no version", hint=f"write `{name}`, or `{name}@` and a version"
+        )
+    return name, version or None
+
+
+def engine(name: str) -> ModuleType:
+    """The rules of one of `names()`."""
+    return importlib.import_module(f"adapterhub.inference.engines.{name.replace('.', '_')}")
+
+
+def judge(target: str, config: AdapterConfig, weights: TensorFile, *, base: BaseFacts | None = None) -> Verdict:
+    """What the engine `target` (`vllm@0.32`, `llama.cpp`) does with an adapter of this config and tensor header.
+
+    Nothing but names and shapes is looked at: microseconds a module. What depends on the base is judged where `base`
+    says it, and a note says what was not.
+
+    Raises:
+        UsageProblem: no such engine.
+        MalformedConfig: E_REGEX when the patterns of the config take too long.
+    """
+    name, version = parse_target(target)
+    rules = engine(name)
+    traits = Traits.of(config, weights, base or BaseFacts())
+    found = [(rule, detail) for rule in rules.RULES if (detail := rule.detail(traits))]
+    reasons = tuple(
+        Reason(feature=rule.feature, effect=rule.effect, says=rule.says, detail=detail, source=rule.source)
+        for rule, detail in found
+        if rule.effect != NOTES
+    )
+    notes = [f"{detail}: {rule.says}" for rule, detail in found if rule.effect == NOTES]
+    notes += [*rules.notes(traits), *_version_notes(rules, version)]
+    settings: Settings = rules.settings(traits)
+    return Verdict(
+        target=target,
+        engine=name,
+        version=version,
+        reasons=reasons,
+        notes=tuple(notes),
+        settings=settings,
+        flags=as_flags(settings),
+    )
+
+
+def together(verdicts: Iterable[Verdict]) -> tuple[str, ...]:
+    """The flags of one server for all adapters of which the engine said yes."""
+    return as_flags(joined(verdict.settings for verdict in verdicts if verdict.ok))
+
+
+def described() -> Mapping[str, Mapping[str, Any]]:
+    """Every engine with its title, versions, source and rules, for the reference page."""
+    return {
+        name: {
+            "title": (rules.__doc__ or "").strip().split("\n")[0],
+            "versions": rules.VERSIONS,
+            "source": rules.SOURCE,
+            "rules": rules.RULES,
+        }
+        for name in names()
+        for rules in (engine(name),)
+    }
+
+
+def _version_notes(rules: ModuleType, version: str | None) -> list[str]:
+    known: tuple[str, ...] = rules.VERSIONS
+    if version is None or not known or any(version == v or version.startswith(f"{v}.") for v in known):
+        return []
+    return [f"these rules were read in {rules.NAME} {' and '.join(known)}; {version} may differ"]

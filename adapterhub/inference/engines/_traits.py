@@ -1,0 +1,94 @@
+"""What rules ask of an adapter: its config, its tensors by what they are, and what is known of its base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from adapterhub.formats.peft.config import AdapterConfig, owner
+from adapterhub.formats.safetensors.file import TensorFile
+from adapterhub.trust.verify import AdapterKeys, sort_keys
+
+HEADS = ("lm_head", "embed_out", "output")
+_MATRIX = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseFacts:
+    """The little that rules ask of a base; None where it is not known.
+
+    `vocabulary` counts the rows of the token embedding; `is_tied` says whether the output head is that embedding.
+    """
+
+    model_type: str | None = None
+    vocabulary: int | None = None
+    is_tied: bool | None = None
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any]) -> BaseFacts:
+        """From a base's `config.json`; of a model that also sees or hears, its language model."""
+        inner = values.get("text_config")
+        holders = [inner, values] if isinstance(inner, Mapping) else [values]
+
+        def first(key: str, kind: type) -> Any:  # noqa: ANN401 - of that kind or None
+            return next((holder[key] for holder in holders if type(holder.get(key)) is kind), None)
+
+        return cls(
+            model_type=first("model_type", str),
+            vocabulary=first("vocab_size", int),
+            is_tied=first("tie_word_embeddings", bool),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """An adapter as the rules see it."""
+
+    config: AdapterConfig
+    weights: TensorFile
+    base: BaseFacts
+    keys: AdapterKeys
+
+    @classmethod
+    def of(cls, config: AdapterConfig, weights: TensorFile, base: BaseFacts) -> Traits:
+        """Sort the tensors."""
+        return cls(config=config, weights=weights, base=base, keys=sort_keys(weights, config))
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that have a pair, as the base calls them."""
+        return tuple(pair.module for pair in self.keys.pairs)
+
+    @cached_property
+    def leaves(self) -> tuple[str, ...]:
+        """The last parts of their names, sorted."""
+        return tuple(sorted({module.rpartition(".")[2] for module in self.modules}))
+
+    @cached_property
+    def rank(self) -> int:
+        """The largest rank that the config or a tensor has; 0 for a method without one."""
+        if not self.config.is_lora:
+            return self.config.r or 0
+        said = (self.config.r or 0, *self.config.rank_pattern.values())
+        return max([*said, *(pair.rank for pair in self.keys.pairs if not self.is_expert(pair.module))])
+
+    @cached_property
+    def scales(self) -> Mapping[str, float]:
+        """The factor on B @ A, by module."""
+        if not self.config.is_lora:
+            return {}
+        return {module: self.config.scaling_of(owner(module)) for module in self.modules}
+
+    def is_expert(self, module: str) -> bool:
+        """Whether the pair is for a bare parameter (`target_parameters`)."""
+        return self.config.holds_parameters(module)
+
+    def of_kind(self, kind: str) -> tuple[str, ...]:
+        """The modules whose pair is that of an `embedding`, a `conv`, or an output `head`."""
+        if kind == "embedding":
+            return tuple(pair.module for pair in self.keys.pairs if pair.kind == "embedding")
+        if kind == "head":
+            return tuple(m for m in self.modules if m.rpartition(".")[2] in HEADS)
+        return tuple(p.module for p in self.keys.pairs if p.a is not None and len(p.a.shape) > _MATRIX)

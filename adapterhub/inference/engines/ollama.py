@@ -1,0 +1,35 @@
+"""Ollama: llama.cpp with a library of models; an adapter is part of a model there. Best effort."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from adapterhub.inference.engines import llama_cpp
+from adapterhub.inference.engines._rules import Rule
+from adapterhub.inference.engines._traits import Traits
+from adapterhub.inference.engines._verdict import Settings
+
+NAME: Final = "Ollama"
+VERSIONS: Final[tuple[str, ...]] = ()
+SOURCE: Final = (
+    "`docs/modelfile.mdx`, `server/create.go` and `convert/` of Ollama (August 2026), read, not run. What is judged is "
+    "the GGUF file that `adapt export --format ollama` puts beside its Modelfile; Ollama's own reader of safetensors "
+    "knows Llama and Gemma 2 only, and neither rsLoRA nor patterns"
+)
+
+RULES: Final[Sequence[Rule]] = llama_cpp.RULES
+
+
+def settings(_traits: Traits) -> Settings:
+    """None: the Modelfile says everything."""
+    return {}
+
+
+def notes(traits: Traits) -> list[str]:
+    """What was not judged, and what is worth knowing."""
+    said = [
+        "best effort: not run here, and some releases since 0.34.1 are said to refuse `ADAPTER` lines",
+        "one adapter a model; `adapt export --format ollama` writes the Modelfile, `ollama create` reads it",
+    ]
+    return [*said, *llama_cpp.notes(traits)[1:]]

@@ -1,0 +1,45 @@
+"""PEFT: the library that wrote the adapter; what it means by one is what all others are judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from adapterhub.inference.engines._rules import MISREADS, NOTES, Rule
+from adapterhub.inference.engines._traits import Traits
+from adapterhub.inference.engines._verdict import Settings
+
+NAME: Final = "PEFT"
+VERSIONS: Final = ("0.21",)
+SOURCE: Final = "`peft/tuners/lora/` of PEFT 0.21, run: every parity test of this project compares with it"
+
+RULES: Final[Sequence[Rule]] = (
+    Rule(
+        feature="start",
+        effect=NOTES,
+        says="PEFT repeats the start on loading, which changes the base's weights in memory",
+        source="LoraLayer.update_layer",
+    ),
+    Rule(
+        feature="bias",
+        effect=NOTES,
+        says="PEFT changes biases of the base, also while the adapter is switched off",
+        source="LoraModel",
+    ),
+    Rule(
+        feature="others",
+        effect=MISREADS,
+        says="PEFT loads the rest and leaves them out",
+        source="set_peft_model_state_dict",
+    ),
+)
+
+
+def settings(_traits: Traits) -> Settings:
+    """None."""
+    return {}
+
+
+def notes(_traits: Traits) -> list[str]:
+    """Nothing is left unjudged."""
+    return []

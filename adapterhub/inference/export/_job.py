@@ -1,0 +1,219 @@
+"""What is asked of a format, and the adapter opened for it: found, checked against its base, under the base's names."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from adapterhub.core.errors import (
+    BaseMismatch,
+    BaseNotFound,
+    RefusedAdapter,
+    UnsupportedAdapter,
+    shown,
+)
+from adapterhub.core.specs import BaseSpec
+from adapterhub.distribution.finding import AdapterLike, Finder, Found
+from adapterhub.formats.manifest import Manifest
+from adapterhub.formats.modules.base_names import BaseNames, find_names
+from adapterhub.formats.peft.config import owner
+from adapterhub.inference.engines import SETTINGS, BaseFacts, Verdict, base_config, base_facts, judge
+from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.library import Library
+from adapterhub.trust.verify import Report, Subject, open_subject, refuse_damaged, verify
+from adapterhub.weights.lowrank.factors import AdapterFactors
+
+Steps = Callable[[int, int], None]
+"""Called with how many of how many are done."""
+
+_NOT_MERGED: Final = frozenset({"method", "lora_bias", "others", *SETTINGS})
+"""Features that `adapt fuse` refuses; a bias of B it takes where the base's layer has one, which few have."""
+
+_HINT_BASE: Final = "`adapt base add PATH --as NAME` registers a local copy; name it with `--base NAME`"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What was written, and what is worth knowing. `flags` are those that the engine needs, as one would type them."""
+
+    paths: tuple[Path, ...]
+    label: str
+    size_bytes: int
+    notes: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value."""
+        return {
+            "adapter": self.label,
+            "paths": [str(path) for path in self.paths],
+            "size_bytes": self.size_bytes,
+            "notes": list(self.notes),
+            "flags": list(self.flags),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter that is ready to be written: open files, its base as far as it is known, and the verdict on it.
+
+    `names` gives the base's name for a module of the adapter, `base_config` is the base's `config.json`,
+    empty where it is not known.
+    """
+
+    label: str
+    factors: AdapterFactors
+    manifest: Manifest | None
+    record: BaseRecord | None
+    base_config: Mapping[str, Any]
+    facts: BaseFacts
+    names: BaseNames | None
+    verdict: Verdict
+    warnings: tuple[str, ...] = ()
+
+    def base_name(self, module: str) -> str:
+        """What the base calls a module of the adapter."""
+        return self.names.here(module) if self.names is not None else module
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One export, as it was asked for; see `export` for the fields."""
+
+    what: AdapterLike
+    library: Library
+    base: BaseSpec | None = None
+    dtype: str | None = None
+    ollama_base: str | None = None
+    allow_base_mismatch: bool = False
+    progress: Steps | None = None
+    _no_progress: Steps = field(default=lambda _done, _total: None, repr=False, compare=False)
+
+    def step(self, done: int, total: int) -> None:
+        """Tell how far it is."""
+        (self.progress or self._no_progress)(done, total)
+
+    @contextlib.contextmanager
+    def opened(self, target: str, *, needs_base: bool) -> Iterator[Adapter]:
+        """The adapter, open; refused when the engine `target` would not read it, or not read it right.
+
+        `needs_base`: the base's `config.json` must be here, whatever the adapter says of it.
+        """
+        finder = Finder(
+            self.library,
+            self.base,
+            self._only_base,
+            allow_base_mismatch=self.allow_base_mismatch,
+            check=lambda *_: (None, ()),  # checked below, with the base
+        )
+        found = finder.find(self.what, 1.0)
+        record = self._record(found, needed=needs_base)
+        subject, warnings = self._checked(found, record)
+        config = base_config(record)
+        if config is None and needs_base:
+            what = f"`config.json` of base `{shown(record.label if record else '')}`"
+            raise BaseNotFound(f"{what} is not on this machine", hint=_HINT_BASE)
+        facts = base_facts(record)
+        with AdapterFactors(found.folder, subject=subject) as factors:
+            verdict = judge(target, factors.config, factors.header, base=facts)
+            refuse(found.label, verdict, facts, factors.unclear)
+            names = None
+            if record is not None:
+                modules = frozenset(fact.name.rpartition(".")[0] for fact in record.tensors)
+                names = find_names(sorted({owner(module) for module in factors.modules}), modules)
+            yield Adapter(
+                label=found.label,
+                factors=factors,
+                manifest=found.build.manifest if found.build else None,
+                record=record,
+                base_config=config or {},
+                facts=facts,
+                names=names,
+                verdict=verdict,
+                warnings=warnings,
+            )
+
+    def _only_base(self) -> BaseRecord | None:
+        records = self.library.bases.list()
+        return records[0] if len(records) == 1 else None
+
+    def _record(self, found: Found, *, needed: bool) -> BaseRecord | None:
+        """The base that is named, else the one that the adapter declares, else the only one there is."""
+        if found.wanted is not None:
+            if found.wanted.record is None and needed:
+                text = shown(found.wanted.text)
+                raise BaseNotFound(f"the files of base `{text}` are not on this machine", hint=_HINT_BASE)
+            return found.wanted.record
+        if found.base.fingerprint is not None:
+            record = self.library.bases.by_fingerprint(found.base.fingerprint)
+            if record is None and needed:
+                base = shown(found.base.label)
+                raise BaseNotFound(
+                    f"the base of `{shown(found.label, 200)}` ({base}) is not registered here", hint=_HINT_BASE
+                )
+            return record
+        record = self._only_base()
+        if record is None and needed:
+            hint = "name one with `--base BASE|PATH`"
+            raise BaseNotFound(f"`{shown(found.label, 200)}` does not say which base it is for", hint=hint)
+        return record
+
+    def _checked(self, found: Found, record: BaseRecord | None) -> tuple[Subject, tuple[str, ...]]:
+        """Verify the files, against the base where it is known; the files as they were verified, and the warnings."""
+        subject, findings = open_subject(
+            found.folder,
+            manifest=found.build.manifest if found.build else None,
+            base_tensors=record.tensors if record else None,
+            base_fingerprint=record.fingerprint if record else None,
+            base_named=True,
+        )
+        report = verify(subject, seen=findings) if subject is not None else Report.of(findings)
+        label = shown(found.label, 200)
+        refuse_damaged(report.errors, f"{found.folder}/")
+        other = next((f for f in report.errors if f.code == "E_BASE_MISMATCH"), None)
+        errors = [f for f in report.errors if f is not other]
+        if errors:
+            listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in errors]
+            raise RefusedAdapter(
+                f"`{label}` was not exported", listed, hint=next((f.hint for f in errors if f.hint), "")
+            )
+        if other is not None and not self._is_overridden(found, record):
+            raise BaseMismatch(f"`{label}` {other.message}. Nothing was written", hint=other.hint)
+        overridden = (f"`{label}` {other.message}: exported all the same, as asked",) if other is not None else ()
+        assert subject is not None  # without one there is an error
+        warnings = (f"{f.where}: {f.message}" if f.where else f.message for f in report.warnings)
+        return subject, (*overridden, *warnings)
+
+    def _is_overridden(self, found: Found, record: BaseRecord | None) -> bool:
+        if self.allow_base_mismatch:
+            return True
+        known = found.build is not None and record is not None
+        return known and self.library.mismatch_allowed(found.build, record.fingerprint)  # type: ignore[arg-type, union-attr]
+
+
+def other_way(features: Collection[str], facts: BaseFacts) -> str:
+    """The hint of a refusal: what else can be done with an adapter that has these features."""
+    if "start" in features:
+        return "PEFT writes it as plain LoRA: `save_pretrained(…, path_initial_model_for_weight_conversion=…)`"
+    if not _NOT_MERGED.isdisjoint(features) or (facts.is_tied and "embedding" in features):
+        return "PEFT reads it as it is, beside its base; `adapt pull` writes the files"
+    return "`adapt export … --format merged` writes base and adapter as one model"
+
+
+def refuse(label: str, verdict: Verdict, facts: BaseFacts, unclear: Mapping[str, str] | None = None) -> None:
+    """Raise if the engine says no, or if the file does not tell what some of its pairs mean.
+
+    Raises:
+        UnsupportedAdapter: with every reason.
+    """
+    reasons = [reason.text for reason in verdict.reasons]
+    reasons += [f"`{shown(module)}`: {reason}" for module, reason in (unclear or {}).items()]
+    if reasons:
+        raise UnsupportedAdapter(
+            f"`{shown(label, 200)}` cannot be exported for {verdict.engine}; nothing was written",
+            reasons,
+            hint=other_way({reason.feature for reason in verdict.reasons}, facts),
+        )

@@ -1,0 +1,347 @@
+"""`gguf`: one file for llama.cpp, `--lora FILE`, exact for rsLoRA, patterns and every rank.
+
+The scale that PEFT gives each module is folded into B and `adapter.lora.alpha` is 0, with which llama.cpp takes B·A as
+it is; any other alpha would be divided by each module's rank, which is right for neither rsLoRA nor `alpha_pattern`.
+Tensors have the names of the base's own GGUF. Where llama.cpp keeps the pairs of a rotary embedding side by side (Llama
+and its kin), the rows of B are put in that order for q and k, as they are in the base.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from adapterhub.core.disk.files import sync_folder
+from adapterhub.core.disk.new_folder import not_written
+from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.errors import Conflict, Incompatible, Malformed, NotFound, UnsupportedAdapter, shown
+from adapterhub.formats.peft.config import owner
+from adapterhub.inference.engines import engine
+from adapterhub.inference.export._job import Adapter, Exported, Job
+from adapterhub.weights.lowrank.algebra import LowRank
+from adapterhub.weights.lowrank.factors import AdapterFactors
+from adapterhub.weights.lowrank.layouts import is_finite
+
+_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_QUERIES: Final = ".q_proj"
+_KEYS: Final = ".k_proj"
+_EMBEDDING: Final = "token_embd.weight"
+_RANDOM_BYTES: Final = 4
+
+_EXPERTS: Final = re.compile(
+    r"\blayers\.(?P<layer>\d+)\.(?:mlp|block_sparse_moe)\.experts(?:\.(?P<expert>\d+)\.(?P<leaf>\w+))?$"
+)
+_LEAVES: Final = {
+    "w1": "gate",
+    "w2": "down",
+    "w3": "up",
+    "gate_proj": "gate",
+    "down_proj": "down",
+    "up_proj": "up",
+}
+"""What GGUF calls the layers of an expert, by their names in Mixtral's files and in those of the others."""
+
+
+def export(job: Job, out: Path) -> Exported:
+    """Write the GGUF file `out`; `dtype` float32 where none is asked for.
+
+    Raises:
+        NotFound: the package `gguf` is not installed.
+        UnsupportedAdapter: what GGUF cannot carry, all of it named.
+        Incompatible: numbers that are too large for the dtype.
+    """
+    _package()
+    if out.exists():  # an empty folder, too
+        raise Conflict(
+            f"`{shown(str(out), 200)}` exists. Nothing was written", hint="name a file that does not exist yet"
+        )
+    with job.opened("llama.cpp", needs_base=True) as adapter:
+        with _new_file(out) as partial:
+            write_gguf(adapter, partial, dtype=job.dtype or "float32", job=job)
+        return Exported(
+            paths=(out,),
+            label=adapter.label,
+            size_bytes=out.stat().st_size,
+            notes=adapter.warnings,
+            flags=("--lora", str(out)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where a module's pair goes: the base's tensor, and how many heads its rows are turned by (0: they are not)."""
+
+    module: str
+    tensor: str
+    heads: int = 0
+
+    def read(self, factors: AdapterFactors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A [r, in] and B [out, r] as the file has them; of the token embedding A is [entries, r]."""
+        update = factors.read(self.module).folded(dtype)
+        if self.tensor == _EMBEDDING:
+            return update.a.T, update.b
+        return update.a, turned(update.b, self.heads) if self.heads else update.b
+
+    def shapes(self, factors: AdapterFactors) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of what `read` gives."""
+        a, b = factors.modules[self.module].a.shape, factors.modules[self.module].b.shape
+        return (a[::-1] if self.tensor == _EMBEDDING else a), b
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Experts:
+    """All experts of one layer, which are one tensor in GGUF: A [experts, r, in] and B [experts, out, r].
+
+    `pairs` has a module for each expert, and which of its parts; an expert without a pair is left out and gets zeros,
+    and so does what a pair has less in rank than the largest. `rows`: those of B, as gate and up may share a pair.
+    """
+
+    tensor: str
+    pairs: Mapping[int, tuple[str, int]]
+    count: int
+    rows: slice
+
+    @property
+    def module(self) -> str:
+        return next(iter(self.pairs.values()))[0]
+
+    def read(self, factors: AdapterFactors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A and B as the file has them."""
+        a, b = (torch.zeros(shape, dtype=dtype) for shape in self.shapes(factors))
+        held: tuple[str, tuple[LowRank, ...]] = "", ()
+        for expert, (module, part) in self.pairs.items():
+            if module != held[0]:
+                held = module, factors.parts(module)
+            update = held[1][part].folded(dtype)
+            a[expert, : update.rank] = update.a
+            b[expert, :, : update.rank] = update.b[self.rows]
+        return a, b
+
+    def shapes(self, factors: AdapterFactors) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of what `read` gives."""
+        rank = max(factors.modules[module].rank for module, _ in self.pairs.values())
+        pair = factors.modules[self.module]
+        rows = len(range(pair.layout.out)[self.rows])
+        return (self.count, rank, pair.layout.width), (self.count, rows, rank)
+
+
+def turned(b: Tensor, heads: int) -> Tensor:
+    """The rows of B [out, r] with the two halves of each head interleaved.
+
+    transformers rotates row i of a head against row i of its second half, llama.cpp each even row against the next.
+    """
+    out, rank = b.shape
+    return b.reshape(heads, 2, out // heads // 2, rank).transpose(1, 2).reshape(out, rank)
+
+
+@contextlib.contextmanager
+def _new_file(out: Path) -> Iterator[Path]:
+    """A file to write, which gets its name when the block ends without an error and is gone otherwise.
+
+    Raises:
+        DiskFull, NotAllowed: it cannot be written.
+    """
+    out = output_place(out)
+    partial = out.with_name(f".{out.name}.partial-{secrets.token_hex(_RANDOM_BYTES)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.rename(out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise not_written(error, out) from error
+    finally:
+        with contextlib.suppress(OSError):  # it may be that its folder could not be made
+            partial.unlink()
+
+
+def write_gguf(adapter: Adapter, path: Path, *, dtype: str, job: Job) -> None:
+    """The file, written module by module.
+
+    Raises:
+        UnsupportedAdapter: modules without a tensor in the base's GGUF.
+        Incompatible: numbers that are too large for the dtype.
+        OSError: it cannot be written.
+    """
+    import numpy as np
+
+    gguf = _package()
+    places = _places(adapter)
+    kind = _DTYPES[dtype]
+    raw = {"bfloat16": gguf.GGMLQuantizationType.BF16}.get(dtype)
+    stored = np.dtype({"float32": "f4", "float16": "f2", "bfloat16": "u2"}[dtype])
+    writer = gguf.GGUFWriter(path, _base(adapter).architecture)
+    try:
+        for key, value in _metadata(adapter).items():
+            writer.add_string(key, value)
+        writer.add_float32("adapter.lora.alpha", 0.0)
+        for place in places:
+            for name, shape in zip(_names(place), place.shapes(adapter.factors), strict=True):
+                size = int(np.prod(shape)) * stored.itemsize
+                writer.add_tensor_info(name, shape, stored, size, raw_dtype=raw)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        (stream,) = writer.fout
+        for done, place in enumerate(places):
+            job.step(done, len(places))
+            pair = place.read(adapter.factors, kind)
+            if not all(map(is_finite, pair)):
+                what = f"the update of `{shown(place.module)}` is too large for {dtype}"
+                raise Incompatible(f"{what}; nothing was written", hint="`--dtype float32` holds it")
+            for tensor in pair:
+                # by hand: its own way to write a tensor does not say why it failed, such as on a full disk
+                data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
+                writer.write_padding(stream, stream.tell())
+                stream.write(data)
+                writer.write_padding(stream, len(data))
+        job.step(len(places), len(places))
+    finally:
+        writer.close()
+
+
+def _names(place: _Place | _Experts) -> tuple[str, str]:
+    return f"{place.tensor}.lora_a", f"{place.tensor}.lora_b"
+
+
+def _metadata(adapter: Adapter) -> Mapping[str, str]:
+    """What the file says of itself. llama.cpp reads the kinds, llama-server the task; the rest is for people."""
+    found = {"general.type": "adapter", "adapter.type": "lora", "general.name": adapter.factors.folder.resolve().name}
+    manifest = adapter.manifest
+    if manifest is not None:
+        found["general.name"] = f"{manifest.name} {manifest.version}"
+        found["general.version"] = manifest.version
+        found["adapterhub.formats.manifest"] = manifest.digest
+        if manifest.task:
+            found["adapter.lora.task_name"] = manifest.task
+    if adapter.record is not None:
+        found["adapterhub.base.weights"] = adapter.record.fingerprint.weights
+    return found
+
+
+def _base(adapter: Adapter) -> Any:  # noqa: ANN401 - `engines.llama_cpp.GgufBase`, imported with the rules
+    kind = adapter.facts.model_type
+    if kind is None:
+        raise Malformed("the base's config.json has no `model_type`, by which its tensors' names in GGUF are known")
+    return engine("llama.cpp").BASES[kind]
+
+
+def _text_config(adapter: Adapter) -> Mapping[str, Any]:
+    inner = adapter.base_config.get("text_config")
+    return inner if isinstance(inner, Mapping) else adapter.base_config
+
+
+def _number(adapter: Adapter, *keys: str) -> int:
+    config = _text_config(adapter)
+    value = next((config[key] for key in keys if type(config.get(key)) is int), None)
+    if value is None or value < 1:
+        raise Malformed(f"the base's config.json has no `{keys[0]}`, expected a whole number above 0")
+    return int(value)
+
+
+def _places(adapter: Adapter) -> list[_Place | _Experts]:
+    """The tensor of every module, sorted by module; those of experts at the end.
+
+    Raises:
+        UnsupportedAdapter: modules that have none, all of them named.
+    """
+    gguf = _package()
+    base = _base(adapter)
+    arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}.get(base.architecture)
+    if arch is None:
+        raise NotFound(f"the installed `gguf` does not know `{base.architecture}`", hint="`pip install --upgrade gguf`")
+    names = gguf.get_tensor_name_map(arch, _number(adapter, "num_hidden_layers", "n_layer"))
+    places: list[_Place | _Experts] = []
+    reasons: list[str] = []
+    experts, rest = _experts(adapter)
+    for module in rest:
+        here = adapter.base_name(owner(module))
+        tensor = names.get_name(f"{here}.weight", try_suffixes=(".weight",))
+        heads = _heads(adapter, here) if base.turned else 0
+        if tensor is None:
+            reasons.append(f"`{shown(module)}`: GGUF has no tensor for it in `{base.architecture}`")
+        elif heads and adapter.factors.modules[module].b.shape[0] % (2 * heads):
+            reasons.append(f"`{shown(module)}`: {adapter.factors.modules[module].b.shape[0]} rows for {heads} heads")
+        else:
+            places.append(_Place(module=module, tensor=tensor, heads=heads))
+    places += experts
+    twice = {place.tensor for place in places if sum(p.tensor == place.tensor for p in places) > 1}
+    reasons += [f"`{shown(p.module)}`: another module is `{p.tensor}`, too" for p in places if p.tensor in twice]
+    if reasons:
+        raise UnsupportedAdapter(
+            f"`{shown(adapter.label, 200)}` cannot be exported as GGUF; nothing was written",
+            reasons,
+            hint="`adapt export … --format merged` writes base and adapter as one model",
+        )
+    return places
+
+
+def _experts(adapter: Adapter) -> tuple[list[_Experts], list[str]]:
+    """The tensors of the experts, and the modules that are none.
+
+    A pair of `target_parameters` is for all experts of a layer, and its shape tells of which parameter; an older one is
+    for one layer of one expert.
+    """
+    rest: list[str] = []
+    found: list[_Experts] = []
+    single: dict[tuple[str, str], dict[int, tuple[str, int]]] = {}
+    if not _base(adapter).experts:
+        return [], list(adapter.factors.modules)
+    count = _number(adapter, "num_local_experts", "num_experts")
+    inner, hidden = _number(adapter, "moe_intermediate_size", "intermediate_size"), _number(adapter, "hidden_size")
+    halves = {"gate": slice(0, inner), "up": slice(inner, 2 * inner)}
+    whole = {"down": slice(0, hidden)}
+    for module, factors in adapter.factors.modules.items():
+        place = _EXPERTS.search(adapter.base_name(owner(module)))
+        layout = factors.layout
+        by_shape = {(2 * inner, hidden): halves, (hidden, inner): whole}.get((layout.out, layout.width))
+        if place is None or (place["expert"] and place["leaf"] not in _LEAVES):
+            rest.append(module)
+        elif place["expert"] and int(place["expert"]) < count:
+            single.setdefault((place["layer"], _LEAVES[place["leaf"]]), {})[int(place["expert"])] = (module, 0)
+        elif by_shape is not None and layout.parts == count:
+            pairs = {expert: (module, expert) for expert in range(count)}
+            found += [
+                _Experts(tensor=_stacked(place["layer"], name), pairs=pairs, count=count, rows=rows)
+                for name, rows in by_shape.items()
+            ]
+        else:
+            rest.append(module)
+    found += [
+        _Experts(tensor=_stacked(layer, name), pairs=pairs, count=count, rows=slice(None))
+        for (layer, name), pairs in single.items()
+    ]
+    return found, rest
+
+
+def _stacked(layer: str, name: str) -> str:
+    return f"blk.{layer}.ffn_{name}_exps.weight"
+
+
+def _heads(adapter: Adapter, module: str) -> int:
+    """How many heads the rows of a module are of, where they are turned; 0 where they are not."""
+    if module.endswith(_QUERIES):
+        return _number(adapter, "num_attention_heads")
+    if module.endswith(_KEYS):
+        return _number(adapter, "num_key_value_heads", "num_attention_heads")
+    return 0
+
+
+def _package() -> Any:  # noqa: ANN401 - the module; it has no types
+    try:
+        import gguf
+    except ModuleNotFoundError:
+        hint = "`pip install 'adapterhub[export]'` brings it"
+        raise NotFound("writing GGUF needs the package `gguf`, not installed here", hint=hint) from None
+    return gguf

@@ -1,0 +1,149 @@
+"""`peft`: the plainest PEFT folder, for programs that read LoRA and nothing of what was added to it since.
+
+`lora_alpha` equals `r`, so that the scale is 1 whether a program reads it or not; there is no rsLoRA and no pattern.
+Scales are folded into B, and a module of a lower rank is filled up with zeros. For the files as their author made them
+there is `adapt pull`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from adapterhub.core.disk.new_folder import new_folder
+from adapterhub.core.errors import Incompatible, UnsupportedAdapter, shown
+from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.inference.engines import FEATURES, SETTINGS, BaseFacts, Traits
+from adapterhub.inference.export._job import Adapter, Exported, Job, other_way
+from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, TORCH_DTYPES, TensorFileWriter
+from adapterhub.weights.lowrank.layouts import is_finite
+
+_MORE: Final = (
+    "method",
+    "dora",
+    "lora_bias",
+    "bias",
+    "modules_to_save",
+    "trainable_tokens",
+    "target_parameters",
+    *SETTINGS,
+    "others",
+)
+"""Features that are more than B·A on a weight."""
+
+
+def export(job: Job, out: Path) -> Exported:
+    """Write the folder `out`; `dtype` is the adapter's own where that loses nothing, else float32.
+
+    Raises:
+        UnsupportedAdapter: what plain LoRA cannot say, all of it named.
+        Incompatible: numbers that are too large for the dtype.
+    """
+    with job.opened("peft", needs_base=False) as adapter:
+        _refuse(adapter)
+        dtype = _dtype(adapter, job.dtype)
+        rank = max(factors.rank for factors in adapter.factors.modules.values())
+        with new_folder(out, durable=True) as folder:
+            _write(adapter, folder / WEIGHTS_FILE, rank=rank, dtype=dtype, job=job)
+            (folder / CONFIG_FILE).write_text(json.dumps(_config(adapter, rank), indent=2) + "\n", encoding="utf-8")
+        paths = (out / CONFIG_FILE, out / WEIGHTS_FILE)
+        return Exported(
+            paths=paths,
+            label=adapter.label,
+            size_bytes=sum(path.stat().st_size for path in paths),
+            notes=(*adapter.warnings, *_notes(adapter, rank, dtype)),
+        )
+
+
+def _refuse(adapter: Adapter) -> None:
+    """Raise for whatever is more than B·A.
+
+    Raises:
+        UnsupportedAdapter: with every part.
+    """
+    factors = adapter.factors
+    traits = Traits.of(factors.config, factors.header, BaseFacts())
+    more = {name: found for name in _MORE if (found := FEATURES[name].test(traits))}
+    reasons = [f"{FEATURES[name].title}: {found}" for name, found in more.items()]
+    reasons += [
+        f"`{shown(module)}`: one update for each of {pair.layout.parts} parts"
+        for module, pair in factors.modules.items()
+        if pair.layout.parts > 1 and pair.layout.kind != "experts"
+    ]
+    if reasons:
+        raise UnsupportedAdapter(
+            f"`{shown(adapter.label, 200)}` is more than plain LoRA; nothing was written",
+            reasons,
+            hint=other_way(more, adapter.facts),
+        )
+
+
+def _dtype(adapter: Adapter, asked: str | None) -> torch.dtype:
+    if asked is not None:
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
+    modules = adapter.factors.modules.values()
+    own = {TORCH_DTYPES[spec.dtype] for factors in modules for spec in (factors.a, factors.b)}
+    exact = all(math.frexp(factors.scale)[0] == 0.5 for factors in modules)  # noqa: PLR2004 - a power of two
+    if own == {torch.float16}:
+        exact &= all(factors.scale >= 1 for factors in modules)  # a smaller one takes bits of numbers below 6e-5
+    return own.pop() if len(own) == 1 and exact and torch.float64 not in own else torch.float32
+
+
+def _write(adapter: Adapter, path: Path, *, rank: int, dtype: torch.dtype, job: Job) -> None:
+    modules = adapter.factors.modules
+    planned = [
+        TensorSpec.planned(name, FORMAT_DTYPES[dtype], shape)
+        for module, factors in modules.items()
+        for name, shape in zip(factors.layout.names(module), factors.layout.shapes(rank), strict=True)
+    ]
+    with TensorFileWriter(path, planned) as writer:
+        for done, (module, factors) in enumerate(modules.items()):
+            job.step(done, len(modules))
+            update = adapter.factors.read(module).folded(dtype)
+            tensors: tuple[Tensor, Tensor] = factors.layout.join([update], rank)
+            for name, tensor in zip(factors.layout.names(module), tensors, strict=True):
+                if not is_finite(tensor):
+                    what = f"the update of `{shown(module)}` is too large for {str(dtype).removeprefix('torch.')}"
+                    raise Incompatible(f"{what}; nothing was written", hint="`--dtype float32` holds it")
+                writer.add(name, tensor)
+        job.step(len(modules), len(modules))
+
+
+def _config(adapter: Adapter, rank: int) -> dict[str, object]:
+    """Scale 1 everywhere; targets by name, in full where the author chose layers or wrote a pattern."""
+    config = adapter.factors.config
+    as_written = (
+        isinstance(config.target_modules, tuple) and not config.layers_to_transform and not config.exclude_modules
+    )
+    targets = config.target_modules if as_written else tuple(adapter.factors.modules)
+    return {
+        "peft_type": "LORA",
+        "task_type": config.task_type,
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "revision": config.revision,
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": sorted(targets or ()),
+        "fan_in_fan_out": config.fan_in_fan_out,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _notes(adapter: Adapter, rank: int, dtype: torch.dtype) -> list[str]:
+    filled = sum(factors.rank < rank for factors in adapter.factors.modules.values())
+    notes = (
+        [f"{filled} of {len(adapter.factors.modules)} modules were filled up to rank {rank} with zeros"]
+        if filled
+        else []
+    )
+    folded = sum(factors.scale != 1 for factors in adapter.factors.modules.values())
+    return [*notes, f"{folded} scales were folded into B, in {str(dtype).removeprefix('torch.')}"] if folded else notes

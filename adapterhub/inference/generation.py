@@ -1,0 +1,222 @@
+"""Asking a language model: prompts as tokens, one or many at a time, answers whole or as they come.
+
+Knows nothing of adapters: whichever are on the model answer. Importing it costs nothing; torch comes with `write`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from adapterhub.core.errors import UsageProblem, shown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Heard = Callable[[str], None]
+"""Called with each new piece of an answer."""
+
+_INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked. `chat` puts it into the base's chat template, as does a `system` text, which needs one."""
+
+    text: str
+    system: str | None = None
+    chat: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """How to answer: greedily, unless `temperature` is above 0; `top_p` and `seed` are for drawing only."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One answer. `tokens` counts those that were written, the end mark included; `seconds` is that of its batch."""
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    seconds: float
+
+
+def has_chat_template(tokenizer: Any) -> bool:  # noqa: ANN401 - transformers is untyped
+    """Whether the base says how a conversation is written."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def tokens_of(model: Any, tokenizer: Any, question: Question, writing: Writing) -> list[int]:  # noqa: ANN401 - as above
+    """The prompt as the model reads it.
+
+    Raises:
+        UsageProblem: no tokens, more than the model can read with what it shall write, or a chat without a template.
+    """
+    text, is_chat = question.text, question.chat or question.system is not None
+    if is_chat:
+        text = _as_chat(tokenizer, question)
+    found: list[int] = tokenizer(text, add_special_tokens=not is_chat)["input_ids"]
+    if not found:
+        raise UsageProblem("the prompt is empty", hint="put it in quotes, or send it on stdin")
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    room = getattr(config, "max_position_embeddings", None)
+    if model.config.is_encoder_decoder or not isinstance(room, int):
+        return found
+    if len(found) + writing.max_new_tokens > room:
+        raise UsageProblem(
+            f"the prompt has {len(found):,} tokens and {writing.max_new_tokens:,} more are asked for;"
+            f" this base can read {room:,} in all",
+            hint="shorten the prompt, or lower --max-new-tokens",
+        )
+    return found
+
+
+def _as_chat(tokenizer: Any, question: Question) -> str:  # noqa: ANN401 - transformers is untyped
+    if not has_chat_template(tokenizer):
+        raise UsageProblem(
+            "this base has no chat template", hint="ask it plainly: without --chat, and without a system text"
+        )
+    turns = [] if question.system is None else [{"role": "system", "content": question.system}]
+    turns.append({"role": "user", "content": question.text})
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:  # templates refuse roles that they do not know
+        raise UsageProblem(f"the chat template of this base refuses the prompt: {shown(str(error), 200)}") from None
+
+
+def write(
+    model: Any,  # noqa: ANN401 - transformers and PEFT are untyped
+    tokenizer: Any,  # noqa: ANN401 - as above
+    questions: Sequence[Question],
+    writing: Writing,
+    *,
+    heard: Heard | None = None,
+) -> list[Answer]:
+    """The answers to all `questions`, written in one batch; `heard` gets the pieces of a single one as they come.
+
+    Shorter prompts are filled up on the left (on the right for an encoder), so that a row is answered as it would be
+    alone, up to the rounding of sums. Drawing is repeatable for the same batch and seed, and leaves torch's generator
+    as it was.
+
+    Raises:
+        UsageProblem: a prompt that cannot be asked; see `tokens_of`.
+    """
+    import torch
+
+    rows = [tokens_of(model, tokenizer, question, writing) for question in questions]
+    tokens, mask = _padded(rows, _filler(tokenizer), left=not model.config.is_encoder_decoder)
+    settings: dict[str, Any] = {"do_sample": False}
+    if writing.temperature > 0:
+        settings = {"do_sample": True, "temperature": writing.temperature, "top_p": writing.top_p, "top_k": 0}
+    listener = _Listener(tokenizer, heard) if heard and len(rows) == 1 else None
+    start = time.perf_counter()
+    with torch.no_grad(), _seeded(writing.seed, model.device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sampling settings of the base's own generation config, unused here
+        made = model.generate(
+            input_ids=tokens.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=writing.max_new_tokens,
+            pad_token_id=_filler(tokenizer),
+            streamer=listener,
+            **settings,
+        )
+    seconds = time.perf_counter() - start
+    skipped = 1 if model.config.is_encoder_decoder else tokens.shape[1]
+    ends = _ends(model)
+    answers = []
+    for row, new in zip(rows, made[:, skipped:].tolist(), strict=True):
+        kept = _until_end(new, ends)
+        text = str(tokenizer.decode(kept, skip_special_tokens=True))
+        answers.append(Answer(text=text, tokens=len(kept), prompt_tokens=len(row), seconds=seconds))
+    return answers
+
+
+def _padded(rows: Sequence[list[int]], filler: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, both [rows, longest]."""
+    import torch
+
+    longest = max(len(row) for row in rows)
+    tokens = torch.full((len(rows), longest), filler, dtype=torch.int64)
+    mask = torch.zeros((len(rows), longest), dtype=torch.int64)
+    for at, row in enumerate(rows):
+        place = slice(longest - len(row), longest) if left else slice(0, len(row))
+        tokens[at, place] = torch.tensor(row)
+        mask[at, place] = 1
+    return tokens, mask
+
+
+def _filler(tokenizer: Any) -> int:  # noqa: ANN401 - transformers is untyped
+    """The token that fills up rows; it is masked, so any will do where a tokenizer has none."""
+    found = [tokenizer.pad_token_id, tokenizer.eos_token_id]
+    return next((number for number in found if number is not None), 0)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """A state of torch's generators that begins with `seed` and ends with the block."""
+    import torch
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _ends(model: Any) -> frozenset[int]:  # noqa: ANN401 - transformers is untyped
+    ends = model.generation_config.eos_token_id
+    return frozenset(ends if isinstance(ends, list | tuple) else () if ends is None else (ends,))
+
+
+def _until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
+    """The tokens up to the first end mark, included; what follows in a batch is filling."""
+    return next((tokens[: at + 1] for at, token in enumerate(tokens) if token in ends), tokens)
+
+
+class _Listener:
+    """What `generate` hands each token to: turns them into text, and holds back what may still change.
+
+    Only the tokens since the last piece are decoded again, behind those of the piece before for the space between.
+    """
+
+    def __init__(self, tokenizer: Any, heard: Heard) -> None:  # noqa: ANN401 - transformers is untyped
+        self.tokenizer = tokenizer
+        self.heard = heard
+        self.tokens: list[int] = []
+        self.context = self.told = 0  # where the context begins, and up to where the tokens were told
+        self.is_prompt = True
+
+    def put(self, value: Tensor) -> None:
+        """The next tokens; the first call brings the prompt."""
+        if self.is_prompt:
+            self.is_prompt = False
+            return
+        self.tokens += value.reshape(-1).tolist()
+        self._tell(is_end=False)
+
+    def end(self) -> None:
+        """No more will come."""
+        self._tell(is_end=True)
+
+    def _tell(self, *, is_end: bool) -> None:
+        before = self._text(self.tokens[self.context : self.told])
+        now = self._text(self.tokens[self.context :])
+        if len(now) <= len(before) or (now.endswith(_INCOMPLETE) and not is_end):
+            return
+        self.heard(now[len(before) :])
+        self.context, self.told = self.told, len(self.tokens)
+
+    def _text(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

@@ -1,0 +1,175 @@
+"""The base as it stands before anything is attached: found by name, hashed, and put back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from torch import Tensor, nn
+
+from adapterhub.core.digests import Digest, canonical_json, digest_of
+from adapterhub.core.errors import CouldNotTell, UsageProblem, shown
+from adapterhub.inference.loader.base.quantised import hold_layout, scales_of
+
+_PEFT_MARKS: Final = ("peft_config",)
+"""Attributes that PEFT leaves on the outermost module."""
+
+
+class NamedTensor(NamedTuple):
+    """A parameter or buffer of the base; `is_kept` tells whether a weight file of the base would hold it."""
+
+    name: str
+    tensor: Tensor
+    is_kept: bool
+
+
+class BaseModel:
+    """A model whose modules are remembered, so that whatever is wrapped around them later can be told from them.
+
+    Holds references only: nothing is copied. `modules` maps every name a module can be reached by to the module.
+    Layers of bitsandbytes are told to leave their packed weights as they are, for good (see `hold_layout`).
+
+    Raises:
+        UsageProblem: it is no model, or has an adapter already.
+        CouldNotTell: some of its parameters are not in memory.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise UsageProblem(
+                f"{shown(model)} is no model in memory, expected a torch module",
+                hint="load it first: AutoModelForCausalLM.from_pretrained(…)",
+            )
+        self.model = model
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        _refuse_adapted(model, self.modules)
+        hold_layout(self.modules.values())
+        self._children = {name: dict(module._modules) for name, module in self.modules.items()}  # noqa: SLF001 - the only way to see them with None entries
+        self._parameters = {name: tuple(module._parameters) for name, module in self.modules.items()}  # noqa: SLF001 - as above
+        self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._marks = {name: name in vars(model) for name in _PEFT_MARKS}
+        self._tensor_parallelism = getattr(getattr(model, "config", None), "pretraining_tp", None)
+        self._hooks = {id(module): set(module._forward_hooks) for module in self.modules.values()}  # noqa: SLF001 - no public view
+        absent = [parameter for parameter, _ in self._gradients if parameter.is_meta]
+        if absent:
+            raise CouldNotTell(
+                f"{len(absent)} parameters of the model are not in memory (device `meta`)",
+                hint="load the model without offloading to disk",
+            )
+
+    @property
+    def embeddings(self) -> frozenset[str]:
+        """Names of the input and output embeddings."""
+        found = set()
+        for getter in ("get_input_embeddings", "get_output_embeddings"):
+            try:
+                found.add(id(getattr(self.model, getter)()))
+            except (AttributeError, NotImplementedError):  # a plain module, or a model without one
+                continue
+        return frozenset(name for name, module in self.modules.items() if id(module) in found)
+
+    def tensors(self) -> Iterator[NamedTensor]:
+        """Every parameter and buffer, read off the remembered modules; a tied one comes under each of its names.
+
+        The scales beside packed weights count as buffers that no weight file of the base holds.
+        """
+        for name, module in self.modules.items():
+            prefix = f"{name}." if name else ""
+            for key, parameter in module._parameters.items():  # noqa: SLF001 - `named_parameters` would look into wrappers
+                if parameter is not None:
+                    yield NamedTensor(prefix + key, parameter, is_kept=True)
+            for key, buffer in module._buffers.items():  # noqa: SLF001 - as above
+                if buffer is not None:
+                    is_kept = key not in module._non_persistent_buffers_set  # noqa: SLF001 - no public view
+                    yield NamedTensor(prefix + key, buffer, is_kept=is_kept)
+            for key, scales in scales_of(module):
+                yield NamedTensor(prefix + key, scales, is_kept=False)
+
+    def digest(self) -> Digest:
+        """Digest over name, dtype, shape and bytes of every parameter and buffer; reads them all.
+
+        The same before, during and after an attach, since wrappers are looked through.
+        """
+        seen: dict[tuple[int, tuple[int, ...]], str] = {}
+        listed = []
+        for name, tensor, _ in self.tensors():
+            place = (tensor.data_ptr(), tuple(tensor.shape))
+            if place not in seen or not tensor.numel():
+                seen[place] = _sha256_of(tensor)
+            listed.append([name, str(tensor.dtype), list(tensor.shape), seen[place]])
+        return digest_of(canonical_json(sorted(listed, key=lambda item: str(item[0]))))
+
+    def added_hooks(self) -> list[tuple[nn.Module, int]]:
+        """Forward hooks that the remembered modules did not have."""
+        return [
+            (module, key)
+            for module in self.modules.values()
+            for key in module._forward_hooks  # noqa: SLF001 - no public view
+            if key not in self._hooks[id(module)]
+        ]
+
+    def restore(self, hooks: list[tuple[nn.Module, int]]) -> None:
+        """Put every wrapped module back in its place, and flags and attributes as they were; remove `hooks`."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils import AuxiliaryTrainingWrapper
+
+        for name, children in self._children.items():
+            places = self.modules[name]._modules  # noqa: SLF001 - assignment through the module would re-register
+            for key, child in children.items():
+                # Only wrappers are undone: what a user put there meanwhile is theirs.
+                if places.get(key) is not child and isinstance(
+                    places.get(key), BaseTunerLayer | AuxiliaryTrainingWrapper
+                ):
+                    places[key] = child
+        for name, order in self._parameters.items():
+            held = self.modules[name]._parameters  # noqa: SLF001 - torch takes a parametrised one out and adds it at the end
+            if tuple(held) != order and held.keys() == set(order):
+                in_order = {key: held[key] for key in order}
+                held.clear()
+                held.update(in_order)
+        for parameter, needs_gradient in self._gradients:
+            if parameter.requires_grad != needs_gradient:
+                parameter.requires_grad_(needs_gradient)
+        for module, key in hooks:
+            module._forward_hooks.pop(key, None)  # noqa: SLF001 - PEFT keeps no handle
+        for mark, was_there in self._marks.items():
+            if not was_there:
+                vars(self.model).pop(mark, None)
+        if self._tensor_parallelism is not None:
+            self.model.config.pretraining_tp = self._tensor_parallelism  # type: ignore[union-attr] # has it, see above
+
+
+def base_digest(model: nn.Module) -> Digest:
+    """Digest over every parameter and buffer of a model without adapter; see `Attached.base_digest`."""
+    return BaseModel(model).digest()
+
+
+def _refuse_adapted(model: nn.Module, modules: dict[str, nn.Module]) -> None:
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = next((name for name, module in modules.items() if isinstance(module, BaseTunerLayer)), None)
+    if adapted is None and not isinstance(model, PeftModel) and "peft_config" not in vars(model):
+        return
+    raise UsageProblem(
+        "the model has an adapter already" + (f", for one on `{adapted}`" if adapted else ""),
+        hint="detach it first, or attach several at once: attach(model, {'a': 0.7, 'b': 0.3})",
+    )
+
+
+def _sha256_of(tensor: Tensor) -> str:
+    import torch
+
+    plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(plain.numpy().data).hexdigest()
+
+
+def model_types(base: BaseModel) -> dict[str, str]:
+    """The model type that transformers gives each part of the model, by the name of the module that has it."""
+    found = {}
+    for name, module in base.modules.items():
+        kind = getattr(getattr(module, "config", None), "model_type", None)
+        if isinstance(kind, str) and kind:
+            found[name] = kind
+    return found

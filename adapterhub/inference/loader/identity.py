@@ -1,0 +1,267 @@
+"""Whether the model in memory is the base that a fingerprint describes, told by a few numbers of each tensor.
+
+Hashing a model costs as much as reading it; the sampled numbers of a fingerprint cost milliseconds, and every tensor of
+another training run differs in them. A change that misses all samples of every tensor goes unseen, as one that is
+smaller than rounding does between two precisions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from adapterhub.core.digests import canonical_json, digest_of
+from adapterhub.core.errors import shown
+from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, Comparison, is_buffer
+from adapterhub.formats.base.precision import Interval, interval, may_be_same, number_text, stored_bytes
+from adapterhub.formats.modules.key_maps import OtherNames, other_names
+from adapterhub.formats.safetensors.facts import sample_offsets
+from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.inference.loader.base.model import BaseModel, model_types
+from adapterhub.inference.loader.base.quantised import source_intervals, source_shape
+from adapterhub.library.bases.records import BaseRecord, Bases
+from adapterhub.weights.lowrank.factors import FORMAT_DTYPES
+
+_OTHER_DTYPES: Final = {
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_INTEGERS: Final = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedBase:
+    """The model in memory as a fingerprint sees it: dtype, sampled numbers and shape by tensor name.
+
+    `packed`: of weights packed into a few bits, between which numbers the sampled ones of their source must lie; their
+    shape is that of the source. `others`: what the tensors are called in other releases of transformers, whose names
+    weight files keep.
+    """
+
+    samples: Mapping[str, tuple[str, bytes]]
+    shapes: Mapping[str, tuple[int, ...]]
+    packed: Mapping[str, tuple[Interval, ...]]
+    others: tuple[OtherNames, ...]
+
+
+def look_at(base: BaseModel) -> LoadedBase:
+    """The sampled numbers of every tensor that a weight file of the base would hold; reads only these."""
+    samples: dict[str, tuple[str, bytes]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, tensor, is_kept in base.tensors():
+        shape = tuple(tensor.shape)
+        dtype = FORMAT_DTYPES.get(tensor.dtype) or _OTHER_DTYPES.get(tensor.dtype)
+        if not is_kept or dtype is None or is_buffer(name, shape):
+            continue
+        samples[name] = (dtype, _numbers_at_samples(tensor, TensorSpec.planned(name, dtype, shape)))
+        shapes[name] = shape
+    packed: dict[str, tuple[Interval, ...]] = {}
+    for owner, module in base.modules.items():
+        source, name = source_shape(module), f"{owner}.weight" if owner else "weight"
+        if source is None or name not in samples:
+            continue
+        shapes[name] = source
+        found = source_intervals(module, _places(TensorSpec.planned(name, "F32", source)))
+        if found is not None:
+            packed[name] = found
+    others = other_names(samples, model_types(base))
+    return LoadedBase(samples=samples, shapes=shapes, packed=packed, others=others)
+
+
+def _places(spec: TensorSpec) -> list[int]:
+    """Which elements of the flattened tensor are sampled; the same ones in every dtype."""
+    width = stored_bytes(spec.dtype)
+    return [offset // width for offset in sample_offsets(spec)]
+
+
+def _numbers_at_samples(tensor: Tensor, spec: TensorSpec) -> bytes:
+    places = torch.tensor(_places(spec), dtype=torch.int64, device=tensor.device)
+    numbers = tensor.detach().take(places).cpu()
+    return numbers.view(torch.uint8).numpy().tobytes() if len(numbers) else b""
+
+
+def judge(declared: BaseFingerprint, loaded: LoadedBase) -> Comparison:
+    """How the base `declared` relates to the model in memory.
+
+    Heads may be there on one side only (a classifier made anew, a language-model head left away), and tensors inside a
+    layer may have been fused on loading; these are left out. A layer on one side only makes the two DIFFERENT. UNKNOWN
+    when no tensor has a common name.
+    """
+    pairs = _pairs(declared.samples, loaded.samples)
+    for other in loaded.others if len(pairs) < len(declared.samples) else ():
+        renamed = {name: other.here[found] for name, found in _pairs(declared.samples, other.here).items()}
+        pairs = max(pairs, renamed, key=len)
+    if not pairs:
+        return Comparison(
+            verdict=BaseVerdict.UNKNOWN, differences=("no tensor of the model has a name that its base has",)
+        )
+    lone = _lone_layers(declared.samples, pairs.keys(), "its base")
+    lone += _lone_layers(loaded.samples, set(pairs.values()), "this model")
+    values = _compare_values(declared, loaded, pairs)
+    if lone:
+        return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(*lone, values.sentence))
+    if not values.seen:
+        return Comparison(verdict=BaseVerdict.UNKNOWN, differences=(*values.precision, values.sentence))
+    if values.apart:
+        if _has_same_shapes(declared, loaded, pairs) is False:
+            shapes = "the tensors have the same names, but not all have the same shape"
+            return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(shapes, values.sentence))
+        return Comparison(verdict=BaseVerdict.SAME_SHAPES, differences=(values.sentence,))
+    verdict = BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION if values.precision else BaseVerdict.SAME_WEIGHTS
+    return Comparison(verdict=verdict, differences=(*values.precision, values.sentence))
+
+
+def identify(loaded: LoadedBase, bases: Bases) -> BaseRecord | None:
+    """The registered base that the model in memory is; equal numbers before another precision."""
+    other_precision: BaseRecord | None = None
+    for record in bases.list():
+        verdict = judge(record.fingerprint, loaded).verdict
+        if verdict is BaseVerdict.SAME_WEIGHTS:
+            return record
+        if verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
+            other_precision = other_precision or record
+    return other_precision
+
+
+def _pairs(declared: Mapping[str, object], loaded: Mapping[str, object]) -> dict[str, str]:
+    """Name in `loaded` for each name in `declared`; one side may have a first part more, as with and without a head."""
+    candidates = [{name: name for name in declared.keys() & loaded.keys()}]
+    candidates += [{n: part + n for n in declared if part + n in loaded} for part in _first_parts(loaded)]
+    candidates += [{part + n: n for n in loaded if part + n in declared} for part in _first_parts(declared)]
+    return max(candidates, key=len)
+
+
+def _first_parts(names: Iterable[str]) -> list[str]:
+    return [part for part, _ in Counter(name.partition(".")[0] + "." for name in names).most_common(2)]
+
+
+def _lone_layers(names: Iterable[str], matched: Iterable[str], where: str) -> tuple[str, ...]:
+    """A sentence when numbered layers of a part that both sides have are there on one side only."""
+    matched = set(matched)
+    layers = {_layer_of(name) for name in matched}
+    parts = {name.partition(".")[0] for name in matched}
+    lone = {
+        layer
+        for name in names
+        if name not in matched
+        and (layer := _layer_of(name))
+        and layer not in layers
+        and name.partition(".")[0] in parts
+    }
+    if not lone:
+        return ()
+    example = min(lone, key=lambda layer: (len(layer), layer))
+    return (f"{len(lone)} layers are in {where} only, such as `{shown(example)}`",)
+
+
+def _layer_of(name: str) -> str:
+    """The name up to its first number (`model.layers.3`); "" when it has none."""
+    parts = name.split(".")
+    return next((".".join(parts[: at + 1]) for at, part in enumerate(parts) if part.isdecimal()), "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Values:
+    """How many sampled numbers were compared, how many cannot be the same number, and both in words."""
+
+    seen: int
+    apart: int
+    precision: tuple[str, ...]
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Packed:
+    """What was found of tensors that are packed here and not in the base; `unread` could not be compared."""
+
+    seen: int
+    apart: int
+    tensors: frozenset[str]
+    unread: int
+    example: str
+
+
+def _compare_packed(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> _Packed:
+    """Whether the sampled numbers of the base lie where those packed here may have come from."""
+    seen = apart = unread = 0
+    example = ""
+    tensors = [
+        n for n, h in pairs.items() if loaded.samples[h][0] in _INTEGERS and declared.samples[n][0] not in _INTEGERS
+    ]
+    for name in sorted(tensors):
+        (dtype, raw), rooms = declared.samples[name], loaded.packed.get(pairs[name])
+        unread += rooms is None
+        for number, room in zip(_split(dtype, raw), rooms or (), strict=False):
+            seen += 1
+            if not _may_lie(dtype, number, room):
+                apart += 1
+                here = f"between {room[0]:.3g} and {room[1]:.3g} here"
+                example = example or f"`{shown(name)}` ({number_text(dtype, number)} in its base, {here})"
+    return _Packed(seen=seen, apart=apart, tensors=frozenset(tensors), unread=unread, example=example)
+
+
+def _compare_values(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> _Values:
+    packed = _compare_packed(declared, loaded, pairs)
+    seen, apart, example, is_plain = packed.seen, packed.apart, "", False
+    dtypes: Counter[tuple[str, str]] = Counter()
+    for name, here in sorted(pairs.items()):
+        (dtype, raw), (dtype_here, raw_here) = declared.samples[name], loaded.samples[here]
+        if name in packed.tensors:
+            continue
+        if dtype != dtype_here:
+            dtypes[dtype, dtype_here] += 1
+        for first, second in zip(_split(dtype, raw), _split(dtype_here, raw_here), strict=False):
+            seen += 1
+            if not may_be_same(dtype, first, dtype_here, second):
+                apart += 1
+                theirs, ours = number_text(dtype, first), number_text(dtype_here, second)
+                # One whose six digits differ says more than one that differs beyond them.
+                if not example or (theirs != ours and not is_plain):
+                    example, is_plain = f"`{shown(name)}` ({theirs} in its base, {ours} here)", theirs != ours
+    precision = tuple(
+        f"{count:,} tensors are {there} in its base and {here} here" for (there, here), count in dtypes.most_common()
+    )
+    compared = len(packed.tensors) - packed.unread
+    if compared:
+        precision += (f"{compared:,} tensors are packed into fewer bits here and were compared within their steps",)
+    if packed.unread:
+        precision += (f"{packed.unread:,} tensors are quantised here and were not compared",)
+    sentence = f"all {seen:,} sampled values of {len(pairs) - packed.unread:,} tensors agree"
+    unpaired = len(declared.samples) - len(pairs)
+    if unpaired:
+        sentence += f" ({unpaired:,} of its base have no such name here and were not compared)"
+    if apart:
+        sentence = f"{apart:,} of {seen:,} sampled values differ, for example in {example or packed.example}"
+    elif not seen:
+        sentence = "none of its tensors could be compared"
+    return _Values(seen=seen, apart=apart, precision=precision, sentence=sentence)
+
+
+def _may_lie(dtype: str, raw: bytes, room: Interval) -> bool:
+    """Whether a stored number can be one that was packed into `room`."""
+    own = interval(dtype, raw)
+    return own is not None and own[0] <= room[1] and room[0] <= own[1]
+
+
+def _split(dtype: str, raw: bytes) -> list[bytes]:
+    width = stored_bytes(dtype)
+    return [raw[at : at + width] for at in range(0, len(raw), width)]
+
+
+def _has_same_shapes(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> bool | None:
+    """Whether the two have the same structure; None when tensors without a partner keep it from being told."""
+    if pairs.keys() != declared.samples.keys():
+        return None
+    listed = [[name, list(loaded.shapes[here])] for name, here in sorted(pairs.items())]
+    return digest_of(canonical_json(listed)) == declared.structure

@@ -1,0 +1,275 @@
+"""How each method of PEFT is set up from an adapter's contents, with nothing from its config but checked numbers.
+
+The configs made here name every module in full, so that no pattern of a file is run by PEFT; they ask for no
+initialisation, some kinds of which rewrite the base; they carry no field that names code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from torch import nn
+
+from adapterhub.core.errors import MalformedConfig, UnsupportedAdapter, shown
+from adapterhub.core.limits import limits
+from adapterhub.formats.manifest import CONFIG_FILE
+from adapterhub.formats.peft.fields import Fields, is_number, is_rank
+from adapterhub.formats.peft.patterns import Budget, FullPattern, KeyPatterns, PatternTooSlow
+from adapterhub.inference.loader.base.model import BaseModel
+from adapterhub.inference.loader.reading.contents import AdapterContents
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """The factor on a module's update, `scaling`, and what it comes from."""
+
+    rank: int
+    alpha: float
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Setup:
+    """A config for PEFT, and the scale of each module (empty for methods without one).
+
+    `is_additive`: the update is added to the module's output, so that several can be added up with weights.
+    `ranks`: rank by module where PEFT's config cannot say it.
+    """
+
+    config: Any
+    scales: Mapping[str, Scale]
+    is_additive: bool
+    ranks: Mapping[str, int]
+    warnings: tuple[str, ...] = ()
+
+
+def set_up(contents: AdapterContents, base: BaseModel) -> Setup:
+    """What PEFT needs to build this adapter's layers.
+
+    Raises:
+        UnsupportedAdapter: with every feature that stands in the way.
+        MalformedConfig: settings of the method that are no numbers.
+    """
+    reasons = _reasons(contents)
+    if reasons:
+        raise UnsupportedAdapter(f"`{shown(contents.label)}` cannot be attached here", reasons)
+    make = _MAKERS[contents.config.peft_type]
+    return make(contents, base, _common(contents, base))
+
+
+_BASE_CHANGING_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_HARMLESS_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
+_VARIANTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "trainable_token_indices": "it replaces rows of the embedding (trainable_token_indices)",
+        "alora_invocation_tokens": "it is switched on by tokens in the prompt (aLoRA)",
+        "layer_replication": "it repeats layers of the base (layer_replication)",
+        "use_qalora": "it pools its inputs (QALoRA)",
+        "use_bdlora": "it has block-diagonal factors (BD-LoRA)",
+        "arrow_config": "it routes between other adapters (Arrow)",
+        "kasa_config": "it cuts directions out of the base weights (KaSA)",
+        "monteclora_config": "it samples its weights (MonteCLoRA)",
+        "velora_config": "it compresses its inputs (VeLoRA)",
+        "megatron_config": "it is made for Megatron's parallel layers",
+        "ensure_weight_tying": "it ties the factors of two layers to each other (ensure_weight_tying)",
+    }
+)
+
+
+def _reasons(contents: AdapterContents) -> list[str]:
+    config = contents.config
+    reasons = [
+        reason
+        for key, reason in _VARIANTS.items()
+        if (getattr(config, key, None) or config.extra.get(key)) not in (None, False, (), [], {})
+    ]
+    init = config.init_lora_weights
+    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+        reasons.append(
+            f"it was initialised from the base weights (init_lora_weights {shown(init)}) and changed them: its update"
+            " is relative to those. PEFT saves it as a plain LoRA with `path_initial_model_for_weight_conversion`"
+        )
+    elif isinstance(init, str) and init.lower() not in _HARMLESS_INITS:
+        reasons.append(f"its initialisation {shown(init)} is not known here; it may have changed the base")
+    return reasons
+
+
+def _common(contents: AdapterContents, base: BaseModel) -> dict[str, Any]:
+    """The settings that every method has."""
+    transposed = _conv1d()
+    return {
+        "target_modules": contents.modules,
+        "modules_to_save": sorted(contents.saved) or None,
+        "fan_in_fan_out": any(isinstance(base.modules[name], transposed) for name in contents.modules),
+        "inference_mode": True,
+    }
+
+
+def _conv1d() -> type[nn.Module]:
+    """The transposed linear layer of GPT-2."""
+    from transformers.pytorch_utils import Conv1D
+
+    layer: type[nn.Module] = Conv1D
+    return layer
+
+
+# ---------------------------------------------------------------- one maker a method
+def _lora(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+    from peft import LoraConfig
+
+    config = contents.config
+    called = {name: contents.adapters_name(name) for name in contents.factors}
+    scales = {
+        name: Scale(rank=config.rank_of(its), alpha=config.alpha_of(its), scaling=config.scaling_of(its))
+        for name, its in called.items()
+    }
+    rank, pattern = _ranks({contents.parameters.get(name, name): scale.rank for name, scale in scales.items()})
+    made = LoraConfig(
+        r=rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=0.0,
+        rank_pattern=pattern,
+        bias="none",
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        lora_bias=config.lora_bias,
+        init_lora_weights=False,
+        target_parameters=sorted(contents.parameters.values()) or None,
+        **common,
+    )
+    return Setup(config=made, scales=scales, is_additive=not config.use_dora, ranks={})
+
+
+def _ranks(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+    """The most common rank, and PEFT's `rank_pattern` for the others.
+
+    PEFT takes the first key that matches the end of a name, so the longer of two names comes first.
+    """
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    others = sorted((name for name, rank in ranks.items() if rank != usual), key=len, reverse=True)
+    if others:  # then every name is a key: an exception could be the end of a usual one
+        ends = tuple("." + name for name in others)
+        others = sorted({*others, *(name for name in ranks if name.endswith(ends))}, key=len, reverse=True)
+    return usual, {re.escape(name): ranks[name] for name in others}
+
+
+def _adalora(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+    from peft import AdaLoraConfig
+
+    fields = Fields(contents.config.extra)
+    alpha = fields.number("lora_alpha")
+    _refuse_problems(contents, fields)
+    # The ranks that training left over are those of the tensors; the schedule has no meaning any more.
+    ranks = {name: specs["lora_E"].shape[0] for name, specs in contents.factors.items() if "lora_E" in specs}
+    most = max(ranks.values(), default=1)
+    made = AdaLoraConfig(
+        init_r=most,
+        target_r=most,
+        total_step=1,
+        lora_alpha=8 if alpha is None else alpha,
+        init_lora_weights=False,
+        **common,
+    )
+    return Setup(config=made, scales={}, is_additive=False, ranks=ranks)
+
+
+def _ia3(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+    from peft import IA3Config
+
+    fields = Fields(contents.config.extra)
+    named = fields.names_or_pattern("feedforward_modules")
+    _refuse_problems(contents, fields)
+    pattern = FullPattern(named, Budget()) if isinstance(named, str) else None
+
+    def scales_inputs(name: str) -> bool:
+        try:
+            return pattern.matches(name) if pattern else name.endswith(named or ())
+        except PatternTooSlow:
+            raise _too_slow(contents) from None
+
+    feedforward = [name for name in contents.factors if scales_inputs(contents.adapters_name(name))]
+    made = IA3Config(feedforward_modules=feedforward, init_ia3_weights=False, **common)
+    return Setup(config=made, scales={}, is_additive=False, ranks={})
+
+
+def _lycoris(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+    from peft import LoHaConfig, LoKrConfig
+
+    fields = Fields(contents.config.extra)
+    alpha = fields.number("alpha")
+    settings = {"alpha": 8 if alpha is None else alpha, "use_effective_conv2d": fields.flag("use_effective_conv2d")}
+    made_by: Callable[..., Any] = LoHaConfig
+    if contents.config.peft_type == "LOKR":
+        made_by = LoKrConfig
+        factor = fields.take("decompose_factor")
+        settings |= {
+            "decompose_both": fields.flag("decompose_both"),
+            "decompose_factor": -1 if factor is None else factor,
+        }
+        if factor is not None and (type(factor) is not int or not -1 <= factor <= limits().rank):
+            fields.wrong("decompose_factor", f"a whole number from -1 to {limits().rank}")
+    rank = contents.config.r or 8
+    ranks = _by_pattern(contents, fields, "rank_pattern", is_rank, rank)
+    alphas = _by_pattern(contents, fields, "alpha_pattern", is_number, settings["alpha"])
+    _refuse_problems(contents, fields)
+    scales = {n: Scale(rank=ranks[n], alpha=alphas[n], scaling=alphas[n] / ranks[n]) for n in contents.factors}
+    usual, pattern = _ranks(ranks)
+    common = {key: value for key, value in common.items() if key != "fan_in_fan_out"}
+    made = made_by(r=usual, rank_pattern=pattern, init_weights=False, **settings, **common)
+    return Setup(config=made, scales=scales, is_additive=True, ranks={})
+
+
+def _vera(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+    from peft import VeraConfig
+
+    fields = Fields(contents.config.extra)
+    key = fields.take("projection_prng_key")
+    if key is not None and (type(key) is not int or not 0 <= key < 1 << 63):
+        fields.wrong("projection_prng_key", "a natural number")
+    _refuse_problems(contents, fields)
+    made = VeraConfig(
+        r=contents.config.r or 256, projection_prng_key=key or 0, save_projection=True, init_weights=False, **common
+    )
+    warnings: tuple[str, ...] = ()
+    if not contents.shared:
+        warnings = ("its file has no projections; they are made again from its random seed, as PEFT does",)
+    return Setup(config=made, scales={}, is_additive=False, ranks={}, warnings=warnings)
+
+
+_MAKERS: Final[Mapping[str, Callable[[AdapterContents, BaseModel, dict[str, Any]], Setup]]] = MappingProxyType(
+    {"LORA": _lora, "ADALORA": _adalora, "IA3": _ia3, "LOHA": _lycoris, "LOKR": _lycoris, "VERA": _vera}
+)
+
+
+# ---------------------------------------------------------------- settings that AdapterConfig keeps as they came
+def _by_pattern(
+    contents: AdapterContents, fields: Fields, key: str, check: Callable[[object], bool], default: float
+) -> dict[str, Any]:
+    """The number of each module: that of the first pattern which ends its name, else `default`."""
+    numbers = fields.numbers_by_pattern(key, check, "numbers")
+    _refuse_problems(contents, fields)
+    keys = KeyPatterns(numbers, Budget())
+    try:
+        found = {name: keys.first(contents.adapters_name(name)) for name in contents.factors}
+    except PatternTooSlow:
+        raise _too_slow(contents) from None
+    return {name: default if key is None else numbers[key] for name, key in found.items()}
+
+
+def _refuse_problems(contents: AdapterContents, fields: Fields) -> None:
+    if fields.problems:
+        raise MalformedConfig(str(contents.folder / CONFIG_FILE), "; ".join(fields.problems[:20]))
+
+
+def _too_slow(contents: AdapterContents) -> MalformedConfig:
+    return MalformedConfig(
+        str(contents.folder / CONFIG_FILE),
+        "matching its patterns takes too long",
+        code="E_REGEX",
+        hint="list the module names instead",
+    )

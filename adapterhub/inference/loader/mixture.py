@@ -1,0 +1,106 @@
+"""What several adapters on one model may share, and what their weights can mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+import torch
+
+from adapterhub.core.errors import MergeRefused, RefusedAdapter, shown
+from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.inference.loader.base.model import BaseModel
+from adapterhub.inference.loader.base.quantised import refuse_packed
+from adapterhub.inference.loader.injection import Ready
+from adapterhub.inference.loader.reading.contents import LISTED, AdapterContents, limited
+
+
+def check_copies(contents: AdapterContents, base: BaseModel) -> None:
+    """Refuse copies of the base's embeddings that are not equal to them; PEFT saves such beside trained embeddings.
+
+    Raises:
+        RefusedAdapter: an embedding of its own, trained or resized, which would replace that of the base.
+        UnsupportedAdapter: it would ruin modules that are packed into few bits here.
+    """
+    magnitudes = contents.factors if contents.config.use_dora else ()
+    refuse_packed(contents.label, base.modules, saved=contents.saved, magnitudes=magnitudes)
+    if not contents.copies:
+        return
+    tensors = {tensor.name: tensor.tensor for tensor in base.tensors()}
+    findings = []
+    for name, spec in contents.copies.items():
+        here = tensors[name].detach()
+        if tuple(here.shape) != spec.shape or not torch.equal(contents.read(spec).to(here), here):
+            findings.append(("E_BASE_WEIGHT", f"`{shown(spec.name)}` is not equal to the base's and would replace it"))
+    if findings:
+        raise RefusedAdapter(f"`{shown(contents.label)}` brings weights of its own for the base", limited(findings))
+
+
+def without_repeats(adapters: Sequence[AdapterContents]) -> list[AdapterContents]:
+    """The adapters, a module that several replace by the same tensors left with the first only.
+
+    Raises:
+        MergeRefused: two adapters replace one module by different tensors, or one replaces what another adapts.
+    """
+    first: dict[str, AdapterContents] = {}
+    kept: list[AdapterContents] = []
+    reasons: list[str] = []
+    for adapter in adapters:
+        own: dict[str, Mapping[str, TensorSpec]] = {}
+        for module, specs in adapter.saved.items():
+            earlier = first.setdefault(module, adapter)
+            if earlier is adapter:
+                own[module] = specs
+            elif not _are_equal(earlier, adapter, module):
+                reasons.append(
+                    f"`{shown(module)}` is replaced whole by `{shown(earlier.label)}` and by `{shown(adapter.label)}`"
+                )
+        kept.append(replace(adapter, saved=MappingProxyType(own)))
+    for adapter in kept:
+        for module, owner in first.items():
+            inside = [name for name in adapter.factors if name == module or name.startswith(module + ".")]
+            reasons += [
+                f"`{shown(n)}` is adapted by `{shown(adapter.label)}` and replaced whole by `{shown(owner.label)}`"
+                for n in inside
+            ]
+    if reasons:
+        raise MergeRefused("these adapters cannot be used together", reasons[:LISTED])
+    return kept
+
+
+def refuse_mixture(adapters: Sequence[Ready]) -> None:
+    """Refuse weights on adapters that are no update added to an output, and mixtures of methods.
+
+    Raises:
+        MergeRefused: with every reason.
+    """
+    reasons = []
+    for adapter in adapters:
+        if adapter.setup.is_additive or (len(adapters) == 1 and adapter.weight == 1):
+            continue
+        method = (
+            "DoRA, whose magnitudes"
+            if adapter.contents.config.use_dora
+            else f"{adapter.contents.config.peft_type}, whose factors"
+        )
+        reasons.append(
+            f"`{shown(adapter.contents.label)}` uses {method} do not add up: alone and with weight 1 it can be attached"
+        )
+    types = sorted({adapter.contents.config.peft_type for adapter in adapters})
+    if len(types) > 1:
+        reasons.append(f"they are of {len(types)} types, {', '.join(types)}")
+    if reasons:
+        raise MergeRefused("these adapters cannot be added up", reasons)
+
+
+def _are_equal(one: AdapterContents, other: AdapterContents, module: str) -> bool:
+    mine, theirs = one.saved[module], other.saved[module]
+    if mine.keys() != theirs.keys():
+        return False
+    return all(
+        mine[key].dtype == theirs[key].dtype
+        and mine[key].shape == theirs[key].shape
+        and torch.equal(one.read(mine[key]), other.read(theirs[key]))
+        for key in mine
+    )

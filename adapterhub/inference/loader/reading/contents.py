@@ -1,0 +1,112 @@
+"""What is in the folder of an adapter: its config, and for every tensor of its file the place in the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from adapterhub.core.disk.held_file import HeldFile
+from adapterhub.core.errors import RefusedAdapter, shown
+from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.safetensors.file import TensorFile
+from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.inference.loader.reading.naming import ModuleNames
+
+FACTOR_NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "LORA": ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
+        "ADALORA": ("lora_A", "lora_B", "lora_E"),
+        "IA3": ("ia3_l",),
+        "LOHA": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+        "LOKR": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+        "VERA": ("vera_lambda_b", "vera_lambda_d"),
+    }
+)
+"""The methods that can be attached, and what PEFT calls their factors."""
+
+SHARED_FACTORS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({"VERA": ("vera_A", "vera_B")})
+"""Factors that all modules share; they stand beside the model in the file (`base_model.vera_A`)."""
+
+DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
+    {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "U8": torch.uint8,
+        "BOOL": torch.bool,
+    }
+)
+
+LISTED: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AdapterContents:
+    """An adapter's config, and the place of every tensor of its file.
+
+    `factors`: by module of the base and factor (`lora_A.weight`). `saved`: by module that is replaced whole and name
+    inside it. `shared`: by name of a factor that all modules share. `copies`: tensors that repeat an embedding of the
+    base, by its name; they are compared with it and never loaded. `parameters`: by module in `factors` the one
+    parameter of the base that its pair is for, where it is not for the module's weight. All names are those of the
+    base; `names` tells what the adapter calls its modules, which is what the patterns of its config are about.
+    """
+
+    label: str
+    folder: Path
+    config: AdapterConfig
+    header: TensorFile
+    weights: HeldFile
+    factors: Mapping[str, Mapping[str, TensorSpec]]
+    saved: Mapping[str, Mapping[str, TensorSpec]]
+    shared: Mapping[str, TensorSpec]
+    copies: Mapping[str, TensorSpec]
+    parameters: Mapping[str, str]
+    names: ModuleNames
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules of the base that have factors; not those of which single parameters have."""
+        return sorted(self.factors.keys() - self.parameters.keys())
+
+    def adapters_name(self, factor: str) -> str:
+        """What the adapter calls the module or parameter that the pair `factor` is for."""
+        parameter = self.parameters.get(factor)
+        if parameter is None:
+            return self.names.adapters_name(factor)
+        module, _, key = parameter.rpartition(".")
+        return f"{self.names.adapters_name(module)}.{key}"
+
+    def read(self, spec: TensorSpec) -> Tensor:
+        """One tensor, in memory of its own, from the bytes that were checked.
+
+        Raises:
+            RefusedAdapter: a dtype that torch does not have.
+            DigestMismatch: the file has changed since.
+        """
+        dtype = DTYPES.get(spec.dtype)
+        if dtype is None:
+            found = ("E_DTYPE", f"`{shown(spec.name)}` is stored as {shown(spec.dtype)}")
+            raise RefusedAdapter(f"`{shown(self.label)}` cannot be read", [found])
+        room = torch.empty(spec.size_bytes, dtype=torch.uint8)
+        self.weights.read_into(room.numpy().data, spec.start)
+        return room.view(dtype).reshape(spec.shape)
+
+
+def limited(findings: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The first findings; a hostile file could give sixty thousand."""
+    rest = len(findings) - LISTED
+    return findings if rest <= 0 else [*findings[:LISTED], (findings[-1][0], f"and {rest} more")]

@@ -1,0 +1,78 @@
+"""Small questions to a server of ours on this machine."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import json
+import socket
+import urllib.error
+import urllib.request
+from typing import Any, Final
+
+from adapterhub.core.errors import Conflict, EngineFailed, UsageProblem, shown
+
+_ANSWER_S: Final = 300.0
+
+
+def free_port(host: str, port: int = 0) -> int:
+    """`port` if nobody listens there, or any free one for 0.
+
+    An engine that cannot listen fails late, and until then the server that has the port answers in its place.
+
+    Raises:
+        Conflict: it is taken.
+        UsageProblem: this machine has no such address.
+    """
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            found: int = probe.getsockname()[1]
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise Conflict(f"port {port} of `{host}` is taken", hint="`--port 0` takes a free one") from None
+        raise UsageProblem(f"cannot listen on `{shown(host)}`, port {port}: {error.strerror}") from None
+    return found
+
+
+def reachable(host: str) -> str:
+    """How this machine reaches a server that listens on `host`."""
+    if host in {"", "0.0.0.0"}:  # noqa: S104 - compared, not bound
+        return "127.0.0.1"
+    if host == "::":
+        return "[::1]"
+    return f"[{host}]" if ":" in host else host
+
+
+def post(url: str, value: object, *, key: str | None = None) -> tuple[int, Any]:
+    """Status and JSON answer of a POST; an answer that is no JSON is its text.
+
+    Raises:
+        EngineFailed: no answer.
+    """
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    request = urllib.request.Request(url, json.dumps(value).encode(), headers)  # noqa: S310 - our own URL
+    try:
+        with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:  # noqa: S310 - as above
+            return answer.status, _read(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, _read(error.read())
+    except (OSError, http.client.HTTPException) as error:
+        raise EngineFailed(f"`{url}` does not answer: {shown(str(error), 200)}") from None
+
+
+def message_in(answer: object) -> str:
+    """What an OpenAI-compatible server says of a failure."""
+    if isinstance(answer, dict):
+        error = answer.get("error", answer)
+        if isinstance(error, dict):
+            return str(error.get("message", error))
+    return str(answer)
+
+
+def _read(data: bytes) -> Any:  # noqa: ANN401 - JSON or text
+    try:
+        return json.loads(data)
+    except ValueError:
+        return data.decode("utf-8", "replace")

@@ -1,0 +1,137 @@
+"""An inference engine as a child: started in a group of its own, waited for until it answers, ended as a whole.
+
+Engines start processes of their own, and one that is killed may leave them behind. The group is what is ended: first
+politely by the child itself, then all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Final
+
+from adapterhub.core.errors import EngineFailed
+
+STOP_S: Final = 30.0
+"""How long an engine gets to end by itself."""
+
+_POLL_S: Final = 0.2
+_ANSWER_S: Final = 5.0
+_KILLED_S: Final = 5.0
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class EngineProcess:
+    """A running engine; use it as a context, which ends it and all it started."""
+
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str], *, output: IO[bytes] | int | None) -> None:
+        self.command = list(command)
+        self._process = subprocess.Popen(  # noqa: S603 - our own words
+            self.command,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - we have no threads yet
+        )
+
+    def __enter__(self) -> EngineProcess:  # noqa: PYI034 - `Self` is Python 3.11's
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is its group's."""
+        return self._process.pid
+
+    def wait_until_ready(self, url: str, *, within_s: float, while_waiting: Callable[[], None] = lambda: None) -> None:
+        """Return when a GET of `url` answers 200.
+
+        Raises:
+            EngineFailed: the engine ended, or did not answer within `within_s` seconds.
+        """
+        end = time.monotonic() + within_s
+        while time.monotonic() < end:
+            code = self._process.poll()
+            if code is not None:
+                raise EngineFailed(
+                    f"the engine {_ended(code)} before it was ready", hint="what it wrote last, above, says why"
+                )
+            if _answers(url):
+                return
+            while_waiting()
+            time.sleep(_POLL_S)
+        raise EngineFailed(
+            f"the engine did not answer `{url}` within {within_s:g} s and was stopped",
+            hint="a large model may need longer: `--start-timeout SECONDS`",
+        )
+
+    def wait(self) -> None:
+        """Return never: the engine runs until we are interrupted.
+
+        Raises:
+            EngineFailed: it ended by itself.
+        """
+        code = self._process.wait()
+        raise EngineFailed(f"the engine {_ended(code)} by itself", hint="what it wrote last, above, says why")
+
+    def stop(self, within_s: float = STOP_S) -> None:
+        """End the engine and everything it started; whatever is left of its group after `within_s` is killed."""
+        try:
+            if self._process.poll() is None:
+                self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(within_s)
+            self._signal_group(signal.SIGTERM)
+            self._wait_for_group()
+        finally:  # also when the user is impatient and interrupts us again
+            self._signal_group(signal.SIGKILL)
+            self._process.wait()
+        self._wait_for_group()
+
+    def _wait_for_group(self) -> None:
+        end = time.monotonic() + _KILLED_S
+        while self._group_lives() and time.monotonic() < end:
+            time.sleep(_POLL_S / 4)
+
+    def _group_lives(self) -> bool:
+        self._process.poll()  # reap the child, which counts as alive until then
+        return self._signal_group(0)
+
+    def _signal_group(self, number: int) -> bool:
+        """Whether there was somebody to signal. Its number stays the group's for as long as one of it lives."""
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+
+def _end_with_parent() -> None:
+    # If we are killed, the kernel ends the engine politely; without this it would stay, and hold its port and memory.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:  # noqa: S310 - our own URL on loopback
+            return bool(answer.status == 200)  # noqa: PLR2004 - HTTP's OK
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+def _ended(code: int) -> str:
+    if code < 0:
+        return f"was ended by signal {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

@@ -1,0 +1,64 @@
+"""What a serving process is told when it starts, carried through the environment into the engine's processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from adapterhub.core.disk.home import default_root
+from adapterhub.core.errors import UsageProblem, shown
+
+_MAX_RANK: Final = "ADAPTERHUB_SERVE_MAX_RANK"
+_REMOTE: Final = "ADAPTERHUB_SERVE_REMOTE"
+_OFFLINE: Final = "ADAPTERHUB_SERVE_OFFLINE"
+_SIGNATURES: Final = "ADAPTERHUB_SERVE_SIGNATURES"
+_POLICIES: Final = ("require", "warn", "off")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """Where adapters come from while an engine runs, and what may be handed to it.
+
+    `max_rank` is the engine's own limit, None when it is not known. `remote` is the one server that is asked, by name
+    or URL; None asks the remotes that were given the namespace of a request. `signatures` comes before the policies
+    of the library.
+    """
+
+    root: Path
+    max_rank: int | None = None
+    remote: str | None = None
+    offline: bool = False
+    signatures: str | None = None
+
+    def to_environ(self) -> dict[str, str]:
+        """The variables that `from_environ` reads."""
+        pairs = {
+            "ADAPTERHUB_HOME": str(self.root.absolute()),
+            _MAX_RANK: str(self.max_rank or ""),
+            _REMOTE: self.remote or "",
+            _OFFLINE: "1" if self.offline else "",
+            _SIGNATURES: self.signatures or "",
+        }
+        return {name: value for name, value in pairs.items() if value}
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> ServeSettings:
+        """The settings in `environ`; whatever is not there has its default.
+
+        Raises:
+            UsageProblem: a value that is none, with the name of its variable.
+        """
+        rank, signatures = environ.get(_MAX_RANK, ""), environ.get(_SIGNATURES, "")
+        if rank and not (rank.isascii() and rank.isdigit() and int(rank)):
+            raise UsageProblem(f"{_MAX_RANK} is `{shown(rank)}`, expected a rank of at least 1")
+        if signatures and signatures not in _POLICIES:
+            raise UsageProblem(f"{_SIGNATURES} is `{shown(signatures)}`, expected {', '.join(_POLICIES)}")
+        return cls(
+            root=default_root(environ).absolute(),
+            max_rank=int(rank) if rank else None,
+            remote=environ.get(_REMOTE) or None,
+            offline=environ.get(_OFFLINE, "") not in {"", "0"},
+            signatures=signatures or None,
+        )

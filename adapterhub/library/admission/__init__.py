@@ -1,0 +1,1 @@
+"""Which builds come in and which may be used, by origin and signature."""

@@ -1,0 +1,79 @@
+"""What is installed, looked at for trust: where it is from, who signed it, what lies beside it, whether it may be used.
+
+One check a file; a check yields findings with `check(subject, around)` and reads, but never changes. Files that begin
+with an underscore are no checks. `verify` asks whether an adapter is sound; here its soundness is asked only on demand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Iterator, Sequence
+
+from adapterhub.core.errors import AdapterHubError
+from adapterhub.library.audit._report import STORE, Audited, Target
+from adapterhub.library.audit._rules import RULES, rule_of
+from adapterhub.library.audit._sarif import to_sarif
+from adapterhub.library.audit._subject import FindSource, Subject, Surroundings, subject_of_build, subject_of_folder
+from adapterhub.library.audit.licenses import composition_of
+from adapterhub.library.library import Library
+from adapterhub.trust.verify import Finding, Report
+
+__all__ = [
+    "RULES",
+    "STORE",
+    "Audited",
+    "FindSource",
+    "Subject",
+    "Surroundings",
+    "Target",
+    "audit",
+    "checks",
+    "rule_of",
+    "store_report",
+    "subject_of_build",
+    "subject_of_folder",
+    "to_sarif",
+]
+
+
+def checks() -> tuple[str, ...]:
+    """Names of the checks, which are the files of this folder."""
+    return tuple(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def audit(subjects: Iterable[Subject], around: Surroundings, *, ignore: Sequence[str] = ()) -> Iterator[Audited]:
+    """Run every check on each subject; findings with a code in `ignore` are left out and counted."""
+    for subject in subjects:
+        findings = [*subject.seen]
+        for name in checks():
+            findings += _run(name, subject, around)
+        kept = [finding for finding in findings if finding.code not in ignore]
+        yield Audited(
+            target=subject.target,
+            report=Report.of(kept),
+            license=composition_of(subject, around).to_json() if subject.manifest else None,
+            ignored=len(findings) - len(kept),
+        )
+
+
+def _run(name: str, subject: Subject, around: Surroundings) -> list[Finding]:
+    """What a check finds; one that cannot be carried out is told, and the others go on."""
+    module = importlib.import_module(f"adapterhub.library.audit.{name}")
+    try:
+        return list(module.check(subject, around))
+    except AdapterHubError as error:
+        message = f"the check `{name}` could not be carried out: {error.message}"
+        return [Finding(code="U_CHECK", severity="unknown", where="", message=message, hint=error.hint)]
+
+
+def store_report(library: Library) -> Audited | None:
+    """Folders under `adapters/` that nothing else can be said of, because they do not say what they hold."""
+    hint = "`adapt doctor --repair` mends what it can"
+    findings = [
+        Finding(code="E_MANIFEST", severity="error", where=where, message=broken.reason, hint=hint)
+        for broken in library.broken()
+        if (where := broken.folder.relative_to(library.root).as_posix())
+    ]
+    target = Target(label=STORE, folder=library.root)
+    return Audited(target=target, report=Report.of(findings)) if findings else None

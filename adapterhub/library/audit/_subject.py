@@ -1,0 +1,170 @@
+"""What the checks look at: one adapter, and the library and places around it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from adapterhub.core.digests import Digest, Progress
+from adapterhub.core.errors import AdapterHubError, RefusedAdapter, RemoteUnreachable, shown
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.formats.base.fingerprint import BaseFingerprint
+from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef, Manifest
+from adapterhub.formats.release import Release
+from adapterhub.library.audit._report import Target
+from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.directory import PlainFolder
+from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.origins import Origin
+from adapterhub.library.transfer import Source
+from adapterhub.trust.verify import Finding
+from adapterhub.trust.verify.checks.digests import read_manifest_file
+from adapterhub.trust.verify.listing import list_folder
+
+FindSource = Callable[[Origin], Source]
+"""The place of an origin as a source; it may raise any `AdapterHubError`."""
+
+_UNNAMED = AdapterSpec.parse("unnamed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """An installed build, or a folder (`build` is None). Without `manifest`, `seen` says why it has none.
+
+    `base` is what the manifest declares or what was pinned since.
+    """
+
+    target: Target
+    manifest: Manifest | None
+    base: BaseRef
+    build: Installed | None = None
+    seen: tuple[Finding, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return self.target.folder
+
+    @property
+    def namespace(self) -> str | None:
+        """The namespace it is installed in."""
+        return self.build.namespace if self.build else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """The library, and the places that may be asked; `find_source` is None where nobody may be.
+
+    `with_bytes`: every byte is read and held against its digest. What takes time to find out is found out once.
+    """
+
+    library: Library
+    find_source: FindSource | None = None
+    with_bytes: bool = False
+    progress: Progress | None = None
+    looked_at: dict[str, BaseFingerprint] = field(default_factory=dict, repr=False, compare=False)
+    _bases: dict[str, BaseRecord | None] = field(default_factory=dict, repr=False, compare=False)
+    _answers: dict[tuple[str, str], Sequence[Release] | AdapterHubError] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @cached_property
+    def installed(self) -> tuple[Installed, ...]:
+        """Every build that is installed."""
+        return tuple(self.library.installed())
+
+    @cached_property
+    def by_digest(self) -> dict[Digest, Installed]:
+        """The same, by the digest of the manifest."""
+        return {build.manifest.digest: build for build in self.installed}
+
+    def base_of(self, fingerprint: BaseFingerprint | None) -> BaseRecord | None:
+        """The registered base with that fingerprint."""
+        if fingerprint is None:
+            return None
+        if fingerprint.weights not in self._bases:
+            self._bases[fingerprint.weights] = self.library.bases.by_fingerprint(fingerprint)
+        return self._bases[fingerprint.weights]
+
+    def manifest_of(self, digest: Digest) -> Manifest | None:
+        """The manifest with that digest, as far as it is here."""
+        if (build := self.by_digest.get(digest)) is not None:
+            return build.manifest
+        try:
+            return self.library.store.read_manifest(digest) if self.library.store.has_manifest(digest) else None
+        except AdapterHubError:
+            return None
+
+    def ask(self, origin: Origin) -> Sequence[Release]:
+        """What the place of an origin offers under its name; each place is asked once for each name.
+
+        Raises:
+            AdapterHubError: it does not answer. A place that could not be reached is not tried again.
+        """
+        assert self.find_source is not None  # callers say "cannot tell" without it
+        for key in ((origin.place, ""), (origin.place, origin.name)):
+            answer = self._answers.get(key)
+            if isinstance(answer, AdapterHubError):
+                raise answer
+            if answer is not None:
+                return answer
+        try:
+            answer = self.find_source(origin).releases(AdapterSpec.parse(origin.name))
+        except AdapterHubError as error:
+            # a refusal of one name says nothing of others; a server that is away is away for all
+            self._answers[origin.place, "" if isinstance(error, RemoteUnreachable) else origin.name] = error
+            raise
+        self._answers[origin.place, origin.name] = answer
+        return answer
+
+
+def subject_of_build(build: Installed) -> Subject:
+    """An installed build."""
+    manifest = build.manifest
+    target = Target(
+        label=f"{build.full_name} {manifest.label}",
+        folder=build.folder,
+        name=build.full_name,
+        version=manifest.version,
+        digest=manifest.digest,
+    )
+    return Subject(target=target, manifest=manifest, base=build.base, build=build)
+
+
+def subject_of_folder(folder: Path, label: str) -> Subject:
+    """A folder that is not installed, with a manifest or without; never raises for what is in it."""
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - `resolve` would lose the user's own name for it
+    try:
+        manifest, is_named = _manifest_in(folder)
+    except AdapterHubError as error:
+        target = Target(label=shown(label, 200), folder=folder)
+        return Subject(target=target, manifest=None, base=BaseRef(), seen=tuple(_refusals(error)))
+    target = Target(
+        label=shown(label, 200),
+        folder=folder,
+        name=manifest.name if is_named else "",
+        version=manifest.version if is_named else "",
+        digest=manifest.digest,
+    )
+    return Subject(target=target, manifest=manifest, base=manifest.base)
+
+
+def _manifest_in(folder: Path) -> tuple[Manifest, bool]:
+    """The folder's own manifest, or one made from its files; and whether it says a name and version."""
+    entry = list_folder(folder).taken.get(MANIFEST_FILE)
+    if entry is not None:
+        return read_manifest_file(entry), True
+    return PlainFolder(folder).releases(_UNNAMED)[0].manifest, False
+
+
+def _refusals(error: AdapterHubError) -> Iterator[Finding]:
+    """Why there is no manifest."""
+    if isinstance(error, RefusedAdapter):
+        for code, text in error.findings:
+            yield Finding(code=code, severity="error", where="", message=text, hint=error.hint)
+        return
+    yield Finding(code="E_MANIFEST", severity="error", where=MANIFEST_FILE, message=error.message, hint=error.hint)

@@ -1,0 +1,92 @@
+"""The base of an adapter: whether it is known by content and here, and where somebody let a mismatch pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from adapterhub.core.digests import hex_of
+from adapterhub.core.disk.files import read_json
+from adapterhub.core.errors import shown
+from adapterhub.formats.base.fingerprint import compare
+from adapterhub.formats.manifest import MANIFEST_FILE
+from adapterhub.library.audit._subject import Subject, Surroundings
+from adapterhub.library.bases.records import BaseRecord
+from adapterhub.trust.verify import Finding, open_subject
+from adapterhub.trust.verify.checks.base import check as declared_base
+from adapterhub.trust.verify.checks.fit import check as shapes
+
+_MISMATCH: str = "E_BASE_MISMATCH"
+
+
+def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
+    """Declared, registered, fitting by shapes (no numbers are read), unchanged on the disk, and mismatches allowed."""
+    manifest = subject.manifest
+    if manifest is None:
+        return
+    yield from _allowed(subject, around)
+    fingerprint = subject.base.fingerprint
+    if fingerprint is None:
+        named = f", only the name `{shown(manifest.base.hints.hub_id)}`" if manifest.base.hints.hub_id else ""
+        pin = (
+            f"`adapt base pin {manifest.name} BASE` records it"
+            if subject.build
+            else "`adapt add … --base BASE` records it"
+        )
+        message = f"declares no fingerprint of its base{named}: nothing proves which model it was made for"
+        yield Finding(code="U_BASE", severity="unknown", where=MANIFEST_FILE, message=message, hint=pin)
+        return
+    if manifest.base.fingerprint is None:
+        message = "its base was pinned here; its author declared none"
+        yield Finding(code="N_BASE_PINNED", severity="note", where=MANIFEST_FILE, message=message)
+    record = around.base_of(fingerprint)
+    if record is None:
+        message = f"its base {fingerprint.weights[:19]}… ({shown(subject.base.label)}) is not registered here"
+        hint = "`adapt base add PATH --as NAME` registers it, so that what it is used on can be checked"
+        yield Finding(code="W_BASE_UNREGISTERED", severity="warning", where=MANIFEST_FILE, message=message, hint=hint)
+        return
+    yield from _fit(subject, record)
+    if around.with_bytes:
+        yield from _changed(record, around)
+
+
+def _fit(subject: Subject, record: BaseRecord) -> Iterator[Finding]:
+    """Errors of the two checks of `verify` that compare with a base; config and header are read, no numbers."""
+    assert subject.manifest is not None  # `check` made sure
+    opened, _ = open_subject(
+        subject.folder,
+        base_tensors=record.tensors,
+        base_fingerprint=record.fingerprint,
+        manifest=subject.manifest.with_base(subject.base),
+    )
+    if opened is None:  # damaged; `--verify` says how
+        return
+    for look in (declared_base, shapes):
+        yield from (finding for finding in look(opened) if finding.code == _MISMATCH)
+
+
+def _allowed(subject: Subject, around: Surroundings) -> Iterator[Finding]:
+    """Mismatches that `--allow-base-mismatch` recorded for this build."""
+    assert subject.manifest is not None  # `check` made sure
+    digest = hex_of(subject.manifest.digest)
+    for path in sorted((around.library.root / "mismatches").glob(f"{digest}-*.json")):
+        try:
+            value = read_json(path)
+            named = shown(str(value["named"])) if isinstance(value, dict) else "unknown"
+        except (OSError, ValueError, KeyError):
+            named = "unknown"
+        message = f"was let run on the base `{named}`, which has other weights than the one it was made for"
+        hint = f"delete `{path}` to take that back"
+        yield Finding(code="W_BASE_ALLOWED", severity="warning", where=MANIFEST_FILE, message=message, hint=hint)
+
+
+def _changed(record: BaseRecord, around: Surroundings) -> Iterator[Finding]:
+    """Whether the folder of the base still holds the weights that were registered; each base is looked at once."""
+    if record.path is None or not record.path.is_dir():
+        return
+    if record.alias not in around.looked_at:
+        around.looked_at[record.alias] = around.library.bases.look(record.path, progress=around.progress).fingerprint
+    comparison = compare(record.fingerprint, around.looked_at[record.alias])
+    if not comparison.verdict.allows_attach:
+        message = f"`{record.path}` holds other weights than were registered as `{record.alias}`"
+        hint = f"find out who changed them; `adapt base add {record.path} --as NAME` registers what is there"
+        yield Finding(code=_MISMATCH, severity="error", where=str(record.path), message=message, hint=hint)

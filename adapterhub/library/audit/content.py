@@ -1,0 +1,19 @@
+"""Whether every byte is what it should be, and every number usable: the checks of `verify`, on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from adapterhub.library.audit._subject import Subject, Surroundings
+from adapterhub.trust.verify import Finding, verify_folder
+
+
+def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
+    """The errors of `verify`; what it warns of is about use, not trust."""
+    if not around.with_bytes:
+        return
+    if subject.build is not None:
+        report = around.library.verify(subject.build, around.base_of(subject.base.fingerprint), around.progress)
+    else:
+        report = verify_folder(subject.folder, base_named=True, progress=around.progress)
+    yield from report.errors

@@ -1,0 +1,310 @@
+"""The bases this library knows: one JSON file for each alias, and finding the base that somebody means."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from adapterhub.core.digests import Progress, canonical_json, strict_json
+from adapterhub.core.disk.root import Root
+from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, SpecError, UsageProblem, shown
+from adapterhub.core.specs import BaseSpec, looks_like_revision
+from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_folder
+from adapterhub.formats.base.hints import BaseHints
+from adapterhub.formats.safetensors.facts import TensorFacts
+
+SCHEMA: Final = "adapterhub/base/1"
+_LIMIT_BYTES: Final = 512 << 20
+_KEYS: Final = ("schema", "alias", "path", "hub", "fingerprint", "hints", "tensors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseRecord:
+    """One base. `alias` is "" for a folder that was only looked at; `tensors` are sorted by name, buffers too."""
+
+    alias: str
+    path: Path | None
+    hub: str | None
+    fingerprint: BaseFingerprint
+    hints: BaseHints
+    tensors: tuple[TensorFacts, ...]
+
+    @property
+    def label(self) -> str:
+        """How to call it: alias, else Hub id, else folder."""
+        return self.alias or self.hub or str(self.path or self.fingerprint.weights)
+
+    def to_bytes(self) -> bytes:
+        """The record's file."""
+        value: dict[str, Any] = {
+            "schema": SCHEMA,
+            "alias": self.alias,
+            "path": str(self.path) if self.path else None,
+            "hub": self.hub,
+            "fingerprint": self.fingerprint.to_json(),
+            "hints": self.hints.to_json(),
+            "tensors": [fact.to_json() for fact in self.tensors],
+        }
+        return canonical_json(value)
+
+    @classmethod
+    def parse(cls, raw: bytes, where: str) -> BaseRecord:
+        """Strict read of what `to_bytes` gives.
+
+        Raises:
+            Malformed: naming the file, the place in it and what is wrong.
+        """
+        try:
+            return cls._read(strict_json(raw, limit_bytes=_LIMIT_BYTES))
+        except ValueError as error:
+            raise Malformed(
+                f"{shown(where, 200)}: not a usable base record: {error}",
+                hint="delete the file and add the base again with `adapt base add PATH --as NAME`",
+            ) from None
+
+    @classmethod
+    def _read(cls, value: object) -> BaseRecord:
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+            raise ValueError(f"schema: expected {SCHEMA}")
+        absent = [key for key in _KEYS if key not in value]
+        if absent:
+            raise ValueError(f"{absent[0]}: missing")
+        for key, kinds in (("alias", (str,)), ("path", (str, type(None))), ("hub", (str, type(None)))):
+            if not isinstance(value[key], kinds):
+                raise ValueError(f"{key}: expected text, got {shown(value[key])}")  # noqa: TRY004 - gathered as one
+        if not isinstance(value["tensors"], list):
+            raise ValueError("tensors: expected a list")  # noqa: TRY004 - as above
+        return cls(
+            alias=value["alias"],
+            path=Path(value["path"]) if value["path"] else None,
+            hub=value["hub"],
+            fingerprint=BaseFingerprint.from_json(value["fingerprint"], "fingerprint"),
+            hints=BaseHints.from_json(value["hints"], "hints"),
+            tensors=tuple(TensorFacts.from_json(t, f"tensors[{i}]") for i, t in enumerate(value["tensors"])),
+        )
+
+
+@lru_cache(maxsize=8)
+def _parsed(raw: bytes, where: str) -> BaseRecord:
+    """As `BaseRecord.parse`: every look at an adapter asks for its base, whose record takes 15 ms to read."""
+    return BaseRecord.parse(raw, where)
+
+
+class Bases:
+    """Records under `folder`, facts of weight files under `cache_folder` (None: nothing is cached).
+
+    Cheap to make; nothing is written until a base is added or looked at.
+    """
+
+    def __init__(self, folder: Path, cache_folder: Path | None) -> None:
+        self.folder = folder
+        self.cache_folder = cache_folder
+        self._root = Root(folder.parent)
+
+    # ------------------------------------------------------------ read
+    def list(self) -> tuple[BaseRecord, ...]:
+        """Every registered base, by alias."""
+        return tuple(self.get(alias) for alias in self.aliases())
+
+    def aliases(self) -> tuple[str, ...]:
+        """The registered aliases, sorted; no record is read."""
+        return tuple(sorted(path.stem for path in self.folder.glob("[!.]*.json")))
+
+    def get(self, alias: str) -> BaseRecord:
+        """The base registered as `alias`.
+
+        Raises:
+            BaseNotFound: with the nearest alias.
+            Malformed: its file is damaged.
+        """
+        if alias not in self.aliases():
+            raise self._not_found(alias)
+        path = self._path(alias)
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:  # removed since it was listed
+            raise self._not_found(alias) from None
+        except OSError as error:
+            raise self._root.explain(error) from error
+        record = _parsed(raw, str(path))
+        if record.alias != alias:
+            raise Malformed(f"{path}: holds the base `{shown(record.alias)}`, expected `{alias}`")
+        return record
+
+    def by_fingerprint(self, fingerprint: BaseFingerprint) -> BaseRecord | None:
+        """The registered base that adapters made for `fingerprint` run on: equal weights before another precision."""
+        other_precision: BaseRecord | None = None
+        for record in self.list():
+            verdict = compare(fingerprint, record.fingerprint).verdict
+            if verdict is BaseVerdict.SAME_WEIGHTS:
+                return record
+            if verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
+                other_precision = other_precision or record
+        return other_precision
+
+    def find(self, base: BaseSpec | str, *, threads: int | None = None, progress: Progress | None = None) -> BaseRecord:
+        """The base that `base` names: by alias, Hub id, start of its weights digest, or folder.
+
+        A folder is looked at as it is now (at no cost while its files are as they were). It is the registered base
+        only if its weights are still those that were registered; otherwise the record has no alias.
+
+        Raises:
+            BaseNotFound: no such base; the hint has the nearest name.
+            UsageProblem: several bases have that Hub id or digest; all are listed.
+            Malformed, CouldNotTell: for a folder, as `fingerprint_folder`.
+        """
+        spec = base if isinstance(base, BaseSpec) else BaseSpec.parse(base)
+        if spec.kind == "path":
+            return self._at(self.look(Path(spec.text).expanduser(), threads=threads, progress=progress))
+        if spec.kind == "alias":
+            return self.get(spec.text)
+        if spec.kind == "hub":
+            wanted = spec.text.casefold()
+            found = [record for record in self.list() if (record.hub or "").casefold() == wanted]
+        else:
+            found = [record for record in self.list() if record.fingerprint.weights.startswith(spec.text)]
+        if not found:
+            raise self._not_found(spec.text)
+        if len({record.fingerprint.weights for record in found}) > 1:
+            listed = ", ".join(f"`{r.alias}` ({_short(r.fingerprint)})" for r in found)
+            raise UsageProblem(
+                f"`{shown(spec.text)}` names {len(found)} bases: {listed}", hint="use one alias of these"
+            )
+        return found[0]
+
+    def look(
+        self,
+        path: Path,
+        *,
+        hub_id: str | None = None,
+        commit: str | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> BaseRecord:
+        """The base in the folder `path` as it is now, not registered and without alias; see `fingerprint_folder`."""
+        folder = Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` would lose the Hub cache's names
+        fingerprint, hints, tensors = fingerprint_folder(
+            folder, cache_folder=self.cache_folder, threads=threads, progress=progress, hub_id=hub_id, commit=commit
+        )
+        return BaseRecord(
+            alias="", path=folder, hub=hints.hub_id, fingerprint=fingerprint, hints=hints, tensors=tensors
+        )
+
+    def _at(self, seen: BaseRecord) -> BaseRecord:
+        """The registered base in the same folder with the same weights, else `seen`."""
+        place = os.path.realpath(seen.path or "")
+        for record in self.list():
+            is_here = record.path is not None and os.path.realpath(record.path) == place
+            if is_here and record.fingerprint.weights == seen.fingerprint.weights:
+                return record
+        return seen
+
+    # ------------------------------------------------------------ write
+    def add(
+        self,
+        path: Path,
+        alias: str | None = None,
+        *,
+        hub_id: str | None = None,
+        commit: str | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> BaseRecord:
+        """Register the model in the folder `path`, by default under the name of its Hub repository or folder.
+
+        Adding the same weights again is no error: the record then names the folder given last.
+
+        Raises:
+            Conflict: the alias belongs to other weights; both hashes are told.
+            SpecError: the alias is none, or none can be made of the folder's name.
+            BaseNotFound, Malformed, CouldNotTell: as `fingerprint_folder`.
+        """
+        if alias is not None:
+            _check_alias(alias)
+        seen = self.look(path, hub_id=hub_id, commit=commit, threads=threads, progress=progress)
+        if alias is None:
+            alias = self._at(seen).alias or _default_alias(seen)
+        return self.put(replace(seen, alias=alias))
+
+    def put(self, record: BaseRecord) -> BaseRecord:
+        """Register `record` under its alias; see `add`."""
+        _check_alias(record.alias)
+        with self._root.lock("bases", exclusive=True):
+            taken = next((name for name in self.aliases() if name.casefold() == record.alias.casefold()), None)
+            if taken is not None:
+                self._refuse_other_weights(self.get(taken), record)
+            self._root.write(self._path(record.alias), record.to_bytes())
+        return record
+
+    def remove(self, alias: str) -> None:
+        """Forget the base registered as `alias`; its folder is left alone. A damaged record can be removed too.
+
+        Raises:
+            BaseNotFound: with the nearest alias.
+        """
+        with self._root.lock("bases", exclusive=True):
+            if alias not in self.aliases():
+                raise self._not_found(alias)
+            try:
+                self._path(alias).unlink()
+            except OSError as error:
+                raise self._root.explain(error) from error
+
+    def _refuse_other_weights(self, old: BaseRecord, new: BaseRecord) -> None:
+        if old.alias != new.alias:
+            raise Conflict(
+                f"`{new.alias}` differs only in case from `{old.alias}`, which some file systems cannot tell apart",
+                hint=f"use `{old.alias}`, or another name with `--as NAME`",
+            )
+        comparison = compare(old.fingerprint, new.fingerprint, hints=(old.hints, new.hints))
+        if comparison.verdict is not BaseVerdict.SAME_WEIGHTS:
+            said = "; ".join(comparison.differences)
+            raise Conflict(
+                f"the alias `{old.alias}` belongs to other weights: {old.fingerprint.weights} there,"
+                f" {new.fingerprint.weights} here" + (f" ({said})" if said else ""),
+                hint=f"`adapt base add {new.path} --as NAME` gives it a name of its own;"
+                f" `adapt base remove {old.alias}` frees this one",
+            )
+
+    def _path(self, alias: str) -> Path:
+        return self.folder / f"{alias}.json"
+
+    def _not_found(self, text: str) -> BaseNotFound:
+        aliases = self.aliases()
+        near = difflib.get_close_matches(text.rpartition("/")[2].lower(), aliases, n=1)
+        if near:
+            hint = f"did you mean `{near[0]}`? `adapt base list` lists all"
+        elif not text.startswith("sha256:") and Path(text).is_dir():
+            hint = f"a folder is written `./{shown(text)}`"
+        else:
+            hint = "`adapt base add PATH` registers one" + ("; `adapt base list` lists all" if aliases else "")
+        return BaseNotFound(f"no base `{shown(text)}`", hint=hint)
+
+
+def _check_alias(alias: str) -> None:
+    if BaseSpec.parse(alias).kind != "alias":
+        raise SpecError(alias, "not an alias, expected one word such as `base-7b`")
+
+
+def _default_alias(record: BaseRecord) -> str:
+    """The repository's or the folder's name, in lower case, with what an alias cannot hold made a dash."""
+    name = record.hub.rpartition("/")[2] if record.hub else record.path.name if record.path else ""
+    alias = re.sub(r"[^a-z0-9._]+", "-", name.lower())
+    alias = re.sub(r"\.{2,}", ".", re.sub(r"-{2,}", "-", alias)).strip("._-")[:64].rstrip(".-")
+    hint = f"`adapt base add {record.path} --as NAME` gives it one"
+    if not alias or looks_like_revision(alias):
+        raise SpecError(name, "no alias can be made of this folder's name", hint=hint)
+    try:
+        _check_alias(alias)
+    except SpecError as error:
+        raise SpecError(name, f"no alias can be made of this folder's name: {error.reason}", hint=hint) from None
+    return alias
+
+
+def _short(fingerprint: BaseFingerprint) -> str:
+    return fingerprint.weights[:19]

@@ -1,0 +1,63 @@
+"""The base a request names, and how the base of a build is judged against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adapterhub.core.errors import BaseNotFound, SpecError
+from adapterhub.core.specs import BaseSpec
+from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison, compare
+from adapterhub.formats.manifest import BaseRef
+from adapterhub.library.bases.records import BaseRecord, Bases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedBase:
+    """`record` when the base is known here by content; otherwise only a Hub id or the start of a digest."""
+
+    text: str
+    record: BaseRecord | None = None
+    hub_id: str | None = None
+    digest_prefix: str | None = None
+
+    def judge(self, base: BaseRef) -> Comparison:
+        """How the base a build declares stands to this one."""
+        if self.record is not None:
+            verdict = compare(base.fingerprint, self.record.fingerprint)
+            if verdict.verdict is BaseVerdict.UNKNOWN and base.hints.hub_id:
+                named = f"it declares no fingerprint; its config names `{base.hints.hub_id}`"
+                return Comparison(verdict=BaseVerdict.UNKNOWN, differences=(named,))
+            return verdict
+        if self.digest_prefix is not None:
+            if base.fingerprint is None:
+                return Comparison(verdict=BaseVerdict.UNKNOWN, differences=("it declares no fingerprint",))
+            if base.fingerprint.weights.startswith(self.digest_prefix):
+                return Comparison(verdict=BaseVerdict.SAME_WEIGHTS, differences=())
+            return Comparison(
+                verdict=BaseVerdict.DIFFERENT, differences=(f"base weights {base.fingerprint.weights[:19]}",)
+            )
+        if base.hints.hub_id == self.hub_id:
+            only_named = f"the base is known by name only; `adapt base add {self.hub_id}` compares by content"
+            return Comparison(verdict=BaseVerdict.UNKNOWN, differences=(only_named,))
+        return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(f"its config names `{base.label}`",))
+
+
+def wanted_base(spec: BaseSpec | None, bases: Bases, hint: str = "") -> WantedBase | None:
+    """The base that `spec` names, looked up in `bases`; None for no base. `hint` is said when nothing has the name.
+
+    Raises:
+        BaseNotFound: no alias or folder by that name.
+        SpecError: nor has any base that name, and it reads as something else; `hint` says as what.
+    """
+    if spec is None:
+        return None
+    try:
+        return WantedBase(text=str(spec), record=bases.find(spec))
+    except BaseNotFound:
+        if spec.kind == "hub":
+            return WantedBase(text=str(spec), hub_id=spec.text)
+        if spec.kind == "digest":
+            return WantedBase(text=str(spec), digest_prefix=spec.text)
+        if hint:
+            raise SpecError(f"@{spec.text}", "no base has that name", hint=hint) from None
+        raise

@@ -1,0 +1,22 @@
+"""Which library a Python function uses when its caller names none: the one that the command line uses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from adapterhub.library.library import Library
+
+LibraryLike = Library | str | os.PathLike[str] | None
+"""A library, the folder of one, or None for the default one."""
+
+
+def open_library(library: LibraryLike) -> Library:
+    """The library that a caller means; None means `adapterhub.default_library()`."""
+    if isinstance(library, Library):
+        return library
+    if library is not None:
+        return Library(Path(library))
+    import adapterhub  # the front door, which alone reads the environment
+
+    return adapterhub.default_library()

@@ -1,0 +1,359 @@
+"""Places on disk other than a library: a directory of published builds, and a plain PEFT folder.
+
+A published directory holds one folder per build, `<name>/<version>[-r<rank>]/`, with the adapter's files and its
+`adapterhub.json`; a clone or download of a hub repository is one, too. It can be read from any file share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from adapterhub.core.digests import Progress, copy_hashed, hex_of
+from adapterhub.core.disk.files import open_plain, sync_folder, write_durably
+from adapterhub.core.disk.held_file import REPAIR_HINT
+from adapterhub.core.disk.new_folder import not_written, sync_tree
+from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.errors import (
+    AdapterNotFound,
+    Conflict,
+    DigestMismatch,
+    NotAllowed,
+    RefusedAdapter,
+    ReleaseExists,
+    shown,
+)
+from adapterhub.core.specs import AdapterSpec, parse_version
+from adapterhub.formats.card import card_for
+from adapterhub.formats.manifest import (
+    CARD_FILE,
+    CONFIG_FILE,
+    LIMIT_BYTES,
+    MANIFEST_FILE,
+    MEDIA_TYPES,
+    SIGNATURE_FILE,
+    WEIGHTS_FILE,
+    FileEntry,
+    Manifest,
+)
+from adapterhub.formats.release import Provenance, Release
+from adapterhub.library.intake.description import Description, describe
+from adapterhub.library.intake.refusals import refuse_errors, refused
+from adapterhub.library.library import Library
+from adapterhub.library.transfer import Source
+from adapterhub.trust.signing.beside import provenance_of, read_signature
+from adapterhub.trust.verify import open_subject, verify_folder
+from adapterhub.trust.verify.listing import behind_link, list_folder
+
+DEPTH = 4
+"""How many folders below the root a build may lie."""
+
+_LEFTOVER_S = 24 * 3600.0
+
+
+class PublishedDirectory:
+    """A folder of published builds."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folders: dict[str, Path] = {}
+        self._reading = threading.Lock()
+        self._read: dict[str, list[tuple[Path, Manifest, float]]] | None = None
+        self._keeps = False
+
+    def read_once(self) -> PublishedDirectory:
+        """The same directory, whose manifests are read once for whatever is asked: for many names in a row."""
+        kept = PublishedDirectory(self.root)
+        kept._keeps = True
+        return kept
+
+    @property
+    def label(self) -> str:
+        """The place in words."""
+        return f"directory `{self.root}`"
+
+    @property
+    def place(self) -> str:
+        """Where it can be found again."""
+        return os.path.abspath(self.root)  # noqa: PTH100 - `resolve` would lose the user's own name for it
+
+    def releases(self, spec: AdapterSpec) -> list[Release]:
+        """Builds by that name, in any subfolder; they are taken to be of the namespace that `spec` asks for."""
+        found = []
+        for folder, manifest, written_at in self._named(spec.name):
+            listed = {entry.path for entry in manifest.files}  # `open` follows their links, inside this directory
+            seen = [f for f in list_folder(folder).findings if f.code != "E_LINK" or f.where not in listed]
+            refuse_errors(f"{folder}", seen)
+            self._folders[manifest.digest] = folder
+            origin = f"`{folder}`"
+            release = Release(manifest=manifest, namespace=spec.namespace, origin=origin, published_at=written_at)
+            found.append(release)
+        return found
+
+    def _named(self, name: str) -> list[tuple[Path, Manifest, float]]:
+        """Folder, manifest and date of every build by that name."""
+        if not self._keeps:
+            return [build for build in self._builds() if build[1].name == name]
+        with self._reading:
+            if self._read is None:
+                by_name: dict[str, list[tuple[Path, Manifest, float]]] = {}
+                for build in self._builds():
+                    by_name.setdefault(build[1].name, []).append(build)
+                self._read = by_name
+        return self._read.get(name, [])
+
+    def _builds(self) -> Iterator[tuple[Path, Manifest, float]]:
+        for folder in _build_folders(self.root):
+            with _open_inside(folder, MANIFEST_FILE, self.root) as stream:
+                manifest = Manifest.parse(stream.read(LIMIT_BYTES + 1), str(folder / MANIFEST_FILE))
+                yield folder, manifest, os.fstat(stream.fileno()).st_mtime
+
+    def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
+        """One file of a build; a link is followed only inside the directory."""
+        return _open_inside(self._folders[release.digest], entry.path, self.root)
+
+    def provenance(self, release: Release) -> Provenance:
+        """The signature of a build, and what lies beside it."""
+        return provenance_of(self._folders[release.digest])
+
+    @contextlib.contextmanager
+    def receive(self, release: Release) -> Iterator[_DirectoryReceiver]:
+        """This directory as a destination."""
+        manifest = release.manifest
+        rank = f"-r{manifest.rank}" if manifest.rank else ""
+        root = output_place(self.root / "_").parent
+        final = root / manifest.name / f"{manifest.version}{rank}"
+        if final.parent.is_symlink():
+            raise NotAllowed(
+                f"`{final.parent}` is a link; builds are published in real folders of `{self.root}`. "
+                "Nothing was written",
+                hint="remove the link, or publish to the directory that it names",
+            )
+        with _receiving(release, final) as receiver:
+            yield receiver
+
+
+class BuildFolder:
+    """One folder as a destination for one build: its plain files, `adapterhub.json` and a card, all at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def label(self) -> str:
+        """The place in words."""
+        return f"folder `{self.folder}`"
+
+    @contextlib.contextmanager
+    def receive(self, release: Release) -> Iterator[_DirectoryReceiver]:
+        """See `transfer.Destination`.
+
+        Raises:
+            Conflict: the folder holds something else.
+            NotAllowed: it would be in a library, or a link leads there out of a project.
+        """
+        final = output_place(self.folder)
+        manifest_file = final / MANIFEST_FILE
+        if self.folder.is_symlink() or (final.exists() and not final.is_dir()):
+            raise Conflict(f"`{self.folder}` is no folder", hint="give a folder that does not exist yet")
+        if final.is_dir() and any(final.iterdir()) and not manifest_file.is_file():
+            raise Conflict(f"`{self.folder}` is not empty. Nothing was written", hint="give a new or empty folder")
+        with _receiving(release, final, check=True) as receiver:
+            yield receiver
+
+
+@contextlib.contextmanager
+def _receiving(release: Release, final: Path, *, check: bool = False) -> Iterator[_DirectoryReceiver]:
+    temp = final.parent / f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    absent = [path for path in final.parents if not os.path.lexists(path)]
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(final)
+        temp.mkdir()
+        yield _DirectoryReceiver(release, temp, final, check=check)
+    except OSError as error:
+        raise not_written(error, final) from error
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+        for path in absent:  # and stays empty when nothing was published
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _clear_leftovers(final: Path) -> None:
+    """Take away what writers of the same folder left that were killed at least a day ago."""
+    for path in final.parent.glob(f".{glob.escape(final.name)}.*-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime > _LEFTOVER_S:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class _DirectoryReceiver:
+    def __init__(self, release: Release, temp: Path, final: Path, *, check: bool) -> None:
+        self._release, self._temp, self._final, self._check = release, temp, final, check
+        self._signature: bytes | None = None
+
+    def has(self, entry: FileEntry) -> bool:
+        """Whether this very build is there already."""
+        there = self._final / MANIFEST_FILE
+        return there.is_file() and (self._final / entry.path).is_file() and self._same(there)
+
+    def _same(self, there: Path) -> bool:
+        return Manifest.read(there).digest == self._release.digest
+
+    def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
+        """Write one file, hashed while it flows."""
+        with (self._temp / entry.path).open("xb") as sink:
+            digest, _ = copy_hashed(stream, sink, progress)
+        if digest != entry.sha256:
+            raise DigestMismatch(entry.path, expected=entry.sha256, actual=digest, hint=REPAIR_HINT)
+
+    def sign(self, signature: bytes) -> bool:
+        """Take the signature; one that is there already gives way to it."""
+        self._signature = signature
+        return read_signature(self._final / SIGNATURE_FILE) != signature
+
+    def publish(self) -> None:
+        """Rename the finished folder into place."""
+        there = self._final / MANIFEST_FILE
+        if there.is_file():
+            if self._same(there):
+                if self._signature is not None:
+                    write_durably(self._final / SIGNATURE_FILE, self._signature)
+                return
+            raise ReleaseExists(
+                f"`{self._final}` holds another build of that version and rank; a release never changes",
+                hint="publish under a new version",
+            )
+        manifest = self._release.manifest
+        (self._temp / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+        (self._temp / CARD_FILE).write_text(card_for(manifest), encoding="utf-8")
+        if self._signature is not None:
+            (self._temp / SIGNATURE_FILE).write_bytes(self._signature)
+        if self._check:  # a build of a library was checked when it came in, one from a server was not
+            refuse_errors(self._release.origin, verify_folder(self._temp, manifest=manifest).findings)
+        sync_tree(self._temp)
+        self._temp.rename(self._final)
+        sync_folder(self._final.parent)
+
+
+class PlainFolder:
+    """One PEFT output folder without a manifest, offered under whatever name is asked for.
+
+    Its version is the one the spec pins with `==`, else `0+<first 12 hex of its weights' sha256>`; its base is a
+    hint taken from the config.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        version: str | None = None,
+        origin: str = "",
+        known: Mapping[str, FileEntry] | None = None,
+    ) -> None:
+        """`known` are files whose digest somebody else vouches for; they are not read to find it."""
+        self.folder = folder
+        self._version = version
+        self._origin = origin or f"`{folder}`"
+        self._known = known or {}
+
+    @property
+    def label(self) -> str:
+        """The place in words."""
+        return f"folder {self._origin}"
+
+    @property
+    def place(self) -> str:
+        """Where it can be found again."""
+        return os.path.abspath(self.folder)  # noqa: PTH100 - as above
+
+    def releases(self, spec: AdapterSpec) -> list[Release]:
+        """The one build."""
+        subject, findings = open_subject(self.folder, base_named=spec.base is not None)
+        if subject is None:
+            raise refused(self._origin, findings)
+        refuse_errors(self._origin, findings)
+        entries, written_at = [], 0.0
+        for name in sorted(subject.listing.taken.keys() & MEDIA_TYPES.keys()):
+            if name in self._known:
+                entries.append(self._known[name])
+                continue
+            with subject.listing.taken[name].open() as stream:
+                digest, size = copy_hashed(stream, None)
+                written_at = max(written_at, os.fstat(stream.fileno()).st_mtime)
+            entries.append(FileEntry(path=name, sha256=digest, size_bytes=size, media_type=MEDIA_TYPES[name]))
+        weights = next(e for e in entries if e.path == WEIGHTS_FILE)
+        version = self._version or spec.pinned_version or f"0+{hex_of(weights.sha256)[:12]}"
+        manifest = describe(subject, entries, Description(name=spec.name, version=parse_version(version)), None)
+        written = written_at or None  # a folder with files that others vouch for is a look at a server, not a place
+        return [Release(manifest=manifest, namespace=spec.namespace, origin=self._origin, published_at=written)]
+
+    def open(self, release: Release, entry: FileEntry) -> IO[bytes]:  # noqa: ARG002 - the Source protocol
+        """One file of the folder."""
+        return list_folder(self.folder).taken[entry.path].open()
+
+    def provenance(self, release: Release) -> Provenance:  # noqa: ARG002 - the Source protocol
+        """The signature in the folder, which somebody made with a tool of his own: it names no adapter.
+
+        Links are followed as for the files: this may be a folder of the hub's cache.
+        """
+        return provenance_of(self.folder, follow_links=True)
+
+
+def source_at(path: Path) -> Source:
+    """The source that lies at `path`: a library root, a plain PEFT folder, or a directory of published builds.
+
+    Raises:
+        AdapterNotFound: nothing there looks like any of them.
+    """
+    if (path / "manifests" / "sha256").is_dir():
+        return Library(path)
+    if (path / CONFIG_FILE).is_file() and not (path / MANIFEST_FILE).is_file():
+        return PlainFolder(path)
+    if next(_build_folders(path), None) is not None:
+        return PublishedDirectory(path)
+    raise AdapterNotFound(
+        f"`{path}` holds no library, no published builds (`{MANIFEST_FILE}`) and no PEFT folder (`{CONFIG_FILE}`)",
+        hint="`adapt push NAME --to DIR` publishes to a directory",
+    )
+
+
+def _build_folders(root: Path) -> Iterator[Path]:
+    """Folders at or below `root` that hold a manifest; dot folders are skipped, links are not followed."""
+    todo = [(root, 0)]
+    while todo:
+        folder, depth = todo.pop()
+        if (folder / MANIFEST_FILE).is_file():
+            yield folder
+            continue
+        if depth < DEPTH and folder.is_dir():
+            inside = [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
+            todo += [(p, depth + 1) for p in sorted(inside, reverse=True)]
+
+
+def _open_inside(folder: Path, name: str, root: Path) -> IO[bytes]:
+    """A plain file of a build; a link is followed inside `root` and in the blobs of a hub's cache, nowhere else."""
+    path = folder / name
+    found: tuple[str, str] | None = None
+    try:
+        if path.is_symlink() and not _is_link_inside(folder, path, root):
+            found = "E_LINK", f"{name}: a link out of the directory"
+        else:
+            return open_plain(path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        found = "E_KIND", f"{name}: {shown(reason)}"
+    raise RefusedAdapter(f"refused `{shown(str(path), 200)}`. Nothing was stored", [found])
+
+
+def _is_link_inside(folder: Path, path: Path, root: Path) -> bool:
+    return path.resolve(strict=True).is_relative_to(root.resolve()) or behind_link(folder, path) is not None

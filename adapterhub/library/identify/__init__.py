@@ -1,0 +1,86 @@
+"""What an orphan is: a file or folder that nobody remembers, matched by content before names.
+
+    digests of its files     the same bytes as a file of an adapter that is, or was, installed
+    digests of its tensors   the same numbers in another file: other names, order, metadata or precision
+    names and shapes         which registered base, and which well-known family, has these modules in these sizes
+
+Each match says how sure it is. *proven*: the bytes are the same. *likely*: nothing else that is known here fits.
+*possible*: it fits, and so do others; or somebody says so and nothing shows it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from adapterhub.core.digests import Digest, Progress
+from adapterhub.core.disk.files import digest_of_file
+from adapterhub.core.errors import AdapterNotFound, CouldNotTell, shown
+from adapterhub.core.limits import limits
+from adapterhub.formats.manifest import MEDIA_TYPES
+from adapterhub.library.identify._bases import base_matches
+from adapterhub.library.identify._builds import builds_known, by_files, by_tensors
+from adapterhub.library.identify._orphan import Orphan, read_orphan
+from adapterhub.library.identify._report import Identity, Match, Sureness
+from adapterhub.library.identify.families import FAMILIES, Family, family_matches
+from adapterhub.library.library import Library
+from adapterhub.trust.verify.listing import list_folder
+
+__all__ = ["FAMILIES", "Family", "Identity", "Match", "Sureness", "identify"]
+
+
+def identify(library: Library, path: Path, progress: Progress | None = None) -> Identity:
+    """What is at `path`, by what `library` knows; matches are in order of sureness. Nothing is changed or asked.
+
+    Every byte of the files is read once (`progress` gets them); an installed adapter is read whole only when samples of
+    its numbers agree.
+
+    Raises:
+        AdapterNotFound: nothing is at `path`.
+        CouldNotTell: a file cannot be read, or is larger than the weights of an adapter may be.
+    """
+    files, most = _files(path), limits().file_bytes
+    try:
+        large = [name for name, file in files.items() if file.stat().st_size > most]
+        if large:
+            raise CouldNotTell(f"`{shown(large[0])}` holds more than {most} bytes, which no adapter's file does here",
+                               hint="ADAPTERHUB_LIMITS=file_bytes=… allows more")  # fmt: skip
+        digests = {name: digest_of_file(file, progress)[0] for name, file in files.items()}
+    except OSError as error:
+        raise CouldNotTell(f"`{shown(str(path), 200)}` cannot be read: {error.strerror}") from None
+    orphan = read_orphan(path, files)
+    found = list(_matches(library, orphan, digests))
+    order = {"proven": 0, "likely": 1, "possible": 2}
+    kinds = {"adapter": 0, "object": 1, "base": 2, "family": 3}
+    found.sort(key=lambda m: (order[m.sure], kinds[m.what]))
+    return Identity(path=path, files=digests, notes=orphan.notes, matches=tuple(found))
+
+
+def _matches(library: Library, orphan: Orphan, digests: dict[str, Digest]) -> Iterator[Match]:
+    builds = builds_known(library)
+    adapters = list(by_files(library, builds, digests, orphan))
+    is_known = any(match.what == "adapter" and match.sure == "proven" for match in adapters)
+    if orphan.weights is not None and not is_known:
+        adapters += by_tensors(builds, orphan)
+    yield from adapters
+    bases = list(base_matches(library, orphan, builds, adapters))
+    yield from bases
+    if not any(match.sure == "proven" for match in bases):
+        yield from family_matches(orphan)
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """The plain files to look at, by name: the one file, or what a folder has that could be of an adapter.
+
+    Raises:
+        AdapterNotFound: there is no such file or folder.
+    """
+    if path.is_dir():
+        taken = {name: file.path for name, file in list_folder(path).taken.items() if name in MEDIA_TYPES}
+        weights = [p for p in sorted(path.glob("*.safetensors")) if p.is_file() and not p.is_symlink()]
+        return {**{p.name: p for p in weights[:8]}, **taken}
+    if path.is_file():
+        return {path.name: path}
+    what = "is no plain file" if os.path.lexists(path) else "is not there"
+    raise AdapterNotFound(f"`{shown(str(path), 200)}` {what}", hint="give a file or a folder")

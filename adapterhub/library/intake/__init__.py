@@ -1,0 +1,1 @@
+"""A build on its way in: staging, description, refusals."""

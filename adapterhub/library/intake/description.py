@@ -1,0 +1,85 @@
+"""From a checked PEFT folder to its manifest: what the files say, and what the author says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from adapterhub.core.specs import AdapterName
+from adapterhub.formats.base.hints import BaseHints
+from adapterhub.formats.card import CARD_LIMIT_BYTES, split_card
+from adapterhub.formats.manifest import CARD_FILE, BaseRef, FileEntry, Manifest, Parent
+from adapterhub.library.bases.records import BaseRecord
+from adapterhub.trust.verify import Subject
+
+
+def _empty() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What the author says of an adapter; everything else is read from its files.
+
+    `base` is what is known of its base when no base record is at hand.
+    """
+
+    name: AdapterName
+    version: str
+    base: BaseRef | None = None
+    task: str | None = None
+    description: str = ""
+    license: str | None = None
+    parents: tuple[Parent, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=_empty)
+    metrics: Mapping[str, Any] = field(default_factory=_empty)
+    annotations: Mapping[str, Any] = field(default_factory=_empty)
+
+
+def describe(
+    subject: Subject, entries: Sequence[FileEntry], description: Description, base: BaseRecord | None
+) -> Manifest:
+    """The manifest of the adapter in `subject`, whose files are `entries`."""
+    config, facts = subject.config, subject.facts
+    card = _card(subject)
+    matter, _ = split_card(card)
+    if base is not None:
+        reference = BaseRef(fingerprint=base.fingerprint, hints=base.hints)
+    elif description.base is not None:
+        reference = description.base
+    else:
+        named = None if config.base_is_path else config.base_model_name_or_path
+        reference = BaseRef(hints=BaseHints(hub_id=named))
+    licence = description.license or (matter["license"] if isinstance(matter.get("license"), str) else None)
+    return Manifest(
+        name=description.name,
+        version=description.version,
+        base=reference,
+        method=config.methods(),
+        files=tuple(entries),
+        task=description.task,
+        description=description.description,
+        license=licence,
+        rank=facts.rank,
+        alpha=facts.alpha,
+        target_modules=facts.target_modules,
+        dtype=facts.dtype,
+        parameters=facts.parameters,
+        parents=description.parents,
+        recipe=description.recipe,
+        metrics=description.metrics,
+        annotations=description.annotations,
+        card=card,
+    )
+
+
+def _card(subject: Subject) -> str:
+    """The author's own card, if it is readable text of bounded size."""
+    entry = subject.listing.taken.get(CARD_FILE)
+    if entry is None or entry.size_bytes > CARD_LIMIT_BYTES:
+        return ""
+    with entry.open() as stream:
+        text = stream.read(CARD_LIMIT_BYTES).decode("utf-8", errors="replace")
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")

@@ -1,0 +1,153 @@
+"""One build on its way into a library: what is there already is linked, the rest staged and hashed while it flows."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
+
+from adapterhub.core.digests import Digest, Progress
+from adapterhub.core.disk.files import is_sound, write_file
+from adapterhub.core.errors import DigestMismatch, RemoteUnreachable
+from adapterhub.formats.manifest import SIGNATURE_FILE, FileEntry
+from adapterhub.formats.release import Release
+from adapterhub.library.store.blobs import Intent, Store
+from adapterhub.library.store.signatures import attach_signature
+
+if TYPE_CHECKING:
+    from adapterhub.library.library import Added
+    from adapterhub.library.store.catalog import Installed
+
+_LINK = ".link"
+"""A name in the staging folder that no file of an adapter has."""
+
+
+class Incoming:
+    """One build on its way into a library; see `transfer.Receiver`. `publish` installs the staged files."""
+
+    def __init__(self, store: Store, intent: Intent, release: Release, publish: Callable[[], Added]) -> None:
+        self._store = store
+        self._staging = intent.folder
+        self._release = release
+        self._publish = publish
+        self._signature: bytes | None = None
+        self.added: Added | None = None
+
+    def has(self, entry: FileEntry) -> bool:
+        """Take the bytes from the store, if they are there and sound; a damaged object goes into quarantine."""
+        store, target = self._store, self._staging / entry.path
+        if not os.path.lexists(store.blob_path(entry.sha256)):
+            return False
+        if not is_sound(store.blob_path(entry.sha256), entry.sha256):
+            store.quarantine(store.blob_path(entry.sha256))
+            return False
+        if not target.exists():
+            store.link(entry.sha256, target)
+        return True
+
+    def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
+        """Stage one file, hashed while it flows; what an earlier try left is not asked for again.
+
+        Where that has gone bad, all of it is asked for once more.
+        """
+        begun = self._continued(self._store.part_path(entry.sha256), stream)
+        digest = self._stage(entry, begun, progress)
+        if digest != entry.sha256 and begun is not stream:
+            stream.seek(0)
+            digest = self._stage(entry, stream, progress)
+        if digest != entry.sha256:
+            raise DigestMismatch(
+                f"{self._release.full_name} {entry.path} from {self._release.origin}",
+                expected=entry.sha256,
+                actual=digest,
+                hint="nothing was stored; ask whoever runs the source",
+            )
+
+    def _stage(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None) -> Digest:
+        """The digest of what came; when it is cut off, what came is kept for the next try."""
+        target = self._staging / entry.path
+        try:
+            digest, _ = self._store.stage_file(stream, target, progress, limit_bytes=entry.size_bytes)
+        except ValueError as error:
+            raise DigestMismatch(entry.path, expected=f"{entry.size_bytes} bytes", actual=str(error)) from None
+        except (RemoteUnreachable, KeyboardInterrupt, SystemExit):
+            with contextlib.suppress(OSError):
+                target.rename(self._store.part_path(entry.sha256))
+            raise
+        return digest
+
+    def _continued(self, part: Path, stream: IO[bytes]) -> IO[bytes]:
+        """The stream, begun with what an earlier try left, where the stream can go on from there."""
+        begun = self._staging / part.name
+        if not stream.seekable():
+            return stream
+        try:
+            part.rename(begun)  # ours alone from here on
+            return cast("IO[bytes]", Continued(begun.open("rb"), stream))
+        except OSError:
+            return stream
+
+    def sign(self, signature: bytes) -> bool:
+        """Stage the signature; it is judged before it comes here."""
+        with self._store.explaining():
+            write_file(self._staging / SIGNATURE_FILE, signature)
+        self._signature = signature
+        return True
+
+    def publish(self) -> None:
+        """Verify and install."""
+        self.added = self._publish()
+        if not self.added.created:
+            self._mend(self.added.build)
+        if self._signature is not None and not self.added.created:
+            attach_signature(self._store, self.added.build.folder, self._signature)
+
+    def _mend(self, build: Installed) -> None:
+        """Give the store and the folder of a build that is installed already the objects that they lost."""
+        store = self._store
+        for entry in build.manifest.files:
+            blob, file, fresh = store.blob_path(entry.sha256), build.folder / entry.path, self._staging / _LINK
+            if blob.exists() and (_is_same(file, blob) or is_sound(file, entry.sha256)):
+                continue
+            store.adopt(self._staging / entry.path, entry.sha256)
+            if is_sound(file, entry.sha256):
+                continue
+            if os.path.lexists(file):
+                store.quarantine(file)
+            with store.lock("publish", exclusive=True), store.explaining():
+                store.link(entry.sha256, fresh)
+                fresh.replace(file)
+
+
+def _is_same(file: Path, blob: Path) -> bool:
+    return not file.is_symlink() and file.exists() and file.samefile(blob)
+
+
+class Continued(io.RawIOBase):
+    """`begun`, then what comes after as many bytes in `rest`."""
+
+    def __init__(self, begun: IO[bytes], rest: IO[bytes]) -> None:
+        super().__init__()
+        self._begun, self._rest = begun, rest
+        self._is_begun = True
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # io types it by a protocol that 3.10 lacks
+        """Fill a part of `buffer`; 0 at the end."""
+        if self._is_begun:
+            data = self._begun.read(len(buffer))
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+            self._rest.seek(self._begun.tell())
+            self._begun.close()
+            self._is_begun = False
+        data = self._rest.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

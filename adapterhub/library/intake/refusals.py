@@ -1,0 +1,50 @@
+"""Whether a folder may become a build, and the refusals for those that may not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapterhub.core.errors import BaseMismatch, RefusedAdapter, ReleaseExists, shown
+from adapterhub.formats.manifest import Manifest
+from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.store.catalog import Installed
+from adapterhub.trust.verify import Finding, Report, verify_folder
+
+
+def checked(folder: Path, manifest: Manifest, base: BaseRecord | None, seen: Sequence[Finding]) -> Report:
+    """Every check over a folder that is meant to be `manifest`."""
+    report = verify_folder(
+        folder,
+        base_tensors=base.tensors if base else None,
+        base_fingerprint=base.fingerprint if base and manifest.base.fingerprint else None,
+        manifest=manifest,
+    )
+    return Report.of([*seen, *report.findings], report.facts)
+
+
+def refuse_errors(what: str, findings: Sequence[Finding]) -> None:
+    """Raise `refused` when a finding is an error."""
+    if any(f.severity == "error" for f in findings):
+        raise refused(what, findings)
+
+
+def refused(what: str, findings: Sequence[Finding]) -> RefusedAdapter | BaseMismatch:
+    """The refusal that the errors among `findings` call for."""
+    errors = [f for f in findings if f.severity == "error"]
+    hint = next((f.hint for f in errors if f.hint), "`adapt verify FOLDER` shows every finding")
+    head = f"refused `{shown(what.strip('`'), 200)}`. Nothing was stored"
+    if errors and all(f.code == "E_BASE_MISMATCH" for f in errors):
+        return BaseMismatch("\n".join([f"{head}: it does not fit the base", *(f"  {f}" for f in errors)]), hint=hint)
+    return RefusedAdapter(head, [(f.code, str(f).removeprefix(f"[{f.code}] ")) for f in errors], hint=hint)
+
+
+def exists_otherwise(existing: Installed, manifest: Manifest) -> ReleaseExists:
+    """The refusal for a release that is installed with other content."""
+    old, new = existing.manifest.to_json(), manifest.to_json()
+    differs = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return ReleaseExists(
+        f"`{existing.full_name}` {manifest.version} exists with other content (differs in: {', '.join(differs)}); "
+        f"a release never changes. Nothing was stored",
+        hint="give the new one its own `--version`, or `adapt remove` the old one first",
+    )

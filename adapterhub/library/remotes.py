@@ -1,0 +1,367 @@
+"""The servers a library knows by name, which namespaces belong to which, and the tokens for them.
+
+    remotes.json      names, URLs, namespaces, the default; may be shared
+    credentials.json  tokens, readable by their owner only
+
+`hub`, the Hugging Face Hub, is always there. A token is kept for a URL, not for a name: a name that is given another
+URL takes no token along, and no server ever sees the token of another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from adapterhub.core.digests import canonical_json, strict_json
+from adapterhub.core.disk.files import write_durably
+from adapterhub.core.disk.owned_file import read_owned
+from adapterhub.core.disk.root import Root
+from adapterhub.core.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
+from adapterhub.core.specs import parse_namespace
+from adapterhub.trust.signing.policy import SIGNATURE_POLICIES, SignaturePolicy
+
+HUB_NAME = "hub"
+HUB_URL = "https://huggingface.co"
+MAX_URL_CHARACTERS = 1000
+MAX_HOST_CHARACTERS = 253
+_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
+_PORTS = {"http": 80, "https": 443}
+_LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """One server. `name` is "" when it was given by its URL alone.
+
+    `namespaces` are asked of this server, and of no other: in their order for a name without a namespace.
+    `signatures` is what is asked of signatures there: require, warn, off; None leaves it to the general policy.
+    """
+
+    name: str
+    url: str
+    namespaces: tuple[str, ...] = ()
+    is_default: bool = False
+    signatures: SignaturePolicy | None = None
+
+    @property
+    def label(self) -> str:
+        """The server in words."""
+        return f"remote `{self.name}`" if self.name else f"server `{self.url}`"
+
+    @property
+    def is_plain_text(self) -> bool:
+        """Whether tokens and adapters go over a network unencrypted."""
+        place = urlsplit(self.url)
+        return place.scheme == "http" and not _LOOPBACK.fullmatch(place.hostname or "")
+
+
+HUB = Remote(name=HUB_NAME, url=HUB_URL)
+
+
+def parse_url(text: str) -> str:
+    """The one spelling of a server's URL: lower-case scheme and host, no default port, no slash at the end.
+
+    Raises:
+        UsageProblem: unless it is http or https with a host, and nothing but a path behind it.
+    """
+    problem = ""
+    try:
+        place = urlsplit(text)
+        port, host = place.port, (place.hostname or "").lower()
+    except ValueError as error:
+        raise UsageProblem(f"`{shown(text)}` is not the URL of a server: {error}") from None
+    if len(text) > MAX_URL_CHARACTERS or not text.isascii() or not text.isprintable() or " " in text:
+        problem = "expected printable ASCII without spaces"
+    elif place.scheme not in _PORTS or not host:
+        problem = "expected http://… or https://…"
+    elif place.username is not None or place.password is not None:
+        problem = "a URL holds no user or password; `adapt remote login` keeps a token"
+    elif place.query or place.fragment:
+        problem = "expected nothing after the path"
+    elif not _is_host(host) or ("[" in place.netloc and ":" not in host):
+        problem = f"`{shown(host)}` is no name or address of a host"
+    elif port == 0:
+        problem = "no server listens on port 0"
+    elif "\\" in place.path or not {".", ".."}.isdisjoint(place.path.split("/")):
+        problem = "expected a path without `.`, `..` and backslashes"
+    if problem:
+        raise UsageProblem(f"`{shown(text)}` is not the URL of a server: {problem}")
+    name = f"[{host}]" if ":" in host else host
+    shown_port = f":{port}" if port is not None and port != _PORTS[place.scheme] else ""
+    return f"{place.scheme}://{name}{shown_port}{place.path.rstrip('/')}"
+
+
+def _is_host(host: str) -> bool:
+    """Whether `host` is a name as DNS has them, without a dot at its end, or an address written in full."""
+    import ipaddress  # 2 ms of import that `list` and `search` do not need
+
+    if ":" in host or host.rpartition(".")[2].isdecimal() or host.startswith("0x"):
+        with contextlib.suppress(ValueError):
+            return bool(ipaddress.ip_address(host))
+        return False
+    return len(host) <= MAX_HOST_CHARACTERS and all(_LABEL.fullmatch(label) for label in host.split("."))
+
+
+def parse_remote_name(text: str) -> str:
+    """The name of a remote.
+
+    Raises:
+        UsageProblem: unless it is 1 to 64 of `a-z0-9._-` and begins with a letter or digit.
+    """
+    if not _NAME.fullmatch(text):
+        raise UsageProblem(f"`{shown(text)}` is no name for a remote: expected 1 to 64 of a-z, 0-9 and `._-`")
+    return text
+
+
+class Remotes:
+    """The named servers of the library under `root`. Cheap to make; files are read when asked."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._path = root / "remotes.json"
+        self._secrets = root / "credentials.json"
+
+    # ------------------------------------------------------------ names
+    def all(self) -> list[Remote]:
+        """Every remote in the order of asking; `hub` comes last unless it was placed."""
+        added = self._read()
+        return added if any(remote.name == HUB_NAME for remote in added) else [*added, HUB]
+
+    def default(self) -> Remote | None:
+        """The remote that was made the default, if one was."""
+        return next((remote for remote in self._read() if remote.is_default), None)
+
+    def get(self, text: str) -> Remote:
+        """The remote by that name or URL; a URL need not be known.
+
+        Raises:
+            NotFound: no remote by that name.
+            UsageProblem: a URL that is none.
+        """
+        everything = self.all()
+        if "://" in text:
+            url = parse_url(text)
+            return next((r for r in everything if r.url == url), Remote(name="", url=url))
+        found = next((remote for remote in everything if remote.name == text), None)
+        if found is None:
+            known = ", ".join(f"`{remote.name}`" for remote in everything)
+            raise NotFound(
+                f"no remote `{shown(text)}`; there are {known}", hint=f"`adapt remote add {shown(text)} URL` names one"
+            )
+        return found
+
+    def of_namespace(self, namespace: str) -> list[Remote]:
+        """The remotes that were given this namespace, in order."""
+        return [remote for remote in self.all() if namespace in remote.namespaces]
+
+    def add(
+        self,
+        name: str,
+        url: str,
+        *,
+        namespaces: Sequence[str] = (),
+        default: bool = False,
+        signatures: SignaturePolicy | None = None,
+    ) -> Remote:
+        """Name a server, last in the order. The same again with other namespaces or default changes those.
+
+        The policy for signatures stays as it is unless one is given, so that nobody drops it by accident.
+
+        Raises:
+            Conflict: the name stands for another URL, or another remote has one of the namespaces.
+        """
+        made = Remote(
+            name=parse_remote_name(name),
+            url=parse_url(url),
+            namespaces=tuple(dict.fromkeys(parse_namespace(n) for n in namespaces)),
+            is_default=default,
+            signatures=signatures,
+        )
+        with self._changing():
+            known = self._read()
+            same = next((r for r in [*known, HUB] if r.name == name), None)
+            if same is not None and same.url != made.url:
+                raise Conflict(
+                    f"`{name}` is {same.url}",
+                    hint=f"`adapt remote remove {name}` first" if name != HUB_NAME else "choose another name",
+                )
+            self._refuse_taken(known, made)
+            if same is not None and signatures is None:
+                made = replace(made, signatures=same.signatures)
+            others = [replace(r, is_default=r.is_default and not default) for r in known]
+            if any(r.name == name for r in others):
+                kept = [made if r.name == name else r for r in others]
+            else:
+                kept = [*others, made]
+            self._write(kept)
+        return made
+
+    def set_signatures(self, name: str, policy: SignaturePolicy | None) -> Remote:
+        """What is asked of signatures on a server; None leaves it to the general policy.
+
+        Raises:
+            NotFound: no remote by that name.
+        """
+        with self._changing():
+            made = replace(self.get(name), signatures=policy)
+            known = self._read()
+            is_listed = any(r.name == made.name for r in known)
+            self._write([made if r.name == made.name else r for r in known] if is_listed else [*known, made])
+        return made
+
+    def remove(self, name: str) -> Remote:
+        """Forget a remote; its token goes, too, unless another name has the same URL.
+
+        Raises:
+            NotFound: no remote by that name was added.
+        """
+        with self._changing():
+            known = self._read()
+            gone = next((r for r in known if r.name == name), None)
+            if gone is None:
+                why = "is always there" if name == HUB_NAME else "was never added"
+                raise NotFound(f"remote `{shown(name)}` {why}", hint="`adapt remote list` shows them")
+            kept = [r for r in known if r.name != name]
+            self._write(kept)
+            if gone.url not in {r.url for r in [*kept, HUB]}:
+                self._write_tokens({url: t for url, t in self._tokens().items() if url != gone.url})
+        return gone
+
+    # ------------------------------------------------------------ tokens
+    def token(self, url: str) -> str | None:
+        """The token kept for this URL and no other.
+
+        Raises:
+            NotAllowed: others may read the file.
+        """
+        return self._tokens().get(url)
+
+    def has_token(self, remote: Remote) -> bool:
+        """Whether a token is kept for it."""
+        return self.token(remote.url) is not None
+
+    def login(self, remote: Remote, token: str) -> None:
+        """Keep a token.
+
+        Raises:
+            UsageProblem: text that cannot be a token.
+        """
+        if not _TOKEN.fullmatch(token):
+            raise UsageProblem("a token is one line of printable characters without spaces")
+        with self._changing():
+            self._write_tokens({**self._tokens(), remote.url: token})
+
+    def logout(self, remote: Remote) -> bool:
+        """Forget the token; whether there was one."""
+        with self._changing():
+            tokens = self._tokens()
+            there = tokens.pop(remote.url, None) is not None
+            if there:
+                self._write_tokens(tokens)
+        return there
+
+    # ------------------------------------------------------------ files
+    def _changing(self) -> Any:  # noqa: ANN401 - the store's context manager
+        return Root(self._root).lock("remotes", exclusive=True)
+
+    def _refuse_taken(self, known: Sequence[Remote], made: Remote) -> None:
+        for other in known:
+            taken = [n for n in made.namespaces if n in other.namespaces and other.name != made.name]
+            if taken:
+                raise Conflict(
+                    f"the namespace `{taken[0]}` belongs to remote `{other.name}`",
+                    hint="a namespace lives on one remote, so that nobody else can publish under it",
+                )
+
+    def _read(self) -> list[Remote]:
+        value = self._json(self._path)
+        items = value.get("remotes", [])
+        if not isinstance(items, list):
+            raise self._malformed(self._path, "remotes: expected a list")
+        found = [self._remote(index, item, value.get("default")) for index, item in enumerate(items)]
+        if len({remote.name for remote in found}) != len(found):
+            raise self._malformed(self._path, "a name is given twice")
+        return found
+
+    def _remote(self, index: int, item: object, default: object) -> Remote:
+        where = f"remotes[{index}]"
+        if (
+            not isinstance(item, Mapping)
+            or not isinstance(item.get("name"), str)
+            or not isinstance(item.get("url"), str)
+        ):
+            raise self._malformed(self._path, f"{where}: expected an object with the texts `name` and `url`")
+        namespaces = item.get("namespaces", [])
+        if not isinstance(namespaces, list) or not all(isinstance(n, str) for n in namespaces):
+            raise self._malformed(self._path, f"{where}.namespaces: expected a list of texts")
+        signatures = item.get("signatures")
+        if signatures is not None and signatures not in SIGNATURE_POLICIES:
+            raise self._malformed(self._path, f"{where}.signatures: expected one of {', '.join(SIGNATURE_POLICIES)}")
+        try:
+            return Remote(
+                name=parse_remote_name(item["name"]),
+                url=parse_url(item["url"]),
+                namespaces=tuple(parse_namespace(n) for n in namespaces),
+                is_default=item["name"] == default,
+                signatures=signatures,
+            )
+        except UsageProblem as error:
+            raise self._malformed(self._path, f"{where}: {error.message}") from None
+
+    def _write(self, remotes: Sequence[Remote]) -> None:
+        value: dict[str, Any] = {
+            "remotes": [
+                {"name": r.name, "url": r.url, "namespaces": list(r.namespaces)}
+                | ({"signatures": r.signatures} if r.signatures else {})
+                for r in remotes
+            ]
+        }
+        default = next((r.name for r in remotes if r.is_default), None)
+        if default is not None:
+            value["default"] = default
+        self._save(self._path, value, mode=0o644)
+
+    def _tokens(self) -> dict[str, str]:
+        value = self._json(self._secrets)
+        if self._secrets.exists() and self._secrets.stat().st_mode & 0o077:
+            raise NotAllowed(
+                f"`{self._secrets}` holds tokens, and others may read it", hint=f"`chmod 600 {self._secrets}`"
+            )
+        tokens = value.get("tokens", {})
+        if not isinstance(tokens, dict) or not all(isinstance(t, str) for t in tokens.values()):
+            raise self._malformed(self._secrets, "tokens: expected an object of texts")
+        return dict(tokens)
+
+    def _write_tokens(self, tokens: Mapping[str, str]) -> None:
+        if tokens or self._secrets.exists():
+            self._save(self._secrets, {"tokens": dict(tokens)}, mode=0o600)
+
+    def _json(self, path: Path) -> dict[str, Any]:
+        try:
+            value = strict_json(read_owned(path, "says which servers are asked", limit_bytes=1 << 20))
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise NotAllowed(f"`{path}` cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise self._malformed(path, str(error)) from None
+        if not isinstance(value, dict):
+            raise self._malformed(path, "expected an object")
+        return value
+
+    def _save(self, path: Path, value: dict[str, Any], *, mode: int) -> None:
+        try:
+            write_durably(path, canonical_json(value) + b"\n", mode=mode)
+        except OSError as error:
+            raise Root(self._root).explain(error) from error
+
+    @staticmethod
+    def _malformed(path: Path, reason: str) -> Malformed:
+        return Malformed(f"`{path}`: {reason}", hint="mend the file, or delete it and `adapt remote add` again")

@@ -1,0 +1,1 @@
+"""Objects by digest, the index, and the roots that keep objects alive."""

@@ -1,0 +1,208 @@
+"""The content-addressed store: blobs and manifests by sha256, written once, read-only, checkable with `sha256sum`.
+
+    blobs/sha256/ab/<64 hex>       files of adapters
+    manifests/sha256/<64 hex>.json canonical JSON of manifests
+    tmp/                           where writes begin; whatever a crash leaves here has no name in the store
+    intents/                       what running writers will name, and which folder of tmp/ is theirs (`claims.py`)
+    quarantine/                    damaged objects, moved out of the way and never deleted
+    locks/                         advisory locks (flock): they vanish with the process that holds them
+
+Order of a write: temp file, fsync, rename to the final name, and one fsync of the folder that makes a build visible,
+after all its objects have theirs. Any stop leaves old or new.
+
+The root may be reached by links; the folders below it are real ones, and a command that would change anything refuses a
+link in their place. Nobody else may write in what is made here, whatever the umask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from adapterhub.core.digests import Digest, Progress, copy_hashed, hex_of
+from adapterhub.core.disk.claims import Held, claim, finished
+from adapterhub.core.disk.files import (
+    NO_LINKS,
+    clone_or_copy,
+    is_sound,
+    open_plain,
+    read_plain,
+    sync_file,
+    write_new,
+)
+from adapterhub.core.disk.real_folder import RealFolder, make_folder
+from adapterhub.core.disk.root import Root
+from adapterhub.core.errors import BlobNotFound, DigestMismatch
+from adapterhub.formats.manifest import LIMIT_BYTES, Manifest
+
+
+class Intent:
+    """A writer at work: the folder it stages files in, and the objects it will name, which no sweep takes."""
+
+    def __init__(self, store: Store, held: Held, folder: Path) -> None:
+        self.folder = folder
+        self._store, self._held = store, held
+
+    def need(self, digests: Iterable[Digest]) -> None:
+        """Say which objects will be named; from here on no sweep takes them.
+
+        Raises:
+            StoreLocked: a sweep is running and did not end.
+        """
+        with self._store.lock("store", exclusive=False), self._store.explaining():
+            self._held.write(digests)
+
+
+class Store(Root):
+    """Objects under `root`. Cheap to make; folders appear with the first write."""
+
+    # ------------------------------------------------------------ names
+    def blob_path(self, digest: Digest) -> Path:
+        """Where the blob lies or would lie."""
+        return Path(self.blob_name(digest))
+
+    def blob_name(self, digest: Digest) -> str:
+        """The same as text, for those who look at thousands: a `Path` costs as much as a `stat`."""
+        name = hex_of(digest)
+        return f"{self.root}/blobs/sha256/{name[:2]}/{name}"
+
+    def manifest_path(self, digest: Digest) -> Path:
+        """Where the manifest lies or would lie."""
+        return Path(self.manifest_name(digest))
+
+    def manifest_name(self, digest: Digest) -> str:
+        """The same as text."""
+        return f"{self.root}/manifests/sha256/{hex_of(digest)}.json"
+
+    def part_path(self, digest: Digest) -> Path:
+        """Where the beginning of a blob is kept when its way here was cut; `gc` takes it when it is old."""
+        return self.root / "tmp" / f"part-{hex_of(digest)}"
+
+    def has_blob(self, digest: Digest) -> bool:
+        """Whether the blob is there; its bytes are not looked at."""
+        return self.blob_path(digest).is_file()
+
+    def has_manifest(self, digest: Digest) -> bool:
+        """Whether the manifest is there."""
+        return self.manifest_path(digest).is_file()
+
+    # ------------------------------------------------------------ write
+    def adopt(self, path: Path, digest: Digest) -> None:
+        """Make the finished file `path` (on the store's own file system) the blob `digest`, which its bytes have.
+
+        A blob that is there already stays, so that hard links keep sharing it; a damaged one is put in quarantine.
+        """
+        self._adopt(path, digest, self.blob_path(digest))
+
+    def adopt_manifest(self, path: Path, digest: Digest) -> None:
+        """The same for a manifest's canonical JSON."""
+        self._adopt(path, digest, self.manifest_path(digest))
+
+    def _adopt(self, path: Path, digest: Digest, final: Path) -> None:
+        with self.explaining():
+            if final.exists() and (final.samefile(path) or is_sound(final, digest)):
+                os.utime(final)  # young again: a sweep on another host must not take what is being named right now
+                return
+            if os.path.lexists(final):
+                self.quarantine(final)
+            sync_file(path, mode=0o444)  # before the name: a power cut must leave no name on half the bytes
+            make_folder(final.parent)
+            path.rename(final)
+
+    def quarantine(self, path: Path) -> Path:
+        """Move a damaged file of the store out of the way; where it lies now. Nothing in quarantine is ever deleted."""
+        folder = self.root / "quarantine"
+        self.refuse_links()
+        with self.explaining():
+            make_folder(folder)
+            target = folder / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}-{path.name}"
+            path.rename(target)
+        return target
+
+    @contextlib.contextmanager
+    def intent(self, what: str) -> Iterator[Intent]:
+        """A fresh folder on the store's file system, for the objects of an add; gone when the block ends.
+
+        What a killed writer left is cleared away first, so that a full disk does not stay full.
+
+        Raises:
+            StoreLocked: a sweep is running and did not end.
+        """
+        self.refuse_links()
+        self._clear_finished()
+        folder: Path | None = None
+        with contextlib.ExitStack() as stack:
+            try:  # from before the folder is there: a signal may end us at any line
+                with self.lock("store", exclusive=False), self.explaining():  # between two looks of a sweep
+                    held = stack.enter_context(claim(self.root / "intents", what))
+                    folder = self.root / "tmp" / held.path.name
+                    make_folder(folder)
+                yield Intent(self, held, folder)
+            finally:
+                if folder is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A fresh folder on the store's file system for things in the making; gone when the block ends."""
+        with self.intent("scratch") as intent:
+            yield intent.folder
+
+    def _clear_finished(self) -> None:
+        for path in finished(self.root / "intents"):
+            shutil.rmtree(self.root / "tmp" / path.name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def stage_file(
+        self, source: IO[bytes], target: Path, progress: Progress | None, limit_bytes: int | None = None
+    ) -> tuple[Digest, int]:
+        """Copy into the staging folder; digest and size in bytes."""
+        with self.explaining(), write_new(target) as sink:
+            return copy_hashed(source, sink, progress, limit_bytes=limit_bytes)
+
+    # ------------------------------------------------------------ read
+    def open_blob(self, digest: Digest) -> IO[bytes]:
+        """The blob's bytes as a stream."""
+        try:
+            return open_plain(self.blob_path(digest))
+        except FileNotFoundError:
+            raise BlobNotFound(f"the store has no object {digest}", hint="`adapt verify --all` lists damage") from None
+
+    def read_manifest(self, digest: Digest) -> Manifest:
+        """The manifest, parsed and checked against its digest."""
+        path = self.manifest_path(digest)
+        try:
+            raw = read_plain(path, LIMIT_BYTES)
+        except FileNotFoundError:
+            raise BlobNotFound(f"the store has no manifest {digest}") from None
+        manifest = Manifest.parse(raw, str(path))
+        if manifest.digest != digest:
+            raise DigestMismatch(str(path), expected=digest, actual=manifest.digest)
+        return manifest
+
+    # ------------------------------------------------------------ out
+    def link(self, digest: Digest, target: str | Path, *, into: RealFolder | None = None) -> None:
+        """Make `target` the blob: hard link, else a copy-on-write clone, else a copy. With `into`, a name in it."""
+        self._link(self.blob_name(digest), target, digest, into)
+
+    def link_manifest(self, digest: Digest, target: str | Path, *, into: RealFolder | None = None) -> None:
+        """The same for a manifest."""
+        self._link(self.manifest_name(digest), target, digest, into)
+
+    def _link(self, source: str, target: str | Path, digest: Digest, into: RealFolder | None) -> None:
+        try:
+            os.link(source, target, dst_dir_fd=into.handle if into else None)
+        except FileNotFoundError:
+            raise BlobNotFound(f"the store has no object {digest}") from None
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise self.explain(error) from error
+            with self.explaining():
+                clone_or_copy(Path(source), target, into=into)

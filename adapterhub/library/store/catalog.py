@@ -1,0 +1,306 @@
+"""What is installed, as the index shows it, and the index kept in step with the folders.
+
+The folders are the truth. While they change, a mark says that the index is stale; a crash leaves the mark, and the
+next reader makes the index again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TypeVar
+
+from adapterhub.core.digests import Digest, parse_digest
+from adapterhub.core.disk.claims import Claim
+from adapterhub.core.errors import NotAllowed, StoreLocked
+from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
+from adapterhub.formats.manifest import BaseRef, Manifest
+from adapterhub.library.bases.records import BaseRecord, Bases
+from adapterhub.library.store.blobs import Store
+from adapterhub.library.store.index import (
+    BaseRow,
+    BuildRow,
+    EmptyIndex,
+    Filters,
+    Index,
+    IndexNewer,
+    IndexReader,
+    IndexUnusable,
+)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """One installed build. `base` is what the manifest declares, or the fingerprint pinned for it since."""
+
+    manifest: Manifest
+    namespace: str | None
+    folder: Path
+    base: BaseRef
+    added_at: float
+
+    @property
+    def full_name(self) -> str:
+        """`acme/legal-qa` or `legal-qa`."""
+        return f"{self.namespace}/{self.manifest.name}" if self.namespace else self.manifest.name
+
+    @property
+    def spec(self) -> str:
+        """A spec that means exactly this build."""
+        return f"{self.full_name}=={self.manifest.version}#{self.manifest.digest[:19]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What `gc` took, or would take, and what it spared for being young; sizes in bytes.
+
+    `claims` are the running adds and leases whose objects were kept.
+    """
+
+    gone: tuple[tuple[Path, int], ...]
+    spared: tuple[tuple[Path, int], ...]
+    claims: tuple[Claim, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """A folder under `adapters/` that is no whole build any more, and why."""
+
+    folder: Path
+    reason: str
+
+
+class Catalog:
+    """The index of the library under `store.root`; `installed` reads its folders."""
+
+    def __init__(self, store: Store, bases: Bases, installed: Callable[[], Iterable[Installed]]) -> None:
+        self._store = store
+        self._bases = bases
+        self._installed = installed
+        self.index = Index(store.root / "index.db")
+        self._unwritten = False
+
+    # ------------------------------------------------------------ read
+    def search(self, filters: Filters) -> list[BuildRow]:
+        """Installed builds that match."""
+        return self.read(lambda index: index.search(filters))
+
+    def read(self, question: Callable[[IndexReader], _T]) -> _T:
+        """The answer; an index that is missing, damaged or left stale by a crash is made again first.
+
+        Where it may not be written, or is a newer version's, the folders answer through an index for this question.
+        """
+        if not self.index.path.exists() and not self._has_anything():
+            return question(EmptyIndex())
+        if self.index.path.exists() and not self.index.is_current:
+            # a writer at work right now: what is indexed still holds
+            with contextlib.suppress(StoreLocked, IndexUnusable, NotAllowed):
+                self.rebuild(wait_s=0.0)
+        try:
+            return question(self.index)
+        except IndexNewer:
+            return self._read_folders(question)
+        except IndexUnusable:
+            try:
+                self.rebuild()
+            except (NotAllowed, IndexUnusable):  # read-only, or the disk is full
+                return self._read_folders(question)
+            return question(self.index)
+
+    def _read_folders(self, question: Callable[[IndexReader], _T]) -> _T:
+        with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
+            index = Index(Path(folder, "index.db"))
+            index.rebuild(*self._rows())
+            return question(index)
+
+    def _has_anything(self) -> bool:
+        return (self._store.root / "adapters").exists() or bool(self._bases.aliases())
+
+    def declared_like(self, fingerprint: BaseFingerprint) -> tuple[str, ...]:
+        """Base fingerprints that installed builds declare and that are the base `fingerprint`, in any precision."""
+        examples = self.read(lambda index: index.declared_bases())
+        found = [self._read_manifest(parse_digest(d)) for w, d in examples.items() if w != fingerprint.weights]
+        others = [m.base.fingerprint for m in found if m.base.fingerprint]
+        return (fingerprint.weights, *(declared for _, declared in _matches(fingerprint, others)))
+
+    def _read_manifest(self, digest: Digest) -> Manifest:
+        return self._store.read_manifest(digest)
+
+    # ------------------------------------------------------------ write; the caller holds the lock `publish`
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Marks the index stale while folders change; the mark stays when that fails or the index cannot be written."""
+        with self._store.explaining():
+            self.index.stale_mark.touch(0o644)
+        self._unwritten = False
+        yield
+        if not self._unwritten:
+            with self._store.explaining():
+                self.index.stale_mark.unlink(missing_ok=True)
+
+    def put(self, build: Installed) -> None:
+        """Index a build, with the registered bases that are its base."""
+        fingerprint = build.base.fingerprint
+        pairs: list[tuple[str, str]] = []
+        if fingerprint is not None:
+            pairs = [p for record in self._bases.list() for p in _matches(record.fingerprint, [fingerprint])]
+        self._write(lambda: self.index.upsert_builds([row_of(build, self._store.root)], pairs))
+
+    def forget(self, digests: Sequence[str]) -> None:
+        """Take builds out."""
+        self._write(lambda: self.index.remove_builds(digests))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except IndexNewer:
+            self._unwritten = True  # the newer version sees the mark and makes its index again
+        except IndexUnusable:
+            try:
+                self._rebuild_locked()
+            except (IndexUnusable, OSError):  # the disk is full; the folders are there, and that is what counts
+                self._unwritten = True
+
+    # ------------------------------------------------------------ write; these take the lock
+    def put_base(self, record: BaseRecord) -> None:
+        """Index a registered base, with the builds that are for it."""
+        with self._store.lock("publish", exclusive=True), self.changing():
+            declared = {b.base.fingerprint.weights: b.base.fingerprint for b in self._installed() if b.base.fingerprint}
+            pairs = _matches(record.fingerprint, declared.values())
+            self._write(lambda: self.index.upsert_base(base_row_of(record), pairs))
+
+    def forget_base(self, alias: str) -> None:
+        """Take a base out."""
+        with self._store.lock("publish", exclusive=True), self.changing():
+            self._write(lambda: self.index.remove_base(alias))
+
+    def rebuild(self, wait_s: float = 30.0, *, set_newer_aside: bool = False) -> int:
+        """Make the index again from the folders; how many builds it holds.
+
+        Raises:
+            IndexNewer: it is a newer version's, which is only moved out of the way when `set_newer_aside` asks for it.
+        """
+        with self._store.lock("publish", exclusive=True, wait_s=wait_s), self._store.explaining():
+            count = self._rebuild_locked(set_newer_aside=set_newer_aside)
+            self.index.stale_mark.unlink(missing_ok=True)
+        return count
+
+    def _rebuild_locked(self, *, set_newer_aside: bool = False) -> int:
+        try:
+            self.index.count()
+        except IndexNewer:
+            if not set_newer_aside:
+                raise
+            self.index.set_aside()
+        except IndexUnusable:
+            pass
+        return self.index.rebuild(*self._rows())
+
+    def differences(self) -> list[str]:
+        """What is wrong in the index, compared with the folders; nothing for one that is missing or newer.
+
+        An index that a writer has at hand is not judged: it is out of step for that moment.
+        """
+        if not self.index.path.exists():
+            return []
+        try:
+            with self._store.lock("publish", exclusive=False):
+                if self.index.stale_mark.exists():
+                    return []  # known, and made again by the next reader
+                return self.index.differences(*self._rows())
+        except (IndexNewer, NotAllowed):
+            return []
+        except IndexUnusable as error:
+            return [error.message]
+
+    def _rows(self) -> tuple[list[BuildRow], list[BaseRow], list[tuple[str, str]]]:
+        """All that the index should hold."""
+        rows: list[BuildRow] = []
+        declared: dict[str, BaseFingerprint] = {}
+        for build in self._installed():
+            rows.append(row_of(build, self._store.root))
+            if build.base.fingerprint:
+                declared[build.base.fingerprint.weights] = build.base.fingerprint
+        records = self._bases.list()
+        pairs = [pair for record in records for pair in _matches(record.fingerprint, declared.values())]
+        return rows, [base_row_of(record) for record in records], pairs
+
+
+def build_folders(root: Path, *names: str, links: bool = False) -> list[Path]:
+    """Where builds lie in the library `root`, sorted; with `names`, only under names that match one of these patterns.
+
+    Nothing behind a link is installed: with `links`, the links that stand in the place of a folder.
+    Not by `glob`, which fails when a folder is removed while it looks.
+    """
+    found, strange = [root / "adapters"], []
+    for level in range(3):
+        entries = [entry for folder in found for entry in _inside(folder)]
+        if level == 1 and names:
+            entries = [entry for entry in entries if any(fnmatchcase(entry.name, name) for name in names)]
+        strange += [Path(entry.path) for entry in entries if entry.is_symlink()]
+        found = [Path(entry.path) for entry in entries if not entry.is_symlink()]
+    return sorted(strange) if links else sorted(found)
+
+
+def _inside(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return []
+        raise
+
+
+def row_of(build: Installed, root: Path) -> BuildRow:
+    """The index row of a build that is installed in the library under `root`."""
+    manifest, fingerprint = build.manifest, build.base.fingerprint
+    return BuildRow(
+        digest=manifest.digest,
+        namespace=build.namespace or "",
+        name=manifest.name,
+        version=manifest.version,
+        base_weights=fingerprint.weights if fingerprint else "",
+        base_tensors=fingerprint.tensors if fingerprint else "",
+        base_hub_id=build.base.hints.hub_id or "",
+        task=manifest.task or "",
+        description=manifest.description,
+        method=",".join(manifest.method),
+        rank=manifest.rank,
+        alpha=manifest.alpha,
+        dtype=manifest.dtype,
+        parameters=manifest.parameters,
+        size_bytes=manifest.size_bytes,
+        target_modules=",".join(manifest.target_modules),
+        parents=len(manifest.parents),
+        folder=build.folder.relative_to(root).as_posix(),
+        added_at=build.added_at,
+    )
+
+
+def base_row_of(record: BaseRecord) -> BaseRow:
+    """The index row of a registered base."""
+    hints = record.hints
+    return BaseRow(
+        alias=record.alias,
+        weights=record.fingerprint.weights,
+        hub_id=hints.hub_id or "",
+        model_type=hints.model_type or "",
+        dtype=hints.dtype or "",
+        parameters=hints.parameters or 0,
+        path=os.fspath(record.path) if record.path else "",
+    )
+
+
+def _matches(registered: BaseFingerprint, declared: Iterable[BaseFingerprint]) -> list[tuple[str, str]]:
+    return [
+        (registered.weights, other.weights) for other in declared if compare(other, registered).verdict.allows_attach
+    ]

@@ -1,0 +1,441 @@
+"""The index: installed builds by base, task and rank, and full text over name, task and description.
+
+A SQLite file that is only a cache: everything in it can be read again from the installed folders and the base records.
+Reads and writes use `sqlite3` (11 ms to import). The schema is made with sqlite_utils, which costs 150 ms and numpy.
+Its upserts are not used: it tries out what SQLite can do by making a table, and takes a full disk for an old SQLite,
+whose `INSERT OR IGNORE` then loses the row without an error.
+
+Nothing of it is synced to the disk. A killed writer leaves a rollback journal or the mark `index.stale`; what a power
+cut may have half-written is known by its age (`is_current`). Either way it is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.errors import Malformed
+
+SCHEMA_VERSION = 2
+_BUSY_MS = 30_000
+_UNSURE_S = 120.0
+
+# Rows are named tuples, not dataclasses as values are elsewhere: `list` makes a thousand of them, and a tuple straight
+# from SQLite costs a tenth.
+
+
+class IndexUnusable(Malformed):
+    """Missing, damaged, or of another schema; rebuild it."""
+
+
+class IndexNewer(IndexUnusable):
+    """Written by a newer adapterhub: left as it is, and the folders are read instead."""
+
+
+class BuildRow(NamedTuple):
+    """One installed build as lists show it; `base_weights` is the pinned or declared fingerprint, "" if unknown.
+
+    `folder` is a path below the library's root, so that the index holds wherever the library lies.
+    """
+
+    digest: str
+    namespace: str
+    name: str
+    version: str
+    base_weights: str
+    base_tensors: str
+    base_hub_id: str
+    task: str
+    description: str
+    method: str
+    rank: int | None
+    alpha: float | None
+    dtype: str
+    parameters: int
+    size_bytes: int
+    target_modules: str
+    parents: int
+    folder: str
+    added_at: float
+
+    @property
+    def full_name(self) -> str:
+        """`acme/legal-qa` or `legal-qa`."""
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+
+class BaseRow(NamedTuple):
+    """One registered base as lists show it."""
+
+    alias: str
+    weights: str
+    hub_id: str
+    model_type: str
+    dtype: str
+    parameters: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What a search asks for; empty fields ask for nothing. `bases` are fingerprints any of which will do."""
+
+    text: str = ""
+    bases: tuple[str, ...] | None = None
+    base_hub_id: str = ""
+    name: str = ""
+    namespace: str | None = None
+    task: str = ""
+    rank: int | None = None
+    min_rank: int | None = None
+    max_rank: int | None = None
+    method: str = ""
+    limit: int | None = None
+
+
+_COLUMNS = BuildRow._fields
+_MATCH = ("registered", "declared")
+
+
+class IndexReader(Protocol):
+    """What can be asked of an index."""
+
+    def search(self, filters: Filters) -> list[BuildRow]:
+        """Builds that match every filter, by name, then newest first."""
+
+    def names(self) -> list[str]:
+        """Every adapter's full name, once."""
+
+    def bases(self) -> list[BaseRow]:
+        """Registered bases by alias."""
+
+    def equivalents(self, weights: str) -> tuple[str, ...]:
+        """Fingerprints declared by builds that are the registered base `weights`, in any precision or file layout."""
+
+    def aliases(self) -> dict[str, str]:
+        """Alias for every base fingerprint that is a registered base, in any precision or file layout."""
+
+    def declared_bases(self) -> dict[str, str]:
+        """Every base fingerprint that some build declares, with the digest of one such build."""
+
+    def count(self) -> int:
+        """How many builds are indexed."""
+
+
+class EmptyIndex:
+    """The index of a library that nobody has written to: reading it makes no file."""
+
+    def search(self, filters: Filters) -> list[BuildRow]:  # noqa: ARG002 - as IndexReader
+        """Nothing."""
+        return []
+
+    def names(self) -> list[str]:
+        """Nothing."""
+        return []
+
+    def bases(self) -> list[BaseRow]:
+        """Nothing."""
+        return []
+
+    def equivalents(self, weights: str) -> tuple[str, ...]:
+        """Only the base itself."""
+        return (weights,)
+
+    def aliases(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+    def declared_bases(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+    def count(self) -> int:
+        """None."""
+        return 0
+
+
+class Index:
+    """The SQLite file at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stale_mark = path.with_suffix(".stale")
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the file is there, no change to the folders was left half-indexed, and no power cut tore it."""
+        try:
+            written_at = self.path.stat().st_mtime
+        except OSError:
+            return False
+        # The kernel writes within half a minute what it was given; what was written just before the machine started
+        # anew may have been lost in part.
+        age_at_boot_s = _started_at() - written_at
+        return not self.stale_mark.exists() and not 0 <= age_at_boot_s < _UNSURE_S
+
+    # ------------------------------------------------------------ read
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_MS / 1000)
+            _check_schema(connection.execute("PRAGMA user_version").fetchone()[0], self.path)
+            yield connection
+        except sqlite3.Error as error:
+            raise IndexUnusable(
+                f"`{self.path}`: {error}", hint="`adapt doctor --rebuild-index` makes it again"
+            ) from None
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def search(self, filters: Filters) -> list[BuildRow]:
+        """Builds that match every filter, by name, then newest first."""
+        where, values = _conditions(filters)
+        source = "builds"
+        if filters.text:
+            source = "builds JOIN builds_fts ON builds.rowid = builds_fts.rowid"
+            where.append("builds_fts MATCH ?")
+            values.append(fts_query(filters.text))
+        sql = f"SELECT {', '.join('builds.' + c for c in _COLUMNS)} FROM {source}"  # noqa: S608 - own column names
+        if where:
+            sql += " WHERE " + " AND ".join(where)
+        sql += " ORDER BY builds.name, builds.namespace, builds.added_at DESC, builds.digest"
+        if filters.limit is not None:
+            sql += " LIMIT ?"
+            values.append(filters.limit)
+        with self._reading() as connection:
+            return [BuildRow._make(row) for row in connection.execute(sql, values)]
+
+    def names(self) -> list[str]:
+        """Every adapter name, once."""
+        with self._reading() as connection:
+            rows = connection.execute("SELECT DISTINCT namespace, name FROM builds ORDER BY name")
+            return [f"{ns}/{name}" if ns else name for ns, name in rows]
+
+    def bases(self) -> list[BaseRow]:
+        """Registered bases by alias."""
+        columns = ", ".join(BaseRow._fields)
+        with self._reading() as connection:
+            return [BaseRow._make(row) for row in connection.execute(f"SELECT {columns} FROM bases ORDER BY alias")]  # noqa: S608 - own columns
+
+    def equivalents(self, weights: str) -> tuple[str, ...]:
+        """Fingerprints declared by builds that are the registered base `weights`, in any precision or file layout."""
+        with self._reading() as connection:
+            rows = connection.execute("SELECT declared FROM matches WHERE registered = ? ORDER BY declared", (weights,))
+            return (weights, *(row[0] for row in rows if row[0] != weights))
+
+    def aliases(self) -> dict[str, str]:
+        """Alias for every base fingerprint that is a registered base, in any precision or file layout."""
+        # the base's own weights last, so that they win over a match with another registered base
+        sql = (
+            "SELECT declared, alias FROM matches JOIN bases ON registered = weights "
+            "UNION ALL SELECT weights, alias FROM (SELECT * FROM bases ORDER BY alias DESC)"
+        )
+        with self._reading() as connection:
+            return dict(connection.execute(sql).fetchall())
+
+    def declared_bases(self) -> dict[str, str]:
+        """Every base fingerprint that some build declares, with the digest of one such build."""
+        with self._reading() as connection:
+            sql = "SELECT base_weights, min(digest) FROM builds WHERE base_weights != '' GROUP BY base_weights"
+            return dict(connection.execute(sql).fetchall())
+
+    def count(self) -> int:
+        """How many builds are indexed."""
+        with self._reading() as connection:
+            return int(connection.execute("SELECT count(*) FROM builds").fetchone()[0])
+
+    # ------------------------------------------------------------ write
+    @contextlib.contextmanager
+    def _writing(self, path: Path | None = None) -> Iterator[sqlite3.Connection]:
+        path = path or self.path
+        connection: sqlite3.Connection | None = None
+        try:
+            make_folder(path.parent)
+            connection = sqlite3.connect(path, timeout=_BUSY_MS / 1000)
+            connection.execute("PRAGMA synchronous=OFF")  # a cache: the folders are the truth after a power cut
+            connection.execute("PRAGMA recursive_triggers=ON")  # so that a replaced row leaves the full-text index, too
+            with connection:
+                _migrate(connection, path)
+                yield connection
+        except (sqlite3.Error, OSError) as error:
+            raise IndexUnusable(f"`{path}`: {error}", hint="`adapt doctor --rebuild-index` makes it again") from None
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def upsert_builds(self, rows: Iterable[BuildRow], matches: Iterable[tuple[str, str]] = ()) -> None:
+        """Add or replace builds, and `(registered, declared)` pairs of base fingerprints that are the same base."""
+        with self._writing() as connection:
+            _put(connection, "builds", _COLUMNS, rows)
+            _put(connection, "matches", _MATCH, matches)
+
+    def upsert_base(self, row: BaseRow, matches: Iterable[tuple[str, str]] = ()) -> None:
+        """Add or replace a registered base."""
+        with self._writing() as connection:
+            _put(connection, "bases", BaseRow._fields, [row])
+            _put(connection, "matches", _MATCH, matches)
+
+    def remove_builds(self, digests: Sequence[str]) -> None:
+        """Forget builds."""
+        with self._writing() as connection:
+            connection.executemany("DELETE FROM builds WHERE digest = ?", [(digest,) for digest in digests])
+
+    def remove_base(self, alias: str) -> None:
+        """Forget a registered base."""
+        with self._writing() as connection:
+            connection.execute("DELETE FROM bases WHERE alias = ?", (alias,))
+
+    def rebuild(self, builds: Iterable[BuildRow], bases: Iterable[BaseRow], matches: Iterable[tuple[str, str]]) -> int:
+        """Make the file again from nothing; how many builds it holds. The caller holds the publish lock.
+
+        The new file takes the old one's name when it is complete, so that a reader has one or the other.
+        """
+        fresh = self.path.with_suffix(".new")
+        _remove(fresh)
+        with self._writing(fresh) as connection:
+            _put(connection, "builds", _COLUMNS, builds)
+            _put(connection, "bases", BaseRow._fields, bases)
+            _put(connection, "matches", _MATCH, matches)
+            count = int(connection.execute("SELECT count(*) FROM builds").fetchone()[0])
+        _remove(self.path, only_beside=True)
+        fresh.replace(self.path)
+        return count
+
+    def set_aside(self) -> Path:
+        """Move a newer index out of the way without changing it; where it lies now."""
+        with contextlib.closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            schema = connection.execute("PRAGMA user_version").fetchone()[0]
+        aside = self.path.with_name(f"{self.path.stem}.schema-{schema}.db")
+        self.path.replace(aside)
+        return aside
+
+    def differences(
+        self, builds: Iterable[BuildRow], bases: Iterable[BaseRow], matches: Iterable[tuple[str, str]]
+    ) -> list[str]:
+        """What is wrong in the file, given what it should hold; every page and the full-text index are looked at.
+
+        Raises:
+            IndexUnusable: it cannot be read at all.
+        """
+        problems: list[str] = []
+        with self._reading() as connection, contextlib.closing(sqlite3.connect(":memory:")) as copy:
+            connection.backup(copy)
+            problems += [row[0] for row in copy.execute("PRAGMA integrity_check(5)") if row[0] != "ok"]
+            if not problems:
+                copy.execute("INSERT INTO builds_fts(builds_fts, rank) VALUES ('integrity-check', 1)")
+            for table, names, wanted in (
+                # without `added_at`, the time of a folder, which anybody may touch
+                ("builds", _COLUMNS[:-1], {tuple(row[:-1]) for row in builds}),
+                ("bases", BaseRow._fields, {tuple(row) for row in bases}),
+                ("matches", _MATCH, set(matches)),
+            ):
+                columns = ", ".join(names)
+                found = set(copy.execute(f"SELECT {columns} FROM {table}"))  # noqa: S608 - own names
+                if table == "matches":  # pairs of bases that are gone do no harm
+                    found &= wanted
+                if found != wanted:
+                    problems.append(f"`{table}`: {len(wanted - found)} rows missing, {len(found - wanted)} wrong")
+        return problems
+
+
+def _remove(path: Path, *, only_beside: bool = False) -> None:
+    for suffix in ("-wal", "-shm", "-journal", *(() if only_beside else ("",))):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def _started_at() -> float:
+    """When this machine was started, as a time stamp; infinity, for "cannot tell", where the system does not say."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.time() - time.clock_gettime(clock) if clock is not None else float("inf")
+
+
+def _check_schema(version: int, path: Path) -> None:
+    if version > SCHEMA_VERSION:
+        raise IndexNewer(
+            f"`{path}` has schema {version}, written by a newer adapterhub; this one knows {SCHEMA_VERSION}",
+            hint="update adapterhub; until then the folders are read instead, which is slower",
+        )
+    if version != SCHEMA_VERSION:
+        raise IndexUnusable(f"`{path}` has schema {version}, this version reads {SCHEMA_VERSION}")
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring an empty or current file to the current schema.
+
+    Raises:
+        IndexUnusable: the file is of another schema; a rebuild replaces it.
+        IndexNewer: it is of a later one.
+    """
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == SCHEMA_VERSION:
+        return
+    if version or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        _check_schema(version, path)
+    import sqlite_utils
+
+    database = sqlite_utils.Database(connection)
+    integers, reals = {"rank", "parameters", "size_bytes", "parents"}, {"alpha", "added_at"}
+    types = {c: int if c in integers else float if c in reals else str for c in _COLUMNS}
+    builds = database["builds"]
+    builds.create(types, pk="digest", not_null={"name", "version", "base_weights", "folder"})
+    builds.create_index(["base_weights", "task", "rank"])
+    builds.create_index(["name", "namespace"])
+    builds.create_index(["task", "rank"])
+    builds.create_index(["rank"])
+    builds.enable_fts(["name", "task", "description"], create_triggers=True, tokenize="unicode61")
+    database["bases"].create({name: int if name == "parameters" else str for name in BaseRow._fields}, pk="alias")
+    database["matches"].create(dict.fromkeys(_MATCH, str), pk=_MATCH)
+    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _put(
+    connection: sqlite3.Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[str | float | None]]
+) -> None:
+    """Add rows, each in the place of one with the same key."""
+    marks = ", ".join("?" * len(columns))
+    sql = f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - own names
+    connection.executemany(sql, rows)
+
+
+def _conditions(filters: Filters) -> tuple[list[str], list[Any]]:
+    where: list[str] = []
+    values: list[Any] = []
+
+    def add(condition: str, *items: object) -> None:
+        where.append(condition)
+        values.extend(items)
+
+    if filters.bases is not None:
+        add(f"builds.base_weights IN ({', '.join('?' * len(filters.bases))})", *filters.bases)
+    if filters.base_hub_id:
+        add("builds.base_hub_id = ?", filters.base_hub_id)
+    if filters.name:
+        add("builds.name = ?", filters.name)
+    if filters.namespace is not None:
+        add("builds.namespace = ?", filters.namespace)
+    if filters.task:
+        add("builds.task = ?", filters.task)
+    if filters.rank is not None:
+        add("builds.rank = ?", filters.rank)
+    if filters.min_rank is not None:
+        add("builds.rank >= ?", filters.min_rank)
+    if filters.max_rank is not None:
+        add("builds.rank <= ?", filters.max_rank)
+    if filters.method:
+        add("instr(',' || lower(builds.method) || ',', ?) > 0", f",{filters.method.lower()},")
+    return where, values
+
+
+def fts_query(text: str) -> str:
+    """An FTS5 query for what a person typed: every word must begin some word of the row."""
+    words = ["".join(c if c.isalnum() else " " for c in word).split() for word in text.split()]
+    flat = [part for word in words for part in word]
+    return " ".join(f'"{word}"*' for word in flat) or '""'

@@ -1,0 +1,91 @@
+"""Where installed builds came from, so that a damaged file can be fetched again by its digest.
+
+    origins/<64 hex of the manifest>.json               {"adapter", "name", "place"}
+    origins/<64 hex of the manifest>.<namespace>.json   an earlier one under another full name; `-` for none
+
+`place` is a URL or an absolute path. For the bytes the record is only a help: whatever comes from there is hashed. For
+the name it counts: under a namespace that the user gave to a server, a build answers only if it came from there
+(`admission.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from adapterhub.core.digests import Digest, canonical_json, hex_of, parse_digest
+from adapterhub.core.disk.files import read_json
+from adapterhub.library.store.blobs import Store
+
+_KEYS: Final = ("adapter", "name", "place")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """`name` is the full name under which `place`, a URL or an absolute path, offers the build `adapter`."""
+
+    adapter: Digest
+    name: str
+    place: str
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it is asked by HTTP."""
+        return self.place.startswith(("http://", "https://"))
+
+
+class Origins:
+    """The records of one library."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def record(self, origin: Origin) -> None:
+        """Remember where a build came from under its full name; an older record of that name gives way."""
+        latest = self.of(origin.adapter)
+        if latest == origin:
+            return
+        if latest is not None and latest.name != origin.name:  # kept first: a crash in between loses nothing
+            self._write(self._path_under(latest.adapter, latest.name), latest)
+        self._write(self._path(origin.adapter), origin)
+
+    def _write(self, path: Path, origin: Origin) -> None:
+        value = {"adapter": origin.adapter, "name": origin.name, "place": origin.place}
+        self._store.write(path, canonical_json(value), sync=False)
+
+    def of(self, adapter: Digest) -> Origin | None:
+        """Where the build came from last, under whatever name; None without a note, or where the note is damaged."""
+        return self._read(self._path(adapter))
+
+    def under(self, adapter: Digest, name: str) -> Origin | None:
+        """Where the build came from under this full name; None without a note, or where the note is damaged."""
+        latest = self.of(adapter)
+        found = latest if latest is not None and latest.name == name else self._read(self._path_under(adapter, name))
+        return found if found is not None and (found.adapter, found.name) == (adapter, name) else None
+
+    def place_of(self, adapter: Digest, name: str) -> str:
+        """Where the build came from under this full name; the library itself where no note says."""
+        origin = self.under(adapter, name)
+        return origin.place if origin else os.path.abspath(self._store.root)  # noqa: PTH100 - as `Library.place`
+
+    @staticmethod
+    def _read(path: Path) -> Origin | None:
+        try:
+            value = read_json(path)
+        except (OSError, ValueError):
+            return None
+        if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in _KEYS):
+            return None
+        try:
+            return Origin(adapter=parse_digest(value["adapter"]), name=value["name"], place=value["place"])
+        except ValueError:
+            return None
+
+    def _path(self, adapter: Digest) -> Path:
+        return self._store.root / "origins" / f"{hex_of(adapter)}.json"
+
+    def _path_under(self, adapter: Digest, name: str) -> Path:
+        namespace = name.rpartition("/")[0] or "-"  # which no namespace is
+        return self._store.root / "origins" / f"{hex_of(adapter)}.{namespace}.json"

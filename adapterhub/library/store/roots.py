@@ -1,0 +1,105 @@
+"""The projects that use this library, and the objects that each needs: roots for `gc`.
+
+    projects/<16 hex of the folder>.json   {"folder", "digests"}
+    synced/<16 hex of the folder>.json     {"project", …}, which `sync` writes of what it made there
+
+What a record says was needed when the project was locked or synced last; what its lock file names today counts, too,
+so that a lock which came by `git pull` is safe before anybody syncs. A project whose folder is gone needs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from adapterhub.core.digests import Digest, canonical_json, parse_digest
+from adapterhub.core.disk.files import read_json, read_plain
+from adapterhub.core.disk.home import LOCK_FILE
+from adapterhub.core.disk.root import Root, place_key
+
+_DIGEST: Final = re.compile(rb"sha256:[0-9a-f]{64}")
+_LIMIT_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownProject:
+    """A project and the digests of everything that it needs: manifests and files."""
+
+    folder: Path
+    digests: frozenset[Digest]
+
+
+class KnownProjects:
+    """The projects of the library under `root`. Cheap to make; files are read when asked."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = Root(root)
+        self._folder = root / "projects"
+
+    def all(self) -> list[KnownProject]:
+        """Every project whose folder is there, by folder. A record that cannot be read is passed over."""
+        found = [self._read(path) for path in sorted(self._folder.glob("[!.]*.json"))]
+        return sorted((p for p in found if p is not None and p.folder.is_dir()), key=lambda p: p.folder)
+
+    def remember(self, folder: Path, digests: Iterable[Digest]) -> None:
+        """Note that the project in `folder` needs the objects `digests`, in the place of what was noted before.
+
+        Raises:
+            NotAllowed: the library cannot be written.
+        """
+        place = os.path.abspath(folder)  # noqa: PTH100 - `resolve` would lose the user's own name for it
+        value = {"folder": place, "digests": sorted(set(digests))}
+        path = self._path(place)
+        data = canonical_json(value)
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == data:
+                return
+        self._root.write(path, data)
+
+    def forget_gone(self) -> list[Path]:
+        """Delete the records of projects whose folder is gone; those folders."""
+        gone = []
+        for path in sorted(self._folder.glob("[!.]*.json")):
+            project = self._record(path)
+            if project is not None and not project.folder.is_dir():
+                gone.append(project.folder)
+                with self._root.explaining():
+                    synced_path(self._root.root, project.folder).unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
+        return gone
+
+    def _path(self, place: str) -> Path:
+        return self._folder / f"{place_key(place)}.json"
+
+    def _read(self, path: Path) -> KnownProject | None:
+        project = self._record(path)
+        if project is None:
+            return None
+        with contextlib.suppress(OSError):
+            named = _DIGEST.findall(read_plain(project.folder / LOCK_FILE, _LIMIT_BYTES))
+            now = frozenset(Digest(name.decode()) for name in named)
+            return KnownProject(folder=project.folder, digests=project.digests | now)
+        return project
+
+    def _record(self, path: Path) -> KnownProject | None:
+        try:
+            value = read_json(path, _LIMIT_BYTES)
+            folder, digests = value["folder"], value["digests"]
+            return KnownProject(folder=Path(folder), digests=frozenset(parse_digest(d) for d in digests))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+def synced_path(root: Path, project: Path) -> Path:
+    """Where the library under `root` notes what `sync` made in a project, by whichever links one came there."""
+    return root / "synced" / f"{place_key(os.path.realpath(project))}.json"
+
+
+def roots_of(projects: Iterable[KnownProject]) -> set[Digest]:
+    """Everything that any of them needs."""
+    return {digest for project in projects for digest in project.digests}

@@ -1,0 +1,80 @@
+"""Deleting what nothing in a library names: objects, what killed writers left, and claims whose process is gone.
+
+Everything is found and deleted below open folders, so that a link anywhere below the root leads to nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Final
+
+from adapterhub.core.digests import Digest, hex_of
+from adapterhub.core.disk.claims import finished, living
+from adapterhub.core.disk.real_folder import RealFolder, matching
+from adapterhub.library.store.blobs import Store
+
+GRACE_S = 3600.0
+"""Objects younger than this are spared by `sweep`: a writer on another host (no shared locks) may name them next."""
+
+_TEMP_GRACE_S: Final = 3600.0
+"""A temp file beside a small record is nobody's when it is older than this, whatever `grace_s` says."""
+
+
+def sweep(
+    store: Store, keep: Collection[Digest], *, grace_s: float = GRACE_S, dry_run: bool = False
+) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
+    """Delete what is not in `keep` and older than `grace_s`, stale temp files too.
+
+    The caller holds the exclusive lock, and `keep` holds what living claims need. A writer's folder goes with the
+    writer, at any age. Gives what went and what only its youth saved, each with sizes in bytes.
+    """
+    names = {hex_of(d) for d in keep}
+    now = time.time()
+    gone: list[tuple[Path, int]] = []
+    spared: list[tuple[Path, int]] = []
+    for folder, name, age_s in _sweepable(store.root, grace_s):
+        try:
+            facts = folder.facts(name)
+        except FileNotFoundError:
+            continue
+        path = folder.path / name
+        if name.split(".")[0] in names:
+            continue
+        if stat.S_ISREG(facts.st_mode) and facts.st_nlink > 1 and folder.path != store.root / "tmp":
+            continue  # some folder still shares these bytes, even one that cannot say so; deleting frees nothing
+        if age_s and facts.st_mtime > now - age_s:
+            spared.append((path, facts.st_size))
+            continue
+        gone.append((path, facts.st_size))
+        if not dry_run:
+            with store.explaining(), contextlib.suppress(FileNotFoundError):
+                folder.remove(name)
+    return gone, spared
+
+
+def _sweepable(root: Path, grace_s: float) -> Iterator[tuple[RealFolder, str, float]]:
+    """Every file that a sweep may take when no digest in its name is kept, and the age in seconds it must have."""
+    at_work = {claim.path.name for claim in living(root / "intents")}
+    over = {path.name for path in finished(root / "intents")}
+    ended = {path.name for path in finished(root / "leases")}
+    old_s = max(grace_s, _TEMP_GRACE_S)
+    try:
+        top = RealFolder.open(root)
+    except FileNotFoundError:
+        return
+    with top:
+        for place, pattern in (("blobs/sha256/*", "*"), ("manifests/sha256", "*.json"), ("origins", "*.json")):
+            yield from ((*found, grace_s) for found in matching(top, place.split("/"), pattern))
+        for folder, name in matching(top, ["tmp"], "*"):
+            if name not in at_work:
+                yield folder, name, 0.0 if name in over else grace_s
+        for place, names in (("intents", over), ("leases", ended)):
+            yield from ((folder, name, 0.0) for folder, name in matching(top, [place], "*") if name in names)
+        for place in ("intents", "leases", "manifests/sha256"):
+            yield from ((*found, old_s) for found in matching(top, place.split("/"), ".*"))
+        for levels in ([], ["*"]):
+            yield from ((*found, old_s) for found in matching(top, levels, ".*.json.*-*"))

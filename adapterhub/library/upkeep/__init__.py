@@ -1,0 +1,1 @@
+"""Damage, repair, space and lineage."""

@@ -1,0 +1,150 @@
+"""What is damaged in a library: objects that are not what their name says, builds without theirs, an index out of step.
+
+Looking changes nothing. What disappears while it is looked at was removed by somebody, and is no damage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from adapterhub.core.digests import Digest, Progress, hex_of
+from adapterhub.core.disk.files import digest_of_file
+from adapterhub.core.disk.held_file import REPAIR_HINT
+from adapterhub.core.disk.real_folder import RealFolder, matching
+from adapterhub.core.errors import DigestMismatch
+from adapterhub.formats.manifest import MANIFEST_FILE
+from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import Installed
+from adapterhub.trust.verify import Finding
+
+Kind = Literal["bytes", "missing", "writable", "index"]
+
+_HEX: Final = re.compile(r"[0-9a-f]{64}")
+_OBJECTS: Final = ((("blobs", "sha256", "*"), "*"), (("manifests", "sha256"), "[!.]*"))
+"""Where objects lie: the folders above them, and their names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """One damaged thing at `path`. `digest` is that of the object that should lie there, None for other things."""
+
+    kind: Kind
+    path: Path
+    digest: Digest | None
+    message: str
+
+    def finding(self, root: Path) -> Finding:
+        """As `verify` reports it."""
+        where = self.path.relative_to(root).as_posix()
+        if self.kind == "writable":
+            hint = "`adapt doctor --repair` makes it read-only"
+            return Finding(code="W_WRITABLE", severity="warning", where=where, message=self.message, hint=hint)
+        if self.kind == "index":
+            hint = "`adapt doctor --rebuild-index` makes it again"
+            return Finding(code="E_INDEX", severity="error", where=where, message=self.message, hint=hint)
+        hint = "`adapt doctor --repair` puts it in quarantine and fetches it again"
+        expected = self.digest or ""
+        return Finding(
+            code="E_DIGEST", severity="error", where=where, message=self.message, expected=expected, hint=hint
+        )
+
+
+def damaged_objects(
+    library: Library, looked_at: Collection[Installed] = (), progress: Progress | None = None
+) -> Iterator[Damage]:
+    """Objects of the store that are damaged, writable, or missing though a build names them.
+
+    Every byte is read but those of files that the builds `looked_at` share, which were hashed with them.
+    """
+    hashed = {facts for build in looked_at for facts in _hashed_with(build)}
+    yield from _linked_folders(library.root)
+    for path in _objects(library.root):
+        try:
+            damage = _damage_of(path, hashed, progress)
+        except FileNotFoundError:
+            continue
+        if damage is not None:
+            yield damage
+    for build in library.installed():
+        for path, digest in objects_of(library, build):
+            if not os.path.lexists(path) and build.folder.exists():
+                message = f"is missing, though `{build.full_name}` {build.manifest.label} names it"
+                yield Damage(kind="missing", path=path, digest=digest, message=message)
+
+
+def _objects(root: Path) -> Iterator[Path]:
+    """Everything in the place of an object; nothing behind a link."""
+    with contextlib.suppress(FileNotFoundError), RealFolder.open(root) as top:
+        for levels, pattern in _OBJECTS:
+            yield from (folder.path / name for folder, name in matching(top, levels, pattern))
+
+
+def _linked_folders(root: Path) -> Iterator[Damage]:
+    """Links in the place of folders of blobs."""
+    with contextlib.suppress(FileNotFoundError), RealFolder.open(root) as top:
+        for folder, name in matching(top, ("blobs", "sha256"), "*"):
+            if folder.is_link(name):
+                yield Damage(kind="bytes", path=folder.path / name, digest=None, message="is a link")
+
+
+def damaged_index(library: Library) -> Iterator[Damage]:
+    """What is wrong in the index."""
+    for message in library.catalog.differences():
+        yield Damage(kind="index", path=library.catalog.index.path, digest=None, message=message)
+
+
+def refuse_changed_manifest(library: Library, build: Installed) -> None:
+    """Refuse a build whose manifest is not the one that was stored: everything else is held to what a manifest says.
+
+    Raises:
+        DigestMismatch: the store has no manifest of that digest.
+    """
+    digest = build.manifest.digest
+    if not library.store.has_manifest(digest):
+        where, expected = str(build.folder / MANIFEST_FILE), "a manifest that the library stored"
+        raise DigestMismatch(where, expected=expected, actual=digest, hint=REPAIR_HINT)
+
+
+def objects_of(library: Library, build: Installed) -> list[tuple[Path, Digest]]:
+    """Path and digest of everything in the store that the build is made of."""
+    store, manifest = library.store, build.manifest
+    blobs = [(store.blob_path(entry.sha256), entry.sha256) for entry in manifest.files]
+    return [*blobs, (store.manifest_path(manifest.digest), manifest.digest)]
+
+
+def _hashed_with(build: Installed) -> Iterator[tuple[int, int, str]]:
+    for entry in build.manifest.files:
+        try:
+            facts = (build.folder / entry.path).lstat()
+        except OSError:
+            continue
+        yield facts.st_dev, facts.st_ino, hex_of(entry.sha256)
+
+
+def _damage_of(path: Path, hashed: set[tuple[int, int, str]], progress: Progress | None) -> Damage | None:
+    facts, name = path.lstat(), path.name.removesuffix(".json")
+    if not _HEX.fullmatch(name) or (path.parent.name not in ("sha256", name[:2])):
+        return Damage(kind="bytes", path=path, digest=None, message="has no name of an object")
+    digest = Digest(f"sha256:{name}")
+    if not stat.S_ISREG(facts.st_mode):
+        kind = "a link" if stat.S_ISLNK(facts.st_mode) else "no plain file"
+        return Damage(kind="bytes", path=path, digest=digest, message=f"is {kind}")
+    if (facts.st_dev, facts.st_ino, name) not in hashed:
+        try:
+            found, size_bytes = digest_of_file(path, progress)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            return Damage(kind="bytes", path=path, digest=digest, message=f"cannot be read: {error.strerror}")
+        if found != digest:
+            return Damage(kind="bytes", path=path, digest=digest, message=f"is {found} ({size_bytes:,} bytes)")
+    if facts.st_mode & 0o222:
+        return Damage(kind="writable", path=path, digest=digest, message="can be written; objects never change")
+    return None

@@ -1,0 +1,142 @@
+"""What adapters were merged from, and what was merged from them: a graph over the index, the store and the manifests.
+
+An adapter is a node by the digest of its manifest. Manifests are read only of what is a merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from adapterhub.core.digests import Digest, hex_of, parse_digest
+from adapterhub.core.errors import MalformedManifest
+from adapterhub.library.store.index import BuildRow
+
+if TYPE_CHECKING:
+    from adapterhub.formats.manifest import Manifest
+
+State = Literal["installed", "stored", "missing", "unknown"]
+MOST_LEVELS: Final = 64
+"""Merges of merges that are followed; digests allow no circle, a damaged store might."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One adapter in a lineage. `weight` is the one it was merged with; `parents` are what it was merged from itself.
+
+    `state`: `installed`; `stored` (removed, and the store still has its manifest); `missing` from here; `unknown`, a
+    parent that was a folder or is named without a digest.
+    """
+
+    name: str
+    version: str | None
+    digest: str | None
+    rank: int | None
+    state: State
+    method: str | None = None
+    weight: float | None = None
+    parents: tuple[Node, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """`acme/legal-qa 1.2.0 (rank 16)`."""
+        version = f" {self.version}" if self.version else ""
+        return f"{self.name}{version}" + (f" (rank {self.rank})" if self.rank else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The node with its parents inside."""
+        names = ("name", "version", "digest", "rank", "state", "method", "weight")
+        return {name: getattr(self, name) for name in names} | {"parents": [one.to_json() for one in self.parents]}
+
+
+class Lineage:
+    """The graph of the library under `root`, whose index holds `rows`."""
+
+    def __init__(self, root: Path, rows: Sequence[BuildRow]) -> None:
+        self._root = root
+        self.rows: Mapping[str, BuildRow] = {row.digest: row for row in rows}
+        self._manifests: dict[str, Manifest | None] = {}
+
+    def node(self, digest: str, *, weight: float | None = None, spec: str = "", level: int = 0) -> Node:
+        """The adapter with that manifest and all its ancestors; `spec` names one that is not here."""
+        row = self.rows.get(digest)
+        manifest = self._manifest(digest) if row is None or row.parents else None
+        if row is None and manifest is None:
+            name, _, rest = spec.partition("==")
+            return Node(
+                name=name or digest[:19],
+                version=rest.partition("#")[0] or None,
+                digest=digest,
+                rank=None,
+                state="missing",
+                weight=weight,
+            )
+        known = row or manifest
+        assert known is not None  # one of the two is here
+        return Node(
+            name=row.full_name if row else str(known.name),
+            version=known.version,
+            digest=digest,
+            rank=known.rank,
+            state="installed" if row else "stored",
+            method=str(manifest.recipe.get("method") or "") or None if manifest else None,
+            weight=weight,
+            parents=self._parents(manifest, level) if manifest and level < MOST_LEVELS else (),
+        )
+
+    def _parents(self, manifest: Manifest, level: int) -> tuple[Node, ...]:
+        return tuple(
+            self.node(parent.digest, weight=parent.weight, spec=parent.spec, level=level + 1)
+            if parent.digest
+            else Node(name=parent.spec, version=None, digest=None, rank=None, state="unknown", weight=parent.weight)
+            for parent in manifest.parents
+        )
+
+    def children(self, digest: str) -> Iterator[tuple[BuildRow, float]]:
+        """Installed merges that were made from the adapter directly, each with the weight it has there."""
+        for row in self.rows.values():
+            if row.parents and (manifest := self._manifest(row.digest)) is not None:
+                weights = [parent.weight for parent in manifest.parents if parent.digest == digest]
+                if weights:
+                    yield row, sum(weights)
+
+    def roots(self) -> list[BuildRow]:
+        """Installed builds that no installed merge was made from, in the order of the index."""
+        inside: set[str] = set()
+        for row in self.rows.values():
+            if row.parents and (manifest := self._manifest(row.digest)) is not None:
+                inside |= {parent.digest for parent in manifest.parents if parent.digest}
+        return [row for row in self.rows.values() if row.digest not in inside]
+
+    def _manifest(self, digest: str) -> Manifest | None:
+        if digest not in self._manifests:
+            from adapterhub.formats.manifest import MANIFEST_FILE  # its import costs more than a tree without merges
+
+            row = self.rows.get(digest)
+            places = [self._root / row.folder / MANIFEST_FILE] if row else []
+            with suppress(ValueError):
+                places.append(self._root / "manifests" / "sha256" / f"{hex_of(Digest(parse_digest(digest)))}.json")
+            self._manifests[digest] = next((m for m in map(_read, places) if m is not None), None)
+        return self._manifests[digest]
+
+
+def _read(path: Path) -> Manifest | None:
+    from adapterhub.formats.manifest import Manifest
+
+    try:
+        return Manifest.read(path)
+    except (FileNotFoundError, MalformedManifest):  # damage is for `verify` to tell
+        return None
+
+
+def drawn(label: str, children: Sequence[Any], draw: Callable[[Any], tuple[str, Sequence[Any]]]) -> Iterator[str]:
+    """The lines of a tree under `label`; `draw` gives the label and the children of a child."""
+    yield label
+    for number, child in enumerate(children):
+        is_last = number == len(children) - 1
+        inner = drawn(*draw(child), draw)
+        yield ("└── " if is_last else "├── ") + next(inner)
+        yield from (("    " if is_last else "│   ") + line for line in inner)

@@ -1,0 +1,410 @@
+"""Mend a library: damaged files into quarantine, their bytes from wherever they still are, the index made again.
+
+Bytes are taken from the store, from other installed folders, then from the places that builds came from. All are hashed
+before they count. Nothing is deleted: what was damaged lies in `quarantine/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from adapterhub.core.digests import Digest, copy_hashed
+from adapterhub.core.disk.files import digest_of_file, is_sound, write_durably, write_file, write_new
+from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.errors import AdapterHubError, AdapterNotFound, Malformed, SignatureRefused
+from adapterhub.core.specs import AdapterName, AdapterSpec
+from adapterhub.formats.card import card_for
+from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
+from adapterhub.library.intake.description import Description, describe
+from adapterhub.library.library import Library
+from adapterhub.library.store.blobs import Intent
+from adapterhub.library.store.catalog import Broken, Installed, build_folders
+from adapterhub.library.store.index import BuildRow, Filters
+from adapterhub.library.store.origins import Origin
+from adapterhub.library.store.signatures import attach_signature, signature_objects
+from adapterhub.library.transfer import Source
+from adapterhub.library.upkeep.damage import damaged_index, damaged_objects
+from adapterhub.trust.verify import open_subject
+from adapterhub.trust.verify.listing import Entry, list_folder
+
+T = TypeVar("T")
+
+FindSource = Callable[[Origin], Source]
+"""The place of an origin as a source; it may raise any `AdapterHubError`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing that was done, or would be. `is_mended` is False where damage stays."""
+
+    action: str
+    path: Path
+    detail: str
+    is_mended: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value."""
+        return {"action": self.action, "path": str(self.path), "detail": self.detail, "mended": self.is_mended}
+
+
+def repair(
+    library: Library, find_source: FindSource, sources: Sequence[Source] = (), *, dry_run: bool = False
+) -> list[Step]:
+    """Mend what can be mended, and say what was done; with `dry_run`, only say.
+
+    `sources` are asked after the place that a build came from.
+    """
+    if not library.root.exists():
+        return []
+    if dry_run:
+        return list(_Repair(library, find_source, sources, None).steps())
+    with library.store.intent("doctor --repair") as intent:
+        return list(_Repair(library, find_source, sources, intent).steps())
+
+
+class _Repair:
+    """One run; without an intent nothing is changed."""
+
+    def __init__(
+        self, library: Library, find_source: FindSource, sources: Sequence[Source], intent: Intent | None
+    ) -> None:
+        self._library, self._store = library, library.store
+        self._find_source, self._sources = find_source, sources
+        self._intent = intent
+        self._manifests_at: dict[tuple[int, int], Digest] = {}
+        self._indexed = self._rows_by_folder()
+        self._needed: set[Digest] = set()
+
+    def _rows_by_folder(self) -> dict[str, BuildRow]:
+        """What the index says of each folder: the only witness of a manifest that is lost everywhere else."""
+        try:
+            rows = self._library.catalog.index.search(Filters())
+            return {os.fspath(self._library.root / row.folder): row for row in rows}
+        except AdapterHubError:
+            return {}
+
+    def steps(self) -> Iterator[Step]:
+        yield from self._objects()
+        yield from self._no_folders()
+        for broken in self._library.broken():
+            yield from self._manifest_of(broken)
+        for build in list(self._library.installed()):
+            yield from self._files_of(build)
+            yield from self._signature_of(build)
+            yield from self._strays_of(build)
+        yield from self._index()
+
+    # ------------------------------------------------------------ objects
+    def _objects(self) -> Iterator[Step]:
+        for damage in list(damaged_objects(self._library)):
+            if damage.kind == "writable":
+                if self._intent:
+                    damage.path.chmod(0o444)
+                yield Step(action="made read-only", path=damage.path, detail="")
+            elif damage.kind == "bytes":
+                if damage.digest is not None and damage.path.suffix == ".json":
+                    facts = damage.path.lstat()
+                    self._manifests_at[facts.st_dev, facts.st_ino] = damage.digest
+                yield self._quarantine(damage.path, damage.message)
+
+    def _quarantine(self, path: Path, why: str) -> Step:
+        where = self._store.quarantine(path).relative_to(self._library.root) if self._intent else "quarantine/"
+        return Step(action="quarantined", path=path, detail=f"{why}; now `{where}`")
+
+    def _no_folders(self) -> Iterator[Step]:
+        """Set aside what stands where folders of adapters are, and is none: nothing can be installed under it."""
+        level = [self._library.root / "adapters"]
+        for _ in ("base", "name"):
+            level = [path for folder in level if folder.is_dir() for path in sorted(folder.glob("[!.]*"))]
+            for path in level:
+                if path.is_symlink() or not path.is_dir():
+                    yield self._quarantine(path, "is no folder")
+            level = [path for path in level if not path.is_symlink()]
+
+    # ------------------------------------------------------------ manifests
+    def _manifest_of(self, broken: Broken) -> Iterator[Step]:
+        """Give a folder its manifest again."""
+        path = broken.folder / MANIFEST_FILE
+        wanted = self._wanted_manifest(broken.folder)
+        if broken.folder.is_symlink() or not broken.folder.is_dir():
+            yield self._quarantine(broken.folder, "is no folder")
+            if wanted is None:
+                return
+            if self._intent:
+                with self._store.explaining():
+                    make_folder(broken.folder)
+        if wanted is None:
+            yield Step(action="not mended", path=broken.folder, detail=broken.reason, is_mended=False)
+            return
+        manifest, told = self._manifest(wanted)
+        if manifest is None and (manifest := self._made_again(broken.folder, wanted)) is not None:
+            told = "made again from its files"
+        if manifest is None:
+            yield Step(action="not mended", path=path, detail=f"{broken.reason}; {wanted}: {told}", is_mended=False)
+            return
+        if self._intent:
+            staged = self._intent.folder / ".manifest"
+            with self._store.explaining():
+                write_file(staged, manifest.to_bytes())
+            self._need(wanted)
+            self._store.adopt_manifest(staged, wanted)
+        if is_sound(path, wanted):
+            yield Step(action="restored", path=self._store.manifest_path(wanted), detail=told)
+        else:
+            yield from self._replace(path, wanted, self._store.manifest_path(wanted), broken.reason, told)
+
+    def _wanted_manifest(self, folder: Path) -> Digest | None:
+        """Which manifest belongs there: by the damaged object that the folder shares, the index, or the store."""
+        with contextlib.suppress(OSError):
+            facts = (folder / MANIFEST_FILE).lstat()
+            if (shared := self._manifests_at.get((facts.st_dev, facts.st_ino))) is not None:
+                return shared
+        if (indexed := self._indexed.get(os.fspath(folder))) is not None:
+            return Digest(indexed.digest)
+        namespace = folder.parent.name.rpartition("--")[0] or None
+        for path in sorted((self._library.root / "manifests" / "sha256").glob("[!.]*.json")):
+            with contextlib.suppress(AdapterHubError):
+                manifest = self._store.read_manifest(Digest(f"sha256:{path.stem}"))
+                if self._library.folder_for(manifest, namespace) == folder:
+                    return manifest.digest
+        return self._own_manifest(folder)
+
+    def _own_manifest(self, folder: Path) -> Digest | None:
+        """The digest of the folder's own manifest, where it is in its place and all files are as it says."""
+        try:
+            manifest = Manifest.read(folder / MANIFEST_FILE)
+        except (OSError, Malformed):
+            return None
+        namespace = folder.parent.name.rpartition("--")[0] or None
+        is_here = self._library.folder_for(manifest, namespace) == folder
+        is_whole = all(is_sound(folder / e.path, e.sha256) for e in manifest.files)
+        return manifest.digest if is_here and is_whole else None
+
+    def _manifest(self, wanted: Digest) -> tuple[Manifest | None, str]:
+        with contextlib.suppress(AdapterHubError, OSError):
+            return self._store.read_manifest(wanted), "from the store"
+        for path in (folder / MANIFEST_FILE for folder in build_folders(self._library.root)):
+            with contextlib.suppress(AdapterHubError, OSError):
+                manifest = Manifest.read(path)
+                if manifest.digest == wanted:
+                    return manifest, f"from `{path.parent}`"
+
+        def released(source: Source, spec: AdapterSpec) -> Manifest | None:
+            return next((r.manifest for r in source.releases(spec) if r.digest == wanted), None)
+
+        return self._had_from_a_place(released, wanted)
+
+    def _made_again(self, folder: Path, wanted: Digest) -> Manifest | None:
+        """The manifest as `adapt add` made it, if that is the one that is wanted.
+
+        It is made of the files, the index, the base records, the licence in the card that we wrote, and the author's
+        own card, for which the folder that was added has to be there.
+        """
+        row = self._indexed.get(os.fspath(folder))
+        subject, _ = open_subject(folder)
+        if row is None or subject is None:
+            return None
+        about = Description(
+            name=AdapterName(row.name), version=row.version, task=row.task or None, description=row.description
+        )
+        bases = [record for record in self._library.bases.list() if record.fingerprint.weights == row.base_weights]
+        origin = self._library.origins.of(wanted)
+        added = None if origin is None or origin.is_server else open_subject(Path(origin.place))[0]
+        with contextlib.suppress(AdapterHubError, OSError):
+            entries = [_entry(file) for name, file in subject.listing.taken.items() if name in MEDIA_TYPES]
+            for base in (*bases, None):
+                ours = describe(subject, entries, about, base)
+                cards = ["", *([describe(added, entries, about, base).card] if added else [])]
+                for made in (replace(ours, card=card) for card in cards):
+                    if made.digest == wanted:
+                        return made
+        return None
+
+    # ------------------------------------------------------------ files
+    def _files_of(self, build: Installed) -> Iterator[Step]:
+        """Make the blobs and the folder's files of one build whole."""
+        for entry in build.manifest.files:
+            blob, file = self._store.blob_path(entry.sha256), build.folder / entry.path
+            is_blob_sound = is_sound(blob, entry.sha256)
+            is_one = is_blob_sound and file.exists() and file.samefile(blob) and not file.is_symlink()
+            is_file_sound = is_one or is_sound(file, entry.sha256)
+            if is_blob_sound and is_file_sound:
+                continue
+            why = f"`{build.full_name}` {build.manifest.label}"
+            told = "from the store"
+            if not is_blob_sound:
+                told = self._fetch(build, entry, file if is_file_sound else None)
+                if told.startswith("!"):
+                    yield Step(action="not mended", path=file, detail=f"{why}: {told[1:]}", is_mended=False)
+                    continue
+                yield Step(action="restored", path=blob, detail=f"{entry.sha256} {told}")
+            if not is_file_sound:
+                yield from self._replace(file, entry.sha256, blob, why, told)
+
+    def _fetch(self, build: Installed, entry: FileEntry, whole: Path | None) -> str:
+        """Put the blob back, and say from where; text that begins with `!` says why that failed."""
+        copies = [whole] if whole else [
+            other.folder / e.path
+            for other in self._library.installed()
+            for e in other.manifest.files
+            if e.sha256 == entry.sha256 and other.folder != build.folder
+        ]  # fmt: skip
+        for copy in copies:
+            if is_sound(copy, entry.sha256):
+                with copy.open("rb") as stream:
+                    self._take(stream, entry)
+                return f"from `{copy}`"
+
+        def taken(source: Source, spec: AdapterSpec) -> bool:
+            return self._from(source, spec, build.manifest.digest, entry)
+
+        is_back, told = self._had_from_a_place(taken, build.manifest.digest, build.full_name)
+        return told if is_back else f"!{told}"
+
+    def _signature_of(self, build: Installed) -> Iterator[Step]:
+        """Set aside what stands in the place of the signature and is none; a sweep would stop at it."""
+        path = build.folder / SIGNATURE_FILE
+        try:
+            signature_objects(build.folder)
+        except SignatureRefused as error:
+            yield self._quarantine(path, error.clause)
+        else:
+            return
+
+        def attached(source: Source, spec: AdapterSpec) -> bool:
+            same = [r for r in source.releases(spec) if r.digest == build.manifest.digest]
+            with contextlib.suppress(OSError):
+                raw = source.provenance(same[0]).signature if same else None
+                if raw is not None and self._intent:
+                    attach_signature(self._store, build.folder, raw)
+                return raw is not None
+            return False
+
+        is_back, told = self._had_from_a_place(attached, build.manifest.digest, build.full_name)
+        if is_back:
+            yield Step(action="restored", path=path, detail=f"{told}; whose it is, `adapt verify` tells")
+
+    def _strays_of(self, build: Installed) -> Iterator[Step]:
+        """Set aside what has the name of an adapter's file and is no plain file, where the build has no such file."""
+        own = {MANIFEST_FILE, SIGNATURE_FILE, *(entry.path for entry in build.manifest.files)}
+        for found in list_folder(build.folder).findings:
+            if found.code in ("E_KIND", "E_LINK") and found.where not in own:
+                path = build.folder / found.where
+                yield self._quarantine(path, found.message)
+                if found.where == CARD_FILE:
+                    if self._intent:
+                        with self._store.explaining():
+                            write_durably(path, card_for(build.manifest).encode())
+                    yield Step(action="restored", path=path, detail="from the manifest")
+
+    def _from(self, source: Source, spec: AdapterSpec, build: Digest, entry: FileEntry) -> bool:
+        """Take the bytes of `entry` from `source`, from the same build or from one that has the same file."""
+        for release in sorted(source.releases(spec), key=lambda r: r.digest != build):
+            for same in (e for e in release.manifest.files if e.sha256 == entry.sha256):
+                if self._intent is None:
+                    return True
+                with source.open(release, same) as stream:
+                    if self._take(stream, entry):
+                        return True
+        return False
+
+    def _take(self, stream: Any, entry: FileEntry) -> bool:  # noqa: ANN401 - any binary stream
+        """Make the stream the blob, if it has the right bytes."""
+        if self._intent is None:
+            return True
+        staged = self._intent.folder / "fetched"
+        with self._store.explaining(), write_new(staged) as sink:
+            try:
+                digest, _ = copy_hashed(stream, sink, limit_bytes=entry.size_bytes)
+            except ValueError:
+                return False
+        if digest != entry.sha256:
+            return False
+        self._need(digest)
+        self._store.adopt(staged, digest)
+        return True
+
+    def _need(self, digest: Digest) -> None:
+        """Keep an object from every sweep until the end of this run."""
+        if self._intent:
+            self._needed.add(digest)
+            self._intent.need(self._needed)
+
+    def _replace(self, path: Path, digest: Digest, source: Path, why: str, told: str) -> Iterator[Step]:
+        """Put the object `source` in the place of the file `path` of a build."""
+        if os.path.lexists(path):
+            yield self._quarantine(path, why)
+        if self._intent:
+            with self._library.store.lock("publish", exclusive=True), self._store.explaining():
+                fresh = self._intent.folder / "link"
+                link = self._store.link_manifest if source.suffix == ".json" else self._store.link
+                link(digest, fresh)
+                fresh.replace(path)
+        yield Step(action="relinked", path=path, detail=told)
+
+    # ------------------------------------------------------------ places
+    def _places_of(self, build: Digest, name: str = "") -> Iterator[tuple[str, Origin | Source, AdapterSpec]]:
+        """Where a build may be had: its origin, then the sources that were given."""
+        origin = self._library.origins.of(build)
+        with contextlib.suppress(AdapterHubError):
+            if origin is not None:
+                yield f"`{origin.place}`", origin, AdapterSpec.parse(origin.name)
+        name = origin.name if origin is not None else name
+        if name:
+            for source in self._sources:
+                yield source.label, source, AdapterSpec.parse(name)
+
+    def _had_from_a_place(
+        self, what: Callable[[Source, AdapterSpec], T | None], build: Digest, name: str = ""
+    ) -> tuple[T | None, str]:
+        """What the first place gives that has it, and from where; else None, and why each place does not."""
+        reasons = []
+        for label, place, spec in self._places_of(build, name):
+            try:
+                found = what(self._asked(place), spec)
+            except AdapterHubError as error:
+                reasons.append(f"{label}: {error.message.splitlines()[0]}")
+                continue
+            if found:
+                return found, f"from {label}"
+            reasons.append(f"{label}: does not have it")
+        return None, "; ".join(reasons) or "no place is known that has it"
+
+    def _asked(self, place: Origin | Source) -> Source:
+        if not isinstance(place, Origin):
+            return place
+        if not place.is_server and not Path(place.place).exists():
+            raise AdapterNotFound("is not there any more")
+        return self._find_source(place)
+
+    # ------------------------------------------------------------ index
+    def _index(self) -> Iterator[Step]:
+        catalog = self._library.catalog
+        path = catalog.index.path
+        if os.path.lexists(path) and not (path.is_file() and not path.is_symlink()):
+            yield self._quarantine(path, "is no plain file")
+        problems = [damage.message for damage in damaged_index(self._library)] if self._intent or path.is_file() else []
+        if not catalog.index.path.exists() or catalog.index.stale_mark.exists():
+            if not next(self._library.installed(), None):
+                return
+            problems.append("is missing or stale")
+        if not problems:
+            return
+        detail = "; ".join(problems)
+        try:
+            if self._intent:
+                detail += f"; {catalog.rebuild()} builds"
+        except AdapterHubError as error:
+            yield Step(action="not mended", path=catalog.index.path, detail=error.message, is_mended=False)
+            return
+        yield Step(action="index rebuilt", path=catalog.index.path, detail=detail)
+
+
+def _entry(file: Entry) -> FileEntry:
+    digest, size_bytes = digest_of_file(file.path)
+    return FileEntry(path=file.name, sha256=digest, size_bytes=size_bytes, media_type=MEDIA_TYPES[file.name])

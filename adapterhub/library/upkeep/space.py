@@ -1,0 +1,139 @@
+"""Who needs what in a library: installed builds, projects and running processes, and the space that each takes.
+
+An object may have several holders; what a holder has alone is what its end would free.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from adapterhub.core.digests import Digest
+from adapterhub.core.disk.claims import living
+from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.roots import KnownProjects
+from adapterhub.library.store.signatures import signature_objects
+
+Kind = Literal["installed", "project", "process"]
+
+_OTHER: Final = ("quarantine", "tmp", "cache", "index.db", "bases", "keys")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Who holds objects of the store: an installed build, a project by its folder, or a process by what it does."""
+
+    kind: Kind
+    name: str
+    digests: frozenset[Digest]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A holder, how many objects of the store it names, their bytes, and the bytes that nobody else names."""
+
+    holder: Holder
+    objects: int
+    size_bytes: int
+    alone_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What takes the space of a library. `unused_bytes` are of objects without a holder, `other` what is no object."""
+
+    held: tuple[Held, ...]
+    objects: int
+    size_bytes: int
+    unused_objects: int
+    unused_bytes: int
+    other: tuple[tuple[str, int], ...]
+
+
+def holders_of(library: Library) -> list[Holder]:
+    """Every holder: installed builds, then projects, then processes at work.
+
+    Raises:
+        StoreLocked: a process holds objects, and what it needs cannot be read.
+    """
+    found = [
+        Holder(kind="installed", name=f"{build.full_name} {build.manifest.label}", digests=frozenset(objects_of(build)))
+        for build in library.installed()
+    ]
+    found += [
+        Holder(kind="project", name=str(project.folder), digests=project.digests)
+        for project in KnownProjects(library.root).all()
+    ]
+    for claim in (*living(library.root / "intents"), *living(library.root / "leases")):
+        found.append(Holder(kind="process", name=f"{claim.what}: {claim.holder}", digests=claim.digests))
+    return found
+
+
+def objects_of(build: Installed) -> list[Digest]:
+    """Everything in the store that an installed build is made of, its signature with it."""
+    files = (entry.sha256 for entry in build.manifest.files)
+    return [build.manifest.digest, *files, *signature_objects(build.folder)]
+
+
+def space_of(library: Library) -> Space:
+    """What takes the space, the largest holders first."""
+    sizes = dict(_stored(library.root))
+    holders = holders_of(library)
+    named = Counter(digest for holder in holders for digest in holder.digests)
+    held = [
+        Held(
+            holder=holder,
+            objects=len(here := [d for d in holder.digests if d in sizes]),
+            size_bytes=sum(sizes[d] for d in here),
+            alone_bytes=sum(sizes[d] for d in here if named[d] == 1),
+        )
+        for holder in holders
+    ]
+    unused = [size for digest, size in sizes.items() if not named[digest]]
+    return Space(
+        held=tuple(sorted(held, key=lambda h: (-h.size_bytes, h.holder.kind, h.holder.name))),
+        objects=len(sizes),
+        size_bytes=sum(sizes.values()),
+        unused_objects=len(unused),
+        unused_bytes=sum(unused),
+        other=tuple((name, size) for name in _OTHER if (size := _bytes_below(library.root / name))),
+    )
+
+
+def _stored(root: Path) -> Iterator[tuple[Digest, int]]:
+    for pattern in ("blobs/sha256/*/[!.]*", "manifests/sha256/[!.]*.json"):
+        for path in root.glob(pattern):
+            yield Digest(f"sha256:{path.name.partition('.')[0]}"), path.lstat().st_size
+
+
+def _bytes_below(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def unused_builds(library: Library) -> list[Installed]:
+    """Installed builds that no project and no process needs, nor any merge that one of them needs.
+
+    A merge that nobody needs does not keep what it was made of.
+    """
+    installed = list(library.installed())
+    builds = {build.manifest.digest: build for build in installed}
+    needed: set[str] = set()
+    todo = [digest for holder in holders_of(library) if holder.kind != "installed" for digest in holder.digests]
+    while todo:
+        digest = todo.pop()
+        if digest in needed:
+            continue
+        needed.add(digest)
+        if (build := builds.get(Digest(digest))) is not None:
+            todo += _parents(build)
+    return [build for build in installed if build.manifest.digest not in needed]
+
+
+def _parents(build: Installed) -> Iterable[Digest]:
+    return [parent.digest for parent in build.manifest.parents if parent.digest]

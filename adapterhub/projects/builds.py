@@ -1,0 +1,216 @@
+"""From what a lock names to what the library holds: the folder of a locked build, and names as a project means them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from adapterhub.core.digests import hex_of
+from adapterhub.core.disk.files import digest_of_file
+from adapterhub.core.disk.home import LOCK_FILE
+from adapterhub.core.errors import AdapterNotFound, Malformed, NotFound, shown
+from adapterhub.core.specs import AdapterName, AdapterSpec
+from adapterhub.formats.manifest import MANIFEST_FILE
+from adapterhub.library.admission.installed import Admission
+from adapterhub.library.library import UNKNOWN_BASE, Library
+from adapterhub.library.store.catalog import Installed
+from adapterhub.projects.lock.lockfile import read_lock
+from adapterhub.projects.project import find_project
+from adapterhub.projects.values import LockedAdapter, LockedMerge
+from adapterhub.trust.signing.policy import SignaturePolicy
+from adapterhub.trust.signing.trust import Demand
+
+Locked = LockedAdapter | LockedMerge
+Given = Demand | SignaturePolicy | None
+"""What is asked of signatures in one run, before the policies that the user has set."""
+
+_SHOWN_DIGEST: Final = 19
+
+
+def full_name_of(entry: Locked) -> str:
+    """`acme/legal-qa`; a merge has the name that the project gives it."""
+    return entry.name if isinstance(entry, LockedAdapter) else entry.key
+
+
+def namespace_of(entry: Locked) -> str | None:
+    """The namespace of its full name."""
+    return full_name_of(entry).rpartition("/")[0] or None
+
+
+def label_of(entry: Locked) -> str:
+    """`acme/legal-qa 1.2.0`."""
+    return f"{full_name_of(entry)} {entry.version}"
+
+
+def exact_spec(entry: Locked) -> AdapterSpec:
+    """The spec that asks a place for the locked name and version."""
+    namespace, _, name = full_name_of(entry).rpartition("/")
+    return AdapterSpec(
+        namespace=namespace or None,
+        name=AdapterName(name),
+        base=None,
+        specifiers=f"=={entry.version}",
+        digest_prefix=None,
+    )
+
+
+def installed_folder(library: Library, entry: Locked) -> str | None:
+    """Where the locked build is installed in the library; None when it is not. A few stats, nothing is parsed.
+
+    As text, since a sync asks for thousands: a `Path` costs as much as a stat.
+    """
+    name = full_name_of(entry).replace("/", "--")
+    rank = f"-r{entry.rank}" if entry.rank else ""
+    bases = [hex_of(entry.base)[:12]] if entry.base else []
+    for base in (*bases, UNKNOWN_BASE):  # a pinned base is in the lock, but not in the name of the folder
+        folder = f"{library.root}/adapters/{base}/{name}/{entry.version}{rank}"
+        if _is_manifest(library, f"{folder}/{MANIFEST_FILE}", entry):
+            return folder
+    return None
+
+
+def _is_manifest(library: Library, path: str, entry: Locked) -> bool:
+    try:
+        here, stored = os.stat(path), os.stat(library.store.manifest_name(entry.digest))  # noqa: PTH116 - for thousands
+    except OSError:
+        return False
+    if (here.st_dev, here.st_ino) == (stored.st_dev, stored.st_ino):
+        return True
+    return digest_of_file(Path(path))[0] == entry.digest  # a file system without hard links
+
+
+def is_installed(library: Library, entry: Locked) -> bool:
+    """Whether the locked build is installed, and the store has every object of it."""
+    return installed_folder(library, entry) is not None and _has_files(library, entry)  # which has seen the manifest
+
+
+def has_objects(library: Library, entry: Locked) -> bool:
+    """Whether the store has every object of a locked build, each of the right size."""
+    return library.store.has_manifest(entry.digest) and _has_files(library, entry)
+
+
+def _has_files(library: Library, entry: Locked) -> bool:
+    name_of = library.store.blob_name
+    try:
+        return all(os.stat(name_of(file.sha256)).st_size == file.size_bytes for file in entry.files)  # noqa: PTH116 - as above
+    except OSError:
+        return False
+
+
+def refuse_other_build(entry: Locked, manifest: Mapping[str, Any]) -> None:
+    """Whether the lock says of the build what its own manifest, given as its JSON value, says.
+
+    Raises:
+        Malformed: it names another name, version, rank, base or other files.
+    """
+    weights = manifest["base"].get("weights")
+    said: dict[str, tuple[object, object]] = {
+        "name": (full_name_of(entry).rpartition("/")[2], manifest["name"]),
+        "version": (entry.version, manifest["version"]),
+        "rank": (entry.rank, manifest.get("rank")),
+        "base": (entry.base, weights) if weights else (None, None),  # else it is one that was pinned
+    }
+    locked = {file.path: (str(file.sha256), file.size_bytes) for file in entry.files}
+    files = {file["path"]: (file["sha256"], file["size_bytes"]) for file in manifest["files"]}
+    for path in sorted(locked.keys() | files.keys()) if locked != files else ():
+        said[path] = _file_text(locked.get(path)), _file_text(files.get(path))
+    for what, (here, there) in said.items():
+        if here != there:
+            raise Malformed(
+                f"`{LOCK_FILE}`: `{entry.key}` has `{shown(what)}` as {shown(str(here or 'none'))}; in its manifest "
+                f"{entry.digest} it is {shown(str(there or 'none'))}. Nothing was changed",
+                hint=f"`adapt lock --upgrade {entry.key}` locks it anew",
+            )
+
+
+def _file_text(file: tuple[str, int] | None) -> str:
+    return f"{file[0]} of {file[1]:,} bytes" if file else "no file"
+
+
+def locked_build(library: Library, entry: Locked) -> Installed | None:
+    """The locked build as an installed one; None when it is not installed."""
+    folder = installed_folder(library, entry)
+    return None if folder is None else library.read_build(Path(folder))
+
+
+def refuse_inadmissible(
+    library: Library,
+    entries: Iterable[Locked],
+    policy: Callable[[Locked], Given] = lambda _: None,
+    *,
+    folders: Mapping[AdapterName, Path] = MappingProxyType({}),
+) -> None:
+    """Refuse locked builds that may not be used, all in one error; what is not here is passed over.
+
+    Nothing is read of a build of which nothing is asked. `policy` is the signature policy of this run for a build;
+    `folders`, by key, stand in for builds that the library lost.
+
+    Raises:
+        SignatureRefused, NamespaceBound: as `Admission.refuse`.
+    """
+    admission = Admission(library)
+
+    def asked() -> Iterator[tuple[Installed, Given]]:
+        for entry in entries:
+            namespace, given = namespace_of(entry), policy(entry)
+            if not admission.asks_of(namespace, given):
+                continue
+            build = locked_build(library, entry)
+            folder = folders.get(entry.key)
+            if build is None and folder is not None and folder.is_dir():
+                build = replace(library.read_build(folder), namespace=namespace)
+            if build is not None:
+                yield build, given
+
+    admission.refuse_all(asked())
+
+
+class ProjectNames:
+    """Bare names as the project around a folder means them: those of its lock file. Nothing is read before a name is.
+
+    `note` is told once of each name what it stands for.
+    """
+
+    def __init__(self, start: Path, note: Callable[[str], None] | None = None) -> None:
+        self._start, self._note = start, note
+        self._folder: Path | None = None
+        self._entries: Mapping[AdapterName, Locked] | None = None
+        self._told: set[str] = set()
+
+    def entries(self) -> Mapping[AdapterName, Locked]:
+        """Everything locked; nothing outside a project, or where none is locked yet."""
+        if self._entries is None:
+            self._folder = find_project(self._start)
+            try:
+                self._entries = read_lock(self._folder).entries if self._folder else {}
+            except NotFound:
+                self._entries = {}
+        return self._entries
+
+    def build(self, library: Library, spec: AdapterSpec) -> Installed | None:
+        """The locked build that `spec` means; None unless it is a bare name of the project.
+
+        Raises:
+            AdapterNotFound: it is locked, but not in this library.
+            Malformed: the lock file is damaged.
+        """
+        if spec.namespace or spec.base or spec.specifiers or spec.digest_prefix:
+            return None
+        entry = self.entries().get(spec.name)
+        if entry is None:
+            return None
+        build = locked_build(library, entry)
+        if build is None:
+            raise AdapterNotFound(
+                f"`{spec.name}` is locked as {label_of(entry)} ({entry.digest[:_SHOWN_DIGEST]}) in "
+                f"`{self._folder}/{LOCK_FILE}`, and is not in this library",
+                hint="`adapt sync` brings it in",
+            )
+        if self._note is not None and spec.name not in self._told:
+            self._told.add(spec.name)
+            self._note(f"`{spec.name}` is {label_of(entry)}, as {LOCK_FILE} says")
+        return build

@@ -1,0 +1,216 @@
+"""Changes to `adapters.toml` that leave everything else in it as somebody wrote it: order, comments, spaces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from adapterhub.core.disk.files import write_durably
+from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
+from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.errors import Conflict, NotAllowed, NotFound, shown
+from adapterhub.core.specs import AdapterName, BaseSpec
+from adapterhub.projects.file.reading import parse_project, project_bytes, wanted_spec
+from adapterhub.projects.values import Project, Wanted
+from adapterhub.weights.recipes.toml.values import near_name
+
+if TYPE_CHECKING:
+    from tomlkit import TOMLDocument
+    from tomlkit.items import Table
+
+_START: Final = """\
+[project]{base}
+
+# Adapters by name. `adapt install NAME --save` adds them here, `adapt lock` chooses versions, `adapt sync` brings them.
+[adapters]
+# legal-qa = ">=1.2,<2"
+# summarize = {{ spec = "acme/summarize~=1.0", max-rank = 16 }}
+"""
+_NO_BASE: Final = '\n# base = "base-7b"   the base model that all adapters of this project are for'
+
+
+def new_project_text(base: BaseSpec | None = None) -> str:
+    """The text of a project file to begin with."""
+    import tomlkit
+
+    return _START.format(base=f"\nbase = {tomlkit.item(base.text).as_string()}" if base else _NO_BASE)
+
+
+def create_project(folder: Path, base: BaseSpec | None = None) -> Project:
+    """Make a project of `folder`.
+
+    Raises:
+        Conflict: it is one already.
+        NotAllowed: it cannot be written, or it would be in a library.
+    """
+    path = folder / PROJECT_FILE
+    output_place(path)
+    if path.exists() or path.is_symlink():
+        hint = "edit it, or give another folder"
+        raise Conflict(f"`{shown(str(folder), 200)}` has an `{PROJECT_FILE}` already. It was left as it is", hint=hint)
+    return _write(folder, new_project_text(base))
+
+
+def save_adapter(folder: Path, wanted: Wanted) -> Project:
+    """Write what is wanted under its name into the project file; the name's older entry gives way, wherever it stood.
+
+    Raises:
+        Conflict: a merge has the name.
+    """
+    return _write(folder, with_adapter(_text(folder), wanted))
+
+
+def remove_adapter(folder: Path, *keys: AdapterName) -> Project:
+    """Take adapters or merges out of the project file.
+
+    Raises:
+        NotFound: the project has none of that name.
+        Conflict: merges are made of it.
+    """
+    return _write(folder, without_adapters(_text(folder), keys))
+
+
+def project_of(text: str, folder: Path) -> Project:
+    """The project that the text of a project file is, before it is written to `folder`."""
+    return parse_project(text.encode(), folder, str(folder / PROJECT_FILE))
+
+
+def write_project(folder: Path, text: str) -> Project:
+    """Write a whole project file, all at once, if it is one."""
+    return _write(folder, text)
+
+
+def text_of_project(folder: Path) -> str:
+    """The project file as it is.
+
+    Raises:
+        NotFound: there is none.
+    """
+    return _text(folder)
+
+
+# ---------------------------------------------------------------- text to text
+def with_adapter(text: str, wanted: Wanted) -> str:
+    """The text with this adapter in it; see `save_adapter`."""
+    document, line_end = _parsed(text)
+    if wanted.key in document.get("merges", {}):
+        raise Conflict(
+            f"`{wanted.key}` is a merge of this project. Nothing was changed",
+            hint=f"`adapt uninstall {wanted.key} --save` takes it out, or choose another name",
+        )
+    table = _holder(document, wanted.group)
+    for other in _tables(document):
+        if other is not table and wanted.key in other:
+            del other[wanted.key]
+    _put(table, wanted.key, _entry(wanted))
+    return document.as_string().replace("\n", line_end)
+
+
+def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
+    """The text without these adapters or merges; see `remove_adapter`."""
+    project = parse_project(text.encode(), Path(), PROJECT_FILE)
+    known = [wanted.key for wanted in project.wanted]
+    for key in keys:
+        if key not in known:
+            near = near_name(key, known)
+            raise NotFound(f"the project has no `{shown(key)}`{near}", hint=f"its `{PROJECT_FILE}` lists all")
+        users = [
+            merge.key
+            for merge in project.merges
+            if merge.key not in keys and any(leaf.spec == key for leaf in merge.step.leaves())
+        ]
+        if users:
+            together = " ".join([*users, *keys])
+            raise Conflict(
+                f"`{key}` goes into {', '.join(f'`{user}`' for user in users)} of this project. Nothing was changed",
+                hint=f"`adapt uninstall {together} --save` takes that out, too; or write its recipe without `{key}`",
+            )
+    document, line_end = _parsed(text)
+    for table in (*_tables(document), document.get("merges", {})):
+        for key in keys:
+            if key in table:
+                del table[key]
+    return document.as_string().replace("\n", line_end)
+
+
+def _parsed(text: str) -> tuple[TOMLDocument, str]:
+    """The document with plain line ends, and the line end that its text has."""
+    import tomlkit
+
+    return tomlkit.parse(text.replace("\r\n", "\n")), "\r\n" if "\r\n" in text else "\n"
+
+
+def _put(table: Any, key: AdapterName, entry: Any) -> None:  # noqa: ANN401 - as tomlkit has them
+    """Set `key`. A new one goes behind the last, before the blank lines and comments that belong to the next table."""
+    from tomlkit.items import Table
+
+    if key in table or type(table) is not Table or any(isinstance(item, Table) for _, item in table.value.body):
+        table[key] = entry  # in place, or before the tables inside, which tomlkit sees to
+        return
+    body = table.value.body
+    end = max((at + 1 for at, (one, _) in enumerate(body) if one is not None), default=None)
+    if end is None:  # comments at the top of an empty table are its own, up to the last blank line
+        end = max((at for at, (_, item) in enumerate(body) if not item.as_string().strip()), default=len(body))
+    held = body[end:]
+    del body[end:]
+    table[key] = entry
+    body.extend(held)
+
+
+def _entry(wanted: Wanted) -> Any:  # noqa: ANN401 - text or a table, as tomlkit has them
+    """The shortest form that reads as `wanted`."""
+    import tomlkit
+
+    text = str(wanted.spec)
+    if wanted.spec.namespace is None and wanted.spec.name == wanted.key:
+        short = text.removeprefix(wanted.key)
+        text = short or "*"
+    assert wanted_spec(wanted.key, text) == wanted.spec
+    bounds = {"rank": wanted.rank, "min-rank": wanted.min_rank, "max-rank": wanted.max_rank, "remote": wanted.remote}
+    told = {name: value for name, value in bounds.items() if value is not None}
+    if not told:
+        return text
+    table = tomlkit.inline_table()
+    table.update({"spec": text, **told})
+    return table
+
+
+def _holder(document: TOMLDocument, group: str | None) -> Table:
+    """`[adapters]` or `[groups.GROUP]`, made when it is not there."""
+    import tomlkit
+
+    if group is None:
+        if "adapters" not in document:
+            document["adapters"] = tomlkit.table()
+        return cast("Table", document["adapters"])
+    if "groups" not in document:
+        document["groups"] = tomlkit.table(is_super_table=True)
+    groups = cast("Table", document["groups"])
+    if group not in groups:
+        groups[group] = tomlkit.table()
+    return cast("Table", groups[group])
+
+
+def _tables(document: TOMLDocument) -> list[Any]:
+    """Every table that adapters stand in."""
+    return [document.get("adapters", {}), *document.get("groups", {}).values()]
+
+
+# ---------------------------------------------------------------- files
+def _text(folder: Path) -> str:
+    raw = project_bytes(folder)
+    parse_project(raw, folder, str(folder / PROJECT_FILE))  # refuses what is no project, and what is not UTF-8
+    return raw.decode("utf-8")
+
+
+def _write(folder: Path, text: str) -> Project:
+    """Write the project file, if it is one."""
+    project = project_of(text, folder)
+    path = folder / PROJECT_FILE
+    output_place(folder / LOCK_FILE)  # which is written next: both or neither
+    try:
+        write_durably(output_place(path), text.encode())
+    except OSError as error:
+        raise NotAllowed(f"`{shown(str(path), 200)}` cannot be written: {error.strerror}. It is as it was") from error
+    return project

@@ -1,0 +1,390 @@
+"""From the text of `adapters.toml` to a `Project`: strict, with every problem and its place."""
+
+from __future__ import annotations
+
+import codecs
+import datetime as dt
+import functools
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, cast
+
+from adapterhub.core.dates import parse_newest_allowed
+from adapterhub.core.disk.files import read_plain
+from adapterhub.core.disk.home import PROJECT_FILE
+from adapterhub.core.errors import Malformed, NotFound, SpecError, UsageProblem, shown
+from adapterhub.core.specs import (
+    AdapterName,
+    AdapterSpec,
+    BaseSpec,
+    looks_like_revision,
+    parse_name,
+    parse_namespace,
+    parse_version,
+)
+from adapterhub.library.remotes import parse_remote_name, parse_url
+from adapterhub.projects.file.lines import both_sides, line_of, lines_of
+from adapterhub.projects.values import Policy, Project, ProjectRemote, Wanted, WantedMerge
+from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
+from adapterhub.weights.recipes.toml import step_from, toml_of
+from adapterhub.weights.recipes.toml.values import near_name
+
+LIMIT_BYTES: Final = 4 << 20
+MAX_ENTRIES: Final = 10_000
+"""Adapters, groups, merges and remotes of a project, all together."""
+PROBLEMS_SHOWN: Final = 50
+MAX_TEXT_CHARACTERS: Final = 4096
+
+_TABLES: Final = ("project", "remotes", "adapters", "groups", "merges", "policy")
+_REMOTE_KEYS: Final = ("url", "path", "namespaces", "signatures")
+_ADAPTER_KEYS: Final = ("spec", "rank", "min-rank", "max-rank", "remote")
+_STEP_KEYS: Final = ("method", "dtype", "seed", "options", "inputs")
+_MERGE_KEYS: Final = (*_STEP_KEYS, "version", "task", "description", "license", "group")
+_LISTS: Final = (
+    "allow-namespaces", "deny-namespaces", "allow-licenses", "deny-licenses", "allow-methods", "deny-methods",
+)  # fmt: skip
+_POLICY_KEYS: Final = (*_LISTS, "max-rank", "exclude-newer")
+_KINDS: Final[Mapping[type, str]] = {
+    str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list", bool: "true or false",
+    dt.date: "a date", dt.datetime: "a time",
+}  # fmt: skip
+
+
+def project_bytes(folder: Path) -> bytes:
+    """What the project file in `folder` holds; of one beyond `LIMIT_BYTES` so much that `parse_project` refuses it.
+
+    Raises:
+        NotFound: there is none, or it is no plain file.
+    """
+    path = folder / PROJECT_FILE
+    try:
+        return read_plain(path, LIMIT_BYTES)
+    except OSError as error:
+        raise NotFound(
+            f"`{shown(str(path), 200)}`: {error.strerror}", hint="`adapt init` makes a project of this folder"
+        ) from None
+
+
+def parse_project(raw: bytes, folder: Path, where: str) -> Project:
+    """The project that a TOML document is, in `folder`; `where` names the file in refusals.
+
+    Raises:
+        Malformed: it is none; every problem with its place.
+    """
+    if len(raw) > LIMIT_BYTES:
+        raise Malformed(f"`{shown(where, 200)}`: more than the {LIMIT_BYTES:,} bytes that a project file may have")
+    try:
+        document = toml_of(raw)
+    except ValueError as error:
+        raise _malformed(where, [_unreadable(raw) or str(error)]) from None
+    if (entries := _entries_in(document)) > MAX_ENTRIES:
+        raise _malformed(
+            where, [f"{entries:,} adapters, groups, merges and remotes; a project has at most {MAX_ENTRIES:,}"]
+        )
+    reader = _Reader()
+    project = reader.project(document, folder)
+    if reader.problems:
+        lines = lines_of(raw.decode("utf-8"))
+        placed = [(line_of(path, lines), path, text) for path, text in reader.problems]
+        placed.sort(key=lambda one: one[0] or 0)
+        raise _malformed(where, [_told(*one) for one in placed])
+    return project
+
+
+def wanted_spec(key: AdapterName, text: str) -> AdapterSpec:
+    """What a project asks for under `key` when it writes `text`: versions of the adapter `key`, or a spec of any name.
+
+    Raises:
+        SpecError: neither.
+    """
+    text = text.strip()
+    if text in ("", "*"):
+        return AdapterSpec.parse(key)
+    if text[0] in "<>=!~@#":
+        return AdapterSpec.parse(f"{key}{text}")
+    if (meant := _range_meant(text)) is not None:
+        raise SpecError(text, "not a version range", hint=f'write `{key} = "{meant}"`')
+    return AdapterSpec.parse(text)
+
+
+def _range_meant(text: str) -> str | None:
+    """What is a range for other package managers, as a range of ours: `^1.2`, `1.x`, `latest`, `1.2`; else None."""
+    bare = text.lstrip("vV^ ")
+    if wild := re.fullmatch(r"([0-9]+(?:\.[0-9]+)*)\.[xX*]", bare):
+        return f"=={wild[1]}.*"
+    if not looks_like_revision(bare):
+        return None
+    if not re.match(r"[0-9]+(\.|$)", bare):  # `latest`, `main`, the start of a commit
+        return "*"
+    if not text.startswith("^") or not re.fullmatch(r"[0-9]+(\.[0-9]+)*", bare):
+        return f"=={bare}"
+    parts = [int(part) for part in bare.split(".")]
+    place = next((at for at, part in enumerate(parts) if part), len(parts) - 1)
+    return f">={bare},<{'.'.join(map(str, [*parts[:place], parts[place] + 1]))}"
+
+
+def _entries_in(document: Mapping[str, Any]) -> int:
+    """How many adapters, groups, merges and remotes a document names, before any of them is looked at."""
+    groups = document.get("groups")
+    tables = [document.get(name) for name in ("adapters", "merges", "remotes")]
+    tables += [groups, *groups.values()] if isinstance(groups, dict) else []
+    return sum(len(table) for table in tables if isinstance(table, dict))
+
+
+def _malformed(where: str, problems: Sequence[str]) -> Malformed:
+    rest = len(problems) - PROBLEMS_SHOWN
+    lines = [*problems[:PROBLEMS_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
+    return Malformed("\n".join([f"`{shown(where, 200)}`: not a usable project file", *(f"  {line}" for line in lines)]))
+
+
+def _unreadable(raw: bytes) -> str | None:
+    """Why a text that is no TOML is none, where a reader of TOML would only name a character that nobody sees."""
+    if raw.startswith(codecs.BOM_UTF8):
+        return "line 1: begins with a byte order mark, which editors do not show; save it as UTF-8 without one"
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "written as UTF-16; save it as UTF-8"
+    return both_sides(raw.decode("utf-8", "replace"))
+
+
+def _told(line: int | None, path: str, text: str) -> str:
+    where = shown(path, 200)
+    return f"{where}: {text}" if line is None else f"line {line}, {where}: {text}"
+
+
+class _Reader:
+    """Reads a parsed document into a Project and gathers every problem on the way."""
+
+    def __init__(self) -> None:
+        self.problems: list[tuple[str, str]] = []
+
+    def say(self, path: str, text: str) -> None:
+        self.problems.append((path, text))
+
+    def known(self, holder: Mapping[str, Any], keys: Sequence[str], path: str) -> None:
+        for key in holder:
+            if key not in keys:
+                near = self.near(key, keys) or f"; there are {', '.join(keys)}"
+                self.say(f"{path}{key}", f"no such key{near}")
+
+    def near(self, name: str, names: Collection[str]) -> str:
+        """What `name` was meant to be; looked for while few problems are known, since a search costs all names."""
+        return near_name(name, names) if len(self.problems) < PROBLEMS_SHOWN else ""
+
+    def take(self, holder: Mapping[str, Any], key: str, kind: type, path: str) -> Any:  # noqa: ANN401 - any TOML value
+        """`holder[key]` when it has the type `kind`, else None."""
+        item = holder.get(key)
+        if item is None or type(item) is kind:
+            return item
+        self.say(f"{path}{key}", f"expected {_KINDS[kind]}, got {_KINDS.get(type(item), type(item).__name__)}")
+        return None
+
+    def text(self, holder: Mapping[str, Any], key: str, path: str) -> str | None:
+        item = self.take(holder, key, str, path)
+        if item is not None and len(item) > MAX_TEXT_CHARACTERS:
+            self.say(f"{path}{key}", f"at most {MAX_TEXT_CHARACTERS} characters, got {len(item)}")
+            return None
+        return cast("str | None", item)
+
+    def parsed(self, text: str | None, parse: Callable[[str], Any], path: str) -> Any:  # noqa: ANN401 - what `parse` gives
+        """`text` as a value; None, and a problem told, when it is none."""
+        if text is None:
+            return None
+        try:
+            return parse(text)
+        except UsageProblem as error:
+            reason = f"`{shown(error.text)}`: {error.reason}" if isinstance(error, SpecError) else error.message
+            return self.say(path, reason + (f"; {error.hint}" if error.hint else ""))
+
+    def checked(self, holder: Mapping[str, Any], key: str, parse: Callable[[str], Any], path: str) -> Any:  # noqa: ANN401 - what `parse` gives
+        return self.parsed(self.text(holder, key, path), parse, f"{path}{key}")
+
+    def texts(self, holder: Mapping[str, Any], key: str, parse: Callable[[str], str], path: str) -> tuple[str, ...]:
+        """A list of texts, each once."""
+        found: list[str] = []
+        for number, item in enumerate(self.take(holder, key, list, path) or []):
+            where = f"{path}{key}[{number}]"
+            if type(item) is not str:
+                self.say(where, f"expected text, got {_KINDS.get(type(item), type(item).__name__)}")
+            else:
+                found.append(self.parsed(item, parse, where) or "")
+        return tuple(dict.fromkeys(found))
+
+    def rank(self, holder: Mapping[str, Any], key: str, path: str) -> int | None:
+        item = self.take(holder, key, int, path)
+        if item is not None and item < 1:
+            self.say(f"{path}{key}", f"a rank is at least 1, got {item}")
+            return None
+        return cast("int | None", item)
+
+    # ------------------------------------------------------------ the tables
+    def project(self, top: Mapping[str, Any], folder: Path) -> Project:
+        self.known(top, _TABLES, "")
+        head = self.take(top, "project", dict, "") or {}
+        self.known(head, ("base",), "project.")
+        remotes = self.take(top, "remotes", dict, "") or {}
+        merges = self.take(top, "merges", dict, "") or {}
+        adapters = self.adapters(self.take(top, "adapters", dict, "") or {}, None, "adapters.")
+        groups = self.take(top, "groups", dict, "") or {}
+        for group in groups:
+            if self.parsed(group, parse_name, f"groups.{group}") is not None:
+                wanted = self.take(groups, group, dict, "groups.") or {}
+                adapters += self.adapters(wanted, group, f"groups.{group}.")
+        project = Project(
+            folder=folder,
+            base=self.checked(head, "base", BaseSpec.parse, "project."),
+            remotes=tuple(r for name in remotes if (r := self.remote(remotes, name)) is not None),
+            adapters=tuple(adapters),
+            merges=tuple(m for key in merges if (m := self.merge(merges, key)) is not None),
+            policy=self.policy(self.take(top, "policy", dict, "") or {}),
+        )
+        self.names_agree(project, remotes)
+        return project
+
+    def remote(self, holder: Mapping[str, Any], name: str) -> ProjectRemote | None:
+        path = f"remotes.{name}"
+        item = self.take(holder, name, dict, "remotes.")
+        if item is None or self.parsed(name, parse_remote_name, path) is None:
+            return None
+        self.known(item, _REMOTE_KEYS, f"{path}.")
+        if ("url" in item) == ("path" in item):
+            self.say(path, "expected one of `url`, a server, and `path`, a directory of builds")
+        place = self.text(item, "path", f"{path}.")
+        if place is not None and (not place or not place.isprintable()):
+            self.say(f"{path}.path", "expected the path of a directory, from here")
+        signatures = self.text(item, "signatures", f"{path}.")
+        if signatures is not None and signatures not in SIGNATURE_POLICIES:
+            self.say(f"{path}.signatures", f"`{shown(signatures)}`, expected one of {', '.join(SIGNATURE_POLICIES)}")
+        return ProjectRemote(
+            name=name,
+            url=self.checked(item, "url", parse_url, f"{path}."),
+            path=place,
+            namespaces=self.texts(item, "namespaces", parse_namespace, f"{path}."),
+            signatures=signatures if signatures in SIGNATURE_POLICIES else None,
+        )
+
+    def adapters(self, holder: Mapping[str, Any], group: str | None, path: str) -> list[Wanted]:
+        found = []
+        for name, item in holder.items():
+            where = f"{path}{name}"
+            key = self.parsed(name, parse_name, where)
+            if key is None:
+                continue
+            if isinstance(item, str):
+                item = {"spec": item}  # noqa: PLW2901 - the short form of the same
+            elif isinstance(item, dict):
+                self.known(item, _ADAPTER_KEYS, f"{where}.")
+                where += ".spec"
+            else:
+                self.say(where, f"expected text or a table, got {_KINDS.get(type(item), type(item).__name__)}")
+                continue
+            text = self.text(item, "spec", f"{path}{name}.")
+            spec = self.parsed(text or "", functools.partial(wanted_spec, key), where)
+            ranks = {k: self.rank(item, k, f"{path}{name}.") for k in ("rank", "min-rank", "max-rank")}
+            low, exact, high = ranks["min-rank"], ranks["rank"], ranks["max-rank"]
+            bounds = [bound for bound in (low, exact, high) if bound is not None]
+            if bounds != sorted(bounds):
+                self.say(f"{path}{name}", "no rank is inside of `rank`, `min-rank` and `max-rank`")
+            remote = self.text(item, "remote", f"{path}{name}.")
+            if spec is not None:
+                found.append(
+                    Wanted(key=key, spec=spec, rank=exact, min_rank=low, max_rank=high, group=group, remote=remote)
+                )
+        return found
+
+    def merge(self, holder: Mapping[str, Any], name: str) -> WantedMerge | None:
+        path = f"merges.{name}"
+        item = self.take(holder, name, dict, "merges.")
+        key = self.parsed(name, parse_name, path)
+        if item is None or key is None:
+            return None
+        self.known(item, _MERGE_KEYS, f"{path}.")
+        step, problems = step_from({k: item[k] for k in _STEP_KEYS if k in item}, f"{path}.", inputs_by="adapter")
+        for problem in problems:
+            place, _, text = problem.partition(": ")
+            self.say(place, text)
+        return WantedMerge(
+            key=key,
+            step=step,
+            version=self.checked(item, "version", parse_version, f"{path}."),
+            task=self.text(item, "task", f"{path}."),
+            description=self.text(item, "description", f"{path}.") or "",
+            license=self.text(item, "license", f"{path}."),
+            group=self.checked(item, "group", parse_name, f"{path}."),
+        )
+
+    def policy(self, holder: Mapping[str, Any]) -> Policy:
+        self.known(holder, _POLICY_KEYS, "policy.")
+        lists = {
+            key.replace("-", "_"): self.texts(
+                holder, key, parse_namespace if key.endswith("namespaces") else _word, "policy."
+            )
+            for key in _LISTS
+        }
+        newest = holder.get("exclude-newer")
+        if isinstance(newest, dt.date):  # a time is a date, too
+            newest = newest.isoformat()
+        if newest is not None:
+            newest = self.checked({"exclude-newer": newest}, "exclude-newer", _exclude_newer, "policy.")
+        return Policy(**lists, max_rank=self.rank(holder, "max-rank", "policy."), exclude_newer=newest)
+
+    # ------------------------------------------------------------ what stands in two places
+    def names_agree(self, project: Project, remotes: Mapping[str, Any]) -> None:
+        """Names are given once, and what is named is there."""
+        places: dict[str, str] = {}
+        for wanted in project.wanted:
+            table = "merges" if isinstance(wanted, WantedMerge) else "adapters"
+            path = (
+                f"groups.{wanted.group}.{wanted.key}"
+                if wanted.group and table == "adapters"
+                else f"{table}.{wanted.key}"
+            )
+            if wanted.key in places:
+                self.say(path, f"the name is given twice, here and by {places[wanted.key]}")
+            places.setdefault(wanted.key, path)
+        for one in project.adapters:
+            if one.remote is not None and one.remote not in remotes:
+                near = self.near(one.remote, remotes) or "; `[remotes]` of this file has none of that name"
+                self.say(f"{places[one.key]}.remote", f"no remote `{shown(one.remote)}`{near}")
+        inputs = {str(merge.key): [leaf.spec for leaf in merge.step.leaves()] for merge in project.merges}
+        for key, named in inputs.items():
+            for name in dict.fromkeys(named):
+                if name not in places:
+                    near = self.near(name, places.keys() - {key}) or "; write it under `[adapters]`"
+                    self.say(f"merges.{key}.inputs", f"nothing in this project is named `{shown(name)}`{near}")
+        if loop := _loop(inputs):
+            self.say(f"merges.{loop[0]}", f"made of itself: {' -> '.join(loop)}")
+
+
+def _loop(inputs: Mapping[str, Sequence[str]]) -> list[str]:
+    """Merges that are made of each other, from one back to itself; empty when there are none."""
+    done: set[str] = set()
+    for start in inputs:
+        trail = {start: [*inputs[start]]}
+        while trail:
+            key, rest = next(reversed(trail.items()))
+            if not rest:
+                done.add(key)
+                del trail[key]
+                continue
+            name = rest.pop()
+            if name in trail:
+                keys = [*trail]
+                return [*keys[keys.index(name) :], name]
+            if name in inputs and name not in done:
+                trail[name] = [*inputs[name]]
+    return []
+
+
+def _word(text: str) -> str:
+    if not text or not text.isprintable() or text != text.strip():
+        raise UsageProblem("expected a word")
+    return text
+
+
+def _exclude_newer(text: str) -> str:
+    """`text`, if it can be read."""
+    try:
+        return parse_newest_allowed(text).text
+    except ValueError as error:
+        raise UsageProblem(str(error)) from None

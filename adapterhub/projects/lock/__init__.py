@@ -1,0 +1,1 @@
+"""The lock file: values, text, conflicts, staleness."""

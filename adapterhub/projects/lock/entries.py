@@ -1,0 +1,296 @@
+"""From the tables of a lock file to its values: strict, with the line of every problem."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, cast
+
+from adapterhub.core.digests import parse_digest
+from adapterhub.core.errors import AdapterHubError, SpecError, shown
+from adapterhub.core.hub_ids import is_hub_id, parse_hub_id
+from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
+from adapterhub.library.remotes import parse_url
+from adapterhub.projects.file.lines import value_of
+from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource, Policy
+from adapterhub.weights.recipes.toml import step_from
+from adapterhub.weights.recipes.toml.values import Step, near_name
+
+_ADAPTER: Final = ("key", "wanted", "name", "version", "digest", "base", "rank", "group", "source", "files")
+_MERGE: Final = (
+    "key", "version", "digest", "base", "rank", "group", "task", "license", "description", "source", "files",
+)  # fmt: skip
+_RECIPE: Final = ("method", "dtype", "seed", "options", "inputs")
+_BASE: Final = tuple(one.name for one in fields(LockedBase))
+_POLICY: Final = {one.name.replace("_", "-"): one.name for one in fields(Policy)}
+_SOURCE: Final = tuple(one.name for one in fields(LockedSource))
+_COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
+_FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass
+class Section:
+    """One table: its header as written, the line of that, and `(line, value)` by key.
+
+    The values of a list over lines are `(line, value)`, too.
+    """
+
+    header: str
+    line: int
+    values: dict[str, tuple[int, Any]] = field(default_factory=dict)
+
+    def line_of(self, key: str) -> int:
+        """The line of a key, or of the table when it lacks the key."""
+        return self.values[key][0] if key in self.values else self.line
+
+
+class EntryReader:
+    """Reads the tables into a `Lock` and gathers every problem on the way."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def say(self, line: int, text: str) -> None:
+        """One problem."""
+        self.problems.append(f"line {line}: {text}")
+
+    def lock(self, sections: Sequence[Section]) -> Lock | None:
+        """The lock; None when a problem was found."""
+        base: LockedBase | None = None
+        policy: Policy | None = None
+        adapters: list[LockedAdapter | None] = []
+        merges: list[LockedMerge | None] = []
+        self.known(sections[0], ("schema",))
+        pending: Section | None = None  # a merge that waits for its recipe
+        for section in sections[1:]:
+            if pending is not None and section.header != "[merge.recipe]":
+                self.say(pending.line, "merge: has no `[merge.recipe]`")
+                pending = None
+            if section.header == "[[adapter]]":
+                adapters.append(self.adapter(section))
+            elif section.header == "[[merge]]":
+                pending = section
+            elif section.header == "[merge.recipe]" and pending is not None:
+                merges.append(self.merge(pending, section))
+                pending = None
+            elif section.header == "[base]" and base is None:
+                base = self.base(section)
+            elif section.header == "[policy]" and policy is None:
+                policy = self.policy(section)
+            else:
+                self.say(section.line, f"no table `{shown(section.header)}` stands here")
+        if pending is not None:
+            self.say(pending.line, "merge: has no `[merge.recipe]`")
+        self.keys_differ(sections)
+        if self.problems:
+            return None
+        return Lock(
+            base=base,
+            policy=policy or Policy(),
+            adapters=tuple(cast("list[LockedAdapter]", adapters)),
+            merges=tuple(cast("list[LockedMerge]", merges)),
+        )
+
+    def keys_differ(self, sections: Iterable[Section]) -> None:
+        seen: dict[object, int] = {}
+        for section in sections:
+            if section.header in ("[[adapter]]", "[[merge]]") and "key" in section.values:
+                line, key = section.values["key"]
+                if isinstance(key, str) and seen.setdefault(key, line) != line:
+                    self.say(line, f"`{shown(key)}` is locked twice, here and on line {seen[key]}")
+
+    # ------------------------------------------------------------ values
+    def known(self, section: Section, keys: Iterable[str]) -> None:
+        known = tuple(keys)
+        for key, (line, _) in section.values.items():
+            if key not in known:
+                self.say(line, f"{shown(key)}: no such key{near_name(key, known)}")
+
+    def take(self, section: Section, key: str, kind: type, *, needed: bool = False) -> Any:  # noqa: ANN401 - any value
+        if key not in section.values:
+            if needed:
+                self.say(section.line, f"{key}: missing")
+            return None
+        line, value = section.values[key]
+        if type(value) is kind:
+            return value
+        expected = {str: "text", int: "a whole number", dict: "a table", list: "a list"}[kind]
+        return self.say(line, f"{key}: expected {expected}, got {shown(value_of(value), 100)}")
+
+    def checked(self, section: Section, key: str, parse: Callable[[str], Any], *, needed: bool = False) -> Any:  # noqa: ANN401 - what `parse` gives
+        text = self.take(section, key, str, needed=needed)
+        return None if text is None else self.parsed(text, parse, section.line_of(key), key)
+
+    def parsed(self, value: Any, parse: Callable[[Any], Any], line: int, what: str) -> Any:  # noqa: ANN401 - any value
+        try:
+            return parse(value)
+        except SpecError as error:
+            reason = error.reason
+        except AdapterHubError as error:
+            reason = error.message
+        except ValueError as error:
+            reason = str(error)
+        return self.say(line, f"{what}: {reason}")
+
+    def rank(self, section: Section) -> int | None:
+        rank = self.take(section, "rank", int)
+        if rank is not None and rank < 1:
+            self.say(section.line_of("rank"), f"rank: at least 1, got {rank}")
+        return cast("int | None", rank)
+
+    # ------------------------------------------------------------ tables
+    def base(self, section: Section) -> LockedBase:
+        self.known(section, _BASE)
+        digests = {key: self.checked(section, key, parse_digest) for key in ("weights", "tensors", "structure")}
+        return LockedBase(
+            spec=self.checked(section, "spec", _text, needed=True) or "",
+            hub_id=self.checked(section, "hub_id", parse_hub_id),
+            **digests,
+        )
+
+    def policy(self, section: Section) -> Policy:
+        self.known(section, _POLICY)
+        told: dict[str, Any] = {}
+        for key, (line, value) in section.values.items():
+            name = _POLICY.get(key, "")
+            if name == "max_rank":
+                told[name] = self.take(section, key, int)
+            elif name == "exclude_newer":
+                told[name] = self.checked(section, key, _text)
+            elif name:
+                told[name] = self.parsed(value, _texts, line, key) or ()
+        return Policy(**told)
+
+    def adapter(self, section: Section) -> LockedAdapter | None:
+        self.known(section, _ADAPTER)
+        found = len(self.problems)
+        entry = LockedAdapter(
+            key=self.checked(section, "key", parse_name, needed=True),
+            wanted=self.checked(section, "wanted", _text, needed=True),
+            name=self.checked(section, "name", _full_name, needed=True),
+            **self.build(section),
+        )
+        if len(self.problems) > found:
+            return None
+        namespace, slash, _ = entry.name.rpartition("/")
+        owner = entry.source.repo.partition("/")[0]
+        if slash and owner and owner.lower() != namespace.lower():
+            line = section.line_of("source")
+            self.say(line, f"source.repo: `{entry.name}` is not published by `{owner}`, but by `{namespace}`")
+        return entry
+
+    def merge(self, section: Section, recipe: Section) -> LockedMerge | None:
+        self.known(section, _MERGE)
+        found = len(self.problems)
+        entry = LockedMerge(
+            key=self.checked(section, "key", parse_name, needed=True),
+            step=self.step(recipe),
+            task=self.take(section, "task", str),
+            description=self.take(section, "description", str) or "",
+            license=self.take(section, "license", str),
+            **self.build(section),
+        )
+        return entry if len(self.problems) == found else None
+
+    def build(self, section: Section) -> dict[str, Any]:
+        """What adapters and merges have in common."""
+        return {
+            "version": self.checked(section, "version", _version, needed=True),
+            "digest": self.checked(section, "digest", parse_digest, needed=True),
+            "base": self.checked(section, "base", parse_digest),
+            "rank": self.rank(section),
+            "group": self.checked(section, "group", parse_name),
+            "source": self.source(section),
+            "files": self.files(section),
+        }
+
+    def source(self, section: Section) -> LockedSource:
+        table = self.take(section, "source", dict, needed=True) or {}
+        line = section.line_of("source")
+        if odd := [key for key in table if key not in _SOURCE]:
+            self.say(line, f"source: no such key `{shown(odd[0])}`{near_name(odd[0], _SOURCE)}")
+        told = {key: self.parsed(table.get(key, ""), _text_or_none, line, f"source.{key}") or "" for key in _SOURCE}
+        if told["url"]:
+            self.parsed(told["url"], _url, line, "source.url")
+        if told["url"] and told["path"]:
+            self.say(line, "source: expected one of `url` and `path`")
+        if told["repo"] and not ("/" in told["repo"] and is_hub_id(told["repo"])):
+            self.say(line, f"source.repo: expected `org/name`, got `{shown(told['repo'])}`")
+        if told["commit"] and not _COMMIT.fullmatch(told["commit"]):
+            self.say(line, f"source.commit: expected 40 hex digits, got `{shown(told['commit'])}`")
+        if bool(told["repo"]) != bool(told["commit"]) or (told["repo"] and not told["url"]):
+            self.say(line, "source: `url`, `repo` and `commit` stand together")
+        return LockedSource(**told)
+
+    def files(self, section: Section) -> tuple[LockedFile, ...]:
+        listed = self.take(section, "files", list, needed=True)
+        if listed is not None and not listed:
+            self.say(section.line_of("files"), "files: none; every file is locked with its hash, or nothing is")
+        found = []
+        for line, item in listed or []:
+            if not isinstance(item, dict) or set(item) != {"path", "sha256", "size"}:
+                self.say(line, "files: expected a table of `path`, `sha256` and `size`")
+                continue
+            size = item["size"]
+            if type(size) is not int or size < 0:
+                self.say(line, f"size: expected a whole number of bytes, got {shown(size)}")
+            path = self.parsed(item["path"], _file_name, line, "path")
+            sha256 = self.parsed(item["sha256"], parse_digest, line, "sha256")
+            found.append(LockedFile(path=path, sha256=sha256, size_bytes=size))
+        return tuple(found)
+
+    def step(self, section: Section) -> Step:
+        self.known(section, _RECIPE)
+        inputs = self.take(section, "inputs", list, needed=True) or []
+        table = {key: value for key, (_, value) in section.values.items() if key in _RECIPE}
+        step, problems = step_from({**table, "inputs": [item for _, item in inputs]}, "")
+        for problem in problems:
+            numbered = re.match(r"inputs\[(\d+)\]", problem)
+            line = inputs[int(numbered[1])][0] if numbered else section.line_of(re.split(r"[.:]", problem)[0])
+            self.say(line, f"recipe: {problem}")
+        if not problems and any(leaf.digest is None for leaf in step.leaves()):
+            self.say(section.line_of("inputs"), "recipe: every input has its digest, or nothing is locked")
+        return step
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError("expected text, got nothing")
+    return text
+
+
+def _text_or_none(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, got {shown(value)}")  # noqa: TRY004 - gathered with the other problems
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError("expected a list of texts")
+    return tuple(value)
+
+
+def _version(text: str) -> str:
+    if (normal := parse_version(text)) != text:
+        raise ValueError(f"expected `{normal}`, got `{shown(text)}`")
+    return text
+
+
+def _url(text: str) -> str:
+    if (normal := parse_url(text)) != text:
+        raise ValueError(f"expected `{normal}`, got `{shown(text)}`")
+    return text
+
+
+def _full_name(text: str) -> str:
+    if AdapterSpec.parse(text).full_name != text:
+        raise ValueError(f"expected a name, got `{shown(text)}`")
+    return text
+
+
+def _file_name(value: object) -> str:
+    if not isinstance(value, str) or not _FILE.fullmatch(value) or ".." in value:
+        raise ValueError(f"expected the name of a file, got {shown(value)}")
+    return value

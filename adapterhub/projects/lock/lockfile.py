@@ -1,0 +1,260 @@
+"""`adapters.lock`: the one text of a lock, and a lock from its text. The page is `docs/reference/lock-file.md`.
+
+The text has no choices in it (order, spaces, quotes), so equal locks are equal files, and whatever does not print as
+it was read is damage. Reading tells the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+from adapterhub.core.disk.files import read_plain, write_durably
+from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
+from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.errors import Malformed, NotAllowed, NotFound, shown
+from adapterhub.projects.file.lines import both_sides, parse_value, text_of, value_of
+from adapterhub.projects.lock.entries import EntryReader, Section
+from adapterhub.projects.values import (
+    Lock,
+    LockedAdapter,
+    LockedBase,
+    LockedFile,
+    LockedMerge,
+    LockedSource,
+    Policy,
+    Project,
+)
+from adapterhub.weights.recipes.toml import step_table
+from adapterhub.weights.recipes.toml.values import Step
+
+SCHEMA: Final = "adapterhub-lock/1"
+LIMIT_BYTES: Final = 64 << 20
+PROBLEMS_SHOWN: Final = 20
+
+_HEAD: Final = f"# Written by `adapt lock` from {PROJECT_FILE}, which is the file to edit.\n"
+_HINT: Final = f"restore `{LOCK_FILE}` from version control, or delete it, and `adapt lock` resolves anew"
+
+
+# ---------------------------------------------------------------- files
+def read_lock(folder: Path) -> Lock:
+    """The lock of the project in `folder`.
+
+    Raises:
+        NotFound: there is none.
+        Malformed: it was damaged; with the line.
+    """
+    path = folder / LOCK_FILE
+    try:
+        raw = read_plain(path, LIMIT_BYTES)
+    except FileNotFoundError:
+        raise NotFound(f"`{shown(str(folder), 200)}` has no `{LOCK_FILE}`", hint="`adapt lock` writes it") from None
+    except OSError as error:
+        raise NotAllowed(f"`{shown(str(path), 200)}` cannot be read: {error.strerror}") from None
+    if len(raw) > LIMIT_BYTES:
+        raise _damaged(str(path), [f"more than the {LIMIT_BYTES:,} bytes that a lock may have"])
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise _damaged(str(path), [f"line {line}: not UTF-8 at byte {error.start}"]) from None
+    return parse_lock(text.replace("\r\n", "\n"), str(path))  # version control may check it out so on Windows
+
+
+def previous_lock(project: Project) -> Lock | None:
+    """The lock of the project as it is; None when there is none yet.
+
+    Raises:
+        Malformed: it was damaged.
+    """
+    try:
+        return read_lock(project.folder)
+    except NotFound:
+        return None
+
+
+def write_lock(folder: Path, lock: Lock) -> bool:
+    """Write the lock of the project in `folder`, all at once; whether the file changed.
+
+    Raises:
+        NotAllowed: it cannot be written; what was there stays.
+    """
+    path, data = folder / LOCK_FILE, lock_text(lock).encode()
+    try:
+        if read_plain(path, 2 * len(data)).replace(b"\r\n", b"\n") == data:
+            return False
+    except OSError:
+        pass  # none yet, or none that can be read
+    try:
+        write_durably(output_place(path), data)
+    except OSError as error:
+        raise NotAllowed(f"`{shown(str(path), 200)}` cannot be written: {error.strerror}. It is as it was") from error
+    return True
+
+
+# ---------------------------------------------------------------- printing
+def lock_text(lock: Lock) -> str:
+    """The text of a lock: the same for the same content, in whatever order its parts come."""
+    parts = [_HEAD, f"schema = {text_of(SCHEMA)}\n"]
+    if lock.base is not None:
+        parts.append("\n[base]\n" + _pairs({one.name: getattr(lock.base, one.name) for one in fields(LockedBase)}))
+    policy = policy_table(lock.policy)
+    if policy:
+        parts.append("\n[policy]\n" + _pairs(policy))
+    parts += (_adapter(entry) for entry in sorted(lock.adapters, key=lambda entry: entry.key))
+    parts += (_merge(entry) for entry in sorted(lock.merges, key=lambda entry: entry.key))
+    return "".join(parts)
+
+
+def policy_table(policy: Policy) -> dict[str, object]:
+    """A policy as a table, with what it asks for alone."""
+    told = {one.name.replace("_", "-"): getattr(policy, one.name) for one in fields(Policy)}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in told.items()
+        if value not in (None, ())
+    }
+
+
+def _adapter(entry: LockedAdapter) -> str:
+    names = ("key", "wanted", "name", "version", "digest", "base", "rank", "group")
+    return (
+        "\n[[adapter]]\n" + _pairs({name: getattr(entry, name) for name in names}) + _bytes(entry.source, entry.files)
+    )
+
+
+def _merge(entry: LockedMerge) -> str:
+    names = ("key", "version", "digest", "base", "rank", "group", "task", "license")
+    told = {name: getattr(entry, name) for name in names} | {"description": entry.description or None}
+    recipe = _recipe(entry.step)
+    inputs = recipe.pop("inputs")
+    return "".join(
+        [
+            "\n[[merge]]\n",
+            _pairs(told),
+            _bytes(entry.source, entry.files),
+            "\n[merge.recipe]\n",
+            _pairs(recipe),
+            _lines("inputs", inputs),
+        ]
+    )
+
+
+def _bytes(source: LockedSource, files: Iterable[LockedFile]) -> str:
+    place = {one.name: value for one in fields(LockedSource) if (value := getattr(source, one.name))}
+    listed = [
+        f"  {{ path = {text_of(file.path)}, sha256 = {text_of(file.sha256)}, size = {file.size_bytes} }},\n"
+        for file in sorted(files, key=lambda file: file.path)
+    ]
+    return f"source = {value_of(place)}\nfiles = [\n{''.join(listed)}]\n"
+
+
+def _recipe(step: Step) -> dict[str, Any]:
+    return _ordered(step_table(step))
+
+
+def _ordered(table: dict[str, Any]) -> dict[str, Any]:
+    """The same table with the options of every level in the order of their names."""
+    if "options" in table:
+        table["options"] = dict(sorted(table["options"].items()))
+    table["inputs"] = [
+        item | {"merge": _ordered(item["merge"])} if "merge" in item else item for item in table["inputs"]
+    ]
+    return table
+
+
+def _pairs(values: Mapping[str, object]) -> str:
+    return "".join(f"{key} = {value_of(value)}\n" for key, value in values.items() if value is not None)
+
+
+def _lines(key: str, items: Iterable[object]) -> str:
+    return f"{key} = [\n{''.join(f'  {value_of(item)},{chr(10)}' for item in items)}]\n"
+
+
+# ---------------------------------------------------------------- reading
+def parse_lock(text: str, where: str = LOCK_FILE) -> Lock:
+    """The lock that `text` is; `where` names the file in refusals.
+
+    Raises:
+        Malformed: it is none, or not as `lock_text` prints it; with the lines.
+    """
+    if told := both_sides(text):
+        hint = f"take one side (`git checkout --ours {LOCK_FILE}`), then `adapt lock` adds what the project lacks"
+        raise _damaged(where, [told], hint)
+    try:
+        sections = list(_sections(text))
+    except ValueError as error:
+        raise _damaged(where, [str(error)]) from None
+    reader = EntryReader()
+    schema = sections[0].values.get("schema", (1, None))[1]
+    if schema != SCHEMA:
+        newer = isinstance(schema, str) and schema.startswith("adapterhub-lock/")
+        hint = "a newer adapterhub wrote it: `pip install -U adapterhub`" if newer else _HINT
+        found = f"expected `{SCHEMA}`, got {f'`{shown(schema)}`' if isinstance(schema, str) else 'nothing'}"
+        raise _damaged(where, [f"line {sections[0].line_of('schema')}: schema: {found}"], hint)
+    lock = reader.lock(sections)
+    if reader.problems or lock is None:
+        raise _damaged(where, reader.problems)
+    printed = lock_text(lock)
+    if printed != text:
+        raise _damaged(where, [_first_difference(text, printed)])
+    return lock
+
+
+def _sections(text: str) -> Iterator[Section]:
+    """The tables of the text, each value with its line.
+
+    Raises:
+        ValueError: a line that cannot be read.
+    """
+    section = Section("", 1)
+    items: list[Any] | None = None  # of the list that is open
+    for number, line in enumerate(text.split("\n"), 1):
+        if items is not None:
+            if line == "]":
+                items = None
+            else:
+                items.append((number, _value(line.strip().removesuffix(","), number)))
+        elif not line or line.startswith("#"):
+            continue
+        elif line.startswith("["):
+            yield section
+            section = Section(line.strip(), number)
+        else:
+            key, equals, value = line.partition(" = ")
+            if not equals:
+                raise ValueError(f"line {number}: expected `key = value`, got `{shown(line)}`")
+            if key in section.values:
+                raise ValueError(f"line {number}: key `{shown(key)}` is given twice")
+            if value == "[":
+                items = []
+                section.values[key] = number, items
+            else:
+                section.values[key] = number, _value(value, number)
+    if items is not None:
+        raise ValueError(f"line {number}: ends inside a list")
+    yield section
+
+
+def _value(text: str, number: int) -> Any:  # noqa: ANN401 - any value
+    try:
+        return parse_value(text)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {shown(str(error), 200)}") from None
+
+
+def _first_difference(text: str, printed: str) -> str:
+    found, expected = text.split("\n"), printed.split("\n")
+    for number, (one, other) in enumerate(zip(found, expected, strict=False), 1):
+        if one != other:
+            return f"line {number}: expected `{shown(other, 100)}`, got `{shown(one, 100)}`"
+    return f"line {min(len(found), len(expected)) + 1}: expected the end, or more, of the file"
+
+
+def _damaged(where: str, problems: list[str], hint: str = _HINT) -> Malformed:
+    rest = len(problems) - PROBLEMS_SHOWN
+    lines = [*problems[:PROBLEMS_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
+    told = "\n".join([f"`{shown(where, 200)}`: not as `adapt lock` wrote it", *(f"  {line}" for line in lines)])
+    return Malformed(f"{told}\nNothing was changed", hint=hint)

@@ -1,0 +1,132 @@
+"""Whether a lock still answers a project: two values compared, without asking any place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+from adapterhub.core.errors import shown
+from adapterhub.core.specs import AdapterName
+from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, Policy, Project, Wanted, WantedMerge
+from adapterhub.weights.recipes.toml.values import Inner, Leaf, Step
+
+_Locked = LockedAdapter | LockedMerge
+
+
+def wanted_text(wanted: Wanted) -> str:
+    """What a project asks for, as a lock records it: `acme/legal-qa>=1.2,<2 max-rank=16 remote=ours`."""
+    bounds = {"rank": wanted.rank, "min-rank": wanted.min_rank, "max-rank": wanted.max_rank, "remote": wanted.remote}
+    return " ".join([str(wanted.spec), *(f"{name}={value}" for name, value in bounds.items() if value is not None)])
+
+
+def exact_spec(entry: _Locked) -> str:
+    """A spec that means this locked build, with its version: `acme/legal-qa==1.2.0`."""
+    return f"{entry.name if isinstance(entry, LockedAdapter) else entry.key}=={entry.version}"
+
+
+def locked_step(step: Step, entries: Mapping[AdapterName, _Locked]) -> Step:
+    """A merge of a project with each name in it replaced by what is locked under that name: exact spec and digest.
+
+    Raises:
+        KeyError: a name that `entries` lacks.
+    """
+    inputs: list[Leaf | Inner] = []
+    for item in step.inputs:
+        if isinstance(item, Inner):
+            inputs.append(replace(item, step=locked_step(item.step, entries)))
+        else:
+            entry = entries[AdapterName(item.spec)]
+            inputs.append(Leaf(spec=exact_spec(entry), weight=item.weight, digest=entry.digest))
+    return replace(step, inputs=tuple(inputs))
+
+
+def lock_problems(project: Project, lock: Lock) -> list[str]:
+    """Why `lock` does not answer `project`, one sentence each; empty when it does."""
+    problems = [*_base_problems(project, lock), *policy_changes(lock.policy, project.policy)]
+    entries = lock.entries
+    for wanted in project.adapters:
+        entry = entries.get(wanted.key)
+        if isinstance(entry, LockedAdapter):
+            problems += adapter_problems(project, wanted, entry)
+        else:
+            problems.append(f"`{wanted.key}` is not locked")
+    for merge in project.merges:
+        entry = entries.get(merge.key)
+        if isinstance(entry, LockedMerge):
+            problems += merge_problems(merge, entry, entries)
+        else:
+            problems.append(f"`{merge.key}` is not locked")
+    asked = {wanted.key for wanted in project.wanted}
+    return problems + [f"`{key}` is locked, and the project does not ask for it" for key in entries if key not in asked]
+
+
+def adapter_problems(project: Project, wanted: Wanted, entry: LockedAdapter) -> list[str]:
+    """Why a locked adapter does not answer what is wanted under its name."""
+    problems = []
+    if entry.wanted != (text := wanted_text(wanted)):
+        problems.append(f"`{wanted.key}` is locked for `{shown(entry.wanted)}`, the project asks for `{shown(text)}`")
+    problems += _group_problems(wanted, entry)
+    source = entry.source
+    if source.remote:
+        remote = next((r for r in project.remotes if r.name == source.remote), None)
+        if remote is None:
+            problems.append(f"`{wanted.key}` is locked from remote `{source.remote}`, which the project does not name")
+        elif (remote.url or "", remote.path or "") != (source.url, source.path):
+            place, now = source.url or source.path, remote.url or remote.path
+            problems.append(
+                f"`{wanted.key}` is locked from {shown(place)}, remote `{remote.name}` is {shown(str(now))}"
+            )
+    return problems
+
+
+def merge_problems(wanted: WantedMerge, entry: LockedMerge, entries: Mapping[AdapterName, _Locked]) -> list[str]:
+    """Why a locked merge does not answer what is wanted under its name."""
+    problems = []
+    try:
+        step = locked_step(wanted.step, entries)
+    except KeyError as missing:
+        problems.append(f"`{wanted.key}` is made of `{missing.args[0]}`, which is not locked")
+    else:
+        if step != entry.step:
+            problems.append(
+                f"`{wanted.key}` is locked with another recipe, or with other inputs, than the project has now"
+            )
+    if wanted.version is not None and wanted.version != entry.version:
+        problems.append(f"`{wanted.key}` is locked as {entry.version}, the project calls it {wanted.version}")
+    differing = [name for name in ("task", "description", "license") if getattr(wanted, name) != getattr(entry, name)]
+    problems += [f"`{wanted.key}` is locked with another {name}" for name in differing]
+    return problems + _group_problems(wanted, entry)
+
+
+def policy_changes(locked: Policy, now: Policy) -> list[str]:
+    """What differs between the policy of a lock and that of its project."""
+    changed = []
+    for one in fields(Policy):
+        before, after = getattr(locked, one.name), getattr(now, one.name)
+        if before != after:
+            changed.append(f"policy `{one.name.replace('_', '-')}` was {_said(before)}, is {_said(after)}")
+    return changed
+
+
+def _base_problems(project: Project, lock: Lock) -> list[str]:
+    locked = lock.base.spec if lock.base else None
+    asked = str(project.base) if project.base else None
+    if locked == asked:
+        return []
+    return [f"the base is locked as {_said(locked)}, the project asks for {_said(asked)}"]
+
+
+def _group_problems(wanted: Wanted | WantedMerge, entry: _Locked) -> list[str]:
+    if wanted.group == entry.group:
+        return []
+    return [f"`{wanted.key}` is locked in {_group(entry.group)}, the project has it in {_group(wanted.group)}"]
+
+
+def _group(name: str | None) -> str:
+    return f"group `{shown(name)}`" if name else "no group"
+
+
+def _said(value: object) -> str:
+    if value in (None, ()):
+        return "nothing"
+    return ", ".join(f"`{shown(str(item))}`" for item in (value if isinstance(value, tuple) else (value,)))

@@ -1,0 +1,265 @@
+"""From what a project wants to what is locked.
+
+What is locked already stays, and no place is asked for it, as long as the lock still answers: the same requirement,
+base, policy and place. `upgrade` asks anew. Otherwise the places of an adapter are asked in their order, the library
+last, and the first with a build that fits decides: so the lock is the same on every machine that reaches these places.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Final
+
+from adapterhub.core.digests import Digest
+from adapterhub.core.errors import AdapterHubError, Incompatible, NotFound, RemoteUnreachable, UsageProblem, shown
+from adapterhub.core.specs import AdapterName
+from adapterhub.distribution.resolve import Objection
+from adapterhub.library.library import Library
+from adapterhub.library.transfer import Source
+from adapterhub.projects.file.policy import objection_of
+from adapterhub.projects.lock.conflicts import built_for_several_bases, conflict, conflicts_in
+from adapterhub.projects.lock.staleness import adapter_problems, locked_step, merge_problems, policy_changes
+from adapterhub.projects.locking._base import base_choice, base_moved_since, in_project, weights_of
+from adapterhub.projects.locking._changes import Change, changes_between
+from adapterhub.projects.locking._choosing import Asking, Chosen, choose_build, locked_adapter, locked_source, remote_of
+from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, Project, Wanted, WantedMerge
+
+__all__ = [
+    "ALL",
+    "Asking",
+    "Change",
+    "Chosen",
+    "LockOutcome",
+    "MakeMerge",
+    "SourcesFor",
+    "base_choice",
+    "base_moved_since",
+    "changes_between",
+    "choose_build",
+    "in_project",
+    "lock_project",
+    "locked_adapter",
+    "locked_source",
+    "remote_of",
+]
+
+ALL: Final = frozenset({"*"})
+"""As `upgrade`: everything is chosen anew."""
+AT_ONCE: Final = 8
+"""Adapters whose places are asked at the same time."""
+
+Locked = LockedAdapter | LockedMerge
+SourcesFor = Callable[[Wanted], Sequence[Source]]
+"""The places that may be asked for an adapter, in order, without the library."""
+MakeMerge = Callable[[WantedMerge, Mapping[AdapterName, Locked]], LockedMerge]
+"""Runs a merge whose inputs are locked, and says what came out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockOutcome:
+    """The new lock, how it differs from the one before, and whole sentences that the user should read."""
+
+    lock: Lock
+    changes: tuple[Change, ...]
+    warnings: tuple[str, ...]
+
+
+def lock_project(  # noqa: PLR0913 - the sides of one request
+    library: Library,
+    project: Project,
+    sources_for: SourcesFor,
+    *,
+    previous: Lock | None = None,
+    upgrade: Collection[str] = (),
+    refuse: Objection | None = None,
+    make_merge: MakeMerge | None = None,
+    given: Mapping[AdapterName, LockedAdapter] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> LockOutcome:
+    """Lock everything that `project` wants; nothing is written.
+
+    `upgrade` names what is chosen anew although it is locked (`ALL`: everything). `refuse` is the reason of the
+    project's policy against a build, or None. `given` are builds to lock as long as
+    a place has them. `progress` is called with
+    how many adapters of how many are chosen.
+
+    Raises:
+        NotFound: no place has a name, or `upgrade` names nothing of the project.
+        Incompatible: releases, but none that fits; all such adapters are told.
+        ProjectConflict: bases, ranks or remotes that cannot be had together; all that is seen is told.
+        RemoteUnreachable: a place that has a say cannot be asked.
+    """
+    _refuse_unknown(project, upgrade)
+    if found := conflicts_in(project, lambda named: weights_of(library, project, named)):
+        raise conflict(found)
+    base = base_choice(library, project, previous, takes_new=upgrade == ALL)
+    now = time.time()
+    asking = Asking(
+        library=library,
+        project=project,
+        base=base,
+        refuse=refuse or objection_of(project.policy, now),
+        now=now,
+    )
+    search = _Search(asking=asking, sources_for=sources_for, previous=previous)
+    adapters, warnings = search.adapters(upgrade, given or {}, progress)
+    if project.base is None and (clash := built_for_several_bases(adapters, lambda weights: _alias(library, weights))):
+        raise conflict([clash])
+    entries: dict[AdapterName, Locked] = {entry.key: entry for entry in adapters}
+    for merge in _in_order(project.merges):
+        old = previous.entries.get(merge.key) if previous else None
+        entries[merge.key] = _merge(merge, entries, old, make_merge, is_upgraded=merge.key in upgrade)
+    lock = Lock(
+        base=base.locked,
+        policy=project.policy,
+        adapters=tuple(sorted(adapters, key=lambda entry: entry.key)),
+        merges=tuple(sorted((e for e in entries.values() if isinstance(e, LockedMerge)), key=lambda entry: entry.key)),
+    )
+    return LockOutcome(lock=lock, changes=changes_between(previous, lock), warnings=tuple(dict.fromkeys(warnings)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Search:
+    """What is asked for one project."""
+
+    asking: Asking
+    sources_for: SourcesFor
+    previous: Lock | None
+
+    def adapters(
+        self,
+        upgrade: Collection[str],
+        given: Mapping[AdapterName, LockedAdapter],
+        progress: Callable[[int, int], None] | None,
+    ) -> tuple[list[LockedAdapter], list[str]]:
+        """Every adapter of the project as it is locked now, and warnings."""
+        project, known = self.asking.project, self.previous.entries if self.previous else {}
+        policy_is_new = self.previous is not None and bool(policy_changes(self.previous.policy, project.policy))
+        found: dict[AdapterName, LockedAdapter] = {}
+        to_ask: list[tuple[Wanted, LockedAdapter | None]] = []
+
+        def must_ask(wanted: Wanted, old: LockedAdapter) -> bool:
+            if self.asking.base.is_new or upgrade == ALL or wanted.key in upgrade:
+                return True
+            return bool(adapter_problems(project, wanted, replace(old, group=wanted.group)))
+
+        for wanted in project.adapters:
+            old = known.get(wanted.key)
+            if wanted.key in given:
+                to_ask.append((wanted, given[wanted.key]))
+            elif not isinstance(old, LockedAdapter) or must_ask(wanted, old):
+                to_ask.append((wanted, None))
+            elif policy_is_new:
+                to_ask.append((wanted, old))  # the same build again, if the policy lets it in
+            else:
+                found[wanted.key] = replace(old, group=wanted.group)
+        warnings: list[str] = []
+        for chosen in self.ask(to_ask, progress):
+            found[chosen.entry.key] = chosen.entry
+            warnings += chosen.warnings
+        return [found[wanted.key] for wanted in project.adapters], warnings
+
+    def ask(
+        self, to_ask: Sequence[tuple[Wanted, LockedAdapter | None]], progress: Callable[[int, int], None] | None
+    ) -> list[Chosen]:
+        """The choice for each, or a refusal that tells of every one that has none."""
+        places = [self.sources_for(wanted) for wanted, _ in to_ask]
+        are_servers = any(source.place.startswith(("http://", "https://")) for one in places for source in one)
+
+        def choose(number: int) -> Chosen | AdapterHubError:
+            wanted, old = to_ask[number]
+            try:
+                return choose_build(self.asking, wanted, places[number], keep=old)
+            except AdapterHubError as error:
+                return error
+
+        answers: list[Chosen | AdapterHubError] = []
+        with ThreadPoolExecutor(AT_ONCE if are_servers else 1) as pool:
+            for answer in pool.map(choose, range(len(to_ask))):
+                answers.append(answer)
+                if progress is not None:
+                    progress(len(answers), len(to_ask))
+        failed = [(one.key, answer) for (one, _), answer in zip(to_ask, answers, strict=True)
+                  if isinstance(answer, AdapterHubError)]  # fmt: skip
+        if failed:
+            raise _refusal(failed)
+        return [answer for answer in answers if isinstance(answer, Chosen)]
+
+
+def _alias(library: Library, weights: Digest) -> str:
+    """The name of a base here, "" when it is not registered."""
+    return next((r.alias for r in library.bases.list() if r.fingerprint.weights == weights), "")
+
+
+def _refusal(failed: Sequence[tuple[AdapterName, AdapterHubError]]) -> AdapterHubError:
+    """One error for all of them, of the kind that they are."""
+    if len(failed) == 1:
+        key, error = failed[0]
+        if isinstance(error, RemoteUnreachable):  # which tells of a server alone
+            return RemoteUnreachable(f"`{key}` cannot be locked: {error.message}. Nothing was changed", hint=error.hint)
+        return error
+    lines = [f"`{key}`: {error.message}" for key, error in failed]
+    hints = list(dict.fromkeys(error.hint for _, error in failed if error.hint))
+    errors = [error for _, error in failed]
+    # a place that did not answer may be the reason for all else
+    kinds = (RemoteUnreachable, NotFound, Incompatible, UsageProblem)
+    kind = next((kind for kind in kinds if any(isinstance(error, kind) for error in errors)), None)
+    message = "\n".join([f"{len(failed)} adapters of the project cannot be locked. Nothing was changed", *lines])
+    if kind is None:
+        errors[0].args, errors[0].message = (message,), message
+        return errors[0]
+    return kind(message, hint="; ".join(hints[:3]))
+
+
+def _refuse_unknown(project: Project, upgrade: Collection[str]) -> None:
+    names = [wanted.key for wanted in project.wanted]
+    unknown = [name for name in upgrade if name not in names] if upgrade != ALL else []
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], names, n=1)
+        hint = (
+            f"did you mean `{near[0]}`?" if near else f"it has {', '.join(f'`{n}`' for n in names[:10]) or 'nothing'}"
+        )
+        raise NotFound(f"the project has nothing named {', '.join(f'`{shown(n)}`' for n in unknown)}", hint=hint)
+
+
+def _in_order(merges: Sequence[WantedMerge]) -> list[WantedMerge]:
+    """Merges after those that go into them; the project's reader has refused circles."""
+    by_key = {merge.key: merge for merge in merges}
+    done: dict[AdapterName, WantedMerge] = {}
+
+    def visit(merge: WantedMerge) -> None:
+        if merge.key in done:
+            return
+        for leaf in merge.step.leaves():
+            if (inner := by_key.get(AdapterName(leaf.spec))) is not None:
+                visit(inner)
+        done[merge.key] = merge
+
+    for merge in merges:
+        visit(merge)
+    return list(done.values())
+
+
+def _merge(
+    wanted: WantedMerge,
+    entries: Mapping[AdapterName, Locked],
+    old: Locked | None,
+    make_merge: MakeMerge | None,
+    *,
+    is_upgraded: bool,
+) -> LockedMerge:
+    """The merge as it is locked, or as it is made now."""
+    if isinstance(old, LockedMerge) and not is_upgraded:
+        kept = replace(old, group=wanted.group)
+        if not merge_problems(wanted, kept, entries):
+            return kept
+    if make_merge is None:
+        raise UsageProblem(f"`{wanted.key}` is a merge, and merging was not offered here")
+    inputs = {key: entries[key] for leaf in wanted.step.leaves() if (key := AdapterName(leaf.spec)) in entries}
+    made = make_merge(wanted, inputs)
+    # what the lock is compared by, whatever defaults the run wrote out
+    return replace(made, key=wanted.key, step=locked_step(wanted.step, entries), group=wanted.group)

@@ -1,0 +1,244 @@
+"""One adapter of a project: which build its places offer for it, and where that was found."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapterhub.core.digests import Digest
+from adapterhub.core.errors import AdapterHubError, AdapterNotFound, NoCompatibleRelease, NotFound
+from adapterhub.distribution.choosing import candidates_of
+from adapterhub.distribution.resolve import Candidate, Objection, Resolution, resolve
+from adapterhub.formats.manifest import CONFIG_FILE
+from adapterhub.formats.release import Release
+from adapterhub.library.admission.installed import Admission
+from adapterhub.library.bases.wanted import wanted_base
+from adapterhub.library.library import Library
+from adapterhub.library.transfer import Source
+from adapterhub.projects.lock.conflicts import conflict, in_two_remotes, kept_out, other_remotes_notice
+from adapterhub.projects.lock.staleness import wanted_text
+from adapterhub.projects.locking._base import BaseChoice, in_project
+from adapterhub.projects.values import LockedAdapter, LockedFile, LockedSource, Project, Wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The build that is locked, and whole sentences about it."""
+
+    entry: LockedAdapter
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """What every adapter of a project is held against. `now` is Unix time."""
+
+    library: Library
+    project: Project
+    base: BaseChoice
+    refuse: Objection | None
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What one place has by a name. `remote` is its name in the project, "" for a place of the user's own."""
+
+    source: Source
+    remote: str
+    releases: Sequence[Release]
+    candidates: Sequence[Candidate]
+
+
+def choose_build(
+    asking: Asking, wanted: Wanted, sources: Sequence[Source], *, keep: LockedAdapter | None = None
+) -> Chosen:
+    """The build for `wanted` out of the first place that has a fitting one; with `keep` that one, if it may stay.
+
+    Raises:
+        AdapterNotFound: no place has the name.
+        NoCompatibleRelease: one reason per release of every place.
+        ProjectConflict: remotes of the project have different builds for it.
+    """
+    search = _Search(asking, wanted, sources)
+    chosen = (search.first(keep.digest) if keep else None) or search.first(None)
+    if chosen is None:
+        raise search.refusal()
+    return chosen
+
+
+class _Search:
+    """One adapter's places, each asked at most once."""
+
+    def __init__(self, asking: Asking, wanted: Wanted, sources: Sequence[Source]) -> None:
+        self._asking, self._wanted = asking, wanted
+        self._every_source = (*sources, asking.library)
+        self._sources = Admission(asking.library).of_places(self._every_source, wanted.spec.namespace)
+        self._offers: list[_Offer] = []
+        project, base = asking.project, wanted.spec.base
+        self._judged = asking.base.wanted
+        if self._judged is None and base is not None:
+            self._judged = wanted_base(in_project(base, project.folder), asking.library.bases)
+        self._spec = replace(wanted.spec, base=base or project.base)
+
+    def first(self, digest: Digest | None) -> Chosen | None:
+        """The choice of the first place that has one, with this digest if one is given."""
+        found: list[tuple[_Offer, Resolution]] = []
+        by_remote: defaultdict[str, list[Candidate]] = defaultdict(list)
+        for offer in self._each():
+            # every remote of the project is asked: one that has other bytes for the same release is worth a refusal
+            if found and (not offer.remote or not found[0][0].remote or digest is not None):
+                break
+            if offer.remote:
+                by_remote[offer.remote] += offer.candidates
+            try:
+                found.append((offer, self._resolved(offer.candidates, digest)))
+            except (NoCompatibleRelease, NotFound):
+                continue
+        if digest is None and (clash := in_two_remotes(self._wanted, by_remote)):
+            raise conflict([clash])
+        return self._chosen(*found[0], found[1:]) if found else None
+
+    def refusal(self) -> AdapterHubError:
+        """Why there is no choice."""
+        library, wanted = self._asking.library, self._wanted
+        everything = {c.digest: c for offer in self._offers for c in offer.candidates}
+        if not everything:
+            Admission(library).refuse_strangers(self._every_source, wanted.spec.namespace)
+        if not everything and wanted.remote is not None:
+            hint = f'`{wanted.key}` names `remote = "{wanted.remote}"`, so no other place is asked for it'
+            return AdapterNotFound(f"no adapter `{self._spec.full_name}` in remote `{wanted.remote}`", hint=hint)
+        if not everything:
+            asked = ", ".join(source.label for source in self._sources)
+            hint = library.nearest(self._spec.full_name) or (
+                f"`adapt search {self._spec.name} --remote NAME` looks on a server; `[remotes]` of the project file "
+                "or `adapt remote add` names places to ask"
+            )
+            return AdapterNotFound(f"no adapter `{self._spec.full_name}` in {asked}", hint=hint)
+        try:
+            self._resolved(list(everything.values()), None)
+        except NoCompatibleRelease as error:
+            hint = kept_out(self._asking.project.policy, wanted, everything.values(), self._asking.now)
+            return NoCompatibleRelease(error.summary, error.refusals, hint=hint or error.hint)
+        except AdapterHubError as error:
+            return error
+        raise AssertionError("a release fits all places together but none alone")
+
+    def _each(self) -> Iterator[_Offer]:
+        """What the places have, in order; those that have nothing are passed over."""
+        library, project = self._asking.library, self._asking.project
+        for number, source in enumerate(self._sources):
+            if number == len(self._offers):
+                releases = [one for one in source.releases(self._spec) if self._may_be_from(source, one)]
+                candidates = candidates_of(library, releases, self._judged, source.label)
+                remote = "" if source is library else remote_of(project, source.place)
+                self._offers.append(_Offer(source, remote, releases, candidates))
+            if self._offers[number].candidates:
+                yield self._offers[number]
+
+    def _may_be_from(self, source: Source, release: Release) -> bool:
+        """Whether a build is of the one remote that the adapter names, where it does: the library has them of all."""
+        library, remote = self._asking.library, self._wanted.remote
+        if remote is None or source is not library:
+            return True
+        origin = library.origins.of(release.digest)
+        return origin is not None and remote_of(self._asking.project, origin.place) == remote
+
+    def _resolved(self, candidates: Sequence[Candidate], digest: Digest | None) -> Resolution:
+        wanted = self._wanted
+        return resolve(
+            replace(self._spec, digest_prefix=digest) if digest else self._spec,
+            candidates,
+            rank=wanted.rank,
+            min_rank=wanted.min_rank,
+            max_rank=wanted.max_rank,
+            allow_base_mismatch=None,
+            objection=self._asking.refuse,
+            base_given=self._judged is not None,
+        )
+
+    def _chosen(self, offer: _Offer, resolution: Resolution, others: Sequence[tuple[_Offer, Resolution]]) -> Chosen:
+        elsewhere: dict[str, Candidate] = {}
+        for other, theirs in others:
+            if other.remote != offer.remote:
+                elsewhere.setdefault(other.remote, theirs.chosen)
+        notice = other_remotes_notice(self._wanted, (offer.remote, resolution.chosen), elsewhere)
+        release = next(r for r in offer.releases if r.digest == resolution.chosen.digest)
+        if offer.source is self._asking.library:
+            place = self._asking.library.folder_for(release.manifest, release.namespace)
+            Admission(self._asking.library).refuse(self._asking.library.read_build(place))
+        entry = locked_adapter(self._asking.project, self._asking.library, self._wanted, release, offer.source)
+        return Chosen(entry=entry, warnings=(*resolution.warnings, *([notice] if notice else [])))
+
+
+def locked_adapter(
+    project: Project, library: Library, wanted: Wanted, release: Release, source: Source
+) -> LockedAdapter:
+    """A build of `source` as the lock has it."""
+    manifest = release.manifest
+    fingerprint = manifest.base.fingerprint
+    return LockedAdapter(
+        key=wanted.key,
+        wanted=wanted_text(wanted),
+        name=release.full_name,
+        version=manifest.version,
+        digest=manifest.digest,
+        base=fingerprint.weights if fingerprint else None,
+        rank=manifest.rank,
+        source=locked_source(project, library, release, source),
+        files=tuple(
+            LockedFile(path=entry.path, sha256=entry.sha256, size_bytes=entry.size_bytes)
+            for entry in sorted(manifest.files, key=lambda entry: entry.path)
+        ),
+        group=wanted.group,
+    )
+
+
+def locked_source(project: Project, library: Library, release: Release, source: Source) -> LockedSource:
+    """Where a build of `source` can be had, in words that mean the same on every machine.
+
+    A server by its URL, with repository and commit; a directory as the project file writes it, or by its path from
+    the project where it lies inside. A build of the library is from where that got it, if a server; else from nowhere.
+    """
+    place = source.place
+    if source is library:
+        origin = library.origins.of(release.digest)
+        if origin is None:
+            return LockedSource()
+        if not origin.is_server:
+            # a folder that was added is no place to get the build from: it has no manifest
+            was_added = (Path(origin.place) / CONFIG_FILE).is_file()
+            return LockedSource() if was_added else _directory(project, origin.place)
+        return LockedSource(remote=remote_of(project, origin.place), url=origin.place)
+    if not place.startswith(("http://", "https://")):
+        return _directory(project, place)
+    hub: Any = getattr(source, "hub", source)  # a namespace of a server, or the server
+    repo, commit = hub.repository_of(release)
+    return LockedSource(remote=remote_of(project, place), url=place, repo=repo, commit=commit)
+
+
+def remote_of(project: Project, place: str) -> str:
+    """The name under which the project has this place, "" when it does not; places are as a `Source` tells them."""
+    for remote in project.remotes:
+        if remote.url == place:
+            return remote.name
+        if remote.path is not None and not place.startswith(("http://", "https://")):
+            there = project.folder / Path(remote.path).expanduser()
+            if os.path.realpath(there) == os.path.realpath(place):
+                return remote.name
+    return ""
+
+
+def _directory(project: Project, place: str) -> LockedSource:
+    """A directory that others can find, too: one that the project names, or inside the project."""
+    name = remote_of(project, place)
+    if name:
+        return LockedSource(remote=name, path=next(r.path for r in project.remotes if r.name == name) or "")
+    here, folder = os.path.realpath(place), os.path.realpath(project.folder)
+    if here.startswith(folder + os.sep):
+        return LockedSource(path="./" + Path(here).relative_to(folder).as_posix())
+    return LockedSource()

@@ -1,0 +1,182 @@
+"""Merges of a project: made when it is locked, and made again from the lock to the very same bytes.
+
+A merge is run apart from the library and comes in only when its digest is the one that is locked, so that numbers of
+another machine never take the name of the locked ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from adapterhub.core.digests import Digest, canonical_json, digest_of, hex_of
+from adapterhub.core.errors import AdapterHubError, DigestMismatch
+from adapterhub.core.specs import AdapterName, parse_version
+from adapterhub.formats.release import Release
+from adapterhub.library.intake.description import Description
+from adapterhub.library.library import Library
+from adapterhub.library.transfer import copy
+from adapterhub.projects.builds import Locked, label_of
+from adapterhub.projects.lock.staleness import locked_step
+from adapterhub.projects.sync import Bar, Brought, Means, Places, PolicyFor, bring, bring_locked
+from adapterhub.projects.values import (
+    Lock,
+    LockedAdapter,
+    LockedBase,
+    LockedFile,
+    LockedMerge,
+    LockedSource,
+    WantedMerge,
+)
+from adapterhub.weights.merge import MergeProgress
+from adapterhub.weights.recipes.combination import Outcome, merge_into_library
+from adapterhub.weights.recipes.parents import combination_of
+from adapterhub.weights.recipes.toml import step_table
+from adapterhub.weights.recipes.toml.values import Recipe, Step
+
+Steps = Callable[[], AbstractContextManager[MergeProgress | None]]
+"""Shows how far a merge is."""
+
+_VERSION: Final = "1.0.0"
+_SHOWN_HEX: Final = 12
+
+
+def _no_policy(_entry: Locked) -> None:
+    """No policy for this build alone."""
+
+
+def _silent(_text: str) -> None:
+    """Nobody is told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merges:
+    """Makes the merges of one project in `library`.
+
+    `places` and `policy` are for inputs that are not there; `warn` is told what the merges warn of.
+    """
+
+    library: Library
+    base: LockedBase | None
+    places: Places
+    policy: PolicyFor = _no_policy
+    bar: Bar | None = None
+    steps: Steps = nullcontext
+    warn: Callable[[str], None] = _silent
+
+    @property
+    def means(self) -> Means:
+        """The same for a sync, which has these merges made again."""
+        return Means(places=self.places, rebuild=self.rebuild, policy=self.policy, bar=self.bar)
+
+    def make(self, wanted: WantedMerge, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
+        """Run a merge of the project on what is locked under its names; the result is installed, and described.
+
+        Raises:
+            MergeRefused, BaseMismatch: the inputs cannot be added up.
+            ReleaseExists: the version that the project gives it is taken by another result.
+            DigestMismatch, AdapterNotFound, RemoteUnreachable: an input cannot be had.
+        """
+        step = locked_step(wanted.step, inputs)
+        version = wanted.version or version_of(step)
+        self._bring_inputs(step, inputs)
+        description = Description(
+            name=wanted.key,
+            version=parse_version(version),
+            task=wanted.task,
+            description=wanted.description,
+            license=wanted.license,
+        )
+        manifest = self._run(self.library, step, description).added.build.manifest
+        fingerprint = manifest.base.fingerprint
+        return LockedMerge(
+            key=wanted.key,
+            version=manifest.version,
+            digest=manifest.digest,
+            base=fingerprint.weights if fingerprint else None,
+            rank=manifest.rank,
+            step=step,
+            task=wanted.task,
+            description=wanted.description,
+            license=wanted.license,
+            source=LockedSource(),
+            files=tuple(
+                LockedFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
+                for file in sorted(manifest.files, key=lambda file: file.path)
+            ),
+            group=wanted.group,
+        )
+
+    def rebuild(self, entry: LockedMerge) -> Brought:
+        """Run a locked merge again, or fetch its bytes where a place has them; its inputs are in the library.
+
+        Raises:
+            DigestMismatch: the result is not the one that is locked, and no place has that; nothing came in.
+        """
+        description = Description(
+            name=entry.key,
+            version=entry.version,
+            task=entry.task,
+            description=entry.description,
+            license=entry.license,
+        )
+        with self.library.store.staging() as scratch:
+            aside = Library(scratch / "home")
+            build = self._run(aside, entry.step, description).added.build
+            if build.manifest.digest == entry.digest:
+                release = Release(manifest=build.manifest, namespace=None, origin="its recipe")
+                copy(release, aside, self.library)
+                return Brought(entry=entry, origin=release.origin, sent_bytes=0)
+        return self._fetched(entry, build.manifest.digest)
+
+    def _fetched(self, entry: LockedMerge, made: Digest) -> Brought:
+        mismatch = DigestMismatch(
+            f"the merge `{label_of(entry)}`, made again from its recipe",
+            expected=entry.digest,
+            actual=made,
+            hint="its inputs are as locked, so the last digits of the numbers differ, as they do between kinds of CPU, "
+            f"versions of torch and numbers of threads; `adapt lock --upgrade {entry.key}` locks what comes out here",
+        )
+        try:
+            return bring(self.library, entry, self.places, base=None, policy=self.policy(entry), progress=None)
+        except AdapterHubError:
+            raise mismatch from None
+
+    def _bring_inputs(self, step: Step, inputs: Mapping[AdapterName, Locked]) -> None:
+        """What the merge is made of, in the library."""
+        needed = {leaf.digest for leaf in step.leaves()}
+        entries = [entry for entry in inputs.values() if entry.digest in needed]
+        lock = Lock(
+            base=self.base,
+            adapters=tuple(e for e in inputs.values() if isinstance(e, LockedAdapter)),
+            merges=tuple(e for e in inputs.values() if isinstance(e, LockedMerge)),
+        )
+        brought = bring_locked(self.library, lock, entries, self.means)
+        for one in brought:
+            for warning in one.warnings:
+                self.warn(warning)
+
+    def _run(self, into: Library, step: Step, description: Description) -> Outcome:
+        """The merge, its inputs from the library and its result into `into`."""
+        combination, warnings = combination_of(self.library, Recipe(step=step), Path(), _no_places, _no_bar)
+        with self.steps() as progress:
+            outcome = merge_into_library(into, combination, description, progress=progress)
+        for warning in (*warnings, *outcome.made.warnings):
+            self.warn(f"`{description.name}`: {warning}")
+        return outcome
+
+
+def version_of(step: Step) -> str:
+    """The version of a merge that is given none: another recipe or other inputs have another."""
+    return f"{_VERSION}+{hex_of(digest_of(canonical_json(step_table(step))))[:_SHOWN_HEX]}"
+
+
+def _no_places(_spec: object) -> Sequence[Library]:
+    return ()
+
+
+def _no_bar(_what: str, _size: int) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda _done: None)

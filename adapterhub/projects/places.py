@@ -1,0 +1,325 @@
+"""The places of a project, and its lock made with them: what `lock`, `sync`, `upgrade` and `install --save` share.
+
+A project file is somebody else's. It may name servers, but none is asked before the user agreed to it (`adapt trust`),
+none sees a token that the user did not give for that very URL, and none answers for a namespace or a name that the user
+gave to a remote of his own.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.core.errors import AdapterNotFound, RemoteUnreachable
+from adapterhub.projects.session import sources_from
+from adapterhub.projects.trust import ProjectTrust, keeping_trust, refuse_takeover
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
+    from adapterhub.library.library import Library
+    from adapterhub.library.transfer import Source
+    from adapterhub.projects.builds import Locked
+    from adapterhub.projects.locking import LockOutcome, MakeMerge
+    from adapterhub.projects.session import Bars, Session
+    from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, Project, ProjectRemote, Wanted, WantedMerge
+    from adapterhub.trust.signing.trust import Demand
+
+
+class ProjectSources:
+    """Where the adapters of a project are looked for: its own remotes, then the user's places.
+
+    A namespace belongs to the remote that the user gave it to; else to the remote of the project that claims it. Each
+    place is opened once.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        project: Project,
+        *,
+        offline: bool = False,
+        remote: str | None = None,
+        token: str | None = None,
+        places: tuple[Path, ...] = (),
+    ) -> None:
+        """`offline`: no server is among the places. `remote` and `token` are those of the command line.
+
+        Raises:
+            NamespaceBound: the project claims a name or a namespace of a remote of the user's.
+        """
+        self._session, self._project, self._offline = session, project, offline
+        self._named, self._token = remote, token
+        self._places = places
+        self._disk: list[Source] | None = None
+        self._directories: dict[str, Source] = {}
+        from adapterhub.library.admission.installed import Admission
+
+        self._admission = Admission(session.library)
+        self._trust = ProjectTrust(session, project)
+        refuse_takeover(project, session.remotes.all(), self._admission)
+
+    def settle(self, lock: Lock | None) -> None:
+        """On a terminal, ask the user to agree to the project's servers; `lock` is what its lock file holds now."""
+        self._trust.settle(lock, offline=self._offline)
+
+    # ------------------------------------------------------------ for locking
+    def __call__(self, wanted: Wanted) -> list[Source]:
+        """The places that may be asked for an adapter of the project, in order.
+
+        Raises:
+            AdapterNotFound: a directory that the project names is not there, or holds no builds.
+            NamespaceBound: the adapter names a remote, and its namespace belongs to another one.
+            ProjectNotTrusted: a server of the project would be asked, and the user has not agreed to it.
+        """
+        if wanted.remote is not None:
+            named = next(r for r in self._project.remotes if r.name == wanted.remote)
+            self._admission.refuse_place(named.url or named.path or "", wanted.spec.namespace)
+            return self._of(named, wanted.spec)
+        return self.of_spec(wanted.spec)
+
+    def of_spec(self, spec: AdapterSpec) -> list[Source]:
+        """The same for any spec."""
+        remotes = [r for r in self._project.remotes if self._admission.may_offer(r.url or "", spec.namespace)]
+        if self._named is not None:
+            named = next((r for r in remotes if r.name == self._named), None)
+            return self._of(named, spec) if named else [*self._disk_places(), *self._servers(spec)]
+        claimed = [r for r in remotes if spec.namespace is not None and spec.namespace in r.namespaces]
+        if claimed:
+            return [source for remote in claimed for source in self._of(remote, spec)]
+        # a remote with namespaces is asked for those, and for names without any; one with none, for whatever there is
+        asked = [r for r in remotes if not r.namespaces or spec.namespace is None]
+        found = [source for remote in asked for source in self._of(remote, spec)]
+        found += [*self._disk_places(), *self._servers(spec)]
+        return list({(source.place, source.label): source for source in found}.values())  # each place once
+
+    def _servers(self, spec: AdapterSpec) -> list[Source]:
+        """The servers that the user would ask outside of any project."""
+        return [] if self._offline else self._session.sources_of(spec, self._named, token=self._token)
+
+    def _of(self, remote: ProjectRemote, spec: AdapterSpec) -> list[Source]:
+        if remote.path is not None:
+            return [self._directory(remote.path)]
+        if self._offline or remote.url is None:
+            return []
+        from adapterhub.library.remotes import Remote
+
+        self._trust.require()
+        hub = self._session.project_hub(Remote(name=remote.name, url=remote.url, namespaces=remote.namespaces))
+        if spec.namespace is not None:
+            return [hub]
+        return [hub.within(namespace) for namespace in remote.namespaces]
+
+    def _directory(self, path: str) -> Source:
+        """A directory as the project writes it, read once."""
+        from adapterhub.library.directory import PublishedDirectory, source_at
+
+        if path not in self._directories:
+            place = self._project.folder / Path(path).expanduser()
+            if not place.is_dir():
+                raise AdapterNotFound(
+                    f"the project looks for adapters in `{path}`, and `{place}` is no folder",
+                    hint="`[remotes]` of the project file names it",
+                )
+            source = source_at(place)
+            self._directories[path] = source.read_once() if isinstance(source, PublishedDirectory) else source
+        return self._directories[path]
+
+    def _disk_places(self) -> list[Source]:
+        from adapterhub.library.directory import PublishedDirectory
+
+        if self._disk is None:
+            found = sources_from(self._session, self._places)
+            self._disk = [s.read_once() if isinstance(s, PublishedDirectory) else s for s in found]
+        return self._disk
+
+    # ------------------------------------------------------------ for what is locked
+    def of_locked(self, entry: Locked) -> Iterator[Source]:
+        """Where a locked build may be: the place that it was locked from first, at its commit, then all others.
+
+        Raises:
+            RemoteUnreachable: it was locked from a server, no place before has it, and this is offline.
+            NamespaceBound: it was locked from another place than the remote that has its namespace.
+            ProjectNotTrusted: as above.
+        """
+        from adapterhub.projects.builds import exact_spec
+
+        source, spec = entry.source, exact_spec(entry)
+        if not source.is_library:
+            hint = f"`adapt lock --upgrade {entry.key}` asks the server that it belongs to"
+            self._admission.refuse_place(source.url or source.path, spec.namespace, hint=hint)
+        if source.path:
+            yield self._directory(source.path)
+        elif source.url and not self._offline:
+            from adapterhub.library.remotes import Remote
+
+            self._trust.require_for(source.url)
+            named = next((r for r in self._project.remotes if r.url == source.url), None)
+            known = Remote(name=named.name if named else "", url=source.url)
+            hub = self._session.project_hub(known)
+            if source.repo:
+                yield hub.at(source.repo, source.commit)
+            if spec.namespace is not None:
+                yield hub
+        yield from self.of_spec(spec)
+        if source.url and self._offline:
+            raise RemoteUnreachable(
+                f"`{entry.key}` is locked from {source.url}, and `--offline` forbids asking a server",
+                hint="`adapt sync` without `--offline` brings it into the library once",
+            )
+
+    def policy_for(self, entry: Locked) -> Demand | None:
+        """What the project asks of signatures on the remote that a build was locked from; None: nothing of its own."""
+        return self.policy_of(entry.source.remote)
+
+    def policy_of(self, remote: str) -> Demand | None:
+        """The same by the name of a remote; a project file may ask for more than its user does, never for less."""
+        from adapterhub.trust.signing.trust import Demand
+
+        named = next((r for r in self._project.remotes if r.name == remote), None)
+        if named is None or named.signatures != "require":
+            return None
+        return Demand(policy="require", where=f"remote `{named.name}` of `adapters.toml`")
+
+
+class SpecSources:
+    """Where `install` looks for a spec: inside a project its places, else those of the user."""
+
+    def __init__(
+        self, session: Session, places: tuple[Path, ...], *, remote: str | None, token: str | None, offline: bool
+    ) -> None:
+        """`places` are those of `--from`."""
+        self._session, self._places, self._offline, self._token = session, places, offline, token
+        self.remote = remote
+        self._project = session.project
+        self._inside = None if self._project is None else self.project_sources(self._project)
+        if self._inside is not None and self._project is not None and any(r.url for r in self._project.remotes):
+            from adapterhub.projects.lock.lockfile import previous_lock
+
+            self._inside.settle(previous_lock(self._project))
+        self._disk: list[Source] | None = None
+
+    def __call__(self, spec: AdapterSpec) -> Sequence[Source]:
+        """The places to be asked, in order."""
+        if self._inside is not None:
+            return self._inside.of_spec(spec)
+        if self._disk is None:
+            self._disk = sources_from(self._session, self._places)
+        servers = [] if self._offline else self._session.sources_of(spec, self.remote, token=self._token)
+        return [*self._disk, *servers]
+
+    def policy_of(self, source: Source) -> Demand | None:
+        """What the project asks of signatures of what comes from there; None: nothing of its own."""
+        from adapterhub.projects.locking import remote_of
+
+        if self._inside is None or self._project is None:
+            return None
+        return self._inside.policy_of(remote_of(self._project, source.place))
+
+    def project_sources(self, project: Project) -> ProjectSources:
+        """The places of a project, with the same options."""
+        return ProjectSources(
+            self._session,
+            project,
+            offline=self._offline,
+            remote=self.remote,
+            token=self._token,
+            places=self._places,
+        )
+
+
+@contextmanager
+def editing(library: Library, folder: Path) -> Iterator[Project]:
+    """The project in `folder` as it is now, for one command at a time that edits its file.
+
+    Raises:
+        StoreLocked: another command that does so did not end.
+    """
+    from adapterhub.core.disk.root import alone_in
+    from adapterhub.projects.project import read_project
+
+    with alone_in(folder, library.store, "project"):
+        yield read_project(folder)
+
+
+def project_base(session: Session) -> BaseSpec | None:
+    """The base of the project that a command works in; None outside of any, or where it names none."""
+    from adapterhub.projects.locking import in_project
+
+    project = session.project
+    return in_project(project.base, project.folder) if project and project.base else None
+
+
+def base_to_write(base: BaseSpec, folder: Path) -> BaseSpec:
+    """A base as the project file in `folder` writes it: a path, typed from the working directory, is from there."""
+    from adapterhub.core.specs import BaseSpec
+
+    if base.kind != "path" or Path(base.text).expanduser().is_absolute():
+        return base
+    path = Path(os.path.relpath(base.text, os.path.realpath(folder))).as_posix()
+    return BaseSpec.parse(path if path.startswith("..") else f"./{path}")
+
+
+def lock_now(
+    session: Session,
+    project: Project,
+    sources: ProjectSources,
+    *,
+    previous: Lock | None,
+    upgrade: Collection[str] = (),
+    given: Mapping[AdapterName, LockedAdapter] | None = None,
+    make_merge: MakeMerge | None = None,
+    bars: Bars | None = None,
+) -> LockOutcome:
+    """What the project wants, resolved. Nothing is written but what merges bring into the library.
+
+    Merges are run, unless `make_merge` stands in for that. `bars` show how far it is.
+
+    Raises:
+        As `locking.lock_project`.
+    """
+    from adapterhub.projects.locking import lock_project
+
+    library = session.library
+
+    def run_merge(wanted: WantedMerge, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
+        from adapterhub.projects.locking import ALL, base_choice
+        from adapterhub.projects.merges import Merges  # imports torch, for which a lock without a merge need not wait
+
+        merges = Merges(
+            library=library,
+            base=base_choice(library, project, previous, takes_new=upgrade == ALL).locked,
+            places=sources.of_locked,
+            policy=sources.policy_for,
+            bar=bars.progress if bars else None,
+            steps=lambda: bars.steps(f"merge {wanted.key}", unit="modules") if bars else nullcontext(),
+            warn=session.out.warn,
+        )
+        return merges.make(wanted, inputs)
+
+    with bars.steps("resolve", unit="adapters") if bars else nullcontext() as progress:
+        return lock_project(
+            library,
+            project,
+            sources,
+            previous=previous,
+            upgrade=upgrade,
+            make_merge=make_merge or run_merge,
+            given=given,
+            progress=progress,
+        )
+
+
+def save_lock(session: Session, project: Project, lock: Lock) -> bool:
+    """Write the lock, and note in the library that the project needs what it names; whether the file changed."""
+    from adapterhub.library.store.roots import KnownProjects
+    from adapterhub.projects.lock.lockfile import write_lock
+    from adapterhub.projects.values import digests_of
+
+    with keeping_trust(session, project, lock):
+        changed = write_lock(project.folder, lock)
+    KnownProjects(session.root).remember(project.folder, digests_of(lock))
+    return changed

@@ -1,0 +1,274 @@
+"""What every face starts from: a library's root, the servers that are known, tokens, and the places to look in.
+
+The command line and the plugin of vLLM make a `Session`, and so can a program. Nothing here reads the environment or
+asks a person: a face hands in its variables, where to report, and who agrees to a project's servers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from adapterhub.core.errors import NotFound, RemoteUnreachable, SpecError, UsageProblem, shown
+
+if TYPE_CHECKING:
+    from adapterhub.core.digests import Progress
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
+    from adapterhub.distribution.hub import Hub
+    from adapterhub.library.bases.wanted import WantedBase
+    from adapterhub.library.library import Library
+    from adapterhub.library.remotes import Remote, Remotes
+    from adapterhub.library.transfer import Source
+    from adapterhub.projects.trusted import Servers
+    from adapterhub.projects.values import Project
+
+HUB_NAME, HUB_URL = "hub", "https://huggingface.co"
+"""As in `remotes.py`, which is imported when a server is needed."""
+
+
+class Reporter(Protocol):
+    """Where a session reports what happens beside the result."""
+
+    def note(self, text: str) -> None:
+        """Report something worth knowing."""
+
+    def warn(self, text: str) -> None:
+        """Report a warning."""
+
+
+class Bars(Protocol):
+    """Where long work shows how far it is."""
+
+    def progress(self, what: str, total: int | None) -> AbstractContextManager[Progress]:
+        """Show that so many bytes are on their way; call what is entered with those that arrived since."""
+
+    def steps(self, what: str, *, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Show counted steps; call what is entered with how many of how many are done."""
+
+
+class LogReporter:
+    """Reports to the logger of that name, for programs without a terminal."""
+
+    def __init__(self, name: str = "adapterhub") -> None:
+        import logging
+
+        self._log = logging.getLogger(name)
+
+    def note(self, text: str) -> None:
+        """Log at level INFO."""
+        self._log.info("%s", text)
+
+    def warn(self, text: str) -> None:
+        """Log at level WARNING."""
+        self._log.warning("%s", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A library and all that finding adapters needs.
+
+    `variables` are the environment variables of the face. `project_dir` names the project instead of the nearest one
+    above the working directory. `trusts_project` agrees to the project's servers for this session; otherwise `agree`
+    asks the user before any of them is used, and a True is remembered. It is None where no one can answer.
+    """
+
+    root: Path
+    out: Reporter = field(default_factory=LogReporter)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    project_dir: Path | None = None
+    trusts_project: bool = False
+    agree: Callable[[Project, Servers], bool] | None = None
+    _hubs: dict[tuple[str, str | None], Hub] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def library(self) -> Library:
+        """The library; importing it is left to the commands that need it."""
+        from adapterhub.library.library import Library
+
+        return Library(self.root)
+
+    @property
+    def project_library(self) -> Library:
+        """The library, in which a bare name of the project is the build that the lock file names."""
+        library, folder = self.library, self.project_folder
+        if folder is not None:
+            from adapterhub.projects.builds import ProjectNames
+
+            library.names = ProjectNames(folder, self.out.note).build
+        return library
+
+    @property
+    def remotes(self) -> Remotes:
+        """The servers that are known by name."""
+        from adapterhub.library.remotes import Remotes
+
+        return Remotes(self.root)
+
+    @property
+    def project_folder(self) -> Path | None:
+        """The folder of the project: `project_dir`, else the nearest from here upwards; None outside of any.
+
+        Raises:
+            NotFound: `project_dir` holds no project.
+        """
+        from adapterhub.core.disk.home import PROJECT_FILE
+        from adapterhub.projects.project import find_project
+
+        named = self.project_dir
+        if named is None:
+            return find_project(Path.cwd())
+        if not (named / PROJECT_FILE).is_file():
+            raise NotFound(f"`{named}` has no `{PROJECT_FILE}`", hint=f"`adapt init {named}` makes a project of it")
+        return named
+
+    @property
+    def project(self) -> Project | None:
+        """The project that the command works in; None outside of any.
+
+        Raises:
+            NotFound, Malformed: `project_dir` holds none, or its file cannot be used.
+        """
+        from adapterhub.projects.project import read_project
+
+        folder = self.project_folder
+        return None if folder is None else read_project(folder)
+
+    def need_project(self) -> Project:
+        """The project that the command works in.
+
+        Raises:
+            NotFound, Malformed: there is none, or its file cannot be used.
+        """
+        project = self.project
+        if project is None:
+            raise NotFound(
+                f"no project: neither `{Path.cwd()}` nor a folder above it has an `adapters.toml`",
+                hint="`adapt init` makes one of this folder, `--project DIR` names another",
+            )
+        return project
+
+    def remote(self, named: str | None, *, for_bases: bool = False) -> Remote:
+        """The server that `--remote` names, else the default one; for bases that is never a remote of adapters."""
+        remotes = self.remotes
+        if named:
+            return remotes.get(named)
+        configured = self.variables.get("ADAPTERHUB_REMOTE")
+        if configured and not for_bases:
+            return remotes.get(configured)
+        default = None if for_bases else remotes.default()
+        return default or remotes.get(self.variables.get("HF_ENDPOINT") or HUB_NAME)
+
+    def hub(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Hub:
+        """The remote end; `token` is one that was given for this server.
+
+        Raises:
+            RemoteUnreachable: `offline` forbids it.
+        """
+        if offline:
+            raise RemoteUnreachable("`--offline` forbids asking a server")
+        from huggingface_hub import constants
+
+        from adapterhub.distribution.hub import Hub, bound_client
+
+        if "HF_HUB_DISABLE_TELEMETRY" not in self.variables:
+            constants.HF_HUB_DISABLE_TELEMETRY = True  # else the client calls its maker's server from any endpoint
+        silence_s = _silence_s(self.variables)
+        bound_client(silence_s)
+        label = f"remote `{remote.name}` ({remote.url})" if remote.name else f"server `{remote.url}`"
+        key = remote.url, token or self._token_for(remote)
+        if key not in self._hubs:  # one for all specs of a command: what a server can do is asked once
+            self._hubs[key] = Hub(endpoint=key[0], token=key[1], label=label, silence_s=silence_s)
+        return self._hubs[key]
+
+    def project_hub(self, remote: Remote) -> Hub:
+        """A server that a project file names; it sees a token only if the user gave one for this very URL."""
+        return self._hub_with(remote, None, None)
+
+    def place_hub(self, url: str, *, token: str | None = None) -> Hub:
+        """A server that something was installed from once; `token` is for the default server, and goes to no other."""
+        return self._hub_with(self.remotes.get(url), None, token)
+
+    def named_hub(self, named: str | None, *, token: str | None, offline: bool, for_bases: bool = False) -> Hub:
+        """The server that `--remote` and `--token` name, or the default one."""
+        remote = self.remote(named, for_bases=for_bases)
+        return self.hub(remote, token=token or self._environment_token(remote, named), offline=offline)
+
+    def sources_of(self, spec: AdapterSpec, named: str | None, *, token: str | None) -> list[Source]:
+        """The servers that may be asked for `spec`, in order.
+
+        A namespace is asked of the remotes that were given it, else of the default server. A bare name is asked in the
+        namespaces of each remote, never in a whole hub. `--remote` leaves that one server.
+        """
+        remotes = self.remotes
+        if spec.namespace is not None:
+            asked = [] if named else remotes.of_namespace(spec.namespace)
+            asked = asked or [self.remote(named)]
+            return [self._hub_with(remote, named, token) for remote in asked]
+        asked = [self.remote(named)] if named else [r for r in remotes.all() if r.namespaces]
+        found: list[Source] = []
+        for remote in asked:
+            if remote.namespaces:
+                hub = self._hub_with(remote, named, token)
+                found += [hub.within(namespace) for namespace in remote.namespaces]
+        return found
+
+    def _hub_with(self, remote: Remote, named: str | None, token: str | None) -> Hub:
+        # --token belongs to the one server that is named or the default, not to whoever has the namespace
+        mine = token if remote.url == self.remote(named).url else None
+        return self.hub(remote, token=mine or self._environment_token(remote, named))
+
+    def _environment_token(self, remote: Remote, named: str | None) -> str | None:
+        """ADAPTERHUB_TOKEN, for ADAPTERHUB_REMOTE; without that, for the one server that is named or the default."""
+        configured = self.variables.get("ADAPTERHUB_REMOTE")
+        owner = self.remotes.get(configured) if configured else self.remote(named)
+        return self.variables.get("ADAPTERHUB_TOKEN") if owner.url == remote.url else None
+
+    def _token_for(self, remote: Remote) -> str | None:
+        """The token of `adapt remote login`, else the one that the hub's own client saved for this very server."""
+        kept = self.remotes.token(remote.url)
+        if kept is not None or remote.url != (self.variables.get("HF_ENDPOINT") or HUB_URL).rstrip("/"):
+            return kept
+        from huggingface_hub import get_token
+
+        return get_token()
+
+
+def _silence_s(variables: Mapping[str, str]) -> float | None:
+    """ADAPTERHUB_TIMEOUT_S: how long to wait for a server's next byte; None leaves it to the library."""
+    text = variables.get("ADAPTERHUB_TIMEOUT_S", "")
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:  # noqa: PLR2004 - a day; false for NaN, too
+        raise UsageProblem(f"ADAPTERHUB_TIMEOUT_S is `{shown(text)}`, expected seconds above 0")
+    return seconds
+
+
+def wanted_from(library: Library, spec: AdapterSpec, base: BaseSpec | None) -> WantedBase | None:
+    """The base that is asked for: in the spec after `@`, or as `base` (`--base`).
+
+    Raises:
+        SpecError: they differ.
+        BaseNotFound: it is not known.
+    """
+    from adapterhub.core.specs import hint_for_unknown_base
+    from adapterhub.library.bases.wanted import wanted_base
+
+    if spec.base is not None and base is not None and spec.base != base:
+        raise SpecError(str(spec), f"names the base `{spec.base}`, but --base names `{base}`", hint="name it once")
+    return wanted_base(spec.base or base, library.bases, hint_for_unknown_base(spec))
+
+
+def sources_from(session: Session, places: tuple[Path, ...]) -> list[Source]:
+    """The places on disk to look in: `places` (`--from`), then those of ADAPTERHUB_SOURCES (separated by `:`)."""
+    from adapterhub.library.directory import source_at
+
+    configured = [Path(p) for p in session.variables.get("ADAPTERHUB_SOURCES", "").split(os.pathsep) if p]
+    return [source_at(path) for path in (*places, *configured) if path.resolve() != session.root.resolve()]

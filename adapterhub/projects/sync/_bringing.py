@@ -1,0 +1,210 @@
+"""Getting a locked build into the library: by its digest, from wherever the lock or the project says it may be.
+
+A place may offer whatever it likes: what counts is the digest of the manifest, then those of the files, all from the
+lock. What is there already is not asked for again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from adapterhub.core.digests import Progress
+from adapterhub.core.errors import (
+    AdapterHubError,
+    AdapterNotFound,
+    DigestMismatch,
+    NamespaceBound,
+    NotAllowed,
+    NotFound,
+    RemoteUnreachable,
+)
+from adapterhub.distribution.install import Expecting, admit
+from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
+from adapterhub.formats.release import Release
+from adapterhub.library.admission.gate import Asked
+from adapterhub.library.admission.installed import Admission
+from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.library import Library
+from adapterhub.library.transfer import Source, copy
+from adapterhub.projects.builds import (
+    Given,
+    Locked,
+    exact_spec,
+    full_name_of,
+    has_objects,
+    label_of,
+    locked_build,
+    namespace_of,
+    refuse_other_build,
+)
+from adapterhub.projects.lock.conflicts import yanked_notice
+from adapterhub.projects.values import LockedAdapter, LockedMerge
+
+Places = Callable[[Locked], Iterable[Source]]
+"""Where a locked build may be, in the order of asking: the place it was locked from first. It may raise."""
+
+PolicyFor = Callable[[Locked], Given]
+"""What is asked of signatures for this build, before the policies that the user has set; None for those alone."""
+
+_SHOWN_DIGEST: Final = 19
+_ELSEWHERE: Final = (RemoteUnreachable, NotFound, DigestMismatch)
+"""What one place may answer while another still has the build."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Brought:
+    """A locked build that is in the library now. `warnings` are for the user; `sent_bytes` came from elsewhere."""
+
+    entry: Locked
+    origin: str
+    sent_bytes: int
+    warnings: tuple[str, ...] = ()
+
+
+def bring(
+    library: Library,
+    entry: Locked,
+    places: Places,
+    *,
+    base: BaseRecord | None,
+    policy: Given,
+    progress: Progress | None,
+) -> Brought:
+    """Install the locked build; `base` is what it is checked against when it declares no fingerprint.
+
+    Raises:
+        DigestMismatch: a place has something else under that name and version, and none has what is locked.
+        AdapterNotFound, RemoteUnreachable: no place has it; each is named with its reason.
+        SignatureRefused: by policy, or because its signature is false.
+        NamespaceBound: the namespace belongs to a server that does not have it.
+    """
+    admission = Admission(library)
+    namespace = namespace_of(entry)
+    proves_itself = isinstance(entry, LockedMerge) or not admission.needs_proof(
+        entry.digest, full_name_of(entry), policy
+    )
+    if proves_itself and has_objects(library, entry):
+        manifest = library.store.read_manifest(entry.digest)
+        release = Release(manifest=manifest, namespace=exact_spec(entry).namespace, origin=library.label)
+        return _take(library, entry, release, library, base=base, policy=policy, progress=progress)
+    failures: list[AdapterHubError] = []
+    for source in _each(places, entry, failures):
+        try:
+            admission.refuse_place(source.place, namespace)
+            release = _locked_one(entry, source.releases(exact_spec(entry)), source)
+        except AdapterHubError as error:
+            failures.append(_if_elsewhere_may_help(error))
+            continue
+        _refuse_taken(library, entry, release)
+        try:
+            return _take(library, entry, release, source, base=base, policy=policy, progress=progress)
+        except AdapterHubError as error:
+            failures.append(_if_elsewhere_may_help(error))
+    foreign = locked_build(library, entry)
+    if foreign is not None:
+        admission.refuse_foreign(foreign)
+    raise _nowhere(entry, failures)
+
+
+def _if_elsewhere_may_help(error: AdapterHubError) -> AdapterHubError:
+    """The failure of one place, raised at once where no other place would change it: no room, a signature, the lock."""
+    if isinstance(error, (*_ELSEWHERE, NamespaceBound)) or type(error) is NotAllowed:
+        return error
+    raise error
+
+
+def _nowhere(entry: Locked, failures: Sequence[AdapterHubError]) -> AdapterHubError:
+    """The refusal when no place has what is locked: the other content that one had, else why each has nothing."""
+    asked = [error for error in failures if not isinstance(error, NamespaceBound)]
+    if failures and not asked:
+        return failures[0]
+    failures = asked  # a place that may not answer says nothing about those that may
+    mismatch = next((error for error in failures if isinstance(error, DigestMismatch)), None)
+    if mismatch is not None:
+        return mismatch
+    kind = next((type(e) for e in failures if not isinstance(e, NotFound)), AdapterNotFound)
+    reasons = "; ".join(dict.fromkeys(error.message for error in failures))
+    where = reasons or "it was locked from a library, and no other place is known that has it"
+    hint = next((error.hint for error in failures if error.hint), "")
+    if isinstance(entry, LockedAdapter) and entry.source.is_library:
+        hint = (
+            f"`adapt push {exact_spec(entry)} --to PLACE` where it was locked, and `adapt lock --upgrade {entry.key}`"
+        )
+    return kind(f"`{label_of(entry)}`, locked as {entry.digest}, cannot be had: {where}", hint=hint)
+
+
+def _each(places: Places, entry: Locked, failures: list[AdapterHubError]) -> Iterator[Source]:
+    """The places, one after the other; one that cannot even be opened is among the failures."""
+    try:
+        yield from places(entry)
+    except _ELSEWHERE as error:
+        failures.append(error)
+
+
+def _locked_one(entry: Locked, releases: Sequence[Release], source: Source) -> Release:
+    """The release with the locked digest."""
+    same = next((release for release in releases if release.digest == entry.digest), None)
+    if same is not None:
+        return same
+    spec = exact_spec(entry)
+    other = next((release for release in releases if spec.matches(release.manifest.version)), None)
+    if other is not None:
+        raise DigestMismatch(
+            f"`{label_of(entry)}` in {other.origin}",
+            expected=entry.digest,
+            actual=other.digest,
+            hint=f"somebody published other content under this version; `adapt lock --upgrade {entry.key}` takes it, "
+            "if you trust it",
+        )
+    raise AdapterNotFound(f"{source.label} has no `{label_of(entry)}`")
+
+
+def _take(
+    library: Library,
+    entry: Locked,
+    release: Release,
+    source: Source,
+    *,
+    base: BaseRecord | None,
+    policy: Given,
+    progress: Progress | None,
+) -> Brought:
+    """Copy one build in, by its digest and by its signature."""
+    refuse_other_build(entry, release.manifest.to_json())
+    warnings = []
+    if release.yanked is not None:
+        warnings.append(yanked_notice(entry.key, full_name_of(entry), entry.version, release.yanked))
+    signature = None
+    if source is not library:
+        declared = release.manifest.base.fingerprint
+        spec = replace(exact_spec(entry), digest_prefix=entry.digest)
+        asked = Asked(spec=spec, bases=(declared.weights if declared else "",))
+        signature, finding = admit(library, release, source, asked, policy)
+        if finding.severity == "warning":
+            warnings.append(f"[{finding.code}] {finding.message}")
+    destination = Expecting(library, base)
+    copied = copy(release, source, destination, progress, signature=signature)
+    build = locked_build(library, entry)
+    if build is not None and source is not library:
+        library.note_origin(build, source.place)
+    if destination.added is not None:
+        warnings += [f"[{f.code}] {f.message}" for f in destination.added.report.warnings]
+    return Brought(entry=entry, origin=release.origin, sent_bytes=copied.sent_bytes, warnings=tuple(warnings))
+
+
+def _refuse_taken(library: Library, entry: Locked, release: Release) -> None:
+    """Whether the library has another build in the place of this one."""
+    path = library.folder_for(release.manifest, release.namespace) / MANIFEST_FILE
+    with contextlib.suppress(FileNotFoundError):
+        there = Manifest.read(path).digest
+        if there != entry.digest:
+            raise DigestMismatch(
+                f"{library.label}: `{label_of(entry)}`",
+                expected=entry.digest,
+                actual=there,
+                hint=f"the library has other content under this version; "
+                f"`adapt remove '{full_name_of(entry)}#{there[:_SHOWN_DIGEST]}' --yes` makes room",
+            )

@@ -1,0 +1,82 @@
+"""What `sync` made in `adapters/` of a project and how its files looked then, so that looking again costs a stat each.
+
+    synced/<16 hex>.json   {"schema", "project", "folders": {key: {"digest", "inode", "files": {name: stamp}}}}
+
+It lies in the library, by the project's path: what lies in a project may be a stranger's, and would say whatever they
+like of what may be deleted. A folder that is not in it is somebody else's, and is never deleted unasked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from adapterhub.core.disk.files import read_json
+from adapterhub.core.disk.real_folder import RealFolder
+from adapterhub.library.store.blobs import Store
+from adapterhub.library.store.roots import synced_path
+
+_LIMIT_BYTES: Final = 64 << 20
+_SCHEMA: Final = "adapterhub-sync/2"
+
+Stamp = tuple[int, int, int, int]
+"""Size in bytes, times of change of the bytes and of the inode in nanoseconds, and number of a file.
+
+A program can keep the size and set the first time back. The second the kernel alone sets: at each write, at a change of
+mode or times, and when the file gets or loses a hard link.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A folder that sync made: the manifest's digest, the folder's inode, the stamps of its files.
+
+    While it is in the making it has no stamps, and the inode is that of the folder which it will replace, else 0.
+    """
+
+    digest: str
+    inode: int = 0
+    files: dict[str, Stamp] = field(default_factory=dict)
+
+
+def read_state(store: Store, project: Path) -> dict[str, Placed]:
+    """What is ours in the project, by key; nothing when the note is missing or damaged."""
+    try:
+        value = read_json(synced_path(store.root, project), _LIMIT_BYTES)
+        if value["schema"] != _SCHEMA:
+            return {}
+        return {str(key): _placed(item) for key, item in value["folders"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _placed(item: Any) -> Placed:  # noqa: ANN401 - any JSON value; what it lacks raises
+    files = {str(name): (int(s[0]), int(s[1]), int(s[2]), int(s[3])) for name, s in item["files"].items()}
+    return Placed(digest=str(item["digest"]), inode=int(item["inode"]), files=files)
+
+
+def write_state(store: Store, project: Path, placed: dict[str, Placed]) -> None:
+    """Note what is ours.
+
+    Raises:
+        NotAllowed, DiskFull: it cannot be written.
+    """
+    folders = {
+        key: {"digest": one.digest, "inode": one.inode, "files": one.files} for key, one in sorted(placed.items())
+    }
+    value = {"schema": _SCHEMA, "project": os.path.realpath(project), "folders": folders}
+    data = json.dumps(value, separators=(",", ":")).encode()
+    store.write(synced_path(store.root, project), data, sync=False)
+
+
+def stamp_of(folder: RealFolder, name: str) -> Stamp:
+    """The stamp of a file in a folder; a link is not followed.
+
+    Raises:
+        OSError: there is none.
+    """
+    facts = folder.facts(name)
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino

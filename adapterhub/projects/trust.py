@@ -1,0 +1,133 @@
+"""Whether the servers that a project names may be asked: once agreed to, for the folder and what it says of servers."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from typing import TYPE_CHECKING
+
+from adapterhub.core.errors import NamespaceBound, ProjectNotTrusted, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.remotes import Remote
+    from adapterhub.projects.session import Session
+    from adapterhub.projects.trusted import Servers
+    from adapterhub.projects.values import Lock, Project
+
+
+def refuse_takeover(project: Project, own: Sequence[Remote], admission: Admission) -> None:
+    """Refuse a project that claims the name or a namespace of a remote of the user's.
+
+    Raises:
+        NamespaceBound: with both sides, and the command that would allow it.
+    """
+    for remote in project.remotes:
+        place = remote.url or remote.path or ""
+        mine = next((known for known in own if known.name == remote.name), None)
+        if mine is not None and mine.url != place:
+            raise NamespaceBound(
+                f"`adapters.toml` calls `{place}` `{remote.name}`, which is your name for {mine.url}. "
+                "Nothing was changed",
+                hint=f"give it another name under `[remotes]`, or `adapt remote remove {remote.name}` gives up yours",
+            )
+        for namespace in remote.namespaces:
+            admission.refuse_place(place, namespace)
+
+
+def own_remotes(session: Session) -> list[Remote]:
+    """The remotes of the user, and the default server."""
+    return [*session.remotes.all(), session.remote(None)]
+
+
+def servers_in(session: Session, project: Project, lock: Lock | None) -> Servers:
+    """The servers that a project brings along, beside those that the user has."""
+    from adapterhub.projects.trusted import servers_of
+
+    return servers_of(project, lock, own_remotes(session))
+
+
+class ProjectTrust:
+    """What the user said of the servers of one project; looked up when a server is about to be asked."""
+
+    def __init__(self, session: Session, project: Project) -> None:
+        self._session, self._project = session, project
+        self._lock: Lock | None = None
+        self._is_settled = False
+        self._is_agreed = session.trusts_project
+
+    def settle(self, lock: Lock | None, *, offline: bool) -> None:
+        """Take the lock as given; have the user asked for what has not been agreed to. Not for threads."""
+        self._lock, self._is_settled = lock, True
+        agree = self._session.agree
+        if offline or agree is None or self._agreed():
+            return
+        servers = self._servers()
+        if agree(self._project, servers):
+            from adapterhub.projects.trusted import TrustedProjects
+
+            TrustedProjects(self._session.root).trust(self._project.folder, servers)
+            self._is_agreed = True
+
+    def require(self) -> None:
+        """Refuse to ask a server of the project that the user has not agreed to.
+
+        Raises:
+            ProjectNotTrusted: with the servers, and the command that agrees to them.
+        """
+        if not self._agreed():
+            folder = self._project.folder
+            listed = [f"  {line}" for line in lines_of(self._servers())]
+            raise ProjectNotTrusted(
+                "\n".join([f"`{folder}` names servers that you have not agreed to. None was asked", *listed]),
+                hint=f"`adapt trust {shlex.quote(str(folder))}` agrees to them; "
+                "`--trust-project` does for one run, as in CI",
+            )
+
+    def require_for(self, url: str) -> None:
+        """The same for a server that the lock names, unless the user has it himself."""
+        if all(known.url != url for known in own_remotes(self._session)):
+            self.require()
+
+    def _agreed(self) -> bool:
+        if self._is_agreed:
+            return True
+        from adapterhub.projects.trusted import TrustedProjects
+
+        trusted = TrustedProjects(self._session.root)
+        self._is_agreed = trusted.is_trusted(self._project.folder, self._servers())
+        return self._is_agreed
+
+    def _servers(self) -> Servers:
+        if not self._is_settled:
+            from adapterhub.projects.lock.lockfile import previous_lock
+
+            self._lock, self._is_settled = previous_lock(self._project), True
+        return servers_in(self._session, self._project, self._lock)
+
+
+def lines_of(servers: Servers) -> list[str]:
+    """A line for each server that a project brings along."""
+    found = []
+    for remote in servers.remotes:
+        what = f"for {', '.join(remote.namespaces)}" if remote.namespaces else "for every name"
+        found.append(f"{remote.name}  {remote.url}  {what}")
+    return [*found, *(f"adapters.lock  {shown(url, 200)}" for url in servers.sources)]
+
+
+@contextlib.contextmanager
+def keeping_trust(session: Session, project: Project, lock: Lock) -> Iterator[None]:
+    """Keep what was agreed to while we write `lock` ourselves: its places are those that this run might ask."""
+    from adapterhub.projects.lock.lockfile import previous_lock
+    from adapterhub.projects.trusted import TrustedProjects
+
+    after = servers_in(session, project, lock)
+    trusted = TrustedProjects(session.root)
+    was_trusted = bool(after.needed) and trusted.is_trusted(
+        project.folder, servers_in(session, project, previous_lock(project))
+    )
+    yield
+    if was_trusted and not trusted.is_trusted(project.folder, after):
+        trusted.trust(project.folder, after)

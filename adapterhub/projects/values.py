@@ -1,0 +1,207 @@
+"""A project and its lock as values: what a project wants, and what it got.
+
+adapters.toml   what a project wants: base, remotes, adapters, merges, policy
+adapters.lock   exactly what it got
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapterhub.core.digests import Digest
+from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
+from adapterhub.trust.signing.policy import SignaturePolicy
+from adapterhub.weights.recipes.toml.values import Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectRemote:
+    """A place that a project names itself: a server (`url`) or a directory of builds (`path`, as written).
+
+    Exactly one of the two is given. `path` is relative to the project.
+    """
+
+    name: str
+    url: str | None = None
+    path: str | None = None
+    namespaces: tuple[str, ...] = ()
+    signatures: SignaturePolicy | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """One adapter that a project asks for. `key` is its name in the project, and its folder in `adapters/`.
+
+    `group` is None for what `sync` always brings. `remote` leaves one remote of the project to be asked.
+    """
+
+    key: AdapterName
+    spec: AdapterSpec
+    rank: int | None = None
+    min_rank: int | None = None
+    max_rank: int | None = None
+    group: str | None = None
+    remote: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedMerge:
+    """One merge that a project asks for. The leaves of `step` name adapters or merges of the project by their keys.
+
+    `version` None: `1.0.0+<12 hex of the recipe with the digests of its inputs>`, so that another recipe or other
+    inputs never claim a version that is taken.
+    """
+
+    key: AdapterName
+    step: Step
+    version: str | None = None
+    task: str | None = None
+    description: str = ""
+    license: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What a project lets in. Empty tuples and None ask for nothing; `deny` wins over `allow`.
+
+    Licences are SPDX ids, compared without regard to case; an adapter that names none is outside every `allow`.
+    Methods are those of a manifest (`lora`, `dora`, `rslora`). `exclude_newer` is as written: a date or `7d`.
+    """
+
+    allow_namespaces: tuple[str, ...] = ()
+    deny_namespaces: tuple[str, ...] = ()
+    allow_licenses: tuple[str, ...] = ()
+    deny_licenses: tuple[str, ...] = ()
+    allow_methods: tuple[str, ...] = ()
+    deny_methods: tuple[str, ...] = ()
+    max_rank: int | None = None
+    exclude_newer: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """`adapters.toml` as read. Adapters and merges are in the order of the file; keys are unique over both."""
+
+    folder: Path
+    base: BaseSpec | None = None
+    remotes: tuple[ProjectRemote, ...] = ()
+    adapters: tuple[Wanted, ...] = ()
+    merges: tuple[WantedMerge, ...] = ()
+    policy: Policy = field(default_factory=Policy)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the optional groups, sorted."""
+        return tuple(sorted({wanted.group for wanted in self.wanted if wanted.group}))
+
+    @property
+    def wanted(self) -> tuple[Wanted | WantedMerge, ...]:
+        """Adapters, then merges."""
+        return tuple[Wanted | WantedMerge, ...]([*self.adapters, *self.merges])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedFile:
+    """One file of a locked build."""
+
+    path: str
+    sha256: Digest
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedSource:
+    """Where a locked build was found.
+
+    `url`, `repo` and `commit` for a server, `path` for a directory as the project file writes it; `remote` is its name
+    in the project or in the library, "" if none. Nothing at all: the library of the one who locked.
+    """
+
+    remote: str = ""
+    url: str = ""
+    repo: str = ""
+    commit: str = ""
+    path: str = ""
+
+    @property
+    def is_library(self) -> bool:
+        """Whether no place is known but the library that it was locked from."""
+        return not self.url and not self.path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedAdapter:
+    """Exactly one build. `wanted` is the requirement that it answers, as text: `acme/legal-qa>=1.2,<2 max-rank=16`.
+
+    `base` is the weights digest that the build declares; None when it declares none.
+    """
+
+    key: AdapterName
+    wanted: str
+    name: str
+    version: str
+    digest: Digest
+    base: Digest | None
+    rank: int | None
+    source: LockedSource
+    files: tuple[LockedFile, ...]
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedMerge:
+    """A merge as its recipe and its result. The leaves of `step` are exact specs with the digests of the inputs.
+
+    `source` tells where its bytes can be had without running it; a merge that was never published has the library.
+    """
+
+    key: AdapterName
+    version: str
+    digest: Digest
+    base: Digest | None
+    rank: int | None
+    step: Step
+    task: str | None
+    description: str
+    license: str | None
+    source: LockedSource
+    files: tuple[LockedFile, ...]
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedBase:
+    """The base of the project: as the project file writes it, and its fingerprint's digests where it is known."""
+
+    spec: str
+    weights: Digest | None = None
+    tensors: Digest | None = None
+    structure: Digest | None = None
+    hub_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lock:
+    """`adapters.lock`: adapters and merges sorted by key. `policy` is the one that the choices were made under."""
+
+    base: LockedBase | None
+    policy: Policy = field(default_factory=Policy)
+    adapters: tuple[LockedAdapter, ...] = ()
+    merges: tuple[LockedMerge, ...] = ()
+
+    @property
+    def entries(self) -> Mapping[AdapterName, LockedAdapter | LockedMerge]:
+        """Everything locked, by its name in the project."""
+        entries = list[LockedAdapter | LockedMerge]([*self.adapters, *self.merges])
+        return {entry.key: entry for entry in entries}
+
+
+def digests_of(lock: Lock) -> set[Digest]:
+    """Every object that a lock names: manifests and files."""
+    found: set[Digest] = set()
+    for entry in lock.entries.values():
+        found |= {entry.digest, *(file.sha256 for file in entry.files)}
+    return found

@@ -1,0 +1,271 @@
+"""The file `model.sig`: an OpenSSF Model Signing (OMS) v1.0 bundle, written and read with the standard library alone.
+
+    bundle     sigstore bundle v0.3: the hint (SHA-256 of the public key's PEM) and a DSSE envelope
+    envelope   the signed bytes, base64, and one signature over their pre-authentication encoding
+    statement  in-toto v1: the SHA-256 of each file, the digest over these as the subject, and what was signed
+
+`model_signing` reads it. Our one addition is the field `adapter` of the predicate, which says which adapter, version,
+base, rank and parents were meant; verifiers of OMS v1.0 pass over it. What is read here was written by a stranger:
+size, depth, repeated keys, types and names are all checked, and nothing is taken from it but claims.
+
+Sources: OMS v1.0 (github.com/ossf/model-signing-spec), DSSE v1.0 protocol (secure-systems-lab), in-toto Statement v1.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from adapterhub.core.digests import Digest, canonical_json, hex_of, parse_digest, strict_json
+from adapterhub.core.errors import shown
+from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, Manifest
+
+SIGNATURE_LIMIT_BYTES: Final = 1 << 20
+BUNDLE_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
+PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE: Final = "https://model_signing/signature/v1.0"
+MAX_FILES: Final = 1024
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+_ROOM_FOR_NAMES: Final = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a signature was made for. `namespace` is None when the signer named none; `base` when nobody knew it."""
+
+    name: str
+    version: str
+    namespace: str | None = None
+    base: str | None = None
+    rank: int | None = None
+    parents: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, manifest: Manifest, namespace: str | None) -> Identity:
+        """Of a build: its base by the digest of the weights, its parents by digest, or by spec where none is known."""
+        return cls(
+            name=manifest.name,
+            version=manifest.version,
+            namespace=namespace,
+            base=manifest.base.fingerprint.weights if manifest.base.fingerprint else None,
+            rank=manifest.rank,
+            parents=tuple(parent.digest or parent.spec for parent in manifest.parents),
+        )
+
+    @property
+    def full_name(self) -> str:
+        """`acme/legal-qa` or `legal-qa`."""
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+    def differences(self, other: Identity) -> list[str]:
+        """What `other`, which is offered, says otherwise; a namespace that one side leaves open differs from none."""
+        mine = self if other.namespace else replace(self, namespace=None)
+        theirs = other if self.namespace else replace(other, namespace=None)
+        pairs: list[tuple[str, object, object]] = [("name", mine.full_name, theirs.full_name)]
+        pairs += [(field, getattr(self, field), getattr(other, field)) for field in ("version", "base", "rank")]
+        told = [
+            f"{field} {shown(signed)}, offered {shown(offered)}"
+            for field, signed, offered in pairs
+            if signed != offered
+        ]
+        return told if self.parents == other.parents else [*told, "other parents"]
+
+    def to_json(self) -> dict[str, Any]:
+        """The field `adapter`."""
+        value: dict[str, Any] = {"name": self.name, "version": self.version, "base": self.base, "rank": self.rank}
+        value["parents"] = list(self.parents)
+        return value | ({"namespace": self.namespace} if self.namespace else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """What was signed: the SHA-256 of each file by its name, and, where our signer made it, for which adapter."""
+
+    files: Mapping[str, Digest]
+    identity: Identity | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A `model.sig`, taken apart and not yet believed. `hint` is the fingerprint of the key it names."""
+
+    hint: Digest
+    payload: bytes
+    signature: bytes
+
+    def to_bytes(self) -> bytes:
+        """The file."""
+        envelope = {
+            "payload": base64.b64encode(self.payload).decode(),
+            "payloadType": PAYLOAD_TYPE,
+            "signatures": [{"sig": base64.b64encode(self.signature).decode(), "keyid": ""}],
+        }
+        material = {"publicKey": {"hint": hex_of(self.hint)}, "tlogEntries": []}
+        value = {"mediaType": BUNDLE_TYPE, "verificationMaterial": material, "dsseEnvelope": envelope}
+        return json.dumps(value, separators=(",", ":")).encode()
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Bundle:
+        """Strict read.
+
+        Raises:
+            ValueError: with the one reason.
+        """
+        if not raw:
+            raise ValueError("is empty")
+        top = _Object(strict_json(raw, limit_bytes=SIGNATURE_LIMIT_BYTES), "")
+        top.expect("mediaType", BUNDLE_TYPE)
+        material = top.inner("verificationMaterial")
+        if "publicKey" not in material.value:
+            raise ValueError("was not made with a key: verificationMaterial.publicKey is missing")
+        hint = material.inner("publicKey").hexadecimal("hint")
+        envelope = top.inner("dsseEnvelope")
+        envelope.expect("payloadType", PAYLOAD_TYPE)
+        signatures = envelope.items("signatures")
+        if len(signatures) != 1:
+            raise ValueError(f"dsseEnvelope.signatures: expected one signature, got {len(signatures)}")
+        return cls(hint=hint, payload=envelope.base64("payload"), signature=signatures[0].base64("sig"))
+
+
+def pre_authentication(payload: bytes) -> bytes:
+    """The bytes that a DSSE signature is made over: `DSSEv1 <length> <type> <length> <payload>`."""
+    return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
+
+
+def statement_bytes(files: Mapping[str, Digest], identity: Identity) -> bytes:
+    """The bytes to sign: a statement over `files`, all of them named and none ignored."""
+    resources = [{"name": name, "algorithm": "sha256", "digest": hex_of(files[name])} for name in sorted(files)]
+    subject = {"name": identity.full_name, "digest": {"sha256": hex_of(_root(files[name] for name in sorted(files)))}}
+    serialization = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": []}
+    predicate = {"serialization": serialization, "resources": resources, "adapter": identity.to_json()}
+    return canonical_json(
+        {"_type": STATEMENT_TYPE, "subject": [subject], "predicateType": PREDICATE_TYPE, "predicate": predicate}
+    )
+
+
+def read_statement(payload: bytes) -> Statement:
+    """Strict read of the signed bytes.
+
+    Raises:
+        ValueError: with the one reason.
+    """
+    top = _Object(strict_json(payload, limit_bytes=SIGNATURE_LIMIT_BYTES), "statement")
+    top.expect("_type", STATEMENT_TYPE)
+    top.expect("predicateType", PREDICATE_TYPE)
+    subjects = top.items("subject")
+    if len(subjects) != 1:
+        raise ValueError(f"statement.subject: expected one, got {len(subjects)}")
+    predicate = top.inner("predicate")
+    serialization = predicate.inner("serialization")
+    serialization.expect("method", "files")
+    serialization.expect("hash_type", "sha256")
+    files: dict[str, Digest] = {}
+    resources = predicate.items("resources")
+    if not 0 < len(resources) <= MAX_FILES:
+        raise ValueError(f"statement.predicate.resources: expected 1 to {MAX_FILES} files, got {len(resources)}")
+    for resource in resources:
+        resource.expect("algorithm", "sha256")
+        name = resource.text("name")
+        _refuse_odd_name(name)
+        if name in files:
+            raise ValueError(f"names `{shown(name)}` twice")
+        files[name] = resource.hexadecimal("digest")
+    if subjects[0].inner("digest").hexadecimal("sha256") != _root(files.values()):
+        raise ValueError("contradicts itself: the digest of its subject is not that of its files")
+    adapter = predicate.inner("adapter") if "adapter" in predicate.value else None
+    return Statement(files=files, identity=_identity(adapter) if adapter else None)
+
+
+def signed_files(manifest: Manifest, card: Digest | None = None) -> dict[str, Digest]:
+    """What a signature of ours covers: the files of a build, its manifest and, where there is one, its card."""
+    files = {entry.path: entry.sha256 for entry in manifest.files} | {MANIFEST_FILE: manifest.digest}
+    return files | ({CARD_FILE: card} if card else {})
+
+
+def _root(digests: Any) -> Digest:  # noqa: ANN401 - any iterable of digests
+    hasher = hashlib.sha256()
+    for digest in digests:
+        hasher.update(bytes.fromhex(hex_of(digest)))
+    return Digest("sha256:" + hasher.hexdigest())
+
+
+def _refuse_odd_name(name: str) -> None:
+    parts = name.split("/")
+    odd = not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in parts)
+    if odd or len(name) > _ROOM_FOR_NAMES:
+        raise ValueError(f"names the file `{shown(name)}`, which is no path inside a folder")
+
+
+def _identity(adapter: _Object) -> Identity:
+    namespace, base, rank = (adapter.value.get(key) for key in ("namespace", "base", "rank"))
+    parents = adapter.value.get("parents")
+    for key, item, kind in (("namespace", namespace, str), ("base", base, str), ("rank", rank, int)):
+        if item is not None and type(item) is not kind:
+            raise ValueError(f"statement.predicate.adapter.{key}: expected {_KINDS[kind]}, got {shown(item)}")
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ValueError("statement.predicate.adapter.parents: expected a list of texts")
+    return Identity(
+        name=adapter.text("name"),
+        version=adapter.text("version"),
+        namespace=namespace,
+        base=base,
+        rank=rank,
+        parents=tuple(parents),
+    )
+
+
+_KINDS: Final[Mapping[type, str]] = {str: "a text", int: "an integer", dict: "an object", list: "a list"}
+
+
+class _Object:
+    """A JSON object of a stranger, read by the types that are expected; every complaint names its path."""
+
+    def __init__(self, value: object, path: str) -> None:
+        if not isinstance(value, dict):
+            raise ValueError(f"{path or 'the file'}: expected an object")  # noqa: TRY004 - callers name the file
+        self.value: dict[str, Any] = value
+        self._path = path
+
+    def _at(self, key: str) -> str:
+        return f"{self._path}.{key}" if self._path else key
+
+    def _take(self, key: str, kind: type) -> Any:  # noqa: ANN401 - of the type `kind`
+        item = self.value.get(key)
+        if type(item) is not kind:
+            got = shown(item) if key in self.value else "nothing"
+            raise ValueError(f"{self._at(key)}: expected {_KINDS[kind]}, got {got}")
+        return item
+
+    def text(self, key: str) -> str:
+        found: str = self._take(key, str)
+        return found
+
+    def expect(self, key: str, value: str) -> None:
+        if self.value.get(key) != value:
+            raise ValueError(f"{self._at(key)}: expected `{value}`, got {shown(self.value.get(key))}")
+
+    def inner(self, key: str) -> _Object:
+        return _Object(self._take(key, dict), self._at(key))
+
+    def items(self, key: str) -> list[_Object]:
+        return [_Object(item, f"{self._at(key)}[{n}]") for n, item in enumerate(self._take(key, list))]
+
+    def hexadecimal(self, key: str) -> Digest:
+        text = self.text(key)
+        if not _HEX.fullmatch(text):
+            raise ValueError(f"{self._at(key)}: expected 64 lower-case hex digits, got {shown(text)}")
+        return parse_digest(f"sha256:{text}")
+
+    def base64(self, key: str) -> bytes:
+        try:
+            return base64.b64decode(self.text(key), validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"{self._at(key)}: not base64: {error}") from None

@@ -1,0 +1,172 @@
+"""What a signature proves about a build: who signed it, whether for this very adapter, and whether it is still whole.
+
+`examine` looks at one signature. What is false in any case (broken, forged, over other files, for another adapter) is
+refused; what depends on whom the user trusts is told as a `Judgement`, and the policy decides (`gate.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from adapterhub.core.digests import Digest
+from adapterhub.core.errors import SignatureRefused, shown
+from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, Manifest
+from adapterhub.formats.release import Provenance
+from adapterhub.trust.signing.bundle import Bundle, Identity, Statement, pre_authentication, read_statement
+from adapterhub.trust.signing.trust import Trust, TrustedKey, day_text
+
+Standing = Literal["trusted", "unsigned", "unknown_key", "out_of_scope", "expired", "other_name"]
+
+OF_GIT: Final = frozenset({".git", ".gitattributes", ".gitignore", ".github", ".cache"})
+"""What a clone or download of a repository leaves in the folder; never part of an adapter."""
+
+_OURS: Final = frozenset({*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What is known of a build by its signature. `message` is a clause: `signed by …`, `is not signed`."""
+
+    standing: Standing
+    message: str
+    signer: str | None = None
+    fingerprint: Digest | None = None
+
+
+UNSIGNED: Final = Judgement(standing="unsigned", message="is not signed")
+
+
+def examine(
+    manifest: Manifest,
+    namespace: str | None,
+    provenance: Provenance,
+    trust: Trust,
+    *,
+    places: Sequence[str] = (),
+    now: float,
+) -> Judgement:
+    """Judge the signature of a build that is offered as `manifest` in `namespace`.
+
+    `places` are the names of where it is offered: its address and that of the remote. Whether the files have
+    the digests of the manifest is for whoever reads them to find out.
+
+    Raises:
+        SignatureRefused: the signature is broken, forged, over other files, or for another adapter.
+    """
+    offered = Identity.of(manifest, namespace)
+    if provenance.signature is None:
+        return UNSIGNED
+    try:
+        bundle = Bundle.parse(provenance.signature)
+    except ValueError as error:
+        raise _refusal(offered, f"`{SIGNATURE_FILE}` {shown(str(error), 200)}", "broken") from None
+    key = trust.key_of(bundle.hint)
+    if key is not None and not _is_genuine(key, bundle):
+        raise _refusal(
+            offered, f"the signature was not made with the key `{key.name}` that it names: it is forged", "forged"
+        )
+    try:
+        statement = read_statement(bundle.payload)
+    except ValueError as error:
+        raise _refusal(offered, f"`{SIGNATURE_FILE}` {shown(str(error), 200)}", "broken") from None
+    wrong = list(_contradictions(statement, manifest, offered, provenance))
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise _refusal(offered, f"{wrong[0][1]}{more}", wrong[0][0])
+    if key is None:
+        text = f"is signed by the unknown key {bundle.hint}"
+        return Judgement(standing="unknown_key", message=text, fingerprint=bundle.hint)
+    return _standing(key, statement, offered, places, now)
+
+
+def _is_genuine(key: TrustedKey, bundle: Bundle) -> bool:
+    parsed = key.key.parse(key.key.pem.encode(), f"trusted key {key.name}")
+    return parsed.verifies(bundle.signature, pre_authentication(bundle.payload))
+
+
+def _standing(key: TrustedKey, statement: Statement, offered: Identity, places: Sequence[str], now: float) -> Judgement:
+    """What a genuine signature by a trusted key is worth here."""
+
+    def judged(standing: Standing, message: str) -> Judgement:
+        return Judgement(standing=standing, message=message, signer=key.name, fingerprint=key.fingerprint)
+
+    identity = statement.identity
+    if identity is None:
+        return judged("other_name", f"is signed by `{key.name}`, but not for this name and version")
+    if key.is_over(now):
+        assert key.not_after is not None
+        return judged("expired", f"is signed by `{key.name}`, a key that ended on {day_text(key.not_after)[:10]}")
+    name = known_name(identity, offered)
+    if not key.covers(name, places):
+        return judged("out_of_scope", f"is signed by `{key.name}`, which is not trusted for `{shown(name)}` from there")
+    return judged("trusted", f"is signed by `{key.name}`")
+
+
+def known_name(signed: Identity, offered: Identity) -> str:
+    """The full name that is remembered and that scopes are about: in the namespace that either side names."""
+    return offered.full_name if offered.namespace else signed.full_name
+
+
+def _contradictions(
+    statement: Statement, manifest: Manifest, offered: Identity, provenance: Provenance
+) -> Iterator[tuple[str, str]]:
+    """`(word, clause)` for everything that the signature denies; the one that says most comes first."""
+    if statement.identity is not None:
+        for difference in statement.identity.differences(offered):
+            yield "renamed", f"it was signed as another adapter: {difference}"
+    signed, beside = statement.files, provenance.files
+    expected = {entry.path: entry.sha256 for entry in manifest.files}
+    if statement.identity is not None or MANIFEST_FILE in signed:
+        expected[MANIFEST_FILE] = manifest.digest
+    for name, digest in expected.items():
+        if name not in signed:
+            yield "extra_file", f"`{name}` is not signed"
+        elif signed[name] != digest:
+            yield "changed_file", f"`{name}` is {digest[:19]}…, signed was {signed[name][:19]}…"
+    for name in sorted(signed.keys() - expected.keys() - {CARD_FILE}):
+        # a stranger's signature over a whole repository also names files that no adapter has, which are not taken
+        if statement.identity is not None or name in _OURS:
+            yield "missing_file", f"`{shown(name)}` is signed and missing"
+    if beside is not None:
+        yield from _strays(signed, beside)
+
+
+def _strays(signed: Mapping[str, Digest], beside: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """What lies in the folder and was not there when it was signed, and the other way round."""
+    for name in sorted(signed.keys() & _OURS - {CARD_FILE} - beside.keys()):
+        yield "missing_file", f"`{name}` is signed and missing"
+    for name, kind in sorted(beside.items()):
+        is_passed_over = name == SIGNATURE_FILE or name in OF_GIT or (name == CARD_FILE and kind == "file")
+        is_signed = name in signed if kind == "file" else any(path.startswith(f"{name}/") for path in signed)
+        if kind == "link":
+            yield "link", f"`{shown(name)}` is a link, signed was a file"
+        elif not is_passed_over and not is_signed:
+            what = "" if kind == "file" else f", a {kind}," if kind == "folder" else ", no file,"
+            yield "extra_file", f"`{shown(name)}`{what} was not there when it was signed"
+
+
+def unsigned_beside(provenance: Provenance) -> tuple[str, ...]:
+    """What of `OF_GIT` lies beside a signature that does not name it, sorted; nothing where there is no signature.
+
+    A signature says nothing of these files, so anyone can have put anything into them. A policy that requires
+    signatures takes no folder with them in it as it stands.
+    """
+    if provenance.signature is None or provenance.files is None:
+        return ()
+    try:
+        signed = read_statement(Bundle.parse(provenance.signature).payload).files
+    except ValueError:  # said by `examine`
+        return ()
+    names = sorted(OF_GIT & provenance.files.keys())
+    return tuple(name for name in names if name not in signed and not any(p.startswith(f"{name}/") for p in signed))
+
+
+def _refusal(offered: Identity, clause: str, reason: str) -> SignatureRefused:
+    return SignatureRefused(
+        f"`{offered.full_name}` {shown(offered.version)}",
+        clause,
+        reason=reason,
+        hint="what is there is not what was signed; get it from its author, and tell whoever runs the place",
+    )

@@ -1,0 +1,246 @@
+"""ECDSA keys: the public half as a value, the private half in a file of its owner.
+
+    keys/<name>.pem   private key, PKCS #8, encrypted unless the user said otherwise; mode 0600
+    keys/<name>.pub   the public half, to be handed out
+
+New keys are P-256; P-384 and P-521, which OMS allows as well, are checked too. `cryptography` is imported where a key
+is made, opened or used, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from adapterhub.core.digests import Digest, digest_of
+from adapterhub.core.disk.files import write_durably
+from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.disk.root import Root
+from adapterhub.core.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+
+KEY_LIMIT_BYTES: Final = 16 << 10
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_CURVES: Final = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
+_OTHERS_MAY_READ: Final = 0o077
+
+
+def parse_key_name(text: str) -> str:
+    """The name of a key.
+
+    Raises:
+        UsageProblem: unless it is 1 to 64 letters, digits and `._@-` and begins with a letter or digit.
+    """
+    if not _NAME.fullmatch(text):
+        raise UsageProblem(f"`{shown(text)}` is no name for a key: expected 1 to 64 of a-z, A-Z, 0-9 and `._@-`")
+    return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicKey:
+    """A public key as its one PEM text. `fingerprint` is the SHA-256 of that text, as `sha256sum KEY.pub` prints it."""
+
+    pem: str
+
+    @property
+    def fingerprint(self) -> Digest:
+        """What bundles call the key by."""
+        return digest_of(self.pem.encode())
+
+    @classmethod
+    def parse(cls, raw: bytes, where: str) -> PublicKey:
+        """The key in a PEM text, in its normal form.
+
+        Raises:
+            Malformed: it is none, or of a kind that OMS does not use.
+        """
+        from cryptography.hazmat.primitives import serialization
+
+        if b"PRIVATE KEY" in raw[:KEY_LIMIT_BYTES]:
+            raise Malformed(f"`{where}` is a private key; give the public half", hint="`adapt key show NAME` prints it")
+        if (keys := raw.count(b"-----BEGIN ")) > 1:
+            raise Malformed(
+                f"`{where}` holds {keys} keys or certificates, expected one public key. Nothing was changed",
+                hint="write each key to a file of its own, and trust each under its own name",
+            )
+        try:
+            key = serialization.load_pem_public_key(_bounded(raw))
+        except Exception as error:  # noqa: BLE001 - whatever the parser raises means that this is no key
+            raise Malformed(f"`{where}` is no public key in PEM: {shown(str(error), 120)}") from None
+        return _public(key, where)
+
+    def verifies(self, signature: bytes, data: bytes) -> bool:
+        """Whether `signature` (ASN.1) was made over `data` with the private half."""
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = serialization.load_pem_public_key(self.pem.encode())
+        assert isinstance(key, ec.EllipticCurvePublicKey)  # `parse` made sure
+        try:
+            key.verify(signature, data, ec.ECDSA(_hash_of(key)))
+        except InvalidSignature:
+            return False
+        return True
+
+
+class SigningKey:
+    """An opened private key."""
+
+    def __init__(self, key: EllipticCurvePrivateKey, name: str) -> None:
+        self._key = key
+        self.name = name
+        self.public = _public(key.public_key(), name)
+
+    def sign(self, data: bytes) -> bytes:
+        """An ECDSA signature over `data`, ASN.1."""
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        return self._key.sign(data, ec.ECDSA(_hash_of(self._key.public_key())))
+
+    @classmethod
+    def parse(cls, raw: bytes, password: str | None, *, name: str, where: str) -> SigningKey:
+        """Open a private key in PEM.
+
+        Raises:
+            NotAllowed: a password is needed, or this is not it.
+            Malformed: it is no private key, or of a kind that OMS does not use.
+        """
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        try:
+            key = serialization.load_pem_private_key(_bounded(raw), password.encode() if password else None)
+        except TypeError as error:
+            if password:  # a password for a key that has none
+                return cls.parse(raw, None, name=name, where=where)
+            raise NotAllowed(
+                f"`{where}` is encrypted, and no password was given", hint="ADAPTERHUB_PASSWORD gives it in CI"
+            ) from error
+        except Exception as error:  # noqa: BLE001 - the library has many classes for the same two facts
+            if password and b"ENCRYPTED" in raw:
+                raise NotAllowed(f"`{where}`: this is not its password") from None
+            raise Malformed(f"`{where}` is no private key in PEM: {shown(str(error), 120)}") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise Malformed(f"`{where}` is no elliptic-curve key", hint="`adapt key new NAME` makes one")
+        return cls(key, name)
+
+
+class KeyFolder:
+    """The user's own keys, below the library's root."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._folder = root / "keys"
+
+    def names(self) -> list[str]:
+        """Keys that are there."""
+        return sorted(path.stem for path in self._folder.glob("*.pem"))
+
+    def path(self, name: str) -> Path:
+        """Where the private half lies or would lie."""
+        return self._folder / f"{parse_key_name(name)}.pem"
+
+    def public_path(self, name: str) -> Path:
+        """Where the public half lies or would lie."""
+        return self._folder / f"{parse_key_name(name)}.pub"
+
+    def public(self, name: str) -> PublicKey:
+        """The public half.
+
+        Raises:
+            NotFound: there is no key by that name.
+        """
+        path = self.public_path(name)
+        try:
+            return PublicKey.parse(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            raise self._missing(name) from None
+
+    def is_encrypted(self, name: str) -> bool:
+        """Whether the private half needs a password."""
+        return b"ENCRYPTED" in self._read(name)
+
+    def open(self, name: str, password: str | None) -> SigningKey:
+        """The private half.
+
+        Raises:
+            NotFound: there is no key by that name.
+            NotAllowed: others may read the file, or the password is missing or wrong.
+        """
+        return SigningKey.parse(self._read(name), password, name=name, where=str(self.path(name)))
+
+    def new(self, name: str, password: str | None) -> PublicKey:
+        """Make a P-256 pair; without a password the private half is written as it is.
+
+        Raises:
+            Conflict: there is a key by that name.
+        """
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        path = self.path(name)
+        with Root(self._root).lock("trust", exclusive=True):
+            if path.exists():
+                raise Conflict(f"there is a key `{name}` already; nothing was changed", hint="choose another name")
+            key = ec.generate_private_key(ec.SECP256R1())
+            encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+            if password:
+                encryption = serialization.BestAvailableEncryption(password.encode())
+            pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+            public = _public(key.public_key(), name)
+            try:
+                make_folder(self._folder)
+                self._folder.chmod(0o700)
+                write_durably(self.public_path(name), public.pem.encode(), mode=0o644)
+                write_durably(path, pem, mode=0o600)  # last: a name is taken when its private half is there
+            except OSError as error:
+                raise Root(self._root).explain(error) from error
+        return public
+
+    def _read(self, name: str) -> bytes:
+        path = self.path(name)
+        try:
+            facts = path.stat()
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            raise self._missing(name) from None
+        except OSError as error:
+            raise NotAllowed(f"`{path}` cannot be read: {error.strerror}") from None
+        if stat.S_IMODE(facts.st_mode) & _OTHERS_MAY_READ:
+            raise NotAllowed(f"`{path}` is a private key, and others may read it", hint=f"`chmod 600 {path}`")
+        return raw
+
+    def _missing(self, name: str) -> NotFound:
+        names = ", ".join(f"`{known}`" for known in self.names())
+        return NotFound(
+            f"no key `{shown(name)}` of your own; there {'are ' + names if names else 'is none'}",
+            hint=f"`adapt key new {shown(name)}` makes one",
+        )
+
+
+def _bounded(raw: bytes) -> bytes:
+    if len(raw) > KEY_LIMIT_BYTES:
+        raise ValueError(f"more than {KEY_LIMIT_BYTES} bytes")
+    return raw
+
+
+def _public(key: Any, where: str) -> PublicKey:  # noqa: ANN401 - any key the parser knows
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _CURVES:
+        raise Malformed(f"`{where}` is no key on P-256, P-384 or P-521", hint="`adapt key new NAME` makes one")
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return PublicKey(pem=key.public_bytes(serialization.Encoding.PEM, form).decode())
+
+
+def _hash_of(key: EllipticCurvePublicKey) -> Any:  # noqa: ANN401 - a hash of `cryptography`
+    from cryptography.hazmat.primitives import hashes
+
+    return getattr(hashes, _CURVES[key.curve.name])()

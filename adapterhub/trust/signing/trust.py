@@ -1,0 +1,299 @@
+"""Whom the user trusts: `trusted_keys.json`, the one place that keys are believed from.
+
+A key stands there under a name, with the adapters and places it may sign for and the day it ends. Beside the keys stand
+the policies: what is asked of signatures in a namespace, and in general. The file is readable by its owner only, and is
+replaced whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+from adapterhub.core.digests import Digest, canonical_json, strict_json
+from adapterhub.core.disk.files import write_durably
+from adapterhub.core.disk.owned_file import read_owned
+from adapterhub.core.disk.root import Root
+from adapterhub.core.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
+from adapterhub.core.specs import parse_namespace
+from adapterhub.trust.signing.keys import PublicKey, parse_key_name
+from adapterhub.trust.signing.policy import SIGNATURE_POLICIES, SignaturePolicy
+
+Policy = SignaturePolicy
+POLICIES: Final = SIGNATURE_POLICIES
+GENERAL: Final = "*"
+"""The key of the policy that holds where no namespace and no remote has one."""
+
+_LIMIT_BYTES: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustedKey:
+    """A key, and what it is trusted for.
+
+    `adapters` and `remotes` are globs over full names (`acme/*`) and over names or addresses of places. `accepts` are
+    globs over names that this key may take over from the key that signed them before; `replaces` are the fingerprints
+    of keys whose names it may take over. `not_after` is the last second, Unix time.
+    """
+
+    name: str
+    key: PublicKey
+    adapters: tuple[str, ...] = ("*",)
+    remotes: tuple[str, ...] = ("*",)
+    not_after: int | None = None
+    accepts: tuple[str, ...] = ()
+    replaces: tuple[Digest, ...] = ()
+
+    @property
+    def fingerprint(self) -> Digest:
+        """What bundles call the key by."""
+        return self.key.fingerprint
+
+    def covers(self, full_name: str, places: Sequence[str]) -> bool:
+        """Whether it may sign `full_name` in a place that goes by one of these names."""
+        at_place = "*" in self.remotes or any(fnmatchcase(place, g) for g in self.remotes for place in places)
+        return at_place and _matches(full_name, self.adapters)
+
+    def takes_over(self, full_name: str, signers: Sequence[str]) -> bool:
+        """Whether it may sign a name that `signers` signed until now."""
+        return self.fingerprint in signers or _matches(full_name, self.accepts) or bool({*signers} & {*self.replaces})
+
+    def is_over(self, now: float) -> bool:
+        """Whether its last day is past."""
+        return self.not_after is not None and now > self.not_after
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value; what is not set is left out."""
+        value: dict[str, Any] = {"name": self.name, "key": self.key.pem}
+        lists = {"adapters": self.adapters, "remotes": self.remotes, "accepts": self.accepts, "replaces": self.replaces}
+        value |= {name: list(items) for name, items in lists.items() if items}
+        return value | ({"not_after": day_text(self.not_after)} if self.not_after is not None else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a user says of a key that is to be trusted; None keeps what was said before. `accepts` are added."""
+
+    adapters: tuple[str, ...] | None = None
+    remotes: tuple[str, ...] | None = None
+    not_after: int | None = None
+    accepts: tuple[str, ...] = ()
+
+    def on(self, key: TrustedKey, replaces: tuple[Digest, ...]) -> TrustedKey:
+        """The key with these terms."""
+        return replace(
+            key,
+            adapters=self.adapters or key.adapters,
+            remotes=self.remotes or key.remotes,
+            not_after=key.not_after if self.not_after is None else self.not_after,
+            accepts=tuple(dict.fromkeys([*key.accepts, *self.accepts])),
+            replaces=replaces,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """A policy, and in words where it was set."""
+
+    policy: Policy
+    where: str
+
+    @classmethod
+    def of(cls, given: Demand | Policy | None) -> Demand | None:
+        """The demand of one run: a policy alone was given by the option `--signatures`, or by an argument like it."""
+        return cls(policy=given, where="the option `--signatures`") if isinstance(given, str) else given
+
+
+def _matches(full_name: str, globs: Sequence[str]) -> bool:
+    """Whether a name fits one; a namespace alone means everything in it."""
+    namespace = full_name.partition("/")[0] if "/" in full_name else None
+    return any(fnmatchcase(full_name, g) or g == namespace for g in globs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """What the trust file says."""
+
+    keys: tuple[TrustedKey, ...] = ()
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+
+    def key_of(self, fingerprint: str) -> TrustedKey | None:
+        """The trusted key with that fingerprint."""
+        return next((key for key in self.keys if key.fingerprint == fingerprint), None)
+
+    def name_of(self, fingerprint: str) -> str:
+        """A key in words: its name here, or the start of its fingerprint."""
+        key = self.key_of(fingerprint)
+        return f"`{key.name}`" if key else f"{fingerprint[:19]}…"
+
+    def demand(self, namespace: str | None, of_remote: Demand | None) -> Demand | None:
+        """The policy for a build: that of its namespace, else `of_remote`, that of its remote, else the general one."""
+        if namespace and namespace in self.policies:
+            where = f"the policy of the namespace `{namespace}` (`adapt key policy`)"
+            return Demand(policy=self.policies[namespace], where=where)
+        if of_remote is not None:
+            return of_remote
+        if GENERAL in self.policies:
+            return Demand(policy=self.policies[GENERAL], where="the general policy (`adapt key policy`)")
+        return None
+
+
+class TrustFile:
+    """The trust file of the library under `root`. Cheap to make; read when asked."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.path = root / "trusted_keys.json"
+
+    def read(self) -> Trust:
+        """What it says; nothing where there is none.
+
+        Raises:
+            NotAllowed: others may write or own it or its folder, or it cannot be read.
+            Malformed: it is not as we write it.
+        """
+        try:
+            raw = read_owned(self.path, "says which keys to trust", limit_bytes=_LIMIT_BYTES)
+        except FileNotFoundError:
+            return Trust()
+        except OSError as error:
+            raise NotAllowed(f"`{self.path}` cannot be read: {error.strerror}") from None
+        try:
+            return _trust(strict_json(raw, limit_bytes=_LIMIT_BYTES))
+        except (ValueError, KeyError, TypeError, UsageProblem) as error:
+            reason = f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else str(error)
+            hint = "mend the file, or move it away and trust the keys anew"
+            raise Malformed(f"`{self.path}`: {shown(reason, 200)}", hint=hint) from None
+
+    def trust(self, name: str, key: PublicKey, terms: Terms, *, replace_key: bool = False) -> TrustedKey:
+        """Take a key in. The same key again changes the terms that are given and keeps the others.
+
+        `replace_key` puts it in the place of another key by that name, whose adapters it may then sign.
+
+        Raises:
+            Conflict: the name stands for another key, or the key has another name.
+        """
+        parse_key_name(name)
+        with self._changing() as trust:
+            known = next((k for k in trust.keys if k.name == name), None)
+            same = trust.key_of(key.fingerprint)
+            if same is not None and same.name != name:
+                raise Conflict(f"this key is trusted as `{same.name}` already; nothing was changed")
+            replaces = known.replaces if known else ()
+            if known is not None and known.fingerprint != key.fingerprint:
+                if not replace_key:
+                    raise Conflict(
+                        f"`{name}` is the key {known.fingerprint}, not this one; nothing was changed",
+                        hint="if its owner made a new one and told you so, add `--replace`",
+                    )
+                replaces = (*replaces, known.fingerprint)
+            made = terms.on(replace(known, key=key) if known else TrustedKey(name=name, key=key), replaces)
+            others = [k for k in trust.keys if k.name != name]
+            self._write(replace(trust, keys=(*others, made)))
+        return made
+
+    def untrust(self, name: str) -> TrustedKey:
+        """Forget a key.
+
+        Raises:
+            NotFound: no key by that name is trusted.
+        """
+        with self._changing() as trust:
+            gone = next((key for key in trust.keys if key.name == name), None)
+            if gone is None:
+                raise NotFound(f"no trusted key `{shown(name)}`", hint="`adapt key list` shows them")
+            self._write(replace(trust, keys=tuple(key for key in trust.keys if key.name != name)))
+        return gone
+
+    def set_policy(self, namespace: str | None, policy: Policy | None) -> None:
+        """What is asked of signatures in `namespace`, or in general; None takes it back."""
+        place = GENERAL if namespace is None else parse_namespace(namespace)
+        with self._changing() as trust:
+            kept = {name: p for name, p in trust.policies.items() if name != place}
+            self._write(replace(trust, policies=kept | ({place: policy} if policy else {})))
+
+    @contextmanager
+    def _changing(self) -> Iterator[Trust]:
+        with Root(self._root).lock("trust", exclusive=True):
+            yield self.read()
+
+    def _write(self, trust: Trust) -> None:
+        value = {"keys": [key.to_json() for key in trust.keys], "policies": dict(trust.policies)}
+        try:
+            write_durably(self.path, canonical_json(value) + b"\n", mode=0o600)
+        except OSError as error:
+            raise Root(self._root).explain(error) from error
+
+
+def parse_policy(text: str) -> Policy:
+    """`require`, `warn` or `off`.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text not in POLICIES:
+        raise ValueError(f"expected {', '.join(POLICIES)}, got {shown(text)}")
+    return text
+
+
+def parse_day(text: str) -> int:
+    """The last second of a day (`2027-01-31`), or a moment (`2027-01-31T12:00:00+00:00`), as Unix time; UTC by default.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"expected a day as in 2027-01-31, got {shown(text)}") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    is_day = len(text) == len("2027-01-31")
+    return int(moment.timestamp()) + (24 * 60 * 60 - 1 if is_day else 0)
+
+
+def day_text(moment: int) -> str:
+    """A moment in the form that `parse_day` reads back."""
+    return datetime.fromtimestamp(moment, tz=timezone.utc).isoformat()
+
+
+def clock() -> float:
+    """The clock that keys end by."""
+    return time.time()
+
+
+def _trust(value: Any) -> Trust:  # noqa: ANN401 - any JSON value
+    if not isinstance(value, dict) or not isinstance(value.get("keys"), list):
+        raise ValueError("keys: expected a list")  # noqa: TRY004 - one class for the caller
+    policies = value.get("policies", {})
+    if not isinstance(policies, dict):
+        raise ValueError("policies: expected an object")  # noqa: TRY004 - one class for the caller
+    keys = tuple(_key(item, f"keys[{n}]") for n, item in enumerate(value["keys"]))
+    if len({key.name for key in keys}) != len(keys):
+        raise ValueError("keys: a name is given twice")
+    return Trust(keys=keys, policies={name: parse_policy(policy) for name, policy in policies.items()})
+
+
+def _key(item: Any, where: str) -> TrustedKey:  # noqa: ANN401 - any JSON value
+    if not isinstance(item, dict) or not isinstance(item.get("name"), str) or not isinstance(item.get("key"), str):
+        raise ValueError(f"{where}: expected the texts `name` and `key`")  # noqa: TRY004 - as above
+    lists: dict[str, Any] = {name: item.get(name, []) for name in ("adapters", "remotes", "accepts", "replaces")}
+    for name, found in lists.items():
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise ValueError(f"{where}.{name}: expected a list of texts")
+    not_after = item.get("not_after")
+    # PEM is not parsed here: what matters is that its digest is the fingerprint, and a key is parsed before it is used
+    return TrustedKey(
+        name=parse_key_name(item["name"]),
+        key=PublicKey(pem=item["key"]),
+        adapters=tuple(lists["adapters"]),
+        remotes=tuple(lists["remotes"]),
+        not_after=parse_day(not_after) if not_after is not None else None,
+        accepts=tuple(lists["accepts"]),
+        replaces=tuple(lists["replaces"]),
+    )

@@ -1,0 +1,238 @@
+"""Is this folder an adapter that may be stored and loaded? One check a file; a check yields findings, it never raises.
+
+`open_subject` reads what every check needs (names, config, header); `verify` runs the checks on it. A new check is a
+new file here with `check(subject) -> Iterator[Finding]`; files that begin with an underscore are no checks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from adapterhub.core.digests import Digest, Progress
+from adapterhub.core.disk.held_file import REPAIR_HINT
+from adapterhub.core.errors import DigestMismatch, Malformed, MalformedConfig, MalformedManifest, MalformedTensorFile
+from adapterhub.core.limits import limits
+from adapterhub.formats.base.fingerprint import BaseFingerprint
+from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
+from adapterhub.formats.peft.keys import AdapterKeys, sort_keys
+from adapterhub.formats.safetensors.facts import TensorFacts
+from adapterhub.trust.verify.checks.config import read_config_file
+from adapterhub.trust.verify.checks.container import read_weights_header
+from adapterhub.trust.verify.checks.digests import changed, differing, read_manifest_file, refuse_damaged
+from adapterhub.trust.verify.listing import Entry, Listing, list_folder, take
+from adapterhub.trust.verify.report import Facts, Finding, Report, Severity, Status
+from adapterhub.trust.verify.subject import Subject
+
+__all__ = [
+    "AdapterKeys",
+    "Facts",
+    "Finding",
+    "Report",
+    "Severity",
+    "Status",
+    "Subject",
+    "checks",
+    "manifest_in",
+    "open_files",
+    "open_subject",
+    "refuse_damaged",
+    "sort_keys",
+    "verify",
+    "verify_folder",
+]
+
+
+def open_subject(
+    folder: Path,
+    *,
+    base_tensors: Iterable[TensorFacts] | Mapping[str, TensorFacts] | None = None,
+    base_fingerprint: BaseFingerprint | None = None,
+    manifest: Manifest | None = None,
+    base_named: bool = False,
+    in_memory: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Subject | None, list[Finding]]:
+    """The adapter in `folder` and what was found on the way; never raises for what is in the folder.
+
+    Without a subject the findings hold an error that says why. With `manifest`, the folder's own `adapterhub.json` is
+    not read. `base_named` says that somebody names the base; giving its tensors or a manifest with a fingerprint says
+    so too. `progress` gets the bytes read of the weights when the checks run. `in_memory` reads the weights whole, for
+    those who keep them in memory anyway: then they are hashed once, and nothing that is done to the file reaches them.
+    """
+    listing = list_folder(folder)
+    findings = list(listing.findings)
+    config = weights = None
+    if CONFIG_FILE in listing.taken:
+        try:
+            config = read_config_file(listing.taken[CONFIG_FILE])
+        except MalformedConfig as error:
+            findings.append(_refusal(error, error.code, error.where, error.reason))
+    if WEIGHTS_FILE in listing.taken:
+        try:
+            if in_memory:
+                _load(listing.taken[WEIGHTS_FILE])
+            weights = read_weights_header(listing.taken[WEIGHTS_FILE])
+        except MalformedTensorFile as error:
+            findings.append(_refusal(error, error.code, error.where, error.reason))
+    if manifest is None and MANIFEST_FILE in listing.taken:
+        try:
+            manifest = read_manifest_file(listing.taken[MANIFEST_FILE])
+        except MalformedManifest as error:
+            findings += [_refusal(error, "E_MANIFEST", error.where, problem) for problem in error.problems]
+    if config is None or weights is None:
+        return None, [*findings, *differing(listing, manifest)]
+    if base_tensors is not None and not isinstance(base_tensors, Mapping):
+        base_tensors = {facts.name: facts for facts in base_tensors}
+    declares = manifest is not None and manifest.base.fingerprint is not None
+    return Subject(
+        folder=folder,
+        listing=listing,
+        config=config,
+        weights=weights,
+        base_tensors=base_tensors,
+        base_fingerprint=base_fingerprint,
+        manifest=manifest,
+        base_named=base_named or base_tensors is not None or declares,
+        progress=progress,
+    ), findings
+
+
+def _load(entry: Entry) -> None:
+    try:
+        if entry.held.size_bytes <= limits().file_bytes:  # what is larger is refused by its reader, unread
+            entry.held.load()
+    except OSError as error:
+        raise MalformedTensorFile(entry.name, f"cannot be read: {error.strerror}") from None
+
+
+def open_files(
+    folder: Path,
+    expected: Mapping[str, Digest] | None = None,
+    *,
+    opened: Mapping[str, Entry] = MappingProxyType({}),
+    in_memory: bool = False,
+) -> Subject:
+    """Config and weights in `folder`, opened once and hashed; nothing else in it is looked at, and no check runs.
+
+    For those who read an adapter's numbers and look at them themselves. `expected` are digests that files must have, by
+    name; None stands for those in the folder's own manifest, if it has one. What is in `opened` is not opened again.
+    Errors name the files by their paths; `in_memory` as above.
+
+    Raises:
+        DigestMismatch: a file is not what is expected.
+        MalformedConfig, MalformedTensorFile: a file that is missing, leads out of the folder or breaks its format.
+        MalformedManifest: the folder's own manifest cannot be read.
+    """
+    if expected is None:
+        manifest = manifest_in(folder)
+        expected = manifest.digests if manifest else {}
+    config = opened.get(CONFIG_FILE) or _plain_file(folder, CONFIG_FILE, MalformedConfig, expected)
+    weights = opened.get(WEIGHTS_FILE) or _plain_file(folder, WEIGHTS_FILE, MalformedTensorFile, expected)
+    taken = {CONFIG_FILE: config, WEIGHTS_FILE: weights}
+    for name in expected.keys() - taken.keys():
+        _hold(_plain_file(folder, name, MalformedConfig, expected), expected)
+    try:
+        _hold(config, expected)
+        settings = read_config_file(config, str(folder / CONFIG_FILE))
+        if in_memory:
+            _load(weights)
+        try:
+            header = read_weights_header(weights, str(folder / WEIGHTS_FILE))
+        finally:
+            _hold(weights, expected)  # a file that was changed is called changed, whatever it breaks
+        _ = weights.held.digest  # from here on nothing but these bytes is read
+    except OSError as error:
+        raise MalformedTensorFile(str(folder / WEIGHTS_FILE), f"cannot be read: {error.strerror}") from None
+    return Subject(folder=folder, listing=Listing(taken=taken), config=settings, weights=header)
+
+
+def manifest_in(folder: Path) -> Manifest | None:
+    """The manifest that lies in `folder`; None where there is none.
+
+    Raises:
+        MalformedManifest: it cannot be read, or breaks its format.
+    """
+    if not os.path.lexists(folder / MANIFEST_FILE):
+        return None
+    found = take(folder, MANIFEST_FILE)
+    if isinstance(found, Entry):
+        return read_manifest_file(found)
+    raise MalformedManifest(str(folder / MANIFEST_FILE), [found.message], hint=found.hint)
+
+
+def _plain_file(
+    folder: Path, name: str, refusal: type[MalformedConfig | MalformedTensorFile], expected: Mapping[str, Digest]
+) -> Entry:
+    try:
+        (folder / name).lstat()
+        found = take(folder, name)
+        if isinstance(found, Entry):
+            _ = found.held
+            return found
+    except OSError as error:
+        digest = expected.get(name)
+        if digest is not None:
+            actual = f"no file ({error.strerror})"
+            raise DigestMismatch(str(folder / name), expected=digest, actual=actual, hint=REPAIR_HINT) from None
+        raise refusal(str(folder / name), f"cannot be opened: {error.strerror}") from None
+    raise refusal(str(folder / name), found.message, hint=found.hint)
+
+
+def _hold(entry: Entry, expected: Mapping[str, Digest]) -> None:
+    if entry.held.size_bytes <= limits().file_bytes:  # what is larger is refused by its reader, unread
+        entry.held.hold_to(expected.get(entry.name))
+
+
+def _refusal(error: Malformed, code: str, where: str, reason: str) -> Finding:
+    return Finding(code=code, severity="error", where=where, message=reason, hint=error.hint)
+
+
+def checks() -> tuple[str, ...]:
+    """Names of the checks, which are the files of this folder."""
+    return tuple(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def verify(subject: Subject, *, seen: Iterable[Finding] = ()) -> Report:
+    """Run every check; `seen` are findings to report with theirs, such as those of `open_subject`."""
+    findings = list(seen)
+    for name in checks():
+        module = importlib.import_module(f"adapterhub.trust.verify.{name}")
+        try:
+            findings.extend(module.check(subject))
+        except MalformedConfig as error:  # patterns that ran out of time, in whichever check
+            findings.append(_refusal(error, error.code, CONFIG_FILE, error.reason))
+        except MalformedTensorFile as error:  # a file that changed under us
+            findings.append(_refusal(error, error.code, WEIGHTS_FILE, error.reason))
+        except DigestMismatch as error:  # the same, after it was hashed
+            findings.append(changed(error))
+    try:
+        facts = subject.facts
+    except MalformedConfig:  # said above
+        facts = None
+    return Report.of(findings, facts)
+
+
+def verify_folder(
+    folder: Path,
+    *,
+    base_tensors: Iterable[TensorFacts] | Mapping[str, TensorFacts] | None = None,
+    base_fingerprint: BaseFingerprint | None = None,
+    manifest: Manifest | None = None,
+    base_named: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """`open_subject` and `verify` in one: a report whatever the folder holds."""
+    subject, findings = open_subject(
+        folder,
+        base_tensors=base_tensors,
+        base_fingerprint=base_fingerprint,
+        manifest=manifest,
+        base_named=base_named,
+        progress=progress,
+    )
+    return verify(subject, seen=findings) if subject is not None else Report.of(findings)

@@ -1,0 +1,1 @@
+"""The checks, one file each: `check(subject)` yields findings and raises nothing."""

@@ -1,0 +1,63 @@
+"""The settings in `adapter_config.json`: what should be known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from adapterhub.core.errors import MalformedConfig
+from adapterhub.core.limits import limits
+from adapterhub.formats.manifest import CONFIG_FILE
+from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.safetensors.kinds import recognise
+from adapterhub.trust.verify.report import Finding, Severity
+from adapterhub.trust.verify.subject import Subject
+
+if TYPE_CHECKING:
+    from adapterhub.trust.verify.listing import Entry
+
+_NOTES: Final = frozenset({"W_CONFIG_UNKNOWN_KEY", "W_CONFIG_TYPE"})
+
+
+def read_config_file(entry: Entry, where: str = CONFIG_FILE) -> AdapterConfig:
+    """The config in a taken file, which is held in memory; `where` names it in errors.
+
+    Raises:
+        MalformedConfig: with the code of the reason.
+    """
+    most = limits().config_bytes
+    try:
+        held = entry.held
+        if held.size_bytes > most:
+            raise MalformedConfig(where, f"holds {held.size_bytes} bytes, expected at most {most}")
+        raw = bytes(held.load())
+    except OSError as error:
+        raise MalformedConfig(where, f"cannot be read: {error.strerror}") from None
+    kind = recognise(raw)
+    if kind is not None:
+        raise MalformedConfig(where, f"is not JSON but {kind.name}", hint=kind.hint)
+    return AdapterConfig.parse(raw, where)
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """What the reader noted, and a base that only its author's machine has."""
+    for code, text in subject.config.notes:
+        severity: Severity = "note" if code in _NOTES else "warning"
+        if code == "W_BASE_PATH" and not subject.base_named:
+            yield Finding(
+                code="E_CONFIG",
+                severity="error",
+                where=CONFIG_FILE,
+                message=text,
+                expected="a hub id such as org/model",
+                hint="name the base yourself with `--base`",
+            )
+            continue
+        yield Finding(code=code, severity=severity, where=CONFIG_FILE, message=text)
+    if subject.config.targets_all and subject.config.is_lora:
+        yield Finding(
+            code="N_TARGETS",
+            severity="note",
+            where=CONFIG_FILE,
+            message="the targets are left to the model's type; the tensors say which modules they are",
+        )

@@ -1,0 +1,86 @@
+"""The bytes of every file against the manifest's entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from adapterhub.core.disk.held_file import REPAIR_HINT
+from adapterhub.core.errors import DigestMismatch, MalformedManifest
+from adapterhub.core.limits import limits
+from adapterhub.formats.manifest import LIMIT_BYTES, MANIFEST_FILE, Manifest
+from adapterhub.trust.verify.report import Finding
+from adapterhub.trust.verify.subject import Subject
+
+if TYPE_CHECKING:
+    from adapterhub.trust.verify.listing import Entry, Listing
+
+
+def read_manifest_file(entry: Entry) -> Manifest:
+    """The manifest in a taken file.
+
+    Raises:
+        MalformedManifest: every problem with its path.
+    """
+    try:
+        held = entry.held
+        raw = held.start(LIMIT_BYTES + 1) if held.size_bytes > LIMIT_BYTES else bytes(held.load())
+    except OSError as error:
+        raise MalformedManifest(MANIFEST_FILE, [f"cannot be read: {error.strerror}"]) from None
+    return Manifest.parse(raw, MANIFEST_FILE)
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Missing files, and files that are not what the manifest says. Without a manifest there is nothing to compare."""
+    _ = subject.numbers  # so that the one pass in which the weights are hashed looks at these, too
+    yield from differing(subject.listing, subject.manifest)
+
+
+def differing(listing: Listing, manifest: Manifest | None) -> Iterator[Finding]:
+    """What `check` finds, of a folder whose files may break their format."""
+    for entry in manifest.files if manifest else ():
+        if entry.path not in listing.taken:
+            yield _error(entry.path, "is missing", entry.sha256)
+            continue
+        try:
+            held = listing.taken[entry.path].held
+            if held.size_bytes > limits().file_bytes:  # too much to be hashed for what is known already
+                yield _error(entry.path, f"holds {held.size_bytes} bytes", f"{entry.size_bytes} bytes")
+                continue
+            digest = held.digest
+        except OSError as error:
+            yield _error(entry.path, f"cannot be read: {error.strerror}", entry.sha256)
+            continue
+        if digest != entry.sha256:
+            yield _error(entry.path, f"is {digest}", entry.sha256)
+        elif held.size_bytes != entry.size_bytes:
+            yield _error(entry.path, f"holds {held.size_bytes} bytes", f"{entry.size_bytes} bytes as the manifest says")
+
+
+def refuse_damaged(findings: Iterable[Finding], where: str) -> None:
+    """Refuse an adapter one of whose files is not what its manifest says; `where` is what holds the file.
+
+    Raises:
+        DigestMismatch: naming the first such file and both digests.
+    """
+    damaged = next((f for f in findings if f.code == "E_DIGEST"), None)
+    if damaged is not None:
+        actual = damaged.message.removeprefix("is ")
+        raise DigestMismatch(f"{where}{damaged.where}", expected=damaged.expected, actual=actual, hint=damaged.hint)
+
+
+def changed(error: DigestMismatch) -> Finding:
+    """A file that changed while it was looked at."""
+    return Finding(
+        code="E_DIGEST",
+        severity="error",
+        where=PurePath(error.where).name,
+        message=f"is {error.actual}",
+        expected=error.expected,
+        hint=error.hint,
+    )
+
+
+def _error(where: str, message: str, expected: str) -> Finding:
+    return Finding(code="E_DIGEST", severity="error", where=where, message=message, expected=expected, hint=REPAIR_HINT)

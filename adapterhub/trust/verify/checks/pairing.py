@@ -1,0 +1,202 @@
+"""The tensors among themselves and against the config: pairs, ranks, shapes, and nothing that has no place."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Final
+
+from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.formats.peft.config import endings, owner
+from adapterhub.formats.peft.keys import PREFIX, Pair, marks_of
+from adapterhub.trust.verify.report import Finding, some
+from adapterhub.trust.verify.subject import Subject
+
+_MATRIX: Final = 2
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Every tensor must belong to a pair of the rank that the config says, or to something else the config names."""
+    if subject.config.is_lora:
+        yield from _halves(subject)
+        yield from _shapes(subject)
+        yield from _ranks(subject)
+        yield from _targets(subject)
+    else:
+        yield from _method(subject)
+    yield from _rest(subject)
+    yield from _whole_modules(subject)
+
+
+def _error(code: str, message: str, expected: str = "", hint: str = "") -> Finding:
+    where = WEIGHTS_FILE
+    return Finding(code=code, severity="error", where=where, message=message, expected=expected, hint=hint)
+
+
+def _halves(subject: Subject) -> Iterator[Finding]:
+    pairs = subject.keys.pairs
+    if not pairs and not subject.keys.tokens:
+        yield _error("E_PAIR", "holds no LoRA pair", "tensors named `base_model.model.….lora_A.weight` and `lora_B`")
+    for half, missing in (("A", "b"), ("B", "a")):
+        alone = [p.module for p in pairs if getattr(p, missing) is None and getattr(p, half.lower()) is not None]
+        if alone:
+            other = missing.upper()
+            yield _error("E_PAIR", f"lora_{half} without lora_{other} on {some(alone)}", "both halves of every pair")
+    odd = [p.module for p in pairs if p.a is None and p.b is None]
+    if odd:
+        yield _error("E_PAIR", f"parts of a LoRA pair without its matrices on {some(odd)}")
+
+
+def _shapes(subject: Subject) -> Iterator[Finding]:
+    pairs = subject.keys.pairs
+    specs = [spec for pair in pairs for spec in (pair.a, pair.b) if spec is not None]
+    flat = [f"{s.name} {list(s.shape)}" for s in specs if len(s.shape) < _MATRIX or not all(s.shape)]
+    if flat:
+        yield _error(
+            "E_SHAPE",
+            f"no matrix, or one with an empty side: {some(flat)}",
+            "A [r, in] and B [out, r]",
+            hint="weights that a distributed trainer kept in shards were saved before they were gathered",
+        )
+    unlike = [
+        f"{pair.module} (A {list(pair.whole[0].shape)}, B {list(pair.whole[1].shape)})"
+        for pair in pairs
+        if pair.whole and not _is_layout(pair)
+    ]
+    if unlike:
+        yield _error("E_SHAPE", f"A and B do not go together on {some(unlike)}", "those of a matrix or a convolution")
+    vectors = [text for pair in pairs for text in _vectors(pair)]
+    if vectors:
+        yield _error("E_SHAPE", f"not one number for each output: {some(vectors)}")
+
+
+def _is_layout(pair: Pair) -> bool:
+    assert pair.whole
+    a, b = pair.whole
+    if len(a.shape) != len(b.shape) or (pair.kind == "embedding" and len(a.shape) != _MATRIX):
+        return False
+    return set(b.shape[_MATRIX:]) <= {1}
+
+
+def _vectors(pair: Pair) -> Iterator[str]:
+    """DoRA's magnitudes and B's bias, where they do not have one number for each output."""
+    out = pair.b.shape[0] if pair.b and pair.b.shape else None
+    for spec in (pair.magnitude, pair.bias):
+        if spec is not None and out is not None and spec.elements != out:
+            yield f"{spec.name} {list(spec.shape)}"
+
+
+def _ranks(subject: Subject) -> Iterator[Finding]:
+    config = subject.config
+    apart: list[str] = []
+    against: dict[tuple[int, int], list[str]] = defaultdict(list)
+    high: list[str] = []
+    for pair in subject.keys.pairs:
+        if not pair.whole or not _is_layout(pair):
+            continue
+        a, b = pair.whole
+        grouped = len(a.shape) > _MATRIX and a.shape[0] % b.shape[1] == 0  # a grouped convolution splits B
+        if a.shape[0] != b.shape[1] and not grouped:
+            apart.append(f"{pair.module} ({a.shape[0]} and {b.shape[1]})")
+            continue
+        parameters = config.parameters_of(pair.module)
+        ranks = {config.rank_of(name) for name in parameters or (owner(pair.module),)}
+        experts = bool(parameters) and any(a.shape[0] % rank == 0 for rank in ranks)  # a pair for each, side by side
+        if a.shape[0] not in ranks and not experts:
+            against[a.shape[0], min(ranks)].append(pair.module)
+        # The A of an embedding is as wide as its vocabulary.
+        if pair.rank > min(b.shape[0], _width(a.shape)) and not experts:
+            high.append(pair.module)
+    if apart:
+        yield _error("E_RANK", f"A and B differ in rank on {some(apart)}")
+    for (found, said), modules in sorted(against.items()):
+        yield _error("E_RANK", f"rank {found} on {some(modules)}", f"rank {said}, as {CONFIG_FILE} says")
+    if high:
+        message = f"the rank is larger than the matrix on {some(high)}; a smaller one can say the same"
+        yield Finding(code="W_RANK", severity="warning", where=WEIGHTS_FILE, message=message)
+
+
+def _width(shape: tuple[int, ...]) -> int:
+    width = 1
+    for size in shape[1:]:
+        width *= size
+    return width
+
+
+def _targets(subject: Subject) -> Iterator[Finding]:
+    config, pairs = subject.config, subject.keys.pairs
+    if config.targets_all:
+        return
+    stray = [p.module for p in pairs if not config.holds_parameters(p.module) and not config.targets(owner(p.module))]
+    if stray:
+        yield _error(
+            "E_PAIR",
+            f"pairs on {some(stray)}, which the config does not target: PEFT would leave them out without a word",
+            f"modules that `target_modules` in {CONFIG_FILE} names",
+        )
+    if isinstance(config.target_modules, tuple):
+        there = {ending for pair in pairs for ending in endings(pair.module)}
+        absent = [target for target in config.target_modules if target not in there]
+        if absent:
+            message = f"names {some(absent)} as targets, of which the weights hold nothing"
+            yield Finding(code="W_TARGETS", severity="warning", where=CONFIG_FILE, message=message)
+
+
+def _method(subject: Subject) -> Iterator[Finding]:
+    config, keys = subject.config, subject.keys
+    marks = marks_of(config.peft_type)
+    if marks and not keys.marked:
+        yield _error(
+            "E_UNSUPPORTED",
+            f"no tensor is one of {config.peft_type}, which the config says it is; found {some(_names(subject))}",
+            f"names with {' or '.join(f'`{m}`' for m in marks)}",
+        )
+        return
+    yield Finding(
+        code="U_METHOD",
+        severity="unknown",
+        where=WEIGHTS_FILE,
+        message=f"pairing for {config.peft_type} is checked on attaching, not here; only LoRA can be merged",
+    )
+
+
+def _names(subject: Subject) -> list[str]:
+    return [spec.name for spec in subject.weights.tensors]
+
+
+def _rest(subject: Subject) -> Iterator[Finding]:
+    """Tensors that the method does not account for: nearly all would overwrite the base."""
+    config, others = subject.config, subject.keys.others
+    if not config.is_lora and not subject.keys.marked:
+        return  # said once by `_method`
+    strange = [spec.name for spec in others if not spec.name.startswith(PREFIX)]
+    in_memory = [n for n in strange + [s.name for s in others] if ".default" in n and "lora_" in n]
+    parts = [s.name for s in others if ("lora_" in s.name or "trainable_tokens" in s.name) and s.name not in in_memory]
+    if in_memory:
+        yield _error(
+            "E_PAIR",
+            f"the adapter's name in memory is in {some(dict.fromkeys(in_memory))}, so PEFT would not find them",
+            "names as `save_pretrained` writes them",
+        )
+    base = [s.name for s in others if s.name not in in_memory and s.name not in parts]
+    if parts:
+        yield _error("E_PAIR", f"no tensors of a LoRA adapter: {some(parts)}", f"`{PREFIX}….lora_A.weight` and such")
+    if base:
+        yield _error(
+            "E_BASE_WEIGHT",
+            f"carries weights of the base model, which an adapter must not replace: {some(base)}",
+            "`lora_` tensors, or modules that `modules_to_save` names",
+            hint="save the adapter again with PEFT, or name those modules in `modules_to_save`",
+        )
+
+
+def _whole_modules(subject: Subject) -> Iterator[Finding]:
+    keys = subject.keys
+    if keys.saved:
+        modules = dict.fromkeys(name.rpartition(".")[0] for name, _ in keys.saved)
+        size = sum(spec.size_bytes for _, spec in keys.saved)
+        message = f"ships {some(modules)} whole ({size:,} bytes); they replace the base's while the adapter is on"
+        yield Finding(code="W_FULL_WEIGHT", severity="warning", where=WEIGHTS_FILE, message=message)
+    if keys.biases:
+        message = f"changes {len(keys.biases)} biases of the base (`bias: {subject.config.bias}`), on or off"
+        yield Finding(code="W_BIAS", severity="warning", where=WEIGHTS_FILE, message=message)

@@ -1,0 +1,102 @@
+"""The factor on B @ A, module by module, and whether the scaled update fits its dtype."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from adapterhub.core.errors import MalformedTensorFile, shown
+from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.formats.peft.config import owner
+from adapterhub.formats.peft.keys import Pair
+from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.trust.verify.report import Finding
+from adapterhub.trust.verify.scan import as_floats
+from adapterhub.trust.verify.subject import Subject
+
+_MOST_GROUPS: Final = 12
+# Whatever it is kept in, an adapter runs in float32 or less.
+_LARGEST: Final = {"F64": 3.4028e38, "F32": 3.4028e38, "BF16": 3.3895e38, "F16": 65504.0}
+_MAX_MULTIPLICATIONS: Final = 2_000_000_000  # about a second; a folder with more of them has one warned of already
+_MAX_ELEMENTS: Final = 16_000_000  # 128 MB in float64
+_ROWS: Final = 1024
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """A note for each group of modules of one scale; a warning where the scaled update overflows."""
+    config = subject.config
+    if not config.is_lora:
+        return
+    places = (_place(subject, pair) for pair in subject.keys.pairs)
+    groups = Counter((config.scaling_of(name), config.alpha_of(name), config.rank_of(name)) for name in places)
+    divisor = "sqrt({})" if config.use_rslora else "r {}"
+    for (scale, alpha, rank), count in groups.most_common(_MOST_GROUPS):
+        modules = "1 module" if count == 1 else f"{count} modules"
+        message = f"scale {scale:.4g} on {modules} (alpha {alpha:g} / {divisor.format(rank)})"
+        yield Finding(code="N_SCALE", severity="note", where=CONFIG_FILE, message=message)
+    if len(groups) > _MOST_GROUPS:
+        message = f"{len(groups) - _MOST_GROUPS} more scales"
+        yield Finding(code="N_SCALE", severity="note", where=CONFIG_FILE, message=message)
+    yield from _overflows(subject)
+
+
+def _place(subject: Subject, pair: Pair) -> str:
+    """What the patterns of the config are matched against; of several parameters, the first."""
+    return next(iter(subject.config.parameters_of(pair.module)), owner(pair.module))
+
+
+def _overflows(subject: Subject) -> Iterator[Finding]:
+    """The first module whose update is too large. Only where a bound allows it is the update itself made, in rows."""
+    left = _MAX_MULTIPLICATIONS
+    for pair in subject.keys.pairs:
+        suspect = _bound(subject, pair)
+        if suspect is None or not pair.whole:
+            continue
+        a, b = pair.whole
+        left -= a.elements * b.shape[0]
+        if left < 0 or a.elements + b.elements > _MAX_ELEMENTS:
+            text = f"the update on `{shown(pair.module)}` may overflow {a.dtype}; it is too large to compute"
+            yield Finding(code="W_OVERFLOW", severity="warning", where=WEIGHTS_FILE, message=text)
+            return
+        largest = _largest_entry(subject, a, b) * _factor(subject, pair)
+        if largest > suspect:
+            limit = f"which {'F32' if a.dtype == 'F64' else a.dtype} cannot hold (at most {suspect:.4g})"
+            text = f"the update on `{shown(pair.module)}` reaches {largest:.4g}, {limit}"
+            yield Finding(code="W_OVERFLOW", severity="warning", where=WEIGHTS_FILE, message=text)
+            return
+
+
+def _bound(subject: Subject, pair: Pair) -> float | None:
+    """The largest number of the dtype if the update could exceed it, None if it cannot."""
+    if not pair.whole:
+        return None
+    a, b = pair.whole
+    numbers = subject.numbers
+    limit = _LARGEST.get(a.dtype)
+    if limit is None or a.name not in numbers or b.name not in numbers or a.shape[0] != b.shape[1]:
+        return None
+    reach = numbers[a.name].largest * numbers[b.name].largest * a.shape[0] * _factor(subject, pair)
+    return limit if math.isfinite(numbers[a.name].largest + numbers[b.name].largest) and reach > limit else None
+
+
+def _factor(subject: Subject, pair: Pair) -> float:
+    """The scale, or 1 where that is greater: a program multiplies B and A first, and infinity stays infinity."""
+    return max(1.0, abs(subject.config.scaling_of(_place(subject, pair))))
+
+
+def _largest_entry(subject: Subject, a: TensorSpec, b: TensorSpec) -> float:
+    """Greatest magnitude in B @ A, in float64, a few rows of B at a time."""
+    import numpy as np
+
+    try:
+        left, right = _matrix(subject, b), _matrix(subject, a)
+    except OSError as error:
+        raise MalformedTensorFile(WEIGHTS_FILE, f"cannot be read: {error.strerror}") from None
+    with np.errstate(over="ignore", invalid="ignore"):
+        return max(float(np.abs(left[i : i + _ROWS] @ right).max()) for i in range(0, len(left), _ROWS))
+
+
+def _matrix(subject: Subject, spec: TensorSpec):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a numpy array
+    return as_floats(subject.held.read(spec.start, spec.end), spec.dtype).astype("f8").reshape(spec.shape[0], -1)

@@ -1,0 +1,42 @@
+"""What the manifest states of an adapter, held against its tensors.
+
+An install chooses by rank before it has seen a tensor. A manifest that states another rank than the weights have would
+bring in what nobody asked for, and lists and searches would show it as something it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from adapterhub.core.errors import shown
+from adapterhub.formats.manifest import MANIFEST_FILE
+from adapterhub.trust.verify.report import Finding, some
+from adapterhub.trust.verify.subject import Subject
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Rank, alpha, method, dtype, targets and parameters, each where the manifest states it."""
+    manifest = subject.manifest
+    if manifest is None:
+        return
+    facts = subject.facts
+    if manifest.method[:1] and manifest.method[0] != facts.peft_type:
+        yield _error(f"says it is {shown(manifest.method[0])}", facts.peft_type)
+    if manifest.rank is not None and manifest.rank != facts.rank:
+        yield _error(f"says rank {shown(manifest.rank)}", f"{facts.rank}, as its tensors have")
+    if manifest.alpha is not None and manifest.alpha != facts.alpha:
+        yield _error(f"says alpha {shown(manifest.alpha)}", f"{facts.alpha}, as its config has")
+    if manifest.dtype and manifest.dtype != facts.dtype:
+        yield _error(f"says its numbers are {shown(manifest.dtype)}", f"{facts.dtype}, as its tensors are")
+    if manifest.parameters and manifest.parameters != facts.parameters:
+        yield _error(f"says {shown(manifest.parameters)} parameters", f"{facts.parameters}, as its tensors have")
+    strange = sorted(set(manifest.target_modules) - set(facts.target_modules))
+    if strange and facts.target_modules:
+        yield _error(f"says it changes {some(strange)}", f"only {some(facts.target_modules)}")
+
+
+def _error(message: str, expected: str) -> Finding:
+    hint = "manifest and weights are of two adapters; ask whoever published it"
+    return Finding(
+        code="E_MANIFEST", severity="error", where=MANIFEST_FILE, message=message, expected=expected, hint=hint
+    )

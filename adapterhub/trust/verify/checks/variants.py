@@ -1,0 +1,65 @@
+"""What kind of LoRA it is: parts that the config does not announce, and starts that changed the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.formats.peft.keys import Pair
+from adapterhub.trust.verify.report import Finding, some
+from adapterhub.trust.verify.subject import Subject
+
+_CHANGED_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_KNOWN_STARTS: Final = (*_CHANGED_BASE, "gaussian", "eva", "orthogonal", "mica")
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Parts of a variant must be there exactly when the config announces it."""
+    config = subject.config
+    if not config.is_lora:
+        return
+    yield from _parts(subject, "use_dora", "DoRA's magnitudes", lambda pair: pair.magnitude, said=config.use_dora)
+    yield from _parts(subject, "lora_bias", "a bias of B", lambda pair: pair.bias, said=config.lora_bias)
+    yield from _start(subject)
+
+
+def _parts(subject: Subject, key: str, what: str, part: Callable[[Pair], object], *, said: bool) -> Iterator[Finding]:
+    pairs = subject.keys.pairs
+    having = [p.module for p in pairs if part(p) is not None]
+    lacking = [p.module for p in pairs if part(p) is None]
+    if having and not said:
+        message, expected = f"holds {what} on {some(having)}", f"none, since `{key}` is false in {CONFIG_FILE}"
+    elif lacking and said:
+        message, expected = (
+            f"lacks {what} on {some(lacking)}",
+            f"one for each pair, since `{key}` is true in {CONFIG_FILE}",
+        )
+    else:
+        return
+    yield Finding(
+        code="E_VARIANT",
+        severity="error",
+        where=WEIGHTS_FILE,
+        message=message,
+        expected=expected,
+        hint="config and weights are of two adapters, or the training was saved by an older PEFT; save it again",
+    )
+
+
+def _start(subject: Subject) -> Iterator[Finding]:
+    start = subject.config.init_lora_weights
+    changed = isinstance(start, str) and start.lower().startswith(_CHANGED_BASE)
+    if changed or subject.config.extra.get("kasa_config"):
+        name = start if changed else "kasa"
+        yield Finding(
+            code="W_INIT",
+            severity="warning",
+            where=CONFIG_FILE,
+            message=f"started from `{name}`, which changes the base before training: the update is not B @ A alone, "
+            "and on the frozen base the adapter acts otherwise than it was trained",
+            hint="convert it with PEFT: `save_pretrained(path, path_initial_model_for_weight_conversion=…)`",
+        )
+    elif isinstance(start, str) and start.lower() not in _KNOWN_STARTS:
+        message = f"started from `{start}`, which PEFT 0.21 does not know; it matters for training only"
+        yield Finding(code="N_INIT", severity="note", where=CONFIG_FILE, message=message)

@@ -1,0 +1,71 @@
+"""Weights of other programs, told by their tensor names, so that the refusal can say what they are."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Final
+
+from adapterhub.core.errors import MalformedTensorFile, shown
+from adapterhub.formats.safetensors.file import TensorFile, read_header
+from adapterhub.trust.verify.report import Finding
+
+_LOOKED_AT_FILES: Final = 8
+_SCHEMES: Final = (
+    (
+        re.compile(
+            r"lora_(?:unet|te\d?|transformer)_.+\.(?:lora_(?:down|up)\.weight|alpha)|lora_\w+_lora_(?:down|up)\.weight"
+        ),
+        "a LoRA of an image model in the names of kohya's sd-scripts",
+    ),
+    (re.compile(r"(?:unet|text_encoder|transformer)\..*lora.*"), "a LoRA of an image model in the names of diffusers"),
+    (re.compile(r".+\.lora_[ab]"), "a LoRA of Apple's MLX"),
+    (re.compile(r"w_[ab]_\d+"), "a LoRA of a hand-written kind that does not name its modules"),
+    (re.compile(r"base_model\.model\..+"), "PEFT weights under another name"),
+)
+_HINTS: Final = {
+    "PEFT weights under another name": "rename it to `adapter_model.safetensors`",
+}
+NO_PEFT: Final = "only what PEFT's `save_pretrained` writes can be taken; convert or train it with PEFT"
+
+
+def weights_of_others(folder: Path, names: list[str]) -> Finding | None:
+    """What the folder holds instead of PEFT's weights, as an error; None when nothing is recognised."""
+    if "adapters.npz" in names:
+        kind = "a LoRA of Apple's MLX in a numpy archive"
+        return _error("E_UNSUPPORTED", "adapters.npz", f"is {kind}, not PEFT's weights", NO_PEFT)
+    if "pytorch_adapter.bin" in names:
+        kind = "a pickle of AdapterHub's `adapters` library"
+        return _error("E_PICKLE", "pytorch_adapter.bin", f"is {kind}, which is never opened", NO_PEFT)
+    candidates = sorted(n for n in names if n.endswith(".safetensors"))[:_LOOKED_AT_FILES]
+    for name in candidates:
+        file = _header(folder / name)
+        if file is None:
+            continue
+        kind = _scheme(file) or "no adapter in PEFT's names"
+        hint = _HINTS.get(kind, NO_PEFT)
+        return _error("E_UNSUPPORTED", shown(name), f"holds {kind}, not PEFT's weights", hint)
+    return None
+
+
+def _header(path: Path) -> TensorFile | None:
+    """The header of a plain file, None for anything else. Only the header of a stranger's file is read here."""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return None
+        return read_header(path)
+    except (OSError, MalformedTensorFile):
+        return None
+
+
+def _scheme(file: TensorFile) -> str | None:
+    for pattern, kind in _SCHEMES:
+        if any(pattern.fullmatch(spec.name) for spec in file.tensors):
+            return kind
+    return None
+
+
+def _error(code: str, where: str, message: str, hint: str) -> Finding:
+    return Finding(code=code, severity="error", where=where, message=message, hint=hint)

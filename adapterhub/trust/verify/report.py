@@ -1,0 +1,138 @@
+"""What checks say: findings, and the report that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from adapterhub.core.errors import shown
+
+Severity = Literal["error", "warning", "unknown", "note"]
+Status = Literal["ok", "failed", "unknown"]
+
+_ORDER: Final = ("error", "unknown", "warning", "note")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing a check found.
+
+    `code` begins with E, W, U, N or S (a file that was skipped); `where` is a file, a tensor or a module; `expected`
+    is empty where the message says it all; `hint` is a step that would help. Texts of the file are shown escaped.
+    """
+
+    code: str
+    severity: Severity
+    where: str
+    message: str
+    expected: str = ""
+    hint: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """The JSON value; every key is always there."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "where": self.where,
+            "message": self.message,
+            "expected": self.expected,
+            "hint": self.hint,
+        }
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        expected = f", expected {self.expected}" if self.expected else ""
+        return f"[{self.code}] {place}{self.message}{expected}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the files of an adapter say it is. `rank` and `alpha` are the largest over all modules.
+
+    `target_modules` are the leaf names of the modules that carry an update, sorted; `ranks` and `scales` pair a value
+    with the number of modules that have it, most frequent first; `dtype` is torch's name of the most frequent dtype.
+    """
+
+    peft_type: str
+    methods: tuple[str, ...]
+    rank: int | None
+    alpha: float | None
+    target_modules: tuple[str, ...]
+    modules: int
+    ranks: tuple[tuple[int, int], ...]
+    scales: tuple[tuple[float, int], ...]
+    dtype: str
+    parameters: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value."""
+        return {
+            "peft_type": self.peft_type,
+            "methods": list(self.methods),
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "target_modules": list(self.target_modules),
+            "modules": self.modules,
+            "ranks": [list(pair) for pair in self.ranks],
+            "scales": [list(pair) for pair in self.scales],
+            "dtype": self.dtype,
+            "parameters": self.parameters,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All findings, errors first, each once; `facts` is None when the adapter could not be read."""
+
+    findings: tuple[Finding, ...]
+    facts: Facts | None = None
+
+    @classmethod
+    def of(cls, findings: Iterable[Finding], facts: Facts | None = None) -> Report:
+        """A report in its order, without what was said twice."""
+        once = {(f.code, f.severity, f.where, f.message): f for f in findings}
+        return cls(findings=tuple(sorted(once.values(), key=lambda f: _ORDER.index(f.severity))), facts=facts)
+
+    def _with(self, severity: Severity) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.severity == severity)
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Why the adapter must not be stored or loaded."""
+        return self._with("error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """What its user should know."""
+        return self._with("warning")
+
+    @property
+    def unknowns(self) -> tuple[Finding, ...]:
+        """What could not be told either way."""
+        return self._with("unknown")
+
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        """What was found and is in order, and what was passed over."""
+        return self._with("note")
+
+    @property
+    def status(self) -> Status:
+        """`failed` with an error, else `unknown` when a question stayed open, else `ok`."""
+        return "failed" if self.errors else "unknown" if self.unknowns else "ok"
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value."""
+        return {
+            "status": self.status,
+            "findings": [f.to_json() for f in self.findings],
+            "facts": self.facts.to_json() if self.facts else None,
+        }
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first few names, escaped, and how many more there are."""
+    every = list(names)
+    listed = ", ".join(f"`{shown(name)}`" for name in every[:most])
+    return listed if len(every) <= most else f"{listed} and {len(every) - most} more"

@@ -1,0 +1,168 @@
+"""The merge methods there are, with their options, read off their files without importing torch.
+
+A method is one file of `adapterhub/weights/merge/`, named as users type it. Its docstring describes it, and the keyword-only
+parameters of its function `merge` are its options: so the command line, `adapt merge --methods` and the check of what a
+recipe asks for all know a method from the moment its file exists.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from adapterhub.core.errors import UsageProblem, shown
+
+__all__ = ["Method", "Option", "describe", "names"]
+
+_FOLDER = Path(__file__).parent / "merge"
+_GENERATORS = "generators"
+_RANK = ("rank", "max_error")
+_MAX_INT = 1 << 63
+_EXPECTED: Final = {"bool": "true or false", "int": "a whole number, written without a point"}
+_KINDS: Final = ("float", "int", "bool", "str", "int | None", "float | None", "str | None")
+_WORDS: Final[Mapping[str, bool]] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option of a method: its name, its type as annotated (of `choices`, where only these words are taken)."""
+
+    name: str
+    kind: str
+    default: object
+    choices: tuple[str, ...] = ()
+
+    def convert(self, value: object) -> object:
+        """`value`, or the text of one, as the option's type.
+
+        Raises:
+            UsageProblem: it is none.
+        """
+        kind = self.kind.removesuffix(" | None")
+        text = value.strip() if isinstance(value, str) else value
+        if kind == "str" and isinstance(text, str) and (not self.choices or text in self.choices):
+            return text
+        if kind == "bool" and (isinstance(text, bool) or (isinstance(text, str) and text.lower() in _WORDS)):
+            return text if isinstance(text, bool) else _WORDS[text.lower()]
+        if kind in ("int", "float") and isinstance(text, str | int | float) and not isinstance(text, bool):
+            number = _number(text, kind)
+            if number is not None:
+                return number
+        expected = " or ".join(f"`{c}`" for c in self.choices) or _EXPECTED.get(kind, f"one {kind}")
+        raise UsageProblem(f"option `{self.name}` is `{shown(str(value))}`, expected {expected}")
+
+    @property
+    def values(self) -> str:
+        """The words it takes, or the name of its type."""
+        return "|".join(self.choices) or self.kind.removesuffix(" | None")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A merge method: what its docstring says of it, its options, and what it asks of the runner.
+
+    `is_random`: it draws masks and takes a seed. `chooses_rank`: it takes `rank` and `max_error` itself, others are cut
+    to a rank afterwards.
+    """
+
+    name: str
+    summary: str
+    text: str
+    options: tuple[Option, ...]
+    is_random: bool
+    chooses_rank: bool
+
+    def converted(self, given: Mapping[str, object]) -> dict[str, object]:
+        """The options in `given`, each as its type.
+
+        Raises:
+            UsageProblem: one that the method does not have, or that is not of its type.
+        """
+        known = {option.name: option for option in self.options}
+        unknown = [key for key in given if key not in known]
+        if unknown:
+            takes = f"takes {', '.join(known)}" if known else "takes no options"
+            hint = "`adapt merge --methods` lists every method with its options"
+            raise UsageProblem(f"method `{self.name}` {takes}, not {', '.join(map(shown, unknown))}", hint=hint)
+        return {key: known[key].convert(value) for key, value in given.items()}
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """The names of all merge methods, sorted."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("[!_]*.py")))
+
+
+@cache
+def describe(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UsageProblem: there is none.
+    """
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=2)
+        hint = f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else "`adapt merge --methods` tells them"
+        raise UsageProblem(f"no merge method `{shown(name)}`; there are: {', '.join(names())}", hint=hint)
+    tree = ast.parse((_FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    text = ast.get_docstring(tree) or ""
+    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "merge")
+    arguments = function.args
+    parameters = [a.arg for a in arguments.kwonlyargs]
+    options = [
+        _option(argument, default)
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        if argument.arg not in (_GENERATORS, *_RANK)
+    ]
+    if _GENERATORS in parameters:
+        options.append(Option(name="seed", kind="int", default=0))
+    return Method(
+        name=name,
+        summary=" ".join(text.partition("\n\n")[0].removeprefix(f"`{name}`: ").split()),
+        text=text,
+        options=tuple(options),
+        is_random=_GENERATORS in parameters,
+        chooses_rank=set(_RANK) <= set(parameters),
+    )
+
+
+def _option(argument: ast.arg, default: ast.expr | None) -> Option:
+    kind, choices = "", tuple[str, ...]()
+    match argument.annotation:
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=elements)):
+            kind, choices = "str", tuple(str(_constant(e)) for e in elements)
+        case ast.expr() as annotation:
+            kind = ast.unparse(annotation)
+    if kind not in _KINDS or default is None:
+        raise TypeError(
+            f"option `{argument.arg}` is annotated `{kind}`; expected one of {', '.join(_KINDS)}, a default"
+        )
+    return Option(name=argument.arg, kind=kind, default=_constant(default), choices=choices)
+
+
+def _constant(node: ast.expr) -> object:
+    """The value of a literal."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+        return -node.operand.value  # type: ignore[operator]  # of a number, or Python refuses the file
+    if not isinstance(node, ast.Constant):
+        raise TypeError(f"`{ast.unparse(node)}`, expected a literal: options are read without running the file")
+    return node.value
+
+
+def _number(value: str | float, kind: str) -> float | None:
+    """`value` as an int or a float; None if it is not one, or not finite."""
+    try:
+        if kind == "int" and isinstance(value, float):  # 8.0 may be a slip for 8.5; it is not guessed at
+            return None
+        number = int(value) if kind == "int" else float(value)
+    except (ValueError, OverflowError):
+        return None
+    if kind == "int":
+        return number if abs(number) < _MAX_INT else None
+    return number if math.isfinite(number) else None

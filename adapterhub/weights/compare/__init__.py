@@ -1,0 +1,1 @@
+"""Two adapters side by side: similarity and difference."""

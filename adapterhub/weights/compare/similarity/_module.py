@@ -1,0 +1,247 @@
+"""One module of several adapters: everything that can be told from the triangles of its stacked factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapterhub.weights.compare.similarity._signs import Sample, Share
+from adapterhub.weights.compare.similarity._spectra import Energies
+from adapterhub.weights.lowrank.algebra import LowRank, Spectrum, nothing, spectrum, stack
+from adapterhub.weights.lowrank.factors import Layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two adapters in one module, or in all of them; `first` and `second` are their positions.
+
+    `cosine` is that of the updates as vectors, None if one is zero. `overlap_left` and `overlap_right` compare what the
+    updates write (column spaces) and what they read (row spaces): ‖Q1.T Q2‖_F² / min(r1, r2), 0 for orthogonal spaces,
+    1 where one holds the other, None if one is zero; the φ of the LoRA paper (arXiv:2106.09685 §7.2) at full rank.
+    `chance_left` and `chance_right` are what random spaces of those ranks have on average. `opposite` is the share of
+    the entries changed by both that they change in opposite directions (the sign conflicts of TIES, arXiv:2306.01708),
+    `cancelled` the share of the summed magnitudes that is gone in the plain sum.
+
+    Over all modules the cosine is again exact; overlaps are means over the modules where both updates are not zero.
+    """
+
+    first: int
+    second: int
+    cosine: float | None
+    overlap_left: float | None
+    overlap_right: float | None
+    chance_left: float | None
+    chance_right: float | None
+    opposite: Share
+    cancelled: Share
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, shares as `{share, standard_error}`."""
+        names = ("first", "second", "cosine", "overlap_left", "overlap_right", "chance_left", "chance_right")
+        figures = {name: getattr(self, name) for name in names}
+        return figures | {"opposite": self.opposite.to_json(), "cancelled": self.cancelled.to_json()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleComparison:
+    """One module: `updates` holds one spectrum for each adapter, None where it lacks the module.
+
+    `pairs` are those of adapters that both have it. `total` has the spectra of the weighted sum, one for each part of
+    the layout, `cancelled` the share of the weighted magnitudes that is gone in it.
+    """
+
+    module: str
+    layout: Layout
+    updates: tuple[Energies | None, ...]
+    pairs: tuple[Pair, ...]
+    total: tuple[Energies, ...]
+    cancelled: Share
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether every adapter has it."""
+        return None not in self.updates
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure."""
+        return {
+            "module": self.module,
+            "kind": self.layout.kind,
+            "out": self.layout.out,
+            "in": self.layout.width,
+            "parts": self.layout.parts,
+            "updates": [None if update is None else update.to_json() for update in self.updates],
+            "pairs": [pair.to_json() for pair in self.pairs],
+            "sum": Energies.together(self.total).to_json() | {"cancelled": self.cancelled.to_json()},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Both:
+    """Two updates of one part; every figure adds up over parts.
+
+    `dot` is their inner product; `left` and `right` are ‖Q1.T Q2‖_F² of their column and row spaces, `random_left` and
+    `random_right` the mean of that for random spaces; shares as in `Pair`.
+    """
+
+    dot: float
+    left: float
+    right: float
+    random_left: float
+    random_right: float
+    opposite: Share
+    cancelled: Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """One part of a module, in the adapters that have the module."""
+
+    spectra: tuple[Energies, ...]
+    both: tuple[_Both, ...]
+    total: Energies
+    cancelled: Share
+
+
+def compare_module(
+    module: str,
+    layout: Layout,
+    updates: Sequence[Sequence[LowRank] | None],
+    weights: Sequence[float],
+    sampled: int,
+) -> ModuleComparison:
+    """Everything about one module from the parts of its updates; None stands for an adapter that lacks it.
+
+    The parts act on different outputs or experts, so together they are one update whose singular values are those of
+    all parts. Factors are expected to be finite, and their products to have finite squares in float64.
+    """
+    here = [(i, parts) for i, parts in enumerate(updates) if parts is not None]
+    factors = [weights[i] for i, _ in here]
+    size = max(2, int(sampled / math.sqrt(layout.parts)))
+    found = [
+        _compare_part(f"{module}#{index}" if layout.parts > 1 else module, deltas, factors, size)
+        for index, deltas in enumerate(zip(*(parts for _, parts in here), strict=True))
+    ]
+    spectra: list[Energies | None] = [None] * len(updates)
+    for at, (i, _) in enumerate(here):
+        spectra[i] = Energies.together([part.spectra[at] for part in found])
+    pairs = [
+        _pair(first, second, (spectra[first], spectra[second]), [part.both[at] for part in found])
+        for at, (first, second) in enumerate(combinations([i for i, _ in here], 2))
+    ]
+    return ModuleComparison(
+        module=module,
+        layout=layout,
+        updates=tuple(spectra),
+        pairs=tuple(pairs),
+        total=tuple(part.total for part in found),
+        cancelled=sum((part.cancelled for part in found), Share()),
+    )
+
+
+def _pair(first: int, second: int, spectra: tuple[Energies | None, Energies | None], parts: Sequence[_Both]) -> Pair:
+    """The pair over all parts of a module."""
+    norms, smaller = 1.0, math.inf
+    for one in spectra:
+        norms *= one.norm if one else 0.0
+        smaller = min(smaller, one.numerical_rank if one else 0)
+
+    def share(total: float) -> float | None:
+        return min(1.0, total / smaller) if smaller else None
+
+    return Pair(
+        first=first,
+        second=second,
+        cosine=min(1.0, max(-1.0, math.fsum(part.dot for part in parts) / norms)) if norms else None,
+        overlap_left=share(math.fsum(part.left for part in parts)),
+        overlap_right=share(math.fsum(part.right for part in parts)),
+        chance_left=share(math.fsum(part.random_left for part in parts)),
+        chance_right=share(math.fsum(part.random_right for part in parts)),
+        opposite=sum((part.opposite for part in parts), Share()),
+        cancelled=sum((part.cancelled for part in parts), Share()),
+    )
+
+
+def _compare_part(name: str, deltas: Sequence[LowRank], weights: Sequence[float], size: int) -> _Part:
+    out, width = deltas[0].shape
+    blocks = _blocks([delta.rank for delta in deltas])
+    stacked = stack(deltas, [1.0] * len(deltas))
+    cores = _in_common_space(stacked, blocks)
+    spectra = [spectrum(core) for core in cores]
+    spaces = [_directions(found) for found in spectra]
+    sample = Sample.of(name, out, width, size)
+    entries = _entries(stacked, blocks, sample)
+    both = []
+    for x, y in combinations(range(len(deltas)), 2):
+        ranks = spectra[x].numerical_rank * spectra[y].numerical_rank
+        left, right = (float((p.T @ q).square().sum()) for p, q in zip(spaces[x], spaces[y], strict=True))
+        both.append(
+            _Both(
+                dot=_dot(cores[x], cores[y]),
+                left=left,
+                right=right,
+                random_left=ranks / out,
+                random_right=ranks / width,
+                opposite=sample.opposite(entries[x], entries[y]),
+                cancelled=sample.cancelled([entries[x], entries[y]]),
+            )
+        )
+    used = [i for i, weight in enumerate(weights) if weight]
+    total = stack([cores[i] for i in used], [weights[i] for i in used]) if used else nothing(out, width)
+    return _Part(
+        spectra=tuple(_energies(found) for found in spectra),
+        both=tuple(both),
+        total=_energies(spectrum(total)),
+        cancelled=sample.cancelled([weights[i] * entries[i] for i in used]) if used else Share(),
+    )
+
+
+def _blocks(ranks: Sequence[int]) -> list[slice]:
+    """Where each adapter's rows of the stacked A, and columns of the stacked B, are."""
+    ends = [sum(ranks[: i + 1]) for i in range(len(ranks))]
+    return [slice(end - rank, end) for rank, end in zip(ranks, ends, strict=True)]
+
+
+def _in_common_space(stacked: LowRank, blocks: Sequence[slice]) -> list[LowRank]:
+    """The updates in coordinates of the spaces that they span together, [R, R] at most.
+
+    With b = Qb Tb and a.T = Qa Ta these are the blocks of Tb and of Ta.T. The Qs turn them without changing a length or
+    an angle, so they are never formed.
+    """
+    triangle_a: Tensor = torch.linalg.qr(stacked.a.T, mode="r").R
+    triangle_b: Tensor = torch.linalg.qr(stacked.b, mode="r").R
+    return [LowRank(a=triangle_a[:, block].T, b=triangle_b[:, block]) for block in blocks]
+
+
+def _entries(stacked: LowRank, blocks: Sequence[slice], sample: Sample) -> list[Tensor]:
+    """The sampled entries of each update, [rows, columns]."""
+    a, b = stacked.a[:, sample.columns], stacked.b[sample.rows]
+    return [b[:, block] @ a[block] for block in blocks]
+
+
+def _dot(first: LowRank, second: LowRank) -> float:
+    """<b1 a1, b2 a2>."""
+    return float(((first.b.T @ second.b) * (first.a @ second.a.T)).sum())
+
+
+def _directions(found: Spectrum) -> tuple[Tensor, Tensor]:
+    """Orthonormal columns that span what the update writes and what it reads; no columns for a zero update."""
+    if found.numerical_rank == 0:
+        return found.values.new_zeros(found.delta.shape[0], 0), found.values.new_zeros(found.delta.shape[1], 0)
+    kept = found.truncate(found.numerical_rank)  # its factors are the singular vectors times the roots of the values
+    return torch.nn.functional.normalize(kept.b, dim=0), torch.nn.functional.normalize(kept.a.T, dim=0)
+
+
+def _energies(found: Spectrum) -> Energies:
+    return Energies(values=tuple(found.values[: found.numerical_rank].tolist()))
+
+
+def norm_of(energies: Sequence[Energies | None]) -> float:
+    """Frobenius norm over several modules; None counts as zero."""
+    return math.hypot(*(one.norm for one in energies if one is not None))

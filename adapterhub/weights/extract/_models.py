@@ -1,0 +1,192 @@
+"""A model folder as named tensors, and the facts of its config that say what they are; no weight is read here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from adapterhub.core.disk.files import read_json
+from adapterhub.core.errors import BaseNotFound, CouldNotTell, shown
+from adapterhub.formats.base.fingerprint import is_buffer
+from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
+from adapterhub.formats.base.weight_files import weight_files
+from adapterhub.formats.safetensors.file import read_header
+from adapterhub.formats.safetensors.header import BASE_LIMITS, TensorSpec
+from adapterhub.library.bases.records import BaseRecord
+
+_MATRIX: Final = 2
+
+TOKEN_EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "tokens_embed")
+"""Last names of the embedding that turns tokens into vectors, where an output head may share its weight."""
+
+_HEADS: Final[Mapping[str, str]] = {"gpt_neox": "embed_out"}
+_CAUSAL: Final = ("ForCausalLM", "LMHeadModel")
+_HEADLESS: Final = ("Model", "Classification", "QuestionAnswering", "MultipleChoice")
+
+_TASKS: Final = (
+    ("ForCausalLM", "CAUSAL_LM"),
+    ("LMHeadModel", "CAUSAL_LM"),
+    ("ForSequenceClassification", "SEQ_CLS"),
+    ("ForTokenClassification", "TOKEN_CLS"),
+    ("ForQuestionAnswering", "QUESTION_ANS"),
+)
+
+_INSIDE: Final[Mapping[str, str]] = {"gpt2": "transformer.", "bloom": "transformer."}
+"""Where a model of this type has its layers, although files on the Hub leave the first part of the names out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """A tensor in a file; `sha256` is the hex digest of its bytes."""
+
+    path: Path
+    spec: TensorSpec
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model folder: its weights by name (buffers left out) and its `config.json` (empty when there is none)."""
+
+    record: BaseRecord
+    weights: Mapping[str, Weight]
+    config: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, record: BaseRecord) -> Model:
+        """The model that `record` describes, its files as they are now.
+
+        Raises:
+            BaseNotFound: the record names no folder.
+            Malformed, MalformedTensorFile: no complete model in safetensors.
+            CouldNotTell: the files are no longer those of the record.
+        """
+        if record.path is None:
+            raise BaseNotFound(
+                f"`{shown(record.label)}` is known without a folder",
+                hint="`adapt base add PATH` says where its files are",
+            )
+        facts = {fact.name: fact for fact in record.tensors}
+        weights: dict[str, Weight] = {}
+        for path in weight_files(record.path):
+            for spec in read_header(path, limits=BASE_LIMITS).tensors:
+                known = facts.get(spec.name)
+                if known is None or (known.dtype, known.shape) != (spec.dtype, spec.shape):
+                    raise CouldNotTell(
+                        f"`{shown(str(path), 200)}` changed since it was fingerprinted: `{shown(spec.name)}`"
+                    )
+                if not is_buffer(spec.name, spec.shape):
+                    weights[spec.name] = Weight(path=path, spec=spec, sha256=known.sha256)
+        return cls(record=record, weights=weights, config=_read_config(record.path))
+
+    @property
+    def label(self) -> str:
+        """The model in messages."""
+        return self.record.label
+
+    @property
+    def model_type(self) -> str:
+        """The architecture's name, or ""."""
+        return self._text("model_type")
+
+    @property
+    def task_type(self) -> str | None:
+        """PEFT's name for the task that the model's class is made for."""
+        return next((task for end, task in _TASKS if self._class.endswith(end)), None)
+
+    @property
+    def embedding(self) -> str | None:
+        """The tensor of the token embedding: of several candidates the one with most rows."""
+        found = [
+            name
+            for name, weight in self.weights.items()
+            if name.removesuffix(".weight").rpartition(".")[2] in TOKEN_EMBEDDINGS and len(weight.spec.shape) == _MATRIX
+        ]
+        return max(found, key=lambda name: self.weights[name].spec.shape[0], default=None)
+
+    @property
+    def head(self) -> str | None:
+        """The module that turns vectors into tokens, where the class of the model says that it has one.
+
+        Models built like BERT have it under several names, which nothing here tells.
+        """
+        is_like_bert = (self.embedding or "").endswith("embeddings.word_embeddings.weight")
+        return _HEADS.get(self.model_type, "lm_head") if self._class.endswith(_CAUSAL) and not is_like_bert else None
+
+    @property
+    def shares_embedding(self) -> bool:
+        """Whether an output head that the files lack is the token embedding: by the class, or by the config."""
+        return self.head is not None or self.config.get("tie_word_embeddings") is True
+
+    @property
+    def may_share_embedding(self) -> bool:
+        """Whether layers that the files do not name may use the weight of the token embedding."""
+        if self._class.endswith(_HEADLESS) and not self._class.endswith(_CAUSAL):
+            return False
+        return self.config.get("tie_word_embeddings") is not False  # transformers shares unless told otherwise
+
+    @property
+    def inside(self) -> str:
+        """What the names in the files lack in front, compared with the model that the config names; mostly ""."""
+        part = _INSIDE.get(self.model_type, "")
+        is_bare = not self._class or (self._class.endswith("Model") and not self._class.endswith(_CAUSAL))
+        return "" if is_bare or any(name.startswith(part) for name in self.weights) else part
+
+    @property
+    def _class(self) -> str:
+        found = self.config.get("architectures")
+        return found[0] if isinstance(found, list) and found and isinstance(found[0], str) else ""
+
+    def _text(self, key: str) -> str:
+        value = self.config.get(key)
+        return value if isinstance(value, str) else ""
+
+
+def aligned(base: Model, tuned: Model) -> tuple[dict[str, Weight], dict[str, Weight]]:
+    """The weights of both models under common names: those that the model with its head has.
+
+    A model saved without its head leaves the first part of the names out (`h.0…` for `transformer.h.0…`); the names of
+    that side get it back.
+    """
+    ours, theirs = dict(base.weights), dict(tuned.weights)
+    into_base, into_tuned = _prefix(ours, theirs), _prefix(theirs, ours)
+    if into_base:
+        ours = _under(into_base, ours, theirs)
+    elif into_tuned:
+        theirs = _under(into_tuned, theirs, ours)
+    elif base.inside:
+        names = {name: base.inside + name for name in {*ours, *theirs} if not _is_head(name, base)}
+        ours = {names.get(name, name): weight for name, weight in ours.items()}
+        theirs = {names.get(name, name): weight for name, weight in theirs.items()}
+    return ours, theirs
+
+
+def _is_head(name: str, model: Model) -> bool:
+    return model.head is not None and name.startswith(f"{model.head}.")
+
+
+def _prefix(names: Iterable[str], longer: Mapping[str, Weight]) -> str:
+    """The first part that leads more of `names` into `longer` than they have in common as they are; "" if none."""
+    names = list(names)
+    best, most = "", sum(name in longer for name in names)
+    for part, _ in Counter(name.partition(".")[0] + "." for name in longer).most_common(2):
+        found = sum(part + name in longer for name in names)
+        if found > most:
+            best, most = part, found
+    return best
+
+
+def _under(prefix: str, weights: Mapping[str, Weight], longer: Mapping[str, Weight]) -> dict[str, Weight]:
+    return {prefix + name if prefix + name in longer else name: weight for name, weight in weights.items()}
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    """The model's config; one that is absent or damaged says nothing, as in `hints`."""
+    try:
+        value = read_json(folder / "config.json", CONFIG_LIMIT_BYTES)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

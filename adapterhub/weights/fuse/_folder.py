@@ -1,0 +1,113 @@
+"""What a fused model's folder gets besides weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from adapterhub.core.disk.files import read_json
+from adapterhub.core.errors import shown
+from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
+from adapterhub.formats.base.weight_files import INDEX_FILE, INDEX_LIMIT_BYTES, SINGLE_FILE
+from adapterhub.weights.fuse._model import CONFIG_FILE, Model
+
+_COPIED: Final = (
+    "config.json",
+    "generation_config.json",
+    # tokenizer
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "source.spm",
+    "target.spm",
+    "sentencepiece.model",
+    "sentencepiece.bpe.model",
+    "*.tiktoken",
+    # chat template
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    # pictures and sound
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    # terms, which hold for what is made of the base as well
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+"""Files that are copied from a base. No others: a pickle or a Python file could be run by whoever loads the result."""
+
+_NAMING_CODE: Final = (CONFIG_FILE, "tokenizer_config.json", "processor_config.json")
+_DTYPE_KEYS: Final = ("dtype", "torch_dtype")
+
+
+def side_files(model: Model) -> list[Path]:
+    """The files beside the weights that a fused model gets as they are, by path below the base's folder."""
+    found = {path for pattern in _COPIED for path in model.folder.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(model.folder) for path in found)
+
+
+def copy_side_files(model: Model, folder: Path, dtype: str | None) -> None:
+    """Copy them; with `dtype` (a name of torch), the config says that the weights are of it."""
+    for name in side_files(model):
+        target = folder / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(model.folder / name, target)
+    if dtype is not None and (folder / CONFIG_FILE).exists():
+        text = json.dumps(_with_dtype(model.config, dtype), indent=2, sort_keys=True)
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def copy_index(model: Model, folder: Path, size_bytes: int | None) -> None:
+    """Copy the index, where the base's weights are in files that one names; `size_bytes` is their size, if new."""
+    path = model.folder / INDEX_FILE
+    if not path.is_file() or any(file.path.name == SINGLE_FILE for file in model.files):
+        return
+    if size_bytes is None:
+        shutil.copyfile(path, folder / INDEX_FILE)
+        return
+    index = read_json(path, INDEX_LIMIT_BYTES)
+    metadata = index.get("metadata")
+    index["metadata"] = (metadata if isinstance(metadata, dict) else {}) | {"total_size": size_bytes}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def code_remarks(model: Model) -> Sequence[str]:
+    """What is said of code that the base's configs name, which is not copied."""
+    files = sorted({file for name in _NAMING_CODE for file in _code_files(model.folder / name)})
+    if not files:
+        return ()
+    listed = ", ".join(f"`{shown(file)}`" for file in files)
+    return (f"the base names code ({listed}), which is not copied: read it, and copy it yourself where it is needed",)
+
+
+def _code_files(path: Path) -> Iterator[str]:
+    try:
+        named = read_json(path, CONFIG_LIMIT_BYTES, finite=False).get("auto_map")
+    except (OSError, ValueError, AttributeError):
+        return
+    values = named.values() if isinstance(named, dict) else ()
+    for value in [item for group in values for item in (group if isinstance(group, list) else [group])]:
+        if isinstance(value, str) and "--" not in value:  # what is in another repository is found there
+            yield value.partition(".")[0] + ".py"
+
+
+def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The config with `dtype` wherever it or a config inside of it names one."""
+    changed: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in _DTYPE_KEYS and isinstance(value, str):
+            changed[key] = dtype
+        else:
+            changed[key] = _with_dtype(value, dtype) if isinstance(value, dict) else value
+    return changed

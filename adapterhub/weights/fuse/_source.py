@@ -1,0 +1,81 @@
+"""One adapter that is fused, and what rules it out whatever the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from adapterhub.core.errors import shown
+from adapterhub.formats.modules.base_names import BaseNames
+from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.trust.verify import Subject
+from adapterhub.weights.lowrank.factors import AdapterFactors
+
+_VARIANTS: Final[Mapping[str, str]] = {
+    "alora_invocation_tokens": "is switched on by tokens in the prompt (aLoRA), which a weight cannot be",
+    "layer_replication": "repeats layers of the base (layer_replication), which its files hold once",
+    "use_qalora": "pools its inputs (QALoRA)",
+    "use_bdlora": "has block-diagonal factors (BD-LoRA)",
+    "arrow_config": "routes between other adapters (Arrow), anew for each token",
+    "kasa_config": "cuts directions out of the base weights (KaSA)",
+    "monteclora_config": "samples its weights (MonteCLoRA)",
+    "velora_config": "compresses its inputs (VeLoRA)",
+    "megatron_config": "is made for Megatron's parallel layers",
+    "ensure_weight_tying": "ties the factors of two layers to each other (ensure_weight_tying)",
+}
+_BASE_CHANGING_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_HARMLESS_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Source:
+    """An adapter that takes part: its name in messages, its weight (never 0), its files, and its names in the base."""
+
+    label: str
+    weight: float
+    subject: Subject
+    factors: AdapterFactors
+    names: BaseNames
+
+    @property
+    def config(self) -> AdapterConfig:
+        """Its config."""
+        return self.subject.config
+
+
+def own_reasons(subject: Subject, *, is_alone: bool) -> Iterator[str]:
+    """What rules the adapter out. `is_alone`: nothing is added to it, and its weight is 1."""
+    config, keys = subject.config, subject.keys
+    if not config.is_lora:
+        yield f"is of type {shown(config.peft_type)}, expected LORA"
+        return
+    for key, reason in _VARIANTS.items():
+        if (getattr(config, key, None) or config.extra.get(key)) not in (None, False, (), [], {}):
+            yield reason
+    init = config.init_lora_weights
+    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+        yield (
+            f"was initialised from the base weights (init_lora_weights {shown(init)}) and changed them: its update is "
+            "relative to those. PEFT saves it as a plain LoRA with `path_initial_model_for_weight_conversion`"
+        )
+    elif isinstance(init, str) and init.lower() not in _HARMLESS_INITS:
+        yield f"has an initialisation that is not known here ({shown(init)}); it may have changed the base"
+    for spec in keys.others:
+        yield f"holds `{shown(spec.name)}`, which its config does not account for"
+    if not is_alone:
+        yield from _not_additive(subject)
+
+
+def _not_additive(subject: Subject) -> Iterator[str]:
+    """What has no meaning in a sum or with a weight other than 1."""
+    keys = subject.keys
+    parts = {
+        "DoRA magnitudes": subject.config.use_dora,
+        "modules that replace those of the base (modules_to_save)": bool(keys.saved),
+        "biases that replace those of the base (bias)": bool(keys.biases),
+        "rows that replace those of an embedding (trainable_token_indices)": bool(keys.tokens),
+    }
+    for what, is_there in parts.items():
+        if is_there:
+            yield f"has {what}, which do not add up: alone and with weight 1 it can be fused"

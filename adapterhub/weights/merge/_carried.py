@@ -1,0 +1,209 @@
+"""Tensors that replace something of the base: carried over whole where that is exact, refused by name where it is not.
+
+An adapter may bring modules trained in full (`modules_to_save`), biases of the base (`bias`), rows of an embedding
+(`trainable_token_indices`) and copies of the embeddings that it targets. None of these can be weighted. What one
+adapter only has, or what is the same in all that have it, is carried over as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from adapterhub.core.errors import shown
+from adapterhub.formats.peft.config import AdapterConfig, saved_name
+from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.weights.lowrank.layouts import NESTED, PEFT_PREFIX, plain_name
+from adapterhub.weights.merge.source import Source
+
+What = Literal["module", "bias", "rows", "copy"]
+
+_ROWS: Final = ".token_adapter.trainable_tokens_delta"
+_EMBEDDING: Final = re.compile(r"(.+\.)?([^.]*embed[^.]*|lm_head|wte|wpe|shared)")
+"""Modules of whose weights PEFT adds a copy (`save_embedding_layers`), by the last part of their names."""
+
+_REMARKS: Final[Mapping[What, str]] = {
+    "module": "{names} of modules_to_save is carried over from `{label}` as it is, without weight",
+    "bias": "biases of the base that `{label}` trained are carried over as they are, without weight ({names})",
+    "rows": "rows of {names} that `{label}` trained are carried over as they are, without weight",
+    "copy": "the copy of {names} in `{label}` is carried over as it is, without weight",
+}
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Carried:
+    """One such tensor: what it is, its name in the base, the module it belongs to, and where it lies.
+
+    `entry` is how a config names the module in `modules_to_save`. For `rows`, `name` is that of PEFT's own layer, and
+    `tokens` tells which rows these are.
+    """
+
+    what: What
+    name: str
+    module: str
+    entry: str
+    source: Source
+    spec: TensorSpec
+    tokens: tuple[int, ...] = ()
+
+    def name_in_file(self, depths: Mapping[str, int]) -> str:
+        """The tensor's name in a file whose factors wrap the modules `depths` names, that many times each.
+
+        PEFT passes over a name that it does not find, without a word: `q_proj.bias` of one adapter is
+        `q_proj.base_layer.bias` beside another one that targets `q_proj`.
+        """
+        if self.what in ("module", "rows"):
+            return PEFT_PREFIX + self.name
+        parts = self.name.split(".")
+        wrapped = []
+        for count, part in enumerate(parts, 1):
+            wrapped += [part, *[NESTED] * depths.get(".".join(parts[:count]), 0)]
+        return PEFT_PREFIX + ".".join(wrapped)
+
+
+def recognised(source: Source, spec: TensorSpec) -> Carried | None:
+    """What a tensor that is no factor replaces in the base; None where the config does not announce it."""
+    config = source.factors.config
+    if not spec.name.startswith(PEFT_PREFIX):
+        return None
+    name = saved_name(spec.name).removeprefix(PEFT_PREFIX)
+    saved = saved_module(spec.name, config)
+    if saved is not None:
+        entry, module = saved
+        return Carried(what="module", name=name, module=module, entry=entry, source=source, spec=spec)
+    if name.endswith(_ROWS) and config.trainable_token_indices is not None:
+        module = name.removesuffix(_ROWS)
+        tokens = _tokens(config, module)
+        if len(spec.shape) == 2 and len(tokens) == spec.shape[0]:  # noqa: PLR2004 - rows of a matrix
+            return Carried(what="rows", name=name, module=module, entry=module, source=source, spec=spec, tokens=tokens)
+        return None
+    plain = plain_name(name)
+    module, _, leaf = plain.rpartition(".")
+    if ".lora_" in name or leaf not in ("weight", "bias"):
+        return None
+    what: What | None = None
+    if leaf == "bias" and config.bias != "none":
+        what = "bias"
+    elif _EMBEDDING.fullmatch(module) or _is_embedding(source, module):
+        what = "copy"
+    return what and Carried(what=what, name=plain, module=module, entry=module, source=source, spec=spec)
+
+
+def saved_module(name: str, config: AdapterConfig) -> tuple[str, str] | None:
+    """The entry of `modules_to_save` that a tensor belongs to, and the full name of that module.
+
+    PEFT looks for modules whose names end with an entry, dots or not.
+    """
+    parts = saved_name(name).removeprefix(PEFT_PREFIX).split(".")
+    paths = [".".join(parts[:count]) for count in range(1, len(parts))]
+    entries = config.saved_modules
+    return next(((entry, path) for path in paths for entry in entries if path.endswith(entry)), None)
+
+
+def carried(sources: Sequence[Source], modules: Collection[str]) -> tuple[dict[str, Carried], list[str]]:
+    """The tensors that are carried over, by their name in the base, and why others cannot be.
+
+    `modules` are those of the base that have factors.
+    """
+    found: dict[str, Carried] = {}
+    reasons: list[str] = []
+    for source in sources:
+        for spec in source.factors.others:
+            one = recognised(source, spec)
+            if one is None:
+                continue
+            first = found.setdefault(one.name, one)
+            if not _is_same(first, one):
+                reasons.append(
+                    f"`{shown(one.name)}`{_of_what(one)} differs between `{shown(first.source.label)}` and "
+                    f"`{shown(source.label)}`: what replaces a part of the base cannot be added up"
+                )
+            elif one.what == "module":
+                found[one.name] = one if first.what != "module" else first  # so that the config names it
+    return found, [*reasons, *_clashes(found, modules)]
+
+
+def remarks(found: Mapping[str, Carried]) -> Iterator[str]:
+    """What a user should know of the tensors that are carried over."""
+    groups: dict[tuple[str, What], dict[str, None]] = {}
+    for one in found.values():
+        groups.setdefault((one.source.label, one.what), {})[one.entry] = None
+    for (label, what), entries in groups.items():
+        names = [f"`{shown(entry)}`" for entry in sorted(entries)[:_NAMES_SHOWN]]
+        rest = len(entries) - len(names)
+        named = ", ".join([*names, *([f"and {rest} more"] if rest else [])])
+        yield _REMARKS[what].format(names=named, label=shown(label))
+
+
+def config_of(found: Mapping[str, Carried]) -> dict[str, object]:
+    """The settings that make PEFT load what is carried over."""
+    ones = list(found.values())
+    biases = {one.source.factors.config.bias for one in ones if one.what == "bias"}
+    rows = [one for one in ones if one.what == "rows"]
+    tokens: object = {one.module: list(one.tokens) for one in rows} or None
+    settings = {_frozen(one.source.factors.config.trainable_token_indices) for one in rows}
+    if len(settings) == 1:  # as its author wrote it
+        indices = rows[0].source.factors.config.trainable_token_indices
+        tokens = {k: list(v) for k, v in indices.items()} if isinstance(indices, Mapping) else list(indices or ())
+    return {
+        "modules_to_save": sorted({one.entry for one in ones if one.what == "module"}) or None,
+        "bias": "all" if "all" in biases else "lora_only" if biases else "none",
+        "trainable_token_indices": tokens,
+    }
+
+
+def _clashes(found: Mapping[str, Carried], modules: Collection[str]) -> Iterator[str]:
+    """What two adapters do to one module in ways that exclude each other."""
+    replaced: dict[str, Carried] = {}
+    for one in found.values():
+        if one.what == "module":
+            replaced.setdefault(one.module, one)
+    for module in modules if replaced else ():
+        parts = module.split(".")
+        for count in range(1, len(parts) + 1):
+            whole = replaced.get(".".join(parts[:count]))
+            if whole is not None:
+                label = shown(whole.source.label)
+                yield f"`{shown(module)}` has LoRA factors, and `{label}` replaces `{shown(whole.module)}` whole"
+    for one in (one for one in found.values() if one.what == "rows"):
+        label, other = shown(one.source.label), found.get(f"{one.module}.weight")
+        if one.module in modules:
+            yield f"`{shown(one.module)}` has LoRA factors, and `{label}` replaces rows of it"
+        if other is not None:
+            yield (
+                f"`{shown(one.module)}` comes whole from `{shown(other.source.label)}`, and `{label}` replaces rows "
+                "of it"
+            )
+
+
+def _is_embedding(source: Source, module: str) -> bool:
+    factors = source.factors.modules.get(module)
+    return factors is not None and factors.layout.kind == "embedding"
+
+
+def _tokens(config: AdapterConfig, module: str) -> tuple[int, ...]:
+    """The rows of `module` that the adapter trained."""
+    indices = config.trainable_token_indices
+    if isinstance(indices, Mapping):
+        return next((rows for name, rows in indices.items() if module.endswith(name)), ())
+    return indices or ()
+
+
+def _frozen(indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None) -> object:
+    return tuple(sorted(indices.items())) if isinstance(indices, Mapping) else indices
+
+
+def _is_same(first: Carried, second: Carried) -> bool:
+    if second is first:
+        return True
+    if (second.spec.dtype, second.spec.shape, second.tokens) != (first.spec.dtype, first.spec.shape, first.tokens):
+        return False
+    pieces = zip(first.source.factors.chunks(first.spec), second.source.factors.chunks(second.spec), strict=True)
+    return all(left == right for left, right in pieces)
+
+
+def _of_what(one: Carried) -> str:
+    return {"module": " of modules_to_save", "rows": " (trainable_token_indices)"}.get(one.what, "")

@@ -1,0 +1,1 @@
+"""The merge methods, one file each, named as users type them."""

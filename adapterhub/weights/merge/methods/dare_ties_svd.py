@@ -1,0 +1,48 @@
+"""`dare_ties_svd`: drop numbers at random and rescale (DARE), elect signs, average what agrees, then cut to a rank.
+
+Yu et al. 2023, arXiv:2311.03099, with the election of TIES (Yadav et al. 2023, arXiv:2306.01708), on the updates
+themselves and not on their factors as `dare_ties` does it.
+
+Space: delta. One module's matrix at a time, in float32 (float64 below 250,000 numbers), cut by a randomized SVD whose
+error is at most 1 % above the smallest possible.
+
+Convention: PEFT's `dare_ties_svd`. Each number is kept with probability `density` and divided by it; signs are elected
+before the weights enter; the weighted numbers that agree are summed and divided by how many agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from adapterhub.weights.lowrank.algebra import Cut, LowRank
+from adapterhub.weights.merge.spaces.delta import Fusion, Generators, at_random, merged
+
+
+def merge(
+    deltas: Sequence[LowRank],
+    weights: Sequence[float],
+    *,
+    density: float = 0.5,
+    majority: Literal["total", "frequency"] = "total",
+    rank: int | None = None,
+    max_error: float | None = None,
+    generators: Generators = None,
+) -> Cut:
+    """The merged update; of the summed rank unless `rank` or `max_error` says otherwise.
+
+    `generators` draw the masks, one for each update; without them they are seeded 0, 1, 2 … by position.
+
+    Raises:
+        UsageProblem: an option out of range, or rank and max_error are both given.
+    """
+    return merged(
+        deltas,
+        weights,
+        pruning=at_random(density),
+        gain=1 / density,
+        fusion=Fusion(majority=majority),
+        rank=rank,
+        max_error=max_error,
+        generators=generators,
+    )

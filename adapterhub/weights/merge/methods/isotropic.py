@@ -1,0 +1,77 @@
+"""`isotropic`: the sum with all its directions at one strength, or with each adapter's own ones among them.
+
+Space: core. Isotropic merging (Marczak et al., 2025, arXiv:2502.04959) replaces the singular values of the weighted
+sum by their mean, so that no adapter's weak directions drown (`iso_c`). `iso_cts` keeps only the first `common` of the
+sum's directions, fills up with the strongest ones of what each update has outside of their left vectors, shared out
+evenly, and whitens both sides as `tsv_m` does. All of it happens between bases that the adapters share, at most R x R.
+
+Convention: the mean is over the directions that the sum has, its numerical rank. The authors' code takes it over all
+min(out, in) singular values of a full matrix; on updates of a low rank most of these are zero and would only shrink the
+result, towards directions that nobody chose. Their scaling coefficient, tuned up to 3, is a weight of that for every
+adapter. A single adapter with a weight comes back as it is: there is nothing to balance.
+
+Directions far below the others are raised too, also those that are rounding of a bfloat16 file; what float32 could not
+carry is left out. Nothing depends on signs or rotations of singular vectors, unless a cut falls between equal values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.weights.lowrank.algebra import LowRank, nothing
+from adapterhub.weights.merge.spaces.core import CoreSpace, core_space, factored, whitened
+
+
+def merge(
+    deltas: Sequence[LowRank],
+    weights: Sequence[float],
+    *,
+    variant: Literal["iso_c", "iso_cts"] = "iso_c",
+    common: float = 0.8,
+) -> LowRank:
+    """The isotropic sum; `common` is the fraction of the sum's directions that `iso_cts` keeps.
+
+    Raises:
+        UsageProblem: an option out of range.
+    """
+    if variant not in ("iso_c", "iso_cts"):
+        raise UsageProblem(f"variant `{shown(variant)}`, expected iso_c or iso_cts")
+    if not 0 <= common <= 1:
+        raise UsageProblem(f"common {shown(common)}, expected a fraction from 0 to 1")
+    space = core_space(deltas, weights)
+    if space is None:
+        return nothing(*deltas[0].shape, rank=1)
+    if len(space.members) == 1:
+        return space.update(space.cores[0])
+    total = torch.stack(space.cores).sum(0)
+    return space.update(flattened(total, space.noise) if variant == "iso_c" else _with_own(space, total, common))
+
+
+def flattened(core: Tensor, noise: float) -> Tensor:
+    """`core` with the mean of its singular values for each; what is below `noise` stays out."""
+    left, values, right = factored(core, noise)
+    return (left @ right) * values.mean() if len(values) else torch.zeros_like(core)
+
+
+def _with_own(space: CoreSpace, total: Tensor, common: float) -> Tensor:
+    """The common directions of `total` and each member's own ones, whitened, at one strength."""
+    left, values, right = factored(total, space.noise)
+    if not len(values):
+        return torch.zeros_like(total)
+    count, members = len(values), len(space.members)
+    # Every member gets the same number; what does not divide evenly goes to the common ones, as in the authors' code.
+    each = min(round((count - int(common * count)) / members), count // members)
+    shared = count - each * members
+    pieces = [(left[:, :shared], values[:shared], right[:shared])]
+    for member in space.members:
+        core = member.core
+        rest = core - left[:, :shared] @ (left[:, :shared].T @ core)
+        own_left, own_values, own_right = factored(rest, member.noise, whole=float(torch.linalg.matrix_norm(core)))
+        pieces.append((own_left[:, :each], own_values[:each], own_right[:each]))
+    strength = torch.cat([values for _, values, _ in pieces]).mean()
+    return whitened([(left, torch.ones_like(values), right) for left, values, right in pieces]) * strength

@@ -1,0 +1,65 @@
+"""`knots`: TIES, or DARE-TIES, on updates that one SVD of all of them has aligned.
+
+Space: core. KnOTS (Stoica et al., 2025, arXiv:2410.19735) takes the SVD U S [V1 … Vn] of the weighted updates side by
+side. U and S belong to all adapters, block i says how adapter i uses them, and signs are elected between entries that
+mean the same direction. U and S come out of R x R matrices and U.T ΔW out of the factors, so the [out, n * in] matrix
+that is decomposed is never formed.
+
+Convention, that of the authors' code: S multiplies the blocks before they are pruned (in the paper's formula it stays
+with U), weights enter before the vote, and what agrees with the elected sign is averaged over how many agree. `density`
+is kept of each block, per module where the code has one threshold for a whole adapter: the largest numbers, or with
+`dare_ties` as many at random, divided by the density. The published settings scale every adapter by 0.4 to 0.7, which
+is a weight of that for each; they keep 0.2 (CLIP) or 1 (Llama 3) with `ties`, 0.9 or 0.2 with `dare_ties`.
+
+Where two singular values coincide (adapters of one strength that share no direction) the vectors between them are free
+and the pruned result depends on the choice, which is made by the adapters' numbers, not by their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.weights.lowrank.algebra import LowRank, nothing, spectrum
+from adapterhub.weights.merge.spaces.core import core_space, elected_mean, factored, orientation, without_rounding
+from adapterhub.weights.merge.spaces.prune import check_density
+
+
+def merge(
+    deltas: Sequence[LowRank],
+    weights: Sequence[float],
+    *,
+    inside: Literal["ties", "dare_ties"] = "ties",
+    density: float = 0.5,
+    majority: Literal["total", "frequency"] = "total",
+    generators: Sequence[torch.Generator] | None = None,
+) -> LowRank:
+    """U times the elected mean of the blocks; its rank is at most that of all updates together.
+
+    Raises:
+        UsageProblem: an option out of range.
+    """
+    check_density(density)
+    if inside not in ("ties", "dare_ties"):
+        raise UsageProblem(f"inside `{shown(inside)}`, expected ties or dare_ties")
+    space = core_space(deltas, weights, generators)
+    if space is None:
+        return nothing(*deltas[0].shape, rank=1)
+    shared, _, _ = factored(torch.cat(space.cores, dim=1), space.noise)
+    blocks = [without_rounding((shared.T @ m.columns) @ m.a, m.noise) for m in space.members]
+    # A vote that is a draw goes to the plus, so signs must not depend on how an update is split into A and B.
+    signs = orientation(torch.cat(blocks, dim=1))
+    shared = shared * signs
+    blocks = [block.mul_(signs[:, None]) for block in blocks]
+    mean = elected_mean(space.members, blocks, density=density, majority=majority, at_random=inside == "dare_ties")
+    sizes = torch.linalg.vector_norm(mean, dim=1)
+    used = sizes > 0
+    if not used.any():
+        return nothing(*deltas[0].shape, rank=1)
+    root = sizes[used].sqrt()
+    made = LowRank(a=mean[used] / root[:, None], b=space.b @ (space.into_left @ (shared[:, used] * root)))
+    # U has as many columns as all updates side by side have directions, which may be more than one has room for.
+    return made if made.rank <= min(made.shape) else spectrum(made).truncate(min(made.shape))

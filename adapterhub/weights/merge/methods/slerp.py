@@ -1,0 +1,60 @@
+"""`slerp`: from one update to another along the arc between their directions, lossless.
+
+Spherical linear interpolation (Shoemake, 1985, "Animating rotation with quaternion curves") of the two updates of a
+module, each seen as one vector: with the angle w between them and t the share of the second weight,
+sin((1 - t) w) / sin(w) of the first and sin(t w) / sin(w) of the second. A plain average of updates that point in
+different directions is shorter than either; along the arc the length is kept.
+
+Space: factor. The angle is found from the factors, the answer is a sum of the two updates and exact.
+
+Convention, mergekit's: the coefficients apply to the updates as they are, not to directions; updates whose cosine is
+beyond 0.9995, either way, are added linearly. Beyond mergekit, which takes one number t: the sum of the sizes of the
+weights scales the result, so weights that sum to 1 interpolate and a single update comes out times its weight; a
+negative weight counts for the opposite update; beside an update that is zero or not there, the other comes out times
+its weight. Two adapters at most can have a module; `karcher` takes any number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from adapterhub.core.errors import MergeRefused
+from adapterhub.weights.lowrank.algebra import LowRank, nothing, taking_part
+from adapterhub.weights.merge.spaces.sphere import points
+
+_BOTH = 2
+
+
+def refusal(ranks: Sequence[int]) -> str | None:
+    """Why updates of these ranks (0: the adapter lacks the module) cannot be interpolated; None if they can."""
+    having = sum(rank > 0 for rank in ranks)
+    return f"is in {having} adapters, `slerp` goes from one to one other" if having > _BOTH else None
+
+
+def merge(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+    """The point of the arc that divides it as the weights say.
+
+    Raises:
+        MergeRefused: more than two updates take part.
+    """
+    parts = taking_part(deltas, weights)
+    reason = refusal([delta.rank for delta, _ in parts])
+    if reason is not None:
+        raise MergeRefused(
+            "cannot interpolate these updates", [f"the module {reason}"], hint="`karcher` takes any number"
+        )
+    if not parts:
+        return nothing(*deltas[0].shape, rank=1)
+    ends = points(parts)
+    if not ends.deltas:
+        return nothing(*deltas[0].shape, rank=1)
+    if ends.are_on_one_line:
+        return ends.combined(ends.weights)
+    first, second = ends.units
+    chord, sum_of_both = torch.linalg.vector_norm(first - second), torch.linalg.vector_norm(first + second)
+    angle = 2 * torch.atan2(chord, sum_of_both)
+    total = ends.weights.sum()
+    # What is left of the arc beyond the point, on the side of each end.
+    return ends.combined(total * torch.sin(ends.weights / total * angle) / torch.sin(angle))

@@ -1,0 +1,135 @@
+"""What is to be merged, found out before a number is read: or refused, with every reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from adapterhub.core.errors import shown
+from adapterhub.formats.peft.config import owner
+from adapterhub.weights.lowrank.layouts import Layout, plain_name
+from adapterhub.weights.merge._carried import Carried, carried
+from adapterhub.weights.merge._refusals import own_reasons, refuse, shared_settings, way_out
+from adapterhub.weights.merge.source import Source
+
+Refusal = Callable[[Sequence[int]], str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Plan:
+    """What is to be merged.
+
+    `layouts` has every module, sorted by name. `units` are the modules again, those together whose ranks a config
+    cannot tell apart: the pairs that PEFT nests on one module of the base. `parameters` names, for pairs on
+    parameters, the parameters that they may be on. `carried` are tensors by their name in the new file. `settings` are
+    further settings of the result's config. `has_bias`: every module of the result has a bias of B.
+    """
+
+    layouts: Mapping[str, Layout]
+    units: tuple[tuple[str, ...], ...]
+    parameters: Mapping[str, tuple[str, ...]]
+    carried: Mapping[str, Carried]
+    settings: Mapping[str, object]
+    has_bias: bool
+
+
+def plan(sources: Sequence[Source], method: ModuleType) -> Plan:
+    """The modules and the other tensors of all sources together, for a merge by the method of that module.
+
+    Raises:
+        MergeRefused: with every reason found.
+    """
+    nonlinear = "" if getattr(method, "LINEAR", False) else method.__name__.rpartition(".")[2]
+    reasons = [f"`{shown(s.label)}` {reason}" for s in sources for reason in own_reasons(s, nonlinear=nonlinear)]
+    settings, more = shared_settings(sources)
+    reasons += more
+    layouts, more = _layouts(sources)
+    reasons += more
+    parameters, more = _parameters(sources)
+    reasons += more
+    depths: dict[str, int] = {}
+    for module in layouts:
+        depths[plain_name(module)] = depths.get(plain_name(module), 0) + 1
+    found, more = carried(sources, depths)
+    reasons += more
+    has_bias = any(s.factors.config.lora_bias for s in sources)
+    reasons += _without_bias(layouts) if has_bias else ()
+    refusal: Refusal | None = getattr(method, "refusal", None)
+    if refusal is not None:
+        reasons += _refused(sources, layouts, refusal)
+    refuse(reasons, way_out(sources, nonlinear=nonlinear))
+    return Plan(
+        layouts=layouts,
+        units=_units(layouts),
+        parameters=parameters,
+        carried={one.name_in_file(depths): one for one in found.values()},
+        settings=settings,
+        has_bias=has_bias,
+    )
+
+
+def _layouts(sources: Sequence[Source]) -> tuple[dict[str, Layout], list[str]]:
+    layouts: dict[str, Layout] = {}
+    reasons = []
+    for module in sorted({module for s in sources for module in s.factors.modules}):
+        having = [(s, s.factors.modules[module].layout) for s in sources if module in s.factors.modules]
+        layouts[module] = having[0][1]
+        if len({layout for _, layout in having}) > 1:
+            each = ", ".join(f"{layout} in `{shown(s.label)}`" for s, layout in having)
+            reasons.append(f"`{shown(module)}` differs: {each}")
+    return layouts, reasons
+
+
+def _parameters(sources: Sequence[Source]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """The parameters of each pair that is on one, and where adapters disagree.
+
+    PEFT names such pairs by how deep they are nested, which depends on the parameters that are targets: only where
+    these are the same is a name the same parameter.
+    """
+    parameters: dict[str, tuple[str, ...]] = {}
+    first: dict[str, tuple[Source, tuple[str, ...], frozenset[str]]] = {}
+    reasons = []
+    for source in sources:
+        pairs: dict[str, list[str]] = {}
+        for module, factors in source.factors.modules.items():
+            if factors.parameters:
+                parameters[module] = factors.parameters
+                pairs.setdefault(owner(module), []).append(module)
+        for holder, modules in pairs.items():
+            names = source.factors.modules[modules[0]].parameters
+            other, others_names, others_modules = first.setdefault(holder, (source, names, frozenset(modules)))
+            if (names, frozenset(modules)) != (others_names, others_modules):
+                each = f"{_leaves(others_names)} in `{shown(other.label)}`, {_leaves(names)} in `{shown(source.label)}`"
+                reasons.append(
+                    f"`{shown(holder)}` differs in its parameters (target_parameters): {each}; the names of PEFT's "
+                    "pairs mean the same only where all adapters have the same parameters"
+                )
+    return parameters, reasons
+
+
+def _leaves(names: Sequence[str]) -> str:
+    return ", ".join(shown(name.rpartition(".")[2]) for name in names)
+
+
+def _without_bias(layouts: Mapping[str, Layout]) -> Iterator[str]:
+    """Modules that PEFT gives no bias, so that nobody could load it."""
+    for module, layout in layouts.items():
+        if layout.kind in ("embedding", "experts"):
+            what = "an embedding" if layout.kind == "embedding" else "a parameter (target_parameters)"
+            yield f"`{shown(module)}` is {what}, for which PEFT has no lora_bias, and one of these adapters has"
+
+
+def _refused(sources: Sequence[Source], layouts: Mapping[str, Layout], refusal: Refusal) -> Iterator[str]:
+    """The method's own word on the ranks of every module."""
+    for module in layouts:
+        reason = refusal([s.factors.modules[module].rank if module in s.factors.modules else 0 for s in sources])
+        if reason is not None:
+            yield f"`{shown(module)}` {reason}"
+
+
+def _units(layouts: Mapping[str, Layout]) -> tuple[tuple[str, ...], ...]:
+    units: dict[str, list[str]] = {}
+    for module in layouts:
+        units.setdefault(owner(module), []).append(module)
+    return tuple(tuple(modules) for modules in units.values())

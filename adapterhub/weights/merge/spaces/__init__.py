@@ -1,0 +1,1 @@
+"""What merge methods share: the spaces in which they work."""

@@ -1,0 +1,217 @@
+"""What the methods share that merge in the space spanned by all adapters: its bases, and every update in them.
+
+The columns of all B span the outputs that any of the adapters can write, the rows of all A the inputs that any of them
+reads. In orthonormal bases of the two each update is a matrix of at most R x R numbers, R the sum of the ranks, and
+nothing of it is lost: what a method does to those small matrices it does to the updates.
+
+Singular vectors are fixed up to a sign only, and up to any rotation where singular values coincide. So that no result
+depends on the order in which adapters are given, they are put into an order of their own first, by their numbers; and
+each pair of singular vectors gets the sign that makes the largest entry of the right one positive.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapterhub.weights.lowrank.algebra import FLOAT32_HALF_STEP, ROUNDING, LowRank, nothing, taking_part
+from adapterhub.weights.merge.spaces.prune import (
+    DisjointMean,
+    Majority,
+    SignVote,
+    by_position,
+    magnitude_keep,
+    random_keep,
+)
+
+ONE_DIRECTION = 2.0**-14
+"""Directions of two adapters that agree to more than this are one: what sets them apart is rounding in some file."""
+
+_SAME_SIZE = 1 - 2.0**-20
+"""Of numbers whose sizes differ by less, rounding decides which is the largest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Member:
+    """One update that takes part, weighted, in float64: `left basis @ core @ right basis`.
+
+    `core` is [p, q]; `columns` [p, r] are its weighted columns of B in the left basis and `a` [r, in] its A, so that
+    `core` is `columns @ a @ right basis.T`. `noise` is the size below which a number of it is rounding.
+    """
+
+    a: Tensor
+    columns: Tensor
+    core: Tensor
+    noise: float
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CoreSpace:
+    """The updates of one module between orthonormal bases of all their columns [out, p] and all their rows [q, in].
+
+    `a` [R, in] and `b` [out, R] are all factors side by side; the bases are `b @ into_left` and `into_right.T @ a`.
+    """
+
+    members: tuple[Member, ...]
+    a: Tensor
+    b: Tensor
+    into_left: Tensor
+    into_right: Tensor
+
+    @property
+    def cores(self) -> list[Tensor]:
+        """Every member's core."""
+        return [m.core for m in self.members]
+
+    @property
+    def noise(self) -> float:
+        """The size below which a singular value of a sum of the members is rounding."""
+        return sum(m.noise for m in self.members)
+
+    def update(self, core: Tensor) -> LowRank:
+        """The update that `core` [p, q] stands for, its factors balanced, without numerically empty directions."""
+        left, values, right = factored(core, self.noise)
+        if not len(values):
+            return nothing(self.b.shape[0], self.a.shape[1], rank=1)
+        root = values.sqrt()
+        # The bases are multiplied in last: rows of a core are as small as the columns of B behind them are weak, which
+        # undoes the division by small singular values in `into_left`, so no QR has to form its orthogonal factor.
+        return LowRank(
+            a=(root[:, None] * right @ self.into_right.T) @ self.a, b=self.b @ (self.into_left @ (left * root))
+        )
+
+
+def core_space(
+    deltas: Sequence[LowRank], weights: Sequence[float], generators: Sequence[torch.Generator] | None = None
+) -> CoreSpace | None:
+    """The updates that take part, in the space that they span; None if there is none. Time as `lowrank.spectrum`.
+
+    The bases are those of the factors as they are stored (singular vectors of all B side by side, of all A on top of
+    each other); weight and scale, which may differ by powers of ten, enter the cores alone.
+
+    Raises:
+        ValueError: no delta, or not one weight each, or shapes differ.
+    """
+    if not taking_part(deltas, weights):
+        return None
+    everyone = zip(deltas, weights, generators or by_position(len(deltas)), strict=True)
+    found = [(d, weight * d.scale, generator) for d, weight, generator in everyone if weight and d.rank]
+    found.sort(key=functools.cmp_to_key(_compare))
+    a = torch.cat([d.a.double() for d, _, _ in found])
+    b = torch.cat([d.b.double() for d, _, _ in found], dim=1)
+    into_left, columns = _basis(b)
+    into_right, rows = _basis(a.T)
+    members, start = [], 0
+    for d, factor, generator in found:
+        own = slice(start, start + d.rank)
+        sizes = torch.linalg.vector_norm(columns[:, own], dim=0) * torch.linalg.vector_norm(rows[:, own], dim=0)
+        weighted = columns[:, own] * factor
+        noise = ROUNDING * abs(factor) * float(sizes.sum())
+        core = without_rounding(weighted @ rows[:, own].T, noise)
+        members.append(Member(a=a[own], columns=weighted, core=core, noise=noise, generator=generator))
+        start += d.rank
+    return CoreSpace(members=tuple(members), a=a, b=b, into_left=into_left, into_right=into_right)
+
+
+def without_rounding(values: Tensor, noise: float) -> Tensor:
+    """`values` with 0 for what is rounding, which would otherwise have a sign and a vote."""
+    return torch.hardshrink(values, noise)
+
+
+def factored(matrix: Tensor, noise: float, whole: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular vectors and values (left [p, k], [k], right [k, q]) of what a float32 file could carry of `matrix`.
+
+    `whole` is the norm of the update that `matrix` is a part of; not given, `matrix` is the whole.
+    """
+    left, values, right = _turned(matrix)
+    tails = values.square().flip(0).cumsum(0).flip(0).sqrt()
+    floor = max(noise, FLOAT32_HALF_STEP * max([whole, *tails[:1].tolist()]))
+    keep = int((tails > floor).sum())
+    return left[:, :keep], values[:keep], right[:keep]
+
+
+def orientation(rows: Tensor) -> Tensor:
+    """+1 or -1 for each row: the sign of its largest entry, of the first one where several are that large."""
+    if not rows.numel():
+        return rows.new_ones(len(rows))
+    sizes = rows.abs()
+    largest = (sizes >= _SAME_SIZE * sizes.amax(1, keepdim=True)).to(torch.uint8).argmax(1, keepdim=True)
+    return torch.where(rows.gather(1, largest)[:, 0] < 0, -1.0, 1.0).to(rows.dtype)
+
+
+def isometry(vectors: Tensor) -> Tensor:
+    """The closest orthonormal vectors to unit vectors (orthogonal Procrustes problem), columns or rows: polar factor.
+
+    Where they are dependent the closest are not unique; the one that adds no direction is taken.
+    """
+    left, values, right = torch.linalg.svd(vectors, full_matrices=False)
+    keep = int((values > ONE_DIRECTION).sum())
+    turned: Tensor = left[:, :keep] @ right[:keep]
+    return turned
+
+
+def whitened(pieces: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """The sum of updates given by their singular vectors and values, with all left and all right vectors whitened.
+
+    Both sets are replaced by the closest orthonormal ones, so that no direction of one update lies in another's.
+    """
+    left = isometry(torch.cat([left for left, _, _ in pieces], dim=1))
+    right = isometry(torch.cat([right for _, _, right in pieces]))
+    return (left * torch.cat([values for _, values, _ in pieces])) @ right
+
+
+def elected_mean(
+    members: Sequence[Member], values: Sequence[Tensor], *, density: float, majority: Majority, at_random: bool
+) -> Tensor:
+    """TIES on one tensor of weighted numbers for each member: pruned, a sign elected, the mean of what agrees with it.
+
+    `density` is the fraction kept: of the largest, or at random and divided by it (DARE).
+
+    Raises:
+        UsageProblem: a density or majority out of range.
+    """
+    if at_random:
+        kept = [random_keep(v, density, m.generator) / density for m, v in zip(members, values, strict=True)]
+    else:
+        kept = [magnitude_keep(v, density) for v in values]
+    vote = SignVote(majority)
+    for one in kept:
+        vote.add(one)
+    mean = DisjointMean(vote.signs())
+    for one in kept:
+        mean.add(one)
+    return mean.mean()
+
+
+def _basis(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """For `vectors` [n, R] of rank p: [R, p] that makes an orthonormal basis of them; [p, R], them in that basis."""
+    triangle = torch.linalg.qr(vectors, mode="r").R
+    _, values, right = _turned(triangle)
+    keep = int((values > ROUNDING * torch.linalg.vector_norm(values)).sum())
+    values, right = values[:keep, None], right[:keep]
+    return (right / values).T, right * values
+
+
+def _turned(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The SVD with its signs fixed: the right vectors are turned as `orientation` says."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    signs = orientation(right)
+    return left * signs, values, right * signs[:, None]
+
+
+def _compare(one: tuple[LowRank, float, torch.Generator], other: tuple[LowRank, float, torch.Generator]) -> int:
+    """Which comes first: by rank, then by weight * scale, then by the first number in which A or B differ."""
+    first, second = (one[0].rank, one[1]), (other[0].rank, other[1])
+    if first != second:
+        return -1 if first < second else 1
+    for x, y in ((one[0].a, other[0].a), (one[0].b, other[0].b)):
+        differs = (x != y).flatten()
+        place = int(differs.to(torch.uint8).argmax()) if differs.numel() else 0
+        if differs.numel() and differs[place]:
+            return -1 if x.flatten()[place] < y.flatten()[place] else 1
+    return 0

@@ -1,0 +1,282 @@
+"""Merging in delta space: updates as dense matrices, pruned and fused a few rows at a time, then cut to a low rank.
+
+The matrix of one module is there once: the fused one. First it is scratch space, in which each update is laid out to
+find what its pruning must know of it as a whole (the size below which numbers are dropped). Then a few rows of all
+updates are formed at a time, pruned, fused and stored, which all happens in a processor's cache. So memory is one dense
+matrix however many adapters there are, and forming an update twice costs less than keeping it.
+
+Numbers are float32, as in PEFT, or float64 for modules of less than `DOUBLE_BELOW` numbers, where it costs nothing that
+could be noticed. Sizes of factors and weights are taken out first, so whatever a float32 file can hold does not
+overflow on the way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from adapterhub.core.errors import MergeRefused, UsageProblem, shown
+from adapterhub.weights.lowrank.algebra import Cut, LowRank, check_rank, cut, nothing, stack, taking_part
+from adapterhub.weights.lowrank.randomized import closest, strips
+from adapterhub.weights.merge.spaces.prune import by_position, check_density, threshold_of
+
+__all__ = ["Fusion", "Generators", "Mask", "Pruning", "Update", "at_random", "by_magnitude", "largest", "merged"]
+
+Generators = Sequence[torch.Generator] | None
+
+DOUBLE_BELOW: Final = 250_000
+"""Matrices of fewer numbers are handled in float64."""
+
+_PIECE: Final = (1 << 15) - 1
+"""Numbers pruned and fused in one go: just less than torch would spread over threads. For the dozens of short steps
+that each number takes that does not pay, and where other programs keep the cores busy every step waits for them: a
+module took seconds instead of a tenth of one."""
+
+_ROUNDING: Final = 1e-6
+"""Rounding of a sum of weights in float32, relative to them: what is left of a sum below that is nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """One adapter's update b @ a in the precision of the work; the scale is in b."""
+
+    a: Tensor
+    b: Tensor
+    generator: torch.Generator
+
+    @property
+    def numel(self) -> int:
+        """How many numbers the dense matrix has."""
+        return self.b.shape[0] * self.a.shape[1]
+
+    def rows(self, at: slice) -> Tensor:
+        """These rows of the dense matrix."""
+        return self.b[at] @ self.a
+
+    def laid_out(self, space: Tensor) -> Tensor:
+        """The dense matrix, in `space`: the same numbers as `rows` gives."""
+        for at in strips(space):
+            torch.mm(self.b[at], self.a, out=space[at])
+        return space
+
+
+Mask = Callable[[Tensor, slice], None]
+"""Prunes a few rows in place, told which they are; called for all rows, each once, from the top."""
+
+Pruning = Callable[[Update, Tensor], Mask]
+"""Makes the mask of an update, given scratch space of the size of its dense matrix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fusion:
+    """How the same entries of all updates become one; with `majority` None by their weighted sum.
+
+    With a majority, only those count whose sign is elected: "total", the sign of their sum, or "frequency", the one
+    that more of them have; a draw is a plus and zeros have no sign. By PEFT's convention they vote without weights and
+    their weighted sum is divided by how many agree. With `weights_vote`, mergekit's, they vote with weights and their
+    weighted sum stays a sum, or with `normalize` is divided by the sum of the weights of those that agree.
+    """
+
+    majority: Literal["total", "frequency"] | None = None
+    weights_vote: bool = False
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.majority not in ("total", "frequency", None):
+            raise UsageProblem(f"majority `{shown(self.majority)}`, expected total or frequency")
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether it is no more than a weighted sum."""
+        return self.majority is None and not self.normalize
+
+    def __call__(self, rows: Sequence[Tensor], weights: Sequence[float], into: Tensor) -> None:
+        """Fuse `rows`, which are overwritten, into `into`."""
+        if self.weights_vote:
+            for row, weight in zip(rows, weights, strict=True):
+                row.mul_(weight)
+        signs = None if self.majority is None else self._elected(rows)
+        averages = self.normalize or (signs is not None and not self.weights_vote)
+        divisor = torch.zeros_like(into)
+        rounding = torch.zeros_like(into)
+        into.zero_()
+        for row, weight in zip(rows, weights, strict=True):
+            if signs is not None:
+                row.mul_(signs).clamp_(min=0)  # the size of what agrees
+            into.add_(row, alpha=1.0 if self.weights_vote else weight)
+            if averages:
+                agrees = torch.ones_like(row) if signs is None else row.sign_()
+                share = weight if self.weights_vote else 1.0
+                divisor.add_(agrees, alpha=share)
+                if self.normalize:
+                    rounding.add_(agrees, alpha=_ROUNDING * abs(share))
+        if signs is not None:
+            into.mul_(signs)
+        if averages:  # but not by weights that cancel
+            into.div_(divisor.masked_fill_(divisor.abs() <= rounding, 1) if self.normalize else divisor.clamp_(min=1))
+
+    def _elected(self, rows: Sequence[Tensor]) -> Tensor:
+        """The sign of every entry, 1 or -1."""
+        total = torch.zeros_like(rows[0])
+        for row in rows:
+            total.add_(row if self.majority == "total" else row.sign())
+        return torch.ones_like(total).copysign_(total)
+
+
+def merged(
+    deltas: Sequence[LowRank],
+    weights: Sequence[float],
+    *,
+    pruning: Pruning | None,
+    fusion: Fusion,
+    rank: int | None,
+    max_error: float | None,
+    generators: Generators = None,
+    gain: float = 1.0,
+) -> Cut:
+    """The fused update times `gain`, cut to a rank (by default the sum of the ranks that take part) or an error.
+
+    What is a mere sum, or one update that nothing is taken from, is cut as it is and never formed densely.
+
+    Raises:
+        UsageProblem: rank and max_error are both given, or one is out of range.
+        MergeRefused: float64 factors whose product is beyond float64.
+    """
+    check_rank(rank, max_error)
+    out, width = deltas[0].shape
+    parts = taking_part(deltas, weights)
+    if rank is None and max_error is None:
+        rank = max(1, min(out, width, sum(delta.rank for delta, _ in parts)))
+    if not parts:
+        return cut(nothing(out, width, 1), rank=1)
+    if pruning is None and (fusion.is_sum or (len(parts) == 1 and not fusion.normalize)):
+        whole = stack([delta for delta, _ in parts], [weight * gain for _, weight in parts])
+        return cut(whole, rank=rank, max_error=max_error)
+    drawing = [
+        generator
+        for delta, weight, generator in zip(deltas, weights, generators or by_position(len(deltas)), strict=True)
+        if weight != 0 and delta.rank
+    ]
+    updates, unit = _scaled([delta for delta, _ in parts], drawing)
+    if unit == 0:
+        return cut(nothing(out, width, 1), rank=1)
+    most = 1.0 if fusion.normalize else max(abs(weight) for _, weight in parts)
+    fused = _fused(updates, [weight / most for _, weight in parts], pruning, fusion)
+    found = closest(fused, rank=rank, max_error=max_error)
+    factor = unit * gain * most
+    root = math.sqrt(factor)
+    return replace(found, a=found.a * root, b=found.b * root, lost=found.lost * factor, whole=found.whole * factor)
+
+
+def _scaled(deltas: Sequence[LowRank], generators: Sequence[torch.Generator]) -> tuple[list[Update], float]:
+    """The updates divided by a common unit, a power of 2 that makes the largest about 1; the unit is 0 if all are."""
+    dtype = torch.float64 if math.prod(deltas[0].shape) < DOUBLE_BELOW else torch.float32
+    sizes = [delta.scale * _size(delta.a) * _size(delta.b) for delta in deltas]
+    most = max(map(abs, sizes))
+    if not math.isfinite(most):
+        raise MergeRefused("the updates are too large for matrices of float64")
+    unit = 2.0 ** math.frexp(most)[1] if most else 0.0
+    updates = []
+    for delta, size, generator in zip(deltas, sizes, generators, strict=True):
+        a, b = delta.a.double(), delta.b.double()
+        if size:
+            a, b = a / _size(delta.a), b * (size / unit / _size(delta.b))
+        updates.append(Update(a=a.to(dtype), b=b.to(dtype), generator=generator))
+    return updates, unit
+
+
+def _size(factor: Tensor) -> float:
+    """The power of 2 above every number; 0 if all are 0. Dividing by it rounds nothing."""
+    largest = max(abs(float(end)) for end in factor.aminmax())
+    return 2.0 ** math.frexp(largest)[1] if largest else 0.0
+
+
+def _fused(updates: Sequence[Update], weights: Sequence[float], pruning: Pruning | None, fusion: Fusion) -> Tensor:
+    """The dense matrix."""
+    first = updates[0]
+    fused = first.a.new_empty(first.b.shape[0], first.a.shape[1])
+    masks = [] if pruning is None else [pruning(update, fused) for update in updates]
+    for at in strips(fused):
+        formed, into = [update.rows(at) for update in updates], fused[at]
+        for piece in strips(into, _PIECE):
+            rows = [whole[piece] for whole in formed]
+            for row, mask in zip(rows, masks, strict=False):
+                mask(row, slice(at.start + piece.start, at.start + piece.stop))
+            fusion(rows, weights, into[piece])
+    return fused
+
+
+def at_random(density: float) -> Pruning | None:
+    """Keeps each number with probability `density`, not rescaled; the masks of `random_keep`. None keeps all.
+
+    Raises:
+        UsageProblem: a density out of range.
+    """
+    check_density(density)
+
+    def pruning(update: Update, _space: Tensor) -> Mask:
+        generator = update.generator
+
+        def mask(rows: Tensor, _at: slice) -> None:
+            drawn = torch.rand(rows.shape, generator=generator, dtype=torch.float32, device=generator.device)
+            rows.mul_(drawn.lt_(density).to(rows.device))
+
+        return mask
+
+    return None if density == 1 else pruning
+
+
+def by_magnitude(density: float) -> Pruning | None:
+    """Keeps the numbers that `magnitude_keep` keeps. None keeps all.
+
+    Raises:
+        UsageProblem: a density out of range.
+    """
+    check_density(density)
+
+    def pruning(update: Update, space: Tensor) -> Mask:
+        among = largest(update.laid_out(space), max(1, int(density * update.numel)))
+
+        def mask(rows: Tensor, at: slice) -> None:
+            rows.mul_(among(rows, at))
+
+        return mask
+
+    return None if density == 1 else pruning
+
+
+def largest(dense: Tensor, count: int) -> Callable[[Tensor, slice], Tensor]:
+    """What tells for a strip of rows which of its numbers are among the `count` largest of all, as 1 or 0.
+
+    Exactly that many are: of numbers that tie for the last places, the first in memory.
+    """
+    if not 0 < count < dense.numel():
+        return lambda rows, _at: torch.full_like(rows, float(count > 0))
+    threshold, surplus = threshold_of(dense, count)
+    end = _end_of_ties(dense, threshold, surplus)
+
+    def among(rows: Tensor, at: slice) -> Tensor:
+        sizes = rows.abs()
+        flat, here = sizes.view(-1), max(0, end - at.start * rows.shape[1])
+        flat[:here].ge_(threshold)
+        flat[here:].gt_(threshold)
+        return sizes
+
+    return among
+
+
+def _end_of_ties(dense: Tensor, threshold: float, surplus: int) -> int:
+    """Where in memory numbers of that size stop counting, so that the last `surplus` of them do not."""
+    if surplus == 0:
+        return dense.numel()
+    for at in reversed(list(strips(dense))):
+        ties = torch.nonzero(dense[at].abs().view(-1) == threshold)[:, 0]
+        if len(ties) >= surplus:
+            return int(at.start) * dense.shape[1] + int(ties[-surplus])
+        surplus -= len(ties)
+    return 0

@@ -1,0 +1,84 @@
+"""Merging A with A and B with B, as PEFT's factor methods do: what they share.
+
+Such a result is not the sum of the updates, pruned or not: (B1 + B2)(A1 + A2) has cross terms B1 A2 and B2 A1 that
+belong to no adapter. These methods are here to give what PEFT gives, and their measured error is usually large.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from adapterhub.core.errors import MergeRefused
+from adapterhub.weights.lowrank.algebra import LowRank, nothing
+from adapterhub.weights.merge.spaces.prune import DisjointMean, Majority, SignVote, by_position
+
+Prune = Callable[[Tensor, torch.Generator], Tensor]
+"""A factor and the source of its mask in, the factor with some numbers set to 0 out."""
+
+Add = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
+"""Factors in float64 and the weight of each in, one factor out."""
+
+
+def refusal(ranks: Sequence[int]) -> str | None:
+    """Why updates of these ranks (0: the adapter lacks the module) cannot be merged so; None if they can."""
+    if 0 in ranks:
+        return "is not in every adapter"
+    if len(set(ranks)) > 1:
+        return f"has ranks {', '.join(map(str, ranks))}; merging factor by factor needs one rank"
+    return None
+
+
+def over_factors(
+    deltas: Sequence[LowRank],
+    weights: Sequence[float],
+    *,
+    add: Add,
+    prune: Prune | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+) -> LowRank:
+    """A and B of the updates whose weight is not 0, each pruned as it is stored, then added up; float64, scale 1.
+
+    With c = weight * scale, `add` gets the A with sign(c) sqrt|c| and the B with sqrt|c|. Each adapter's generator
+    gives the mask of its A first, then that of its B.
+
+    Raises:
+        MergeRefused: ranks differ, or an adapter lacks the module.
+    """
+    sources = by_position(len(deltas)) if generators is None else generators
+    parts = [part for part in zip(deltas, weights, sources, strict=True) if part[1] != 0]
+    if not parts:
+        return nothing(*deltas[0].shape, rank=1)
+    reason = refusal([delta.rank for delta, _, _ in parts])
+    if reason is not None:
+        raise MergeRefused("cannot merge these factors", [f"the module {reason}"])
+    pruned = [
+        (prune(delta.a, source), prune(delta.b, source)) if prune is not None else (delta.a, delta.b)
+        for delta, _, source in parts
+    ]
+    factors = [weight * delta.scale for delta, weight, _ in parts]
+    a = add([a.double() for a, _ in pruned], [math.copysign(math.sqrt(abs(c)), c) for c in factors])
+    b = add([b.double() for _, b in pruned], [math.sqrt(abs(c)) for c in factors])
+    return LowRank(a=a, b=b)
+
+
+def weighted_sum(factors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The sum of weight * factor."""
+    total = torch.zeros_like(factors[0])
+    for factor, weight in zip(factors, weights, strict=True):
+        total.add_(factor * weight)  # not fused: an adapter less itself is 0, not rounding
+    return total
+
+
+def elected_mean(factors: Sequence[Tensor], weights: Sequence[float], majority: Majority) -> Tensor:
+    """For each entry the sign that the unweighted factors elect, and the mean of weight * factor over those of it."""
+    vote = SignVote(majority)
+    for factor in factors:
+        vote.add(factor)
+    mean = DisjointMean(vote.signs())
+    for factor, weight in zip(factors, weights, strict=True):
+        mean.add(factor, weight)
+    return mean.mean()

@@ -1,0 +1,1 @@
+"""Recipes of merges, their parents and their text."""

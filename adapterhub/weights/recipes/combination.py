@@ -1,0 +1,270 @@
+"""Merging installed adapters into a new one: bases compared first, lineage and measured error recorded.
+
+A merge may have merges among its inputs: those are made first, in a scratch folder, and then go in like any adapter.
+What is recorded is enough to run it again from the same parents to the same manifest: `recipe_file.py` writes it down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, cast
+
+from adapterhub.core.digests import Digest
+from adapterhub.core.disk.files import digest_of_file
+from adapterhub.core.disk.held_file import REPAIR_HINT
+from adapterhub.core.errors import BaseMismatch, DigestMismatch, shown
+from adapterhub.formats.base.fingerprint import BaseVerdict, compare
+from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Parent
+from adapterhub.library.intake.description import Description
+from adapterhub.library.library import Added, Library
+from adapterhub.trust.verify import manifest_in
+from adapterhub.trust.verify.listing import safe_listing
+from adapterhub.weights.catalogue import describe
+from adapterhub.weights.merge import MergeInput, MergeProgress, MergeResult, merge
+from adapterhub.weights.recipes.toml.values import MEASURED_PREFIX
+
+_RECORDED: Final = {"sha256": WEIGHTS_FILE, "config_sha256": CONFIG_FILE}
+"""What a recipe records of a folder, and of which file."""
+
+
+def _empty() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingredient:
+    """An adapter to merge: its folder, how it was named, its weight; its base and digest when it is installed.
+
+    `files` are the digests of the files of a folder, where a recipe records them.
+    """
+
+    folder: Path
+    label: str
+    weight: float
+    base: BaseRef = field(default_factory=BaseRef)
+    digest: Digest | None = None
+    files: Mapping[str, Digest | None] = field(default_factory=_empty)
+
+    def expected(self) -> dict[str, Digest]:
+        """The digests that the files must have, by name: those of the manifest that `digest` names, or `files`.
+
+        A folder outside the library is held to its own manifest, if it has one.
+
+        Raises:
+            DigestMismatch: the manifest in the folder is another one.
+            MalformedManifest: it cannot be read.
+        """
+        manifest = manifest_in(self.folder)
+        if self.digest is not None and (manifest is None or manifest.digest != self.digest):
+            actual = manifest.digest if manifest else "no manifest"
+            raise DigestMismatch(
+                str(self.folder / MANIFEST_FILE), expected=self.digest, actual=actual, hint=REPAIR_HINT
+            )
+        recorded = {name: self.files.get(key) for key, name in _RECORDED.items()}
+        return (manifest.digests if manifest else {}) | {name: d for name, d in recorded.items() if d is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nested:
+    """A merge that is made first, and goes in with `weight`."""
+
+    weight: float
+    combination: Combination
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Combination:
+    """How one adapter is made out of others.
+
+    `options` are those of the method, and `rank`, `energy` or `max_error`. None for dtype and seed: the default.
+    """
+
+    inputs: tuple[Ingredient | Nested, ...]
+    method: str = "cat"
+    options: Mapping[str, object] = field(default_factory=_empty)
+    dtype: str | None = None
+    seed: int | None = None
+
+    def leaves(self, factor: float = 1.0) -> Iterator[tuple[Ingredient, float]]:
+        """Every adapter of every level, with the product of the weights on its way in."""
+        for item in self.inputs:
+            if isinstance(item, Ingredient):
+                yield item, factor * item.weight
+            else:
+                yield from item.combination.leaves(factor * item.weight)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A merge that was run: what was measured, by the inner merges too, in the order in which they were made.
+
+    `warnings` are those of all merges and of the bases. `recipe` is that of the manifest.
+    """
+
+    result: MergeResult
+    inner: tuple[MergeResult, ...]
+    warnings: tuple[str, ...]
+    recipe: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The new release and how it was made."""
+
+    added: Added
+    made: Made
+
+
+def merge_into_library(
+    library: Library,
+    combination: Combination,
+    description: Description,
+    *,
+    progress: MergeProgress | None = None,
+) -> Outcome:
+    """Merge and add the result under the name and version in `description`, whose base and lineage are filled in.
+
+    What is recorded depends on the parents and the numbers alone, not on what else is known here: the base is named as
+    the first parent names it, and measured errors have three digits, since the last ones differ between machines.
+
+    Raises:
+        BaseMismatch: two of the adapters were made for different bases.
+        MergeRefused, ReleaseExists, and what else `merge` and `Library.add` raise; nothing is stored then.
+    """
+    leaves = list(combination.leaves())
+    base, warnings = common_base([ingredient for ingredient, _ in leaves])
+    with library.store.staging() as staging:
+        made = _run(_held_to_bytes(combination), staging / "merged", staging, progress)
+        about = replace(
+            description,
+            base=base if base != BaseRef() else None,  # else the config's own word counts
+            parents=tuple(Parent(digest=i.digest, spec=i.label, weight=weight) for i, weight in leaves),
+            recipe=made.recipe,
+            metrics={**description.metrics, **_measured(made)},
+        )
+        record = library.bases.by_fingerprint(base.fingerprint) if base.fingerprint else None
+        if record is not None and base.fingerprint is not None:
+            record = replace(record, fingerprint=base.fingerprint, hints=base.hints)
+        added = library.add(made.result.out_folder, about, base=record)
+    return Outcome(added=added, made=replace(made, warnings=(*warnings, *made.warnings)))
+
+
+def merge_into_folder(combination: Combination, folder: Path, *, progress: MergeProgress | None = None) -> Made:
+    """Merge into the new folder `folder`; no library takes part.
+
+    Raises:
+        BaseMismatch: two of the adapters were made for different bases.
+        MergeRefused, Conflict, and what else `merge` raises; nothing is written then.
+    """
+    _, warnings = common_base([ingredient for ingredient, _ in combination.leaves()])
+    with contextlib.ExitStack() as stack:
+        scratch = folder.parent
+        if any(isinstance(item, Nested) for item in combination.inputs):
+            scratch.mkdir(parents=True, exist_ok=True)
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=scratch)))
+        made = _run(combination, folder, scratch, progress)
+    return replace(made, warnings=(*warnings, *made.warnings))
+
+
+def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
+    """The base that all ingredients were made for, and a warning for each whose base is not known.
+
+    Raises:
+        BaseMismatch: two of them are known to differ.
+    """
+    known = [i for i in ingredients if i.base.fingerprint is not None]
+    warnings = [f"the base of `{i.label}` is not known by content" for i in ingredients if i.base.fingerprint is None]
+    if not known:
+        return next((i.base for i in ingredients if i.base.hints.hub_id), BaseRef()), warnings
+    first = known[0]
+    for other in known[1:]:
+        comparison = compare(first.base.fingerprint, other.base.fingerprint)
+        if not comparison.verdict.allows_attach:
+            lines = [f"`{first.label}` and `{other.label}` were made for different bases; adding them up means nothing"]
+            lines += [f"  {sentence}" for sentence in comparison.differences]
+            raise BaseMismatch("\n".join(lines), hint="`adapt show NAME` shows the base of each")
+        if comparison.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
+            warnings.append(f"`{other.label}` was made for the same base in another precision")
+    return first.base, warnings
+
+
+def _run(combination: Combination, out_folder: Path, scratch: Path, progress: MergeProgress | None) -> Made:
+    """Make the inner merges below `scratch`, then this one in `out_folder`."""
+    inputs: list[MergeInput] = []
+    named: list[dict[str, object]] = []
+    inner: list[MergeResult] = []
+    warnings: list[str] = []
+    for number, item in enumerate(combination.inputs):
+        if isinstance(item, Ingredient):
+            inputs.append(
+                MergeInput(folder=item.folder, label=item.label, weight=item.weight, expected=item.expected())
+            )
+            named.append(_named(item))
+            continue
+        below = scratch / f"inner-{number}"
+        below.mkdir()
+        made = _run(item.combination, below / "merged", below, progress)
+        label = f"the merge of {', '.join(i.label for i, _ in item.combination.leaves())}"
+        inputs.append(MergeInput(folder=made.result.out_folder, label=label, weight=item.weight))
+        named.append({"weight": item.weight, "merge": dict(made.recipe)})
+        inner += [*made.inner, made.result]
+        warnings += [f"{shown(label)}: {warning}" for warning in made.warnings]
+    options = dict(combination.options) | ({"seed": combination.seed} if combination.seed is not None else {})
+    result = merge(
+        inputs,
+        out_folder,
+        method=combination.method,
+        dtype=combination.dtype,
+        progress=progress,
+        **options,  # type: ignore[arg-type]  # `merge` checks them
+    )
+    recipe: dict[str, object] = {**result.recipe, "inputs": named}
+    if result.is_copy:  # a byte for byte copy is asked for by saying nothing: an option or dtype would convert it
+        recipe |= {"options": {}, "dtype": combination.dtype}
+    else:  # defaults too: another version may have others
+        defaults = {option.name: option.default for option in describe(combination.method).options}
+        recipe["options"] = _without_none(defaults | cast("dict[str, object]", result.recipe["options"]))
+    return Made(result=result, inner=tuple(inner), warnings=(*warnings, *result.warnings), recipe=_without_none(recipe))
+
+
+def _without_none(value: Mapping[str, object]) -> dict[str, object]:
+    return {key: item for key, item in value.items() if item is not None}
+
+
+def _named(ingredient: Ingredient) -> dict[str, object]:
+    """An input of a recipe, with the digests that it is held to."""
+    named = {"spec": ingredient.label, "weight": ingredient.weight, "digest": ingredient.digest}
+    return _without_none({**named, **ingredient.files})
+
+
+def _held_to_bytes(combination: Combination) -> Combination:
+    """With the digests of the files of every folder, which takes reading them once more."""
+    inputs: list[Ingredient | Nested] = []
+    for item in combination.inputs:
+        if isinstance(item, Nested):
+            inputs.append(replace(item, combination=_held_to_bytes(item.combination)))
+        else:
+            known = item.digest or item.files
+            inputs.append(item if known else replace(item, files=folder_digests(item.folder)))
+    return replace(combination, inputs=tuple(inputs))
+
+
+def folder_digests(folder: Path) -> dict[str, Digest | None]:
+    """What a recipe holds a folder to: `sha256` of its weights and `config_sha256`; None where the file is missing."""
+    taken = safe_listing(folder).taken
+    return {key: digest_of_file(taken[name].path)[0] if name in taken else None for key, name in _RECORDED.items()}
+
+
+def _measured(made: Made) -> dict[str, float]:
+    metrics: dict[str, float | None] = {
+        "relative_error": made.result.relative_error,
+        "truncation_error": made.result.truncation_error,
+        "inner_relative_error": max((r.relative_error for r in made.inner), default=None),
+    }
+    # three digits: the rest is noise of the factorisations, and would give each machine a manifest of its own
+    return {f"{MEASURED_PREFIX}{key}": float(f"{n:.3g}") for key, n in metrics.items() if n is not None}

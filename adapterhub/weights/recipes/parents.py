@@ -1,0 +1,204 @@
+"""From a recipe to the adapters it names: installed ones by digest, missing ones fetched, folders by their bytes."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from adapterhub.core.digests import Digest, Progress
+from adapterhub.core.errors import (
+    AdapterNotFound,
+    BaseMismatch,
+    DigestMismatch,
+    NoCompatibleRelease,
+    RemoteUnreachable,
+    shown,
+)
+from adapterhub.core.specs import AdapterSpec, hint_for_unknown_base
+from adapterhub.distribution.choosing import find_installed
+from adapterhub.distribution.install import Plan, plan_install, run_install
+from adapterhub.formats.release import Release
+from adapterhub.library.admission.installed import Admission
+from adapterhub.library.bases.wanted import wanted_base
+from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import Installed
+from adapterhub.library.transfer import Source
+from adapterhub.library.upkeep.damage import refuse_changed_manifest
+from adapterhub.weights.recipes.combination import Combination, Ingredient, Nested, common_base, folder_digests
+from adapterhub.weights.recipes.toml.values import Inner, Leaf, Recipe, Step
+
+SourcesFor = Callable[[AdapterSpec], Sequence[Source]]
+"""The places that may be asked for an adapter, in order."""
+
+Bar = Callable[[str, int], AbstractContextManager[Progress]]
+"""Shows that something of so many bytes is on its way."""
+
+
+def combination_of(
+    library: Library, recipe: Recipe, folder: Path, sources_for: SourcesFor, bar: Bar
+) -> tuple[Combination, tuple[str, ...]]:
+    """The recipe with every adapter found, and warnings. What is not installed is installed, where a place has it.
+
+    An input with a digest is the build with that manifest, whatever it is called here; one without is what its spec
+    means today. Folders are relative to `folder`, that of the recipe.
+
+    Raises:
+        DigestMismatch: an input is there with other content; nothing was merged.
+        AdapterNotFound: inputs are missing; each is named, with the command that would bring it in.
+        BaseMismatch: the inputs are not for the base that the recipe names.
+    """
+    search = _Search(library=library, folder=folder, sources_for=sources_for, bar=bar)
+    combination = search.combination(recipe.step, "")
+    search.refuse()
+    if recipe.base is not None:
+        _check_base(recipe.base, combination)
+    return combination, tuple(search.warnings)
+
+
+def _check_base(weights: Digest, combination: Combination) -> None:
+    ingredients = [ingredient for ingredient, _ in combination.leaves()]
+    base, _ = common_base(ingredients)
+    if base.fingerprint is not None and base.fingerprint.weights == weights:
+        return
+    found = base.fingerprint.weights if base.fingerprint else "not known by content"
+    unknown = next((i.label for i in ingredients if i.base.fingerprint is None), "NAME")
+    raise BaseMismatch(
+        f"the recipe is for the base {weights}; that of its inputs is {found}",
+        hint=f"`adapt base pin {shlex.quote(shown(unknown))} BASE` records the base of an adapter that declares none",
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Search:
+    """Looks for every input, and keeps what was wrong on the way: all of it is told at once."""
+
+    library: Library
+    folder: Path
+    sources_for: SourcesFor
+    bar: Bar
+    missing: list[str] = field(default_factory=list)
+    changed: list[DigestMismatch] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def combination(self, step: Step, path: str) -> Combination:
+        inputs: list[Ingredient | Nested] = []
+        for number, item in enumerate(step.inputs):
+            where = f"{path}inputs[{number}]"
+            if isinstance(item, Inner):
+                inner = self.combination(item.step, f"{where}.merge.")
+                inputs.append(Nested(weight=item.weight, combination=inner))
+            else:
+                found = self.in_folder(item, where) if item.is_folder else self.in_library(item, where)
+                inputs += [found] if found else []
+        return Combination(
+            inputs=tuple(inputs), method=step.method, options=step.options, dtype=step.dtype, seed=step.seed
+        )
+
+    def refuse(self) -> None:
+        """Raise if anything was wrong."""
+        lines = [f"  {line}" for line in self.missing]
+        if self.changed:
+            first, *others = self.changed
+            lines = [*(f"  {other.message}" for other in others), *lines]
+            first.message = "\n".join([first.message, *lines])
+            first.hint = "a recipe holds its inputs to their bytes; an input without a digest takes what is there"
+            raise first
+        if lines:
+            raise AdapterNotFound(
+                "\n".join(["not every input of the recipe is here", *lines]),
+                hint="`--from DIR` and `adapt remote add` name other places to look in",
+            )
+
+    def in_folder(self, leaf: Leaf, where: str) -> Ingredient | None:
+        folder = self.folder / Path(leaf.spec).expanduser()
+        if not folder.is_dir():
+            self.missing.append(f"{where}: there is no folder `{shown(str(folder), 200)}`")
+            return None
+        found = folder_digests(folder)
+        for key, wanted in {"sha256": leaf.sha256, "config_sha256": leaf.config_sha256}.items():
+            if wanted is not None and found[key] != wanted:
+                self.change(f"{where} `{shown(leaf.spec)}` ({key})", wanted, found[key] or "no such file")
+                return None
+        return Ingredient(folder=folder, label=leaf.spec, weight=leaf.weight, files=found)
+
+    def in_library(self, leaf: Leaf, where: str) -> Ingredient | None:
+        spec = AdapterSpec.parse(leaf.spec)
+        if leaf.digest is None:
+            build = self.as_typed(spec, where)
+            label = f"{build.full_name}=={build.manifest.version}" if build else ""
+        else:
+            build = self.by_digest(leaf.digest) or self.fetched(spec, leaf.digest, where)
+            label = leaf.spec
+        if build is None:
+            return None
+        refuse_changed_manifest(self.library, build)
+        return Ingredient(
+            folder=build.folder, label=label, weight=leaf.weight, base=build.base, digest=build.manifest.digest
+        )
+
+    def by_digest(self, digest: Digest) -> Installed | None:
+        """The installed build with that manifest.
+
+        Raises:
+            SignatureRefused, NamespaceBound: it may not be used.
+        """
+        if not self.library.store.has_manifest(digest):
+            return None
+        name = self.library.store.read_manifest(digest).name
+        build = next((b for b in self.library.builds_named(name) if b.manifest.digest == digest), None)
+        if build is not None:
+            Admission(self.library).refuse(build)
+        return build
+
+    def as_typed(self, spec: AdapterSpec, where: str) -> Installed | None:
+        """What the spec means, installed or to be had."""
+        wanted = wanted_base(spec.base, self.library.bases, hint_for_unknown_base(spec))
+        try:
+            return find_installed(self.library, spec, wanted=wanted)[0]
+        except AdapterNotFound:
+            try:
+                plan = plan_install(self.library, spec, self.sources_for(spec), wanted=wanted)
+            except (AdapterNotFound, NoCompatibleRelease, RemoteUnreachable) as error:
+                self.miss(spec, where, [error.message])
+                return None
+        return self.installed(plan)
+
+    def fetched(self, spec: AdapterSpec, digest: Digest, where: str) -> Installed | None:
+        """The build with that manifest, from the first place that has it."""
+        others: list[Release] = []
+        reasons: list[str] = []
+        for source in (self.library, *self.sources_for(spec)):
+            try:
+                releases = source.releases(spec)
+            except RemoteUnreachable as error:
+                reasons.append(error.message)
+                continue
+            same = next((release for release in releases if release.digest == digest), None)
+            if same is not None:
+                exact = replace(spec, namespace=same.namespace, base=None, specifiers="", digest_prefix=digest)
+                return self.installed(plan_install(self.library, exact, [source], wanted=None))
+            others += [release for release in releases if spec.matches(release.manifest.version)]
+        if others:
+            self.change(f"{where} `{shown(str(spec))}` in {others[0].origin}", digest, others[0].digest)
+        else:
+            self.miss(replace(spec, base=None, digest_prefix=digest), where, reasons)
+        return None
+
+    def installed(self, plan: Plan) -> Installed:
+        """Carry out an install."""
+        self.warnings += plan.resolution.warnings
+        with self.bar(f"install {plan.release.full_name}", plan.copy_bytes) as progress:
+            added = run_install(self.library, plan, progress)
+        build = plan.present or (added.build if added else None)
+        assert build is not None  # one of the two, by what `run_install` says
+        return build
+
+    def miss(self, spec: AdapterSpec, where: str, reasons: Sequence[str]) -> None:
+        why = "".join(f" ({reason})" for reason in reasons)
+        self.missing.append(f"{where}: `adapt install {shlex.quote(str(spec))}`{why}")
+
+    def change(self, where: str, expected: str, actual: str) -> None:
+        self.changed.append(DigestMismatch(where, expected=expected, actual=actual))

@@ -1,0 +1,142 @@
+"""What a server tells of itself: counts for Prometheus, and one JSON line for each request.
+
+Neither holds a token, a signed link or a name of a file. Metrics name routes, not paths; a line names the path without
+its query, and of a path that carries rights (`/_lfs/…`, `/_xet/…`) only the beginning.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final, TextIO
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.registry import Collector
+from starlette.types import Scope
+
+from adapterhub.core.errors import shown
+
+BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+_SECRETS: Final = re.compile(
+    r"adp_[a-z2-7]{32}_[0-9a-f]{8}"  # tokens
+    r"|(?<=[?&])X-Amz-(?:Signature|Credential|Security-Token)=[^&\s\"']+"
+    r"|(?<=://)[^/@\s:]*:[^/@\s]+(?=@)"  # user and password of a URL
+    r"|eyJ[A-Za-z0-9_-]{20,}(?:\.[A-Za-z0-9_-]+)*"  # signed claims, which are base64 of JSON
+    r"|(?i:bearer)\s+\S+"
+)
+
+
+@dataclass(slots=True)
+class Told:
+    """What the layers learn of one request on its way, for its line in the log."""
+
+    user: str | None = None
+    token_id: int | None = None
+    address: str | None = None
+    route: str = "none"
+    status: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+
+class Telemetry:
+    """The counts of one server; `log` gets the lines, None for none."""
+
+    def __init__(self, log: TextIO | None = None) -> None:
+        self._log = log
+        self.collected = CollectorRegistry()
+        names = ("method", "route", "status")
+        self._requests = Counter("adapterhub_requests", "Requests answered", names, registry=self.collected)
+        self._seconds = Histogram(
+            "adapterhub_request_seconds",
+            "Time to the last byte of an answer",
+            ("method", "route"),
+            buckets=BUCKETS,
+            registry=self.collected,
+        )
+        self._running = Gauge("adapterhub_requests_running", "Requests being answered", registry=self.collected)
+        self._received = Counter("adapterhub_received_bytes", "Bytes of bodies received", registry=self.collected)
+        self._sent = Counter("adapterhub_sent_bytes", "Bytes of bodies sent", registry=self.collected)
+        self.refused = Counter("adapterhub_refused", "Requests over a rate", ("kind",), registry=self.collected)
+
+    def add(self, collector: Collector) -> None:
+        """Show what `collector` counts, too."""
+        self.collected.register(collector)
+
+    def began(self) -> None:
+        """A request is being answered."""
+        self._running.inc()
+
+    def ended(self, scope: Scope, told: Told, number: str) -> None:
+        """A request was answered, or broken off (status 0)."""
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        spent_s = time.perf_counter() - told.began
+        self._running.dec()
+        self._requests.labels(method, told.route, str(told.status)).inc()
+        self._seconds.labels(method, told.route).observe(spent_s)
+        self._received.inc(told.received_bytes)
+        self._sent.inc(told.sent_bytes)
+        if self._log is None:
+            return
+        line = {
+            "time": _now(),
+            "level": "info",
+            "request": number,
+            "method": method,
+            "path": logged_path(str(scope["path"])),
+            "status": told.status,
+            "ms": round(spent_s * 1000, 1),
+            "received_bytes": told.received_bytes,
+            "sent_bytes": told.sent_bytes,
+            "address": told.address,
+            "user": told.user,
+            "token": told.token_id,
+        }
+        self._log.write(without_secrets(json.dumps(line)) + "\n")
+
+    def exposition(self) -> bytes:
+        """Everything in the text format of Prometheus."""
+        return generate_latest(self.collected)
+
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def without_secrets(text: str) -> str:
+    """`text` without what opens something: tokens, signed claims, signatures, passwords of URLs."""
+    return _SECRETS.sub("[removed]", text)
+
+
+def logged_path(path: str) -> str:
+    """A path as a log may show it."""
+    parts = path.split("/")
+    if parts[1:2] in (["_lfs"], ["_xet"]):
+        return "/".join(parts[:3])
+    return shown(path, 300)
+
+
+class JsonLines(logging.Formatter):
+    """Log records as JSON lines without secrets, the traceback in a member."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        line: dict[str, Any] = {"time": _now(), "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return without_secrets(json.dumps(line))
+
+
+def log_as_json(stream: TextIO = sys.stderr) -> None:
+    """Write every log record of this process as a JSON line."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,225 @@
+"""Who is calling: tokens, kept as digests, and the `Caller` that one stands for.
+
+A token is `adp_<32 characters>_<8 hex>`: 160 random bits, and check digits by which a scanner (or this server, before
+it asks the database) can tell a token from a typo.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fnmatch
+import hashlib
+import json
+import re
+import secrets
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from sqlalchemy import Row, insert, select, update
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import OperationalError
+
+from adapterhub.core.errors import NotFound, UsageProblem, shown
+from adapterhub_registry.database.db import Database, inserted_id, lock_name, now_ms, tokens, users
+
+Role = Literal["read", "write", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)
+PREFIX = "adp_"
+RANDOM_BYTES = 20
+DAY_MS = 86_400_000
+USED_EVERY_MS = 3_600_000  # the last use is written at most once an hour: reading must not write
+_SHAPE = re.compile(r"adp_[a-z2-7]{32}_[0-9a-f]{8}")
+_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
+_GLOB = re.compile(r"[A-Za-z0-9_.*?-]{1,96}(/[A-Za-z0-9_.*?-]{1,96})?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Whom a request speaks for. `namespaces` are globs over `ns/name`: what the role reaches beyond public reading."""
+
+    user: str | None
+    role: Role
+    namespaces: tuple[str, ...]
+    label: str = ""
+    token_id: int | None = None
+
+    def reaches(self, repo_id: str) -> bool:
+        """Whether the token was given for this repository."""
+        return any(fnmatch.fnmatchcase(repo_id, glob) for glob in self.namespaces)
+
+    def writes(self, repo_id: str) -> bool:
+        """Whether the caller may change it."""
+        return self.role != "read" and self.reaches(repo_id)
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether the caller may do everything, for everybody."""
+        return self.role == "admin" and "*" in self.namespaces
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether no repository is hidden from the caller, so that counts of everything tell nothing new."""
+        return bool({"*", "*/*"} & set(self.namespaces))
+
+
+ANONYMOUS = Caller(user=None, role="read", namespaces=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRecord:
+    """What is known of a token, which is never the token. Times in milliseconds since 1970."""
+
+    id: int
+    user: str
+    label: str
+    role: Role
+    namespaces: tuple[str, ...]
+    created_at: int
+    expires_at: int | None
+    used_at: int | None
+    revoked_at: int | None
+
+
+class Tokens:
+    """The tokens of one registry."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def create(
+        self,
+        user: str,
+        role: str,
+        *,
+        namespaces: Sequence[str] = (),
+        label: str = "",
+        days: float | None = None,
+    ) -> str:
+        """A new token, in full: it cannot be shown again. Without `namespaces`: all for an admin, else `USER/*`.
+
+        Raises:
+            UsageProblem: a user, role, glob or time that cannot be.
+        """
+        if not _USER.fullmatch(user):
+            raise UsageProblem(f"user `{shown(user)}`: expected 1 to 96 letters, digits, `.`, `_`, `-`")
+        if role not in ROLES:
+            raise UsageProblem(f"role `{shown(role)}`: expected one of {', '.join(ROLES)}")
+        for glob in namespaces:
+            if not _GLOB.fullmatch(glob):
+                raise UsageProblem(f"namespace `{shown(glob)}`: expected a name or a pattern such as `acme/*`")
+        if days is not None and not 0 < days <= 36_500:  # noqa: PLR2004 - a century
+            raise UsageProblem(f"a token lives up to 36500 days, not {days}")
+        globs = [glob if "/" in glob or glob == "*" else f"{glob}/*" for glob in namespaces]
+        globs = globs or (["*"] if role == "admin" else [f"{user}/*"])
+        token = _new_token()
+        with self._db.begin() as connection:
+            lock_name(connection, f"user {user}")
+            _insert(connection, token, user, role, globs, label=label or f"{user}-{role}", days=days)
+        return token
+
+    def create_first(self) -> str | None:
+        """An administrator's token when there is no token yet, else None; one server makes it where several start."""
+        token = _new_token()
+        with self._db.begin() as connection:
+            lock_name(connection, "first token")
+            if connection.scalar(select(tokens.c.id).limit(1)) is not None:
+                return None
+            _insert(connection, token, "admin", "admin", ["*"], label="first start", days=None)
+        return token
+
+    def records(self) -> list[TokenRecord]:
+        """Every token, oldest first, the revoked and expired ones too."""
+        with self._db.read() as connection:
+            rows = connection.execute(_SELECT.order_by(tokens.c.id)).all()
+        return [_record(row) for row in rows]
+
+    def revoke(self, token_id: int) -> TokenRecord:
+        """The token, which from now on opens nothing.
+
+        Raises:
+            NotFound: no such token.
+        """
+        with self._db.begin() as connection:
+            connection.execute(
+                update(tokens).where(tokens.c.id == token_id, tokens.c.revoked_at.is_(None)).values(revoked_at=now_ms())
+            )
+            row = connection.execute(_SELECT.where(tokens.c.id == token_id)).one_or_none()
+        if row is None:
+            raise NotFound(f"no token {token_id}", hint="`adapt registry token list` shows them")
+        return _record(row)
+
+    def authenticate(self, token: str) -> Caller | None:
+        """Whom `token` stands for; None when it was not made here, has expired or was revoked."""
+        if not _SHAPE.fullmatch(token) or not secrets.compare_digest(_check_digits(token[4:36]), token[37:]):
+            return None
+        now = now_ms()
+        with self._db.read() as connection:
+            # found by digest: how long the search takes tells nothing about a token
+            row = connection.execute(_SELECT.where(tokens.c.sha256 == _digest(token))).one_or_none()
+        if row is None or row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
+            return None
+        if row.used_at is None or row.used_at < now - USED_EVERY_MS:
+            # a full disk must not stop those who only read
+            with contextlib.suppress(OperationalError), self._db.begin() as connection:
+                connection.execute(update(tokens).where(tokens.c.id == row.id).values(used_at=now))
+        record = _record(row)
+        return Caller(
+            user=record.user,
+            role=record.role,
+            namespaces=record.namespaces,
+            label=record.label,
+            token_id=record.id,
+        )
+
+
+_SELECT = select(tokens, users.c.name.label("user_name")).join(users, users.c.id == tokens.c.user_id)
+
+
+def _insert(
+    connection: Connection, token: str, user: str, role: str, globs: Sequence[str], *, label: str, days: float | None
+) -> None:
+    now = now_ms()
+    user_id = connection.scalar(select(users.c.id).where(users.c.name == user))
+    if user_id is None:
+        user_id = inserted_id(connection.execute(insert(users).values(name=user, created_at=now)))
+    connection.execute(
+        insert(tokens).values(
+            sha256=_digest(token),
+            user_id=user_id,
+            label=label,
+            role=role,
+            namespaces=json.dumps(globs),
+            created_at=now,
+            expires_at=None if days is None else now + int(days * DAY_MS),
+        )
+    )
+
+
+def _record(row: Row[Any]) -> TokenRecord:
+    return TokenRecord(
+        id=row.id,
+        user=row.user_name,
+        label=row.label,
+        role=row.role,
+        namespaces=tuple(json.loads(row.namespaces)),
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        used_at=row.used_at,
+        revoked_at=row.revoked_at,
+    )
+
+
+def _new_token() -> str:
+    random = base64.b32encode(secrets.token_bytes(RANDOM_BYTES)).decode("ascii").lower()
+    return f"{PREFIX}{random}_{_check_digits(random)}"
+
+
+def _check_digits(random: str) -> str:
+    return f"{zlib.crc32(random.encode('ascii')):08x}"
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode("ascii")).hexdigest()

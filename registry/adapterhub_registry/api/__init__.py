@@ -1,0 +1,1 @@
+"""HTTP: requests become values, results become answers."""

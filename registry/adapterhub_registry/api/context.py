@@ -1,0 +1,307 @@
+"""What every route gets: the registry, the caller, the base URL that the client used, and a body that was bounded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Annotated, Any, cast
+from urllib.parse import unquote, urlencode
+
+from fastapi import Depends, Request
+from fastapi.responses import Response, StreamingResponse
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+
+from adapterhub.core.digests import strict_json
+from adapterhub.core.errors import shown
+from adapterhub_registry.access.downloads import Downloads
+from adapterhub_registry.access.rates import Rates, address_of
+from adapterhub_registry.access.signing import BadSignature, seal, unseal
+from adapterhub_registry.access.telemetry import Telemetry, Told
+from adapterhub_registry.access.tokens import ANONYMOUS, Caller, Tokens
+from adapterhub_registry.database.db import Database
+from adapterhub_registry.errors import Refusal, bad_request, too_many, unauthorized
+from adapterhub_registry.names import RepoId, known_repo_id, parse_path
+from adapterhub_registry.repos.repos import Repos
+from adapterhub_registry.settings import Settings
+from adapterhub_registry.storage.blobs import BlobStore
+from adapterhub_registry.storage.xorbs import XorbStore
+
+_HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+MAX_TOKEN_CHARACTERS = 4096
+WHOLE_ANSWER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registry:
+    """The parts of one server."""
+
+    settings: Settings
+    db: Database
+    blobs: BlobStore
+    xorbs: XorbStore
+    repos: Repos
+    tokens: Tokens
+    downloads: Downloads
+    rates: Rates
+    telemetry: Telemetry
+
+
+async def registry_of(request: Request) -> Registry:
+    """The registry that answers this request."""
+    return cast("Registry", request.app.state.registry)
+
+
+RegistryOf = Annotated[Registry, Depends(registry_of)]
+
+
+async def caller_of(request: Request, registry: RegistryOf) -> Caller:
+    """Whom the request speaks for; anonymous without a token.
+
+    Raises:
+        Refusal: 401 for a token that is not good, even where none is needed: its user thinks it is. 429 for more
+            requests of this token, or of this address without a good one, than are taken in a minute.
+    """
+    peer = request.client.host if request.client else None
+    address = address_of(peer, request.headers.getlist("x-forwarded-for"), registry.settings.trusted_proxies)
+    told: Told = request.scope.setdefault("adapterhub.told", Told())
+    told.address = address
+    limits = registry.settings.limits
+    header = request.headers.get("authorization")
+    if header is None:
+        _refuse_often(registry, "address", address, limits.address_requests_per_minute)
+        return ANONYMOUS
+    scheme, _, token = header.partition(" ")
+    caller = None
+    if scheme.lower() == "bearer" and len(token) <= MAX_TOKEN_CHARACTERS:
+        caller = await run_in_threadpool(registry.tokens.authenticate, token.strip())
+    if caller is None:
+        _refuse_often(registry, "address", address, limits.address_requests_per_minute)
+        raise unauthorized("Invalid credentials in Authorization header")
+    told.user, told.token_id = caller.user, caller.token_id
+    _refuse_often(registry, "token", str(caller.token_id), limits.token_requests_per_minute)
+    return caller
+
+
+def _refuse_often(registry: Registry, kind: str, caller: str, per_minute: int) -> None:
+    wait_s = registry.rates.wait_s(f"{kind} {caller}", per_minute)
+    if wait_s:
+        registry.telemetry.refused.labels(kind).inc()
+        raise too_many(f"more than {per_minute} requests a minute from one {kind}", after_s=wait_s)
+
+
+CallerOf = Annotated[Caller, Depends(caller_of)]
+
+
+async def repo_id_of(namespace: str, name: str) -> RepoId:
+    """The repository in the path of a URL."""
+    return known_repo_id(namespace, name)
+
+
+RepoOf = Annotated[RepoId, Depends(repo_id_of)]
+
+
+async def base_url(request: Request, registry: RegistryOf) -> str:
+    """What the client calls this server, without a slash at the end.
+
+    The hub client refuses URLs of a host that it did not ask, so the answer follows the Host header (or `public_url`).
+
+    Raises:
+        Refusal: 400 for a Host that is no host.
+    """
+    public = registry.settings.public_url
+    if public is not None:
+        return public
+    host = request.headers.get("host", "")
+    if not _HOST.fullmatch(host):
+        raise bad_request(f"Host `{shown(host)}`: expected a name or address with an optional port")
+    return f"{request.url.scheme}://{host}{request.scope.get('root_path', '')}"
+
+
+def next_link(request: Request, place: str, **position: str) -> str:
+    """The `Link` header to the next page: the same query at `place`, from another position."""
+    kept = [(name, value) for name, value in request.query_params.multi_items() if name not in position]
+    return f'<{place}?{urlencode([*kept, *position.items()])}>; rel="next"'
+
+
+BaseUrl = Annotated[str, Depends(base_url)]
+
+
+def sealed_cursor(registry: Registry, position: str | None) -> str | None:
+    """A place in a listing as clients see it: it holds the number of a repository, which would count private ones."""
+    return None if position is None else seal(position, registry.settings.secret)
+
+
+def opened_cursor(registry: Registry, cursor: str | None) -> str | None:
+    """The place that a client sent back.
+
+    Raises:
+        Refusal: 404 for one that no server of this registry gave.
+    """
+    if cursor is None:
+        return None
+    try:
+        return unseal(cursor, registry.settings.secret)
+    except BadSignature as problem:
+        raise Refusal(404, "NotFound", f"cursor `{shown(cursor)}` {problem}") from None
+
+
+def dumped(value: object) -> bytes:
+    """JSON as every answer has it."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def json_answer(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Response:
+    """An answer made piece by piece: a small one goes out whole, of a large one memory never holds more than a part."""
+    first, size = [], 0
+    for piece in pieces:
+        first.append(piece)
+        size += len(piece)
+        if size > WHOLE_ANSWER_BYTES:
+            return StreamingResponse(chain(first, pieces), headers=dict(headers), media_type="application/json")
+    return Response(b"".join(first), headers=dict(headers), media_type="application/json")
+
+
+async def revision_of(rev: str) -> str:
+    """The branch, tag or commit in the path of a URL; slashes in it arrive percent-encoded (see `edge`)."""
+    return unquote(rev)
+
+
+RevisionOf = Annotated[str, Depends(revision_of)]
+
+
+async def path_of(path: str) -> str:
+    """The path of a file or folder at the end of a URL."""
+    return parse_path(unquote(path))
+
+
+PathOf = Annotated[str, Depends(path_of)]
+
+
+class JsonObject:
+    """A JSON object of a stranger, read member by member; a wrong type is a `Refusal` 400 that names the place."""
+
+    def __init__(self, values: dict[str, Any], where: str = "") -> None:
+        self._values = values
+        self._where = where
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def text(self, name: str, default: str | None = None, *, limit: int = 4096) -> str:
+        """A text of at most `limit` characters; required unless there is a default."""
+        value = self._values.get(name)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, str):
+            raise self._wrong(name, "a text")
+        if len(value) > limit:
+            raise self._wrong(name, f"a text of at most {limit} characters")
+        return self._storable(name, value)
+
+    def text_or_none(self, name: str, *, limit: int = 4096) -> str | None:
+        """A text, or None when it is absent or null."""
+        return None if self._values.get(name) is None else self.text(name, limit=limit)
+
+    def flag_or_none(self, name: str) -> bool | None:
+        """True, false, or None when it is absent or null."""
+        value = self._values.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
+        return value
+
+    def number(self, name: str, *, most: int, least: int = 0) -> int:
+        """A whole number within bounds."""
+        value = self._values.get(name)
+        if type(value) is not int or not least <= value <= most:
+            raise self._wrong(name, f"a whole number from {least} to {most}")
+        return value
+
+    def objects(self, name: str, *, most: int) -> list[JsonObject]:
+        """A list of objects, at most so many."""
+        value = self._values.get(name)
+        if not isinstance(value, list) or len(value) > most or not all(isinstance(item, dict) for item in value):
+            raise self._wrong(name, f"a list of at most {most} objects")
+        return [JsonObject(item, f"{self._where}{name}[{at}].") for at, item in enumerate(value)]
+
+    def object(self, name: str) -> JsonObject:
+        """An object."""
+        value = self._values.get(name)
+        if not isinstance(value, dict):
+            raise self._wrong(name, "an object")
+        return JsonObject(value, f"{self._where}{name}.")
+
+    def texts(self, name: str, *, most: int) -> list[str]:
+        """A list of texts, at most so many; one text alone is a list of it, an absent one is empty."""
+        value = self._values.get(name, [])
+        items = value if isinstance(value, list) else [value]
+        if len(items) > most or not all(isinstance(item, str) for item in items):
+            raise self._wrong(name, f"a list of at most {most} texts")
+        return [self._storable(name, item) for item in items]
+
+    def value(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
+        """Whatever stands there; None when absent."""
+        return self._values.get(name)
+
+    def _storable(self, name: str, text: str) -> str:
+        if "\0" in text or not _is_utf8(text):
+            raise self._wrong(name, "a text without NUL characters and lone surrogates")
+        return text
+
+    def _wrong(self, name: str, expected: str) -> Exception:
+        return bad_request(f"{self._where}{name}: expected {expected}, got {shown(self._values.get(name))}")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class StrictRequest(Request):
+    """A request whose JSON has each key once, and numbers and depth within bounds."""
+
+    async def json(self) -> Any:  # noqa: ANN401 - any JSON value
+        """The body as JSON; its size was bounded before it got here.
+
+        Raises:
+            Refusal: 400.
+        """
+        raw = await self.body()
+        try:
+            return strict_json(raw, limit_bytes=max(len(raw), 1))
+        except ValueError as error:
+            raise bad_request(f"body: {error}") from None
+
+
+class StrictRoute(APIRoute):
+    """A route whose models are read from strict JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, given a `StrictRequest`."""
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return handle_strictly
+
+
+async def json_object(request: Request) -> JsonObject:
+    """The body, which must be a JSON object.
+
+    Raises:
+        Refusal: 400.
+    """
+    value = await StrictRequest(request.scope, request.receive).json()
+    if not isinstance(value, dict):
+        raise bad_request(f"body: expected a JSON object, got {shown(value)}")
+    return JsonObject(value)
+
+
+JsonBody = Annotated[JsonObject, Depends(json_object)]

@@ -1,0 +1,268 @@
+"""Hub API: folders, facts about paths, and the files themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Annotated, Any, Final
+from urllib.parse import parse_qs, quote, unquote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, Field
+from sqlalchemy import Row, select
+from sqlalchemy.engine import Connection
+from starlette.concurrency import run_in_threadpool
+
+from adapterhub_registry.api import conditions
+from adapterhub_registry.api.context import (
+    BaseUrl,
+    CallerOf,
+    PathOf,
+    RegistryOf,
+    RepoOf,
+    RevisionOf,
+    dumped,
+    json_object,
+    next_link,
+)
+from adapterhub_registry.api.hub.model_info import iso_time
+from adapterhub_registry.database.db import commits as commits_table
+from adapterhub_registry.database.trees.nodes import FileEntry, Totals, key_of
+from adapterhub_registry.database.trees.trees import Tree
+from adapterhub_registry.errors import Refusal, bad_request, entry_not_found
+from adapterhub_registry.names import parse_path
+from adapterhub_registry.repos import adapters, commits
+from adapterhub_registry.repos.card import ADAPTER_CONFIG, CONFIG
+from adapterhub_registry.repos.changes import parents_of
+
+router = APIRouter()
+TREE_PAGE: Final = 1000
+EXPANDED_PAGE: Final = 50  # as on the Hub
+SHOWN_TITLE_CHARACTERS: Final = 500  # one commit's title comes with each of its files
+MAX_PATHS: Final = 10_000
+_RANGE = re.compile(r"(?i:bytes)=([0-9]{0,18})-([0-9]{0,18})")
+_TRUE = {"true", "True", "1"}
+
+
+# ------------------------------------------------------------ tree
+class TreeQuery(BaseModel):
+    """`recursive` shows what lies below, too; `expand` adds the commit that last changed an entry."""
+
+    recursive: bool = False
+    expand: bool = False
+    limit: int = Field(default=TREE_PAGE, ge=1, le=TREE_PAGE)
+    cursor: str = ""
+
+
+@router.get("/api/models/{namespace}/{name}/tree/{rev}")
+@router.get("/api/models/{namespace}/{name}/tree/{rev}/{path:path}")
+def list_tree(
+    request: Request,
+    registry: RegistryOf,
+    caller: CallerOf,
+    repo_id: RepoOf,
+    revision: RevisionOf,
+    base: BaseUrl,
+    query: Annotated[TreeQuery, Query()],
+) -> JSONResponse:
+    """Files and folders below a folder of a revision, by path; `Link` leads to the next page."""
+    folder = unquote(request.path_params.get("path", "")).strip("/")
+    if folder:
+        parse_path(folder)
+    limit = min(query.limit, EXPANDED_PAGE) if query.expand else query.limit
+    with registry.db.read() as connection:
+        row = registry.repos.find(connection, caller, repo_id)
+        commit_id = commits.find_commit(connection, row, revision)
+        tree = commits.tree_of(connection, row.id, commit_id)
+        if folder and next(tree.walk(folder), None) is None:
+            raise entry_not_found(folder, commit_id)
+        listed = _walk_deep if query.recursive else _walk_flat
+        entries = list(islice(listed(tree, folder, query.cursor), limit + 1))
+        page = _described(connection, row, entries[:limit], expand=query.expand)
+    headers = {"X-Repo-Commit": commit_id}
+    if len(entries) > limit:
+        place = f"{base}/api/models/{repo_id}/tree/{quote(revision, safe='')}"
+        place += f"/{quote(folder, safe='')}" if folder else ""
+        headers["Link"] = next_link(request, place, cursor=page[-1]["path"])
+    return JSONResponse(page, headers=headers)
+
+
+@router.post("/api/models/{namespace}/{name}/paths-info/{rev}")
+async def paths_info(
+    request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, revision: RevisionOf
+) -> Response:
+    """What is known of some paths; those that do not exist are left out. Clients send a form, some of them JSON."""
+    paths, expand = await _asked_paths(request)
+    if len(paths) > MAX_PATHS:
+        raise bad_request(f"{len(paths)} paths, expected at most {MAX_PATHS}")
+
+    def look() -> bytes:
+        wanted = sorted({path.strip("/") for path in paths} - {""}, key=key_of)
+        with registry.db.read() as connection:
+            row = registry.repos.find(connection, caller, repo_id)
+            commit_id = commits.find_commit(connection, row, revision)
+            tree = commits.tree_of(connection, row.id, commit_id)
+            found = []
+            for start in range(0, len(wanted), TREE_PAGE):
+                entries = [entry for path in wanted[start : start + TREE_PAGE] if (entry := _entry_at(tree, path))]
+                found += [dumped(item) for item in _described(connection, row, entries, expand=expand)]
+        return b"[" + b",".join(found) + b"]"
+
+    return Response(await run_in_threadpool(look), media_type="application/json")
+
+
+async def _asked_paths(request: Request) -> tuple[list[str], bool]:
+    if request.headers.get("content-type", "").startswith("application/json"):
+        body = await json_object(request)
+        return body.texts("paths", most=MAX_PATHS), body.value("expand") is True
+    try:
+        form = parse_qs((await request.body()).decode("utf-8"), max_num_fields=MAX_PATHS + 10)
+    except ValueError:
+        raise bad_request("body: expected a form with `paths` and `expand`") from None
+    return form.get("paths", []), form.get("expand", [""])[0] in _TRUE
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    path: str
+    totals: Totals
+
+
+def _walk_deep(tree: Tree, folder: str, cursor: str) -> Iterator[FileEntry | _Folder]:
+    """Files and folders below `folder`, each folder before what lies in it, after `cursor`."""
+    listed = max(key_of(cursor), key_of(folder))
+    for entry in tree.walk(folder, after=cursor):
+        for parent in reversed(parents_of(entry.path)):
+            if key_of(parent) > listed:
+                yield _Folder(parent, tree.totals(parent))
+        listed = key_of(entry.path)
+        yield entry
+
+
+def _walk_flat(tree: Tree, folder: str, cursor: str) -> Iterator[FileEntry | _Folder]:
+    """Files and folders right in `folder`, after `cursor`."""
+    start = len(folder) + 1 if folder else 0
+    while (entry := next(tree.walk(folder, past=cursor), None)) is not None:
+        end = entry.path.find("/", start)
+        cursor = entry.path if end == -1 else entry.path[:end]
+        yield entry if end == -1 else _Folder(cursor, tree.totals(cursor))
+
+
+def _entry_at(tree: Tree, path: str) -> FileEntry | _Folder | None:
+    entry = tree.first_below(path)
+    return _Folder(path, tree.totals(path)) if entry is not None and entry.path != path else entry
+
+
+def _described(
+    connection: Connection, repo: Row[Any], entries: Sequence[FileEntry | _Folder], *, expand: bool
+) -> list[dict[str, Any]]:
+    found = [_folder(entry) if isinstance(entry, _Folder) else _file(entry) for entry in entries]
+    if expand:
+        changed = [entry.totals.changed_in for entry in entries]
+        query = select(commits_table.c.id, commits_table.c.title, commits_table.c.created_at).where(
+            commits_table.c.repo_id == repo.id, commits_table.c.id.in_(set(changed))
+        )
+        made = {row.id: row for row in connection.execute(query)}
+        for item, commit_id in zip(found, changed, strict=True):
+            last = made[commit_id]
+            title = last.title[:SHOWN_TITLE_CHARACTERS]
+            item["lastCommit"] = {"id": last.id, "title": title, "date": iso_time(last.created_at)}
+    return found
+
+
+def _folder(entry: _Folder) -> dict[str, Any]:
+    # git's own tree names would need every mode; this one changes with the content below, which is its use
+    return {"type": "directory", "path": entry.path, "oid": f"{entry.totals.digest:040x}", "size": 0}
+
+
+def _file(entry: FileEntry) -> dict[str, Any]:
+    found: dict[str, Any] = {"type": "file", "path": entry.path, "oid": entry.oid, "size": entry.size}
+    if entry.lfs:
+        found["lfs"] = {"oid": entry.sha256, "size": entry.size, "pointerSize": len(entry.pointer)}
+    return found
+
+
+# ------------------------------------------------------------ resolve
+@router.api_route("/{namespace}/{name}/resolve/{rev}/{path:path}", methods=["GET", "HEAD"])
+def resolve(
+    request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, revision: RevisionOf, path: PathOf
+) -> Response:
+    """A file: HEAD tells all about it without a redirect, GET gives its bytes or one range of them."""
+    with registry.db.read() as connection:
+        row = registry.repos.find_files(connection, caller, repo_id)
+        commit_id = commits.find_commit(connection, row, revision)
+        entry = commits.file_at(connection, row.id, commit_id, path)
+        warning = adapters.warning_for(connection, row.id, commit_id)
+        counts = request.method == "GET" and "x-hf-download-counter" in request.headers
+        counts = counts and _stands_for_download(connection, row.id, commit_id, path)
+    etag = f'"{entry.etag}"'
+    headers = {"X-Repo-Commit": commit_id, "ETag": etag}
+    if warning:
+        headers["X-HF-Warning"] = warning
+    answered = conditions.answer_to(request.headers, headers)
+    if answered is not None:
+        return answered
+    headers |= {
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2])}",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if entry.lfs:
+        headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(entry.size)}
+    kind = "application/octet-stream" if entry.lfs else "text/plain; charset=utf-8"
+    if request.method == "HEAD":
+        return Response(headers={**headers, "Content-Length": str(entry.size)}, media_type=kind)
+    start, end, status = 0, entry.size, 200
+    has_link = entry.lfs and entry.size and not conditions.is_conditional(request.headers)
+    link = registry.blobs.download_link(entry.sha256) if has_link else None
+    wanted = None
+    if link is None and conditions.wants_range(request.headers, etag):
+        wanted = _range(request.headers.get("range", ""), entry.size)
+    if counts:
+        registry.downloads.count(row.id)
+    if link is not None:
+        return Response(status_code=302, headers={**headers, "Location": link, "Cache-Control": "no-store"})
+    if wanted is not None:
+        start, end = wanted
+        status = 206
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{entry.size}"
+    headers["Content-Length"] = str(end - start)
+    content = registry.blobs.open(entry.sha256, start, end)
+    return StreamingResponse(content, status_code=status, headers=headers, media_type=kind)
+
+
+def _stands_for_download(connection: Connection, repo_number: int, commit_id: str, path: str) -> bool:
+    """A download of a repository is many of files: the one of its configuration is counted."""
+    if path == ADAPTER_CONFIG:
+        return True
+    if path != CONFIG:
+        return False
+    try:
+        commits.file_at(connection, repo_number, commit_id, ADAPTER_CONFIG)
+    except Refusal:
+        return True
+    return False
+
+
+def _range(header: str, size: int) -> tuple[int, int] | None:
+    """`[start, end)` that a Range header asks for; None (the whole file) for none, several, or what is no range.
+
+    Raises:
+        Refusal: 416, with the size.
+    """
+    found = _RANGE.fullmatch(header)
+    if found is None or not any(found.groups()):
+        return None
+    first, last = found.groups()
+    if not first:
+        start, end = max(size - int(last), 0), size
+    else:
+        start, end = int(first), min(int(last) + 1 if last else size, size)
+        if last and int(last) < int(first):
+            return None
+    if start >= end:
+        raise Refusal(416, "RangeNotSatisfiable", "no such range", headers={"Content-Range": f"bytes */{size}"})
+    return start, end

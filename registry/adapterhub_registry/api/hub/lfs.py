@@ -1,0 +1,220 @@
+"""Hub API: files by LFS. A batch gives signed links, to this server or a bucket; bytes are checked on arrival."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from math import ceil
+from typing import Any, Final
+
+from anyio import from_thread
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from adapterhub_registry.access.signing import BadSignature, check, sign
+from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.api.bodies import receive_with
+from adapterhub_registry.api.context import BaseUrl, CallerOf, JsonBody, Registry, RegistryOf, RepoOf
+from adapterhub_registry.errors import Refusal, bad_request, entry_not_found, forbidden
+from adapterhub_registry.names import RepoId, parse_sha256
+from adapterhub_registry.repos import quotas
+from adapterhub_registry.settings import Limits
+from adapterhub_registry.storage.blobs import StoredBlob
+
+router = APIRouter()
+MAX_LFS_OBJECTS: Final = 1000
+MAX_PARTS: Final = 10_000
+MAX_LINKS: Final = 4000
+"""Parts of all objects of one batch together: the more bytes a batch announces, the larger its parts."""
+DIRECT_BYTES: Final = 5 << 30  # what S3 takes in one PUT
+LARGEST_NUMBER: Final = (1 << 53) - 1  # of JSON, wherever it is read
+_LOOK_EVERY: Final = 32  # objects between two looks whether the client is still there
+
+
+@router.post("/{namespace}/{name}.git/info/lfs/objects/batch")
+def lfs_batch(
+    request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody, base: BaseUrl
+) -> JSONResponse:
+    """For each object the signed links to send it to; none when the caller may use what is stored already."""
+    if body.text("operation") != "upload":
+        raise bad_request("operation: only uploads go this way, files are read from /resolve")
+    if body.text("hash_algo", "sha256") != "sha256":
+        raise bad_request("hash_algo: expected sha256")
+    can_split = "multipart" in body.texts("transfers", most=20)
+    limits = registry.settings.limits
+    objects: list[dict[str, Any]] = []
+    wanted = [
+        (parse_sha256(item.text("oid")), item.number("size", most=LARGEST_NUMBER))
+        for item in body.objects("objects", most=MAX_LFS_OBJECTS)
+    ]
+    with registry.db.read() as connection:
+        row = registry.repos.find_writable(connection, caller, repo_id)
+    stored = usable(registry, caller, row.id, [oid for oid, _ in wanted])
+    for oid, size in wanted:
+        known = stored.get(oid)
+        answer: dict[str, Any] = {"oid": oid, "size": size}
+        if size > limits.file_bytes:
+            answer["error"] = {"code": 422, "message": f"{oid} has {size} bytes, at most {limits.file_bytes} go"}
+        elif known is not None and known.size != size:
+            answer["error"] = {"code": 422, "message": f"{oid} has {known.size} bytes, not {size}"}
+        elif known is None:
+            answer["actions"] = {}
+        objects.append(answer)
+    sent = [answer for answer in objects if "actions" in answer]
+    with registry.db.read() as connection:
+        counted = quotas.sent_before(connection, row.id, [answer["oid"] for answer in sent])
+        wanting = sum(answer["size"] for answer in sent if answer["oid"] not in counted)
+        if wanting:
+            quotas.refuse_upload(
+                connection, limits, namespace=row.namespace, token_id=caller.token_id, more_bytes=wanting
+            )
+    part_bytes = _part_bytes(limits, [answer["size"] for answer in sent]) if can_split else None
+    for number, answer in enumerate(sent):
+        if number % _LOOK_EVERY == 0 and from_thread.run(request.is_disconnected):
+            raise bad_request("the client has left")
+        claims = {"user": caller.user, "repo": row.id, "token": caller.token_id}
+        claims |= {"oid": answer["oid"], "size": answer["size"]}
+        answer["actions"] = _Links(registry, base, claims).actions(part_bytes=part_bytes, repo_id=repo_id)
+    split = any("chunk_size" in answer["actions"]["upload"]["header"] for answer in sent)
+    return JSONResponse({"transfer": "multipart" if split else "basic", "objects": objects})
+
+
+def usable(registry: Registry, caller: Caller, repo_number: int, digests: Iterable[str]) -> dict[str, StoredBlob]:
+    """Those of `digests` that the caller may use in a repository and whose bytes are there, by digest.
+
+    The store is asked for each of them: a row of the database alone is no promise.
+    """
+    with registry.db.read() as connection:
+        known = [registry.repos.known_blob(connection, caller, repo_number, digest) for digest in set(digests)]
+    held = registry.blobs.holds({blob.sha256: blob.size for blob in known if blob is not None})
+    return {blob.sha256: blob for blob in known if blob is not None and blob.sha256 in held}
+
+
+def _part_bytes(limits: Limits, sizes: list[int]) -> int:
+    """How large the parts of a batch are, so that it has no more than `MAX_LINKS` and one for the end of each object.
+
+    Raises:
+        Refusal: 413 when they were larger than a bucket takes.
+    """
+    split = sum(size for size in sizes if size >= limits.multipart_from_bytes)
+    needed = ceil(split / MAX_LINKS)
+    if needed > DIRECT_BYTES:
+        raise Refusal(
+            413,
+            "TooLarge",
+            f"the batch announces {split} bytes in large files, at most {MAX_LINKS * DIRECT_BYTES} go in one batch;"
+            " send fewer files at once",
+        )
+    return max(limits.part_bytes, needed)
+
+
+class _Links:
+    """Signed links for one object, good for an hour. By one to this server exactly these bytes can be sent.
+
+    Where blobs lie in a bucket, links lead there: what came is checked when the client says that it sent it.
+    """
+
+    def __init__(self, registry: Registry, base: str, claims: dict[str, Any]) -> None:
+        self._settings = registry.settings
+        self._blobs = registry.blobs
+        self._base = base
+        self._claims = claims
+
+    def _link(self, place: str, purpose: str, **more: int) -> str:
+        ttl_s = self._settings.limits.href_ttl_s
+        token = sign({**self._claims, **more, "purpose": purpose}, self._settings.secret, ttl_s)
+        return f"{self._base}/_lfs/{place}/{token}"
+
+    def actions(self, *, part_bytes: int | None, repo_id: RepoId) -> dict[str, Any]:
+        """The member `actions`: in one piece, or in parts of `part_bytes` for large objects."""
+        limits, size = self._settings.limits, int(self._claims["size"])
+        verify = {"href": f"{self._base}/{repo_id}.git/info/lfs/verify"}
+        upload_id = _upload_id(self._claims)
+        if part_bytes is None or size < limits.multipart_from_bytes:
+            direct = self._blobs.upload_link(upload_id) if size <= DIRECT_BYTES else None
+            return {"upload": {"href": direct or self._link("object", "lfs-object"), "header": {}}, "verify": verify}
+        header = {"chunk_size": str(part_bytes)}
+        for number in range(1, ceil(size / part_bytes) + 1):
+            length = min(part_bytes, size - (number - 1) * part_bytes)
+            direct = self._blobs.upload_link(upload_id, number)
+            header[str(number)] = direct or self._link("part", "lfs-part", part=number, length=length)
+        return {"upload": {"href": self._link("complete", "lfs-complete"), "header": header}, "verify": verify}
+
+
+def _claims(registry: Registry, token: str, purpose: str) -> dict[str, Any]:
+    try:
+        return check(token, registry.settings.secret, purpose=purpose)
+    except BadSignature as problem:
+        raise forbidden(f"upload link: {problem}") from None
+
+
+def _upload_id(claims: Mapping[str, Any]) -> str:
+    # of one object of one user for one repository; the same again goes to the same place
+    told = json.dumps([claims[name] for name in ("repo", "user", "oid", "size")])
+    return hashlib.sha256(told.encode()).hexdigest()[:48]
+
+
+@router.put("/_lfs/object/{token}")
+async def put_object(request: Request, registry: RegistryOf, token: str) -> Response:
+    """Take an object in one piece; 400, and nothing is kept, unless it is exactly what was announced."""
+    claims = _claims(registry, token, "lfs-object")
+
+    def work(chunks: Iterator[bytes]) -> None:
+        _note(registry, claims, registry.blobs.put(chunks, claims["oid"], claims["size"]))
+
+    await receive_with(request, claims["token"], work)
+    return Response()
+
+
+@router.put("/_lfs/part/{token}")
+async def put_part(request: Request, registry: RegistryOf, token: str) -> Response:
+    """Take one part; its ETag is what the completion must name."""
+    claims = _claims(registry, token, "lfs-part")
+    upload_id, part, length = _upload_id(claims), claims["part"], claims["length"]
+    etag = await receive_with(
+        request, claims["token"], lambda chunks: registry.blobs.put_part(upload_id, part, chunks, length)
+    )
+    return Response(headers={"ETag": f'"{etag}"'})
+
+
+@router.post("/_lfs/complete/{token}")
+def complete(registry: RegistryOf, token: str, body: JsonBody) -> JSONResponse:
+    """Join the parts; 400 unless they make what was announced."""
+    claims = _claims(registry, token, "lfs-complete")
+    listed = body.objects("parts", most=MAX_PARTS)
+    parts = [(part.number("partNumber", least=1, most=MAX_PARTS), part.text("etag").strip('"')) for part in listed]
+    if [number for number, _ in parts] != list(range(1, len(parts) + 1)):
+        raise bad_request("parts: expected every part once, in order")
+    blob = registry.blobs.complete(_upload_id(claims), parts, claims["oid"], claims["size"])
+    _note(registry, claims, blob)
+    return JSONResponse({"success": True})
+
+
+def _note(registry: Registry, claims: dict[str, Any], blob: StoredBlob) -> None:
+    with registry.db.begin() as connection:
+        registry.repos.note_upload(connection, claims["repo"], claims["user"], blob, token_id=claims["token"])
+
+
+def take_sent(registry: Registry, caller: Caller, repo_number: int, oid: str, size: int) -> None:
+    """Check and note an object that the caller may have sent to a bucket."""
+    claims = {"user": caller.user, "repo": repo_number, "oid": oid, "size": size, "token": caller.token_id}
+    blob = registry.blobs.take(_upload_id(claims), oid, size)
+    if blob is not None:
+        _note(registry, claims, blob)
+
+
+@router.post("/{namespace}/{name}.git/info/lfs/verify")
+def verify(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody) -> JSONResponse:
+    """200 when the object is here with that size. One that was sent to a bucket is checked now."""
+    oid, size = parse_sha256(body.text("oid")), body.value("size")
+    with registry.db.read() as connection:
+        row = registry.repos.find_writable(connection, caller, repo_id)
+    for is_last in (False, True):
+        known = usable(registry, caller, row.id, [oid]).get(oid)
+        if known is not None or is_last or type(size) is not int or size < 0:
+            break
+        take_sent(registry, caller, row.id, oid, size)
+    if known is None or known.size != size:
+        raise entry_not_found(oid)
+    return JSONResponse({"ok": True})

@@ -1,0 +1,164 @@
+"""A repository as the Hub API describes it: in listings, in model info, and property by property with `expand`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import islice
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Row, select
+from sqlalchemy.engine import Connection
+
+from adapterhub_registry.api.context import dumped
+from adapterhub_registry.database.db import Database, commits, repo_tags, repos
+from adapterhub_registry.database.trees.nodes import FileEntry
+from adapterhub_registry.database.trees.trees import Digests, Tree
+from adapterhub_registry.repos import adapters, card
+from adapterhub_registry.repos.commits import tree_of
+from adapterhub_registry.storage.blobs import BlobStore
+
+ALWAYS = ("_id", "id")
+LISTED_AT_ONCE: Final = 20
+SIBLINGS_AT_ONCE: Final = 1000
+_STATE = ("sha", "createdAt", "lastModified", "private", "gated", "disabled", "downloads", "likes", "trendingScore")
+LISTED = frozenset({"modelId", "author", "tags", "pipeline_tag", "library_name", *_STATE})
+
+
+def iso_time(at_ms: int) -> str:
+    """`2026-11-24T10:00:00.000Z`, the one form that all clients read."""
+    return dt.datetime.fromtimestamp(at_ms / 1000, tz=dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def public_number(row: Row[Any]) -> str:
+    """The 24 hex digits that the Hub has for a repository; not its own number, by which private ones are counted."""
+    return hashlib.sha256(f"{row.full_name} {row.created_at}".encode()).hexdigest()[:24]
+
+
+def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[str]]:
+    """The tags of some repositories, each sorted."""
+    found: dict[int, list[str]] = {number: [] for number in repo_ids}
+    wanted = select(repo_tags).where(repo_tags.c.repo_id.in_(found))
+    for row in connection.execute(wanted):
+        found[row.repo_id].append(row.tag)
+    return {number: sorted(tags) for number, tags in found.items()}
+
+
+def listed(
+    database: Database, blobs: BlobStore, ids: Sequence[int], visible: ColumnElement[bool], wanted: AbstractSet[str]
+) -> Iterator[bytes]:
+    """JSON of some repositories at their heads, each with the members in `wanted` and those that are always there.
+
+    One that was removed or hidden meanwhile is left out.
+    """
+    before = b"["
+    for start in range(0, len(ids), LISTED_AT_ONCE):
+        some = ids[start : start + LISTED_AT_ONCE]
+        with database.read() as connection:
+            rows = {row.id: row for row in connection.execute(select(repos).where(repos.c.id.in_(some), visible))}
+            tags = tags_of(connection, rows) if "tags" in wanted else {}
+            found = [
+                (_chosen(connection, blobs, rows[number], wanted, tags.get(number, [])), rows[number])
+                for number in some
+                if number in rows
+            ]
+            roots = {row.id: tree_of(connection, row.id, row.head).root for _, row in found if "siblings" in wanted}
+        for info, row in found:
+            yield before
+            yield from described(database, info, row.id, roots.get(row.id), with_blobs=False)
+            before = b","
+    yield b"[]" if before == b"[" else b"]"
+
+
+def _chosen(
+    connection: Connection, blobs: BlobStore, row: Row[Any], wanted: AbstractSet[str], tags: list[str]
+) -> dict[str, Any]:
+    info = at_head(row, tags)
+    if wanted & {"safetensors", "baseModels", "adapt"}:
+        info |= at_commit(connection, blobs, row, row.head)
+    return {name: info[name] for name in info if name in wanted or name in ALWAYS}
+
+
+def described(
+    database: Database, info: Mapping[str, Any], repo_id: int, root: str | None, *, with_blobs: bool
+) -> Iterator[bytes]:
+    """JSON of one repository, with its files as `siblings` when the tree's `root` is given: read page by page."""
+    if root is None:
+        yield dumped(info)
+        return
+    yield dumped(info)[:-1] + b',"siblings":['
+    after, before = "", b""
+    while True:
+        with database.read() as connection:
+            page = list(islice(Tree(connection, repo_id, root).walk(after=after), SIBLINGS_AT_ONCE))
+        if page:
+            yield before + b",".join(dumped(_sibling(entry, with_blobs)) for entry in page)
+            after, before = page[-1].path, b","
+        if len(page) < SIBLINGS_AT_ONCE:
+            yield b"]}"
+            return
+
+
+def at_head(row: Row[Any], tags: list[str]) -> dict[str, Any]:
+    """What the row of a repository says of it."""
+    return {
+        "_id": public_number(row),
+        "id": row.full_name,
+        "modelId": row.full_name,
+        "author": row.namespace,
+        "sha": row.head,
+        "createdAt": iso_time(row.created_at),
+        "lastModified": iso_time(row.modified_at),
+        "private": row.private,
+        "gated": row.gated or False,
+        "disabled": False,
+        "downloads": row.downloads,
+        "likes": 0,
+        "trendingScore": 0,
+        "tags": tags,
+        "pipeline_tag": row.pipeline_tag,
+        "library_name": row.library_name,
+        "cardData": json.loads(row.card),
+        "config": json.loads(row.config),
+        "usedStorage": row.used_bytes,
+        "spaces": [],
+    }
+
+
+def at_commit(connection: Connection, blobs: BlobStore, row: Row[Any], commit_id: str) -> dict[str, Any]:
+    """What the files of one commit add; at an older commit than the head its card and date, too."""
+    info: dict[str, Any] = {"sha": commit_id}
+    adapt = adapters.adapt_object(connection, row.id, commit_id)
+    if adapt is not None:
+        info["adapt"] = adapt
+        if adapt["parameters"]:
+            info["safetensors"] = {"parameters": {adapt["dtype"]: adapt["parameters"]}, "total": adapt["parameters"]}
+        if adapt["base"]:
+            info["baseModels"] = {"relation": "adapter", "models": [{"_id": "", "id": adapt["base"]}]}
+    if commit_id != row.head:
+        info |= _of_older(connection, blobs, row, commit_id, Digests(tree_of(connection, row.id, commit_id)))
+    return info
+
+
+def _of_older(
+    connection: Connection, blobs: BlobStore, row: Row[Any], commit_id: str, digests: Mapping[str, str]
+) -> dict[str, Any]:
+    wanted = select(commits.c.created_at).where(commits.c.repo_id == row.id, commits.c.id == commit_id)
+    made_at = connection.scalars(wanted).one()
+    return {
+        "lastModified": iso_time(made_at),
+        "cardData": card.read_card(blobs, digests),
+        "config": card.read_config(blobs, digests),
+    }
+
+
+def _sibling(entry: FileEntry, with_blobs: bool) -> dict[str, Any]:  # noqa: FBT001 - private, one caller
+    if not with_blobs:
+        return {"rfilename": entry.path}
+    found: dict[str, Any] = {"rfilename": entry.path, "size": entry.size, "blobId": entry.oid}
+    if entry.lfs:
+        found["lfs"] = {"sha256": entry.sha256, "size": entry.size, "pointerSize": len(entry.pointer)}
+    return found

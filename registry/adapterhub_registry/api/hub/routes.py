@@ -1,0 +1,279 @@
+"""Hub API: who is calling, and repositories with their settings, branches and tags."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from adapterhub.core.errors import shown
+from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.api.context import (
+    BaseUrl,
+    CallerOf,
+    JsonBody,
+    JsonObject,
+    RegistryOf,
+    RepoOf,
+    RevisionOf,
+    next_link,
+)
+from adapterhub_registry.api.hub.model_info import iso_time, public_number
+from adapterhub_registry.database.db import refs, repos
+from adapterhub_registry.errors import Refusal, bad_request, conflict, repo_not_found, unauthorized
+from adapterhub_registry.names import RepoId, parse_repo_id
+from adapterhub_registry.repos.repos import Change
+
+router = APIRouter()
+fallback = APIRouter()
+"""Answers what no other route does; to be included last."""
+REPOSITORIES_PAGE = 1000
+GATED = {"auto": "auto", "manual": "manual", False: "no"}
+
+
+# ------------------------------------------------------------ identity
+@router.get("/api/whoami-v2")
+def whoami(caller: CallerOf) -> JSONResponse:
+    """The user, the namespaces that the token reaches, and what it may do there."""
+    if caller.user is None:
+        raise unauthorized()
+    spaces = sorted({glob.partition("/")[0] for glob in caller.namespaces} - {caller.user})
+    orgs = [{"type": "org", "name": name, "fullname": name} for name in spaces if not set(name) & set("*?")]
+    access = {"displayName": caller.label, "role": "read" if caller.role == "read" else "write"}
+    return JSONResponse(
+        {
+            "type": "user",
+            "id": caller.user,
+            "name": caller.user,
+            "fullname": caller.user,
+            "orgs": orgs,
+            "auth": {"type": "access_token", "accessToken": access},
+        }
+    )
+
+
+@router.get("/api/models/{namespace}/{name}/auth-check")
+@router.get("/api/models/{namespace}/{name}/auth-check/{right}")
+def auth_check(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, right: str = "read") -> JSONResponse:
+    """200 when the caller may read the files (or, with `write`, change them); else the error of that."""
+    with registry.db.read() as connection:
+        if right == "write":
+            registry.repos.find_writable(connection, caller, repo_id)
+        elif right == "read":
+            registry.repos.find_files(connection, caller, repo_id)
+        else:
+            raise bad_request(f"right `{shown(right)}`: expected read or write")
+    return JSONResponse({"ok": True})
+
+
+@router.get("/api/agent-harnesses")
+async def agent_harnesses() -> JSONResponse:
+    """Nothing: the client asks once a day which tools could be driving it."""
+    return JSONResponse({"standardEnvVars": [], "harnesses": {}})
+
+
+@router.api_route("/api/telemetry/{topic:path}", methods=["HEAD", "GET"])
+async def telemetry(topic: str) -> Response:  # noqa: ARG001 - it is not kept
+    """Nothing is recorded."""
+    return Response()
+
+
+# ------------------------------------------------------------ repositories
+@router.post("/api/repos/create")
+def create_repo(registry: RegistryOf, caller: CallerOf, body: JsonBody, base: BaseUrl) -> JSONResponse:
+    """A new repository; when it exists 409 with the URL of the one that is there, which `exist_ok` reads."""
+    repo_id = _repo_of(caller, body)
+    url = f"{base}/{repo_id}"
+    try:
+        with registry.db.begin() as connection:
+            row = registry.repos.create(connection, caller, repo_id, private=_private(body) or False)
+    except (Refusal, IntegrityError) as error:  # the second: another request made it at the same moment
+        if isinstance(error, Refusal) and error.status != HTTPStatus.CONFLICT:
+            raise
+        raise conflict(f"repository `{repo_id}` exists", url=url) from None
+    return JSONResponse({"url": url, "name": repo_id, "id": public_number(row)})
+
+
+@router.delete("/api/repos/delete")
+def delete_repo(registry: RegistryOf, caller: CallerOf, body: JsonBody) -> JSONResponse:
+    """Remove a repository."""
+    repo_id = _repo_of(caller, body)
+    with registry.db.begin() as connection:
+        registry.repos.delete(connection, caller, repo_id)
+    return JSONResponse({})
+
+
+@router.post("/api/repos/move")
+def move_repo(registry: RegistryOf, caller: CallerOf, body: JsonBody) -> JSONResponse:
+    """Rename a repository."""
+    _refuse_other_types(body)
+    source, target = (parse_repo_id(*_split(body.text(name))) for name in ("fromRepo", "toRepo"))
+    with registry.db.begin() as connection:
+        registry.repos.move(connection, caller, source, target)
+    return JSONResponse({})
+
+
+@router.put("/api/models/{namespace}/{name}/settings")
+def change_settings(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody) -> JSONResponse:
+    """Set who may see a repository and whether its files are for all who see it."""
+    gated = None
+    if "gated" in body:
+        wanted = body.value("gated")
+        if not isinstance(wanted, str | bool) or wanted not in GATED:
+            raise bad_request(f"gated: expected `auto`, `manual` or false, got {shown(wanted)}")
+        gated = GATED[wanted]
+    change = Change(private=_private(body), gated=gated)  # type: ignore[arg-type]  # one of the three, by GATED
+    with registry.db.begin() as connection:
+        row = registry.repos.change(connection, caller, repo_id, change)
+    visibility = "private" if row.private else "public"
+    return JSONResponse({"private": row.private, "visibility": visibility, "gated": row.gated or False})
+
+
+@router.get("/api/settings/repositories")
+@router.get("/api/organizations/{namespace}/settings/repositories")
+def own_repositories(
+    request: Request,
+    registry: RegistryOf,
+    caller: CallerOf,
+    base: BaseUrl,
+    namespace: str | None = None,
+    cursor: Annotated[int, Query(ge=0, lt=1 << 31)] = 0,
+) -> JSONResponse:
+    """The repositories of a namespace (default: the caller's own) with what they take; `Link` leads on."""
+    if caller.user is None:
+        raise unauthorized()
+    shown_columns = (repos.c.id, repos.c.full_name, repos.c.modified_at, repos.c.private, repos.c.used_bytes)
+    wanted = select(*shown_columns).where(
+        repos.c.namespace == (namespace or caller.user), registry.repos.visible(caller), repos.c.id > cursor
+    )
+    with registry.db.read() as connection:
+        rows = connection.execute(wanted.order_by(repos.c.id).limit(REPOSITORIES_PAGE + 1)).all()
+    page, headers = rows[:REPOSITORIES_PAGE], {}
+    if len(rows) > len(page):
+        headers["Link"] = next_link(request, f"{base}{request.url.path}", cursor=str(page[-1].id))
+    return JSONResponse(
+        [
+            {
+                "id": row.full_name,
+                "type": "model",
+                "updatedAt": iso_time(row.modified_at),
+                "visibility": "private" if row.private else "public",
+                "storage": row.used_bytes,
+            }
+            for row in page
+        ],
+        headers=headers,
+    )
+
+
+# ------------------------------------------------------------ branches and tags
+@router.get("/api/models/{namespace}/{name}/refs")
+def list_refs(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, include_prs: str | None = None) -> JSONResponse:
+    """Branches and tags with their commits."""
+    with registry.db.read() as connection:
+        row = registry.repos.find(connection, caller, repo_id)
+        wanted = (
+            select(refs.c.kind, refs.c.name, refs.c.commit_id).where(refs.c.repo_id == row.id).order_by(refs.c.name)
+        )
+        found = connection.execute(wanted).all()
+
+    def listed(kind: str, prefix: str) -> list[dict[str, Any]]:
+        return [
+            {"name": ref.name, "ref": f"{prefix}{ref.name}", "targetCommit": ref.commit_id}
+            for ref in found
+            if ref.kind == kind
+        ]
+
+    answer = {"branches": listed("branch", "refs/heads/"), "tags": listed("tag", "refs/tags/"), "converts": []}
+    return JSONResponse({**answer, "pullRequests": []} if include_prs else answer)
+
+
+@router.post("/api/models/{namespace}/{name}/tag/{rev}")
+def create_tag(
+    registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, revision: RevisionOf, body: JsonBody
+) -> JSONResponse:
+    """A tag at a revision."""
+    tag, message = body.text("tag"), body.text_or_none("message", limit=100_000)
+    with registry.db.begin() as connection:
+        registry.repos.create_tag(connection, caller, repo_id, tag, at=revision, message=message)
+    return JSONResponse({})
+
+
+@router.delete("/api/models/{namespace}/{name}/tag/{rev}")
+def delete_tag(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, tag: RevisionOf) -> JSONResponse:
+    """Remove a tag."""
+    with registry.db.begin() as connection:
+        registry.repos.delete_tag(connection, caller, repo_id, tag)
+    return JSONResponse({})
+
+
+@router.post("/api/models/{namespace}/{name}/branch/{rev}")
+def create_branch(
+    registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, branch: RevisionOf, request: JsonBody
+) -> JSONResponse:
+    """A branch at `startingPoint`, or at the head of main."""
+    start = request.text_or_none("startingPoint")
+    with registry.db.begin() as connection:
+        registry.repos.create_branch(connection, caller, repo_id, branch, start=start)
+    return JSONResponse({})
+
+
+@router.delete("/api/models/{namespace}/{name}/branch/{rev}")
+def delete_branch(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, branch: RevisionOf) -> JSONResponse:
+    """Remove a branch."""
+    with registry.db.begin() as connection:
+        registry.repos.delete_branch(connection, caller, repo_id, branch)
+    return JSONResponse({})
+
+
+# ------------------------------------------------------------ what is not here
+@router.api_route("/api/models/{namespace}/{name}/discussions{rest:path}", methods=["GET", "POST", "DELETE"])
+async def discussions(namespace: str, name: str, rest: str) -> Response:  # noqa: ARG001 - any
+    """501: there are no discussions and pull requests."""
+    raise Refusal(501, "NotImplemented", "this registry has no discussions and pull requests; commit to a branch")
+
+
+@fallback.api_route("/api/{kind}/{rest:path}", methods=["GET", "POST", "PUT", "DELETE"])
+async def other_kinds(kind: str, rest: str) -> Response:  # noqa: ARG001 - any
+    """404 for datasets, spaces and the like, of which there are none; as of any repository that does not exist."""
+    if kind in {"models", "datasets", "spaces", "kernels", "buckets"}:
+        raise Refusal(404, "RepoNotFound", f"no such {shown(kind).rstrip('s')} here")
+    raise Refusal(404, "NotFound", "no such call")
+
+
+@fallback.api_route("/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
+async def without_namespace(name: str, rest: str) -> Response:  # noqa: ARG001 - any
+    """404: an id without a namespace is an old one of the public hub, and nothing here."""
+    raise repo_not_found(shown(name))
+
+
+def _repo_of(caller: Caller, body: JsonObject) -> RepoId:
+    _refuse_other_types(body)
+    if caller.user is None:
+        raise unauthorized()
+    return parse_repo_id(body.text_or_none("organization") or caller.user, body.text("name"))
+
+
+def _refuse_other_types(body: JsonObject) -> None:
+    kind = body.text("type", "model")
+    if kind != "model":
+        raise bad_request(f"type `{shown(kind)}`: this registry holds models only")
+
+
+def _private(body: JsonObject) -> bool | None:
+    """New clients say `visibility`, those before 1.0 said `private`."""
+    visibility = body.text_or_none("visibility")
+    if visibility is None:
+        return body.flag_or_none("private")
+    if visibility not in {"public", "private"}:
+        raise bad_request(f"visibility `{shown(visibility)}`: expected public or private")
+    return visibility == "private"
+
+
+def _split(repo_id: str) -> tuple[str, str]:
+    namespace, _, name = repo_id.partition("/")
+    return namespace, name

@@ -1,0 +1,277 @@
+"""Hub API: what is asked before bytes are sent, and the commit that names them. `hub_lfs` and `xet` bring the bytes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator
+from typing import Final
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from adapterhub.core.digests import strict_json
+from adapterhub.core.errors import shown
+from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.api.bodies import receive_with
+from adapterhub_registry.api.context import (
+    BaseUrl,
+    CallerOf,
+    JsonBody,
+    JsonObject,
+    Registry,
+    RegistryOf,
+    RepoOf,
+    RevisionOf,
+)
+from adapterhub_registry.api.hub.lfs import take_sent, usable
+from adapterhub_registry.errors import Refusal, bad_request, too_large
+from adapterhub_registry.names import COMMIT_PREFIX, RepoId, parse_path, parse_sha256
+from adapterhub_registry.repos import commits, damage, quotas
+from adapterhub_registry.repos.card import UnreadableCard, parse_card, problems_of
+from adapterhub_registry.repos.changes import Delete, DeleteFolder, Operation, Put
+from adapterhub_registry.repos.commits import Proposal
+from adapterhub_registry.repos.repos import refuse_pull_request
+from adapterhub_registry.storage.blobs import StoredBlob, refuse_no_room
+
+router = APIRouter()
+MAX_PREUPLOAD_FILES: Final = 256
+SAMPLE_BYTES: Final = 512
+REGULAR_BELOW_BYTES: Final = 1 << 20
+LFS_SUFFIXES: Final = tuple(
+    f".{suffix}"
+    for group in (
+        ("safetensors", "bin", "pt", "pth", "ckpt", "gguf", "ggml", "onnx", "h5", "msgpack", "model", "spm"),
+        ("npy", "npz", "parquet", "arrow", "zip", "gz", "xz", "bz2", "tar", "7z", "zst"),
+        ("png", "jpg", "jpeg", "webp", "gif", "wav", "mp3", "flac", "mp4"),
+    )
+    for suffix in group
+)
+"""What goes by LFS whatever its size, as on the Hub: binary kinds, which nobody compares line by line."""
+
+
+# ------------------------------------------------------------ before the bytes
+@router.post("/api/validate-yaml")
+def validate_yaml(body: JsonBody) -> JSONResponse:
+    """What is wrong with the metadata of a README; 400 when a commit of it would be a mistake."""
+    errors: list[str]
+    try:
+        errors, warnings = problems_of(parse_card(body.text("content", limit=1 << 22)))
+    except UnreadableCard as problem:
+        errors, warnings = [str(problem)], []
+    answer = {
+        "errors": [{"message": text} for text in errors],
+        "warnings": [{"message": text} for text in warnings],
+    }
+    if errors:
+        headers = {"X-Error-Code": "BadRequest", "X-Error-Message": "Invalid metadata in README.md."}
+        return JSONResponse(answer, status_code=400, headers=headers)
+    return JSONResponse(answer)
+
+
+@router.post("/api/models/{namespace}/{name}/preupload/{rev}")
+def preupload(
+    registry: RegistryOf,
+    caller: CallerOf,
+    repo_id: RepoOf,
+    revision: RevisionOf,
+    body: JsonBody,
+    create_pr: str | None = None,
+) -> JSONResponse:
+    """For each file the way it is to be sent, and the name of what stands there now."""
+    refuse_pull_request(create_pr)
+    files = body.objects("files", most=MAX_PREUPLOAD_FILES)
+    with registry.db.read() as connection:
+        row = registry.repos.find_writable(connection, caller, repo_id)
+        tree = commits.tree_of(connection, row.id, commits.find_commit(connection, row, revision))
+        paths = [parse_path(file.text("path")) for file in files]
+        before = {path: entry for path in paths if (entry := tree.find(path)) is not None}
+        damaged = damage.marked(connection, [entry.sha256 for entry in before.values()])
+    held = registry.blobs.holds({entry.sha256: entry.size for entry in before.values()}) - damaged
+    answer, coming = [], 0
+    for file, path in zip(files, paths, strict=True):
+        size = file.number("size", most=registry.settings.limits.file_bytes)
+        sample = _base64(file.text("sample", "", limit=4 * SAMPLE_BYTES), "sample")
+        by_lfs = _goes_by_lfs(path, size, sample)
+        there = before.get(path)
+        oid = there.etag if there is not None and there.sha256 in held else None
+        if oid is None:
+            coming += 2 * size if by_lfs else size  # by Xet, chunks lie beside the file that is made of them
+        answer.append(
+            {
+                "path": path,
+                "uploadMode": "lfs" if by_lfs else "regular",
+                "shouldIgnore": False,
+                "oid": oid,  # a client does not send again what it finds named here
+            }
+        )
+    refuse_no_room(registry.blobs, coming)  # before clients that send by Xet begin, which do not give up soon
+    return JSONResponse({"files": answer})
+
+
+def _goes_by_lfs(path: str, size: int, sample: bytes) -> bool:
+    return size > 0 and (size >= REGULAR_BELOW_BYTES or path.lower().endswith(LFS_SUFFIXES) or b"\0" in sample)
+
+
+# ------------------------------------------------------------ commit
+@router.post("/api/models/{namespace}/{name}/commit/{rev}")
+async def make_commit(
+    request: Request,
+    registry: RegistryOf,
+    caller: CallerOf,
+    repo_id: RepoOf,
+    revision: RevisionOf,
+    base: BaseUrl,
+    create_pr: str | None = None,
+) -> JSONResponse:
+    """Apply the lines of the body to a branch, all or none."""
+    refuse_pull_request(create_pr)
+
+    def may_write() -> None:
+        with registry.db.read() as connection:
+            row = registry.repos.find_writable(connection, caller, repo_id)
+            commits.find_commit(connection, row, revision)
+
+    await run_in_threadpool(may_write)  # before a byte of the body is kept
+    branch = revision.removeprefix("refs/heads/")
+
+    def work(chunks: Iterator[bytes]) -> str:
+        draft = _Draft(registry, caller, repo_id)
+        for line in _lines(chunks, limit_bytes=_line_limit(registry)):
+            draft.take(line)
+        return draft.commit(branch)
+
+    made = await receive_with(request, caller.token_id, work)
+    return JSONResponse({"success": True, "commitOid": made, "commitUrl": f"{base}/{repo_id}/commit/{made}"})
+
+
+def _line_limit(registry: Registry) -> int:
+    return registry.settings.limits.regular_file_bytes * 4 // 3 + (1 << 16)
+
+
+def _lines(chunks: Iterator[bytes], *, limit_bytes: int) -> Iterator[bytes]:
+    rest = bytearray()
+    for chunk in chunks:
+        *whole, last = chunk.split(b"\n")
+        for line in whole:
+            rest += line
+            if len(rest) > limit_bytes:
+                raise too_large(limit_bytes)
+            yield bytes(rest)
+            rest.clear()
+        rest += last
+        if len(rest) > limit_bytes:
+            raise too_large(limit_bytes)
+    yield bytes(rest)
+
+
+class _Draft:
+    """A commit that is being read, line by line. Contents are stored at once, so memory holds one line."""
+
+    def __init__(self, registry: Registry, caller: Caller, repo_id: RepoId) -> None:
+        self._registry, self._caller, self._repo_id = registry, caller, repo_id
+        self._header: JsonObject | None = None
+        self._operations: list[Operation] = []
+        self._regular_bytes = 0
+        self._regular: list[str] = []  # digests of the files that came with the lines
+        self._stored: dict[str, StoredBlob] = {}  # what of them is there
+        self._named: list[tuple[str, str, object, int]] = []  # LFS files: path, oid, size, place among the operations
+
+    def take(self, line: bytes) -> None:
+        """Read one line."""
+        if not line.strip():
+            return
+        try:
+            value = strict_json(line, limit_bytes=len(line))
+        except ValueError as error:
+            raise bad_request(f"commit line {len(self._operations) + 1}: {error}") from None
+        if not isinstance(value, dict):
+            raise bad_request("commit: expected a JSON object on each line")
+        item = JsonObject(value)
+        key, content = item.text("key"), item.object("value")
+        if key == "header":
+            self._header = content
+            return
+        if len(self._operations) >= self._registry.settings.limits.operations:
+            raise Refusal(413, "TooLarge", "too many operations for one commit")
+        self._operations.append(self._operation(key, content))
+
+    def _operation(self, key: str, content: JsonObject) -> Operation:
+        path = parse_path(content.text("path").rstrip("/") if key == "deletedFolder" else content.text("path"))
+        if key == "file":
+            limit = self._registry.settings.limits.regular_file_bytes
+            if content.text("encoding", "base64") != "base64":
+                raise bad_request("encoding: expected base64")
+            data = _base64(content.text("content", limit=limit * 4 // 3 + 4), f"content of {path}")
+            self._regular_bytes += len(data)
+            blob = self._registry.blobs.put([data], size=len(data))
+            self._regular.append(blob.sha256)
+            return Put(path=path, blob=blob, lfs=False)
+        if key == "lfsFile":
+            if content.text("algo", "sha256") != "sha256":
+                raise bad_request("algo: expected sha256")
+            oid = parse_sha256(content.text("oid"))
+            self._named.append((path, oid, content.value("size"), len(self._operations)))
+            return Put(path=path, blob=StoredBlob(oid, "", 0), lfs=True)  # looked up in `commit`
+        if key == "deletedFile":
+            return Delete(path=path)
+        if key == "deletedFolder":
+            return DeleteFolder(path=path)
+        raise bad_request(f"key `{shown(key)}`: expected header, file, lfsFile, deletedFile or deletedFolder")
+
+    def _take_unchecked(self) -> None:
+        """Look which LFS files are there; check what the caller sent to a bucket without telling so by `verify`."""
+        registry = self._registry
+        with registry.db.read() as connection:
+            row = registry.repos.find_writable(connection, self._caller, self._repo_id)
+        named = {oid: size for _, oid, size, _ in self._named}
+        self._stored = usable(registry, self._caller, row.id, named)
+        missing = {oid: size for oid, size in named.items() if oid not in self._stored}
+        for oid, size in missing.items():
+            if type(size) is int and size >= 0:
+                take_sent(registry, self._caller, row.id, oid, size)
+        self._stored |= usable(registry, self._caller, row.id, missing)
+
+    def commit(self, branch: str) -> str:
+        """The commit that the lines made."""
+        if self._header is None:
+            raise bad_request("commit: no line with the key `header`")
+        header, registry = self._header, self._registry
+        parent = header.text_or_none("parentCommit")
+        if parent is not None and not COMMIT_PREFIX.fullmatch(parent):
+            raise bad_request(f"parentCommit `{shown(parent)}`: expected 7 to 40 lower-case hex digits")
+        self._take_unchecked()
+        with registry.db.begin() as connection:
+            row = registry.repos.find_writable(connection, self._caller, self._repo_id)
+            quotas.refuse_upload(
+                connection,
+                registry.settings.limits,
+                namespace=row.namespace,
+                token_id=None,
+                more_bytes=self._regular_bytes,
+            )
+            oids = {oid for _, oid, _, _ in self._named}
+            known = {oid: registry.repos.known_blob(connection, self._caller, row.id, oid) for oid in oids}
+            for path, oid, size, place in self._named:
+                blob = self._stored.get(oid)
+                if blob is None or known[oid] is None or (size is not None and size != blob.size):
+                    raise bad_request(f"{path}: the LFS object {oid} was not uploaded, or has another size")
+                self._operations[place] = Put(path=path, blob=blob, lfs=True)
+            damage.unmark(connection, self._regular)
+            proposal = Proposal(
+                branch=branch,
+                title=header.text("summary", "", limit=10_000) or "commit",
+                message=header.text("description", "", limit=1 << 20),
+                author=str(self._caller.user),
+                parent=parent,
+                operations=tuple(self._operations),
+            )
+            return commits.commit(connection, registry.blobs, row, proposal, max_files=registry.settings.limits.files)
+
+
+def _base64(text: str, what: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise bad_request(f"{shown(what)}: expected base64") from None

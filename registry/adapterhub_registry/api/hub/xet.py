@@ -1,0 +1,270 @@
+"""Uploads by Xet, which the hub client has used since 1.20 for every large file without asking whether a server can.
+
+Write-only: files arrive as xorbs and shards, are rebuilt and stored as ordinary blobs, and are downloaded like any
+other. Nothing is deduplicated across repositories. Each upload space has its own address, which changes daily
+(`xorbs.py` says why) and when chunks turn out to be lost, and its own short-lived token, bound to the user and the
+repository.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+from sqlalchemy import Row, select
+
+from adapterhub.core.errors import DigestMismatch, DiskFull
+from adapterhub_registry.access import signing
+from adapterhub_registry.api.bodies import receive_with
+from adapterhub_registry.api.context import BaseUrl, CallerOf, Registry, RegistryOf, RepoOf
+from adapterhub_registry.database.db import facts, now_ms, repos
+from adapterhub_registry.errors import Refusal, forbidden, too_large, unauthorized
+from adapterhub_registry.repos import damage, quotas
+from adapterhub_registry.storage.blobs import StoredBlob, StoreUnreachable, refuse_no_room
+from adapterhub_registry.storage.xet_format import (
+    MAX_SHARD_BYTES,
+    MAX_XORB_BODY_BYTES,
+    MalformedXet,
+    parse_shard,
+    parse_xet_hash,
+)
+from adapterhub_registry.storage.xet_ingest import Ingest
+from adapterhub_registry.storage.xorbs import XorbPlace, XorbStore, epoch_at, is_open
+
+PURPOSE: Final = "xet"
+SPACE: Final = "/_xet/{scope}/{epoch}"
+_SCOPE = re.compile(r"([0-9]+-[0-9]+)(-[0-9]{1,20})?")
+_EPOCH = re.compile(r"[0-9]{1,9}")
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """One upload space: a repository, an epoch, and the user that the token was given to.
+
+    `repository` stands for the repository for ever; `scope` begins with it and is where its xorbs lie.
+    """
+
+    repo_id: int
+    repository: str
+    scope: str
+    epoch: int
+    user: str
+    token_id: int | None
+
+
+def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> Space:
+    """The upload space of a request, once its token was checked against it.
+
+    Raises:
+        Refusal: 401 without a valid token, 403 for one of another space, 404 for an epoch that is closed.
+    """
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not token:
+        raise unauthorized("an upload needs the token that xet-write-token gave")
+    try:
+        claims = signing.check(token, registry.settings.secret, purpose=PURPOSE)
+    except signing.BadSignature as error:
+        raise unauthorized(f"{error}: ask for a new xet-write-token") from None
+    found = _SCOPE.fullmatch(scope)
+    if found is None or claims["scope"] != found[1]:
+        raise forbidden("this token was given for another repository")
+    if not _EPOCH.fullmatch(epoch) or not is_open(int(epoch), time.time()):
+        raise _not_here("upload space")
+    return Space(
+        repo_id=claims["repo"],
+        repository=found[1],
+        scope=scope,
+        epoch=int(epoch),
+        user=claims["user"],
+        token_id=claims.get("token"),
+    )
+
+
+SpaceOf = Annotated[Space, Depends(space_of)]
+
+
+def xorbs_of(registry: RegistryOf) -> XorbStore:
+    """Where the xorbs of this registry wait."""
+    return registry.xorbs
+
+
+XorbsOf = Annotated[XorbStore, Depends(xorbs_of)]
+
+
+def _repository(repo: Row[Any]) -> str:
+    # a database may give a number again when its repository is gone; together with the time it is one for ever
+    return f"{repo.id}-{repo.created_at}"
+
+
+def _lost(repo_id: int) -> str:
+    """The fact that says when chunks of a repository were last found lost."""
+    return f"xet chunks of {repo_id}"
+
+
+def _not_here(what: str) -> Refusal:
+    return Refusal(404, "NotFound", f"no such {what}")
+
+
+@router.get("/api/models/{namespace}/{name}/xet-write-token/{revision:path}")
+def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: BaseUrl, xorbs: XorbsOf) -> JSONResponse:
+    """Where an upload to this repository goes, and the token for it. The client asks again before it expires."""
+    with registry.db.read() as connection:
+        repo = registry.repos.find_writable(connection, caller, repo_id)
+        quotas.refuse_upload(
+            connection,
+            registry.settings.limits,
+            namespace=repo.namespace,
+            token_id=caller.token_id,
+            more_bytes=1,
+        )
+        lost = connection.scalar(select(facts.c.value).where(facts.c.name == _lost(repo.id)))
+    now = time.time()
+    xorbs.sweep(now)
+    refuse_no_room(registry.blobs, 1)  # here clients give up at once; a xorb they send again and again
+    ttl_s = min(registry.settings.limits.href_ttl_s, signing.LONGEST_TTL_S)
+    claims = {
+        "purpose": PURPOSE,
+        "user": caller.user,
+        "repo": repo.id,
+        "scope": _repository(repo),
+        "token": caller.token_id,
+    }
+    token = signing.sign(claims, registry.settings.secret, ttl_s)
+    scope = f"{_repository(repo)}-{lost}" if lost else _repository(repo)
+    address = f"{base}/_xet/{scope}/{epoch_at(now)}"
+    expires = int(now) + ttl_s
+    headers = {
+        "X-Xet-Access-Token": token,
+        "X-Xet-Token-Expiration": str(expires),
+        "X-Xet-Cas-Url": address,
+        "Cache-Control": "no-store",
+    }
+    return JSONResponse({"accessToken": token, "exp": expires, "casUrl": address}, headers=headers)
+
+
+@router.get(SPACE + "/v1/chunks/{prefix}/{chunk}", dependencies=[Depends(space_of)])
+def find_chunk() -> JSONResponse:
+    """Never here: what others sent is not told of, and what this client sent it knows itself."""
+    raise _not_here("chunk")
+
+
+@router.post(SPACE + "/v1/xorb-grants/{prefix}/{xorb}", dependencies=[Depends(space_of)])
+def grant_xorb() -> JSONResponse:
+    """Never: the client then sends the xorb itself. Any other answer would make it believe that the xorb is here."""
+    raise _not_here("grant")
+
+
+@router.post(SPACE + "/v1/xorbs/{prefix}/{xorb}")
+async def put_xorb(request: Request, space: SpaceOf, registry: RegistryOf, xorbs: XorbsOf, xorb: str) -> JSONResponse:
+    """Keep a xorb for the shard that will name it."""
+    _refuse_announced(request, MAX_XORB_BODY_BYTES)
+    refuse_no_room(registry.blobs, _announced(request) or 1)
+    place = XorbPlace(scope=space.scope, epoch=space.epoch, hash=parse_xet_hash(xorb))
+
+    def keep(blocks: Iterator[bytes]) -> None:
+        size = 0
+        with xorbs.writer(place) as writer:
+            for block in _bounded(blocks, MAX_XORB_BODY_BYTES):
+                writer.write(block)
+                size += len(block)
+            writer.keep()
+        with registry.db.begin() as connection:
+            quotas.note_chunks(connection, space.user, space.epoch, size)
+
+    await receive_with(request, space.token_id, keep)
+    return JSONResponse({"was_inserted": True})
+
+
+@router.post(SPACE + "/v2/shards", dependencies=[Depends(space_of)])
+def put_shard_v2() -> JSONResponse:
+    """Not offered: the client falls back to the first version."""
+    raise _not_here("way to send a shard")
+
+
+@router.post(SPACE + "/v1/shards")
+@router.post(SPACE + "/shards")  # hf-xet 1.5.0 and 1.5.1
+async def put_shard(request: Request, space: SpaceOf, registry: RegistryOf, xorbs: XorbsOf) -> JSONResponse:
+    """Rebuild and store the files of a shard; when this is answered, commits may name them."""
+    _refuse_announced(request, MAX_SHARD_BYTES)
+
+    def ingest(blocks: Iterator[bytes]) -> None:
+        _ingest(registry, xorbs, space, b"".join(_bounded(blocks, MAX_SHARD_BYTES)))
+
+    await receive_with(request, space.token_id, ingest)
+    return JSONResponse({"result": 1})
+
+
+@router.api_route("/v1/telemetry", methods=["POST", "PUT"])
+def telemetry() -> JSONResponse:
+    """Nothing is kept of what clients tell of themselves."""
+    return JSONResponse({})
+
+
+def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> None:
+    named = {file.sha256: file for file in parse_shard(raw, limit_bytes=registry.settings.limits.file_bytes)}
+    with registry.db.read() as connection:
+        counted = quotas.sent_before(connection, space.repo_id, named)
+        damaged = damage.marked(connection, list(counted))
+    here = registry.blobs.holds({sha256: named[sha256].size_bytes for sha256 in counted}) - damaged
+    new = [file for file in named.values() if file.sha256 not in here]
+    with registry.db.read() as connection:
+        namespace = connection.scalar(select(repos.c.namespace).where(repos.c.id == space.repo_id))
+        quotas.refuse_upload(
+            connection,
+            registry.settings.limits,
+            namespace=str(namespace),
+            token_id=space.token_id,
+            more_bytes=sum(file.size_bytes for file in new if file.sha256 not in counted),
+        )
+
+    def on_stored(blob: StoredBlob) -> None:
+        with registry.db.begin() as connection:
+            # the repository may have gone while its files were on their way, and another have got its number
+            row = connection.execute(select(repos).where(repos.c.id == space.repo_id)).one_or_none()
+            if row is None or _repository(row) != space.repository:
+                raise _not_here("repository any more")
+            registry.repos.note_upload(connection, space.repo_id, space.user, blob, token_id=space.token_id)
+
+    total = sum(file.size_bytes for file in new)
+    refuse_no_room(registry.blobs, total)
+    take = partial(quotas.take_unpacking, limits=registry.settings.limits, user=space.user, epoch=space.epoch)
+    with registry.db.begin() as connection:
+        take(connection, more_bytes=total)
+    try:
+        ingest = Ingest(xorbs=xorbs, blobs=registry.blobs, scope=space.scope, epoch=space.epoch)
+        ingest.store(new, on_stored=on_stored)
+    except (DiskFull, StoreUnreachable):  # not the client's fault; what is refused stays counted, for it cost as much
+        with registry.db.begin() as connection:
+            take(connection, more_bytes=-total)
+        raise
+    except (MalformedXet, DigestMismatch):
+        # chunks that the client believes to be here are not, or are damaged: at another address it sends them again
+        registry.db.agree(_lost(space.repo_id), str(now_ms()), replace=True)
+        raise
+
+
+def _refuse_announced(request: Request, limit_bytes: int) -> None:
+    if _announced(request) > limit_bytes:
+        raise too_large(limit_bytes)
+
+
+def _announced(request: Request) -> int:
+    announced = request.headers.get("content-length", "")
+    return int(announced) if announced.isdecimal() else 0
+
+
+def _bounded(blocks: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:
+    size = 0
+    for block in blocks:
+        size += len(block)
+        if size > limit_bytes:
+            raise too_large(limit_bytes)
+        yield block

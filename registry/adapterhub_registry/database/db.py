@@ -1,0 +1,388 @@
+"""The tables, and the two ways to use them: `begin()` to change something, `read()` to look.
+
+SQLAlchemy Core on SQLite (WAL, one writer at a time) or PostgreSQL; nothing here or above is SQL that only one of them
+takes. Times are whole milliseconds since 1970, UTC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Engine,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    func,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, Connection, CursorResult, make_url
+from sqlalchemy.exc import ArgumentError
+
+from adapterhub.core.errors import UsageProblem
+from adapterhub_registry.database import schema
+
+BUSY_TIMEOUT_MS = 30_000
+
+metadata = MetaData()
+
+facts = Table("facts", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
+"""What the servers of one database agree on: `secret`, by a digest, and when chunks of a repository were lost."""
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(96), nullable=False, unique=True),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("user_id", ForeignKey("users.id"), nullable=False),
+    Column("label", String(200), nullable=False),
+    Column("role", String(8), nullable=False),  # read | write | admin
+    Column("namespaces", Text, nullable=False),  # JSON array of globs over `ns/name`
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("used_at", BigInteger),
+    Column("revoked_at", BigInteger),
+)
+
+repos = Table(
+    "repos",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("full_name", String(200), nullable=False, unique=True),  # ns/name
+    Column("namespace", String(96), nullable=False, index=True),
+    Column("folded", String(200), nullable=False, unique=True),  # of public ones, look-alikes share it
+    Column("folded_namespace", String(96), nullable=False, index=True),
+    Column("private", Boolean, nullable=False),
+    Column("gated", String(8)),  # None | auto | manual
+    Column("created_by", String(96), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("modified_at", BigInteger, nullable=False),
+    Column("head", String(40), nullable=False),  # of main; the columns below describe that commit
+    Column("downloads", Integer, nullable=False, default=0),
+    Column("used_bytes", BigInteger, nullable=False, default=0),
+    Column("pipeline_tag", String(200), index=True),
+    Column("library_name", String(200)),
+    Column("card", Text, nullable=False, default="{}"),  # JSON: the front matter of README.md
+    Column("config", Text, nullable=False, default="{}"),  # JSON: what model info shows of config files
+    Index("repos_by_modified", "modified_at", "id"),
+    Index("repos_by_created", "created_at", "id"),
+    Index("repos_by_downloads", "downloads", "id"),
+    sqlite_autoincrement=True,  # a number is never given twice: signed links name it
+)
+
+refs = Table(
+    "refs",
+    metadata,
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("kind", String(8), primary_key=True),  # branch | tag
+    Column("name", String(200), primary_key=True),
+    Column("commit_id", String(40), nullable=False),
+    Column("message", Text),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+commits = Table(
+    "commits",
+    metadata,
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("id", String(40), primary_key=True),
+    Column("parent", String(40)),
+    Column("root", String(64), nullable=False),  # the top one of the nodes of its files
+    Column("title", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("author", String(96), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    # what trees of files are made of (see `tree_nodes`): never changed, shared by the commits of a repository
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("id", String(64), primary_key=True),  # sha256 of what is packed in the body
+    Column("body", LargeBinary, nullable=False),
+)
+
+places = Table(
+    "places",
+    metadata,
+    # which bytes a repository holds, and where: every path that had them at a commit of it
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("path", String(1024), primary_key=True),
+    Column("commit_id", String(40), nullable=False),  # the first commit that put them there
+    Index("places_by_sha256", "sha256"),
+    sqlite_with_rowid=False,
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("git_sha1", String(40), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("damaged_at", BigInteger),  # when a check found other bytes; the next upload of them takes it off
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    # whose bytes arrived for which repository: knowing a digest alone must not give access to its bytes
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("user_name", String(96), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("token_id", Integer),  # with which they came
+    Index("uploads_by_token", "token_id", "created_at"),
+)
+
+xet_use = Table(
+    "xet_use",
+    metadata,
+    # what the xorbs of a user weighed in an epoch, and what the files of the shards came to
+    Column("user_name", String(96), primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("sent_bytes", BigInteger, nullable=False),
+    Column("unpacked_bytes", BigInteger, nullable=False),
+)
+
+repo_tags = Table(
+    "repo_tags",
+    metadata,
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("tag", String(256), primary_key=True),
+    Index("repo_tags_by_tag", "tag", "repo_id"),
+)
+
+adapters = Table(
+    "adapters",
+    metadata,
+    # one row for the head of main and for every tagged commit that holds an adapter
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("commit_id", String(40), primary_key=True),
+    Column("digest", String(64), nullable=False, index=True),  # of the manifest, or of the adapter's files
+    Column("weights_sha256", String(64)),  # of adapter_model.safetensors
+    Column("name", String(200)),
+    Column("version", String(200)),
+    Column("base_model", String(256)),
+    Column("base_sha256", String(64)),
+    Column("base_tensors", String(64)),
+    Column("base_files", String(64)),
+    Column("task", String(200)),
+    Column("peft_type", String(200)),
+    Column("methods", Text, nullable=False),  # JSON array
+    Column("rank", Integer),
+    Column("alpha", Float),
+    Column("target_modules", Text, nullable=False),  # JSON array
+    Column("dtype", String(64)),
+    Column("parameters", BigInteger),
+    Column("description", Text),
+    Column("words", Text, nullable=False),  # lower case: what a text search looks through
+    Column("is_head", Boolean, nullable=False),
+    Column("is_listed", Boolean, nullable=False),  # the one row that stands for its repository in searches
+    Column("created_at", BigInteger, nullable=False),
+    Index("adapters_by_base", "base_sha256", "rank"),
+    Index("adapters_by_base_model", "base_model", "rank"),
+    Index("adapters_by_name", "name", "version"),
+    Index("adapters_listed", "is_listed", "created_at", "repo_id"),
+)
+
+releases = Table(
+    "releases",
+    metadata,
+    # a version that was once tagged: kept when the tag goes, so that it never gets other bytes
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("version", String(200), primary_key=True),
+    Column("tag", String(200), nullable=False),
+    Column("commit_id", String(40), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("yanked_at", BigInteger),
+    Column("yanked_by", String(96)),
+    Column("yanked_reason", Text),
+    Index("releases_by_version", "version"),
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    # a version that a repository released under this name, which it does not have any more
+    Column("full_name", String(200), primary_key=True),
+    Column("version", String(200), primary_key=True),
+    Column("namespace", String(96), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("name", String(200)),
+    Column("base_sha256", String(64)),
+    Column("base_model", String(256)),
+    Column("rank", Integer),
+    Column("created_at", BigInteger, nullable=False),
+    Index("tombstones_by_version", "namespace", "version"),
+)
+
+downloads = Table(
+    "downloads",
+    metadata,
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("day", Integer, primary_key=True),  # days since 1970
+    Column("count", Integer, nullable=False),
+)
+
+
+def now_ms() -> int:
+    """Now."""
+    return time.time_ns() // 1_000_000
+
+
+def inserted_id(result: CursorResult[Any]) -> int:
+    """The number that the database gave to the row just inserted."""
+    key = result.inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert those of `rows` whose key is not there yet. Both databases spell it `ON CONFLICT DO NOTHING`."""
+    if not rows:
+        return
+    build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    connection.execute(build(table).on_conflict_do_nothing(), list(rows))
+
+
+def slices(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    """So few at a time that each fits into one statement."""
+    for start in range(0, len(values), 500):
+        yield values[start : start + 500]
+
+
+def lock_name(connection: Connection, name: str) -> None:
+    """Let one transaction at a time go on that names this; the others wait until it ends. SQLite has one writer anyway.
+
+    For what a unique index cannot express, such as names that look alike.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+
+
+class Database:
+    """One database, its tables made when absent and brought up to date when old.
+
+    Raises:
+        UsageProblem: the URL is none, its driver is not installed, or the database was made by a newer version.
+        Malformed: the file is no database, or is damaged.
+    """
+
+    def __init__(self, url: str, *, connections: int = 20) -> None:
+        parsed = _with_driver(url)
+        self.is_shared = parsed.get_backend_name() != "sqlite"
+        # SQLite has one writer; waiting here is fair and quick, its own busy handler sleeps
+        self._writer = contextlib.nullcontext() if self.is_shared else threading.Lock()
+        try:
+            self.engine: Engine = create_engine(parsed, **_options(connections) if self.is_shared else _SQLITE_OPTIONS)
+        except ImportError:
+            hint = "`pip install 'adapterhub[scale]'` brings the one for PostgreSQL"
+            raise UsageProblem(f"no driver for {parsed.drivername} databases is installed", hint=hint) from None
+        if not self.is_shared:
+            _prepare_sqlite(self.engine)
+        with schema.readable(parsed.database), self.begin() as connection:
+            lock_name(connection, "schema")  # several servers may start at once
+            schema.bring_up_to_date(connection, metadata)
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """One transaction that writes: all of it, or nothing when an exception leaves the block."""
+        with self._writer, self.engine.connect() as connection:
+            connection.execution_options(writes=True)
+            with connection.begin():
+                yield connection
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One transaction that only reads, over one state of the database."""
+        with self.engine.connect() as connection:
+            if self.is_shared:
+                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            with connection.begin():
+                yield connection
+
+    def agree(self, name: str, value: str, *, replace: bool = False) -> bool:
+        """Whether the servers of this database agree on `value`; the first one to ask says what it is."""
+        with self.begin() as connection:
+            if replace:
+                connection.execute(facts.delete().where(facts.c.name == name))
+            insert_new(connection, facts, [{"name": name, "value": value}])
+            return connection.scalar(select(facts.c.value).where(facts.c.name == name)) == value
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+_SQLITE_OPTIONS: dict[str, Any] = {
+    "connect_args": {"check_same_thread": False},
+    "pool_size": 16,
+    "max_overflow": 48,
+}
+
+
+def _options(connections: int) -> dict[str, Any]:
+    return {"pool_size": connections, "max_overflow": 0, "pool_pre_ping": True, "pool_timeout": 10}
+
+
+def _with_driver(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # the text may hold a password
+        raise UsageProblem("database: expected a URL such as postgresql://user@host/name") from None
+    if parsed.drivername in {"postgres", "postgresql"}:
+        return parsed.set(drivername="postgresql+psycopg")
+    return parsed
+
+
+_PRAGMAS = (
+    f"busy_timeout={BUSY_TIMEOUT_MS}",  # first: the next one waits for other processes
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    "case_sensitive_like=ON",  # as PostgreSQL's LIKE: a token for `acme/*` is not one for `ACME/x`
+)
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    def on_connect(connection: Any, _record: Any) -> None:  # noqa: ANN401 - sqlite3.Connection and a pool record
+        connection.isolation_level = None  # the driver starts no transactions of its own; `on_begin` does
+        for pragma in _PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+
+    def on_begin(connection: Connection) -> None:
+        # a read transaction that turned into a write could fail at once with `database is locked`
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    event.listen(engine, "connect", on_connect)
+    event.listen(engine, "begin", on_begin)

@@ -1,0 +1,1 @@
+"""The shared trees that commits are made of."""

@@ -1,0 +1,250 @@
+"""The files of each commit, as trees that share their nodes: a commit writes the nodes on the way to what it changed.
+
+This is a B+ tree whose nodes never change (see `tree_nodes`). Reading needs the nodes on the way and no more, so a
+page of a listing takes the memory of a page. Nodes belong to their repository and go with it; two commits that write
+the same node write one row. The id of the top node stands in the commit.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import select
+from sqlalchemy.engine import Connection
+
+from adapterhub_registry.database.db import insert_new, nodes
+from adapterhub_registry.database.trees.nodes import (
+    END,
+    SPARSE_BYTES,
+    FileEntry,
+    Link,
+    Node,
+    Totals,
+    cut,
+    id_of,
+    key_of,
+    keys_below,
+    pack,
+    read_node,
+    unpack,
+    weight_of,
+)
+from adapterhub_registry.errors import Refusal
+
+KEPT_NODES: Final = 128
+LOADED_AT_ONCE: Final = 16
+WRITTEN_AT_ONCE: Final = 100
+EMPTY: Final = id_of(Node(0, ()).raw)
+"""The id of the tree without files, which needs no row."""
+
+Edit = tuple[str, FileEntry | None]
+"""A path and what stands there from now on; None: nothing."""
+
+
+class Tree:
+    """The files of one commit, read through one connection; the last nodes are kept for the next question."""
+
+    def __init__(self, connection: Connection, repo_id: int, root: str) -> None:
+        self._connection = connection
+        self.repo_id = repo_id
+        self._kept: OrderedDict[str, Node] = OrderedDict()
+        self._unwritten: dict[str, bytes] = {}
+        self.root = root
+
+    # ------------------------------------------------------------ reading
+    def find(self, path: str) -> FileEntry | None:
+        """The file with this path."""
+        key, node = key_of(path), self._node(self.root)
+        while node.height:
+            node = self._node(node.items[node.place_of(key)].id)
+        return node.file(key)
+
+    def walk(self, folder: str = "", *, after: str = "", past: str = "") -> Iterator[FileEntry]:
+        """The files below a folder, in order; those after a path only, or past all that lies below a path, too."""
+        start, end = keys_below(folder)
+        if after:
+            start = max(start, f"{key_of(after)}\0")
+        if past:
+            start = max(start, f"{key_of(past)}\1")
+        for entry in self._walk(self._node(self.root), start):
+            if key_of(entry.path) >= end:
+                return
+            yield entry
+
+    def _walk(self, node: Node, start: str) -> Iterator[FileEntry]:
+        if not node.height:
+            yield from (entry for key, entry in zip(node.keys, node.items, strict=True) if key >= start)
+            return
+        at, count = node.place_of(start), 1
+        while at < len(node.items):
+            for child in self._load([link.id for link in node.items[at : at + count]]):
+                yield from self._walk(child, start)
+            at, count = at + count, LOADED_AT_ONCE
+
+    def first_below(self, path: str) -> FileEntry | None:
+        """The file with this path, or the first one below it."""
+        start = key_of(path)
+        found = next(self._walk(self._node(self.root), start), None)
+        below = found is not None and (found.path == path or found.path.startswith(f"{path}/"))
+        return found if below else None
+
+    def totals(self, folder: str = "") -> Totals:
+        """The sums over all files below a folder."""
+        start, end = keys_below(folder)
+        return self._totals(self._node(self.root), start, end, END) if folder else self._node(self.root).totals
+
+    def _totals(self, node: Node, start: str, end: str, bound: str) -> Totals:
+        """Over the files from `start` before `end`, where `bound` comes after all files of the node."""
+        found, ends = Totals(), [*node.keys[1:], bound]
+        for key, item, item_end in zip(node.keys, node.items, ends, strict=True):
+            if key >= end:
+                break
+            if not node.height:
+                found = found + item.totals if key >= start else found
+            elif item_end > start:
+                whole = start <= key and item_end <= end
+                found += item.totals if whole else self._totals(self._node(item.id), start, end, item_end)
+        return found
+
+    def _node(self, node_id: str) -> Node:
+        return self._load([node_id])[0]
+
+    def _load(self, ids: Sequence[str]) -> list[Node]:
+        missing = [node_id for node_id in ids if node_id not in self._kept and node_id != EMPTY]
+        fresh = {node_id: read_node(self._unwritten[node_id]) for node_id in missing if node_id in self._unwritten}
+        wanted = [node_id for node_id in missing if node_id not in fresh]
+        if wanted:
+            rows = select(nodes.c.id, nodes.c.body).where(nodes.c.repo_id == self.repo_id, nodes.c.id.in_(wanted))
+            fresh |= {row.id: read_node(unpack(row.body)) for row in self._connection.execute(rows)}
+            if len(fresh) < len(set(missing)):
+                raise Refusal(500, "Incomplete", "a part of this commit is missing; `adapt registry check` names it")
+        found = [Node(0, ()) if i == EMPTY else fresh[i] if i in fresh else self._kept[i] for i in ids]
+        for node_id, node in zip(ids, found, strict=True):
+            self._kept[node_id] = node
+            self._kept.move_to_end(node_id)
+        while len(self._kept) > KEPT_NODES:
+            self._kept.popitem(last=False)
+        return found
+
+    # ------------------------------------------------------------ writing
+    def changed(self, edits: Sequence[Edit]) -> Tree:
+        """The tree after some edits, each of another path, sorted by `key_of`; its new nodes are written."""
+        top = self._node(self.root)
+        links, height = self._seal(top.height, [self._changed(top, edits)]), top.height
+        while len(links) > 1:
+            height += 1
+            links = self._seal(height, [links])
+        root = links[0].id if links else EMPTY
+        while (node := self._node(root)).height and len(node.items) == 1:
+            root = node.items[0].id
+        self._flush()
+        return Tree(self._connection, self.repo_id, root)
+
+    def _changed(self, node: Node, edits: Sequence[Edit]) -> Sequence[Any]:
+        """The items that a node becomes. The nodes below it are made, it is not: it may have to be cut or joined."""
+        if not node.height:
+            return _merged(node, edits)
+        parts: list[Link | Sequence[Any]] = []  # links to nodes that stay, and the items of those that change
+        at = 0
+        for place, link in enumerate(node.items):
+            end = at
+            limit = node.keys[place + 1] if place + 1 < len(node.items) else None
+            while end < len(edits) and (limit is None or key_of(edits[end][0]) < limit):
+                end += 1
+            if end == at:
+                parts.append(link)
+            else:
+                items = self._changed(self._node(link.id), edits[at:end])
+                parts += [items] if items else []
+            at = end
+        links: list[Link] = []
+        for run in self._joined(parts):
+            links += [run] if isinstance(run, Link) else self._seal(node.height - 1, [run])
+        return links
+
+    def _joined(self, parts: Sequence[Link | Sequence[Any]]) -> Iterator[Link | Sequence[Any]]:
+        """The parts, those that have become sparse joined with the one before them, or after."""
+        waiting: Link | Sequence[Any] | None = None
+        for part in parts:
+            if waiting is None:
+                waiting = part
+            elif _is_sparse(part) or _is_sparse(waiting):
+                waiting = [*self._items(waiting), *self._items(part)]
+            else:
+                yield waiting
+                waiting = part
+        if waiting is not None:
+            yield waiting
+
+    def _items(self, part: Link | Sequence[Any]) -> Sequence[Any]:
+        return self._node(part.id).items if isinstance(part, Link) else part
+
+    def _seal(self, height: int, runs: Iterable[Sequence[Any]]) -> list[Link]:
+        """Make nodes of runs of items, to be written; the links to them."""
+        made = []
+        for items in (piece for run in runs for piece in cut(run)):
+            node = Node(height, items)
+            raw = node.raw
+            node_id = id_of(raw)
+            self._unwritten[node_id] = raw
+            made.append(Link(items[0].path, node_id, node.totals))
+            if len(self._unwritten) >= WRITTEN_AT_ONCE:
+                self._flush()
+        return made
+
+    def _flush(self) -> None:
+        rows = [{"repo_id": self.repo_id, "id": i, "body": pack(raw)} for i, raw in self._unwritten.items()]
+        insert_new(self._connection, nodes, rows)
+        self._unwritten.clear()
+
+
+def stored_nodes(connection: Connection) -> Iterator[tuple[int, str, Node | None]]:
+    """Every node that is stored: its repository, its id, and itself; None where its content is not what the id says."""
+    rows = select(nodes).order_by(nodes.c.repo_id, nodes.c.id)
+    for row in connection.execute(rows, execution_options={"yield_per": WRITTEN_AT_ONCE}):
+        try:
+            raw = unpack(row.body)
+        except zlib.error:
+            raw = b""
+        yield row.repo_id, row.id, read_node(raw) if id_of(raw) == row.id else None
+
+
+class Digests(Mapping[str, str]):
+    """The files of a tree as a mapping of paths to sha256, looked up when they are wanted."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    def __getitem__(self, path: str) -> str:
+        entry = self._tree.find(path)
+        if entry is None:
+            raise KeyError(path)
+        return entry.sha256
+
+    def __iter__(self) -> Iterator[str]:
+        return (entry.path for entry in self._tree.walk())
+
+    def __len__(self) -> int:
+        return self.totals.files
+
+    @property
+    def totals(self) -> Totals:
+        """The sums over all files."""
+        return self._tree.totals()
+
+
+def _merged(leaf: Node, edits: Sequence[Edit]) -> Sequence[FileEntry]:
+    after = dict(zip(leaf.keys, leaf.items, strict=True))
+    for path, entry in edits:
+        if entry is None:
+            after.pop(key_of(path), None)
+        else:
+            after[key_of(path)] = entry
+    return [after[key] for key in sorted(after)]
+
+
+def _is_sparse(part: Link | Sequence[Any]) -> bool:
+    return not isinstance(part, Link) and weight_of(part) < SPARSE_BYTES

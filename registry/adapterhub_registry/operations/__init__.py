@@ -1,0 +1,1 @@
+"""Starting, moving and looking after a registry."""

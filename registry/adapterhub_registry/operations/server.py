@@ -1,0 +1,93 @@
+"""Running a registry: `serve` binds, says where, and answers until it is told to stop."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Callable
+from typing import cast
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.config import LOGGING_CONFIG
+
+from adapterhub.core.errors import NotAllowed, UsageProblem, shown
+from adapterhub_registry.access.telemetry import log_as_json
+from adapterhub_registry.api.context import Registry
+from adapterhub_registry.app import create_app, open_registry
+from adapterhub_registry.operations.wire import protocol_of
+from adapterhub_registry.settings import Settings
+
+KEEP_ALIVE_S = 75
+BACKLOG = 512
+
+
+def serve(
+    settings: Settings, *, host: str, port: int, announce: Callable[[str], None], replace_secret: bool = False
+) -> None:
+    """Serve until interrupted. `announce` gets the URL and, on the first start, the administrator's token.
+
+    Port 0 takes a free one. `replace_secret`: the secret of `settings` is the one from now on.
+
+    Raises:
+        NotAllowed: the address cannot be used.
+        UsageProblem: another server of the same database has another secret.
+    """
+    if settings.log_requests:
+        log_as_json()
+    registry = open_registry(settings)
+    _refuse_other_secret(registry, replace=replace_secret)
+    listener = _bind(host, port)
+    token = registry.tokens.create_first()
+    shown_host = f"[{host}]" if ":" in host else host
+    announce(f"url: {settings.public_url or f'http://{shown_host}:{listener.getsockname()[1]}'}")
+    if token is not None:
+        announce(f"admin token (shown this once): {token}")
+    uvicorn.Server(config_of(create_app(settings, registry))).run(sockets=[listener])
+
+
+def config_of(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn serves the application that `create_app` made."""
+    settings = cast("Registry", app.state.registry).settings
+    return uvicorn.Config(
+        app,
+        http=protocol_of(settings.limits),  # whatever else is installed: what is refused does not hang on that
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        access_log=False,  # signed links carry their rights in the path
+        log_config=None if settings.log_requests else LOGGING_CONFIG,  # else as `log_as_json` set it
+        log_level="error",  # not a line for each request that is no HTTP: strangers would fill the disk
+        proxy_headers=False,  # a forwarded host is believed only as `public_url`
+        server_header=False,
+        lifespan="on",
+    )
+
+
+def _refuse_other_secret(registry: Registry, *, replace: bool) -> None:
+    """Links that one server signs must be good at the others."""
+    if not registry.db.is_shared:
+        return
+    mark = hashlib.sha256(b"secret of a registry " + registry.settings.secret).hexdigest()
+    if not registry.db.agree("secret", mark, replace=replace):
+        raise UsageProblem(
+            "the servers of this database sign their links with another secret",
+            hint="give all of them the same `--secret-file`; `--replace-secret`, once, makes a new one theirs",
+        )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # named as TCP: asyncio turns Nagle's delay off only for such sockets, and every answer would take 40 ms longer
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise NotAllowed(
+            f"cannot listen on {shown(host)}:{port}: {getattr(error, 'strerror', None) or error}",
+            hint="`--port 0` takes a free port",
+        ) from None
+    listener.listen(BACKLOG)
+    listener.set_inheritable(True)
+    return listener

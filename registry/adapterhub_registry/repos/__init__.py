@@ -1,0 +1,1 @@
+"""Repositories, commits, adapters and search."""

@@ -1,0 +1,153 @@
+"""Searching the adapter index: by base, task, rank, method and words, a page at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select
+from sqlalchemy.engine import Connection
+
+from adapterhub.core.errors import shown
+from adapterhub_registry.database.db import adapters, blobs, commits, places, refs, releases, repos
+from adapterhub_registry.errors import bad_request
+
+MAX_PAGE: Final = 100
+MAX_WORDS: Final = 16
+MAX_PLACES: Final = 1000
+_CURSOR = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
+_BASE_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{8,64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterQuery:
+    """What is looked for; None means any. `base_sha256` is the beginning of a digest, at least 8 hex digits."""
+
+    base: str | None = None
+    base_sha256: str | None = None
+    task: str | None = None
+    rank_min: int | None = None
+    rank_max: int | None = None
+    peft_type: str | None = None
+    q: str | None = None
+    cursor: str | None = None
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterPage:
+    """One page of rows (adapters joined with their repository) and where the next one begins; None after the last."""
+
+    rows: Sequence[Row[Any]]
+    next_cursor: str | None
+
+
+_SHOWN = select(
+    adapters,
+    repos.c.full_name,
+    repos.c.private,
+    repos.c.downloads,
+    repos.c.modified_at,
+)
+
+
+def search_adapters(connection: Connection, query: AdapterQuery, visible: ColumnElement[bool]) -> AdapterPage:
+    """One adapter for each repository that `visible` lets through and that fits, the newest first.
+
+    Raises:
+        Refusal: 400 for a digest or cursor that cannot be one.
+    """
+    found = _SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(
+        adapters.c.is_listed, visible, *_conditions(query)
+    )
+    if query.cursor is not None:
+        if not _CURSOR.fullmatch(query.cursor):
+            raise bad_request(f"cursor `{shown(query.cursor)}` was not given by this server")
+        at, repo_id = map(int, query.cursor.split("-"))
+        older = adapters.c.created_at < at
+        found = found.where(or_(older, and_(adapters.c.created_at == at, adapters.c.repo_id < repo_id)))
+    newest = (adapters.c.created_at.desc(), adapters.c.repo_id.desc())
+    rows = connection.execute(found.order_by(*newest).limit(query.limit + 1)).all()
+    more = len(rows) > query.limit
+    rows = rows[: query.limit]
+    return AdapterPage(rows=rows, next_cursor=f"{rows[-1].created_at}-{rows[-1].repo_id}" if more else None)
+
+
+def _conditions(query: AdapterQuery) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if query.base is not None:
+        conditions.append(adapters.c.base_model == query.base)
+    if query.base_sha256 is not None:
+        conditions.append(_base_begins(query.base_sha256))
+    if query.task is not None:
+        conditions.append(adapters.c.task == query.task)
+    if query.rank_min is not None:
+        conditions.append(adapters.c.rank >= query.rank_min)
+    if query.rank_max is not None:
+        conditions.append(adapters.c.rank <= query.rank_max)
+    if query.peft_type is not None:
+        conditions.append(adapters.c.peft_type == query.peft_type.upper())
+    words = (query.q or "").lower().split()
+    if len(words) > MAX_WORDS:
+        raise bad_request(f"q has {len(words)} words, expected at most {MAX_WORDS}")
+    for word in words:
+        named = func.lower(repos.c.full_name).contains(word, autoescape=True)
+        conditions.append(or_(named, adapters.c.words.contains(word, autoescape=True)))
+    return conditions
+
+
+def _base_begins(text: str) -> ColumnElement[bool]:
+    """Any digest of the base's fingerprint begins so: files may be known where weights were never read."""
+    if not _BASE_DIGEST.fullmatch(text):
+        raise bad_request(f"base_sha256 `{shown(text)}`: expected 8 to 64 lower-case hex digits")
+    begin = text.removeprefix("sha256:")
+    columns = (adapters.c.base_sha256, adapters.c.base_tensors, adapters.c.base_files)
+    # A range, which an index answers; `g` comes after every hex digit.
+    return or_(*(and_(column >= begin, column < f"{begin}g") for column in columns))
+
+
+def versions_of(connection: Connection, repo_id: int) -> Sequence[Row[Any]]:
+    """Every release of a repository whose tag still exists, with its facts; the newest version first."""
+    from packaging.version import Version  # noqa: PLC0415 - 10 ms that most requests do not need
+
+    wanted = (
+        select(
+            adapters,
+            releases.c.version.label("released_as"),
+            releases.c.tag,
+            releases.c.created_at.label("released_at"),
+            releases.c.yanked_at,
+            releases.c.yanked_by,
+            releases.c.yanked_reason,
+        )
+        .join_from(
+            releases,
+            adapters,
+            and_(adapters.c.repo_id == releases.c.repo_id, adapters.c.commit_id == releases.c.commit_id),
+        )
+        .join(
+            refs,
+            and_(refs.c.repo_id == releases.c.repo_id, refs.c.kind == "tag", refs.c.name == releases.c.tag),
+        )
+        .where(releases.c.repo_id == repo_id)
+    )
+    return sorted(connection.execute(wanted).all(), key=lambda row: Version(row.released_as), reverse=True)
+
+
+def places_of(connection: Connection, sha256: str, visible: ColumnElement[bool]) -> Sequence[Row[Any]]:
+    """Where a file with these bytes lies, as `full_name`, `gated`, `commit_id`, `path`, `size`; at most 1,000.
+
+    The commit is the first one of the repository that put them there.
+    """
+    wanted: Select[Any] = (
+        select(repos.c.full_name, repos.c.gated, places.c.commit_id, places.c.path, blobs.c.size)
+        .join(repos, repos.c.id == places.c.repo_id)
+        .join(blobs, blobs.c.sha256 == places.c.sha256)
+        .join(commits, and_(commits.c.repo_id == places.c.repo_id, commits.c.id == places.c.commit_id))
+        .where(places.c.sha256 == sha256, visible)
+        .order_by(commits.c.created_at.desc(), repos.c.id, places.c.path)
+        .limit(MAX_PLACES)
+    )
+    return connection.execute(wanted).all()

@@ -1,0 +1,266 @@
+"""The adapter index: a row for the head of `main` and for every released commit, and what each version stands for.
+
+A release is a tag `v<version>` on a commit that holds an adapter. It is written down once and stays when the tag goes:
+a version never gets other bytes. Yanking marks it; its bytes stay, so that locked installs go on working.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy.engine import Connection
+
+from adapterhub.core.errors import SpecError, shown
+from adapterhub.core.specs import parse_version
+from adapterhub_registry.database.db import adapters, insert_new, now_ms, refs, releases, repos
+from adapterhub_registry.errors import Refusal, conflict
+from adapterhub_registry.repos import tombstones
+from adapterhub_registry.repos.adapter_facts import AdapterFacts, facts_of, tags_of_adapter
+from adapterhub_registry.storage.blobs import BlobStore
+
+MAX_REASON_CHARACTERS = 500
+
+
+def index_commit(
+    connection: Connection,
+    blobs: BlobStore,
+    repo: Row[Any],
+    commit_id: str,
+    files: Mapping[str, str],
+    *,
+    tag: str | None = None,
+) -> list[str]:
+    """The tags that the adapter of a commit earns, after it was indexed; `files` is the whole tree (path to sha256).
+
+    Without `tag`, the commit is the new head of `main`; with it, the commit that this tag now names, and a version tag
+    is released. Call it inside the transaction of the commit or tag, after the ref was written. A file that cannot be
+    read is no error; its facts stay unknown.
+
+    Raises:
+        Refusal: 409 when the version was released with other bytes.
+    """
+    adapter = facts_of(files, blobs)
+    if tag is None:
+        connection.execute(update(adapters).where(adapters.c.repo_id == repo.id).values(is_head=False))
+    if adapter is not None:
+        _put(connection, repo, commit_id, adapter, is_head=tag is None)
+        if tag is not None:
+            _release(connection, repo, commit_id, adapter, tag)
+        elif adapter.version is not None:
+            _refuse_other_bytes(connection, repo, adapter.version, adapter)
+    elif tag is not None:
+        _refuse_without_adapter(connection, repo, tag)
+    if tag is None:
+        _forget_unreleased(connection, repo.id)
+    choose_listed(connection, repo.id)
+    return tags_of_adapter(adapter) if adapter is not None else []
+
+
+def version_of(tag: str) -> str | None:
+    """The version that a tag names: `v1.2.0` is 1.2.0; None for any other tag."""
+    try:
+        return parse_version(tag[1:]) if tag.startswith("v") else None
+    except SpecError:
+        return None
+
+
+def choose_listed(connection: Connection, repo_id: int) -> None:
+    """Choose the row that stands for a repository in searches; call it after a tag was removed, too.
+
+    That is its newest release which is not yanked and still has its tag. Without one, it is the head of `main`, unless
+    those are bytes that were yanked.
+    """
+    rows = connection.execute(select(releases).where(releases.c.repo_id == repo_id)).all()
+    tagged = select(refs.c.name).where(refs.c.repo_id == repo_id, refs.c.kind == "tag")
+    tags = set(connection.scalars(tagged))
+    live = [row for row in rows if row.tag in tags and row.yanked_at is None]
+    if live:
+        chosen = adapters.c.commit_id == max(live, key=lambda row: _order(row.version)).commit_id
+    else:
+        yanked = [row.digest for row in rows if row.yanked_at is not None]
+        chosen = adapters.c.is_head & adapters.c.digest.not_in(yanked)
+    mine = adapters.c.repo_id == repo_id
+    connection.execute(update(adapters).where(mine).values(is_listed=False))
+    connection.execute(update(adapters).where(mine, chosen).values(is_listed=True))
+
+
+def _order(version: str) -> Any:  # noqa: ANN401 - packaging's version, which orders itself
+    from packaging.version import Version  # noqa: PLC0415 - 10 ms that most requests do not need
+
+    return Version(version)
+
+
+def yank(connection: Connection, repo: Row[Any], version: str, *, reason: str, by: str) -> None:
+    """Mark a release as yanked; again with another reason replaces the reason.
+
+    Raises:
+        Refusal: 404 for a version that was never released.
+    """
+    _mark(connection, repo, version, yanked_at=now_ms(), yanked_by=by, yanked_reason=reason[:MAX_REASON_CHARACTERS])
+
+
+def unyank(connection: Connection, repo: Row[Any], version: str) -> None:
+    """Take the mark off again; raises as `yank`."""
+    _mark(connection, repo, version, yanked_at=None, yanked_by=None, yanked_reason=None)
+
+
+def _mark(connection: Connection, repo: Row[Any], version: str, **values: object) -> None:
+    key = (releases.c.repo_id == repo.id) & (releases.c.version == version)
+    if not connection.execute(update(releases).where(key).values(**values)).rowcount:
+        raise Refusal(404, "VersionNotFound", f"`{repo.full_name}` has no release {shown(version)}")
+    choose_listed(connection, repo.id)
+
+
+def warning_for(connection: Connection, repo_id: int, commit_id: str) -> str | None:
+    """The text of an `X-HF-Warning` header when a commit holds a yanked release; None when it does not."""
+    yanked = select(releases.c.version, releases.c.yanked_reason).where(
+        releases.c.repo_id == repo_id, releases.c.commit_id == commit_id, releases.c.yanked_at.is_not(None)
+    )
+    row = connection.execute(yanked.order_by(releases.c.version)).first()
+    if row is None:
+        return None
+    reason = row.yanked_reason.encode("ascii", "replace").decode("ascii")
+    return f"yanked; version {row.version} was yanked: {shown(reason, 200)}"
+
+
+def adapt_object(connection: Connection, repo_id: int, commit_id: str) -> dict[str, Any] | None:
+    """The member `adapt` of model info at one commit; None when no adapter was indexed there."""
+    mine = (adapters.c.repo_id == repo_id) & (adapters.c.commit_id == commit_id)
+    row = connection.execute(select(adapters).where(mine)).one_or_none()
+    return None if row is None else facts_json(row)
+
+
+def facts_json(row: Row[Any]) -> dict[str, Any]:
+    """An adapter's row as the API shows it."""
+    return {
+        "name": row.name,
+        "version": row.version,
+        "digest": f"sha256:{row.digest}",
+        "adapter_sha256": row.weights_sha256,
+        "base": row.base_model,
+        "base_sha256": row.base_sha256,
+        "task": row.task,
+        "peft_type": row.peft_type,
+        "method": json.loads(row.methods),
+        "rank": row.rank,
+        "alpha": row.alpha,
+        "target_modules": json.loads(row.target_modules),
+        "dtype": row.dtype,
+        "parameters": row.parameters,
+        "description": row.description or "",
+    }
+
+
+def _put(connection: Connection, repo: Row[Any], commit_id: str, adapter: AdapterFacts, *, is_head: bool) -> None:
+    mine = (adapters.c.repo_id == repo.id) & (adapters.c.commit_id == commit_id)
+    before = connection.execute(select(adapters.c.is_head).where(mine)).one_or_none()
+    if before is not None:  # the commit is fixed, so what it holds is known already
+        connection.execute(update(adapters).where(mine).values(is_head=is_head or before.is_head))
+        return
+    said = [adapter.name, adapter.task, adapter.base, adapter.description, *adapter.tags]
+    connection.execute(
+        insert(adapters).values(
+            repo_id=repo.id,
+            commit_id=commit_id,
+            digest=adapter.digest,
+            weights_sha256=adapter.weights_sha256,
+            name=adapter.name,
+            version=adapter.version,
+            base_model=adapter.base,
+            base_sha256=adapter.base_weights,
+            base_tensors=adapter.base_tensors,
+            base_files=adapter.base_files,
+            task=adapter.task,
+            peft_type=adapter.peft_type,
+            methods=json.dumps(adapter.method),
+            rank=adapter.rank,
+            alpha=adapter.alpha,
+            target_modules=json.dumps(adapter.target_modules),
+            dtype=adapter.dtype,
+            parameters=adapter.parameters,
+            description=adapter.description,
+            words=" ".join(text for text in said if text).lower(),
+            is_head=is_head,
+            is_listed=False,
+            created_at=now_ms(),
+        )
+    )
+
+
+def _release(connection: Connection, repo: Row[Any], commit_id: str, adapter: AdapterFacts, tag: str) -> None:
+    version = version_of(tag)
+    if version is None:
+        return
+    # One release at a time in a namespace: its first row is the lock. SQLite has one writer anyway.
+    first = select(repos.c.id).where(repos.c.namespace == repo.namespace).order_by(repos.c.id).limit(1)
+    # not its key: a plain FOR UPDATE would wait for whoever inserts a row that refers to it, and that one for this
+    connection.execute(first.with_for_update(key_share=True)).all()
+    _refuse_other_bytes(connection, repo, version, adapter)
+    row = {
+        "repo_id": repo.id,
+        "version": version,
+        "tag": tag,
+        "commit_id": commit_id,
+        "digest": adapter.digest,
+        "created_at": now_ms(),
+    }
+    insert_new(connection, releases, [row])
+    # Another transaction may have come first, or the same bytes were tagged again: the row says whose bytes count.
+    _refuse_other_bytes(connection, repo, version, adapter)
+    key = (releases.c.repo_id == repo.id) & (releases.c.version == version)
+    connection.execute(update(releases).where(key).values(tag=tag, commit_id=commit_id))
+
+
+def _refuse_without_adapter(connection: Connection, repo: Row[Any], tag: str) -> None:
+    """Refuse a tag of a released version on a commit that holds no adapter at all."""
+    version = version_of(tag)
+    mine = select(releases.c.version).where(releases.c.repo_id == repo.id, releases.c.version == version)
+    if connection.scalar(mine) is not None:
+        raise _released(f"`{repo.full_name}`", version)
+    tombstones.refuse_without_adapter(connection, repo, version)
+
+
+def _refuse_other_bytes(connection: Connection, repo: Row[Any], version: str, adapter: AdapterFacts) -> None:
+    """Refuse when this version of this adapter, for this base and rank, was released with another digest."""
+    same_name = adapters.c.name == adapter.name if adapter.name is not None else repos.c.id == repo.id
+    released = (
+        select(repos.c.full_name, repos.c.private)
+        .join_from(releases, repos, repos.c.id == releases.c.repo_id)
+        .join(adapters, (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id))
+        .where(releases.c.version == version, releases.c.digest != adapter.digest)
+        .where(
+            (repos.c.id == repo.id)
+            | (
+                (repos.c.namespace == repo.namespace)
+                & same_name
+                & adapters.c.base_sha256.is_not_distinct_from(adapter.base_weights)
+                & adapters.c.base_model.is_not_distinct_from(adapter.base)
+                & adapters.c.rank.is_not_distinct_from(adapter.rank)
+            )
+        )
+    )
+    holders = connection.execute(released.order_by(repos.c.full_name)).all()
+    if holders:
+        # a private one is not named: the caller may write beside it and still not see it
+        named = [row.full_name for row in holders if row.full_name == repo.full_name or not row.private]
+        raise _released(f"`{named[0]}`" if named else f"adapter `{adapter.name}` in `{repo.namespace}`", version)
+    tombstones.refuse_other_bytes(connection, repo, version, adapter)
+
+
+def _released(holder: str, version: str | None) -> Refusal:
+    return conflict(f"release {version} of {holder} exists with other bytes; releases never change: raise the version")
+
+
+def _forget_unreleased(connection: Connection, repo_id: int) -> None:
+    """Drop rows of earlier heads that no release and no tag names."""
+    kept: Sequence[Any] = (
+        select(releases.c.commit_id).where(releases.c.repo_id == repo_id),
+        select(refs.c.commit_id).where(refs.c.repo_id == repo_id, refs.c.kind == "tag"),
+    )
+    rows = (adapters.c.repo_id == repo_id) & adapters.c.is_head.is_(False)
+    for commits in kept:
+        rows &= adapters.c.commit_id.not_in(commits)
+    connection.execute(delete(adapters).where(rows))

@@ -1,0 +1,188 @@
+"""What the operations of a commit change: files set and removed, compared with the tree that they are applied to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adapterhub_registry.database.trees.nodes import changed_digest, key_of, keys_below
+from adapterhub_registry.database.trees.trees import Tree
+from adapterhub_registry.errors import Refusal, bad_request
+from adapterhub_registry.names import MAX_FOLDERS
+from adapterhub_registry.storage.blobs import StoredBlob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Put:
+    """Set a file to bytes that are stored here."""
+
+    path: str
+    blob: StoredBlob
+    lfs: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete:
+    """Remove a file."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteFolder:
+    """Remove all files below a folder."""
+
+    path: str
+
+
+Operation = Put | Delete | DeleteFolder
+Changes = dict[str, Put | None]
+"""What becomes of each path that changes, sorted by `key_of`; None: it is removed."""
+
+
+def changes_of(tree: Tree, operations: Sequence[Operation]) -> Changes:
+    """The difference that operations make, applied in their order; empty when all is there already.
+
+    Raises:
+        Refusal: 404 for a file or folder to remove that is not there.
+    """
+    named = sorted({step.path for step in operations if not isinstance(step, DeleteFolder)}, key=key_of)
+    before = {path: entry.sha256 for path in named if (entry := tree.find(path)) is not None}
+    changes = _Changed(tree, before)
+    for step in operations:
+        if isinstance(step, Put):
+            changes.put(step)
+        elif isinstance(step, DeleteFolder):
+            changes.delete_folder(step.path)
+        else:
+            changes.delete(step.path)
+    return changes.sorted()
+
+
+class _Changed:
+    """The changes of the operations so far. `before`: the sha256 of all files that operations name, and of others."""
+
+    def __init__(self, tree: Tree, before: dict[str, str]) -> None:
+        self._tree, self._before = tree, before
+        self._keys: list[str] = []  # of the files that are set
+        self._emptied: set[str] = set()  # folders: what the tree holds there was looked at
+        self.found: Changes = {}
+
+    def put(self, step: Put) -> None:
+        """Set a file."""
+        path, now = step.path, self._before.get(step.path)
+        if path in self.found:
+            put = self.found[path]
+            now = put.blob.sha256 if put is not None else None
+        if now != step.blob.sha256:
+            self._forget(path)
+            self.found[path] = step
+            insort(self._keys, key_of(path))
+
+    def delete(self, path: str) -> None:
+        """Remove a file."""
+        if (self.found[path] if path in self.found else self._before.get(path)) is None:
+            raise _missing(path)
+        self._forget(path)
+        if path in self._before:
+            self.found[path] = None
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove all files below a folder."""
+        start, end = keys_below(folder)
+        gone = [
+            key.replace("\0", "/") for key in self._keys[bisect_left(self._keys, start) : bisect_left(self._keys, end)]
+        ]
+        if not any(parent in self._emptied for parent in [folder, *parents_of(folder)]):
+            for entry in self._tree.walk(folder):
+                if entry.path not in self.found:
+                    self._before[entry.path] = entry.sha256
+                    gone.append(entry.path)
+            self._emptied.add(folder)
+        if not gone:
+            raise _missing(folder)
+        for path in gone:
+            self.delete(path)
+
+    def sorted(self) -> Changes:
+        """The changes, without the files that are again what they were."""
+        found = ((path, self.found[path]) for path in sorted(self.found, key=key_of))
+        return {path: put for path, put in found if put is None or put.blob.sha256 != self._before.get(path)}
+
+    def _forget(self, path: str) -> None:
+        if self.found.pop(path, None) is not None:
+            del self._keys[bisect_left(self._keys, key_of(path))]
+
+
+def refuse_impossible(tree: Tree, changes: Changes, max_files: int) -> None:
+    """Refuse changes that make a tree which is too large or too deep, or in which a file is a folder.
+
+    Raises:
+        Refusal: 400 or 413.
+    """
+    new = [path for path, put in changes.items() if put is not None and tree.find(path) is None]
+    gone = [path for path, put in changes.items() if put is None]
+    count = tree.totals().files + len(new) - len(gone)
+    if count > max_files:
+        raise Refusal(413, "TooLarge", f"a repository holds at most {max_files} files, this would be {count}")
+    gone_keys = [key_of(path) for path in gone]
+    last = ""
+    for path in new:
+        if path.count("/") > MAX_FOLDERS:
+            raise bad_request(
+                f"a file lies at most {MAX_FOLDERS} folders deep; nothing was committed because of `{path}`"
+            )
+        if last and path.startswith(f"{last}/"):  # of all that is new, what is below a path comes after it at once
+            raise _file_and_folder(last)
+        last = path
+        _refuse_file_and_folder(tree, path, changes, gone_keys)
+
+
+def _refuse_file_and_folder(tree: Tree, path: str, changes: Changes, gone_keys: list[str]) -> None:
+    parents = parents_of(path)
+    # where a folder is, those around it are
+    at = bisect_left(range(len(parents)), True, key=lambda at: tree.first_below(parents[at]) is not None)
+    folder = parents[at] if at < len(parents) else None
+    if folder is not None and changes.get(folder, tree.find(folder)) is not None:
+        raise _file_and_folder(folder)
+    start, end = keys_below(path)
+    gone = bisect_left(gone_keys, end) - bisect_left(gone_keys, start)
+    if tree.first_below(path) is not None and tree.totals(path).files > gone:
+        raise _file_and_folder(path)
+
+
+def parents_of(path: str) -> list[str]:
+    """The folders on the way to a path, the innermost first."""
+    parents = []
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        parents.append(path)
+    return parents
+
+
+def digest_after(tree: Tree, changes: Changes) -> int:
+    """The digest of all files that `tree` has after the changes."""
+    digest = tree.totals().digest
+    for path, put in changes.items():
+        before, after = tree.find(path), put.blob.sha256 if put is not None else None
+        digest = changed_digest(digest, path, before.sha256 if before is not None else None, after)
+    return digest
+
+
+def id_of_changes(changes: Changes) -> str:
+    """A sha256 over the changes, which with the parent says what a commit holds."""
+    hasher = hashlib.sha256()
+    for path, put in changes.items():
+        hasher.update(json.dumps([path, put and put.blob.sha256]).encode())
+    return hasher.hexdigest()
+
+
+def _missing(path: str) -> Refusal:
+    return Refusal(404, "EntryNotFound", f"A file with this name doesn't exist: {path}")
+
+
+def _file_and_folder(path: str) -> Refusal:
+    return bad_request(f"`{path}` cannot be a file and a folder")

@@ -1,0 +1,236 @@
+"""Commits: what a repository held at each of them, and how a new one is made.
+
+A commit is its parent, its files and who wrote what when; its id is the sha1 over these, 40 hex digits, because every
+hub client expects that. Making the same change again makes no commit: clients send one again when an answer is lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, insert, select, update
+from sqlalchemy.engine import Connection
+
+from adapterhub_registry.database.db import adapters as adapters_table
+from adapterhub_registry.database.db import blobs as blobs_table
+from adapterhub_registry.database.db import commits, insert_new, now_ms, places, refs, repo_tags, repos
+from adapterhub_registry.database.trees.nodes import FileEntry
+from adapterhub_registry.database.trees.trees import EMPTY, Digests, Tree
+from adapterhub_registry.errors import Refusal, entry_not_found, revision_not_found, stale_parent
+from adapterhub_registry.names import COMMIT, COMMIT_PREFIX
+from adapterhub_registry.repos import adapter_facts, adapters, card
+from adapterhub_registry.repos.changes import (
+    Changes,
+    Operation,
+    Put,
+    changes_of,
+    digest_after,
+    id_of_changes,
+    refuse_impossible,
+)
+from adapterhub_registry.storage.blobs import BlobStore
+
+INSERT_ROWS = 500
+HISTORY_CHARACTERS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A commit as a client proposes it. `parent`: refuse unless the branch is still there; 7 hex digits will do."""
+
+    branch: str
+    title: str
+    message: str
+    author: str
+    parent: str | None
+    operations: tuple[Operation, ...]
+
+
+def find_commit(connection: Connection, repo: Row[Any], revision: str) -> str:
+    """The commit that a branch, tag, `refs/heads/x`, `refs/tags/x` or commit id (7 hex digits or more) names.
+
+    Raises:
+        Refusal: 404 RevisionNotFound.
+    """
+    kinds, name = ["branch", "tag"], revision
+    for prefix, kind in (("refs/heads/", "branch"), ("refs/tags/", "tag")):
+        if revision.startswith(prefix):
+            kinds, name = [kind], revision.removeprefix(prefix)
+    if COMMIT_PREFIX.fullmatch(revision):  # no branch or tag can look like this
+        ids = select(commits.c.id).where(commits.c.repo_id == repo.id)
+        ids = ids.where(commits.c.id == revision if COMMIT.fullmatch(revision) else commits.c.id.startswith(revision))
+        found = connection.scalars(ids.limit(2)).all()
+    else:
+        wanted = select(refs.c.commit_id).where(refs.c.repo_id == repo.id, refs.c.kind.in_(kinds), refs.c.name == name)
+        found = connection.scalars(wanted).all()
+    if len(found) != 1:
+        raise revision_not_found(repo.full_name, revision)
+    return str(found[0])
+
+
+def tree_of(connection: Connection, repo_id: int, commit_id: str) -> Tree:
+    """The files at a commit."""
+    wanted = select(commits.c.root).where(commits.c.repo_id == repo_id, commits.c.id == commit_id)
+    return Tree(connection, repo_id, connection.scalars(wanted).one())
+
+
+def file_at(connection: Connection, repo_id: int, commit_id: str, path: str) -> FileEntry:
+    """One file at a commit.
+
+    Raises:
+        Refusal: 404 EntryNotFound, with the commit.
+    """
+    entry = tree_of(connection, repo_id, commit_id).find(path)
+    if entry is None:
+        raise entry_not_found(path, commit_id)
+    return entry
+
+
+def history(
+    connection: Connection, repo: Row[Any], commit_id: str, *, limit: int
+) -> tuple[Sequence[Row[Any]], str | None]:
+    """`commit_id` and its ancestors, newest first, and the one that the next page begins with.
+
+    A page has at most `limit` commits, fewer where their messages are long.
+    """
+    found: list[Row[Any]] = []
+    wanted: str | None = commit_id
+    characters = 0
+    while wanted is not None and len(found) < limit and characters < HISTORY_CHARACTERS:
+        one = select(commits).where(commits.c.repo_id == repo.id, commits.c.id == wanted)
+        row = connection.execute(one).one()
+        found.append(row)
+        characters += len(row.title) + len(row.message)
+        wanted = row.parent
+    return found, wanted
+
+
+def first_commit(connection: Connection, repo_number: int, full_name: str, *, author: str) -> str:
+    """The empty commit with which a repository begins."""
+    # the repository's number is in it: two repositories never share a commit id
+    message = f"{full_name} {repo_number}"
+    return _write(connection, Tree(connection, repo_number, EMPTY), None, {}, ("initial commit", message, author))
+
+
+def commit(connection: Connection, blobs: BlobStore, repo: Row[Any], proposal: Proposal, *, max_files: int) -> str:
+    """Apply a proposal to its branch and index the result; the new head, or the old one when nothing changed.
+
+    Raises:
+        Refusal: 404 for a branch or a file to remove that is not there, 412 when the branch has moved, 400 or 413 for
+            a tree that cannot be, 409 for a released version with other bytes.
+    """
+    branch = (refs.c.repo_id == repo.id) & (refs.c.kind == "branch") & (refs.c.name == proposal.branch)
+    head = connection.scalar(select(refs.c.commit_id).where(branch).with_for_update())
+    if head is None:
+        raise revision_not_found(repo.full_name, proposal.branch)
+    tree = tree_of(connection, repo.id, head)
+    if proposal.parent is not None and not head.startswith(proposal.parent):
+        if _is_this_already(connection, repo, proposal, head, tree):
+            return str(head)
+        raise stale_parent(proposal.parent, head)
+    changes = changes_of(tree, proposal.operations)
+    if not changes:
+        return str(head)
+    refuse_impossible(tree, changes, max_files)
+    made = _write(connection, tree, head, changes, (proposal.title, proposal.message, proposal.author))
+    moved = connection.execute(
+        update(refs).where(branch, refs.c.commit_id == head).values(commit_id=made, created_at=now_ms())
+    )
+    if not moved.rowcount:
+        raise stale_parent(head, "another commit by now")
+    if proposal.branch == "main":
+        _describe(connection, blobs, repo, made)
+    return made
+
+
+def _is_this_already(connection: Connection, repo: Row[Any], proposal: Proposal, head: str, tree: Tree) -> bool:
+    """Whether the head is this very change on this very parent: sent again because the answer was lost."""
+    wanted = select(commits.c.parent).where(commits.c.repo_id == repo.id, commits.c.id == head)
+    parent = connection.scalar(wanted)
+    if parent is None or not parent.startswith(proposal.parent or "-"):
+        return False
+    before = tree_of(connection, repo.id, parent)
+    try:
+        changes = changes_of(before, proposal.operations)
+    except Refusal:
+        return False
+    return digest_after(before, changes) == tree.totals().digest
+
+
+def _write(
+    connection: Connection, tree: Tree, parent: str | None, changes: Changes, words: tuple[str, str, str]
+) -> str:
+    title, message, author = words
+    now, repo_number = now_ms(), tree.repo_id
+    facts = json.dumps([parent, id_of_changes(changes), title, message, author, now]).encode()
+    made = hashlib.sha1(facts, usedforsecurity=False).hexdigest()
+    after = tree.changed([(path, None if put is None else _entry(put, made, now)) for path, put in changes.items()])
+    connection.execute(
+        insert(commits).values(
+            repo_id=repo_number,
+            id=made,
+            parent=parent,
+            root=after.root,
+            title=title,
+            message=message,
+            author=author,
+            created_at=now,
+        )
+    )
+    new = [put for put in changes.values() if put is not None]
+    for start in range(0, len(new), INSERT_ROWS):
+        some = new[start : start + INSERT_ROWS]
+        known = {put.blob.sha256: put.blob for put in some}.values()
+        blob_rows = [{"sha256": b.sha256, "git_sha1": b.git_sha1, "size": b.size, "created_at": now} for b in known]
+        insert_new(connection, blobs_table, blob_rows)
+        named = {"repo_id": repo_number, "commit_id": made}
+        insert_new(connection, places, [named | {"sha256": put.blob.sha256, "path": put.path} for put in some])
+    return made
+
+
+def _entry(put: Put, commit_id: str, now: int) -> FileEntry:
+    return FileEntry(
+        path=put.path,
+        sha256=put.blob.sha256,
+        git_sha1=put.blob.git_sha1,
+        size=put.blob.size,
+        lfs=put.lfs,
+        changed_in=commit_id,
+        changed_at=now,
+    )
+
+
+def _describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str) -> None:
+    """Bring what listings and searches know of a repository up to its new head of `main`."""
+    tree = tree_of(connection, repo.id, head)
+    digests = Digests(tree)
+    front_matter, config = card.read_card(blobs, digests), card.read_config(blobs, digests)
+    earned = adapters.index_commit(connection, blobs, repo, head, digests)
+    told = adapter_facts.without_contradictions(card.tags_of(front_matter, config, digests), earned)
+    task = connection.scalar(
+        select(adapters_table.c.task).where(adapters_table.c.repo_id == repo.id, adapters_table.c.commit_id == head)
+    )
+    adapter_library = "peft" if card.ADAPTER_CONFIG in digests else None
+    connection.execute(
+        update(repos)
+        .where(repos.c.id == repo.id)
+        .values(
+            head=head,
+            modified_at=now_ms(),
+            used_bytes=tree.totals().bytes,
+            pipeline_tag=_text(front_matter.get("pipeline_tag")) or _text(task),
+            library_name=_text(front_matter.get("library_name")) or adapter_library,
+            card=json.dumps(front_matter),
+            config=json.dumps(config),
+        )
+    )
+    connection.execute(repo_tags.delete().where(repo_tags.c.repo_id == repo.id))
+    insert_new(connection, repo_tags, [{"repo_id": repo.id, "tag": tag} for tag in sorted({*told, *earned})])
+
+
+def _text(value: object) -> str | None:
+    return value[:200] if isinstance(value, str) and value else None

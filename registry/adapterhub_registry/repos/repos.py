@@ -1,0 +1,304 @@
+"""Repositories: who may see and change them, how they are made, moved and removed, and their branches and tags.
+
+Every function works inside the caller's transaction and takes the `Caller`; a repository that the caller may not know
+of is not found. A repository is passed on as its row of the table `repos`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from sqlalchemy import ColumnElement, Row, delete, false, insert, or_, select, true, update
+from sqlalchemy.engine import Connection
+
+from adapterhub.core.lookalike import fold
+from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.database.db import blobs as blobs_table
+from adapterhub_registry.database.db import insert_new, inserted_id, lock_name, now_ms, places, refs, repos, uploads
+from adapterhub_registry.database.trees.trees import Digests
+from adapterhub_registry.errors import (
+    Refusal,
+    bad_request,
+    conflict,
+    forbidden,
+    gated,
+    repo_not_found,
+    revision_not_found,
+    unauthorized,
+)
+from adapterhub_registry.names import RepoId
+from adapterhub_registry.repos import adapters, commits, damage, quotas, ref_names, tombstones
+from adapterhub_registry.repos.ref_names import Kind
+from adapterhub_registry.settings import Limits
+from adapterhub_registry.storage.blobs import BlobStore, StoredBlob
+
+RepoRow = Row[Any]
+MAIN: Final = "main"
+HIDDEN: Final = "~"  # before a full name; no id begins so, and private names look like no other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """New settings of a repository; None leaves one as it is. `gated` is `auto`, `manual` or, for open, `no`."""
+
+    private: bool | None = None
+    gated: Literal["auto", "manual", "no"] | None = None
+
+
+class Repos:
+    """The repositories of one registry."""
+
+    def __init__(self, blobs: BlobStore, *, anonymous_read: bool, limits: Limits) -> None:
+        self._blobs = blobs
+        self._limits = limits
+        self._anonymous_read = anonymous_read
+
+    # ------------------------------------------------------------ access
+    def visible(self, caller: Caller) -> ColumnElement[bool]:
+        """The SQL condition on `repos` for what `caller` may know of."""
+        mine = [repos.c.full_name.like(_like(glob), escape="\\") for glob in caller.namespaces]
+        everybody = true() if self._anonymous_read or caller.user is not None else false()
+        return or_(repos.c.private.is_(False) & everybody, *mine)
+
+    def refuse_nobody(self, caller: Caller) -> None:
+        """Refuse 401 where even reading needs a token and there is none."""
+        if caller.user is None and not self._anonymous_read:
+            raise unauthorized("this registry is read with a token only")
+
+    def find(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
+        """A repository that `caller` may see.
+
+        Raises:
+            Refusal: 401 where reading needs a token and there is none; else 404.
+        """
+        self.refuse_nobody(caller)
+        row = connection.execute(select(repos).where(repos.c.full_name == repo_id)).one_or_none()
+        if row is None or (row.private and not caller.reaches(repo_id)):
+            raise repo_not_found(repo_id)
+        return row
+
+    def find_files(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
+        """A repository whose files `caller` may read: those of a gated one need a token that was given for it."""
+        row = self.find(connection, caller, repo_id)
+        if row.gated and not caller.reaches(repo_id):
+            raise gated(repo_id)
+        return row
+
+    def find_writable(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
+        """A repository that `caller` may change; 403 when it may only be seen, 401 without a token."""
+        row = self.find(connection, caller, repo_id)
+        self._refuse_reader(caller, repo_id)
+        return row
+
+    def _refuse_reader(self, caller: Caller, repo_id: RepoId) -> None:
+        if caller.user is None:
+            raise unauthorized()
+        if not caller.writes(repo_id):
+            raise forbidden(f"the token `{caller.label}` ({caller.role}) may not change `{repo_id}`")
+
+    # ------------------------------------------------------------ life
+    def create(self, connection: Connection, caller: Caller, repo_id: RepoId, *, private: bool) -> RepoRow:
+        """A new repository with an empty first commit on `main`.
+
+        Raises:
+            Refusal: 409 when it exists, 400 when its name looks like that of another.
+        """
+        self._refuse_reader(caller, repo_id)
+        self._refuse_taken(connection, repo_id)
+        folded = self._folded(connection, repo_id, private=private)
+        now, namespace = now_ms(), repo_id.partition("/")[0]
+        quotas.refuse_repo(connection, self._limits, namespace)
+        made = connection.execute(
+            insert(repos).values(
+                full_name=repo_id,
+                namespace=namespace,
+                folded=folded,
+                folded_namespace=fold(namespace),
+                private=private,
+                created_by=caller.user,
+                created_at=now,
+                modified_at=now,
+                head="",
+            )
+        )
+        number = inserted_id(made)
+        head = commits.first_commit(connection, number, repo_id, author=str(caller.user))
+        connection.execute(
+            insert(refs).values(repo_id=number, kind="branch", name=MAIN, commit_id=head, created_at=now)
+        )
+        connection.execute(update(repos).where(repos.c.id == number).values(head=head))
+        return connection.execute(select(repos).where(repos.c.id == number)).one()
+
+    def _refuse_taken(self, connection: Connection, repo_id: RepoId, *, besides: int | None = None) -> None:
+        """Refuse a name that is taken or looks like a public one.
+
+        Private names are not compared: a refusal would tell of them. They are when they become public.
+        """
+        namespace = repo_id.partition("/")[0]
+        lock_name(connection, f"namespace {fold(namespace)}")
+        others = repos.c.id != (besides or 0)
+        if connection.scalar(select(repos.c.id).where(repos.c.full_name == repo_id, others)) is not None:
+            raise conflict(f"repository `{repo_id}` exists")
+        twin = repos.c.folded == _look(repo_id)
+        near_namespace = (repos.c.folded_namespace == fold(namespace)) & (repos.c.namespace != namespace)
+        public = select(repos.c.full_name).where(others, repos.c.private.is_(False))
+        near = connection.scalar(public.where(or_(twin, near_namespace)).limit(1))
+        if near is not None:
+            raise bad_request(f"`{repo_id}` looks too much like `{near}`; choose another name")
+
+    def _folded(self, connection: Connection, repo_id: RepoId, *, private: bool) -> str:
+        """What the column `folded` says of a repository: of public ones, no two look alike."""
+        if private:
+            return HIDDEN + repo_id
+        # versions before this one wrote the look of private ones, too: it makes room
+        stands = (repos.c.folded == _look(repo_id)) & repos.c.private
+        connection.execute(update(repos).where(stands).values(folded=HIDDEN + repos.c.full_name))
+        return _look(repo_id)
+
+    def delete(self, connection: Connection, caller: Caller, repo_id: RepoId) -> None:
+        """Remove a repository with all its history; blobs stay for others that hold them, released versions taken."""
+        row = self.find_writable(connection, caller, repo_id)
+        tombstones.bury(connection, row)
+        connection.execute(delete(repos).where(repos.c.id == row.id))
+
+    def move(self, connection: Connection, caller: Caller, source: RepoId, target: RepoId) -> None:
+        """Give a repository another id. The old id is free, and nothing leads from it to the new one.
+
+        Raises:
+            Refusal: 409 when the new id exists, or a version was released under it that would get other bytes; as
+                `create`.
+        """
+        row = self.find_writable(connection, caller, source)
+        self._refuse_reader(caller, target)
+        self._refuse_taken(connection, target, besides=row.id)
+        folded = self._folded(connection, target, private=row.private)
+        tombstones.bury(connection, row)
+        tombstones.refuse_arrival(connection, row, target)
+        ref_names.refuse_arrival(connection, row, target)
+        namespace = target.partition("/")[0]
+        connection.execute(
+            update(repos)
+            .where(repos.c.id == row.id)
+            .values(full_name=target, namespace=namespace, folded=folded, folded_namespace=fold(namespace))
+        )
+
+    def change(self, connection: Connection, caller: Caller, repo_id: RepoId, change: Change) -> RepoRow:
+        """The repository with new settings; 400 when it would become public beside a name that looks like its own."""
+        row = self.find_writable(connection, caller, repo_id)
+        values: dict[str, object] = {}
+        if change.private is not None:
+            if row.private and not change.private:
+                self._refuse_taken(connection, repo_id, besides=row.id)
+            folded = self._folded(connection, repo_id, private=change.private)
+            values |= {"private": change.private, "folded": folded}
+        if change.gated is not None:
+            values["gated"] = None if change.gated == "no" else change.gated
+        if values:
+            connection.execute(update(repos).where(repos.c.id == row.id).values(**values))
+        return connection.execute(select(repos).where(repos.c.id == row.id)).one()
+
+    # ------------------------------------------------------------ branches and tags
+    def create_branch(
+        self, connection: Connection, caller: Caller, repo_id: RepoId, name: str, *, start: str | None
+    ) -> None:
+        """A branch at `start` (default: the head of main); 409 when it exists."""
+        row = self.find_writable(connection, caller, repo_id)
+        commit = commits.find_commit(connection, row, start or MAIN)
+        self._create_ref(connection, row, "branch", name, commit, None)
+
+    def delete_branch(self, connection: Connection, caller: Caller, repo_id: RepoId, name: str) -> None:
+        """Remove a branch; `main` stays."""
+        if name == MAIN:
+            raise forbidden("the branch `main` cannot be removed")
+        self._delete_ref(connection, self.find_writable(connection, caller, repo_id), "branch", name)
+
+    def create_tag(
+        self, connection: Connection, caller: Caller, repo_id: RepoId, name: str, *, at: str, message: str | None
+    ) -> None:
+        """A tag at a revision; 409 when it exists. A version tag on an adapter releases that version."""
+        row = self.find_writable(connection, caller, repo_id)
+        commit = commits.find_commit(connection, row, at)
+        self._create_ref(connection, row, "tag", name, commit, message)
+        digests = Digests(commits.tree_of(connection, row.id, commit))
+        adapters.index_commit(connection, self._blobs, row, commit, digests, tag=name)
+
+    def delete_tag(self, connection: Connection, caller: Caller, repo_id: RepoId, name: str) -> None:
+        """Remove a tag; the version it released stays taken."""
+        row = self.find_writable(connection, caller, repo_id)
+        self._delete_ref(connection, row, "tag", name)
+        adapters.choose_listed(connection, row.id)
+
+    def _create_ref(
+        self, connection: Connection, repo: RepoRow, kind: Kind, name: str, commit: str, message: str | None
+    ) -> None:
+        ref_names.refuse_new(connection, repo, kind, name, most=self._limits.refs)
+        connection.execute(
+            insert(refs).values(
+                repo_id=repo.id, kind=kind, name=name, commit_id=commit, message=message, created_at=now_ms()
+            )
+        )
+
+    def _delete_ref(self, connection: Connection, repo: RepoRow, kind: Kind, name: str) -> None:
+        gone = connection.execute(
+            delete(refs).where(refs.c.repo_id == repo.id, refs.c.kind == kind, refs.c.name == name)
+        )
+        if not gone.rowcount:
+            raise revision_not_found(repo.full_name, name)
+
+    # ------------------------------------------------------------ blobs
+    def note_upload(
+        self, connection: Connection, repo_id: int, user: str, blob: StoredBlob, *, token_id: int | None = None
+    ) -> None:
+        """Remember that `user` sent these bytes for this repository: commits to it may name them from now on."""
+        if connection.scalar(select(repos.c.id).where(repos.c.id == repo_id)) is None:
+            raise Refusal(404, "RepoNotFound", "the repository was removed while its files were on their way")
+        now = now_ms()
+        row = {"sha256": blob.sha256, "git_sha1": blob.git_sha1, "size": blob.size, "created_at": now}
+        insert_new(connection, blobs_table, [row])
+        damage.unmark(connection, [blob.sha256])
+        insert_new(
+            connection,
+            uploads,
+            [{"repo_id": repo_id, "sha256": blob.sha256, "user_name": user, "created_at": now, "token_id": token_id}],
+        )
+
+    def known_blob(self, connection: Connection, caller: Caller, repo_id: int, sha256: str) -> StoredBlob | None:
+        """The blob, if `caller` may use it here: it was sent for this repository, or lies in one the caller can read.
+
+        A digest alone must not open bytes of a stranger's private repository. A blob that is marked as damaged is not
+        known. Whether the bytes are there only the store knows.
+        """
+        row = connection.execute(select(blobs_table).where(blobs_table.c.sha256 == sha256)).one_or_none()
+        if row is None or row.damaged_at is not None:
+            return None
+        sent = select(uploads.c.sha256).where(uploads.c.repo_id == repo_id, uploads.c.sha256 == sha256)
+        if connection.scalar(sent.limit(1)) is None and not self._can_read_blob(connection, caller, sha256):
+            return None
+        return StoredBlob(row.sha256, row.git_sha1, row.size)
+
+    def _can_read_blob(self, connection: Connection, caller: Caller, sha256: str) -> bool:
+        holders = (
+            select(repos.c.full_name, repos.c.gated)
+            .join(places, places.c.repo_id == repos.c.id)
+            .where(places.c.sha256 == sha256, self.visible(caller))
+            .distinct()
+        )
+        rows = connection.execute(holders)
+        return any(not row.gated or caller.reaches(row.full_name) for row in rows)
+
+
+def _look(repo_id: RepoId) -> str:
+    namespace, _, name = repo_id.partition("/")
+    return f"{fold(namespace)}/{fold(name)}"
+
+
+def _like(glob: str) -> str:
+    escaped = glob.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return escaped.replace("*", "%").replace("?", "_")
+
+
+def refuse_pull_request(create_pr: str | None) -> None:
+    """501 for what would open a pull request: there are none here."""
+    if create_pr in {"1", "true", "True"}:
+        raise Refusal(501, "NotImplemented", "this registry has no pull requests; commit to a branch")

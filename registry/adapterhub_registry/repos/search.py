@@ -1,0 +1,153 @@
+"""Listing repositories: filters over derived tags, words in the id, an order, and a cursor that new entries keep."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, get_args
+
+from sqlalchemy import Column, ColumnElement, Row, and_, false, func, or_, select
+from sqlalchemy.engine import Connection
+
+from adapterhub.core.errors import shown
+from adapterhub_registry.database.db import adapters, repo_tags, repos
+from adapterhub_registry.errors import bad_request
+
+Sort = Literal["createdAt", "downloads", "lastModified", "likes", "trendingScore"]
+SORTS: tuple[Sort, ...] = get_args(Sort)
+MAX_PAGE: Final = 1000
+MAX_FILTERS: Final = 32
+MAX_WORDS: Final = 16
+_CURSOR = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SIZE = re.compile(r"(min|max):([0-9]{1,15}(?:\.[0-9]{1,6})?)([KMBT]?)")
+_FACTOR = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+# there are no likes and trends here: what is downloaded stands for what is liked
+_ORDER: dict[Sort, Column[Any]] = {
+    "createdAt": repos.c.created_at,
+    "lastModified": repos.c.modified_at,
+    "downloads": repos.c.downloads,
+    "likes": repos.c.downloads,
+    "trendingScore": repos.c.downloads,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What is looked for; empty and None mean any. Every one of `filters` must be a tag or the pipeline tag.
+
+    `num_parameters` reads `min:1M,max:7B`. `never` holds filters over what no repository here has.
+    """
+
+    filters: tuple[str, ...] = ()
+    author: str | None = None
+    search: str | None = None
+    gated: bool | None = None
+    num_parameters: str | None = None
+    never: tuple[str, ...] = ()
+    sort: Sort = "lastModified"
+    cursor: str | None = None
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """One page of repositories, as rows with their number and the head of `main`; `more` come after it."""
+
+    rows: Sequence[Row[Any]]
+    more: bool
+    sort: Sort
+
+    @property
+    def ids(self) -> list[int]:
+        """The numbers of the repositories."""
+        return [row.id for row in self.rows]
+
+    @property
+    def next_cursor(self) -> str | None:
+        """Where the next page begins; None after the last."""
+        return _cursor(self.sort, self.rows[-1].place, self.rows[-1].id) if self.more else None
+
+    def first(self, count: int) -> Page:
+        """A shorter page; the rest comes on the next one."""
+        return self if count >= len(self.rows) else replace(self, rows=self.rows[:count], more=True)
+
+
+def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[bool]) -> Page:
+    """The repositories that `visible` lets through and that fit, greatest first; equal ones newest first.
+
+    Raises:
+        Refusal: 400 for a cursor, a number or more filters than are taken.
+    """
+    order = _ORDER[wanted.sort]
+    query = select(repos.c.id, repos.c.head, order.label("place")).where(visible, *_conditions(wanted))
+    if wanted.cursor is not None:
+        value, number = _read_cursor(wanted.cursor, wanted.sort)
+        query = query.where(or_(order < value, and_(order == value, repos.c.id < number)))
+    rows: Sequence[Any] = connection.execute(
+        query.order_by(order.desc(), repos.c.id.desc()).limit(wanted.limit + 1)
+    ).all()
+    return Page(rows=rows[: wanted.limit], more=len(rows) > wanted.limit, sort=wanted.sort)
+
+
+def _conditions(wanted: Listing) -> list[ColumnElement[bool]]:
+    if len(wanted.filters) > MAX_FILTERS:
+        raise bad_request(f"{len(wanted.filters)} filters, expected at most {MAX_FILTERS}")
+    conditions: list[ColumnElement[bool]] = []
+    for tag in wanted.filters:
+        tagged = repos.c.id.in_(select(repo_tags.c.repo_id).where(repo_tags.c.tag == tag))
+        # no pipeline has a colon in its name; without the `or` a database can join what the filters find
+        conditions.append(tagged if ":" in tag else or_(tagged, repos.c.pipeline_tag == tag))
+    if wanted.author is not None:
+        conditions.append(repos.c.namespace == wanted.author)
+    words = (wanted.search or "").lower().split()
+    if len(words) > MAX_WORDS:
+        raise bad_request(f"search has {len(words)} words, expected at most {MAX_WORDS}")
+    conditions += [func.lower(repos.c.full_name).contains(word, autoescape=True) for word in words]
+    if wanted.gated is not None:
+        conditions.append(repos.c.gated.is_not(None) if wanted.gated else repos.c.gated.is_(None))
+    if wanted.num_parameters:
+        conditions.append(_of_size(wanted.num_parameters))
+    if wanted.never:
+        conditions.append(false())
+    return conditions
+
+
+def _of_size(text: str) -> ColumnElement[bool]:
+    sized = select(adapters.c.repo_id).where(adapters.c.is_head)
+    for part in text.split(","):
+        found = _SIZE.fullmatch(part.strip())
+        if found is None:
+            raise bad_request(f"num_parameters `{shown(text)}`: expected such as `min:1M,max:7B`")
+        bound = int(float(found.group(2)) * _FACTOR[found.group(3)])
+        if bound >= 1 << 62:
+            raise bad_request(f"num_parameters `{shown(text)}`: too large")
+        column = adapters.c.parameters
+        sized = sized.where(column >= bound if found.group(1) == "min" else column <= bound)
+    return repos.c.id.in_(sized)
+
+
+def _cursor(sort: Sort, value: int, number: int) -> str:
+    raw = json.dumps([SORTS.index(sort), value, number], separators=(",", ":")).encode()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
+
+
+def _read_cursor(text: str, sort: Sort) -> tuple[int, int]:
+    wrong = bad_request(f"cursor `{shown(text)}` was not given by this server for this order")
+    if not _CURSOR.fullmatch(text):
+        raise wrong
+    try:
+        parts = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except (binascii.Error, ValueError, RecursionError):
+        raise wrong from None
+    if not isinstance(parts, list) or [type(part) for part in parts] != [int, int, int]:
+        raise wrong
+    if not all(0 <= part < 1 << 62 for part in parts):
+        raise wrong
+    if parts[0] != SORTS.index(sort):
+        raise wrong
+    return parts[1], parts[2]

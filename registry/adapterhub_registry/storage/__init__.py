@@ -1,0 +1,1 @@
+"""Bytes: blobs and xorbs, on disk and in S3."""

@@ -1,0 +1,139 @@
+"""One S3 bucket through `obstore`: whole objects as streams, and links that others may use for a while.
+
+Imported only where blobs lie in S3 (`open_registry`): `obstore` comes with the extra `scale`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from adapterhub_registry.settings import S3Place
+from adapterhub_registry.storage.blobs import CHUNK_BYTES, StoreUnreachable
+
+PART_BYTES: Final = 8 << 20
+MOST_PARTS: Final = 9000
+MOST_RETRIES: Final = 4
+COPY_BYTES: Final = 5 << 30
+"""The largest object that S3 takes in one PUT and copies in one call."""
+
+
+class Bucket:
+    """The keys below a prefix of a bucket. Every method raises `StoreUnreachable` when the bucket does not answer."""
+
+    def __init__(self, place: S3Place) -> None:
+        self._store = _open(place, place.endpoint)
+        self._signing = _open(place, place.public_endpoint) if place.public_endpoint else self._store
+        self._prefix = place.prefix
+        self._ttl = timedelta(seconds=place.link_ttl_s)
+
+    def size(self, key: str) -> int | None:
+        """How many bytes; None when it is not there."""
+        with _reaching():
+            try:
+                return int(obstore.head(self._store, self._prefix + key)["size"])
+            except FileNotFoundError:
+                return None
+
+    def get(self, key: str, start: int = 0, end: int | None = None) -> tuple[Iterator[bytes], int, str] | None:
+        """The bytes `[start, end)` in chunks of about a mebibyte, the size of all, the ETag; None when not there.
+
+        `end` must be above `start`.
+        """
+        options: Any = {}
+        if (start, end) != (0, None):
+            options = {"range": {"offset": start} if end is None else (start, end)}
+        with _reaching():
+            try:
+                found = obstore.get(self._store, self._prefix + key, options=options)
+            except FileNotFoundError:
+                return None
+        return _chunks(found), int(found.meta["size"]), _plain(found.meta["e_tag"])
+
+    def put(self, key: str, content: bytes | Iterable[bytes], size: int | None = None) -> None:
+        """Write an object. What `content` raises breaks it off: nothing stands there then."""
+        with _reaching():
+            if isinstance(content, bytes):
+                obstore.put(self._store, self._prefix + key, content)
+                return
+            part_bytes = max(PART_BYTES, (size or 0) // MOST_PARTS + 1)
+            # written to, not handed an iterator: one that reads from a bucket itself would stop its runtime
+            writer = obstore.open_writer(self._store, self._prefix + key, buffer_size=part_bytes)
+            for chunk in content:
+                writer.write(chunk)
+            writer.close()  # never after an error: closing is what makes the object
+
+    def etag(self, key: str) -> str:
+        """The ETag of an object; empty when it is not there."""
+        with _reaching():
+            try:
+                return _plain(obstore.head(self._store, self._prefix + key)["e_tag"])
+            except FileNotFoundError:
+                return ""
+
+    def copy(self, source: str, target: str) -> bool:
+        """Copy an object of at most `COPY_BYTES` within the bucket; False when there is none."""
+        with _reaching():
+            try:
+                obstore.copy(self._store, self._prefix + source, self._prefix + target)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def remove(self, *keys: str) -> None:
+        """Remove objects, as far as they are there and the bucket answers; a sweep finds what stays."""
+        with contextlib.suppress(StoreUnreachable, FileNotFoundError), _reaching():
+            obstore.delete(self._store, [self._prefix + key for key in keys])
+
+    def keys(self, folder: str) -> Iterator[tuple[str, datetime]]:
+        """Every key below `folder/`, and when it was written."""
+        with _reaching():
+            for page in obstore.list(self._store, self._prefix + folder):
+                for item in page:
+                    yield item["path"].removeprefix(self._prefix), item["last_modified"]
+
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders that lie directly in `folder`."""
+        with _reaching():
+            found = obstore.list_with_delimiter(self._store, self._prefix + folder)
+        return [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
+
+    def link(self, method: Literal["GET", "PUT"], key: str) -> str:
+        """A link with which anybody may read or write this one key for a while."""
+        with _reaching():
+            return obstore.sign(self._signing, method, self._prefix + key, self._ttl)
+
+
+def _open(place: S3Place, endpoint: str | None) -> S3Store:
+    options: Any = {"timeout": "3600s", "connect_timeout": "5s"}  # of a whole transfer; and of its start
+    more: dict[str, Any] = {}
+    if endpoint is not None:
+        options["allow_http"] = endpoint.startswith("http://")
+        more = {"endpoint": endpoint, "virtual_hosted_style_request": False}
+    retries: Any = {"max_retries": MOST_RETRIES, "retry_timeout": timedelta(seconds=20)}
+    return S3Store(place.bucket, region=place.region, client_options=options, retry_config=retries, **more)
+
+
+def _plain(etag: str | None) -> str:
+    return (etag or "").strip('"')
+
+
+def _chunks(found: Any) -> Iterator[bytes]:  # noqa: ANN401 - obstore's result
+    with _reaching():
+        for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
+            yield bytes(chunk)
+
+
+@contextlib.contextmanager
+def _reaching() -> Iterator[None]:
+    """Turn what goes wrong in a bucket into `StoreUnreachable`, without the links and keys that its texts hold."""
+    try:
+        yield
+    except BaseError as error:
+        raise StoreUnreachable(f"the bucket does not answer as it should ({type(error).__name__})") from error

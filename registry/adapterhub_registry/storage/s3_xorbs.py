@@ -1,0 +1,119 @@
+"""A `XorbStore` in an S3 bucket: a xorb sent to one server is there for the shard that arrives at another.
+
+<prefix>xorbs/<epoch>/<scope>/<hash>
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from types import TracebackType
+
+from adapterhub_registry.storage.blobs import full_disk_told
+from adapterhub_registry.storage.s3_bucket import Bucket
+from adapterhub_registry.storage.xet_format import ChunkSpan, MalformedXet, decode_chunk, scan_xorb
+from adapterhub_registry.storage.xet_hash import XorbCheck, is_xorb
+from adapterhub_registry.storage.xorbs import XorbPlace, XorbWriter, is_open
+
+_IN_MEMORY_BYTES = 8 << 20
+_GAP_BYTES = 1 << 20
+SWEEP_EVERY_S = 3600.0
+_PIECE_BYTES = 1 << 20
+
+
+class S3Xorbs:
+    """Xorbs as objects."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._swept_at = 0.0
+
+    def writer(self, place: XorbPlace) -> XorbWriter:
+        """A writer for one xorb."""
+        return _S3Writer(self._bucket, place)
+
+    def chunks(self, place: XorbPlace) -> tuple[ChunkSpan, ...] | None:
+        """Where the chunks of a xorb lie; None when it is not here."""
+        found = self._bucket.get(_key(place))
+        return None if found is None else scan_xorb(found[0])
+
+    def read(self, place: XorbPlace, spans: tuple[ChunkSpan, ...]) -> Iterator[bytes]:
+        """The unpacked bytes of some chunks, chunk by chunk; raises `MalformedXet` for chunks that do not unpack.
+
+        They are fetched in one request for each run of chunks that lie close together.
+        """
+        for run in _runs(spans):
+            found = self._bucket.get(_key(place), run[0].start, _end(run[-1]))
+            if found is None:
+                raise MalformedXet("shard", f"names xorb {place.hash}, which is gone; start the upload again")
+            window, at = bytearray(), run[0].start
+            pieces = found[0]
+            for span in run:
+                while at + len(window) < _end(span):
+                    window += next(pieces, b"") or _cut_off(place)
+                del window[: span.start - at]
+                at = span.start
+                yield decode_chunk(bytes(window[: span.packed_bytes]), span)
+
+    def sweep(self, now_s: float) -> None:
+        """Remove the xorbs of epochs that are closed; looks at most once an hour, for it is called by every upload."""
+        if now_s - self._swept_at < SWEEP_EVERY_S:
+            return
+        self._swept_at = now_s
+        for name in self._bucket.folders("xorbs"):
+            if name.isdecimal() and not is_open(int(name), now_s):
+                keys = [key for key, _ in self._bucket.keys(f"xorbs/{name}")]
+                if keys:
+                    self._bucket.remove(*keys)
+
+
+class _S3Writer:
+    def __init__(self, bucket: Bucket, place: XorbPlace) -> None:
+        self._bucket, self._place = bucket, place
+        self._check = XorbCheck()
+        self._stream = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115 - closed in __exit__
+
+    def __enter__(self) -> XorbWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def write(self, data: bytes) -> None:
+        self._check.feed(data)
+        with full_disk_told():
+            self._stream.write(data)
+
+    def keep(self) -> None:
+        self._check.finish(self._place.hash)
+        key = _key(self._place)
+        stored = self._bucket.get(key)
+        if stored is not None and is_xorb(stored[0], self._place.hash):
+            return
+        self._stream.seek(0)
+        self._bucket.put(key, iter(lambda: self._stream.read(_PIECE_BYTES), b""))
+
+
+def _key(place: XorbPlace) -> str:
+    return f"xorbs/{place.epoch}/{place.scope}/{place.hash}"
+
+
+def _end(span: ChunkSpan) -> int:
+    return span.start + span.packed_bytes
+
+
+def _runs(spans: tuple[ChunkSpan, ...]) -> Iterator[list[ChunkSpan]]:
+    run: list[ChunkSpan] = []
+    for span in spans:
+        if run and not 0 <= span.start - _end(run[-1]) <= _GAP_BYTES:
+            yield run
+            run = []
+        run.append(span)
+    if run:
+        yield run
+
+
+def _cut_off(place: XorbPlace) -> bytes:
+    raise MalformedXet("shard", f"names xorb {place.hash}, which is cut off; start the upload again")

@@ -1,0 +1,237 @@
+"""Exit codes as `docs/reference/exit-codes.md` has them: every command keeps to the table, and its document says so."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from adapterhub.cli import cli
+from adapterhub.core import errors
+from tests.cli.test_cli import leaves
+from tests.support.command_line import Adapt, Done
+from tests.support.docs_sandbox import make_sandbox
+from tests.support.standin_vllm import make_standin
+
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "exit-codes.md"
+TABLE = {int(code) for code in re.findall(r"^\| (\d+) \| ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)}
+CLASSES = {
+    name: int(code) for name, code in re.findall(r"^\| [· ]*`(\w+)` \| (\d+) \|", PAGE.read_text(), re.MULTILINE)
+}
+NOBODY = "http://127.0.0.1:9"
+"""Where no server listens."""
+
+
+@pytest.fixture(scope="module")
+def adapt(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
+    """The library of the documentation, with a key, a trusted key, two remotes, and an adapter whose base is not known."""
+    folder = tmp_path_factory.mktemp("codes")
+    make_sandbox(folder, filled=True)
+    make_standin(folder / "vllm")
+    adapt = Adapt(folder)
+    adapt.ok("add", "./out/summarize", "--name", "orphan")
+    adapt.ok("key", "new", "ann", "--unencrypted")
+    adapt.ok("remote", "add", "dead", NOBODY)
+    adapt.ok("remote", "add", "other", "http://127.0.0.1:10")
+    (folder / "stale").mkdir()
+    (folder / "stale" / "adapters.toml").write_text('[adapters]\nlegal-qa = "*"\n')
+    adapt.ok("lock", "--offline", "--project", "./stale")
+    (folder / "stale" / "adapters.toml").write_text('[adapters]\nlegal-qa = ">=1"\n')
+    (folder / "text.txt").write_text("no TOML [")
+    for name, text in {"project": '[adapters]\nnowhere = "*"\n', "broken": "[adapters"}.items():
+        (folder / name).mkdir()
+        (folder / name / "adapters.toml").write_text(text)
+    (folder / "full").mkdir()
+    (folder / "full" / "file").touch()
+    return adapt
+
+
+def is_class_of_ours(kind: object) -> bool:
+    root = errors.AdapterHubError
+    return isinstance(kind, type) and issubclass(kind, root) and kind is not root
+
+
+def failure_of(done: Done) -> dict[str, object]:
+    """The document of a refusal: alone on stderr behind the notes, and nothing on stdout."""
+    assert done.stdout == ""
+    return dict(json.loads(done.stderr.splitlines()[-1])["error"])
+
+
+@pytest.mark.parametrize("words", leaves(cli), ids=" ".join)
+def test_an_option_that_does_not_exist_is_a_usage_problem(adapt, words):
+    done = adapt(*words, "--no-such-option", "--json")
+
+    assert done.exit_code == 2
+    assert failure_of(done)["type"] == "UsageProblem"
+
+
+REFUSALS = [
+    ("base add ./nowhere", 10),
+    ("base add ./out/legal-qa", 16),
+    ("base show nothing", 10),
+    ("base compare base-7b ./nowhere", 10),
+    ("base remove nothing", 10),
+    ("base pin nothing base-7b", 10),
+    ("base pin legal-qa other", 10),
+    ("add ./nowhere --name x", 16),
+    ("add ./downloads/pickled --name x", 16),
+    ("add ./downloads/diverged --name x", 16),
+    ("add ./downloads/made-for-other --name x --base base-7b", 11),
+    ("add ./out/summarize --name legal-qa --base base-7b", 15),
+    ("add ./out/summarize --name Not_a_name!", 2),
+    ("install nothing --from ./team --offline", 10),
+    ("install summarize@base-7b==9 --from ./team --offline", 11),
+    ("install summarize@base-7b==1 --from ./team --offline --signatures require", 14),
+    ("install acme/legal-qa@base-7b --remote dead", 13),
+    ("install acme/legal-qa@base-7b --offline", 10),
+    ("list --base nothing", 10),
+    ("search --base nothing", 10),
+    ("search --remote dead", 13),
+    ("show nothing", 10),
+    ("show nothing --offline", 13),
+    ("show legal-qa#sha256:12345678", 11),
+    ("path nothing", 10),
+    ("verify", 2),
+    ("verify nothing", 10),
+    ("audit nothing", 10),
+    ("audit ./nowhere", 2),
+    ("audit --ignore NOTHING", 2),
+    ("merge nothing legal-qa -o x", 10),
+    ("merge legal-qa orphan --weights 1 -o x", 2),
+    ("merge --recipe text.txt", 16),
+    ("merge --recipe nowhere.toml", 10),
+    ("resize nothing --rank 2", 10),
+    ("resize legal-qa", 2),
+    ("extract --base base-7b --tuned ./nowhere --rank 2", 10),
+    ("compare nothing legal-qa", 10),
+    ("compare legal-qa", 2),
+    ("fuse nothing --into ./x", 10),
+    ("fuse legal-qa --into ./full", 15),
+    ("run nothing hello", 10),
+    ("run legal-qa hello --base other", 10),
+    ("push nothing --to ./published", 10),
+    ("push legal-qa --to acme/legal-qa --remote dead", 13),
+    ("push legal-qa --to ./published --key ann", 2),
+    ("sign nothing", 10),
+    ("sign legal-qa --key nobody", 10),
+    ("key new ann --unencrypted", 15),
+    ("key new bob", 2),
+    ("key show nobody", 10),
+    ("key trust nobody", 10),
+    ("key trust bob ./text.txt", 16),
+    ("key untrust nobody", 10),
+    ("key policy --namespace acme", 2),
+    ("pull nothing ./x --offline", 10),
+    ("pull legal-qa ./full", 15),
+    ("info acme/legal-qa --remote dead", 13),
+    ("mirror acme/legal-qa --from dead --to other", 13),
+    ("mirror acme/legal-qa --from dead --to dead", 2),
+    ("remote add 'not a name' http://127.0.0.1:9", 2),
+    ("remote add new ftp://example.org", 2),
+    ("remote set nothing --signatures warn", 10),
+    ("remote remove nothing", 10),
+    ("remote login nothing --token x", 10),
+    ("remote logout nothing", 10),
+    ("remove nothing", 10),
+    ("remove legal-qa", 2),
+    ("doctor --dry-run", 2),
+    ("completion tcsh", 2),
+    ("gc --grace -1", 2),
+    ("cache --limit -1", 2),
+    ("init ./project", 15),
+    ("init ./new --base '@@'", 2),
+    ("lock", 10),
+    ("lock --project ./nowhere", 10),
+    ("lock --check --project ./project", 10),
+    ("lock --check --project ./stale", 15),
+    ("lock --project ./broken", 16),
+    ("lock nothing --project ./project", 2),
+    ("sync", 10),
+    ("sync --frozen --project ./project", 10),
+    ("sync --frozen --offline --project ./stale", 15),
+    ("sync --group nothing --project ./project", 2),
+    ("trust", 10),
+    ("trust ./nowhere", 10),
+    ("trust --list --revoke", 2),
+    ("tree nothing", 10),
+    ("tree --project ./project", 10),
+    ("tree legal-qa --holders", 2),
+    ("why nothing", 10),
+    ("outdated nothing", 10),
+    ("outdated --project ./project", 10),
+    ("upgrade nothing", 10),
+    ("upgrade --project ./broken", 16),
+    ("diff nothing legal-qa", 10),
+    ("diff legal-qa ./nowhere", 10),
+    ("identify ./nowhere", 10),
+    ("export", 2),
+    ("export --requirements --project ./project", 10),
+    ("uninstall nothing", 10),
+    ("uninstall legal-qa", 2),
+    ("uninstall nothing --save --project ./project --yes", 10),
+    ("export nothing --format peft -o ./new", 10),
+    ("export legal-qa --format peft", 2),
+    ("export legal-qa --format peft -o ./full", 15),
+    ("check", 2),
+    ("check nothing", 10),
+    ("check legal-qa --target nothing", 2),
+    ("check ./downloads/pickled", 16),
+    ("serve", 2),
+    ("serve --base nothing", 10),
+    ("serve --base base-7b --python ./nowhere", 10),
+    ("serve --base base-7b --engine llama.cpp", 2),
+    ("serve nothing --base base-7b --python ./vllm/python --offline", 10),
+    ("serve --base base-7b --python ./vllm/python --port 0 --log ./log --engine-args=--fail", 18),
+    ("demo --wheels ./nowhere", 2),
+    ("registry serve --limit nothing=1", 2),
+    ("registry check --root ./text.txt", 2),
+    ("registry move --root ./nowhere --database sqlite:///moved.db", 10),
+    ("registry token create --user 'not a name' --root ./registry", 2),
+    ("registry token revoke 99 --root ./registry", 10),
+]
+
+
+@pytest.mark.parametrize(("line", "code"), REFUSALS, ids=[line for line, _ in REFUSALS])
+def test_a_refusal_has_the_exit_code_of_its_class(adapt, line, code, online):
+    words = shlex.split(line)
+
+    done = adapt(*words, "--json")
+
+    failure = failure_of(done)
+    assert (done.exit_code, failure["exit_code"], CLASSES[str(failure["type"])]) == (code, code, code), done.stderr
+    assert str(failure["message"]).strip()
+
+
+NEVER_REFUSES = {"base list", "key list", "remote list", "registry token list"}
+"""Commands that only list what is there."""
+
+
+def test_every_command_is_refused_for_something_above():
+    commands = {" ".join(words) for words in leaves(cli)}
+    refused = {command for command in commands if any(f"{line} ".startswith(f"{command} ") for line, _ in REFUSALS)}
+
+    assert commands - refused == NEVER_REFUSES
+
+
+def test_the_page_has_every_class_and_no_other():
+    classes = {name: kind.exit_code for name, kind in vars(errors).items() if is_class_of_ours(kind)}
+
+    assert classes == CLASSES
+    assert {code for _, code in REFUSALS} | set(CLASSES.values()) <= TABLE
+
+
+def test_a_bug_of_ours_is_told_as_one(adapt, monkeypatch):
+    def breaks(*_: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("adapterhub.cli.adapters.query._cells", breaks)
+    monkeypatch.setattr("adapterhub.cli.adapters.query._row_document", breaks)
+
+    done = adapt("list", "--json")
+
+    assert (done.exit_code, failure_of(done)["exit_code"]) == (1, 1)
+    assert "a bug in adapterhub: ZeroDivisionError: oh" in done.stderr
+    assert 1 in TABLE

@@ -1,0 +1,203 @@
+"""`adapt serve` from argv to the last process, with a stand-in for vLLM (`tests/engines` has the real one)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.library import Added, Library
+from tests.inference.test_serving import publish
+from tests.support.command_line import Adapt
+from tests.support.standin_vllm import make_standin
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+Add = Callable[..., Added]
+
+
+@pytest.fixture
+def adapt(tmp_path: Path, base: BaseRecord, add: Add) -> Adapt:
+    """The library of the fixtures, with `legal-qa` for `base-7b`."""
+    add("legal-qa")
+    return Adapt(tmp_path)
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    return make_standin(tmp_path / "vllm")
+
+
+@contextlib.contextmanager
+def serving(adapt: Adapt, python: Path, *arguments: str, **environ: str) -> Iterator[tuple[Any, subprocess.Popen[str]]]:
+    """The document that is printed when it is ready, and the process."""
+    command = [
+        sys.executable, "-m", "adapterhub.cli", "serve", "--base", "base-7b", "--python", str(python), "--port", "0",
+        "--json", "--root", str(adapt.library.root), *arguments,
+    ]  # fmt: skip
+    made = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'registry'}"} | environ
+    process = subprocess.Popen(command, env=made, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        lines = [""]
+        while lines[-1] != "}\n":
+            lines.append(process.stdout.readline())
+            assert lines[-1], process.communicate()[1]
+        yield json.loads("".join(lines)), process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=60)
+
+
+def ask(url: str, model: str) -> tuple[int, Any]:
+    request = urllib.request.Request(f"{url}/v1/completions", json.dumps({"model": model, "prompt": "a"}).encode())
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)["error"]["message"]
+
+
+def ends(group: int, within_s: float = 20.0) -> bool:
+    """Whether nobody of the group lives when the time is up."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_adapters_are_served_by_name_and_everything_ends_with_the_command(
+    adapt: Adapt, python: Path, tmp_path: Path, add: Add
+) -> None:
+    publish(tmp_path / "published", add("summarize", into=Library(tmp_path / "elsewhere")))
+
+    with serving(adapt, python, "legal-qa==1.0", ADAPTERHUB_SOURCES=str(tmp_path / "published")) as (document, process):
+        url = document["url"]
+        named, later, base = (ask(url, name) for name in ("legal-qa==1.0", "summarize", "base-7b"))
+        refused = ask(url, "nothing")
+        denied = adapt("remove", "legal-qa", "--yes")
+        process.terminate()
+        process.communicate(timeout=60)
+
+    assert (document["adapters"][0]["model"], document["max_rank"]) == ("legal-qa==1.0", 16)
+    assert (named[0], later[0], base[0]) == (200, 200, 200)
+    assert named[1]["path"].endswith(document["adapters"][0]["digest"].replace(":", "-"))
+    assert refused == (404, "no adapter `nothing` is known to this server")
+    assert denied.exit_code == 15
+    assert process.returncode == 0
+    assert ends(document["pid"])
+    assert list((adapt.library.root / "leases").iterdir()) == []
+
+
+@pytest.mark.parametrize("whom", ["engine", "serve"])
+def test_a_kill_leaves_nobody_behind(adapt: Adapt, python: Path, whom: str) -> None:
+    with serving(adapt, python) as (document, process):
+        os.kill(document["pid"] if whom == "engine" else process.pid, signal.SIGKILL)
+        said = process.communicate(timeout=60)[1]
+
+    assert ends(document["pid"])
+    if whom == "engine":
+        assert process.returncode == 18
+        assert "the engine was ended by signal SIGKILL by itself" in said
+
+
+def test_an_engine_that_does_not_start_is_told_with_its_exit_code(adapt: Adapt, python: Path) -> None:
+    arguments = [
+        "serve",
+        "--base",
+        "base-7b",
+        "--python",
+        python,
+        "--port",
+        "0",
+        "--engine-args=--fail",
+        "--log",
+        "log",
+    ]
+
+    said = adapt.fails(18, *arguments)
+
+    assert "the engine ended with exit code 1 before it was ready" in said
+    assert "no memory for this model" in (adapt.folder / "log").read_text()
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_starts(adapt: Adapt, python: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+
+        said = adapt.fails(15, "serve", "--base", "base-7b", "--python", python, "--port", port)
+
+    assert f"port {port} of `127.0.0.1` is taken" in said
+
+
+def test_an_address_of_another_machine_is_refused(adapt: Adapt, python: Path) -> None:
+    said = adapt.fails(2, "serve", "--base", "base-7b", "--python", python, "--host", "192.0.2.1")
+
+    assert "cannot listen on `192.0.2.1`" in said
+
+
+def test_a_dry_run_shows_what_would_be_started_and_starts_nothing(adapt: Adapt, python: Path) -> None:
+    shown = adapt.json("serve", "legal-qa", "--base", "base-7b", "--python", python, "--dry-run", "--cpu-slots", "2")
+
+    assert shown["command"][1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
+    assert (shown["slots"], shown["cpu_slots"], shown["max_rank"]) == (1, 2, 16)
+    assert "pid" not in shown
+
+
+def test_the_rank_is_that_of_what_is_installed(adapt: Adapt, python: Path, add: Add) -> None:
+    add("wide", rank=20)
+    command = ["serve", "--base", "base-7b", "--python", python, "--dry-run"]
+
+    assert adapt.json(*command)["max_rank"] == 32
+    assert adapt.json(*command[:1], "legal-qa", *command[1:])["max_rank"] == 16
+    assert adapt.json(*command, "--max-rank", "100")["max_rank"] == 128
+
+
+def test_every_adapter_that_cannot_be_served_is_named_and_nothing_is_started(
+    adapt: Adapt, python: Path, add: Add
+) -> None:
+    add("pissa", init_lora_weights="pissa")
+
+    said = adapt.fails(11, "serve", "legal-qa", "pissa", "nothing", "--base", "base-7b", "--python", python)
+
+    assert "2 of 3 adapters cannot be served" in said
+    assert "`init_lora_weights" in said
+    assert "no adapter `nothing`" in said
+
+
+def test_a_machine_without_vllm_is_told_how_to_get_it(adapt: Adapt) -> None:
+    said = adapt.fails(10, "serve", "--base", "base-7b", "--python", sys.executable)
+
+    assert "has no vLLM" in said
+    assert "pip install vllm" in said
+
+
+def test_a_token_is_not_handed_to_an_engine(adapt: Adapt, python: Path) -> None:
+    said = adapt.fails(2, "serve", "--base", "base-7b", "--python", python, "--token", "secret")
+
+    assert "adapt remote login" in said
+
+
+def test_a_base_whose_folder_is_gone_is_refused(adapt: Adapt, python: Path) -> None:
+    (adapt.folder / "base").rename(adapt.folder / "moved")
+
+    assert "its folder is not" in adapt.fails(2, "serve", "--base", "base-7b", "--python", python)

@@ -1,0 +1,158 @@
+"""`adapt serve` and the plugin inside a real vLLM, on a real base."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.inference.engines.servers import Server, adapt_serve, engine_environ, group_of, kill, wait_for_end_of_group
+from tests.inference.engines.shelf import Shelf, make_shelf, other_training, spoil
+from tests.inference.engines.variants import LINEAR, PROMPTS, SERVED, VARIANTS, peft_tokens
+
+pytestmark = pytest.mark.engine
+
+SMALL = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    made = make_shelf(tmp_path_factory.mktemp("serve"))
+    for seed, (name, config) in enumerate(SERVED.items(), 1):
+        made.add(name, config, seed=seed)
+    made.add("embedding", VARIANTS["embedding"], seed=7)
+    for number in range(6):
+        made.add(f"many-{number}", SMALL, seed=20 + number)
+    made.add("big", {"r": 32, "lora_alpha": 32, "target_modules": LINEAR}, seed=9)
+    made.add("elsewhere", SMALL, seed=10, base=other_training(made.record))
+    made.publish("fresh", SMALL, seed=11)
+    spoil(made.publish("spoilt", SMALL, seed=12))
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected(shelf: Shelf) -> dict[str, list[list[int]]]:
+    names = ["plain", "rslora", "patterns", "embedding", "fresh", "many-0"]
+    return {"smol": peft_tokens(None), **{name: peft_tokens(shelf.folders[name]) for name in names}}
+
+
+@pytest.fixture(scope="module")
+def server(shelf: Shelf) -> Iterator[Server]:
+    arguments = ["plain", "--base", "smol", "--max-rank", "16", "--slots", "3", "--cpu-slots", "4"]
+    with adapt_serve(shelf.home, shelf.root / "vllm.log", *arguments, sources=str(shelf.published)) as running:
+        yield running
+
+
+def test_greedy_tokens_are_those_of_peft(server: Server, expected: dict[str, list[list[int]]]) -> None:
+    answers = {name: server.tokens(name) for name in ("smol", *SERVED)}
+
+    assert answers == {name: expected[name] for name in answers}
+    assert len({str(tokens) for tokens in answers.values()}) == len(answers)
+
+
+def test_rows_of_one_batch_keep_to_their_own_adapter(server: Server, expected: dict[str, list[list[int]]]) -> None:
+    asked = [(name, at) for at in range(len(PROMPTS)) for name in ("smol", "embedding", "plain")]
+    server.tokens("embedding")  # loaded before
+
+    with ThreadPoolExecutor(len(asked)) as threads:
+        answers = list(threads.map(lambda one: server.complete(one[0], PROMPTS[one[1]]).tokens, asked))
+
+    assert answers == [expected[name][at] for name, at in asked]
+
+
+def test_first_requests_at_the_same_time_fetch_an_adapter_once(
+    server: Server, shelf: Shelf, expected: dict[str, list[list[int]]]
+) -> None:
+    names = ["fresh"] * 6 + ["fresh==1.0"] * 6
+
+    with ThreadPoolExecutor(len(names)) as threads:
+        answers = list(threads.map(lambda name: server.complete(name, PROMPTS[0]).tokens, names))
+
+    assert answers == [expected["fresh"][0]] * len(names)
+    assert [len(server.lines(f"] {name} is fresh==1.0.0")) for name in ("fresh", "fresh==1.0")] == [1, 1]
+    assert len(shelf.library.builds_named("fresh")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "words"),
+    [
+        ("spoilt", 422, "[E_NONFINITE]"),
+        ("elsewhere", 409, "made for another base"),
+        ("big", 409, "rank 32, at most 16 asked"),
+        ("plain==2", 409, "version 1.0.0 is outside ==2"),
+        ("plain@other", 404, "no base `other`"),
+        ("nothing", 404, "no adapter `nothing`"),
+        ("../../etc/passwd", 400, "a path is not an adapter name"),
+        ("plain@/etc", 400, "not by a path"),
+    ],
+)
+def test_what_must_not_be_served_is_refused_in_our_words_and_later_answers_stay_right(
+    server: Server, shelf: Shelf, expected: dict[str, list[list[int]]], name: str, status: int, words: str
+) -> None:
+    answer = server.complete(name, PROMPTS[0])
+
+    assert (answer.status, words in answer.message) == (status, True), answer.value
+    assert str(shelf.root) not in answer.message
+    assert [server.complete(n, PROMPTS[1]).tokens for n in ("smol", "plain")] == [
+        expected[n][1] for n in ("smol", "plain")
+    ]
+
+
+@pytest.mark.parametrize("route", ["/v1/load_lora_adapter", "/adapters"])
+def test_no_client_can_give_a_path(server: Server, shelf: Shelf, route: str) -> None:
+    answer = server.post(route, {"lora_name": "x", "lora_path": str(shelf.folders["big"]), "name": "x", "src": "/"})
+
+    assert (answer.status, answer.message.split(":")[0]) == (403, "loading an adapter by path is switched off")
+
+
+def test_what_is_served_survives_remove_gc_and_rm(
+    server: Server, shelf: Shelf, expected: dict[str, list[list[int]]]
+) -> None:
+    assert server.complete("many-0", PROMPTS[0]).tokens == expected["many-0"][0]
+    build = shelf.library.builds_named("many-0")[0]
+
+    refused = _adapt(shelf, "remove", "many-0", "--yes")
+    shutil.rmtree(build.folder)
+    _adapt(shelf, "gc", "--grace", "0", check=True)
+    for number in range(1, 6):  # more than the engine keeps: the first has to be read again
+        server.complete(f"many-{number}", PROMPTS[0])
+
+    assert refused.returncode == 15
+    assert server.complete("many-0", PROMPTS[1]).tokens == expected["many-0"][1]
+
+
+def test_an_engine_that_dies_ends_serve_with_its_reason_and_leaves_nobody(shelf: Shelf) -> None:
+    with adapt_serve(shelf.home, shelf.root / "dies.log", "--base", "smol", "--offline") as running:
+        assert len(group_of(running.pid)) > 2  # the engine has processes of its own
+        kill(running.pid)
+        assert running.parent is not None
+        code = running.parent.wait(60)
+        said = running.parent.stderr.read() if running.parent.stderr else ""
+
+    assert (code, "ended by signal SIGKILL" in said) == (18, True), said
+    assert group_of(running.pid) == []
+
+
+def test_serve_that_is_told_to_stop_or_killed_leaves_nobody(shelf: Shelf) -> None:
+    with adapt_serve(shelf.home, shelf.root / "told.log", "plain", "--base", "smol", "--offline") as told:
+        pass
+    with adapt_serve(shelf.home, shelf.root / "killed.log", "--base", "smol", "--offline") as killed:
+        assert killed.parent is not None
+        kill(killed.parent.pid)
+
+    assert told.parent is not None
+    assert told.parent.returncode == 0
+    assert (group_of(told.pid), wait_for_end_of_group(killed.pid)) == ([], [])
+    # other servers of this library hold theirs
+    left = [lease.name.partition("-")[0] for lease in (shelf.home / "leases").iterdir()]
+    assert {str(told.pid), str(killed.pid)} & set(left) == set()
+
+
+def _adapt(shelf: Shelf, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "adapterhub.cli", *arguments]
+    environ = engine_environ() | {"ADAPTERHUB_HOME": str(shelf.home)}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, check=check, cwd=shelf.root)

@@ -1,0 +1,368 @@
+"""Attach against plain PEFT and against dense sums, and the promise that the base stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftModel, VeraConfig
+from torch import nn
+
+from adapterhub.core.errors import MergeRefused, UsageProblem
+from adapterhub.inference.loader import Attached, attach, base_digest
+from adapterhub.library.library import Library
+from adapterhub.weights.merge import MergeInput, merge
+from tests.support.adapter_folders import updates_in
+from tests.support.tiny_models import IDS, bert, convnet, gpt2, llama, logits, plain_peft, save_adapter
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT and transformers warn of much that is meant here
+
+ATTENTION = ["q_proj", "v_proj"]
+TARGETS = [*ATTENTION, "down_proj"]
+
+
+def lora(**settings: Any) -> LoraConfig:
+    return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": TARGETS} | settings)
+
+
+VARIANTS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
+    "plain": (llama, lora),
+    "rslora": (llama, lambda: lora(use_rslora=True)),
+    "patterns": (
+        llama,
+        lambda: lora(
+            rank_pattern={"q_proj": 8, r"layers\.1\.self_attn\.v_proj": 2},
+            alpha_pattern={"down_proj": 3, "^model.layers.0.mlp.down_proj": 5},
+        ),
+    ),
+    "regex targets": (llama, lambda: lora(target_modules=r".*layers\.1\..*(q|o)_proj")),
+    "one layer": (llama, lambda: lora(layers_to_transform=[1])),
+    "all-linear": (llama, lambda: lora(target_modules="all-linear")),
+    "embedding": (llama, lambda: lora(target_modules=["embed_tokens", "q_proj"])),
+    "head": (llama, lambda: lora(target_modules=["lm_head", "q_proj"])),
+    "dora": (llama, lambda: lora(use_dora=True)),
+    "lora_bias": (llama, lambda: lora(lora_bias=True)),
+    "modules_to_save": (llama, lambda: lora(modules_to_save=["lm_head", "norm"])),
+    "gpt2": (gpt2, lambda: lora(target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)),
+    "gpt2 dora": (gpt2, lambda: lora(target_modules=["c_attn"], use_dora=True, fan_in_fan_out=True)),
+    "gpt2 embedding dora": (gpt2, lambda: lora(target_modules=["wte", "c_fc"], use_dora=True, fan_in_fan_out=True)),
+    "bert with a head": (bert, lambda: lora(target_modules=["query", "value"], task_type="SEQ_CLS")),
+    "convolution": (convnet, lambda: lora(target_modules=["wide", "narrow"], modules_to_save=["head"])),
+    "convolution dora": (convnet, lambda: lora(target_modules=["wide", "head"], use_dora=True)),
+    "gaussian start": (llama, lambda: lora(init_lora_weights="gaussian")),
+    "ia3": (llama, lambda: IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"])),
+    "ia3 gpt2": (gpt2, lambda: IA3Config(target_modules=["c_attn", "c_fc"], feedforward_modules=["c_fc"])),
+    "ia3 convolution": (convnet, lambda: IA3Config(target_modules=["wide", "head"], feedforward_modules=["head"])),
+    "loha": (llama, lambda: LoHaConfig(r=4, target_modules=TARGETS, rank_pattern={"q_proj": 3})),
+    "loha convolution": (convnet, lambda: LoHaConfig(r=2, target_modules=["wide"], use_effective_conv2d=True)),
+    "lokr": (llama, lambda: LoKrConfig(r=2, alpha=4, target_modules=TARGETS, alpha_pattern={"v_proj": 7})),
+    "lokr decomposed": (llama, lambda: LoKrConfig(r=2, target_modules=TARGETS, decompose_both=True, decompose_factor=4)),
+    "vera": (llama, lambda: VeraConfig(r=4, target_modules=["q_proj", "down_proj"])),
+    "vera from its seed": (
+        llama,
+        lambda: VeraConfig(r=4, target_modules=["q_proj"], save_projection=False, projection_prng_key=5),
+    ),
+    "adalora": (llama, lambda: AdaLoraConfig(init_r=6, target_r=4, total_step=10, target_modules=TARGETS)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    make_base, config = VARIANTS[request.param]
+    return make_base, save_adapter(tmp_path_factory.mktemp("adapter"), make_base, config())
+
+
+def test_logits_equal_plain_peft(variant: tuple[Any, Path], library: Library) -> None:
+    make_base, folder = variant
+    expected = logits(plain_peft(make_base, folder))
+
+    attached = attach(make_base(), folder, library=library)
+
+    assert torch.allclose(expected, logits(attached.model), rtol=0, atol=1e-6)
+    assert not torch.allclose(expected, logits(make_base()), atol=1e-3)
+
+
+def test_base_is_the_same_bit_for_bit_through_attach_use_and_detach(
+    variant: tuple[Any, Path], library: Library
+) -> None:
+    make_base, folder = variant
+    model = make_base()
+    before, state = base_digest(model), snapshot(model)
+
+    with attach(model, folder, library=library) as attached:
+        at_attach = attached.base_digest()
+        logits(attached.model)
+        if hasattr(model, "generate") and model.can_generate():
+            attached.model.generate(IDS[:1], max_new_tokens=2, do_sample=False)
+        after_use = attached.base_digest()
+
+    assert (before, before, before) == (at_attach, after_use, base_digest(model))
+    assert state == snapshot(model)
+    assert torch.equal(logits(make_base()), logits(model))
+
+
+def snapshot(model: nn.Module) -> list[object]:
+    """Everything that PEFT touches: which modules are where, flags, hooks, attributes of the outermost module."""
+    modules = [
+        (name, id(module), module.training, len(module._forward_hooks)) for name, module in model.named_modules()
+    ]
+    return [modules, [p.requires_grad for p in model.parameters()], sorted(vars(model))]
+
+
+# ---------------------------------------------------------------- what attaching leaves alone
+def test_random_numbers_flags_and_modes_are_left_alone(tmp_path: Path, library: Library) -> None:
+    folder = save_adapter(tmp_path / "a", llama, lora(modules_to_save=["norm"]))
+    model = llama().train()
+    model.lm_head.eval()
+    model.model.embed_tokens.weight.requires_grad_(False)
+    state = snapshot(model)
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+
+    attached = attach(model, folder, library=library)
+    drawn = torch.rand(3)
+    training = attached.model.base_model.model.model.layers[0].self_attn.q_proj.training
+    attached.detach()
+
+    assert torch.equal(expected, drawn)
+    assert training is True
+    assert state == snapshot(model)
+
+
+def test_gradient_checkpointing_leaves_no_hook(tmp_path: Path, library: Library) -> None:
+    folder = save_adapter(tmp_path / "a", llama, lora())
+    model = llama()
+    model.gradient_checkpointing_enable()
+    state = snapshot(model)
+
+    attach(model, folder, library=library).detach()
+
+    assert state[0] == snapshot(model)[0]
+
+
+def test_detaching_twice_gives_the_model_and_an_end_to_use(tmp_path: Path, library: Library) -> None:
+    model = llama()
+    attached = attach(model, save_adapter(tmp_path / "a", llama, lora()), library=library)
+
+    given = attached.detach(), attached.detach()
+
+    assert given == (model, model)
+    with pytest.raises(UsageProblem, match="was detached"):
+        _ = attached.model
+
+
+def test_what_is_no_model_is_refused(library: Library) -> None:
+    with pytest.raises(UsageProblem, match="no model in memory"):
+        attach("gpt2", "legal-qa", library=library)  # type: ignore[arg-type]
+
+
+def test_a_model_with_an_adapter_is_refused(tmp_path: Path, library: Library) -> None:
+    folder = save_adapter(tmp_path / "a", llama, lora())
+    model = llama()
+    attached = attach(model, folder, library=library)
+    expected = logits(attached.model)
+
+    for taken in (model, attached.model, plain_peft(llama, folder)):
+        with pytest.raises(UsageProblem, match="has an adapter already"):
+            attach(taken, folder, library=library)
+
+    assert torch.equal(expected, logits(attached.model))
+
+
+def test_adapter_can_be_attached_again_after_detach(tmp_path: Path, library: Library) -> None:
+    first = save_adapter(tmp_path / "a", llama, lora())
+    second = save_adapter(tmp_path / "b", llama, lora(r=2, modules_to_save=["norm"]), seed=2)
+    model = llama()
+
+    for folder in (first, second, first):
+        with attach(model, folder, library=library) as attached:
+            assert torch.allclose(logits(plain_peft(llama, folder)), logits(attached.model), atol=1e-6)
+
+
+def test_attached_model_is_a_peft_model_whose_adapter_can_be_switched_off(tmp_path: Path, library: Library) -> None:
+    attached = attach(llama(), save_adapter(tmp_path / "a.b lora_", llama, lora()), library=library)
+
+    assert isinstance(attached.model, PeftModel)
+    with attached.model.disable_adapter():
+        assert torch.equal(logits(llama()), logits(attached.model))
+
+
+def test_bfloat16_base_gives_what_plain_peft_gives(tmp_path: Path, library: Library) -> None:
+    def narrow() -> nn.Module:
+        return llama().to(torch.bfloat16)
+
+    folder = save_adapter(tmp_path / "a", llama, lora(modules_to_save=["norm"]))
+
+    attached = attach(narrow(), folder, library=library)
+
+    assert torch.equal(logits(plain_peft(narrow, folder)), logits(attached.model))
+
+
+def test_adalora_of_several_ranks_is_what_its_tensors_say(tmp_path: Path, library: Library) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = save_adapter(
+        tmp_path / "a", llama, AdaLoraConfig(init_r=6, target_r=4, total_step=10, target_modules=ATTENTION)
+    )
+    tensors = load_file(folder / "adapter_model.safetensors")
+    module = "base_model.model.model.layers.1.self_attn.q_proj."
+    keep = [0, 2, 5]
+    tensors[f"{module}lora_A"] = tensors[f"{module}lora_A"][keep].contiguous()
+    tensors[f"{module}lora_E"] = tensors[f"{module}lora_E"][keep].contiguous()
+    tensors[f"{module}lora_B"] = tensors[f"{module}lora_B"][:, keep].contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    attached = attach(llama(), folder, library=library)
+
+    layer = attached.model.get_submodule("base_model.model.model.layers.1.self_attn.q_proj")
+    update = tensors[f"{module}lora_B"] @ (tensors[f"{module}lora_A"] * tensors[f"{module}lora_E"]) * 8 / (3 + 1e-5)
+    assert torch.allclose(update, layer.get_delta_weight(layer.active_adapters[0]))
+
+
+# ---------------------------------------------------------------- several at once
+def in_float64(folders: dict[Path, float]) -> torch.Tensor:
+    """Logits of the base with the dense sum of all updates in its weights, in float64."""
+    model = llama().double()
+    for folder, weight in folders.items():
+        for name, update in updates_in(folder).items():
+            module = model.get_submodule(name)
+            with torch.no_grad():
+                module.weight += weight * (update.T if isinstance(module, nn.Embedding) else update)
+    return logits(model)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[Path]:
+    """Adapters of different ranks, scales and targets."""
+    return [
+        save_adapter(tmp_path / "a", llama, lora(), seed=1),
+        save_adapter(
+            tmp_path / "b", llama, lora(r=6, use_rslora=True, target_modules=["q_proj", "embed_tokens"]), seed=2
+        ),
+        save_adapter(tmp_path / "c", llama, lora(rank_pattern={"v_proj": 2}, alpha_pattern={"q_proj": 1}), seed=3),
+    ]
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.3, 1.0), (1.0, -1.0, 0.5), (0.0, 2.0, -0.25)])
+def test_weighted_adapters_are_the_dense_float64_sum(
+    three: list[Path], weights: tuple[float, ...], library: Library
+) -> None:
+    mixture = dict(zip(three, weights, strict=True))
+
+    attached = attach(llama().double(), mixture, library=library)
+
+    # Both in float64; only the order of the sums differs.
+    assert torch.allclose(in_float64(mixture), logits(attached.model), rtol=0, atol=1e-12)
+
+
+def test_order_of_adapters_does_not_matter(three: list[Path], library: Library) -> None:
+    forwards = attach(llama().double(), three, weights=[0.7, 0.3, -1], library=library)
+    backwards = attach(llama().double(), three[::-1], weights=[-1, 0.3, 0.7], library=library)
+
+    assert torch.allclose(logits(forwards.model), logits(backwards.model), rtol=0, atol=1e-12)
+
+
+def test_a_list_adds_up_with_weight_one_and_facts_say_so(three: list[Path], library: Library) -> None:
+    attached = attach(llama().double(), three, library=library)
+
+    assert torch.allclose(in_float64(dict.fromkeys(three, 1.0)), logits(attached.model), rtol=0, atol=1e-12)
+    weights = [adapter.weight for adapter in attached.adapters]
+    assert weights == [1.0, 1.0, 1.0]
+    scales = [[(group.rank, group.alpha, group.modules) for group in a.scales] for a in attached.adapters]
+    assert scales == [[(4, 8, 6)], [(6, 8, 3)], [(2, 8, 2), (4, 1, 2), (4, 8, 2)]]
+
+
+def test_mixture_is_what_the_merge_of_the_same_weights_is(three: list[Path], tmp_path: Path, library: Library) -> None:
+    parts = {three[0]: 0.7, three[2]: -1.3}
+    merge([MergeInput(folder=f, label=f.name, weight=w) for f, w in parts.items()], tmp_path / "merged")
+
+    mixed = attach(llama(), parts, library=library)
+    merged = attach(llama(), tmp_path / "merged", library=library)
+
+    # Both in float32: two small sums on one side, one of the summed rank on the other.
+    assert torch.allclose(logits(merged.model), logits(mixed.model), rtol=0, atol=1e-5)
+
+
+def test_mixture_leaves_the_base_as_it_was(three: list[Path], library: Library) -> None:
+    model = llama()
+    before = base_digest(model)
+
+    with attach(model, {three[0]: 0.7, three[1]: 0.3}, library=library) as attached:
+        logits(attached.model)
+        assert before == attached.base_digest()
+
+    assert before == base_digest(model)
+
+
+def test_one_replaced_module_goes_into_a_mixture_in_either_order(tmp_path: Path, library: Library) -> None:
+    plain = save_adapter(tmp_path / "a", llama, lora(), seed=1)
+    headed = save_adapter(tmp_path / "b", llama, lora(modules_to_save=["lm_head"]), seed=2)
+
+    one = attach(llama().double(), {plain: 0.5, headed: 0.5}, library=library)
+    other = attach(llama().double(), {headed: 0.5, plain: 0.5}, library=library)
+
+    assert torch.allclose(logits(one.model), logits(other.model), rtol=0, atol=1e-12)
+    assert not torch.allclose(logits(one.model), in_float64({plain: 0.5, headed: 0.5}), atol=1e-3)
+    assert any("weight does not change" in warning for warning in one.warnings)
+
+
+def test_module_that_two_adapters_replace_by_the_same_numbers_is_no_clash(tmp_path: Path, library: Library) -> None:
+    one = save_adapter(tmp_path / "a", llama, lora(modules_to_save=["norm"]), seed=1)
+    other = save_adapter(tmp_path / "b", llama, lora(modules_to_save=["norm"]), seed=1)
+
+    attached = attach(llama().double(), [one, other], library=library)
+
+    doubled = attach(llama().double(), one, weights=[2.0], library=library)
+    assert torch.allclose(logits(doubled.model), logits(attached.model), rtol=0, atol=1e-12)
+
+
+MIXTURES: dict[str, tuple[list[Any], str]] = {
+    "dora": ([lora(), lora(use_dora=True)], "DoRA"),
+    "two methods": ([lora(), IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"])], "2 types"),
+    "two heads": ([lora(modules_to_save=["lm_head"]), lora(modules_to_save=["lm_head"])], "`lm_head` is replaced whole"),
+    "a head on a head": ([lora(target_modules=["lm_head"]), lora(modules_to_save=["lm_head"])], "is adapted by"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_what_does_not_add_up_is_refused_by_name(name: str, tmp_path: Path, library: Library) -> None:
+    configs, reason = MIXTURES[name]
+    folders = [save_adapter(tmp_path / str(i), llama, config, seed=i) for i, config in enumerate(configs)]
+    model = llama()
+    state = snapshot(model)
+
+    with pytest.raises(MergeRefused, match=reason):
+        attach(model, folders, library=library)
+
+    assert state == snapshot(model)
+
+
+@pytest.mark.parametrize("config", [lora(use_dora=True), IA3Config(target_modules=ATTENTION, feedforward_modules=[])])
+def test_weight_on_what_cannot_be_scaled_is_refused(config: Any, tmp_path: Path, library: Library) -> None:
+    folder = save_adapter(tmp_path / "a", llama, config)
+
+    with pytest.raises(MergeRefused, match="weight 1"):
+        attach(llama(), {folder: 0.5}, library=library)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "weights"),
+    [([], None), ({}, None), (["./a"], [1.0, 2.0]), ({"./a": 1.0}, [1.0]), ({"./a": float("nan")}, None),
+     ({"./a": float("inf")}, None), ({"./a": 1e30}, None), ({"./a": True}, None), ({"./a": "1"}, None)],
+)  # fmt: skip
+def test_weights_that_make_no_sense_are_a_usage_problem(adapter: Any, weights: Any, library: Library) -> None:
+    with pytest.raises(UsageProblem):
+        attach(llama(), adapter, weights=weights, library=library)
+
+
+def test_explanation_names_base_scale_and_warnings(tmp_path: Path, library: Library) -> None:
+    attached: Attached = attach(llama(), save_adapter(tmp_path / "a", llama, lora()), library=library)
+
+    text = attached.explain()
+
+    assert "scale 2 (rank 4, alpha 8) in 6 modules" in text
+    assert "warning: declares no base fingerprint" in text

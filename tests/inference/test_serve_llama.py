@@ -1,0 +1,143 @@
+"""Names in front of llama.cpp's server, with a stand-in for it that says what it was sent."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.core.errors import NotFound
+from adapterhub.inference.serving.front import free_port, post
+from adapterhub.inference.serving.llama_cpp import Names, find_llama_server, front
+from adapterhub.inference.serving.process import EngineProcess
+from tests.cli.test_serve_command import serving
+from tests.support.command_line import Adapt
+from tests.support.run_library import make_library
+
+ECHO = """
+import json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_): pass
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(json.dumps({"path": self.path}).encode())
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream" if body.get("stream") else "application/json")
+        self.end_headers()
+        if body.get("stream"):
+            for at in range(3):
+                self.wfile.write(b"data: %d\\n\\n" % at); self.wfile.flush()
+        else:
+            self.wfile.write(json.dumps({"argv": sys.argv[1:], "path": self.path, **body}).encode())
+
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    script = tmp_path_factory.mktemp("echo") / "echo.py"
+    script.write_text(ECHO)
+    engine, port = free_port("127.0.0.1"), free_port("127.0.0.1")
+    with EngineProcess([sys.executable, str(script), "--port", str(engine)], {}, output=None) as process:
+        process.wait_until_ready(f"http://127.0.0.1:{engine}/health", within_s=30)
+        with front("127.0.0.1", port, engine, Names("base-7b", ["legal-qa", "summarize==1.0"])):
+            yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize(
+    ("model", "scales"),
+    [("base-7b", [0, 0]), (None, [0, 0]), ("legal-qa", [1, 0]), ("summarize==1.0", [0, 1])],
+)
+def test_every_request_says_the_scale_of_every_adapter(url: str, model: str | None, scales: list[float]) -> None:
+    body = {"prompt": "a", "lora": [{"id": 1, "scale": 9}]} | ({"model": model} if model else {})
+
+    status, answer = post(f"{url}/v1/completions", body)
+
+    assert (status, answer["prompt"], answer["path"]) == (200, "a", "/v1/completions")
+    assert answer["lora"] == [{"id": at, "scale": float(scale)} for at, scale in enumerate(scales)]
+
+
+@pytest.mark.parametrize("model", ["nothing", 7, ["legal-qa"]])
+def test_a_name_that_is_not_served_is_refused(url: str, model: Any) -> None:
+    status, answer = post(f"{url}/v1/chat/completions", {"model": model})
+
+    assert (status, "no adapter" in answer["error"]["message"]) == (404, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [("/lora-adapters", b"[]", 403), ("/v1/completions", b"{", 400), ("/v1/completions", b"[1]", 400)],
+)
+def test_what_would_change_the_answers_of_others_or_says_nothing_is_refused(
+    url: str, path: str, body: bytes, status: int
+) -> None:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
+
+    assert connection.getresponse().status == status
+
+
+def test_a_body_without_a_length_or_beyond_the_limit_is_refused(url: str) -> None:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    connection.putrequest("POST", "/v1/completions")
+    connection.putheader("Content-Length", str(1 << 40))
+    connection.endheaders()
+
+    assert connection.getresponse().status == 413
+
+
+def test_models_are_listed_and_streams_pass_through(url: str) -> None:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    connection.request("GET", "/v1/models")
+    listed = json.loads(connection.getresponse().read())
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    connection.request("POST", "/v1/completions", json.dumps({"model": "legal-qa", "stream": True}))
+    answer = connection.getresponse()
+
+    assert [row["id"] for row in listed["data"]] == ["base-7b", "legal-qa", "summarize==1.0"]
+    assert answer.getheader("Content-Type") == "text/event-stream"
+    assert answer.read() == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
+
+
+def test_adapters_become_gguf_files_that_the_server_is_started_with(tmp_path: Path) -> None:
+    adapt = Adapt(make_library(tmp_path))
+    base = tmp_path / "base.gguf"
+    base.write_bytes(b"GGUF")
+    program = tmp_path / "llama-server"
+    program.write_text(f"#!{sys.executable}\n{ECHO}")
+    program.chmod(0o755)
+    options = ["--engine", "llama.cpp", "--gguf", str(base), "--llama-server", str(program)]
+
+    with serving(adapt, Path(sys.executable), "a", "b", *options) as (document, process):
+        status, answer = post(f"{document['url']}/v1/completions", {"model": "b", "prompt": "x"})
+        files = [Path(word) for word in answer["argv"] if word.endswith(".gguf")]
+        magics = [path.read_bytes()[:4] for path in files]
+
+    assert (status, [one["scale"] for one in answer["lora"]]) == (200, [0.0, 1.0])
+    assert (files[0], len(files), set(magics)) == (base, 3, {b"GGUF"})
+    assert process.returncode == 0
+    assert not files[1].exists()
+
+
+def test_what_llama_cpp_cannot_carry_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    adapt = Adapt(make_library(tmp_path))
+    (tmp_path / "base.gguf").write_bytes(b"GGUF")
+    options = ["--base", "base-7b", "--engine", "llama.cpp", "--gguf", "base.gguf", "--llama-server", sys.executable]
+
+    assert "DoRA" in adapt.fails(11, "serve", "dora", *options)
+    assert "--cpu-slots is for vLLM" in adapt.fails(2, "serve", "a", *options, "--cpu-slots", "3")
+    assert "needs the base as GGUF" in adapt.fails(2, "serve", "a", "--base", "base-7b", "--engine", "llama.cpp")
+
+
+def test_a_machine_without_the_server_is_told_how_to_get_it() -> None:
+    with pytest.raises(NotFound, match="no `/nowhere/llama-server` here"):
+        find_llama_server("/nowhere/llama-server")

@@ -1,0 +1,424 @@
+"""What is handed to an engine, and what is not; without an engine (`tests/engines` has the real one)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from adapterhub.core.disk.files import digest_of_file
+from adapterhub.core.errors import (
+    AdapterHubError,
+    AdapterNotFound,
+    BaseMismatch,
+    DigestMismatch,
+    NoCompatibleRelease,
+    NotFound,
+    RefusedAdapter,
+    SpecError,
+    StoreLocked,
+    UnsupportedAdapter,
+    UsageProblem,
+)
+from adapterhub.inference.serving import Counter, ServeSettings, refusal_of
+from adapterhub.inference.serving.vllm import (
+    InstalledVllm,
+    VllmOptions,
+    allowed_rank,
+    command_of,
+    environ_of,
+    find_vllm,
+)
+from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.directory import PublishedDirectory
+from adapterhub.library.library import Added, Library
+from adapterhub.vllm_plugin import register
+from adapterhub.vllm_plugin.cpu_rows import OPERATIONS, needs_mending, replace_operations
+from adapterhub.vllm_plugin.guard import Guard
+from adapterhub.vllm_plugin.resolver import folder_of_model, option_in
+from tests.support.tiny import make_base
+
+Add = Callable[..., Added]
+
+
+@pytest.fixture
+def counter(library: Library, base: BaseRecord) -> Iterator[Counter]:
+    made = Counter(library, base, engine="vllm@0.32", max_rank=16)
+    yield made
+    made.close()
+
+
+def publish(folder: Path, added: Added) -> Path:
+    """A build as a published directory has it, its files no links."""
+    place = folder / added.build.manifest.name / "1.0.0"
+    shutil.copytree(added.build.folder, place)
+    return place
+
+
+def from_directory(library: Library, base: BaseRecord, folder: Path) -> Counter:
+    return Counter(library, base, engine="vllm@0.32", max_rank=16, sources=lambda _: [PublishedDirectory(folder)])
+
+
+# ---------------------------------------------------------------- handing out
+def test_an_adapter_is_handed_out_as_an_absolute_folder_named_by_its_digest(counter: Counter, add: Add) -> None:
+    added = add("legal-qa")
+
+    handed = counter.find("legal-qa==1.0")
+
+    assert handed.digest == added.build.manifest.digest
+    assert handed.folder.is_absolute()
+    assert handed.folder.name == handed.digest.replace(":", "-")
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in handed.folder.iterdir()}
+    assert counter.find("legal-qa@base-7b") == handed
+
+
+def test_what_is_handed_out_stays_until_the_counter_closes(library: Library, counter: Counter, add: Add) -> None:
+    build = add("legal-qa").build
+    handed = counter.find("legal-qa")
+
+    with pytest.raises(StoreLocked):
+        library.remove([build])
+    shutil.rmtree(build.folder)
+    library.gc(grace_s=0)
+
+    assert digest_of_file(handed.folder / "adapter_model.safetensors")[0] in {f.sha256 for f in build.manifest.files}
+    counter.close()
+    assert not handed.folder.exists()
+    assert library.gc(grace_s=0).gone
+
+
+def test_an_adapter_that_is_not_here_is_fetched_once_for_all_who_ask(
+    tmp_path: Path, library: Library, base: BaseRecord, add: Add
+) -> None:
+    elsewhere = Library(tmp_path / "elsewhere")
+    publish(tmp_path / "published", add("legal-qa", into=elsewhere))
+    asked = []
+
+    def sources(spec: object) -> list[PublishedDirectory]:
+        asked.append(spec)
+        return [PublishedDirectory(tmp_path / "published")]
+
+    counter = Counter(library, base, engine="vllm@0.32", sources=sources)
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(counter.find, ["legal-qa", "legal-qa==1.0"] * 8))
+
+    assert len({handed.folder for handed in found}) == 1
+    assert len(library.builds_named("legal-qa")) == 1
+    counter.close()
+
+
+def test_a_name_that_nobody_has_is_not_asked_for_again_at_once(library: Library, base: BaseRecord) -> None:
+    asked = []
+    counter = Counter(library, base, engine="vllm@0.32", sources=lambda spec: asked.append(spec) or [])
+
+    for _ in range(3):
+        with pytest.raises(AdapterNotFound):
+            counter.find("nothing")
+
+    assert len(asked) == 1
+
+
+def test_the_largest_rank_that_fits_the_server_is_taken(counter: Counter, add: Add) -> None:
+    add("legal-qa", rank=4)
+    add("legal-qa", rank=8)
+    add("legal-qa", rank=32)
+
+    assert counter.find("legal-qa").rank == 8
+
+
+# ---------------------------------------------------------------- refusals
+def test_over_rank_is_refused_with_the_limit(counter: Counter, add: Add) -> None:
+    add("legal-qa", rank=32)
+
+    with pytest.raises(NoCompatibleRelease, match="rank 32, at most 16 asked"):
+        counter.find("legal-qa")
+
+
+def test_what_the_engine_cannot_read_is_refused_with_its_reason(library: Library, counter: Counter, add: Add) -> None:
+    add("legal-qa", init_lora_weights="pissa")
+
+    with pytest.raises(UnsupportedAdapter) as caught:
+        counter.find("legal-qa")
+
+    assert any("init_lora_weights" in reason for reason in caught.value.reasons)
+    assert not list((library.root / "leases").iterdir())
+
+
+def test_another_base_is_refused(tmp_path: Path, library: Library, add: Add) -> None:
+    add("legal-qa")
+    other = library.bases.add(make_base(tmp_path / "other", seed=1), "other")
+    counter = Counter(library, other, engine="vllm@0.32")
+
+    with pytest.raises(NoCompatibleRelease, match="made for another base"):
+        counter.find("legal-qa")
+    with pytest.raises(BaseMismatch, match="another base than the one that is served"):
+        counter.find("legal-qa@base-7b")
+
+
+def test_a_mismatch_that_somebody_allowed_is_served(tmp_path: Path, library: Library, add: Add) -> None:
+    build = add("legal-qa").build
+    other = library.bases.add(make_base(tmp_path / "other", seed=1), "other")
+    library.allow_mismatch(build, other)
+    counter = Counter(library, other, engine="vllm@0.32")
+
+    assert counter.find("legal-qa").digest == build.manifest.digest
+    counter.close()
+
+
+def test_numbers_that_are_not_finite_never_come_in(
+    tmp_path: Path, library: Library, base: BaseRecord, add: Add
+) -> None:
+    place = publish(tmp_path / "published", add("legal-qa", into=Library(tmp_path / "elsewhere")))
+    weights = place / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    next(iter(tensors.values()))[0, 0] = np.nan
+    weights.unlink()
+    save_file(tensors, weights, metadata={"format": "pt"})
+    manifest = json.loads((place / "adapterhub.json").read_text())
+    for entry in manifest["files"]:
+        entry["sha256"], entry["size_bytes"] = digest_of_file(place / entry["path"])
+    (place / "adapterhub.json").unlink()
+    (place / "adapterhub.json").write_text(json.dumps(manifest))
+
+    with pytest.raises(RefusedAdapter) as caught:
+        from_directory(library, base, tmp_path / "published").find("legal-qa")
+
+    assert [code for code, _ in caught.value.findings] == ["E_NONFINITE"]
+    assert list(library.installed()) == []
+
+
+def test_bytes_that_changed_in_the_store_are_refused(library: Library, counter: Counter, add: Add) -> None:
+    manifest = add("legal-qa").build.manifest
+    entry = next(e for e in manifest.files if e.path == "adapter_model.safetensors")
+    blob = library.store.blob_path(entry.sha256)
+    blob.chmod(0o644)
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+
+    with pytest.raises(DigestMismatch):
+        counter.find("legal-qa")
+
+
+@pytest.mark.parametrize("name", ["../etc", "/etc", "legal-qa@./base", "legal-qa@/etc", "legal-qa@~/x", "Legal QA", ""])
+def test_a_request_never_names_a_path(counter: Counter, add: Add, name: str) -> None:
+    add("legal-qa")
+
+    with pytest.raises((SpecError, NotFound)):
+        counter.find(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (SpecError("x y", "not a name"), 400),
+        (AdapterNotFound("no adapter"), 404),
+        (UnsupportedAdapter("cannot be served", ["DoRA"]), 409),
+        (RefusedAdapter("refused", [("E_NONFINITE", "NaN")]), 422),
+        (StoreLocked("held"), 503),
+        (AdapterHubError("?"), 500),
+    ],
+)
+def test_a_refusal_has_the_status_that_says_whose_fault_it_is(error: AdapterHubError, status: int) -> None:
+    assert refusal_of(error).status == status
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("refused `/srv/in/a/1.0`: [E_X] layers.0/q: bad", "refused `…1.0`: [E_X] layers.0/q: bad"),
+        ("remote `ours` (https://ours.example:8443/x) does not answer", "remote `ours` (…) does not answer"),
+        ("`acme/legal-qa@meta/llama==1.0`: no", "`acme/legal-qa@meta/llama==1.0`: no"),
+    ],
+)
+def test_a_refusal_does_not_tell_the_places_of_the_server(message: str, told: str) -> None:
+    assert refusal_of(RefusedAdapter(message, [])).message == told
+
+
+def test_a_client_is_not_told_which_places_were_asked() -> None:
+    error = AdapterNotFound("no adapter `x` in library `/srv/home`, directory `/srv/in`")
+
+    assert refusal_of(error).message == "no adapter `x` is known to this server"
+
+
+# ---------------------------------------------------------------- settings
+def test_settings_come_back_from_the_environment() -> None:
+    settings = ServeSettings(root=Path("/srv/home"), max_rank=64, remote="ours", offline=True, signatures="require")
+
+    assert ServeSettings.from_environ(settings.to_environ()) == settings
+    assert ServeSettings.from_environ({"ADAPTERHUB_HOME": "/srv/home"}) == ServeSettings(root=Path("/srv/home"))
+
+
+@pytest.mark.parametrize("pair", [("ADAPTERHUB_SERVE_MAX_RANK", "-1"), ("ADAPTERHUB_SERVE_SIGNATURES", "maybe")])
+def test_a_setting_that_is_none_is_refused_by_name(pair: tuple[str, str]) -> None:
+    with pytest.raises(UsageProblem, match=pair[0]):
+        ServeSettings.from_environ(dict([pair]))
+
+
+# ---------------------------------------------------------------- vLLM
+@pytest.mark.parametrize(("rank", "allowed"), [(1, 1), (2, 8), (16, 16), (17, 32), (300, 320), (512, 512)])
+def test_the_least_allowed_rank_is_taken(rank: int, allowed: int) -> None:
+    assert allowed_rank(rank) == allowed
+
+
+def test_a_rank_beyond_all_is_refused() -> None:
+    with pytest.raises(UsageProblem, match="512"):
+        allowed_rank(513)
+
+
+def test_vllm_is_started_so_that_names_are_the_only_way_in() -> None:
+    options = VllmOptions(
+        model=Path("/m"),
+        served_name="base-7b",
+        host="127.0.0.1",
+        port=1,
+        max_rank=32,
+        slots=2,
+        cpu_slots=9,
+        extra=("-x",),
+    )
+    vllm = InstalledVllm(python="py", version="0.32.0", is_cpu=True)
+
+    command = command_of(vllm, options)
+    environ = environ_of(vllm, {"VLLM_PLUGINS": "mine"}, {"ADAPTERHUB_HOME": "/h"})
+
+    assert command[:3] == ["py", "-m", "vllm.entrypoints.openai.api_server"]
+    assert [option_in(command, f"--{o}") for o in ("max-lora-rank", "max-loras", "max-cpu-loras")] == ["32", "2", "9"]
+    assert option_in(command, "--middleware") == "adapterhub.vllm_plugin.guard.Guard"
+    assert environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert environ["VLLM_PLUGINS"] == "mine,adapterhub"
+    assert environ["ADAPTERHUB_HOME"] == "/h"
+
+
+@pytest.mark.parametrize("python", ["/nowhere/python", "/bin/ls", __import__("sys").executable])
+def test_an_interpreter_without_vllm_is_told_from_one_with_it(python: str) -> None:
+    with pytest.raises(NotFound) as caught:
+        find_vllm(python)
+
+    assert "pip install" in caught.value.hint
+
+
+def test_registering_never_raises(caplog: pytest.LogCaptureFixture) -> None:
+    register()  # there is no vLLM here
+
+    assert "adapterhub is not used" in caplog.text
+
+
+def test_options_are_read_off_a_command_line() -> None:
+    argv = ["vllm", "serve", "--revision=main", "--max-lora-rank", "64", "--enable-lora"]
+
+    assert [option_in(argv, o) for o in ("--revision", "--max-lora-rank", "--enable-lora", "--model")] == [
+        "main", "64", None, None
+    ]  # fmt: skip
+
+
+def test_a_served_model_that_cannot_be_found_is_refused() -> None:
+    with pytest.raises(NotFound, match="is no folder"):
+        folder_of_model("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("version", "needed"), [("0.32.0", True), ("0.33.0", False), ("0.9.2+cpu", True), (None, False), ("?", False)]
+)
+def test_only_versions_with_the_fault_are_mended(*, version: str | None, needed: bool) -> None:
+    assert needs_mending(version) is needed
+
+
+ROWS = [-1, 2, 2, 0, -1, -1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("four_dimensions", [True, False])
+@pytest.mark.parametrize("prefix", ["bgmv", "sgmv"])
+@pytest.mark.parametrize(
+    ("name", "arguments", "columns"),
+    [
+        ("shrink", (2.0,), slice(0, 5)),
+        ("expand", (True,), slice(0, 5)),
+        ("expand", (False,), slice(0, 5)),
+        ("expand_slice", (3, 5, True), slice(3, 8)),
+        ("expand_slice", (3, 5, False), slice(3, 8)),
+    ],
+)
+def test_each_row_gets_the_update_of_its_own_slot_and_rows_without_an_adapter_get_none(
+    dtype: torch.dtype, name: str, prefix: str, arguments: tuple[Any, ...], columns: slice, *, four_dimensions: bool
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    inputs, weights, output = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in [(7, 6), (3, 5, 6), (7, 9)]
+    )
+    scale, keep = (arguments[0], False) if name == "shrink" else (1.0, arguments[-1])
+    expected = output.double()
+    for at, slot in enumerate(ROWS):
+        update = scale * weights[slot].double() @ inputs[at].double() if slot >= 0 else torch.zeros(5)
+        expected[at, columns] = update + (expected[at, columns] if keep else 0)
+    slots = torch.tensor(ROWS)
+    told: tuple[Any, ...] = (slots,)
+    if prefix == "sgmv":
+        runs, lengths = slots.unique_consecutive(return_counts=True)
+        told = (lengths.cumsum(0) - lengths, lengths, runs, len(runs), 2, len(ROWS))
+    before = inputs.clone()
+
+    OPERATIONS[f"{prefix}_{name}"](
+        inputs, weights.unsqueeze(1) if four_dimensions else weights, output, *told, *arguments
+    )
+
+    # one rounding of the result: 2^-24 and 2^-9, and sums of six products before
+    assert torch.allclose(output.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+    assert torch.equal(inputs, before)
+
+
+def test_an_adapter_wider_than_its_layer_is_cut() -> None:
+    output = torch.ones(2, 3)
+
+    OPERATIONS["bgmv_expand"](torch.ones(2, 4), torch.ones(1, 1, 5, 4), output, torch.tensor([0, -1]), add_inputs=True)
+
+    assert output.tolist() == [[5.0] * 3, [1.0] * 3]
+
+
+def test_operations_are_replaced_in_the_module_that_uses_them() -> None:
+    module = SimpleNamespace(**dict.fromkeys(OPERATIONS))
+
+    replace_operations(module)
+
+    assert vars(module) == dict(OPERATIONS)
+    assert sorted(OPERATIONS) == [
+        f"{prefix}_{name}" for prefix in ("bgmv", "sgmv") for name in ("expand", "expand_slice", "shrink")
+    ]
+
+
+# ---------------------------------------------------------------- the guard
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/load_lora_adapter", 403),
+        ("POST", "/v1/load_lora_adapter/", 403),
+        ("POST", "/adapters", 403),
+        ("POST", "/v1/unload_lora_adapter", 200),
+        ("POST", "/v1/completions", 200),
+        ("GET", "/v1/models", 200),
+    ],
+)
+def test_the_guard_stops_what_loads_a_path(method: str, path: str, status: int) -> None:
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(Guard(app)({"type": "http", "method": method, "path": path}, None, send))
+
+    assert sent[0]["status"] == status

@@ -1,0 +1,61 @@
+"""A registry that runs on loopback in a thread, with an admin token."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from adapterhub_registry.api.context import Registry
+from adapterhub_registry.app import create_app
+from adapterhub_registry.operations.server import config_of
+from adapterhub_registry.settings import load_settings
+
+
+@dataclass(frozen=True)
+class Running:
+    url: str
+    token: str
+    root: Path
+    registry: Registry
+
+    def send(self, method: str, path: str, body: Any = None, *, token: str | None = "") -> httpx.Response:
+        """As the admin; with `token` as another, with None as nobody."""
+        given = self.token if token == "" else token
+        headers = {"Authorization": f"Bearer {given}"} if given else {}
+        return httpx.request(method, self.url + path, json=body, headers=headers)
+
+    def get(self, path: str, *, token: str | None = "") -> httpx.Response:
+        return self.send("GET", path, token=token)
+
+    def post(self, path: str, body: Any, *, token: str | None = "") -> httpx.Response:
+        return self.send("POST", path, body, token=token)
+
+    def now(self) -> float:
+        return time.time()
+
+
+@contextmanager
+def running(root: Path, **settings: Any) -> Iterator[Running]:
+    app = create_app(load_settings(root, **settings))
+    config = config_of(app)  # as `serve` runs it
+    config.port = 0
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    registry: Registry = app.state.registry
+    try:
+        yield Running(f"http://127.0.0.1:{port}", registry.tokens.create("ann", "admin"), root, registry)
+    finally:
+        server.should_exit = True
+        thread.join(10)

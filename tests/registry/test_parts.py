@@ -1,0 +1,348 @@
+"""The parts under the routes: blobs, signed links, tokens, names, settings, and the database under several writers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from adapterhub_registry.access import tokens as tokens_module
+from adapterhub_registry.access.signing import BadSignature, check, sign
+from adapterhub_registry.access.tokens import Caller, Tokens
+from adapterhub_registry.api.edge import routed_path
+from adapterhub_registry.database.db import Database, facts
+from adapterhub_registry.errors import Refusal
+from adapterhub_registry.names import known_repo_id, parse_path, parse_ref_name, parse_repo_id
+from adapterhub_registry.repos.card import parse_card
+from adapterhub_registry.settings import Limits, load_settings
+from adapterhub_registry.storage.blobs import LEFTOVER_S, DiskBlobs
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import func, insert, select, update
+
+from adapterhub.core.errors import AdapterHubError, BlobNotFound, DigestMismatch, Malformed, NotFound, UsageProblem
+from adapterhub.core.lookalike import fold
+
+SECRET = b"s" * 32
+HELLO = hashlib.sha256(b"hello").hexdigest()
+
+
+# ------------------------------------------------------------ blobs
+@pytest.fixture
+def blobs(tmp_path: Path) -> DiskBlobs:
+    return DiskBlobs(tmp_path)
+
+
+def test_a_blob_is_named_as_sha256_and_as_git_name_it(blobs: DiskBlobs) -> None:
+    for size in (5, None):
+        stored = blobs.put([b"hel", b"lo"], size=size)
+
+        assert stored == (HELLO, hashlib.sha1(b"blob 5\0hello").hexdigest(), 5)  # noqa: S324 - git's name
+    assert b"".join(blobs.open(HELLO, 1, 4)) == b"ell"
+
+
+def test_a_blob_that_is_not_here(blobs: DiskBlobs) -> None:
+    for call in (blobs.size, blobs.open):
+        with pytest.raises(BlobNotFound):
+            call("0" * 64)
+
+
+@pytest.mark.parametrize("name", ["", "x", "../../etc/passwd", "A" * 64, "a" * 63, "a" * 64 + "\n"])
+def test_a_name_that_is_no_digest_never_becomes_a_path(blobs: DiskBlobs, name: str) -> None:
+    for call in (blobs.size, blobs.open, lambda name: blobs.holds({name: 5})):
+        with pytest.raises(Malformed):
+            call(name)
+
+
+@pytest.mark.parametrize("chunks", [[b"hellO"], [b"hell"], [b"hello", b"!"], []])
+def test_bytes_that_differ_from_what_was_announced_leave_nothing(
+    blobs: DiskBlobs, tmp_path: Path, chunks: list[bytes]
+) -> None:
+    with pytest.raises((DigestMismatch, Malformed)):
+        blobs.put(chunks, HELLO, 5)
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_source_that_fails_leaves_nothing(blobs: DiskBlobs, tmp_path: Path) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"hel"
+        raise OSError("cut")
+
+    with pytest.raises(OSError, match="cut"):
+        blobs.put(broken(), HELLO, 5)
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_parts_are_kept_until_they_make_the_whole(blobs: DiskBlobs) -> None:
+    one = blobs.put_part("upload-1", 1, [b"hel"], 3)
+    wrong = blobs.put_part("upload-1", 2, [b"xx"], 2)
+    with pytest.raises(DigestMismatch):
+        blobs.complete("upload-1", [(1, one), (2, wrong)], HELLO, 5)
+
+    two = blobs.put_part("upload-1", 2, [b"lo"], 2)
+
+    assert blobs.complete("upload-1", [(1, one), (2, two)], HELLO, 5).size == 5
+    assert b"".join(blobs.open(HELLO)) == b"hello"
+
+
+def test_only_old_leftovers_are_swept(tmp_path: Path) -> None:
+    DiskBlobs(tmp_path)
+    old, new = tmp_path / "uploads" / "old", tmp_path / "uploads" / "new"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - LEFTOVER_S - 10,) * 2)
+
+    DiskBlobs(tmp_path)
+
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+# ------------------------------------------------------------ signed links
+def test_claims_come_back_with_their_end() -> None:
+    claims = check(sign({"purpose": "p", "repo": 1}, SECRET, 60), SECRET, purpose="p")
+
+    assert claims.pop("exp") > time.time()
+    assert claims == {"purpose": "p", "repo": 1}
+
+
+@given(st.integers(min_value=0, max_value=400), st.integers(min_value=1, max_value=255))
+def test_a_changed_token_is_refused(at: int, change: int) -> None:
+    token = sign({"purpose": "p", "repo": 1}, SECRET, 60)
+    at %= len(token)
+    changed = token[:at] + chr(ord(token[at]) ^ change) + token[at + 1 :]
+
+    with pytest.raises(BadSignature):
+        check(changed, SECRET, purpose="p")
+
+
+def test_an_expired_token_is_refused() -> None:
+    token = sign({"purpose": "p"}, SECRET, 1)
+    time.sleep(2.05)  # times are whole seconds
+
+    with pytest.raises(BadSignature, match="expired"):
+        check(token, SECRET)
+
+
+@pytest.mark.parametrize("ttl", [0, -1, 3601])
+def test_no_token_lives_longer_than_an_hour(ttl: int) -> None:
+    with pytest.raises(ValueError, match="3600"):
+        sign({}, SECRET, ttl)
+
+
+# ------------------------------------------------------------ tokens
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def tokens(database: Database) -> Tokens:
+    return Tokens(database)
+
+
+def test_a_token_stands_for_its_user(tokens: Tokens) -> None:
+    token = tokens.create("ann", "write", namespaces=["acme", "other/x-*"], label="laptop")
+
+    caller = tokens.authenticate(token)
+
+    assert caller == Caller(user="ann", role="write", namespaces=("acme/*", "other/x-*"), label="laptop", token_id=1)
+
+
+def test_a_token_is_not_in_the_database(tokens: Tokens, tmp_path: Path) -> None:
+    token = tokens.create("ann", "admin")
+
+    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+    assert token.encode() not in kept
+    assert token[4:36].encode() not in kept
+
+
+@pytest.mark.parametrize("change", [lambda t: t[:-1] + "z", lambda t: t.upper(), lambda t: t + "x", lambda t: t[:4]])
+def test_a_token_with_wrong_check_digits_is_refused(tokens: Tokens, change) -> None:
+    assert tokens.authenticate(change(tokens.create("ann", "admin"))) is None
+
+
+def test_a_revoked_token_opens_nothing(tokens: Tokens) -> None:
+    token = tokens.create("ann", "admin")
+    (record,) = tokens.records()
+
+    revoked = tokens.revoke(record.id)
+
+    assert revoked.revoked_at is not None
+    assert tokens.authenticate(token) is None
+    with pytest.raises(NotFound):
+        tokens.revoke(record.id + 1)
+
+
+def test_an_expired_token_opens_nothing(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = tokens.create("ann", "read", days=1)
+    in_time = tokens.authenticate(token)
+    now = tokens_module.now_ms() + 25 * 3600 * 1000
+    monkeypatch.setattr(tokens_module, "now_ms", lambda: now)
+
+    assert in_time is not None
+    assert tokens.authenticate(token) is None
+
+
+@pytest.mark.parametrize(
+    ("user", "role", "options"),
+    [
+        ("", "read", {}),
+        ("a b", "read", {}),
+        ("a/b", "read", {}),
+        ("ann", "owner", {}),
+        ("ann", "read", {"namespaces": ["a/b/c"]}),
+        ("ann", "read", {"namespaces": ["[a-z]/*"]}),
+        ("ann", "read", {"days": 0}),
+        ("ann", "read", {"days": float("nan")}),
+    ],
+)
+def test_tokens_that_cannot_be(tokens: Tokens, user: str, role: str, options: dict[str, object]) -> None:
+    with pytest.raises(UsageProblem):
+        tokens.create(user, role, **options)  # type: ignore[arg-type]
+
+    assert tokens.records() == []
+
+
+# ------------------------------------------------------------ names
+@pytest.mark.parametrize("name", ["a/b", "A.b_c-d/e1", "x" * 96 + "/" + "y" * 96])
+def test_repository_ids(name: str) -> None:
+    assert parse_repo_id(*name.split("/")) == name
+
+
+@pytest.mark.parametrize("name", ["a/", "/b", "a/b--c", "a/b..c", "a/..", "a/b.git", "API/b", "_lfs/b", "a/é", "a/b c"])
+def test_repository_ids_that_cannot_be(name: str) -> None:
+    namespace, _, rest = name.partition("/")
+    with pytest.raises(Refusal) as new:
+        parse_repo_id(namespace, rest)
+    with pytest.raises(Refusal) as old:
+        known_repo_id(namespace, rest)
+
+    assert (new.value.status, old.value.status, old.value.code) == (400, 404, "RepoNotFound")
+
+
+def test_look_alikes_fold_to_the_same() -> None:
+    assert len({fold(name) for name in ("Legal-QA-10", "legal_qa.lo", "legalqaIO", "LEGALQA1O")}) == 1
+    assert fold("legal-qa") != fold("legal-qb")
+    assert fold("---")
+
+
+@given(st.text(max_size=40))
+def test_a_path_that_is_accepted_stays_inside(text: str) -> None:
+    try:
+        path = parse_path(text)
+    except Refusal:
+        return
+
+    root = Path("/root")
+    assert os.path.normpath(root / path).startswith("/root/")
+    assert os.path.normpath(path) == path
+
+
+@given(st.text(max_size=40))
+def test_a_ref_name_that_is_accepted_could_be_one_in_git(text: str) -> None:
+    try:
+        name = parse_ref_name(text)
+    except Refusal:
+        return
+
+    assert name.isprintable()
+    assert not set(name) & set(" ~^:?*[\\")
+    assert ".." not in name
+
+
+@given(st.lists(st.text(min_size=1, max_size=10), min_size=1, max_size=4))
+def test_a_routed_path_gives_every_segment_back(segments: list[str]) -> None:
+    from urllib.parse import quote, unquote
+
+    raw = "/".join(["", *(quote(segment, safe="") for segment in segments)])
+    try:
+        path = routed_path({"raw_path": raw.encode(), "path": ""})
+    except Refusal:
+        assert any(ord(char) < 32 or ord(char) == 127 for segment in segments for char in segment)
+        return
+
+    assert [unquote(part) for part in path.split("/")[1:]] == segments
+
+
+# ------------------------------------------------------------ cards
+@given(st.text(max_size=200))
+def test_any_card_is_read_as_json_or_refused(text: str) -> None:
+    from adapterhub_registry.repos.card import UnreadableCard
+
+    try:
+        card = parse_card(f"---\n{text}\n---\n")
+    except UnreadableCard:
+        return
+
+    assert json.loads(json.dumps(card)) == card
+
+
+# ------------------------------------------------------------ settings
+def test_the_secret_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    first = load_settings(tmp_path / "root")
+    again = load_settings(tmp_path / "root")
+
+    assert first.secret == again.secret
+    assert stat.S_IMODE((tmp_path / "root" / "secret").stat().st_mode) == 0o600
+    assert first.secret.hex() not in repr(first)
+    assert repr(first.secret) not in repr(first)
+
+
+def test_a_secret_that_was_cut_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"short")
+
+    with pytest.raises(UsageProblem, match="32 bytes"):
+        load_settings(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["files", "files=", "files=-1", "files=0", "files=1.5", "no_such=1", "=", "files=१"])
+def test_limits_that_cannot_be(text: str) -> None:
+    with pytest.raises(AdapterHubError, match="expected NAME=VALUE"):
+        Limits().with_values((text,))
+
+
+# ------------------------------------------------------------ database
+def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
+    def half() -> None:
+        with database.begin() as connection:
+            connection.execute(insert(facts).values(name="half", value="x"))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half()
+
+    with database.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(facts).where(facts.c.name == "half")) == 0
+
+
+def test_writers_wait_for_each_other(database: Database, tmp_path: Path) -> None:
+    with database.begin() as connection:
+        connection.execute(insert(facts).values(name="count", value="0"))
+    other = Database(f"sqlite:///{tmp_path / 'registry.db'}")  # as another process would open it
+
+    def work(mine: Database) -> None:
+        for _ in range(25):
+            with mine.begin() as connection:
+                value = connection.scalar(select(facts.c.value).where(facts.c.name == "count"))
+                connection.execute(update(facts).where(facts.c.name == "count").values(value=str(int(value or 0) + 1)))
+
+    threads = [threading.Thread(target=work, args=(each,)) for each in (database, other) * 4]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    other.close()
+
+    with database.read() as connection:
+        assert connection.scalar(select(facts.c.value).where(facts.c.name == "count")) == "200"

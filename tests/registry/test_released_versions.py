@@ -1,0 +1,465 @@
+"""Released versions: what stays of them when their repository goes, and which refs may have their names."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.database.db import Database, adapters, refs, releases, repos
+from adapterhub_registry.database.db import tombstones as graves
+from adapterhub_registry.errors import Refusal
+from adapterhub_registry.names import RepoId
+from adapterhub_registry.repos import ref_names, tombstones
+from adapterhub_registry.repos.adapter_facts import AdapterFacts
+from adapterhub_registry.repos.changes import Delete, Put
+from adapterhub_registry.repos.commits import Proposal, commit
+from adapterhub_registry.repos.repos import Repos
+from adapterhub_registry.settings import Limits
+from adapterhub_registry.storage.blobs import DiskBlobs
+from sqlalchemy import delete, insert, select
+from sqlalchemy.engine import Connection
+
+NOW = 1_700_000_000_000
+ANN = Caller(user="ann", role="write", namespaces=("ann/*", "bob/*"))
+DIGEST, OTHER = "d" * 64, "e" * 64
+ADAPTER = AdapterFacts(digest=DIGEST, name="qa", base="org/base", base_weights="b" * 64, rank=8)
+GRAVE = {
+    "full_name": "ann/gone",
+    "version": "1.0.0",
+    "namespace": "ann",
+    "digest": OTHER,
+    "name": "qa",
+    "base_sha256": "b" * 64,
+    "base_model": "org/base",
+    "rank": 8,
+    "created_at": 1,
+}
+
+
+class Undo(Exception):
+    """Ends a transaction without a trace."""
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database, DiskBlobs]]:
+    root = tmp_path_factory.mktemp("released")
+    database = Database(f"sqlite:///{root / 'registry.db'}")
+    yield database, DiskBlobs(root)
+    database.close()
+
+
+@pytest.fixture
+def connection(parts: tuple[Database, DiskBlobs], monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
+    """A transaction that is undone after the test."""
+    monkeypatch.setattr(tombstones, "now_ms", lambda: NOW)
+    with contextlib.suppress(Undo), parts[0].begin() as connection:
+        yield connection
+        raise Undo
+
+
+@pytest.fixture
+def desk(parts: tuple[Database, DiskBlobs]) -> Repos:
+    return Repos(parts[1], anonymous_read=True, limits=Limits(refs=3))
+
+
+def create(connection: Connection, desk: Repos, name: str = "ann/x") -> Any:
+    return desk.create(connection, ANN, RepoId(name), private=False)
+
+
+def release(connection: Connection, repo: Any, version: str = "1.0.0", *, digest: str = DIGEST) -> None:
+    values = {"version": version, "tag": f"v{version}", "commit_id": repo.head, "digest": digest, "created_at": 1}
+    connection.execute(insert(releases).values(repo_id=repo.id, **values))
+
+
+def index(connection: Connection, repo: Any, commit_id: str, **about: Any) -> None:
+    values: dict[str, Any] = {"digest": DIGEST, "methods": "[]", "target_modules": "[]", "words": ""}
+    values |= {"is_head": False, "is_listed": False, "created_at": 1} | about
+    connection.execute(insert(adapters).values(repo_id=repo.id, commit_id=commit_id, **values))
+
+
+def buried(connection: Connection) -> list[dict[str, Any]]:
+    rows = connection.execute(select(graves).order_by(graves.c.full_name, graves.c.version))
+    return [dict(row) for row in rows.mappings()]
+
+
+def bury(connection: Connection, **other: Any) -> None:
+    connection.execute(insert(graves).values(**GRAVE | other))
+
+
+# ---------------------------------------------------------------- tombstones
+def test_a_tombstone_keeps_the_version_its_bytes_and_whose_adapter_it_was(connection: Connection, desk: Repos) -> None:
+    row = create(connection, desk)
+    release(connection, row)
+    about = {"name": "qa", "base_sha256": "b" * 64, "base_model": "org/base", "rank": 8}
+    index(connection, row, row.head, **about)
+    index(connection, row, "f" * 40, name="of another commit")
+
+    tombstones.bury(connection, row)
+
+    kept = {"full_name": "ann/x", "version": "1.0.0", "namespace": "ann", "digest": DIGEST, "created_at": NOW}
+    assert buried(connection) == [kept | about]
+
+
+def test_a_release_whose_adapter_is_not_indexed_any_more_gets_its_tombstone(
+    connection: Connection, desk: Repos
+) -> None:
+    row, other = create(connection, desk), create(connection, desk, "ann/other")
+    release(connection, row)
+    release(connection, row, "2.0.0", digest=OTHER)
+    release(connection, other, "3.0.0")
+    index(connection, other, row.head, name="of another repository")
+
+    tombstones.bury(connection, row)
+
+    found = [(grave["full_name"], grave["version"], grave["digest"], grave["name"]) for grave in buried(connection)]
+    assert found == [("ann/x", "1.0.0", DIGEST, None), ("ann/x", "2.0.0", OTHER, None)]
+
+
+def test_an_older_tombstone_stays(connection: Connection, desk: Repos) -> None:
+    row = create(connection, desk)
+    bury(connection, full_name="ann/x")
+    release(connection, row)
+
+    tombstones.bury(connection, row)
+
+    assert buried(connection) == [GRAVE | {"full_name": "ann/x"}]
+
+
+def test_a_repository_without_releases_leaves_no_tombstone(connection: Connection, desk: Repos) -> None:
+    tombstones.bury(connection, create(connection, desk))
+
+    assert buried(connection) == []
+
+
+@pytest.mark.parametrize(
+    ("grave", "refused"),
+    [
+        # the same adapter in the same namespace
+        ({}, True),
+        ({"version": "1.0.1"}, False),
+        ({"digest": DIGEST}, False),
+        ({"namespace": "bob"}, False),
+        ({"name": "other"}, False),
+        ({"name": None}, False),
+        ({"base_sha256": "c" * 64}, False),
+        ({"base_sha256": None}, False),
+        ({"base_model": "org/other"}, False),
+        ({"base_model": None}, False),
+        ({"rank": 9}, False),
+        ({"rank": None}, False),
+        # the same repository, whatever adapter
+        ({"full_name": "ann/x", "name": None, "rank": 9, "base_model": None, "base_sha256": None}, True),
+        ({"full_name": "ann/x", "version": "1.0.1"}, False),
+        ({"full_name": "ann/x", "digest": DIGEST}, False),
+    ],
+)
+def test_a_removed_version_gets_no_other_bytes_here_or_for_the_same_adapter(
+    connection: Connection, desk: Repos, grave: dict[str, Any], *, refused: bool
+) -> None:
+    row = create(connection, desk)
+    bury(connection, **grave)
+
+    if refused:
+        holder = grave.get("full_name", "ann/gone")
+        with pytest.raises(Refusal, match=rf"release 1\.0\.0 of `{holder}` was removed") as told:
+            tombstones.refuse_other_bytes(connection, row, "1.0.0", ADAPTER)
+        assert told.value.status == 409
+    else:
+        tombstones.refuse_other_bytes(connection, row, "1.0.0", ADAPTER)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "column"), [("base_weights", "base_sha256"), ("base", "base_model"), ("rank", "rank")]
+)
+def test_what_is_unknown_of_an_adapter_equals_what_was_unknown(
+    connection: Connection, desk: Repos, unknown: str, column: str
+) -> None:
+    row = create(connection, desk)
+    bury(connection, **{column: None})
+
+    with pytest.raises(Refusal, match="release 1"):
+        tombstones.refuse_other_bytes(connection, row, "1.0.0", replace(ADAPTER, **{unknown: None}))
+
+
+def test_an_adapter_without_a_name_is_compared_within_its_repository_only(connection: Connection, desk: Repos) -> None:
+    row, nameless = create(connection, desk), replace(ADAPTER, name=None)
+    bury(connection, name=None)
+
+    tombstones.refuse_other_bytes(connection, row, "1.0.0", nameless)
+    bury(connection, name=None, full_name="ann/x")
+    with pytest.raises(Refusal, match="of `ann/x` was removed"):
+        tombstones.refuse_other_bytes(connection, row, "1.0.0", nameless)
+
+
+@pytest.mark.parametrize(
+    ("grave", "refused"),
+    [
+        ({"full_name": "ann/x"}, True),
+        ({"full_name": "ann/x", "digest": DIGEST}, True),
+        ({"full_name": "ann/x", "version": "1.0.1"}, False),
+        ({}, False),
+    ],
+)
+def test_a_commit_without_an_adapter_is_no_removed_version(
+    connection: Connection, desk: Repos, grave: dict[str, Any], *, refused: bool
+) -> None:
+    row = create(connection, desk)
+    bury(connection, **grave)
+
+    tombstones.refuse_without_adapter(connection, row, None)
+    if refused:
+        with pytest.raises(Refusal, match=r"release 1\.0\.0 of `ann/x` was removed"):
+            tombstones.refuse_without_adapter(connection, row, "1.0.0")
+    else:
+        tombstones.refuse_without_adapter(connection, row, "1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("grave", "refused"),
+    [({}, True), ({"digest": DIGEST}, False), ({"version": "1.0.1"}, False), ({"full_name": "ann/x"}, False)],
+)
+def test_a_repository_brings_no_other_bytes_to_a_name(
+    connection: Connection, desk: Repos, grave: dict[str, Any], *, refused: bool
+) -> None:
+    row, other = create(connection, desk), create(connection, desk, "ann/other")
+    release(connection, row)
+    release(connection, other, "1.0.1")
+    bury(connection, **grave)
+
+    if refused:
+        with pytest.raises(Refusal, match=r"release 1\.0\.0 of `ann/gone` was removed"):
+            tombstones.refuse_arrival(connection, row, "ann/gone")
+    else:
+        tombstones.refuse_arrival(connection, row, "ann/gone")
+
+
+# ---------------------------------------------------------------- names of refs
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("v1.0.0", "1.0.0"),
+        ("V1.0.0", "1.0.0"),
+        ("v01.0.0", "1.0.0"),
+        ("v1.0.\uff10", "1.0.0"),
+        ("\uff561.0.0", "1.0.0"),
+        ("v1.0.0RC1", "1.0.0rc1"),
+        ("v1", "1"),
+        ("1.0.0", None),
+        ("v", None),
+        ("version", None),
+        ("release/v1.0.0", None),
+    ],
+)
+def test_a_name_is_read_as_the_version_that_people_see_in_it(name: str, version: str | None) -> None:
+    assert ref_names._version_like(name) == version
+
+
+CASES = [
+    ("branch", "v1.0.0", True),
+    ("branch", "V1.0.0", True),
+    ("branch", "v1.0.1", False),
+    ("branch", "dev", False),
+    ("tag", "v1.0.0", False),
+    ("tag", "v01.0.0", False),
+    ("tag", "V1.0.0", True),
+    ("tag", "V1.0.1", False),
+    ("tag", "dev", False),
+]
+
+
+@pytest.mark.parametrize("where", ["released here", "buried here", "released and buried elsewhere"])
+@pytest.mark.parametrize(("kind", "name", "refused"), CASES)
+def test_no_new_ref_takes_the_name_of_a_released_version(
+    connection: Connection, desk: Repos, kind: ref_names.Kind, name: str, where: str, *, refused: bool
+) -> None:
+    row, other = create(connection, desk), create(connection, desk, "ann/other")
+    if where == "released here":
+        release(connection, row)
+    elif where == "buried here":
+        bury(connection, full_name="ann/x")
+    else:
+        release(connection, other)
+        bury(connection)
+
+    if refused and "here" in where and "elsewhere" not in where:
+        with pytest.raises(Refusal, match=rf"`{re.escape(name)}` names version 1\.0\.0 of `ann/x`") as told:
+            ref_names.refuse_new(connection, row, kind, name, most=9)
+        assert told.value.status == 409
+    else:
+        ref_names.refuse_new(connection, row, kind, name, most=9)
+
+
+def test_the_name_that_counts_is_the_one_that_the_repository_has_now(connection: Connection, desk: Repos) -> None:
+    row = create(connection, desk)
+    bury(connection, full_name="ann/y")
+    connection.execute(repos.update().where(repos.c.id == row.id).values(full_name="ann/y"))
+
+    with pytest.raises(Refusal, match="names version"):
+        ref_names.refuse_new(connection, row, "branch", "v1.0.0", most=9)
+
+
+@pytest.mark.parametrize("kind", ["branch", "tag"])
+def test_a_branch_and_a_tag_never_share_a_name(connection: Connection, desk: Repos, kind: ref_names.Kind) -> None:
+    row = create(connection, desk)
+    desk.create_branch(connection, ANN, RepoId("ann/x"), "one", start=None)
+    desk.create_tag(connection, ANN, RepoId("ann/x"), "two", at="main", message=None)
+    create(connection, desk, "ann/y")
+
+    for name, has in (("one", "branch"), ("two", "tag")):
+        with pytest.raises(Refusal, match=f"`ann/x` has a {has} named `{name}`") as refused:
+            ref_names.refuse_new(connection, row, kind, name, most=9)
+        assert refused.value.status == 409
+        desk_y = connection.execute(select(repos).where(repos.c.full_name == "ann/y")).one()
+        ref_names.refuse_new(connection, desk_y, kind, name, most=9)
+
+
+def test_a_repository_has_as_many_refs_as_it_may(connection: Connection, desk: Repos) -> None:
+    create(connection, desk, "ann/y")
+    row = create(connection, desk)
+    for name in ("one", "two"):
+        desk.create_branch(connection, ANN, RepoId("ann/x"), name, start=None)
+
+    with pytest.raises(Refusal, match="at most 3 branches and tags") as refused:
+        desk.create_tag(connection, ANN, RepoId("ann/x"), "three", at="main", message=None)
+    assert (refused.value.status, refused.value.code) == (413, "TooLarge")
+    ref_names.refuse_new(connection, row, "tag", "three", most=4)
+
+
+@pytest.mark.parametrize("name", ["", "refs/heads/x", "a b", "0123abc", "HEAD"])
+def test_what_cannot_name_a_ref_is_refused(connection: Connection, desk: Repos, name: str) -> None:
+    with pytest.raises(Refusal, match="cannot name a branch or tag") as refused:
+        ref_names.refuse_new(connection, create(connection, desk), "tag", name, most=9)
+    assert refused.value.status == 400
+
+
+def test_refs_of_one_repository_are_made_one_after_the_other(
+    connection: Connection, desk: Repos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = create(connection, desk), create(connection, desk, "ann/y")
+    locked: list[str] = []
+    monkeypatch.setattr(ref_names, "lock_name", lambda _connection, name: locked.append(name))
+    ref_names.refuse_new(connection, x, "branch", "one", most=9)
+    ref_names.refuse_new(connection, x, "tag", "two", most=9)
+    ref_names.refuse_arrival(connection, x, "ann/z")
+    ref_names.refuse_new(connection, y, "tag", "two", most=9)
+
+    assert locked[0] == locked[1] == locked[2] != locked[3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "own", "refused"),
+    [
+        ("branch", "v1.0.0", False, True),
+        ("branch", "v1.0.0", True, True),
+        ("branch", "V1.0.0", False, True),
+        ("tag", "v1.0.0", False, True),
+        ("tag", "v1.0.0", True, False),
+        ("tag", "V1.0.0", True, True),
+        ("branch", "v1.0.1", False, False),
+        ("tag", "v1.0.1", True, False),
+        ("branch", "dev", False, False),
+    ],
+)
+def test_no_ref_arrives_at_a_name_where_it_would_stand_for_another_release(
+    connection: Connection, desk: Repos, kind: str, name: str, *, own: bool, refused: bool
+) -> None:
+    row, other = create(connection, desk), create(connection, desk, "ann/other")
+    for number, ref in ((row.id, name), (other.id, "v1.0.0")):
+        connection.execute(insert(refs).values(repo_id=number, kind=kind, name=ref, commit_id=row.head, created_at=1))
+    release(connection, row if own else other)
+    bury(connection)
+
+    ref_names.refuse_arrival(connection, row, "ann/elsewhere")
+    if refused:
+        with pytest.raises(Refusal, match=rf"`{name}` names version 1\.0\.0 of `ann/gone`") as told:
+            ref_names.refuse_arrival(connection, row, "ann/gone")
+        assert told.value.status == 409
+    else:
+        ref_names.refuse_arrival(connection, row, "ann/gone")
+
+
+def test_refs_that_name_no_version_arrive_anywhere(connection: Connection, desk: Repos) -> None:
+    row = create(connection, desk)
+    bury(connection)
+
+    ref_names.refuse_arrival(connection, row, "ann/gone")
+
+
+def test_only_the_versions_that_are_named_are_found_under_a_name(connection: Connection) -> None:
+    bury(connection)
+    bury(connection, version="2.0.0")
+
+    assert ref_names._buried(connection, "ann/gone", []) == set()
+    assert ref_names._buried(connection, "ann/gone", ["0.9", "1.0.0"]) == {"1.0.0"}
+    assert ref_names._buried(connection, "ann/other", ["1.0.0"]) == set()
+    assert ref_names._buried(connection, None, ["1.0.0"]) == set()
+
+
+# ---------------------------------------------------------------- a release, from end to end
+def push(connection: Connection, desk: Repos, rank: int) -> str:
+    """Commit an adapter; the new head."""
+    content = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base", "r": rank}).encode()
+    blob = desk._blobs.put([content], hashlib.sha256(content).hexdigest(), len(content))
+    put = Put(path="adapter_config.json", blob=blob, lfs=False)
+    proposal = Proposal(branch="main", title="t", message="", author="ann", parent=None, operations=(put,))
+    row = desk.find(connection, ANN, RepoId("ann/x"))
+    return commit(connection, desk._blobs, row, proposal, max_files=9)
+
+
+def listed(connection: Connection) -> list[str]:
+    return list(connection.scalars(select(adapters.c.commit_id).where(adapters.c.is_listed)))
+
+
+def test_a_version_tag_releases_the_commit_that_it_names(connection: Connection, desk: Repos) -> None:
+    create(connection, desk)
+    first = push(connection, desk, 8)
+    second = push(connection, desk, 4)
+    desk.create_tag(connection, ANN, RepoId("ann/x"), "v1.0.0", at=first, message=None)
+
+    (made,) = connection.execute(select(releases)).all()
+    assert (made.version, made.tag, made.commit_id) == ("1.0.0", "v1.0.0", first)
+    heads = {row.commit_id: row.is_head for row in connection.execute(select(adapters))}
+    assert heads == {first: False, second: True}
+    assert listed(connection) == [first]
+
+    desk.delete_tag(connection, ANN, RepoId("ann/x"), "v1.0.0")
+    assert listed(connection) == [second]
+    assert list(connection.scalars(select(releases.c.version))) == ["1.0.0"]
+
+
+def test_the_tag_of_a_version_comes_back_on_its_own_bytes_only(connection: Connection, desk: Repos) -> None:
+    create(connection, desk)
+    first, second = push(connection, desk, 8), push(connection, desk, 4)
+    x = RepoId("ann/x")
+    desk.create_tag(connection, ANN, x, "v1.0.0", at=first, message=None)
+    desk.delete_tag(connection, ANN, x, "v1.0.0")
+
+    with pytest.raises(Refusal, match=r"release 1\.0\.0 of `ann/x` exists with other bytes"):
+        desk.create_tag(connection, ANN, x, "v1.0.0", at=second, message=None)
+    connection.execute(delete(refs).where(refs.c.kind == "tag"))
+    desk.create_tag(connection, ANN, x, "v1.0.0", at=first, message=None)
+
+
+def test_a_commit_whose_adapter_was_removed_is_no_released_version(connection: Connection, desk: Repos) -> None:
+    row = create(connection, desk)
+    push(connection, desk, 8)
+    gone = Proposal(
+        branch="main",
+        title="t",
+        message="",
+        author="ann",
+        parent=None,
+        operations=(Delete(path="adapter_config.json"),),
+    )
+    commit(connection, desk._blobs, row, gone, max_files=9)
+    bury(connection, full_name="ann/x")
+
+    with pytest.raises(Refusal, match=r"release 1\.0\.0 of `ann/x` was removed"):
+        desk.create_tag(connection, ANN, RepoId("ann/x"), "v1.0.0", at="main", message=None)

@@ -1,0 +1,104 @@
+"""The folder that the pages of `docs/` speak of: small models, adapters of all sorts, a library as the tutorial leaves it.
+
+Everything is made with `tests/support/tiny.py` and through the library, without torch, in well under a second.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from adapterhub.core.specs import AdapterSpec, parse_name
+from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.directory import PublishedDirectory
+from adapterhub.library.intake.description import Description
+from adapterhub.library.library import Library
+from adapterhub.library.transfer import copy
+from tests.support.tiny import make_adapter, make_base
+
+WIDTH = 32  # wide enough for the ranks of a merge to add up
+HUB_ID = "acme/base-7b"
+
+
+def make_sandbox(folder: Path, *, filled: bool) -> None:
+    """The models and adapters; with `filled` also `./home`, where `base-7b` is registered and `legal-qa` is added."""
+    base = make_base(folder / "models" / "base-7b", width=WIDTH)
+    _complete(base / "config.json")
+    make_base(folder / "models" / "base-7b-fp16", width=WIDTH, dtype="f2")
+    make_base(folder / "models" / "base-7b-chat", width=WIDTH, seed=1)
+    make_base(folder / "models" / "other-7b", width=2 * WIDTH)
+    legal = make_adapter(folder / "out" / "legal-qa", width=WIDTH, base=HUB_ID, seed=1)
+    summary = make_adapter(folder / "out" / "summarize", width=WIDTH, base=HUB_ID, seed=2)
+    make_adapter(folder / "out" / "tables", width=WIDTH, base=HUB_ID, seed=3, modules=("q_proj", "k_proj", "v_proj"))
+    larger = make_adapter(folder / "out" / "summarize-r8", width=WIDTH, base=HUB_ID, seed=4, rank=8)
+    _publish(folder, base, "published", [("summarize", "1.0.0", summary)])
+    team = [("1.0.0", summary), ("1.1.0", summary), ("1.1.0", larger), ("2.0.0rc1", larger)]
+    _publish(folder, base, "team", [("summarize", version, adapter) for version, adapter in team])
+    _make_downloads(folder / "downloads")
+    if filled:
+        library = Library(folder / "home")
+        record = _register(library, base)
+        library.add(legal, Description(name=parse_name("legal-qa"), version="1.0.0", task="legal-qa"), base=record)
+
+
+def _complete(config: Path) -> None:
+    """Say what transformers needs to make a model of this size; it draws the weights that the folder does not hold."""
+    sizes = {"intermediate_size": 2 * WIDTH, "num_attention_heads": 4, "eos_token_id": None, "pad_token_id": 0}
+    config.write_text(json.dumps(json.loads(config.read_text()) | sizes))
+
+
+def _register(library: Library, base: Path) -> BaseRecord:
+    record = library.bases.add(base, "base-7b")
+    library.catalog.put_base(record)
+    return record
+
+
+def _publish(folder: Path, base: Path, place: str, builds: list[tuple[str, str, Path]]) -> None:
+    author = Library(folder / f".author-of-{place}")
+    record = _register(author, base)
+    for name, version, adapter in builds:
+        author.add(adapter, Description(name=parse_name(name), version=version, task="summaries"), base=record)
+    for release in author.releases(AdapterSpec.parse(builds[0][0])):
+        copy(release, author, PublishedDirectory(folder / place))
+
+
+def _make_downloads(downloads: Path) -> None:
+    """Adapters that are refused, each for one reason, and some that declare too little."""
+
+    def adapter(name: str, **options: object) -> Path:
+        options = {"width": WIDTH, "base": HUB_ID, "seed": 5} | options
+        return make_adapter(downloads / name, **options)  # type: ignore[arg-type]
+
+    def edit_tensors(folder: Path, **replaced: np.ndarray | None) -> None:
+        path = folder / "adapter_model.safetensors"
+        tensors = load_file(path) | replaced
+        save_file({name: value for name, value in tensors.items() if value is not None}, path)
+
+    adapter("no-base")
+    adapter("other-machine", base="/home/ana/models/base-7b")
+    adapter("made-for-other", width=2 * WIDTH)
+    adapter("with-code", auto_map={"AutoModel": "model.Adapter"})
+    (adapter("pickled") / "adapter_model.safetensors").rename(downloads / "pickled" / "adapter_model.bin")
+    (downloads / "pickled" / "adapter_model.bin").write_bytes(b"\x80\x02}q\x00.")
+    module = "base_model.model.model.layers.0.self_attn"
+    first = f"{module}.q_proj.lora_A.weight"
+    edit_tensors(adapter("diverged"), **{first: np.full((4, WIDTH), np.nan, "f4")})
+    edit_tensors(adapter("half-a-pair"), **{first: None})
+    edit_tensors(adapter("whole-weight"), **{f"{module}.k_proj.weight": np.ones((WIDTH, WIDTH), "f4")})
+    magnitudes = {
+        f"base_model.model.model.layers.{i}.self_attn.{m}.lora_magnitude_vector": np.ones(WIDTH, "f4")
+        for i in range(2)
+        for m in ("q_proj", "v_proj")
+    }
+    edit_tensors(adapter("dora", use_dora=True), **magnitudes)
+    config = adapter("wrong-rank") / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 8}))
+    adapter("damaged")
+    (downloads / "damaged" / "adapter_model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    unknown = Library(downloads.parent / ".author-of-unnamed")
+    about = Description(name=parse_name("extract"), version="1.0.0", task="extraction")
+    unknown.add(downloads / "no-base", about)
+    copy(unknown.releases(AdapterSpec.parse("extract"))[0], unknown, PublishedDirectory(downloads.parent / "team"))

@@ -1,0 +1,335 @@
+"""Every command with `--json`, once, in one world: two servers on loopback, a library, models that answer.
+
+    for name, document in documents(folder): …
+
+A name is the words of the command with `-` between, and behind a `.` which of its documents it is. What differs from
+run to run or from machine to machine is made the same by `steady`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.cli.test_serve_command import serving
+from tests.registry.running import Running, running
+from tests.support.command_line import Adapt
+from tests.support.docs_sandbox import HUB_ID, WIDTH, make_sandbox
+from tests.support.standin_vllm import make_standin
+from tests.support.tiny import make_adapter
+
+Document = Any
+TEAM = "acme"
+LEGAL, SUMMARY = "legal-qa@base-7b", "summarize@base-7b"
+ERROR = "error"
+"""The name of the document that a refusal is."""
+
+_FACTS = {
+    "seconds", "tokens_per_second", "rows_per_second", "received_bytes", "fact", "pem", "text", "card", "script", "seed",
+    "relative_error", "worst_error", "truncation_error", "worst_module", "worst_tensor", "base_loss", "loss_before", "loss_after",
+    "single_losses", "token", "host", "pid", "added_at", "tune_loss_base", "tune_loss_before",
+    "tune_loss_after", "published_at",
+}  # fmt: skip
+"""Fields whose values are another machine's or another moment's; they become their kind, such as `<number>`."""
+_SIZES = {"size_bytes", "freed_bytes", "alone_bytes"}
+_FACTS_OF = {
+    "cache": _SIZES,
+    "gc": _SIZES,
+    "extract": _SIZES,
+    "merge.tune": {*_SIZES, "weight", "weights"},
+    "registry-check": {"bytes"},
+    "registry-move": {"bytes"},
+    "serve": {"command"},
+}
+"""The same for one document: files that PEFT or SQLite wrote and cards are counted in it, weights are what a search found,
+or a free port is among the words."""
+
+
+@dataclass
+class World:
+    """Where the commands are typed, and what they said."""
+
+    folder: Path
+    adapt: Adapt
+    ours: Running
+    theirs: Running
+    said: dict[str, Document] = field(default_factory=dict)
+
+    @property
+    def inside(self) -> Adapt:
+        """The same library, from inside the project."""
+        return Adapt(self.folder / "project", "../home")
+
+    def says(self, name: str, *arguments: object, exit_code: int = 0, inside: bool = False) -> Document:
+        """Type a command, keep its document under a name; `inside` the folder of the project."""
+        done = (self.inside if inside else self.adapt)(*arguments, "--json")
+        assert done.exit_code == exit_code, f"adapt {' '.join(map(str, arguments))}: {done.stderr}"
+        assert name not in self.said, f"{name} is there twice"
+        document = self.said[name] = json.loads(done.stdout)
+        return document
+
+    def refused(self, name: str, exit_code: int, *arguments: object) -> None:
+        """Type a command that is refused."""
+        self.said[name] = json.loads(self.adapt.fails(exit_code, *arguments, "--json"))
+
+    def steady(self, name: str) -> Document:
+        """The document of that name without what differs from run to run."""
+        home = str(self.folder / "home")
+        places = {f"{self.folder}/project/../home": home, home: "<home>", str(self.folder): "<folder>"}
+        places |= {self.ours.url: "<server>", self.theirs.url: "<other server>"}
+        return steady(self.said[name], places, facts=_FACTS | _FACTS_OF.get(name, set()))
+
+
+@contextlib.contextmanager
+def world(folder: Path) -> Iterator[World]:
+    """The files and the servers; nothing is typed yet."""
+    make_sandbox(folder, filled=False)
+    make_adapter(folder / "out" / "unknown", width=WIDTH, base=HUB_ID, seed=7)
+    with running(folder / "registry") as ours, running(folder / "registry-2") as theirs:
+        yield World(folder, Adapt(folder), ours, theirs)
+
+
+def documents(made: World) -> dict[str, Document]:
+    """Every document by its name, as the commands gave it."""
+    for chapter in (
+        _bases,
+        _adapters,
+        _weights,
+        _keys,
+        _remotes,
+        _registry,
+        _answers,
+        _engines,
+        _project,
+        _verbs,
+        _away,
+    ):
+        chapter(made)
+    return made.said
+
+
+def _bases(w: World) -> None:
+    w.says("base-add", "base", "add", "./models/base-7b", "--as", "base-7b")
+    w.says("base-list", "base", "list")
+    w.says("base-show", "base", "show", "base-7b")
+    w.says("base-compare", "base", "compare", "base-7b", "./models/base-7b-fp16")
+    w.adapt.ok("base", "add", "./models/base-7b-chat", "--as", "chat")
+    w.says("base-remove", "base", "remove", "chat")
+
+
+def _adapters(w: World) -> None:
+    w.says("add", "add", "./out/legal-qa", "--name", "legal-qa", "--base", "base-7b", "--task", "legal-qa")
+    w.adapt.ok("add", "./out/unknown", "--name", "unknown")
+    w.says("base-pin", "base", "pin", "unknown", "base-7b")
+    w.says("install.dry-run", "install", SUMMARY, "--from", "./published", "--dry-run")
+    w.says("install", "install", SUMMARY, "--from", "./published")
+    w.says("list", "list")
+    w.says("search", "search", "legal", "--base", "base-7b")
+    w.says("show", "show", LEGAL)
+    w.says("info", "info", LEGAL)
+    w.says("path", "path", LEGAL)
+    w.says("verify", "verify", LEGAL, "./out/tables", "--base", "base-7b")
+    w.says("audit", "audit", LEGAL, "--offline", exit_code=0)
+    w.says("push.dry-run", "push", LEGAL, "--to", "./published", "--dry-run")
+    w.says("push", "push", LEGAL, "--to", "./published")
+    w.says("pull", "pull", LEGAL, "./pulled")
+    w.says("doctor", "doctor", "--offline")
+    w.says("doctor.repair", "doctor", "--repair", "--dry-run")
+    w.says("completion", "completion", "bash")
+    w.refused(ERROR, 11, "install", "summarize@base-7b>=7", "--from", "./published")
+
+
+def _weights(w: World) -> None:
+    w.says("merge", "merge", "legal-qa", "summarize", "--weights", "0.7,0.3", "-o", "both")
+    w.says("merge.folder", "merge", "legal-qa", "summarize", "--method", "svd", "--rank", "4", "-o", "./merged")
+    w.says("merge.methods", "merge", "--methods")
+    w.says("show.recipe", "show", "both", "--recipe")
+    w.says("resize", "resize", "legal-qa", "--rank", "2")
+    w.says("compare", "compare", "legal-qa", "summarize")
+    w.says("extract", "extract", "--base", "base-7b", "--tuned", "./models/base-7b-chat", "--rank", "2", "-o", "chat")
+    w.says("fuse", "fuse", "legal-qa", "--into", "./fused")
+
+
+def _keys(w: World) -> None:
+    w.says("key-new", "key", "new", "ann", "--unencrypted")
+    w.says("key-show", "key", "show", "ann")
+    w.says("key-trust", "key", "trust", "ann", "--scope", "acme/*", "--not-after", "2099-12-31")
+    w.says("key-list", "key", "list")
+    w.says("key-policy", "key", "policy", "warn", "--namespace", "acme")
+    w.says("sign", "sign", LEGAL)
+    w.says("key-untrust", "key", "untrust", "ann")
+
+
+def _remotes(w: World) -> None:
+    w.says("remote-add", "remote", "add", "ours", w.ours.url, "--namespaces", TEAM)
+    w.says("remote-set", "remote", "set", "ours", "--signatures", "warn")
+    w.adapt.ok("remote", "add", "theirs", w.theirs.url)
+    w.says("remote-login", "remote", "login", "ours", "--token", w.ours.token)
+    w.adapt.ok("remote", "login", "theirs", "--token", w.theirs.token)
+    w.says("remote-list", "remote", "list")
+    w.says("push.server", "push", LEGAL, "--to", "acme/legal-qa-base-7b", "--remote", "ours")
+    w.says("search.server", "search", "--remote", "ours", "--base", "base-7b")
+    w.says("info.server", "info", "acme/legal-qa@base-7b", "--remote", "ours")
+    w.says("mirror.dry-run", "mirror", "acme/legal-qa@base-7b", "--from", "ours", "--to", "theirs", "--dry-run")
+    w.says("mirror", "mirror", "acme/legal-qa@base-7b", "--from", "ours", "--to", "theirs")
+    w.says("remote-logout", "remote", "logout", "ours")
+    w.says("remote-remove", "remote", "remove", "theirs")
+
+
+def _registry(w: World) -> None:
+    here = ("--root", w.folder / "registry")
+    w.says("registry-token-create", "registry", "token", "create", *here, "--user", "ben", "--namespaces", "acme/*")
+    w.says("registry-token-list", "registry", "token", "list", *here)
+    w.says("registry-token-revoke", "registry", "token", "revoke", "2", *here)
+    w.says("registry-check", "registry", "check", *here, "--bytes")
+    alone = w.folder / "registry-3"
+    w.said["registry-serve"] = _first_lines(alone, count=2)
+    w.says("registry-move", "registry", "move", "--root", alone, "--database", f"sqlite:///{w.folder / 'moved.db'}")
+
+
+def _first_lines(root: Path, count: int) -> list[Document]:
+    """What `registry serve` says before it serves: one document a line."""
+    code = "from adapterhub.cli import main; main()"
+    command = [sys.executable, "-c", code, "registry", "serve", "--root", str(root), "--port", "0", "--json"]
+    paths = [str(Path(__file__).resolve().parent.parent.parent / name) for name in (".", "registry")]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(count)]
+        process.terminate()
+    return [json.loads(line) for line in lines]
+
+
+def _answers(w: World) -> None:
+    """A small model that writes, and two adapters for it."""
+    from peft import LoraConfig
+
+    from tests.support.run_library import PROMPT, write_base
+    from tests.support.tiny_models import llama, save_adapter
+
+    write_base(w.folder / "models" / "talker", template=None)
+    w.adapt.ok("base", "add", "./models/talker", "--as", "talker")
+    for seed, name in enumerate(("plain", "polite"), 1):
+        config = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+        save_adapter(w.folder / "out" / name, llama, config, seed=seed)
+        w.adapt.ok("add", f"./out/{name}", "--name", name, "--base", "talker")
+    short = ("--max-new-tokens", 4)
+    w.says("run", "run", "plain", PROMPT, "--prove-base", *short)
+    w.says("run.compare", "run", "plain", PROMPT, "--compare", "polite,none", *short)
+    rows = [{"prompt": PROMPT, "adapter": "polite", "id": "1"}, {"prompt": "No."}]
+    (w.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    w.says("run.batch", "run", "plain", "--batch", "rows.jsonl", *short)
+    examples = [{"prompt": PROMPT, "completion": " At sea."}, {"prompt": "Who?", "completion": " Ann."}]
+    (w.folder / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
+    tune = ("--tune", "examples.jsonl", "--tune-budget", 4)
+    w.says("merge.tune", "merge", "plain", "polite", *tune, "-o", "tuned")
+
+
+def _engines(w: World) -> None:
+    """A stand-in for vLLM: what is printed of it is its interpreter and its version."""
+    make_adapter(w.folder / "out" / "rslora", width=WIDTH, base=HUB_ID, seed=8, use_rslora=True)
+    targets = ("--base", "base-7b", "--target", "vllm@0.32", "--target", "sglang")
+    w.says("check", "check", LEGAL, "./out/rslora", *targets, exit_code=3)
+    w.says("export.format", "export", LEGAL, "--format", "vllm", "-o", "./for-vllm")
+    python = make_standin(w.folder / "vllm")
+    w.says("serve.dry-run", "serve", "legal-qa", "--base", "base-7b", "--python", python, "--dry-run")
+    with serving(w.adapt, python, "legal-qa") as (document, _):
+        w.said["serve"] = document
+
+
+MERGE = """
+[merges.both]
+method = "svd"
+options = { rank = 4 }
+inputs = [ { adapter = "legal-qa", weight = 0.7 }, { adapter = "summarize", weight = 0.3 } ]
+"""
+
+
+def _project(w: World) -> None:
+    (w.folder / "project").mkdir()
+    w.says("init", "init", "--base", "base-7b", inside=True)
+    places = ("--from", "../published")
+    w.says("install.save", "install", "summarize", "legal-qa", *places, "--save", inside=True)
+    with (w.folder / "project" / "adapters.toml").open("a") as file:
+        file.write(MERGE)
+    w.says("lock", "lock", inside=True)
+    w.says("lock.check", "lock", "--check", inside=True)
+    w.says("sync", "sync", inside=True)
+    w.says("trust", "trust", inside=True)
+    w.says("trust.list", "trust", "--list")
+    w.says("trust.revoke", "trust", "./project", "--revoke")
+    w.says("tree.project", "tree", inside=True)
+    w.says("why", "why", "legal-qa", inside=True)
+    w.says("outdated", "outdated", "--all", inside=True)
+    w.says("upgrade.dry-run", "upgrade", "--dry-run", inside=True)
+    w.says("upgrade", "upgrade", inside=True)
+    w.says("export", "export", "--requirements", inside=True)
+    w.says("list.format", "list", "--format", "vllm", inside=True)
+
+
+def _verbs(w: World) -> None:
+    w.says("tree", "tree", "both")
+    w.says("tree.holders", "tree", "--holders")
+    w.says("diff", "diff", "legal-qa", "summarize")
+    w.says("identify", "identify", "./out/legal-qa")
+    space = w.says("cache", "cache")
+    # fingerprints are kept for files that nobody is just writing, which these may be
+    space["other"] = [one for one in space["other"] if one["name"] != "cache"]
+    w.says("uninstall", "uninstall", "both", "legal-qa", "--save", "--yes", inside=True)
+    w.says("upgrade.library", "upgrade", "summarize", "--from", "./team")
+
+
+def _away(w: World) -> None:
+    w.says("remove", "remove", "summarize", "--yes")
+    w.says("gc", "gc", "--dry-run", "--grace", "0")
+
+
+# ---------------------------------------------------------------- what stays the same
+_SAME = [
+    (re.compile(r"sha256:[0-9a-f]{64}"), "sha256:<64 hex>"),
+    (re.compile(r"\b[0-9a-f]{64}\b"), "<64 hex>"),
+    (re.compile(r"\b[0-9a-f]{40}\b"), "<commit>"),
+    (re.compile(r"base-sha256:[0-9a-f]{32}"), "base-sha256:<32 hex>"),
+    (re.compile(r"\badp_[a-z0-9]{32}_[0-9a-f]{8}\b"), "<token>"),
+    (re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|\+00:00)"), "<time>"),
+    (re.compile(r"(http://127\.0\.0\.1:)\d+"), r"\1<port>"),
+    (re.compile(r"(?<=/)[0-9a-f]{12}(?=/|$|-)"), "<12 hex>"),
+    (re.compile(r"sha256:[0-9a-f]{12}\b"), "sha256:<12 hex>"),
+]
+FEW, MANY = 2, 4
+"""Of a list of more than so many things, so many are shown."""
+SMALL = 1e-3
+"""Below this a number is an error of rounding, and becomes 0."""
+
+
+def steady(value: Document, places: dict[str, str], name: str = "", *, facts: AbstractSet[str] = _FACTS) -> Document:
+    """The value with places, digests, keys, times and `facts` replaced, and numbers to three digits."""
+    if name in facts and value is not None and not isinstance(value, dict | bool):
+        return f"<{_kind(value)}>"
+    if isinstance(value, dict):
+        return {key: steady(item, places, key, facts=facts) for key, item in value.items()}
+    if isinstance(value, list):
+        kept = value[:FEW] if len(value) > MANY and not isinstance(value[0], str) else value
+        return [steady(item, places, facts=facts) for item in kept] + ["<more>"] * (len(kept) < len(value))
+    if isinstance(value, float):
+        return 0.0 if abs(value) < SMALL else float(f"{value:.3g}")
+    if isinstance(value, str):
+        for place, told in places.items():
+            value = value.replace(place, told)
+        for pattern, told in _SAME:
+            value = pattern.sub(told, value)
+    return value
+
+
+def _kind(value: Document) -> str:
+    kinds: dict[type, str] = {str: "text", int: "number", float: "number", list: "list"}
+    return kinds[type(value)]

@@ -1,0 +1,78 @@
+"""Locks made from what a library holds, for tests of what comes after `adapt lock`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from adapterhub.core.errors import AdapterNotFound
+from adapterhub.core.specs import parse_name
+from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import Installed
+from adapterhub.library.transfer import Source
+from adapterhub.projects.builds import Locked
+from adapterhub.projects.merges import Merges
+from adapterhub.projects.sync import Done, Means, SyncPlan, opened, plan_sync, run_sync, syncing, wanted_entries
+from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource
+
+
+def entry_of(
+    build: Installed, key: str | None = None, *, group: str | None = None, source: LockedSource | None = None
+) -> LockedAdapter:
+    """The build as a lock names it."""
+    fingerprint = build.base.fingerprint
+    return LockedAdapter(
+        key=parse_name(key or build.manifest.name),
+        wanted=build.full_name,
+        name=build.full_name,
+        version=build.manifest.version,
+        digest=build.manifest.digest,
+        base=fingerprint.weights if fingerprint else None,
+        rank=build.manifest.rank,
+        source=source or LockedSource(),
+        files=tuple(
+            LockedFile(path=f.path, sha256=f.sha256, size_bytes=f.size_bytes)
+            for f in sorted(build.manifest.files, key=lambda f: f.path)
+        ),
+        group=group,
+    )
+
+
+def lock_of(*entries: Locked, base: LockedBase | None = None) -> Lock:
+    """A lock of these."""
+    ordered = sorted(entries, key=lambda e: e.key)
+    return Lock(
+        base=base,
+        adapters=tuple(e for e in ordered if isinstance(e, LockedAdapter)),
+        merges=tuple(e for e in ordered if isinstance(e, LockedMerge)),
+    )
+
+
+def nowhere(entry: Locked) -> Iterable[Source]:
+    """No place has it."""
+    raise AdapterNotFound(f"nobody has `{entry.key}`")
+
+
+def means(library: Library, *places: Source, lock: Lock | None = None) -> Means:
+    """Builds come from these places, and merges are made again."""
+
+    def found(_entry: Locked) -> Sequence[Source]:
+        return places
+
+    return Merges(library=library, base=lock.base if lock else None, places=found).means
+
+
+def planned(library: Library, project: Path, entries: Iterable[Locked]) -> SyncPlan:
+    """How the folders of a project stand, by stamps where there are any."""
+    with opened(library.store, project) as target:
+        return plan_sync(target, entries)
+
+
+def sync(
+    library: Library, project: Path, lock: Lock, *places: Source, groups: Any = (), check: bool = False, **options: Any
+) -> Done:
+    """One sync, as the command does it."""
+    with syncing(library, project) as target:
+        plan = plan_sync(target, wanted_entries(lock, groups), reads_all=check)
+        return run_sync(library, lock, plan, means(library, *places, lock=lock), reads_all=check, **options)

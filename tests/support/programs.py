@@ -1,0 +1,31 @@
+"""Programs that pip cannot install. `needs("strace")` is the one way in which a test gets at them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+from tests.support.outside import asks, lacking
+
+PROGRAMS = "ADAPTERHUB_TEST_PROGRAMS"
+"""The folders to look in, where they are not those of PATH."""
+PACKAGES = {"unshare": "util-linux", "setpriv": "util-linux"}
+
+
+def needs(program: str) -> str:
+    """The path of `program`; without it the test skips with the reason, and fails where `CI` is set."""
+    asks()
+    path = shutil.which(program, path=os.environ.get(PROGRAMS))
+    if path is None:
+        lacking(f"needs `{program}` (`apt-get install {PACKAGES.get(program, program)}`)")
+    return path
+
+
+def needs_strace() -> str:
+    """The path of a strace that may trace here."""
+    path = needs("strace")
+    probe = subprocess.run([path, "-qq", "-o", "/dev/null", "true"], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        lacking(f"needs the right to trace processes (CAP_SYS_PTRACE): {probe.stderr.strip()}")
+    return path
