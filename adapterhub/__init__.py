@@ -55,26 +55,26 @@ __all__ = [
     "verify_folder",
 ]
 
-_PLACES = {
-    "AdapterBank": "bank",
-    "AdapterHubError": "errors",
-    "AdapterSpec": "specs",
-    "Attached": "loader",
-    "BaseFingerprint": "fingerprint",
-    "BaseRecord": "bases",
-    "BaseSpec": "specs",
-    "BaseVerdict": "fingerprint",
-    "Bases": "bases",
-    "Installed": "catalog",
-    "Library": "library",
-    "Manifest": "manifest",
-    "MergeInput": "merge",
-    "compare_bases": "fingerprint.compare",
-    "fingerprint_folder": "fingerprint",
-    "merge_adapters": "merge.merge",
-    "verify_folder": "verify",
+_MODULES = {
+    "AdapterBank": "inference.bank",
+    "AdapterHubError": "core.errors",
+    "AdapterSpec": "core.specs",
+    "Attached": "inference.loader",
+    "BaseFingerprint": "formats.base.fingerprint",
+    "BaseRecord": "library.bases.records",
+    "BaseSpec": "core.specs",
+    "BaseVerdict": "formats.base.fingerprint",
+    "Bases": "library.bases.records",
+    "Installed": "library.store.catalog",
+    "Library": "library.library",
+    "Manifest": "formats.manifest",
+    "MergeInput": "weights.merge",
+    "compare_bases": "formats.base.fingerprint",
+    "fingerprint_folder": "formats.base.fingerprint",
+    "merge_adapters": "weights.merge",
+    "verify_folder": "trust.verify",
 }
-"""Module of each name, and after a dot the name there where it is another."""
+_NAMES_THERE = {"compare_bases": "compare", "merge_adapters": "merge"}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
@@ -82,10 +82,9 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands fo
         from importlib.metadata import version
 
         return version("adapterhub")
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module `adapterhub` has no attribute `{name}`")
-    module, _, there = _PLACES[name].partition(".")
-    value = getattr(importlib.import_module(f"adapterhub.{module}"), there or name)
+    value = getattr(importlib.import_module(f"adapterhub.{_MODULES[name]}"), _NAMES_THERE.get(name, name))
     globals()[name] = value
     return value
 
@@ -120,7 +119,7 @@ def attach(
     weights: Sequence[float] | None = None,
     allow_base_mismatch: bool = False,
 ) -> Attached:
-    """Put adapters on `model`; see `adapterhub.inference.loader.attach`. `library` is by default that of the command line."""
+    """Put adapters on `model`; see `adapterhub.inference.loader.attach`. The default library is the command line's."""
     from adapterhub.inference.loader import attach as attach_adapters
 
     return attach_adapters(

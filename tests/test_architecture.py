@@ -1,4 +1,4 @@
-"""The floors of the house (docs/explanation/architecture.md), held as data and read off the imports."""
+"""The folders are the architecture (docs/explanation/architecture.md): read off the tree and the imports."""
 
 from __future__ import annotations
 
@@ -13,61 +13,24 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "adapterhub"
 
-FLOORS: dict[str, int] = {
-    # 0 words: what is typed and what is refused
-    **dict.fromkeys(["errors", "digests", "specs", "home", "limits", "lookalike", "hub_ids"], 0),
-    **dict.fromkeys(["dates", "real_folder", "output_place", "owned_file", "files", "claims", "root"], 0),
-    # 1 values: what files say
-    **dict.fromkeys(
-        ["tensorfile", "tensorheader", "tensorfacts", "filekind", "precision", "hints", "module_places"], 1
-    ),
-    **dict.fromkeys(["key_maps", "base_names"], 1),
-    **dict.fromkeys(["spdx", "license_rules"], 1),
-    **dict.fromkeys(["patterns", "config_fields", "config_names", "config_reading", "peft_config"], 1),
-    **dict.fromkeys(["fingerprint", "heldfile", "weightfiles", "weightreader", "manifest", "release"], 1),
-    # 2 parts
-    **dict.fromkeys(["store", "sweep", "origins", "index", "resolve", "transfer", "bases", "verify"], 2),
-    **dict.fromkeys(["cards", "description", "wanted_base", "remotes", "merge_methods", "recipe_toml"], 2),
-    **dict.fromkeys(["signing", "module_groups"], 2),
-    **dict.fromkeys(["project"], 2),
-    **dict.fromkeys(["known_projects", "trusted_projects"], 2),
-    **dict.fromkeys(["engines"], 2),
-    # 3 places
-    **dict.fromkeys(
-        [
-            "catalog",
-            "refusals",
-            "library",
-            "incoming",
-            "damage",
-            "repair",
-            "directory",
-            "hub",
-            "install",
-            "new_folder",
-            "choosing",
-            "finding",
-            "default",
-        ],
-        3,
-    ),
-    **dict.fromkeys(["audit", "identify", "lineage", "uses", "outdated"], 3),
-    **dict.fromkeys(["admission"], 3),
-    **dict.fromkeys(["locking"], 3),
-    **dict.fromkeys(["locked_builds", "sync", "space"], 3),
-    **dict.fromkeys(["session", "project_trust"], 3),
-    # 4 weights
-    **dict.fromkeys(["lowrank", "randomized", "layouts", "factor_pairs", "factors", "merge", "similarity"], 4),
-    **dict.fromkeys(["difference"], 4),
-    **dict.fromkeys(["locked_merges", "project_sources"], 4),
-    **dict.fromkeys(["recipe", "recipe_parents", "loader", "generation", "bank", "tuning", "fuse", "extract"], 4),
-    **dict.fromkeys(["export"], 4),
-    **dict.fromkeys(["serving"], 4),
-    # 5 faces
-    **dict.fromkeys(["cli", "heatmap", "demo"], 5),
-    **dict.fromkeys(["vllm_plugin"], 5),
+# The wings, lowest first. Those of one row stand on one floor and do not see each other.
+FLOORS = [
+    ["core"],
+    ["formats"],
+    ["trust"],
+    ["library"],
+    ["distribution"],
+    ["weights"],
+    ["projects", "inference"],
+    ["cli", "vllm_plugin"],
+]
+FLOOR = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}
+FACES = {"cli", "vllm_plugin"}
+MAY_IMPORT_AT_MODULE_LEVEL = {
+    "torch": {"weights", "inference"},
+    "safetensors": {"weights", "inference"},
+    "huggingface_hub": {"distribution"},
 }
-HEAVY_AT_MODULE_LEVEL = {"torch": 4, "safetensors": 4, "huggingface_hub": 3}
 NEVER_AT_MODULE_LEVEL = {
     "peft",
     "transformers",
@@ -82,13 +45,21 @@ NEVER_AT_MODULE_LEVEL = {
     "cryptography",
     "tomlkit",
 }
-REGISTRY_MAY_IMPORT = 3
+THE_REGISTRY_IMPORTS = {"core", "formats"}
 LONGEST_FILE_LINES = 450
+MOST_IN_A_FOLDER = 14
+LISTED_FOLDERS = {PACKAGE / "weights" / "merge" / "methods"}  # one file a method
 
 
-def room_of(path: Path) -> str:
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+def wing_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0]
+
+
+def module_of(path: Path) -> str:
+    """The dotted name; a package stands for its `__init__`."""
+    base = ROOT / "registry" if (ROOT / "registry") in path.parents else ROOT
+    parts = path.relative_to(base).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports_of(path: Path) -> list[tuple[str, bool, int]]:
@@ -104,8 +75,11 @@ def imports_of(path: Path) -> list[tuple[str, bool, int]]:
             elif isinstance(child, ast.ImportFrom):
                 assert child.level == 0, f"{path}:{child.lineno}: imports are absolute"
                 names = [child.module or ""]
-                if child.module == "adapterhub":
-                    names = [f"adapterhub.{alias.name}" for alias in child.names]
+                if child.module and child.module.startswith("adapterhub"):  # a module that is imported by its name
+                    names = [
+                        inner if (inner := f"{child.module}.{alias.name}") in MODULES else child.module
+                        for alias in child.names
+                    ]
                 found.extend((name, top, child.lineno) for name in names)
             inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             visit(child, top=top and not inner)
@@ -114,45 +88,110 @@ def imports_of(path: Path) -> list[tuple[str, bool, int]]:
     return found
 
 
+PACKAGES = [PACKAGE, ROOT / "registry" / "adapterhub_registry"]
+MODULES = {module_of(path): path for package in PACKAGES for path in package.rglob("*.py")}
+
+
 def sources(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
-def test_every_module_has_a_floor() -> None:
-    rooms = {room_of(path) for path in sources(PACKAGE)}
+def own_imports(path: Path) -> list[tuple[str, int]]:
+    """Modules of this project that a file imports, and where."""
+    return [(name, line) for name, _, line in imports_of(path) if name in MODULES and name != "adapterhub"]
 
-    assert set(FLOORS) == rooms
+
+def folders() -> list[Path]:
+    return sorted({path.parent for path in MODULES.values()})
+
+
+def test_a_folder_is_taken_in_at_a_glance() -> None:
+    entries = [path for path in PACKAGE.iterdir() if path.name != "__pycache__"]
+    crowded = {
+        str(folder.relative_to(ROOT)): count
+        for folder in folders()
+        if folder not in LISTED_FOLDERS
+        and (count := sum(path.name != "__init__.py" for path in folder.glob("*.py"))) > MOST_IN_A_FOLDER
+    }
+
+    assert len(entries) <= MOST_IN_A_FOLDER
+    assert crowded == {}
+
+
+def test_every_wing_has_a_floor_and_says_what_belongs_there() -> None:
+    wings = {path.parent.name: path for path in PACKAGE.glob("*/__init__.py")}
+    said = {wing: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for wing, path in wings.items()}
+
+    assert set(FLOOR) == set(wings)
+    assert [wing for wing, text in said.items() if text.count(".") < 2] == []
+
+
+def test_a_wing_costs_nothing_to_import() -> None:
+    full = [
+        wing
+        for wing in set(FLOOR) - FACES
+        if len(ast.parse((PACKAGE / wing / "__init__.py").read_text(encoding="utf-8")).body) > 1
+    ]
+
+    assert full == []
 
 
 def test_imports_point_down_the_floors() -> None:
     wrong = []
     for path in sources(PACKAGE):
-        for name, _, line in imports_of(path):
-            if name.startswith("adapterhub."):
-                room = name.split(".")[1]
-                if FLOORS[room] > FLOORS[room_of(path)]:
-                    wrong.append(f"{path.relative_to(ROOT)}:{line} (floor {FLOORS[room_of(path)]}) imports {name}")
+        if path.parent == PACKAGE:
+            continue
+        own = wing_of(path)
+        for name, line in own_imports(path):
+            wing = name.split(".")[1]
+            if name.startswith("adapterhub.") and wing != own and FLOOR.get(wing, len(FLOORS)) >= FLOOR[own]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
 
     assert wrong == []
 
 
-def test_modules_form_no_cycle() -> None:
-    graph: dict[str, set[str]] = {}
-    for path in sources(PACKAGE):
-        room = room_of(path)
-        names = {n.split(".")[1] for n, _, _ in imports_of(path) if n.startswith("adapterhub.")}
-        graph.setdefault(room, set()).update(names - {room})
-    done: set[str] = set()
+def test_no_folder_has_a_circle() -> None:
+    """Between the children of each folder, files and folders alike; what runs only for types does not count."""
+    graphs: dict[str, dict[str, set[str]]] = {}
+    for module, path in MODULES.items():
+        if path == PACKAGE / "__init__.py":
+            continue
+        ours = [*module.split("."), *(["__init__"] if path.name == "__init__.py" else [])]
+        for name, _ in own_imports(path):
+            theirs = [*name.split("."), *(["__init__"] if MODULES[name].name == "__init__.py" else [])]
+            shared = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+            if shared is not None:
+                graph = graphs.setdefault(".".join(ours[:shared]), {})
+                graph.setdefault(ours[shared], set()).add(theirs[shared])
 
-    def walk(room: str, trail: tuple[str, ...]) -> None:
-        assert room not in trail, f"cycle: {' -> '.join((*trail, room))}"
-        if room not in done:
-            for other in sorted(graph.get(room, ())):
-                walk(other, (*trail, room))
-            done.add(room)
+    circles = []
+    for folder, graph in graphs.items():
+        done: set[str] = set()
 
-    for room in sorted(graph):
-        walk(room, ())
+        def walk(child: str, trail: tuple[str, ...], graph: dict[str, set[str]] = graph, done: set[str] = done) -> None:
+            if child in trail:
+                circles.append(f"{' -> '.join((*trail[trail.index(child) :], child))}")
+                return
+            if child not in done:
+                for other in sorted(graph.get(child, ())):
+                    walk(other, (*trail, child))
+                done.add(child)
+
+        for child in sorted(graph):
+            walk(child, ())
+
+    assert circles == []
+
+
+def test_private_modules_stay_in_their_folder() -> None:
+    wrong = []
+    for path in MODULES.values():
+        for name, line in own_imports(path):
+            leaf = name.rpartition(".")[2]
+            if leaf.startswith("_") and not leaf.endswith("__") and path.parent != MODULES[name].parent:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+
+    assert wrong == []
 
 
 def test_heavy_packages_are_imported_where_they_may() -> None:
@@ -160,35 +199,33 @@ def test_heavy_packages_are_imported_where_they_may() -> None:
     for path in sources(PACKAGE):
         for name, top, line in imports_of(path):
             package = name.partition(".")[0]
-            floor = FLOORS[room_of(path)]
-            needed = HEAVY_AT_MODULE_LEVEL.get(package, 0)
-            if top and (package in NEVER_AT_MODULE_LEVEL or floor < needed or (floor == 5 and needed)):
+            wings = MAY_IMPORT_AT_MODULE_LEVEL.get(package)
+            if top and (package in NEVER_AT_MODULE_LEVEL or (wings is not None and wing_of(path) not in wings)):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name} at module level")
 
     assert wrong == []
 
 
-def test_adapterhub_never_imports_the_registry_and_the_registry_only_the_lower_floors() -> None:
-    above = {room for room, floor in FLOORS.items() if floor > REGISTRY_MAY_IMPORT}
+def test_adapterhub_never_imports_the_registry_and_the_registry_only_the_lowest_wings() -> None:
     upward = [p for p in sources(PACKAGE) if any("adapterhub_registry" in n for n, _, _ in imports_of(p))]
     downward = [
-        (p, n)
+        (str(p.relative_to(ROOT)), n)
         for p in (ROOT / "registry").rglob("*.py")
         for n, _, _ in imports_of(p)
-        if n.startswith("adapterhub.") and n.split(".")[1] in above
+        if n.startswith("adapterhub.") and n.split(".")[1] not in THE_REGISTRY_IMPORTS
     ]
 
     assert (upward, downward) == ([], [])
 
 
-def test_only_faces_read_the_environment() -> None:
+def test_only_faces_and_the_front_door_read_the_environment() -> None:
     readers = set()
     for path in sources(PACKAGE):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}:
-                readers.add(room_of(path))
+                readers.add(wing_of(path))
 
-    assert {room for room in readers if FLOORS[room] < 5} == set()
+    assert readers - FACES == set()
 
 
 @pytest.mark.parametrize("name", ["torch.load", "pickle", "joblib", "cloudpickle", "eval(", "exec("])

@@ -190,8 +190,8 @@ class DiskFull(NotAllowed):
 class SignatureRefused(NotAllowed):
     """A signature is missing, broken, forged, by a key that may not sign this, or for something else.
 
-    `reason` is one word for programs, such as `forged` or `unsigned` (`adapterhub.trust.signing` lists them); `clause` says
-    the same of `what` in words. `ending` says what the refusal left as it was.
+    `reason` is one word for programs, such as `forged` or `unsigned` (`adapterhub.trust.signing` lists them); `clause`
+    says the same of `what` in words. `ending` says what the refusal left as it was.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The merge methods there are, with their options, read off their files without importing torch.
 
-A method is one file of `adapterhub/weights/merge/`, named as users type it. Its docstring describes it, and the keyword-only
-parameters of its function `merge` are its options: so the command line, `adapt merge --methods` and the check of what a
+A method is one file of `weights/merge/methods/`, named as users type it. Its docstring describes it, and the
+keyword-only parameters of its function `merge` are its options: so the command line, `adapt merge --methods` and the check of what a
 recipe asks for all know a method from the moment its file exists.
 """
 
@@ -20,7 +20,7 @@ from adapterhub.core.errors import UsageProblem, shown
 
 __all__ = ["Method", "Option", "describe", "names"]
 
-_FOLDER = Path(__file__).parent / "merge"
+_FOLDER = Path(__file__).parent / "merge" / "methods"
 _GENERATORS = "generators"
 _RANK = ("rank", "max_error")
 _MAX_INT = 1 << 63

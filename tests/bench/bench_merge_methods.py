@@ -93,7 +93,7 @@ def measure(name: str, size: int) -> Row:
     cuts = name.endswith("svd")
     options: dict[str, Any] = {} if name in ("cat", "linear", "svd") else {"density": DENSITY}
     mine = options | ({"rank": RANK} if cuts else {})
-    merge = importlib.import_module(f"adapterhub.weights.merge.{name}").merge
+    merge = importlib.import_module(f"adapterhub.weights.merge.methods.{name}").merge
     merge(deltas, WEIGHTS, **mine)  # LAPACK is set up on first use
     runs = [timed(lambda: merge(deltas, WEIGHTS, **mine)) for _ in range(3)]
     ours_s, ours = min(runs, key=lambda run: run[0])

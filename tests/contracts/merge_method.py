@@ -41,7 +41,7 @@ SHAPES = {f"model.layers.{i}.{m}": s for i in range(2) for m, s in {"q_proj": (1
 
 
 def load(name: str) -> ModuleType:
-    return importlib.import_module(f"adapterhub.weights.merge.{name}")
+    return importlib.import_module(f"adapterhub.weights.merge.methods.{name}")
 
 
 def apply(

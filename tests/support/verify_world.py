@@ -44,4 +44,4 @@ def say(check: str, folder: Path, **opened: Any) -> list[Finding]:
     """What one check finds in a folder."""
     subject, seen = open_subject(folder, **opened)
     assert subject is not None, seen
-    return list(importlib.import_module(f"adapterhub.trust.verify.{check}").check(subject))
+    return list(importlib.import_module(f"adapterhub.trust.verify.checks.{check}").check(subject))

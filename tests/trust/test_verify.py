@@ -145,7 +145,7 @@ def test_every_check_keeps_the_contract(make: Make) -> None:
     subject, _ = open_subject(make(), base_tensors=llama())
     assert subject is not None
     for name in checks():
-        found = list(importlib.import_module(f"adapterhub.trust.verify.{name}").check(subject))
+        found = list(importlib.import_module(f"adapterhub.trust.verify.checks.{name}").check(subject))
 
         assert all(f.code[:2] in {"E_", "W_", "U_", "N_", "S_"} for f in found)
         assert all(f.severity in {"error", "warning", "unknown", "note"} for f in found)

@@ -36,7 +36,7 @@ def apply(method: str, deltas: Sequence[LowRank], weights: Sequence[float], **op
     seeds = options.pop("seeds", range(len(deltas)))
     if method in RANDOM:
         options["generators"] = [torch.Generator().manual_seed(s) for s in seeds]
-    return importlib.import_module(f"adapterhub.weights.merge.{method}").merge(deltas, weights, **options)
+    return importlib.import_module(f"adapterhub.weights.merge.methods.{method}").merge(deltas, weights, **options)
 
 
 def three(out: int = OUT, width: int = WIDTH) -> list[LowRank]:

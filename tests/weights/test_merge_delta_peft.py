@@ -99,7 +99,7 @@ def test_methods_make_pefts_update_at_the_same_rank(
     theirs = adapters.merged(method, weights, svd_rank=6, density=density, majority_sign_method=majority)
 
     assert len(theirs) == 4
-    merge = importlib.import_module(f"adapterhub.weights.merge.{method}").merge
+    merge = importlib.import_module(f"adapterhub.weights.merge.methods.{method}").merge
     for module, expected in theirs.items():
         drawn = {"generators": adapters.generators(module)} if method in RANDOM else {}
         ours = merge(adapters.deltas(module), weights, density=density, rank=6, **options, **drawn)

@@ -22,7 +22,7 @@ PRUNING = ["magnitude_prune", "ties", "dare_linear", "dare_ties"]
 
 
 def apply(method: str, deltas: Sequence[LowRank], weights: Sequence[float], **options: object) -> LowRank:
-    return importlib.import_module(f"adapterhub.weights.merge.{method}").merge(deltas, weights, **options)
+    return importlib.import_module(f"adapterhub.weights.merge.methods.{method}").merge(deltas, weights, **options)
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

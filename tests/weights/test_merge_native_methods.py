@@ -40,7 +40,7 @@ densities = st.sampled_from([0.2, 0.5, 1.0])
 
 
 def apply(method: str, deltas: Sequence[LowRank], weights: Sequence[float], **options: object) -> LowRank:
-    return importlib.import_module(f"adapterhub.weights.merge.{method}").merge(deltas, weights, **options)
+    return importlib.import_module(f"adapterhub.weights.merge.methods.{method}").merge(deltas, weights, **options)
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:

@@ -113,7 +113,7 @@ def test_pruning_methods_make_pefts_factors(
 
     theirs = pair.merged(method, weights, density=density, majority_sign_method=majority)
 
-    merge = importlib.import_module(f"adapterhub.weights.merge.{method}").merge
+    merge = importlib.import_module(f"adapterhub.weights.merge.methods.{method}").merge
     ours = {}
     for module in pair.layers:
         drawn = {"generators": pair.generators(module)} if method in RANDOM else {}
@@ -137,5 +137,5 @@ def test_any_density_and_weights_make_pefts_factors(
 
     theirs = pair.merged(method, weights, density=density)
 
-    merge = importlib.import_module(f"adapterhub.weights.merge.{method}").merge
+    merge = importlib.import_module(f"adapterhub.weights.merge.methods.{method}").merge
     assert_equal(pair, theirs, {m: merge(pair.deltas(m), weights, density=density) for m in pair.layers})

@@ -40,7 +40,9 @@ from tests.support.peft_bases import (
 )
 
 LINEAR = [
-    name for name in names() if getattr(importlib.import_module(f"adapterhub.weights.merge.{name}"), "LINEAR", False)
+    name
+    for name in names()
+    if getattr(importlib.import_module(f"adapterhub.weights.merge.methods.{name}"), "LINEAR", False)
 ]
 
 

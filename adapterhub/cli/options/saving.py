@@ -85,7 +85,7 @@ def save_installed(
     Raises:
         Conflict: a name stands for another adapter in this project, or what is wanted cannot be had together.
     """
-    from adapterhub.cli.projects.lock import tell_changes, tell_only_here
+    from adapterhub.cli.options.lock_changes import tell_changes, tell_only_here
     from adapterhub.projects.file.editing import project_of, text_of_project, with_adapter, write_project
     from adapterhub.projects.lock.lockfile import previous_lock
     from adapterhub.projects.locking import locked_adapter

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completion.completing import complete_key
+from adapterhub.cli.options.lock_changes import tell_changes, tell_only_here
 from adapterhub.cli.options.params import Session, common, places_option, project_option, remote_options, trust_option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from adapterhub.projects.locking import Change, LockOutcome
     from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, Project
 
@@ -91,27 +90,6 @@ def tell_lock(session: Session, project: Project, outcome: LockOutcome, *, is_ne
     )
     if is_new:
         session.out.hint("`adapt sync` brings it into `adapters/`")
-
-
-def tell_changes(session: Session, changes: Sequence[Change]) -> None:
-    """A line for each difference."""
-    for change in changes:
-        session.out.line(change.line)
-
-
-def tell_only_here(session: Session, lock: Lock) -> None:
-    """Say which adapters nobody else can have: those that no place but this library is known for."""
-    only_here = [f"`{entry.key}`" for entry in lock.adapters if entry.source.is_library]
-    if only_here:
-        more = f" and {len(only_here) - 5} more" if len(only_here) > 5 else ""  # noqa: PLR2004 - enough to see which
-        session.out.warn(
-            f"only this library has {', '.join(only_here[:5])}{more}: on another machine `adapt sync` fails"
-        )
-        first = only_here[0].strip("`")
-        session.out.hint(
-            f"`adapt push {first} --to DIR` or `--to ORG/NAME` publishes it, `[remotes]` names the place, "
-            f"and `adapt lock --upgrade {first}` then finds it there"
-        )
 
 
 def _check(session: Session, project: Project) -> None:

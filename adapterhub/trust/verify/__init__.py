@@ -1,7 +1,7 @@
 """Is this folder an adapter that may be stored and loaded? One check a file; a check yields findings, it never raises.
 
 `open_subject` reads what every check needs (names, config, header); `verify` runs the checks on it. A new check is a
-new file here with `check(subject) -> Iterator[Finding]`; files that begin with an underscore are no checks.
+new file in `checks/` with `check(subject) -> Iterator[Finding]`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.formats.peft.keys import AdapterKeys, sort_keys
 from adapterhub.formats.safetensors.facts import TensorFacts
+from adapterhub.trust.verify import checks as check_files
 from adapterhub.trust.verify.checks.config import read_config_file
 from adapterhub.trust.verify.checks.container import read_weights_header
 from adapterhub.trust.verify.checks.digests import changed, differing, read_manifest_file, refuse_damaged
@@ -193,15 +194,15 @@ def _refusal(error: Malformed, code: str, where: str, reason: str) -> Finding:
 
 
 def checks() -> tuple[str, ...]:
-    """Names of the checks, which are the files of this folder."""
-    return tuple(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    """Names of the checks, which are the files of `checks/`."""
+    return tuple(m.name for m in pkgutil.iter_modules(check_files.__path__))
 
 
 def verify(subject: Subject, *, seen: Iterable[Finding] = ()) -> Report:
     """Run every check; `seen` are findings to report with theirs, such as those of `open_subject`."""
     findings = list(seen)
     for name in checks():
-        module = importlib.import_module(f"adapterhub.trust.verify.{name}")
+        module = importlib.import_module(f"{check_files.__name__}.{name}")
         try:
             findings.extend(module.check(subject))
         except MalformedConfig as error:  # patterns that ran out of time, in whichever check

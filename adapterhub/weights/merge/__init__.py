@@ -147,7 +147,7 @@ def merge(
         max_error = error_of_energy(energy)
     if dtype is not None and dtype not in DTYPES:
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
-    module = importlib.import_module(f"{__name__}.{method}")
+    module = importlib.import_module(f"adapterhub.weights.merge.methods.{method}")
     taking_part = _taking_part(inputs)
     options_given = bool(own)
     seed = own.pop("seed", 0)
