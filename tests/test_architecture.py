@@ -165,7 +165,7 @@ def test_no_folder_has_a_circle() -> None:
                 graph.setdefault(ours[shared], set()).add(theirs[shared])
 
     circles = []
-    for folder, graph in graphs.items():
+    for graph in graphs.values():
         done: set[str] = set()
 
         def walk(child: str, trail: tuple[str, ...], graph: dict[str, set[str]] = graph, done: set[str] = done) -> None:

@@ -1,8 +1,8 @@
 """The merge methods there are, with their options, read off their files without importing torch.
 
 A method is one file of `weights/merge/methods/`, named as users type it. Its docstring describes it, and the
-keyword-only parameters of its function `merge` are its options: so the command line, `adapt merge --methods` and the check of what a
-recipe asks for all know a method from the moment its file exists.
+keyword-only parameters of its function `merge` are its options: so the command line, `adapt merge --methods` and the
+check of what a recipe asks for all know a method from the moment its file exists.
 """
 
 from __future__ import annotations

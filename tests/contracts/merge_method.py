@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from adapterhub.core.errors import MergeRefused, UsageProblem
 from adapterhub.weights.catalogue import describe
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.merge import MergeInput, MergeResult, merge, methods
+from adapterhub.weights.merge import MergeInput, MergeResult, merge, method_names
 from tests.support.adapter_folders import dense, error_of, exact_sum, random_delta, relative, updates_in, write_folder
 
 LOSSLESS = {"density": 1.0, "gamma": 0.0, "epsilon": 0.0}
@@ -68,7 +68,7 @@ def merged(
     return merge(inputs, tmp_path / out, method=method, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", method_names())
 class MergeMethodContract:
     """Subclass it in a test module to run it."""
 

@@ -25,7 +25,7 @@ from adapterhub.formats.modules.base_names import Rule, find_rule
 from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import header_bytes, parse_header
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.trust.verify import Finding, Report, checks, open_subject, verify, verify_folder
+from adapterhub.trust.verify import Finding, Report, check_names, open_subject, verify, verify_folder
 from adapterhub.trust.verify.scan import TensorNumbers, scan_weights
 from tests.support.wild import wild
 
@@ -144,7 +144,7 @@ def test_every_check_keeps_the_contract(make: Make) -> None:
 
     subject, _ = open_subject(make(), base_tensors=llama())
     assert subject is not None
-    for name in checks():
+    for name in check_names():
         found = list(importlib.import_module(f"adapterhub.trust.verify.checks.{name}").check(subject))
 
         assert all(f.code[:2] in {"E_", "W_", "U_", "N_", "S_"} for f in found)
@@ -156,7 +156,7 @@ def test_checks_are_the_files_of_the_folder() -> None:
     expected = ("base", "config", "container", "digests", "files", "fit", "numbers", "pairing")
     expected += ("range", "scale", "stated", "variants")
 
-    assert checks() == expected
+    assert check_names() == expected
 
 
 def test_opening_imports_no_numbers_package(make: Make) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 pytest.register_assert_rewrite("tests.contracts.merge_method")
 
 from adapterhub.core.errors import Conflict, MergeRefused, UsageProblem  # noqa: E402
-from adapterhub.weights.merge import MergeInput, MergeResult, merge, methods  # noqa: E402
+from adapterhub.weights.merge import MergeInput, MergeResult, merge, method_names  # noqa: E402
 from tests.contracts.merge_method import MergeMethodContract, lossless  # noqa: E402
 from tests.support.adapter_folders import PREFIX, error_of, exact_sum, updates_in, write_folder  # noqa: E402
 from tests.support.shared_data import shared  # noqa: E402
@@ -40,14 +40,14 @@ def config_of(folder: Path) -> dict[str, object]:
 
 def test_methods_are_found_without_importing_them() -> None:
     code = (
-        "import sys, adapterhub.weights.merge as m; names = m.methods(); "
-        "print(*names, *[n for n in names if f'adapterhub.weights.merge.{n}' in sys.modules])"
+        "import sys, adapterhub.weights.merge as m; names = m.method_names(); "
+        "print(*names, *[n for n in names if f'adapterhub.weights.merge.methods.{n}' in sys.modules])"
     )
 
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
-    assert said.split() == list(methods())
-    assert {"cat", "linear", "svd"} <= set(methods())
+    assert said.split() == list(method_names())
+    assert {"cat", "linear", "svd"} <= set(method_names())
 
 
 # ---------------------------------------------------------------- exactness
@@ -185,7 +185,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", [*VARIANTS, "rank_pattern"])
 @pytest.mark.parametrize("others", [False, True])
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", method_names())
 def test_one_adapter_of_weight_one_is_copied_byte_for_byte(
     tmp_path: Path,
     variant: str,
@@ -204,7 +204,7 @@ def test_one_adapter_of_weight_one_is_copied_byte_for_byte(
     assert any("weight 0" in w for w in result.warnings) == others
 
 
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", method_names())
 @pytest.mark.parametrize("weight", [0.5, -1.0, 2.0])
 def test_one_adapter_of_another_weight_is_scaled(tmp_path: Path, method: str, weight: float) -> None:
     folder = write_folder(tmp_path / "a", QV, use_rslora=True, alpha_pattern={"q_proj": 5})

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapterhub.core.errors import MalformedConfig, MergeRefused, RefusedAdapter
-from adapterhub.weights.merge import methods
+from adapterhub.weights.merge import method_names
 from tests.support.adapter_folders import PREFIX, write_folder
 from tests.weights.test_merge import MLP, QV, config_of, run
 
@@ -44,7 +44,7 @@ def test_what_is_no_low_rank_pair_is_refused_by_name(tmp_path: Path, reason: str
     folder = write_folder(tmp_path / "odd", QV, extra={PREFIX + n: t for n, t in extra.items()}, **config)
     folders = [folder, write_folder(tmp_path / "plain", QV)]
 
-    for method in methods():
+    for method in method_names():
         with pytest.raises(MergeRefused) as refused:
             run(tmp_path / "out", *zip(folders, weights, strict=False), method=method)
 

@@ -37,7 +37,7 @@ __all__ = [
     "Severity",
     "Status",
     "Subject",
-    "checks",
+    "check_names",
     "manifest_in",
     "open_files",
     "open_subject",
@@ -193,7 +193,7 @@ def _refusal(error: Malformed, code: str, where: str, reason: str) -> Finding:
     return Finding(code=code, severity="error", where=where, message=reason, hint=error.hint)
 
 
-def checks() -> tuple[str, ...]:
+def check_names() -> tuple[str, ...]:
     """Names of the checks, which are the files of `checks/`."""
     return tuple(m.name for m in pkgutil.iter_modules(check_files.__path__))
 
@@ -201,7 +201,7 @@ def checks() -> tuple[str, ...]:
 def verify(subject: Subject, *, seen: Iterable[Finding] = ()) -> Report:
     """Run every check; `seen` are findings to report with theirs, such as those of `open_subject`."""
     findings = list(seen)
-    for name in checks():
+    for name in check_names():
         module = importlib.import_module(f"{check_files.__name__}.{name}")
         try:
             findings.extend(module.check(subject))

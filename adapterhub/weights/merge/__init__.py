@@ -52,7 +52,7 @@ from adapterhub.weights.merge._work import Work
 from adapterhub.weights.merge.plan import plan
 from adapterhub.weights.merge.source import Source
 
-__all__ = ["MergeInput", "MergeProgress", "MergeResult", "merge", "methods"]
+__all__ = ["MergeInput", "MergeProgress", "MergeResult", "merge", "method_names"]
 
 MAX_WEIGHT = 1e6
 """Weights of merges are near 1; anything beyond this is a mistake that would only fill a file with huge numbers."""
@@ -65,7 +65,7 @@ DEFAULT_DTYPE = "float32"
 MergeProgress = Callable[[int, int], None]
 """Called with the number of modules done and the number of all modules; of tensors where an adapter is copied."""
 
-methods = names
+method_names = names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
