@@ -238,18 +238,31 @@ def test_relative_links_lead_somewhere(page):
     assert broken == []
 
 
-def test_every_page_can_be_reached_from_the_readme():
-    todo, seen = [ROOT / "README.md"], set()
-    while todo:
-        page = todo.pop()
-        if page in seen or page.suffix != ".md" or not page.is_file():
-            continue
-        seen.add(page)
-        todo += [
-            (page.parent / t.partition("#")[0]).resolve() for t in re.findall(r"\]\(([^)\s:]+)\)", page.read_text())
-        ]
+def links(page: Path) -> set[Path]:
+    """The pages of our own that a page links to."""
+    text = re.sub(_FENCE, "", page.read_text(encoding="utf-8"))
+    targets = re.findall(r"\]\(([^)\s:]+)\)", text)
+    return {(page.parent / target.partition("#")[0]).resolve() for target in targets} & set(PAGES)
 
-    assert sorted(map(name_of, set(PAGES) - seen)) == []
+
+def test_every_page_is_at_most_two_links_from_the_start_page():
+    start = DOCS / "index.md"
+    near = {start} | links(start)
+    near = near.union(*map(links, near))
+
+    assert sorted(map(name_of, set(PAGES) - near - {ROOT / "README.md"})) == []
+
+
+def test_the_readme_links_to_the_start_page_and_the_glossary():
+    assert {DOCS / "index.md", DOCS / "glossary.md"} <= links(ROOT / "README.md")
+
+
+def test_the_glossary_has_each_term_once_in_alphabetical_order_with_a_page():
+    entries = (DOCS / "glossary.md").read_text(encoding="utf-8").split("\n### ")[1:]
+    terms = [entry.partition("\n")[0] for entry in entries]
+
+    assert terms == sorted({term.lower(): term for term in terms}.values(), key=str.lower)
+    assert [entry for entry in entries if not re.search(r"\]\([^#)]", entry)] == []
 
 
 def test_ci_runs_the_readmes_test_command():
