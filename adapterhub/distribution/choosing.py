@@ -16,7 +16,7 @@ from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison
 from adapterhub.formats.manifest import BaseRef
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.installed import Admission
-from adapterhub.library.bases.wanted import WantedBase
+from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
@@ -35,13 +35,15 @@ ANY_RANK: Final = RankBounds()
 
 
 def candidates_of(
-    library: Library, releases: Sequence[Release], wanted: WantedBase | None, source: str
+    library: Library, releases: Sequence[Release], wanted: RequestedBase | None, source: str
 ) -> list[Candidate]:
     """The releases as the resolver sees them."""
     return [_candidate(library, r, r.manifest.base, wanted, source) for r in releases]
 
 
-def _candidate(library: Library, release: Release, base: BaseRef, wanted: WantedBase | None, source: str) -> Candidate:
+def _candidate(
+    library: Library, release: Release, base: BaseRef, wanted: RequestedBase | None, source: str
+) -> Candidate:
     manifest = release.manifest
     comparison = wanted.judge(base) if wanted else Comparison(verdict=BaseVerdict.UNKNOWN)
     return Candidate(
@@ -66,7 +68,7 @@ def first_fitting(
     library: Library,
     spec: AdapterSpec,
     sources: Sequence[Source],
-    wanted: WantedBase | None,
+    wanted: RequestedBase | None,
     bounds: RankBounds,
     *,
     allow_base_mismatch: bool = False,
@@ -104,9 +106,9 @@ def first_fitting(
         return next(r for r in releases if r.digest == resolution.chosen.digest), source, resolution
     if not everything:
         for build in foreign:
-            admission.refuse_foreign(build)
+            admission.ensure_own_origin(build)
         if not ignore_bindings:
-            admission.refuse_strangers(sources, spec.namespace)
+            admission.ensure_owner_asked(sources, spec.namespace)
         return None
     all_found = list(everything.values())
     choose(spec, all_found, wanted, bounds, allow_base_mismatch=allow_base_mismatch, objection=objection)
@@ -116,7 +118,7 @@ def first_fitting(
 def choose(
     spec: AdapterSpec,
     candidates: Sequence[Candidate],
-    wanted: WantedBase | None,
+    wanted: RequestedBase | None,
     bounds: RankBounds,
     *,
     allow_base_mismatch: bool = False,
@@ -139,7 +141,7 @@ def find_installed(
     library: Library,
     spec: AdapterSpec,
     *,
-    wanted: WantedBase | None = None,
+    wanted: RequestedBase | None = None,
     bounds: RankBounds = ANY_RANK,
     allow_base_mismatch: bool = False,
 ) -> tuple[Installed, Resolution]:
@@ -159,7 +161,7 @@ def look_up(
     library: Library,
     spec: AdapterSpec,
     *,
-    wanted: WantedBase | None = None,
+    wanted: RequestedBase | None = None,
     bounds: RankBounds = ANY_RANK,
     allow_base_mismatch: bool = False,
 ) -> tuple[Installed, Resolution]:

@@ -22,11 +22,11 @@ from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.manifest import BaseRef, Manifest
 from adapterhub.library.admission.installed import Admission
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.bases.wanted import WantedBase, wanted_base
+from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
-from adapterhub.library.upkeep.damage import refuse_changed_manifest
-from adapterhub.trust.verify import Report, Subject, manifest_in, open_subject, refuse_damaged, verify
+from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
+from adapterhub.trust.verify import Report, Subject, ensure_undamaged, manifest_in, open_subject, verify
 from adapterhub.trust.verify.checks.base import claims_base
 
 AdapterLike = str | os.PathLike[str] | AdapterSpec | Installed
@@ -49,7 +49,7 @@ class Found:
     weight: float
     base: BaseRef
     build: Installed | None
-    wanted: WantedBase | None
+    wanted: RequestedBase | None
     warnings: tuple[str, ...] = ()
     subject: Subject | None = None
 
@@ -130,12 +130,12 @@ class Finder:
             return self._in_folder(folder, weight)
         if isinstance(what, Installed):
             Admission(self.library).refuse(what)
-            return self._installed(what, weight, wanted_base(self.base, self.library.bases))
+            return self._installed(what, weight, requested_base(self.base, self.library.bases))
         spec = what if isinstance(what, AdapterSpec) else _parse_spec(str(what))
-        wanted = wanted_base(spec.base or self.base, self.library.bases, hint=hint_for_unknown_base(spec))
+        wanted = requested_base(spec.base or self.base, self.library.bases, hint=hint_for_unknown_base(spec))
         return self._installed(self._choose(spec, wanted), weight, wanted)
 
-    def _choose(self, spec: AdapterSpec, wanted: WantedBase | None) -> Installed:
+    def _choose(self, spec: AdapterSpec, wanted: RequestedBase | None) -> Installed:
         allow = self.allow_base_mismatch or self._was_allowed(spec, wanted)
         try:
             build, _ = find_installed(self.library, spec, wanted=wanted, allow_base_mismatch=allow)
@@ -144,18 +144,18 @@ class Finder:
             record = self.identify() if wanted is None else None
             if record is None:
                 raise
-            build, _ = find_installed(self.library, spec, wanted=WantedBase(text=record.label, record=record))
+            build, _ = find_installed(self.library, spec, wanted=RequestedBase(text=record.label, record=record))
         return build
 
-    def _was_allowed(self, spec: AdapterSpec, wanted: WantedBase | None) -> bool:
+    def _was_allowed(self, spec: AdapterSpec, wanted: RequestedBase | None) -> bool:
         """Whether somebody installed a build of that name for this base although it was made for another."""
         if wanted is None or wanted.record is None:
             return False
         builds = self.library.builds_named(spec.name, spec.namespace)
         return any(self.library.mismatch_allowed(build, wanted.record.fingerprint) for build in builds)
 
-    def _installed(self, build: Installed, weight: float, wanted: WantedBase | None) -> Found:
-        refuse_changed_manifest(self.library, build)
+    def _installed(self, build: Installed, weight: float, wanted: RequestedBase | None) -> Found:
+        ensure_manifest_unchanged(self.library, build)
         label = f"{build.full_name}=={build.manifest.version}"
         subject, warnings = self.check(build.folder, label, build.manifest, None)
         return Found(
@@ -183,7 +183,7 @@ class Finder:
             weight=weight,
             base=manifest.base if manifest else BaseRef(hints=BaseHints()),
             build=None,
-            wanted=wanted_base(self.base, self.library.bases),
+            wanted=requested_base(self.base, self.library.bases),
             warnings=warnings,
             subject=subject,
         )
@@ -225,7 +225,7 @@ def check_folder(
         record = identify()
         subject = replace(subject, base_fingerprint=record.fingerprint) if record else subject
     report = verify(subject, seen=findings) if subject is not None else Report.of(findings)
-    refuse_damaged(report.errors, f"{folder}/")
+    ensure_undamaged(report.errors, f"{folder}/")
     if report.errors:
         listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in report.errors]
         hint = next((f.hint for f in report.errors if f.hint), "")

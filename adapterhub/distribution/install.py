@@ -18,17 +18,17 @@ from adapterhub.distribution.resolve import Objection, Resolution
 from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.formats.manifest import SIGNATURE_FILE, FileEntry
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.gate import Asked, Gate
 from adapterhub.library.admission.installed import Admission
+from adapterhub.library.admission.signatures import Asked, SignatureAdmission
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.bases.wanted import WantedBase
-from adapterhub.library.intake.incoming import Incoming
+from adapterhub.library.bases.requested import RequestedBase
+from adapterhub.library.intake.staging import Staging
 from adapterhub.library.library import Added, Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.signatures import attach_signature
 from adapterhub.library.transfer import Source, copy
-from adapterhub.trust.signing.beside import read_signature
 from adapterhub.trust.signing.policy import SignaturePolicy
+from adapterhub.trust.signing.provenance import read_signature
 from adapterhub.trust.signing.trust import Demand
 from adapterhub.trust.verify import Finding, Report
 
@@ -39,7 +39,7 @@ class Plan:
 
     release: Release
     source: Source
-    wanted: WantedBase | None
+    wanted: RequestedBase | None
     resolution: Resolution
     present: Installed | None
     missing: tuple[FileEntry, ...]
@@ -56,7 +56,7 @@ def plan_install(
     spec: AdapterSpec,
     sources: Sequence[Source],
     *,
-    wanted: WantedBase | None,
+    wanted: RequestedBase | None,
     bounds: RankBounds = ANY_RANK,
     allow_base_mismatch: bool = False,
     objection: Objection | None = None,
@@ -125,7 +125,7 @@ def _plan(
     library: Library,
     release: Release,
     source: Source,
-    wanted: WantedBase | None,
+    wanted: RequestedBase | None,
     resolution: Resolution,
     asked: Asked,
 ) -> Plan:
@@ -135,7 +135,7 @@ def _plan(
         if build.manifest.digest == release.digest and build.namespace == release.namespace:
             here.append(build)
         elif build.folder == place:  # another build has the version; one from elsewhere is told as that
-            Admission(library).refuse_foreign(build)
+            Admission(library).ensure_own_origin(build)
     missing = () if here else tuple(e for e in release.manifest.files if not library.store.has_blob(e.sha256))
     return Plan(
         release=release,
@@ -149,7 +149,7 @@ def _plan(
 
 
 def asked_of(
-    library: Library, spec: AdapterSpec, release: Release, wanted: WantedBase | None, bounds: RankBounds
+    library: Library, spec: AdapterSpec, release: Release, wanted: RequestedBase | None, bounds: RankBounds
 ) -> Asked:
     """What was asked for, as far as the memory of signed versions needs it."""
     declared = release.manifest.base.fingerprint
@@ -192,9 +192,9 @@ def admit(
         SignatureRefused: the policy forbids it, or the signature is false.
         NamespaceBound: the namespace belongs to another server.
     """
-    Admission(library).refuse_place(source.place, release.namespace)
+    Admission(library).ensure_place_allowed(source.place, release.namespace)
     provenance = source.provenance(release)
-    admitted = Gate(library.root).admit(release, provenance, source.place, asked, policy)
+    admitted = SignatureAdmission(library.root).admit(release, provenance, source.place, asked, policy)
     message = f"`{release.full_name}` {release.manifest.version} {admitted.judgement.message}"
     found = Finding(code="N_SIGNATURE", severity="note", where=SIGNATURE_FILE, message=message)
     return provenance.signature, replace(found, code="W_SIGNATURE", severity="warning") if admitted.warn else found
@@ -214,7 +214,7 @@ class Expecting:
         return self._library.label
 
     @contextlib.contextmanager
-    def receive(self, release: Release) -> Iterator[Incoming]:
+    def receive(self, release: Release) -> Iterator[Staging]:
         """See `transfer.Destination`."""
         with self._library.receive(release, self._base) as incoming:
             yield incoming

@@ -12,7 +12,7 @@ from adapterhub.core.errors import AdapterHubError, AdapterNotFound, Incompatibl
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import RankBounds, candidates_of, choose
 from adapterhub.distribution.resolve import Candidate, Objection
-from adapterhub.library.bases.wanted import WantedBase
+from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
 
@@ -31,7 +31,7 @@ class Asked:
     version: str
     digest: Digest
     rank: int | None
-    wanted: WantedBase | None
+    wanted: RequestedBase | None
     sources: Callable[[], Sequence[Source]]
     bounds: RankBounds = field(default_factory=RankBounds)
     objection: Objection | None = None

@@ -46,10 +46,10 @@ from adapterhub.formats.manifest import (
 )
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.intake.description import Description, describe
-from adapterhub.library.intake.refusals import refuse_errors, refused
+from adapterhub.library.intake.refusals import ensure_no_errors, refused
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
-from adapterhub.trust.signing.beside import provenance_of, read_signature
+from adapterhub.trust.signing.provenance import provenance_of, read_signature
 from adapterhub.trust.verify import open_subject, verify_folder
 from adapterhub.trust.verify.listing import behind_link, list_folder
 
@@ -91,7 +91,7 @@ class PublishedDirectory:
         for folder, manifest, written_at in self._named(spec.name):
             listed = {entry.path for entry in manifest.files}  # `open` follows their links, inside this directory
             seen = [f for f in list_folder(folder).findings if f.code != "E_LINK" or f.where not in listed]
-            refuse_errors(f"{folder}", seen)
+            ensure_no_errors(f"{folder}", seen)
             self._folders[manifest.digest] = folder
             origin = f"`{folder}`"
             release = Release(manifest=manifest, namespace=spec.namespace, origin=origin, published_at=written_at)
@@ -239,7 +239,7 @@ class _DirectoryReceiver:
         if self._signature is not None:
             (self._temp / SIGNATURE_FILE).write_bytes(self._signature)
         if self._check:  # a build of a library was checked when it came in, one from a server was not
-            refuse_errors(self._release.origin, verify_folder(self._temp, manifest=manifest).findings)
+            ensure_no_errors(self._release.origin, verify_folder(self._temp, manifest=manifest).findings)
         sync_tree(self._temp)
         self._temp.rename(self._final)
         sync_folder(self._final.parent)
@@ -281,7 +281,7 @@ class PlainFolder:
         subject, findings = open_subject(self.folder, base_named=spec.base is not None)
         if subject is None:
             raise refused(self._origin, findings)
-        refuse_errors(self._origin, findings)
+        ensure_no_errors(self._origin, findings)
         entries, written_at = [], 0.0
         for name in sorted(subject.listing.taken.keys() & MEDIA_TYPES.keys()):
             if name in self._known:
@@ -309,7 +309,7 @@ class PlainFolder:
         return provenance_of(self.folder, follow_links=True)
 
 
-def source_at(path: Path) -> Source:
+def open_source(path: Path) -> Source:
     """The source that lies at `path`: a library root, a plain PEFT folder, or a directory of published builds.
 
     Raises:

@@ -37,14 +37,14 @@ from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, B
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.bases.records import BaseRecord, Bases
 from adapterhub.library.intake.description import Description, describe
-from adapterhub.library.intake.incoming import Incoming
-from adapterhub.library.intake.refusals import checked, exists_otherwise, refuse_errors, refused
-from adapterhub.library.store.blobs import Intent, Store
+from adapterhub.library.intake.refusals import checked, ensure_no_errors, exists_otherwise, refused
+from adapterhub.library.intake.staging import Staging
+from adapterhub.library.store.blobs import Store, WriteIntent
 from adapterhub.library.store.catalog import Broken, Catalog, Installed, Swept, build_folders
 from adapterhub.library.store.origins import Origin, Origins
 from adapterhub.library.store.signatures import link_signature, signature_objects
 from adapterhub.library.store.sweep import GRACE_S, sweep
-from adapterhub.trust.signing.beside import provenance_of
+from adapterhub.trust.signing.provenance import provenance_of
 from adapterhub.trust.verify import Finding, Report, open_subject, verify_folder
 
 UNKNOWN_BASE = "unknown"
@@ -199,7 +199,7 @@ class Library:
         subject, findings = open_subject(folder, base_tensors=base.tensors if base else None)
         if subject is None:
             raise refused(str(folder), findings)
-        refuse_errors(str(folder), findings)
+        ensure_no_errors(str(folder), findings)
         taken = [subject.listing.taken[name] for name in sorted(subject.listing.taken.keys() & MEDIA_TYPES.keys())]
         self.store.need_room(sum(entry.size_bytes for entry in taken))
         with self.store.intent(f"add {description.name}") as intent:
@@ -220,7 +220,7 @@ class Library:
         return added
 
     @contextlib.contextmanager
-    def receive(self, release: Release, base: BaseRecord | None = None) -> Iterator[Incoming]:
+    def receive(self, release: Release, base: BaseRecord | None = None) -> Iterator[Staging]:
         """This library as a destination; see `transfer.Destination`.
 
         `base` is what the build is checked against when it declares no fingerprint, or one not registered here.
@@ -232,7 +232,7 @@ class Library:
             fingerprint = release.manifest.base.fingerprint
             declared = self.bases.by_fingerprint(fingerprint) if fingerprint else None
             held_against = declared or base
-            yield Incoming(self.store, intent, release, lambda: self.publish_staged(intent, release, held_against))
+            yield Staging(self.store, intent, release, lambda: self.publish_staged(intent, release, held_against))
 
     def note_origin(self, build: Installed, place: str) -> None:
         """Remember that `build` can be had at `place`, a URL or an absolute path."""
@@ -242,12 +242,12 @@ class Library:
             self.origins.record(Origin(adapter=build.manifest.digest, name=build.full_name, place=place))
 
     def publish_staged(
-        self, intent: Intent, release: Release, base: BaseRecord | None, seen: Sequence[Finding] = ()
+        self, intent: WriteIntent, release: Release, base: BaseRecord | None, seen: Sequence[Finding] = ()
     ) -> Added:
         """Check the staged files against the manifest and make them an installed build."""
         manifest, namespace = release.manifest, release.namespace
         report = checked(intent.folder, manifest, base, seen)
-        refuse_errors(release.origin, report.findings)
+        ensure_no_errors(release.origin, report.findings)
         final = self.folder_for(manifest, namespace)
         if present := self._present(final, manifest):
             return Added(build=present, report=report, created=False)
@@ -255,7 +255,7 @@ class Library:
         # the slow part, bytes to the disk, comes before the lock that all writers share
         for entry in manifest.files:
             self.store.adopt(intent.folder / entry.path, entry.sha256)
-        with self.store.explaining():
+        with self.store.os_errors_as_refusals():
             write_file(intent.folder / _OWN_MANIFEST, manifest.to_bytes())
         self.store.adopt_manifest(intent.folder / _OWN_MANIFEST, manifest.digest)
         with self.store.lock("publish", exclusive=True):
@@ -289,7 +289,7 @@ class Library:
 
     def _link_folder(self, manifest: Manifest, view: Path, final: Path) -> None:
         """The plain PEFT folder of links, complete before it gets its name."""
-        with self.store.explaining():
+        with self.store.os_errors_as_refusals():
             make_folder(view)
             for entry in manifest.files:
                 self.store.link(entry.sha256, view / entry.path)
@@ -311,7 +311,7 @@ class Library:
         """Take builds out of the library; their bytes stay in the store until `gc`."""
         with self.store.staging() as trash, self.store.lock("publish", exclusive=True):
             self._refuse_leased(builds)
-            with self.catalog.changing(), self.store.explaining():
+            with self.catalog.changing(), self.store.os_errors_as_refusals():
                 for number, build in enumerate(builds):
                     with contextlib.suppress(FileNotFoundError):  # somebody else was quicker
                         build.folder.rename(trash / str(number))
@@ -347,7 +347,7 @@ class Library:
             with (
                 self.store.lock("store", exclusive=False),
                 self.store.lock("publish", exclusive=False),
-                self.store.explaining(),
+                self.store.os_errors_as_refusals(),
             ):
                 if not (build.folder / MANIFEST_FILE).is_file():
                     raise self.not_installed(build.full_name)
@@ -391,7 +391,7 @@ class Library:
             raise BaseMismatch(
                 f"`{build.full_name}` {build.manifest.version} is for base {build.base.label}, not `{base.alias}`"
             )
-        refuse_errors(build.full_name, checked(build.folder, build.manifest, base, ()).findings)
+        ensure_no_errors(build.full_name, checked(build.folder, build.manifest, base, ()).findings)
         self.store.write(self._pin_path(build.manifest), canonical_json(base.fingerprint.to_json()))
         pinned = replace(build, base=self._pinned(build.manifest))
         with self.store.lock("publish", exclusive=True), self.catalog.changing():

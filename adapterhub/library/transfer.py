@@ -73,7 +73,7 @@ class Copied:
     sent_signature: bool = False
 
 
-def refuse_oversized(release: Release) -> None:
+def check_sizes(release: Release) -> None:
     """Refuse a build whose manifest announces more than an adapter may have, before a byte of it is asked for.
 
     Raises:
@@ -104,7 +104,7 @@ def copy(
     An interrupted copy never shows half a release. `signature` is passed on as it is; whoever calls has judged it.
     """
     sent_files = sent_bytes = present = 0
-    refuse_oversized(release)
+    check_sizes(release)
     with destination.receive(release) as receiver:
         for entry in release.manifest.files:
             if receiver.has(entry):

@@ -101,7 +101,7 @@ def _has_files(library: Library, entry: Locked) -> bool:
         return False
 
 
-def refuse_other_build(entry: Locked, manifest: Mapping[str, Any]) -> None:
+def ensure_locked_build(entry: Locked, manifest: Mapping[str, Any]) -> None:
     """Whether the lock says of the build what its own manifest, given as its JSON value, says.
 
     Raises:
@@ -137,7 +137,7 @@ def locked_build(library: Library, entry: Locked) -> Installed | None:
     return None if folder is None else library.read_build(Path(folder))
 
 
-def refuse_inadmissible(
+def ensure_admissible(
     library: Library,
     entries: Iterable[Locked],
     policy: Callable[[Locked], Given] = lambda _: None,
@@ -166,7 +166,7 @@ def refuse_inadmissible(
             if build is not None:
                 yield build, given
 
-    admission.refuse_all(asked())
+    admission.ensure_all_usable(asked())
 
 
 class ProjectNames:

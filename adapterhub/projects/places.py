@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.core.errors import AdapterNotFound, RemoteUnreachable
 from adapterhub.projects.session import sources_from
-from adapterhub.projects.trust import ProjectTrust, keeping_trust, refuse_takeover
+from adapterhub.projects.trust import ProjectTrust, ensure_no_takeover, keeping_trust
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -60,7 +60,7 @@ class ProjectSources:
 
         self._admission = Admission(session.library)
         self._trust = ProjectTrust(session, project)
-        refuse_takeover(project, session.remotes.all(), self._admission)
+        ensure_no_takeover(project, session.remotes.all(), self._admission)
 
     def settle(self, lock: Lock | None) -> None:
         """On a terminal, ask the user to agree to the project's servers; `lock` is what its lock file holds now."""
@@ -77,7 +77,7 @@ class ProjectSources:
         """
         if wanted.remote is not None:
             named = next(r for r in self._project.remotes if r.name == wanted.remote)
-            self._admission.refuse_place(named.url or named.path or "", wanted.spec.namespace)
+            self._admission.ensure_place_allowed(named.url or named.path or "", wanted.spec.namespace)
             return self._of(named, wanted.spec)
         return self.of_spec(wanted.spec)
 
@@ -115,7 +115,7 @@ class ProjectSources:
 
     def _directory(self, path: str) -> Source:
         """A directory as the project writes it, read once."""
-        from adapterhub.library.directory import PublishedDirectory, source_at
+        from adapterhub.library.directory import PublishedDirectory, open_source
 
         if path not in self._directories:
             place = self._project.folder / Path(path).expanduser()
@@ -124,7 +124,7 @@ class ProjectSources:
                     f"the project looks for adapters in `{path}`, and `{place}` is no folder",
                     hint="`[remotes]` of the project file names it",
                 )
-            source = source_at(place)
+            source = open_source(place)
             self._directories[path] = source.read_once() if isinstance(source, PublishedDirectory) else source
         return self._directories[path]
 
@@ -150,7 +150,7 @@ class ProjectSources:
         source, spec = entry.source, exact_spec(entry)
         if not source.is_library:
             hint = f"`adapt lock --upgrade {entry.key}` asks the server that it belongs to"
-            self._admission.refuse_place(source.url or source.path, spec.namespace, hint=hint)
+            self._admission.ensure_place_allowed(source.url or source.path, spec.namespace, hint=hint)
         if source.path:
             yield self._directory(source.path)
         elif source.url and not self._offline:

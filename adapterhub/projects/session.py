@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Hub
-    from adapterhub.library.bases.wanted import WantedBase
+    from adapterhub.library.bases.requested import RequestedBase
     from adapterhub.library.library import Library
     from adapterhub.library.remotes import Remote, Remotes
     from adapterhub.library.transfer import Source
@@ -251,7 +251,7 @@ def _silence_s(variables: Mapping[str, str]) -> float | None:
     return seconds
 
 
-def wanted_from(library: Library, spec: AdapterSpec, base: BaseSpec | None) -> WantedBase | None:
+def wanted_from(library: Library, spec: AdapterSpec, base: BaseSpec | None) -> RequestedBase | None:
     """The base that is asked for: in the spec after `@`, or as `base` (`--base`).
 
     Raises:
@@ -259,16 +259,16 @@ def wanted_from(library: Library, spec: AdapterSpec, base: BaseSpec | None) -> W
         BaseNotFound: it is not known.
     """
     from adapterhub.core.specs import hint_for_unknown_base
-    from adapterhub.library.bases.wanted import wanted_base
+    from adapterhub.library.bases.requested import requested_base
 
     if spec.base is not None and base is not None and spec.base != base:
         raise SpecError(str(spec), f"names the base `{spec.base}`, but --base names `{base}`", hint="name it once")
-    return wanted_base(spec.base or base, library.bases, hint_for_unknown_base(spec))
+    return requested_base(spec.base or base, library.bases, hint_for_unknown_base(spec))
 
 
 def sources_from(session: Session, places: tuple[Path, ...]) -> list[Source]:
     """The places on disk to look in: `places` (`--from`), then those of ADAPTERHUB_SOURCES (separated by `:`)."""
-    from adapterhub.library.directory import source_at
+    from adapterhub.library.directory import open_source
 
     configured = [Path(p) for p in session.variables.get("ADAPTERHUB_SOURCES", "").split(os.pathsep) if p]
-    return [source_at(path) for path in (*places, *configured) if path.resolve() != session.root.resolve()]
+    return [open_source(path) for path in (*places, *configured) if path.resolve() != session.root.resolve()]

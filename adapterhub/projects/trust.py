@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.projects.values import Lock, Project
 
 
-def refuse_takeover(project: Project, own: Sequence[Remote], admission: Admission) -> None:
+def ensure_no_takeover(project: Project, own: Sequence[Remote], admission: Admission) -> None:
     """Refuse a project that claims the name or a namespace of a remote of the user's.
 
     Raises:
@@ -34,7 +34,7 @@ def refuse_takeover(project: Project, own: Sequence[Remote], admission: Admissio
                 hint=f"give it another name under `[remotes]`, or `adapt remote remove {remote.name}` gives up yours",
             )
         for namespace in remote.namespaces:
-            admission.refuse_place(place, namespace)
+            admission.ensure_place_allowed(place, namespace)
 
 
 def own_remotes(session: Session) -> list[Remote]:

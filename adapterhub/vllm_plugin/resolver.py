@@ -19,7 +19,7 @@ from adapterhub.vllm_plugin.names import LOGGER, NAME
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.inference.serving import Counter, Handed, ServeSettings
+    from adapterhub.inference.serving import AdapterProvider, Handed, ServeSettings
     from adapterhub.library.transfer import Source
     from adapterhub.projects.session import Session
 
@@ -52,7 +52,7 @@ class AdapterHubResolver:
         self._environ = environ
         self._argv = list(argv) or sys.argv
         self._threads: ThreadPoolExecutor | None = None
-        self._counter: Counter | None = None
+        self._counter: AdapterProvider | None = None
         self._opening = Lock()
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:  # noqa: ANN401 - a LoRARequest of vLLM
@@ -97,7 +97,7 @@ class AdapterHubResolver:
 
         return ServeSettings.from_environ(self._environ)
 
-    def _opened(self, base_model_name: str) -> Counter:
+    def _opened(self, base_model_name: str) -> AdapterProvider:
         """The counter for the served model, whose files are looked at once."""
         with self._opening:
             if self._counter is None:
@@ -105,9 +105,9 @@ class AdapterHubResolver:
                 atexit.register(self._counter.close)
             return self._counter
 
-    def _open(self, base_model_name: str) -> Counter:
+    def _open(self, base_model_name: str) -> AdapterProvider:
         from adapterhub.core.specs import BaseSpec
-        from adapterhub.inference.serving import Counter
+        from adapterhub.inference.serving import AdapterProvider
         from adapterhub.library.bases.records import Bases
         from adapterhub.projects.session import LogReporter, Session
 
@@ -121,7 +121,7 @@ class AdapterHubResolver:
         def sources(spec: AdapterSpec) -> Sequence[Source]:
             return _sources(session, spec, settings)
 
-        return Counter(
+        return AdapterProvider(
             library,
             record,
             engine=f"vllm@{vllm_version() or ''}".rstrip("@"),

@@ -15,7 +15,7 @@ from adapterhub.core.errors import AdapterNotFound, SignatureRefused
 from adapterhub.distribution.finding import Finder
 from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.loader import attach
-from adapterhub.inference.serving import Counter
+from adapterhub.inference.serving import AdapterProvider
 from adapterhub.library.admission.installed import Admission
 from adapterhub.library.library import Library
 from adapterhub.trust.signing.trust import TrustFile
@@ -255,7 +255,7 @@ def test_the_question_is_asked_once_for_all_builds_of_a_namespace(homes, monkeyp
     monkeypatch.setattr(Origins, "under", lambda *_: read.append("note"))
     monkeypatch.setattr(admission, "provenance_of", lambda *_: read.append("signature"))
 
-    asked.refuse_all(builds)
+    asked.ensure_all_usable(builds)
 
     assert read == ["trust"]
 
@@ -283,7 +283,7 @@ def with_finder(library: Library) -> None:
 
 
 def with_counter(library: Library) -> None:
-    counter = Counter(library, library.bases.list()[0], engine="vllm@0.32", max_rank=16)
+    counter = AdapterProvider(library, library.bases.list()[0], engine="vllm@0.32", max_rank=16)
     try:
         counter.find("legal-qa")
     finally:
@@ -309,7 +309,7 @@ def test_python_refuses_an_installed_build_as_commands_do(strict, use: Callable[
 
 def test_the_policy_of_one_run_of_a_server_holds_for_installed_builds(homes):
     library = homes.ben.library
-    counter = Counter(library, library.bases.list()[0], engine="vllm@0.32", max_rank=16, signatures="require")
+    counter = AdapterProvider(library, library.bases.list()[0], engine="vllm@0.32", max_rank=16, signatures="require")
     try:
         with pytest.raises(SignatureRefused, match="--signatures"):
             counter.find("legal-qa")

@@ -19,7 +19,7 @@ from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.export import export
 from adapterhub.inference.loader import attach
-from adapterhub.inference.serving.counter import Counter
+from adapterhub.inference.serving import AdapterProvider
 from adapterhub.inference.tuning import read_examples, tune
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
@@ -77,7 +77,7 @@ USES_NO_WEIGHTS: Mapping[str, str] = {
     **dict.fromkeys(("lock", "outdated", "upgrade"), "manifests; merges of a project are `merge`"),
     **dict.fromkeys(("install", "mirror"), "hashes every byte that it copies (tests/distribution/test_install.py)"),
     "sync": "links the objects of the store by their digests (tests/projects/test_sync.py)",
-    "serve": "hands out what `Counter` checked, below",
+    "serve": "hands out what `AdapterProvider` checked, below",
     **dict.fromkeys(("key", "remote", "trust"), "no adapters"),
     "registry": "no library",
 }
@@ -196,7 +196,7 @@ def _tune(use: Uses) -> object:
 
 def _hand_out(use: Uses) -> object:
     (base,) = use.library.bases.list()
-    counter = Counter(use.library, base, engine="vllm@0.32")
+    counter = AdapterProvider(use.library, base, engine="vllm@0.32")
     try:
         return counter.find("a")
     finally:
@@ -217,7 +217,7 @@ FUNCTIONS: Mapping[str, Callable[[Uses], object]] = {
     "fuse": lambda use: fuse("a", use.out, library=use.library),
     "export": lambda use: export("a", use.out, form="peft", library=use.library),
     "tune": _tune,
-    "Counter.find": _hand_out,
+    "AdapterProvider.find": _hand_out,
 }
 
 

@@ -16,7 +16,7 @@ import pytest
 from adapterhub.core.errors import NamespaceBound, SignatureRefused
 from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.loader import attach
-from adapterhub.inference.serving import Counter
+from adapterhub.inference.serving import AdapterProvider
 from adapterhub.library.library import Library
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.places import ProjectSources
@@ -284,7 +284,7 @@ def with_bank(library: Library) -> None:
 
 
 def with_counter(library: Library) -> None:
-    counter = Counter(library, library.bases.list()[0], engine="vllm@0.32", max_rank=16)
+    counter = AdapterProvider(library, library.bases.list()[0], engine="vllm@0.32", max_rank=16)
     try:
         counter.find(SPEC)
     finally:

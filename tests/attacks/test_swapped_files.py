@@ -20,7 +20,7 @@ from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.export import export
 from adapterhub.inference.loader import attach
-from adapterhub.inference.serving.counter import Counter
+from adapterhub.inference.serving import AdapterProvider
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.weights.compare.difference import Side, differ
@@ -243,7 +243,7 @@ def test_a_reload_of_a_folder_that_was_written_to_is_refused(adapt: Adapt, swapp
 
 def test_the_folder_that_vllm_opens_is_ours_alone(adapt: Adapt) -> None:
     (base,) = adapt.library.bases.list()
-    counter = Counter(adapt.library, base, engine="vllm@0.32")
+    counter = AdapterProvider(adapt.library, base, engine="vllm@0.32")
     try:
         folder = counter.find("a").folder
         assert [path.stat().st_mode & 0o077 for path in (folder, folder.parent)] == [0, 0]

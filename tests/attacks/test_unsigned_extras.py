@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.trust.signing.beside import provenance_of
-from adapterhub.trust.signing.judge import OF_GIT, unsigned_beside
+from adapterhub.trust.signing.appraisal import OF_GIT, unsigned_beside
+from adapterhub.trust.signing.provenance import provenance_of
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
 

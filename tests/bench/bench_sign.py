@@ -27,8 +27,8 @@ import sys
 from pathlib import Path
 from adapterhub.core.digests import digest_of_file
 from adapterhub.formats.manifest import Manifest
-from adapterhub.trust.signing.beside import provenance_of
-from adapterhub.trust.signing.judge import examine
+from adapterhub.trust.signing.provenance import provenance_of
+from adapterhub.trust.signing.appraisal import examine
 from adapterhub.trust.signing.trust import TrustFile
 root, folder, hashed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "hashed"
 manifest = Manifest.parse((folder / "adapterhub.json").read_bytes())

@@ -20,8 +20,8 @@ from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import RankBounds
 from adapterhub.distribution.install import plan_install, run_install
 from adapterhub.formats.release import Release
-from adapterhub.library.bases.wanted import wanted_base
-from adapterhub.library.directory import BuildFolder, PlainFolder, PublishedDirectory, source_at
+from adapterhub.library.bases.requested import requested_base
+from adapterhub.library.directory import BuildFolder, PlainFolder, PublishedDirectory, open_source
 from adapterhub.library.library import Library
 from adapterhub.library.store.index import Filters
 from adapterhub.library.transfer import copy
@@ -39,7 +39,9 @@ def far(tmp_path, base):
 def plan(library, text, *sources, **options):
     spec = AdapterSpec.parse(text)
     bounds = RankBounds(**{k: options.pop(k) for k in ("rank", "min_rank", "max_rank") if k in options})
-    return plan_install(library, spec, sources, wanted=wanted_base(spec.base, library.bases), bounds=bounds, **options)
+    return plan_install(
+        library, spec, sources, wanted=requested_base(spec.base, library.bases), bounds=bounds, **options
+    )
 
 
 def install(library, text, *sources, **options):
@@ -65,7 +67,7 @@ def test_install_from_another_library_gives_the_same_manifest(library, far, add)
 def test_install_from_a_published_directory(library, far, add, tmp_path):
     publish(far, add, tmp_path / "published", name="legal-qa")
 
-    added = install(library, "legal-qa@base-7b", source_at(tmp_path / "published"))
+    added = install(library, "legal-qa@base-7b", open_source(tmp_path / "published"))
 
     assert (added.created, added.build.full_name) == (True, "legal-qa")
 
@@ -163,7 +165,7 @@ def test_a_fine_tune_of_the_base_is_refused_unless_allowed(library, far, add, tm
 def test_a_plain_folder_installs_under_the_name_asked_for(library, base, tmp_path):
     folder = make_adapter(tmp_path / "out")
 
-    added = install(library, "legal-qa@base-7b", source_at(folder))
+    added = install(library, "legal-qa@base-7b", open_source(folder))
     pinned = install(library, "other-name@base-7b==2.1", PlainFolder(folder))
 
     manifest = added.build.manifest
@@ -176,7 +178,7 @@ def test_a_plain_folder_that_does_not_fit_the_base_asked_for_is_refused(library,
     folder = make_adapter(tmp_path / "out", width=12)
 
     with pytest.raises(BaseMismatch):
-        install(library, "legal-qa@base-7b", source_at(folder))
+        install(library, "legal-qa@base-7b", open_source(folder))
 
     assert library.catalog.search(Filters()) == []
 

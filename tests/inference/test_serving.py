@@ -30,7 +30,7 @@ from adapterhub.core.errors import (
     UnsupportedAdapter,
     UsageProblem,
 )
-from adapterhub.inference.serving import Counter, ServeSettings, refusal_of
+from adapterhub.inference.serving import AdapterProvider, ServeSettings, refusal_of
 from adapterhub.inference.serving.vllm import (
     InstalledVllm,
     VllmOptions,
@@ -52,8 +52,8 @@ Add = Callable[..., Added]
 
 
 @pytest.fixture
-def counter(library: Library, base: BaseRecord) -> Iterator[Counter]:
-    made = Counter(library, base, engine="vllm@0.32", max_rank=16)
+def counter(library: Library, base: BaseRecord) -> Iterator[AdapterProvider]:
+    made = AdapterProvider(library, base, engine="vllm@0.32", max_rank=16)
     yield made
     made.close()
 
@@ -65,12 +65,14 @@ def publish(folder: Path, added: Added) -> Path:
     return place
 
 
-def from_directory(library: Library, base: BaseRecord, folder: Path) -> Counter:
-    return Counter(library, base, engine="vllm@0.32", max_rank=16, sources=lambda _: [PublishedDirectory(folder)])
+def from_directory(library: Library, base: BaseRecord, folder: Path) -> AdapterProvider:
+    return AdapterProvider(
+        library, base, engine="vllm@0.32", max_rank=16, sources=lambda _: [PublishedDirectory(folder)]
+    )
 
 
 # ---------------------------------------------------------------- handing out
-def test_an_adapter_is_handed_out_as_an_absolute_folder_named_by_its_digest(counter: Counter, add: Add) -> None:
+def test_an_adapter_is_handed_out_as_an_absolute_folder_named_by_its_digest(counter: AdapterProvider, add: Add) -> None:
     added = add("legal-qa")
 
     handed = counter.find("legal-qa==1.0")
@@ -82,7 +84,9 @@ def test_an_adapter_is_handed_out_as_an_absolute_folder_named_by_its_digest(coun
     assert counter.find("legal-qa@base-7b") == handed
 
 
-def test_what_is_handed_out_stays_until_the_counter_closes(library: Library, counter: Counter, add: Add) -> None:
+def test_what_is_handed_out_stays_until_the_counter_closes(
+    library: Library, counter: AdapterProvider, add: Add
+) -> None:
     build = add("legal-qa").build
     handed = counter.find("legal-qa")
 
@@ -108,7 +112,7 @@ def test_an_adapter_that_is_not_here_is_fetched_once_for_all_who_ask(
         asked.append(spec)
         return [PublishedDirectory(tmp_path / "published")]
 
-    counter = Counter(library, base, engine="vllm@0.32", sources=sources)
+    counter = AdapterProvider(library, base, engine="vllm@0.32", sources=sources)
 
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(counter.find, ["legal-qa", "legal-qa==1.0"] * 8))
@@ -120,7 +124,7 @@ def test_an_adapter_that_is_not_here_is_fetched_once_for_all_who_ask(
 
 def test_a_name_that_nobody_has_is_not_asked_for_again_at_once(library: Library, base: BaseRecord) -> None:
     asked = []
-    counter = Counter(library, base, engine="vllm@0.32", sources=lambda spec: asked.append(spec) or [])
+    counter = AdapterProvider(library, base, engine="vllm@0.32", sources=lambda spec: asked.append(spec) or [])
 
     for _ in range(3):
         with pytest.raises(AdapterNotFound):
@@ -129,7 +133,7 @@ def test_a_name_that_nobody_has_is_not_asked_for_again_at_once(library: Library,
     assert len(asked) == 1
 
 
-def test_the_largest_rank_that_fits_the_server_is_taken(counter: Counter, add: Add) -> None:
+def test_the_largest_rank_that_fits_the_server_is_taken(counter: AdapterProvider, add: Add) -> None:
     add("legal-qa", rank=4)
     add("legal-qa", rank=8)
     add("legal-qa", rank=32)
@@ -138,14 +142,16 @@ def test_the_largest_rank_that_fits_the_server_is_taken(counter: Counter, add: A
 
 
 # ---------------------------------------------------------------- refusals
-def test_over_rank_is_refused_with_the_limit(counter: Counter, add: Add) -> None:
+def test_over_rank_is_refused_with_the_limit(counter: AdapterProvider, add: Add) -> None:
     add("legal-qa", rank=32)
 
     with pytest.raises(NoCompatibleRelease, match="rank 32, at most 16 asked"):
         counter.find("legal-qa")
 
 
-def test_what_the_engine_cannot_read_is_refused_with_its_reason(library: Library, counter: Counter, add: Add) -> None:
+def test_what_the_engine_cannot_read_is_refused_with_its_reason(
+    library: Library, counter: AdapterProvider, add: Add
+) -> None:
     add("legal-qa", init_lora_weights="pissa")
 
     with pytest.raises(UnsupportedAdapter) as caught:
@@ -158,7 +164,7 @@ def test_what_the_engine_cannot_read_is_refused_with_its_reason(library: Library
 def test_another_base_is_refused(tmp_path: Path, library: Library, add: Add) -> None:
     add("legal-qa")
     other = library.bases.add(make_base(tmp_path / "other", seed=1), "other")
-    counter = Counter(library, other, engine="vllm@0.32")
+    counter = AdapterProvider(library, other, engine="vllm@0.32")
 
     with pytest.raises(NoCompatibleRelease, match="made for another base"):
         counter.find("legal-qa")
@@ -170,7 +176,7 @@ def test_a_mismatch_that_somebody_allowed_is_served(tmp_path: Path, library: Lib
     build = add("legal-qa").build
     other = library.bases.add(make_base(tmp_path / "other", seed=1), "other")
     library.allow_mismatch(build, other)
-    counter = Counter(library, other, engine="vllm@0.32")
+    counter = AdapterProvider(library, other, engine="vllm@0.32")
 
     assert counter.find("legal-qa").digest == build.manifest.digest
     counter.close()
@@ -198,7 +204,7 @@ def test_numbers_that_are_not_finite_never_come_in(
     assert list(library.installed()) == []
 
 
-def test_bytes_that_changed_in_the_store_are_refused(library: Library, counter: Counter, add: Add) -> None:
+def test_bytes_that_changed_in_the_store_are_refused(library: Library, counter: AdapterProvider, add: Add) -> None:
     manifest = add("legal-qa").build.manifest
     entry = next(e for e in manifest.files if e.path == "adapter_model.safetensors")
     blob = library.store.blob_path(entry.sha256)
@@ -212,7 +218,7 @@ def test_bytes_that_changed_in_the_store_are_refused(library: Library, counter: 
 
 
 @pytest.mark.parametrize("name", ["../etc", "/etc", "legal-qa@./base", "legal-qa@/etc", "legal-qa@~/x", "Legal QA", ""])
-def test_a_request_never_names_a_path(counter: Counter, add: Add, name: str) -> None:
+def test_a_request_never_names_a_path(counter: AdapterProvider, add: Add, name: str) -> None:
     add("legal-qa")
 
     with pytest.raises((SpecError, NotFound)):

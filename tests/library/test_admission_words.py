@@ -76,11 +76,11 @@ def test_only_the_owner_may_offer_a_bound_namespace(library: Library, build: Ins
 def test_a_foreign_place_is_refused_with_both_sides_and_the_way_out(library: Library, build: Installed) -> None:
     bind(library)
     admission = Admission(library)
-    admission.refuse_place(CORP, "acme")
-    admission.refuse_place(OTHER, "beta")
+    admission.ensure_place_allowed(CORP, "acme")
+    admission.ensure_place_allowed(OTHER, "beta")
 
     with pytest.raises(NamespaceBound) as told:
-        admission.refuse_place(OTHER, "acme")
+        admission.ensure_place_allowed(OTHER, "acme")
 
     assert told.value.message == (
         f"you gave the namespace `acme` to remote `corp` ({CORP}); `{OTHER}` cannot answer for it. Nothing was changed"
@@ -88,7 +88,7 @@ def test_a_foreign_place_is_refused_with_both_sides_and_the_way_out(library: Lib
     assert told.value.hint == (f"`adapt remote add corp {CORP}` takes the namespace away from it, if you mean that")
     assert told.value.exit_code == 14
     with pytest.raises(NamespaceBound) as told:
-        admission.refuse_place(OTHER, "acme", hint="do that")
+        admission.ensure_place_allowed(OTHER, "acme", hint="do that")
     assert told.value.hint == "do that"
 
 
@@ -116,14 +116,14 @@ def test_strangers_are_refused_by_the_first_where_none_may_answer(library: Libra
     strangers: list[Any] = [library, Place("/shelf"), Place(OTHER)]
 
     with pytest.raises(NamespaceBound) as told:
-        admission.refuse_strangers(strangers, "acme")
+        admission.ensure_owner_asked(strangers, "acme")
 
     assert "; `/shelf` cannot answer for it" in told.value.message
     assert "--namespaces" not in told.value.hint
-    admission.refuse_strangers([*strangers, Place(CORP)], "acme")  # type: ignore[list-item]
-    admission.refuse_strangers(strangers, "beta")
-    admission.refuse_strangers([library], "acme")
-    admission.refuse_strangers([], "acme")
+    admission.ensure_owner_asked([*strangers, Place(CORP)], "acme")  # type: ignore[list-item]
+    admission.ensure_owner_asked(strangers, "beta")
+    admission.ensure_owner_asked([library], "acme")
+    admission.ensure_owner_asked([], "acme")
 
 
 # ------------------------------------------------------------ where a build came from
@@ -132,7 +132,7 @@ def test_a_build_of_the_owner_is_ours(library: Library, build: Installed) -> Non
     came_from(library, build, CORP)
 
     assert Admission(library).is_ours(build)
-    Admission(library).refuse_foreign(build)
+    Admission(library).ensure_own_origin(build)
     Admission(library).refuse(build)
 
 
@@ -152,7 +152,7 @@ def test_a_build_from_elsewhere_is_refused(library: Library, build: Installed, p
     admission = Admission(library)
 
     assert not admission.is_ours(build)
-    for decide in (admission.refuse_foreign, admission.refuse):
+    for decide in (admission.ensure_own_origin, admission.refuse):
         with pytest.raises(NamespaceBound) as told:
             decide(build)
 
@@ -307,7 +307,7 @@ def test_several_refusals_are_told_as_one(library: Library, build: Installed) ->
     bound = f"refused `acme/legal-qa` 1.0.0: you gave the namespace `acme` to remote `corp` ({CORP})"
 
     with pytest.raises(NamespaceBound) as told:
-        Admission(library).refuse_all([(other, None), (build, None), (other, "require"), (other, "require")])
+        Admission(library).ensure_all_usable([(other, None), (build, None), (other, "require"), (other, "require")])
 
     first, second, third = told.value.message.split("\n")
     assert first.startswith(bound)
@@ -317,11 +317,11 @@ def test_several_refusals_are_told_as_one(library: Library, build: Installed) ->
 
 
 def test_one_refusal_is_told_alone_and_none_is_none(library: Library, build: Installed) -> None:
-    Admission(library).refuse_all([])
-    Admission(library).refuse_all([(build, None)])
+    Admission(library).ensure_all_usable([])
+    Admission(library).ensure_all_usable([(build, None)])
 
     with pytest.raises(SignatureRefused) as told:
-        Admission(library).refuse_all([(build, None), (build, "require")])
+        Admission(library).ensure_all_usable([(build, None), (build, "require")])
 
     assert told.value.message.startswith("refused `acme/legal-qa`")
     assert "also" not in told.value.message

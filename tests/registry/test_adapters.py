@@ -41,7 +41,7 @@ def connection(tmp_path: Path) -> Iterator[Connection]:
     database.close()
 
 
-class Shelf:
+class AdapterCache:
     """Repositories written into the tables by hand, each commit a counter."""
 
     def __init__(self, connection: Connection, blobs: DiskBlobs) -> None:
@@ -82,8 +82,8 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(connection: Connection, blobs: DiskBlobs) -> Shelf:
-    return Shelf(connection, blobs)
+def shelf(connection: Connection, blobs: DiskBlobs) -> AdapterCache:
+    return AdapterCache(connection, blobs)
 
 
 def plain(folder: Path, **adapter: object) -> dict[str, bytes]:
@@ -105,7 +105,7 @@ def built(tmp_path: Path, add: Callable[..., Added]) -> Callable[..., dict[str, 
     return make
 
 
-def test_a_plain_adapter_is_known_by_its_files(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_plain_adapter_is_known_by_its_files(shelf: AdapterCache, tmp_path: Path) -> None:
     tags = shelf.commit("acme/x", plain(tmp_path / "a", rank=8))
 
     assert {"lora", "lora-rank:8", "base_model:test/tiny", "base_model:adapter:test/tiny"} == set(tags)
@@ -123,7 +123,7 @@ def test_a_plain_adapter_is_known_by_its_files(shelf: Shelf, tmp_path: Path) -> 
 
 
 def test_a_manifest_adds_the_base_fingerprint_name_task_and_version(
-    shelf: Shelf, built: Callable[..., dict[str, bytes]], base: BaseRecord
+    shelf: AdapterCache, built: Callable[..., dict[str, bytes]], base: BaseRecord
 ) -> None:
     weights = base.fingerprint.weights[7:]
 
@@ -143,7 +143,7 @@ def test_a_manifest_adds_the_base_fingerprint_name_task_and_version(
     ]
 
 
-def test_a_manifest_of_other_files_is_not_believed(shelf: Shelf, built: Callable[..., dict[str, bytes]]) -> None:
+def test_a_manifest_of_other_files_is_not_believed(shelf: AdapterCache, built: Callable[..., dict[str, bytes]]) -> None:
     files = built("legal-qa", rank=4)
     files[WEIGHTS] = built("legal-qa-2", rank=8, seed=3)[WEIGHTS]
 
@@ -169,7 +169,7 @@ def test_a_manifest_of_other_files_is_not_believed(shelf: Shelf, built: Callable
     ],
 )
 def test_odd_files_are_indexed_as_far_as_they_can_be_read(
-    shelf: Shelf, tmp_path: Path, change: dict[str, bytes], expected: set[str]
+    shelf: AdapterCache, tmp_path: Path, change: dict[str, bytes], expected: set[str]
 ) -> None:
     tags = shelf.commit("acme/x", plain(tmp_path / "a", rank=4) | change)
 
@@ -202,7 +202,7 @@ def small(built: Callable[..., dict[str, bytes]]) -> dict[str, bytes]:
     return built("legal-qa", rank=2) | {"README.md": card}
 
 
-def test_a_card_cannot_contradict_the_files(shelf: Shelf, built: Callable[..., dict[str, bytes]]) -> None:
+def test_a_card_cannot_contradict_the_files(shelf: AdapterCache, built: Callable[..., dict[str, bytes]]) -> None:
     tags = shelf.commit("acme/x", built("legal-qa", rank=4))
 
     kept = without_contradictions(["law", "lora-rank:64", "base-sha256:" + "0" * 32, "adapter-task:maths"], tags)
@@ -210,7 +210,7 @@ def test_a_card_cannot_contradict_the_files(shelf: Shelf, built: Callable[..., d
     assert kept == ["law", "adapter-task:maths"]
 
 
-def test_a_version_with_other_bytes_is_refused(shelf: Shelf, built: Callable[..., dict[str, bytes]]) -> None:
+def test_a_version_with_other_bytes_is_refused(shelf: AdapterCache, built: Callable[..., dict[str, bytes]]) -> None:
     shelf.commit("acme/x", built("legal-qa", seed=1), tag="v1.0.0")
 
     for tag in (None, "v1.0.0"):
@@ -219,7 +219,7 @@ def test_a_version_with_other_bytes_is_refused(shelf: Shelf, built: Callable[...
         assert refusal.value.status == 409
 
 
-def test_a_version_keeps_its_bytes_when_its_tag_is_deleted(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_version_keeps_its_bytes_when_its_tag_is_deleted(shelf: AdapterCache, tmp_path: Path) -> None:
     shelf.commit("acme/x", plain(tmp_path / "a", seed=1), tag="v1.0.0")
     shelf.connection.execute(delete(refs).where(refs.c.kind == "tag"))
     choose_listed(shelf.connection, shelf.repo("acme/x").id)
@@ -228,7 +228,7 @@ def test_a_version_keeps_its_bytes_when_its_tag_is_deleted(shelf: Shelf, tmp_pat
         shelf.commit("acme/x", plain(tmp_path / "b", seed=2), tag="v1.0.0")
 
 
-def test_the_same_bytes_may_be_released_again(shelf: Shelf, built: Callable[..., dict[str, bytes]]) -> None:
+def test_the_same_bytes_may_be_released_again(shelf: AdapterCache, built: Callable[..., dict[str, bytes]]) -> None:
     files = built("legal-qa")
     shelf.commit("acme/x", files, tag="v1.0.0")
     shelf.connection.execute(delete(refs).where(refs.c.kind == "tag"))
@@ -241,7 +241,7 @@ def test_the_same_bytes_may_be_released_again(shelf: Shelf, built: Callable[...,
 
 
 def test_one_namespace_has_one_build_of_a_version_for_each_base_and_rank(
-    shelf: Shelf, built: Callable[..., dict[str, bytes]]
+    shelf: AdapterCache, built: Callable[..., dict[str, bytes]]
 ) -> None:
     shelf.commit("acme/x", built("legal-qa", rank=4, seed=1), tag="v1.0.0")
     shelf.commit("acme/y", built("legal-qa", rank=8, seed=1), tag="v1.0.0")
@@ -255,7 +255,7 @@ def test_one_namespace_has_one_build_of_a_version_for_each_base_and_rank(
 
 
 def test_a_build_of_a_removed_repository_keeps_its_version_in_its_namespace(
-    shelf: Shelf, built: Callable[..., dict[str, bytes]]
+    shelf: AdapterCache, built: Callable[..., dict[str, bytes]]
 ) -> None:
     first = built("legal-qa", rank=4, seed=1)
     shelf.commit("acme/x", first, tag="v1.0.0")
@@ -271,7 +271,9 @@ def test_a_build_of_a_removed_repository_keeps_its_version_in_its_namespace(
     shelf.commit("acme/same", first, tag="v1.0.0")
 
 
-def test_the_newest_release_stands_for_its_repository(shelf: Shelf, built: Callable[..., dict[str, bytes]]) -> None:
+def test_the_newest_release_stands_for_its_repository(
+    shelf: AdapterCache, built: Callable[..., dict[str, bytes]]
+) -> None:
     for version in ("1.9.0", "1.10.0", "1.2.0"):
         shelf.commit("acme/x", built("legal-qa", version=version), tag=f"v{version}")
     shelf.commit("acme/x", built("legal-qa", version="2.0.0.dev0"))
@@ -279,7 +281,9 @@ def test_the_newest_release_stands_for_its_repository(shelf: Shelf, built: Calla
     assert shelf.found() == [("acme/x", "1.10.0")]
 
 
-def test_a_yanked_release_leaves_searches_and_warns(shelf: Shelf, built: Callable[..., dict[str, bytes]]) -> None:
+def test_a_yanked_release_leaves_searches_and_warns(
+    shelf: AdapterCache, built: Callable[..., dict[str, bytes]]
+) -> None:
     shelf.commit("acme/x", built("legal-qa", version="1.0.0"), tag="v1.0.0")
     shelf.commit("acme/x", built("legal-qa", version="1.1.0", seed=5), tag="v1.1.0")
     repo = shelf.repo("acme/x")
@@ -294,7 +298,7 @@ def test_a_yanked_release_leaves_searches_and_warns(shelf: Shelf, built: Callabl
     assert warning_for(shelf.connection, repo.id, shelf.head()) is None
 
 
-def test_the_head_does_not_bring_back_yanked_bytes(shelf: Shelf, built: Callable[..., dict[str, bytes]]) -> None:
+def test_the_head_does_not_bring_back_yanked_bytes(shelf: AdapterCache, built: Callable[..., dict[str, bytes]]) -> None:
     shelf.commit("acme/x", built("legal-qa"), tag="v1.0.0")
 
     yank(shelf.connection, shelf.repo("acme/x"), "1.0.0", reason="wrong", by="ann")
@@ -302,7 +306,7 @@ def test_the_head_does_not_bring_back_yanked_bytes(shelf: Shelf, built: Callable
     assert shelf.found() == []
 
 
-def test_yanking_what_was_never_released_is_refused(shelf: Shelf, tmp_path: Path) -> None:
+def test_yanking_what_was_never_released_is_refused(shelf: AdapterCache, tmp_path: Path) -> None:
     shelf.commit("acme/x", plain(tmp_path / "a"))
 
     with pytest.raises(Refusal, match=r"no release 1\.0\.0") as refusal:
@@ -310,7 +314,7 @@ def test_yanking_what_was_never_released_is_refused(shelf: Shelf, tmp_path: Path
     assert refusal.value.status == 404
 
 
-def test_a_head_that_is_no_adapter_any_more_is_forgotten(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_head_that_is_no_adapter_any_more_is_forgotten(shelf: AdapterCache, tmp_path: Path) -> None:
     shelf.commit("acme/x", plain(tmp_path / "a"))
 
     shelf.commit("acme/x", {"README.md": b"gone"})
@@ -318,7 +322,7 @@ def test_a_head_that_is_no_adapter_any_more_is_forgotten(shelf: Shelf, tmp_path:
     assert shelf.found() == []
 
 
-def test_pages_give_every_adapter_once(shelf: Shelf, tmp_path: Path) -> None:
+def test_pages_give_every_adapter_once(shelf: AdapterCache, tmp_path: Path) -> None:
     files = plain(tmp_path / "a")
     for number in range(7):
         shelf.commit(f"acme/x{number}", files)
@@ -346,7 +350,9 @@ def test_pages_give_every_adapter_once(shelf: Shelf, tmp_path: Path) -> None:
         ({"task": "legal"}, []),
     ],
 )
-def test_conditions_are_all_met(shelf: Shelf, tmp_path: Path, query: dict[str, Any], expected: list[str]) -> None:
+def test_conditions_are_all_met(
+    shelf: AdapterCache, tmp_path: Path, query: dict[str, Any], expected: list[str]
+) -> None:
     shelf.commit("acme/legal", plain(tmp_path / "a", rank=4))
     shelf.commit("acme/maths", plain(tmp_path / "b", rank=8))
 
@@ -356,7 +362,7 @@ def test_conditions_are_all_met(shelf: Shelf, tmp_path: Path, query: dict[str, A
 @pytest.mark.parametrize(
     "query", [{"base_sha256": "abc"}, {"base_sha256": "g" * 64}, {"cursor": "x"}, {"q": "a " * 17}]
 )
-def test_questions_that_cannot_be_read_are_refused(shelf: Shelf, query: dict[str, Any]) -> None:
+def test_questions_that_cannot_be_read_are_refused(shelf: AdapterCache, query: dict[str, Any]) -> None:
     with pytest.raises(Refusal) as refusal:
         shelf.found(**query)
 

@@ -23,7 +23,7 @@ from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.hub import Hub, Search
 from adapterhub.distribution.install import plan_install, run_install
 from adapterhub.formats.release import Release
-from adapterhub.library.bases.wanted import wanted_base
+from adapterhub.library.bases.requested import requested_base
 from adapterhub.library.library import Added, Library
 from adapterhub.library.transfer import copy
 from tests.cli.test_cli import ADAPT
@@ -65,7 +65,7 @@ def push(library: Library, added: Added, hub: Hub, repo: str, **options: Any) ->
 
 def install(library: Library, text: str, source: Any) -> Added | None:
     spec = AdapterSpec.parse(text)
-    return run_install(library, plan_install(library, spec, [source], wanted=wanted_base(spec.base, library.bases)))
+    return run_install(library, plan_install(library, spec, [source], wanted=requested_base(spec.base, library.bases)))
 
 
 def stock(server: Running) -> Any:

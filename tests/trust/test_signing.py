@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import SignatureRefused
-from adapterhub.trust.signing.beside import read_signature
 from adapterhub.trust.signing.bundle import Bundle, Identity, read_statement, statement_bytes
+from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile
 from adapterhub.trust.signing.keys import PublicKey, SigningKey
-from adapterhub.trust.signing.seen import SeenBuild, SeenFile
+from adapterhub.trust.signing.provenance import read_signature
 from adapterhub.trust.signing.trust import TrustFile, parse_day
 from tests.support.signing_homes import SIGNATURE, make_homes, replace_file, statement_of
 from tests.support.tiny import make_adapter
@@ -354,11 +354,11 @@ def test_signing_and_checking_import_nothing_heavy(homes):
 
 # ------------------------------------------------------------ memory
 def test_the_newest_version_stays_remembered_per_base_and_rank(tmp_path):
-    seen, key = SeenFile(tmp_path), digest_of(b"key")
+    seen, key = FirstUseFile(tmp_path), digest_of(b"key")
     for base, rank, version in (("a", 4, "1.2"), ("a", 4, "1.1"), ("a", 8, "1.0"), ("b", 4, "0.9")):
-        seen.remember("acme/x", SeenBuild(base=base, rank=rank, version=version), key)
+        seen.remember("acme/x", FirstUseBuild(base=base, rank=rank, version=version), key)
 
-    known = SeenFile(tmp_path).of("acme/x")
+    known = FirstUseFile(tmp_path).of("acme/x")
     assert {(b.base, b.rank, b.version) for b in known.builds} == {("a", 4, "1.2"), ("a", 8, "1.0"), ("b", 4, "0.9")}
 
 

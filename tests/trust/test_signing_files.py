@@ -27,8 +27,8 @@ from adapterhub.core.errors import (
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, BaseRef, Parent
 from adapterhub.trust.signing import bundle as bundles
+from adapterhub.trust.signing import first_use as seen_files
 from adapterhub.trust.signing import keys as key_files
-from adapterhub.trust.signing import seen as seen_files
 from adapterhub.trust.signing import trust as trust_files
 from adapterhub.trust.signing.bundle import (
     Bundle,
@@ -38,8 +38,8 @@ from adapterhub.trust.signing.bundle import (
     signed_files,
     statement_bytes,
 )
+from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile, is_older
 from adapterhub.trust.signing.keys import KeyFolder, PublicKey, SigningKey, parse_key_name
-from adapterhub.trust.signing.seen import SeenBuild, SeenFile, is_older
 from adapterhub.trust.signing.trust import (
     Demand,
     Terms,
@@ -699,7 +699,7 @@ def test_a_key_that_lists_nothing_may_sign_nothing(root: Path) -> None:
     ("file", "limit", "name", "start"),
     [
         (TrustFile, trust_files._LIMIT_BYTES, "trusted_keys.json", b'{"keys": []}'),
-        (SeenFile, seen_files._LIMIT_BYTES, "seen_signatures.json", b'{"adapters": {}}'),
+        (FirstUseFile, seen_files._LIMIT_BYTES, "seen_signatures.json", b'{"adapters": {}}'),
     ],
 )
 def test_files_of_trust_are_bounded(
@@ -718,7 +718,10 @@ def test_files_of_trust_are_bounded(
 
 
 def test_a_file_of_trust_that_cannot_be_read_is_told(root: Path) -> None:
-    for name, reader in (("trusted_keys.json", TrustFile(root).read), ("seen_signatures.json", SeenFile(root)._read)):
+    for name, reader in (
+        ("trusted_keys.json", TrustFile(root).read),
+        ("seen_signatures.json", FirstUseFile(root)._read),
+    ):
         (root / name).mkdir()
         message, _ = refused(NotAllowed, reader)
         assert message.startswith(f"`{root / name}` cannot be read: ")
@@ -734,7 +737,7 @@ def test_a_file_of_trust_that_cannot_be_read_is_told(root: Path) -> None:
 def test_a_file_of_trust_that_others_may_write_is_refused(root: Path, name: str, says: str) -> None:
     (root / name).write_bytes(b"{}")
     (root / name).chmod(0o666)
-    reader = TrustFile(root).read if name.startswith("trusted") else SeenFile(root)._read
+    reader = TrustFile(root).read if name.startswith("trusted") else FirstUseFile(root)._read
 
     assert f" {says}, and others may write it" in refused(NotAllowed, reader)[0]
 
@@ -847,12 +850,12 @@ def test_the_clock_is_that_of_the_system(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 # ------------------------------------------------------------ what was seen
-def build(version: str = "1.0.0", base: str = "", rank: int | None = 4) -> SeenBuild:
-    return SeenBuild(base=base, rank=rank, version=version)
+def build(version: str = "1.0.0", base: str = "", rank: int | None = 4) -> FirstUseBuild:
+    return FirstUseBuild(base=base, rank=rank, version=version)
 
 
 def test_what_was_seen_is_written_field_by_field_and_reads_back(root: Path) -> None:
-    file = SeenFile(root)
+    file = FirstUseFile(root)
     assert (file.path, file.of("acme/x")) == (root / "seen_signatures.json", None)
 
     file.remember("acme/x", build("1.0.0", D1, None), ANN.public.fingerprint)
@@ -875,7 +878,7 @@ def test_what_was_seen_is_written_field_by_field_and_reads_back(root: Path) -> N
 
 
 def test_the_newest_is_kept_for_each_base_and_rank(root: Path) -> None:
-    file = SeenFile(root)
+    file = FirstUseFile(root)
     for each in (build("1.0"), build("2.0"), build("1.5"), build("0.1", D1), build("0.2", "", 8), build("2.0")):
         file.remember("x", each, ANN.public.fingerprint)
 
@@ -885,7 +888,7 @@ def test_the_newest_is_kept_for_each_base_and_rank(root: Path) -> None:
 
 
 def test_an_older_version_changes_only_the_signer(root: Path) -> None:
-    file = SeenFile(root)
+    file = FirstUseFile(root)
     file.remember("x", build("2.0"), ANN.public.fingerprint)
     file.remember("x", build("1.0"), BEN.public.fingerprint)
 
@@ -895,7 +898,7 @@ def test_an_older_version_changes_only_the_signer(root: Path) -> None:
 
 
 def test_what_is_known_already_is_not_written_again(root: Path) -> None:
-    file = SeenFile(root)
+    file = FirstUseFile(root)
     file.remember("x", build("2.0"), ANN.public.fingerprint)
     before = file.path.stat().st_ino
     file.remember("x", build("1.0"), ANN.public.fingerprint)
@@ -935,7 +938,7 @@ def test_a_damaged_memory_is_refused(root: Path, value: object, words: str) -> N
     path = root / "seen_signatures.json"
     path.write_text(json.dumps(value))
 
-    message, hint = refused(Malformed, lambda: SeenFile(root).of("x"))
+    message, hint = refused(Malformed, lambda: FirstUseFile(root).of("x"))
 
     assert message.startswith(f"`{path}`: {words}")
     assert hint == "mend the file; deleted, it forgets which signed versions were seen"

@@ -15,15 +15,15 @@ from adapterhub.core.errors import SignatureRefused, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.manifest import SIGNATURE_FILE, WEIGHTS_FILE
 from adapterhub.formats.release import Provenance, Release
-from adapterhub.library.admission import gate
+from adapterhub.library.admission import signatures
 from adapterhub.library.admission.findings import as_error, signature_findings
-from adapterhub.library.admission.gate import Asked, Gate, refuse_standing, refuses
+from adapterhub.library.admission.signatures import Asked, SignatureAdmission, check_standing, refuses
 from adapterhub.library.remotes import Remotes
-from adapterhub.trust.signing import beside
-from adapterhub.trust.signing.beside import bounded, provenance_of, read_signature
+from adapterhub.trust.signing import provenance
+from adapterhub.trust.signing.appraisal import UNSIGNED, Appraisal, examine, unsigned_beside
 from adapterhub.trust.signing.bundle import SIGNATURE_LIMIT_BYTES
-from adapterhub.trust.signing.judge import UNSIGNED, Judgement, examine, unsigned_beside
-from adapterhub.trust.signing.seen import SeenBuild, SeenFile
+from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile
+from adapterhub.trust.signing.provenance import bounded, provenance_of, read_signature
 from adapterhub.trust.signing.trust import Demand, Policy, Terms, Trust, TrustedKey, TrustFile, day_text
 from adapterhub.trust.verify import Finding
 from tests.support.signed_offers import ANN, BEN, key, manifest, release, signed
@@ -89,27 +89,27 @@ ROWS = [(s, p, row[n]) for s, row in TABLE.items() for n, p in enumerate(POLICIE
 def test_the_gate_does_what_its_table_says(root: Path, standing: str, policy: Policy | None, expected: str) -> None:
     offered, provenance = offer(standing, root)
     if expected != "refused":
-        admitted = Gate(root).admit(offered, provenance, PLACE, ASKED, policy)
+        admitted = SignatureAdmission(root).admit(offered, provenance, PLACE, ASKED, policy)
 
         assert (admitted.judgement.standing, admitted.judgement.message) == (standing, MESSAGES[standing])
         assert admitted.warn is (expected == "warned")
         assert not refuses(policy, admitted.judgement.standing)
         return
     with pytest.raises(SignatureRefused) as told:
-        Gate(root).admit(offered, provenance, PLACE, ASKED, policy)
+        SignatureAdmission(root).admit(offered, provenance, PLACE, ASKED, policy)
 
     where = ", and the option `--signatures` requires a signature" if policy else ""
     clause = f"it {MESSAGES[standing]}{where}"
     assert (told.value.reason, told.value.hint, told.value.exit_code) == (standing, HINTS[standing], 14)
     assert (told.value.what, told.value.clause) == ("`acme/legal-qa` 1.0.0", clause)
     assert told.value.message == f"refused `acme/legal-qa` 1.0.0: {clause}. Nothing was stored"
-    assert SeenFile(root).of("acme/legal-qa") is None
+    assert FirstUseFile(root).of("acme/legal-qa") is None
 
 
 def test_another_hint_and_ending_replace_the_usual_ones() -> None:
     demand = Demand(policy="require", where="a law")
     with pytest.raises(SignatureRefused) as told:
-        refuse_standing(release(), UNSIGNED, demand, hint="do that", ending="It stays")
+        check_standing(release(), UNSIGNED, demand, hint="do that", ending="It stays")
 
     assert told.value.hint == "do that"
     assert told.value.message == (
@@ -118,19 +118,19 @@ def test_another_hint_and_ending_replace_the_usual_ones() -> None:
 
 
 def test_a_policy_that_does_not_refuse_lets_the_standing_pass() -> None:
-    refuse_standing(release(), UNSIGNED, Demand(policy="warn", where="a law"))
-    refuse_standing(release(), UNSIGNED, None)
+    check_standing(release(), UNSIGNED, Demand(policy="warn", where="a law"))
+    check_standing(release(), UNSIGNED, None)
 
 
 # ------------------------------------------------------------ against what was seen
 def remember(root: Path, version: str = "1.0.0", by: str | None = None, **build: Any) -> None:
     value = {"base": "", "rank": 4} | build
-    SeenFile(root).remember("acme/legal-qa", SeenBuild(version=version, **value), by or ANN.public.fingerprint)  # type: ignore[arg-type]
+    FirstUseFile(root).remember("acme/legal-qa", FirstUseBuild(version=version, **value), by or ANN.public.fingerprint)  # type: ignore[arg-type]
 
 
 def refusal(root: Path, offered: Release, provenance: Provenance, **more: Any) -> SignatureRefused:
     with pytest.raises(SignatureRefused) as told:
-        Gate(root).admit(offered, provenance, PLACE, ASKED, **more)
+        SignatureAdmission(root).admit(offered, provenance, PLACE, ASKED, **more)
     assert told.value.exit_code == 14
     assert str(told.value).endswith(". Nothing was stored")
     assert told.value.what == f"`acme/legal-qa` {offered.manifest.version}"
@@ -179,9 +179,9 @@ def test_a_key_that_was_accepted_takes_a_name_over(root: Path, accept: str) -> N
     TrustFile(root).trust("ben", BEN.public, Terms(accepts=(accept,)))
     remember(root)
 
-    Gate(root).admit(release(), signed(release(), BEN), PLACE, ASKED)
+    SignatureAdmission(root).admit(release(), signed(release(), BEN), PLACE, ASKED)
 
-    seen = SeenFile(root).of("acme/legal-qa")
+    seen = FirstUseFile(root).of("acme/legal-qa")
     assert seen is not None
     assert seen.signer == BEN.public.fingerprint
 
@@ -203,16 +203,16 @@ def test_the_version_that_was_seen_is_taken_again(root: Path) -> None:
     TrustFile(root).trust("ann", ANN.public, Terms())
     remember(root, "2.0.0")
 
-    assert not Gate(root).admit(release("2.0.0"), signed(release("2.0.0")), PLACE, ASKED).warn
+    assert not SignatureAdmission(root).admit(release("2.0.0"), signed(release("2.0.0")), PLACE, ASKED).warn
 
 
 def test_off_takes_what_contradicts_and_does_not_remember_another_signer(root: Path) -> None:
     TrustFile(root).trust("ben", BEN.public, Terms())
     remember(root, "2.0.0")
 
-    Gate(root).admit(release(), signed(release(), BEN), PLACE, ASKED, "off")
+    SignatureAdmission(root).admit(release(), signed(release(), BEN), PLACE, ASKED, "off")
 
-    seen = SeenFile(root).of("acme/legal-qa")
+    seen = FirstUseFile(root).of("acme/legal-qa")
     assert seen is not None
     assert (seen.signer, [b.version for b in seen.builds]) == (ANN.public.fingerprint, ["2.0.0"])
 
@@ -223,32 +223,32 @@ def test_off_remembers_a_first_signer_and_the_same_one(root: Path, known: bool) 
     if known:
         remember(root)
 
-    Gate(root).admit(release("3.0.0"), signed(release("3.0.0")), PLACE, ASKED, "off")
+    SignatureAdmission(root).admit(release("3.0.0"), signed(release("3.0.0")), PLACE, ASKED, "off")
 
-    seen = SeenFile(root).of("acme/legal-qa")
+    seen = FirstUseFile(root).of("acme/legal-qa")
     assert seen is not None
     assert (seen.signer, seen.builds) == (
         ANN.public.fingerprint,
-        (SeenBuild(base="", rank=4, version="3.0.0"),),
+        (FirstUseBuild(base="", rank=4, version="3.0.0"),),
     )
 
 
 def test_only_a_trusted_signature_is_remembered(root: Path) -> None:
     for standing in ("unsigned", "unknown_key", "out_of_scope"):
-        Gate(root).admit(*offer(standing, root), PLACE, ASKED)
+        SignatureAdmission(root).admit(*offer(standing, root), PLACE, ASKED)
 
-        assert SeenFile(root).of("acme/legal-qa") is None
+        assert FirstUseFile(root).of("acme/legal-qa") is None
 
 
 def test_what_is_remembered_is_the_first_base_the_rank_and_the_version(root: Path) -> None:
     TrustFile(root).trust("ann", ANN.public, Terms())
     asked = Asked(spec=ASKED.spec, bases=("sha256:first", "sha256:second"))
 
-    Gate(root).admit(release("1.2.0", rank=16), signed(release("1.2.0", rank=16)), PLACE, asked)
+    SignatureAdmission(root).admit(release("1.2.0", rank=16), signed(release("1.2.0", rank=16)), PLACE, asked)
 
-    seen = SeenFile(root).of("acme/legal-qa")
+    seen = FirstUseFile(root).of("acme/legal-qa")
     assert seen is not None
-    assert seen.builds == (SeenBuild(base="sha256:first", rank=16, version="1.2.0"),)
+    assert seen.builds == (FirstUseBuild(base="sha256:first", rank=16, version="1.2.0"),)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_a_seen_build_counts_where_it_would_have_answered(
     build: dict[str, Any],
     expected: bool,  # noqa: FBT001
 ) -> None:
-    seen = SeenBuild(**({"base": "", "rank": 4, "version": "1.0.0"} | build))
+    seen = FirstUseBuild(**({"base": "", "rank": 4, "version": "1.0.0"} | build))
 
     assert Asked(spec=AdapterSpec.parse(spec), **asked).means(seen) is expected
 
@@ -292,7 +292,7 @@ def test_the_policy_of_this_run_comes_first_then_namespace_then_remote_then_gene
     Remotes(root).add("corp", URL, signatures="warn")
     TrustFile(root).set_policy("acme", "off")
     TrustFile(root).set_policy(None, "require")
-    gate = Gate(root)
+    gate = SignatureAdmission(root)
 
     assert gate.demand("acme", URL, "require") == Demand(policy="require", where="the option `--signatures`")
     own = Demand(policy="warn", where="the project")
@@ -307,36 +307,36 @@ def test_the_policy_of_this_run_comes_first_then_namespace_then_remote_then_gene
 
 
 def test_nothing_is_demanded_where_nothing_was_set(root: Path) -> None:
-    assert Gate(root).demand("acme", URL) is None
-    assert Gate(root).judge(release(), Provenance(signature=None), PLACE) == (UNSIGNED, None)
-    assert Gate(root).may_require("acme") is False
+    assert SignatureAdmission(root).demand("acme", URL) is None
+    assert SignatureAdmission(root).judge(release(), Provenance(signature=None), PLACE) == (UNSIGNED, None)
+    assert SignatureAdmission(root).may_require("acme") is False
 
 
 def test_judge_tells_the_policy_of_the_namespace_and_the_place(root: Path) -> None:
     TrustFile(root).set_policy("acme", "require")
     Remotes(root).add("corp", URL, signatures="warn")
 
-    assert Gate(root).judge(release(), Provenance(signature=None), PLACE) == (UNSIGNED, "require")
-    assert Gate(root).judge(release(namespace="b"), Provenance(signature=None), URL) == (UNSIGNED, "warn")
+    assert SignatureAdmission(root).judge(release(), Provenance(signature=None), PLACE) == (UNSIGNED, "require")
+    assert SignatureAdmission(root).judge(release(namespace="b"), Provenance(signature=None), URL) == (UNSIGNED, "warn")
 
 
 def test_a_signature_may_be_required_by_any_place(root: Path) -> None:
-    assert Gate(root).may_require("acme", "require") is True
-    assert Gate(root).may_require("acme", "warn") is False
+    assert SignatureAdmission(root).may_require("acme", "require") is True
+    assert SignatureAdmission(root).may_require("acme", "warn") is False
     Remotes(root).add("corp", URL, signatures="require")
-    assert Gate(root).may_require("acme") is True
-    assert Gate(root).may_require(None, "off") is False
+    assert SignatureAdmission(root).may_require("acme") is True
+    assert SignatureAdmission(root).may_require(None, "off") is False
     Remotes(root).remove("corp")
     TrustFile(root).set_policy("acme", "require")
-    assert Gate(root).may_require("acme") is True
-    assert Gate(root).may_require("beta") is False
+    assert SignatureAdmission(root).may_require("acme") is True
+    assert SignatureAdmission(root).may_require("beta") is False
 
 
 def test_the_general_policy_holds_for_places_that_are_no_remote(root: Path) -> None:
     Remotes(root).set_signatures("hub", "off")
     TrustFile(root).set_policy(None, "require")
 
-    assert Gate(root).may_require("acme") is True
+    assert SignatureAdmission(root).may_require("acme") is True
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_the_scope_of_a_key_names_places_by_address_or_remote(
     Remotes(root).add("corp", URL)
     TrustFile(root).trust("ann", ANN.public, Terms(remotes=(scope,)))
 
-    judged = Gate(root).examine(release(), signed(release()), place)
+    judged = SignatureAdmission(root).examine(release(), signed(release()), place)
 
     assert (judged.standing, judged.signer, judged.fingerprint) == (expected, "ann", ANN.public.fingerprint)
 
@@ -366,9 +366,9 @@ def test_the_scope_of_a_key_names_places_by_address_or_remote(
 def test_a_key_ends_after_its_last_second(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     TrustFile(root).trust("ann", ANN.public, Terms(not_after=1000))
     for now, expected in ((999.0, "trusted"), (1000.0, "trusted"), (1000.5, "expired")):
-        monkeypatch.setattr(gate, "clock", lambda now=now: now)
+        monkeypatch.setattr(signatures, "clock", lambda now=now: now)
 
-        assert Gate(root).examine(release(), signed(release()), PLACE).standing == expected
+        assert SignatureAdmission(root).examine(release(), signed(release()), PLACE).standing == expected
 
 
 # ------------------------------------------------------------ what is false in any case
@@ -376,7 +376,7 @@ TRUST = Trust(keys=(TrustedKey(name="ann", key=ANN.public),))
 Change = Callable[[dict[str, Any]], object]
 
 
-def judge(provenance: Provenance, trust: Trust = TRUST, offered: Release | None = None) -> Judgement:
+def judge(provenance: Provenance, trust: Trust = TRUST, offered: Release | None = None) -> Appraisal:
     what = offered or release()
     return examine(what.manifest, what.namespace, provenance, trust, now=0.0)
 
@@ -576,7 +576,7 @@ NOT_SIGNED_HINT = "look into them, and delete them or copy the adapter's own fil
 
 def found(root: Path, provenance: Provenance, policy: Policy | None = None) -> list[Finding]:
     TrustFile(root).set_policy(None, policy)
-    return signature_findings(Gate(root), release(), lambda: provenance, PLACE)
+    return signature_findings(SignatureAdmission(root), release(), lambda: provenance, PLACE)
 
 
 @pytest.mark.parametrize(("standing", "policy", "expected"), ROWS)
@@ -716,8 +716,8 @@ def test_the_path_of_an_odd_signature_is_shown_up_to_200_characters(length: int,
 
 
 def test_no_more_names_are_read_than_the_bound_and_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert beside.MAX_ENTRIES == 20_000
-    monkeypatch.setattr(beside, "MAX_ENTRIES", 3)
+    assert provenance.MAX_ENTRIES == 20_000
+    monkeypatch.setattr(provenance, "MAX_ENTRIES", 3)
     for number in range(6):
         (tmp_path / str(number)).touch()
 

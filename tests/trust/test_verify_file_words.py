@@ -28,7 +28,7 @@ from adapterhub.formats.manifest import (
     FileEntry,
     Manifest,
 )
-from adapterhub.trust.verify import Finding, manifest_in, open_files, open_subject, refuse_damaged, verify_folder
+from adapterhub.trust.verify import Finding, ensure_undamaged, manifest_in, open_files, open_subject, verify_folder
 from adapterhub.trust.verify.foreign import NO_PEFT
 from adapterhub.trust.verify.listing import kind_of_name, list_folder, safe_listing
 from adapterhub.trust.verify.scan import as_floats
@@ -350,12 +350,12 @@ def test_files_are_held_against_the_manifest(folder: Path) -> None:
 
 
 def test_damage_is_refused_with_both_digests() -> None:
-    refuse_damaged([], "x/")
-    refuse_damaged([error("E_OTHER", "w", "is bad")], "x/")
+    ensure_undamaged([], "x/")
+    ensure_undamaged([error("E_OTHER", "w", "is bad")], "x/")
     damage = [error("E_OTHER", "w", "m"), error("E_DIGEST", "f", "is abc", "def", "do"), error("E_DIGEST", "g", "m")]
 
     with pytest.raises(DigestMismatch) as told:
-        refuse_damaged(damage, "x/")
+        ensure_undamaged(damage, "x/")
 
     assert (told.value.where, told.value.expected, told.value.actual) == ("x/f", "def", "abc")
     assert told.value.hint == "do"

@@ -31,11 +31,11 @@ def project_adapters(session: Session, folder: Path) -> list[dict[str, Any]]:
         SignatureRefused, NamespaceBound: a build may not be used.
     """
     from adapterhub.core.disk.home import ADAPTERS_FOLDER
-    from adapterhub.projects.builds import refuse_inadmissible
+    from adapterhub.projects.builds import ensure_admissible
     from adapterhub.projects.lock.lockfile import read_lock
 
     entries = read_lock(folder).entries.values()
-    refuse_inadmissible(session.library, entries, folders={e.key: folder / ADAPTERS_FOLDER / e.key for e in entries})
+    ensure_admissible(session.library, entries, folders={e.key: folder / ADAPTERS_FOLDER / e.key for e in entries})
     found, missing = [], []
     for entry in entries:
         place = folder / ADAPTERS_FOLDER / entry.key
@@ -60,7 +60,7 @@ def library_adapters(session: Session, rows: Sequence[BuildRow]) -> list[dict[st
     library = session.library
     admission = Admission(library)
     asked = [row for row in rows if admission.asks_of(row.namespace or None)]
-    admission.refuse_all((library.read_build(session.root / row.folder), None) for row in asked)
+    admission.ensure_all_usable((library.read_build(session.root / row.folder), None) for row in asked)
     count = Counter(row.full_name for row in rows)
     named = Counter(_long_name(row) for row in rows)
 

@@ -149,10 +149,10 @@ def _base_filter(session: Session, base: BaseSpec) -> tuple[tuple[str, ...] | No
     known = {row.alias: row.weights for row in ask(session, lambda index: index.bases())}
     if base.kind == "alias" and base.text in known:
         return ask(session, lambda index: index.equivalents(known[base.text])), ""
-    from adapterhub.library.bases.wanted import wanted_base
+    from adapterhub.library.bases.requested import requested_base
 
     library = session.library
-    wanted = wanted_base(base, library.bases)
+    wanted = requested_base(base, library.bases)
     assert wanted is not None
     if wanted.record is not None:
         weights = wanted.record.fingerprint.weights

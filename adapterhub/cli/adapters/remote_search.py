@@ -31,9 +31,9 @@ def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Sea
 def _rows(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> list[tuple[Found, str]]:
     if base is None:
         return [(found, "") for found in hub.search(search)]
-    from adapterhub.library.bases.wanted import wanted_base
+    from adapterhub.library.bases.requested import requested_base
 
-    wanted = wanted_base(base, session.library.bases)
+    wanted = requested_base(base, session.library.bases)
     assert wanted is not None  # a base was given
     record = wanted.record
     weights = record.fingerprint.weights if record else wanted.digest_prefix or ""

@@ -61,7 +61,7 @@ def diff(session: Session, first: str, second: str, base: BaseSpec | None, modul
 def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
     from adapterhub.core.specs import AdapterSpec, names_folder
     from adapterhub.distribution.choosing import look_up
-    from adapterhub.library.upkeep.damage import refuse_changed_manifest
+    from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
     from adapterhub.projects.session import wanted_from
     from adapterhub.weights.compare.difference import Side, side_of_folder
 
@@ -79,7 +79,7 @@ def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
         if not Path(text).is_dir():
             raise
         raise AdapterNotFound(error.message, hint=f"`{shown(f'./{text}', 200)}` names the folder") from None
-    refuse_changed_manifest(library, build)
+    ensure_manifest_unchanged(library, build)
     label = f"{build.full_name}=={build.manifest.version}"
     return Side(folder=build.folder, label=label, manifest=build.manifest, base=build.base, is_installed=True)
 

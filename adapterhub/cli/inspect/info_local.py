@@ -137,12 +137,12 @@ def _modules(build: Installed) -> dict[str, Any]:
 
 def _signature(library: Library, build: Installed, place: str) -> dict[str, Any]:
     from adapterhub.formats.release import Release
-    from adapterhub.library.admission.gate import Gate
-    from adapterhub.trust.signing.beside import provenance_of
+    from adapterhub.library.admission.signatures import SignatureAdmission
+    from adapterhub.trust.signing.provenance import provenance_of
 
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
     try:
-        judgement, policy = Gate(library.root).judge(release, provenance_of(build.folder), place)
+        judgement, policy = SignatureAdmission(library.root).judge(release, provenance_of(build.folder), place)
     except SignatureRefused as error:
         return {"standing": error.reason, "message": error.clause, "signer": None, "policy": None}
     except (NotAllowed, Malformed) as error:  # the files that say whom to trust

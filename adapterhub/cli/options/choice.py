@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from adapterhub.distribution.choosing import RankBounds
     from adapterhub.distribution.resolve import Objection, Resolution
     from adapterhub.formats.release import Release
-    from adapterhub.library.bases.wanted import WantedBase
+    from adapterhub.library.bases.requested import RequestedBase
     from adapterhub.library.library import Library
     from adapterhub.library.transfer import Source
 
@@ -25,7 +25,7 @@ def choose_release(
     spec: AdapterSpec,
     sources: Sequence[Source],
     *,
-    wanted: WantedBase | None,
+    wanted: RequestedBase | None,
     bounds: RankBounds,
     objection: Objection | None = None,
     ignore_bindings: bool = False,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.outdated import Asked, Offer
-    from adapterhub.library.bases.wanted import WantedBase
+    from adapterhub.library.bases.requested import RequestedBase
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.transfer import Source
@@ -125,7 +125,7 @@ def project_asked(
 
     from adapterhub.distribution.choosing import RankBounds
     from adapterhub.distribution.outdated import Asked
-    from adapterhub.library.bases.wanted import wanted_base
+    from adapterhub.library.bases.requested import requested_base
     from adapterhub.projects.file.policy import objection_of
     from adapterhub.projects.lock.lockfile import read_lock
     from adapterhub.projects.locking import base_choice, in_project
@@ -147,7 +147,7 @@ def project_asked(
         if (names and wanted.key not in names) or not isinstance(entry, LockedAdapter):
             continue
         own = wanted.spec.base
-        judged = base.wanted if own is None else wanted_base(in_project(own, project.folder), library.bases)
+        judged = base.wanted if own is None else requested_base(in_project(own, project.folder), library.bases)
         found.append(
             Asked(
                 key=wanted.key,
@@ -219,16 +219,16 @@ def _is_named(build: Installed, spec: AdapterSpec) -> bool:
     return build.manifest.name == spec.name and spec.namespace in (None, build.namespace)
 
 
-def _base_of(library: Library, build: Installed) -> WantedBase | None:
-    from adapterhub.library.bases.wanted import WantedBase
+def _base_of(library: Library, build: Installed) -> RequestedBase | None:
+    from adapterhub.library.bases.requested import RequestedBase
 
     fingerprint = build.base.fingerprint
     if fingerprint is None:
         return None
     record = library.bases.by_fingerprint(fingerprint)
     if record is not None:
-        return WantedBase(text=record.alias, record=record)
-    return WantedBase(text=fingerprint.weights, digest_prefix=fingerprint.weights)
+        return RequestedBase(text=record.alias, record=record)
+    return RequestedBase(text=fingerprint.weights, digest_prefix=fingerprint.weights)
 
 
 def _sources(
@@ -243,7 +243,7 @@ def _sources(
 ) -> Callable[[], Sequence[Source]]:
     """Where a build came from, else where one would look for its name."""
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.library.directory import PublishedDirectory, source_at
+    from adapterhub.library.directory import PublishedDirectory, open_source
     from adapterhub.library.library import Library as LibrarySource
 
     def find() -> Sequence[Source]:
@@ -251,7 +251,7 @@ def _sources(
         found: list[Source] = list(disk)
         if remote is None and origin is not None and not origin.is_server:
             try:
-                place = source_at(Path(origin.place))
+                place = open_source(Path(origin.place))
             except AdapterHubError:
                 place = None
             if isinstance(place, PublishedDirectory | LibrarySource):

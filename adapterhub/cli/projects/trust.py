@@ -57,10 +57,10 @@ def _agree(session: Session, place: Path, trusted: Any) -> None:  # noqa: ANN401
     from adapterhub.library.admission.installed import Admission
     from adapterhub.projects.lock.lockfile import previous_lock
     from adapterhub.projects.project import read_project
-    from adapterhub.projects.trust import refuse_takeover, servers_in
+    from adapterhub.projects.trust import ensure_no_takeover, servers_in
 
     project = read_project(place)
-    refuse_takeover(project, session.remotes.all(), Admission(session.library))
+    ensure_no_takeover(project, session.remotes.all(), Admission(session.library))
     made = trusted.trust(place, servers_in(session, project, previous_lock(project)))
 
     def text() -> None:

@@ -122,7 +122,7 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
     from adapterhub.projects.lock.lockfile import previous_lock
     from adapterhub.projects.locking import ALL
     from adapterhub.projects.places import lock_now
-    from adapterhub.projects.sync import opened, plan_sync, refuse_blocked, wanted_entries
+    from adapterhub.projects.sync import ensure_unblocked, opened, plan_sync, wanted_entries
 
     to_merge: set[str] = set()
 
@@ -139,7 +139,7 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
         session.out.warn(warning)
     with opened(session.library.store, project.folder) as target:
         plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
-    refuse_blocked(plan)
+    ensure_unblocked(plan)
     changes = [replace(c, text="merged anew") if c.key in to_merge else c for c in outcome.changes]
     folders = [step.folder for step in plan.steps if step.judged.standing != "right"]
     document = {

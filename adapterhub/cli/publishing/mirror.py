@@ -119,8 +119,8 @@ def _refuse_bound(library: Library, specs: Sequence[AdapterSpec], namespace: str
     admission = Admission(library)
     hint = "`--ignore-bindings` copies it all the same"
     for spec in specs:
-        admission.refuse_place(there, spec.namespace, hint=hint)
-    admission.refuse_place(here, namespace, hint=hint)
+        admission.ensure_place_allowed(there, spec.namespace, hint=hint)
+    admission.ensure_place_allowed(here, namespace, hint=hint)
 
 
 def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) -> None:

@@ -66,8 +66,8 @@ def sign_build(library: Library, build: Installed, namespace: str | None, signer
     """Sign a build with an opened key, unless it is signed so already; what was done, as JSON."""
     from adapterhub.formats.manifest import SIGNATURE_FILE
     from adapterhub.library.store.signatures import attach_signature
-    from adapterhub.trust.signing.beside import read_signature
     from adapterhub.trust.signing.making import is_signed_by, sign_folder
+    from adapterhub.trust.signing.provenance import read_signature
 
     path = build.folder / SIGNATURE_FILE
     is_new = not is_signed_by(read_signature(path), build.manifest, namespace, signer.public)

@@ -89,7 +89,7 @@ def doctor(
 def _repair(
     session: Session, places: tuple[Path, ...], remote: str | None, token: str | None, *, dry_run: bool, offline: bool
 ) -> None:
-    from adapterhub.library.directory import source_at
+    from adapterhub.library.directory import open_source
     from adapterhub.library.store.origins import Origin
     from adapterhub.library.transfer import Source
     from adapterhub.library.upkeep.repair import repair
@@ -100,7 +100,7 @@ def _repair(
             if remote or offline:
                 return session.named_hub(remote, token=token, offline=offline)
             return session.place_hub(origin.place, token=token)
-        return source_at(Path(origin.place))
+        return open_source(Path(origin.place))
 
     steps = repair(session.library, find_source, sources_from(session, places), dry_run=dry_run)
     rest = sum(not step.is_mended for step in steps)
@@ -131,7 +131,7 @@ def _home(root: Path) -> Iterator[Line]:
         yield Line("home", "failed", f"{root}: not writable", "set ADAPTERHUB_HOME or `--root` to a folder of yours")
         return
     try:
-        Root(root).refuse_links()
+        Root(root).ensure_real_folders()
     except NotAllowed as error:
         yield Line("home", "failed", error.message, error.hint)
         return

@@ -306,7 +306,7 @@ def find_base(library: Library, choices: Sequence[Choice], base: BaseSpec | None
 def _named_base(library: Library, names: Sequence[str], base: BaseSpec | None) -> BaseRecord | None:
     """The base that is named in a spec or beside it."""
     from adapterhub.core.specs import AdapterSpec, names_folder
-    from adapterhub.library.bases.wanted import wanted_base
+    from adapterhub.library.bases.requested import requested_base
 
     found: BaseRecord | None = None
     by = ""
@@ -324,7 +324,7 @@ def _named_base(library: Library, names: Sequence[str], base: BaseSpec | None) -
             raise UsageProblem(f"`{by}` and `{name}` are for two bases; one base runs at a time")
         found, by = found or wanted.record, by or name
     if found is None and base is not None:
-        wanted = wanted_base(base, library.bases)
+        wanted = requested_base(base, library.bases)
         found = wanted.record if wanted else None
     return found
 

@@ -219,7 +219,7 @@ def _max_rank(session: Session, asked: Asked, handed: Sequence[Handed]) -> int:
     """The allowed rank for what was named, else for what is installed for this base and could be named."""
     from adapterhub.formats.base.fingerprint import compare
     from adapterhub.inference.engines.vllm import MAX_RANKS
-    from adapterhub.inference.serving.counter import RANK_SETTING
+    from adapterhub.inference.serving.provider import RANK_SETTING
     from adapterhub.inference.serving.vllm import allowed_rank
 
     if asked.settings.max_rank is not None:
@@ -239,7 +239,7 @@ def _max_rank(session: Session, asked: Asked, handed: Sequence[Handed]) -> int:
 def _other_flags(handed: Sequence[Handed]) -> tuple[str, ...]:
     """What else the named adapters need of the server."""
     from adapterhub.inference.engines import as_flags, joined
-    from adapterhub.inference.serving.counter import RANK_SETTING
+    from adapterhub.inference.serving.provider import RANK_SETTING
 
     return as_flags(
         {

@@ -17,7 +17,7 @@ from adapterhub.projects.session import sources_from
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.inference.serving import Counter, Handed, ServeSettings
+    from adapterhub.inference.serving import AdapterProvider, Handed, ServeSettings
     from adapterhub.inference.serving.process import EngineProcess
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.transfer import Source
@@ -47,9 +47,9 @@ def checked(session: Session, asked: Asked, engine: str) -> Iterator[list[Handed
         AdapterHubError: the one refusal.
         UnsupportedAdapter: several, one line each.
     """
-    from adapterhub.inference.serving import Counter
+    from adapterhub.inference.serving import AdapterProvider
 
-    counter = Counter(
+    provider = AdapterProvider(
         session.project_library,
         asked.record,
         engine=engine,
@@ -57,8 +57,8 @@ def checked(session: Session, asked: Asked, engine: str) -> Iterator[list[Handed
         max_rank=asked.settings.max_rank,
         signatures=asked.settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
     )
-    with contextlib.closing(counter):
-        yield _all_of(counter, asked.specs, session)
+    with contextlib.closing(provider):
+        yield _all_of(provider, asked.specs, session)
 
 
 def _sources(session: Session, settings: ServeSettings, spec: AdapterSpec) -> Sequence[Source]:
@@ -66,7 +66,7 @@ def _sources(session: Session, settings: ServeSettings, spec: AdapterSpec) -> Se
     return places if settings.offline else [*places, *session.sources_of(spec, settings.remote, token=None)]
 
 
-def _all_of(counter: Counter, specs: Sequence[AdapterSpec], session: Session) -> list[Handed]:
+def _all_of(counter: AdapterProvider, specs: Sequence[AdapterSpec], session: Session) -> list[Handed]:
     found: list[Handed] = []
     refused: list[AdapterHubError] = []
     for spec in specs:

@@ -38,7 +38,7 @@ def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None
         AdapterNotFound, NoCompatibleRelease, SpecError: nothing installed answers to it.
     """
     from adapterhub.core.specs import AdapterSpec, names_folder
-    from adapterhub.library.upkeep.damage import refuse_changed_manifest
+    from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
     from adapterhub.projects.session import wanted_from
     from adapterhub.weights.recipes.combination import Ingredient
 
@@ -46,6 +46,6 @@ def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None
         return Ingredient(folder=Path(text).expanduser(), label=text, weight=weight)
     spec = AdapterSpec.parse(text)
     build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))
-    refuse_changed_manifest(library, build)
+    ensure_manifest_unchanged(library, build)
     label = f"{build.full_name}=={build.manifest.version}"
     return Ingredient(folder=build.folder, label=label, weight=weight, base=build.base, digest=build.manifest.digest)

@@ -31,7 +31,7 @@ def new_folder(out_folder: Path, *, size_bytes: int = 0, durable: bool = False) 
         DiskFull: there is less room than `size_bytes`, or it ran out.
         NotAllowed: it cannot be written, or not there; see `output_place`.
     """
-    refuse_taken(out_folder)
+    ensure_new(out_folder)
     final = output_place(out_folder)
     partial = f".{final.name}.partial-{secrets.token_hex(4)}"
     with contextlib.ExitStack() as stack:
@@ -59,7 +59,7 @@ def _clear(around: RealFolder, partial: str) -> None:
         around.remove(partial)
 
 
-def refuse_taken(out_folder: Path) -> None:
+def ensure_new(out_folder: Path) -> None:
     """Whether the folder can be made.
 
     Raises:

@@ -36,11 +36,11 @@ def output_place(out: Path) -> Path:
                     "Nothing was written",
                     hint=f"if that is what you want, name the place itself: `{shown(str(real), 200)}`",
                 )
-    refuse_inside_library(real)
+    ensure_outside_library(real)
     return real if named.is_symlink() else Path(os.path.realpath(named.parent), named.name)
 
 
-def refuse_inside_library(real: Path) -> None:
+def ensure_outside_library(real: Path) -> None:
     """Whether the path without links is outside of every library's own folders, or where a running command stages.
 
     Raises:

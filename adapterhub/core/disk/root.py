@@ -30,7 +30,7 @@ class Root:
         self.root = root
 
     @contextlib.contextmanager
-    def explaining(self) -> Iterator[None]:
+    def os_errors_as_refusals(self) -> Iterator[None]:
         """Whatever the operating system refuses in the block, as a plain refusal."""
         try:
             yield
@@ -61,11 +61,11 @@ class Root:
         Raises:
             NotAllowed, DiskFull: it cannot be written; what was there is there.
         """
-        self.refuse_links()
-        with self.explaining():
+        self.ensure_real_folders()
+        with self.os_errors_as_refusals():
             write_durably(path, data, mode=mode, sync=sync)
 
-    def refuse_links(self) -> None:
+    def ensure_real_folders(self) -> None:
         """Whether every folder of the library is one of its own, so that what is done below it is done in the library.
 
         Raises:
@@ -101,9 +101,9 @@ class Root:
         Raises:
             StoreLocked: another process held it for all of `wait_s` seconds; the message says which.
         """
-        self.refuse_links()
+        self.ensure_real_folders()
         path = self.root / "locks" / name
-        with self.explaining():
+        with self.os_errors_as_refusals():
             make_folder(path.parent)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:

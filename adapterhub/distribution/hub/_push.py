@@ -20,7 +20,7 @@ from adapterhub.distribution.hub._wire import Wire, file_path
 from adapterhub.formats.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Release
-from adapterhub.trust.signing.beside import bounded
+from adapterhub.trust.signing.provenance import bounded
 
 _OURS = frozenset({*MEDIA_TYPES, SIGNATURE_FILE})
 """Files of an earlier version that a new one takes away when it has them not; manifest and card it always has."""
@@ -74,7 +74,7 @@ class HubRepository:
             hint="push it under a new version or to its own repository",
         )
 
-    def refuse_other_signature(self, manifest: Manifest, signature: bytes) -> None:
+    def ensure_same_signature(self, manifest: Manifest, signature: bytes) -> None:
         """Whether the published version has this very signature; only asked when the version is there.
 
         Raises:
@@ -148,7 +148,7 @@ class _Upload:
             ReleaseExists: the version is there, signed otherwise or not at all.
         """
         if self._is_there:
-            self._place.refuse_other_signature(self._release.manifest, signature)
+            self._place.ensure_same_signature(self._release.manifest, signature)
         self._signature = signature
         return not self._is_there
 

@@ -15,15 +15,15 @@ from adapterhub.core.digests import Digest
 from adapterhub.core.errors import MergeRefused, UnsupportedAdapter, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike
+from adapterhub.inference.bank.cache import AdapterCache
 from adapterhub.inference.bank.checker import Checker
 from adapterhub.inference.bank.engines.hooks import Hooks
 from adapterhub.inference.bank.engines.native import NativeEngine
-from adapterhub.inference.bank.engines.peft_engine import PeftEngine, refuse_inside
+from adapterhub.inference.bank.engines.peft_engine import PeftEngine, ensure_outside_use
 from adapterhub.inference.bank.frozen import FrozenBase
 from adapterhub.inference.bank.residency import Residency, Stats
 from adapterhub.inference.bank.rows import Rows
-from adapterhub.inference.bank.selection import Choice, Current, Term, Using, Whole, refuse_senseless, weights_of
-from adapterhub.inference.bank.shelf import Shelf
+from adapterhub.inference.bank.selection import Choice, Current, Term, Using, Whole, check_terms, weights_of
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.facts import AttachedAdapter
 from adapterhub.inference.loader.identity import look_at
@@ -68,7 +68,7 @@ class AdapterBank:
         self._peft = PeftEngine(model, self._current, library=place, base=base, allow_base_mismatch=allow_base_mismatch)
         checker = Checker(self._base, looked_at, place, asked=base, allow_base_mismatch=allow_base_mismatch)
         hooks = Hooks(self._base, self._current)
-        self._shelf = Shelf(checker, hooks, residency, native=native, peft=self._peft)
+        self._cache = AdapterCache(checker, hooks, residency, native=native, peft=self._peft)
         hooks.take(self._peft.guard())
         self._finalizer = weakref.finalize(self, hooks.remove)
 
@@ -81,12 +81,12 @@ class AdapterBank:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all adapters that were loaded and not unloaded, in memory or evicted."""
-        return self._shelf.names
+        return self._cache.names
 
     @property
     def stats(self) -> Stats:
         """Hits, misses, loads, evictions, and what is in memory."""
-        return self._shelf.stats
+        return self._cache.stats
 
     def explain(self, name: str) -> str:
         """How an adapter is used, in lines for people: engine and why, base, scales, warnings.
@@ -96,9 +96,9 @@ class AdapterBank:
         Raises:
             AdapterNotFound: nothing by that name; and all that `load` raises.
         """
-        if name not in self._shelf.names:
-            self._shelf.get(name)
-        return self._shelf.source(name).explain()
+        if name not in self._cache.names:
+            self._cache.get(name)
+        return self._cache.source(name).explain()
 
     def facts(self, name: str) -> AttachedAdapter:
         """The same for programs: label, method, how its base stands to the model, scales, warnings.
@@ -106,7 +106,7 @@ class AdapterBank:
         Raises:
             AdapterNotFound: nothing was loaded by that name.
         """
-        return self._shelf.source(name).facts
+        return self._cache.source(name).facts
 
     # ------------------------------------------------------------ load and unload
     def load(self, what: AdapterLike, name: str | None = None, *, pin: bool | None = None) -> str:
@@ -124,9 +124,9 @@ class AdapterBank:
 
         After any of these the bank and the model are as they were.
         """
-        chosen, _ = self._shelf.load(what, name)
+        chosen, _ = self._cache.load(what, name)
         if pin is not None:
-            self._shelf.pin(chosen, is_pinned=pin)
+            self._cache.pin(chosen, is_pinned=pin)
         return chosen
 
     def unload(self, name: str) -> None:
@@ -135,7 +135,7 @@ class AdapterBank:
         Raises:
             AdapterNotFound: nothing was loaded by that name.
         """
-        self._shelf.unload(name)
+        self._cache.unload(name)
 
     # ------------------------------------------------------------ choose
     def use(self, choice: Choice) -> Using:
@@ -151,11 +151,11 @@ class AdapterBank:
             MergeRefused: adapters that cannot be added up.
             UsageProblem: a weight makes no sense, or there is no room for all of them at once.
         """
-        refuse_inside(self._current.get())
+        ensure_outside_use(self._current.get())
         [terms] = self._terms([choice])
         if any(term.adapter.engine == self._peft.name for term in terms):
             return self._use_peft(choice, terms)
-        refuse_senseless(terms)
+        check_terms(terms)
         return Using(self._current, Whole(terms) if terms else None)
 
     def rows(self, choices: Sequence[Choice]) -> Using:
@@ -168,12 +168,12 @@ class AdapterBank:
             UnsupportedAdapter: an adapter that cannot be used on some rows only; `use` can have it.
             AdapterNotFound, MergeRefused, UsageProblem: as `use`.
         """
-        refuse_inside(self._current.get())
+        ensure_outside_use(self._current.get())
         if isinstance(choices, str | Mapping) or not isinstance(choices, Sequence) or not choices:
             raise UsageProblem(f'{shown(choices)}: expected one choice for each row, such as ["a", None]')
         by_row = self._terms(choices)
         for terms in by_row:
-            refuse_senseless(terms)
+            check_terms(terms)
             _refuse_by_row(terms)
         return Using(self._current, Rows(by_row))
 
@@ -197,11 +197,11 @@ class AdapterBank:
             Conflict: the folder exists, or the adapter's files changed.
             DigestMismatch: a file of the store is damaged.
         """
-        return self._shelf.source(name).export(Path(folder))
+        return self._cache.source(name).export(Path(folder))
 
     def close(self) -> None:
         """Take everything off the model and forget all adapters; running calls end without them."""
-        self._shelf.close()
+        self._cache.close()
         self._peft.close()
         self._finalizer()
         self._current.set(None)
@@ -219,7 +219,7 @@ class AdapterBank:
         """The adapters of each choice, all of them in memory at once."""
         weights = [weights_of(choice) for choice in choices]
         names = list(dict.fromkeys(name for each in weights for name in each))
-        found = {name: self._shelf.get(name, keep=names) for name in names}
+        found = {name: self._cache.get(name, keep=names) for name in names}
         return [tuple(Term(found[name], weight) for name, weight in each.items()) for each in weights]
 
     def _use_peft(self, choice: Choice, terms: Sequence[Term]) -> Using:
@@ -233,8 +233,8 @@ class AdapterBank:
                 ],
             )
         [name] = weights_of(choice)
-        source = self._shelf.source(name)
-        source.refuse_changed()
+        source = self._cache.source(name)
+        source.ensure_unchanged()
         return self._peft.use(source.found)
 
 

@@ -12,7 +12,7 @@ from adapterhub.core.errors import AdapterNotFound
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike, Finder, Found, Identify, check_folder
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest
-from adapterhub.inference.bank.sources import Source, Stamp, changed, stamp_of
+from adapterhub.inference.bank.sources import LoadedOrigin, Stamp, changed, stamp_of
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.base_check import BaseCheck, Verdict, pin
 from adapterhub.inference.loader.facts import facts
@@ -68,7 +68,7 @@ class Checker:
         files = found.subject or self._files.again(found.folder)
         return Checked(found=found, files=files, stamp=stamp, verdict=verdict, ready=self._ready(found, files))
 
-    def ready_again(self, source: Source) -> Ready:
+    def ready_again(self, source: LoadedOrigin) -> Ready:
         """What an adapter that was loaded before has for the base.
 
         Raises:
@@ -81,12 +81,12 @@ class Checker:
         check_copies(contents, self._base)
         return Ready(name="adapter", contents=contents, setup=set_up(contents, self._base), weight=1.0)
 
-    def source(self, checked: Checked, *, engine: str, reasons: tuple[str, ...]) -> Source:
+    def source(self, checked: Checked, *, engine: str, reasons: tuple[str, ...]) -> LoadedOrigin:
         """What the bank remembers of it, without its files; a build that declares no base is pinned to this one."""
         pinned = pin(self._library, checked.found, self._known_base)
         known = facts(checked.found, checked.ready, checked.verdict, pinned)
         build = checked.found.build
-        return Source(
+        return LoadedOrigin(
             found=replace(checked.found, subject=None),
             digests=digests_of(checked.files, build.manifest if build else None),
             facts=known,

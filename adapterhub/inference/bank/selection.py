@@ -94,7 +94,7 @@ def weights_of(choice: Choice) -> dict[str, float]:
     return {name: float(weight) for name, weight in choice.items()}
 
 
-def refuse_senseless(terms: Sequence[Term]) -> None:
+def check_terms(terms: Sequence[Term]) -> None:
     """Refuse sums that have no meaning.
 
     Raises:

@@ -19,7 +19,7 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class LoadedOrigin:
     """An adapter that was loaded once. `reasons`: why it is not loaded natively, empty when it is.
 
     `digests` are those of the files that were checked, by name.
@@ -38,7 +38,7 @@ class Source:
         why = [f"  not native: {reason}" for reason in self.reasons]
         return "\n".join([first, f"  engine: {self.engine}", *why, *rest])
 
-    def refuse_changed(self) -> None:
+    def ensure_unchanged(self) -> None:
         """Whether the files are still those that were checked.
 
         Raises:
@@ -55,7 +55,7 @@ class Source:
             Conflict: the folder exists, or the adapter's files changed.
             DigestMismatch, AdapterNotFound: the files are damaged, or gone.
         """
-        self.refuse_changed()
+        self.ensure_unchanged()
         with new_folder(out_folder) as partial:
             for name, expected in self.digests.items():
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)

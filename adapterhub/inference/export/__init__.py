@@ -18,7 +18,7 @@ import pkgutil
 from pathlib import Path
 from types import ModuleType
 
-from adapterhub.core.disk.new_folder import refuse_taken
+from adapterhub.core.disk.new_folder import ensure_new
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike
@@ -86,7 +86,7 @@ def export(  # noqa: PLR0913 - one argument for each option of the command
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
     if ollama_base is not None and form != "ollama":
         raise UsageProblem(f"the name of an Ollama base is for the format `ollama`, not for `{form}`")
-    refuse_taken(out)
+    ensure_new(out)
     job = Job(
         what=what,
         library=open_library(library),

@@ -23,7 +23,7 @@ from adapterhub.formats.peft.config import owner
 from adapterhub.inference.engines import SETTINGS, BaseFacts, Verdict, base_config, base_facts, judge
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
-from adapterhub.trust.verify import Report, Subject, open_subject, refuse_damaged, verify
+from adapterhub.trust.verify import Report, Subject, ensure_undamaged, open_subject, verify
 from adapterhub.weights.lowrank.factors import AdapterFactors
 
 Steps = Callable[[int, int], None]
@@ -172,7 +172,7 @@ class Job:
         )
         report = verify(subject, seen=findings) if subject is not None else Report.of(findings)
         label = shown(found.label, 200)
-        refuse_damaged(report.errors, f"{found.folder}/")
+        ensure_undamaged(report.errors, f"{found.folder}/")
         other = next((f for f in report.errors if f.code == "E_BASE_MISMATCH"), None)
         errors = [f for f in report.errors if f is not other]
         if errors:

@@ -20,7 +20,7 @@ from adapterhub.inference.loader.facts import AttachedAdapter, facts, lines
 from adapterhub.inference.loader.identity import identify, look_at
 from adapterhub.inference.loader.injection import Ready, inject, peft_names, set_scales
 from adapterhub.inference.loader.methods import set_up
-from adapterhub.inference.loader.mixture import check_copies, refuse_mixture, without_repeats
+from adapterhub.inference.loader.mixture import check_copies, check_mixture, without_repeats
 from adapterhub.inference.loader.reading.placing import read_contents
 from adapterhub.library.default import LibraryLike, open_library
 
@@ -81,7 +81,7 @@ class Attached:
         modules = dict(self.model.get_base_model().named_modules(remove_duplicate=False))
         pairs = with_weights([adapter.folder for adapter in self.adapters], weights)
         ready = [replace(r, weight=weight) for r, (_, weight) in zip(self._ready, pairs, strict=True)]
-        refuse_mixture(ready)
+        check_mixture(ready)
         for each in ready:
             set_scales(modules, each)
         self._ready = ready
@@ -147,7 +147,7 @@ def attach(
         Ready(name=name, contents=c, setup=s, weight=f.weight)
         for name, c, s, f in zip(names, contents, setups, found, strict=True)
     ]
-    refuse_mixture(ready)
+    check_mixture(ready)
     try:
         wrapped = inject(frozen, ready)
     except BaseException:

@@ -38,7 +38,7 @@ class Fitting:
                 self._misshapen.append(f"{here}, the adapter has {list(spec.shape)}")
         return fitting
 
-    def refuse_misfits(self) -> None:
+    def ensure_fit(self) -> None:
         """Raise if anything did not fit.
 
         Raises:

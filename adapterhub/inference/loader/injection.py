@@ -138,7 +138,7 @@ class _Filling:
         """Check everything, then assign."""
         self._refuse_other_layers()
         work = [*self._factors(), *self._saved(), *self._shared()]
-        self.fitting.refuse_misfits()
+        self.fitting.ensure_fit()
         for slot, spec in work:
             _assign(slot, self.contents.read(spec))
         set_scales(self.modules, self.adapter)

@@ -11,7 +11,7 @@ import torch
 from adapterhub.core.errors import MergeRefused, RefusedAdapter, shown
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.base.model import BaseModel
-from adapterhub.inference.loader.base.quantised import refuse_packed
+from adapterhub.inference.loader.base.quantised import ensure_unpacked
 from adapterhub.inference.loader.injection import Ready
 from adapterhub.inference.loader.reading.contents import LISTED, AdapterContents, limited
 
@@ -24,7 +24,7 @@ def check_copies(contents: AdapterContents, base: BaseModel) -> None:
         UnsupportedAdapter: it would ruin modules that are packed into few bits here.
     """
     magnitudes = contents.factors if contents.config.use_dora else ()
-    refuse_packed(contents.label, base.modules, saved=contents.saved, magnitudes=magnitudes)
+    ensure_unpacked(contents.label, base.modules, saved=contents.saved, magnitudes=magnitudes)
     if not contents.copies:
         return
     tensors = {tensor.name: tensor.tensor for tensor in base.tensors()}
@@ -69,7 +69,7 @@ def without_repeats(adapters: Sequence[AdapterContents]) -> list[AdapterContents
     return kept
 
 
-def refuse_mixture(adapters: Sequence[Ready]) -> None:
+def check_mixture(adapters: Sequence[Ready]) -> None:
     """Refuse weights on adapters that are no update added to an output, and mixtures of methods.
 
     Raises:

@@ -9,8 +9,8 @@ from typing import Final
 from adapterhub.core.errors import SignatureRefused
 from adapterhub.formats.manifest import SIGNATURE_FILE
 from adapterhub.formats.release import Provenance, Release
-from adapterhub.library.admission.gate import Gate, refuses
-from adapterhub.trust.signing.judge import Judgement, unsigned_beside
+from adapterhub.library.admission.signatures import SignatureAdmission, refuses
+from adapterhub.trust.signing.appraisal import Appraisal, unsigned_beside
 from adapterhub.trust.signing.trust import Policy
 from adapterhub.trust.verify import Finding, Severity
 from adapterhub.trust.verify.report import some
@@ -18,7 +18,9 @@ from adapterhub.trust.verify.report import some
 _NOT_SIGNED: Final = "look into them, and delete them or copy the adapter's own files out"
 
 
-def signature_findings(gate: Gate, release: Release, read: Callable[[], Provenance], place: str) -> list[Finding]:
+def signature_findings(
+    gate: SignatureAdmission, release: Release, read: Callable[[], Provenance], place: str
+) -> list[Finding]:
     """What the signature is worth, and what lies beside it unsigned.
 
     An error for a false signature or one that the policy refuses, a note for one that is good. `read` gives the
@@ -46,7 +48,7 @@ def as_error(finding: Finding) -> Finding:
     return replace(finding, code="E_NOT_SIGNED", severity="error")
 
 
-def _of_signature(judgement: Judgement, policy: Policy | None) -> Finding:
+def _of_signature(judgement: Appraisal, policy: Policy | None) -> Finding:
     if refuses(policy, judgement.standing):
         return _finding("E_SIGNATURE", "error", judgement.message, hint="`adapt key policy` shows what is asked")
     if judgement.standing in ("trusted", "unsigned") or policy == "off":

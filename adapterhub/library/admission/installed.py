@@ -19,13 +19,13 @@ from functools import cached_property
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import NamespaceBound, NotAllowed, SignatureRefused
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.gate import Gate, refuse_standing
+from adapterhub.library.admission.signatures import SignatureAdmission, check_standing
 from adapterhub.library.library import Library
 from adapterhub.library.remotes import Remote
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
-from adapterhub.trust.signing.beside import provenance_of
 from adapterhub.trust.signing.policy import SignaturePolicy
+from adapterhub.trust.signing.provenance import provenance_of
 from adapterhub.trust.signing.trust import Demand
 
 _KEPT = "It stays installed and is not used"
@@ -39,7 +39,7 @@ class Admission:
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        self._gate = Gate(library.root)
+        self._gate = SignatureAdmission(library.root)
         self._known: dict[tuple[str | None, Demand | SignaturePolicy | None], bool] = {}
 
     # ------------------------------------------------------------ whose a namespace is
@@ -60,7 +60,7 @@ class Admission:
         owners = self.owners(namespace)
         return not owners or any(owner.url == place for owner in owners)
 
-    def refuse_place(self, place: str, namespace: str | None, *, hint: str = "") -> None:
+    def ensure_place_allowed(self, place: str, namespace: str | None, *, hint: str = "") -> None:
         """Refuse a place that would answer for a namespace of another one.
 
         Raises:
@@ -76,15 +76,15 @@ class Admission:
         """Those of `sources` that may be asked for builds of a namespace; the library is always among them."""
         return [s for s in sources if s is self._library or self.may_offer(s.place, namespace)]
 
-    def refuse_strangers(self, sources: Iterable[Source], namespace: str | None) -> None:
+    def ensure_owner_asked(self, sources: Iterable[Source], namespace: str | None) -> None:
         """Refuse where nothing was found, because none of the places besides the library may be asked.
 
         Raises:
-            NamespaceBound: as `refuse_place`, of the first.
+            NamespaceBound: as `ensure_place_allowed`, of the first.
         """
         others = [source for source in sources if source is not self._library]
         if others and not any(self.may_offer(source.place, namespace) for source in others):
-            self.refuse_place(others[0].place, namespace)
+            self.ensure_place_allowed(others[0].place, namespace)
 
     @property
     def binds_any(self) -> bool:
@@ -95,7 +95,7 @@ class Admission:
         """Whether a build came from where its namespace belongs."""
         return not self.owners(build.namespace) or self.may_offer(self._place_of(build), build.namespace)
 
-    def refuse_foreign(self, build: Installed) -> None:
+    def ensure_own_origin(self, build: Installed) -> None:
         """Refuse a build that did not come from the remote that has its namespace.
 
         Raises:
@@ -151,7 +151,7 @@ class Admission:
             NamespaceBound: its namespace belongs to a server that it did not come from.
             SignatureRefused: a policy requires a signature, and it has none that counts.
         """
-        self.refuse_foreign(build)
+        self.ensure_own_origin(build)
         if not self._may_require(build.namespace, given):
             return  # and the note of origin need not be read
         place = self._place_of(build)
@@ -173,9 +173,9 @@ class Admission:
                 f"`adapt sign '{build.spec}'` if it is yours; else ask its author to sign it, then "
                 f"`adapt remove '{build.spec}' --yes` and install it again"
             )
-        refuse_standing(release, judgement, demand, hint=hint, ending=_KEPT)
+        check_standing(release, judgement, demand, hint=hint, ending=_KEPT)
 
-    def refuse_all(self, builds: Iterable[tuple[Installed, Demand | SignaturePolicy | None]]) -> None:
+    def ensure_all_usable(self, builds: Iterable[tuple[Installed, Demand | SignaturePolicy | None]]) -> None:
         """Refuse several as one: the error of the first that may not be used, with the words of all.
 
         Raises:

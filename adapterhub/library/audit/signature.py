@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from adapterhub.core.errors import Malformed, NotAllowed, SignatureRefused
 from adapterhub.formats.manifest import SIGNATURE_FILE
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.gate import Gate, refuses
+from adapterhub.library.admission.signatures import SignatureAdmission, refuses
 from adapterhub.library.audit._subject import Subject, Surroundings
-from adapterhub.trust.signing.beside import provenance_of
-from adapterhub.trust.signing.judge import Judgement
-from adapterhub.trust.signing.seen import SeenFile
+from adapterhub.trust.signing.appraisal import Appraisal
+from adapterhub.trust.signing.first_use import FirstUseFile
+from adapterhub.trust.signing.provenance import provenance_of
 from adapterhub.trust.signing.trust import TrustFile
 from adapterhub.trust.verify import Finding, Severity
 
@@ -26,7 +26,7 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
         return
     release = Release(manifest=subject.manifest, namespace=subject.namespace, origin=subject.target.label)
     try:
-        judgement, policy = Gate(around.library.root).judge(
+        judgement, policy = SignatureAdmission(around.library.root).judge(
             release, provenance_of(subject.folder), _place(subject, around)
         )
     except SignatureRefused as error:
@@ -49,10 +49,10 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
         yield from _seen_before(subject, around, judgement)
 
 
-def _seen_before(subject: Subject, around: Surroundings, judgement: Judgement) -> Iterator[Finding]:
+def _seen_before(subject: Subject, around: Surroundings, judgement: Appraisal) -> Iterator[Finding]:
     """The memory of who signed a name, against what is installed under it."""
     assert subject.build is not None  # only what is installed has a name that is remembered
-    seen = SeenFile(around.library.root).of(subject.build.full_name)
+    seen = FirstUseFile(around.library.root).of(subject.build.full_name)
     if seen is None or judgement.fingerprint == seen.signer:
         return
     trust = TrustFile(around.library.root).read()

@@ -23,7 +23,7 @@ def checked(folder: Path, manifest: Manifest, base: BaseRecord | None, seen: Seq
     return Report.of([*seen, *report.findings], report.facts)
 
 
-def refuse_errors(what: str, findings: Sequence[Finding]) -> None:
+def ensure_no_errors(what: str, findings: Sequence[Finding]) -> None:
     """Raise `refused` when a finding is an error."""
     if any(f.severity == "error" for f in findings):
         raise refused(what, findings)

@@ -42,7 +42,7 @@ from adapterhub.core.errors import BlobNotFound, DigestMismatch
 from adapterhub.formats.manifest import LIMIT_BYTES, Manifest
 
 
-class Intent:
+class WriteIntent:
     """A writer at work: the folder it stages files in, and the objects it will name, which no sweep takes."""
 
     def __init__(self, store: Store, held: Held, folder: Path) -> None:
@@ -55,7 +55,7 @@ class Intent:
         Raises:
             StoreLocked: a sweep is running and did not end.
         """
-        with self._store.lock("store", exclusive=False), self._store.explaining():
+        with self._store.lock("store", exclusive=False), self._store.os_errors_as_refusals():
             self._held.write(digests)
 
 
@@ -105,7 +105,7 @@ class Store(Root):
         self._adopt(path, digest, self.manifest_path(digest))
 
     def _adopt(self, path: Path, digest: Digest, final: Path) -> None:
-        with self.explaining():
+        with self.os_errors_as_refusals():
             if final.exists() and (final.samefile(path) or is_sound(final, digest)):
                 os.utime(final)  # young again: a sweep on another host must not take what is being named right now
                 return
@@ -118,15 +118,15 @@ class Store(Root):
     def quarantine(self, path: Path) -> Path:
         """Move a damaged file of the store out of the way; where it lies now. Nothing in quarantine is ever deleted."""
         folder = self.root / "quarantine"
-        self.refuse_links()
-        with self.explaining():
+        self.ensure_real_folders()
+        with self.os_errors_as_refusals():
             make_folder(folder)
             target = folder / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}-{path.name}"
             path.rename(target)
         return target
 
     @contextlib.contextmanager
-    def intent(self, what: str) -> Iterator[Intent]:
+    def intent(self, what: str) -> Iterator[WriteIntent]:
         """A fresh folder on the store's file system, for the objects of an add; gone when the block ends.
 
         What a killed writer left is cleared away first, so that a full disk does not stay full.
@@ -134,16 +134,16 @@ class Store(Root):
         Raises:
             StoreLocked: a sweep is running and did not end.
         """
-        self.refuse_links()
+        self.ensure_real_folders()
         self._clear_finished()
         folder: Path | None = None
         with contextlib.ExitStack() as stack:
             try:  # from before the folder is there: a signal may end us at any line
-                with self.lock("store", exclusive=False), self.explaining():  # between two looks of a sweep
+                with self.lock("store", exclusive=False), self.os_errors_as_refusals():  # between two looks of a sweep
                     held = stack.enter_context(claim(self.root / "intents", what))
                     folder = self.root / "tmp" / held.path.name
                     make_folder(folder)
-                yield Intent(self, held, folder)
+                yield WriteIntent(self, held, folder)
             finally:
                 if folder is not None:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -164,7 +164,7 @@ class Store(Root):
         self, source: IO[bytes], target: Path, progress: Progress | None, limit_bytes: int | None = None
     ) -> tuple[Digest, int]:
         """Copy into the staging folder; digest and size in bytes."""
-        with self.explaining(), write_new(target) as sink:
+        with self.os_errors_as_refusals(), write_new(target) as sink:
             return copy_hashed(source, sink, progress, limit_bytes=limit_bytes)
 
     # ------------------------------------------------------------ read
@@ -204,5 +204,5 @@ class Store(Root):
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise self.explain(error) from error
-            with self.explaining():
+            with self.os_errors_as_refusals():
                 clone_or_copy(Path(source), target, into=into)

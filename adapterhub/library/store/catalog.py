@@ -138,12 +138,12 @@ class Catalog:
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
         """Marks the index stale while folders change; the mark stays when that fails or the index cannot be written."""
-        with self._store.explaining():
+        with self._store.os_errors_as_refusals():
             self.index.stale_mark.touch(0o644)
         self._unwritten = False
         yield
         if not self._unwritten:
-            with self._store.explaining():
+            with self._store.os_errors_as_refusals():
                 self.index.stale_mark.unlink(missing_ok=True)
 
     def put(self, build: Installed) -> None:
@@ -188,7 +188,7 @@ class Catalog:
         Raises:
             IndexNewer: it is a newer version's, which is only moved out of the way when `set_newer_aside` asks for it.
         """
-        with self._store.lock("publish", exclusive=True, wait_s=wait_s), self._store.explaining():
+        with self._store.lock("publish", exclusive=True, wait_s=wait_s), self._store.os_errors_as_refusals():
             count = self._rebuild_locked(set_newer_aside=set_newer_aside)
             self.index.stale_mark.unlink(missing_ok=True)
         return count

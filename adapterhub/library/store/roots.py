@@ -68,7 +68,7 @@ class KnownProjects:
             project = self._record(path)
             if project is not None and not project.folder.is_dir():
                 gone.append(project.folder)
-                with self._root.explaining():
+                with self._root.os_errors_as_refusals():
                     synced_path(self._root.root, project.folder).unlink(missing_ok=True)
                     path.unlink(missing_ok=True)
         return gone

@@ -14,7 +14,7 @@ from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import SignatureRefused
 from adapterhub.formats.manifest import SIGNATURE_FILE
 from adapterhub.library.store.blobs import Store
-from adapterhub.trust.signing.beside import read_signature
+from adapterhub.trust.signing.provenance import read_signature
 
 
 def signature_objects(folder: Path) -> list[Digest]:
@@ -43,11 +43,11 @@ def attach_signature(store: Store, folder: Path, raw: bytes) -> None:
     """Give an installed build this signature, in the place of another; at any moment it has the old or the new one."""
     with store.intent("sign") as intent:
         intent.need([digest_of(raw)])
-        with store.explaining():
+        with store.os_errors_as_refusals():
             write_file(intent.folder / SIGNATURE_FILE, raw)
             view = intent.folder / "view"
             make_folder(view)
         link_signature(store, intent.folder, view)
-        with store.lock("publish", exclusive=True), store.explaining():
+        with store.lock("publish", exclusive=True), store.os_errors_as_refusals():
             (view / SIGNATURE_FILE).replace(folder / SIGNATURE_FILE)
             sync_folder(folder)

@@ -51,7 +51,7 @@ def sweep(
             continue
         gone.append((path, facts.st_size))
         if not dry_run:
-            with store.explaining(), contextlib.suppress(FileNotFoundError):
+            with store.os_errors_as_refusals(), contextlib.suppress(FileNotFoundError):
                 folder.remove(name)
     return gone, spared
 

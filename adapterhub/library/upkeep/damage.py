@@ -100,7 +100,7 @@ def damaged_index(library: Library) -> Iterator[Damage]:
         yield Damage(kind="index", path=library.catalog.index.path, digest=None, message=message)
 
 
-def refuse_changed_manifest(library: Library, build: Installed) -> None:
+def ensure_manifest_unchanged(library: Library, build: Installed) -> None:
     """Refuse a build whose manifest is not the one that was stored: everything else is held to what a manifest says.
 
     Raises:

@@ -22,7 +22,7 @@ from adapterhub.formats.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
 from adapterhub.library.intake.description import Description, describe
 from adapterhub.library.library import Library
-from adapterhub.library.store.blobs import Intent
+from adapterhub.library.store.blobs import WriteIntent
 from adapterhub.library.store.catalog import Broken, Installed, build_folders
 from adapterhub.library.store.index import BuildRow, Filters
 from adapterhub.library.store.origins import Origin
@@ -71,7 +71,7 @@ class _Repair:
     """One run; without an intent nothing is changed."""
 
     def __init__(
-        self, library: Library, find_source: FindSource, sources: Sequence[Source], intent: Intent | None
+        self, library: Library, find_source: FindSource, sources: Sequence[Source], intent: WriteIntent | None
     ) -> None:
         self._library, self._store = library, library.store
         self._find_source, self._sources = find_source, sources
@@ -136,7 +136,7 @@ class _Repair:
             if wanted is None:
                 return
             if self._intent:
-                with self._store.explaining():
+                with self._store.os_errors_as_refusals():
                     make_folder(broken.folder)
         if wanted is None:
             yield Step(action="not mended", path=broken.folder, detail=broken.reason, is_mended=False)
@@ -149,7 +149,7 @@ class _Repair:
             return
         if self._intent:
             staged = self._intent.folder / ".manifest"
-            with self._store.explaining():
+            with self._store.os_errors_as_refusals():
                 write_file(staged, manifest.to_bytes())
             self._need(wanted)
             self._store.adopt_manifest(staged, wanted)
@@ -298,7 +298,7 @@ class _Repair:
                 yield self._quarantine(path, found.message)
                 if found.where == CARD_FILE:
                     if self._intent:
-                        with self._store.explaining():
+                        with self._store.os_errors_as_refusals():
                             write_durably(path, card_for(build.manifest).encode())
                     yield Step(action="restored", path=path, detail="from the manifest")
 
@@ -318,7 +318,7 @@ class _Repair:
         if self._intent is None:
             return True
         staged = self._intent.folder / "fetched"
-        with self._store.explaining(), write_new(staged) as sink:
+        with self._store.os_errors_as_refusals(), write_new(staged) as sink:
             try:
                 digest, _ = copy_hashed(stream, sink, limit_bytes=entry.size_bytes)
             except ValueError:
@@ -340,7 +340,7 @@ class _Repair:
         if os.path.lexists(path):
             yield self._quarantine(path, why)
         if self._intent:
-            with self._library.store.lock("publish", exclusive=True), self._store.explaining():
+            with self._library.store.lock("publish", exclusive=True), self._store.os_errors_as_refusals():
                 fresh = self._intent.folder / "link"
                 link = self._store.link_manifest if source.suffix == ".json" else self._store.link
                 link(digest, fresh)

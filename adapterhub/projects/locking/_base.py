@@ -10,7 +10,7 @@ from adapterhub.core.errors import AdapterHubError, BaseNotFound
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.bases.wanted import WantedBase, wanted_base
+from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
 from adapterhub.projects.lock.conflicts import Found, conflict, moved_base
 from adapterhub.projects.values import Lock, LockedBase, Project
@@ -20,7 +20,7 @@ from adapterhub.projects.values import Lock, LockedBase, Project
 class BaseChoice:
     """The base as adapters are held against it, as it is locked, and whether it is another than was locked."""
 
-    wanted: WantedBase | None
+    wanted: RequestedBase | None
     locked: LockedBase | None
     is_new: bool
 
@@ -42,7 +42,7 @@ def base_choice(library: Library, project: Project, previous: Lock | None, *, ta
         old = None
     is_new = previous is not None and old is None
     try:
-        wanted = wanted_base(in_project(project.base, project.folder), library.bases)
+        wanted = requested_base(in_project(project.base, project.folder), library.bases)
     except BaseNotFound as error:
         if old is None or old.weights is None:
             raise BaseNotFound(f"the project is for base `{text}`: {error.message}", hint=error.hint) from None
@@ -50,7 +50,7 @@ def base_choice(library: Library, project: Project, previous: Lock | None, *, ta
     record = wanted.record if wanted else None
     if record is None:
         if old is not None and old.weights is not None:
-            return BaseChoice(wanted=WantedBase(text=text, digest_prefix=old.weights), locked=old, is_new=False)
+            return BaseChoice(wanted=RequestedBase(text=text, digest_prefix=old.weights), locked=old, is_new=False)
         hub_id = wanted.hub_id if wanted else None
         return BaseChoice(wanted=wanted, locked=LockedBase(spec=text, hub_id=hub_id), is_new=is_new)
     locked = _locked(text, record)
@@ -85,7 +85,7 @@ def in_project(base: BaseSpec, folder: Path) -> BaseSpec:
 def weights_of(library: Library, project: Project, base: BaseSpec) -> str | None:
     """The weights digest of a base that is known here; None when it is not."""
     try:
-        found = wanted_base(in_project(base, project.folder), library.bases)
+        found = requested_base(in_project(base, project.folder), library.bases)
     except AdapterHubError:
         return None
     return found.record.fingerprint.weights if found and found.record else None

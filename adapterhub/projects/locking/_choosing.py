@@ -16,7 +16,7 @@ from adapterhub.distribution.resolve import Candidate, Objection, Resolution, re
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.installed import Admission
-from adapterhub.library.bases.wanted import wanted_base
+from adapterhub.library.bases.requested import requested_base
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
 from adapterhub.projects.lock.conflicts import conflict, in_two_remotes, kept_out, other_remotes_notice
@@ -82,7 +82,7 @@ class _Search:
         project, base = asking.project, wanted.spec.base
         self._judged = asking.base.wanted
         if self._judged is None and base is not None:
-            self._judged = wanted_base(in_project(base, project.folder), asking.library.bases)
+            self._judged = requested_base(in_project(base, project.folder), asking.library.bases)
         self._spec = replace(wanted.spec, base=base or project.base)
 
     def first(self, digest: Digest | None) -> Chosen | None:
@@ -108,7 +108,7 @@ class _Search:
         library, wanted = self._asking.library, self._wanted
         everything = {c.digest: c for offer in self._offers for c in offer.candidates}
         if not everything:
-            Admission(library).refuse_strangers(self._every_source, wanted.spec.namespace)
+            Admission(library).ensure_owner_asked(self._every_source, wanted.spec.namespace)
         if not everything and wanted.remote is not None:
             hint = f'`{wanted.key}` names `remote = "{wanted.remote}"`, so no other place is asked for it'
             return AdapterNotFound(f"no adapter `{self._spec.full_name}` in remote `{wanted.remote}`", hint=hint)

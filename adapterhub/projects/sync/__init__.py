@@ -30,11 +30,11 @@ from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
 from adapterhub.projects.builds import (
     Locked,
+    ensure_admissible,
     has_objects,
     is_installed,
     locked_build,
     namespace_of,
-    refuse_inadmissible,
 )
 from adapterhub.projects.sync._bringing import Brought, Places, PolicyFor, bring
 from adapterhub.projects.sync._folders import (
@@ -65,9 +65,9 @@ __all__ = [
     "Target",
     "bring",
     "bring_locked",
+    "ensure_unblocked",
     "opened",
     "plan_sync",
-    "refuse_blocked",
     "run_sync",
     "syncing",
     "wanted_entries",
@@ -192,18 +192,18 @@ def run_sync(
         DigestMismatch, AdapterNotFound, RemoteUnreachable: a build cannot be had; no folder changed.
         SignatureRefused, NamespaceBound: a build may not be used; no folder changed.
     """
-    refuse_blocked(plan, delete)
+    ensure_unblocked(plan, delete)
     here = {step.entry.key: step.folder for step in plan.steps if step.judged.standing == "right"}
     _refuse_damaged_objects(library, plan, reads_all=reads_all)
     entries = [step.entry for step in plan.steps]
     brought = bring_locked(library, lock, entries, means, here=here)
-    refuse_inadmissible(library, entries, means.policy)
+    ensure_admissible(library, entries, means.policy)
     steps = tuple(_place_all(library, plan))
     removed = tuple(_remove(plan, [*(plan.left if prune else ()), *(f for f in plan.foreign if f in delete)]))
     return Done(steps=steps, brought=tuple(brought), removed=removed)
 
 
-def refuse_blocked(plan: SyncPlan, delete: Collection[Path] = ()) -> None:
+def ensure_unblocked(plan: SyncPlan, delete: Collection[Path] = ()) -> None:
     """Whether the plan can be carried out, when `delete` may be taken away.
 
     Raises:

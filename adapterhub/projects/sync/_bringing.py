@@ -24,21 +24,21 @@ from adapterhub.core.errors import (
 from adapterhub.distribution.install import Expecting, admit
 from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.gate import Asked
 from adapterhub.library.admission.installed import Admission
+from adapterhub.library.admission.signatures import Asked
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source, copy
 from adapterhub.projects.builds import (
     Given,
     Locked,
+    ensure_locked_build,
     exact_spec,
     full_name_of,
     has_objects,
     label_of,
     locked_build,
     namespace_of,
-    refuse_other_build,
 )
 from adapterhub.projects.lock.conflicts import yanked_notice
 from adapterhub.projects.values import LockedAdapter, LockedMerge
@@ -93,7 +93,7 @@ def bring(
     failures: list[AdapterHubError] = []
     for source in _each(places, entry, failures):
         try:
-            admission.refuse_place(source.place, namespace)
+            admission.ensure_place_allowed(source.place, namespace)
             release = _locked_one(entry, source.releases(exact_spec(entry)), source)
         except AdapterHubError as error:
             failures.append(_if_elsewhere_may_help(error))
@@ -105,7 +105,7 @@ def bring(
             failures.append(_if_elsewhere_may_help(error))
     foreign = locked_build(library, entry)
     if foreign is not None:
-        admission.refuse_foreign(foreign)
+        admission.ensure_own_origin(foreign)
     raise _nowhere(entry, failures)
 
 
@@ -173,7 +173,7 @@ def _take(
     progress: Progress | None,
 ) -> Brought:
     """Copy one build in, by its digest and by its signature."""
-    refuse_other_build(entry, release.manifest.to_json())
+    ensure_locked_build(entry, release.manifest.to_json())
     warnings = []
     if release.yanked is not None:
         warnings.append(yanked_notice(entry.key, full_name_of(entry), entry.version, release.yanked))

@@ -25,7 +25,7 @@ from adapterhub.core.errors import DigestMismatch
 from adapterhub.formats.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE
 from adapterhub.library.library import Library
-from adapterhub.projects.builds import Locked, installed_folder, refuse_other_build
+from adapterhub.projects.builds import Locked, ensure_locked_build, installed_folder
 from adapterhub.projects.sync._state import Placed, Stamp, stamp_of
 
 Standing = Literal["right", "new", "replace", "foreign"]
@@ -170,7 +170,7 @@ def place(library: Library, entry: Locked, adapters: RealFolder, *, replaces: bo
 
 def _fill(library: Library, entry: Locked, fresh: RealFolder) -> None:
     store, installed = library.store, installed_folder(library, entry)
-    refuse_other_build(entry, _locked_manifest(library, entry))
+    ensure_locked_build(entry, _locked_manifest(library, entry))
     for file in entry.files:
         store.link(file.sha256, file.path, into=fresh)
     store.link_manifest(entry.digest, MANIFEST_FILE, into=fresh)

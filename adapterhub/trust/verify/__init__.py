@@ -24,7 +24,7 @@ from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.trust.verify import checks as check_files
 from adapterhub.trust.verify.checks.config import read_config_file
 from adapterhub.trust.verify.checks.container import read_weights_header
-from adapterhub.trust.verify.checks.digests import changed, differing, read_manifest_file, refuse_damaged
+from adapterhub.trust.verify.checks.digests import changed, differing, ensure_undamaged, read_manifest_file
 from adapterhub.trust.verify.listing import Entry, Listing, list_folder, take
 from adapterhub.trust.verify.report import Facts, Finding, Report, Severity, Status
 from adapterhub.trust.verify.subject import Subject
@@ -38,10 +38,10 @@ __all__ = [
     "Status",
     "Subject",
     "check_names",
+    "ensure_undamaged",
     "manifest_in",
     "open_files",
     "open_subject",
-    "refuse_damaged",
     "sort_keys",
     "verify",
     "verify_folder",

@@ -21,7 +21,7 @@ from adapterhub.formats.base.fingerprint import BaseVerdict, compare
 from adapterhub.formats.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, Manifest
 from adapterhub.formats.modules.base_names import Rule, find_rule
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.trust.verify import manifest_in, open_files, refuse_damaged
+from adapterhub.trust.verify import ensure_undamaged, manifest_in, open_files
 from adapterhub.trust.verify.checks.container import read_weights_header
 from adapterhub.trust.verify.checks.digests import differing
 from adapterhub.trust.verify.listing import Listing, safe_listing
@@ -218,7 +218,7 @@ def _opened(side: Side) -> Listing:
             if error.code == "E_LIMIT":
                 raise
     if side.is_installed:
-        refuse_damaged(differing(listing, side.manifest), f"{side.folder}/")
+        ensure_undamaged(differing(listing, side.manifest), f"{side.folder}/")
     return listing
 
 

@@ -26,7 +26,7 @@ from types import MappingProxyType, TracebackType
 from typing import Final, final
 
 from adapterhub.core.digests import Progress
-from adapterhub.core.disk.new_folder import new_folder, refuse_taken
+from adapterhub.core.disk.new_folder import ensure_new, new_folder
 from adapterhub.core.errors import RefusedAdapter, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike, Found
@@ -43,7 +43,7 @@ from adapterhub.weights.fuse._places import Change, Taken, plan
 from adapterhub.weights.fuse._request import Request, find
 from adapterhub.weights.fuse._result import Fused, FusedAdapter, FusedTensor, torch_name
 from adapterhub.weights.fuse._shards import Layout, ShardWriter, lay_out
-from adapterhub.weights.fuse._source import Source
+from adapterhub.weights.fuse._source import FuseAdapter
 from adapterhub.weights.lowrank.factors import AdapterFactors
 
 __all__ = ["DTYPES", "LARGE_LOSS", "Fused", "FusedAdapter", "FusedTensor", "Fusion", "fuse", "prepare"]
@@ -113,7 +113,7 @@ class Fusion:
             with ShardWriter(progress or (lambda _done: None), threads=threads) as writer:
                 for file, layout in zip(model.files, self._layouts, strict=True):
                     landed |= writer.write(file, layout, folder / file.path.name, self._changes)
-                    model.refuse_changed(file)
+                    model.ensure_unchanged(file)
         return self._result(landed)
 
     @property
@@ -171,7 +171,7 @@ def prepare(
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
-    refuse_taken(out_folder)
+    ensure_new(out_folder)
     place = open_library(library)
     request = find(adapter, place, base=base, weights=weights, allow_base_mismatch=allow_base_mismatch, reading=reading)
     if dtype is not None and request.model.is_quantised:
@@ -211,14 +211,14 @@ def fuse(
         return fusion.write()
 
 
-def _source(model: Model, found: Found, subject: Subject, factors: AdapterFactors) -> Source:
+def _source(model: Model, found: Found, subject: Subject, factors: AdapterFactors) -> FuseAdapter:
     """The adapter, with the names that its modules have in the base."""
     modules = {owner(module) for module in factors.modules} or {name for name, _ in subject.keys.tokens}
     names = find_names(sorted(modules), model.modules)
-    return Source(label=found.label, weight=found.weight, subject=subject, factors=factors, names=names)
+    return FuseAdapter(label=found.label, weight=found.weight, subject=subject, factors=factors, names=names)
 
 
-def _refuse_other_copies(model: Model, sources: Sequence[Source]) -> None:
+def _refuse_other_copies(model: Model, sources: Sequence[FuseAdapter]) -> None:
     """Refuse tensors that take a base weight's place although they are named as copies of it."""
     findings = []
     for source in sources:

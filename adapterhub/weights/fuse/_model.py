@@ -74,7 +74,7 @@ class Model:
             stamps=MappingProxyType({file.path: _stamp(file.path) for file in files}),
         )
 
-    def refuse_changed(self, file: TensorFile) -> None:
+    def ensure_unchanged(self, file: TensorFile) -> None:
         """Whether a weight file is still the one that was looked at.
 
         Raises:

@@ -17,7 +17,7 @@ from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.fuse._model import Model
 from adapterhub.weights.fuse._orientation import OtherShape, Unclear, is_turned, place_on_parameters
-from adapterhub.weights.fuse._source import Source
+from adapterhub.weights.fuse._source import FuseAdapter
 from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 from adapterhub.weights.lowrank.layouts import NESTED
 from adapterhub.weights.lowrank.pairs import Factors
@@ -30,7 +30,7 @@ _UNTIE: Final = "; what is tied can be fused into a copy of the base that was sa
 class Update(NamedTuple):
     """The low-rank update of one module of an adapter; turned: the base stores the transpose of `B @ A`."""
 
-    source: Source
+    source: FuseAdapter
     module: str
     is_turned: bool
 
@@ -38,7 +38,7 @@ class Update(NamedTuple):
 class Taken(NamedTuple):
     """A tensor of an adapter."""
 
-    source: Source
+    source: FuseAdapter
     spec: TensorSpec
 
 
@@ -59,7 +59,7 @@ class Change:
     magnitude: Taken | None = None
 
 
-def plan(model: Model, sources: Sequence[Source]) -> Mapping[str, Change]:
+def plan(model: Model, sources: Sequence[FuseAdapter]) -> Mapping[str, Change]:
     """The change of every tensor that changes, by its name in the base.
 
     Raises:
@@ -85,12 +85,12 @@ class _Planner:
         self.misfits: list[str] = []
         self.copies: dict[str, list[Taken]] = {}
         """What an adapter has for a place that the base's files do not name, by the tensor which that place shares."""
-        self.source: Source
+        self.source: FuseAdapter
         self.magnitudes: Mapping[str, TensorSpec | None] = {}
         self.names: BaseNames
         self.modules = 0
 
-    def take(self, source: Source) -> None:
+    def take(self, source: FuseAdapter) -> None:
         """Place every part of one adapter."""
         keys, pairs = source.subject.keys, source.factors.modules
         self.source, self.names = source, source.names
@@ -270,7 +270,7 @@ class _Planner:
         return change.whole is not None and bool(copies) and all(_same_bytes(change.whole, c) for c in copies)
 
     # ------------------------------------------------------------ reasons
-    def refuse(self, sources: Sequence[Source]) -> None:
+    def refuse(self, sources: Sequence[FuseAdapter]) -> None:
         """Raise if anything had no place."""
         for twin in self.copies.keys() - self.changes.keys():
             self.reasons.append(f"`{shown(twin)}` is tied to a head that the adapter replaces whole, and it alone")

@@ -29,7 +29,7 @@ _HARMLESS_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Source:
+class FuseAdapter:
     """An adapter that takes part: its name in messages, its weight (never 0), its files, and its names in the base."""
 
     label: str

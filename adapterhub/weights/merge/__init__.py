@@ -50,7 +50,7 @@ from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, AdapterFactors
 from adapterhub.weights.merge._copy import copy_into, dtype_of, ranks_of
 from adapterhub.weights.merge._work import Work
 from adapterhub.weights.merge.plan import plan
-from adapterhub.weights.merge.source import Source
+from adapterhub.weights.merge.source import MergeAdapter
 
 __all__ = ["MergeInput", "MergeProgress", "MergeResult", "merge", "method_names"]
 
@@ -153,7 +153,7 @@ def merge(
     seed = own.pop("seed", 0)
     with ExitStack() as stack:
         sources = [
-            Source(
+            MergeAdapter(
                 folder=i.folder,
                 label=i.label,
                 weight=i.weight,
@@ -252,7 +252,7 @@ def _taking_part(inputs: Sequence[MergeInput]) -> list[MergeInput]:
     return taking_part
 
 
-def _is_stored_as(source: Source, dtype: str | None) -> bool:
+def _is_stored_as(source: MergeAdapter, dtype: str | None) -> bool:
     """Whether every factor has that dtype already; always, when none is asked for."""
     wanted = None if dtype is None else FORMAT_DTYPES[DTYPES[dtype]]
     pairs = source.factors.modules.values()

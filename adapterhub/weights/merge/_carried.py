@@ -16,7 +16,7 @@ from adapterhub.core.errors import shown
 from adapterhub.formats.peft.config import AdapterConfig, saved_name
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.layouts import NESTED, PEFT_PREFIX, plain_name
-from adapterhub.weights.merge.source import Source
+from adapterhub.weights.merge.source import MergeAdapter
 
 What = Literal["module", "bias", "rows", "copy"]
 
@@ -45,7 +45,7 @@ class Carried:
     name: str
     module: str
     entry: str
-    source: Source
+    source: MergeAdapter
     spec: TensorSpec
     tokens: tuple[int, ...] = ()
 
@@ -64,7 +64,7 @@ class Carried:
         return PEFT_PREFIX + ".".join(wrapped)
 
 
-def recognised(source: Source, spec: TensorSpec) -> Carried | None:
+def recognised(source: MergeAdapter, spec: TensorSpec) -> Carried | None:
     """What a tensor that is no factor replaces in the base; None where the config does not announce it."""
     config = source.factors.config
     if not spec.name.startswith(PEFT_PREFIX):
@@ -103,7 +103,7 @@ def saved_module(name: str, config: AdapterConfig) -> tuple[str, str] | None:
     return next(((entry, path) for path in paths for entry in entries if path.endswith(entry)), None)
 
 
-def carried(sources: Sequence[Source], modules: Collection[str]) -> tuple[dict[str, Carried], list[str]]:
+def carried(sources: Sequence[MergeAdapter], modules: Collection[str]) -> tuple[dict[str, Carried], list[str]]:
     """The tensors that are carried over, by their name in the base, and why others cannot be.
 
     `modules` are those of the base that have factors.
@@ -179,7 +179,7 @@ def _clashes(found: Mapping[str, Carried], modules: Collection[str]) -> Iterator
             )
 
 
-def _is_embedding(source: Source, module: str) -> bool:
+def _is_embedding(source: MergeAdapter, module: str) -> bool:
     factors = source.factors.modules.get(module)
     return factors is not None and factors.layout.kind == "embedding"
 

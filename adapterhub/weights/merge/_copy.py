@@ -9,10 +9,10 @@ from adapterhub.core.errors import shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 from adapterhub.weights.merge._refusals import foreign, refuse
-from adapterhub.weights.merge.source import Source
+from adapterhub.weights.merge.source import MergeAdapter
 
 
-def copy_into(source: Source, folder: Path, progress: Callable[[int, int], None]) -> None:
+def copy_into(source: MergeAdapter, folder: Path, progress: Callable[[int, int], None]) -> None:
     """Copy the two files of `source` into `folder`, after reading every number.
 
     Raises:
@@ -31,12 +31,12 @@ def copy_into(source: Source, folder: Path, progress: Callable[[int, int], None]
     source.factors.weights.copy_to(folder / WEIGHTS_FILE)
 
 
-def ranks_of(source: Source) -> dict[str, int]:
+def ranks_of(source: MergeAdapter) -> dict[str, int]:
     """The rank of every module, as the config gives it."""
     return {module: f.layout.config_rank(f.rank) for module, f in source.factors.modules.items()}
 
 
-def dtype_of(source: Source) -> str:
+def dtype_of(source: MergeAdapter) -> str:
     """The dtypes of the factors, in torch's names."""
     formats = {s.dtype for f in source.factors.modules.values() for s in (f.a, f.b)}
     return ", ".join(sorted(str(TORCH_DTYPES[name]).removeprefix("torch.") for name in formats))

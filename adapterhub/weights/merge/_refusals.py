@@ -11,7 +11,7 @@ from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
 from adapterhub.weights.merge._carried import recognised
-from adapterhub.weights.merge.source import Source
+from adapterhub.weights.merge.source import MergeAdapter
 
 MODULES_SHOWN = 200
 """A refusal names this many modules; a model has a few hundred, a hostile file may have sixty thousand."""
@@ -60,7 +60,7 @@ def refuse(reasons: Sequence[str], hint: str = "") -> None:
         raise MergeRefused("these adapters cannot be merged", listed, hint=hint)
 
 
-def foreign(source: Source) -> Iterator[str]:
+def foreign(source: MergeAdapter) -> Iterator[str]:
     """What rules an adapter out even if all that is done is to copy it: it is no LoRA, or not only one."""
     factors = source.factors
     if factors.config.peft_type != "LORA":
@@ -71,7 +71,7 @@ def foreign(source: Source) -> Iterator[str]:
         yield from (_unknown(spec.name) for spec in _not_recognised(source) if _LORA not in spec.name)
 
 
-def own_reasons(source: Source, *, nonlinear: str = "") -> Iterator[str]:
+def own_reasons(source: MergeAdapter, *, nonlinear: str = "") -> Iterator[str]:
     """What rules one adapter out whatever it is merged with.
 
     `nonlinear` is the name of a method that is no sum, and so has no rule for biases.
@@ -98,7 +98,7 @@ def own_reasons(source: Source, *, nonlinear: str = "") -> Iterator[str]:
         yield from (_unknown(spec.name) for spec in _not_recognised(source) if _LORA in spec.name)
 
 
-def way_out(sources: Sequence[Source], *, nonlinear: str = "") -> str:
+def way_out(sources: Sequence[MergeAdapter], *, nonlinear: str = "") -> str:
     """What to do about adapters that are refused for what they are; empty where nothing helps."""
     hints = []
     for source in sources:
@@ -123,7 +123,7 @@ def changes_base(config: AdapterConfig, inits: tuple[str, ...] = _BASE_CHANGING_
     return isinstance(init, str) and init.lower().startswith(inits)
 
 
-def shared_settings(sources: Sequence[Source]) -> tuple[dict[str, object], list[str]]:
+def shared_settings(sources: Sequence[MergeAdapter]) -> tuple[dict[str, object], list[str]]:
     """The settings of `SHARED` that the result keeps, and a reason for each on which the adapters differ."""
     settings: dict[str, object] = {}
     reasons = []
@@ -143,7 +143,7 @@ def _has(config: AdapterConfig, key: str) -> bool:
     return value not in (None, False, (), [], {})
 
 
-def _not_recognised(source: Source) -> Iterator[TensorSpec]:
+def _not_recognised(source: MergeAdapter) -> Iterator[TensorSpec]:
     """The tensors that are neither factors nor announced by the config."""
     return (
         spec

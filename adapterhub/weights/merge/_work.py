@@ -27,7 +27,7 @@ from adapterhub.weights.merge._carried import remarks
 from adapterhub.weights.merge._refusals import refuse
 from adapterhub.weights.merge.config import merged_config
 from adapterhub.weights.merge.plan import Plan
-from adapterhub.weights.merge.source import Source
+from adapterhub.weights.merge.source import MergeAdapter
 
 _REUSED_BYTES: Final = 31 << 20  # glibc learns from blocks of less than 32 MB
 _EXPERT: Final = re.compile(r"\.experts\.\d+\.")
@@ -50,7 +50,7 @@ class Work:
     minus the exact sum and that of the exact sum; `cuts` what cutting to a rank lost and what there was.
     """
 
-    sources: Sequence[Source]
+    sources: Sequence[MergeAdapter]
     plan: Plan
     method: Method
     combine: Callable[..., LowRank]

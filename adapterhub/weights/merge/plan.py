@@ -11,7 +11,7 @@ from adapterhub.formats.peft.config import owner
 from adapterhub.weights.lowrank.layouts import Layout, plain_name
 from adapterhub.weights.merge._carried import Carried, carried
 from adapterhub.weights.merge._refusals import own_reasons, refuse, shared_settings, way_out
-from adapterhub.weights.merge.source import Source
+from adapterhub.weights.merge.source import MergeAdapter
 
 Refusal = Callable[[Sequence[int]], str | None]
 
@@ -34,7 +34,7 @@ class Plan:
     has_bias: bool
 
 
-def plan(sources: Sequence[Source], method: ModuleType) -> Plan:
+def plan(sources: Sequence[MergeAdapter], method: ModuleType) -> Plan:
     """The modules and the other tensors of all sources together, for a merge by the method of that module.
 
     Raises:
@@ -69,7 +69,7 @@ def plan(sources: Sequence[Source], method: ModuleType) -> Plan:
     )
 
 
-def _layouts(sources: Sequence[Source]) -> tuple[dict[str, Layout], list[str]]:
+def _layouts(sources: Sequence[MergeAdapter]) -> tuple[dict[str, Layout], list[str]]:
     layouts: dict[str, Layout] = {}
     reasons = []
     for module in sorted({module for s in sources for module in s.factors.modules}):
@@ -81,14 +81,14 @@ def _layouts(sources: Sequence[Source]) -> tuple[dict[str, Layout], list[str]]:
     return layouts, reasons
 
 
-def _parameters(sources: Sequence[Source]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+def _parameters(sources: Sequence[MergeAdapter]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """The parameters of each pair that is on one, and where adapters disagree.
 
     PEFT names such pairs by how deep they are nested, which depends on the parameters that are targets: only where
     these are the same is a name the same parameter.
     """
     parameters: dict[str, tuple[str, ...]] = {}
-    first: dict[str, tuple[Source, tuple[str, ...], frozenset[str]]] = {}
+    first: dict[str, tuple[MergeAdapter, tuple[str, ...], frozenset[str]]] = {}
     reasons = []
     for source in sources:
         pairs: dict[str, list[str]] = {}
@@ -120,7 +120,7 @@ def _without_bias(layouts: Mapping[str, Layout]) -> Iterator[str]:
             yield f"`{shown(module)}` is {what}, for which PEFT has no lora_bias, and one of these adapters has"
 
 
-def _refused(sources: Sequence[Source], layouts: Mapping[str, Layout], refusal: Refusal) -> Iterator[str]:
+def _refused(sources: Sequence[MergeAdapter], layouts: Mapping[str, Layout], refusal: Refusal) -> Iterator[str]:
     """The method's own word on the ranks of every module."""
     for module in layouts:
         reason = refusal([s.factors.modules[module].rank if module in s.factors.modules else 0 for s in sources])

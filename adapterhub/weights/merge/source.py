@@ -9,7 +9,7 @@ from adapterhub.weights.lowrank.factors import AdapterFactors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Source:
+class MergeAdapter:
     """One adapter that takes part: its place, its name in messages, its weight (never 0), its open files."""
 
     folder: Path

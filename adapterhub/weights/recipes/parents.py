@@ -22,11 +22,11 @@ from adapterhub.distribution.choosing import find_installed
 from adapterhub.distribution.install import Plan, plan_install, run_install
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.installed import Admission
-from adapterhub.library.bases.wanted import wanted_base
+from adapterhub.library.bases.requested import requested_base
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
-from adapterhub.library.upkeep.damage import refuse_changed_manifest
+from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
 from adapterhub.weights.recipes.combination import Combination, Ingredient, Nested, common_base, folder_digests
 from adapterhub.weights.recipes.toml.values import Inner, Leaf, Recipe, Step
 
@@ -134,7 +134,7 @@ class _Search:
             label = leaf.spec
         if build is None:
             return None
-        refuse_changed_manifest(self.library, build)
+        ensure_manifest_unchanged(self.library, build)
         return Ingredient(
             folder=build.folder, label=label, weight=leaf.weight, base=build.base, digest=build.manifest.digest
         )
@@ -155,7 +155,7 @@ class _Search:
 
     def as_typed(self, spec: AdapterSpec, where: str) -> Installed | None:
         """What the spec means, installed or to be had."""
-        wanted = wanted_base(spec.base, self.library.bases, hint_for_unknown_base(spec))
+        wanted = requested_base(spec.base, self.library.bases, hint_for_unknown_base(spec))
         try:
             return find_installed(self.library, spec, wanted=wanted)[0]
         except AdapterNotFound:

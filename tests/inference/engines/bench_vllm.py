@@ -20,10 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterhub.inference.serving import Counter
+from adapterhub.inference.serving import AdapterProvider
 from tests.inference.engines.__main__ import vllm_python
+from tests.inference.engines.served_library import ServedLibrary, make_served_library
 from tests.inference.engines.servers import Server, bare_vllm, cpu_seconds, group_of
-from tests.inference.engines.shelf import Shelf, make_shelf
 from tests.inference.engines.variants import LINEAR, PROMPTS
 from tests.support.real_base import smollm2_base
 
@@ -39,7 +39,7 @@ ROUNDS = 6
 
 
 @contextlib.contextmanager
-def side_by_side(shelf: Shelf, *more: str) -> Iterator[tuple[Server, Server]]:
+def side_by_side(shelf: ServedLibrary, *more: str) -> Iterator[tuple[Server, Server]]:
     """vLLM with our plugin, and vLLM with its own resolver on what PEFT saved, to which `more` goes."""
     ours = {"VLLM_PLUGINS": "adapterhub", "ADAPTERHUB_HOME": str(shelf.home)}
     theirs = {"VLLM_PLUGINS": "lora_filesystem_resolver", "VLLM_LORA_RESOLVER_CACHE_DIR": str(shelf.root / "peft")}
@@ -104,9 +104,9 @@ def compare_rates(ours: tuple[Server, Sequence[str]], theirs: tuple[Server, Sequ
     }
 
 
-def counter_alone(shelf: Shelf, names: Sequence[str]) -> tuple[float, float]:
-    """Milliseconds for `Counter.find` the first time and again, without a server."""
-    with contextlib.closing(Counter(shelf.library, shelf.record, engine="vllm@0.32", max_rank=16)) as counter:
+def counter_alone(shelf: ServedLibrary, names: Sequence[str]) -> tuple[float, float]:
+    """Milliseconds for `AdapterProvider.find` the first time and again, without a server."""
+    with contextlib.closing(AdapterProvider(shelf.library, shelf.record, engine="vllm@0.32", max_rank=16)) as counter:
         counter.find(names[0])
         first, again = [], []
         for name in names[1:]:
@@ -120,7 +120,7 @@ def counter_alone(shelf: Shelf, names: Sequence[str]) -> tuple[float, float]:
 def main() -> int:
     os.environ["ADAPTERHUB_VLLM_PYTHON"] = str(vllm_python())
     with tempfile.TemporaryDirectory(prefix="adapterhub-bench-") as name, contextlib.ExitStack() as stack:
-        shelf = make_shelf(Path(name))
+        shelf = make_served_library(Path(name))
         names = [f"adapter-{at}" for at in range(FIRST)]
         for at, one in enumerate(names):
             shelf.add(one, CONFIG, seed=at)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.inference.engines.bench_vllm import CONFIG, first_answers, side_by_side
-from tests.inference.engines.shelf import make_shelf
+from tests.inference.engines.served_library import make_served_library
 from tests.inference.engines.variants import PROMPTS
 
 pytestmark = pytest.mark.engine
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.engine
 def test_a_name_is_looked_up_at_its_first_request_only_and_answers_as_by_vllms_own_resolver(
     tmp_path: Path, tell: Callable[[str, str], None]
 ) -> None:
-    shelf = make_shelf(tmp_path)
+    shelf = make_served_library(tmp_path)
     names = [f"adapter-{number}" for number in range(4)]
     for seed, name in enumerate(names):
         shelf.add(name, CONFIG, seed=seed)

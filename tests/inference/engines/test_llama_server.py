@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.inference.engines.served_library import ServedLibrary, make_served_library
 from tests.inference.engines.servers import Server, adapt_serve
-from tests.inference.engines.shelf import Shelf, make_shelf
 from tests.inference.engines.variants import PROMPTS, SERVED, TOKENS, peft_tokens, prompt_ids
 from tests.support.llama_cpp import smollm2_gguf
 
@@ -16,15 +16,15 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    made = make_shelf(tmp_path_factory.mktemp("llama"))
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> ServedLibrary:
+    made = make_served_library(tmp_path_factory.mktemp("llama"))
     for seed, (name, config) in enumerate(SERVED.items(), 1):
         made.add(name, config, seed=seed)
     return made
 
 
 @pytest.fixture(scope="module")
-def server(shelf: Shelf) -> Iterator[Server]:
+def server(shelf: ServedLibrary) -> Iterator[Server]:
     program = os.environ["ADAPTERHUB_LLAMA_SERVER"]
     chosen = ["--base", "smol", "--engine", "llama.cpp", "--gguf", str(smollm2_gguf()), "--llama-server", program]
     flags = "--ctx-size 1024 --threads 1"
@@ -39,7 +39,9 @@ def tokens_of(server: Server, name: str, prompt: str) -> list[int]:
     return answer.value["tokens"]
 
 
-def test_greedy_tokens_are_those_of_peft_whichever_adapter_was_asked_before(server: Server, shelf: Shelf) -> None:
+def test_greedy_tokens_are_those_of_peft_whichever_adapter_was_asked_before(
+    server: Server, shelf: ServedLibrary
+) -> None:
     expected = {"smol": peft_tokens(None), **{name: peft_tokens(shelf.folders[name]) for name in SERVED}}
 
     for names in (["smol", *SERVED], [*reversed(SERVED), "smol"]):

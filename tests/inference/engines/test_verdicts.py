@@ -10,7 +10,7 @@ import pytest
 from adapterhub.core.errors import UnsupportedAdapter
 from adapterhub.inference.engines import Verdict, judge
 from adapterhub.inference.export import export
-from adapterhub.inference.serving.counter import RANK_SETTING, facts_of
+from adapterhub.inference.serving.provider import RANK_SETTING, facts_of
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import open_subject

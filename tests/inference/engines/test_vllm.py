@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.inference.engines.served_library import ServedLibrary, make_served_library, other_training, spoil
 from tests.inference.engines.servers import Server, adapt_serve, engine_environ, group_of, kill, wait_for_end_of_group
-from tests.inference.engines.shelf import Shelf, make_shelf, other_training, spoil
 from tests.inference.engines.variants import LINEAR, PROMPTS, SERVED, VARIANTS, peft_tokens
 
 pytestmark = pytest.mark.engine
@@ -20,8 +20,8 @@ SMALL = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    made = make_shelf(tmp_path_factory.mktemp("serve"))
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> ServedLibrary:
+    made = make_served_library(tmp_path_factory.mktemp("serve"))
     for seed, (name, config) in enumerate(SERVED.items(), 1):
         made.add(name, config, seed=seed)
     made.add("embedding", VARIANTS["embedding"], seed=7)
@@ -35,13 +35,13 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 
 
 @pytest.fixture(scope="module")
-def expected(shelf: Shelf) -> dict[str, list[list[int]]]:
+def expected(shelf: ServedLibrary) -> dict[str, list[list[int]]]:
     names = ["plain", "rslora", "patterns", "embedding", "fresh", "many-0"]
     return {"smol": peft_tokens(None), **{name: peft_tokens(shelf.folders[name]) for name in names}}
 
 
 @pytest.fixture(scope="module")
-def server(shelf: Shelf) -> Iterator[Server]:
+def server(shelf: ServedLibrary) -> Iterator[Server]:
     arguments = ["plain", "--base", "smol", "--max-rank", "16", "--slots", "3", "--cpu-slots", "4"]
     with adapt_serve(shelf.home, shelf.root / "vllm.log", *arguments, sources=str(shelf.published)) as running:
         yield running
@@ -65,7 +65,7 @@ def test_rows_of_one_batch_keep_to_their_own_adapter(server: Server, expected: d
 
 
 def test_first_requests_at_the_same_time_fetch_an_adapter_once(
-    server: Server, shelf: Shelf, expected: dict[str, list[list[int]]]
+    server: Server, shelf: ServedLibrary, expected: dict[str, list[list[int]]]
 ) -> None:
     names = ["fresh"] * 6 + ["fresh==1.0"] * 6
 
@@ -91,7 +91,7 @@ def test_first_requests_at_the_same_time_fetch_an_adapter_once(
     ],
 )
 def test_what_must_not_be_served_is_refused_in_our_words_and_later_answers_stay_right(
-    server: Server, shelf: Shelf, expected: dict[str, list[list[int]]], name: str, status: int, words: str
+    server: Server, shelf: ServedLibrary, expected: dict[str, list[list[int]]], name: str, status: int, words: str
 ) -> None:
     answer = server.complete(name, PROMPTS[0])
 
@@ -103,14 +103,14 @@ def test_what_must_not_be_served_is_refused_in_our_words_and_later_answers_stay_
 
 
 @pytest.mark.parametrize("route", ["/v1/load_lora_adapter", "/adapters"])
-def test_no_client_can_give_a_path(server: Server, shelf: Shelf, route: str) -> None:
+def test_no_client_can_give_a_path(server: Server, shelf: ServedLibrary, route: str) -> None:
     answer = server.post(route, {"lora_name": "x", "lora_path": str(shelf.folders["big"]), "name": "x", "src": "/"})
 
     assert (answer.status, answer.message.split(":")[0]) == (403, "loading an adapter by path is switched off")
 
 
 def test_what_is_served_survives_remove_gc_and_rm(
-    server: Server, shelf: Shelf, expected: dict[str, list[list[int]]]
+    server: Server, shelf: ServedLibrary, expected: dict[str, list[list[int]]]
 ) -> None:
     assert server.complete("many-0", PROMPTS[0]).tokens == expected["many-0"][0]
     build = shelf.library.builds_named("many-0")[0]
@@ -125,7 +125,7 @@ def test_what_is_served_survives_remove_gc_and_rm(
     assert server.complete("many-0", PROMPTS[1]).tokens == expected["many-0"][1]
 
 
-def test_an_engine_that_dies_ends_serve_with_its_reason_and_leaves_nobody(shelf: Shelf) -> None:
+def test_an_engine_that_dies_ends_serve_with_its_reason_and_leaves_nobody(shelf: ServedLibrary) -> None:
     with adapt_serve(shelf.home, shelf.root / "dies.log", "--base", "smol", "--offline") as running:
         assert len(group_of(running.pid)) > 2  # the engine has processes of its own
         kill(running.pid)
@@ -137,7 +137,7 @@ def test_an_engine_that_dies_ends_serve_with_its_reason_and_leaves_nobody(shelf:
     assert group_of(running.pid) == []
 
 
-def test_serve_that_is_told_to_stop_or_killed_leaves_nobody(shelf: Shelf) -> None:
+def test_serve_that_is_told_to_stop_or_killed_leaves_nobody(shelf: ServedLibrary) -> None:
     with adapt_serve(shelf.home, shelf.root / "told.log", "plain", "--base", "smol", "--offline") as told:
         pass
     with adapt_serve(shelf.home, shelf.root / "killed.log", "--base", "smol", "--offline") as killed:
@@ -152,7 +152,7 @@ def test_serve_that_is_told_to_stop_or_killed_leaves_nobody(shelf: Shelf) -> Non
     assert {str(told.pid), str(killed.pid)} & set(left) == set()
 
 
-def _adapt(shelf: Shelf, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
+def _adapt(shelf: ServedLibrary, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "adapterhub.cli", *arguments]
     environ = engine_environ() | {"ADAPTERHUB_HOME": str(shelf.home)}
     return subprocess.run(command, env=environ, capture_output=True, text=True, check=check, cwd=shelf.root)

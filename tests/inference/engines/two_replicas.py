@@ -23,8 +23,8 @@ from typing import Any
 from adapterhub.inference.serving.front import free_port
 from adapterhub.inference.serving.process import EngineProcess
 from tests.inference.engines.__main__ import router_program
+from tests.inference.engines.served_library import ServedLibrary, make_served_library
 from tests.inference.engines.servers import Server, adapt_serve, engine_environ, kill
-from tests.inference.engines.shelf import Shelf, make_shelf
 from tests.inference.engines.variants import PROMPTS
 from tests.registry.conftest import Served, serving
 from tests.support.real_base import smollm2_base
@@ -56,7 +56,7 @@ def adapt(home: Path, *arguments: str, **environ: str) -> str:
     return subprocess.run(command, env=made, capture_output=True, text=True, check=True).stdout
 
 
-def publish(shelf: Shelf, registry: Served) -> dict[str, str]:
+def publish(shelf: ServedLibrary, registry: Served) -> dict[str, str]:
     """Push the adapters; the digest of each by the name that requests use."""
     digests = {}
     for number in range(ADAPTERS):
@@ -105,7 +105,7 @@ def models_of(server: Server) -> set[str]:
 
 
 def run(folder: Path) -> Report:
-    shelf = make_shelf(folder)
+    shelf = make_served_library(folder)
     (folder / "registry").mkdir()
     with contextlib.ExitStack() as stack:
         registry = stack.enter_context(serving(folder / "registry"))

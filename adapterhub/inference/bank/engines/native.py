@@ -97,7 +97,7 @@ class NativeEngine:
             name: fitting.matched(name, specs, self._shapes(name, ready)) for name, specs in contents.factors.items()
         }
         saved = {name: fitting.matched(name, specs, self._saved(name)) for name, specs in contents.saved.items()}
-        fitting.refuse_misfits()
+        fitting.ensure_fit()
         used = [spec for specs in (*places.values(), *saved.values()) for spec in specs.values()]
         reading = _Reading(FileMemory(contents.weights), used, contents.label)
         updates: dict[str, Update] = {}

@@ -142,7 +142,7 @@ class PeftEngine:
         Raises:
             UsageProblem: this context, or another task of this thread, has an adapter on PEFT's layers in use.
         """
-        refuse_inside(self._current.get())
+        ensure_outside_use(self._current.get())
         return self._turnstile.alone()
 
     def try_on(self, found: Found) -> None:
@@ -232,7 +232,7 @@ class UsingPeft(Using):
             self._engine.end(attached, self._alone)
 
 
-def refuse_inside(selection: Selection | None) -> None:
+def ensure_outside_use(selection: Selection | None) -> None:
     """Refuse another choice while PEFT's layers are on the model.
 
     Raises:

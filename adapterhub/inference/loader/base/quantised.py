@@ -40,7 +40,7 @@ def hold_layout(modules: Iterable[nn.Module]) -> None:
             setattr(module, _REPACKING, False)
 
 
-def refuse_packed(
+def ensure_unpacked(
     label: str, modules: Mapping[str, nn.Module], *, saved: Collection[str], magnitudes: Collection[str]
 ) -> None:
     """Refuse what cannot be done to a packed layer without ruining it.

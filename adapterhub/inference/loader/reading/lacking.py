@@ -14,7 +14,7 @@ from adapterhub.inference.loader.reading.contents import LISTED, AdapterContents
 from adapterhub.inference.loader.reading.parameters import Parameters
 
 
-def refuse_lacking(contents: AdapterContents, base: BaseModel, parameters: Parameters) -> None:
+def ensure_complete(contents: AdapterContents, base: BaseModel, parameters: Parameters) -> None:
     """Refuse an adapter whose modules the base lacks, or that lacks modules its config is for.
 
     Raises:

@@ -15,7 +15,7 @@ from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.reading.contents import FACTOR_NAMES, SHARED_FACTORS, AdapterContents, limited
-from adapterhub.inference.loader.reading.lacking import refuse_lacking
+from adapterhub.inference.loader.reading.lacking import ensure_complete
 from adapterhub.inference.loader.reading.naming import ModuleNames, names_for
 from adapterhub.inference.loader.reading.parameters import holder_of, parameters_in
 from adapterhub.trust.verify import Subject
@@ -57,7 +57,7 @@ def read_contents(subject: Subject, label: str, base: BaseModel) -> AdapterConte
     )
     if sorter.findings:
         raise RefusedAdapter(f"`{shown(label)}` holds tensors that must not reach a model", limited(sorter.findings))
-    refuse_lacking(contents, base, parameters)
+    ensure_complete(contents, base, parameters)
     return contents
 
 

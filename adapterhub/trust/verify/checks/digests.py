@@ -58,7 +58,7 @@ def differing(listing: Listing, manifest: Manifest | None) -> Iterator[Finding]:
             yield _error(entry.path, f"holds {held.size_bytes} bytes", f"{entry.size_bytes} bytes as the manifest says")
 
 
-def refuse_damaged(findings: Iterable[Finding], where: str) -> None:
+def ensure_undamaged(findings: Iterable[Finding], where: str) -> None:
     """Refuse an adapter one of whose files is not what its manifest says; `where` is what holds the file.
 
     Raises:

@@ -28,7 +28,7 @@ from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import AdapterFactors, Layout
 from adapterhub.weights.merge.methods import cat
 from adapterhub.weights.merge.plan import Plan, plan
-from adapterhub.weights.merge.source import Source
+from adapterhub.weights.merge.source import MergeAdapter
 
 __all__ = [
     "ENERGIES",
@@ -174,7 +174,7 @@ def compare_adapters(
 
 def _plan(sides: Sequence[Side]) -> tuple[Plan | None, tuple[str, ...]]:
     """What a merge would do, or why it would refuse; refuses only what makes comparing meaningless, in its words."""
-    sources = [Source(folder=s.factors.folder, label=s.label, weight=s.weight, factors=s.factors) for s in sides]
+    sources = [MergeAdapter(folder=s.factors.folder, label=s.label, weight=s.weight, factors=s.factors) for s in sides]
     for source in sources:
         if not _is_its_factors(source.factors):
             plan([source], cat)

@@ -1,7 +1,7 @@
 """What a signature proves about a build: who signed it, whether for this very adapter, and whether it is still whole.
 
 `examine` looks at one signature. What is false in any case (broken, forged, over other files, for another adapter) is
-refused; what depends on whom the user trusts is told as a `Judgement`, and the policy decides (`gate.py`).
+refused; what depends on whom the user trusts is told as a `Appraisal`, and the policy decides (`gate.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OURS: Final = frozenset({*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
+class Appraisal:
     """What is known of a build by its signature. `message` is a clause: `signed by …`, `is not signed`."""
 
     standing: Standing
@@ -35,7 +35,7 @@ class Judgement:
     fingerprint: Digest | None = None
 
 
-UNSIGNED: Final = Judgement(standing="unsigned", message="is not signed")
+UNSIGNED: Final = Appraisal(standing="unsigned", message="is not signed")
 
 
 def examine(
@@ -46,7 +46,7 @@ def examine(
     *,
     places: Sequence[str] = (),
     now: float,
-) -> Judgement:
+) -> Appraisal:
     """Judge the signature of a build that is offered as `manifest` in `namespace`.
 
     `places` are the names of where it is offered: its address and that of the remote. Whether the files have
@@ -77,7 +77,7 @@ def examine(
         raise _refusal(offered, f"{wrong[0][1]}{more}", wrong[0][0])
     if key is None:
         text = f"is signed by the unknown key {bundle.hint}"
-        return Judgement(standing="unknown_key", message=text, fingerprint=bundle.hint)
+        return Appraisal(standing="unknown_key", message=text, fingerprint=bundle.hint)
     return _standing(key, statement, offered, places, now)
 
 
@@ -86,11 +86,11 @@ def _is_genuine(key: TrustedKey, bundle: Bundle) -> bool:
     return parsed.verifies(bundle.signature, pre_authentication(bundle.payload))
 
 
-def _standing(key: TrustedKey, statement: Statement, offered: Identity, places: Sequence[str], now: float) -> Judgement:
+def _standing(key: TrustedKey, statement: Statement, offered: Identity, places: Sequence[str], now: float) -> Appraisal:
     """What a genuine signature by a trusted key is worth here."""
 
-    def judged(standing: Standing, message: str) -> Judgement:
-        return Judgement(standing=standing, message=message, signer=key.name, fingerprint=key.fingerprint)
+    def judged(standing: Standing, message: str) -> Appraisal:
+        return Appraisal(standing=standing, message=message, signer=key.name, fingerprint=key.fingerprint)
 
     identity = statement.identity
     if identity is None:

@@ -13,10 +13,10 @@ from adapterhub.inference.bank.engines.hooks import Hooks
 from adapterhub.inference.bank.engines.native import NativeEngine
 from adapterhub.inference.bank.engines.peft_engine import PeftEngine
 from adapterhub.inference.bank.residency import Residency, Stats
-from adapterhub.inference.bank.sources import Source, name_of
+from adapterhub.inference.bank.sources import LoadedOrigin, name_of
 
 
-class Shelf:
+class AdapterCache:
     """Adapters by name. Safe between threads: one loads at a time, and who asks for what is in memory never waits."""
 
     def __init__(
@@ -27,7 +27,7 @@ class Shelf:
         self._residency = residency
         self._native = native
         self._peft = peft
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, LoadedOrigin] = {}
         self._is_closed = False
         self._lock = threading.RLock()  # for the books; short
         # Order of locks: the model alone (Turnstile), then `loading`, then `_lock`.
@@ -45,7 +45,7 @@ class Shelf:
         with self._lock:
             return self._residency.stats
 
-    def source(self, name: str) -> Source:
+    def source(self, name: str) -> LoadedOrigin:
         """Where an adapter came from.
 
         Raises:
@@ -121,7 +121,7 @@ class Shelf:
         if self._is_closed:
             raise UsageProblem("the bank was closed", hint="make another one: AdapterBank(model)")
 
-    def _known(self, name: str, found: Found) -> Source | None:
+    def _known(self, name: str, found: Found) -> LoadedOrigin | None:
         known = self._sources.get(name)
         if known is not None and known.found.folder != found.folder:
             raise Conflict(
@@ -130,12 +130,12 @@ class Shelf:
             )
         return known
 
-    def _again(self, name: str, source: Source, keep: Sequence[str]) -> LoadedAdapter:
+    def _again(self, name: str, source: LoadedOrigin, keep: Sequence[str]) -> LoadedAdapter:
         with self._lock:
             adapter = self._residency.get(name, count=False)
         if adapter is not None:
             return adapter
-        source.refuse_changed()
+        source.ensure_unchanged()
         engine: Engine = self._peft if source.reasons else self._native
         return self._take(name, engine.load(self._checker.ready_again(source), source.found), keep)
 

@@ -23,7 +23,7 @@ _LIMIT_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeenBuild:
+class FirstUseBuild:
     """The newest signed version for one base (a digest, or "" where it is unknown) and one rank."""
 
     base: str
@@ -40,10 +40,10 @@ class Seen:
     """What is known of one name. `signer` is the fingerprint of the key that signed what was taken last."""
 
     signer: Digest
-    builds: tuple[SeenBuild, ...]
+    builds: tuple[FirstUseBuild, ...]
 
 
-class SeenFile:
+class FirstUseFile:
     """The memory of the library under `root`."""
 
     def __init__(self, root: Path) -> None:
@@ -59,7 +59,7 @@ class SeenFile:
         """
         return self._read().get(full_name)
 
-    def remember(self, full_name: str, build: SeenBuild, signer: Digest) -> None:
+    def remember(self, full_name: str, build: FirstUseBuild, signer: Digest) -> None:
         """Keep a version that a trusted key signed; an older one than is known changes only the signer."""
         with Root(self._root).lock("trust", exclusive=True):
             everything = self._read()
@@ -110,5 +110,5 @@ def _seen(item: Any) -> Seen:  # noqa: ANN401 - any JSON value
         rank = build["rank"]
         if not isinstance(build["base"], str) or not (rank is None or type(rank) is int):
             raise ValueError("builds: expected a text `base` and a number `rank`")
-        builds.append(SeenBuild(base=build["base"], rank=rank, version=parse_version(build["version"])))
+        builds.append(FirstUseBuild(base=build["base"], rank=rank, version=parse_version(build["version"])))
     return Seen(signer=parse_digest(item["signer"]), builds=tuple(builds))

@@ -24,7 +24,7 @@ from tests.support.real_base import smollm2_base
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ServedLibrary:
     """`folders` has what PEFT saved, by name; `published` is for ADAPTERHUB_SOURCES."""
 
     root: Path
@@ -56,11 +56,11 @@ class Shelf:
         return place
 
 
-def make_shelf(root: Path) -> Shelf:
+def make_served_library(root: Path) -> ServedLibrary:
     library = Library(root / "home")
     record = library.bases.add(smollm2_base(), "smol")
     library.catalog.put_base(record)
-    return Shelf(root, library, record, {})
+    return ServedLibrary(root, library, record, {})
 
 
 def spoil(place: Path) -> None:

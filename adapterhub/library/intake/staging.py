@@ -14,7 +14,7 @@ from adapterhub.core.disk.files import is_sound, write_file
 from adapterhub.core.errors import DigestMismatch, RemoteUnreachable
 from adapterhub.formats.manifest import SIGNATURE_FILE, FileEntry
 from adapterhub.formats.release import Release
-from adapterhub.library.store.blobs import Intent, Store
+from adapterhub.library.store.blobs import Store, WriteIntent
 from adapterhub.library.store.signatures import attach_signature
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ _LINK = ".link"
 """A name in the staging folder that no file of an adapter has."""
 
 
-class Incoming:
+class Staging:
     """One build on its way into a library; see `transfer.Receiver`. `publish` installs the staged files."""
 
-    def __init__(self, store: Store, intent: Intent, release: Release, publish: Callable[[], Added]) -> None:
+    def __init__(self, store: Store, intent: WriteIntent, release: Release, publish: Callable[[], Added]) -> None:
         self._store = store
         self._staging = intent.folder
         self._release = release
@@ -92,7 +92,7 @@ class Incoming:
 
     def sign(self, signature: bytes) -> bool:
         """Stage the signature; it is judged before it comes here."""
-        with self._store.explaining():
+        with self._store.os_errors_as_refusals():
             write_file(self._staging / SIGNATURE_FILE, signature)
         self._signature = signature
         return True
@@ -117,7 +117,7 @@ class Incoming:
                 continue
             if os.path.lexists(file):
                 store.quarantine(file)
-            with store.lock("publish", exclusive=True), store.explaining():
+            with store.lock("publish", exclusive=True), store.os_errors_as_refusals():
                 store.link(entry.sha256, fresh)
                 fresh.replace(file)
 

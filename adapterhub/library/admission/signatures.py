@@ -26,8 +26,8 @@ from adapterhub.core.errors import SignatureRefused, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.remotes import Remote, Remotes
-from adapterhub.trust.signing.judge import Judgement, Standing, examine
-from adapterhub.trust.signing.seen import Seen, SeenBuild, SeenFile, is_older
+from adapterhub.trust.signing.appraisal import Appraisal, Standing, examine
+from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile, Seen, is_older
 from adapterhub.trust.signing.trust import Demand, Policy, Trust, TrustFile, clock
 
 _REFUSED: Final[dict[Policy | None, frozenset[Standing]]] = {
@@ -57,7 +57,7 @@ class Asked:
     min_rank: int | None = None
     max_rank: int | None = None
 
-    def means(self, seen: SeenBuild) -> bool:
+    def means(self, seen: FirstUseBuild) -> bool:
         """Whether a build that was seen before would have answered."""
         from packaging.version import Version
 
@@ -73,15 +73,15 @@ class Asked:
 class Admitted:
     """What came through the gate: the judgement, and whether the user should hear of it."""
 
-    judgement: Judgement
+    judgement: Appraisal
     warn: bool
 
 
-class Gate:
+class SignatureAdmission:
     """The gate of the library under `root`."""
 
     def __init__(self, root: Path) -> None:
-        self._seen_file = SeenFile(root)
+        self._seen_file = FirstUseFile(root)
         self._root = root
 
     @cached_property
@@ -94,7 +94,7 @@ class Gate:
         """The user's remotes as they were when they were needed first."""
         return tuple(Remotes(self._root).all())
 
-    def judge(self, release: Release, provenance: Provenance, place: str) -> tuple[Judgement, Policy | None]:
+    def judge(self, release: Release, provenance: Provenance, place: str) -> tuple[Appraisal, Policy | None]:
         """What the signature is worth, and the policy that holds; nothing is refused for being unknown.
 
         Raises:
@@ -122,14 +122,14 @@ class Gate:
         judgement = self.examine(release, provenance, place)
         policy = demand.policy if demand else None
         name, seen = release.full_name, self._seen_file.of(release.full_name)
-        refuse_standing(release, judgement, demand)
+        check_standing(release, judgement, demand)
         if seen is not None and policy != "off":
             _refuse_contradiction(release, judgement, seen, asked, self.trust)
         if judgement.standing == "trusted" and (
             policy != "off" or seen is None or seen.signer == judgement.fingerprint
         ):
             assert judgement.fingerprint is not None
-            build = SeenBuild(base=asked.bases[0], rank=release.manifest.rank, version=release.manifest.version)
+            build = FirstUseBuild(base=asked.bases[0], rank=release.manifest.rank, version=release.manifest.version)
             self._seen_file.remember(name, build, judgement.fingerprint)
         is_silent = judgement.standing in _SILENT.get(policy, frozenset())
         return Admitted(judgement=judgement, warn=judgement.standing != "trusted" and not is_silent)
@@ -145,7 +145,7 @@ class Gate:
             for demand in (self.demand(namespace, remote.url, given) for remote in (*self.remotes, NOWHERE))
         )
 
-    def examine(self, release: Release, provenance: Provenance, place: str) -> Judgement:
+    def examine(self, release: Release, provenance: Provenance, place: str) -> Appraisal:
         """What the signature is worth.
 
         Raises:
@@ -164,8 +164,8 @@ def refuses(policy: Policy | None, standing: Standing) -> bool:
     return standing in _REFUSED.get(policy, frozenset())
 
 
-def refuse_standing(
-    release: Release, judgement: Judgement, demand: Demand | None, *, hint: str = "", ending: str = "Nothing was stored"
+def check_standing(
+    release: Release, judgement: Appraisal, demand: Demand | None, *, hint: str = "", ending: str = "Nothing was stored"
 ) -> None:
     """Refuse what the policy does not take, and say where that was set; `hint` replaces the usual advice.
 
@@ -178,7 +178,7 @@ def refuse_standing(
         raise _refused(release, clause, judgement.standing, hint, ending)
 
 
-def _refuse_contradiction(release: Release, judgement: Judgement, seen: Seen, asked: Asked, trust: Trust) -> None:
+def _refuse_contradiction(release: Release, judgement: Appraisal, seen: Seen, asked: Asked, trust: Trust) -> None:
     """Refuse what does not go with what was seen of the name before."""
     before = f"and until now it was signed by {trust.name_of(seen.signer)}"
     if judgement.fingerprint is None:
@@ -200,7 +200,7 @@ def _refuse_contradiction(release: Release, judgement: Judgement, seen: Seen, as
         raise _refused(release, text, "rolled_back", hint)
 
 
-def _newest(asked: Asked, builds: Collection[SeenBuild]) -> str | None:
+def _newest(asked: Asked, builds: Collection[FirstUseBuild]) -> str | None:
     newest: str | None = None
     for build in builds:
         if asked.means(build) and (newest is None or is_older(newest, build.version)):
@@ -208,7 +208,7 @@ def _newest(asked: Asked, builds: Collection[SeenBuild]) -> str | None:
     return newest
 
 
-def _hint(judgement: Judgement, name: str) -> str:
+def _hint(judgement: Appraisal, name: str) -> str:
     if judgement.standing == "unsigned":
         return "ask its author to `adapt sign` it and push it again"
     if judgement.standing == "unknown_key":

@@ -12,7 +12,7 @@ from adapterhub.library.bases.records import BaseRecord, Bases
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WantedBase:
+class RequestedBase:
     """`record` when the base is known here by content; otherwise only a Hub id or the start of a digest."""
 
     text: str
@@ -42,7 +42,7 @@ class WantedBase:
         return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(f"its config names `{base.label}`",))
 
 
-def wanted_base(spec: BaseSpec | None, bases: Bases, hint: str = "") -> WantedBase | None:
+def requested_base(spec: BaseSpec | None, bases: Bases, hint: str = "") -> RequestedBase | None:
     """The base that `spec` names, looked up in `bases`; None for no base. `hint` is said when nothing has the name.
 
     Raises:
@@ -52,12 +52,12 @@ def wanted_base(spec: BaseSpec | None, bases: Bases, hint: str = "") -> WantedBa
     if spec is None:
         return None
     try:
-        return WantedBase(text=str(spec), record=bases.find(spec))
+        return RequestedBase(text=str(spec), record=bases.find(spec))
     except BaseNotFound:
         if spec.kind == "hub":
-            return WantedBase(text=str(spec), hub_id=spec.text)
+            return RequestedBase(text=str(spec), hub_id=spec.text)
         if spec.kind == "digest":
-            return WantedBase(text=str(spec), digest_prefix=spec.text)
+            return RequestedBase(text=str(spec), digest_prefix=spec.text)
         if hint:
             raise SpecError(f"@{spec.text}", "no base has that name", hint=hint) from None
         raise

@@ -28,12 +28,12 @@ from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef
 from adapterhub.inference.engines import BaseFacts, Verdict, judge
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.bases.wanted import WantedBase, wanted_base
+from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
 from adapterhub.trust.signing.policy import SignaturePolicy
-from adapterhub.trust.verify import Report, Subject, open_subject, refuse_damaged, verify
+from adapterhub.trust.verify import Report, Subject, ensure_undamaged, open_subject, verify
 
 FORGET_S: Final = 10.0
 """How long a name that nobody has is not asked for again: clients may repeat it much faster than servers answer."""
@@ -61,7 +61,7 @@ class Handed:
     warnings: tuple[str, ...]
 
 
-class Counter:
+class AdapterProvider:
     """Finds, checks and leases adapters for one served base. Safe to use from several threads.
 
     Every name is resolved in the library, then in `sources`; what is installed that way stays installed. Before a
@@ -86,7 +86,7 @@ class Counter:
         self._sources = sources
         self._bounds = RankBounds(max_rank=max_rank)
         self._signatures = signatures
-        self._wanted = WantedBase(text=base.label, record=base)
+        self._wanted = RequestedBase(text=base.label, record=base)
         self._base_facts = facts_of(base)
         self._handed: dict[Digest, Handed] = {}
         self._unknown: dict[str, tuple[float, AdapterNotFound]] = {}
@@ -131,7 +131,7 @@ class Counter:
             return
         if spec.base.kind == "path":
             raise SpecError(str(spec), "a request names its base by alias, Hub id or digest, not by a path")
-        named = wanted_base(spec.base, self.library.bases)
+        named = requested_base(spec.base, self.library.bases)
         served = BaseRef(fingerprint=self.base.fingerprint, hints=self.base.hints)
         if named is not None and not named.judge(served).verdict.allows_attach:
             raise BaseMismatch(f"`{spec}` names another base than the one that is served, `{self.base.label}`")
@@ -202,7 +202,7 @@ class Counter:
                 self._folder.chmod(_OURS_ALONE)  # nobody else puts other files there once these are checked
             folder = self._folder / f"sha256-{hex_of(build.manifest.digest)}"
         store = self.library.store
-        with store.explaining():
+        with store.os_errors_as_refusals():
             folder.mkdir(mode=_OURS_ALONE)
         undo.callback(_remove, folder)
         for entry in build.manifest.files:
@@ -222,7 +222,7 @@ class Counter:
         report = Report.of(findings) if subject is None else verify(subject, seen=findings)
         label = f"{build.full_name}=={build.manifest.version}"
         errors = [f for f in report.errors if not (allowed and f.code == "E_BASE_MISMATCH")]
-        refuse_damaged(errors, f"{label} ")
+        ensure_undamaged(errors, f"{label} ")
         if errors:
             listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in errors]
             raise RefusedAdapter(f"`{shown(label, 200)}` was not handed to the engine", listed)
