@@ -1,4 +1,4 @@
-"""What rules ask of an adapter: its config, its tensors by what they are, and what is known of its base."""
+"""The facts about an adapter that rules need: its config, its sorted tensors, and what is known about its base."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MATRIX = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseFacts:
-    """The little that rules ask of a base; None where it is not known.
+    """The few facts about a base that rules need; None if unknown.
 
     `vocabulary` counts the rows of the token embedding; `is_tied` says whether the output head is that embedding.
     """
@@ -28,7 +28,7 @@ class BaseFacts:
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> BaseFacts:
-        """From a base's `config.json`; of a model that also sees or hears, its language model."""
+        """From a base's `config.json`; for a multimodal model, from its language model."""
         inner = values.get("text_config")
         holders = [inner, values] if isinstance(inner, Mapping) else [values]
 
@@ -44,7 +44,7 @@ class BaseFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """An adapter as the rules see it."""
+    """One adapter, as rules see it."""
 
     config: AdapterConfig
     weights: TensorFile
@@ -58,12 +58,12 @@ class Traits:
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
-        """The modules that have a pair, as the base calls them."""
+        """The modules that have a pair, by their names in the base."""
         return tuple(pair.module for pair in self.keys.pairs)
 
     @cached_property
     def leaves(self) -> tuple[str, ...]:
-        """The last parts of their names, sorted."""
+        """The last parts of the names of `modules`, sorted."""
         return tuple(sorted({module.rpartition(".")[2] for module in self.modules}))
 
     @cached_property
@@ -86,7 +86,7 @@ class Traits:
         return self.config.holds_parameters(module)
 
     def of_kind(self, kind: str) -> tuple[str, ...]:
-        """The modules whose pair is that of an `embedding`, a `conv`, or an output `head`."""
+        """The modules whose pair is for an `embedding`, a `conv` or an output `head`."""
         if kind == "embedding":
             return tuple(pair.module for pair in self.keys.pairs if pair.kind == "embedding")
         if kind == "head":

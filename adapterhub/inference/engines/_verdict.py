@@ -1,4 +1,4 @@
-"""What an engine makes of an adapter: yes or no, why, and the settings that it needs."""
+"""Whether an engine reads an adapter correctly, why not, and the settings that it needs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 Setting = int | bool | str | tuple[str, ...]
 Settings = Mapping[str, Setting]
-"""Options of a server by their names, without dashes in front: a number is the least that will do."""
+"""Options of a server by name, without leading dashes; a number is a minimum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """Why not. `feature` is a key of `FEATURES`, `detail` is where it was seen, `says` what the engine does with it."""
+    """Why not. `feature` is a key of `FEATURES`, `detail` is its place in the adapter, `says` what the engine does."""
 
     feature: str
     effect: str
@@ -40,7 +40,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One adapter and one engine. `flags` are `settings` as one would type them."""
+    """The verdict of one engine on one adapter. `flags` are `settings` as words of a command line."""
 
     target: str
     engine: str
@@ -52,7 +52,7 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether the engine takes the adapter and means by it what PEFT means."""
+        """Whether the engine loads the adapter and reads it as PEFT does."""
         return not self.reasons
 
     def to_json(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Verdict:
 
 
 def as_flags(settings: Settings) -> tuple[str, ...]:
-    """`--max-lora-rank`, `16`: the words of a command line; an option that is false is left out."""
+    """The words of a command line, such as `--max-lora-rank`, `16`; options that are false are left out."""
     words: list[str] = []
     for key, item in settings.items():
         if item is False:
@@ -85,7 +85,7 @@ def as_flags(settings: Settings) -> tuple[str, ...]:
 
 
 def joined(several: Iterable[Settings]) -> Settings:
-    """Settings that serve every adapter: the largest number, every name."""
+    """Settings that suit every adapter: the largest number, every name."""
     all_of: dict[str, Setting] = {}
     for settings in several:
         for key, item in settings.items():
