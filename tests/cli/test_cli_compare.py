@@ -277,7 +277,7 @@ def test_matplotlib_is_loaded_for_a_picture_only(adapt):
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("adapterhub.weights.compare.heatmap.find_spec", lambda _name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
 
     with pytest.raises(UsageProblem) as caught:
         check_picture(tmp_path / "x.png")

@@ -24,6 +24,7 @@ from adapterhub.core.disk.files import sync_folder
 from adapterhub.core.disk.new_folder import not_written
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Conflict, Incompatible, Malformed, NotFound, UnsupportedAdapter, shown
+from adapterhub.core.extras import extra_named
 from adapterhub.formats.peft.config import owner
 from adapterhub.inference.engines import engine
 from adapterhub.inference.export._job import Adapter, Exported, Job
@@ -55,7 +56,7 @@ def export(job: Job, out: Path) -> Exported:
     """Write the GGUF file `out`; `dtype` float32 where none is asked for.
 
     Raises:
-        NotFound: the package `gguf` is not installed.
+        MissingExtra: the package `gguf` is not installed.
         UnsupportedAdapter: what GGUF cannot carry, all of it named.
         Incompatible: numbers that are too large for the dtype.
     """
@@ -339,9 +340,6 @@ def _heads(adapter: Adapter, module: str) -> int:
 
 
 def _package() -> Any:  # noqa: ANN401 - the module; it has no types
-    try:
+    with extra_named("writing GGUF"):
         import gguf
-    except ModuleNotFoundError:
-        hint = "`pip install 'adapterhub[export]'` brings it"
-        raise NotFound("writing GGUF needs the package `gguf`, not installed here", hint=hint) from None
     return gguf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from adapterhub.core.errors import Incompatible, UsageProblem, shown
+from adapterhub.core.extras import require
 from adapterhub.inference.generation import Question, Writing, write
 from adapterhub.inference.loader.base.quantised import hold_layout
 
@@ -24,13 +24,11 @@ def load_base(folder: Path, *, dtype: str = "auto", load_in: str | None = None) 
 
     Raises:
         Incompatible: transformers cannot load it as a model that writes text.
-        UsageProblem: it cannot be packed: bitsandbytes is not installed, or the weights are packed already.
+        MissingExtra: packing needs bitsandbytes, which is not installed.
+        UsageProblem: the weights are packed already.
     """
-    if load_in is not None and importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageProblem(
-            f"loading in {load_in} needs bitsandbytes, which is not installed",
-            hint="pip install 'adapterhub[quantized]'",
-        )
+    if load_in is not None:
+        require("quantized", f"loading in {load_in}")
     import transformers
 
     # its notes on attention kernels and tied weights are no concern of somebody who asks for one answer
