@@ -215,6 +215,10 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _run() -> int:
+    if sys.platform == "win32":  # before any module that needs `fcntl`
+        problem = UsageProblem("adapt runs on Linux and macOS; on Windows, install and run it in WSL (`wsl --install`)")
+        report_failure(problem, as_json="--json" in sys.argv)
+        return problem.exit_code
     if asked := os.environ.get("_ADAPT_COMPLETE"):  # set by the script of `adapt completion`, never by a user
         from adapterhub.cli.completion.shells import answer
 
