@@ -74,13 +74,12 @@ def bring_up_to_date(connection: Connection, metadata: MetaData) -> None:
 
 def upgrade(connection: Connection, revision: str) -> None:
     """Run the migrations from `revision` on, in the caller's transaction."""
-    from alembic import command  # noqa: PLC0415 - needed for an old database only
-    from alembic.config import Config  # noqa: PLC0415 - as above
+    from alembic import command, config  # noqa: PLC0415 - only an old database needs Alembic
 
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
+    settings = config.Config()
+    settings.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    settings.attributes["connection"] = connection
     if revision in UNRELEASED:
         _version.create(connection, checkfirst=True)
         connection.execute(delete(_version))
-    command.upgrade(config, "head")
+    command.upgrade(settings, "head")

@@ -1,11 +1,11 @@
-"""What every command of `adapt registry` is told of where a registry lies, and the settings that this makes.
+"""The common options of `adapt registry`, and the settings that they describe.
 
-Environment variables stand for options, so that a container needs no command line of its own.
+Each option has an environment variable, so that a container needs no command line of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,21 +26,28 @@ _PLACE = (
         default=DEFAULT_ROOT,
         show_default=True,
         metavar="DIR",
-        help="Folder that holds everything: blobs, database, secret.",
+        help="Folder of the registry: blobs, database, secret.",
     ),
     click.option(
         "--database",
         envvar=f"{PREFIX}DATABASE",
         metavar="URL",
-        help="SQLAlchemy URL instead of SQLite in --root.",
+        help="SQLAlchemy URL of a database [default: SQLite in --root].",
     ),
-    click.option("--blobs", envvar=f"{PREFIX}BLOBS", metavar="URL", help="s3://BUCKET[/PREFIX] instead of --root."),
-    click.option("--s3-endpoint", envvar=f"{PREFIX}S3_ENDPOINT", metavar="URL", help="Where S3 is, unless at AWS."),
+    click.option(
+        "--blobs",
+        envvar=f"{PREFIX}BLOBS",
+        metavar="URL",
+        help="Bucket for the blobs, s3://BUCKET[/PREFIX] [default: --root].",
+    ),
+    click.option(
+        "--s3-endpoint", envvar=f"{PREFIX}S3_ENDPOINT", metavar="URL", help="Address of the S3 service [default: AWS]."
+    ),
     click.option(
         "--s3-public-endpoint",
         envvar=f"{PREFIX}S3_PUBLIC_ENDPOINT",
         metavar="URL",
-        help="Where clients reach S3, if elsewhere.",
+        help="Address of the S3 service for clients, if it differs.",
     ),
     click.option(
         "--s3-region",
@@ -52,20 +59,27 @@ _PLACE = (
     ),
 )
 _SERVER = (
-    click.option("--public-url", envvar=f"{PREFIX}PUBLIC_URL", metavar="URL", help="What clients call it, by a proxy."),
+    click.option(
+        "--public-url",
+        envvar=f"{PREFIX}PUBLIC_URL",
+        metavar="URL",
+        help="Address for clients, when the server is behind a proxy.",
+    ),
     click.option(
         "--secret-file",
         type=click.Path(dir_okay=False, path_type=Path),
         envvar=f"{PREFIX}SECRET_FILE",
         metavar="FILE",
-        help="Secret that signs upload links, one for all servers of a database [default: in --root].",
+        help="Secret that signs upload links, the same for all servers of a database [default: in --root].",
     ),
-    click.option("--replace-secret", is_flag=True, help="Make this secret the one of all servers of the database."),
+    click.option(
+        "--replace-secret", is_flag=True, help="Make this secret the valid one for all servers of the database."
+    ),
     click.option(
         "--no-anonymous-read",
         is_flag=True,
         envvar=f"{PREFIX}NO_ANONYMOUS_READ",
-        help="Let nobody read without a token.",
+        help="Require a token for reading, too.",
     ),
     click.option(
         "--limit",
@@ -73,7 +87,7 @@ _SERVER = (
         multiple=True,
         envvar=f"{PREFIX}LIMITS",
         metavar="NAME=VALUE",
-        help="Change one of the limits.",
+        help="Set a limit; repeat for several.",
     ),
     click.option(
         "--trusted-proxy",
@@ -81,21 +95,24 @@ _SERVER = (
         multiple=True,
         envvar=f"{PREFIX}TRUSTED_PROXIES",
         metavar="ADDRESS",
-        help="Proxy whose X-Forwarded-For is believed; a network such as 10.0.0.0/8, too.",
+        help="Proxy, or network such as 10.0.0.0/8, whose X-Forwarded-For header the server trusts.",
     ),
     click.option(
-        "--log-requests", is_flag=True, envvar=f"{PREFIX}LOG_REQUESTS", help="One JSON line for each, on stderr."
+        "--log-requests",
+        is_flag=True,
+        envvar=f"{PREFIX}LOG_REQUESTS",
+        help="Log each request as a JSON line on stderr.",
     ),
 )
 
 
 def place_options(command: Command) -> Command:
-    """Where the registry lies."""
+    """Add the options that locate a registry."""
     return _with(command, _PLACE)
 
 
 def server_options(command: Command) -> Command:
-    """How it is served."""
+    """Add the options that configure a server."""
     return _with(command, _SERVER)
 
 
@@ -105,11 +122,11 @@ def _with(command: Command, options: tuple[Callable[[Any], Any], ...]) -> Comman
     return command
 
 
-def settings_of(given: dict[str, Any]) -> Settings:
-    """The settings that these options make; those that are missing are at their defaults.
+def settings_of(given: Mapping[str, Any]) -> Settings:
+    """The settings that the options describe; missing options have their defaults.
 
     Raises:
-        UsageProblem: an option that cannot be.
+        UsageProblem: an option has an invalid value.
     """
     limits = Limits().with_values(tuple(given.get("limits", ())))
     s3 = None

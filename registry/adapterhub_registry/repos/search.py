@@ -1,4 +1,4 @@
-"""Listing repositories: filters over derived tags, words in the id, an order, and a cursor that new entries keep."""
+"""Lists repositories by tags, words in the id and size, in an order, with a cursor that new entries do not shift."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CURSOR = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SIZE = re.compile(r"(min|max):([0-9]{1,15}(?:\.[0-9]{1,6})?)([KMBT]?)")
 _FACTOR = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
-# there are no likes and trends here: what is downloaded stands for what is liked
+# the registry has no likes and trends; downloads stand for both
 _ORDER: dict[Sort, Column[Any]] = {
     "createdAt": repos.c.created_at,
     "lastModified": repos.c.modified_at,
@@ -38,9 +38,9 @@ _ORDER: dict[Sort, Column[Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What is looked for; empty and None mean any. Every one of `filters` must be a tag or the pipeline tag.
+    """The conditions of a listing; empty and None match anything. Each of `filters` is a tag or the pipeline tag.
 
-    `num_parameters` reads `min:1M,max:7B`. `never` holds filters over what no repository here has.
+    `num_parameters` has the form `min:1M,max:7B`. `never` holds filters that no repository here can match.
     """
 
     filters: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """One page of repositories, as rows with their number and the head of `main`; `more` come after it."""
+    """One page of repositories, as rows with their number and the head of `main`; with `more`, another page follows."""
 
     rows: Sequence[Row[Any]]
     more: bool
@@ -69,19 +69,19 @@ class Page:
 
     @property
     def next_cursor(self) -> str | None:
-        """Where the next page begins; None after the last."""
+        """The cursor of the next page; None on the last."""
         return _cursor(self.sort, self.rows[-1].place, self.rows[-1].id) if self.more else None
 
     def first(self, count: int) -> Page:
-        """A shorter page; the rest comes on the next one."""
+        """The first `count` rows; the rest moves to the next page."""
         return self if count >= len(self.rows) else replace(self, rows=self.rows[:count], more=True)
 
 
 def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[bool]) -> Page:
-    """The repositories that `visible` lets through and that fit, greatest first; equal ones newest first.
+    """The repositories that match and that `visible` admits, in descending order; ties newest first.
 
     Raises:
-        Refusal: 400 for a cursor, a number or more filters than are taken.
+        Refusal: 400 for a malformed cursor or number, or too many filters.
     """
     order = _ORDER[wanted.sort]
     query = select(repos.c.id, repos.c.head, order.label("place")).where(visible, *_conditions(wanted))
@@ -100,7 +100,7 @@ def _conditions(wanted: Listing) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     for tag in wanted.filters:
         tagged = repos.c.id.in_(select(repo_tags.c.repo_id).where(repo_tags.c.tag == tag))
-        # no pipeline has a colon in its name; without the `or` a database can join what the filters find
+        # no pipeline tag has a colon; without the `or`, the database can join the matches of several filters
         conditions.append(tagged if ":" in tag else or_(tagged, repos.c.pipeline_tag == tag))
     if wanted.author is not None:
         conditions.append(repos.c.namespace == wanted.author)
@@ -122,7 +122,7 @@ def _of_size(text: str) -> ColumnElement[bool]:
     for part in text.split(","):
         found = _SIZE.fullmatch(part.strip())
         if found is None:
-            raise bad_request(f"num_parameters `{shown(text)}`: expected such as `min:1M,max:7B`")
+            raise bad_request(f"num_parameters `{shown(text)}`: expected a form such as `min:1M,max:7B`")
         bound = int(float(found.group(2)) * _FACTOR[found.group(3)])
         if bound >= 1 << 62:
             raise bad_request(f"num_parameters `{shown(text)}`: too large")
@@ -137,7 +137,7 @@ def _cursor(sort: Sort, value: int, number: int) -> str:
 
 
 def _read_cursor(text: str, sort: Sort) -> tuple[int, int]:
-    wrong = bad_request(f"cursor `{shown(text)}` was not given by this server for this order")
+    wrong = bad_request(f"cursor `{shown(text)}` does not come from this server, or has another order")
     if not _CURSOR.fullmatch(text):
         raise wrong
     try:

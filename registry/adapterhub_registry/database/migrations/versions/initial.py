@@ -51,34 +51,28 @@ def _add_token_limits() -> None:
 
 
 def _add_tombstones() -> None:
-    op.create_table(
-        "tombstones",
-        Column("full_name", String(200), primary_key=True),
-        Column("version", String(200), primary_key=True),
-        Column("namespace", String(96), nullable=False),
-        Column("digest", String(64), nullable=False),
-        Column("name", String(200)),
-        Column("base_sha256", String(64)),
-        Column("base_model", String(256)),
-        Column("rank", Integer),
-        Column("created_at", BigInteger, nullable=False),
-        Index("tombstones_by_version", "namespace", "version"),
+    op.execute(
+        text(
+            "CREATE TABLE tombstones (full_name VARCHAR(200) NOT NULL, version VARCHAR(200) NOT NULL,"
+            " namespace VARCHAR(96) NOT NULL, digest VARCHAR(64) NOT NULL, name VARCHAR(200), base_sha256 VARCHAR(64),"
+            " base_model VARCHAR(256), rank INTEGER, created_at BIGINT NOT NULL, PRIMARY KEY (full_name, version))"
+        )
     )
+    op.create_index("tombstones_by_version", "tombstones", ["namespace", "version"])
 
 
 def _add_damage() -> None:
     op.add_column("blobs", Column("damaged_at", BigInteger))
-    op.create_table(
-        "xet_use",
-        Column("user_name", String(96), primary_key=True),
-        Column("epoch", Integer, primary_key=True, autoincrement=False),
-        Column("sent_bytes", BigInteger, nullable=False),
-        Column("unpacked_bytes", BigInteger, nullable=False),
+    op.execute(
+        text(
+            "CREATE TABLE xet_use (user_name VARCHAR(96) NOT NULL, epoch INTEGER NOT NULL, sent_bytes BIGINT NOT NULL,"
+            " unpacked_bytes BIGINT NOT NULL, PRIMARY KEY (user_name, epoch))"
+        )
     )
 
 
 def _share_files(connection: Connection) -> None:
-    """Replace the row for each file of each commit by trees that commits share. The ids of commits stay."""
+    """Replace the row for each file of each commit by trees that commits share. Commits keep their ids."""
     if connection.dialect.name == "postgresql":  # SQLite has one writer
         connection.execute(text("LOCK TABLE repos, commits, files IN ACCESS EXCLUSIVE MODE"))
     # an earlier server that still runs fails on the new name, so it cannot write rows where trees belong
