@@ -110,7 +110,7 @@ def read_config(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     model = _json_object(_small_file(blobs, files.get(CONFIG), MAX_CONFIG_BYTES))
     names = model.get("architectures")
-    if isinstance(names, list) and all(isinstance(name, str) for name in files):
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
         shown["architectures"] = names
     if isinstance(model.get("model_type"), str):
         shown["model_type"] = model["model_type"]
