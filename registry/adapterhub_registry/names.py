@@ -23,7 +23,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
-_PART = re.compile(r"[A-Za-z0-9_.-]{1,96}")
+PART = re.compile(r"[A-Za-z0-9_.-]{1,96}")
 _REF_PREFIXES = ("refs/", "heads/", "tags/", "remotes/")  # git reads these as prefixes of a ref
 _REF_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 _PATH_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
@@ -37,7 +37,7 @@ def parse_repo_id(namespace: str, name: str) -> RepoId:
     """
     text = f"{namespace}/{name}"
     for part in (namespace, name):
-        if not _PART.fullmatch(part) or "--" in part or ".." in part or part.strip(".") == "":
+        if not PART.fullmatch(part) or "--" in part or ".." in part or part.strip(".") == "":
             raise bad_request(
                 f"repository `{shown(text)}`: expected `namespace/name`, each of 1 to 96 letters, digits, "
                 "`.`, `_`, `-`, without `--` or `..`"

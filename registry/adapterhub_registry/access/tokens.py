@@ -33,8 +33,8 @@ DAY_MS = 86_400_000
 MAX_DAYS = 36_500  # a century
 USED_EVERY_MS = 3_600_000  # records the last use at most once an hour, so that reads need no write
 _SHAPE = re.compile(r"adp_[a-z2-7]{32}_[0-9a-f]{8}")
-_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
-_GLOB = re.compile(r"[A-Za-z0-9_.*?-]{1,96}(/[A-Za-z0-9_.*?-]{1,96})?")
+USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
+GLOB = re.compile(r"[A-Za-z0-9_.*?-]{1,96}(/[A-Za-z0-9_.*?-]{1,96})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +104,12 @@ class Tokens:
         Raises:
             UsageProblem: an invalid user, role, glob or lifetime.
         """
-        if not _USER.fullmatch(user):
+        if not USER.fullmatch(user):
             raise UsageProblem(f"user `{shown(user)}`: expected 1 to 96 letters, digits, `.`, `_`, `-`")
         if role not in ROLES:
             raise UsageProblem(f"role `{shown(role)}`: expected one of {', '.join(ROLES)}")
         for glob in namespaces:
-            if not _GLOB.fullmatch(glob):
+            if not GLOB.fullmatch(glob):
                 raise UsageProblem(f"namespace `{shown(glob)}`: expected a name or a pattern such as `acme/*`")
         if days is not None and not 0 < days <= MAX_DAYS:
             raise UsageProblem(f"days {days}: expected more than 0 and at most {MAX_DAYS}")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from adapterhub_registry.access.tokens import MAX_DAYS
+from adapterhub_registry import names
+from adapterhub_registry.access.tokens import GLOB, MAX_DAYS, USER, Role
+from adapterhub_registry.repos.adapter_facts import MAX_RANK
+from adapterhub_registry.repos.adapter_search import BASE_DIGEST, MAX_PAGE
+from adapterhub_registry.repos.adapters import MAX_REASON_CHARACTERS
 
-NAME = r"^[A-Za-z0-9_.-]{1,96}$"
-SHA256 = r"^[0-9a-f]{64}$"
-MAX_RANK = 1 << 20
+
+def whole(pattern: re.Pattern[str]) -> str:
+    """The pattern for a whole string, as OpenAPI documents have it."""
+    return f"^{pattern.pattern}$"
+
+
+NAME, SHA256 = whole(names.PART), whole(names.SHA256)
 
 Text = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """One line of text in a query."""
@@ -47,14 +56,14 @@ class SearchQuery(BaseModel):
     """The conditions of a search. `base_sha256` is a prefix of any digest of the base's fingerprint."""
 
     base: Text | None = None
-    base_sha256: Annotated[str, StringConstraints(pattern=r"^(sha256:)?[0-9a-f]{8,64}$")] | None = None
+    base_sha256: Annotated[str, StringConstraints(pattern=whole(BASE_DIGEST))] | None = None
     task: Text | None = None
     rank_min: Annotated[int, Field(ge=0, le=MAX_RANK)] | None = None
     rank_max: Annotated[int, Field(ge=0, le=MAX_RANK)] | None = None
     peft_type: Text | None = None
     q: Text | None = None
     cursor: Text | None = None
-    limit: Annotated[int, Field(ge=1, le=100)] = 50
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 50
 
 
 class Facts(Answer):
@@ -122,7 +131,9 @@ class YankRequest(Question):
     """The version to yank and the reason, which users see."""
 
     version: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    reason: Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    reason: Annotated[
+        str, StringConstraints(min_length=1, max_length=MAX_REASON_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]+$")
+    ]
 
 
 class UnyankRequest(Question):
@@ -150,12 +161,9 @@ class Places(Answer):
 class TokenRequest(Question):
     """A token to create. By default it covers all namespaces for an admin, else the user's own."""
 
-    user: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$")]
-    role: Literal["read", "write", "admin"]
-    namespaces: Annotated[
-        list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.*?-]{1,96}(/[A-Za-z0-9_.*?-]{1,96})?$")]],
-        Field(max_length=100),
-    ] = []
+    user: Annotated[str, StringConstraints(pattern=whole(USER))]
+    role: Role
+    namespaces: Annotated[list[Annotated[str, StringConstraints(pattern=whole(GLOB))]], Field(max_length=100)] = []
     label: Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
     days: Annotated[float, Field(gt=0, le=MAX_DAYS)] | None = None
 

@@ -19,7 +19,7 @@ from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import shown
 from adapterhub_registry.access.downloads import Downloads
 from adapterhub_registry.access.rates import Rates, address_of
-from adapterhub_registry.access.signing import BadSignature, seal, unseal
+from adapterhub_registry.access.signing import MAX_TOKEN_CHARACTERS, BadSignature, seal, unseal
 from adapterhub_registry.access.telemetry import RequestRecord, Telemetry
 from adapterhub_registry.access.tokens import ANONYMOUS, Caller, Tokens
 from adapterhub_registry.database.db import Database
@@ -31,7 +31,6 @@ from adapterhub_registry.storage.blobs import BlobStore
 from adapterhub_registry.storage.xorbs import XorbStore
 
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
-MAX_TOKEN_CHARACTERS = 4096
 WHOLE_ANSWER_BYTES = 1 << 20
 
 

@@ -23,7 +23,7 @@ from adapterhub_registry.operations.server import serve as serve_forever
 from adapterhub_registry.storage.blobs import StoreUnreachable
 
 _AGAIN = "check the options and the credentials, then run the command again; nothing was lost"
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 
 
 @click.group()

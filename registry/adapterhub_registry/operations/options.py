@@ -18,91 +18,56 @@ PREFIX = "ADAPTERHUB_REGISTRY_"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+def _option(name: str, text: str, *more: str, **attributes: object) -> Callable[[Command], Command]:
+    """An option whose environment variable follows from its name."""
+    variable = PREFIX + name.removeprefix("--").replace("-", "_").upper()
+    return click.option(name, *more, cls=None, **{"envvar": variable, "help": text} | attributes)
+
+
 _PLACE = (
-    click.option(
+    _option(
         "--root",
+        "Folder of the registry: blobs, database, secret.",
         type=click.Path(file_okay=False, path_type=Path),
-        envvar=f"{PREFIX}ROOT",
         default=DEFAULT_ROOT,
         show_default=True,
         metavar="DIR",
-        help="Folder of the registry: blobs, database, secret.",
     ),
-    click.option(
-        "--database",
-        envvar=f"{PREFIX}DATABASE",
-        metavar="URL",
-        help="SQLAlchemy URL of a database [default: SQLite in --root].",
-    ),
-    click.option(
-        "--blobs",
-        envvar=f"{PREFIX}BLOBS",
-        metavar="URL",
-        help="Bucket for the blobs, s3://BUCKET[/PREFIX] [default: --root].",
-    ),
-    click.option(
-        "--s3-endpoint", envvar=f"{PREFIX}S3_ENDPOINT", metavar="URL", help="Address of the S3 service [default: AWS]."
-    ),
-    click.option(
-        "--s3-public-endpoint",
-        envvar=f"{PREFIX}S3_PUBLIC_ENDPOINT",
-        metavar="URL",
-        help="Address of the S3 service for clients, if it differs.",
-    ),
-    click.option(
-        "--s3-region",
-        envvar=f"{PREFIX}S3_REGION",
-        default="us-east-1",
-        show_default=True,
-        metavar="NAME",
-        help="Region of the bucket.",
-    ),
+    _option("--database", "SQLAlchemy URL of a database [default: SQLite in --root].", metavar="URL"),
+    _option("--blobs", "Bucket for the blobs, s3://BUCKET[/PREFIX] [default: --root].", metavar="URL"),
+    _option("--s3-endpoint", "Address of the S3 service [default: AWS].", metavar="URL"),
+    _option("--s3-public-endpoint", "Address of the S3 service for clients, if it differs.", metavar="URL"),
+    _option("--s3-region", "Region of the bucket.", default="us-east-1", show_default=True, metavar="NAME"),
 )
 _SERVER = (
-    click.option(
-        "--public-url",
-        envvar=f"{PREFIX}PUBLIC_URL",
-        metavar="URL",
-        help="Address for clients, when the server is behind a proxy.",
-    ),
-    click.option(
+    _option("--public-url", "Address for clients, when the server is behind a proxy.", metavar="URL"),
+    _option(
         "--secret-file",
+        "Secret that signs upload links, the same for all servers of a database [default: in --root].",
         type=click.Path(dir_okay=False, path_type=Path),
-        envvar=f"{PREFIX}SECRET_FILE",
         metavar="FILE",
-        help="Secret that signs upload links, the same for all servers of a database [default: in --root].",
     ),
-    click.option(
-        "--replace-secret", is_flag=True, help="Make this secret the valid one for all servers of the database."
-    ),
-    click.option(
-        "--no-anonymous-read",
-        is_flag=True,
-        envvar=f"{PREFIX}NO_ANONYMOUS_READ",
-        help="Require a token for reading, too.",
-    ),
-    click.option(
+    # without a variable: set for good, it would replace the secret at every start
+    _option("--replace-secret", "Make this secret valid for all servers of the database.", envvar=None, is_flag=True),
+    _option("--no-anonymous-read", "Require a token for reading, too.", is_flag=True),
+    _option(
         "--limit",
+        "Set a limit; repeat for several.",
         "limits",
-        multiple=True,
         envvar=f"{PREFIX}LIMITS",
-        metavar="NAME=VALUE",
-        help="Set a limit; repeat for several.",
-    ),
-    click.option(
-        "--trusted-proxy",
-        "trusted_proxies",
         multiple=True,
+        metavar="NAME=VALUE",
+    ),
+    _option(
+        "--trusted-proxy",
+        "Proxy, or network such as 10.0.0.0/8, whose X-Forwarded-For header the server trusts.",
+        "trusted_proxies",
         envvar=f"{PREFIX}TRUSTED_PROXIES",
+        multiple=True,
         metavar="ADDRESS",
-        help="Proxy, or network such as 10.0.0.0/8, whose X-Forwarded-For header the server trusts.",
     ),
-    click.option(
-        "--log-requests",
-        is_flag=True,
-        envvar=f"{PREFIX}LOG_REQUESTS",
-        help="Log each request as a JSON line on stderr.",
-    ),
+    _option("--log-requests", "Log each request as a JSON line on stderr.", is_flag=True),
 )
 
 

@@ -37,15 +37,16 @@ MAX_TAG_CHARACTERS: Final = 200
 MAX_TEXT_CHARACTERS: Final = 4000
 _LENGTH_BYTES: Final = 8
 _ALPHA_MAX: Final = 1e30
-_RANK_MAX: Final = 1 << 20  # larger numbers in a config make no sense and exceed the integers of some databases
+MAX_RANK: Final = 1 << 20  # larger numbers in a config make no sense and exceed the integers of some databases
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFacts:
     """One adapter in the index; None and empty mean unknown. Digests are 64 hex digits.
 
-    `digest` is the digest of the manifest or, without one, of the list of the adapter's files. `base_weights`,
-    `base_tensors` and `base_files` come from the base's fingerprint.
+    The fields are columns of the table `adapters`, except `tags`. `digest` is the digest of the manifest or, without
+    one, of the list of the adapter's files. `base_sha256`, `base_tensors` and `base_files` come from the base's
+    fingerprint.
     """
 
     digest: str
@@ -54,12 +55,12 @@ class AdapterFacts:
     version: str | None = None
     task: str | None = None
     description: str = ""
-    base: str | None = None
-    base_weights: str | None = None
+    base_model: str | None = None
+    base_sha256: str | None = None
     base_tensors: str | None = None
     base_files: str | None = None
     peft_type: str | None = None
-    method: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
     rank: int | None = None
     alpha: float | None = None
     target_modules: tuple[str, ...] = ()
@@ -101,14 +102,14 @@ def _with_config(found: AdapterFacts, raw: bytes) -> AdapterFacts:
         config = AdapterConfig.parse(raw, CONFIG_FILE)
     except AdapterHubError:
         return _with_odd_config(found, raw)
-    ranks = [r for r in (config.r, *config.rank_pattern.values()) if r is not None and 0 < r <= _RANK_MAX]
+    ranks = [r for r in (config.r, *config.rank_pattern.values()) if r is not None and 0 < r <= MAX_RANK]
     alphas = [a for a in (config.lora_alpha, *config.alpha_pattern.values()) if a is not None and abs(a) <= _ALPHA_MAX]
     targets = config.target_modules
     return replace(
         found,
-        base=None if config.base_is_path else _bounded(config.base_model_name_or_path) or None,
+        base_model=None if config.base_is_path else _bounded(config.base_model_name_or_path) or None,
         peft_type=config.peft_type,
-        method=config.methods(),
+        methods=config.methods(),
         rank=max(ranks, default=None),
         alpha=float(max(alphas)) if alphas else None,
         target_modules=tuple(sorted(targets)) if isinstance(targets, tuple) else (targets,) if targets else (),
@@ -126,7 +127,7 @@ def _with_odd_config(found: AdapterFacts, raw: bytes) -> AdapterFacts:
     base, kind, rank = value.get("base_model_name_or_path"), value.get("peft_type"), value.get("r")
     return replace(
         found,
-        base=_bounded(base) or None if isinstance(base, str) and not base_is_path(base) else None,
+        base_model=_bounded(base) or None if isinstance(base, str) and not base_is_path(base) else None,
         peft_type=_bounded(kind).upper() or None if isinstance(kind, str) else None,
         rank=_rank(rank),
     )
@@ -159,7 +160,7 @@ def _with_header(found: AdapterFacts, header: TensorFile) -> AdapterFacts:
         sizes[spec.dtype] += spec.elements
     return replace(
         found,
-        rank=min(max(ranks), _RANK_MAX) if ranks else found.rank,
+        rank=min(max(ranks), MAX_RANK) if ranks else found.rank,
         dtype=sizes.most_common(1)[0][0],
         parameters=sizes.total(),
     )
@@ -186,7 +187,7 @@ def _with_manifest(found: AdapterFacts, manifest: Manifest) -> AdapterFacts:
     if fingerprint is not None:
         found = replace(
             found,
-            base_weights=hex_of(fingerprint.weights),
+            base_sha256=hex_of(fingerprint.weights),
             base_tensors=hex_of(fingerprint.tensors),
             base_files=hex_of(fingerprint.files) if fingerprint.files else None,
         )
@@ -197,8 +198,8 @@ def _with_manifest(found: AdapterFacts, manifest: Manifest) -> AdapterFacts:
         version=manifest.version,
         task=_bounded(manifest.task) or None,
         description=manifest.description[:MAX_TEXT_CHARACTERS].replace("\0", ""),
-        base=_bounded(manifest.base.hints.hub_id) or found.base,
-        method=manifest.method or found.method,
+        base_model=_bounded(manifest.base.hints.hub_id) or found.base_model,
+        methods=manifest.method or found.methods,
         rank=found.rank or _rank(manifest.rank),
         alpha=found.alpha if manifest.alpha is None else manifest.alpha,
         target_modules=manifest.target_modules or found.target_modules,
@@ -216,8 +217,10 @@ def tags_of_adapter(adapter: AdapterFacts) -> list[str]:
         tags += ["lora"] if adapter.peft_type == "LORA" else []
         tags += [f"adapter-task:{adapter.task}"] if adapter.task else []
     tags += [f"lora-rank:{adapter.rank}"] if adapter.rank else []
-    tags += [f"base-sha256:{adapter.base_weights}"] if adapter.base_weights else []
-    tags += [f"base_model:{adapter.base}", f"base_model:adapter:{adapter.base}"] if adapter.base else []
+    tags += [f"base-sha256:{adapter.base_sha256}"] if adapter.base_sha256 else []
+    tags += (
+        [f"base_model:{adapter.base_model}", f"base_model:adapter:{adapter.base_model}"] if adapter.base_model else []
+    )
     return [tag for tag in dict.fromkeys(tags) if len(tag) <= MAX_TAG_CHARACTERS and tag.isprintable()]
 
 
@@ -231,7 +234,7 @@ _FACTS = ("base-sha256:", "lora-rank:", "adapter-task:", "adapter-name:")
 
 
 def _rank(value: object) -> int | None:
-    return value if type(value) is int and 0 < value <= _RANK_MAX else None
+    return value if type(value) is int and 0 < value <= MAX_RANK else None
 
 
 def _texts(value: object) -> list[str]:

@@ -19,7 +19,7 @@ MAX_PAGE: Final = 100
 MAX_WORDS: Final = 16
 MAX_PLACES: Final = 1000
 _CURSOR = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
-_BASE_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{8,64}")
+BASE_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{8,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ def _conditions(query: AdapterQuery) -> list[ColumnElement[bool]]:
 
 def _base_begins(text: str) -> ColumnElement[bool]:
     """Match a prefix of any digest of the base's fingerprint: an adapter may know only that of the base's files."""
-    if not _BASE_DIGEST.fullmatch(text):
+    if not BASE_DIGEST.fullmatch(text):
         raise bad_request(f"base_sha256 `{shown(text)}`: expected 8 to 64 lower-case hex digits")
     begin = text.removeprefix("sha256:")
     columns = (adapters.c.base_sha256, adapters.c.base_tensors, adapters.c.base_files)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from packaging.version import Version
@@ -130,21 +131,14 @@ def adapt_object(connection: Connection, repo_id: int, commit_id: str) -> dict[s
 
 def facts_json(row: Row[Any]) -> dict[str, Any]:
     """An adapter's row in the form of the API."""
+    same = ("name", "version", "base_sha256", "task", "peft_type", "rank", "alpha", "dtype", "parameters")
     return {
-        "name": row.name,
-        "version": row.version,
+        **{name: getattr(row, name) for name in same},
         "digest": f"sha256:{row.digest}",
         "adapter_sha256": row.weights_sha256,
         "base": row.base_model,
-        "base_sha256": row.base_sha256,
-        "task": row.task,
-        "peft_type": row.peft_type,
         "method": json.loads(row.methods),
-        "rank": row.rank,
-        "alpha": row.alpha,
         "target_modules": json.loads(row.target_modules),
-        "dtype": row.dtype,
-        "parameters": row.parameters,
         "description": row.description or "",
     }
 
@@ -155,34 +149,15 @@ def _put(connection: Connection, repo: Row[Any], commit_id: str, adapter: Adapte
     if before is not None:  # a commit never changes, so its facts are known
         connection.execute(update(adapters).where(mine).values(is_head=is_head or before.is_head))
         return
-    words = [adapter.name, adapter.task, adapter.base, adapter.description, *adapter.tags]
-    connection.execute(
-        insert(adapters).values(
-            repo_id=repo.id,
-            commit_id=commit_id,
-            digest=adapter.digest,
-            weights_sha256=adapter.weights_sha256,
-            name=adapter.name,
-            version=adapter.version,
-            base_model=adapter.base,
-            base_sha256=adapter.base_weights,
-            base_tensors=adapter.base_tensors,
-            base_files=adapter.base_files,
-            task=adapter.task,
-            peft_type=adapter.peft_type,
-            methods=json.dumps(adapter.method),
-            rank=adapter.rank,
-            alpha=adapter.alpha,
-            target_modules=json.dumps(adapter.target_modules),
-            dtype=adapter.dtype,
-            parameters=adapter.parameters,
-            description=adapter.description,
-            words=" ".join(text for text in words if text).lower(),
-            is_head=is_head,
-            is_listed=False,
-            created_at=now_ms(),
-        )
-    )
+    words = [adapter.name, adapter.task, adapter.base_model, adapter.description, *adapter.tags]
+    values = asdict(adapter) | {
+        "methods": json.dumps(adapter.methods),
+        "target_modules": json.dumps(adapter.target_modules),
+        "words": " ".join(text for text in words if text).lower(),
+    }
+    del values["tags"]
+    key = {"repo_id": repo.id, "commit_id": commit_id, "is_head": is_head, "is_listed": False, "created_at": now_ms()}
+    connection.execute(insert(adapters).values(**values, **key))
 
 
 def _release(connection: Connection, repo: Row[Any], commit_id: str, adapter: AdapterFacts, tag: str) -> None:

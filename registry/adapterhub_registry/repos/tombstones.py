@@ -66,8 +66,8 @@ def check_arrival(connection: Connection, repo: Row[Any], full_name: str) -> Non
 def has_build(table: Table, adapter: AdapterFacts) -> ColumnElement[bool]:
     """The condition on `table` (`adapters` or `tombstones`) for the base and rank of an adapter."""
     return (
-        table.c.base_sha256.is_not_distinct_from(adapter.base_weights)
-        & table.c.base_model.is_not_distinct_from(adapter.base)
+        table.c.base_sha256.is_not_distinct_from(adapter.base_sha256)
+        & table.c.base_model.is_not_distinct_from(adapter.base_model)
         & table.c.rank.is_not_distinct_from(adapter.rank)
     )
 

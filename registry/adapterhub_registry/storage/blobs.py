@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
 from adapterhub.core.errors import BlobNotFound, DigestMismatch, DiskFull, Malformed
+from adapterhub_registry.names import SHA256
 
 CHUNK_BYTES = 1 << 20
 LEFTOVER_S = 24 * 3600
 RESERVE_BYTES = 64 << 20
-HEX = re.compile(r"[0-9a-f]{64}")
 UPLOAD = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -292,7 +292,7 @@ def digest_of(chunks: Iterable[bytes]) -> str:
 
 def path_of(sha256: str) -> str:
     """The relative path of a blob, in two levels of folders; raises `Malformed` for anything but a sha256."""
-    if not HEX.fullmatch(sha256):
+    if not SHA256.fullmatch(sha256):
         raise Malformed(f"blob `{sha256[:80]!r}`: expected 64 lower-case hex digits")
     return f"{sha256[:2]}/{sha256[2:4]}/{sha256}"
 

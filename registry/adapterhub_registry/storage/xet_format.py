@@ -14,7 +14,6 @@ numbers are little endian.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Final, NewType, NoReturn
 import lz4.frame
 
 from adapterhub.core.errors import Malformed, shown
+from adapterhub_registry.names import SHA256
 
 XetHash = NewType("XetHash", str)
 """64 lower-case hex digits in the text form of the Xet protocol, which reverses each group of eight bytes."""
@@ -50,7 +50,6 @@ _BOOKEND = b"\xff" * _HASH_BYTES
 _HAS_VERIFICATION, _HAS_METADATA = 1 << 31, 1 << 30
 _SEGMENT = struct.Struct("<32s4I")
 _FILE_HEADER = struct.Struct("<32s2I8x")
-_HASH_TEXT = re.compile(r"[0-9a-f]{64}")
 
 
 class MalformedXet(Malformed):
@@ -68,7 +67,7 @@ def parse_xet_hash(text: str) -> XetHash:
     Raises:
         MalformedXet: unless `text` is 64 lower-case hex digits.
     """
-    if not _HASH_TEXT.fullmatch(text):
+    if not SHA256.fullmatch(text):
         raise MalformedXet("hash", f"expected 64 lower-case hex digits, got {shown(text)}")
     return XetHash(text)
 
