@@ -276,8 +276,8 @@ def test_one_readable_holder_of_the_bytes_is_enough(four: Desk) -> None:
 def test_bytes_are_known_where_they_were_sent_and_nowhere_else(four: Desk) -> None:
     here, there = row_of(four, PRIVATE).id, create(four, "bob/mine").id
     blob, other = StoredBlob("a" * 64, "b" * 40, 5), StoredBlob("c" * 64, "d" * 40, 6)
-    four.repos.note_upload(four.connection, here, "ann", blob, token_id=7)
-    four.repos.note_upload(four.connection, there, "bob", other)
+    four.repos.record_upload(four.connection, here, "ann", blob, token_id=7)
+    four.repos.record_upload(four.connection, there, "bob", other)
 
     def known(repo_id: int, sha256: str) -> StoredBlob | None:
         return four.repos.known_blob(four.connection, STRANGER, repo_id, sha256)
@@ -289,10 +289,10 @@ def test_bytes_are_known_where_they_were_sent_and_nowhere_else(four: Desk) -> No
 def test_an_upload_is_written_down_once_with_who_sent_it_and_its_mark_of_damage_goes(four: Desk) -> None:
     number = row_of(four, REPO).id
     blob = StoredBlob("a" * 64, "b" * 40, 5)
-    four.repos.note_upload(four.connection, number, "ann", blob, token_id=7)
+    four.repos.record_upload(four.connection, number, "ann", blob, token_id=7)
     damage.mark(four.connection, [blob.sha256])
     damaged = four.repos.known_blob(four.connection, ANN, number, blob.sha256)
-    four.repos.note_upload(four.connection, number, "bob", blob, token_id=8)
+    four.repos.record_upload(four.connection, number, "bob", blob, token_id=8)
 
     assert damaged is None
     assert four.connection.execute(select(blobs)).all() == [("a" * 64, "b" * 40, 5, NOW, None)]
@@ -303,7 +303,7 @@ def test_an_upload_for_a_repository_that_is_gone_is_refused(four: Desk) -> None:
     gone = max(row_of(four, name).id for name in ORDER) + 1
 
     with pytest.raises(Refusal, match="was removed during the upload") as refused:
-        four.repos.note_upload(four.connection, gone, "ann", StoredBlob("a" * 64, "b" * 40, 5))
+        four.repos.record_upload(four.connection, gone, "ann", StoredBlob("a" * 64, "b" * 40, 5))
 
     assert (refused.value.status, refused.value.code) == (404, "RepoNotFound")
     assert four.connection.execute(select(blobs)).all() == []

@@ -47,13 +47,13 @@ def sent_before(connection: Connection, repo_id: int, digests: Iterable[str]) ->
     return found
 
 
-def note_chunks(connection: Connection, user: str, epoch: int, sent_bytes: int) -> None:
+def record_chunks(connection: Connection, user: str, epoch: int, sent_bytes: int) -> None:
     """Record that `user` sent chunks of `sent_bytes`, and remove the rows of past epochs."""
     connection.execute(delete(xet_use).where(xet_use.c.user_name == user, xet_use.c.epoch < epoch - 2))
     _use(connection, user, epoch, sent_bytes=sent_bytes)
 
 
-def take_unpacking(connection: Connection, limits: Limits, *, user: str, epoch: int, more_bytes: int) -> None:
+def count_unpacking(connection: Connection, limits: Limits, *, user: str, epoch: int, more_bytes: int) -> None:
     """Count `more_bytes` of files before unpacking them; a negative number gives them back.
 
     By compression and repetition, a few bytes of chunks can name files of any size. The bytes that a user may unpack in

@@ -248,7 +248,7 @@ class Repos:
             raise revision_not_found(repo.full_name, name)
 
     # ------------------------------------------------------------ blobs
-    def note_upload(
+    def record_upload(
         self, connection: Connection, repo_id: int, user: str, blob: StoredBlob, *, token_id: int | None = None
     ) -> None:
         """Record an upload to a repository; commits to it may then name the blob."""

@@ -50,7 +50,7 @@ def lfs_batch(
     ]
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
-    stored = usable(registry, caller, row.id, [oid for oid, _ in wanted])
+    stored = usable_blobs(registry, caller, row.id, [oid for oid, _ in wanted])
     for oid, size in wanted:
         known = stored.get(oid)
         answer: dict[str, Any] = {"oid": oid, "size": size}
@@ -80,7 +80,7 @@ def lfs_batch(
     return JSONResponse({"transfer": "multipart" if split else "basic", "objects": objects})
 
 
-def usable(registry: Registry, caller: Caller, repo_number: int, digests: Iterable[str]) -> dict[str, StoredBlob]:
+def usable_blobs(registry: Registry, caller: Caller, repo_number: int, digests: Iterable[str]) -> dict[str, StoredBlob]:
     """The blobs of `digests` that are stored and that the caller may use in a repository, by digest.
 
     It looks up each blob in the store: a row of the database alone proves nothing.
@@ -161,7 +161,7 @@ async def put_object(request: Request, registry: RegistryOf, token: str) -> Resp
     claims = _claims(registry, token, "lfs-object")
 
     def work(chunks: Iterator[bytes]) -> None:
-        _note(registry, claims, registry.blobs.put(chunks, claims["oid"], claims["size"]))
+        _record(registry, claims, registry.blobs.put(chunks, claims["oid"], claims["size"]))
 
     await receive_with(request, claims["token"], work)
     return Response()
@@ -187,21 +187,21 @@ def complete(registry: RegistryOf, token: str, body: JsonBody) -> JSONResponse:
     if [number for number, _ in parts] != list(range(1, len(parts) + 1)):
         raise bad_request("parts: expected each part once, in order")
     blob = registry.blobs.complete(_upload_id(claims), parts, claims["oid"], claims["size"])
-    _note(registry, claims, blob)
+    _record(registry, claims, blob)
     return JSONResponse({"success": True})
 
 
-def _note(registry: Registry, claims: dict[str, Any], blob: StoredBlob) -> None:
+def _record(registry: Registry, claims: dict[str, Any], blob: StoredBlob) -> None:
     with registry.db.begin() as connection:
-        registry.repos.note_upload(connection, claims["repo"], claims["user"], blob, token_id=claims["token"])
+        registry.repos.record_upload(connection, claims["repo"], claims["user"], blob, token_id=claims["token"])
 
 
-def take_sent(registry: Registry, caller: Caller, repo_number: int, oid: str, size: int) -> None:
+def record_sent(registry: Registry, caller: Caller, repo_number: int, oid: str, size: int) -> None:
     """Check and record an object that the caller may have sent to a bucket."""
     claims = {"user": caller.user, "repo": repo_number, "oid": oid, "size": size, "token": caller.token_id}
     blob = registry.blobs.take(_upload_id(claims), oid, size)
     if blob is not None:
-        _note(registry, claims, blob)
+        _record(registry, claims, blob)
 
 
 @router.post("/{namespace}/{name}.git/info/lfs/verify")
@@ -211,10 +211,10 @@ def verify(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBo
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
     for is_last in (False, True):
-        known = usable(registry, caller, row.id, [oid]).get(oid)
+        known = usable_blobs(registry, caller, row.id, [oid]).get(oid)
         if known is not None or is_last or type(size) is not int or size < 0:
             break
-        take_sent(registry, caller, row.id, oid, size)
+        record_sent(registry, caller, row.id, oid, size)
     if known is None or known.size != size:
         raise entry_not_found(oid)
     return JSONResponse({"ok": True})

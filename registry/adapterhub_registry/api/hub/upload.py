@@ -25,7 +25,7 @@ from adapterhub_registry.api.context import (
     RepoOf,
     RevisionOf,
 )
-from adapterhub_registry.api.hub.lfs import take_sent, usable
+from adapterhub_registry.api.hub.lfs import record_sent, usable_blobs
 from adapterhub_registry.errors import Refusal, bad_request, too_large
 from adapterhub_registry.names import COMMIT_PREFIX, RepoId, parse_path, parse_sha256
 from adapterhub_registry.repos import commits, damage, quotas
@@ -228,12 +228,12 @@ class _Draft:
         with registry.db.read() as connection:
             row = registry.repos.find_writable(connection, self._caller, self._repo_id)
         named = {oid: size for _, oid, size, _ in self._named}
-        self._stored = usable(registry, self._caller, row.id, named)
+        self._stored = usable_blobs(registry, self._caller, row.id, named)
         missing = {oid: size for oid, size in named.items() if oid not in self._stored}
         for oid, size in missing.items():
             if type(size) is int and size >= 0:
-                take_sent(registry, self._caller, row.id, oid, size)
-        self._stored |= usable(registry, self._caller, row.id, missing)
+                record_sent(registry, self._caller, row.id, oid, size)
+        self._stored |= usable_blobs(registry, self._caller, row.id, missing)
 
     def commit(self, branch: str) -> str:
         """Make the commit and return its id."""

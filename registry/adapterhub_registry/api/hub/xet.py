@@ -177,7 +177,7 @@ async def put_xorb(request: Request, space: SpaceOf, registry: RegistryOf, xorbs
                 size += len(block)
             writer.keep()
         with registry.db.begin() as connection:
-            quotas.note_chunks(connection, space.user, space.epoch, size)
+            quotas.record_chunks(connection, space.user, space.epoch, size)
 
     await receive_with(request, space.token_id, keep)
     return JSONResponse({"was_inserted": True})
@@ -231,11 +231,11 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
             row = connection.execute(select(repos).where(repos.c.id == space.repo_id)).one_or_none()
             if row is None or _repository(row) != space.repository:
                 raise _not_here("repository")
-            registry.repos.note_upload(connection, space.repo_id, space.user, blob, token_id=space.token_id)
+            registry.repos.record_upload(connection, space.repo_id, space.user, blob, token_id=space.token_id)
 
     total = sum(file.size_bytes for file in new)
     check_room(registry.blobs, total)
-    take = partial(quotas.take_unpacking, limits=registry.settings.limits, user=space.user, epoch=space.epoch)
+    take = partial(quotas.count_unpacking, limits=registry.settings.limits, user=space.user, epoch=space.epoch)
     with registry.db.begin() as connection:
         take(connection, more_bytes=total)
     try:
