@@ -132,7 +132,9 @@ def check_tree(tree: Tree, changes: Changes, max_files: int) -> None:
     last = ""
     for path in new:
         if path.count("/") > MAX_FOLDERS:
-            raise bad_request(f"`{path}`: expected a path of at most {MAX_FOLDERS} folders; nothing was committed")
+            raise bad_request(
+                f"expected a path of at most {MAX_FOLDERS} folders; nothing was committed because of `{path}`"
+            )
         if last and path.startswith(f"{last}/"):  # in sorted order, what is below a new path follows it directly
             raise _file_and_folder(last)
         last = path
