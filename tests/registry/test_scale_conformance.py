@@ -74,7 +74,7 @@ def test_a_server_with_another_secret_is_refused(front: Balancer, shared: Shared
     )
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert "sign their links with another secret" in done.stderr
+    assert "the servers of this database use another secret" in done.stderr
     assert "--replace-secret" in done.stderr
 
 
