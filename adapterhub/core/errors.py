@@ -45,6 +45,7 @@ EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 
 SHOWN_CHARACTERS = 80
+PROBLEMS_SHOWN = 50
 
 
 def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
@@ -57,6 +58,13 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
         return text
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+def problem_list(title: str, problems: Sequence[str], most: int = PROBLEMS_SHOWN) -> str:
+    """A title and one indented line for each problem; beyond `most` only their number."""
+    rest = len(problems) - most
+    lines = [*problems[:most], *([f"and {rest:,} more"] if rest > 0 else [])]
+    return "\n".join([title, *(f"  {line}" for line in lines)])
 
 
 class AdapterHubError(Exception):

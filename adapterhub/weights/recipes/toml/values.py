@@ -126,11 +126,3 @@ def converted(option: Option, value: object) -> object:
 
 def _is_too_long(value: object) -> bool:
     return isinstance(value, int) and abs(value) > MAX_WHOLE  # may have too many digits to be shown
-
-
-def near_name(name: str, known: Iterable[str]) -> str:
-    """What to add to a refusal of `name`: the nearest of the known names as a question; nothing when none is near."""
-    import difflib
-
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean `{near[0]}`?" if near else ""
