@@ -27,11 +27,11 @@ from adapterhub.core.errors import Conflict, Incompatible, Malformed, NotFound, 
 from adapterhub.formats.peft.config import owner
 from adapterhub.inference.engines import engine
 from adapterhub.inference.export._job import Adapter, Exported, Job
+from adapterhub.weights.dtypes import CHOSEN_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import AdapterFactors
 from adapterhub.weights.lowrank.layouts import is_finite
 
-_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _QUERIES: Final = ".q_proj"
 _KEYS: Final = ".k_proj"
 _EMBEDDING: Final = "token_embd.weight"
@@ -178,7 +178,7 @@ def write_gguf(adapter: Adapter, path: Path, *, dtype: str, job: Job) -> None:
 
     gguf = _package()
     places = _places(adapter)
-    kind = _DTYPES[dtype]
+    kind = CHOSEN_DTYPES[dtype]
     raw = {"bfloat16": gguf.GGMLQuantizationType.BF16}.get(dtype)
     stored = np.dtype({"float32": "f4", "float16": "f2", "bfloat16": "u2"}[dtype])
     writer = gguf.GGUFWriter(path, _base(adapter).architecture)

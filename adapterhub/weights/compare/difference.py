@@ -25,8 +25,9 @@ from adapterhub.trust.verify import ensure_undamaged, manifest_in, open_files
 from adapterhub.trust.verify.checks.container import read_weights_header
 from adapterhub.trust.verify.checks.digests import differing
 from adapterhub.trust.verify.listing import Listing, safe_listing
+from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank, difference_norms, frobenius_norm
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES, AdapterFactors
+from adapterhub.weights.lowrank.factors import AdapterFactors
 
 ABSENT: Final = "absent"
 """What a field that only the other one has is said to be."""

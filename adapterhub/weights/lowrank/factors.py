@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import IO, Final, final
+from types import TracebackType
+from typing import IO, final
 
 import torch
 from torch import Tensor
@@ -21,14 +21,13 @@ from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.safetensors.file import header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import Subject, open_files
+from adapterhub.weights.dtypes import FORMAT_DTYPES, TENSOR_DTYPES, TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.layouts import PEFT_PREFIX, Kind, Layout, Names, is_finite
 from adapterhub.weights.lowrank.pairs import Factors, pair_up
 
 __all__ = [
-    "FORMAT_DTYPES",
     "PEFT_PREFIX",
-    "TORCH_DTYPES",
     "AdapterFactors",
     "Factors",
     "Kind",
@@ -37,14 +36,7 @@ __all__ = [
     "TensorFileWriter",
 ]
 
-TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
-    {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-)
-"""What a factor may be stored as: the format's names and torch's."""
-FORMAT_DTYPES: Final = MappingProxyType({torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()})
-
 _CHUNK_BYTES = 1 << 24  # even, so that no number is torn apart
-_CHECKED_DTYPES: Final = {**TORCH_DTYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 
 @final
@@ -138,7 +130,7 @@ class AdapterFactors:
 
     def is_finite(self, spec: TensorSpec) -> bool:
         """Whether no number of one tensor is NaN or infinite."""
-        dtype = _CHECKED_DTYPES.get(spec.dtype)
+        dtype = TENSOR_DTYPES.get(spec.dtype)
         return dtype is None or all(is_finite(torch.frombuffer(chunk, dtype=dtype)) for chunk in self.chunks(spec))
 
 

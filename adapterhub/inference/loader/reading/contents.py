@@ -17,6 +17,7 @@ from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.reading.naming import ModuleNames
+from adapterhub.weights.dtypes import TENSOR_DTYPES
 
 FACTOR_NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
@@ -32,23 +33,6 @@ FACTOR_NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 
 SHARED_FACTORS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({"VERA": ("vera_A", "vera_B")})
 """Factors that all modules share; they stand beside the model in the file (`base_model.vera_A`)."""
-
-DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
-    {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "F8_E4M3": torch.float8_e4m3fn,
-        "F8_E5M2": torch.float8_e5m2,
-        "I64": torch.int64,
-        "I32": torch.int32,
-        "I16": torch.int16,
-        "I8": torch.int8,
-        "U8": torch.uint8,
-        "BOOL": torch.bool,
-    }
-)
 
 LISTED: Final = 20
 
@@ -97,7 +81,7 @@ class AdapterContents:
             RefusedAdapter: a dtype that torch does not have.
             DigestMismatch: the file has changed since.
         """
-        dtype = DTYPES.get(spec.dtype)
+        dtype = TENSOR_DTYPES.get(spec.dtype)
         if dtype is None:
             found = ("E_DTYPE", f"`{shown(spec.name)}` is stored as {shown(spec.dtype)}")
             raise RefusedAdapter(f"`{shown(self.label)}` cannot be read", [found])

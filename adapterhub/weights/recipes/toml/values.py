@@ -10,6 +10,7 @@ from typing import Any, Final
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.specs import AdapterName, names_folder
+from adapterhub.formats.safetensors.dtypes import CHOICES
 from adapterhub.weights.catalogue import Method, Option
 
 MAX_DEPTH: Final = 8
@@ -19,7 +20,7 @@ MAX_INPUTS: Final = 1000
 MAX_WHOLE: Final = (1 << 53) - 1
 """The largest whole number that JSON carries safely, so that a manifest can record it: of seeds and options."""
 
-DTYPES: Final = ("float32", "bfloat16", "float16")
+DTYPES: Final = tuple(CHOICES)
 CUTS: Final = (
     Option(name="rank", kind="int", default=None),
     Option(name="energy", kind="float", default=None),
