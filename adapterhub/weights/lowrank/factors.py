@@ -6,16 +6,17 @@ size needs the memory of their largest module.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from adapterhub.core.digests import Digest
+from adapterhub.core.disk.files import replaced
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.safetensors.file import header_bytes
@@ -140,17 +141,16 @@ class TensorFileWriter:
 
     `planned` names every tensor with the largest shape it may get: that much room is reserved for the header, and what
     is not needed stays spaces, which the format allows. The file appears under its name, complete, when the block
-    ends without an error; otherwise nothing is left. `durable` adds an fsync before the rename.
+    ends without an error; otherwise nothing is left.
     """
 
-    def __init__(self, path: Path, planned: Iterable[TensorSpec], *, durable: bool = False) -> None:
+    def __init__(self, path: Path, planned: Iterable[TensorSpec]) -> None:
         self.path = path
-        self.durable = durable
-        self._partial = path.with_name(f".{path.name}.partial")
         self._metadata = {"format": "pt"}  # transformers refuses a file without it
         self._room = len(header_bytes(planned, self._metadata))
         self._written: list[TensorSpec] = []
-        self._stream: IO[bytes] = self._partial.open("wb")
+        self._stack = ExitStack()
+        self._stream = self._stack.enter_context(self._stack.enter_context(replaced(path, sync=False)).open("wb"))
         self._stream.seek(self._room)
 
     def __enter__(self) -> TensorFileWriter:
@@ -174,15 +174,9 @@ class TensorFileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            with self._stream:
-                if error is not None:
-                    return
-                self._stream.seek(0)
-                self._stream.write(header_bytes(self._written, self._metadata, pad_to=self._room))
-                self._stream.flush()
-                if self.durable:
-                    os.fsync(self._stream.fileno())
-            self._partial.replace(self.path)
-        finally:
-            self._partial.unlink(missing_ok=True)
+        if error is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._stream.seek(0)
+            self._stream.write(header_bytes(self._written, self._metadata, pad_to=self._room))
