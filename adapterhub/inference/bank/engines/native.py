@@ -115,7 +115,7 @@ class NativeEngine:
             engine=self.name,
             updates=updates,
             size_bytes=reading.size_bytes,
-            is_additive=ready.setup.is_additive,
+            is_additive=ready.contents.config.adds,
             no_rows=self._no_rows(updates),
         )
 

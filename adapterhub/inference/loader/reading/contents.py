@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 import torch
@@ -18,21 +17,6 @@ from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.reading.naming import ModuleNames
 from adapterhub.weights.dtypes import TENSOR_DTYPES
-
-FACTOR_NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "LORA": ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
-        "ADALORA": ("lora_A", "lora_B", "lora_E"),
-        "IA3": ("ia3_l",),
-        "LOHA": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
-        "LOKR": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-        "VERA": ("vera_lambda_b", "vera_lambda_d"),
-    }
-)
-"""The methods that can be attached, and what PEFT calls their factors."""
-
-SHARED_FACTORS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({"VERA": ("vera_A", "vera_B")})
-"""Factors that all modules share; they stand beside the model in the file (`base_model.vera_A`)."""
 
 LISTED: Final = 20
 
