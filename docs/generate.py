@@ -94,7 +94,7 @@ _OF_VERIFY: Final[Mapping[str, Mapping[str, str]]] = {
         "S_PICKLE": "Pickles beside the weights; not opened, not taken.",
         "S_TEMPLATE": "Tokenizer and chat template, which are the base's; not taken.",
         "W_CONFIG_TYPE": "A setting has another JSON type than PEFT writes and is read as what it means.",
-        "W_CONFIG_UNKNOWN_KEY": "A setting that PEFT 0.21 does not have; kept as it is.",
+        "W_CONFIG_UNKNOWN_KEY": "A setting that PEFT 0.21 does not have; kept unchanged.",
     },
 }
 FINDINGS: Final[Mapping[str, Mapping[str, str]]] = {

@@ -1,4 +1,4 @@
-"""Digests, written as OCI writes them (`sha256:<64 hex>`), and bytes that are hashed while they move."""
+"""Digests in OCI notation (`sha256:<64 hex>`), copying with a hash, and strict JSON."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def digest_of(data: bytes | memoryview) -> Digest:
 
 
 def digest_of_hash(hasher: Any) -> Digest:  # noqa: ANN401 - hashlib's type has no public name before 3.12
-    """Digest that a `hashlib.sha256()` object has reached."""
+    """The digest of all bytes that a `hashlib.sha256()` object has hashed so far."""
     return Digest("sha256:" + hasher.hexdigest())
 
 
 def copy_hashed(
     source: IO[bytes], sink: IO[bytes] | None, progress: Progress | None = None, limit_bytes: int | None = None
 ) -> tuple[Digest, int]:
-    """Copy `source` to `sink` (or only read it); digest and size of what passed.
+    """Copy `source` to `sink` (or only read it) and return the digest and size of the bytes.
 
     Raises:
-        ValueError: more than `limit_bytes` came.
+        ValueError: `source` holds more than `limit_bytes`.
     """
     hasher, size, buffer = hashlib.sha256(), 0, bytearray(CHUNK_BYTES)
     view = memoryview(buffer)
@@ -67,7 +67,7 @@ def copy_hashed(
             return digest_of_hash(hasher), size
         size += count
         if limit_bytes is not None and size > limit_bytes:
-            raise ValueError(f"more than the {limit_bytes} bytes that were announced")
+            raise ValueError(f"more than the announced {limit_bytes} bytes")
         hasher.update(chunk)
         if sink is not None:
             sink.write(chunk)
@@ -83,12 +83,12 @@ def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
 
 
 def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20, finite: bool = True) -> Any:  # noqa: ANN401 - any JSON value
-    """Parse JSON that somebody else wrote: UTF-8, no duplicate keys, no NaN or infinity, bounded size and depth.
+    """Parse untrusted JSON: UTF-8, no duplicate keys, no NaN or infinity, bounded size and depth.
 
-    `finite=False` takes `NaN` and `Infinity` as Python writes them, which some models have in their config.
+    `finite=False` accepts `NaN` and `Infinity`, which Python writes and some model configs contain.
 
     Raises:
-        ValueError: with the one reason; callers re-raise it in the class of the format they read.
+        ValueError: the first problem. Callers re-raise it as the error class of their format.
     """
     import json
 

@@ -1,7 +1,7 @@
 """The error tree: every refusal of this project, its exit code, and what to do next.
 
 AdapterHubError                  exit code
-├── UsageProblem                  2   the request itself cannot be read
+├── UsageProblem                  2   the request cannot be understood
 │   ├── SpecError                     an adapter spec or base name that does not parse
 │   └── AmbiguousSpec                 one spec, several answers
 ├── NotFound                     10   nothing by that name
@@ -13,16 +13,16 @@ AdapterHubError                  exit code
 │   ├── BaseMismatch                  made for another base
 │   ├── UnsupportedAdapter            a kind of adapter that cannot be attached here
 │   ├── MergeRefused                  adapters that cannot be added up
-│   └── ProjectConflict               what a project asks for cannot be had together
+│   └── ProjectConflict               requirements of a project that exclude each other
 ├── DigestMismatch               12   bytes are not what their digest says
 ├── RemoteUnreachable            13   network, server or offline mode
 ├── NotAllowed                   14   no right, or a policy forbids it
 │   ├── DiskFull                      no room
-│   └── SignatureRefused              a signature is missing, broken, forged, or not for this
+│   └── SignatureRefused              a signature is missing, broken, forged, or for something else
 ├── Conflict                     15   exists with other content, or locked
 │   ├── ReleaseExists
 │   ├── StoreLocked
-│   └── StaleLock                     a lock file that does not answer its project
+│   └── StaleLock                     a lock file that no longer matches its project
 ├── Malformed                    16   input that breaks its own format
 │   ├── MalformedTensorFile
 │   ├── MalformedConfig
@@ -49,9 +49,9 @@ PROBLEMS_SHOWN = 50
 
 
 def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
-    """`value` fit for one line of a terminal: control characters escaped, cut at `limit` characters.
+    """`value` made safe for one line of a terminal: control characters escaped, cut at `limit` characters.
 
-    Text from a file or a server never reaches the terminal in any other way (escape sequences, bidi marks).
+    Pass all text from files and servers through it: such text may hold escape sequences or bidi marks.
     """
     text = (value if isinstance(value, str) else repr(value))[: limit + 1]  # escapes only make it longer
     if len(text) <= limit and text.isprintable():
@@ -68,7 +68,7 @@ def problem_list(title: str, problems: Sequence[str], most: int = PROBLEMS_SHOWN
 
 
 class AdapterHubError(Exception):
-    """A refusal in plain words. `hint` is a command or step that would help; it may be empty."""
+    """A refusal in plain words. `hint` is a command or step that helps; it may be empty."""
 
     exit_code: ClassVar[int] = EXIT_BUG
 
@@ -79,7 +79,7 @@ class AdapterHubError(Exception):
 
 
 class UsageProblem(AdapterHubError):
-    """The request cannot be read as typed."""
+    """The request cannot be understood as typed."""
 
     exit_code = 2
 
@@ -109,7 +109,7 @@ class NotFound(AdapterHubError):
 
 
 class AdapterNotFound(NotFound):
-    """No release of that name in any place that was asked."""
+    """No release of that name in any source."""
 
 
 class BaseNotFound(NotFound):
@@ -137,7 +137,7 @@ class NoCompatibleRelease(Incompatible):
 
 
 class BaseMismatch(Incompatible):
-    """The adapter was made for another base than the one it is asked to run on."""
+    """The adapter was made for another base than the one given."""
 
 
 class UnsupportedAdapter(Incompatible):
@@ -157,7 +157,7 @@ class MergeRefused(Incompatible):
 
 
 class ProjectConflict(Incompatible):
-    """What a project asks for cannot be had together; `reasons` holds `(place in the project, what is there)` each."""
+    """Requirements of a project exclude each other; `reasons` holds `(place in the project, requirement)` each."""
 
     def __init__(self, message: str, reasons: Sequence[tuple[str, str]], *, hint: str = "") -> None:
         super().__init__("\n".join([message, *(f"  {place}  {what}" for place, what in reasons)]), hint=hint)
@@ -180,7 +180,7 @@ class DigestMismatch(AdapterHubError):
 
 
 class RemoteUnreachable(AdapterHubError):
-    """A server could not be reached, answered with an error, or `--offline` forbids asking it."""
+    """A server could not be reached, answered with an error, or is off limits under `--offline`."""
 
     exit_code = 13
 
@@ -192,14 +192,14 @@ class NotAllowed(AdapterHubError):
 
 
 class DiskFull(NotAllowed):
-    """The disk, a quota or a file-size limit was reached; nothing half-made was kept."""
+    """The disk is full, or a quota or file-size limit was reached. No partial output is kept."""
 
 
 class SignatureRefused(NotAllowed):
-    """A signature is missing, broken, forged, by a key that may not sign this, or for something else.
+    """A signature is missing, broken, forged, made with a key that may not sign this, or for something else.
 
     `reason` is one word for programs, such as `forged` or `unsigned` (`adapterhub.trust.signing` lists them); `clause`
-    says the same of `what` in words. `ending` says what the refusal left as it was.
+    is the same reason as the end of a sentence about `what`. `ending` states what the refusal left unchanged.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class SignatureRefused(NotAllowed):
 
 
 class NamespaceBound(NotAllowed):
-    """The user gave a namespace or a name to one remote, and something else would answer for it."""
+    """A namespace or name is bound to one remote, and another source offers it."""
 
 
 class ProjectNotTrusted(NotAllowed):
@@ -220,7 +220,7 @@ class ProjectNotTrusted(NotAllowed):
 
 
 class Conflict(AdapterHubError):
-    """It exists with other content, or somebody holds the lock."""
+    """It exists with other content, or another process holds the lock."""
 
     exit_code = 15
 
@@ -234,10 +234,10 @@ class StoreLocked(Conflict):
 
 
 class StaleLock(Conflict):
-    """A lock file that does not answer its project any more; `problems` says why, one sentence each."""
+    """A lock file that no longer matches its project; `problems` holds one sentence for each difference."""
 
     def __init__(self, where: str, problems: Sequence[str], *, hint: str = "") -> None:
-        summary = f"`{shown(where, 200)}` is not what the project asks for. Nothing was changed"
+        summary = f"`{shown(where, 200)}` does not match the project. Nothing was changed"
         super().__init__("\n".join([summary, *(f"  {p}" for p in problems)]), hint=hint)
         self.problems = tuple(problems)
 
@@ -249,7 +249,7 @@ class Malformed(AdapterHubError):
 
 
 class MalformedTensorFile(Malformed):
-    """A safetensors file that is not one; `code` is E_CONTAINER, E_LIMIT or E_TENSOR_NAME."""
+    """A file that is not valid safetensors; `code` is E_CONTAINER, E_LIMIT or E_TENSOR_NAME."""
 
     def __init__(self, where: str, reason: str, *, code: str = "E_CONTAINER", hint: str = "") -> None:
         super().__init__(f"{shown(where, 200)}: {reason}", hint=hint)
@@ -288,7 +288,7 @@ class RefusedAdapter(Malformed):
 
 
 class CouldNotTell(AdapterHubError):
-    """A check could not be carried out, so neither yes nor no was found."""
+    """A check could not be completed, so the answer is unknown."""
 
     exit_code = 17
 

@@ -1,7 +1,7 @@
-"""The manifest `adapterhub.json`: what one build of one adapter release is, byte for byte.
+"""The manifest `adapterhub.json`, which describes one build of one adapter release.
 
-Its identity is the sha256 of its canonical JSON (RFC 8785). The reference page is `docs/reference/manifest.md`.
-A namespace is not part of it: that belongs to the place an adapter is published in.
+The sha256 of its canonical JSON (RFC 8785) is the identity of the build. The namespace is not part of it: it belongs to
+the place where the adapter is published. The reference page is `docs/reference/manifest.md`.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
         "evals.jsonl": "application/jsonl",
     }
 )
-"""The files of an adapter folder that are taken into a build; nothing else is ever copied.
+"""The files of an adapter folder that a build may hold; no other file is ever copied.
 
-The card is not among them: `README.md` is written from the manifest (`card`), so that editing it never
-changes what an adapter is.
+The card is not among them: `README.md` is generated from the manifest (`formats.card`), so editing it never changes the
+adapter.
 """
 
 
@@ -60,7 +60,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parent:
-    """An adapter that was merged into this one, with the factor it was given."""
+    """An adapter that was merged into this one, with its weight."""
 
     digest: Digest | None
     spec: str
@@ -69,7 +69,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseRef:
-    """The base an adapter was made for: its fingerprint (None when nobody knows it) and names to show."""
+    """The base that an adapter was made for: its fingerprint (None when unknown) and names to show."""
 
     fingerprint: BaseFingerprint | None = None
     hints: BaseHints = field(default_factory=BaseHints)
@@ -92,7 +92,7 @@ class Manifest:
 
     `method` is the PEFT type followed by its variants (`LORA`, `rslora`); `rank` and `alpha` are the largest over
     all modules (None for methods that have none); `parameters` counts the values in the weights file.
-    `extra` holds top-level keys of a newer schema, kept as they came.
+    `extra` holds unknown top-level keys, unchanged.
     """
 
     name: AdapterName
@@ -133,7 +133,7 @@ class Manifest:
 
     @property
     def label(self) -> str:
-        """`1.2.0` or `1.2.0 (rank 16)`: how one build of a release is named in a list."""
+        """`1.2.0` or `1.2.0 (rank 16)`: the name of a build in lists."""
         return f"{self.version} (rank {self.rank})" if self.rank else self.version
 
     def file(self, path: str) -> FileEntry | None:
@@ -141,7 +141,7 @@ class Manifest:
         return next((entry for entry in self.files if entry.path == path), None)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON value; fields without content are left out."""
+        """The JSON value, without empty fields."""
         value: dict[str, Any] = dict(self.extra)
         value |= {"schema": SCHEMA, "name": str(self.name), "version": self.version, "base": _base_to_json(self.base)}
         value["method"] = list(self.method)
@@ -170,20 +170,20 @@ class Manifest:
         return value
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON: the same manifest gives the same bytes everywhere."""
+        """Canonical JSON: equal manifests have equal bytes on every machine."""
         return canonical_json(self.to_json())
 
     def with_base(self, base: BaseRef) -> Manifest:
-        """The same build with its base named by `base`."""
+        """The same build with another `base`."""
         return replace(self, base=base)
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """The manifest in a file; strict, bounded, and never waiting for what is no plain file.
+        """Read a manifest file; strict, bounded, and for plain files only.
 
         Raises:
             MalformedManifest: as `parse`, and when the file cannot be read.
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such file.
         """
         try:
             raw = read_plain(path, LIMIT_BYTES)
@@ -195,7 +195,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, raw: bytes, where: str = MANIFEST_FILE) -> Manifest:
-        """Strict read.
+        """Read a manifest strictly.
 
         Raises:
             MalformedManifest: every problem with its path, such as `files[2].size_bytes: expected integer, got string`.
@@ -226,13 +226,13 @@ def _base_to_json(base: BaseRef) -> dict[str, Any]:
 
 
 class _Reader(DocumentReader):
-    """Reads a JSON value into a Manifest and gathers every problem on the way."""
+    """Reads a JSON value into a `Manifest`."""
 
     kinds = JSON_KINDS
     null_is_absent = False
 
     def manifest(self, top: object) -> Manifest | None:
-        """The manifest, None for a value that is too far from one."""
+        """The manifest; None when the value is not an object or of another schema."""
         if not isinstance(top, dict):
             self.wrong("(top)", "object", top)
             return None
@@ -285,7 +285,7 @@ class _Reader(DocumentReader):
         for path, item in self.tables(top, "files", most=len(MEDIA_TYPES), required=True):
             name = self.take(item, "path", str, path, required=True) or ""
             if name and name not in MEDIA_TYPES:
-                self.say(f"{path}path", f"`{shown(name)}` is not a file that adapters have")
+                self.say(f"{path}path", f"`{shown(name)}` is not a file of an adapter")
             digest = self.parsed(self.take(item, "sha256", str, path, required=True), parse_digest, f"{path}sha256")
             size_bytes = self.take(item, "size_bytes", int, path, required=True) or 0
             if size_bytes < 0:

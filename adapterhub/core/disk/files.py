@@ -1,4 +1,4 @@
-"""Files read and written with care: regular files alone are read, and a write leaves the old bytes or the new ones."""
+"""Safe file access: reads accept regular files only; a write leaves either the old bytes or the new ones."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def digest_of_file(path: Path, progress: Progress | None = None) -> tuple[Digest
 
 
 def open_plain(path: Path) -> IO[bytes]:
-    """A regular file, open for reading; links are followed.
+    """A regular file, opened for reading; links are followed.
 
     Raises:
-        OSError: it cannot be opened, or is a folder, pipe, socket or device, which would wait or never end.
+        OSError: it cannot be opened, or is a folder, pipe, socket or device, whose reading may never end.
     """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -41,7 +41,7 @@ def open_plain(path: Path) -> IO[bytes]:
 
 
 def read_plain(path: Path, limit_bytes: int) -> bytes:
-    """The bytes of a regular file, and of a larger one just so many more that a reader sees the excess.
+    """At most `limit_bytes + 1` bytes of a regular file, so that the caller can tell when it is too large.
 
     Raises:
         OSError: as `open_plain`.
@@ -61,7 +61,7 @@ def read_json(path: Path, limit_bytes: int = 1 << 20, *, finite: bool = True) ->
 
 
 NO_LINKS: Final = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
-"""Answers of file systems that make no hard link here."""
+"""Error numbers of file systems that cannot make a hard link here."""
 
 
 def is_sound(path: Path, digest: Digest) -> bool:
@@ -73,7 +73,7 @@ def is_sound(path: Path, digest: Digest) -> bool:
 
 
 def sync_file(path: Path, *, mode: int | None = None) -> None:
-    """Make a file's bytes durable, and its mode `mode`."""
+    """Make a file's bytes durable, and set its mode to `mode`."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if mode is not None:
@@ -84,7 +84,7 @@ def sync_file(path: Path, *, mode: int | None = None) -> None:
 
 
 def write_new(path: Path) -> IO[bytes]:
-    """A file of the library to write from its beginning; a link in its place is refused, and nobody else may write it.
+    """Open a file of the library for writing and empty it; links are refused, and only the owner may write it.
 
     Raises:
         OSError: it cannot be made.

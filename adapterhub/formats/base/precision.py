@@ -1,8 +1,8 @@
-"""What a stored number stands for: the interval of reals that its dtype rounds to it.
+"""Comparison of stored numbers across dtypes: each stands for the interval of reals that its dtype rounds to it.
 
-Two copies of one model in different dtypes hold different numbers, yet every number of one lies within rounding of
-its twin. Rounding one copy and asking for equality fails where the copies were made from a third (float32 to bfloat16
-and to float16 round twice); asking whether the two intervals meet does not.
+Two copies of one model in different dtypes hold different numbers, but each number lies within rounding of its twin.
+Rounding one copy and comparing for equality fails if both were made from a third (float32 to bfloat16 and to float16);
+comparing the intervals does not.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ Interval = tuple[float, float]
 
 
 def stored_bytes(dtype: str) -> int:
-    """Bytes that hold one number of `dtype`; 1 for the kinds that pack several numbers in a byte or across bytes."""
+    """Bytes of one number of `dtype`; 1 for dtypes that pack several numbers in a byte or across bytes."""
     return max(1, DTYPES[dtype].bits // 8)
 
 
 def interval(dtype: str, raw: bytes) -> Interval | None:
     """The closed interval of reals that a number of `dtype` stands for; `(nan, nan)` for a NaN.
 
-    It reaches half a unit in the last place to each side, so both neighbours of a tie contain it. Infinity begins
-    where overflow begins; where a dtype has no infinity its largest number reaches on, since conversion saturates.
-    A float64 stands for itself: no dtype is finer. None when the dtype is no float (integers, complex, scales and
-    the kinds below 8 bits), whose numbers are compared exactly.
+    The interval reaches half a unit in the last place to each side, so both neighbours contain a tie. Infinity begins
+    where overflow begins; without infinity, the interval of the largest number has no end, since conversion saturates.
+    A float64 stands for itself, as no dtype is finer. None for dtypes that are compared exactly: integers, complex
+    numbers, scales and dtypes below 8 bits.
     """
     if dtype == "F64":
         (value,) = struct.unpack("<d", raw)
@@ -47,10 +47,10 @@ def interval(dtype: str, raw: bytes) -> Interval | None:
 
 
 def may_be_same(a_dtype: str, a: bytes, b_dtype: str, b: bytes) -> bool:
-    """Whether two stored numbers can be one number, each rounded to its dtype.
+    """Whether two stored numbers can be roundings of one number.
 
-    In one dtype only equal bytes are the same number. Across dtypes: floats when their intervals meet, integers when
-    they are equal, anything else never.
+    In one dtype, the bytes must be equal. Across dtypes, the intervals of floats must meet, and integers must be equal;
+    other pairs never match.
     """
     if a_dtype == b_dtype:
         return a == b
@@ -65,7 +65,7 @@ def may_be_same(a_dtype: str, a: bytes, b_dtype: str, b: bytes) -> bool:
 
 
 def number_text(dtype: str, raw: bytes) -> str:
-    """A stored number for people: six digits, or the hex of its bytes for kinds that are no plain number."""
+    """A stored number as text: six digits, or the hex of its bytes for dtypes without a plain number."""
     if DTYPES[dtype].is_integer:
         return str(_integer(dtype, raw))
     if dtype == "F64":

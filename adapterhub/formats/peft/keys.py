@@ -1,4 +1,4 @@
-"""The tensor names PEFT writes, sorted into what they are."""
+"""The tensors of an adapter, sorted by what PEFT does with them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 
 PREFIX: Final = "base_model.model."
-"""What PEFT puts before the name that a module has in the base."""
+"""The prefix that PEFT puts before the base's module names."""
 
 EMBEDDINGS: Final = frozenset(
     {"embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "shared", "tok_embeddings", "output"}
 )
-"""Names of input embeddings and output heads, of which PEFT may save a copy (`save_embedding_layers`)."""
+"""Names of input embeddings and output heads that PEFT may save a copy of (`save_embedding_layers`)."""
 
-# `.weight` after a magnitude and `.default` (the adapter's name in memory) are not how PEFT writes them, but some do.
+# PEFT writes neither `.weight` after a magnitude nor `.default` (the adapter's name in memory), but other writers do.
 _UPDATE: Final = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(?P<tail>weight|bias))?"
 )
@@ -58,11 +58,11 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterKeys:
-    """Every tensor of an adapter, in exactly one of the groups. Module names are those of the base."""
+    """Every tensor of an adapter, each in one group. Module names are those of the base."""
 
     pairs: tuple[Pair, ...]
     saved: tuple[tuple[str, TensorSpec], ...]
-    """Modules trained as a whole: the name of the base tensor they stand for, and the tensor."""
+    """Tensors of modules trained as a whole, with the name of the base tensor that each replaces."""
     biases: tuple[tuple[str, TensorSpec], ...]
     """Biases of the base, as `bias: all` or `lora_only` saves them, by the base tensor's name."""
     tokens: tuple[tuple[str, TensorSpec], ...]
@@ -70,13 +70,13 @@ class AdapterKeys:
     copies: tuple[tuple[str, TensorSpec], ...]
     """Copies of a targeted module's own weight, by the base tensor's name."""
     others: tuple[TensorSpec, ...]
-    """What the method of the config does not account for."""
+    """Tensors that the config does not account for."""
     marked: tuple[TensorSpec, ...] = ()
     """For methods other than LoRA: the tensors that carry the method's name."""
 
 
 def sort_keys(weights: TensorFile, config: AdapterConfig) -> AdapterKeys:
-    """The tensors of `weights`, sorted by what PEFT would do with them under `config`."""
+    """Sort the tensors of `weights` by what PEFT would do with them under `config`."""
     parts: dict[str, dict[str, TensorSpec]] = {}
     rest: list[TensorSpec] = []
     marked: list[TensorSpec] = []
@@ -169,13 +169,13 @@ def _keeps_bias(config: AdapterConfig, module: str, targets: frozenset[str]) -> 
 
 
 def _is_saved(module: str, config: AdapterConfig) -> bool:
-    """Whether a module lies in one that is trained as a whole. PEFT compares the ends of names, dots or not."""
+    """Whether a module lies in one that is trained as a whole. PEFT compares the ends of names, even without a dot."""
     names = config.saved_modules
     return any(path.endswith(names) for path in _paths(module)) if names else False
 
 
 def _paths(module: str) -> Iterator[str]:
-    """The module and everything that holds it."""
+    """The module and all modules that contain it."""
     while module:
         yield module
         module = module.rpartition(".")[0]

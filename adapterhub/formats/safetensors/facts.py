@@ -1,4 +1,4 @@
-"""What is known of a tensor once its bytes were read: name, dtype, shape, digest and a few of its numbers."""
+"""Facts of a tensor whose bytes were read: name, dtype, shape, digest and a few of its numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TensorFacts:
 
     @classmethod
     def from_json(cls, value: object, path: str = "tensor") -> TensorFacts:
-        """Strict read of what `to_json` gives.
+        """Read the value that `to_json` makes, strictly.
 
         Raises:
             ValueError: with the path of the first wrong value.
@@ -59,8 +59,8 @@ class TensorFacts:
 def sample_offsets(spec: TensorSpec) -> tuple[int, ...]:
     """Where in the tensor's bytes its `SAMPLES` numbers lie; empty for an empty tensor.
 
-    Number k is element `((k + 1) * 0x9E3779B97F4A7C15 mod 2**64) * elements >> 64` of the flattened tensor: spread
-    evenly whatever the shape, the first few as well as all of them. Of kinds below 8 bits the byte around it is taken.
+    Number k is element `((k + 1) * 0x9E3779B97F4A7C15 mod 2**64) * elements >> 64` of the flattened tensor: they
+    spread evenly whatever the shape, and so do the first few alone. For dtypes below 8 bits it is the byte around it.
     """
     bits, elements = DTYPE_BITS[spec.dtype], spec.elements
     if not elements:
