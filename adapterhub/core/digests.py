@@ -12,6 +12,9 @@ from adapterhub.core.errors import shown
 Digest = NewType("Digest", str)
 """`sha256:` and 64 lower-case hex digits; only `parse_digest` and the hashing functions make one."""
 
+Json = Any
+"""A parsed JSON or TOML value, whose type its reader checks."""
+
 Progress = Callable[[int], None]
 """Called with the number of bytes done since the last call."""
 
@@ -75,14 +78,14 @@ def copy_hashed(
             progress(count)
 
 
-def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+def canonical_json(value: Json) -> bytes:
     """The one byte string for a JSON value: RFC 8785 (JSON Canonicalization Scheme)."""
     import rfc8785  # 10 ms of import that `list` and `search` do not need
 
     return rfc8785.dumps(value)
 
 
-def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20, finite: bool = True) -> Any:  # noqa: ANN401 - any JSON value
+def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20, finite: bool = True) -> Json:
     """Parse untrusted JSON: UTF-8, no duplicate keys, no NaN or infinity, bounded size and depth.
 
     `finite=False` accepts `NaN` and `Infinity`, which Python writes and some model configs contain.

@@ -12,6 +12,7 @@ from datetime import date, datetime
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
+from adapterhub.core.digests import Json
 from adapterhub.core.errors import PROBLEMS_SHOWN, AdapterHubError, SpecError, shown
 
 MAX_TEXT_CHARACTERS: Final = 4096
@@ -63,6 +64,17 @@ def near_name(name: str, known: Collection[str]) -> str:
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
+def object_at(value: Json, path: str) -> dict[str, Any]:
+    """`value`, checked to be an object.
+
+    Raises:
+        ValueError: it is not; the message names `path`.
+    """
+    if isinstance(value, dict):
+        return value
+    raise ValueError(f"{path}: expected object, got {JSON_KINDS.get(type(value), type(value).__name__)}")
+
+
 class DocumentReader:
     """Base of the readers. `problems` holds `(path, text)` of each problem; reading goes on after one.
 
@@ -100,7 +112,7 @@ class DocumentReader:
         """As `near_name` while few problems are known: a search costs all names."""
         return near_name(name, names) if len(self.problems) < PROBLEMS_SHOWN else ""
 
-    def take(self, holder: Mapping[str, Any], key: str, kind: type, path: str = "", *, required: bool = False) -> Any:  # noqa: ANN401 - any value of a document
+    def take(self, holder: Mapping[str, Any], key: str, kind: type, path: str = "", *, required: bool = False) -> Json:
         """`holder[key]` when it has the type `kind`, else None. For `float`, whole numbers count and must be finite."""
         item = holder.get(key)
         if item is None and (key not in holder or self.null_is_absent):
@@ -136,29 +148,30 @@ class DocumentReader:
             return str(item)
         return None
 
-    def parsed(self, value: Any, parse: Callable[[Any], Any], path: str) -> Any:  # noqa: ANN401 - what `parse` takes and gives
-        """`parse(value)`; None for a value of None, and for one that `parse` refuses."""
+    def parsed(self, value: Json, parse: Callable[[Any], Any], *path: str) -> Json:
+        """`parse(value)`; None for a value of None, and for one that `parse` refuses. `path` may come in parts."""
         if value is None:
             return None
         try:
             return parse(value)
         except AdapterHubError as error:
             reason = f"`{shown(error.text)}`: {error.reason}" if isinstance(error, SpecError) else error.message
-            return self.say(path, reason + (f"; {error.hint}" if error.hint else ""))
+            self.say("".join(path), reason + (f"; {error.hint}" if error.hint else ""))
         except ValueError as error:
-            return self.say(path, str(error))
+            self.say("".join(path), str(error))
+        return None
 
     def checked(
         self,
         holder: Mapping[str, Any],
         key: str,
-        parse: Callable[[str], Any],
+        parse: Callable[[str], Json],
         path: str = "",
         *,
         required: bool = False,
-    ) -> Any:  # noqa: ANN401 - what `parse` gives
+    ) -> Json:
         """The text of `key` as `parse` gives it back, else None."""
-        return self.parsed(self.text(holder, key, path, required=required), parse, f"{path}{key}")
+        return self.parsed(self.text(holder, key, path, required=required), parse, path, key)
 
     def texts(
         self,

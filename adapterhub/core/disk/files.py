@@ -11,9 +11,9 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
-from adapterhub.core.digests import CHUNK_BYTES, Digest, Progress, copy_hashed, strict_json
+from adapterhub.core.digests import CHUNK_BYTES, Digest, Json, Progress, copy_hashed, strict_json
 from adapterhub.core.disk.real_folder import RealFolder, make_folder
 
 
@@ -50,7 +50,7 @@ def read_plain(path: Path, limit_bytes: int) -> bytes:
         return stream.read(limit_bytes + 1)
 
 
-def read_json(path: Path, limit_bytes: int = 1 << 20, *, finite: bool = True) -> Any:  # noqa: ANN401 - any JSON value
+def read_json(path: Path, limit_bytes: int = 1 << 20, *, finite: bool = True) -> Json:
     """The JSON in a regular file, read as `strict_json` reads it.
 
     Raises:

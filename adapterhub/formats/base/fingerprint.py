@@ -17,12 +17,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from adapterhub.core.digests import Digest, Progress, canonical_json, digest_of, parse_digest
+from adapterhub.core.digests import Digest, Json, Progress, canonical_json, digest_of, parse_digest
 from adapterhub.core.errors import Malformed, shown
 from adapterhub.formats.base.hints import BaseHints, digest_at, read_hints
 from adapterhub.formats.base.precision import may_be_same, number_text, stored_bytes
 from adapterhub.formats.base.weight_files import INDEX_FILE, SINGLE_FILE, indexed_tensors, weight_files
 from adapterhub.formats.base.weight_reader import read_facts
+from adapterhub.formats.documents import object_at
 from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.facts import SAMPLES, TensorFacts
 
@@ -92,17 +93,14 @@ class BaseFingerprint:
         return value | ({"files": self.files} if self.files else {})
 
     @classmethod
-    def from_json(cls, value: object, path: str = "base") -> BaseFingerprint:
+    def from_json(cls, value: Json, path: str = "base") -> BaseFingerprint:
         """Read the value strictly; other keys are ignored, since hints stand beside these.
 
         Raises:
             ValueError: with the path of the first wrong value.
         """
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}: expected object, got {type(value).__name__}")  # noqa: TRY004 - readers gather ValueErrors
-        samples = value.get("samples")
-        if not isinstance(samples, dict):
-            raise ValueError(f"{path}.samples: expected object, got {type(samples).__name__}")  # noqa: TRY004 - as above
+        value = object_at(value, path)
+        samples = object_at(value.get("samples"), f"{path}.samples")
         read = {name: _sample_from_json(item, f"{path}.samples[{shown(name)}]") for name, item in samples.items()}
         return cls(
             weights=digest_at(value.get("weights"), f"{path}.weights"),

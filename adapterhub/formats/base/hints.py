@@ -12,10 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from adapterhub.core.digests import Digest, canonical_json, digest_of, parse_digest
+from adapterhub.core.digests import Digest, Json, canonical_json, digest_of, parse_digest
 from adapterhub.core.disk.files import digest_of_file, read_json, read_plain
 from adapterhub.core.errors import shown
 from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.formats.documents import object_at
 
 _T = TypeVar("_T")
 
@@ -39,14 +40,13 @@ class BaseHints:
         return {key: value for key in _HINT_KINDS if (value := getattr(self, key)) is not None}
 
     @classmethod
-    def from_json(cls, value: object, path: str = "hints") -> BaseHints:
+    def from_json(cls, value: Json, path: str = "hints") -> BaseHints:
         """Read the known keys strictly; other keys are ignored.
 
         Raises:
             ValueError: with the path of the first wrong value.
         """
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}: expected object, got {type(value).__name__}")  # noqa: TRY004 - readers gather ValueErrors
+        value = object_at(value, path)
         known: dict[str, Any] = {}
         for key, kind in _HINT_KINDS.items():
             item = value.get(key)

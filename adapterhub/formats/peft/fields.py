@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from adapterhub.core.digests import Json
 from adapterhub.core.errors import shown
 from adapterhub.core.limits import limits
 
@@ -25,7 +26,7 @@ class Fields:
         self.problems: list[str] = []
         self.notes: list[Note] = []
 
-    def take(self, key: str) -> Any:  # noqa: ANN401 - any JSON value
+    def take(self, key: str) -> Json:
         """The raw value, None when the key is missing. The key then counts as known."""
         self.taken.add(key)
         return self.value.get(key)

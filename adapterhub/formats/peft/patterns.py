@@ -85,15 +85,34 @@ def pattern_problem(pattern: str) -> str:
     return ""
 
 
-class FullPattern:
+class _Matcher:
+    """Finds something for a name, once for each name and within the budget of the config."""
+
+    __slots__ = ("_budget", "_known")
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._known: dict[str, str | None] = {}
+
+    def _cached(self, name: str) -> str | None:
+        if name not in self._known:
+            since = time.thread_time()
+            self._known[name] = self._find(name)
+            self._budget.spend(since)
+        return self._known[name]
+
+    def _find(self, name: str) -> str | None:
+        raise NotImplementedError
+
+
+class FullPattern(_Matcher):
     """One pattern that must match a whole module name (`target_modules` or `exclude_modules` as text)."""
 
-    __slots__ = ("_budget", "_compiled", "_known")
+    __slots__ = ("_compiled",)
 
     def __init__(self, pattern: str, budget: Budget) -> None:
+        super().__init__(budget)
         self._compiled = _guarded(pattern)
-        self._budget = budget
-        self._known: dict[str, bool] = {}
 
     def matches(self, name: str) -> bool:
         """As `re.fullmatch`.
@@ -101,25 +120,23 @@ class FullPattern:
         Raises:
             PatternTooSlow: the config's budget is used up.
         """
-        if name not in self._known:
-            since = time.thread_time()
-            self._known[name] = _run(self._compiled.fullmatch, name)
-            self._budget.spend(since)
-        return self._known[name]
+        return self._cached(name) is not None
+
+    def _find(self, name: str) -> str | None:
+        return name if _run(self._compiled.fullmatch, name) else None
 
 
-class KeyPatterns:
+class KeyPatterns(_Matcher):
     r"""The keys of `rank_pattern` or `alpha_pattern`: the first one, in order, whose pattern ends a module's name.
 
     PEFT's rule: `re.match(rf"(.*\.)?({key})$", name)`. Plain names are found in a dictionary, by the end of the
     module's name that is as long as the key, with a dot wherever the key has one.
     """
 
-    __slots__ = ("_budget", "_by_length", "_known", "_others")
+    __slots__ = ("_by_length", "_others")
 
     def __init__(self, keys: Iterable[str], budget: Budget) -> None:
-        self._budget = budget
-        self._known: dict[str, str | None] = {}
+        super().__init__(budget)
         self._others: list[tuple[int, str, Any]] = []
         self._by_length: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
         for order, key in enumerate(keys):
@@ -135,11 +152,7 @@ class KeyPatterns:
         Raises:
             PatternTooSlow: the config's budget is used up.
         """
-        if name not in self._known:
-            since = time.thread_time()
-            self._known[name] = self._find(name)
-            self._budget.spend(since)
-        return self._known[name]
+        return self._cached(name)
 
     def _find(self, name: str) -> str | None:
         found: tuple[int, str] | None = None
@@ -161,15 +174,14 @@ class KeyPatterns:
         return found[1] if found else None
 
 
-class AnyPattern:
+class AnyPattern(_Matcher):
     """Whether any of several wrapped patterns matches the beginning of a name, `{}` standing for the pattern."""
 
-    __slots__ = ("_budget", "_compiled", "_known")
+    __slots__ = ("_compiled",)
 
     def __init__(self, wrapped: str, patterns: Sequence[str], budget: Budget) -> None:
+        super().__init__(budget)
         self._compiled = [_guarded(wrapped.replace("{}", pattern)) for pattern in patterns]
-        self._budget = budget
-        self._known: dict[str, str | None] = {}
 
     def first_group(self, name: str) -> str | None:
         """Group `idx` of the first match, the empty string if there is no such group; None when nothing matches.
@@ -177,21 +189,12 @@ class AnyPattern:
         Raises:
             PatternTooSlow: the config's budget is used up.
         """
-        if name not in self._known:
-            since = time.thread_time()
-            self._known[name] = self._find(name)
-            self._budget.spend(since)
-        return self._known[name]
+        return self._cached(name)
 
     def _find(self, name: str) -> str | None:
-        for compiled in self._compiled:
-            try:
-                match = compiled.match(name, timeout=_SINGLE_MATCH_S)
-            except TimeoutError:
-                raise PatternTooSlow from None
-            if match is not None:
-                return str(match.groupdict().get("idx", ""))
-        return None
+        matches = (_run(compiled.match, name) for compiled in self._compiled)
+        match = next((match for match in matches if match is not None), None)
+        return None if match is None else str(match.groupdict().get("idx", ""))
 
 
 def _guarded(pattern: str) -> Any:  # noqa: ANN401 - a `regex` pattern; the package has no types
@@ -200,9 +203,9 @@ def _guarded(pattern: str) -> Any:  # noqa: ANN401 - a `regex` pattern; the pack
     return regex.compile(pattern, regex.VERSION0)
 
 
-def _run(match: Any, name: str) -> bool:  # noqa: ANN401 - a bound method of a `regex` pattern
+def _run(match: Any, name: str) -> Any:  # noqa: ANN401 - a bound method of a `regex` pattern, and its result
     try:
-        return match(name, timeout=_SINGLE_MATCH_S) is not None
+        return match(name, timeout=_SINGLE_MATCH_S)
     except TimeoutError:
         raise PatternTooSlow from None
 

@@ -6,7 +6,7 @@ import base64
 from dataclasses import dataclass
 from typing import Any, Final
 
-from adapterhub.core.digests import parse_digest
+from adapterhub.core.digests import Json, parse_digest
 from adapterhub.core.errors import shown
 from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.header import TensorSpec
@@ -33,17 +33,17 @@ class TensorFacts:
         return [self.name, self.dtype, list(self.shape), self.sha256, samples]
 
     @classmethod
-    def from_json(cls, value: object, path: str = "tensor") -> TensorFacts:
+    def from_json(cls, value: Json, path: str = "tensor") -> TensorFacts:
         """Read the value that `to_json` makes, strictly.
 
         Raises:
             ValueError: with the path of the first wrong value.
         """
-        if not isinstance(value, list) or len(value) != 5:  # noqa: PLR2004 - the five fields
-            raise ValueError(f"{path}: expected [name, dtype, shape, sha256, samples], got {shown(value)}")
-        name, dtype, shape, sha256, samples = value
-        if not isinstance(name, str) or not isinstance(samples, str):
-            raise ValueError(f"{path}: expected name and samples to be text")  # noqa: TRY004 - readers gather ValueErrors
+        match value:
+            case [str() as name, dtype, shape, sha256, str() as samples]:
+                pass
+            case _:
+                raise ValueError(f"{path}: expected [name, dtype, shape, sha256, samples], got {shown(value)}")
         if dtype not in DTYPE_BITS:
             raise ValueError(f"{path}: dtype {shown(dtype)} is not one of safetensors")
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):

@@ -25,7 +25,7 @@ _RECIPE: Final = ("method", "dtype", "seed", "options", "inputs")
 _BASE: Final = tuple(one.name for one in fields(LockedBase))
 _POLICY: Final = {one.name.replace("_", "-"): one.name for one in fields(Policy)}
 _SOURCE: Final = tuple(one.name for one in fields(LockedSource))
-_FILE_KEYS: Final = tuple("size" if one.name == "size_bytes" else one.name for one in fields(LockedFile))
+_FILE_KEYS: Final = {"path", "sha256", "size"}
 _COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -188,7 +188,7 @@ class _SectionReader(DocumentReader):
     def source(self) -> LockedSource:
         table = self.take(self.values, "source", dict, required=True) or {}
         self.known(table, _SOURCE, "source.")
-        source = LockedSource(**{key: self.text(table, key, "source.") or "" for key in _SOURCE})
+        source = LockedSource(**{key: self.text(table, key, "source.") or "" for key in _SOURCE if key in table})
         self.parsed(source.url or None, _url, "source.url")
         if source.url and source.path:
             self.say("source", "expected one of `url` and `path`")
@@ -205,12 +205,13 @@ class _SectionReader(DocumentReader):
             self.say("files", "none; every file is locked with its hash, or nothing is")
         found = []
         for path, item in self.tables(self.values, "files", required=True):
-            self.known(item, _FILE_KEYS, path)
+            if item.keys() != _FILE_KEYS:
+                self.known(item, sorted(_FILE_KEYS), path)
             size = self.take(item, "size", int, path, required=True) or 0
             if size < 0:
                 self.say(f"{path}size", f"expected a whole number of bytes, got {shown(size)}")
-            name = self.checked(item, "path", _file_name, path, required=True)
-            sha256 = self.checked(item, "sha256", parse_digest, path, required=True)
+            name = self.parsed(self.take(item, "path", str, path, required=True), _file_name, path, "path")
+            sha256 = self.parsed(self.take(item, "sha256", str, path, required=True), parse_digest, path, "sha256")
             found.append(LockedFile(path=name, sha256=sha256, size_bytes=size))
         return tuple(found)
 
