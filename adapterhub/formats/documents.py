@@ -135,6 +135,11 @@ class DocumentReader:
         name = self.kinds[kind]
         return name.replace("number", "finite number") if kind is float else name
 
+    def number(self, holder: Mapping[str, Any], key: str, path: str = "") -> float:
+        """A finite number that must be there; 0 after a problem. It keeps the sign of -0."""
+        number = self.take(holder, key, float, path, required=True)
+        return 0.0 if number is None else float(number)
+
     def text(self, holder: Mapping[str, Any], key: str, path: str = "", *, required: bool = False) -> str | None:
         """Text of bounded length that UTF-8 can hold, else None."""
         item = self.take(holder, key, str, path, required=required)

@@ -307,7 +307,7 @@ class _Reader(DocumentReader):
             Parent(
                 digest=self.parsed(self.take(item, "digest", str, path), parse_digest, f"{path}digest"),
                 spec=self.take(item, "spec", str, path, required=True) or "",
-                weight=self.take(item, "weight", float, path, required=True) or 0.0,
+                weight=self.number(item, "weight", path),
             )
             for path, item in self.tables(top, "parents", most=_MAX_PARENTS)
         )

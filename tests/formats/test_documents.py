@@ -40,6 +40,13 @@ def test_a_value_of_another_kind_is_a_problem_with_its_place(item, kind, said):
     assert (reader.take({"k": item}, "k", kind, "top."), reader.lines) == (None, [said])
 
 
+def test_a_number_keeps_its_sign_and_must_be_there():
+    reader = DocumentReader()
+
+    assert str(reader.number({"w": -0.0}, "w")) == "-0.0"
+    assert (reader.number({}, "w"), reader.lines) == (0.0, ["w: missing, expected a finite number"])
+
+
 def test_what_is_missing_is_a_problem_only_where_it_is_required():
     reader = DocumentReader()
 

@@ -155,7 +155,7 @@ class _Reader(DocumentReader):
             return None
         path += "."
         self.known(item, _INPUT_KEYS[self.named], path)
-        weight = self.take(item, "weight", float, path, required=True) or 0.0
+        weight = self.number(item, "weight", path)
         if ("merge" in item) == (self.named in item):
             self.say(path[:-1], f"expected one of `{self.named}` and `merge`")
             return None
