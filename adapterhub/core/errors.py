@@ -46,18 +46,26 @@ EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 
 SHOWN_CHARACTERS = 80
+PROBLEMS_SHOWN = 50
 
 
 def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
-    """`value` fit for one line of a terminal: control characters escaped, cut at `limit` characters.
+    """`value` made safe for one line of a terminal: control characters escaped, cut at `limit` characters.
 
-    Text from a file or a server never reaches the terminal in any other way (escape sequences, bidi marks).
+    Pass all text from files and servers through it: such text may hold escape sequences or bidi marks.
     """
     text = (value if isinstance(value, str) else repr(value))[: limit + 1]  # escapes only make it longer
     if len(text) <= limit and text.isprintable():
         return text
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+def problem_list(title: str, problems: Sequence[str], most: int = PROBLEMS_SHOWN) -> str:
+    """A title and one indented line for each problem; beyond `most` only their number."""
+    rest = len(problems) - most
+    lines = [*problems[:most], *([f"and {rest:,} more"] if rest > 0 else [])]
+    return "\n".join([title, *(f"  {line}" for line in lines)])
 
 
 class AdapterHubError(Exception):
@@ -243,7 +251,7 @@ class StaleLock(Conflict):
     """The lock file no longer matches its project; `problems` says why, one sentence each."""
 
     def __init__(self, where: str, problems: Sequence[str], *, hint: str = "") -> None:
-        summary = f"`{shown(where, 200)}` is not what the project asks for. Nothing was changed"
+        summary = f"`{shown(where, 200)}` does not match the project. Nothing was changed"
         super().__init__("\n".join([summary, *(f"  {p}" for p in problems)]), hint=hint)
         self.problems = tuple(problems)
 

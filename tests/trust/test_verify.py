@@ -711,11 +711,11 @@ def test_bytes_tell_of_numbers_what_numpy_tells(dtype: str, data: st.DataObject)
     assert exact[0] <= bound[0]
     first = 8 * (kind.width - 1)
     assert bound[0] >> first == exact[0] >> first
-    f32 = _scan.magnitude("F32", _scan._KINDS["F32"].largest)
-    if not exact[0] or exact[1] is not None or _scan.magnitude(dtype, exact[0]) > f32 or kind.width == 1:
+    f32 = _scan._KINDS["F32"].layout.magnitude(_scan._KINDS["F32"].largest)
+    if not exact[0] or exact[1] is not None or _scan._KINDS[dtype].layout.magnitude(exact[0]) > f32 or kind.width == 1:
         assert bound == exact
     else:
-        assert _scan.magnitude(dtype, bound[0]) <= f32
+        assert _scan._KINDS[dtype].layout.magnitude(bound[0]) <= f32
 
 
 @pytest.mark.usefixtures("_look")

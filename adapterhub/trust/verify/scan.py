@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.held_file import PIECE_BYTES, HeldFile
-from adapterhub.formats.base.precision import magnitude
+from adapterhub.formats.safetensors.dtypes import DTYPES, FloatLayout
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 
@@ -21,28 +21,29 @@ from adapterhub.formats.safetensors.header import TensorSpec
 class _Kind:
     """How to read a dtype as unsigned integers: without the sign bit, codes order like magnitudes.
 
-    Codes above `largest` are infinity or NaN. A number whose leading byte, without sign, is `doubtful` or more may be
-    one of these, or more than float32 holds.
+    A number whose leading byte, without sign, is `doubtful` or more may be odd, or more than float32 holds.
     """
 
-    code: str
-    mask: int
-    largest: int
+    width: int
+    layout: FloatLayout
     doubtful: int
 
     @property
-    def width(self) -> int:
-        """Bytes of one number."""
-        return int(self.code[2:])
+    def mask(self) -> int:
+        """All bits but the sign."""
+        return self.layout.sign_bit - 1
+
+    @property
+    def largest(self) -> int:
+        """Codes above this one are infinity or NaN."""
+        return self.layout.largest
 
 
+_DOUBTFUL: Final = {"F64": 0x47, "F32": 0x7F, "F16": 0x7B, "BF16": 0x7F, "F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
 _KINDS: Final[Mapping[str, _Kind]] = {
-    "F64": _Kind(code="<u8", mask=(1 << 63) - 1, largest=0x7FEF_FFFF_FFFF_FFFF, doubtful=0x47),
-    "F32": _Kind(code="<u4", mask=0x7FFF_FFFF, largest=0x7F7F_FFFF, doubtful=0x7F),
-    "F16": _Kind(code="<u2", mask=0x7FFF, largest=0x7BFF, doubtful=0x7B),
-    "BF16": _Kind(code="<u2", mask=0x7FFF, largest=0x7F7F, doubtful=0x7F),
-    "F8_E4M3": _Kind(code="|u1", mask=0x7F, largest=0x7E, doubtful=0x7F),
-    "F8_E5M2": _Kind(code="|u1", mask=0x7F, largest=0x7B, doubtful=0x7C),
+    name: _Kind(width=DTYPES[name].bits // 8, layout=layout, doubtful=doubtful)
+    for name, doubtful in _DOUBTFUL.items()
+    if (layout := DTYPES[name].layout) is not None
 }
 _WORTH_NUMPY_BYTES: Final = 32 << 20
 _SAMPLE: Final = 512
@@ -137,7 +138,7 @@ class _Looks:
     def result(self) -> dict[str, TensorNumbers]:
         return {
             name: TensorNumbers(
-                largest=float("inf") if name in self.odd else magnitude(self.dtypes[name], code),
+                largest=float("inf") if name in self.odd else _KINDS[self.dtypes[name]].layout.magnitude(code),
                 odd=self.odd.get(name),
             )
             for name, code in self.codes.items()
@@ -163,7 +164,7 @@ def look_with_numpy() -> _Look:
     scratch = np.empty(PIECE_BYTES, np.uint8)
 
     def look(view: memoryview, kind: _Kind) -> tuple[int, int | None]:
-        dtype = np.dtype(kind.code)
+        dtype = np.dtype(f"<u{kind.width}")
         codes = scratch[: len(view)].view(dtype)
         np.bitwise_and(np.frombuffer(view, dtype), dtype.type(kind.mask), out=codes)
         largest = int(codes.max())
@@ -211,7 +212,7 @@ def as_floats(raw: bytes | bytearray | memoryview, dtype: str) -> Any:  # noqa: 
     if dtype == "BF16":
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
     codes = np.frombuffer(raw, "u1").astype("i4")
-    mantissa_bits, bias = (3, 7) if dtype == "F8_E4M3" else (2, 15)
+    mantissa_bits, bias = _KINDS[dtype].layout.mantissa, _KINDS[dtype].layout.bias
     exponent, fraction = (codes & 0x7F) >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
     significand = np.where(exponent > 0, (1 << mantissa_bits) | fraction, fraction).astype("f4")
     size = np.ldexp(significand, np.maximum(exponent, 1) - bias - mantissa_bits)
