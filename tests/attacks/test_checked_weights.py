@@ -24,10 +24,9 @@ from adapterhub.inference.tuning import read_examples, tune
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.weights.compare.difference import Side, differ
-from adapterhub.weights.compare.similarity import Side as Compared
 from adapterhub.weights.compare.similarity import compare_adapters
 from adapterhub.weights.fuse import fuse
-from adapterhub.weights.lowrank.factors import AdapterFactors
+from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
 from adapterhub.weights.merge import MergeInput, merge
 from adapterhub.weights.recipes.combination import Combination, Ingredient, merge_into_folder, merge_into_library
 from tests.attacks.installed import FLIPS, base, flipped, folder_of, make_world
@@ -172,8 +171,10 @@ class Uses:
 
 def _compare(use: Uses) -> object:
     parts = use.ingredients()
-    opened = [AdapterFactors(part.folder, part.expected()) for part in parts]
-    return compare_adapters([Compared(label=part.label, factors=f) for part, f in zip(parts, opened, strict=True)])
+    opened = [AdapterFactors(part.folder, part.pinned().expected) for part in parts]
+    return compare_adapters(
+        [WeightedAdapter(label=part.label, factors=f) for part, f in zip(parts, opened, strict=True)]
+    )
 
 
 def _differ(use: Uses) -> object:

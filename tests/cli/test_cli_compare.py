@@ -13,8 +13,8 @@ import torch
 from adapterhub.cli import cli
 from adapterhub.core.errors import AdapterHubError, UsageProblem
 from adapterhub.weights.compare.heatmap import check_picture, draw, panels_of, write_picture
-from adapterhub.weights.compare.similarity import Comparison, Side, compare_adapters
-from adapterhub.weights.lowrank.factors import AdapterFactors
+from adapterhub.weights.compare.similarity import Comparison, compare_adapters
+from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
 from tests.cli.test_cli import Shell
 from tests.support.adapter_folders import updates_in, write_folder
 from tests.support.tiny import make_adapter, make_base
@@ -56,7 +56,7 @@ def quick(adapt: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def compared(*folders: Path) -> Comparison:
     opened = [AdapterFactors(folder) for folder in folders]
     try:
-        return compare_adapters([Side(label=f.folder.name, factors=f) for f in opened])
+        return compare_adapters([WeightedAdapter(label=f.folder.name, factors=f) for f in opened])
     finally:
         for one in opened:
             one.close()

@@ -71,7 +71,7 @@ def resize(
     cut = chosen_cut(rank, energy, max_error)
     library = session.library
     parent = ingredient(library, adapter, 1.0, base)
-    before, own_dtype = _weights_in(parent.folder, parent.expected())
+    before, own_dtype = _weights_in(parent.folder, parent.pinned().expected)
     combination = Combination(inputs=(parent,), method="svd", options=cut, dtype=dtype or own_dtype)
     if rank is not None and rank >= max(before.ranks):
         combination = Combination(inputs=(parent,), dtype=dtype)  # a copy, unless --dtype converts it

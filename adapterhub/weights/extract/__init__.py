@@ -27,8 +27,8 @@ from adapterhub.library.library import Added, Library
 from adapterhub.weights.extract._models import Model
 from adapterhub.weights.extract._pairing import NEW_HEADS, Other, Pairing, kept_whole, pair, unit_of
 from adapterhub.weights.extract._reading import WeightReader
-from adapterhub.weights.extract._work import ExtractProgress, LeftOut, Work, listing
-from adapterhub.weights.lowrank.algebra import check_rank, error_of_energy
+from adapterhub.weights.extract._run import ExtractProgress, ExtractRun, LeftOut, listing
+from adapterhub.weights.lowrank.algebra import error_of_energy, limit_of
 from adapterhub.weights.merge import DEFAULT_DTYPE, DTYPES
 
 __all__ = [
@@ -85,13 +85,9 @@ class ExtractOptions:
     skip_unequal: bool = False
 
     def __post_init__(self) -> None:
-        given = [name for name in ("rank", "max_error", "energy") if getattr(self, name) is not None]
-        if len(given) != 1:
-            told = f"{' and '.join(given)} exclude each other" if given else "nothing says how much to keep"
-            raise UsageProblem(told, hint="give one of `--rank N`, `--energy E` and `--max-error E`")
-        if self.energy is not None:
-            error_of_energy(self.energy)
-        check_rank(self.rank, self.max_error)
+        if not limit_of(rank=self.rank, max_error=self.max_error, energy=self.energy):
+            hint = "give one of `--rank N`, `--energy E` and `--max-error E`"
+            raise UsageProblem("nothing says how much to keep", hint=hint)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UsageProblem(f"dtype `{shown(self.dtype)}`, expected one of {', '.join(DTYPES)}")
 
@@ -132,7 +128,7 @@ def extract(
     kept = savable if options.save_rest else {}
     standing = [] if options.skip_unequal else [o for o in pairing.unequal if unit_of(o.name) not in kept]
     _check(pairing, before, after, standing)
-    work = Work(
+    run = ExtractRun(
         base=before,
         tuned=after,
         pairing=pairing,
@@ -143,8 +139,8 @@ def extract(
         progress=progress or (lambda _done, _all: None),
     )
     with new_folder(out_folder) as partial, WeightReader() as reader:
-        work.write_into(partial, reader)
-    return _result(work, out_folder, options)
+        run.write_into(partial, reader)
+    return _result(run, out_folder, options)
 
 
 def extract_into_library(
@@ -187,27 +183,26 @@ def model_record(bases: Bases, spec: BaseSpec | str, *, progress: Progress | Non
     return record
 
 
-def _result(work: Work, out_folder: Path, options: ExtractOptions) -> ExtractResult:
+def _result(run: ExtractRun, out_folder: Path, options: ExtractOptions) -> ExtractResult:
     """What was measured."""
-    error, norm = (math.hypot(*(pair[which] for pair in work.norms.values())) for which in (0, 1))
-    relative = {module: e / n for module, (e, n) in work.norms.items()}
-    worst = max(relative, key=lambda module: relative[module])
-    gone = [one.change for one in work.left_out if one.change is not None and not one.is_carried]
-    kept = [one.change for one in work.left_out if one.change is not None and one.is_carried]
-    dtype = str(work.dtype).removeprefix("torch.")
+    error, norm = run.errors.total
+    worst_module, worst_error = run.errors.worst
+    gone = [one.change for one in run.left_out if one.change is not None and not one.is_carried]
+    kept = [one.change for one in run.left_out if one.change is not None and one.is_carried]
+    dtype = str(run.dtype).removeprefix("torch.")
     recipe: dict[str, object] = {"method": "extract", "options": options.to_json(), "dtype": dtype}
-    recipe |= _named("base", work.base) | _named("tuned", work.tuned)
+    recipe |= _named("base", run.base) | _named("tuned", run.tuned)
     return ExtractResult(
         out_folder=out_folder,
-        relative_error=error / norm,
-        worst_error=relative[worst],
-        worst_module=worst,
+        relative_error=run.errors.relative,
+        worst_error=worst_error,
+        worst_module=worst_module,
         missing_share=math.hypot(error, *gone) / math.hypot(norm, *gone, *kept),
-        ranks=MappingProxyType(dict(sorted(Counter(work.ranks.values()).items()))),
+        ranks=MappingProxyType(dict(sorted(Counter(run.ranks.values()).items()))),
         dtype=dtype,
-        unchanged=work.pairing.unchanged + work.rounded,
-        left_out=tuple(work.left_out),
-        warnings=tuple(work.remarks()),
+        unchanged=run.pairing.unchanged + run.rounded,
+        left_out=tuple(run.left_out),
+        warnings=tuple(run.remarks()),
         recipe=recipe,
     )
 

@@ -10,7 +10,7 @@ from adapterhub.core.errors import shown
 from adapterhub.formats.modules.base_names import BaseNames
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.trust.verify import Subject
-from adapterhub.weights.lowrank.factors import AdapterFactors
+from adapterhub.weights.lowrank.factors import WeightedAdapter
 
 _VARIANTS: Final[Mapping[str, str]] = {
     "alora_invocation_tokens": "is switched on by tokens in the prompt (aLoRA), which a weight cannot be",
@@ -29,13 +29,10 @@ _HARMLESS_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FuseAdapter:
-    """An adapter that takes part: its name in messages, its weight (never 0), its files, and its names in the base."""
+class FuseAdapter(WeightedAdapter):
+    """A weighted adapter with its verified files and the names that its modules have in the base."""
 
-    label: str
-    weight: float
     subject: Subject
-    factors: AdapterFactors
     names: BaseNames
 
     @property

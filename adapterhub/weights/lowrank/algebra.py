@@ -9,7 +9,7 @@ terms; and on a CPU the float64 factorisations cost no more than the float32 one
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -215,7 +215,7 @@ def cut(delta: LowRank, *, rank: int | None = None, max_error: float | None = No
 
 
 def check_rank(rank: int | None, max_error: float | None) -> None:
-    """Whether a cut can be asked for in this way.
+    """Raise unless a cut can have this rank or this error.
 
     Raises:
         UsageProblem: both are given, or one is out of range.
@@ -237,6 +237,56 @@ def error_of_energy(energy: float) -> float:
     if not 0 < energy <= 1:
         raise UsageProblem(f"energy {energy}, expected more than 0 and at most 1")
     return min(math.sqrt(1 - energy), math.nextafter(1, 0))  # an energy below 1e-16 rounds to an error of 1
+
+
+def limit_of(*, rank: int | None, max_error: float | None, energy: float | None) -> dict[str, float]:
+    """The limit that is given, by its name; empty without one.
+
+    Raises:
+        UsageProblem: more than one is given, or one is out of range.
+    """
+    limit = {
+        name: value
+        for name, value in {"rank": rank, "max_error": max_error, "energy": energy}.items()
+        if value is not None
+    }
+    if len(limit) > 1:
+        hint = "give one of `--rank N`, `--energy E` and `--max-error E`"
+        raise UsageProblem(f"{' and '.join(limit)} exclude each other", hint=hint)
+    check_rank(rank, max_error)
+    if energy is not None:
+        error_of_energy(energy)
+    return limit
+
+
+class ModuleErrors(dict[str, tuple[float, float]]):
+    """The Frobenius norms of the error and of the exact update, by module."""
+
+    def record(self, module: str, parts: Iterable[tuple[float, float]]) -> tuple[float, float]:
+        """Add a module from the norms of its parts; the norms of the module."""
+        error, norm = (math.hypot(*column) for column in zip(*parts, strict=True))
+        self[module] = error, norm
+        return error, norm
+
+    @property
+    def total(self) -> tuple[float, float]:
+        """The norms over all modules."""
+        return math.hypot(*(error for error, _ in self.values())), math.hypot(*(norm for _, norm in self.values()))
+
+    @property
+    def relative(self) -> float:
+        """The relative error over all modules."""
+        return _ratio(*self.total)
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The module with the largest relative error, and that error; an empty name without modules."""
+        name = max(self, key=lambda module: _ratio(*self[module]), default="")
+        return name, _ratio(*self.get(name, (0.0, 0.0)))
+
+
+def _ratio(error: float, norm: float) -> float:
+    return error / norm if error else 0.0
 
 
 def singular_values(delta: LowRank) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import IO, Final, final
@@ -35,6 +36,7 @@ __all__ = [
     "Layout",
     "Names",
     "TensorFileWriter",
+    "WeightedAdapter",
 ]
 
 TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
@@ -140,6 +142,15 @@ class AdapterFactors:
         """Whether no number of one tensor is NaN or infinite."""
         dtype = _CHECKED_DTYPES.get(spec.dtype)
         return dtype is None or all(is_finite(torch.frombuffer(chunk, dtype=dtype)) for chunk in self.chunks(spec))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WeightedAdapter:
+    """An adapter in a sum or a comparison: its name in messages, its open files and its weight."""
+
+    label: str
+    factors: AdapterFactors
+    weight: float = 1.0
 
 
 @final

@@ -34,7 +34,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -45,12 +45,11 @@ from adapterhub.core.digests import Digest
 from adapterhub.core.disk.new_folder import new_folder
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
 from adapterhub.weights.catalogue import describe, names
-from adapterhub.weights.lowrank.algebra import check_rank, error_of_energy
-from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, AdapterFactors
-from adapterhub.weights.merge._copy import copy_into, dtype_of, ranks_of
-from adapterhub.weights.merge._work import Work
-from adapterhub.weights.merge.plan import plan
-from adapterhub.weights.merge.source import MergeAdapter
+from adapterhub.weights.lowrank.algebra import error_of_energy, limit_of
+from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, AdapterFactors, WeightedAdapter
+from adapterhub.weights.merge._copy import CopyRun
+from adapterhub.weights.merge._run import MergeRun
+from adapterhub.weights.merge.plan import plan_merge
 
 __all__ = ["MergeInput", "MergeProgress", "MergeResult", "merge", "method_names"]
 
@@ -79,6 +78,11 @@ class MergeInput:
     label: str
     weight: float
     expected: Mapping[str, Digest] | None = None
+
+    def open(self, stack: ExitStack) -> WeightedAdapter:
+        """The adapter with its files open until `stack` closes; otherwise as `AdapterFactors`."""
+        factors = stack.enter_context(AdapterFactors(self.folder, self.expected))
+        return WeightedAdapter(label=self.label, factors=factors, weight=self.weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,47 +137,26 @@ def merge(
     """
     about = describe(method)
     own = about.converted({key: value for key, value in options.items() if value is not None})
-    cut = {
-        key: value
-        for key, value in {"rank": rank, "max_error": max_error, "energy": energy}.items()
-        if value is not None
-    }
-    if len(cut) > 1:
-        raise UsageProblem(
-            f"{' and '.join(cut)} exclude each other", hint="give one of `--rank`, `--energy`, `--max-error`"
-        )
-    check_rank(rank, max_error)
+    limit = limit_of(rank=rank, max_error=max_error, energy=energy)
     if energy is not None:
         max_error = error_of_energy(energy)
     if dtype is not None and dtype not in DTYPES:
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
     module = importlib.import_module(f"adapterhub.weights.merge.methods.{method}")
-    taking_part = _taking_part(inputs)
-    options_given = bool(own)
-    seed = own.pop("seed", 0)
     with ExitStack() as stack:
-        sources = [
-            MergeAdapter(
-                folder=i.folder,
-                label=i.label,
-                weight=i.weight,
-                factors=stack.enter_context(AdapterFactors(i.folder, i.expected)),
-            )
-            for i in taking_part
-        ]
+        adapters = [one.open(stack) for one in _taking_part(inputs)]
         is_copy = (
-            len(sources) == 1
-            and sources[0].weight == 1
-            and not (options_given or cut)
-            and _is_stored_as(sources[0], dtype)
+            len(adapters) == 1 and adapters[0].weight == 1 and not (own or limit) and _is_stored_as(adapters[0], dtype)
         )
+        seed = own.pop("seed", 0)
         step = progress or (lambda _done, _all: None)
-        work = (
-            None
-            if is_copy
-            else Work(
-                sources=sources,
-                plan=plan(sources, module),
+        run: CopyRun | MergeRun
+        if is_copy:
+            run = CopyRun(adapter=adapters[0], progress=step)
+        else:
+            run = MergeRun(
+                adapters=adapters,
+                plan=plan_merge(adapters, module),
                 method=about,
                 combine=module.merge,
                 options=own,
@@ -183,58 +166,28 @@ def merge(
                 dtype=DTYPES[dtype or DEFAULT_DTYPE],
                 progress=step,
             )
-        )
         with new_folder(out_folder) as partial:
-            if work is None:
-                copy_into(sources[0], partial, step)
-                measured = _Measured(ranks=ranks_of(sources[0]))
-            else:
-                work.write_into(partial)
-                measured = _Measured(ranks=work.ranks, norms=work.norms, cuts=work.cuts, warnings=tuple(work.warnings))
-        recipe: dict[str, object] = {
+            run.write_into(partial)
+    dtype = run.dtypes if isinstance(run, CopyRun) else dtype or DEFAULT_DTYPE
+    worst_module, worst_error = run.errors.worst
+    left_out = [f"`{shown(i.label)}` has weight 0 and was left out" for i in inputs if i.weight == 0]
+    return MergeResult(
+        out_folder=out_folder,
+        relative_error=run.errors.relative,
+        worst_error=worst_error,
+        worst_module=worst_module,
+        truncation_error=run.cuts.relative if run.cuts else None,
+        ranks=MappingProxyType(dict(sorted(Counter(run.ranks.values()).items()))),
+        dtype=dtype,
+        is_copy=is_copy,
+        warnings=(*left_out, *run.warnings),
+        recipe={
             "method": method,
-            "options": {**cut, **own} | ({"seed": seed} if about.is_random else {}),
-            "dtype": dtype_of(sources[0]) if is_copy else dtype or DEFAULT_DTYPE,
+            "options": {**limit, **own} | ({"seed": seed} if about.is_random else {}),
+            "dtype": dtype,
             "inputs": [{"label": i.label, "weight": i.weight} for i in inputs],
-        }
-        left_out = tuple(f"`{shown(i.label)}` has weight 0 and was left out" for i in inputs if i.weight == 0)
-        return measured.result(out_folder, recipe, is_copy=is_copy, warnings=left_out)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Measured:
-    """What a merge has found out, by module; as in `Work`. A copy has no errors."""
-
-    ranks: Mapping[str, int]
-    norms: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    cuts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-    def result(
-        self, out_folder: Path, recipe: dict[str, object], *, is_copy: bool, warnings: tuple[str, ...]
-    ) -> MergeResult:
-        """The sums over all modules."""
-        error, norm = _over_all(self.norms)
-        lost, whole = _over_all(self.cuts)
-        relative = {module: _ratio(*self.norms.get(module, (0.0, 0.0))) for module in self.ranks}
-        worst = max(relative, key=lambda module: relative[module], default="")
-        return MergeResult(
-            out_folder=out_folder,
-            relative_error=_ratio(error, norm),
-            worst_error=relative.get(worst, 0.0),
-            worst_module=worst,
-            truncation_error=_ratio(lost, whole) if self.cuts else None,
-            ranks=MappingProxyType(dict(sorted(Counter(self.ranks.values()).items()))),
-            dtype=str(recipe["dtype"]),
-            is_copy=is_copy,
-            warnings=(*warnings, *self.warnings),
-            recipe=recipe,
-        )
-
-
-def _over_all(pairs: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
-    first, second = zip(*pairs.values(), strict=True) if pairs else ((), ())
-    return math.hypot(*first), math.hypot(*second)
+        },
+    )
 
 
 def _taking_part(inputs: Sequence[MergeInput]) -> list[MergeInput]:
@@ -252,12 +205,8 @@ def _taking_part(inputs: Sequence[MergeInput]) -> list[MergeInput]:
     return taking_part
 
 
-def _is_stored_as(source: MergeAdapter, dtype: str | None) -> bool:
+def _is_stored_as(source: WeightedAdapter, dtype: str | None) -> bool:
     """Whether every factor has that dtype already; always, when none is asked for."""
     wanted = None if dtype is None else FORMAT_DTYPES[DTYPES[dtype]]
     pairs = source.factors.modules.values()
     return wanted is None or (bool(pairs) and all({f.a.dtype, f.b.dtype} == {wanted} for f in pairs))
-
-
-def _ratio(error: float, norm: float) -> float:
-    return error / norm if error else 0.0

@@ -15,8 +15,8 @@ from typing import Final, Literal
 from adapterhub.core.errors import shown
 from adapterhub.formats.peft.config import AdapterConfig, saved_name
 from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.layouts import NESTED, PEFT_PREFIX, plain_name
-from adapterhub.weights.merge.source import MergeAdapter
 
 What = Literal["module", "bias", "rows", "copy"]
 
@@ -45,7 +45,7 @@ class Carried:
     name: str
     module: str
     entry: str
-    source: MergeAdapter
+    source: WeightedAdapter
     spec: TensorSpec
     tokens: tuple[int, ...] = ()
 
@@ -64,7 +64,7 @@ class Carried:
         return PEFT_PREFIX + ".".join(wrapped)
 
 
-def recognised(source: MergeAdapter, spec: TensorSpec) -> Carried | None:
+def recognised(source: WeightedAdapter, spec: TensorSpec) -> Carried | None:
     """What a tensor that is no factor replaces in the base; None where the config does not announce it."""
     config = source.factors.config
     if not spec.name.startswith(PEFT_PREFIX):
@@ -103,14 +103,14 @@ def saved_module(name: str, config: AdapterConfig) -> tuple[str, str] | None:
     return next(((entry, path) for path in paths for entry in entries if path.endswith(entry)), None)
 
 
-def carried(sources: Sequence[MergeAdapter], modules: Collection[str]) -> tuple[dict[str, Carried], list[str]]:
+def carried(adapters: Sequence[WeightedAdapter], modules: Collection[str]) -> tuple[dict[str, Carried], list[str]]:
     """The tensors that are carried over, by their name in the base, and why others cannot be.
 
     `modules` are those of the base that have factors.
     """
     found: dict[str, Carried] = {}
     reasons: list[str] = []
-    for source in sources:
+    for source in adapters:
         for spec in source.factors.others:
             one = recognised(source, spec)
             if one is None:
@@ -179,7 +179,7 @@ def _clashes(found: Mapping[str, Carried], modules: Collection[str]) -> Iterator
             )
 
 
-def _is_embedding(source: MergeAdapter, module: str) -> bool:
+def _is_embedding(source: WeightedAdapter, module: str) -> bool:
     factors = source.factors.modules.get(module)
     return factors is not None and factors.layout.kind == "embedding"
 

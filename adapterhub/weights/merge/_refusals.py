@@ -9,9 +9,9 @@ from typing import Final
 from adapterhub.core.errors import MergeRefused, shown
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
 from adapterhub.weights.merge._carried import recognised
-from adapterhub.weights.merge.source import MergeAdapter
 
 MODULES_SHOWN = 200
 """A refusal names this many modules; a model has a few hundred, a hostile file may have sixty thousand."""
@@ -60,24 +60,24 @@ def refuse(reasons: Sequence[str], hint: str = "") -> None:
         raise MergeRefused("these adapters cannot be merged", listed, hint=hint)
 
 
-def foreign(source: MergeAdapter) -> Iterator[str]:
+def foreign(adapter: WeightedAdapter) -> Iterator[str]:
     """What rules an adapter out even if all that is done is to copy it: it is no LoRA, or not only one."""
-    factors = source.factors
+    factors = adapter.factors
     if factors.config.peft_type != "LORA":
         yield f"is of type {shown(factors.config.peft_type)}, expected LORA"
     elif not any(_LORA in spec.name for spec in factors.header.tensors):
         yield "holds no LoRA factors"
     else:
-        yield from (_unknown(spec.name) for spec in _not_recognised(source) if _LORA not in spec.name)
+        yield from (_unknown(spec.name) for spec in _not_recognised(adapter) if _LORA not in spec.name)
 
 
-def own_reasons(source: MergeAdapter, *, nonlinear: str = "") -> Iterator[str]:
+def own_reasons(adapter: WeightedAdapter, *, nonlinear: str = "") -> Iterator[str]:
     """What rules one adapter out whatever it is merged with.
 
     `nonlinear` is the name of a method that is no sum, and so has no rule for biases.
     """
-    yield from foreign(source)
-    config = source.factors.config
+    yield from foreign(adapter)
+    config = adapter.factors.config
     if config.peft_type != "LORA":
         return
     variants = [reason for key, reason in _VARIANTS.items() if _has(config, key)]
@@ -92,21 +92,23 @@ def own_reasons(source: MergeAdapter, *, nonlinear: str = "") -> Iterator[str]:
         )
     elif isinstance(init, str) and init.lower() not in _HARMLESS_INITS:
         yield f"has an initialisation that is not known here ({shown(init)}); it may have changed the base weights"
-    for module, reason in source.factors.unclear.items():
+    for module, reason in adapter.factors.unclear.items():
         yield f"holds a pair on `{shown(module)}` that {reason}"
     if not variants:  # which bring tensors of their own
-        yield from (_unknown(spec.name) for spec in _not_recognised(source) if _LORA in spec.name)
+        yield from (_unknown(spec.name) for spec in _not_recognised(adapter) if _LORA in spec.name)
 
 
-def way_out(sources: Sequence[MergeAdapter], *, nonlinear: str = "") -> str:
+def way_out(adapters: Sequence[WeightedAdapter], *, nonlinear: str = "") -> str:
     """What to do about adapters that are refused for what they are; empty where nothing helps."""
     hints = []
-    for source in sources:
-        config = source.factors.config
+    for adapter in adapters:
+        config = adapter.factors.config
         if config.peft_type != "LORA":
             continue
         if config.use_dora:
-            hints.append(f"a DoRA adapter is exact in a whole model: `adapt fuse {shown(source.label)} --into ./fused`")
+            hints.append(
+                f"a DoRA adapter is exact in a whole model: `adapt fuse {shown(adapter.label)} --into ./fused`"
+            )
         elif changes_base(config, _CONVERTED_INITS):
             hints.append(
                 "PEFT makes a plain LoRA of it where it was trained: `model.save_pretrained(path, "
@@ -123,13 +125,13 @@ def changes_base(config: AdapterConfig, inits: tuple[str, ...] = _BASE_CHANGING_
     return isinstance(init, str) and init.lower().startswith(inits)
 
 
-def shared_settings(sources: Sequence[MergeAdapter]) -> tuple[dict[str, object], list[str]]:
+def shared_settings(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, object], list[str]]:
     """The settings of `SHARED` that the result keeps, and a reason for each on which the adapters differ."""
     settings: dict[str, object] = {}
     reasons = []
     for key, meaning in SHARED.items():
-        values = [getattr(s.factors.config, key) or () for s in sources]
-        having = [s for s, value in zip(sources, values, strict=True) if value]
+        values = [getattr(s.factors.config, key) or () for s in adapters]
+        having = [s for s, value in zip(adapters, values, strict=True) if value]
         if having and len(set(values)) > 1:
             each = ", ".join(f"`{shown(s.label)}`" for s in having)
             reasons.append(f"{each} {meaning}, but not all of these adapters do, or not alike")
@@ -143,12 +145,12 @@ def _has(config: AdapterConfig, key: str) -> bool:
     return value not in (None, False, (), [], {})
 
 
-def _not_recognised(source: MergeAdapter) -> Iterator[TensorSpec]:
+def _not_recognised(adapter: WeightedAdapter) -> Iterator[TensorSpec]:
     """The tensors that are neither factors nor announced by the config."""
     return (
         spec
-        for spec in source.factors.others
-        if recognised(source, spec) is None and not spec.name.endswith(_FOR_TRAINING)
+        for spec in adapter.factors.others
+        if recognised(adapter, spec) is None and not spec.name.endswith(_FOR_TRAINING)
     )
 
 

@@ -10,11 +10,11 @@ from adapterhub.core.errors import shown
 from adapterhub.formats.peft.config import owner
 from adapterhub.weights.lowrank.factors import AdapterFactors
 from adapterhub.weights.merge._carried import config_of
-from adapterhub.weights.merge.plan import Plan
+from adapterhub.weights.merge.plan import MergePlan
 
 
 def merged_config(
-    adapters: Sequence[AdapterFactors], plan: Plan, ranks: Mapping[str, int]
+    adapters: Sequence[AdapterFactors], plan: MergePlan, ranks: Mapping[str, int]
 ) -> tuple[dict[str, object], list[str]]:
     """The config of a merge of `adapters` whose module m has the rank `ranks[m]` in a config; and warnings.
 
@@ -56,7 +56,7 @@ def merged_config(
     return config, warnings
 
 
-def _names(module: str, plan: Plan) -> tuple[str, ...]:
+def _names(module: str, plan: MergePlan) -> tuple[str, ...]:
     """The names that PEFT matches against the patterns of a config to find the rank of a pair."""
     return plan.parameters.get(module) or (owner(module),)
 

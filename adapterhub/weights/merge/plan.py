@@ -8,16 +8,16 @@ from types import ModuleType
 
 from adapterhub.core.errors import shown
 from adapterhub.formats.peft.config import owner
+from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.layouts import Layout, plain_name
 from adapterhub.weights.merge._carried import Carried, carried
 from adapterhub.weights.merge._refusals import own_reasons, refuse, shared_settings, way_out
-from adapterhub.weights.merge.source import MergeAdapter
 
 Refusal = Callable[[Sequence[int]], str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Plan:
+class MergePlan:
     """What is to be merged.
 
     `layouts` has every module, sorted by name. `units` are the modules again, those together whose ranks a config
@@ -34,32 +34,32 @@ class Plan:
     has_bias: bool
 
 
-def plan(sources: Sequence[MergeAdapter], method: ModuleType) -> Plan:
-    """The modules and the other tensors of all sources together, for a merge by the method of that module.
+def plan_merge(adapters: Sequence[WeightedAdapter], method: ModuleType) -> MergePlan:
+    """The modules and the other tensors of all adapters together, for a merge by the method of that module.
 
     Raises:
         MergeRefused: with every reason found.
     """
     nonlinear = "" if getattr(method, "LINEAR", False) else method.__name__.rpartition(".")[2]
-    reasons = [f"`{shown(s.label)}` {reason}" for s in sources for reason in own_reasons(s, nonlinear=nonlinear)]
-    settings, more = shared_settings(sources)
+    reasons = [f"`{shown(s.label)}` {reason}" for s in adapters for reason in own_reasons(s, nonlinear=nonlinear)]
+    settings, more = shared_settings(adapters)
     reasons += more
-    layouts, more = _layouts(sources)
+    layouts, more = _layouts(adapters)
     reasons += more
-    parameters, more = _parameters(sources)
+    parameters, more = _parameters(adapters)
     reasons += more
     depths: dict[str, int] = {}
     for module in layouts:
         depths[plain_name(module)] = depths.get(plain_name(module), 0) + 1
-    found, more = carried(sources, depths)
+    found, more = carried(adapters, depths)
     reasons += more
-    has_bias = any(s.factors.config.lora_bias for s in sources)
+    has_bias = any(s.factors.config.lora_bias for s in adapters)
     reasons += _without_bias(layouts) if has_bias else ()
     refusal: Refusal | None = getattr(method, "refusal", None)
     if refusal is not None:
-        reasons += _refused(sources, layouts, refusal)
-    refuse(reasons, way_out(sources, nonlinear=nonlinear))
-    return Plan(
+        reasons += _refused(adapters, layouts, refusal)
+    refuse(reasons, way_out(adapters, nonlinear=nonlinear))
+    return MergePlan(
         layouts=layouts,
         units=_units(layouts),
         parameters=parameters,
@@ -69,11 +69,11 @@ def plan(sources: Sequence[MergeAdapter], method: ModuleType) -> Plan:
     )
 
 
-def _layouts(sources: Sequence[MergeAdapter]) -> tuple[dict[str, Layout], list[str]]:
+def _layouts(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], list[str]]:
     layouts: dict[str, Layout] = {}
     reasons = []
-    for module in sorted({module for s in sources for module in s.factors.modules}):
-        having = [(s, s.factors.modules[module].layout) for s in sources if module in s.factors.modules]
+    for module in sorted({module for s in adapters for module in s.factors.modules}):
+        having = [(s, s.factors.modules[module].layout) for s in adapters if module in s.factors.modules]
         layouts[module] = having[0][1]
         if len({layout for _, layout in having}) > 1:
             each = ", ".join(f"{layout} in `{shown(s.label)}`" for s, layout in having)
@@ -81,26 +81,28 @@ def _layouts(sources: Sequence[MergeAdapter]) -> tuple[dict[str, Layout], list[s
     return layouts, reasons
 
 
-def _parameters(sources: Sequence[MergeAdapter]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+def _parameters(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """The parameters of each pair that is on one, and where adapters disagree.
 
     PEFT names such pairs by how deep they are nested, which depends on the parameters that are targets: only where
     these are the same is a name the same parameter.
     """
     parameters: dict[str, tuple[str, ...]] = {}
-    first: dict[str, tuple[MergeAdapter, tuple[str, ...], frozenset[str]]] = {}
+    first: dict[str, tuple[WeightedAdapter, tuple[str, ...], frozenset[str]]] = {}
     reasons = []
-    for source in sources:
+    for adapter in adapters:
         pairs: dict[str, list[str]] = {}
-        for module, factors in source.factors.modules.items():
+        for module, factors in adapter.factors.modules.items():
             if factors.parameters:
                 parameters[module] = factors.parameters
                 pairs.setdefault(owner(module), []).append(module)
         for holder, modules in pairs.items():
-            names = source.factors.modules[modules[0]].parameters
-            other, others_names, others_modules = first.setdefault(holder, (source, names, frozenset(modules)))
+            names = adapter.factors.modules[modules[0]].parameters
+            other, others_names, others_modules = first.setdefault(holder, (adapter, names, frozenset(modules)))
             if (names, frozenset(modules)) != (others_names, others_modules):
-                each = f"{_leaves(others_names)} in `{shown(other.label)}`, {_leaves(names)} in `{shown(source.label)}`"
+                each = (
+                    f"{_leaves(others_names)} in `{shown(other.label)}`, {_leaves(names)} in `{shown(adapter.label)}`"
+                )
                 reasons.append(
                     f"`{shown(holder)}` differs in its parameters (target_parameters): {each}; the names of PEFT's "
                     "pairs mean the same only where all adapters have the same parameters"
@@ -120,10 +122,10 @@ def _without_bias(layouts: Mapping[str, Layout]) -> Iterator[str]:
             yield f"`{shown(module)}` is {what}, for which PEFT has no lora_bias, and one of these adapters has"
 
 
-def _refused(sources: Sequence[MergeAdapter], layouts: Mapping[str, Layout], refusal: Refusal) -> Iterator[str]:
+def _refused(adapters: Sequence[WeightedAdapter], layouts: Mapping[str, Layout], refusal: Refusal) -> Iterator[str]:
     """The method's own word on the ranks of every module."""
     for module in layouts:
-        reason = refusal([s.factors.modules[module].rank if module in s.factors.modules else 0 for s in sources])
+        reason = refusal([s.factors.modules[module].rank if module in s.factors.modules else 0 for s in adapters])
         if reason is not None:
             yield f"`{shown(module)}` {reason}"
 

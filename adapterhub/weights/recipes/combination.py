@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.files import digest_of_file
@@ -31,33 +31,33 @@ from adapterhub.weights.recipes.toml.values import MEASURED_PREFIX
 _RECORDED: Final = {"sha256": WEIGHTS_FILE, "config_sha256": CONFIG_FILE}
 """What a recipe records of a folder, and of which file."""
 
+_T = TypeVar("_T")
+
 
 def _empty() -> Mapping[str, Any]:
     return MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ingredient:
-    """An adapter to merge: its folder, how it was named, its weight; its base and digest when it is installed.
+class Ingredient(MergeInput):
+    """An input of a merge with what a recipe and the lineage record of it.
 
-    `files` are the digests of the files of a folder, where a recipe records them.
+    An installed adapter has its `base` and the `digest` of its manifest. `files` holds the recorded digests of the
+    files of a folder.
     """
 
-    folder: Path
-    label: str
-    weight: float
     base: BaseRef = field(default_factory=BaseRef)
     digest: Digest | None = None
     files: Mapping[str, Digest | None] = field(default_factory=_empty)
 
-    def expected(self) -> dict[str, Digest]:
-        """The digests that the files must have, by name: those of the manifest that `digest` names, or `files`.
+    def pinned(self) -> Ingredient:
+        """This ingredient with `expected` filled in, from the manifest that `digest` names and from `files`.
 
-        A folder outside the library is held to its own manifest, if it has one.
+        A folder outside the library must match its own manifest, if it has one.
 
         Raises:
-            DigestMismatch: the manifest in the folder is another one.
-            MalformedManifest: it cannot be read.
+            DigestMismatch: the folder holds another manifest.
+            MalformedManifest: the manifest cannot be read.
         """
         manifest = manifest_in(self.folder)
         if self.digest is not None and (manifest is None or manifest.digest != self.digest):
@@ -65,8 +65,8 @@ class Ingredient:
             raise DigestMismatch(
                 str(self.folder / MANIFEST_FILE), expected=self.digest, actual=actual, hint=REPAIR_HINT
             )
-        recorded = {name: self.files.get(key) for key, name in _RECORDED.items()}
-        return (manifest.digests if manifest else {}) | {name: d for name, d in recorded.items() if d is not None}
+        recorded = _without_none({name: self.files.get(key) for key, name in _RECORDED.items()})
+        return replace(self, expected=(manifest.digests if manifest else {}) | recorded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,9 +201,7 @@ def _run(combination: Combination, out_folder: Path, scratch: Path, progress: Me
     warnings: list[str] = []
     for number, item in enumerate(combination.inputs):
         if isinstance(item, Ingredient):
-            inputs.append(
-                MergeInput(folder=item.folder, label=item.label, weight=item.weight, expected=item.expected())
-            )
+            inputs.append(item.pinned())
             named.append(_named(item))
             continue
         below = scratch / f"inner-{number}"
@@ -232,7 +230,7 @@ def _run(combination: Combination, out_folder: Path, scratch: Path, progress: Me
     return Made(result=result, inner=tuple(inner), warnings=(*warnings, *result.warnings), recipe=_without_none(recipe))
 
 
-def _without_none(value: Mapping[str, object]) -> dict[str, object]:
+def _without_none(value: Mapping[str, _T | None]) -> dict[str, _T]:
     return {key: item for key, item in value.items() if item is not None}
 
 

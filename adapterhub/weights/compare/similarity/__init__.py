@@ -25,10 +25,9 @@ from adapterhub.weights.compare.similarity._module import ModuleComparison, Pair
 from adapterhub.weights.compare.similarity._signs import SAMPLED, Estimate, Share
 from adapterhub.weights.compare.similarity._spectra import ENERGIES, Energies
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.lowrank.factors import AdapterFactors, Layout
+from adapterhub.weights.lowrank.factors import AdapterFactors, Layout, WeightedAdapter
 from adapterhub.weights.merge.methods import cat
-from adapterhub.weights.merge.plan import Plan, plan
-from adapterhub.weights.merge.source import MergeAdapter
+from adapterhub.weights.merge.plan import MergePlan, plan_merge
 
 __all__ = [
     "ENERGIES",
@@ -42,7 +41,6 @@ __all__ = [
     "ModuleComparison",
     "Pair",
     "Share",
-    "Side",
     "compare_adapters",
 ]
 
@@ -57,15 +55,6 @@ KEEPS_THE_BASE: Final = ("gaussian", "eva", "orthogonal", "mica")
 
 CompareProgress = Callable[[int, int], None]
 """Called with the number of modules done and the number of all modules."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Side:
-    """An adapter to compare: its name in messages, its open files, its weight in the forecast of a merge."""
-
-    label: str
-    factors: AdapterFactors
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +114,11 @@ class Comparison:
 
 
 def compare_adapters(
-    sides: Sequence[Side], *, dtype: str = "float32", sampled: int = SAMPLED, progress: CompareProgress | None = None
+    sides: Sequence[WeightedAdapter],
+    *,
+    dtype: str = "float32",
+    sampled: int = SAMPLED,
+    progress: CompareProgress | None = None,
 ) -> Comparison:
     """Compare adapters in every module; one alone has its spectra, and the forecast of storing it anew.
 
@@ -172,14 +165,13 @@ def compare_adapters(
     )
 
 
-def _plan(sides: Sequence[Side]) -> tuple[Plan | None, tuple[str, ...]]:
+def _plan(sides: Sequence[WeightedAdapter]) -> tuple[MergePlan | None, tuple[str, ...]]:
     """What a merge would do, or why it would refuse; refuses only what makes comparing meaningless, in its words."""
-    sources = [MergeAdapter(folder=s.factors.folder, label=s.label, weight=s.weight, factors=s.factors) for s in sides]
-    for source in sources:
+    for source in sides:
         if not _is_its_factors(source.factors):
-            plan([source], cat)
+            plan_merge([source], cat)
     try:
-        return plan([source for source in sources if source.weight], cat), ()
+        return plan_merge([source for source in sides if source.weight], cat), ()
     except MergeRefused as refused:
         return None, refused.reasons
 
@@ -194,7 +186,7 @@ def _is_its_factors(factors: AdapterFactors) -> bool:
     return not isinstance(init, str) or init.lower() in KEEPS_THE_BASE
 
 
-def _layouts(sides: Sequence[Side]) -> tuple[dict[str, Layout], dict[str, str]]:
+def _layouts(sides: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], dict[str, str]]:
     """Layouts of the modules in which all that have one agree, by name; how the others differ."""
     layouts: dict[str, Layout] = {}
     unlike: dict[str, str] = {}
@@ -223,7 +215,7 @@ def _layouts(sides: Sequence[Side]) -> tuple[dict[str, Layout], dict[str, str]]:
     return layouts, unlike
 
 
-def _unmeasurable(sides: Sequence[Side], updates: Sequence[Sequence[LowRank] | None]) -> list[str]:
+def _unmeasurable(sides: Sequence[WeightedAdapter], updates: Sequence[Sequence[LowRank] | None]) -> list[str]:
     """Which updates hold no numbers that can be computed with."""
     reasons = []
     for side, parts in zip(sides, updates, strict=True):
@@ -243,7 +235,7 @@ def _refuse(reasons: Sequence[str]) -> None:
         raise MergeRefused("these adapters cannot be compared", reasons)
 
 
-def _adapter(position: int, side: Side, found: Sequence[ModuleComparison]) -> Adapter:
+def _adapter(position: int, side: WeightedAdapter, found: Sequence[ModuleComparison]) -> Adapter:
     modules = side.factors.modules.values()
     return Adapter(
         label=side.label,
@@ -285,7 +277,7 @@ def _over_all(found: Sequence[ModuleComparison], adapters: Sequence[Adapter], at
 
 
 def _forecast(
-    sides: Sequence[Side], found: Sequence[ModuleComparison], merging: Plan | None, dtype: str
+    sides: Sequence[WeightedAdapter], found: Sequence[ModuleComparison], merging: MergePlan | None, dtype: str
 ) -> Forecast | None:
     """The forecast over the modules that the weighted adapters have; None if they do not add up."""
     used = [i for i, side in enumerate(sides) if side.weight]

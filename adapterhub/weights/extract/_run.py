@@ -18,7 +18,7 @@ from adapterhub.weights.extract._config import extracted_config
 from adapterhub.weights.extract._models import Model
 from adapterhub.weights.extract._pairing import Pairing, Target, unit_of
 from adapterhub.weights.extract._reading import WeightReader, error_of
-from adapterhub.weights.lowrank.algebra import LowRank
+from adapterhub.weights.lowrank.algebra import LowRank, ModuleErrors
 from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, TensorFileWriter
 from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
 from adapterhub.weights.lowrank.randomized import closest
@@ -46,7 +46,7 @@ class LeftOut:
 
 
 @dataclass(slots=True, kw_only=True)
-class Work:
+class ExtractRun:
     """What one extraction reads, what it does, and what it has measured so far.
 
     `savable` are the modules that could be carried whole, `kept` those that are, `limit` the arguments of `closest`.
@@ -64,7 +64,7 @@ class Work:
     dtype: torch.dtype
     progress: ExtractProgress
     ranks: dict[str, int] = field(default_factory=dict)
-    norms: dict[str, tuple[float, float]] = field(default_factory=dict)
+    errors: ModuleErrors = field(default_factory=ModuleErrors)
     turned: bool = False
     rounded: int = 0
     mixed: int = 0
@@ -107,7 +107,7 @@ class Work:
             self.refusals.append(f"`{shown(target.name)}`: its factors are not finite in {FORMAT_DTYPES[self.dtype]}")
             return
         self.mixed += target.base.spec.dtype != target.tuned.spec.dtype
-        self.norms[target.sites[0].module] = error_of(stored, difference.matrix), difference.norm
+        self.errors[target.sites[0].module] = error_of(stored, difference.matrix), difference.norm
         for site in target.sites:
             own = LowRank(a=stored.b.T, b=stored.a.T) if site.is_turned else stored
             pairs = zip(site.layout.names(site.module), (own.a, own.b), site.layout.shapes(own.rank), strict=True)

@@ -20,14 +20,13 @@ from adapterhub.core.errors import MergeRefused, shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
 from adapterhub.weights.catalogue import Method
-from adapterhub.weights.lowrank.algebra import Cut, LowRank, cut, difference_norms, nothing
-from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, TensorFileWriter
+from adapterhub.weights.lowrank.algebra import Cut, LowRank, ModuleErrors, cut, difference_norms, nothing
+from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, TensorFileWriter, WeightedAdapter
 from adapterhub.weights.lowrank.layouts import is_finite
 from adapterhub.weights.merge._carried import remarks
 from adapterhub.weights.merge._refusals import refuse
 from adapterhub.weights.merge.config import merged_config
-from adapterhub.weights.merge.plan import Plan
-from adapterhub.weights.merge.source import MergeAdapter
+from adapterhub.weights.merge.plan import MergePlan
 
 _REUSED_BYTES: Final = 31 << 20  # glibc learns from blocks of less than 32 MB
 _EXPERT: Final = re.compile(r"\.experts\.\d+\.")
@@ -42,7 +41,7 @@ class Merged:
 
 
 @dataclass(slots=True, kw_only=True)
-class Work:
+class MergeRun:
     """What one merge reads, what it does, and what it has measured so far.
 
     `combine` is the method's function, `options` its own options. `rank` and `max_error` go to a method that chooses
@@ -50,8 +49,8 @@ class Work:
     minus the exact sum and that of the exact sum; `cuts` what cutting to a rank lost and what there was.
     """
 
-    sources: Sequence[MergeAdapter]
-    plan: Plan
+    adapters: Sequence[WeightedAdapter]
+    plan: MergePlan
     method: Method
     combine: Callable[..., LowRank]
     options: Mapping[str, object]
@@ -62,8 +61,8 @@ class Work:
     progress: Callable[[int, int], None]
     warnings: list[str] = field(default_factory=list)
     ranks: dict[str, int] = field(default_factory=dict)
-    norms: dict[str, tuple[float, float]] = field(default_factory=dict)
-    cuts: dict[str, tuple[float, float]] = field(default_factory=dict)
+    errors: ModuleErrors = field(default_factory=ModuleErrors)
+    cuts: ModuleErrors = field(default_factory=ModuleErrors)
     refusals: list[str] = field(default_factory=list)
     digests: tuple[Digest, ...] = ()
 
@@ -73,7 +72,7 @@ class Work:
         # a block of this size freed; a third of a merge's time went there. Elsewhere this line does nothing.
         torch.empty(_REUSED_BYTES, dtype=torch.uint8)
         if self.method.is_random:
-            self.digests = tuple(s.factors.weights.digest for s in self.sources)
+            self.digests = tuple(s.factors.weights.digest for s in self.adapters)
         carried = {
             TensorSpec.planned(name, one.spec.dtype, one.spec.shape): one
             # wide numbers first, so that each tensor begins at a multiple of their size
@@ -94,7 +93,7 @@ class Work:
             refuse(self.refusals)
             for spec, one in carried.items():
                 writer.add_chunks(spec, one.source.factors.chunks(one.spec))
-        config, warnings = merged_config([s.factors for s in self.sources], self.plan, self.ranks)
+        config, warnings = merged_config([s.factors for s in self.adapters], self.plan, self.ranks)
         self.warnings += [*warnings, *self._remarks()]
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -114,7 +113,7 @@ class Work:
         updates = self._updates(module)
         if updates is None:
             return None
-        weights = [s.weight for s in self.sources]
+        weights = [s.weight for s in self.adapters]
         name = f"`{shown(module)}`"
         try:
             made = [self._made(module, part, deltas, weights) for part, deltas in enumerate(updates)]
@@ -130,18 +129,16 @@ class Work:
         norms = [difference_norms(deltas, weights, part) for deltas, part in zip(updates, parts, strict=True)]
         if exact_bias is not None and bias is not None:  # one more column of the update, so to say
             norms.append((float((bias.double() - exact_bias).norm()), float(exact_bias.norm())))
-        error, norm = (math.hypot(*column) for column in zip(*norms, strict=True))
+        error, norm = self.errors.record(module, norms)
         if not math.isfinite(error + norm):
             self.refusals.append(f"{name}: the numbers are too large to be measured")
             return None
         if error > 0 and norm == 0:
             self.refusals.append(f"{name}: the exact sum is zero, what `{self.method.name}` makes of it is not")
             return None
-        self.norms[module] = error, norm
         cuts = [(one.lost, one.whole) for one in made if isinstance(one, Cut)]
         if cuts:
-            lost, whole = (math.hypot(*column) for column in zip(*cuts, strict=True))
-            self.cuts[module] = lost, whole
+            self.cuts.record(module, cuts)
         return Merged(parts=parts, bias=bias)
 
     def _bias(self, module: str) -> Tensor | None:
@@ -149,7 +146,7 @@ class Work:
         if not self.plan.has_bias:
             return None
         total = torch.zeros(self.plan.layouts[module].out, dtype=torch.float64)
-        for source in self.sources:
+        for source in self.adapters:
             bias = source.factors.bias(module) if module in source.factors.modules else None
             if bias is not None:
                 total += source.weight * bias
@@ -175,7 +172,7 @@ class Work:
         layout = self.plan.layouts[module]
         of_sources: list[Sequence[LowRank]] = []
         bad = []
-        for source in self.sources:
+        for source in self.adapters:
             factors = source.factors
             if module not in factors.modules:
                 of_sources.append([nothing(layout.part_out, layout.width)] * layout.parts)
@@ -209,16 +206,16 @@ class Work:
         return specs
 
     def _largest_rank(self, module: str) -> int:
-        stacked = sum(s.factors.modules[module].rank for s in self.sources if module in s.factors.modules)
+        stacked = sum(s.factors.modules[module].rank for s in self.adapters if module in s.factors.modules)
         return max(stacked, self.plan.layouts[module].full_rank)
 
     def _remarks(self) -> list[str]:
         """What a user should know about the result besides its error."""
         found = list(remarks(self.plan.carried))
-        empty = [module for module, (_, norm) in self.norms.items() if norm == 0]
+        empty = [module for module, (_, norm) in self.errors.items() if norm == 0]
         if empty:
             found.append(
-                f"{len(empty)} of {len(self.norms)} modules add up to nothing and are kept as zero updates, "
+                f"{len(empty)} of {len(self.errors)} modules add up to nothing and are kept as zero updates, "
                 f"`{shown(empty[0])}` first"
             )
         if len({rank for module, rank in self.ranks.items() if _EXPERT.search(module)}) > 1:
