@@ -59,6 +59,12 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
 
 
+def first_lines(lines: Sequence[str], most: int) -> list[str]:
+    """The first `most` of the lines, and a line that counts the rest."""
+    rest = len(lines) - most
+    return [*lines[:most], *([f"and {rest} more"] if rest > 0 else [])]
+
+
 class AdapterHubError(Exception):
     """A refusal in plain words. `hint` is a command or step that would help; it may be empty."""
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from adapterhub.core.errors import Incompatible, shown
+from adapterhub.core.errors import Incompatible, first_lines, shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
 from adapterhub.weights.extract._config import extracted_config
@@ -185,7 +185,4 @@ class ExtractRun:
 
 def listing(head: str, lines: Sequence[str]) -> str:
     """A message: the head, and one line each, up to a limit."""
-    rest = len(lines) - MOST_LISTED
-    return "\n".join(
-        [head, *(f"  {line}" for line in lines[:MOST_LISTED]), *([f"  and {rest} more"] if rest > 0 else [])]
-    )
+    return "\n".join([head, *(f"  {line}" for line in first_lines(lines, MOST_LISTED))])

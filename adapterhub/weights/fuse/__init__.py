@@ -149,12 +149,12 @@ def prepare(
     adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float],
     out_folder: Path,
     *,
+    reading: Progress | None = None,
     library: LibraryLike = None,
     base: BaseSpec | str | None = None,
     weights: Sequence[float] | None = None,
     dtype: str | None = None,
     allow_base_mismatch: bool = False,
-    reading: Progress | None = None,
 ) -> Fusion:
     """Find adapters and base, compare them, and find the place of everything; nothing is written.
 

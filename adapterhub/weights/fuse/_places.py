@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from adapterhub.core.errors import BaseMismatch, MergeRefused, shown
+from adapterhub.core.errors import BaseMismatch, MergeRefused, first_lines, shown
 from adapterhub.formats.modules.base_names import BaseNames
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.safetensors.facts import TensorFacts
@@ -21,6 +21,7 @@ from adapterhub.weights.fuse._source import FuseAdapter
 from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 from adapterhub.weights.lowrank.layouts import NESTED
 from adapterhub.weights.lowrank.pairs import Factors
+from adapterhub.weights.lowrank.settings import trained_rows
 
 LISTED: Final = 200
 _KEEP: Final = "keep the adapter beside its base, where PEFT adds it at run time"
@@ -194,7 +195,7 @@ class _Planner:
 
     def _take_rows(self, module: str, spec: TensorSpec) -> None:
         facts = self._named(f"{module}.weight")
-        tokens = self._tokens(module)
+        tokens = trained_rows(self.source.config, module)
         if facts is None:
             self._refuse_absent(module, self.names.here(module), None)
         elif not self._is_plain(module, facts):
@@ -237,12 +238,6 @@ class _Planner:
             if any(path.endswith(entries) for path in paths) and (change is None or change.whole is None):
                 self._refuse(name, "is to be replaced whole (modules_to_save), and the adapter has no tensor for it")
 
-    def _tokens(self, module: str) -> tuple[int, ...]:
-        indices = self.source.config.trainable_token_indices
-        if isinstance(indices, Mapping):
-            return next((rows for name, rows in indices.items() if module.endswith(name)), ())
-        return indices or ()
-
     # ------------------------------------------------------------ tied tensors
     def look_at_ties(self) -> None:
         """Refuse what would change a tensor that the loaded model uses in two places, unless both change alike."""
@@ -279,9 +274,12 @@ class _Planner:
         if self.reasons:
             listed = [*self.reasons, *self.misfits, *self._lacking()]
             hint = _KEEP + (_UNTIE if any("tied" in reason for reason in self.reasons) else "")
-            raise MergeRefused(f"{label} cannot be fused into {base}", _limited(listed), hint=hint)
+            raise MergeRefused(f"{label} cannot be fused into {base}", first_lines(listed, LISTED), hint=hint)
         if self.misfits or self.lacking:
-            lines = [f"{label} is made for another base than {base}", *_limited([*self._lacking(), *self.misfits])]
+            lines = [
+                f"{label} is made for another base than {base}",
+                *first_lines([*self._lacking(), *self.misfits], LISTED),
+            ]
             raise BaseMismatch("\n  ".join(lines), hint="give the base that it was trained on with `--base`")
 
     def _lacking(self) -> list[str]:
@@ -319,12 +317,4 @@ class _Planner:
 
 
 def _same_bytes(one: Taken, other: Taken) -> bool:
-    if (one.spec.dtype, one.spec.shape) != (other.spec.dtype, other.spec.shape):
-        return False
-    pieces = zip(one.source.factors.chunks(one.spec), other.source.factors.chunks(other.spec), strict=True)
-    return all(left == right for left, right in pieces)
-
-
-def _limited(reasons: Sequence[str]) -> list[str]:
-    rest = len(reasons) - LISTED
-    return [*reasons[:LISTED], *([f"and {rest} more"] if rest > 0 else [])]
+    return one.source.factors.same_bytes(one.spec, other.source.factors, other.spec)

@@ -11,21 +11,14 @@ from adapterhub.formats.modules.base_names import BaseNames
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.trust.verify import Subject
 from adapterhub.weights.lowrank.factors import WeightedAdapter
+from adapterhub.weights.lowrank.settings import VARIANTS, changes_base, has_setting, may_change_base
 
-_VARIANTS: Final[Mapping[str, str]] = {
+_UNFUSABLE: Final[Mapping[str, str]] = {
     "alora_invocation_tokens": "is switched on by tokens in the prompt (aLoRA), which a weight cannot be",
     "layer_replication": "repeats layers of the base (layer_replication), which its files hold once",
-    "use_qalora": "pools its inputs (QALoRA)",
-    "use_bdlora": "has block-diagonal factors (BD-LoRA)",
-    "arrow_config": "routes between other adapters (Arrow), anew for each token",
-    "kasa_config": "cuts directions out of the base weights (KaSA)",
-    "monteclora_config": "samples its weights (MonteCLoRA)",
     "velora_config": "compresses its inputs (VeLoRA)",
-    "megatron_config": "is made for Megatron's parallel layers",
-    "ensure_weight_tying": "ties the factors of two layers to each other (ensure_weight_tying)",
+    **VARIANTS,
 }
-_BASE_CHANGING_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_HARMLESS_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,16 +40,16 @@ def own_reasons(subject: Subject, *, is_alone: bool) -> Iterator[str]:
     if not config.is_lora:
         yield f"is of type {shown(config.peft_type)}, expected LORA"
         return
-    for key, reason in _VARIANTS.items():
-        if (getattr(config, key, None) or config.extra.get(key)) not in (None, False, (), [], {}):
+    for key, reason in _UNFUSABLE.items():
+        if has_setting(config, key):
             yield reason
     init = config.init_lora_weights
-    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+    if changes_base(config):
         yield (
             f"was initialised from the base weights (init_lora_weights {shown(init)}) and changed them: its update is "
             "relative to those. PEFT saves it as a plain LoRA with `path_initial_model_for_weight_conversion`"
         )
-    elif isinstance(init, str) and init.lower() not in _HARMLESS_INITS:
+    elif may_change_base(config):
         yield f"has an initialisation that is not known here ({shown(init)}); it may have changed the base"
     for spec in keys.others:
         yield f"holds `{shown(spec.name)}`, which its config does not account for"

@@ -138,6 +138,12 @@ class AdapterFactors:
         """The bytes of one tensor of any dtype, a few megabytes at a time."""
         return self.weights.chunks(spec.start, spec.end, _CHUNK_BYTES)
 
+    def same_bytes(self, spec: TensorSpec, other: AdapterFactors, other_spec: TensorSpec) -> bool:
+        """Whether a tensor has the dtype, shape and bytes of one of another adapter."""
+        if (spec.dtype, spec.shape) != (other_spec.dtype, other_spec.shape):
+            return False
+        return all(one == two for one, two in zip(self.chunks(spec), other.chunks(other_spec), strict=True))
+
     def is_finite(self, spec: TensorSpec) -> bool:
         """Whether no number of one tensor is NaN or infinite."""
         dtype = _CHECKED_DTYPES.get(spec.dtype)

@@ -17,6 +17,7 @@ from adapterhub.formats.peft.config import AdapterConfig, saved_name
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.layouts import NESTED, PEFT_PREFIX, plain_name
+from adapterhub.weights.lowrank.settings import trained_rows
 
 What = Literal["module", "bias", "rows", "copy"]
 
@@ -76,7 +77,7 @@ def recognised(source: WeightedAdapter, spec: TensorSpec) -> Carried | None:
         return Carried(what="module", name=name, module=module, entry=entry, source=source, spec=spec)
     if name.endswith(_ROWS) and config.trainable_token_indices is not None:
         module = name.removesuffix(_ROWS)
-        tokens = _tokens(config, module)
+        tokens = trained_rows(config, module)
         if len(spec.shape) == 2 and len(tokens) == spec.shape[0]:  # noqa: PLR2004 - rows of a matrix
             return Carried(what="rows", name=name, module=module, entry=module, source=source, spec=spec, tokens=tokens)
         return None
@@ -184,14 +185,6 @@ def _is_embedding(source: WeightedAdapter, module: str) -> bool:
     return factors is not None and factors.layout.kind == "embedding"
 
 
-def _tokens(config: AdapterConfig, module: str) -> tuple[int, ...]:
-    """The rows of `module` that the adapter trained."""
-    indices = config.trainable_token_indices
-    if isinstance(indices, Mapping):
-        return next((rows for name, rows in indices.items() if module.endswith(name)), ())
-    return indices or ()
-
-
 def _frozen(indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None) -> object:
     return tuple(sorted(indices.items())) if isinstance(indices, Mapping) else indices
 
@@ -199,10 +192,8 @@ def _frozen(indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None) -> 
 def _is_same(first: Carried, second: Carried) -> bool:
     if second is first:
         return True
-    if (second.spec.dtype, second.spec.shape, second.tokens) != (first.spec.dtype, first.spec.shape, first.tokens):
-        return False
-    pieces = zip(first.source.factors.chunks(first.spec), second.source.factors.chunks(second.spec), strict=True)
-    return all(left == right for left, right in pieces)
+    factors, others = first.source.factors, second.source.factors
+    return first.tokens == second.tokens and factors.same_bytes(first.spec, others, second.spec)
 
 
 def _of_what(one: Carried) -> str:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from adapterhub.core.errors import MergeRefused, shown
-from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.core.errors import MergeRefused, first_lines, shown
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
+from adapterhub.weights.lowrank.settings import CONVERTIBLE_INITS, VARIANTS, changes_base, has_setting, may_change_base
 from adapterhub.weights.merge._carried import recognised
 
 MODULES_SHOWN = 200
@@ -22,21 +22,9 @@ SHARED: Final[Mapping[str, str]] = {
 }
 """Settings under which updates add up as long as all adapters have the same; and what they mean."""
 
-_VARIANTS: Final[Mapping[str, str]] = {
-    "use_dora": "uses DoRA, whose magnitudes do not add up",
-    "use_qalora": "pools its inputs (QALoRA)",
-    "use_bdlora": "has block-diagonal factors (BD-LoRA)",
-    "arrow_config": "routes between adapters (Arrow)",
-    "kasa_config": "cuts directions out of the base weights (KaSA)",
-    "monteclora_config": "samples its weights (MonteCLoRA)",
-    "megatron_config": "is made for Megatron's parallel layers",
-    "ensure_weight_tying": "ties factors of two layers to each other (ensure_weight_tying)",
-}
+UNMERGEABLE: Final[Mapping[str, str]] = {"use_dora": "uses DoRA, whose magnitudes do not add up", **VARIANTS}
 _LORA: Final = ".lora_"
 _FOR_TRAINING: Final = ".lora_velora_embed"  # what VeLoRA squeezes inputs with for the backward pass; forward is plain
-_CONVERTED_INITS: Final = ("pissa", "olora", "corda", "lora_ga")
-_BASE_CHANGING_INITS: Final = (*_CONVERTED_INITS, "loftq")
-_HARMLESS_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
 
 _KINDS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r".*lora_magnitude_vector.*"), "a DoRA magnitude"),
@@ -55,9 +43,7 @@ def refuse(reasons: Sequence[str], hint: str = "") -> None:
         MergeRefused: with the reasons.
     """
     if reasons:
-        rest = len(reasons) - MODULES_SHOWN
-        listed = [*reasons[:MODULES_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
-        raise MergeRefused("these adapters cannot be merged", listed, hint=hint)
+        raise MergeRefused("these adapters cannot be merged", first_lines(reasons, MODULES_SHOWN), hint=hint)
 
 
 def foreign(adapter: WeightedAdapter) -> Iterator[str]:
@@ -80,7 +66,7 @@ def own_reasons(adapter: WeightedAdapter, *, nonlinear: str = "") -> Iterator[st
     config = adapter.factors.config
     if config.peft_type != "LORA":
         return
-    variants = [reason for key, reason in _VARIANTS.items() if _has(config, key)]
+    variants = [reason for key, reason in UNMERGEABLE.items() if has_setting(config, key)]
     yield from variants
     if config.lora_bias and nonlinear:
         yield f"trained a bias inside its factors (lora_bias), which `{nonlinear}` has no rule for"
@@ -90,7 +76,7 @@ def own_reasons(adapter: WeightedAdapter, *, nonlinear: str = "") -> Iterator[st
             f"was initialised from the base weights (init_lora_weights {shown(init)}) and changed them; its update is "
             "relative to those, not to the base"
         )
-    elif isinstance(init, str) and init.lower() not in _HARMLESS_INITS:
+    elif may_change_base(config):
         yield f"has an initialisation that is not known here ({shown(init)}); it may have changed the base weights"
     for module, reason in adapter.factors.unclear.items():
         yield f"holds a pair on `{shown(module)}` that {reason}"
@@ -109,7 +95,7 @@ def way_out(adapters: Sequence[WeightedAdapter], *, nonlinear: str = "") -> str:
             hints.append(
                 f"a DoRA adapter is exact in a whole model: `adapt fuse {shown(adapter.label)} --into ./fused`"
             )
-        elif changes_base(config, _CONVERTED_INITS):
+        elif changes_base(config, CONVERTIBLE_INITS):
             hints.append(
                 "PEFT makes a plain LoRA of it where it was trained: `model.save_pretrained(path, "
                 "path_initial_model_for_weight_conversion=initial)`, `initial` being a folder of the untrained adapter"
@@ -117,12 +103,6 @@ def way_out(adapters: Sequence[WeightedAdapter], *, nonlinear: str = "") -> str:
         elif config.lora_bias and nonlinear:
             hints.append("`--method cat` and `--method svd` add up biases as well")
     return "; ".join(dict.fromkeys(hints))
-
-
-def changes_base(config: AdapterConfig, inits: tuple[str, ...] = _BASE_CHANGING_INITS) -> bool:
-    """Whether the adapter is relative to weights that its initialisation changed."""
-    init = config.init_lora_weights
-    return isinstance(init, str) and init.lower().startswith(inits)
 
 
 def shared_settings(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, object], list[str]]:
@@ -138,11 +118,6 @@ def shared_settings(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, obje
         elif having:
             settings[key] = [list(v) if isinstance(v, tuple) else v for v in values[0]]
     return settings, reasons
-
-
-def _has(config: AdapterConfig, key: str) -> bool:
-    value = getattr(config, key, None) or config.extra.get(key)
-    return value not in (None, False, (), [], {})
 
 
 def _not_recognised(adapter: WeightedAdapter) -> Iterator[TensorSpec]:

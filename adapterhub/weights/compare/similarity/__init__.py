@@ -26,6 +26,7 @@ from adapterhub.weights.compare.similarity._signs import SAMPLED, Estimate, Shar
 from adapterhub.weights.compare.similarity._spectra import ENERGIES, Energies
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import AdapterFactors, Layout, WeightedAdapter
+from adapterhub.weights.lowrank.settings import CHANGES_THE_UPDATE, has_setting, may_change_base
 from adapterhub.weights.merge.methods import cat
 from adapterhub.weights.merge.plan import MergePlan, plan_merge
 
@@ -46,12 +47,6 @@ __all__ = [
 
 LARGEST: Final = 1e100
 """Sums of squares of updates whose entries are at most this are far from the end of float64."""
-
-CHANGES_THE_UPDATE: Final = ("use_dora", "use_qalora", "use_bdlora", "kasa_config", "monteclora_config")
-"""Settings under which a module's update is not `scale * B A`."""
-
-KEEPS_THE_BASE: Final = ("gaussian", "eva", "orthogonal", "mica")
-"""Initialisations that leave the base as it was; an update made from another one may be relative to a changed base."""
 
 CompareProgress = Callable[[int, int], None]
 """Called with the number of modules done and the number of all modules."""
@@ -179,11 +174,9 @@ def _plan(sides: Sequence[WeightedAdapter]) -> tuple[MergePlan | None, tuple[str
 def _is_its_factors(factors: AdapterFactors) -> bool:
     """Whether the update of each module is `scale * B A`, and of the base as it is named."""
     config = factors.config
-    settings = (getattr(config, key, None) or config.extra.get(key) for key in CHANGES_THE_UPDATE)
-    if config.peft_type != "LORA" or not factors.modules or any(settings):
+    if config.peft_type != "LORA" or not factors.modules or may_change_base(config):
         return False
-    init = config.init_lora_weights
-    return not isinstance(init, str) or init.lower() in KEEPS_THE_BASE
+    return not any(has_setting(config, key) for key in CHANGES_THE_UPDATE)
 
 
 def _layouts(sides: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], dict[str, str]]:

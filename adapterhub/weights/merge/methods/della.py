@@ -39,27 +39,14 @@ def merge(  # noqa: PLR0913 - the options of a method are its parameters
     majority: Literal["total", "frequency", "none"] = "total",
     rescale: Literal["probability", "norm", "none"] = "probability",
     normalize: bool = False,
+    generators: Generators = None,
     rank: int | None = None,
     max_error: float | None = None,
-    generators: Generators = None,
 ) -> Cut:
-    """The merged update; of the summed rank unless `rank` or `max_error` says otherwise.
-
-    With density 1 nothing is dropped, whatever epsilon. `generators` draw the masks, one for each update; without them
-    they are seeded 0, 1, 2 … by position.
-
-    Raises:
-        UsageProblem: an option out of range, or rank and max_error are both given.
-    """
-    return merged(
-        deltas,
-        weights,
-        pruning=_mag_prune(density, epsilon, rescale),
-        fusion=Fusion(majority=None if majority == "none" else majority, weights_vote=True, normalize=normalize),
-        rank=rank,
-        max_error=max_error,
-        generators=generators,
-    )
+    """The merged update, as `spaces.delta.merged` cuts it; density 1 drops nothing, whatever epsilon is."""
+    pruning = _mag_prune(density, epsilon, rescale)
+    fusion = Fusion(majority=None if majority == "none" else majority, weights_vote=True, normalize=normalize)
+    return merged(deltas, weights, pruning, fusion, rank=rank, max_error=max_error, generators=generators)
 
 
 def _mag_prune(density: float, epsilon: float, rescale: Rescale) -> Pruning | None:

@@ -80,11 +80,14 @@ class Fusion:
     that more of them have; a draw is a plus and zeros have no sign. By PEFT's convention they vote without weights and
     their weighted sum is divided by how many agree. With `weights_vote`, mergekit's, they vote with weights and their
     weighted sum stays a sum, or with `normalize` is divided by the sum of the weights of those that agree.
+
+    The result is multiplied by `gain` after the cut.
     """
 
     majority: Literal["total", "frequency"] | None = None
     weights_vote: bool = False
     normalize: bool = False
+    gain: float = 1.0
 
     def __post_init__(self) -> None:
         if self.majority not in ("total", "frequency", None):
@@ -131,17 +134,17 @@ class Fusion:
 def merged(
     deltas: Sequence[LowRank],
     weights: Sequence[float],
-    *,
     pruning: Pruning | None,
     fusion: Fusion,
+    *,
     rank: int | None,
     max_error: float | None,
     generators: Generators = None,
-    gain: float = 1.0,
 ) -> Cut:
-    """The fused update times `gain`, cut to a rank (by default the sum of the ranks that take part) or an error.
+    """The fused update, cut to a rank (by default the sum of the ranks that take part) or to a relative error.
 
-    What is a mere sum, or one update that nothing is taken from, is cut as it is and never formed densely.
+    A plain sum, and a single update that loses nothing, are cut from their factors and never formed densely.
+    `generators` draw the masks, one for each update; without them they are seeded 0, 1, 2 … by position.
 
     Raises:
         UsageProblem: rank and max_error are both given, or one is out of range.
@@ -155,7 +158,7 @@ def merged(
     if not parts:
         return cut(nothing(out, width, 1), rank=1)
     if pruning is None and (fusion.is_sum or (len(parts) == 1 and not fusion.normalize)):
-        whole = stack([delta for delta, _ in parts], [weight * gain for _, weight in parts])
+        whole = stack([delta for delta, _ in parts], [weight * fusion.gain for _, weight in parts])
         return cut(whole, rank=rank, max_error=max_error)
     drawing = [
         generator
@@ -168,7 +171,7 @@ def merged(
     most = 1.0 if fusion.normalize else max(abs(weight) for _, weight in parts)
     fused = _fused(updates, [weight / most for _, weight in parts], pruning, fusion)
     found = closest(fused, rank=rank, max_error=max_error)
-    factor = unit * gain * most
+    factor = unit * fusion.gain * most
     root = math.sqrt(factor)
     return replace(found, a=found.a * root, b=found.b * root, lost=found.lost * factor, whole=found.whole * factor)
 

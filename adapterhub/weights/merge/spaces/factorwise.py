@@ -14,7 +14,15 @@ from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused
 from adapterhub.weights.lowrank.algebra import LowRank, nothing
-from adapterhub.weights.merge.spaces.prune import DisjointMean, Majority, SignVote, by_position
+from adapterhub.weights.merge.spaces.prune import (
+    DisjointMean,
+    Majority,
+    SignVote,
+    by_position,
+    check_density,
+    magnitude_keep,
+    random_keep,
+)
 
 Prune = Callable[[Tensor, torch.Generator], Tensor]
 """A factor and the source of its mask in, the factor with some numbers set to 0 out."""
@@ -73,12 +81,36 @@ def weighted_sum(factors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total
 
 
-def elected_mean(factors: Sequence[Tensor], weights: Sequence[float], majority: Majority) -> Tensor:
+def elected_mean(majority: Majority) -> Add:
     """For each entry the sign that the unweighted factors elect, and the mean of weight * factor over those of it."""
-    vote = SignVote(majority)
-    for factor in factors:
-        vote.add(factor)
-    mean = DisjointMean(vote.signs())
-    for factor, weight in zip(factors, weights, strict=True):
-        mean.add(factor, weight)
-    return mean.mean()
+
+    def add(factors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        vote = SignVote(majority)
+        for factor in factors:
+            vote.add(factor)
+        mean = DisjointMean(vote.signs())
+        for factor, weight in zip(factors, weights, strict=True):
+            mean.add(factor, weight)
+        return mean.mean()
+
+    return add
+
+
+def trimmed(density: float) -> Prune:
+    """Keeps the largest numbers of a factor, in their own dtype.
+
+    Raises:
+        UsageProblem: a density out of range.
+    """
+    check_density(density)
+    return lambda factor, _source: magnitude_keep(factor, density)
+
+
+def dropped(density: float) -> Prune:
+    """Keeps numbers of a factor at random and divides them by `density` (DARE), in float64.
+
+    Raises:
+        UsageProblem: a density out of range.
+    """
+    check_density(density)
+    return lambda factor, source: random_keep(factor.double(), density, source).div_(density)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.core.digests import parse_digest
-from adapterhub.core.errors import Malformed, SpecError, UsageProblem, shown
+from adapterhub.core.errors import Malformed, SpecError, UsageProblem, first_lines, shown
 from adapterhub.core.specs import AdapterSpec, names_folder, parse_name, parse_version
 from adapterhub.weights.catalogue import Method, describe, names
 from adapterhub.weights.recipes.toml.values import (
@@ -58,9 +58,8 @@ def step_from(holder: Mapping[str, Any], path: str, *, inputs_by: str = "spec") 
 
 def malformed(where: str, problems: Sequence[str]) -> Malformed:
     """The refusal of a recipe for these problems."""
-    rest = len(problems) - PROBLEMS_SHOWN
-    lines = [*problems[:PROBLEMS_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
-    return Malformed("\n".join([f"{shown(where, 200)}: not a usable recipe", *(f"  {line}" for line in lines)]))
+    lines = [f"  {line}" for line in first_lines(problems, PROBLEMS_SHOWN)]
+    return Malformed("\n".join([f"{shown(where, 200)}: not a usable recipe", *lines]))
 
 
 _STEP_KEYS: Final = ("method", "dtype", "seed", "options", "inputs")
