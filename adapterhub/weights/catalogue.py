@@ -78,19 +78,19 @@ class Method:
     is_random: bool
     chooses_rank: bool
 
-    def converted(self, given: Mapping[str, object]) -> dict[str, object]:
+    def converted(self, options: Mapping[str, object]) -> dict[str, object]:
         """The options in `given`, each as its type.
 
         Raises:
             UsageProblem: one that the method does not have, or that is not of its type.
         """
         known = {option.name: option for option in self.options}
-        unknown = [key for key in given if key not in known]
+        unknown = [key for key in options if key not in known]
         if unknown:
             takes = f"takes {', '.join(known)}" if known else "takes no options"
             hint = "`adapt merge --methods` lists every method with its options"
             raise UsageProblem(f"method `{self.name}` {takes}, not {', '.join(map(shown, unknown))}", hint=hint)
-        return {key: known[key].convert(value) for key, value in given.items()}
+        return {key: known[key].convert(value) for key, value in options.items()}
 
 
 @cache

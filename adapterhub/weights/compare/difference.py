@@ -67,7 +67,7 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Apart:
+class Distance:
     """How far one module, or one tensor that is no factor, is apart: norms of both and of their difference.
 
     A side that does not have it counts as zero and is None. `relative` is to the first, None where that is zero.
@@ -96,9 +96,9 @@ class Weights:
     `caveats` say what the figures leave out, such as the magnitudes of DoRA.
     """
 
-    whole: Apart
-    modules: tuple[Apart, ...]
-    others: tuple[Apart, ...]
+    whole: Distance
+    modules: tuple[Distance, ...]
+    others: tuple[Distance, ...]
     unlike: Mapping[str, str]
     caveats: tuple[str, ...]
 
@@ -251,8 +251,8 @@ def _manifest(manifest: Manifest) -> dict[str, Any]:
 
 def _is_default(field: Field) -> bool:
     """Whether one has a setting that says no more than that the other lacks it."""
-    given = [value for value in (field.first, field.second) if value is not ABSENT]
-    return len(given) == 1 and (not given[0] or given[0] == _SAYS_NOTHING.get(field.name, ABSENT))
+    present = [value for value in (field.first, field.second) if value is not ABSENT]
+    return len(present) == 1 and (not present[0] or present[0] == _SAYS_NOTHING.get(field.name, ABSENT))
 
 
 def _fields(first: Mapping[str, Any], second: Mapping[str, Any], unordered: frozenset[str]) -> Iterator[Field]:
@@ -280,20 +280,20 @@ def _weights(sides: tuple[Side, Side], opened: tuple[Listing, Listing], progress
         rule = _rule(one, other)
         theirs = {rule.apply(module): module for module in other.modules}
         unlike: dict[str, str] = {}
-        modules: list[Apart] = []
+        modules: list[Distance] = []
         for module in sorted({*one.modules, *theirs}):
             mine, yours = one.modules.get(module), other.modules.get(theirs.get(module, ""))
             if mine and yours and mine.layout != yours.layout:
                 unlike[module] = f"{mine.layout} in the first, {yours.layout} in the second"
             else:
                 parts = one.parts(module) if mine else (), other.parts(theirs[module]) if yours else ()
-                modules.append(_apart(module, *parts))
+                modules.append(_distance(module, *parts))
             if progress is not None:
                 progress(1)
         others, unlike_others = _others(one, other, rule)
         caveats = tuple(_caveats((first, one), (second, other)))
     modules.sort(key=lambda m: (-m.apart, m.name))
-    whole = Apart(
+    whole = Distance(
         name="",
         first=math.hypot(*(m.first or 0.0 for m in modules)),
         second=math.hypot(*(m.second or 0.0 for m in modules)),
@@ -308,24 +308,24 @@ def _rule(one: AdapterFactors, other: AdapterFactors) -> Rule:
     return rule if len({rule.apply(module) for module in other.modules}) == len(other.modules) else Rule()
 
 
-def _apart(module: str, first: Sequence[LowRank], second: Sequence[LowRank]) -> Apart:
+def _distance(module: str, first: Sequence[LowRank], second: Sequence[LowRank]) -> Distance:
     if not first or not second:
         norm = math.hypot(*(frobenius_norm(part) for part in (*first, *second)))
-        return Apart(name=module, first=norm if first else None, second=norm if second else None, apart=norm)
+        return Distance(name=module, first=norm if first else None, second=norm if second else None, apart=norm)
     apart, mine, yours = [], [], []
     for one, other in zip(first, second, strict=True):
         error, norm = difference_norms([one], [1.0], other)
         apart.append(error)
         mine.append(norm)
         yours.append(difference_norms([other], [1.0], other)[1])
-    return Apart(name=module, first=math.hypot(*mine), second=math.hypot(*yours), apart=math.hypot(*apart))
+    return Distance(name=module, first=math.hypot(*mine), second=math.hypot(*yours), apart=math.hypot(*apart))
 
 
-def _others(one: AdapterFactors, other: AdapterFactors, rule: Rule) -> tuple[tuple[Apart, ...], dict[str, str]]:
+def _others(one: AdapterFactors, other: AdapterFactors, rule: Rule) -> tuple[tuple[Distance, ...], dict[str, str]]:
     """Tensors that are no factor (saved modules, magnitudes, biases), compared number by number."""
     mine = _named(one, Rule())
     yours = _named(other, rule)
-    found: list[Apart] = []
+    distances: list[Distance] = []
     unlike: dict[str, str] = {}
     for name in sorted(mine.keys() | yours.keys()):
         a, b = mine.get(name), yours.get(name)
@@ -343,8 +343,8 @@ def _others(one: AdapterFactors, other: AdapterFactors, rule: Rule) -> tuple[tup
         else:
             difference = first if first is not None else second  # type: ignore[assignment]  # one of the two is there
         norms = [None if t is None else float(t.norm()) for t in (first, second)]
-        found.append(Apart(name=name, first=norms[0], second=norms[1], apart=float(difference.norm())))
-    return tuple(found), unlike
+        distances.append(Distance(name=name, first=norms[0], second=norms[1], apart=float(difference.norm())))
+    return tuple(distances), unlike
 
 
 def _named(factors: AdapterFactors, rule: Rule) -> dict[str, TensorSpec]:

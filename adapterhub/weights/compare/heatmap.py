@@ -127,7 +127,7 @@ def panels_of(comparison: Comparison) -> tuple[Panel, ...]:
         )
 
     def folded(fold: Callable[[list[float]], float]) -> Callable[[ModuleComparison], float | None]:
-        return lambda module: fold(found) if (found := cosines(module)) else None
+        return lambda module: fold(values) if (values := cosines(module)) else None
 
     folds = {
         "mean cosine of all pairs": folded(lambda values: math.fsum(values) / len(values)),
@@ -153,11 +153,11 @@ def _panels(
     for value in values.values():
         cells: dict[tuple[int | None, str], list[float]] = {}
         for module in modules:
-            found, place = value(module), places[module.module]
-            if found is not None:
-                cells.setdefault((place.layer, place.kind), []).append(found)
+            number, place = value(module), places[module.module]
+            if number is not None:
+                cells.setdefault((place.layer, place.kind), []).append(number)
         grids.append(tuple(tuple(_mean(cells.get((layer, kind), ())) for kind in kinds) for layer in layers))
-    told = [abs(cell) for grid in grids for row in grid for cell in row if cell is not None]
+    magnitudes = [abs(cell) for grid in grids for row in grid for cell in row if cell is not None]
     return tuple(
         Panel(
             title=title,
@@ -165,7 +165,7 @@ def _panels(
             columns=tuple(names[kind] for kind in kinds),
             values=grid,
             is_signed=is_signed,
-            limit=max([least, *told]) or 1.0,
+            limit=max([least, *magnitudes]) or 1.0,
         )
         for title, grid in zip(values, grids, strict=True)
     )

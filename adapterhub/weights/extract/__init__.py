@@ -100,8 +100,8 @@ class ExtractOptions:
 
     def to_json(self) -> dict[str, object]:
         """What was given, but for the dtype."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dtype"}
-        return {name: value for name, value in given.items() if value is not None and value is not False}
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dtype"}
+        return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
 def extract(
@@ -127,7 +127,7 @@ def extract(
     savable = kept_whole(pairing)
     kept = savable if options.save_rest else {}
     standing = [] if options.skip_unequal else [o for o in pairing.unequal if unit_of(o.name) not in kept]
-    _check(pairing, before, after, standing)
+    _check_pairing(pairing, before, after, standing)
     run = ExtractRun(
         base=before,
         tuned=after,
@@ -174,8 +174,8 @@ def model_record(bases: Bases, spec: BaseSpec | str, *, progress: Progress | Non
     """
     record = bases.find(spec, progress=progress)
     if record.alias and record.path is not None:  # a folder that was looked at has no alias
-        seen = bases.look(record.path, progress=progress)
-        if seen.fingerprint.weights != record.fingerprint.weights:
+        current = bases.look(record.path, progress=progress)
+        if current.fingerprint.weights != record.fingerprint.weights:
             raise BaseMismatch(
                 f"`{record.path}` holds other weights than those registered as `{record.alias}`",
                 hint=f"`adapt base remove {record.alias}` and `adapt base add {record.path}` register them anew",
@@ -207,7 +207,7 @@ def _result(run: ExtractRun, out_folder: Path, options: ExtractOptions) -> Extra
     )
 
 
-def _check(pairing: Pairing, base: Model, tuned: Model, unequal: list[Other]) -> None:
+def _check_pairing(pairing: Pairing, base: Model, tuned: Model, unequal: list[Other]) -> None:
     """Refuse models that do not go together; `unequal` are the tensors that stand in the way."""
     if not (pairing.targets or pairing.others or pairing.unequal or pairing.unreadable):
         raise Incompatible(f"`{shown(tuned.label)}` has the weights of `{shown(base.label)}`: nothing to extract")

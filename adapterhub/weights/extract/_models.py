@@ -100,12 +100,12 @@ class Model:
     @property
     def embedding(self) -> str | None:
         """The tensor of the token embedding: of several candidates the one with most rows."""
-        found = [
+        candidates = [
             name
             for name, weight in self.weights.items()
             if name.removesuffix(".weight").rpartition(".")[2] in TOKEN_EMBEDDINGS and len(weight.spec.shape) == _MATRIX
         ]
-        return max(found, key=lambda name: self.weights[name].spec.shape[0], default=None)
+        return max(candidates, key=lambda name: self.weights[name].spec.shape[0], default=None)
 
     @property
     def head(self) -> str | None:
@@ -137,8 +137,8 @@ class Model:
 
     @property
     def _class(self) -> str:
-        found = self.config.get("architectures")
-        return found[0] if isinstance(found, list) and found and isinstance(found[0], str) else ""
+        names = self.config.get("architectures")
+        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
     def _text(self, key: str) -> str:
         value = self.config.get(key)
@@ -173,9 +173,9 @@ def _prefix(names: Iterable[str], longer: Mapping[str, Weight]) -> str:
     names = list(names)
     best, most = "", sum(name in longer for name in names)
     for part, _ in Counter(name.partition(".")[0] + "." for name in longer).most_common(2):
-        found = sum(part + name in longer for name in names)
-        if found > most:
-            best, most = part, found
+        count = sum(part + name in longer for name in names)
+        if count > most:
+            best, most = part, count
     return best
 
 

@@ -24,7 +24,7 @@ BLOCK_BYTES: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Difference:
+class WeightDifference:
     """What one weight of the tuned model has over the base's.
 
     `matrix` is float32 [rows, columns], trailing dimensions flattened, and None when only the norm was asked for.
@@ -82,7 +82,7 @@ class WeightReader:
             raise CouldNotTell(f"`{weight.path}` cannot be read: {error.strerror}") from None
         return buffer
 
-    def difference(self, base: Weight, tuned: Weight, *, with_matrix: bool = True) -> Difference:
+    def difference(self, base: Weight, tuned: Weight, *, with_matrix: bool = True) -> WeightDifference:
         """What the tuned weight has over the base's, each entry rounded once to float32; one shape, floating dtypes."""
         rows = tuned.spec.shape[0] if tuned.spec.shape else 1
         columns = tuned.spec.elements // rows if rows else 0
@@ -100,7 +100,7 @@ class WeightReader:
             squares += float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2
             if matrix is not None:
                 matrix[first:last] = block
-        return Difference(matrix=matrix, norm=math.sqrt(squares), is_finite=finite, is_rounding=is_rounding)
+        return WeightDifference(matrix=matrix, norm=math.sqrt(squares), is_finite=finite, is_rounding=is_rounding)
 
     def _rows(self, weight: Weight, first: int, last: int, columns: int) -> Tensor:
         dtype = TORCH_DTYPES[weight.spec.dtype]

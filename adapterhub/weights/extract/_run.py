@@ -85,7 +85,7 @@ class ExtractRun:
                 self._write(target, reader, writer)
                 self.progress(done, len(targets))
             self._look_at_others(reader)
-            self._refuse()
+            self._check()
             for spec, weight in saved.items():
                 writer.add_bytes(spec, reader.data(weight))
         config = extracted_config(self.base, self.tuned, self.ranks, self.pairing.paths, self.kept, turned=self.turned)
@@ -139,14 +139,14 @@ class ExtractRun:
                 )
             )
 
-    def _refuse(self) -> None:
+    def _check(self) -> None:
         """Stop where numbers are no numbers, or nothing is left to extract."""
         if self.refusals:
             raise Incompatible(listing("these weights have no difference that could be extracted", self.refusals))
         if not self.ranks:
             names = [f"`{shown(one.name)}`: {one.reason}" for one in self.left_out]
-            said = "what differs is nothing that a LoRA holds" if names else "the two models are the same, rounded"
-            raise Incompatible(listing(f"`{shown(self.tuned.label)}` gives no adapter: {said}", names))
+            reason = "what differs is nothing that a LoRA holds" if names else "the two models are the same, rounded"
+            raise Incompatible(listing(f"`{shown(self.tuned.label)}` gives no adapter: {reason}", names))
 
     def _uneven_experts(self) -> bool:
         """Whether the experts of one layer have several ranks."""
@@ -155,7 +155,7 @@ class ExtractRun:
             layer, is_expert, place = module.partition(".experts.")
             if is_expert:
                 ranks[f"{layer} {place.partition('.')[2]}"].add(rank)
-        return any(len(found) > 1 for found in ranks.values())
+        return any(len(distinct) > 1 for distinct in ranks.values())
 
     def _largest(self) -> list[TensorSpec]:
         """Every factor at the largest rank it could get."""

@@ -35,14 +35,14 @@ from adapterhub.formats.modules.base_names import find_names
 from adapterhub.formats.peft.config import owner
 from adapterhub.library.default import LibraryLike, open_library
 from adapterhub.trust.verify import Subject
-from adapterhub.weights.fuse._change import Landed
+from adapterhub.weights.fuse._change import RoundingLoss
 from adapterhub.weights.fuse._copies import is_copy
 from adapterhub.weights.fuse._folder import code_remarks, copy_index, copy_side_files, side_files
 from adapterhub.weights.fuse._model import Model
-from adapterhub.weights.fuse._places import Change, Taken, plan
-from adapterhub.weights.fuse._request import Request, find
+from adapterhub.weights.fuse._places import AdapterTensor, Change, plan_changes
+from adapterhub.weights.fuse._request import FuseRequest, find_request
 from adapterhub.weights.fuse._result import Fused, FusedAdapter, FusedTensor, torch_name
-from adapterhub.weights.fuse._shards import Layout, ShardWriter, lay_out
+from adapterhub.weights.fuse._shards import ShardLayout, ShardWriter, lay_out
 from adapterhub.weights.fuse._source import FuseAdapter
 from adapterhub.weights.lowrank.factors import AdapterFactors
 
@@ -61,7 +61,7 @@ class Fusion:
 
     def __init__(
         self,
-        request: Request,
+        request: FuseRequest,
         changes: Mapping[str, Change],
         out_folder: Path,
         *,
@@ -77,7 +77,7 @@ class Fusion:
         model = request.model
         self._dtype = None if dtype is None or DTYPES[dtype] == model.main_dtype else dtype
         wanted = DTYPES[self._dtype] if self._dtype else ""
-        self._layouts: list[Layout] = []
+        self._layouts: list[ShardLayout] = []
         for file in model.files:
             kept = [s for s in file.tensors if s.dtype == model.main_dtype and not is_buffer(s.name, s.shape)]
             self._layouts.append(lay_out(file, {spec.name: wanted for spec in kept} if wanted else {}))
@@ -105,22 +105,22 @@ class Fusion:
             CouldNotTell, MalformedTensorFile: a file that cannot be read, or changed meanwhile.
         """
         model = self._request.model
-        landed: dict[str, Landed] = {}
+        losses: dict[str, RoundingLoss] = {}
         room = self.size_bytes + sum((model.folder / name).stat().st_size for name in side_files(model))
         with new_folder(self._out_folder, size_bytes=room, durable=True) as folder:
             copy_side_files(model, folder, self._dtype)
             copy_index(model, folder, self._data_bytes if self._dtype else None)
             with ShardWriter(progress or (lambda _done: None), threads=threads) as writer:
                 for file, layout in zip(model.files, self._layouts, strict=True):
-                    landed |= writer.write(file, layout, folder / file.path.name, self._changes)
+                    losses |= writer.write(file, layout, folder / file.path.name, self._changes)
                     model.ensure_unchanged(file)
-        return self._result(landed)
+        return self._result(losses)
 
     @property
     def _data_bytes(self) -> int:
         return sum(new.size_bytes for layout in self._layouts for _, new in layout.tensors)
 
-    def _result(self, landed: Mapping[str, Landed]) -> Fused:
+    def _result(self, losses: Mapping[str, RoundingLoss]) -> Fused:
         request = self._request
         pairs = {new.name: (old, new) for layout in self._layouts for old, new in layout.tensors}
         return Fused(
@@ -129,7 +129,7 @@ class Fusion:
             base_weights=request.model.record.fingerprint.weights,
             adapters=tuple(
                 FusedAdapter(label=f.label, weight=f.weight, digest=f.build.manifest.digest if f.build else None)
-                for f in request.found
+                for f in request.adapters
             ),
             files=len(self._layouts),
             size_bytes=self.size_bytes,
@@ -137,10 +137,10 @@ class Fusion:
                 FusedTensor(
                     name=name, error=math.sqrt(one.error), update=math.sqrt(one.update), moved=one.moved, lost=one.lost
                 )
-                for name, one in sorted(landed.items())
+                for name, one in sorted(losses.items())
             ),
             copied=sum(old.dtype == new.dtype and name not in self._changes for name, (old, new) in pairs.items()),
-            dtypes=tuple(sorted({torch_name(pairs[name][1].dtype) for name in landed})),
+            dtypes=tuple(sorted({torch_name(pairs[name][1].dtype) for name in losses})),
             warnings=self.warnings,
         )
 
@@ -173,18 +173,20 @@ def prepare(
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
     ensure_new(out_folder)
     place = open_library(library)
-    request = find(adapter, place, base=base, weights=weights, allow_base_mismatch=allow_base_mismatch, reading=reading)
+    request = find_request(
+        adapter, place, base=base, weights=weights, allow_base_mismatch=allow_base_mismatch, reading=reading
+    )
     if dtype is not None and request.model.is_quantised:
         raise UsageProblem(f"base `{request.model.record.label}` is quantised; its dtype cannot be changed")
     with ExitStack() as stack:
         sources = [
             _source(request.model, f, s, stack.enter_context(AdapterFactors(f.folder, subject=s)))
-            for f, s in zip(request.found, request.subjects, strict=True)
+            for f, s in zip(request.adapters, request.subjects, strict=True)
         ]
         mapped = [(s.label, s.names.mapped(map(owner, s.factors.modules))) for s in sources]
         warnings = [*request.warnings, *(f"`{shown(label, 200)}`: its {note}" for label, note in mapped if note)]
-        changes = plan(request.model, sources)
-        _refuse_other_copies(request.model, sources)
+        changes = plan_changes(request.model, sources)
+        _check_copies(request.model, sources)
         return Fusion(request, changes, out_folder, dtype=dtype, files=stack.pop_all(), warnings=warnings)
 
 
@@ -211,23 +213,23 @@ def fuse(
         return fusion.write()
 
 
-def _source(model: Model, found: Found, subject: Subject, factors: AdapterFactors) -> FuseAdapter:
+def _source(model: Model, adapter: Found, subject: Subject, factors: AdapterFactors) -> FuseAdapter:
     """The adapter, with the names that its modules have in the base."""
     modules = {owner(module) for module in factors.modules} or {name for name, _ in subject.keys.tokens}
     names = find_names(sorted(modules), model.modules)
-    return FuseAdapter(label=found.label, weight=found.weight, subject=subject, factors=factors, names=names)
+    return FuseAdapter(label=adapter.label, weight=adapter.weight, subject=subject, factors=factors, names=names)
 
 
-def _refuse_other_copies(model: Model, sources: Sequence[FuseAdapter]) -> None:
+def _check_copies(model: Model, sources: Sequence[FuseAdapter]) -> None:
     """Refuse tensors that take a base weight's place although they are named as copies of it."""
     findings = []
     for source in sources:
         for name, spec in source.subject.keys.copies:
             there = source.names.tensor(name)
             there = there if there in model.facts else model.twin_of_absent(there.rpartition(".")[0], spec.shape)
-            if not there or not is_copy(Taken(source, spec), model, there):
-                found = f"`{shown(spec.name)}` is not equal to the base's and would replace it"
-                findings.append(("E_BASE_WEIGHT", found))
+            if not there or not is_copy(AdapterTensor(source, spec), model, there):
+                reason = f"`{shown(spec.name)}` is not equal to the base's and would replace it"
+                findings.append(("E_BASE_WEIGHT", reason))
     if findings:
         hint = "save the adapter again with `save_embedding_layers=False`"
         raise RefusedAdapter("the adapter brings weights of its own for the base", findings, hint=hint)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adapterhub.core.errors import CouldNotTell, MalformedTensorFile
-from adapterhub.weights.fuse._places import Change, Taken, Update
+from adapterhub.weights.fuse._places import AdapterTensor, Change, Update
 from adapterhub.weights.lowrank.algebra import LowRank, stack
 from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 
@@ -38,7 +38,7 @@ class Scratch:
 
 
 @dataclass(frozen=True, slots=True)
-class Landed:
+class RoundingLoss:
     """How an update landed: the squares of the rounding error's norm and of the update's, and two counts of entries.
 
     `moved` have an update; `lost` are those of them whose stored number is what it would be without.
@@ -49,9 +49,9 @@ class Landed:
     moved: int = 0
     lost: int = 0
 
-    def plus(self, other: Landed) -> Landed:
+    def plus(self, other: RoundingLoss) -> RoundingLoss:
         """Both together."""
-        return Landed(
+        return RoundingLoss(
             self.error + other.error, self.update + other.update, self.moved + other.moved, self.lost + other.lost
         )
 
@@ -89,7 +89,7 @@ class Arithmetic:
 
     grid: Grid
     blocks: tuple[LowRank, ...]
-    whole: Taken | None
+    whole: AdapterTensor | None
     tokens: Tensor
     rows: Tensor
     lengths: Tensor | None
@@ -147,20 +147,20 @@ def load(change: Change) -> Arithmetic:
     )
 
 
-def measure(old: Tensor, new: Tensor, stored: Tensor, scratch: Scratch) -> Landed:
+def measure(old: Tensor, new: Tensor, stored: Tensor, scratch: Scratch) -> RoundingLoss:
     """How `new` (float64) landed as `stored`, where `old` was."""
     work = scratch.tensor("measured", new.shape, torch.float64)
     flat = work.flatten()
     work.copy_(stored).sub_(new)
     error = float(flat.dot(flat))
     if not math.isfinite(error):
-        return Landed(error=error)
+        return RoundingLoss(error=error)
     torch.sub(new, work.copy_(old), out=work)
     room = scratch.tensor("counted", (flat.numel(),), torch.bool)
     moved = _count(flat, torch.zeros((), dtype=flat.dtype), room)
     changed = _count(_bits(stored).flatten(), _bits(old.to(stored.dtype)).flatten(), room)
     # what has no update is stored as it was, but for a zero that may have lost its sign
-    return Landed(error, float(flat.dot(flat)), moved, max(0, moved - changed))
+    return RoundingLoss(error, float(flat.dot(flat)), moved, max(0, moved - changed))
 
 
 def _bits(numbers: Tensor) -> Tensor:
@@ -192,16 +192,16 @@ def _column(offset: Update) -> tuple[LowRank]:
     return (LowRank(a=torch.ones(1, 1, dtype=torch.float64), b=bias[:, None] * offset.source.weight),)
 
 
-def _read(taken: Taken) -> Tensor:
-    return taken.source.factors.tensor(taken.spec)
+def _read(tensor: AdapterTensor) -> Tensor:
+    return tensor.source.factors.tensor(tensor.spec)
 
 
-def _rows_of(taken: Taken, grid: Grid, start: int, stop: int) -> Tensor:
+def _rows_of(tensor: AdapterTensor, grid: Grid, start: int, stop: int) -> Tensor:
     """Rows of a tensor that replaces one of the base; may be called from several threads."""
-    dtype = TORCH_DTYPES[taken.spec.dtype]
+    dtype = TORCH_DTYPES[tensor.spec.dtype]
     room = torch.empty(stop - start, grid.columns, dtype=dtype)
-    place = taken.spec.start + start * grid.columns * dtype.itemsize
-    taken.source.factors.weights.read_into(room.flatten().view(torch.uint8).numpy().data, place)
+    place = tensor.spec.start + start * grid.columns * dtype.itemsize
+    tensor.source.factors.weights.read_into(room.flatten().view(torch.uint8).numpy().data, place)
     return room
 
 

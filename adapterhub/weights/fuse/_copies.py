@@ -11,19 +11,19 @@ import torch
 
 from adapterhub.weights.fuse._change import read_into
 from adapterhub.weights.fuse._model import Model
-from adapterhub.weights.fuse._places import Taken
+from adapterhub.weights.fuse._places import AdapterTensor
 from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 
 
-def is_copy(taken: Taken, model: Model, name: str) -> bool:
+def is_copy(tensor: AdapterTensor, model: Model, name: str) -> bool:
     """Whether a tensor of an adapter, in the base's dtype, is the base's tensor `name`; reads both, piece by piece."""
     file, spec = model.places[name]
-    if taken.spec.shape != spec.shape or not {taken.spec.dtype, spec.dtype} <= TORCH_DTYPES.keys():
+    if tensor.spec.shape != spec.shape or not {tensor.spec.dtype, spec.dtype} <= TORCH_DTYPES.keys():
         return False
-    mine, dtype = TORCH_DTYPES[taken.spec.dtype], TORCH_DTYPES[spec.dtype]
+    mine, dtype = TORCH_DTYPES[tensor.spec.dtype], TORCH_DTYPES[spec.dtype]
     handle, at = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC), spec.start
     try:
-        for chunk in taken.source.factors.chunks(taken.spec):
+        for chunk in tensor.source.factors.chunks(tensor.spec):
             numbers = torch.frombuffer(chunk, dtype=mine)
             base = torch.empty(numbers.shape, dtype=dtype)
             read_into(base, handle, at, str(file.path))

@@ -53,8 +53,8 @@ _DTYPE_KEYS: Final = ("dtype", "torch_dtype")
 
 def side_files(model: Model) -> list[Path]:
     """The files beside the weights that a fused model gets as they are, by path below the base's folder."""
-    found = {path for pattern in _COPIED for path in model.folder.glob(pattern) if path.is_file()}
-    return sorted(path.relative_to(model.folder) for path in found)
+    paths = {path for pattern in _COPIED for path in model.folder.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(model.folder) for path in paths)
 
 
 def copy_side_files(model: Model, folder: Path, dtype: str | None) -> None:

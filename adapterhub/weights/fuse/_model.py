@@ -200,10 +200,10 @@ class Model:
 
 def _stamp(path: Path) -> tuple[int, int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise CouldNotTell(f"`{path}` cannot be read: {error.strerror}") from None
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def _is_inside_layer(module: str) -> bool:

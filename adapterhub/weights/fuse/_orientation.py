@@ -83,18 +83,18 @@ def place_on_parameters(
     """
     if len(pairs) != len(shapes) or len(pairs) > _MOST_NESTED:
         raise Unclear(f"has {len(pairs)} pairs for {len(shapes)} parameters of the base")
-    found: set[tuple[Placed, ...]] = set()
+    fitting: set[tuple[Placed, ...]] = set()
     for names in permutations(shapes):
         for turned in (False, True):
-            ways = [Placed(name, turned and len(shapes[name]) > _MATRIX) for name in names]
-            if all(_fits(f, w, shapes[w.parameter], config) for f, w in zip(pairs.values(), ways, strict=True)):
-                found.add(tuple(ways))
-    if not found:
+            placed = [Placed(name, turned and len(shapes[name]) > _MATRIX) for name in names]
+            if all(_fits(f, w, shapes[w.parameter], config) for f, w in zip(pairs.values(), placed, strict=True)):
+                fitting.add(tuple(placed))
+    if not fitting:
         listed = ", ".join(f"{name.rpartition('.')[2]} {list(shape)}" for name, shape in shapes.items())
         raise Unclear(f"fits no parameter of the base ({listed})")
-    if len(found) > 1:
+    if len(fitting) > 1:
         raise Unclear("fits the base's parameters in more than one way, and the files do not tell which one is meant")
-    return dict(zip(pairs, found.pop(), strict=True))
+    return dict(zip(pairs, fitting.pop(), strict=True))
 
 
 def _fits(factors: Factors, placed: Placed, shape: tuple[int, ...], config: AdapterConfig) -> bool:

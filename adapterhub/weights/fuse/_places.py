@@ -36,7 +36,7 @@ class Update(NamedTuple):
     is_turned: bool
 
 
-class Taken(NamedTuple):
+class AdapterTensor(NamedTuple):
     """A tensor of an adapter."""
 
     source: FuseAdapter
@@ -52,15 +52,15 @@ class Change:
     """
 
     tensor: TensorFacts
-    whole: Taken | None = None
-    rows: Taken | None = None
+    whole: AdapterTensor | None = None
+    rows: AdapterTensor | None = None
     tokens: tuple[int, ...] = ()
     updates: list[Update] = field(default_factory=list)
     offsets: list[Update] = field(default_factory=list)
-    magnitude: Taken | None = None
+    magnitude: AdapterTensor | None = None
 
 
-def plan(model: Model, sources: Sequence[FuseAdapter]) -> Mapping[str, Change]:
+def plan_changes(model: Model, sources: Sequence[FuseAdapter]) -> Mapping[str, Change]:
     """The change of every tensor that changes, by its name in the base.
 
     Raises:
@@ -70,8 +70,8 @@ def plan(model: Model, sources: Sequence[FuseAdapter]) -> Mapping[str, Change]:
     planner = _Planner(model)
     for source in sources:
         planner.take(source)
-    planner.look_at_ties()
-    planner.refuse(sources)
+    planner.check_ties()
+    planner.check(sources)
     return MappingProxyType(planner.changes)
 
 
@@ -84,7 +84,7 @@ class _Planner:
         self.reasons: list[str] = []
         self.lacking: list[str] = []
         self.misfits: list[str] = []
-        self.copies: dict[str, list[Taken]] = {}
+        self.copies: dict[str, list[AdapterTensor]] = {}
         """What an adapter has for a place that the base's files do not name, by the tensor which that place shares."""
         self.source: FuseAdapter
         self.magnitudes: Mapping[str, TensorSpec | None] = {}
@@ -118,10 +118,10 @@ class _Planner:
         base_module = self.names.here(owner(module))
         weight = self.model.facts.get(f"{base_module}.weight")
         if NESTED in module.split(".") or f"{base_module}.in_proj_weight" in self.model.facts:
-            self._refuse(module, "is part of torch's MultiheadAttention, whose update PEFT applies in a way of its own")
+            self._note(module, "is part of torch's MultiheadAttention, whose update PEFT applies in a way of its own")
         elif weight is None:
             shape = (factors.layout.out, factors.layout.width)
-            self._refuse_absent(module, base_module, shape[::-1] if factors.layout.kind == "embedding" else shape)
+            self._note_absent(module, base_module, shape[::-1] if factors.layout.kind == "embedding" else shape)
         elif self._is_plain(module, weight):
             config = self.source.config
             try:
@@ -130,7 +130,7 @@ class _Planner:
                 self.misfits.append(f"`{shown(module)}` {problem}")
                 return
             except Unclear as problem:
-                self._refuse(module, str(problem))
+                self._note(module, str(problem))
                 return
             change = self._change(weight)
             change.updates.append(Update(self.source, module, turned))
@@ -140,18 +140,18 @@ class _Planner:
 
     def _take_parameters(self, holder: str, pairs: Mapping[str, Factors]) -> None:
         names = next(iter(pairs.values())).parameters
-        found = {name: self.model.facts.get(self.names.tensor(name)) for name in names}
-        there = {name: facts for name, facts in found.items() if facts is not None and self._is_plain(name, facts)}
-        for name, facts in found.items():
+        held = {name: self.model.facts.get(self.names.tensor(name)) for name in names}
+        there = {name: facts for name, facts in held.items() if facts is not None and self._is_plain(name, facts)}
+        for name, facts in held.items():
             if facts is None:
                 where = "is a parameter that the base's files do not hold under one name"
-                self._refuse(name, f"{where}: it is made of several tensors when the base is loaded")
-        if len(there) < len(found):
+                self._note(name, f"{where}: it is made of several tensors when the base is loaded")
+        if len(there) < len(held):
             return
         try:
             placed = place_on_parameters(pairs, {n: f.shape for n, f in there.items()}, self.source.config)
         except Unclear as problem:
-            self._refuse(holder, f"(target_parameters) {problem}")
+            self._note(holder, f"(target_parameters) {problem}")
             return
         for module, (parameter, turned) in placed.items():
             self._change(there[parameter]).updates.append(Update(self.source, module, turned))
@@ -161,16 +161,16 @@ class _Planner:
         spec = self.magnitudes.get(module)
         uses_dora = self.source.config.use_dora
         if (spec is not None) != uses_dora:
-            self._refuse(module, "has no DoRA magnitude" if uses_dora else "has a DoRA magnitude, but uses no DoRA")
+            self._note(module, "has no DoRA magnitude" if uses_dora else "has a DoRA magnitude, but uses no DoRA")
         elif spec is not None and spec.dtype not in TORCH_DTYPES:
-            self._refuse(module, f"has a DoRA magnitude in {shown(spec.dtype)}")
+            self._note(module, f"has a DoRA magnitude in {shown(spec.dtype)}")
         elif spec is not None:
-            change.magnitude = Taken(self.source, spec)
+            change.magnitude = AdapterTensor(self.source, spec)
 
     def _take_offset(self, module: str, base_module: str) -> None:
         bias = self.model.facts.get(f"{base_module}.bias")
         if bias is None:
-            self._refuse(module, "has a bias in its factors (lora_bias), and the base's layer has none to add it to")
+            self._note(module, "has a bias in its factors (lora_bias), and the base's layer has none to add it to")
         elif self._is_plain(f"{module}.bias", bias):
             self._change(bias).offsets.append(Update(self.source, module, is_turned=False))
 
@@ -181,23 +181,23 @@ class _Planner:
         if facts is None:
             twin = self.model.twin_of_absent(self.names.here(module), spec.shape)
             if twin:
-                self.copies.setdefault(twin, []).append(Taken(self.source, spec))
+                self.copies.setdefault(twin, []).append(AdapterTensor(self.source, spec))
             else:
-                self._refuse(name, "replaces a tensor that the base's files do not hold")
+                self._note(name, "replaces a tensor that the base's files do not hold")
         elif facts.shape != spec.shape:
             self.misfits.append(f"`{shown(name)}` is {list(spec.shape)}, the base's is {list(facts.shape)}")
         elif facts.dtype != spec.dtype and (facts.dtype not in TORCH_DTYPES or spec.dtype not in TORCH_DTYPES):
-            self._refuse(name, f"is stored as {shown(spec.dtype)}, in the base as {shown(facts.dtype)}")
+            self._note(name, f"is stored as {shown(spec.dtype)}, in the base as {shown(facts.dtype)}")
         elif facts.name in self.changes and self.changes[facts.name].updates:
-            self._refuse(name, "is replaced whole and has factors as well")
+            self._note(name, "is replaced whole and has factors as well")
         else:
-            self._change(facts).whole = Taken(self.source, spec)
+            self._change(facts).whole = AdapterTensor(self.source, spec)
 
     def _take_rows(self, module: str, spec: TensorSpec) -> None:
         facts = self._named(f"{module}.weight")
         tokens = trained_rows(self.source.config, module)
         if facts is None:
-            self._refuse_absent(module, self.names.here(module), None)
+            self._note_absent(module, self.names.here(module), None)
         elif not self._is_plain(module, facts):
             return
         elif facts.shape[1:] != spec.shape[1:] or spec.dtype not in TORCH_DTYPES:
@@ -207,12 +207,12 @@ class _Planner:
             len(tokens) != spec.shape[0] or len(set(tokens)) != len(tokens) or max(tokens, default=0) >= facts.shape[0]
         ):
             counts = f"{spec.shape[0]} rows for {len(tokens)} tokens of {facts.shape[0]}"
-            self._refuse(module, f"trained rows that its config does not place (trainable_token_indices): {counts}")
+            self._note(module, f"trained rows that its config does not place (trainable_token_indices): {counts}")
         elif facts.name in self.changes:
-            self._refuse(module, "has rows that are replaced, and factors or a whole replacement as well")
+            self._note(module, "has rows that are replaced, and factors or a whole replacement as well")
         else:
             change = self._change(facts)
-            change.rows, change.tokens = Taken(self.source, spec), tokens
+            change.rows, change.tokens = AdapterTensor(self.source, spec), tokens
 
     # ------------------------------------------------------------ what is promised and not there
     def _look_for_targets(self) -> None:
@@ -220,13 +220,13 @@ class _Planner:
         config = self.source.config
         if config.targets_all:
             return
-        having = {self.names.here(owner(module)) for module in self.source.factors.modules}
-        last_names = {module.rpartition(".")[2] for module in having}
+        present = {self.names.here(owner(module)) for module in self.source.factors.modules}
+        last_names = {module.rpartition(".")[2] for module in present}
         for name in sorted(self.model.facts):
             module, _, leaf = name.rpartition(".")
-            is_candidate = leaf == "weight" and module not in having and module.rpartition(".")[2] in last_names
+            is_candidate = leaf == "weight" and module not in present and module.rpartition(".")[2] in last_names
             if is_candidate and len(self.model.facts[name].shape) > 1 and config.targets(self.names.there(module)):
-                self._refuse(module, "is a target of the adapter's config, and the adapter has no factors for it")
+                self._note(module, "is a target of the adapter's config, and the adapter has no factors for it")
 
     def _look_for_saved(self) -> None:
         """Modules that the config replaces whole and the file does not hold."""
@@ -236,10 +236,10 @@ class _Planner:
             parts = self.names.there(name.rpartition(".")[0]).split(".")
             paths = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
             if any(path.endswith(entries) for path in paths) and (change is None or change.whole is None):
-                self._refuse(name, "is to be replaced whole (modules_to_save), and the adapter has no tensor for it")
+                self._note(name, "is to be replaced whole (modules_to_save), and the adapter has no tensor for it")
 
     # ------------------------------------------------------------ tied tensors
-    def look_at_ties(self) -> None:
+    def check_ties(self) -> None:
         """Refuse what would change a tensor that the loaded model uses in two places, unless both change alike."""
         for name, change in self.changes.items():
             twins = self.model.twins(name)
@@ -253,8 +253,8 @@ class _Planner:
 
     def _all_alike(self, changes: Sequence[Change | None]) -> bool:
         """Whether all of them are replaced, by the same numbers."""
-        takens = [change.whole for change in changes if change is not None and change.whole is not None]
-        return len(takens) == len(changes) and all(_same_bytes(takens[0], other) for other in takens[1:])
+        tensors = [change.whole for change in changes if change is not None and change.whole is not None]
+        return len(tensors) == len(changes) and all(_same_bytes(tensors[0], other) for other in tensors[1:])
 
     def _changes_both(self, change: Change) -> bool:
         """Whether PEFT makes this change in every place that shares the tensor."""
@@ -265,7 +265,7 @@ class _Planner:
         return change.whole is not None and bool(copies) and all(_same_bytes(change.whole, c) for c in copies)
 
     # ------------------------------------------------------------ reasons
-    def refuse(self, sources: Sequence[FuseAdapter]) -> None:
+    def check(self, sources: Sequence[FuseAdapter]) -> None:
         """Raise if anything had no place."""
         for twin in self.copies.keys() - self.changes.keys():
             self.reasons.append(f"`{shown(twin)}` is tied to a head that the adapter replaces whole, and it alone")
@@ -288,24 +288,24 @@ class _Planner:
         some = ", ".join(f"`{shown(module)}`" for module in self.lacking[:3])
         return [f"the base lacks {len(self.lacking)} of {self.modules} modules, such as {some}"]
 
-    def _refuse(self, name: str, reason: str) -> None:
+    def _note(self, name: str, reason: str) -> None:
         self.reasons.append(f"`{shown(name)}` {reason}")
 
-    def _refuse_absent(self, module: str, base_module: str, shape: tuple[int, int] | None) -> None:
+    def _note_absent(self, module: str, base_module: str, shape: tuple[int, int] | None) -> None:
         """A module without a weight of its own: tied, stored in another form, or not there."""
         twin = self.model.twin_of_absent(base_module, shape)
         if twin:
-            self._refuse(module, f"is tied to `{shown(twin)}`, which this base's files hold once")
+            self._note(module, f"is tied to `{shown(twin)}`, which this base's files hold once")
         elif base_module in self.model.modules:
             other = min(name for name in self.model.facts if name.rpartition(".")[0] == base_module)
-            self._refuse(module, f"is stored as `{shown(other)}` and not as a plain weight: the base is quantised")
+            self._note(module, f"is stored as `{shown(other)}` and not as a plain weight: the base is quantised")
         else:
             self.lacking.append(module)
 
     def _is_plain(self, name: str, facts: TensorFacts) -> bool:
         if facts.dtype in TORCH_DTYPES:
             return True
-        self._refuse(name, f"is stored as {shown(facts.dtype)} in the base, which cannot be added to: it is quantised")
+        self._note(name, f"is stored as {shown(facts.dtype)} in the base, which cannot be added to: it is quantised")
         return False
 
     def _named(self, name: str) -> TensorFacts | None:
@@ -316,5 +316,5 @@ class _Planner:
         return self.changes.setdefault(facts.name, Change(tensor=facts))
 
 
-def _same_bytes(one: Taken, other: Taken) -> bool:
+def _same_bytes(one: AdapterTensor, other: AdapterTensor) -> bool:
     return one.source.factors.same_bytes(one.spec, other.source.factors, other.spec)

@@ -20,16 +20,16 @@ _HINT_NO_BASE = "`adapt base add PATH --as NAME` registers a local copy; name it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Request:
+class FuseRequest:
     """The base's files, and the adapters with what their files hold."""
 
     model: Model
-    found: tuple[Found, ...]
+    adapters: tuple[Found, ...]
     subjects: tuple[Subject, ...]
     warnings: tuple[str, ...]
 
 
-def find(
+def find_request(
     adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float],
     library: Library,
     *,
@@ -37,7 +37,7 @@ def find(
     weights: Sequence[float] | None,
     allow_base_mismatch: bool,
     reading: Progress | None,
-) -> Request:
+) -> FuseRequest:
     """The adapters and the base, compared; see `prepare` for the arguments and what is raised."""
     spec = BaseSpec.parse(base) if isinstance(base, str) else base
     if spec is not None and spec.kind == "path":
@@ -48,44 +48,46 @@ def find(
     if not pairs:
         raise UsageProblem("every adapter has weight 0: there is nothing to fuse")
     finder = Finder(library, spec, lambda: _only_base(library), allow_base_mismatch=allow_base_mismatch)
-    found = tuple(_found(finder, what, weight) for what, weight in pairs)
-    model = Model.of(_as_it_is(library, _base_of(library, found), reading))
+    adapters = tuple(_find(finder, what, weight) for what, weight in pairs)
+    model = Model.of(_current_record(library, _base_of(library, adapters), reading))
     check = _BaseCheck(library, model.record, allow_base_mismatch=allow_base_mismatch)
-    warnings += [f"`{shown(one.label, 200)}` {warning}" for one in found for warning in one.warnings]
-    warnings += [warning for one in found for warning in check.run(one)]
-    subjects = tuple(_subject(one, model) for one in found)
-    _refuse_by_themselves(found, subjects)
-    return Request(model=model, found=found, subjects=subjects, warnings=tuple(warnings))
+    warnings += [f"`{shown(one.label, 200)}` {warning}" for one in adapters for warning in one.warnings]
+    warnings += [warning for one in adapters for warning in check.run(one)]
+    subjects = tuple(_subject(one, model) for one in adapters)
+    _check_each(adapters, subjects)
+    return FuseRequest(model=model, adapters=adapters, subjects=subjects, warnings=tuple(warnings))
 
 
-def _found(finder: Finder, what: AdapterLike, weight: float) -> Found:
+def _find(finder: Finder, what: AdapterLike, weight: float) -> Found:
     try:
         return finder.find(what, weight)
     except RefusedAdapter as error:
         raise RefusedAdapter(f"`{shown(str(what), 200)}` was not fused", error.findings, hint=error.hint) from None
 
 
-def _refuse_by_themselves(found: Sequence[Found], subjects: Sequence[Subject]) -> None:
-    is_alone = len(found) == 1 and found[0].weight == 1
+def _check_each(adapters: Sequence[Found], subjects: Sequence[Subject]) -> None:
+    is_alone = len(adapters) == 1 and adapters[0].weight == 1
     reasons = [
         f"`{shown(one.label)}` {reason}"
-        for one, subject in zip(found, subjects, strict=True)
+        for one, subject in zip(adapters, subjects, strict=True)
         for reason in own_reasons(subject, is_alone=is_alone)
     ]
     if reasons:
         raise MergeRefused("these adapters cannot be fused", reasons)
 
 
-def _subject(found: Found, model: Model) -> Subject:
+def _subject(adapter: Found, model: Model) -> Subject:
     """The adapter's files, as they were verified when it was found, beside the base's facts."""
-    assert found.subject is not None  # it was checked
-    return replace(found.subject, base_tensors=model.facts, base_fingerprint=model.record.fingerprint, base_named=True)
+    assert adapter.subject is not None  # it was checked
+    return replace(
+        adapter.subject, base_tensors=model.facts, base_fingerprint=model.record.fingerprint, base_named=True
+    )
 
 
 # ---------------------------------------------------------------- the base
-def _base_of(library: Library, found: Sequence[Found]) -> BaseRecord:
+def _base_of(library: Library, adapters: Sequence[Found]) -> BaseRecord:
     """The base that is named, else the one that the adapters declare, else the only one there is."""
-    named = {f.wanted.text: f.wanted.record for f in found if f.wanted is not None}
+    named = {f.wanted.text: f.wanted.record for f in adapters if f.wanted is not None}
     absent = [text for text, record in named.items() if record is None]
     if absent:
         raise BaseNotFound(f"the weights of base `{shown(absent[0])}` are not on this machine", hint=_HINT_NO_BASE)
@@ -95,7 +97,7 @@ def _base_of(library: Library, found: Sequence[Found]) -> BaseRecord:
         raise UsageProblem(f"the adapters are asked for on several bases: {listed}", hint="fuse one base at a time")
     if records:
         return records[0]
-    declared = [f for f in found if f.base.fingerprint is not None]
+    declared = [f for f in adapters if f.base.fingerprint is not None]
     for one in declared:
         record = library.bases.by_fingerprint(one.base.fingerprint) if one.base.fingerprint else None
         if record is not None:
@@ -107,7 +109,7 @@ def _base_of(library: Library, found: Sequence[Found]) -> BaseRecord:
         )
     only = _only_base(library)
     if only is None:
-        label = shown(found[0].label, 200)
+        label = shown(adapters[0].label, 200)
         raise BaseNotFound(f"`{label}` does not say which base it is for", hint="name one with `--base BASE|PATH`")
     return only
 
@@ -117,7 +119,7 @@ def _only_base(library: Library) -> BaseRecord | None:
     return records[0] if len(records) == 1 else None
 
 
-def _as_it_is(library: Library, record: BaseRecord, reading: Progress | None) -> BaseRecord:
+def _current_record(library: Library, record: BaseRecord, reading: Progress | None) -> BaseRecord:
     """The base's files as they are now, under the alias that they are registered by.
 
     Raises:
@@ -155,13 +157,13 @@ class _BaseCheck:
         self.record = record
         self.allow_base_mismatch = allow_base_mismatch
 
-    def run(self, found: Found) -> Iterator[str]:
+    def run(self, adapter: Found) -> Iterator[str]:
         """Warnings.
 
         Raises:
             BaseMismatch: it was made for another base.
         """
-        label, declared = shown(found.label, 200), found.base
+        label, declared = shown(adapter.label, 200), adapter.base
         if declared.fingerprint is None:
             named = f"; its config names `{shown(declared.hints.hub_id)}`" if declared.hints.hub_id else ""
             yield f"`{label}` declares no base fingerprint{named}"
@@ -175,7 +177,7 @@ class _BaseCheck:
         if comparison.verdict.allows_attach:
             return
         this = f"this is `{shown(self.record.label)}` ({here.weights[7:19]})"
-        if comparison.verdict is BaseVerdict.SAME_SHAPES and self._is_overridden(found):
+        if comparison.verdict is BaseVerdict.SAME_SHAPES and self._is_overridden(adapter):
             yield f"`{label}` {claim}, {this}: fused all the same, as asked"
             return
         hint = "fuse it with the base it was made for"
@@ -184,8 +186,8 @@ class _BaseCheck:
         lines = [f"`{label}` {claim}, {this}", *(f"  {difference}" for difference in comparison.differences)]
         raise BaseMismatch("\n".join(lines), hint=hint)
 
-    def _is_overridden(self, found: Found) -> bool:
+    def _is_overridden(self, adapter: Found) -> bool:
         """Whether the caller allows the mismatch now, or somebody did when the build was installed for this base."""
-        if self.allow_base_mismatch or found.build is None:
+        if self.allow_base_mismatch or adapter.build is None:
             return self.allow_base_mismatch
-        return self.library.mismatch_allowed(found.build, self.record.fingerprint)
+        return self.library.mismatch_allowed(adapter.build, self.record.fingerprint)

@@ -23,7 +23,7 @@ from adapterhub.core.digests import Progress
 from adapterhub.core.errors import CouldNotTell, MergeRefused, shown
 from adapterhub.formats.safetensors.file import TensorFile, header_bytes
 from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
-from adapterhub.weights.fuse._change import Arithmetic, Grid, Landed, Scratch, load, measure, read_into
+from adapterhub.weights.fuse._change import Arithmetic, Grid, RoundingLoss, Scratch, load, measure, read_into
 from adapterhub.weights.fuse._places import Change
 from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 
@@ -46,7 +46,7 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class ShardLayout:
     """How a file of the base lies in the new one: its first bytes, then `tensors` as (old, new), in the new order."""
 
     prefix: bytes
@@ -58,7 +58,7 @@ class Layout:
         return self.tensors[-1][1].end
 
 
-def lay_out(file: TensorFile, dtypes: Mapping[str, str]) -> Layout:
+def lay_out(file: TensorFile, dtypes: Mapping[str, str]) -> ShardLayout:
     """The new file's layout; `dtypes` are those of tensors that get another one, by name.
 
     Without any, it is the base's byte by byte, header included.
@@ -67,7 +67,7 @@ def lay_out(file: TensorFile, dtypes: Mapping[str, str]) -> Layout:
     if not changed and "format" in file.metadata:
         with file.path.open("rb") as stream:
             prefix = stream.read(file.data_start)
-        return Layout(prefix=prefix, tensors=tuple((spec, spec) for spec in file.tensors))
+        return ShardLayout(prefix=prefix, tensors=tuple((spec, spec) for spec in file.tensors))
     pairs = [(s, TensorSpec.planned(s.name, dtypes.get(s.name, s.dtype), s.shape)) for s in file.tensors]
     pairs.sort(key=lambda pair: -DTYPE_BITS[pair[1].dtype])  # each begins at a multiple of its numbers' size
     prefix = header_bytes([new for _, new in pairs], {"format": "pt"} | file.metadata)
@@ -75,7 +75,7 @@ def lay_out(file: TensorFile, dtypes: Mapping[str, str]) -> Layout:
     for old, new in pairs:
         placed.append((old, replace(new, start=reached, end=reached + new.size_bytes)))
         reached += new.size_bytes
-    return Layout(prefix=prefix, tensors=tuple(placed))
+    return ShardLayout(prefix=prefix, tensors=tuple(placed))
 
 
 @final
@@ -98,7 +98,9 @@ class ShardWriter:
         self._pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self._threads_of_torch)  # what ours set is the default of threads begun later, too
 
-    def write(self, file: TensorFile, layout: Layout, path: Path, changes: Mapping[str, Change]) -> dict[str, Landed]:
+    def write(
+        self, file: TensorFile, layout: ShardLayout, path: Path, changes: Mapping[str, Change]
+    ) -> dict[str, RoundingLoss]:
         """Write one file; how the update of each changed tensor landed, by name.
 
         Raises:
@@ -106,7 +108,7 @@ class ShardWriter:
             CouldNotTell, MalformedTensorFile: a file that cannot be read, or has become shorter.
             OSError: the new file cannot be written.
         """
-        landed: dict[str, Landed] = {}
+        losses: dict[str, RoundingLoss] = {}
         try:
             source = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -123,7 +125,7 @@ class ShardWriter:
             for old, new in layout.tensors:
                 change = changes.get(old.name)
                 if change is not None and old.dtype in TORCH_DTYPES:
-                    landed[old.name] = self._rework(shard, old, new, load(change))
+                    losses[old.name] = self._rework(shard, old, new, load(change))
                 elif change is not None and change.whole is not None:
                     self._put(shard, new, change)
                 elif old.dtype != new.dtype:
@@ -132,7 +134,7 @@ class ShardWriter:
             os.close(source)
             if target >= 0:
                 os.close(target)
-        return landed
+        return losses
 
     def _copy(self, shard: _Shard, stretch: Stretch) -> None:
         done = 0
@@ -144,7 +146,7 @@ class ShardWriter:
             self._progress(copied)
             done += copied
 
-    def _rework(self, shard: _Shard, old: TensorSpec, new: TensorSpec, arithmetic: Arithmetic) -> Landed:
+    def _rework(self, shard: _Shard, old: TensorSpec, new: TensorSpec, arithmetic: Arithmetic) -> RoundingLoss:
         grid = arithmetic.grid
 
         def squares_of(start: int, stop: int, scratch: Scratch) -> Tensor:
@@ -156,17 +158,17 @@ class ShardWriter:
                 squares += some
             arithmetic = replace(arithmetic, norms=squares.sqrt())
 
-        def work(start: int, stop: int, scratch: Scratch) -> Landed:
+        def work(start: int, stop: int, scratch: Scratch) -> RoundingLoss:
             weight = shard.rows(old, grid, start, stop, scratch)
             result = arithmetic.apply(weight, start, scratch)
             stored = scratch.tensor("stored", result.shape, TORCH_DTYPES[new.dtype]).copy_(result)
-            landed = measure(weight, result, stored, scratch)
+            loss = measure(weight, result, stored, scratch)
             shard.put(stored, new, grid, start)
-            return landed
+            return loss
 
-        total = Landed()
-        for (start, stop), landed in zip(grid.pieces(PIECE_NUMBERS), self._each(grid, work), strict=True):
-            total = total.plus(landed)
+        total = RoundingLoss()
+        for (start, stop), loss in zip(grid.pieces(PIECE_NUMBERS), self._each(grid, work), strict=True):
+            total = total.plus(loss)
             if not math.isfinite(total.error):
                 reason = f"`{shown(old.name)}` is not finite in {new.dtype}: its numbers are too large, or no numbers"
                 raise MergeRefused("the fused weights cannot be stored", [reason])
@@ -232,18 +234,18 @@ class _Shard(NamedTuple):
         _write_at(self.target, rows.flatten().view(torch.uint8).numpy().data, spec.start + start * width)
 
 
-def _stretches(layout: Layout, changes: Mapping[str, Change]) -> Sequence[Stretch]:
+def _stretches(layout: ShardLayout, changes: Mapping[str, Change]) -> Sequence[Stretch]:
     """What is copied: tensors that keep dtype and numbers, neighbours together."""
-    found: list[Stretch] = []
+    stretches: list[Stretch] = []
     for old, new in layout.tensors:
         if old.name in changes or old.dtype != new.dtype:
             continue
-        last = found[-1] if found else None
+        last = stretches[-1] if stretches else None
         if last and last.start + last.count == old.start and last.target + last.count == new.start:
-            found[-1] = replace(last, count=last.count + old.size_bytes)
+            stretches[-1] = replace(last, count=last.count + old.size_bytes)
         else:
-            found.append(Stretch(old.start, new.start, old.size_bytes))
-    return found
+            stretches.append(Stretch(old.start, new.start, old.size_bytes))
+    return stretches
 
 
 def _copy_range(shard: _Shard, start: int, target: int, count: int) -> int:

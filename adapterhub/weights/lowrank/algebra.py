@@ -189,10 +189,10 @@ def exact_sum(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
         ValueError: as `stack`.
     """
     total = stack(deltas, weights)
-    found = spectrum(total)
-    kept = found.numerical_rank
+    decomposition = spectrum(total)
+    kept = decomposition.numerical_rank
     # Truncation turns the factors; where nothing is empty the stacked ones are left alone and stay exact.
-    return total if kept == total.rank else found.truncate(kept)
+    return total if kept == total.rank else decomposition.truncate(kept)
 
 
 def cut(delta: LowRank, *, rank: int | None = None, max_error: float | None = None) -> Cut:
@@ -205,12 +205,12 @@ def cut(delta: LowRank, *, rank: int | None = None, max_error: float | None = No
         UsageProblem: both are given, or one is out of range.
     """
     check_rank(rank, max_error)
-    found = spectrum(delta)
-    tails = found.tails()
+    decomposition = spectrum(delta)
+    tails = decomposition.tails()
     if max_error is not None:
-        rank = found.rank_within(max_error)
-    kept = found.truncate(found.numerical_rank if rank is None else rank)
-    lost, whole = (float(tails[kept.rank]), float(tails[0])) if found.numerical_rank else (0.0, 0.0)
+        rank = decomposition.rank_within(max_error)
+    kept = decomposition.truncate(decomposition.numerical_rank if rank is None else rank)
+    lost, whole = (float(tails[kept.rank]), float(tails[0])) if decomposition.numerical_rank else (0.0, 0.0)
     return Cut(a=kept.a, b=kept.b, lost=lost, whole=whole)
 
 

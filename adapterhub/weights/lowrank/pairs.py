@@ -65,22 +65,22 @@ def pair_up(specs: Iterable[TensorSpec], config: AdapterConfig, folder: Path) ->
         RefusedAdapter: factors without a partner, or that fit neither each other nor the config; every one is listed.
         MalformedConfig: E_REGEX when the patterns of the config take too long.
     """
-    found: dict[tuple[str, bool], dict[str, TensorSpec]] = {}
+    tensors: dict[tuple[str, bool], dict[str, TensorSpec]] = {}
     others = []
     for spec in specs:
         match = _FACTOR.fullmatch(spec.name)
         if match is None or (match["bias"] and not config.lora_bias):
             others.append(spec)
         elif match["embedding"] is not None:
-            found.setdefault((match["embedding"], True), {})[match["embedding_side"]] = spec
+            tensors.setdefault((match["embedding"], True), {})[match["embedding_side"]] = spec
         else:
-            found.setdefault((match["module"], False), {})[match["side"] or "bias"] = spec
+            tensors.setdefault((match["module"], False), {})[match["side"] or "bias"] = spec
 
     modules: dict[str, Factors] = {}
     unclear: dict[str, str] = {}
     findings: list[tuple[str, str]] = []
-    settings = _Settings(config, found)
-    for (module, is_embedding), sides in sorted(found.items()):
+    settings = _Settings(config, tensors)
+    for (module, is_embedding), sides in sorted(tensors.items()):
         problem = _problem(sides, expects_bias=config.lora_bias and not is_embedding)
         if problem is None and (module in modules or module in unclear):
             problem = "E_PAIR", "has factors of a linear layer and of an embedding"
@@ -120,11 +120,11 @@ def _problem(sides: Mapping[str, TensorSpec], *, expects_bias: bool) -> tuple[st
 class _Settings:
     """Rank and scale of every pair, as the config gives them."""
 
-    def __init__(self, config: AdapterConfig, found: Mapping[tuple[str, bool], Mapping[str, TensorSpec]]) -> None:
+    def __init__(self, config: AdapterConfig, tensors: Mapping[tuple[str, bool], Mapping[str, TensorSpec]]) -> None:
         self._config = config
         # By owner, the rows of A of each pair on it, where it holds parameters that are targets.
         self._rows: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        for (module, _), sides in found.items():
+        for (module, _), sides in tensors.items():
             if "A" in sides and sides["A"].shape and self._config.parameters_of(module):
                 self._rows[owner(module)][module] = sides["A"].shape[0]
 
@@ -187,5 +187,5 @@ class _Settings:
 
 def _has_one_number_of_experts(rows: Iterable[int], settings: Iterable[tuple[int, float]]) -> bool:
     counts: Iterator[tuple[int, int]] = (divmod(count, rank) for count, (rank, _) in zip(rows, settings, strict=True))
-    found = set(counts)
-    return len(found) == 1 and found.pop()[1] == 0
+    distinct = set(counts)
+    return len(distinct) == 1 and distinct.pop()[1] == 0

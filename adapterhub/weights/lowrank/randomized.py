@@ -97,13 +97,13 @@ def closest(matrix: Tensor, *, rank: int | None, max_error: float | None, seed: 
         # In float64: the factor itself would not fit float32 for the smallest numbers.
         matrix = torch.cat([(matrix[at].double() * 2.0**-exponent).to(matrix.dtype) for at in strips(matrix)])
     goal = _Goal(rank=rank, max_error=max_error, whole=_norm(matrix))
-    found = _search(matrix, goal, seed)
-    count = found.count
-    b, a, lost = _measured(matrix, found, count, goal.whole)
+    triplets = _search(matrix, goal, seed)
+    count = triplets.count
+    b, a, lost = _measured(matrix, triplets, count, goal.whole)
     # Values are a little too small, and rounded: whether an error that was asked for is met is measured.
-    while max_error is not None and lost > max_error * goal.whole and count < goal.solid(found.values):
-        count = goal.after(found.values, count, lost)
-        b, a, lost = _measured(matrix, found, count, goal.whole)
+    while max_error is not None and lost > max_error * goal.whole and count < goal.solid(triplets.values):
+        count = goal.after(triplets.values, count, lost)
+        b, a, lost = _measured(matrix, triplets, count, goal.whole)
     into_a, into_b = 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
     return Cut(
         a=a.mul_(into_a), b=b.mul_(into_b), lost=math.ldexp(lost, exponent), whole=math.ldexp(goal.whole, exponent)
@@ -127,8 +127,8 @@ class _Goal:
 
     def tails(self, values: Tensor) -> Tensor:
         """Squared error at rank 0, 1, 2, …, from the leading singular values."""
-        found = torch.cat([values.new_zeros(1), values.square().cumsum(0)])
-        return (self.whole**2 - found).clamp_(min=0)
+        kept = torch.cat([values.new_zeros(1), values.square().cumsum(0)])
+        return (self.whole**2 - kept).clamp_(min=0)
 
     def solid(self, values: Tensor) -> int:
         """How many of the values a float32 file could carry; 1 at least."""
@@ -151,7 +151,7 @@ class _Goal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
+class _Triplets:
     """Leading singular values (float64, descending), and their vectors as basis @ mix, or as the mix where no basis is.
 
     `count` of them are to be kept.
@@ -175,7 +175,7 @@ class _Found:
         return b, a.T.contiguous()
 
 
-def _search(matrix: Tensor, goal: _Goal, seed: int) -> _Found:
+def _search(matrix: Tensor, goal: _Goal, seed: int) -> _Triplets:
     """The leading singular values and vectors that the goal takes."""
     precise = matrix.dtype == torch.float64
     keep = goal.rank or _FIRST_RANK
@@ -183,16 +183,16 @@ def _search(matrix: Tensor, goal: _Goal, seed: int) -> _Found:
         return _in_full(matrix, goal)
     start = None
     while True:
-        found = _iterate(matrix, keep, seed if start is None else start, goal.whole**2, precise=precise)
-        if found is None:
+        triplets = _iterate(matrix, keep, seed if start is None else start, goal.whole**2, precise=precise)
+        if triplets is None:
             return _in_full(matrix, goal)
-        values = found.values[:keep]
+        values = triplets.values[:keep]
         count = goal.choose(values)
         left_away = float(goal.tails(values)[len(values) if count is None else count])
         if not precise and left_away < (_COARSE * goal.whole) ** 2:
-            precise, start = True, found
+            precise, start = True, triplets
         elif count is not None:
-            return replace(found, count=count)
+            return replace(triplets, count=count)
         else:
             # No direction beyond these holds more than the last of them, so at least that many are still needed.
             excess = left_away - ((goal.max_error or 0.0) * goal.whole) ** 2
@@ -200,7 +200,7 @@ def _search(matrix: Tensor, goal: _Goal, seed: int) -> _Found:
             keep, start = keep + max(keep, math.ceil(needed)), None
 
 
-def _iterate(matrix: Tensor, keep: int, start: int | _Found, square: float, *, precise: bool) -> _Found | None:
+def _iterate(matrix: Tensor, keep: int, start: int | _Triplets, square: float, *, precise: bool) -> _Triplets | None:
     """Singular triplets whose first `keep` have settled; None if that takes spaces too large to be worth it.
 
     `start` is a seed, or what was found before in less precision; `square` is ‖matrix‖².
@@ -235,7 +235,7 @@ def _iterate(matrix: Tensor, keep: int, start: int | _Found, square: float, *, p
             core[-block:, -block:] = rest
         sums.append(float(torch.linalg.svdvals(core)[:keep].square().sum()))
     left_mix, values, right_mix = decomposed(core)
-    return _Found(values=values, left=left, left_mix=left_mix, right=right, right_mix=right_mix.T, count=keep)
+    return _Triplets(values=values, left=left, left_mix=left_mix, right=right, right_mix=right_mix.T, count=keep)
 
 
 def _lacking(sums: Sequence[float]) -> float:
@@ -252,7 +252,7 @@ def _new_directions(block: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     return columns, rest
 
 
-def _in_full(matrix: Tensor, goal: _Goal) -> _Found:
+def _in_full(matrix: Tensor, goal: _Goal) -> _Triplets:
     """All singular values, in float64: of the matrix itself, or of the Gram matrix of its shorter side if it is large.
 
     Squaring costs digits of values below 1e-8 of the largest, which are float32 rounding of a float32 matrix.
@@ -270,7 +270,7 @@ def _in_full(matrix: Tensor, goal: _Goal) -> _Found:
         if not is_tall:
             left, left_mix, right, right_mix = None, vectors, matrix.T, through
     count = goal.choose(values) or goal.solid(values)
-    return _Found(values=values, left=left, left_mix=left_mix, right=right, right_mix=right_mix, count=count)
+    return _Triplets(values=values, left=left, left_mix=left_mix, right=right, right_mix=right_mix, count=count)
 
 
 def _gram(tall: Tensor) -> Tensor:
@@ -282,9 +282,9 @@ def _gram(tall: Tensor) -> Tensor:
     return gram
 
 
-def _measured(matrix: Tensor, found: _Found, count: int, whole: float) -> tuple[Tensor, Tensor, float]:
+def _measured(matrix: Tensor, triplets: _Triplets, count: int, whole: float) -> tuple[Tensor, Tensor, float]:
     """The factors b and a of the first `count` triplets, and ‖matrix - b @ a‖."""
-    b, a = found.factors(count)
+    b, a = triplets.factors(count)
     lost = _distance(matrix, b, a, matrix.dtype)
     if lost < _COARSE * whole:
         lost = _distance(matrix, b, a, torch.float64)

@@ -19,13 +19,13 @@ from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.layouts import NESTED, PEFT_PREFIX, plain_name
 from adapterhub.weights.lowrank.settings import trained_rows
 
-What = Literal["module", "bias", "rows", "copy"]
+CarriedKind = Literal["module", "bias", "rows", "copy"]
 
 _ROWS: Final = ".token_adapter.trainable_tokens_delta"
 _EMBEDDING: Final = re.compile(r"(.+\.)?([^.]*embed[^.]*|lm_head|wte|wpe|shared)")
 """Modules of whose weights PEFT adds a copy (`save_embedding_layers`), by the last part of their names."""
 
-_REMARKS: Final[Mapping[What, str]] = {
+_REMARKS: Final[Mapping[CarriedKind, str]] = {
     "module": "{names} of modules_to_save is carried over from `{label}` as it is, without weight",
     "bias": "biases of the base that `{label}` trained are carried over as they are, without weight ({names})",
     "rows": "rows of {names} that `{label}` trained are carried over as they are, without weight",
@@ -42,7 +42,7 @@ class Carried:
     `tokens` tells which rows these are.
     """
 
-    what: What
+    what: CarriedKind
     name: str
     module: str
     entry: str
@@ -85,7 +85,7 @@ def recognised(source: WeightedAdapter, spec: TensorSpec) -> Carried | None:
     module, _, leaf = plain.rpartition(".")
     if ".lora_" in name or leaf not in ("weight", "bias"):
         return None
-    what: What | None = None
+    what: CarriedKind | None = None
     if leaf == "bias" and config.bias != "none":
         what = "bias"
     elif _EMBEDDING.fullmatch(module) or _is_embedding(source, module):
@@ -109,28 +109,28 @@ def carried(adapters: Sequence[WeightedAdapter], modules: Collection[str]) -> tu
 
     `modules` are those of the base that have factors.
     """
-    found: dict[str, Carried] = {}
+    tensors: dict[str, Carried] = {}
     reasons: list[str] = []
     for source in adapters:
         for spec in source.factors.others:
             one = recognised(source, spec)
             if one is None:
                 continue
-            first = found.setdefault(one.name, one)
+            first = tensors.setdefault(one.name, one)
             if not _is_same(first, one):
                 reasons.append(
                     f"`{shown(one.name)}`{_of_what(one)} differs between `{shown(first.source.label)}` and "
                     f"`{shown(source.label)}`: what replaces a part of the base cannot be added up"
                 )
             elif one.what == "module":
-                found[one.name] = one if first.what != "module" else first  # so that the config names it
-    return found, [*reasons, *_clashes(found, modules)]
+                tensors[one.name] = one if first.what != "module" else first  # so that the config names it
+    return tensors, [*reasons, *_clashes(tensors, modules)]
 
 
-def remarks(found: Mapping[str, Carried]) -> Iterator[str]:
+def remarks(tensors: Mapping[str, Carried]) -> Iterator[str]:
     """What a user should know of the tensors that are carried over."""
-    groups: dict[tuple[str, What], dict[str, None]] = {}
-    for one in found.values():
+    groups: dict[tuple[str, CarriedKind], dict[str, None]] = {}
+    for one in tensors.values():
         groups.setdefault((one.source.label, one.what), {})[one.entry] = None
     for (label, what), entries in groups.items():
         names = [f"`{shown(entry)}`" for entry in sorted(entries)[:_NAMES_SHOWN]]
@@ -139,9 +139,9 @@ def remarks(found: Mapping[str, Carried]) -> Iterator[str]:
         yield _REMARKS[what].format(names=named, label=shown(label))
 
 
-def config_of(found: Mapping[str, Carried]) -> dict[str, object]:
+def config_of(tensors: Mapping[str, Carried]) -> dict[str, object]:
     """The settings that make PEFT load what is carried over."""
-    ones = list(found.values())
+    ones = list(tensors.values())
     biases = {one.source.factors.config.bias for one in ones if one.what == "bias"}
     rows = [one for one in ones if one.what == "rows"]
     tokens: object = {one.module: list(one.tokens) for one in rows} or None
@@ -156,10 +156,10 @@ def config_of(found: Mapping[str, Carried]) -> dict[str, object]:
     }
 
 
-def _clashes(found: Mapping[str, Carried], modules: Collection[str]) -> Iterator[str]:
+def _clashes(tensors: Mapping[str, Carried], modules: Collection[str]) -> Iterator[str]:
     """What two adapters do to one module in ways that exclude each other."""
     replaced: dict[str, Carried] = {}
-    for one in found.values():
+    for one in tensors.values():
         if one.what == "module":
             replaced.setdefault(one.module, one)
     for module in modules if replaced else ():
@@ -169,8 +169,8 @@ def _clashes(found: Mapping[str, Carried], modules: Collection[str]) -> Iterator
             if whole is not None:
                 label = shown(whole.source.label)
                 yield f"`{shown(module)}` has LoRA factors, and `{label}` replaces `{shown(whole.module)}` whole"
-    for one in (one for one in found.values() if one.what == "rows"):
-        label, other = shown(one.source.label), found.get(f"{one.module}.weight")
+    for one in (one for one in tensors.values() if one.what == "rows"):
+        label, other = shown(one.source.label), tensors.get(f"{one.module}.weight")
         if one.module in modules:
             yield f"`{shown(one.module)}` has LoRA factors, and `{label}` replaces rows of it"
         if other is not None:

@@ -10,7 +10,7 @@ from adapterhub.core.errors import shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.weights.lowrank.algebra import ModuleErrors
 from adapterhub.weights.lowrank.factors import TORCH_DTYPES, WeightedAdapter
-from adapterhub.weights.merge._refusals import foreign, refuse
+from adapterhub.weights.merge._refusals import foreign, raise_for
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,14 +31,14 @@ class CopyRun:
             MergeRefused: not a LoRA, or some numbers are not finite; every such tensor is listed.
         """
         label, factors = shown(self.adapter.label), self.adapter.factors
-        refuse([f"`{label}` {reason}" for reason in foreign(self.adapter)])
+        raise_for([f"`{label}` {reason}" for reason in foreign(self.adapter)])
         tensors = factors.header.tensors
         bad = []
         for done, spec in enumerate(tensors, 1):
             if not factors.is_finite(spec):
                 bad.append(f"`{shown(spec.name)}` in `{label}` holds NaN or infinite numbers")
             self.progress(done, len(tensors))
-        refuse(bad)
+        raise_for(bad)
         (folder / CONFIG_FILE).write_bytes(factors.config_bytes)
         factors.weights.copy_to(folder / WEIGHTS_FILE)
         self.ranks = {module: pair.layout.config_rank(pair.rank) for module, pair in factors.modules.items()}

@@ -36,7 +36,7 @@ _KINDS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
 )
 
 
-def refuse(reasons: Sequence[str], hint: str = "") -> None:
+def raise_for(reasons: Sequence[str], hint: str = "") -> None:
     """Raise if there is any reason to.
 
     Raises:
@@ -111,11 +111,11 @@ def shared_settings(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, obje
     reasons = []
     for key, meaning in SHARED.items():
         values = [getattr(s.factors.config, key) or () for s in adapters]
-        having = [s for s, value in zip(adapters, values, strict=True) if value]
-        if having and len(set(values)) > 1:
-            each = ", ".join(f"`{shown(s.label)}`" for s in having)
+        holders = [s for s, value in zip(adapters, values, strict=True) if value]
+        if holders and len(set(values)) > 1:
+            each = ", ".join(f"`{shown(s.label)}`" for s in holders)
             reasons.append(f"{each} {meaning}, but not all of these adapters do, or not alike")
-        elif having:
+        elif holders:
             settings[key] = [list(v) if isinstance(v, tuple) else v for v in values[0]]
     return settings, reasons
 

@@ -24,7 +24,7 @@ from adapterhub.weights.lowrank.algebra import Cut, LowRank, ModuleErrors, cut, 
 from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, TensorFileWriter, WeightedAdapter
 from adapterhub.weights.lowrank.layouts import is_finite
 from adapterhub.weights.merge._carried import remarks
-from adapterhub.weights.merge._refusals import refuse
+from adapterhub.weights.merge._refusals import raise_for
 from adapterhub.weights.merge.config import merged_config
 from adapterhub.weights.merge.plan import MergePlan
 
@@ -89,8 +89,8 @@ class MergeRun:
                 # After a refusal the remaining modules are looked at as well, so that all reasons are told at once.
                 if not self.refusals:
                     self._write(writer, {module: made for module, made in merged.items() if made is not None})
-            self._look_at_carried()
-            refuse(self.refusals)
+            self._check_carried()
+            raise_for(self.refusals)
             for spec, one in carried.items():
                 writer.add_chunks(spec, one.source.factors.chunks(one.spec))
         config, warnings = merged_config([s.factors for s in self.adapters], self.plan, self.ranks)
@@ -184,7 +184,7 @@ class MergeRun:
         self.refusals += [f"`{shown(module)}` in `{shown(label)}` holds NaN or infinite numbers" for label in bad]
         return None if bad else [list(deltas) for deltas in zip(*of_sources, strict=True)]
 
-    def _look_at_carried(self) -> None:
+    def _check_carried(self) -> None:
         """Note which of the tensors that are carried over are not finite."""
         for name, one in self.plan.carried.items():
             if not one.source.factors.is_finite(one.spec):
@@ -211,19 +211,19 @@ class MergeRun:
 
     def _remarks(self) -> list[str]:
         """What a user should know about the result besides its error."""
-        found = list(remarks(self.plan.carried))
+        notes = list(remarks(self.plan.carried))
         empty = [module for module, (_, norm) in self.errors.items() if norm == 0]
         if empty:
-            found.append(
+            notes.append(
                 f"{len(empty)} of {len(self.errors)} modules add up to nothing and are kept as zero updates, "
                 f"`{shown(empty[0])}` first"
             )
         if len({rank for module, rank in self.ranks.items() if _EXPERT.search(module)}) > 1:
-            found.append(
+            notes.append(
                 "the experts have different ranks; transformers 5 keeps all experts of a layer in one parameter, and "
                 "PEFT turns their pairs into one only if all have the same rank: `--rank N` gives it to all"
             )
-        return found
+        return notes
 
 
 @contextmanager

@@ -110,15 +110,15 @@ def target_parameters(adapters: Sequence[AdapterFactors], parameters: Mapping[st
     wanted = {name for names in parameters.values() for name in names}
     safe: set[str] = set()
     for adapter in adapters:
-        having = {name for factors in adapter.modules.values() for name in factors.parameters}
-        safe |= _safe(adapter.config.target_parameters, wanted, having)
+        available = {name for factors in adapter.modules.values() for name in factors.parameters}
+        safe |= _safe(adapter.config.target_parameters, wanted, available)
     return _shortest(safe, wanted)
 
 
-def _safe(entries: Iterable[str], wanted: Collection[str], having: Collection[str]) -> set[str]:
+def _safe(entries: Iterable[str], wanted: Collection[str], available: Collection[str]) -> set[str]:
     """The entries that reach something of `wanted`, and nothing of it that is not in `having`."""
     reached = {entry: [name for name in wanted if _ends_with(name, entry)] for entry in entries}
-    return {entry for entry, names in reached.items() if names and all(name in having for name in names)}
+    return {entry for entry, names in reached.items() if names and all(name in available for name in names)}
 
 
 def _shortest(safe: Collection[str], wanted: Collection[str]) -> list[str]:

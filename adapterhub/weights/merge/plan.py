@@ -11,7 +11,7 @@ from adapterhub.formats.peft.config import owner
 from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.layouts import Layout, plain_name
 from adapterhub.weights.merge._carried import Carried, carried
-from adapterhub.weights.merge._refusals import own_reasons, refuse, shared_settings, way_out
+from adapterhub.weights.merge._refusals import own_reasons, raise_for, shared_settings, way_out
 
 Refusal = Callable[[Sequence[int]], str | None]
 
@@ -51,19 +51,19 @@ def plan_merge(adapters: Sequence[WeightedAdapter], method: ModuleType) -> Merge
     depths: dict[str, int] = {}
     for module in layouts:
         depths[plain_name(module)] = depths.get(plain_name(module), 0) + 1
-    found, more = carried(adapters, depths)
+    tensors, more = carried(adapters, depths)
     reasons += more
     has_bias = any(s.factors.config.lora_bias for s in adapters)
     reasons += _without_bias(layouts) if has_bias else ()
     refusal: Refusal | None = getattr(method, "refusal", None)
     if refusal is not None:
-        reasons += _refused(adapters, layouts, refusal)
-    refuse(reasons, way_out(adapters, nonlinear=nonlinear))
+        reasons += _method_reasons(adapters, layouts, refusal)
+    raise_for(reasons, way_out(adapters, nonlinear=nonlinear))
     return MergePlan(
         layouts=layouts,
         units=_units(layouts),
         parameters=parameters,
-        carried={one.name_in_file(depths): one for one in found.values()},
+        carried={one.name_in_file(depths): one for one in tensors.values()},
         settings=settings,
         has_bias=has_bias,
     )
@@ -73,10 +73,10 @@ def _layouts(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], li
     layouts: dict[str, Layout] = {}
     reasons = []
     for module in sorted({module for s in adapters for module in s.factors.modules}):
-        having = [(s, s.factors.modules[module].layout) for s in adapters if module in s.factors.modules]
-        layouts[module] = having[0][1]
-        if len({layout for _, layout in having}) > 1:
-            each = ", ".join(f"{layout} in `{shown(s.label)}`" for s, layout in having)
+        holders = [(s, s.factors.modules[module].layout) for s in adapters if module in s.factors.modules]
+        layouts[module] = holders[0][1]
+        if len({layout for _, layout in holders}) > 1:
+            each = ", ".join(f"{layout} in `{shown(s.label)}`" for s, layout in holders)
             reasons.append(f"`{shown(module)}` differs: {each}")
     return layouts, reasons
 
@@ -122,7 +122,9 @@ def _without_bias(layouts: Mapping[str, Layout]) -> Iterator[str]:
             yield f"`{shown(module)}` is {what}, for which PEFT has no lora_bias, and one of these adapters has"
 
 
-def _refused(adapters: Sequence[WeightedAdapter], layouts: Mapping[str, Layout], refusal: Refusal) -> Iterator[str]:
+def _method_reasons(
+    adapters: Sequence[WeightedAdapter], layouts: Mapping[str, Layout], refusal: Refusal
+) -> Iterator[str]:
     """The method's own word on the ranks of every module."""
     for module in layouts:
         reason = refusal([s.factors.modules[module].rank if module in s.factors.modules else 0 for s in adapters])

@@ -52,7 +52,7 @@ def combination_of(
     """
     search = _Search(library=library, folder=folder, sources_for=sources_for, bar=bar)
     combination = search.combination(recipe.step, "")
-    search.refuse()
+    search.check()
     if recipe.base is not None:
         _check_base(recipe.base, combination)
     return combination, tuple(search.warnings)
@@ -63,10 +63,10 @@ def _check_base(weights: Digest, combination: Combination) -> None:
     base, _ = common_base(ingredients)
     if base.fingerprint is not None and base.fingerprint.weights == weights:
         return
-    found = base.fingerprint.weights if base.fingerprint else "not known by content"
+    actual = base.fingerprint.weights if base.fingerprint else "not known by content"
     unknown = next((i.label for i in ingredients if i.base.fingerprint is None), "NAME")
     raise BaseMismatch(
-        f"the recipe is for the base {weights}; that of its inputs is {found}",
+        f"the recipe is for the base {weights}; that of its inputs is {actual}",
         hint=f"`adapt base pin {shlex.quote(shown(unknown))} BASE` records the base of an adapter that declares none",
     )
 
@@ -91,13 +91,13 @@ class _Search:
                 inner = self.combination(item.step, f"{where}.merge.")
                 inputs.append(Nested(weight=item.weight, combination=inner))
             else:
-                found = self.in_folder(item, where) if item.is_folder else self.in_library(item, where)
-                inputs += [found] if found else []
+                leaf = self.in_folder(item, where) if item.is_folder else self.in_library(item, where)
+                inputs += [leaf] if leaf else []
         return Combination(
             inputs=tuple(inputs), method=step.method, options=step.options, dtype=step.dtype, seed=step.seed
         )
 
-    def refuse(self) -> None:
+    def check(self) -> None:
         """Raise if anything was wrong."""
         lines = [f"  {line}" for line in self.missing]
         if self.changed:
@@ -117,12 +117,12 @@ class _Search:
         if not folder.is_dir():
             self.missing.append(f"{where}: there is no folder `{shown(str(folder), 200)}`")
             return None
-        found = folder_digests(folder)
+        digests = folder_digests(folder)
         for key, wanted in {"sha256": leaf.sha256, "config_sha256": leaf.config_sha256}.items():
-            if wanted is not None and found[key] != wanted:
-                self.change(f"{where} `{shown(leaf.spec)}` ({key})", wanted, found[key] or "no such file")
+            if wanted is not None and digests[key] != wanted:
+                self.change(f"{where} `{shown(leaf.spec)}` ({key})", wanted, digests[key] or "no such file")
                 return None
-        return Ingredient(folder=folder, label=leaf.spec, weight=leaf.weight, files=found)
+        return Ingredient(folder=folder, label=leaf.spec, weight=leaf.weight, files=digests)
 
     def in_library(self, leaf: Leaf, where: str) -> Ingredient | None:
         spec = AdapterSpec.parse(leaf.spec)

@@ -20,7 +20,7 @@ import torch
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.weights.compare.similarity._forecast import DTYPES, Choice, Forecast, Sum, forecast
+from adapterhub.weights.compare.similarity._forecast import DTYPES, Forecast, StorageOption, Sum, forecast
 from adapterhub.weights.compare.similarity._module import ModuleComparison, Pair, compare_module, norm_of
 from adapterhub.weights.compare.similarity._signs import SAMPLED, Estimate, Share
 from adapterhub.weights.compare.similarity._spectra import ENERGIES, Energies
@@ -33,8 +33,7 @@ from adapterhub.weights.merge.plan import MergePlan, plan_merge
 __all__ = [
     "ENERGIES",
     "SAMPLED",
-    "Adapter",
-    "Choice",
+    "AdapterFigures",
     "Comparison",
     "Energies",
     "Estimate",
@@ -42,6 +41,7 @@ __all__ = [
     "ModuleComparison",
     "Pair",
     "Share",
+    "StorageOption",
     "compare_adapters",
 ]
 
@@ -53,7 +53,7 @@ CompareProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
+class AdapterFigures:
     """One adapter over all the modules that were compared; `rank` is its largest, `parameters` count its factors."""
 
     label: str
@@ -77,7 +77,7 @@ class Comparison:
     rows and columns of each module at most were looked at for signs.
     """
 
-    adapters: tuple[Adapter, ...]
+    adapters: tuple[AdapterFigures, ...]
     pairs: tuple[Pair, ...]
     modules: tuple[ModuleComparison, ...]
     unlike: dict[str, str]
@@ -102,7 +102,7 @@ class Comparison:
             "forecast": self.forecast.to_json() if self.forecast else None,
             "obstacles": list(self.obstacles),
             "unlike": self.unlike,
-            "partial": {module: list(having) for module, having in self.partial.items()},
+            "partial": {module: list(holders) for module, holders in self.partial.items()},
             "sampled": self.sampled,
             "modules": [module.to_json() for module in self.modules],
         }
@@ -134,28 +134,28 @@ def compare_adapters(
     merging, obstacles = _plan(sides)
     layouts, unlike = _layouts(sides)
     if not layouts:
-        _refuse([f"`{shown(module)}` differs: {each}" for module, each in unlike.items()])
+        _raise_for([f"`{shown(module)}` differs: {each}" for module, each in unlike.items()])
     # glibc keeps a module's buffers for the next one only once it has seen a block of this size freed; without that a
     # third of the time goes into fresh pages. Elsewhere this line does nothing.
     torch.empty(31 << 20, dtype=torch.uint8)
-    found: list[ModuleComparison] = []
+    compared: list[ModuleComparison] = []
     refusals: list[str] = []
     for done, (module, layout) in enumerate(layouts.items(), 1):
         updates = [side.factors.parts(module) if module in side.factors.modules else None for side in sides]
         refusals += [f"`{shown(module)}` {reason}" for reason in _unmeasurable(sides, updates)]
         if not refusals:
-            found.append(compare_module(module, layout, updates, [side.weight for side in sides], sampled))
+            compared.append(compare_module(module, layout, updates, [side.weight for side in sides], sampled))
         if progress is not None:
             progress(done, len(layouts))
-    _refuse(refusals)
-    adapters = tuple(_adapter(i, side, found) for i, side in enumerate(sides))
+    _raise_for(refusals)
+    adapters = tuple(_adapter(i, side, compared) for i, side in enumerate(sides))
     return Comparison(
         adapters=adapters,
-        pairs=tuple(_over_all(found, adapters, at) for at in combinations(range(len(sides)), 2)),
-        modules=tuple(found),
+        pairs=tuple(_over_all(compared, adapters, at) for at in combinations(range(len(sides)), 2)),
+        modules=tuple(compared),
         unlike=unlike,
         obstacles=obstacles,
-        forecast=_forecast(sides, found, merging, dtype),
+        forecast=_forecast(sides, compared, merging, dtype),
         sampled=sampled,
     )
 
@@ -185,8 +185,8 @@ def _layouts(sides: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], dict[
     unlike: dict[str, str] = {}
     pairs = [Counter(owner(module) for module in side.factors.modules) for side in sides]
     for module in sorted({module for side in sides for module in side.factors.modules}):
-        having = [i for i, side in enumerate(sides) if module in side.factors.modules]
-        factors = [sides[i].factors.modules[module] for i in having]
+        holders = [i for i, side in enumerate(sides) if module in side.factors.modules]
+        factors = [sides[i].factors.modules[module] for i in holders]
         if len({one.layout for one in factors}) > 1:
             described = [str(one.layout) for one in factors]
         # PEFT names the pairs on parameters by their depth: the same name is the same one only among the same targets.
@@ -194,7 +194,7 @@ def _layouts(sides: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], dict[
             len(
                 {
                     (one.parameters, pairs[i][owner(module)] if one.parameters else 0)
-                    for i, one in zip(having, factors, strict=True)
+                    for i, one in zip(holders, factors, strict=True)
                 }
             )
             > 1
@@ -203,7 +203,7 @@ def _layouts(sides: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], dict[
         else:
             layouts[module] = factors[0].layout
             continue
-        each = zip(described, having, strict=True)
+        each = zip(described, holders, strict=True)
         unlike[module] = ", ".join(f"{what} in `{shown(sides[i].label)}`" for what, i in each)
     return layouts, unlike
 
@@ -223,28 +223,28 @@ def _unmeasurable(sides: Sequence[WeightedAdapter], updates: Sequence[Sequence[L
     return reasons
 
 
-def _refuse(reasons: Sequence[str]) -> None:
+def _raise_for(reasons: Sequence[str]) -> None:
     if reasons:
         raise MergeRefused("these adapters cannot be compared", reasons)
 
 
-def _adapter(position: int, side: WeightedAdapter, found: Sequence[ModuleComparison]) -> Adapter:
+def _adapter(position: int, side: WeightedAdapter, compared: Sequence[ModuleComparison]) -> AdapterFigures:
     modules = side.factors.modules.values()
-    return Adapter(
+    return AdapterFigures(
         label=side.label,
         weight=side.weight,
         modules=len(modules),
         rank=max(module.rank for module in modules),
         parameters=sum(module.a.elements + module.b.elements for module in modules),
-        norm=norm_of([module.updates[position] for module in found]),
+        norm=norm_of([module.updates[position] for module in compared]),
     )
 
 
-def _over_all(found: Sequence[ModuleComparison], adapters: Sequence[Adapter], at: tuple[int, int]) -> Pair:
+def _over_all(compared: Sequence[ModuleComparison], adapters: Sequence[AdapterFigures], at: tuple[int, int]) -> Pair:
     """The pair over all modules: the cosine of the whole updates, mean overlaps, shares of the modules both have."""
     first, second = at
     dot, pairs = 0.0, list[Pair]()
-    for module in found:
+    for module in compared:
         norms = norm_of([module.updates[first]]) * norm_of([module.updates[second]])
         for pair in module.pairs:
             if (pair.first, pair.second) == at:
@@ -253,8 +253,8 @@ def _over_all(found: Sequence[ModuleComparison], adapters: Sequence[Adapter], at
     norms = adapters[first].norm * adapters[second].norm
 
     def mean(values: Iterable[float | None]) -> float | None:
-        told = [value for value in values if value is not None]
-        return math.fsum(told) / len(told) if told else None
+        known = [value for value in values if value is not None]
+        return math.fsum(known) / len(known) if known else None
 
     return Pair(
         first=first,
@@ -270,13 +270,13 @@ def _over_all(found: Sequence[ModuleComparison], adapters: Sequence[Adapter], at
 
 
 def _forecast(
-    sides: Sequence[WeightedAdapter], found: Sequence[ModuleComparison], merging: MergePlan | None, dtype: str
+    sides: Sequence[WeightedAdapter], compared: Sequence[ModuleComparison], merging: MergePlan | None, dtype: str
 ) -> Forecast | None:
     """The forecast over the modules that the weighted adapters have; None if they do not add up."""
     used = [i for i, side in enumerate(sides) if side.weight]
     if merging is None or not used:
         return None
-    sums = {m.module: Sum(module=m.module, layout=m.layout, parts=m.total) for m in found}
+    sums = {m.module: Sum(module=m.module, layout=m.layout, parts=m.total) for m in compared}
     if not sums.keys() >= merging.layouts.keys():
         return None  # an adapter of weight 0 has another shape there
     others = [TensorSpec.planned(name, one.spec.dtype, one.spec.shape) for name, one in merging.carried.items()]
@@ -285,7 +285,7 @@ def _forecast(
         others += [TensorSpec.planned(name, DTYPES[dtype], shape) for name, shape in biases]
     return forecast(
         [[sums[module] for module in unit] for unit in merging.units],
-        sum((module.cancelled for module in found), Share()),
+        sum((module.cancelled for module in compared), Share()),
         rank=max(module.rank for i in used for module in sides[i].factors.modules.values()),
         others=others,
         dtype=dtype,

@@ -33,7 +33,7 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class StorageOption:
     """One way to store the sum: `options` are what `adapt merge` is given for it, `ranks` those of the modules.
 
     `relative_error` is ‖result - sum‖ / ‖sum‖ over all modules, without the rounding of the dtype; `size_bytes` that of
@@ -64,7 +64,7 @@ class Forecast:
     norm: float
     cancelled: Share
     dtype: str
-    choices: tuple[Choice, ...]
+    choices: tuple[StorageOption, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Every figure."""
@@ -72,7 +72,7 @@ class Forecast:
             "norm": self.norm,
             "cancelled": self.cancelled.to_json(),
             "dtype": self.dtype,
-            "choices": [choice.to_json() for choice in self.choices],
+            "choices": [option.to_json() for option in self.choices],
         }
 
 
@@ -91,7 +91,7 @@ def forecast(
     """
     norm = math.hypot(*(part.norm for unit in units for one in unit for part in one.parts))
 
-    def choice(options: str, rank_of: Callable[[Energies], int]) -> Choice:
+    def option(options: str, rank_of: Callable[[Energies], int]) -> StorageOption:
         kept = [[[_kept(rank_of, part) for part in one.parts] for one in unit] for unit in units]
         ranks = [max(rank for ranks in of_unit for rank in ranks) for of_unit in kept]
         lost = math.hypot(
@@ -103,17 +103,17 @@ def forecast(
             )
         )
         stored = [(one, rank) for unit, rank in zip(units, ranks, strict=True) for one in unit]
-        return Choice(
+        return StorageOption(
             options=options,
             ranks=tuple(rank for _, rank in stored),
             relative_error=lost / norm if lost else 0.0,
             size_bytes=_file_bytes(stored, others, DTYPES[dtype]),
         )
 
-    exact = choice("--method cat", lambda energies: energies.numerical_rank)
+    exact = option("--method cat", lambda energies: energies.numerical_rank)
     tried = [r for r in _around(rank) if r < max(exact.ranks)]
-    at_ranks = [choice(f"--method svd --rank {r}", partial(_constant, r)) for r in reversed(tried)]
-    at_energies = [choice(f"--method svd --energy {e:g}", partial(_for_energy, e)) for e in reversed(ENERGIES)]
+    at_ranks = [option(f"--method svd --rank {r}", partial(_constant, r)) for r in reversed(tried)]
+    at_energies = [option(f"--method svd --energy {e:g}", partial(_for_energy, e)) for e in reversed(ENERGIES)]
     return Forecast(norm=norm, cancelled=cancelled, dtype=dtype, choices=(exact, *at_ranks, *at_energies))
 
 

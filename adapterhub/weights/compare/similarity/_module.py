@@ -124,15 +124,15 @@ def compare_module(
     here = [(i, parts) for i, parts in enumerate(updates) if parts is not None]
     factors = [weights[i] for i, _ in here]
     size = max(2, int(sampled / math.sqrt(layout.parts)))
-    found = [
+    compared = [
         _compare_part(f"{module}#{index}" if layout.parts > 1 else module, deltas, factors, size)
         for index, deltas in enumerate(zip(*(parts for _, parts in here), strict=True))
     ]
     spectra: list[Energies | None] = [None] * len(updates)
     for at, (i, _) in enumerate(here):
-        spectra[i] = Energies.together([part.spectra[at] for part in found])
+        spectra[i] = Energies.together([part.spectra[at] for part in compared])
     pairs = [
-        _pair(first, second, (spectra[first], spectra[second]), [part.both[at] for part in found])
+        _pair(first, second, (spectra[first], spectra[second]), [part.both[at] for part in compared])
         for at, (first, second) in enumerate(combinations([i for i, _ in here], 2))
     ]
     return ModuleComparison(
@@ -140,8 +140,8 @@ def compare_module(
         layout=layout,
         updates=tuple(spectra),
         pairs=tuple(pairs),
-        total=tuple(part.total for part in found),
-        cancelled=sum((part.cancelled for part in found), Share()),
+        total=tuple(part.total for part in compared),
+        cancelled=sum((part.cancelled for part in compared), Share()),
     )
 
 
@@ -174,7 +174,7 @@ def _compare_part(name: str, deltas: Sequence[LowRank], weights: Sequence[float]
     stacked = stack(deltas, [1.0] * len(deltas))
     cores = _in_common_space(stacked, blocks)
     spectra = [spectrum(core) for core in cores]
-    spaces = [_directions(found) for found in spectra]
+    spaces = [_directions(one) for one in spectra]
     sample = Sample.of(name, out, width, size)
     entries = _entries(stacked, blocks, sample)
     both = []
@@ -195,7 +195,7 @@ def _compare_part(name: str, deltas: Sequence[LowRank], weights: Sequence[float]
     used = [i for i, weight in enumerate(weights) if weight]
     total = stack([cores[i] for i in used], [weights[i] for i in used]) if used else nothing(out, width)
     return _Part(
-        spectra=tuple(_energies(found) for found in spectra),
+        spectra=tuple(_energies(one) for one in spectra),
         both=tuple(both),
         total=_energies(spectrum(total)),
         cancelled=sample.cancelled([weights[i] * entries[i] for i in used]) if used else Share(),
@@ -230,16 +230,16 @@ def _dot(first: LowRank, second: LowRank) -> float:
     return float(((first.b.T @ second.b) * (first.a @ second.a.T)).sum())
 
 
-def _directions(found: Spectrum) -> tuple[Tensor, Tensor]:
+def _directions(update: Spectrum) -> tuple[Tensor, Tensor]:
     """Orthonormal columns that span what the update writes and what it reads; no columns for a zero update."""
-    if found.numerical_rank == 0:
-        return found.values.new_zeros(found.delta.shape[0], 0), found.values.new_zeros(found.delta.shape[1], 0)
-    kept = found.truncate(found.numerical_rank)  # its factors are the singular vectors times the roots of the values
+    if update.numerical_rank == 0:
+        return update.values.new_zeros(update.delta.shape[0], 0), update.values.new_zeros(update.delta.shape[1], 0)
+    kept = update.truncate(update.numerical_rank)  # its factors are the singular vectors times the roots of the values
     return torch.nn.functional.normalize(kept.b, dim=0), torch.nn.functional.normalize(kept.a.T, dim=0)
 
 
-def _energies(found: Spectrum) -> Energies:
-    return Energies(values=tuple(found.values[: found.numerical_rank].tolist()))
+def _energies(update: Spectrum) -> Energies:
+    return Energies(values=tuple(update.values[: update.numerical_rank].tolist()))
 
 
 def norm_of(energies: Sequence[Energies | None]) -> float:

@@ -40,13 +40,13 @@ def merge(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
         MergeRefused: the directions have no mean, because they cancel or one is opposite to it.
     """
     parts = taking_part(deltas, weights)
-    found = points(parts) if parts else None
-    if found is None or not found.deltas:
+    directions = points(parts) if parts else None
+    if directions is None or not directions.deltas:
         return nothing(*deltas[0].shape, rank=1)
-    if found.are_on_one_line:
-        return found.combined(found.weights)
-    shares = _mean_direction(found.units, found.weights / found.weights.sum())
-    return found.combined(shares * (found.weights @ found.lengths) / found.lengths)
+    if directions.are_on_one_line:
+        return directions.combined(directions.weights)
+    shares = _mean_direction(directions.units, directions.weights / directions.weights.sum())
+    return directions.combined(shares * (directions.weights @ directions.lengths) / directions.lengths)
 
 
 def _mean_direction(units: Tensor, weights: Tensor) -> Tensor:

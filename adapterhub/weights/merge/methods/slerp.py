@@ -29,8 +29,8 @@ _BOTH = 2
 
 def refusal(ranks: Sequence[int]) -> str | None:
     """Why updates of these ranks (0: the adapter lacks the module) cannot be interpolated; None if they can."""
-    having = sum(rank > 0 for rank in ranks)
-    return f"is in {having} adapters, `slerp` goes from one to one other" if having > _BOTH else None
+    holders = sum(rank > 0 for rank in ranks)
+    return f"is in {holders} adapters, `slerp` goes from one to one other" if holders > _BOTH else None
 
 
 def merge(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:

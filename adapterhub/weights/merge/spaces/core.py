@@ -100,14 +100,14 @@ def core_space(
     if not taking_part(deltas, weights):
         return None
     everyone = zip(deltas, weights, generators or by_position(len(deltas)), strict=True)
-    found = [(d, weight * d.scale, generator) for d, weight, generator in everyone if weight and d.rank]
-    found.sort(key=functools.cmp_to_key(_compare))
-    a = torch.cat([d.a.double() for d, _, _ in found])
-    b = torch.cat([d.b.double() for d, _, _ in found], dim=1)
+    parts = [(d, weight * d.scale, generator) for d, weight, generator in everyone if weight and d.rank]
+    parts.sort(key=functools.cmp_to_key(_compare))
+    a = torch.cat([d.a.double() for d, _, _ in parts])
+    b = torch.cat([d.b.double() for d, _, _ in parts], dim=1)
     into_left, columns = _basis(b)
     into_right, rows = _basis(a.T)
     members, start = [], 0
-    for d, factor, generator in found:
+    for d, factor, generator in parts:
         own = slice(start, start + d.rank)
         sizes = torch.linalg.vector_norm(columns[:, own], dim=0) * torch.linalg.vector_norm(rows[:, own], dim=0)
         weighted = columns[:, own] * factor

@@ -170,10 +170,12 @@ def merged(
         return cut(nothing(out, width, 1), rank=1)
     most = 1.0 if fusion.normalize else max(abs(weight) for _, weight in parts)
     fused = _fused(updates, [weight / most for _, weight in parts], pruning, fusion)
-    found = closest(fused, rank=rank, max_error=max_error)
+    cut_down = closest(fused, rank=rank, max_error=max_error)
     factor = unit * fusion.gain * most
     root = math.sqrt(factor)
-    return replace(found, a=found.a * root, b=found.b * root, lost=found.lost * factor, whole=found.whole * factor)
+    return replace(
+        cut_down, a=cut_down.a * root, b=cut_down.b * root, lost=cut_down.lost * factor, whole=cut_down.whole * factor
+    )
 
 
 def _scaled(deltas: Sequence[LowRank], generators: Sequence[torch.Generator]) -> tuple[list[Update], float]:

@@ -191,5 +191,5 @@ def threshold_of(values: Tensor, count: int) -> tuple[float, int]:
         equal = int(above[place] - (above[place - 1] if place else 0))
         wanted -= int(above[place - 1]) if place else 0
         prefix = prefix << _DIGIT | ((1 << _DIGIT) - 1 - place)
-    found = float(torch.tensor(prefix, dtype=bits.dtype).view(values.dtype))
-    return found, equal - wanted
+    threshold = float(torch.tensor(prefix, dtype=bits.dtype).view(values.dtype))
+    return threshold, equal - wanted

@@ -86,18 +86,18 @@ class _Reader:
         self.problems: list[str] = []
         self.inputs = 0
 
-    def say(self, path: str, text: str) -> None:
+    def note(self, path: str, text: str) -> None:
         self.problems.append(f"{shown(path, 200)}: {text}")
 
     def wrong(self, path: str, expected: str, item: object) -> None:
         got = _KINDS.get(type(item), type(item).__name__)
-        self.say(path, f"expected {expected}, got {got}" + (f" `{shown(item)}`" if isinstance(item, str) else ""))
+        self.note(path, f"expected {expected}, got {got}" + (f" `{shown(item)}`" if isinstance(item, str) else ""))
 
     def known(self, holder: Mapping[str, Any], keys: Sequence[str], path: str) -> None:
         for key in holder:
             if key not in keys:
                 near = near_name(key, keys) or f"; there are {', '.join(keys)}"
-                self.say(f"{path}{key}", f"no such key{near}")
+                self.note(f"{path}{key}", f"no such key{near}")
 
     def take(self, holder: Mapping[str, Any], key: str, kind: type, path: str) -> Any:  # noqa: ANN401 - any TOML value
         """`holder[key]` when it has the type `kind`, else None."""
@@ -111,10 +111,10 @@ class _Reader:
         """Text of bounded length that UTF-8 can hold."""
         item = self.take(holder, key, str, path)
         if item is not None and len(item) > MAX_TEXT_CHARACTERS:
-            self.say(f"{path}{key}", f"at most {MAX_TEXT_CHARACTERS} characters, got {len(item)}")
+            self.note(f"{path}{key}", f"at most {MAX_TEXT_CHARACTERS} characters, got {len(item)}")
             return None
         if item is not None and any("\ud800" <= c <= "\udfff" for c in item):
-            self.say(f"{path}{key}", "holds half a character (a surrogate)")
+            self.note(f"{path}{key}", "holds half a character (a surrogate)")
             return None
         return str(item) if item is not None else None
 
@@ -125,16 +125,16 @@ class _Reader:
         try:
             return parse(text)
         except SpecError as error:
-            self.say(f"{path}{key}", f"`{shown(text)}`: {error.reason}")
+            self.note(f"{path}{key}", f"`{shown(text)}`: {error.reason}")
         except ValueError as error:
-            self.say(f"{path}{key}", str(error))
+            self.note(f"{path}{key}", str(error))
         return None
 
     def recipe(self, top: Mapping[str, Any]) -> Recipe | None:
-        found = self.take(top, "format", int, "")
-        if found != FORMAT:
-            if found is not None or "format" not in top:
-                self.say("format", f"expected {FORMAT}, got {'nothing' if found is None else 'another number'}")
+        version = self.take(top, "format", int, "")
+        if version != FORMAT:
+            if version is not None or "format" not in top:
+                self.note("format", f"expected {FORMAT}, got {'nothing' if version is None else 'another number'}")
             return None
         self.known(top, _TOP_KEYS, "")
         step = self.step(top, "", 0)
@@ -151,54 +151,54 @@ class _Reader:
         )
 
     def step(self, holder: Mapping[str, Any], path: str, depth: int) -> Step:
-        given = self.take(holder, "options", dict, path) or {}
-        name = self.text(holder, "method", path) or default_method(given)
+        table = self.take(holder, "options", dict, path) or {}
+        name = self.text(holder, "method", path) or default_method(table)
         method = None
         try:
             method = describe(name)
         except UsageProblem:
-            self.say(f"{path}method", f"no merge method `{shown(name)}`{near_name(name, names())}")
-        options = self.options(given, method, f"{path}options.") if method else {}
+            self.note(f"{path}method", f"no merge method `{shown(name)}`{near_name(name, names())}")
+        options = self.options(table, method, f"{path}options.") if method else {}
         dtype = self.text(holder, "dtype", path)
         if dtype is not None and dtype not in DTYPES:
-            self.say(f"{path}dtype", f"`{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
+            self.note(f"{path}dtype", f"`{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
         seed = self.take(holder, "seed", int, path)
         if seed is not None and not 0 <= seed <= MAX_WHOLE:
-            self.say(f"{path}seed", f"expected 0 to {MAX_WHOLE}")
+            self.note(f"{path}seed", f"expected 0 to {MAX_WHOLE}")
         if seed is not None and method and not method.is_random:
-            self.say(f"{path}seed", f"`{name}` draws nothing")
+            self.note(f"{path}seed", f"`{name}` draws nothing")
         items = self.take(holder, "inputs", list, path)
         if not items:
             if items is not None or "inputs" not in holder:
-                self.say(f"{path}inputs", f"no input; each is a table `[[inputs]]` with `{self.named}` and `weight`")
+                self.note(f"{path}inputs", f"no input; each is a table `[[inputs]]` with `{self.named}` and `weight`")
             items = []
         inputs = [self.input(item, f"{path}inputs[{i}]", depth) for i, item in enumerate(items)]
-        found = tuple(item for item in inputs if item is not None)
-        return Step(method=name, options=options, dtype=dtype, seed=seed, inputs=found)
+        usable = tuple(item for item in inputs if item is not None)
+        return Step(method=name, options=options, dtype=dtype, seed=seed, inputs=usable)
 
-    def options(self, given: Mapping[str, Any], method: Method, path: str) -> dict[str, object]:
+    def options(self, table: Mapping[str, Any], method: Method, path: str) -> dict[str, object]:
         known = options_of(method)
         options: dict[str, object] = {}
-        for key, value in given.items():
+        for key, value in table.items():
             where = f"{path}{key}"
             if key == "seed":
-                self.say(where, "the seed is written beside `method`, not among the options")
+                self.note(where, "the seed is written beside `method`, not among the options")
             elif key not in known:
                 near = near_name(key, known) or "; it takes " + ", ".join(known)
-                self.say(where, f"`{method.name}` has no such option{near}")
+                self.note(where, f"`{method.name}` has no such option{near}")
             elif not isinstance(value, str | int | float):
                 self.wrong(where, known[key].kind, value)
             else:
                 try:
                     options[key] = converted(known[key], value)
                 except UsageProblem as error:
-                    self.say(where, error.message)
+                    self.note(where, error.message)
         return options
 
     def input(self, item: object, path: str, depth: int) -> Leaf | Inner | None:
         self.inputs += 1
         if self.inputs == MAX_INPUTS + 1:
-            self.say(path, f"more than {MAX_INPUTS} inputs")
+            self.note(path, f"more than {MAX_INPUTS} inputs")
         if self.inputs > MAX_INPUTS:
             return None
         if not isinstance(item, dict):
@@ -208,7 +208,7 @@ class _Reader:
         self.known(item, _INPUT_KEYS[self.named], path)
         weight = self.weight(item, path)
         if ("merge" in item) == (self.named in item):
-            self.say(path[:-1], f"expected one of `{self.named}` and `merge`")
+            self.note(path[:-1], f"expected one of `{self.named}` and `merge`")
             return None
         if self.named == "adapter" and "adapter" in item:
             key = self.checked(item, "adapter", parse_name, path)
@@ -217,13 +217,13 @@ class _Reader:
             return self.leaf(item, weight, path)
         for key in ("digest", "sha256", "config_sha256"):
             if key in item:
-                self.say(f"{path}{key}", "an inner merge has no digest of its own; its inputs have")
+                self.note(f"{path}{key}", "an inner merge has no digest of its own; its inputs have")
         inner = self.take(item, "merge", dict, path)
         if inner is None:
             return None
         path += "merge."
         if depth + 1 > MAX_DEPTH:
-            self.say(path[:-1], f"merges inside merges, at most {MAX_DEPTH} levels of them")
+            self.note(path[:-1], f"merges inside merges, at most {MAX_DEPTH} levels of them")
             return None
         self.known(inner, _STEP_KEYS, path)
         return Inner(weight=weight, step=self.step(inner, path, depth + 1))
@@ -237,7 +237,7 @@ class _Reader:
         if math.isfinite(number):
             return number
         if "weight" not in item:
-            self.say(f"{path}weight", "missing, expected a number")
+            self.note(f"{path}weight", "missing, expected a number")
         else:
             self.wrong(f"{path}weight", "a finite number", value)
         return 0.0
@@ -250,7 +250,7 @@ class _Reader:
         for key in ("digest", "sha256", "config_sha256"):
             if key in item and key not in allowed:
                 kind = "a folder" if names_folder(spec) else "an adapter"
-                self.say(f"{path}{key}", f"`{shown(spec)}` is {kind}, which is held to {' and '.join(allowed)}")
+                self.note(f"{path}{key}", f"`{shown(spec)}` is {kind}, which is held to {' and '.join(allowed)}")
         if not names_folder(spec):
             self.checked(item, "spec", AdapterSpec.parse, path)
         digests = {key: self.checked(item, key, parse_digest, path) for key in allowed}
@@ -261,7 +261,7 @@ class _Reader:
         for key, value in items.items():
             where = f"metrics.{key}"
             if key.startswith(MEASURED_PREFIX):
-                self.say(where, "is measured by each run and cannot be given")
+                self.note(where, "is measured by each run and cannot be given")
             elif isinstance(value, str):
                 metrics[key] = self.text(items, key, "metrics.") or ""
             elif (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) <= MAX_WHOLE):

@@ -118,9 +118,9 @@ def converted(option: Option, value: object) -> object:
         UsageProblem: it is none.
     """
     if not _is_too_long(value):
-        found = option.convert(value)
-        if not _is_too_long(found):
-            return found
+        result = option.convert(value)
+        if not _is_too_long(result):
+            return result
     raise UsageProblem(f"option `{option.name}`: expected a whole number of at most {MAX_WHOLE}")
 
 
