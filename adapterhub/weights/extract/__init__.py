@@ -159,7 +159,7 @@ def extract_into_library(
     with library.store.staging() as staging:
         result = extract(base, tuned, staging / "extracted", options, progress=progress)
         measured = {"relative_error": result.relative_error, "missing_share": result.missing_share}
-        # three digits: the rest is noise of the factorisations, and would give each machine a manifest of its own
+        # Later digits are noise of the factorisations and would give each machine its own manifest.
         metrics = {f"extract_{key}": float(f"{number:.3g}") for key, number in measured.items()}
         about = replace(about, recipe=result.recipe, metrics=metrics)
         return library.add(result.out_folder, about, base=base), result

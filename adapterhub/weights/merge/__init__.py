@@ -1,30 +1,30 @@
 """Merging: adapter folders in, one plain PEFT folder out, module by module.
 
-A method is one file of this package, named as users type it; finding it imports nothing. It exposes
+A method is one file of `methods/`, named as users type it. Listing the methods imports none of them. A method exposes
 
     merge(deltas, weights, *, …options) -> LowRank
 
-which sees the updates of one module, one for every adapter that takes part (rank 0 where an adapter lacks the module),
-and their weights, never files or names. Its docstring names the paper, the space it works in (factor, core or delta)
-and the convention. Its keyword-only arguments are its options (`merge_methods` reads them), but for
+`deltas` holds the update of one module in every adapter (rank 0 where an adapter lacks the module). The function sees
+neither files nor names. Its docstring names the paper, the space it works in (factor, core or delta) and the
+convention. Its keyword-only parameters are its options (`catalogue` reads them), except for
 
-    generators: Sequence[torch.Generator] | None    one for each adapter, seeded by the merge's seed, the adapter's
-                                                    weights and the module: a mask follows its adapter
-    rank, max_error                                 taken by a method that works on whole matrices and returns a `Cut`;
-                                                    what any other method makes is cut afterwards, if asked for
+    generators: Sequence[torch.Generator] | None    one for each adapter, seeded from the seed of the merge, the
+                                                    adapter's weights and the module, so a mask follows its adapter
+    rank, max_error                                 for a method that works on whole matrices and returns a `Cut`;
+                                                    the result of any other method is cut afterwards
 
-It may expose `refusal(ranks) -> str | None`, asked about every module before anything is computed, and `LINEAR = True`
-if what it makes is the weighted sum, or the nearest to it of some rank: then biases inside of factors (`lora_bias`) are
-added up beside it, which other methods refuse. `tests/contracts/merge_method.py` runs over every method there is.
+A method may define `refusal(ranks) -> str | None`, called for every module before any computation, and `LINEAR = True`
+if its result is the weighted sum or the closest update to it of some rank. The biases inside factors (`lora_bias`) are
+then summed as well; other methods refuse them. `tests/contracts/merge_method.py` tests every method.
 
-A method never sees what kind of module an update is for. An embedding, a convolution or a parameter of experts comes as
-one pair for each of its parts (`layouts`). What an adapter brings besides such pairs is carried over, where that is
-exact, or refused by name (`_carried`, `_refusals`); a single adapter of weight 1 is copied, whatever it is.
+A method does not see the kind of a module. An embedding, a convolution or a parameter of experts arrives as one pair
+for each of its parts (`layouts`). Everything else in an adapter is carried over where that is exact and refused by name
+otherwise (`_carried`, `_refusals`). A single adapter of weight 1 is copied, whatever its kind.
 
-What comes out has scale 1 in every module (alpha equals the rank, no rsLoRA), weights and scales are in the factors.
-The numbers are float32 unless asked otherwise, even for bfloat16 adapters: a weighted factor is a new number, and
-rounding it to 8 bits loses 0.2 % of the update, which would end the exactness of `cat`. The relative error against the
-exact sum, ‖result - exact‖ / ‖exact‖ over all modules, is measured after rounding, whatever the method.
+The result has scale 1 in every module (alpha equals the rank, no rsLoRA); its factors contain weights and scales. The
+numbers are float32 by default, even for bfloat16 adapters: a weighted factor is a new number, and rounding it to 8 bits
+loses 0.2 % of the update, so `cat` would no longer be exact. Every merge measures its relative error after rounding:
+‖result - exact sum‖ / ‖exact sum‖ over all modules.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from adapterhub.weights.merge.plan import plan_merge
 __all__ = ["MergeInput", "MergeProgress", "MergeResult", "merge", "method_names"]
 
 MAX_WEIGHT = 1e6
-"""Weights of merges are near 1; anything beyond this is a mistake that would only fill a file with huge numbers."""
+"""Weights are near 1; a larger one is a mistake that would only fill a file with huge numbers."""
 
 DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
     {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,16 +62,16 @@ DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
 DEFAULT_DTYPE = "float32"
 
 MergeProgress = Callable[[int, int], None]
-"""Called with the number of modules done and the number of all modules; of tensors where an adapter is copied."""
+"""Called with the modules done and the modules in all; a copy counts tensors."""
 
 method_names = names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeInput:
-    """An adapter to merge: its PEFT folder, its name in messages and in the recipe, its weight (0: left out).
+    """An adapter to merge: its PEFT folder, its name in messages and in the recipe, its weight (0 leaves it out).
 
-    `expected` are the digests that its files must have, by name; None stands for those in the folder's own manifest.
+    `expected` maps file names to the digests that the files must have; None takes those of the folder's own manifest.
     """
 
     folder: Path
@@ -80,7 +80,7 @@ class MergeInput:
     expected: Mapping[str, Digest] | None = None
 
     def open(self, stack: ExitStack) -> WeightedAdapter:
-        """The adapter with its files open until `stack` closes; otherwise as `AdapterFactors`."""
+        """The adapter, its files open until `stack` closes. Raises what `AdapterFactors` raises."""
         factors = stack.enter_context(AdapterFactors(self.folder, self.expected))
         return WeightedAdapter(label=self.label, factors=factors, weight=self.weight)
 
@@ -89,11 +89,11 @@ class MergeInput:
 class MergeResult:
     """What a merge wrote, and how far it is from the exact sum.
 
-    `relative_error` is over all modules, `worst_error` that of `worst_module` alone. `truncation_error` is what cutting
-    to a rank lost of what the method made, over all modules; None where nothing was cut. `ranks` counts modules by
-    rank. `is_copy` tells that one adapter with weight 1 was copied byte for byte; nothing is off then, and where its
-    file does not tell what its pairs are, there are no ranks, no dtype and no worst module. `recipe` is JSON: with the
-    inputs named by digest instead of label, the merge can be run again from it.
+    `relative_error` covers all modules, `worst_error` only `worst_module`. `truncation_error` is the part of the
+    method's result that the cut to a rank lost, over all modules; None without a cut. `ranks` counts modules by rank.
+    `is_copy` is true for a byte-for-byte copy of one adapter with weight 1. A copy has no errors, and where the file
+    leaves the meaning of its pairs open, no ranks, no dtype and no worst module. `recipe` is JSON; with its inputs
+    named by digest instead of label, it runs the merge again.
     """
 
     out_folder: Path
@@ -122,17 +122,16 @@ def merge(
 ) -> MergeResult:
     """Merge adapters into the new folder `out_folder`, which appears complete or not at all.
 
-    One of `rank`, `max_error` (relative, of each module) and `energy` (share of each module's squared norm to keep)
-    cuts what the method makes to a rank. `options` are those of the method, as values or as texts, and `seed` for one
-    that draws masks; None means not given. A single adapter of weight 1, with nothing of all this given, is copied as
-    it is. Inputs whose weight is 0 are not opened. Memory is that of the largest module; the base
-    is not needed.
+    One of `rank`, `max_error` (relative, of each module) and `energy` (the share of each module's squared norm to keep)
+    cuts the result to a rank. `options` are those of the method, as values or as text, and `seed` for a method that
+    draws masks; None stands for the default. Without any of these, a single adapter of weight 1 is copied. An input of
+    weight 0 is not opened. A merge needs the memory of the largest module, and no base.
 
     Raises:
-        UsageProblem: no such method, dtype or option, an option out of range, or a weight that is no sensible number.
-        MergeRefused: the adapters cannot be added up, or the result would not be finite; every reason is listed.
-        DigestMismatch: an input whose files are not those expected, or change meanwhile.
-        MalformedConfig, MalformedTensorFile, RefusedAdapter: an input that breaks its format.
+        UsageProblem: an unknown method, dtype or option, an option out of range, or a weight that is not usable.
+        MergeRefused: the adapters cannot be merged, or the result would not be finite; every reason is listed.
+        DigestMismatch: a file of an input differs from its expected digest, or changed during the merge.
+        MalformedConfig, MalformedTensorFile, RefusedAdapter: an input breaks its format.
         Conflict: `out_folder` exists and is not empty.
     """
     about = describe(method)
@@ -198,7 +197,7 @@ def _taking_part(inputs: Sequence[MergeInput]) -> list[MergeInput]:
         if not math.isfinite(i.weight) or abs(i.weight) > MAX_WEIGHT
     ]
     if problems:
-        raise UsageProblem(f"{', '.join(problems)}: expected finite numbers of at most {MAX_WEIGHT:g}")
+        raise UsageProblem(f"{', '.join(problems)}; expected a finite number of at most {MAX_WEIGHT:g}")
     taking_part = [i for i in inputs if i.weight != 0]
     if not taking_part:
         raise MergeRefused("nothing to merge: every weight is 0" if inputs else "nothing to merge: no adapters given")
@@ -206,7 +205,7 @@ def _taking_part(inputs: Sequence[MergeInput]) -> list[MergeInput]:
 
 
 def _is_stored_as(source: WeightedAdapter, dtype: str | None) -> bool:
-    """Whether every factor has that dtype already; always, when none is asked for."""
+    """Whether every factor already has that dtype; true without one."""
     wanted = None if dtype is None else FORMAT_DTYPES[DTYPES[dtype]]
     pairs = source.factors.modules.values()
     return wanted is None or (bool(pairs) and all({f.a.dtype, f.b.dtype} == {wanted} for f in pairs))

@@ -1,4 +1,4 @@
-"""One merge under way: module by module from open adapters into a PEFT folder, everything measured."""
+"""A merge in progress: module by module from open adapters into a PEFT folder, with every error measured."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from adapterhub.weights.merge._refusals import raise_for
 from adapterhub.weights.merge.config import merged_config
 from adapterhub.weights.merge.plan import MergePlan
 
-_REUSED_BYTES: Final = 31 << 20  # glibc learns from blocks of less than 32 MB
+_REUSED_BYTES: Final = 31 << 20  # glibc adapts to blocks of less than 32 MB
 _EXPERT: Final = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Merged:
-    """One module of the result, as it is stored: the update of each part (see `Layout`), and B's bias if it has one."""
+    """One module of the result as stored: the update of each part (see `Layout`), and the bias of B, if any."""
 
     parts: tuple[LowRank, ...]
     bias: Tensor | None
@@ -42,11 +42,11 @@ class Merged:
 
 @dataclass(slots=True, kw_only=True)
 class MergeRun:
-    """What one merge reads, what it does, and what it has measured so far.
+    """The inputs, the method and the measurements of one merge.
 
-    `combine` is the method's function, `options` its own options. `rank` and `max_error` go to a method that chooses
-    its rank; what another one makes is cut to them. `norms` holds, by module, the Frobenius norm of what was written
-    minus the exact sum and that of the exact sum; `cuts` what cutting to a rank lost and what there was.
+    `combine` is the function of the method, `options` are its options. A method that chooses its rank gets `rank` and
+    `max_error`; the result of any other is cut to them. `errors` compares the result with the exact sum, `cuts` the
+    update after the cut with the update before.
     """
 
     adapters: Sequence[WeightedAdapter]
@@ -68,14 +68,14 @@ class MergeRun:
 
     def write_into(self, folder: Path) -> None:
         """Merge module by module into a PEFT folder."""
-        # glibc returns a module's buffers to the system, to be zeroed page by page for the next one, until it has seen
-        # a block of this size freed; a third of a merge's time went there. Elsewhere this line does nothing.
+        # glibc returns the buffers of a module to the system, which zeroes the pages for the next module, until a block
+        # of this size has been freed. That took a third of a merge's time. Other systems ignore this line.
         torch.empty(_REUSED_BYTES, dtype=torch.uint8)
         if self.method.is_random:
             self.digests = tuple(s.factors.weights.digest for s in self.adapters)
         carried = {
             TensorSpec.planned(name, one.spec.dtype, one.spec.shape): one
-            # wide numbers first, so that each tensor begins at a multiple of their size
+            # widest numbers first, so that each tensor starts at a multiple of their size
             for name, one in sorted(self.plan.carried.items(), key=lambda i: (-DTYPE_BITS[i[1].spec.dtype], i[0]))
         }
         done = 0
@@ -86,7 +86,7 @@ class MergeRun:
                     merged[module] = self._merged(module)
                     done += 1
                     self.progress(done, len(self.plan.layouts))
-                # After a refusal the remaining modules are looked at as well, so that all reasons are told at once.
+                # After a refusal the loop goes on, so that the error lists every reason.
                 if not self.refusals:
                     self._write(writer, {module: made for module, made in merged.items() if made is not None})
             self._check_carried()
@@ -109,7 +109,7 @@ class MergeRun:
             self.ranks[module] = layout.config_rank(rank)
 
     def _merged(self, module: str) -> Merged | None:
-        """What is stored of the module, measured; None after noting why it must not be."""
+        """The module as stored, with its errors measured; None after noting a refusal."""
         updates = self._updates(module)
         if updates is None:
             return None
@@ -127,14 +127,14 @@ class MergeRun:
             self.refusals.append(f"{name}: the result is not finite in {FORMAT_DTYPES[self.dtype]}")
             return None
         norms = [difference_norms(deltas, weights, part) for deltas, part in zip(updates, parts, strict=True)]
-        if exact_bias is not None and bias is not None:  # one more column of the update, so to say
+        if exact_bias is not None and bias is not None:  # in effect one more column of the update
             norms.append((float((bias.double() - exact_bias).norm()), float(exact_bias.norm())))
         error, norm = self.errors.record(module, norms)
         if not math.isfinite(error + norm):
-            self.refusals.append(f"{name}: the numbers are too large to be measured")
+            self.refusals.append(f"{name}: the numbers are too large to measure the error")
             return None
         if error > 0 and norm == 0:
-            self.refusals.append(f"{name}: the exact sum is zero, what `{self.method.name}` makes of it is not")
+            self.refusals.append(f"{name}: the exact sum is zero, but the result of `{self.method.name}` is not")
             return None
         cuts = [(one.lost, one.whole) for one in made if isinstance(one, Cut)]
         if cuts:
@@ -142,7 +142,7 @@ class MergeRun:
         return Merged(parts=parts, bias=bias)
 
     def _bias(self, module: str) -> Tensor | None:
-        """The sum of what the adapters add whatever the input; None where the result has no biases."""
+        """The weighted sum of the biases; None if the result has none."""
         if not self.plan.has_bias:
             return None
         total = torch.zeros(self.plan.layouts[module].out, dtype=torch.float64)
@@ -153,7 +153,7 @@ class MergeRun:
         return total
 
     def _made(self, module: str, part: int, deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-        """What the method makes of one part of a module, cut to the rank asked for."""
+        """The method's result for one part of a module, cut to the requested rank."""
         layout = self.plan.layouts[module]
         rank = None if self.rank is None else layout.part_rank(self.rank)
         extra: dict[str, object] = {}
@@ -168,7 +168,7 @@ class MergeRun:
         return cut(made, rank=rank, max_error=self.max_error)
 
     def _updates(self, module: str) -> list[list[LowRank]] | None:
-        """For each part of the module its update in every source; None after noting which are not finite."""
+        """The updates of all adapters for each part of the module; None after noting which are not finite."""
         layout = self.plan.layouts[module]
         of_sources: list[Sequence[LowRank]] = []
         bad = []
@@ -185,14 +185,14 @@ class MergeRun:
         return None if bad else [list(deltas) for deltas in zip(*of_sources, strict=True)]
 
     def _check_carried(self) -> None:
-        """Note which of the tensors that are carried over are not finite."""
+        """Note the carried tensors that are not finite."""
         for name, one in self.plan.carried.items():
             if not one.source.factors.is_finite(one.spec):
                 label = shown(one.source.label)
                 self.refusals.append(f"`{shown(name)}` in `{label}` holds NaN or infinite numbers")
 
     def _largest(self) -> list[TensorSpec]:
-        """Every factor at the largest rank that any method could give it."""
+        """Every factor at the largest rank that a method may give it."""
         specs = []
         dtype = FORMAT_DTYPES[self.dtype]
         for unit in self.plan.units:
@@ -210,27 +210,27 @@ class MergeRun:
         return max(stacked, self.plan.layouts[module].full_rank)
 
     def _remarks(self) -> list[str]:
-        """What a user should know about the result besides its error."""
+        """Remarks on the result besides its error."""
         notes = list(remarks(self.plan.carried))
         empty = [module for module, (_, norm) in self.errors.items() if norm == 0]
         if empty:
             notes.append(
-                f"{len(empty)} of {len(self.errors)} modules add up to nothing and are kept as zero updates, "
-                f"`{shown(empty[0])}` first"
+                f"{len(empty)} of {len(self.errors)} modules cancel to zero and are kept as zero updates; the first is "
+                f"`{shown(empty[0])}`"
             )
         if len({rank for module, rank in self.ranks.items() if _EXPERT.search(module)}) > 1:
             notes.append(
                 "the experts have different ranks; transformers 5 keeps all experts of a layer in one parameter, and "
-                "PEFT turns their pairs into one only if all have the same rank: `--rank N` gives it to all"
+                "PEFT combines their pairs only if all have one rank: give them one with `--rank N`"
             )
         return notes
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread for torch in this block: the last digits of a sum or a factorisation depend on how it is shared out.
+    """Limit torch to one thread: the last digits of sums and factorisations depend on the number of threads.
 
-    A recipe then gives the same bytes whatever the number of cores. A second thread gains next to nothing here.
+    A recipe then gives the same bytes on any number of cores. A second thread gains almost nothing here.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -241,6 +241,6 @@ def _one_thread() -> Iterator[None]:
 
 
 def _generator(seed: object, digest: Digest, module: str) -> torch.Generator:
-    """Random numbers that belong to one module of one adapter, wherever it stands among the inputs."""
+    """The random numbers of one module of one adapter, independent of the order of the inputs."""
     key = hashlib.sha256(f"{seed}\n{digest}\n{module}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))

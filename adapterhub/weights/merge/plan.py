@@ -1,4 +1,4 @@
-"""What is to be merged, found out before a number is read: or refused, with every reason."""
+"""What a merge will write, decided before any number is read, or every reason against it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Refusal = Callable[[Sequence[int]], str | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MergePlan:
-    """What is to be merged.
+    """What a merge will write.
 
-    `layouts` has every module, sorted by name. `units` are the modules again, those together whose ranks a config
-    cannot tell apart: the pairs that PEFT nests on one module of the base. `parameters` names, for pairs on
-    parameters, the parameters that they may be on. `carried` are tensors by their name in the new file. `settings` are
-    further settings of the result's config. `has_bias`: every module of the result has a bias of B.
+    `layouts` has every module, sorted by name. `units` groups the modules that must have one rank because a config
+    cannot tell them apart: the pairs that PEFT nests on one module of the base. `parameters` lists the parameters that
+    a pair may be on. `carried` maps names in the new file to tensors. `settings` are additional settings of the
+    result's config. `has_bias` gives every module of the result a bias of B.
     """
 
     layouts: Mapping[str, Layout]
@@ -35,10 +35,10 @@ class MergePlan:
 
 
 def plan_merge(adapters: Sequence[WeightedAdapter], method: ModuleType) -> MergePlan:
-    """The modules and the other tensors of all adapters together, for a merge by the method of that module.
+    """The plan of a merge of `adapters` by the method in the module `method`.
 
     Raises:
-        MergeRefused: with every reason found.
+        MergeRefused: the adapters cannot be merged by this method; lists every reason.
     """
     nonlinear = "" if getattr(method, "LINEAR", False) else method.__name__.rpartition(".")[2]
     reasons = [f"`{shown(s.label)}` {reason}" for s in adapters for reason in own_reasons(s, nonlinear=nonlinear)]
@@ -82,10 +82,10 @@ def _layouts(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], li
 
 
 def _parameters(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """The parameters of each pair that is on one, and where adapters disagree.
+    """The parameters of each pair that is on one, and a reason for each module on which adapters disagree.
 
-    PEFT names such pairs by how deep they are nested, which depends on the parameters that are targets: only where
-    these are the same is a name the same parameter.
+    PEFT names such pairs by their depth, which depends on the targeted parameters. A name stands for the same parameter
+    only between adapters with the same targets.
     """
     parameters: dict[str, tuple[str, ...]] = {}
     first: dict[str, tuple[WeightedAdapter, tuple[str, ...], frozenset[str]]] = {}
@@ -104,8 +104,8 @@ def _parameters(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, tuple[st
                     f"{_leaves(others_names)} in `{shown(other.label)}`, {_leaves(names)} in `{shown(adapter.label)}`"
                 )
                 reasons.append(
-                    f"`{shown(holder)}` differs in its parameters (target_parameters): {each}; the names of PEFT's "
-                    "pairs mean the same only where all adapters have the same parameters"
+                    f"`{shown(holder)}` differs in its parameters (target_parameters): {each}; PEFT's names for such "
+                    "pairs agree only between adapters with the same parameters"
                 )
     return parameters, reasons
 
@@ -115,17 +115,17 @@ def _leaves(names: Sequence[str]) -> str:
 
 
 def _without_bias(layouts: Mapping[str, Layout]) -> Iterator[str]:
-    """Modules that PEFT gives no bias, so that nobody could load it."""
+    """A reason for each module whose bias PEFT could not load."""
     for module, layout in layouts.items():
         if layout.kind in ("embedding", "experts"):
             what = "an embedding" if layout.kind == "embedding" else "a parameter (target_parameters)"
-            yield f"`{shown(module)}` is {what}, for which PEFT has no lora_bias, and one of these adapters has"
+            yield f"`{shown(module)}` is {what}, to which PEFT adds no lora_bias, and one of these adapters has one"
 
 
 def _method_reasons(
     adapters: Sequence[WeightedAdapter], layouts: Mapping[str, Layout], refusal: Refusal
 ) -> Iterator[str]:
-    """The method's own word on the ranks of every module."""
+    """The method's own reasons, from the ranks of every module."""
     for module in layouts:
         reason = refusal([s.factors.modules[module].rank if module in s.factors.modules else 0 for s in adapters])
         if reason is not None:

@@ -1,7 +1,7 @@
-"""Merging installed adapters into a new one: bases compared first, lineage and measured error recorded.
+"""Merging adapters into a new one: compares their bases first, and records lineage and measured error.
 
-A merge may have merges among its inputs: those are made first, in a scratch folder, and then go in like any adapter.
-What is recorded is enough to run it again from the same parents to the same manifest: `recipe_file.py` writes it down.
+A merge may have other merges as inputs. Those run first, in a scratch folder, and their results are inputs like any
+adapter. The recorded recipe reproduces the same manifest from the same parents.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from adapterhub.weights.merge import MergeInput, MergeProgress, MergeResult, mer
 from adapterhub.weights.recipes.toml.values import MEASURED_PREFIX
 
 _RECORDED: Final = {"sha256": WEIGHTS_FILE, "config_sha256": CONFIG_FILE}
-"""What a recipe records of a folder, and of which file."""
+"""The digests that a recipe records of a folder, and their files."""
 
 _T = TypeVar("_T")
 
@@ -71,7 +71,7 @@ class Ingredient(MergeInput):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nested:
-    """A merge that is made first, and goes in with `weight`."""
+    """An input that is itself a merge, with its weight."""
 
     weight: float
     combination: Combination
@@ -79,9 +79,9 @@ class Nested:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Combination:
-    """How one adapter is made out of others.
+    """A merge with its inputs resolved to folders.
 
-    `options` are those of the method, and `rank`, `energy` or `max_error`. None for dtype and seed: the default.
+    `options` are those of the method and `rank`, `energy` or `max_error`. None for dtype and seed means the default.
     """
 
     inputs: tuple[Ingredient | Nested, ...]
@@ -91,7 +91,7 @@ class Combination:
     seed: int | None = None
 
     def leaves(self, factor: float = 1.0) -> Iterator[tuple[Ingredient, float]]:
-        """Every adapter of every level, with the product of the weights on its way in."""
+        """Every adapter of every level, with the product of its weights on all levels."""
         for item in self.inputs:
             if isinstance(item, Ingredient):
                 yield item, factor * item.weight
@@ -101,9 +101,9 @@ class Combination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """A merge that was run: what was measured, by the inner merges too, in the order in which they were made.
+    """A completed merge: its result, and the results of the inner merges in the order in which they ran.
 
-    `warnings` are those of all merges and of the bases. `recipe` is that of the manifest.
+    `warnings` covers all merges and their bases. `recipe` is the recipe for the manifest.
     """
 
     result: MergeResult
@@ -114,7 +114,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The new release and how it was made."""
+    """A completed merge and the release that it added to the library."""
 
     added: Added
     made: Made
@@ -127,14 +127,14 @@ def merge_into_library(
     *,
     progress: MergeProgress | None = None,
 ) -> Outcome:
-    """Merge and add the result under the name and version in `description`, whose base and lineage are filled in.
+    """Merge, and add the result under the name and version in `description`, with base and lineage filled in.
 
-    What is recorded depends on the parents and the numbers alone, not on what else is known here: the base is named as
-    the first parent names it, and measured errors have three digits, since the last ones differ between machines.
+    The manifest depends only on the parents and the numbers, not on this library: the base has the name that the first
+    parent gives it, and measured errors have three digits, because later digits differ between machines.
 
     Raises:
         BaseMismatch: two of the adapters were made for different bases.
-        MergeRefused, ReleaseExists, and what else `merge` and `Library.add` raise; nothing is stored then.
+        MergeRefused, ReleaseExists, and any other error of `merge` and `Library.add`; nothing is stored then.
     """
     leaves = list(combination.leaves())
     base, warnings = common_base([ingredient for ingredient, _ in leaves])
@@ -142,7 +142,7 @@ def merge_into_library(
         made = _run(_held_to_bytes(combination), staging / "merged", staging, progress)
         about = replace(
             description,
-            base=base if base != BaseRef() else None,  # else the config's own word counts
+            base=base if base != BaseRef() else None,  # otherwise the config names it
             parents=tuple(Parent(digest=i.digest, spec=i.label, weight=weight) for i, weight in leaves),
             recipe=made.recipe,
             metrics={**description.metrics, **_measured(made)},
@@ -155,11 +155,11 @@ def merge_into_library(
 
 
 def merge_into_folder(combination: Combination, folder: Path, *, progress: MergeProgress | None = None) -> Made:
-    """Merge into the new folder `folder`; no library takes part.
+    """Merge into the new folder `folder`, without a library.
 
     Raises:
         BaseMismatch: two of the adapters were made for different bases.
-        MergeRefused, Conflict, and what else `merge` raises; nothing is written then.
+        MergeRefused, Conflict, and any other error of `merge`; nothing is written then.
     """
     _, warnings = common_base([ingredient for ingredient, _ in combination.leaves()])
     with contextlib.ExitStack() as stack:
@@ -172,20 +172,24 @@ def merge_into_folder(combination: Combination, folder: Path, *, progress: Merge
 
 
 def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
-    """The base that all ingredients were made for, and a warning for each whose base is not known.
+    """The base of all ingredients, and a warning for each whose base is unknown.
 
     Raises:
-        BaseMismatch: two of them are known to differ.
+        BaseMismatch: two of the known bases differ.
     """
     known = [i for i in ingredients if i.base.fingerprint is not None]
-    warnings = [f"the base of `{i.label}` is not known by content" for i in ingredients if i.base.fingerprint is None]
+    warnings = [
+        f"`{i.label}` has no base fingerprint, so its base was not compared"
+        for i in ingredients
+        if i.base.fingerprint is None
+    ]
     if not known:
         return next((i.base for i in ingredients if i.base.hints.hub_id), BaseRef()), warnings
     first = known[0]
     for other in known[1:]:
         comparison = compare(first.base.fingerprint, other.base.fingerprint)
         if not comparison.verdict.allows_attach:
-            lines = [f"`{first.label}` and `{other.label}` were made for different bases; adding them up means nothing"]
+            lines = [f"`{first.label}` and `{other.label}` were made for different bases; their sum has no meaning"]
             lines += [f"  {sentence}" for sentence in comparison.differences]
             raise BaseMismatch("\n".join(lines), hint="`adapt show NAME` shows the base of each")
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
@@ -194,7 +198,7 @@ def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
 
 
 def _run(combination: Combination, out_folder: Path, scratch: Path, progress: MergeProgress | None) -> Made:
-    """Make the inner merges below `scratch`, then this one in `out_folder`."""
+    """Run the inner merges below `scratch`, then this one into `out_folder`."""
     inputs: list[MergeInput] = []
     named: list[dict[str, object]] = []
     inner: list[MergeResult] = []
@@ -222,9 +226,9 @@ def _run(combination: Combination, out_folder: Path, scratch: Path, progress: Me
         **options,  # type: ignore[arg-type]  # `merge` checks them
     )
     recipe: dict[str, object] = {**result.recipe, "inputs": named}
-    if result.is_copy:  # a byte for byte copy is asked for by saying nothing: an option or dtype would convert it
+    if result.is_copy:  # only a recipe without options and dtype copies byte for byte
         recipe |= {"options": {}, "dtype": combination.dtype}
-    else:  # defaults too: another version may have others
+    else:  # defaults too, since another version may have others
         defaults = {option.name: option.default for option in describe(combination.method).options}
         recipe["options"] = _without_none(defaults | cast("dict[str, object]", result.recipe["options"]))
     return Made(result=result, inner=tuple(inner), warnings=(*warnings, *result.warnings), recipe=_without_none(recipe))
@@ -235,13 +239,13 @@ def _without_none(value: Mapping[str, _T | None]) -> dict[str, _T]:
 
 
 def _named(ingredient: Ingredient) -> dict[str, object]:
-    """An input of a recipe, with the digests that it is held to."""
+    """An input of a recipe, with the digests that it must have."""
     named = {"spec": ingredient.label, "weight": ingredient.weight, "digest": ingredient.digest}
     return _without_none({**named, **ingredient.files})
 
 
 def _held_to_bytes(combination: Combination) -> Combination:
-    """With the digests of the files of every folder, which takes reading them once more."""
+    """The combination with the digests of the files of every folder; reads the files once more."""
     inputs: list[Ingredient | Nested] = []
     for item in combination.inputs:
         if isinstance(item, Nested):
@@ -253,7 +257,7 @@ def _held_to_bytes(combination: Combination) -> Combination:
 
 
 def folder_digests(folder: Path) -> dict[str, Digest | None]:
-    """What a recipe holds a folder to: `sha256` of its weights and `config_sha256`; None where the file is missing."""
+    """The digests that a recipe records of a folder: `sha256` (weights) and `config_sha256`; None without the file."""
     taken = safe_listing(folder).taken
     return {key: digest_of_file(taken[name].path)[0] if name in taken else None for key, name in _RECORDED.items()}
 
@@ -264,5 +268,5 @@ def _measured(made: Made) -> dict[str, float]:
         "truncation_error": made.result.truncation_error,
         "inner_relative_error": max((r.relative_error for r in made.inner), default=None),
     }
-    # three digits: the rest is noise of the factorisations, and would give each machine a manifest of its own
+    # Later digits are noise of the factorisations and would give each machine its own manifest.
     return {f"{MEASURED_PREFIX}{key}": float(f"{n:.3g}") for key, n in metrics.items() if n is not None}

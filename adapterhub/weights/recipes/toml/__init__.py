@@ -1,7 +1,7 @@
 """Recipes of merges as TOML. The reference page is `docs/reference/recipe.md`.
 
-A recipe is somebody else's file: it names adapters, a method and numbers, and nothing in it is run. Printing is the
-inverse of reading.
+A recipe may come from anyone. It contains names, a method and numbers, and nothing executable. Printing is the inverse
+of reading.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe in a TOML file.
 
     Raises:
-        NotFound: no plain file is there.
-        Malformed: it is no recipe; every problem with its path.
+        NotFound: no such plain file.
+        Malformed: not a recipe; lists every problem with its path.
     """
     try:
         raw = read_plain(path, LIMIT_BYTES)
     except OSError as error:
         raise NotFound(
-            f"`{shown(str(path), 200)}`: {error.strerror}", hint="`adapt show NAME --recipe` prints that of a merge"
+            f"`{shown(str(path), 200)}`: {error.strerror}",
+            hint="`adapt show NAME --recipe` prints the recipe of a merge",
         ) from None
     return parse_recipe(raw, str(path))
 
 
 def parse_recipe(raw: bytes, where: str = "recipe") -> Recipe:
-    """The recipe that a TOML document is.
+    """The recipe in a TOML document.
 
     Raises:
-        Malformed: it is none; every problem with its path.
+        Malformed: not a recipe; lists every problem with its path.
     """
     if len(raw) > LIMIT_BYTES:
-        raise malformed(where, [f"more than the {LIMIT_BYTES:,} bytes that a recipe may have"])
+        raise malformed(where, [f"larger than the limit of {LIMIT_BYTES:,} bytes"])
     try:
         document = toml_of(raw)
     except ValueError as error:
@@ -55,14 +56,14 @@ def parse_recipe(raw: bytes, where: str = "recipe") -> Recipe:
 
 
 def recipe_of(manifest: Manifest) -> Recipe:
-    """The recipe that gives this manifest again.
+    """The recipe that reproduces this manifest.
 
     Raises:
-        NotFound: it is no merge.
-        Malformed: its recipe is not one that this version can run.
+        NotFound: the adapter is not a merge.
+        Malformed: this version cannot run its recipe.
     """
     if not manifest.recipe.get("inputs"):
-        raise NotFound(f"`{manifest.name}` is no merge: it has no recipe", hint=f"`adapt show {manifest.name}`")
+        raise NotFound(f"`{manifest.name}` is not a merge, so it has no recipe", hint=f"`adapt show {manifest.name}`")
     fingerprint = manifest.base.fingerprint
     document: dict[str, Any] = {
         "format": FORMAT,
@@ -82,7 +83,7 @@ def recipe_of(manifest: Manifest) -> Recipe:
 
 
 def _seed_beside_options(step: Mapping[str, Any], depth: int) -> dict[str, Any]:
-    """The recipe of a manifest, which keeps the seed among the options, as a recipe file writes it."""
+    """The recipe of a manifest, with the seed moved from the options to the place it has in a recipe file."""
     step = dict(step)
     options = step.get("options")
     if isinstance(options, dict):
@@ -102,7 +103,7 @@ def _seed_beside_options(step: Mapping[str, Any], depth: int) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- printing
 def to_toml(recipe: Recipe) -> str:
-    """The recipe as TOML: reading it gives it back, and no character of it disturbs a terminal."""
+    """The recipe as TOML, which parses to the same recipe and is safe to print on a terminal."""
     import tomli_w
 
     top: dict[str, Any] = {
@@ -118,12 +119,12 @@ def to_toml(recipe: Recipe) -> str:
         "metrics": dict(recipe.metrics) or None,
     }
     text = tomli_w.dumps(_without_none(top))
-    # outside of quoted text TOML has printable characters only, and inside each may be written by its number
+    # Unprintable characters occur in quoted text only, where TOML accepts their code points.
     return "".join(c if c.isprintable() or c == "\n" else f"\\U{ord(c):08X}" for c in text)
 
 
 def step_table(step: Step) -> dict[str, Any]:
-    """A merge as the table that a recipe has for it; nothing that is None."""
+    """A merge as a table of a recipe, without None values."""
     return _without_none(
         {
             "method": step.method,

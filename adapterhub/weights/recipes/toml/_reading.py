@@ -1,4 +1,4 @@
-"""From a parsed document to a `Recipe`: strict, with every problem and its path."""
+"""Converts a parsed document to a `Recipe`, strictly, and lists every problem with its path."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ PROBLEMS_SHOWN: Final = 50
 
 
 def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe that a parsed document is.
+    """The recipe in a parsed document.
 
     Raises:
-        Malformed: it is none; every problem with its path.
+        Malformed: not a recipe; lists every problem with its path.
     """
     reader = _Reader()
     recipe = reader.recipe(document)
@@ -47,17 +47,17 @@ def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
 
 
 def step_from(holder: Mapping[str, Any], path: str, *, inputs_by: str = "spec") -> tuple[Step, list[str]]:
-    """The merge in a table of a project or a lock, and every problem with it.
+    """The merge in a table of a project or a lock, and every problem in it.
 
-    `path` stands before each place; keys beside those of a merge are left to the caller. With `inputs_by="adapter"` its
-    inputs name adapters of a project by that key.
+    `path` precedes the place of each problem. The caller checks the other keys of the table. With `inputs_by="adapter"`
+    the inputs name adapters of a project with that key.
     """
     reader = _Reader(inputs_by=inputs_by)
     return reader.step(holder, path, 0), reader.problems
 
 
 def malformed(where: str, problems: Sequence[str]) -> Malformed:
-    """The refusal of a recipe for these problems."""
+    """The error for a recipe with these problems."""
     lines = [f"  {line}" for line in first_lines(problems, PROBLEMS_SHOWN)]
     return Malformed("\n".join([f"{shown(where, 200)}: not a usable recipe", *lines]))
 
@@ -72,14 +72,14 @@ _INPUT_KEYS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "adapter": ("adapter", "weight", "merge"),
     }
 )
-"""By the key that names an adapter: `spec` in a recipe, `adapter` in a project, which locks digests elsewhere."""
+"""By the key that names an adapter: `spec` in a recipe, `adapter` in a project, whose lock has the digests."""
 _KINDS: Final[Mapping[type, str]] = MappingProxyType(
     {str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list", bool: "true or false"}
 )
 
 
 class _Reader:
-    """Reads a parsed document into a Recipe and gathers every problem on the way."""
+    """Reads a parsed document into a Recipe and collects every problem."""
 
     def __init__(self, *, inputs_by: str = "spec") -> None:
         self.named = inputs_by
@@ -96,7 +96,7 @@ class _Reader:
     def known(self, holder: Mapping[str, Any], keys: Sequence[str], path: str) -> None:
         for key in holder:
             if key not in keys:
-                near = near_name(key, keys) or f"; there are {', '.join(keys)}"
+                near = near_name(key, keys) or f"; expected one of {', '.join(keys)}"
                 self.note(f"{path}{key}", f"no such key{near}")
 
     def take(self, holder: Mapping[str, Any], key: str, kind: type, path: str) -> Any:  # noqa: ANN401 - any TOML value
@@ -114,7 +114,7 @@ class _Reader:
             self.note(f"{path}{key}", f"at most {MAX_TEXT_CHARACTERS} characters, got {len(item)}")
             return None
         if item is not None and any("\ud800" <= c <= "\udfff" for c in item):
-            self.note(f"{path}{key}", "holds half a character (a surrogate)")
+            self.note(f"{path}{key}", "contains half a character (a surrogate)")
             return None
         return str(item) if item is not None else None
 
@@ -166,11 +166,13 @@ class _Reader:
         if seed is not None and not 0 <= seed <= MAX_WHOLE:
             self.note(f"{path}seed", f"expected 0 to {MAX_WHOLE}")
         if seed is not None and method and not method.is_random:
-            self.note(f"{path}seed", f"`{name}` draws nothing")
+            self.note(f"{path}seed", f"`{name}` draws no random numbers, so it takes no seed")
         items = self.take(holder, "inputs", list, path)
         if not items:
             if items is not None or "inputs" not in holder:
-                self.note(f"{path}inputs", f"no input; each is a table `[[inputs]]` with `{self.named}` and `weight`")
+                self.note(
+                    f"{path}inputs", f"no inputs; write each as a table `[[inputs]]` with `{self.named}` and `weight`"
+                )
             items = []
         inputs = [self.input(item, f"{path}inputs[{i}]", depth) for i, item in enumerate(items)]
         usable = tuple(item for item in inputs if item is not None)
@@ -182,9 +184,9 @@ class _Reader:
         for key, value in table.items():
             where = f"{path}{key}"
             if key == "seed":
-                self.note(where, "the seed is written beside `method`, not among the options")
+                self.note(where, "the seed belongs beside `method`, not among the options")
             elif key not in known:
-                near = near_name(key, known) or "; it takes " + ", ".join(known)
+                near = near_name(key, known) or "; expected one of " + ", ".join(known)
                 self.note(where, f"`{method.name}` has no such option{near}")
             elif not isinstance(value, str | int | float):
                 self.wrong(where, known[key].kind, value)
@@ -217,13 +219,13 @@ class _Reader:
             return self.leaf(item, weight, path)
         for key in ("digest", "sha256", "config_sha256"):
             if key in item:
-                self.note(f"{path}{key}", "an inner merge has no digest of its own; its inputs have")
+                self.note(f"{path}{key}", "an inner merge has no digest of its own; give the digests of its inputs")
         inner = self.take(item, "merge", dict, path)
         if inner is None:
             return None
         path += "merge."
         if depth + 1 > MAX_DEPTH:
-            self.note(path[:-1], f"merges inside merges, at most {MAX_DEPTH} levels of them")
+            self.note(path[:-1], f"too many merges inside merges; at most {MAX_DEPTH} levels")
             return None
         self.known(inner, _STEP_KEYS, path)
         return Inner(weight=weight, step=self.step(inner, path, depth + 1))
@@ -237,7 +239,7 @@ class _Reader:
         if math.isfinite(number):
             return number
         if "weight" not in item:
-            self.note(f"{path}weight", "missing, expected a number")
+            self.note(f"{path}weight", "missing; expected a number")
         else:
             self.wrong(f"{path}weight", "a finite number", value)
         return 0.0
@@ -250,7 +252,7 @@ class _Reader:
         for key in ("digest", "sha256", "config_sha256"):
             if key in item and key not in allowed:
                 kind = "a folder" if names_folder(spec) else "an adapter"
-                self.note(f"{path}{key}", f"`{shown(spec)}` is {kind}, which is held to {' and '.join(allowed)}")
+                self.note(f"{path}{key}", f"`{shown(spec)}` is {kind}; expected {' and '.join(allowed)} instead")
         if not names_folder(spec):
             self.checked(item, "spec", AdapterSpec.parse, path)
         digests = {key: self.checked(item, key, parse_digest, path) for key in allowed}
@@ -261,7 +263,7 @@ class _Reader:
         for key, value in items.items():
             where = f"metrics.{key}"
             if key.startswith(MEASURED_PREFIX):
-                self.note(where, "is measured by each run and cannot be given")
+                self.note(where, "is measured by each run, so a recipe cannot set it")
             elif isinstance(value, str):
                 metrics[key] = self.text(items, key, "metrics.") or ""
             elif (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) <= MAX_WHOLE):

@@ -1,4 +1,4 @@
-"""A TOML document that somebody else wrote, within bounds that hold before it is parsed."""
+"""Parses untrusted TOML, after checks that bound the time of parsing."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, Final
 from adapterhub.core.errors import shown
 
 MAX_DOTS: Final = 500
-"""In one line. A key of fifty thousand parts takes the TOML parsers of today a minute."""
+"""In one line. TOML parsers take a minute for a key of fifty thousand parts."""
 
 
 def toml_of(raw: bytes) -> dict[str, Any]:
-    """The document that `raw` is.
+    """The parsed document.
 
     Raises:
-        ValueError: it is none; with the reason in words.
+        ValueError: not a TOML document; the text gives the reason.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -27,10 +27,10 @@ def toml_of(raw: bytes) -> dict[str, Any]:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     dotted = next((number for number, line in enumerate(text.split("\n"), 1) if line.count(".") > MAX_DOTS), None)
     if dotted is not None:
-        raise ValueError(f"line {dotted}: more than {MAX_DOTS} dots, which no recipe or project needs")
+        raise ValueError(f"line {dotted}: more than {MAX_DOTS} dots")
     try:
         return dict(tomllib.loads(text))
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    except ValueError as error:  # its own class derives from it; a number with too many digits raises it plainly
+    except ValueError as error:  # also TOMLDecodeError; a number with too many digits raises ValueError itself
         raise ValueError(f"not TOML: {shown(str(error), 200)}") from None

@@ -1,4 +1,4 @@
-"""What a recipe of a merge says, as values: adapters with weights, merges inside merges, what is said of the result."""
+"""The values of a recipe: adapters with weights, merges inside merges, and the description of the result."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from adapterhub.core.specs import AdapterName, names_folder
 from adapterhub.weights.catalogue import Method, Option
 
 MAX_DEPTH: Final = 8
-"""Merges inside merges; each level is written to disk before the next one begins."""
+"""Levels of merges inside merges; each is written to disk before the next one starts."""
 MAX_INPUTS: Final = 1000
-"""Adapters and inner merges of one recipe, all levels together."""
+"""Adapters and inner merges in one recipe, on all levels together."""
 MAX_WHOLE: Final = (1 << 53) - 1
-"""The largest whole number that JSON carries safely, so that a manifest can record it: of seeds and options."""
+"""The largest seed or whole-number option: JSON, and so a manifest, holds no larger number safely."""
 
 DTYPES: Final = ("float32", "bfloat16", "float16")
 CUTS: Final = (
@@ -25,9 +25,9 @@ CUTS: Final = (
     Option(name="energy", kind="float", default=None),
     Option(name="max_error", kind="float", default=None),
 )
-"""What chooses the rank of a result, whatever the method; a method's own options come beside these."""
+"""The options that choose the rank of a result. Every method takes them besides its own options."""
 MEASURED_PREFIX: Final = "merge_"
-"""Metrics of these names are measured by every run anew."""
+"""Each run measures the metrics with this prefix."""
 
 
 def _empty() -> Mapping[str, Any]:
@@ -36,9 +36,9 @@ def _empty() -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """An adapter as a recipe names it: `spec` is a spec, or a folder.
+    """An adapter as a recipe names it: `spec` is a spec or a folder.
 
-    An installed adapter is held to the digest of its manifest, a folder to the sha256 of its weights and of its config.
+    A recipe pins an adapter by the digest of its manifest, a folder by the sha256 of its weights and of its config.
     """
 
     spec: str
@@ -55,7 +55,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inner:
-    """A merge that is made first, and then goes in with `weight`."""
+    """An input that is itself a merge, with its weight."""
 
     weight: float
     step: Step
@@ -65,7 +65,7 @@ class Inner:
 class Step:
     """One merge: its method, options (`rank`, `energy` or `max_error` among them), dtype, seed and inputs.
 
-    None for dtype and seed: the default.
+    None for dtype and seed means the default.
     """
 
     method: str
@@ -85,9 +85,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A merge with what is said of its result. `base` and `digest` are what the result must have, where known.
+    """A merge and the description of its result.
 
-    `base` is the weights digest of the base, `digest` that of the manifest. `metrics` are the author's own.
+    `base` is the digest of the base's weights and `digest` that of the result's manifest; the result must match both
+    where they are given. `metrics` are those of the author.
     """
 
     step: Step
@@ -102,20 +103,20 @@ class Recipe:
 
 
 def default_method(options: Mapping[str, object]) -> str:
-    """`cat`; with an option that chooses the rank, `svd`."""
+    """`svd` with an option that chooses the rank, otherwise `cat`."""
     return "svd" if any(cut.name in options for cut in CUTS) else "cat"
 
 
 def options_of(method: Method) -> dict[str, Option]:
-    """Every option that a merge by `method` takes, the choice of the rank among them; not the seed."""
+    """Every option of a merge by `method`, including those that choose the rank, without the seed."""
     return {option.name: option for option in (*CUTS, *method.options) if option.name != "seed"}
 
 
 def converted(option: Option, value: object) -> object:
-    """`value`, or the text of one, as the option's type, and such that a manifest can record it.
+    """`value`, given as such or as text, converted to the option's type and within what a manifest can record.
 
     Raises:
-        UsageProblem: it is none.
+        UsageProblem: it cannot be converted or recorded.
     """
     if not _is_too_long(value):
         result = option.convert(value)
@@ -125,11 +126,11 @@ def converted(option: Option, value: object) -> object:
 
 
 def _is_too_long(value: object) -> bool:
-    return isinstance(value, int) and abs(value) > MAX_WHOLE  # may have too many digits to be shown
+    return isinstance(value, int) and abs(value) > MAX_WHOLE  # may have too many digits to print
 
 
 def near_name(name: str, known: Iterable[str]) -> str:
-    """What to add to a refusal of `name`: the nearest of the known names as a question; nothing when none is near."""
+    """A question with the nearest of the known names, to append to an error; empty when none is near."""
     import difflib
 
     near = difflib.get_close_matches(name, list(known), n=1)
