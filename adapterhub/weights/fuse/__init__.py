@@ -1,19 +1,19 @@
-"""Fusing: a base with adapters added to its weights, as a model of its own, file by file.
+"""Fusing: adds adapters to the weights of a base and writes the sum as a model of its own, file by file.
 
-    with prepare("legal-qa@base-7b", Path("fused")) as fusion:    # every check, nothing is written
+    with prepare("legal-qa@base-7b", Path("fused")) as fusion:    # checks everything, writes nothing
         print(fusion.write().relative_error)
 
-The result has the base's own files: same sharding, same order, same header, and the bytes of what no adapter changes.
-No model is built or loaded. Each tensor that changes is read in pieces, the update is added in float64, and the sum is
-rounded once, to the dtype of the base unless asked otherwise.
+The result keeps the base's files: the same shards, order and header, and the same bytes where no adapter changes them.
+No model is built or loaded. Each changed tensor is read in pieces, the update is added in float64, and the sum is
+rounded once, to the dtype of the base by default.
 
-That rounding loses something, most where an update is small beside its weight: an update of 0.2 % of a bfloat16 weight
-is 60 % lost. It is measured in float64 on every number: ‖round(W + ΔW) - W - ΔW‖ / ‖ΔW‖, and the share of entries with
-an update that are stored as if there had been none.
+The rounding loses a part of the update, and most where the update is small beside its weight: bfloat16 loses 60 % of an
+update that is 0.2 % of the weight. Two figures measure the loss, in float64 over every number: ‖round(W + ΔW) - W -
+ΔW‖ / ‖ΔW‖, and the share of updated entries that are stored as if they had no update.
 
-What an adapter does to the base is PEFT's meaning of it. DoRA is m (W + ΔW) / ‖W + ΔW‖, the norm over each output (Liu
-et al. 2024, arXiv:2402.09353). Several adapters are the sum of weight * ΔW, exactly, which is defined for plain updates
-only. What has no exact place in the base's files is refused by name.
+An adapter changes the base as in PEFT. DoRA is m (W + ΔW) / ‖W + ΔW‖, with the norm over each output (Liu et al. 2024,
+arXiv:2402.09353). Several adapters give the exact sum of weight * ΔW, which is defined for plain updates only. A part
+of an adapter without an exact place in the base's files is refused by name.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ from adapterhub.weights.lowrank.factors import AdapterFactors
 __all__ = ["DTYPES", "LARGE_LOSS", "Fused", "FusedAdapter", "FusedTensor", "Fusion", "fuse", "prepare"]
 
 DTYPES: Final[Mapping[str, str]] = MappingProxyType({"float32": "F32", "bfloat16": "BF16", "float16": "F16"})
-"""What a fused model can be stored as: torch's names and the format's."""
+"""The dtypes of a fused model: torch's names and those of safetensors."""
 
 LARGE_LOSS: Final = 0.1
-"""From this relative error on, keeping the adapter beside its base is advised."""
+"""From this relative error on, users are advised to keep the adapter beside its base."""
 
 
 @final
 class Fusion:
-    """A fused model that was checked and can be written; a context manager that holds the adapters' files open."""
+    """A fusion that passed every check and is ready to write; a context manager that keeps the adapters' files open."""
 
     def __init__(
         self,
@@ -92,17 +92,17 @@ class Fusion:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of weight files that `write` writes, which its `progress` adds up to."""
+        """Bytes of weight files that `write` writes, the total of its `progress`."""
         return sum(layout.size_bytes for layout in self._layouts)
 
     def write(self, *, threads: int | None = None, progress: Progress | None = None) -> Fused:
         """Write the model; the folder appears complete or not at all.
 
         Raises:
-            MergeRefused: a result that is not finite in its dtype.
+            MergeRefused: a result is not finite in its dtype.
             Conflict: the folder exists and is not empty.
-            DiskFull, NotAllowed: it cannot be written.
-            CouldNotTell, MalformedTensorFile: a file that cannot be read, or changed meanwhile.
+            DiskFull, NotAllowed: the folder cannot be written.
+            CouldNotTell, MalformedTensorFile: a file cannot be read, or changed during the fusion.
         """
         model = self._request.model
         losses: dict[str, RoundingLoss] = {}
@@ -156,18 +156,18 @@ def prepare(
     dtype: str | None = None,
     allow_base_mismatch: bool = False,
 ) -> Fusion:
-    """Find adapters and base, compare them, and find the place of everything; nothing is written.
+    """Find and compare the adapters and the base, and plan every change; nothing is written.
 
-    Adapters, weights and base are named as for `attach`. The base must be registered, or `base` a folder; its files
-    are compared with the fingerprint that the adapter was made for, which costs a reading of them if they are new here
-    (`reading` gets the bytes). `dtype` is that of the tensors which have the base's main dtype; the others keep theirs.
+    Name adapters, weights and base as for `attach`. The base must be registered, or `base` a folder. Its files are
+    compared with the fingerprint in the adapter; files that are new here are read once for that (`reading` gets the
+    bytes). `dtype` applies to the tensors in the base's main dtype; other tensors keep theirs.
 
     Raises:
-        MergeRefused: parts of an adapter that cannot be fused into this base; every one is named.
+        MergeRefused: parts of an adapter cannot be fused into this base; lists every part.
         BaseMismatch: made for another base; with the same shapes, `allow_base_mismatch` overrides it.
-        AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound, UsageProblem: what was asked for.
+        AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound, UsageProblem: no such adapter or base.
         Conflict: `out_folder` exists and is not empty.
-        RefusedAdapter, Malformed, DigestMismatch: files that are not sound.
+        RefusedAdapter, Malformed, DigestMismatch: files of the adapter or the base are damaged.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
@@ -177,7 +177,9 @@ def prepare(
         adapter, place, base=base, weights=weights, allow_base_mismatch=allow_base_mismatch, reading=reading
     )
     if dtype is not None and request.model.is_quantised:
-        raise UsageProblem(f"base `{request.model.record.label}` is quantised; its dtype cannot be changed")
+        raise UsageProblem(
+            f"base `{request.model.record.label}` is quantised, so its dtype cannot be changed; leave out `dtype`"
+        )
     with ExitStack() as stack:
         sources = [
             _source(request.model, f, s, stack.enter_context(AdapterFactors(f.folder, subject=s)))
@@ -200,7 +202,7 @@ def fuse(
     dtype: str | None = None,
     allow_base_mismatch: bool = False,
 ) -> Fused:
-    """Write base + adapters into the new folder `out_folder`; see `prepare` and `Fusion.write`."""
+    """Add adapters to a base and write the sum into the new folder `out_folder`; see `prepare` and `Fusion.write`."""
     with prepare(
         adapter,
         out_folder,
@@ -214,22 +216,22 @@ def fuse(
 
 
 def _source(model: Model, adapter: Found, subject: Subject, factors: AdapterFactors) -> FuseAdapter:
-    """The adapter, with the names that its modules have in the base."""
+    """The adapter with the names of its modules in the base."""
     modules = {owner(module) for module in factors.modules} or {name for name, _ in subject.keys.tokens}
     names = find_names(sorted(modules), model.modules)
     return FuseAdapter(label=adapter.label, weight=adapter.weight, subject=subject, factors=factors, names=names)
 
 
 def _check_copies(model: Model, sources: Sequence[FuseAdapter]) -> None:
-    """Refuse tensors that take a base weight's place although they are named as copies of it."""
+    """Raise unless every tensor that is named as a copy of a base weight equals it."""
     findings = []
     for source in sources:
         for name, spec in source.subject.keys.copies:
             there = source.names.tensor(name)
             there = there if there in model.facts else model.twin_of_absent(there.rpartition(".")[0], spec.shape)
             if not there or not is_copy(AdapterTensor(source, spec), model, there):
-                reason = f"`{shown(spec.name)}` is not equal to the base's and would replace it"
+                reason = f"`{shown(spec.name)}` differs from the base's and would replace it"
                 findings.append(("E_BASE_WEIGHT", reason))
     if findings:
         hint = "save the adapter again with `save_embedding_layers=False`"
-        raise RefusedAdapter("the adapter brings weights of its own for the base", findings, hint=hint)
+        raise RefusedAdapter("the adapter would replace weights of the base", findings, hint=hint)

@@ -1,6 +1,6 @@
-"""Copies of base weights that an adapter carries: PEFT saves them beside an embedding that it adapts.
+"""Copies of base weights in an adapter: PEFT saves them beside an embedding that it adapts.
 
-Equal to the base's they change nothing. Any other would take the base's place when PEFT loads it.
+A copy that equals the base's weight changes nothing. Any other replaces the base's weight when PEFT loads it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 
 
 def is_copy(tensor: AdapterTensor, model: Model, name: str) -> bool:
-    """Whether a tensor of an adapter, in the base's dtype, is the base's tensor `name`; reads both, piece by piece."""
+    """Whether an adapter's tensor, in the base's dtype, equals the base's tensor `name`; reads both piece by piece."""
     file, spec = model.places[name]
     if tensor.spec.shape != spec.shape or not {tensor.spec.dtype, spec.dtype} <= TORCH_DTYPES.keys():
         return False

@@ -1,4 +1,4 @@
-"""One adapter that is fused, and what rules it out whatever the base."""
+"""An adapter to fuse, and the reasons that rule it out for any base."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.settings import VARIANTS, changes_base, has_setting, may_change_base
 
 _UNFUSABLE: Final[Mapping[str, str]] = {
-    "alora_invocation_tokens": "is switched on by tokens in the prompt (aLoRA), which a weight cannot be",
-    "layer_replication": "repeats layers of the base (layer_replication), which its files hold once",
+    "alora_invocation_tokens": "is switched on by tokens in the prompt (aLoRA), which a weight cannot depend on",
+    "layer_replication": "repeats layers of the base (layer_replication), which its files contain once",
     "velora_config": "compresses its inputs (VeLoRA)",
     **VARIANTS,
 }
@@ -30,12 +30,12 @@ class FuseAdapter(WeightedAdapter):
 
     @property
     def config(self) -> AdapterConfig:
-        """Its config."""
+        """The adapter's config."""
         return self.subject.config
 
 
 def own_reasons(subject: Subject, *, is_alone: bool) -> Iterator[str]:
-    """What rules the adapter out. `is_alone`: nothing is added to it, and its weight is 1."""
+    """The reasons that rule the adapter out; `is_alone` means the only adapter, with weight 1."""
     config, keys = subject.config, subject.keys
     if not config.is_lora:
         yield f"is of type {shown(config.peft_type)}, expected LORA"
@@ -46,11 +46,12 @@ def own_reasons(subject: Subject, *, is_alone: bool) -> Iterator[str]:
     init = config.init_lora_weights
     if changes_base(config):
         yield (
-            f"was initialised from the base weights (init_lora_weights {shown(init)}) and changed them: its update is "
-            "relative to those. PEFT saves it as a plain LoRA with `path_initial_model_for_weight_conversion`"
+            f"changed the base weights when it was initialised (init_lora_weights {shown(init)}); its update is "
+            "relative to the changed weights. PEFT saves it as a plain LoRA with "
+            "`path_initial_model_for_weight_conversion`"
         )
     elif may_change_base(config):
-        yield f"has an initialisation that is not known here ({shown(init)}); it may have changed the base"
+        yield f"has an unknown initialisation ({shown(init)}), which may have changed the base weights"
     for spec in keys.others:
         yield f"holds `{shown(spec.name)}`, which its config does not account for"
     if not is_alone:
@@ -58,7 +59,7 @@ def own_reasons(subject: Subject, *, is_alone: bool) -> Iterator[str]:
 
 
 def _not_additive(subject: Subject) -> Iterator[str]:
-    """What has no meaning in a sum or with a weight other than 1."""
+    """Parts of the adapter that have no meaning in a sum or with a weight other than 1."""
     keys = subject.keys
     parts = {
         "DoRA magnitudes": subject.config.use_dora,
@@ -68,4 +69,4 @@ def _not_additive(subject: Subject) -> Iterator[str]:
     }
     for what, is_there in parts.items():
         if is_there:
-            yield f"has {what}, which do not add up: alone and with weight 1 it can be fused"
+            yield f"has {what}, which do not add up; it can be fused alone and with weight 1"
