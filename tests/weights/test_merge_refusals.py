@@ -33,7 +33,7 @@ REFUSED = {
     "Megatron": ({"megatron_config": {"sequence_parallel": True}}, {}),
     "ensure_weight_tying": ({"ensure_weight_tying": True}, {}),
     "copy of a base weight that is not an embedding": ({}, {f"{Q}.base_layer.weight": torch.ones(8, 8)}),
-    "no LoRA factor": ({}, {"model.norm.weight": torch.ones(8)}),
+    "not a LoRA factor": ({}, {"model.norm.weight": torch.ones(8)}),
 }
 
 

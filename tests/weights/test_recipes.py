@@ -336,7 +336,7 @@ def test_folders_stand_beside_the_recipe_and_are_held_to_their_bytes(adapt, made
 def test_a_folder_that_is_not_there_is_named(adapt, tmp_path):
     (tmp_path / "merge.toml").write_text('format = 1\nname = "x"\n[[inputs]]\nspec = "./gone"\nweight = 1\n')
 
-    assert f"inputs[0]: there is no folder `{tmp_path / 'gone'}`" in adapt.fails(
+    assert f"inputs[0]: no folder `{tmp_path / 'gone'}`" in adapt.fails(
         10, "merge", "--recipe", tmp_path / "merge.toml"
     )
 
@@ -360,7 +360,7 @@ def test_a_base_that_was_pinned_has_to_be_pinned_elsewhere(adapt, made):
 
 
 def test_what_is_no_merge_has_no_recipe(adapt):
-    assert "`legal-qa` is no merge" in adapt.fails(10, "show", "legal-qa", "--recipe")
+    assert "`legal-qa` is not a merge" in adapt.fails(10, "show", "legal-qa", "--recipe")
 
 
 def test_the_recipe_as_a_document(adapt):
