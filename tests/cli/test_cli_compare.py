@@ -187,7 +187,7 @@ def test_refusals_say_what_was_wrong(adapt, quick, arguments, code, said):
 def test_a_refusal_is_plain_and_the_picture_is_looked_at_before_any_work(adapt):
     said = adapt.fails(2, "compare", "./a", "./missing", "--plot", "x.jpg")
 
-    assert said.startswith("error: `x.jpg` is no picture: expected a name that ends in .png, .svg, .pdf\n")
+    assert said.startswith("error: `x.jpg` is not a picture file; expected a name that ends in .png, .svg, .pdf\n")
 
 
 def test_a_picture_is_drawn_without_a_display(adapt):

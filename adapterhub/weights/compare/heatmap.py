@@ -1,7 +1,6 @@
-"""A comparison as a picture: layers down, kinds of modules across, one panel for each figure.
+"""Draws a comparison: layers down, kinds of modules across, one panel for each figure.
 
-Drawn by matplotlib, which the extra `adapterhub[plot]` brings and which is loaded only here, when a picture is asked
-for; no display is needed.
+Needs matplotlib from the extra `adapterhub[plot]`, imported only when a picture is drawn, and no display.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ if TYPE_CHECKING:
 
 FORMATS: Final = (".png", ".svg", ".pdf")
 PANELS_OF_PAIRS: Final = 10
-"""More pairs than this are drawn as their mean, least and greatest cosine."""
+"""More pairs than this are summed up as their mean, least and greatest cosine."""
 
 _ELSEWHERE = "-"
 _LABELLED = 60
 _LEAST_LIMIT = 0.05
-"""Cosines and overlaps of unrelated adapters are far below this; on a scale of their own they would look like much."""
+"""The least end of a scale; unrelated adapters are far below and would look similar on a scale of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One figure of every module: `values[row][column]`, None where there is none; signed ones lie around zero."""
+    """One figure of every module: `values[row][column]`, None without a value; a signed scale is centred on zero."""
 
     title: str
     rows: tuple[str, ...]
@@ -47,25 +46,25 @@ class Panel:
 
 
 def check_picture(path: Path) -> None:
-    """Whether a picture can be written there, told before any work.
+    """Raise unless a picture can be written to `path`; call it before any work.
 
     Raises:
-        UsageProblem: another format, no such folder, or matplotlib is not installed.
+        UsageProblem: unknown format, no such folder, or matplotlib is not installed.
     """
     output_place(path)
     if path.suffix.lower() not in FORMATS:
         raise UsageProblem(
-            f"`{shown(str(path), 200)}` is no picture: expected a name that ends in {', '.join(FORMATS)}"
+            f"`{shown(str(path), 200)}` is not a picture file; expected a name that ends in {', '.join(FORMATS)}"
         )
     if not path.absolute().parent.is_dir():
-        raise UsageProblem(f"there is no folder `{shown(str(path.absolute().parent), 200)}`")
+        raise UsageProblem(f"no folder `{shown(str(path.absolute().parent), 200)}`")
     if find_spec("matplotlib") is None:
-        hint = "`pip install 'adapterhub[plot]'` brings it"
+        hint = "`pip install 'adapterhub[plot]'` installs it"
         raise UsageProblem("a picture needs the package `matplotlib`", hint=hint)
 
 
 def write_picture(comparison: Comparison, path: Path) -> None:
-    """Draw `comparison` into a file, which appears complete or not at all; one that is there is replaced.
+    """Draw `comparison` into a file, which appears complete or not at all and replaces an existing one.
 
     Raises:
         UsageProblem: as `check_picture`.
@@ -77,7 +76,7 @@ def write_picture(comparison: Comparison, path: Path) -> None:
     partial = path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{path.suffix}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # characters that the font lacks become boxes
+            warnings.simplefilter("ignore", UserWarning)  # the font draws unknown characters as boxes
             figure.savefig(partial, format=path.suffix[1:].lower())
         partial.replace(path)
     except OSError as error:
@@ -87,7 +86,7 @@ def write_picture(comparison: Comparison, path: Path) -> None:
 
 
 def panels_of(comparison: Comparison) -> tuple[Panel, ...]:
-    """Two adapters: cosine, overlaps, norm of each. More: the cosine of each pair. One: its norm."""
+    """The panels: for two adapters cosine, overlaps and norms; for more, the cosine of each pair; for one, its norm."""
     modules = comparison.modules
     count = len(comparison.adapters)
 
@@ -144,7 +143,7 @@ def _panels(
     is_signed: bool,
     least: float = 0.0,
 ) -> tuple[Panel, ...]:
-    """One panel for each function, all with the same scale, which reaches `least` at least."""
+    """One panel for each function, on one scale that reaches at least `least`."""
     places = {module.module: place_of(module.module) for module in modules}
     kinds = list(dict.fromkeys(place.kind for place in places.values()))
     names = short_names(kinds)
@@ -172,13 +171,13 @@ def _panels(
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    """Several modules share a cell where a layer has more than one of a kind (experts)."""
+    """The mean of a cell, which several modules of one kind in a layer (experts) share."""
     listed = list(values)
     return math.fsum(listed) / len(listed) if listed else None
 
 
 def draw(panels: Sequence[Panel], title: str) -> Figure:
-    """The panels side by side."""
+    """A figure of the panels in rows."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -178,7 +178,7 @@ def model_record(bases: Bases, spec: BaseSpec | str, *, progress: Progress | Non
         if current.fingerprint.weights != record.fingerprint.weights:
             raise BaseMismatch(
                 f"`{record.path}` holds other weights than those registered as `{record.alias}`",
-                hint=f"`adapt base remove {record.alias}`, then `adapt base add {record.path}` registers the current ones",
+                hint=f"`adapt base remove {record.alias}`, then `adapt base add {record.path}`",
             )
     return record
 

@@ -155,7 +155,7 @@ class _Pairing:
         )
 
     def _one_sided(self, name: str, base: Weight | None, tuned: Weight | None) -> None:
-        """Sort a tensor of one model: a head that the other model shares with its embedding, or one without a partner."""
+        """Sort a tensor of one model: a head that the other model shares with its embedding, or one with no partner."""
         lacking, weights = (self.base, self.ours) if base is None else (self.tuned, self.theirs)
         present = base or tuned
         assert present is not None  # the name is from one of the models

@@ -1,9 +1,9 @@
-"""How alike adapters are, module by module, and what their merge would be: from small matrices, never a dense one.
+"""Compares adapters module by module and forecasts their merge, from small matrices and never a dense one.
 
-The factors of all adapters in a module are stacked, A on A and B beside B, and both stacks are reduced by QR. The
-triangles, [R, R] for a summed rank of R, keep every inner product of the factors (they are the Cholesky factors of the
-Gram matrices A A.T and B.T B, without the digits that squaring loses), so norms, cosines, spectra and subspaces are
-read off them exactly. Only signs have no such form: those are counted on a sample.
+The factors of all adapters in a module are stacked, A on A and B beside B, and a QR reduces both stacks to triangles
+[R, R] for a summed rank of R. The triangles keep every inner product of the factors (they are the Cholesky factors of
+the Gram matrices A A.T and B.T B, without the digits that squaring loses), so norms, cosines, spectra and subspaces
+follow exactly. Signs have no such form and are counted on a sample.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ __all__ = [
 ]
 
 LARGEST: Final = 1e100
-"""Sums of squares of updates whose entries are at most this are far from the end of float64."""
+"""The largest product of entries that is measured; sums of its squares stay far below the float64 limit."""
 
 CompareProgress = Callable[[int, int], None]
-"""Called with the number of modules done and the number of all modules."""
+"""Called with the modules done and the modules in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFigures:
-    """One adapter over all the modules that were compared; `rank` is its largest, `parameters` count its factors."""
+    """The figures of one adapter over all compared modules; `rank` is the largest, `parameters` counts its factors."""
 
     label: str
     weight: float
@@ -70,11 +70,11 @@ class AdapterFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What comparing found.
+    """The result of a comparison.
 
-    `unlike` tells, for modules whose shapes differ, how; they are in no figure. `obstacles` are the reasons why these
-    adapters cannot be merged as they are although their updates can be compared; there is no forecast then. `sampled`
-    rows and columns of each module at most were looked at for signs.
+    `unlike` describes the modules whose shapes differ; no figure includes them. `obstacles` lists the reasons against a
+    merge of these adapters, and there is no forecast then. Signs were counted on at most `sampled` rows and columns of
+    each module.
     """
 
     adapters: tuple[AdapterFigures, ...]
@@ -87,7 +87,7 @@ class Comparison:
 
     @property
     def partial(self) -> dict[str, tuple[int, ...]]:
-        """Modules that only some adapters have, and the positions of those."""
+        """The modules that only some adapters have, and the positions of these adapters."""
         return {
             m.module: tuple(i for i, update in enumerate(m.updates) if update is not None)
             for m in self.modules
@@ -95,7 +95,7 @@ class Comparison:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Everything; adapters are named by their position in `adapters`."""
+        """All figures; positions in `adapters` stand for the adapters."""
         return {
             "adapters": [adapter.to_json() for adapter in self.adapters],
             "pairs": [pair.to_json() for pair in self.pairs],
@@ -115,28 +115,28 @@ def compare_adapters(
     sampled: int = SAMPLED,
     progress: CompareProgress | None = None,
 ) -> Comparison:
-    """Compare adapters in every module; one alone has its spectra, and the forecast of storing it anew.
+    """Compare adapters in every module. A single adapter gets its spectra and the forecast of storing it again.
 
-    Weights count for the forecast only, and adapters of weight 0 take no part in it; `dtype` is that of the files it
-    speaks of. Memory is that of the largest module. Time per module is O((in + out) R² + R³) for a summed rank of R.
+    Weights affect only the forecast, which leaves out adapters of weight 0; `dtype` is that of the files it forecasts.
+    Memory is that of the largest module. Time per module is O((in + out) R² + R³) for a summed rank of R.
 
     Raises:
         UsageProblem: no adapter, a weight that is not finite, or an unknown dtype.
-        MergeRefused: an adapter whose updates are not its factors (DoRA and others), numbers that are not finite, or
-            no module that can be compared; every reason is listed.
+        MergeRefused: updates that are not `scale * B A` (such as DoRA), numbers that are not finite, or no module to
+            compare; lists every reason.
     """
     if not sides:
         raise UsageProblem("nothing to compare: no adapters given")
     if dtype not in DTYPES:
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
     if not all(math.isfinite(side.weight) for side in sides):
-        raise UsageProblem("a weight is not finite")
+        raise UsageProblem("a weight is not finite; expected finite numbers")
     merging, obstacles = _plan(sides)
     layouts, unlike = _layouts(sides)
     if not layouts:
         _raise_for([f"`{shown(module)}` differs: {each}" for module, each in unlike.items()])
-    # glibc keeps a module's buffers for the next one only once it has seen a block of this size freed; without that a
-    # third of the time goes into fresh pages. Elsewhere this line does nothing.
+    # glibc keeps the buffers of a module for the next one only after a block of this size has been freed; otherwise a
+    # third of the time goes into fresh pages. Other systems ignore this line.
     torch.empty(31 << 20, dtype=torch.uint8)
     compared: list[ModuleComparison] = []
     refusals: list[str] = []
@@ -161,7 +161,7 @@ def compare_adapters(
 
 
 def _plan(sides: Sequence[WeightedAdapter]) -> tuple[MergePlan | None, tuple[str, ...]]:
-    """What a merge would do, or why it would refuse; refuses only what makes comparing meaningless, in its words."""
+    """The plan of a merge, or the reasons against it; raises only what also makes a comparison meaningless."""
     for source in sides:
         if not _is_its_factors(source.factors):
             plan_merge([source], cat)
@@ -172,7 +172,7 @@ def _plan(sides: Sequence[WeightedAdapter]) -> tuple[MergePlan | None, tuple[str
 
 
 def _is_its_factors(factors: AdapterFactors) -> bool:
-    """Whether the update of each module is `scale * B A`, and of the base as it is named."""
+    """Whether the update of each module is `scale * B A` on the unchanged base."""
     config = factors.config
     if config.peft_type != "LORA" or not factors.modules or may_change_base(config):
         return False
@@ -180,7 +180,7 @@ def _is_its_factors(factors: AdapterFactors) -> bool:
 
 
 def _layouts(sides: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], dict[str, str]]:
-    """Layouts of the modules in which all that have one agree, by name; how the others differ."""
+    """The layouts of the modules in which the adapters agree, and the differences in the other modules."""
     layouts: dict[str, Layout] = {}
     unlike: dict[str, str] = {}
     pairs = [Counter(owner(module) for module in side.factors.modules) for side in sides]
@@ -189,7 +189,7 @@ def _layouts(sides: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], dict[
         factors = [sides[i].factors.modules[module] for i in holders]
         if len({one.layout for one in factors}) > 1:
             described = [str(one.layout) for one in factors]
-        # PEFT names the pairs on parameters by their depth: the same name is the same one only among the same targets.
+        # PEFT names pairs on parameters by their depth, so names agree only between adapters with the same targets.
         elif (
             len(
                 {
@@ -209,7 +209,7 @@ def _layouts(sides: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], dict[
 
 
 def _unmeasurable(sides: Sequence[WeightedAdapter], updates: Sequence[Sequence[LowRank] | None]) -> list[str]:
-    """Which updates hold no numbers that can be computed with."""
+    """A reason for each update with numbers that cannot be measured."""
     reasons = []
     for side, parts in zip(sides, updates, strict=True):
         for part in parts or ():
@@ -241,7 +241,7 @@ def _adapter(position: int, side: WeightedAdapter, compared: Sequence[ModuleComp
 
 
 def _over_all(compared: Sequence[ModuleComparison], adapters: Sequence[AdapterFigures], at: tuple[int, int]) -> Pair:
-    """The pair over all modules: the cosine of the whole updates, mean overlaps, shares of the modules both have."""
+    """The pair over all modules: the cosine of the whole updates, mean overlaps, and shares of the common modules."""
     first, second = at
     dot, pairs = 0.0, list[Pair]()
     for module in compared:
@@ -272,7 +272,7 @@ def _over_all(compared: Sequence[ModuleComparison], adapters: Sequence[AdapterFi
 def _forecast(
     sides: Sequence[WeightedAdapter], compared: Sequence[ModuleComparison], merging: MergePlan | None, dtype: str
 ) -> Forecast | None:
-    """The forecast over the modules that the weighted adapters have; None if they do not add up."""
+    """The forecast over the modules of the weighted adapters; None if they cannot be merged."""
     used = [i for i, side in enumerate(sides) if side.weight]
     if merging is None or not used:
         return None
