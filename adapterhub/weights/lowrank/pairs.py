@@ -1,4 +1,4 @@
-"""Which tensors of an adapter's file are whose factors: by their names, shapes and the config."""
+"""Matches the tensors of an adapter's file to modules as factors, by names, shapes and the config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.layouts import Kind, Layout
 
 FACTOR_DTYPES: Final = ("F64", "F32", "F16", "BF16")
-"""What a factor may be stored as, in the format's names."""
+"""The dtypes of factors, in safetensors' names."""
 
 _FACTOR: Final = re.compile(
     r"base_model\.model\.(?:(?P<module>.+)\.lora_(?:(?P<side>[AB])\.weight|(?P<bias>B\.bias))"
@@ -26,16 +26,16 @@ _FACTOR: Final = re.compile(
 )
 _MATRIX = 2
 _MOST_NESTED = 4
-"""Parameters of one module whose pairs are told apart by their ranks; every order of them is tried."""
+"""The most pairs on the parameters of one module that are told apart by rank; every order is tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factors:
-    """Where one module's pair lies: `a`, `b` and, of an adapter with `lora_bias`, `bias` are its tensors.
+    """The tensors of one module's pair: `a`, `b` and, with `lora_bias`, `bias`.
 
-    The update is `scale * B @ A`, and with a bias `scale * bias` is added to the module's output. `rank` is that of
-    each of the layout's parts. `parameters` names the parameters of the base one of which the pair is for
-    (`target_parameters`); it is empty where the pair is for the weight of a module.
+    The update is `scale * B @ A`, and a bias adds `scale * bias` to the module's output. `rank` is the rank of each
+    part of the layout. `parameters` lists the parameters of the base that the pair may belong to (`target_parameters`);
+    it is empty for a pair on the weight of a module.
     """
 
     layout: Layout
@@ -48,9 +48,9 @@ class Factors:
 
 
 class Pairs(NamedTuple):
-    """What an adapter's tensors are.
+    """The tensors of an adapter by their role.
 
-    Pairs by module, sorted; tensors that are no factor, in file order; why the meaning of other pairs is not clear.
+    Pairs by module, sorted; tensors that are not factors, in file order; the reason for each pair of unclear meaning.
     """
 
     modules: Mapping[str, Factors]
@@ -62,8 +62,8 @@ def pair_up(specs: Iterable[TensorSpec], config: AdapterConfig, folder: Path) ->
     """The pairs among the tensors `specs` of the adapter in `folder`.
 
     Raises:
-        RefusedAdapter: factors without a partner, or that fit neither each other nor the config; every one is listed.
-        MalformedConfig: E_REGEX when the patterns of the config take too long.
+        RefusedAdapter: factors have no partner, or do not fit each other or the config; lists all.
+        MalformedConfig: E_REGEX, because the patterns of the config take too long.
     """
     tensors: dict[tuple[str, bool], dict[str, TensorSpec]] = {}
     others = []
@@ -83,7 +83,7 @@ def pair_up(specs: Iterable[TensorSpec], config: AdapterConfig, folder: Path) ->
     for (module, is_embedding), sides in sorted(tensors.items()):
         problem = _problem(sides, expects_bias=config.lora_bias and not is_embedding)
         if problem is None and (module in modules or module in unclear):
-            problem = "E_PAIR", "has factors of a linear layer and of an embedding"
+            problem = "E_PAIR", "has factors of a linear layer and also of an embedding"
         made = problem or settings.factors(module, sides, is_embedding=is_embedding)
         if isinstance(made, Factors):
             modules[module] = made
@@ -97,7 +97,7 @@ def pair_up(specs: Iterable[TensorSpec], config: AdapterConfig, folder: Path) ->
 
 
 def _problem(sides: Mapping[str, TensorSpec], *, expects_bias: bool) -> tuple[str, str] | None:
-    """What is wrong with one module's tensors by themselves: a finding code and a reason."""
+    """The problem of one module's tensors, if any: a finding code and a reason."""
     for present, absent in (("A", "B"), ("B", "A"), ("bias", "A")):
         if present in sides and absent not in sides:
             return "E_PAIR", f"has factor {present} but no factor {absent}"
@@ -111,18 +111,18 @@ def _problem(sides: Mapping[str, TensorSpec], *, expects_bias: bool) -> tuple[st
     if 0 in a.shape or 0 in b.shape:
         return "E_SHAPE", f"{shapes}, expected no empty dimension"
     if expects_bias and bias is None:
-        return "E_PAIR", f"has no bias of B, which {CONFIG_FILE} says it has (lora_bias)"
+        return "E_PAIR", f"has no bias of B, but {CONFIG_FILE} declares one (lora_bias)"
     if bias is not None and bias.shape != b.shape[:1]:
         return "E_SHAPE", f"B is {list(b.shape)} and its bias {list(bias.shape)}, expected one number for each output"
     return None
 
 
 class _Settings:
-    """Rank and scale of every pair, as the config gives them."""
+    """The rank and scale of every pair, from the config."""
 
     def __init__(self, config: AdapterConfig, tensors: Mapping[tuple[str, bool], Mapping[str, TensorSpec]]) -> None:
         self._config = config
-        # By owner, the rows of A of each pair on it, where it holds parameters that are targets.
+        # The rows of A of each pair on targeted parameters, by the module that owns them.
         self._rows: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for (module, _), sides in tensors.items():
             if "A" in sides and sides["A"].shape and self._config.parameters_of(module):
@@ -131,7 +131,7 @@ class _Settings:
     def factors(
         self, module: str, sides: Mapping[str, TensorSpec], *, is_embedding: bool
     ) -> Factors | str | tuple[str, str]:
-        """The pair on `module`; why its meaning is not clear; or a finding code and a reason."""
+        """The pair on `module`; the reason why its meaning is unclear; or a finding code and a reason."""
         a, b = sides["A"], sides["B"]
         shapes = f"A is {list(a.shape)} and B is {list(b.shape)}"
         holder = owner(module)
@@ -141,7 +141,7 @@ class _Settings:
             if setting is None:
                 return (
                     f"is on one of the parameters {', '.join(p.rpartition('.')[2] for p in parameters)}, which have "
-                    "ranks or alphas of their own, and the file does not say on which"
+                    "different ranks or alphas, and the file does not say on which one"
                 )
             rank, scale = setting
             kind: Kind = "experts"
@@ -155,7 +155,7 @@ class _Settings:
         if not fits:
             if self._config.extra.get("use_bdlora"):
                 return "has block-diagonal factors (BD-LoRA)"
-            return "E_RANK", f"{shapes}, expected rank {rank} as {CONFIG_FILE} says"
+            return "E_RANK", f"{shapes}, expected rank {rank} from {CONFIG_FILE}"
         return Factors(
             layout=Layout(kind=kind, out=b.shape[0], a_shape=a.shape[1:], parts=parts),
             rank=a.shape[0] // parts,
@@ -170,10 +170,10 @@ class _Settings:
         return self._config.rank_of(name), self._config.scaling_of(name)
 
     def _of_parameter(self, module: str, parameters: tuple[str, ...]) -> tuple[int, float] | None:
-        """Rank and scale of a pair on one of `parameters`; None if it is not clear on which.
+        """The rank and scale of a pair on one of `parameters`; None if it is unclear on which.
 
-        PEFT names such pairs by their depth, and which parameter is at which depth depends on the base. Where it
-        matters, the shapes may tell: all parameters of a module have one number of experts.
+        PEFT names such pairs by their depth, and the order of the parameters depends on the base. If their settings
+        differ, the shapes may decide: all parameters of a module have one number of experts.
         """
         settings = [self._setting(name) for name in parameters]
         if len(set(settings)) == 1:
