@@ -40,7 +40,7 @@ def merge(
 
 
 def _between(density: float, gamma: float) -> Pruning | None:
-    """Drops the `gamma` largest numbers and keeps the `density` next ones. None keeps all."""
+    """Drops the `gamma` largest numbers and keeps the next `density`; None keeps all."""
     check_density(density)
     if not 0 <= gamma < 1:
         raise UsageProblem(f"gamma {shown(gamma)}, expected the fraction of largest numbers to drop, 0 to below 1")
