@@ -110,7 +110,7 @@ def panels_of(comparison: Comparison) -> tuple[Panel, ...]:
     norms = {f"norm of {i + 1}": norm(i) for i in range(count)}
     if count == 1:
         return _panels(modules, norms, is_signed=False)
-    if count == 2:  # noqa: PLR2004 - a pair
+    if len(comparison.pairs) == 1:
         return (
             *_panels(modules, {"cosine": cosine((0, 1))}, is_signed=True, least=_LEAST_LIMIT),
             *_panels(modules, overlaps, is_signed=False, least=_LEAST_LIMIT),

@@ -16,8 +16,7 @@ from adapterhub.formats.base.weight_files import weight_files
 from adapterhub.formats.safetensors.file import read_header
 from adapterhub.formats.safetensors.header import BASE_LIMITS, TensorSpec
 from adapterhub.library.bases.records import BaseRecord
-
-_MATRIX: Final = 2
+from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 
 TOKEN_EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "tokens_embed")
 """Last names of the token embedding, whose weight an output head may share."""
@@ -103,7 +102,8 @@ class Model:
         candidates = [
             name
             for name, weight in self.weights.items()
-            if name.removesuffix(".weight").rpartition(".")[2] in TOKEN_EMBEDDINGS and len(weight.spec.shape) == _MATRIX
+            if name.removesuffix(".weight").rpartition(".")[2] in TOKEN_EMBEDDINGS
+            and len(weight.spec.shape) == MATRIX_NDIM
         ]
         return max(candidates, key=lambda name: self.weights[name].spec.shape[0], default=None)
 

@@ -15,10 +15,10 @@ from typing import Final
 
 from adapterhub.core.errors import shown
 from adapterhub.weights.extract._models import Model, Weight, aligned
+from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 from adapterhub.weights.lowrank.layouts import Layout
 
-_MATRIX: Final = 2
 _MOST_DIMENSIONS: Final = 5
 
 _EMBEDDING: Final = re.compile(
@@ -173,7 +173,7 @@ class _Pairing:
             self.unchanged += 1
             return
         odd = sorted({w.spec.dtype for w in (base, tuned)} - set(TORCH_DTYPES))
-        if odd and len(tuned.spec.shape) >= _MATRIX:
+        if odd and len(tuned.spec.shape) >= MATRIX_NDIM:
             self.unreadable.append(f"`{shown(name)}` is stored as {', '.join(odd)}")
             return
         sites = self._sites(name, tuned)
@@ -189,7 +189,7 @@ class _Pairing:
         reason = self._reason(name, shape)
         if reason is not None:
             return reason
-        if len(shape) > _MATRIX:
+        if len(shape) > MATRIX_NDIM:
             return (Site(module=module, layout=Layout(kind="conv", out=shape[0], a_shape=shape[1:]), is_turned=False),)
         if _EMBEDDING.fullmatch(leaf):
             return self._embedding_sites(name, module, shape)
@@ -200,15 +200,15 @@ class _Pairing:
         """The reason against factors from the name and the shape, if any."""
         module, _, parameter = name.rpartition(".")
         above, _, leaf = module.rpartition(".")
-        if len(shape) < _MATRIX:
+        if len(shape) < MATRIX_NDIM:
             return "a bias" if parameter == "bias" else "a vector"
         if not module or parameter != "weight" or len(shape) > _MOST_DIMENSIONS:
             return "a parameter that is not the weight of a layer"
         if unit_of(name).rpartition(".")[2] in _TASK_HEADS.get(self.tuned.task_type or "", ()):
             return "in the task head, which PEFT keeps whole"
-        if len(shape) == _MATRIX + 1 and "conv" not in leaf:
+        if len(shape) == MATRIX_NDIM + 1 and "conv" not in leaf:
             return "a stack of matrices"
-        if len(shape) > _MATRIX and shape[1] == 1:
+        if len(shape) > MATRIX_NDIM and shape[1] == 1:
             return "a convolution in groups"
         if leaf in ("gate", "router") and f"{above}.experts" in self.paths:
             return "the router of a mixture of experts"

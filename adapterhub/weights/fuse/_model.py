@@ -19,10 +19,10 @@ from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import TensorFile, read_header
 from adapterhub.formats.safetensors.header import BASE_LIMITS, TensorSpec
 from adapterhub.library.bases.records import BaseRecord
+from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 
 CONFIG_FILE: Final = "config.json"
-_MATRIX: Final = 2
 
 _HEADS: Final = frozenset({"lm_head", "embed_out", "output"})
 _TOKENS: Final = frozenset(
@@ -128,7 +128,7 @@ class Model:
         """Whether a tensor has a row for each token: a token embedding or an output head."""
         fact = self.facts[name]
         module, _, leaf = name.rpartition(".")
-        if len(fact.shape) != _MATRIX or leaf != "weight":
+        if len(fact.shape) != MATRIX_NDIM or leaf != "weight":
             return False
         is_as_long = fact.shape[0] == self._vocabulary_size and not _is_inside_layer(module)
         return module.rpartition(".")[2] in _HEADS | _TOKENS or is_as_long

@@ -7,6 +7,7 @@ from itertools import permutations
 from typing import Final, NamedTuple
 
 from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 from adapterhub.weights.lowrank.factors import Layout
 from adapterhub.weights.lowrank.pairs import Factors
 
@@ -14,7 +15,6 @@ _CONV1D_MODELS: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_t
 _CONV1D: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 """Modules of these models that are transformers' Conv1D, a linear layer stored as [in, out]."""
 
-_MATRIX: Final = 2
 _MOST_NESTED: Final = 4
 
 
@@ -86,7 +86,7 @@ def place_on_parameters(
     fitting: set[tuple[Placed, ...]] = set()
     for names in permutations(shapes):
         for turned in (False, True):
-            placed = [Placed(name, turned and len(shapes[name]) > _MATRIX) for name in names]
+            placed = [Placed(name, turned and len(shapes[name]) > MATRIX_NDIM) for name in names]
             if all(_fits(f, w, shapes[w.parameter], config) for f, w in zip(pairs.values(), placed, strict=True)):
                 fitting.add(tuple(placed))
     if not fitting:
@@ -100,9 +100,9 @@ def place_on_parameters(
 def _fits(factors: Factors, placed: Placed, shape: tuple[int, ...], config: AdapterConfig) -> bool:
     layout = factors.layout
     matrix = (layout.width, layout.out) if placed.is_turned else (layout.out, layout.width)
-    expected = matrix if len(shape) == _MATRIX else (layout.parts, *matrix)
+    expected = matrix if len(shape) == MATRIX_NDIM else (layout.parts, *matrix)
     settings = config.rank_of(placed.parameter), config.scaling_of(placed.parameter)
-    is_single = layout.parts == 1 or len(shape) > _MATRIX
+    is_single = layout.parts == 1 or len(shape) > MATRIX_NDIM
     return shape == expected and is_single and (factors.rank, factors.scale) == settings
 
 

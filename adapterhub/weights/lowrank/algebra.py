@@ -11,11 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused, UsageProblem
+
+MATRIX_NDIM: Final = 2
 
 FLOAT32_HALF_STEP = 2.0**-24
 """Relative rounding of float32: a float32 file cannot hold what is smaller, relative to the whole update."""
@@ -40,7 +43,7 @@ class LowRank:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.a.ndim != 2 or self.b.ndim != 2 or self.a.shape[0] != self.b.shape[1]:  # noqa: PLR2004 - matrices
+        if not self.a.ndim == self.b.ndim == MATRIX_NDIM or self.a.shape[0] != self.b.shape[1]:
             raise ValueError(f"no low-rank pair: a is {list(self.a.shape)}, b is {list(self.b.shape)}")
 
     @property

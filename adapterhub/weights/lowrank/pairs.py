@@ -15,6 +15,7 @@ from adapterhub.core.errors import RefusedAdapter, shown
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.config import AdapterConfig, owner
 from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 from adapterhub.weights.lowrank.layouts import Kind, Layout
 
 FACTOR_DTYPES: Final = ("F64", "F32", "F16", "BF16")
@@ -24,7 +25,6 @@ _FACTOR: Final = re.compile(
     r"base_model\.model\.(?:(?P<module>.+)\.lora_(?:(?P<side>[AB])\.weight|(?P<bias>B\.bias))"
     r"|(?P<embedding>.+)\.lora_embedding_(?P<embedding_side>[AB]))"
 )
-_MATRIX = 2
 _MOST_NESTED = 4
 """The most pairs on the parameters of one module that are told apart by rank; every order is tried."""
 
@@ -106,7 +106,7 @@ def _problem(sides: Mapping[str, TensorSpec], *, expects_bias: bool) -> tuple[st
     odd = next((spec.dtype for spec in sides.values() if spec.dtype not in FACTOR_DTYPES), None)
     if odd is not None:
         return "E_DTYPE", f"is stored as {shown(odd)}, expected one of {', '.join(FACTOR_DTYPES)}"
-    if len(a.shape) < _MATRIX or len(a.shape) != len(b.shape) or any(size != 1 for size in b.shape[2:]):
+    if len(a.shape) < MATRIX_NDIM or len(a.shape) != len(b.shape) or any(size != 1 for size in b.shape[2:]):
         return "E_SHAPE", f"{shapes}, expected [r, in] and [out, r]"
     if 0 in a.shape or 0 in b.shape:
         return "E_SHAPE", f"{shapes}, expected no empty dimension"
@@ -145,11 +145,11 @@ class _Settings:
                 )
             rank, scale = setting
             kind: Kind = "experts"
-            fits = a.shape[0] == b.shape[1] and a.shape[0] % rank == 0 and len(a.shape) == _MATRIX
+            fits = a.shape[0] == b.shape[1] and a.shape[0] % rank == 0 and len(a.shape) == MATRIX_NDIM
             parts = a.shape[0] // rank
         else:
             rank, scale = self._setting(holder)
-            kind = "embedding" if is_embedding else "linear" if len(a.shape) == _MATRIX else "conv"
+            kind = "embedding" if is_embedding else "linear" if len(a.shape) == MATRIX_NDIM else "conv"
             parts = rank // b.shape[1] if kind == "conv" and rank % b.shape[1] == 0 else 1
             fits = a.shape[0] == rank == b.shape[1] * parts and b.shape[0] % parts == 0
         if not fits:

@@ -24,7 +24,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from adapterhub.weights.lowrank.algebra import FLOAT32_HALF_STEP, Cut, check_rank, cut, decomposed, nothing
+from adapterhub.weights.lowrank.algebra import FLOAT32_HALF_STEP, MATRIX_NDIM, Cut, check_rank, cut, decomposed, nothing
 
 __all__ = ["closest", "strips"]
 
@@ -84,7 +84,7 @@ def closest(matrix: Tensor, *, rank: int | None, max_error: float | None, seed: 
         ValueError: not a float32 or float64 matrix, or numbers are not finite.
     """
     check_rank(rank, max_error)
-    if matrix.ndim != 2 or matrix.dtype not in (torch.float32, torch.float64):  # noqa: PLR2004 - a matrix
+    if matrix.ndim != MATRIX_NDIM or matrix.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{matrix.ndim} dimensions of {matrix.dtype}, expected a float32 or float64 matrix")
     largest = max((abs(float(end)) for end in matrix.aminmax()), default=0.0) if matrix.numel() else 0.0
     if not math.isfinite(largest):

@@ -15,6 +15,7 @@ from typing import Final, Literal
 from adapterhub.core.errors import shown
 from adapterhub.formats.peft.config import AdapterConfig, saved_name
 from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.layouts import NESTED, PEFT_PREFIX, plain_name
 from adapterhub.weights.lowrank.settings import trained_rows
@@ -78,7 +79,7 @@ def recognised(source: WeightedAdapter, spec: TensorSpec) -> Carried | None:
     if name.endswith(_ROWS) and config.trainable_token_indices is not None:
         module = name.removesuffix(_ROWS)
         tokens = trained_rows(config, module)
-        if len(spec.shape) == 2 and len(tokens) == spec.shape[0]:  # noqa: PLR2004 - rows of a matrix
+        if len(spec.shape) == MATRIX_NDIM and len(tokens) == spec.shape[0]:
             return Carried(what="rows", name=name, module=module, entry=module, source=source, spec=spec, tokens=tokens)
         return None
     plain = plain_name(name)

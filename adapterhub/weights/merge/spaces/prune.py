@@ -61,7 +61,9 @@ def magnitude_keep(values: Tensor, density: float) -> Tensor:
         return values.clone()  # fewer numbers are not 0
     # hardshrink keeps numbers above its bound, so the bound is the float just below the threshold.
     edge = torch.tensor(threshold, dtype=values.dtype)
-    below = float(torch.nextafter(edge, torch.zeros_like(edge))) if values.dtype.itemsize > 2 else None  # noqa: PLR2004
+    below = (
+        float(torch.nextafter(edge, torch.zeros_like(edge))) if values.dtype.itemsize > torch.half.itemsize else None
+    )
     kept = torch.empty_like(values)
     for piece, into in zip(_pieces(values), _pieces(kept), strict=True):
         if below is None:  # torch has no nextafter for 16-bit floats; such tensors are small

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import Malformed, SpecError, UsageProblem, first_lines, shown
@@ -29,6 +29,7 @@ from adapterhub.weights.recipes.toml.values import (
 )
 
 FORMAT: Final = 1
+_T = TypeVar("_T")
 MAX_TEXT_CHARACTERS: Final = 4096
 PROBLEMS_SHOWN: Final = 50
 
@@ -99,7 +100,7 @@ class _Reader:
                 near = near_name(key, keys) or f"; expected one of {', '.join(keys)}"
                 self.note(f"{path}{key}", f"no such key{near}")
 
-    def take(self, holder: Mapping[str, Any], key: str, kind: type, path: str) -> Any:  # noqa: ANN401 - any TOML value
+    def take(self, holder: Mapping[str, Any], key: str, kind: type[_T], path: str) -> _T | None:
         """`holder[key]` when it has the type `kind`, else None."""
         item = holder.get(key)
         if item is None or type(item) is kind:
@@ -118,7 +119,7 @@ class _Reader:
             return None
         return str(item) if item is not None else None
 
-    def checked(self, holder: Mapping[str, Any], key: str, parse: Callable[[Any], Any], path: str = "") -> Any:  # noqa: ANN401 - what `parse` gives
+    def checked(self, holder: Mapping[str, Any], key: str, parse: Callable[[str], _T], path: str = "") -> _T | None:
         text = self.text(holder, key, path)
         if text is None:
             return None
@@ -213,8 +214,8 @@ class _Reader:
             self.note(path[:-1], f"expected one of `{self.named}` and `merge`")
             return None
         if self.named == "adapter" and "adapter" in item:
-            key = self.checked(item, "adapter", parse_name, path)
-            return Leaf(spec=key, weight=weight) if key else None
+            name = self.checked(item, "adapter", parse_name, path)
+            return Leaf(spec=name, weight=weight) if name else None
         if "spec" in item:
             return self.leaf(item, weight, path)
         for key in ("digest", "sha256", "config_sha256"):
