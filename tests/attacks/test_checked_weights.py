@@ -28,7 +28,8 @@ from adapterhub.weights.compare.similarity import compare_adapters
 from adapterhub.weights.fuse import fuse
 from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
 from adapterhub.weights.merge import MergeInput, merge
-from adapterhub.weights.recipes.combination import Combination, Ingredient, merge_into_folder, merge_into_library
+from adapterhub.weights.recipes.combination import Ingredient, merge_into_folder, merge_into_library
+from adapterhub.weights.recipes.toml.values import Step
 from tests.attacks.installed import FLIPS, base, flipped, folder_of, make_world
 from tests.support.command_line import Adapt
 
@@ -209,9 +210,9 @@ FUNCTIONS: Mapping[str, Callable[[Uses], object]] = {
     "AdapterBank.load": _bank,
     "AdapterFactors": lambda use: AdapterFactors(folder_of(use.library)),
     "merge": lambda use: merge([MergeInput(folder=folder_of(use.library), label="a", weight=0.5)], use.out),
-    "merge_into_folder": lambda use: merge_into_folder(Combination(inputs=use.ingredients()), use.out),
+    "merge_into_folder": lambda use: merge_into_folder(Step(inputs=use.ingredients()), use.out),
     "merge_into_library": lambda use: merge_into_library(
-        use.library, Combination(inputs=use.ingredients()), Description(name=parse_name("sum"), version="1.0.0")
+        use.library, Step(inputs=use.ingredients()), Description(name=parse_name("sum"), version="1.0.0")
     ),
     "compare_adapters": _compare,
     "differ": _differ,

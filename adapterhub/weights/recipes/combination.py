@@ -11,8 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeAlias, cast
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.files import digest_of_file
@@ -26,16 +25,10 @@ from adapterhub.trust.verify import manifest_in
 from adapterhub.trust.verify.listing import safe_listing
 from adapterhub.weights.catalogue import describe
 from adapterhub.weights.merge import MergeInput, MergeProgress, MergeResult, merge
-from adapterhub.weights.recipes.toml.values import MEASURED_PREFIX
+from adapterhub.weights.recipes.toml.values import MEASURED_PREFIX, Inner, Step, empty_mapping, without_none
 
 _RECORDED: Final = {"sha256": WEIGHTS_FILE, "config_sha256": CONFIG_FILE}
 """The digests that a recipe records of a folder, and their files."""
-
-_T = TypeVar("_T")
-
-
-def _empty() -> Mapping[str, Any]:
-    return MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +41,7 @@ class Ingredient(MergeInput):
 
     base: BaseRef = field(default_factory=BaseRef)
     digest: Digest | None = None
-    files: Mapping[str, Digest | None] = field(default_factory=_empty)
+    files: Mapping[str, Digest | None] = field(default_factory=empty_mapping)
 
     def pinned(self) -> Ingredient:
         """This ingredient with `expected` filled in, from the manifest that `digest` names and from `files`.
@@ -65,38 +58,21 @@ class Ingredient(MergeInput):
             raise DigestMismatch(
                 str(self.folder / MANIFEST_FILE), expected=self.digest, actual=actual, hint=REPAIR_HINT
             )
-        recorded = _without_none({name: self.files.get(key) for key, name in _RECORDED.items()})
+        recorded = without_none({name: self.files.get(key) for key, name in _RECORDED.items()})
         return replace(self, expected=(manifest.digests if manifest else {}) | recorded)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nested:
-    """An input that is itself a merge, with its weight."""
-
-    weight: float
-    combination: Combination
+Combination: TypeAlias = Step[Ingredient]
+"""A merge with its inputs resolved to folders."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Combination:
-    """A merge with its inputs resolved to folders.
-
-    `options` are those of the method and `rank`, `energy` or `max_error`. None for dtype and seed means the default.
-    """
-
-    inputs: tuple[Ingredient | Nested, ...]
-    method: str = "cat"
-    options: Mapping[str, object] = field(default_factory=_empty)
-    dtype: str | None = None
-    seed: int | None = None
-
-    def leaves(self, factor: float = 1.0) -> Iterator[tuple[Ingredient, float]]:
-        """Every adapter of every level, with the product of its weights on all levels."""
-        for item in self.inputs:
-            if isinstance(item, Ingredient):
-                yield item, factor * item.weight
-            else:
-                yield from item.combination.leaves(factor * item.weight)
+def parents_of(combination: Combination, factor: float = 1.0) -> Iterator[tuple[Ingredient, float]]:
+    """Every adapter of every level, with the product of its weights on all levels."""
+    for item in combination.inputs:
+        if isinstance(item, Inner):
+            yield from parents_of(item.step, factor * item.weight)
+        else:
+            yield item, factor * item.weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,14 +112,15 @@ def merge_into_library(
         BaseMismatch: two of the adapters were made for different bases.
         MergeRefused, ReleaseExists, and any other error of `merge` and `Library.add`; nothing is stored then.
     """
-    leaves = list(combination.leaves())
-    base, warnings = common_base([ingredient for ingredient, _ in leaves])
+    base, warnings = common_base(list(combination.leaves()))
     with library.store.staging() as staging:
         made = _run(_held_to_bytes(combination), staging / "merged", staging, progress)
         about = replace(
             description,
             base=base if base != BaseRef() else None,  # otherwise the config names it
-            parents=tuple(Parent(digest=i.digest, spec=i.label, weight=weight) for i, weight in leaves),
+            parents=tuple(
+                Parent(digest=i.digest, spec=i.label, weight=weight) for i, weight in parents_of(combination)
+            ),
             recipe=made.recipe,
             metrics={**description.metrics, **_measured(made)},
         )
@@ -161,10 +138,10 @@ def merge_into_folder(combination: Combination, folder: Path, *, progress: Merge
         BaseMismatch: two of the adapters were made for different bases.
         MergeRefused, Conflict, and any other error of `merge`; nothing is written then.
     """
-    _, warnings = common_base([ingredient for ingredient, _ in combination.leaves()])
+    _, warnings = common_base(list(combination.leaves()))
     with contextlib.ExitStack() as stack:
         scratch = folder.parent
-        if any(isinstance(item, Nested) for item in combination.inputs):
+        if any(isinstance(item, Inner) for item in combination.inputs):
             scratch.mkdir(parents=True, exist_ok=True)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=scratch)))
         made = _run(combination, folder, scratch, progress)
@@ -204,14 +181,14 @@ def _run(combination: Combination, out_folder: Path, scratch: Path, progress: Me
     inner: list[MergeResult] = []
     warnings: list[str] = []
     for number, item in enumerate(combination.inputs):
-        if isinstance(item, Ingredient):
+        if not isinstance(item, Inner):
             inputs.append(item.pinned())
             named.append(_named(item))
             continue
         below = scratch / f"inner-{number}"
         below.mkdir()
-        made = _run(item.combination, below / "merged", below, progress)
-        label = f"the merge of {', '.join(i.label for i, _ in item.combination.leaves())}"
+        made = _run(item.step, below / "merged", below, progress)
+        label = f"the merge of {', '.join(leaf.label for leaf in item.step.leaves())}"
         inputs.append(MergeInput(folder=made.result.out_folder, label=label, weight=item.weight))
         named.append({"weight": item.weight, "merge": dict(made.recipe)})
         inner += [*made.inner, made.result]
@@ -230,26 +207,22 @@ def _run(combination: Combination, out_folder: Path, scratch: Path, progress: Me
         recipe |= {"options": {}, "dtype": combination.dtype}
     else:  # defaults too, since another version may have others
         defaults = {option.name: option.default for option in describe(combination.method).options}
-        recipe["options"] = _without_none(defaults | cast("dict[str, object]", result.recipe["options"]))
-    return Made(result=result, inner=tuple(inner), warnings=(*warnings, *result.warnings), recipe=_without_none(recipe))
-
-
-def _without_none(value: Mapping[str, _T | None]) -> dict[str, _T]:
-    return {key: item for key, item in value.items() if item is not None}
+        recipe["options"] = without_none(defaults | cast("dict[str, object]", result.recipe["options"]))
+    return Made(result=result, inner=tuple(inner), warnings=(*warnings, *result.warnings), recipe=without_none(recipe))
 
 
 def _named(ingredient: Ingredient) -> dict[str, object]:
     """An input of a recipe, with the digests that it must have."""
     named = {"spec": ingredient.label, "weight": ingredient.weight, "digest": ingredient.digest}
-    return _without_none({**named, **ingredient.files})
+    return without_none({**named, **ingredient.files})
 
 
 def _held_to_bytes(combination: Combination) -> Combination:
     """The combination with the digests of the files of every folder; reads the files once more."""
-    inputs: list[Ingredient | Nested] = []
+    inputs: list[Ingredient | Inner[Ingredient]] = []
     for item in combination.inputs:
-        if isinstance(item, Nested):
-            inputs.append(replace(item, combination=_held_to_bytes(item.combination)))
+        if isinstance(item, Inner):
+            inputs.append(replace(item, step=_held_to_bytes(item.step)))
         else:
             known = item.digest or item.files
             inputs.append(item if known else replace(item, files=folder_digests(item.folder)))

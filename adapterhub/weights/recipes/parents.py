@@ -27,7 +27,7 @@ from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
 from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
-from adapterhub.weights.recipes.combination import Combination, Ingredient, Nested, common_base, folder_digests
+from adapterhub.weights.recipes.combination import Combination, Ingredient, common_base, folder_digests
 from adapterhub.weights.recipes.toml.values import Inner, Leaf, Recipe, Step
 
 SourcesFor = Callable[[AdapterSpec], Sequence[Source]]
@@ -59,7 +59,7 @@ def combination_of(
 
 
 def _check_base(weights: Digest, combination: Combination) -> None:
-    ingredients = [ingredient for ingredient, _ in combination.leaves()]
+    ingredients = list(combination.leaves())
     base, _ = common_base(ingredients)
     if base.fingerprint is not None and base.fingerprint.weights == weights:
         return
@@ -84,18 +84,16 @@ class _Search:
     warnings: list[str] = field(default_factory=list)
 
     def combination(self, step: Step, path: str) -> Combination:
-        inputs: list[Ingredient | Nested] = []
+        inputs: list[Ingredient | Inner[Ingredient]] = []
         for number, item in enumerate(step.inputs):
             where = f"{path}inputs[{number}]"
             if isinstance(item, Inner):
                 inner = self.combination(item.step, f"{where}.merge.")
-                inputs.append(Nested(weight=item.weight, combination=inner))
+                inputs.append(Inner(weight=item.weight, step=inner))
             else:
                 leaf = self.in_folder(item, where) if item.is_folder else self.in_library(item, where)
                 inputs += [leaf] if leaf else []
-        return Combination(
-            inputs=tuple(inputs), method=step.method, options=step.options, dtype=step.dtype, seed=step.seed
-        )
+        return Step(inputs=tuple(inputs), method=step.method, options=step.options, dtype=step.dtype, seed=step.seed)
 
     def check(self) -> None:
         """Raise unless every input was resolved."""

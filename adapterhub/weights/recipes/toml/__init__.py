@@ -15,7 +15,7 @@ from adapterhub.core.errors import NotFound, shown
 from adapterhub.formats.manifest import Manifest
 from adapterhub.weights.recipes.toml._reading import FORMAT, malformed, recipe_from, step_from
 from adapterhub.weights.recipes.toml._toml import toml_of
-from adapterhub.weights.recipes.toml.values import MAX_DEPTH, MEASURED_PREFIX, Inner, Leaf, Recipe, Step
+from adapterhub.weights.recipes.toml.values import MAX_DEPTH, MEASURED_PREFIX, Inner, Leaf, Recipe, Step, without_none
 
 __all__ = ["parse_recipe", "read_recipe", "recipe_of", "step_from", "step_table", "to_toml", "toml_of"]
 
@@ -77,9 +77,7 @@ def recipe_of(manifest: Manifest) -> Recipe:
         "metrics": {k: v for k, v in manifest.metrics.items() if not k.startswith(MEASURED_PREFIX)} or None,
     }
     recipe = _seed_beside_options(manifest.recipe, MAX_DEPTH + 1)
-    return recipe_from(
-        {k: v for k, v in (document | recipe).items() if v is not None}, f"the recipe of `{manifest.name}`"
-    )
+    return recipe_from(without_none(document | recipe), f"the recipe of `{manifest.name}`")
 
 
 def _seed_beside_options(step: Mapping[str, Any], depth: int) -> dict[str, Any]:
@@ -98,7 +96,7 @@ def _seed_beside_options(step: Mapping[str, Any], depth: int) -> dict[str, Any]:
             else item
             for item in step["inputs"]
         ]
-    return {key: value for key, value in step.items() if value is not None}
+    return without_none(step)
 
 
 # ---------------------------------------------------------------- printing
@@ -118,14 +116,14 @@ def to_toml(recipe: Recipe) -> str:
         **step_table(recipe.step),
         "metrics": dict(recipe.metrics) or None,
     }
-    text = tomli_w.dumps(_without_none(top))
+    text = tomli_w.dumps(without_none(top))
     # Unprintable characters occur in quoted text only, where TOML accepts their code points.
     return "".join(c if c.isprintable() or c == "\n" else f"\\U{ord(c):08X}" for c in text)
 
 
 def step_table(step: Step) -> dict[str, Any]:
     """A merge as a table of a recipe, without None values."""
-    return _without_none(
+    return without_none(
         {
             "method": step.method,
             "dtype": step.dtype,
@@ -139,7 +137,7 @@ def step_table(step: Step) -> dict[str, Any]:
 def _input_table(item: Leaf | Inner) -> dict[str, Any]:
     if isinstance(item, Inner):
         return {"weight": item.weight, "merge": step_table(item.step)}
-    return _without_none(
+    return without_none(
         {
             "spec": item.spec,
             "weight": item.weight,
@@ -148,7 +146,3 @@ def _input_table(item: Leaf | Inner) -> dict[str, Any]:
             "config_sha256": item.config_sha256,
         }
     )
-
-
-def _without_none(value: dict[str, Any]) -> dict[str, Any]:
-    return {key: item for key, item in value.items() if item is not None}

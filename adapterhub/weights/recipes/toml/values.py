@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import UsageProblem
@@ -29,9 +29,17 @@ CUTS: Final = (
 MEASURED_PREFIX: Final = "merge_"
 """Each run measures the metrics with this prefix."""
 
+_T = TypeVar("_T")
 
-def _empty() -> Mapping[str, Any]:
+
+def empty_mapping() -> Mapping[str, Any]:
+    """The default of a mapping field."""
     return MappingProxyType({})
+
+
+def without_none(value: Mapping[str, _T | None]) -> dict[str, _T]:
+    """The items of `value` that are not None."""
+    return {key: item for key, item in value.items() if item is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,34 +61,43 @@ class Leaf:
         return names_folder(self.spec)
 
 
+if TYPE_CHECKING:  # only type checkers know defaults before Python 3.13
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    _Item = TypeVarWithDefault("_Item", default=Leaf)
+else:
+    _Item = TypeVar("_Item")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inner:
+class Inner(Generic[_Item]):
     """An input that is itself a merge, with its weight."""
 
     weight: float
-    step: Step
+    step: Step[_Item]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One merge: its method, options (`rank`, `energy` or `max_error` among them), dtype, seed and inputs.
+class Step(Generic[_Item]):
+    """One merge: its method, options (including `rank`, `energy` or `max_error`), dtype, seed and inputs.
 
-    None for dtype and seed means the default.
+    The inputs are leaves and other merges; a recipe has `Leaf`, a merge about to run `Ingredient`. None for dtype and
+    seed means the default.
     """
 
-    method: str
-    inputs: tuple[Leaf | Inner, ...]
-    options: Mapping[str, object] = field(default_factory=_empty)
+    inputs: tuple[_Item | Inner[_Item], ...]
+    method: str = "cat"
+    options: Mapping[str, object] = field(default_factory=empty_mapping)
     dtype: str | None = None
     seed: int | None = None
 
-    def leaves(self) -> Iterable[Leaf]:
-        """Every adapter of every level, in order."""
+    def leaves(self) -> Iterator[_Item]:
+        """Every leaf of every level, in order."""
         for item in self.inputs:
-            if isinstance(item, Leaf):
-                yield item
-            else:
+            if isinstance(item, Inner):
                 yield from item.step.leaves()
+            else:
+                yield item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +116,7 @@ class Recipe:
     license: str | None = None
     base: Digest | None = None
     digest: Digest | None = None
-    metrics: Mapping[str, float | str] = field(default_factory=_empty)
+    metrics: Mapping[str, float | str] = field(default_factory=empty_mapping)
 
 
 def default_method(options: Mapping[str, object]) -> str:
