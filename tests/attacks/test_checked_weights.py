@@ -252,11 +252,14 @@ def test_the_bank_refuses_a_flipped_bit_when_it_loads_an_adapter_again(adapt: Ad
 
 
 HEADERS_BY_PATH: Mapping[str, str] = {
-    "tensorfile.py": "defines it",
-    **dict.fromkeys(("weightreader.py", "extract/_models.py", "fuse/_model.py"), "models, which have fingerprints"),
-    "verify/_foreign.py": "says what other files are",
-    "engines/__init__.py": "in its example",
-    **dict.fromkeys(("identify/_orphan.py", "identify/_builds.py", "cli/info_local.py"), "shows, and uses nothing"),
+    "formats/safetensors/file.py": "defines it",
+    **dict.fromkeys(("formats/base/weight_reader.py", "weights/model_files.py"), "models, which have fingerprints"),
+    "trust/verify/foreign.py": "says what other files are",
+    "inference/engines/__init__.py": "in its example",
+    **dict.fromkeys(
+        ("library/identify/_orphan.py", "library/identify/_builds.py", "cli/inspect/info_local.py"),
+        "shows, and uses nothing",
+    ),
 }
 
 

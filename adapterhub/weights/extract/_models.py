@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.disk.files import read_json
-from adapterhub.core.errors import BaseNotFound, CouldNotTell, shown
 from adapterhub.formats.base.fingerprint import is_buffer
 from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
-from adapterhub.formats.base.weight_files import weight_files
-from adapterhub.formats.safetensors.file import read_header
-from adapterhub.formats.safetensors.header import BASE_LIMITS, TensorSpec
+from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
+from adapterhub.weights.model_files import model_files
 
 TOKEN_EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "tokens_embed")
 """Last names of the token embedding, whose weight an output head may share."""
@@ -56,30 +54,15 @@ class Model:
 
     @classmethod
     def of(cls, record: BaseRecord) -> Model:
-        """The model of `record`, which must match the current files.
-
-        Raises:
-            BaseNotFound: the record names no folder.
-            Malformed, MalformedTensorFile: not a complete model in safetensors.
-            CouldNotTell: the files differ from the record.
-        """
-        if record.path is None:
-            raise BaseNotFound(
-                f"`{shown(record.label)}` has no folder on this machine",
-                hint="`adapt base add PATH` registers one",
-            )
-        facts = {fact.name: fact for fact in record.tensors}
-        weights: dict[str, Weight] = {}
-        for path in weight_files(record.path):
-            for spec in read_header(path, limits=BASE_LIMITS).tensors:
-                known = facts.get(spec.name)
-                if known is None or (known.dtype, known.shape) != (spec.dtype, spec.shape):
-                    raise CouldNotTell(
-                        f"`{shown(str(path), 200)}` changed since it was fingerprinted: `{shown(spec.name)}`"
-                    )
-                if not is_buffer(spec.name, spec.shape):
-                    weights[spec.name] = Weight(path=path, spec=spec, sha256=known.sha256)
-        return cls(record=record, weights=weights, config=_read_config(record.path))
+        """The model of `record`, which must match the current files. Raises what `model_files` raises."""
+        folder, files, facts = model_files(record)
+        weights = {
+            spec.name: Weight(path=file.path, spec=spec, sha256=facts[spec.name].sha256)
+            for file in files
+            for spec in file.tensors
+            if not is_buffer(spec.name, spec.shape)
+        }
+        return cls(record=record, weights=weights, config=_read_config(folder))
 
     @property
     def label(self) -> str:

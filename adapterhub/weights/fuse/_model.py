@@ -11,16 +11,16 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.core.disk.files import read_json
-from adapterhub.core.errors import BaseNotFound, CouldNotTell, Malformed, shown
+from adapterhub.core.errors import CouldNotTell, Malformed, shown
 from adapterhub.formats.base.fingerprint import is_buffer
 from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
-from adapterhub.formats.base.weight_files import weight_files
 from adapterhub.formats.safetensors.facts import TensorFacts
-from adapterhub.formats.safetensors.file import TensorFile, read_header
-from adapterhub.formats.safetensors.header import BASE_LIMITS, TensorSpec
+from adapterhub.formats.safetensors.file import TensorFile
+from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 from adapterhub.weights.lowrank.factors import TORCH_DTYPES
+from adapterhub.weights.model_files import model_files
 
 CONFIG_FILE: Final = "config.json"
 
@@ -51,28 +51,15 @@ class Model:
         """The model of `record`, which must match the current files (`Bases.look`).
 
         Raises:
-            BaseNotFound: the record names no folder.
-            Malformed, MalformedTensorFile: not a complete model in safetensors, or its config is not JSON.
-            CouldNotTell: the files changed after the record was made.
+            Malformed: the config is not JSON; otherwise what `model_files` raises.
         """
-        if record.path is None:
-            raise BaseNotFound(
-                f"`{shown(record.label)}` has no folder on this machine", hint="`adapt base add PATH` registers one"
-            )
-        files = tuple(read_header(path, limits=BASE_LIMITS) for path in weight_files(record.path))
-        facts = {fact.name: fact for fact in record.tensors}
-        for file in files:
-            for spec in file.tensors:
-                known = facts.get(spec.name)
-                if known is None or (known.dtype, known.shape) != (spec.dtype, spec.shape):
-                    raise CouldNotTell(f"`{file.path}` changed since it was fingerprinted: `{shown(spec.name)}`")
-        config = _read_config(record.path)
+        folder, files, facts = model_files(record)
         return cls(
             record=record,
-            folder=record.path,
+            folder=folder,
             files=files,
-            facts=MappingProxyType(facts),
-            config=config,
+            facts=facts,
+            config=_read_config(folder),
             stamps=MappingProxyType({file.path: _stamp(file.path) for file in files}),
         )
 

@@ -297,11 +297,6 @@ def singular_values(delta: LowRank) -> Tensor:
     return spectrum(delta).values
 
 
-def numerical_rank(delta: LowRank) -> int:
-    """The number of directions that a float32 file can hold; 0 for an update that cancels to zero."""
-    return spectrum(delta).numerical_rank
-
-
 def frobenius_norm(delta: LowRank) -> float:
     """Frobenius norm of the update."""
     return float(torch.linalg.vector_norm(singular_values(delta)))
