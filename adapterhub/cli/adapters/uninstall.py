@@ -72,7 +72,7 @@ def _key(project: Project, spec: AdapterSpec) -> AdapterName:
     """
     from adapterhub.core.disk.home import PROJECT_FILE
     from adapterhub.core.errors import NotFound
-    from adapterhub.weights.recipes.toml.values import near_name
+    from adapterhub.formats.documents import near_name
 
     keys = [wanted.key for wanted in project.wanted]
     if spec.namespace is None and spec.name in keys:

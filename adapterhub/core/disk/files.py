@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -107,27 +108,37 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_durably(path: Path, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:
-    """Replace `path` by `data`: temp file beside it, fsync, rename, fsync of the folder.
+@contextlib.contextmanager
+def replaced(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """A path in the same folder to write a file at; it takes the place of `path` when the block ends without an error.
 
-    Without `sync` a crash of the process still leaves old or new, but a power cut may lose it.
+    With `sync`, the file and its name are durable then. Without it a crash of the process still leaves the old bytes
+    or the new ones, but a power cut may lose both. After an error nothing is left of the new file.
+
+    Raises:
+        OSError: the folder cannot be made, or the file cannot be put in its place.
     """
     make_folder(path.parent)
     temp = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        # private until it is whole: what is written may be a token
-        with os.fdopen(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as sink:
-            sink.write(data)
-            sink.flush()
-            os.fchmod(sink.fileno(), mode)
-            if sync:
-                os.fsync(sink.fileno())
+        yield temp
+        if sync:
+            sync_file(temp)
         temp.rename(path)
         if sync:
             sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temp.unlink(missing_ok=True)
+
+
+def write_durably(path: Path, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:
+    """Replace `path` by `data`; see `replaced`."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    # private until it is whole: the data may be a token
+    with replaced(path, sync=sync) as temp, os.fdopen(os.open(temp, flags, 0o600), "wb") as sink:
+        sink.write(data)
+        os.fchmod(sink.fileno(), mode)
 
 
 _FICLONE = 0x40049409  # linux/fs.h: share the extents of another file (btrfs, xfs, bcachefs)

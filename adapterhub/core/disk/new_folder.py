@@ -1,4 +1,4 @@
-"""A folder that appears complete under its name, or not at all."""
+"""Outputs that appear complete under their names, or not at all: folders, and single files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from adapterhub.core.disk.files import sync_folder
+from adapterhub.core.disk.files import replaced, sync_file, sync_folder
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.errors import AdapterHubError, Conflict, DiskFull, NotAllowed, shown
@@ -54,6 +54,21 @@ def new_folder(out_folder: Path, *, size_bytes: int = 0, durable: bool = False) 
             raise not_written(error, final) from error
 
 
+@contextlib.contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """A file to write; it takes the place of `out` when the block ends without an error, and is gone otherwise.
+
+    Raises:
+        DiskFull, NotAllowed: it cannot be written, or not there; see `output_place`.
+    """
+    final = output_place(out)
+    try:
+        with replaced(final) as partial:
+            yield partial
+    except OSError as error:
+        raise not_written(error, final) from error
+
+
 def _clear(around: RealFolder, partial: str) -> None:
     with contextlib.suppress(OSError):
         around.remove(partial)
@@ -83,11 +98,7 @@ def sync_tree(folder: Path) -> None:
         if path.is_dir():
             sync_tree(path)
             continue
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_file(path)
     sync_folder(folder)
 
 

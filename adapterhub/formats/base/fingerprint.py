@@ -22,8 +22,8 @@ from adapterhub.formats.base.hints import BaseHints, digest_at, read_hints
 from adapterhub.formats.base.precision import may_be_same, number_text, stored_bytes
 from adapterhub.formats.base.weight_files import INDEX_FILE, SINGLE_FILE, indexed_tensors, weight_files
 from adapterhub.formats.base.weight_reader import read_facts
+from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.facts import SAMPLES, TensorFacts
-from adapterhub.formats.safetensors.header import DTYPE_BITS
 
 __all__ = [
     "BaseFingerprint",

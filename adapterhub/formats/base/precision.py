@@ -9,63 +9,15 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Final
 
-from adapterhub.formats.safetensors.header import DTYPE_BITS
+from adapterhub.formats.safetensors.dtypes import DTYPES
 
 Interval = tuple[float, float]
-
-_INTEGERS: Final = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layout:
-    """A binary float: sign, then `exponent` bits, then `mantissa` bits; codes without sign grow with the magnitude.
-
-    `largest` is the code of the largest finite magnitude; with `infinity`, the next code is infinity. Every other
-    code above is a NaN. `nan_is_minus_zero`: the code of -0 is the only NaN instead (the FNUZ kinds).
-    """
-
-    exponent: int
-    mantissa: int
-    bias: int
-    largest: int
-    infinity: bool = True
-    nan_is_minus_zero: bool = False
-
-    def magnitude(self, code: int) -> float:
-        """The value of a code without sign; one above `largest` it is what the next power of two would be."""
-        exponent, fraction = code >> self.mantissa, code & ((1 << self.mantissa) - 1)
-        if exponent:
-            return math.ldexp((1 << self.mantissa) | fraction, exponent - self.bias - self.mantissa)
-        return math.ldexp(fraction, 1 - self.bias - self.mantissa)
-
-    def is_nan(self, sign: int, code: int) -> bool:
-        """Whether sign and code spell a NaN."""
-        if self.nan_is_minus_zero:
-            return bool(sign) and code == 0
-        return code > self.largest + self.infinity
-
-
-_LAYOUTS: Final[Mapping[str, _Layout]] = MappingProxyType(
-    {
-        "F32": _Layout(exponent=8, mantissa=23, bias=127, largest=0x7F7F_FFFF),
-        "BF16": _Layout(exponent=8, mantissa=7, bias=127, largest=0x7F7F),
-        "F16": _Layout(exponent=5, mantissa=10, bias=15, largest=0x7BFF),
-        "F8_E5M2": _Layout(exponent=5, mantissa=2, bias=15, largest=0x7B),
-        "F8_E4M3": _Layout(exponent=4, mantissa=3, bias=7, largest=0x7E, infinity=False),
-        "F8_E5M2FNUZ": _Layout(exponent=5, mantissa=2, bias=16, largest=0x7F, infinity=False, nan_is_minus_zero=True),
-        "F8_E4M3FNUZ": _Layout(exponent=4, mantissa=3, bias=8, largest=0x7F, infinity=False, nan_is_minus_zero=True),
-    }
-)
 
 
 def stored_bytes(dtype: str) -> int:
     """Bytes that hold one number of `dtype`; 1 for the kinds that pack several numbers in a byte or across bytes."""
-    return max(1, DTYPE_BITS[dtype] // 8)
+    return max(1, DTYPES[dtype].bits // 8)
 
 
 def interval(dtype: str, raw: bytes) -> Interval | None:
@@ -79,11 +31,11 @@ def interval(dtype: str, raw: bytes) -> Interval | None:
     if dtype == "F64":
         (value,) = struct.unpack("<d", raw)
         return value, value
-    layout = _LAYOUTS.get(dtype)
+    layout = DTYPES[dtype].layout
     if layout is None:
         return None
     code = int.from_bytes(raw, "little")
-    sign_bit = 1 << (layout.exponent + layout.mantissa)
+    sign_bit = layout.sign_bit
     sign, code = code & sign_bit, code & (sign_bit - 1)
     if layout.is_nan(sign, code):
         return math.nan, math.nan
@@ -102,7 +54,7 @@ def may_be_same(a_dtype: str, a: bytes, b_dtype: str, b: bytes) -> bool:
     """
     if a_dtype == b_dtype:
         return a == b
-    if a_dtype in _INTEGERS and b_dtype in _INTEGERS:
+    if DTYPES[a_dtype].is_integer and DTYPES[b_dtype].is_integer:
         return _integer(a_dtype, a) == _integer(b_dtype, b)
     first, second = interval(a_dtype, a), interval(b_dtype, b)
     if first is None or second is None:
@@ -114,15 +66,15 @@ def may_be_same(a_dtype: str, a: bytes, b_dtype: str, b: bytes) -> bool:
 
 def number_text(dtype: str, raw: bytes) -> str:
     """A stored number for people: six digits, or the hex of its bytes for kinds that are no plain number."""
-    if dtype in _INTEGERS:
+    if DTYPES[dtype].is_integer:
         return str(_integer(dtype, raw))
     if dtype == "F64":
         return f"{struct.unpack('<d', raw)[0]:.6g}"
-    layout = _LAYOUTS.get(dtype)
+    layout = DTYPES[dtype].layout
     if layout is None:
         return f"0x{raw[::-1].hex()}"
     code = int.from_bytes(raw, "little")
-    sign_bit = 1 << (layout.exponent + layout.mantissa)
+    sign_bit = layout.sign_bit
     sign, code = code & sign_bit, code & (sign_bit - 1)
     if layout.is_nan(sign, code):
         return "nan"

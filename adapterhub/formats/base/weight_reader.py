@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import threading
 import time
 from collections import deque
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from adapterhub.core.digests import Progress
-from adapterhub.core.disk.files import read_json
-from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.disk.files import read_json, write_durably
 from adapterhub.core.errors import CouldNotTell, shown
 from adapterhub.formats.base.precision import stored_bytes
 from adapterhub.formats.safetensors.facts import TensorFacts, sample_offsets
@@ -111,17 +109,9 @@ class _WeightFile:
             return
         known = {"schema": _CACHE_SCHEMA, "path": str(self.real_path), **self.identity}
         data = json.dumps({**known, "tensors": [fact.to_json() for fact in facts]}, separators=(",", ":"))
-        path = self._cache_path(folder)
-        temp = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
         # A cache that cannot be written (full disk, read-only home) costs time, never the result.
         with contextlib.suppress(OSError):
-            make_folder(folder)
-            try:
-                with os.fdopen(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as sink:
-                    sink.write(data.encode())
-                temp.replace(path)
-            finally:
-                temp.unlink(missing_ok=True)
+            write_durably(self._cache_path(folder), data.encode(), sync=False)
 
     def _cache_path(self, folder: Path) -> Path:
         name = hashlib.sha256(os.fsencode(self.real_path)).hexdigest()

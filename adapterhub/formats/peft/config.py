@@ -16,21 +16,12 @@ from typing import Any, Final
 
 from adapterhub.core.errors import MalformedConfig, shown
 from adapterhub.formats.peft.fields import Note
+from adapterhub.formats.peft.methods import BASE_CHANGING_STARTS, HARMLESS_STARTS, METHODS, VARIANTS, Method, Variant
 from adapterhub.formats.peft.names import base_is_path
 from adapterhub.formats.peft.patterns import AnyPattern, Budget, FullPattern, KeyPatterns, PatternTooSlow
-from adapterhub.formats.peft.reading import ALL_LINEAR, PEFT_TYPES, TASK_TYPES, read_config
+from adapterhub.formats.peft.reading import ALL_LINEAR, TASK_TYPES, read_config
 
-__all__ = ["ALL_LINEAR", "PEFT_TYPES", "TASK_TYPES", "AdapterConfig", "endings", "owner", "saved_name"]
-
-_VARIANT_CONFIGS: Final = (
-    ("use_bdlora", "bdlora"),
-    ("use_qalora", "qalora"),
-    ("kasa_config", "kasa"),
-    ("velora_config", "velora"),
-    ("monteclora_config", "monteclora"),
-    ("arrow_config", "arrow"),
-)
-
+__all__ = ["ALL_LINEAR", "TASK_TYPES", "AdapterConfig", "endings", "owner", "saved_name"]
 
 _IMPLIED_HEADS: Final[Mapping[str | None, tuple[str, ...]]] = MappingProxyType(
     {
@@ -100,6 +91,43 @@ class AdapterConfig:
     def is_lora(self) -> bool:
         """Whether this is plain LoRA or one of its variants, which is what can be attached and merged here."""
         return self.peft_type == "LORA"
+
+    @property
+    def method(self) -> Method:
+        """The row of its `peft_type`."""
+        return METHODS[self.peft_type]
+
+    @property
+    def adds(self) -> bool:
+        """Whether its update is added to a module's output, so that several can be added up with weights."""
+        return self.method.adds and not self.use_dora
+
+    @property
+    def variants(self) -> Mapping[str, Variant]:
+        """The variants of LoRA that it uses, by their keys."""
+        return {key: one for key, one in VARIANTS.items() if self._value(key) not in (None, False, (), [], {})}
+
+    def _value(self, key: str) -> object:
+        return getattr(self, key, None) or self.extra.get(key)
+
+    @property
+    def start_changes_base(self) -> bool:
+        """Whether its initialisation changed the base weights, so that its update is relative to those."""
+        start = self.init_lora_weights
+        return isinstance(start, str) and start.lower().startswith(BASE_CHANGING_STARTS)
+
+    @property
+    def start_is_unknown(self) -> bool:
+        """Whether its initialisation is none that is known here; it may have changed the base weights."""
+        start = self.init_lora_weights
+        return isinstance(start, str) and not self.start_changes_base and start.lower() not in HARMLESS_STARTS
+
+    def trained_rows(self, module: str) -> tuple[int, ...]:
+        """The rows of the embedding `module` that the adapter trained (`trainable_token_indices`)."""
+        indices = self.trainable_token_indices
+        if isinstance(indices, Mapping):
+            return next((rows for name, rows in indices.items() if module.endswith(name)), ())
+        return indices or ()
 
     @property
     def saved_modules(self) -> tuple[str, ...]:
@@ -179,7 +207,7 @@ class AdapterConfig:
             "target_parameters": bool(self.target_parameters),
             "layer_replication": bool(self.layer_replication),
             "alora": self.alora_invocation_tokens is not None,
-            **{name: bool(self.extra.get(key)) for key, name in _VARIANT_CONFIGS if self.is_lora},
+            **{one.label: bool(self.extra.get(key)) for key, one in VARIANTS.items() if one.label and self.is_lora},
         }
         return (self.peft_type, *(name for name, is_used in marks.items() if is_used))
 

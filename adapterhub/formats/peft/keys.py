@@ -24,20 +24,6 @@ _UPDATE: Final = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(?P<tail>weight|bias))?"
 )
 _TOKENS: Final = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta")
-_PROMPTS: Final = ("prompt_embeddings", "prefix_task_cols", "prefix_task_rows")
-_MARKS: Final = {
-    **dict.fromkeys(
-        ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"), _PROMPTS
-    ),
-    "ADALORA": ("lora_",),
-    "ADAPTION_PROMPT": ("adaption_",),
-    "LOHA": ("hada_",),
-    "TRAINABLE_TOKENS": ("trainable_tokens_", "token_adapter"),
-    "PVERA": ("pvera_",),
-    "VERA": ("vera_",),
-    "XLORA": ("xlora",),
-}
-_UNMARKED: Final = frozenset({"FINEGATES", "SHADOW"})  # never released, or several names of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +83,7 @@ def sort_keys(weights: TensorFile, config: AdapterConfig) -> AdapterKeys:
     for spec in weights.tensors:
         if config.is_lora and _take_update(spec, parts):
             continue
-        if not config.is_lora and _is_marked(spec.name, config.peft_type):
+        if not config.is_lora and _is_marked(spec.name, config.method.marks):
             marked.append(spec)
         else:
             rest.append(spec)
@@ -115,15 +101,7 @@ def sort_keys(weights: TensorFile, config: AdapterConfig) -> AdapterKeys:
     )
 
 
-def marks_of(peft_type: str) -> tuple[str, ...]:
-    """What the tensor names of a method other than LoRA carry; empty when that is not known here."""
-    if peft_type in _UNMARKED:
-        return ()
-    return _MARKS.get(peft_type, (f"{peft_type.lower()}_",))
-
-
-def _is_marked(name: str, peft_type: str) -> bool:
-    marks = marks_of(peft_type)
+def _is_marked(name: str, marks: tuple[str, ...]) -> bool:
     return not marks or any(part.startswith(mark) or f"_{mark}" in part for part in name.split(".") for mark in marks)
 
 

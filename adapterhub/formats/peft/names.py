@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from adapterhub.core.errors import shown
@@ -130,7 +130,7 @@ _TASKS_IN_FULL: Final = {
 }
 
 
-def nearest(text: str, known: tuple[str, ...]) -> str:
+def nearest(text: str, known: Sequence[str]) -> str:
     """The known word nearest to a mistyped one, as ` (did you mean X?)`; empty when none is near."""
     word = text[:64].upper().replace("-", "_")
     close = [_TASKS_IN_FULL[word]] if word in _TASKS_IN_FULL else difflib.get_close_matches(word, known, n=1)

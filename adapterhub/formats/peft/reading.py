@@ -10,6 +10,7 @@ from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import MalformedConfig, shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.peft.fields import Fields, is_number, is_rank
+from adapterhub.formats.peft.methods import METHODS
 from adapterhub.formats.peft.names import auto_mapping_note, base_is_path, base_problem, code_problem, nearest
 from adapterhub.formats.peft.patterns import is_literal, pattern_problem
 
@@ -22,58 +23,6 @@ _UNKNOWN_NOTED = 20
 DEFAULT_RANK = 8
 DEFAULT_ALPHA = 8
 ALL_LINEAR = "all-linear"
-
-PEFT_TYPES: Final = (
-    "ADALORA",
-    "ADAMSS",
-    "ADAPTION_PROMPT",
-    "BEFT",
-    "BOFT",
-    "BONE",
-    "C3A",
-    "CARTRIDGE",
-    "CPT",
-    "DEFT",
-    "DELORA",
-    "FINEGATES",
-    "FOURIERFT",
-    "FROD",
-    "GLORA",
-    "GRALORA",
-    "HIRA",
-    "HRA",
-    "IA3",
-    "LILY",
-    "LN_TUNING",
-    "LOHA",
-    "LOKR",
-    "LORA",
-    "MISS",
-    "MULTITASK_PROMPT_TUNING",
-    "OFT",
-    "OSF",
-    "PEANUT",
-    "POLY",
-    "PREFIX_TUNING",
-    "PROMPT_TUNING",
-    "PSOFT",
-    "PVERA",
-    "P_TUNING",
-    "RANDLORA",
-    "ROAD",
-    "SHADOW",
-    "SHIRA",
-    "SUPERTUNING",
-    "TINYLORA",
-    "TRAINABLE_TOKENS",
-    "UILINLORA",
-    "UNILORA",
-    "VBLORA",
-    "VERA",
-    "WAVEFT",
-    "XLORA",
-)
-"""Every `peft_type` that a PEFT release or its repository ever had."""
 
 TASK_TYPES: Final = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
@@ -149,8 +98,10 @@ def _read(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(peft_type, str):
         got = "missing" if peft_type is None else shown(peft_type, 40)
         raise MalformedConfig(where, f"`peft_type` is {got}, expected LORA or another method of PEFT")
-    if peft_type not in PEFT_TYPES:
-        reason = f"`peft_type` is {shown(peft_type, 40)}, which no release of PEFT has{nearest(peft_type, PEFT_TYPES)}"
+    if peft_type not in METHODS:
+        reason = (
+            f"`peft_type` is {shown(peft_type, 40)}, which no release of PEFT has{nearest(peft_type, sorted(METHODS))}"
+        )
         raise MalformedConfig(where, reason, code="E_UNSUPPORTED", hint="LORA is what can be attached and merged here")
     code = code_problem(value)
     if code:

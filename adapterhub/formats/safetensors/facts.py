@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import shown
-from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
+from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
+from adapterhub.formats.safetensors.header import TensorSpec
 
 SAMPLES: Final = 16
 """Numbers kept of each tensor."""

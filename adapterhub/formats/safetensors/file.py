@@ -25,7 +25,6 @@ from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.formats.safetensors.header import (
     ADAPTER_LIMITS,
     BASE_LIMITS,
-    DTYPE_BITS,
     Limits,
     TensorSpec,
     adapter_limits,
@@ -37,7 +36,6 @@ from adapterhub.formats.safetensors.kinds import LOOKED_AT, recognise
 __all__ = [
     "ADAPTER_LIMITS",
     "BASE_LIMITS",
-    "DTYPE_BITS",
     "Limits",
     "TensorFile",
     "TensorSpec",

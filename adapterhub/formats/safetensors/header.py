@@ -9,41 +9,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from types import MappingProxyType
-from typing import Any, Final, NoReturn, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.core.limits import DEFAULT_LIMITS, limits
-
-DTYPE_BITS: Final[Mapping[str, int]] = MappingProxyType(
-    {
-        "BOOL": 8,
-        "F4": 4,
-        "F6_E2M3": 6,
-        "F6_E3M2": 6,
-        "U8": 8,
-        "I8": 8,
-        "F8_E5M2": 8,
-        "F8_E4M3": 8,
-        "F8_E8M0": 8,
-        "F8_E4M3FNUZ": 8,
-        "F8_E5M2FNUZ": 8,
-        "I16": 16,
-        "U16": 16,
-        "F16": 16,
-        "BF16": 16,
-        "I32": 32,
-        "U32": 32,
-        "F32": 32,
-        "C64": 64,
-        "F64": 64,
-        "I64": 64,
-        "U64": 64,
-    }
-)
-"""Bits of one element, for every dtype of the format."""
+from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 
 MAX_DIMENSIONS = 32
 _ENTRY_CHARACTERS = 4096  # 32 dimensions and two offsets of 20 digits each fit many times over

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, cast
 
 from adapterhub.core.digests import parse_digest
-from adapterhub.core.errors import AdapterHubError, SpecError, shown
+from adapterhub.core.errors import shown
 from adapterhub.core.hub_ids import is_hub_id, parse_hub_id
 from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
+from adapterhub.formats.documents import DocumentReader
 from adapterhub.library.remotes import parse_url
-from adapterhub.projects.file.lines import value_of
 from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource, Policy
 from adapterhub.weights.recipes.toml import step_from
-from adapterhub.weights.recipes.toml.values import Step, near_name
+from adapterhub.weights.recipes.toml.values import Step
 
 _ADAPTER: Final = ("key", "wanted", "name", "version", "digest", "base", "rank", "group", "source", "files")
 _MERGE: Final = (
@@ -25,59 +25,65 @@ _RECIPE: Final = ("method", "dtype", "seed", "options", "inputs")
 _BASE: Final = tuple(one.name for one in fields(LockedBase))
 _POLICY: Final = {one.name.replace("_", "-"): one.name for one in fields(Policy)}
 _SOURCE: Final = tuple(one.name for one in fields(LockedSource))
+_FILE_KEYS: Final = tuple("size" if one.name == "size_bytes" else one.name for one in fields(LockedFile))
 _COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass
 class Section:
-    """One table: its header as written, the line of that, and `(line, value)` by key.
+    """One table: its header as written and the line of that, its values, and by key the lines of a value.
 
-    The values of a list over lines are `(line, value)`, too.
+    The first of these lines is that of the key, the others are those of the items of a list.
     """
 
     header: str
     line: int
-    values: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    lines: dict[str, list[int]] = field(default_factory=dict)
 
-    def line_of(self, key: str) -> int:
-        """The line of a key, or of the table when it lacks the key."""
-        return self.values[key][0] if key in self.values else self.line
+    def line_of(self, path: str) -> int:
+        """The line of a value such as `files[2].size`; that of the table when it lacks the key."""
+        key, _, rest = path.partition("[")
+        lines = self.lines.get(path) or self.lines.get(key.partition(".")[0]) or [self.line]
+        item = rest.partition("]")[0]
+        return lines[int(item) + 1] if item.isdecimal() and int(item) + 1 < len(lines) else lines[0]
 
 
-class EntryReader:
+class LockReader:
     """Reads the tables into a `Lock` and gathers every problem on the way."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
 
     def say(self, line: int, text: str) -> None:
-        """One problem."""
+        """Record one problem."""
         self.problems.append(f"line {line}: {text}")
 
     def lock(self, sections: Sequence[Section]) -> Lock | None:
-        """The lock; None when a problem was found."""
+        """The lock; None when there is a problem."""
         base: LockedBase | None = None
         policy: Policy | None = None
         adapters: list[LockedAdapter | None] = []
         merges: list[LockedMerge | None] = []
-        self.known(sections[0], ("schema",))
+        _SectionReader(sections[0], self.problems).known(sections[0].values, ("schema",))
         pending: Section | None = None  # a merge that waits for its recipe
         for section in sections[1:]:
+            reader = _SectionReader(section, self.problems)
             if pending is not None and section.header != "[merge.recipe]":
                 self.say(pending.line, "merge: has no `[merge.recipe]`")
                 pending = None
             if section.header == "[[adapter]]":
-                adapters.append(self.adapter(section))
+                adapters.append(reader.adapter())
             elif section.header == "[[merge]]":
                 pending = section
             elif section.header == "[merge.recipe]" and pending is not None:
-                merges.append(self.merge(pending, section))
+                merges.append(_SectionReader(pending, self.problems).merge(reader))
                 pending = None
             elif section.header == "[base]" and base is None:
-                base = self.base(section)
+                base = reader.base()
             elif section.header == "[policy]" and policy is None:
-                policy = self.policy(section)
+                policy = reader.policy()
             else:
                 self.say(section.line, f"no table `{shown(section.header)}` stands here")
         if pending is not None:
@@ -93,164 +99,128 @@ class EntryReader:
         )
 
     def keys_differ(self, sections: Iterable[Section]) -> None:
-        seen: dict[object, int] = {}
+        """Record every key that two entries have."""
+        lines: dict[object, int] = {}
         for section in sections:
-            if section.header in ("[[adapter]]", "[[merge]]") and "key" in section.values:
-                line, key = section.values["key"]
-                if isinstance(key, str) and seen.setdefault(key, line) != line:
-                    self.say(line, f"`{shown(key)}` is locked twice, here and on line {seen[key]}")
+            key = section.values.get("key") if section.header in ("[[adapter]]", "[[merge]]") else None
+            if isinstance(key, str):
+                line = section.line_of("key")
+                if lines.setdefault(key, line) != line:
+                    self.say(line, f"`{shown(key)}` is locked twice, here and on line {lines[key]}")
 
-    # ------------------------------------------------------------ values
-    def known(self, section: Section, keys: Iterable[str]) -> None:
-        known = tuple(keys)
-        for key, (line, _) in section.values.items():
-            if key not in known:
-                self.say(line, f"{shown(key)}: no such key{near_name(key, known)}")
 
-    def take(self, section: Section, key: str, kind: type, *, needed: bool = False) -> Any:  # noqa: ANN401 - any value
-        if key not in section.values:
-            if needed:
-                self.say(section.line, f"{key}: missing")
-            return None
-        line, value = section.values[key]
-        if type(value) is kind:
-            return value
-        expected = {str: "text", int: "a whole number", dict: "a table", list: "a list"}[kind]
-        return self.say(line, f"{key}: expected {expected}, got {shown(value_of(value), 100)}")
+class _SectionReader(DocumentReader):
+    """Reads one table; its problems go to `lines` with their line."""
 
-    def checked(self, section: Section, key: str, parse: Callable[[str], Any], *, needed: bool = False) -> Any:  # noqa: ANN401 - what `parse` gives
-        text = self.take(section, key, str, needed=needed)
-        return None if text is None else self.parsed(text, parse, section.line_of(key), key)
+    def __init__(self, section: Section, problems: list[str]) -> None:
+        super().__init__()
+        self.section = section
+        self.values = section.values
+        self.found = problems
 
-    def parsed(self, value: Any, parse: Callable[[Any], Any], line: int, what: str) -> Any:  # noqa: ANN401 - any value
-        try:
-            return parse(value)
-        except SpecError as error:
-            reason = error.reason
-        except AdapterHubError as error:
-            reason = error.message
-        except ValueError as error:
-            reason = str(error)
-        return self.say(line, f"{what}: {reason}")
+    def say(self, path: str, text: str) -> None:
+        super().say(path, text)
+        self.found.append(f"line {self.section.line_of(path)}: {shown(path, 200)}: {text}")
 
-    def rank(self, section: Section) -> int | None:
-        rank = self.take(section, "rank", int)
-        if rank is not None and rank < 1:
-            self.say(section.line_of("rank"), f"rank: at least 1, got {rank}")
-        return cast("int | None", rank)
-
-    # ------------------------------------------------------------ tables
-    def base(self, section: Section) -> LockedBase:
-        self.known(section, _BASE)
-        digests = {key: self.checked(section, key, parse_digest) for key in ("weights", "tensors", "structure")}
+    def base(self) -> LockedBase:
+        self.known(self.values, _BASE)
+        digests = {key: self.checked(self.values, key, parse_digest) for key in ("weights", "tensors", "structure")}
         return LockedBase(
-            spec=self.checked(section, "spec", _text, needed=True) or "",
-            hub_id=self.checked(section, "hub_id", parse_hub_id),
+            spec=self.checked(self.values, "spec", _text, required=True) or "",
+            hub_id=self.checked(self.values, "hub_id", parse_hub_id),
             **digests,
         )
 
-    def policy(self, section: Section) -> Policy:
-        self.known(section, _POLICY)
-        told: dict[str, Any] = {}
-        for key, (line, value) in section.values.items():
-            name = _POLICY.get(key, "")
+    def policy(self) -> Policy:
+        self.known(self.values, _POLICY)
+        fields: dict[str, Any] = {}
+        for key, name in _POLICY.items():
+            if key not in self.values:
+                continue
             if name == "max_rank":
-                told[name] = self.take(section, key, int)
+                fields[name] = self.take(self.values, key, int)
             elif name == "exclude_newer":
-                told[name] = self.checked(section, key, _text)
-            elif name:
-                told[name] = self.parsed(value, _texts, line, key) or ()
-        return Policy(**told)
+                fields[name] = self.checked(self.values, key, _text)
+            else:
+                fields[name] = self.texts(self.values, key)
+        return Policy(**fields)
 
-    def adapter(self, section: Section) -> LockedAdapter | None:
-        self.known(section, _ADAPTER)
-        found = len(self.problems)
+    def adapter(self) -> LockedAdapter | None:
+        self.known(self.values, _ADAPTER)
         entry = LockedAdapter(
-            key=self.checked(section, "key", parse_name, needed=True),
-            wanted=self.checked(section, "wanted", _text, needed=True),
-            name=self.checked(section, "name", _full_name, needed=True),
-            **self.build(section),
+            key=self.checked(self.values, "key", parse_name, required=True),
+            wanted=self.checked(self.values, "wanted", _text, required=True),
+            name=self.checked(self.values, "name", _full_name, required=True),
+            **self.build(),
         )
-        if len(self.problems) > found:
+        if self.problems:
             return None
         namespace, slash, _ = entry.name.rpartition("/")
         owner = entry.source.repo.partition("/")[0]
         if slash and owner and owner.lower() != namespace.lower():
-            line = section.line_of("source")
-            self.say(line, f"source.repo: `{entry.name}` is not published by `{owner}`, but by `{namespace}`")
+            self.say("source.repo", f"`{entry.name}` is not published by `{owner}`, but by `{namespace}`")
         return entry
 
-    def merge(self, section: Section, recipe: Section) -> LockedMerge | None:
-        self.known(section, _MERGE)
-        found = len(self.problems)
+    def merge(self, recipe: _SectionReader) -> LockedMerge | None:
+        self.known(self.values, _MERGE)
         entry = LockedMerge(
-            key=self.checked(section, "key", parse_name, needed=True),
-            step=self.step(recipe),
-            task=self.take(section, "task", str),
-            description=self.take(section, "description", str) or "",
-            license=self.take(section, "license", str),
-            **self.build(section),
+            key=self.checked(self.values, "key", parse_name, required=True),
+            step=recipe.step(),
+            task=self.take(self.values, "task", str),
+            description=self.take(self.values, "description", str) or "",
+            license=self.take(self.values, "license", str),
+            **self.build(),
         )
-        return entry if len(self.problems) == found else None
+        return None if self.problems or recipe.problems else entry
 
-    def build(self, section: Section) -> dict[str, Any]:
+    def build(self) -> dict[str, Any]:
         """What adapters and merges have in common."""
         return {
-            "version": self.checked(section, "version", _version, needed=True),
-            "digest": self.checked(section, "digest", parse_digest, needed=True),
-            "base": self.checked(section, "base", parse_digest),
-            "rank": self.rank(section),
-            "group": self.checked(section, "group", parse_name),
-            "source": self.source(section),
-            "files": self.files(section),
+            "version": self.checked(self.values, "version", _version, required=True),
+            "digest": self.checked(self.values, "digest", parse_digest, required=True),
+            "base": self.checked(self.values, "base", parse_digest),
+            "rank": self.rank(self.values, "rank"),
+            "group": self.checked(self.values, "group", parse_name),
+            "source": self.source(),
+            "files": self.files(),
         }
 
-    def source(self, section: Section) -> LockedSource:
-        table = self.take(section, "source", dict, needed=True) or {}
-        line = section.line_of("source")
-        if odd := [key for key in table if key not in _SOURCE]:
-            self.say(line, f"source: no such key `{shown(odd[0])}`{near_name(odd[0], _SOURCE)}")
-        told = {key: self.parsed(table.get(key, ""), _text_or_none, line, f"source.{key}") or "" for key in _SOURCE}
-        if told["url"]:
-            self.parsed(told["url"], _url, line, "source.url")
-        if told["url"] and told["path"]:
-            self.say(line, "source: expected one of `url` and `path`")
-        if told["repo"] and not ("/" in told["repo"] and is_hub_id(told["repo"])):
-            self.say(line, f"source.repo: expected `org/name`, got `{shown(told['repo'])}`")
-        if told["commit"] and not _COMMIT.fullmatch(told["commit"]):
-            self.say(line, f"source.commit: expected 40 hex digits, got `{shown(told['commit'])}`")
-        if bool(told["repo"]) != bool(told["commit"]) or (told["repo"] and not told["url"]):
-            self.say(line, "source: `url`, `repo` and `commit` stand together")
-        return LockedSource(**told)
+    def source(self) -> LockedSource:
+        table = self.take(self.values, "source", dict, required=True) or {}
+        self.known(table, _SOURCE, "source.")
+        source = LockedSource(**{key: self.text(table, key, "source.") or "" for key in _SOURCE})
+        self.parsed(source.url or None, _url, "source.url")
+        if source.url and source.path:
+            self.say("source", "expected one of `url` and `path`")
+        if source.repo and not ("/" in source.repo and is_hub_id(source.repo)):
+            self.say("source.repo", f"expected `org/name`, got `{shown(source.repo)}`")
+        if source.commit and not _COMMIT.fullmatch(source.commit):
+            self.say("source.commit", f"expected 40 hex digits, got `{shown(source.commit)}`")
+        if bool(source.repo) != bool(source.commit) or (source.repo and not source.url):
+            self.say("source", "`url`, `repo` and `commit` stand together")
+        return source
 
-    def files(self, section: Section) -> tuple[LockedFile, ...]:
-        listed = self.take(section, "files", list, needed=True)
-        if listed is not None and not listed:
-            self.say(section.line_of("files"), "files: none; every file is locked with its hash, or nothing is")
+    def files(self) -> tuple[LockedFile, ...]:
+        if self.values.get("files") == []:
+            self.say("files", "none; every file is locked with its hash, or nothing is")
         found = []
-        for line, item in listed or []:
-            if not isinstance(item, dict) or set(item) != {"path", "sha256", "size"}:
-                self.say(line, "files: expected a table of `path`, `sha256` and `size`")
-                continue
-            size = item["size"]
-            if type(size) is not int or size < 0:
-                self.say(line, f"size: expected a whole number of bytes, got {shown(size)}")
-            path = self.parsed(item["path"], _file_name, line, "path")
-            sha256 = self.parsed(item["sha256"], parse_digest, line, "sha256")
-            found.append(LockedFile(path=path, sha256=sha256, size_bytes=size))
+        for path, item in self.tables(self.values, "files", required=True):
+            self.known(item, _FILE_KEYS, path)
+            size = self.take(item, "size", int, path, required=True) or 0
+            if size < 0:
+                self.say(f"{path}size", f"expected a whole number of bytes, got {shown(size)}")
+            name = self.checked(item, "path", _file_name, path, required=True)
+            sha256 = self.checked(item, "sha256", parse_digest, path, required=True)
+            found.append(LockedFile(path=name, sha256=sha256, size_bytes=size))
         return tuple(found)
 
-    def step(self, section: Section) -> Step:
-        self.known(section, _RECIPE)
-        inputs = self.take(section, "inputs", list, needed=True) or []
-        table = {key: value for key, (_, value) in section.values.items() if key in _RECIPE}
-        step, problems = step_from({**table, "inputs": [item for _, item in inputs]}, "")
-        for problem in problems:
-            numbered = re.match(r"inputs\[(\d+)\]", problem)
-            line = inputs[int(numbered[1])][0] if numbered else section.line_of(re.split(r"[.:]", problem)[0])
-            self.say(line, f"recipe: {problem}")
+    def step(self) -> Step:
+        self.known(self.values, _RECIPE)
+        step, problems = step_from({key: self.values[key] for key in _RECIPE if key in self.values}, "")
+        for path, text in problems:
+            self.say(path, text)
         if not problems and any(leaf.digest is None for leaf in step.leaves()):
-            self.say(section.line_of("inputs"), "recipe: every input has its digest, or nothing is locked")
+            self.say("inputs", "every input has its digest, or nothing is locked")
         return step
 
 
@@ -258,18 +228,6 @@ def _text(text: str) -> str:
     if not text:
         raise ValueError("expected text, got nothing")
     return text
-
-
-def _text_or_none(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected text, got {shown(value)}")  # noqa: TRY004 - gathered with the other problems
-    return value
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError("expected a list of texts")
-    return tuple(value)
 
 
 def _version(text: str) -> str:
@@ -290,7 +248,7 @@ def _full_name(text: str) -> str:
     return text
 
 
-def _file_name(value: object) -> str:
-    if not isinstance(value, str) or not _FILE.fullmatch(value) or ".." in value:
-        raise ValueError(f"expected the name of a file, got {shown(value)}")
-    return value
+def _file_name(text: str) -> str:
+    if not _FILE.fullmatch(text) or ".." in text:
+        raise ValueError(f"expected the name of a file, got `{shown(text)}`")
+    return text

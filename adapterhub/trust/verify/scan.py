@@ -8,31 +8,12 @@ from typing import Any, Final
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.held_file import PIECE_BYTES, HeldFile
+from adapterhub.formats.safetensors.dtypes import DTYPE_BITS, DTYPES
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Kind:
-    """How to read a dtype as unsigned integers: without the sign bit, codes order like magnitudes.
-
-    Codes above `largest` are infinity or NaN.
-    """
-
-    code: str
-    mask: int
-    largest: int
-
-
-_KINDS: Final[Mapping[str, _Kind]] = {
-    "F64": _Kind(code="<u8", mask=(1 << 63) - 1, largest=0x7FEF_FFFF_FFFF_FFFF),
-    "F32": _Kind(code="<u4", mask=0x7FFF_FFFF, largest=0x7F7F_FFFF),
-    "F16": _Kind(code="<u2", mask=0x7FFF, largest=0x7BFF),
-    "BF16": _Kind(code="<u2", mask=0x7FFF, largest=0x7F7F),
-    "F8_E4M3": _Kind(code="|u1", mask=0x7F, largest=0x7E),
-    "F8_E5M2": _Kind(code="|u1", mask=0x7F, largest=0x7B),
-}
-FLOATS: Final = frozenset(_KINDS)
+_LAYOUTS: Final = {name: it.layout for name, it in DTYPES.items() if it.layout and not it.layout.nan_is_minus_zero}
+FLOATS: Final = frozenset(_LAYOUTS)
 """The dtypes whose numbers are looked at, which are those that weights of an adapter may have."""
 
 
@@ -110,18 +91,19 @@ class _Looks:
 
     def look(self, view: memoryview, run: _Run) -> None:
         for spec, start, end, before in run.parts:
-            kind = _KINDS.get(spec.dtype)
-            if kind is None:
+            layout = _LAYOUTS.get(spec.dtype)
+            if layout is None:
                 continue
-            dtype = self.np.dtype(kind.code)
+            # codes are read as unsigned integers: without the sign bit they order like magnitudes
+            dtype = self.np.dtype(f"<u{DTYPE_BITS[spec.dtype] // 8}")
             raw = self.np.frombuffer(view[start:end], dtype)
             codes = self.scratch[: end - start].view(dtype)
-            self.np.bitwise_and(raw, dtype.type(kind.mask), out=codes)
+            self.np.bitwise_and(raw, dtype.type(layout.sign_bit - 1), out=codes)
             largest = int(codes.max())
             self.dtypes[spec.name] = spec.dtype
             self.codes[spec.name] = max(largest, self.codes.get(spec.name, 0))
-            if largest > kind.largest and spec.name not in self.odd:
-                self.odd[spec.name] = before // dtype.itemsize + int((codes > kind.largest).argmax())
+            if largest > layout.largest and spec.name not in self.odd:
+                self.odd[spec.name] = before // dtype.itemsize + int((codes > layout.largest).argmax())
 
     def result(self) -> dict[str, TensorNumbers]:
         return {
@@ -134,7 +116,7 @@ class _Looks:
 
     def magnitude(self, code: int, dtype: str) -> float:
         """The number that a code without sign stands for."""
-        return float(as_floats(code.to_bytes(8, "little")[: self.np.dtype(_KINDS[dtype].code).itemsize], dtype)[0])
+        return float(as_floats(code.to_bytes(8, "little")[: DTYPE_BITS[dtype] // 8], dtype)[0])
 
 
 def as_floats(raw: bytes | bytearray | memoryview, dtype: str) -> Any:  # noqa: ANN401 - a numpy array; numpy is not imported at module level
@@ -148,7 +130,7 @@ def as_floats(raw: bytes | bytearray | memoryview, dtype: str) -> Any:  # noqa: 
     if dtype == "BF16":
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
     codes = np.frombuffer(raw, "u1").astype("i4")
-    mantissa_bits, bias = (3, 7) if dtype == "F8_E4M3" else (2, 15)
+    mantissa_bits, bias = _LAYOUTS[dtype].mantissa, _LAYOUTS[dtype].bias
     exponent, fraction = (codes & 0x7F) >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
     significand = np.where(exponent > 0, (1 << mantissa_bits) | fraction, fraction).astype("f4")
     size = np.ldexp(significand, np.maximum(exponent, 1) - bias - mantissa_bits)

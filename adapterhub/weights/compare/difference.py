@@ -25,9 +25,9 @@ from adapterhub.trust.verify import ensure_undamaged, manifest_in, open_files
 from adapterhub.trust.verify.checks.container import read_weights_header
 from adapterhub.trust.verify.checks.digests import differing
 from adapterhub.trust.verify.listing import Listing, safe_listing
+from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank, difference_norms, frobenius_norm
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES, AdapterFactors
-from adapterhub.weights.lowrank.settings import CHANGES_THE_UPDATE, has_setting, may_change_base
+from adapterhub.weights.lowrank.factors import AdapterFactors
 
 ABSENT: Final = "absent"
 """The value of a field that only the other adapter has."""
@@ -359,11 +359,11 @@ def _named(factors: AdapterFactors, rule: Rule) -> dict[str, TensorSpec]:
 def _caveats(*sides: tuple[Side, AdapterFactors]) -> Iterator[str]:
     for side, factors in sides:
         config, label = factors.config, shown(side.label)
-        for key in CHANGES_THE_UPDATE:
-            if has_setting(config, key):
+        for key, variant in config.variants.items():
+            if variant.changes_update:
                 yield f"`{label}` uses `{key}`: its update is not B·A alone, but the norms are of B·A"
-        init = config.init_lora_weights
-        if may_change_base(config):
-            yield f"`{label}` was initialised with `{shown(init)}`, which may change the base that its update adds to"
+        if config.start_changes_base or config.start_is_unknown:
+            start = shown(config.init_lora_weights)
+            yield f"`{label}` was initialised with `{start}`, which may change the base that its update adds to"
         if factors.unclear:
             yield f"`{label}` has {len(factors.unclear)} pairs whose meaning its files leave open; they are left out"

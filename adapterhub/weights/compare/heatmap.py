@@ -6,7 +6,6 @@ Needs matplotlib from the extra `adapterhub[plot]`, imported only when a picture
 from __future__ import annotations
 
 import math
-import secrets
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from adapterhub.core.disk.new_folder import new_file
 from adapterhub.core.disk.output_place import output_place
-from adapterhub.core.errors import NotAllowed, UsageProblem, shown
+from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.formats.modules.places import place_of, short_names
 
 if TYPE_CHECKING:
@@ -68,21 +68,13 @@ def write_picture(comparison: Comparison, path: Path) -> None:
 
     Raises:
         UsageProblem: as `check_picture`.
-        NotAllowed: the file cannot be written.
+        DiskFull, NotAllowed: the file cannot be written; see `new_file`.
     """
     check_picture(path)
-    path = output_place(path)
     figure = draw(panels_of(comparison), _title(comparison))
-    partial = path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{path.suffix}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the font draws unknown characters as boxes
-            figure.savefig(partial, format=path.suffix[1:].lower())
-        partial.replace(path)
-    except OSError as error:
-        raise NotAllowed(f"`{shown(str(path), 200)}` cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path) as partial, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the font draws unknown characters as boxes
+        figure.savefig(partial, format=path.suffix[1:].lower())
 
 
 def panels_of(comparison: Comparison) -> tuple[Panel, ...]:

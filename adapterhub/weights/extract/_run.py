@@ -11,15 +11,17 @@ from typing import Any, Final
 
 import torch
 
-from adapterhub.core.errors import Incompatible, first_lines, shown
+from adapterhub.core.errors import Incompatible, problem_list, shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
+from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
+from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.weights.dtypes import FORMAT_DTYPES
 from adapterhub.weights.extract._config import extracted_config
 from adapterhub.weights.extract._models import Model
 from adapterhub.weights.extract._pairing import Pairing, Target, unit_of
 from adapterhub.weights.extract._reading import WeightReader, error_of
 from adapterhub.weights.lowrank.algebra import LowRank, ModuleErrors
-from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, TensorFileWriter
+from adapterhub.weights.lowrank.factors import TensorFileWriter
 from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
 from adapterhub.weights.lowrank.randomized import closest
 
@@ -141,11 +143,15 @@ class ExtractRun:
     def _check(self) -> None:
         """Raise unless every number is finite and there is something to extract."""
         if self.refusals:
-            raise Incompatible(listing("the difference of these weights cannot be extracted", self.refusals))
+            raise Incompatible(
+                problem_list("the difference of these weights cannot be extracted", self.refusals, MOST_LISTED)
+            )
         if not self.ranks:
             names = [f"`{shown(one.name)}`: {one.reason}" for one in self.left_out]
             reason = "a LoRA cannot hold what differs" if names else "the models differ only by rounding"
-            raise Incompatible(listing(f"`{shown(self.tuned.label)}` gives no adapter: {reason}", names))
+            raise Incompatible(
+                problem_list(f"`{shown(self.tuned.label)}` gives no adapter: {reason}", names, MOST_LISTED)
+            )
 
     def _uneven_experts(self) -> bool:
         """Whether the experts of one layer have several ranks."""
@@ -177,8 +183,3 @@ class ExtractRun:
             )
         if self._uneven_experts():
             yield ("the experts of a layer have several ranks, which PEFT cannot stack; give them one with `--rank N`")
-
-
-def listing(head: str, lines: Sequence[str]) -> str:
-    """A message of the head and the lines, up to a limit."""
-    return "\n".join([head, *(f"  {line}" for line in first_lines(lines, MOST_LISTED))])

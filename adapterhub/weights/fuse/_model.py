@@ -18,8 +18,8 @@ from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.library.bases.records import BaseRecord
+from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 from adapterhub.weights.model_files import model_files
 
 CONFIG_FILE: Final = "config.json"

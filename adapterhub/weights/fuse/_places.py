@@ -15,13 +15,12 @@ from adapterhub.formats.modules.base_names import BaseNames
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.fuse._model import Model
 from adapterhub.weights.fuse._orientation import OtherShape, Unclear, is_turned, place_on_parameters
 from adapterhub.weights.fuse._source import FuseAdapter
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 from adapterhub.weights.lowrank.layouts import NESTED
 from adapterhub.weights.lowrank.pairs import Factors
-from adapterhub.weights.lowrank.settings import trained_rows
 
 LISTED: Final = 200
 _KEEP: Final = "keep the adapter beside its base; PEFT then adds it at run time"
@@ -198,7 +197,7 @@ class _Planner:
 
     def _take_rows(self, module: str, spec: TensorSpec) -> None:
         facts = self._named(f"{module}.weight")
-        tokens = trained_rows(self.source.config, module)
+        tokens = self.source.config.trained_rows(module)
         if facts is None:
             self._note_absent(module, self.names.here(module), None)
         elif not self._is_plain(module, facts):

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 from adapterhub.core.errors import shown
 from adapterhub.formats.modules.base_names import BaseNames
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.trust.verify import Subject
 from adapterhub.weights.lowrank.factors import WeightedAdapter
-from adapterhub.weights.lowrank.settings import VARIANTS, changes_base, has_setting, may_change_base
-
-_UNFUSABLE: Final[Mapping[str, str]] = {
-    "alora_invocation_tokens": "is switched on by tokens in the prompt (aLoRA), which a weight cannot depend on",
-    "layer_replication": "repeats layers of the base (layer_replication), which its files contain once",
-    "velora_config": "compresses its inputs (VeLoRA)",
-    **VARIANTS,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,20 +28,18 @@ class FuseAdapter(WeightedAdapter):
 def own_reasons(subject: Subject, *, is_alone: bool) -> Iterator[str]:
     """The reasons that rule the adapter out; `is_alone` means the only adapter, with weight 1."""
     config, keys = subject.config, subject.keys
-    if not config.is_lora:
+    if not config.method.merges:
         yield f"is of type {shown(config.peft_type)}, expected LORA"
         return
-    for key, reason in _UNFUSABLE.items():
-        if has_setting(config, key):
-            yield reason
+    yield from (one.what for one in config.variants.values() if not one.fuses)
     init = config.init_lora_weights
-    if changes_base(config):
+    if config.start_changes_base:
         yield (
             f"changed the base weights when it was initialised (init_lora_weights {shown(init)}); its update is "
             "relative to the changed weights. PEFT saves it as a plain LoRA with "
             "`path_initial_model_for_weight_conversion`"
         )
-    elif may_change_base(config):
+    elif config.start_is_unknown:
         yield f"has an unknown initialisation ({shown(init)}), which may have changed the base weights"
     for spec in keys.others:
         yield f"holds `{shown(spec.name)}`, which its config does not account for"

@@ -39,14 +39,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-import torch
-
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.new_folder import new_folder
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
 from adapterhub.weights.catalogue import describe, names
+from adapterhub.weights.dtypes import CHOSEN_DTYPES, FORMAT_DTYPES
 from adapterhub.weights.lowrank.algebra import error_of_energy, limit_of
-from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, AdapterFactors, WeightedAdapter
+from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
 from adapterhub.weights.merge._copy import CopyRun
 from adapterhub.weights.merge._run import MergeRun
 from adapterhub.weights.merge.plan import plan_merge
@@ -56,9 +55,7 @@ __all__ = ["MergeInput", "MergeProgress", "MergeResult", "merge", "method_names"
 MAX_WEIGHT = 1e6
 """Weights are near 1; a larger one is a mistake that would only fill a file with huge numbers."""
 
-DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
-    {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-)
+DTYPES: Final = CHOSEN_DTYPES
 DEFAULT_DTYPE = "float32"
 
 MergeProgress = Callable[[int, int], None]

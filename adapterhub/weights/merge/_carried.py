@@ -18,7 +18,6 @@ from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.layouts import NESTED, PEFT_PREFIX, plain_name
-from adapterhub.weights.lowrank.settings import trained_rows
 
 CarriedKind = Literal["module", "bias", "rows", "copy"]
 
@@ -78,7 +77,7 @@ def recognised(source: WeightedAdapter, spec: TensorSpec) -> Carried | None:
         return Carried(what="module", name=name, module=module, entry=entry, source=source, spec=spec)
     if name.endswith(_ROWS) and config.trainable_token_indices is not None:
         module = name.removesuffix(_ROWS)
-        tokens = trained_rows(config, module)
+        tokens = config.trained_rows(module)
         if len(spec.shape) == MATRIX_NDIM and len(tokens) == spec.shape[0]:
             return Carried(what="rows", name=name, module=module, entry=module, source=source, spec=spec, tokens=tokens)
         return None

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from adapterhub.core.errors import shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.formats.safetensors.dtypes import DTYPES
 from adapterhub.weights.lowrank.algebra import ModuleErrors
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES, WeightedAdapter
+from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.merge._refusals import foreign, raise_for
 
 
@@ -48,4 +49,4 @@ class CopyRun:
     def dtypes(self) -> str:
         """The dtypes of the factors, in torch's names."""
         formats = {spec.dtype for pair in self.adapter.factors.modules.values() for spec in (pair.a, pair.b)}
-        return ", ".join(sorted(str(TORCH_DTYPES[name]).removeprefix("torch.") for name in formats))
+        return ", ".join(sorted(DTYPES[name].torch for name in formats))

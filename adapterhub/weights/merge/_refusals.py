@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from adapterhub.core.errors import MergeRefused, first_lines, shown
+from adapterhub.formats.peft.methods import CONVERTIBLE_STARTS, VARIANTS
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
-from adapterhub.weights.lowrank.settings import CONVERTIBLE_INITS, VARIANTS, changes_base, has_setting, may_change_base
 from adapterhub.weights.merge._carried import recognised
 
 MODULES_SHOWN = 200
 """The most reasons in one message; a model has a few hundred modules, a hostile file up to sixty thousand."""
 
-SHARED: Final[Mapping[str, str]] = {
-    "alora_invocation_tokens": "is switched on by tokens in the prompt (aLoRA)",
-    "layer_replication": "repeats layers of the base (layer_replication)",
-}
-"""Settings that all adapters of a merge must share, and what they mean."""
-
-UNMERGEABLE: Final[Mapping[str, str]] = {"use_dora": "uses DoRA, whose magnitudes do not add up", **VARIANTS}
 _LORA: Final = ".lora_"
 _FOR_TRAINING: Final = ".lora_velora_embed"  # VeLoRA compresses inputs with it in the backward pass only
-
 _KINDS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r".*lora_magnitude_vector.*"), "a DoRA magnitude"),
     (re.compile(r".*\.lora_.*\.bias"), "a bias inside a LoRA pair, which its config does not announce (lora_bias)"),
@@ -52,7 +44,7 @@ def raise_for(reasons: Sequence[str], hint: str = "") -> None:
 def foreign(adapter: WeightedAdapter) -> Iterator[str]:
     """Reasons against even copying an adapter: it is not a LoRA, or contains other tensors."""
     factors = adapter.factors
-    if factors.config.peft_type != "LORA":
+    if not factors.config.method.merges:
         yield f"is of type {shown(factors.config.peft_type)}, expected LORA"
     elif not any(_LORA in spec.name for spec in factors.header.tensors):
         yield "holds no LoRA factors"
@@ -67,19 +59,19 @@ def own_reasons(adapter: WeightedAdapter, *, nonlinear: str = "") -> Iterator[st
     """
     yield from foreign(adapter)
     config = adapter.factors.config
-    if config.peft_type != "LORA":
+    if not config.method.merges:
         return
-    variants = [reason for key, reason in UNMERGEABLE.items() if has_setting(config, key)]
+    variants = [one.what for one in config.variants.values() if one.merging == "never"]
     yield from variants
     if config.lora_bias and nonlinear:
         yield f"has a bias inside its factors (lora_bias), and `{nonlinear}` has no rule for biases"
     init = config.init_lora_weights
-    if changes_base(config):
+    if config.start_changes_base:
         yield (
             f"changed the base weights when it was initialised (init_lora_weights {shown(init)}); its update is "
             "relative to the changed weights, not to the base"
         )
-    elif may_change_base(config):
+    elif config.start_is_unknown:
         yield f"has an unknown initialisation ({shown(init)}), which may have changed the base weights"
     for module, reason in adapter.factors.unclear.items():
         yield f"holds a pair on `{shown(module)}` that {reason}"
@@ -92,13 +84,13 @@ def way_out(adapters: Sequence[WeightedAdapter], *, nonlinear: str = "") -> str:
     hints = []
     for adapter in adapters:
         config = adapter.factors.config
-        if config.peft_type != "LORA":
+        if not config.method.merges:
             continue
         if config.use_dora:
             hints.append(
                 f"a fused model holds a DoRA adapter exactly: `adapt fuse {shown(adapter.label)} --into ./fused`"
             )
-        elif changes_base(config, CONVERTIBLE_INITS):
+        elif str(config.init_lora_weights).lower().startswith(CONVERTIBLE_STARTS):
             hints.append(
                 "PEFT converts it to a plain LoRA where it was trained: `model.save_pretrained(path, "
                 "path_initial_model_for_weight_conversion=initial)`, where `initial` is a folder of the untrained "
@@ -110,15 +102,17 @@ def way_out(adapters: Sequence[WeightedAdapter], *, nonlinear: str = "") -> str:
 
 
 def shared_settings(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, object], list[str]]:
-    """The settings of `SHARED` that the result keeps, and a reason for each setting on which the adapters differ."""
+    """The settings that all adapters must share, and a reason for each setting on which they differ."""
     settings: dict[str, object] = {}
     reasons = []
-    for key, meaning in SHARED.items():
+    for key, variant in VARIANTS.items():
+        if variant.merging != "alike":
+            continue
         values = [getattr(s.factors.config, key) or () for s in adapters]
         holders = [s for s, value in zip(adapters, values, strict=True) if value]
         if holders and len(set(values)) > 1:
             each = ", ".join(f"`{shown(s.label)}`" for s in holders)
-            reasons.append(f"{each} {meaning}, but the other adapters do not, or differ in how")
+            reasons.append(f"{each} {variant.what}, but the other adapters do not, or differ in how")
         elif holders:
             settings[key] = [list(v) if isinstance(v, tuple) else v for v in values[0]]
     return settings, reasons

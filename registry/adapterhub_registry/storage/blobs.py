@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
+from adapterhub.core.disk.files import sync_folder
 from adapterhub.core.errors import BlobNotFound, DigestMismatch, DiskFull, Malformed
 
 CHUNK_BYTES = 1 << 20
@@ -226,11 +227,7 @@ class DiskBlobs:
         os.fsync(stream.fileno())
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(path.parent)
 
     def _is_right(self, sha256: str) -> bool:
         """Whether the bytes lie here, can be read, and are what their name says."""

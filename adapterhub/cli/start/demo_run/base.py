@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from adapterhub.core.digests import Digest, copy_hashed
-from adapterhub.core.disk.files import digest_of_file
+from adapterhub.core.disk.files import digest_of_file, sync_file
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.disk.real_folder import OTHERS_MAY_WRITE, make_folder
 from adapterhub.core.errors import Conflict, DigestMismatch, Malformed, NotAllowed, NotFound, RemoteUnreachable, shown
@@ -130,8 +130,7 @@ def _make_base(target: Path, wheel_folder: Path | None, *, offline: bool, say: S
     for path in target.iterdir():
         path.chmod(stat.S_IMODE(path.stat().st_mode) & ~OTHERS_MAY_WRITE)
         # Before the rename: a power cut must not leave a complete name on an incomplete file.
-        with path.open("rb+") as stream:
-            os.fsync(stream.fileno())
+        sync_file(path)
 
 
 def _check_packages() -> None:

@@ -11,6 +11,7 @@ from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.peft.keys import Pair
+from adapterhub.formats.safetensors.dtypes import DTYPES, F32, FACTOR_DTYPES
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify.report import Finding
 from adapterhub.trust.verify.scan import as_floats
@@ -18,7 +19,7 @@ from adapterhub.trust.verify.subject import Subject
 
 _MOST_GROUPS: Final = 12
 # Whatever it is kept in, an adapter runs in float32 or less.
-_LARGEST: Final = {"F64": 3.4028e38, "F32": 3.4028e38, "BF16": 3.3895e38, "F16": 65504.0}
+_LARGEST: Final = {name: min(layout.maximum, F32.maximum) for name in FACTOR_DTYPES if (layout := DTYPES[name].layout)}
 _MAX_MULTIPLICATIONS: Final = 2_000_000_000  # about a second; a folder with more of them has one warned of already
 _MAX_ELEMENTS: Final = 16_000_000  # 128 MB in float64
 _ROWS: Final = 1024

@@ -26,7 +26,6 @@ from adapterhub.weights.compare.similarity._signs import SAMPLED, Estimate, Shar
 from adapterhub.weights.compare.similarity._spectra import ENERGIES, Energies
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import AdapterFactors, Layout, WeightedAdapter
-from adapterhub.weights.lowrank.settings import CHANGES_THE_UPDATE, has_setting, may_change_base
 from adapterhub.weights.merge.methods import cat
 from adapterhub.weights.merge.plan import MergePlan, plan_merge
 
@@ -174,9 +173,9 @@ def _plan(sides: Sequence[WeightedAdapter]) -> tuple[MergePlan | None, tuple[str
 def _is_its_factors(factors: AdapterFactors) -> bool:
     """Whether the update of each module is `scale * B A` on the unchanged base."""
     config = factors.config
-    if config.peft_type != "LORA" or not factors.modules or may_change_base(config):
-        return False
-    return not any(has_setting(config, key) for key in CHANGES_THE_UPDATE)
+    changed = any(variant.changes_update for variant in config.variants.values())
+    starts_from_base = not (config.start_changes_base or config.start_is_unknown)
+    return config.method.merges and bool(factors.modules) and not changed and starts_from_base
 
 
 def _layouts(sides: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], dict[str, str]]:

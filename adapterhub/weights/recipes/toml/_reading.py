@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from adapterhub.core.digests import parse_digest
-from adapterhub.core.errors import Malformed, SpecError, UsageProblem, first_lines, shown
+from adapterhub.core.errors import Malformed, UsageProblem, problem_list, shown
 from adapterhub.core.specs import AdapterSpec, names_folder, parse_name, parse_version
+from adapterhub.formats.documents import DocumentReader
 from adapterhub.weights.catalogue import Method, describe, names
 from adapterhub.weights.recipes.toml.values import (
     DTYPES,
@@ -24,14 +24,10 @@ from adapterhub.weights.recipes.toml.values import (
     Step,
     converted,
     default_method,
-    near_name,
     options_of,
 )
 
 FORMAT: Final = 1
-_T = TypeVar("_T")
-MAX_TEXT_CHARACTERS: Final = 4096
-PROBLEMS_SHOWN: Final = 50
 
 
 def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
@@ -43,12 +39,12 @@ def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
     reader = _Reader()
     recipe = reader.recipe(document)
     if reader.problems or recipe is None:
-        raise malformed(where, reader.problems)
+        raise malformed(where, reader.lines)
     return recipe
 
 
-def step_from(holder: Mapping[str, Any], path: str, *, inputs_by: str = "spec") -> tuple[Step, list[str]]:
-    """The merge in a table of a project or a lock, and every problem in it.
+def step_from(holder: Mapping[str, Any], path: str, *, inputs_by: str = "spec") -> tuple[Step, list[tuple[str, str]]]:
+    """The merge in a table of a project or a lock, and `(path, text)` of every problem in it.
 
     `path` precedes the place of each problem. The caller checks the other keys of the table. With `inputs_by="adapter"`
     the inputs name adapters of a project with that key.
@@ -59,8 +55,7 @@ def step_from(holder: Mapping[str, Any], path: str, *, inputs_by: str = "spec") 
 
 def malformed(where: str, problems: Sequence[str]) -> Malformed:
     """The error for a recipe with these problems."""
-    lines = [f"  {line}" for line in first_lines(problems, PROBLEMS_SHOWN)]
-    return Malformed("\n".join([f"{shown(where, 200)}: not a usable recipe", *lines]))
+    return Malformed(problem_list(f"{shown(where, 200)}: not a usable recipe", problems))
 
 
 _STEP_KEYS: Final = ("method", "dtype", "seed", "options", "inputs")
@@ -74,68 +69,21 @@ _INPUT_KEYS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     }
 )
 """By the key that names an adapter: `spec` in a recipe, `adapter` in a project, whose lock has the digests."""
-_KINDS: Final[Mapping[type, str]] = MappingProxyType(
-    {str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list", bool: "true or false"}
-)
 
 
-class _Reader:
+class _Reader(DocumentReader):
     """Reads a parsed document into a Recipe and collects every problem."""
 
     def __init__(self, *, inputs_by: str = "spec") -> None:
+        super().__init__()
         self.named = inputs_by
-        self.problems: list[str] = []
         self.inputs = 0
-
-    def note(self, path: str, text: str) -> None:
-        self.problems.append(f"{shown(path, 200)}: {text}")
-
-    def wrong(self, path: str, expected: str, item: object) -> None:
-        got = _KINDS.get(type(item), type(item).__name__)
-        self.note(path, f"expected {expected}, got {got}" + (f" `{shown(item)}`" if isinstance(item, str) else ""))
-
-    def known(self, holder: Mapping[str, Any], keys: Sequence[str], path: str) -> None:
-        for key in holder:
-            if key not in keys:
-                near = near_name(key, keys) or f"; expected one of {', '.join(keys)}"
-                self.note(f"{path}{key}", f"no such key{near}")
-
-    def take(self, holder: Mapping[str, Any], key: str, kind: type[_T], path: str) -> _T | None:
-        """`holder[key]` when it has the type `kind`, else None."""
-        item = holder.get(key)
-        if item is None or type(item) is kind:
-            return item
-        self.wrong(f"{path}{key}", _KINDS[kind], item)
-        return None
-
-    def text(self, holder: Mapping[str, Any], key: str, path: str = "") -> str | None:
-        """Text of bounded length that UTF-8 can hold."""
-        item = self.take(holder, key, str, path)
-        if item is not None and len(item) > MAX_TEXT_CHARACTERS:
-            self.note(f"{path}{key}", f"at most {MAX_TEXT_CHARACTERS} characters, got {len(item)}")
-            return None
-        if item is not None and any("\ud800" <= c <= "\udfff" for c in item):
-            self.note(f"{path}{key}", "contains half a character (a surrogate)")
-            return None
-        return str(item) if item is not None else None
-
-    def checked(self, holder: Mapping[str, Any], key: str, parse: Callable[[str], _T], path: str = "") -> _T | None:
-        text = self.text(holder, key, path)
-        if text is None:
-            return None
-        try:
-            return parse(text)
-        except SpecError as error:
-            self.note(f"{path}{key}", f"`{shown(text)}`: {error.reason}")
-        except ValueError as error:
-            self.note(f"{path}{key}", str(error))
-        return None
 
     def recipe(self, top: Mapping[str, Any]) -> Recipe | None:
         version = self.take(top, "format", int, "")
         if version != FORMAT:
             if version is not None or "format" not in top:
-                self.note("format", f"expected {FORMAT}, got {'nothing' if version is None else 'another number'}")
+                self.say("format", f"expected {FORMAT}, got {'nothing' if version is None else 'another number'}")
             return None
         self.known(top, _TOP_KEYS, "")
         step = self.step(top, "", 0)
@@ -158,20 +106,20 @@ class _Reader:
         try:
             method = describe(name)
         except UsageProblem:
-            self.note(f"{path}method", f"no merge method `{shown(name)}`{near_name(name, names())}")
+            self.say(f"{path}method", f"no merge method `{shown(name)}`{self.near(name, names())}")
         options = self.options(table, method, f"{path}options.") if method else {}
         dtype = self.text(holder, "dtype", path)
         if dtype is not None and dtype not in DTYPES:
-            self.note(f"{path}dtype", f"`{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
+            self.say(f"{path}dtype", f"`{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
         seed = self.take(holder, "seed", int, path)
         if seed is not None and not 0 <= seed <= MAX_WHOLE:
-            self.note(f"{path}seed", f"expected 0 to {MAX_WHOLE}")
+            self.say(f"{path}seed", f"expected 0 to {MAX_WHOLE}")
         if seed is not None and method and not method.is_random:
-            self.note(f"{path}seed", f"`{name}` draws no random numbers, so it takes no seed")
+            self.say(f"{path}seed", f"`{name}` draws no random numbers, so it takes no seed")
         items = self.take(holder, "inputs", list, path)
         if not items:
             if items is not None or "inputs" not in holder:
-                self.note(
+                self.say(
                     f"{path}inputs", f"no inputs; write each as a table `[[inputs]]` with `{self.named}` and `weight`"
                 )
             items = []
@@ -185,23 +133,23 @@ class _Reader:
         for key, value in table.items():
             where = f"{path}{key}"
             if key == "seed":
-                self.note(where, "the seed belongs beside `method`, not among the options")
+                self.say(where, "the seed belongs beside `method`, not among the options")
             elif key not in known:
-                near = near_name(key, known) or "; expected one of " + ", ".join(known)
-                self.note(where, f"`{method.name}` has no such option{near}")
+                near = self.near(key, known) or "; expected one of " + ", ".join(known)
+                self.say(where, f"`{method.name}` has no such option{near}")
             elif not isinstance(value, str | int | float):
                 self.wrong(where, known[key].kind, value)
             else:
                 try:
                     options[key] = converted(known[key], value)
                 except UsageProblem as error:
-                    self.note(where, error.message)
+                    self.say(where, error.message)
         return options
 
     def input(self, item: object, path: str, depth: int) -> Leaf | Inner | None:
         self.inputs += 1
         if self.inputs == MAX_INPUTS + 1:
-            self.note(path, f"more than {MAX_INPUTS} inputs")
+            self.say(path, f"more than {MAX_INPUTS} inputs")
         if self.inputs > MAX_INPUTS:
             return None
         if not isinstance(item, dict):
@@ -209,9 +157,9 @@ class _Reader:
             return None
         path += "."
         self.known(item, _INPUT_KEYS[self.named], path)
-        weight = self.weight(item, path)
+        weight = self.take(item, "weight", float, path, required=True) or 0.0
         if ("merge" in item) == (self.named in item):
-            self.note(path[:-1], f"expected one of `{self.named}` and `merge`")
+            self.say(path[:-1], f"expected one of `{self.named}` and `merge`")
             return None
         if self.named == "adapter" and "adapter" in item:
             name = self.checked(item, "adapter", parse_name, path)
@@ -220,30 +168,16 @@ class _Reader:
             return self.leaf(item, weight, path)
         for key in ("digest", "sha256", "config_sha256"):
             if key in item:
-                self.note(f"{path}{key}", "an inner merge has no digest of its own; give the digests of its inputs")
+                self.say(f"{path}{key}", "an inner merge has no digest of its own; give the digests of its inputs")
         inner = self.take(item, "merge", dict, path)
         if inner is None:
             return None
         path += "merge."
         if depth + 1 > MAX_DEPTH:
-            self.note(path[:-1], f"too many merges inside merges; at most {MAX_DEPTH} levels")
+            self.say(path[:-1], f"too many merges inside merges; at most {MAX_DEPTH} levels")
             return None
         self.known(inner, _STEP_KEYS, path)
         return Inner(weight=weight, step=self.step(inner, path, depth + 1))
-
-    def weight(self, item: Mapping[str, Any], path: str) -> float:
-        value = item.get("weight")
-        number = math.nan
-        if type(value) in (int, float):
-            with contextlib.suppress(OverflowError):
-                number = float(value)  # type: ignore[arg-type]  # the line above says which
-        if math.isfinite(number):
-            return number
-        if "weight" not in item:
-            self.note(f"{path}weight", "missing; expected a number")
-        else:
-            self.wrong(f"{path}weight", "a finite number", value)
-        return 0.0
 
     def leaf(self, item: Mapping[str, Any], weight: float, path: str) -> Leaf | None:
         spec = self.text(item, "spec", path)
@@ -253,7 +187,7 @@ class _Reader:
         for key in ("digest", "sha256", "config_sha256"):
             if key in item and key not in allowed:
                 kind = "a folder" if names_folder(spec) else "an adapter"
-                self.note(f"{path}{key}", f"`{shown(spec)}` is {kind}; expected {' and '.join(allowed)} instead")
+                self.say(f"{path}{key}", f"`{shown(spec)}` is {kind}; expected {' and '.join(allowed)} instead")
         if not names_folder(spec):
             self.checked(item, "spec", AdapterSpec.parse, path)
         digests = {key: self.checked(item, key, parse_digest, path) for key in allowed}
@@ -264,7 +198,7 @@ class _Reader:
         for key, value in items.items():
             where = f"metrics.{key}"
             if key.startswith(MEASURED_PREFIX):
-                self.note(where, "is measured by each run, so a recipe cannot set it")
+                self.say(where, "is measured by each run, so a recipe cannot set it")
             elif isinstance(value, str):
                 metrics[key] = self.text(items, key, "metrics.") or ""
             elif (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) <= MAX_WHOLE):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.specs import AdapterName, names_folder
+from adapterhub.formats.safetensors.dtypes import CHOICES
 from adapterhub.weights.catalogue import Method, Option
 
 MAX_DEPTH: Final = 8
@@ -19,7 +20,7 @@ MAX_INPUTS: Final = 1000
 MAX_WHOLE: Final = (1 << 53) - 1
 """The largest seed or whole-number option: JSON, and so a manifest, holds no larger number safely."""
 
-DTYPES: Final = ("float32", "bfloat16", "float16")
+DTYPES: Final = tuple(CHOICES)
 CUTS: Final = (
     Option(name="rank", kind="int", default=None),
     Option(name="energy", kind="float", default=None),
@@ -144,11 +145,3 @@ def converted(option: Option, value: object) -> object:
 
 def _is_too_long(value: object) -> bool:
     return isinstance(value, int) and abs(value) > MAX_WHOLE  # may have too many digits to print
-
-
-def near_name(name: str, known: Iterable[str]) -> str:
-    """A question with the nearest of the known names, to append to an error; empty when none is near."""
-    import difflib
-
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean `{near[0]}`?" if near else ""
