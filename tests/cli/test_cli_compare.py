@@ -282,4 +282,4 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
     with pytest.raises(UsageProblem) as caught:
         check_picture(tmp_path / "x.png")
 
-    assert caught.value.hint == "`pip install 'adapterhub[plot]'` brings it"
+    assert caught.value.hint == "`pip install 'adapterhub[plot]'` installs it"
