@@ -61,11 +61,15 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
 
 
+def first_lines(lines: Sequence[str], most: int = PROBLEMS_SHOWN) -> list[str]:
+    """The first `most` of the lines, and a line that counts the rest."""
+    rest = len(lines) - most
+    return [*lines[:most], *([f"and {rest:,} more"] if rest > 0 else [])]
+
+
 def problem_list(title: str, problems: Sequence[str], most: int = PROBLEMS_SHOWN) -> str:
     """A title and one indented line for each problem; beyond `most` only their number."""
-    rest = len(problems) - most
-    lines = [*problems[:most], *([f"and {rest:,} more"] if rest > 0 else [])]
-    return "\n".join([title, *(f"  {line}" for line in lines)])
+    return "\n".join([title, *(f"  {line}" for line in first_lines(problems, most))])
 
 
 class AdapterHubError(Exception):

@@ -1,4 +1,4 @@
-"""Updates as matrices: merge, compare, extract, fuse, and the recipes of merges.
+"""Adapter updates as matrices: merge, compare, extract, fuse, and the recipes of merges.
 
-A model in memory belongs in `inference`.
+Anything that needs a model in memory belongs in `inference`.
 """

@@ -1,8 +1,8 @@
-"""The merge methods there are, with their options, read off their files without importing torch.
+"""The merge methods and their options, read from their source files without importing torch.
 
 A method is one file of `weights/merge/methods/`, named as users type it. Its docstring describes it, and the
-keyword-only parameters of its function `merge` are its options: so the command line, `adapt merge --methods` and the
-check of what a recipe asks for all know a method from the moment its file exists.
+keyword-only parameters of its function `merge` are its options. A new file is enough to add a method to the command
+line, to `adapt merge --methods` and to recipes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WORDS: Final[Mapping[str, bool]] = {"true": True, "yes": True, "1": True, "fals
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One option of a method: its name, its type as annotated (of `choices`, where only these words are taken)."""
+    """One option of a method: its name, its annotated type, its default; `choices` if it accepts only these words."""
 
     name: str
     kind: str
@@ -39,10 +39,10 @@ class Option:
     choices: tuple[str, ...] = ()
 
     def convert(self, value: object) -> object:
-        """`value`, or the text of one, as the option's type.
+        """`value`, given as such or as text, converted to the option's type.
 
         Raises:
-            UsageProblem: it is none.
+            UsageProblem: it cannot be converted.
         """
         kind = self.kind.removesuffix(" | None")
         text = value.strip() if isinstance(value, str) else value
@@ -59,16 +59,16 @@ class Option:
 
     @property
     def values(self) -> str:
-        """The words it takes, or the name of its type."""
+        """The words that the option accepts, or the name of its type."""
         return "|".join(self.choices) or self.kind.removesuffix(" | None")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """A merge method: what its docstring says of it, its options, and what it asks of the runner.
+    """A merge method: its docstring, its options, and what it needs from the run.
 
-    `is_random`: it draws masks and takes a seed. `chooses_rank`: it takes `rank` and `max_error` itself, others are cut
-    to a rank afterwards.
+    A method that `is_random` draws masks and takes a seed. One that `chooses_rank` takes `rank` and `max_error` itself;
+    the result of any other is cut afterwards.
     """
 
     name: str
@@ -78,19 +78,19 @@ class Method:
     is_random: bool
     chooses_rank: bool
 
-    def converted(self, given: Mapping[str, object]) -> dict[str, object]:
-        """The options in `given`, each as its type.
+    def converted(self, options: Mapping[str, object]) -> dict[str, object]:
+        """The options, each converted to its type.
 
         Raises:
-            UsageProblem: one that the method does not have, or that is not of its type.
+            UsageProblem: the method has no such option, or a value cannot be converted.
         """
         known = {option.name: option for option in self.options}
-        unknown = [key for key in given if key not in known]
+        unknown = [key for key in options if key not in known]
         if unknown:
             takes = f"takes {', '.join(known)}" if known else "takes no options"
             hint = "`adapt merge --methods` lists every method with its options"
             raise UsageProblem(f"method `{self.name}` {takes}, not {', '.join(map(shown, unknown))}", hint=hint)
-        return {key: known[key].convert(value) for key, value in given.items()}
+        return {key: known[key].convert(value) for key, value in options.items()}
 
 
 @cache
@@ -104,12 +104,12 @@ def describe(name: str) -> Method:
     """The method of that name.
 
     Raises:
-        UsageProblem: there is none.
+        UsageProblem: no method has that name.
     """
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=2)
-        hint = f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else "`adapt merge --methods` tells them"
-        raise UsageProblem(f"no merge method `{shown(name)}`; there are: {', '.join(names())}", hint=hint)
+        hint = f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else "`adapt merge --methods` lists them"
+        raise UsageProblem(f"no merge method `{shown(name)}`; expected one of {', '.join(names())}", hint=hint)
     tree = ast.parse((_FOLDER / f"{name}.py").read_text(encoding="utf-8"))
     text = ast.get_docstring(tree) or ""
     function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "merge")
@@ -141,7 +141,7 @@ def _option(argument: ast.arg, default: ast.expr | None) -> Option:
             kind = ast.unparse(annotation)
     if kind not in _KINDS or default is None:
         raise TypeError(
-            f"option `{argument.arg}` is annotated `{kind}`; expected one of {', '.join(_KINDS)}, a default"
+            f"option `{argument.arg}` is annotated `{kind}`; expected a default and one of {', '.join(_KINDS)}"
         )
     return Option(name=argument.arg, kind=kind, default=_constant(default), choices=choices)
 
@@ -149,16 +149,16 @@ def _option(argument: ast.arg, default: ast.expr | None) -> Option:
 def _constant(node: ast.expr) -> object:
     """The value of a literal."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-        return -node.operand.value  # type: ignore[operator]  # of a number, or Python refuses the file
+        return -node.operand.value  # type: ignore[operator]  # a number, or Python rejects the file
     if not isinstance(node, ast.Constant):
-        raise TypeError(f"`{ast.unparse(node)}`, expected a literal: options are read without running the file")
+        raise TypeError(f"`{ast.unparse(node)}`, expected a literal, because options are read without running the file")
     return node.value
 
 
 def _number(value: str | float, kind: str) -> float | None:
-    """`value` as an int or a float; None if it is not one, or not finite."""
+    """`value` as an int or a float; None if it is neither, or not finite."""
     try:
-        if kind == "int" and isinstance(value, float):  # 8.0 may be a slip for 8.5; it is not guessed at
+        if kind == "int" and isinstance(value, float):  # 8.0 may be a slip for 8.5, so it is rejected
             return None
         number = int(value) if kind == "int" else float(value)
     except (ValueError, OverflowError):

@@ -24,12 +24,12 @@ from adapterhub.inference.tuning import read_examples, tune
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.weights.compare.difference import Side, differ
-from adapterhub.weights.compare.similarity import Side as Compared
 from adapterhub.weights.compare.similarity import compare_adapters
 from adapterhub.weights.fuse import fuse
-from adapterhub.weights.lowrank.factors import AdapterFactors
+from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
 from adapterhub.weights.merge import MergeInput, merge
-from adapterhub.weights.recipes.combination import Combination, Ingredient, merge_into_folder, merge_into_library
+from adapterhub.weights.recipes.combination import Ingredient, merge_into_folder, merge_into_library
+from adapterhub.weights.recipes.toml.values import Step
 from tests.attacks.installed import FLIPS, base, flipped, folder_of, make_world
 from tests.support.command_line import Adapt
 
@@ -172,8 +172,10 @@ class Uses:
 
 def _compare(use: Uses) -> object:
     parts = use.ingredients()
-    opened = [AdapterFactors(part.folder, part.expected()) for part in parts]
-    return compare_adapters([Compared(label=part.label, factors=f) for part, f in zip(parts, opened, strict=True)])
+    opened = [AdapterFactors(part.folder, part.pinned().expected) for part in parts]
+    return compare_adapters(
+        [WeightedAdapter(label=part.label, factors=f) for part, f in zip(parts, opened, strict=True)]
+    )
 
 
 def _differ(use: Uses) -> object:
@@ -208,9 +210,9 @@ FUNCTIONS: Mapping[str, Callable[[Uses], object]] = {
     "AdapterBank.load": _bank,
     "AdapterFactors": lambda use: AdapterFactors(folder_of(use.library)),
     "merge": lambda use: merge([MergeInput(folder=folder_of(use.library), label="a", weight=0.5)], use.out),
-    "merge_into_folder": lambda use: merge_into_folder(Combination(inputs=use.ingredients()), use.out),
+    "merge_into_folder": lambda use: merge_into_folder(Step(inputs=use.ingredients()), use.out),
     "merge_into_library": lambda use: merge_into_library(
-        use.library, Combination(inputs=use.ingredients()), Description(name=parse_name("sum"), version="1.0.0")
+        use.library, Step(inputs=use.ingredients()), Description(name=parse_name("sum"), version="1.0.0")
     ),
     "compare_adapters": _compare,
     "differ": _differ,
@@ -250,11 +252,14 @@ def test_the_bank_refuses_a_flipped_bit_when_it_loads_an_adapter_again(adapt: Ad
 
 
 HEADERS_BY_PATH: Mapping[str, str] = {
-    "tensorfile.py": "defines it",
-    **dict.fromkeys(("weightreader.py", "extract/_models.py", "fuse/_model.py"), "models, which have fingerprints"),
-    "verify/_foreign.py": "says what other files are",
-    "engines/__init__.py": "in its example",
-    **dict.fromkeys(("identify/_orphan.py", "identify/_builds.py", "cli/info_local.py"), "shows, and uses nothing"),
+    "formats/safetensors/file.py": "defines it",
+    **dict.fromkeys(("formats/base/weight_reader.py", "weights/model_files.py"), "models, which have fingerprints"),
+    "trust/verify/foreign.py": "says what other files are",
+    "inference/engines/__init__.py": "in its example",
+    **dict.fromkeys(
+        ("library/identify/_orphan.py", "library/identify/_builds.py", "cli/inspect/info_local.py"),
+        "shows, and uses nothing",
+    ),
 }
 
 

@@ -13,8 +13,8 @@ import torch
 from adapterhub.cli import cli
 from adapterhub.core.errors import AdapterHubError, UsageProblem
 from adapterhub.weights.compare.heatmap import check_picture, draw, panels_of, write_picture
-from adapterhub.weights.compare.similarity import Comparison, Side, compare_adapters
-from adapterhub.weights.lowrank.factors import AdapterFactors
+from adapterhub.weights.compare.similarity import Comparison, compare_adapters
+from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
 from tests.cli.test_cli import Shell
 from tests.support.adapter_folders import updates_in, write_folder
 from tests.support.tiny import make_adapter, make_base
@@ -56,7 +56,7 @@ def quick(adapt: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def compared(*folders: Path) -> Comparison:
     opened = [AdapterFactors(folder) for folder in folders]
     try:
-        return compare_adapters([Side(label=f.folder.name, factors=f) for f in opened])
+        return compare_adapters([WeightedAdapter(label=f.folder.name, factors=f) for f in opened])
     finally:
         for one in opened:
             one.close()
@@ -187,7 +187,7 @@ def test_refusals_say_what_was_wrong(adapt, quick, arguments, code, said):
 def test_a_refusal_is_plain_and_the_picture_is_looked_at_before_any_work(adapt):
     said = adapt.fails(2, "compare", "./a", "./missing", "--plot", "x.jpg")
 
-    assert said.startswith("error: `x.jpg` is no picture: expected a name that ends in .png, .svg, .pdf\n")
+    assert said.startswith("error: `x.jpg` is not a picture file; expected a name that ends in .png, .svg, .pdf\n")
 
 
 def test_a_picture_is_drawn_without_a_display(adapt):
@@ -283,4 +283,4 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
     with pytest.raises(UsageProblem) as caught:
         check_picture(tmp_path / "x.png")
 
-    assert caught.value.hint == "`pip install 'adapterhub[plot]'` brings it"
+    assert caught.value.hint == "`pip install 'adapterhub[plot]'` installs it"

@@ -1,4 +1,4 @@
-"""What every merge method must hold, run over every file of `adapterhub/weights/merge/` by `tests/weights/test_merge.py`.
+"""What every merge method must hold, run over every file of `adapterhub/weights/merge/methods/` by `tests/weights/test_merge.py`.
 
 A method is either exact in the updates or an approximation; the contract does not ask which. It asks that the method is
 right where there is only one right answer, that it never answers with NaN, and that what is said about its error is

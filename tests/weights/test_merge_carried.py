@@ -97,7 +97,7 @@ def test_trained_biases_of_one_adapter_are_those_of_the_merge(kind: str, tmp_pat
     assert changed == (biases if kind == "all" else [name for name in biases if "q_proj" in name])
     assert all(torch.equal(mine[name], theirs[name]) for name in base)
     assert config_of(tmp_path / "out")["bias"] == kind
-    assert any("biases of the base that `a` trained are carried over" in w for w in result.warnings)
+    assert any("are carried over unchanged from `a`" in w for w in result.warnings)
     assert is_exact(llama_with_biases, tmp_path / "out", [first, second], [0.7, 0.3])
 
 
@@ -189,7 +189,7 @@ def test_rows_of_a_layer_that_has_factors_are_refused(tmp_path: Path) -> None:
     second = save(tmp_path / "b", llama, {"r": 2, "target_modules": ["embed_tokens"]}, save_embedding_layers=False)
     whole = save(tmp_path / "c", llama, {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]})
 
-    with pytest.raises(MergeRefused, match=r"embed_tokens` has LoRA factors, and `a` replaces rows of it"):
+    with pytest.raises(MergeRefused, match=r"embed_tokens` has LoRA factors, but `a` replaces rows of it"):
         run(tmp_path / "out", (first, 0.7), (second, 0.3))
     with pytest.raises(MergeRefused, match=r"embed_tokens` comes whole from `c`, and `a` replaces rows of it"):
         run(tmp_path / "out", (first, 0.7), (whole, 0.3))

@@ -17,7 +17,7 @@ Q = "model.layers.0.self_attn.q_proj"
 REFUSED = {
     "DoRA": ({"use_dora": True}, {}),
     "DoRA magnitude": ({}, {f"{Q}.lora_magnitude_vector": torch.ones(8)}),
-    "a bias inside a LoRA pair (lora_bias), which its config does not announce": (
+    "a bias inside a LoRA pair, which its config does not announce (lora_bias)": (
         {},
         {f"{Q}.lora_B.bias": torch.ones(8)},
     ),
@@ -32,8 +32,8 @@ REFUSED = {
     "MonteCLoRA": ({"monteclora_config": {"samples": 2}}, {}),
     "Megatron": ({"megatron_config": {"sequence_parallel": True}}, {}),
     "ensure_weight_tying": ({"ensure_weight_tying": True}, {}),
-    "copy of a base weight that is no embedding": ({}, {f"{Q}.base_layer.weight": torch.ones(8, 8)}),
-    "no LoRA factor": ({}, {"model.norm.weight": torch.ones(8)}),
+    "copy of a base weight that is not an embedding": ({}, {f"{Q}.base_layer.weight": torch.ones(8, 8)}),
+    "not a LoRA factor": ({}, {"model.norm.weight": torch.ones(8)}),
 }
 
 
@@ -139,7 +139,7 @@ def test_a_saved_module_that_one_adapter_has_is_carried_over(tmp_path: Path) -> 
     stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert torch.equal(stored[f"{PREFIX}score.weight"], torch.full((2, 8), 1.5))
     assert config_of(tmp_path / "out")["modules_to_save"] == ["score"]
-    assert any("score" in w and "carried over from `a`" in w for w in result.warnings)
+    assert any("score" in w and "carried over unchanged from `a`" in w for w in result.warnings)
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.7])
@@ -184,5 +184,5 @@ def test_equal_saved_modules_are_carried_over_and_different_ones_refused(tmp_pat
 def test_factors_of_a_module_that_another_adapter_replaces_are_refused(tmp_path: Path) -> None:
     first, second = with_score(tmp_path / "a", 1.5), write_folder(tmp_path / "b", {"score": (2, 8)})
 
-    with pytest.raises(MergeRefused, match="replaces `score` whole"):
+    with pytest.raises(MergeRefused, match="replaces all of `score`"):
         run(tmp_path / "out", (first, 0.7), (second, 0.3))

@@ -207,7 +207,7 @@ def test_a_method_that_is_no_sum_refuses_biases_by_name(method: str, tmp_path: P
         run(tmp_path / "out", folders, [0.7, 0.3], method=method)
 
     assert refused.value.reasons == (
-        f"`adapter0` trained a bias inside its factors (lora_bias), which `{method}` has no rule for",
+        f"`adapter0` has a bias inside its factors (lora_bias), and `{method}` has no rule for biases",
     )
     assert "--method cat" in refused.value.hint
 
@@ -322,7 +322,7 @@ def test_an_init_that_changed_the_base_is_refused_with_the_way_to_convert(init: 
             run(tmp_path / "out", folders, [0.7, 0.3], method=method)
 
         (reason,) = refused.value.reasons
-        assert reason.startswith(f"`a` was initialised from the base weights (init_lora_weights {init})")
+        assert reason.startswith(f"`a` changed the base weights when it was initialised (init_lora_weights {init})")
         assert ("path_initial_model_for_weight_conversion" in refused.value.hint) == (init != "loftq")
 
 

@@ -16,9 +16,9 @@ from adapterhub.formats.manifest import Manifest
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.weights import catalogue as merge_methods
-from adapterhub.weights.recipes.combination import Combination, Ingredient, merge_into_library
+from adapterhub.weights.recipes.combination import Ingredient, merge_into_library
 from adapterhub.weights.recipes.toml import parse_recipe
-from adapterhub.weights.recipes.toml.values import MAX_WHOLE
+from adapterhub.weights.recipes.toml.values import MAX_WHOLE, Step
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
 
@@ -338,7 +338,7 @@ def test_folders_stand_beside_the_recipe_and_are_held_to_their_bytes(adapt, made
 def test_a_folder_that_is_not_there_is_named(adapt, tmp_path):
     (tmp_path / "merge.toml").write_text('format = 1\nname = "x"\n[[inputs]]\nspec = "./gone"\nweight = 1\n')
 
-    assert f"inputs[0]: there is no folder `{tmp_path / 'gone'}`" in adapt.fails(
+    assert f"inputs[0]: no folder `{tmp_path / 'gone'}`" in adapt.fails(
         10, "merge", "--recipe", tmp_path / "merge.toml"
     )
 
@@ -362,7 +362,7 @@ def test_a_base_that_was_pinned_has_to_be_pinned_elsewhere(adapt, made):
 
 
 def test_what_is_no_merge_has_no_recipe(adapt):
-    assert "`legal-qa` is no merge" in adapt.fails(10, "show", "legal-qa", "--recipe")
+    assert "`legal-qa` is not a merge" in adapt.fails(10, "show", "legal-qa", "--recipe")
 
 
 def test_the_recipe_as_a_document(adapt):
@@ -426,7 +426,7 @@ def test_weights_found_elsewhere_and_their_losses_are_recorded_and_replayed(adap
         for b, w in zip(builds, (0.123456789, -1 / 3), strict=True)
     )
     about = Description(name=parse_name("tuned"), version="1.0.0", metrics={"tune_loss_after": 1.5})
-    merged = merge_into_library(library, Combination(inputs=inputs), about)
+    merged = merge_into_library(library, Step(inputs=inputs), about)
 
     again = elsewhere.json("merge", "--recipe", recipe_file(adapt, "tuned"))
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused, UsageProblem
 from adapterhub.formats.peft.methods import VARIANTS
-from adapterhub.weights.compare.similarity import Comparison, Energies, Pair, Side, compare_adapters
+from adapterhub.weights.compare.similarity import Comparison, Energies, Pair, compare_adapters
 from adapterhub.weights.compare.similarity._module import ModuleComparison, compare_module
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.lowrank.factors import AdapterFactors
+from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
 from adapterhub.weights.lowrank.layouts import Layout
 from adapterhub.weights.merge import MergeInput, merge
 from tests.support.adapter_folders import PREFIX, dense, random_delta, updates_in, write_folder
@@ -34,7 +34,7 @@ MIXED = {**LINEAR, "model.embed_tokens": (40, 16), "vision.conv": (10, 6, 3, 3)}
 def compared(*folders: Path, weights: Sequence[float] | None = None, **options: Any) -> Comparison:
     with ExitStack() as stack:
         sides = [
-            Side(label=folder.name, factors=stack.enter_context(AdapterFactors(folder)), weight=weight)
+            WeightedAdapter(label=folder.name, factors=stack.enter_context(AdapterFactors(folder)), weight=weight)
             for folder, weight in zip(folders, weights or [1.0] * len(folders), strict=True)
         ]
         return compare_adapters(sides, **options)

@@ -123,8 +123,7 @@ def show_comparison(
 
 
 def _compared(session: Session, ingredients: Sequence[Ingredient], dtype: str) -> Comparison:
-    from adapterhub.weights.compare.similarity import Side, compare_adapters
-    from adapterhub.weights.lowrank.factors import AdapterFactors
+    from adapterhub.weights.compare.similarity import compare_adapters
     from adapterhub.weights.recipes.combination import common_base
 
     obstacles: tuple[str, ...] = ()
@@ -136,10 +135,7 @@ def _compared(session: Session, ingredients: Sequence[Ingredient], dtype: str) -
     for warning in warnings:
         session.out.note(warning)
     with ExitStack() as stack:
-        sides = [
-            Side(label=i.label, factors=stack.enter_context(AdapterFactors(i.folder, i.expected())), weight=i.weight)
-            for i in ingredients
-        ]
+        sides = [one.pinned().open(stack) for one in ingredients]
         total = len({module for side in sides for module in side.factors.modules})
         step = stack.enter_context(session.out.progress("compare", total, unit="modules"))
         found = compare_adapters(sides, dtype=dtype, progress=lambda _done, _all: step(1))

@@ -146,7 +146,7 @@ def merge(
         return
     _refuse("without --analyze nothing is drawn", plot=plot)
     from adapterhub.core.specs import names_folder
-    from adapterhub.weights.recipes.combination import Combination
+    from adapterhub.weights.recipes.toml.values import Step
 
     output = output or default_name([each.label for each in ingredients])
 
@@ -162,7 +162,7 @@ def merge(
         ingredients, extra = list(found.ingredients), {"tuning": found.document}
         if about is not None:
             about = replace(about, metrics=found.metrics)
-    combination = Combination(
+    combination = Step(
         inputs=tuple(ingredients),
         method=chosen.method,
         options=chosen.options,

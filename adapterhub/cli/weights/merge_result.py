@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from adapterhub.cli.options.params import Session
     from adapterhub.library.intake.description import Description
     from adapterhub.library.library import Added, Library
-    from adapterhub.weights.recipes.combination import Combination, Ingredient, Made, Nested
+    from adapterhub.weights.recipes.combination import Combination, Ingredient, Made
+    from adapterhub.weights.recipes.toml.values import Inner
 
 DEFAULT_VERSION: Final = "1.0.0"
 SUMS: Final = ("cat", "svd", "linear")
@@ -94,6 +95,8 @@ def _headline(added: Added) -> str:
 
 
 def _document(made: Made, combination: Combination) -> dict[str, Any]:
+    from adapterhub.weights.recipes.combination import parents_of
+
     result = made.result
     return {
         "relative_error": result.relative_error,
@@ -102,7 +105,7 @@ def _document(made: Made, combination: Combination) -> dict[str, Any]:
         "truncation_error": result.truncation_error,
         "ranks": {str(rank): count for rank, count in sorted(result.ranks.items())},
         "dtype": result.dtype,
-        "parents": [{"adapter": i.label, "weight": w, "digest": i.digest} for i, w in combination.leaves()],
+        "parents": [{"adapter": i.label, "weight": w, "digest": i.digest} for i, w in parents_of(combination)],
         "recipe": dict(made.recipe),
     }
 
@@ -132,12 +135,10 @@ def sum_text(combination: Combination) -> str:
     return " + ".join(f"{item.weight:g} x {_input_text(item)}" for item in combination.inputs)
 
 
-def _input_text(item: Ingredient | Nested) -> str:
-    from adapterhub.weights.recipes.combination import Ingredient
+def _input_text(item: Ingredient | Inner[Ingredient]) -> str:
+    from adapterhub.weights.recipes.toml.values import Inner
 
-    if isinstance(item, Ingredient):
-        return item.label
-    return f"({sum_text(item.combination)}, by {item.combination.method})"
+    return f"({sum_text(item.step)}, by {item.step.method})" if isinstance(item, Inner) else item.label
 
 
 def _method_text(recipe: Mapping[str, Any]) -> str:

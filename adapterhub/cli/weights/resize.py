@@ -66,15 +66,15 @@ def resize(
       adapt resize ./out/legal-qa --max-error 0.05 --dtype bfloat16 -o ./out/legal-qa-small
     """
     from adapterhub.core.specs import names_folder
-    from adapterhub.weights.recipes.combination import Combination
+    from adapterhub.weights.recipes.toml.values import Step
 
     cut = chosen_cut(rank, energy, max_error)
     library = session.library
     parent = ingredient(library, adapter, 1.0, base)
-    before, own_dtype = _weights_in(parent.folder, parent.expected())
-    combination = Combination(inputs=(parent,), method="svd", options=cut, dtype=dtype or own_dtype)
+    before, own_dtype = _weights_in(parent.folder, parent.pinned().expected)
+    combination = Step(inputs=(parent,), method="svd", options=cut, dtype=dtype or own_dtype)
     if rank is not None and rank >= max(before.ranks):
-        combination = Combination(inputs=(parent,), dtype=dtype)  # a copy, unless --dtype converts it
+        combination = Step(inputs=(parent,), dtype=dtype)  # a copy, unless --dtype converts it
     output = output or default_name([parent.label], f"r{rank}" if rank is not None else "small")
     work = _Resizing(session=session, combination=combination, before=before, rank=rank)
     if names_folder(output):

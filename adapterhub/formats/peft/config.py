@@ -122,6 +122,13 @@ class AdapterConfig:
         start = self.init_lora_weights
         return isinstance(start, str) and not self.start_changes_base and start.lower() not in HARMLESS_STARTS
 
+    def trained_rows(self, module: str) -> tuple[int, ...]:
+        """The rows of the embedding `module` that the adapter trained (`trainable_token_indices`)."""
+        indices = self.trainable_token_indices
+        if isinstance(indices, Mapping):
+            return next((rows for name, rows in indices.items() if module.endswith(name)), ())
+        return indices or ()
+
     @property
     def saved_modules(self) -> tuple[str, ...]:
         """`modules_to_save`, and the heads that PEFT's classes add for a task without writing them to the config."""

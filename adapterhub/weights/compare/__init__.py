@@ -1,1 +1,1 @@
-"""Two adapters side by side: similarity and difference."""
+"""Comparisons of adapters: their similarity, and the exact difference of two."""

@@ -1,7 +1,7 @@
-"""What is different between two adapters: bytes, config and manifest, and exactly how far their updates are apart.
+"""The differences between two adapters: bytes, config, manifest, and the exact distance of their updates.
 
-The update of a module is `scale * B A`. The norm of a difference of two is taken from the factors (`difference_norms`),
-so no [out, in] matrix is formed, the same update in other factors is found to be the same, and ranks may differ.
+The update of a module is `scale * B A`. The norm of the difference of two comes from their factors
+(`difference_norms`), so no [out, in] matrix is formed, ranks may differ, and equal updates in other factors are equal.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from adapterhub.weights.lowrank.algebra import LowRank, difference_norms, froben
 from adapterhub.weights.lowrank.factors import AdapterFactors
 
 ABSENT: Final = "absent"
-"""What a field that only the other one has is said to be."""
+"""The value of a field that only the other adapter has."""
 
 _UNORDERED: Final = frozenset({"target_modules", "exclude_modules", "modules_to_save", "target_parameters"})
-_SAYS_NOTHING: Final[Mapping[str, object]] = MappingProxyType(
+_DEFAULTS: Final[Mapping[str, object]] = MappingProxyType(
     {"inference_mode": True, "init_lora_weights": True, "bias": "none", "lora_dropout": 0.0}
 )
-"""Values of a config that mean the same as leaving the setting out, beside those that are empty."""
+"""Values of a config that equal the default, as an empty value does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One adapter: its folder, how to call it, and its manifest and base where they are known.
+    """One adapter of a comparison: its folder, its label, and its manifest and base where known.
 
-    An installed one is held to its manifest; of a folder, what differs from its manifest is a difference to be shown.
+    An installed adapter must match its manifest. For a folder, a mismatch is one of the differences.
     """
 
     folder: Path
@@ -55,22 +55,22 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One setting that differs; `ABSENT` where one has none."""
+    """A setting that differs; a missing value is `ABSENT`."""
 
     name: str
     first: Any
     second: Any
 
     def to_json(self) -> dict[str, Any]:
-        """Name and both values."""
+        """The name and both values."""
         return {"field": self.name, "first": self.first, "second": self.second}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Apart:
-    """How far one module, or one tensor that is no factor, is apart: norms of both and of their difference.
+class Distance:
+    """The norms of both sides of a module, or of a tensor that is not a factor, and of their difference.
 
-    A side that does not have it counts as zero and is None. `relative` is to the first, None where that is zero.
+    A side that lacks it is None and counts as zero. `relative` refers to the first side; None if that is zero.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Apart:
 
     @property
     def relative(self) -> float | None:
-        """The norm of the difference over that of the first."""
+        """The norm of the difference divided by the norm of the first."""
         return self.apart / self.first if self.first else None
 
     def to_json(self) -> dict[str, Any]:
@@ -91,24 +91,24 @@ class Apart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """The updates of two adapters. `whole` is over all modules; `unlike` is what has other shapes, and in no figure.
+    """The updates of two adapters. `whole` covers all modules; `unlike` lists what differs in shape and has no figures.
 
-    `caveats` say what the figures leave out, such as the magnitudes of DoRA.
+    `caveats` name the parts that the figures leave out, such as the magnitudes of DoRA.
     """
 
-    whole: Apart
-    modules: tuple[Apart, ...]
-    others: tuple[Apart, ...]
+    whole: Distance
+    modules: tuple[Distance, ...]
+    others: tuple[Distance, ...]
     unlike: Mapping[str, str]
     caveats: tuple[str, ...]
 
     @property
     def is_same(self) -> bool:
-        """Whether no update and no other tensor differs."""
+        """Whether all updates and other tensors are equal."""
         return not self.unlike and not self.whole.apart and not any(one.apart for one in self.others)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything; the modules that are furthest apart first."""
+        """All figures; the modules with the largest distance first."""
         return {
             "relative": self.whole.relative,
             "norm_first": self.whole.first,
@@ -123,7 +123,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePair:
-    """One file of either side, by its digests; None where it is not there."""
+    """The digests of one file on both sides; None where it is missing."""
 
     path: str
     first: Digest | None
@@ -132,9 +132,9 @@ class FilePair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Everything that is different. `weights` is None where the weights files have the same bytes and the same config.
+    """All differences. `weights` is None if config and bytes of the weights are equal.
 
-    `base` compares the bases that the two declare.
+    `base` compares the declared bases.
     """
 
     files: tuple[FilePair, ...]
@@ -145,12 +145,12 @@ class Difference:
 
     @property
     def is_identical(self) -> bool:
-        """Whether every file has the same bytes."""
+        """Whether all files have equal bytes."""
         return all(pair.first == pair.second for pair in self.files)
 
     @property
     def is_same_update(self) -> bool:
-        """Whether both do the same to a base, however they are stored."""
+        """Whether both have the same effect on a base, however they are stored."""
         return self.weights is None or self.weights.is_same
 
     def to_json(self) -> dict[str, Any]:
@@ -167,11 +167,11 @@ class Difference:
 
 
 def differ(first: Side, second: Side, progress: Progress | None = None) -> Difference:
-    """Compare two adapters; nothing is written. `progress` is called with 1 for each module.
+    """Compare two adapters; nothing is written. `progress` gets 1 for each module.
 
     Raises:
-        DigestMismatch: a file of an installed adapter is not what its manifest says, or a file changes meanwhile.
-        Malformed: what is in a folder cannot be read as an adapter; which file and why.
+        DigestMismatch: a file of an installed adapter differs from its manifest, or a file changed meanwhile.
+        Malformed: a folder does not contain a readable adapter; names the file and the reason.
     """
     opened = _opened(first), _opened(second)
     files = tuple(_files(*opened))
@@ -192,7 +192,7 @@ def differ(first: Side, second: Side, progress: Progress | None = None) -> Diffe
 
 
 def side_of_folder(folder: Path, label: str) -> Side:
-    """An adapter in a folder, with its own manifest if it has one that can be read."""
+    """The adapter in a folder, with its manifest if that is readable."""
     try:
         manifest = manifest_in(folder)
     except MalformedManifest:
@@ -204,7 +204,7 @@ def side_of_folder(folder: Path, label: str) -> Side:
 
 # ---------------------------------------------------------------- bytes and settings
 def _opened(side: Side) -> Listing:
-    """The files of one side, each opened once; what leads out of its folder, or is no plain file, is refused."""
+    """The files of one side, each opened once; refuses links out of the folder and anything but plain files."""
     listing = safe_listing(side.folder)
     for entry in listing.taken.values():
         try:
@@ -213,8 +213,8 @@ def _opened(side: Side) -> Listing:
             raise CouldNotTell(f"`{shown(str(entry.path), 200)}` cannot be read: {error.strerror}") from None
     if WEIGHTS_FILE in listing.taken:
         try:
-            read_weights_header(listing.taken[WEIGHTS_FILE])  # so that its tensors are known when it is hashed
-        except MalformedTensorFile as error:  # which is said where its numbers are needed
+            read_weights_header(listing.taken[WEIGHTS_FILE])  # the digest check then knows its tensors
+        except MalformedTensorFile as error:  # reported later, when its numbers are needed
             if error.code == "E_LIMIT":
                 raise
     if side.is_installed:
@@ -231,7 +231,7 @@ def _files(first: Listing, second: Listing) -> Iterator[FilePair]:
 
 
 def _config(side: Listing) -> dict[str, Any]:
-    """The config as it is written; whether it can be used is for `AdapterFactors` to say."""
+    """The config as stored; `AdapterFactors` checks it."""
     entry = side.taken.get(CONFIG_FILE)
     if entry is None or entry.held.size_bytes > limits().config_bytes:
         return {}
@@ -250,9 +250,9 @@ def _manifest(manifest: Manifest) -> dict[str, Any]:
 
 
 def _is_default(field: Field) -> bool:
-    """Whether one has a setting that says no more than that the other lacks it."""
-    given = [value for value in (field.first, field.second) if value is not ABSENT]
-    return len(given) == 1 and (not given[0] or given[0] == _SAYS_NOTHING.get(field.name, ABSENT))
+    """Whether one side sets the default and the other side lacks the setting."""
+    present = [value for value in (field.first, field.second) if value is not ABSENT]
+    return len(present) == 1 and (not present[0] or present[0] == _DEFAULTS.get(field.name, ABSENT))
 
 
 def _fields(first: Mapping[str, Any], second: Mapping[str, Any], unordered: frozenset[str]) -> Iterator[Field]:
@@ -280,20 +280,20 @@ def _weights(sides: tuple[Side, Side], opened: tuple[Listing, Listing], progress
         rule = _rule(one, other)
         theirs = {rule.apply(module): module for module in other.modules}
         unlike: dict[str, str] = {}
-        modules: list[Apart] = []
+        modules: list[Distance] = []
         for module in sorted({*one.modules, *theirs}):
             mine, yours = one.modules.get(module), other.modules.get(theirs.get(module, ""))
             if mine and yours and mine.layout != yours.layout:
                 unlike[module] = f"{mine.layout} in the first, {yours.layout} in the second"
             else:
                 parts = one.parts(module) if mine else (), other.parts(theirs[module]) if yours else ()
-                modules.append(_apart(module, *parts))
+                modules.append(_distance(module, *parts))
             if progress is not None:
                 progress(1)
         others, unlike_others = _others(one, other, rule)
         caveats = tuple(_caveats((first, one), (second, other)))
     modules.sort(key=lambda m: (-m.apart, m.name))
-    whole = Apart(
+    whole = Distance(
         name="",
         first=math.hypot(*(m.first or 0.0 for m in modules)),
         second=math.hypot(*(m.second or 0.0 for m in modules)),
@@ -303,29 +303,29 @@ def _weights(sides: tuple[Side, Side], opened: tuple[Listing, Listing], progress
 
 
 def _rule(one: AdapterFactors, other: AdapterFactors) -> Rule:
-    """How the second one's module names become the first's, where they begin otherwise for the same modules."""
+    """The rule that maps module names of the second adapter to those of the first."""
     rule = find_rule(list(other.modules), frozenset(one.modules))
     return rule if len({rule.apply(module) for module in other.modules}) == len(other.modules) else Rule()
 
 
-def _apart(module: str, first: Sequence[LowRank], second: Sequence[LowRank]) -> Apart:
+def _distance(module: str, first: Sequence[LowRank], second: Sequence[LowRank]) -> Distance:
     if not first or not second:
         norm = math.hypot(*(frobenius_norm(part) for part in (*first, *second)))
-        return Apart(name=module, first=norm if first else None, second=norm if second else None, apart=norm)
+        return Distance(name=module, first=norm if first else None, second=norm if second else None, apart=norm)
     apart, mine, yours = [], [], []
     for one, other in zip(first, second, strict=True):
         error, norm = difference_norms([one], [1.0], other)
         apart.append(error)
         mine.append(norm)
         yours.append(difference_norms([other], [1.0], other)[1])
-    return Apart(name=module, first=math.hypot(*mine), second=math.hypot(*yours), apart=math.hypot(*apart))
+    return Distance(name=module, first=math.hypot(*mine), second=math.hypot(*yours), apart=math.hypot(*apart))
 
 
-def _others(one: AdapterFactors, other: AdapterFactors, rule: Rule) -> tuple[tuple[Apart, ...], dict[str, str]]:
-    """Tensors that are no factor (saved modules, magnitudes, biases), compared number by number."""
+def _others(one: AdapterFactors, other: AdapterFactors, rule: Rule) -> tuple[tuple[Distance, ...], dict[str, str]]:
+    """Compare tensors that are not factors (saved modules, magnitudes, biases) number by number."""
     mine = _named(one, Rule())
     yours = _named(other, rule)
-    found: list[Apart] = []
+    distances: list[Distance] = []
     unlike: dict[str, str] = {}
     for name in sorted(mine.keys() | yours.keys()):
         a, b = mine.get(name), yours.get(name)
@@ -334,17 +334,17 @@ def _others(one: AdapterFactors, other: AdapterFactors, rule: Rule) -> tuple[tup
             continue
         if any(spec is not None and spec.dtype not in TORCH_DTYPES for spec in (a, b)):
             if a is None or b is None or one.data(a) != other.data(b):
-                unlike[name] = "numbers of a kind that is not measured"
+                unlike[name] = "stored in a dtype that is not measured"
             continue
         first = one.tensor(a).double() if a is not None else None
         second = other.tensor(b).double() if b is not None else None
         if first is not None and second is not None:
             difference = first - second
         else:
-            difference = first if first is not None else second  # type: ignore[assignment]  # one of the two is there
+            difference = first if first is not None else second  # type: ignore[assignment]  # one of them exists
         norms = [None if t is None else float(t.norm()) for t in (first, second)]
-        found.append(Apart(name=name, first=norms[0], second=norms[1], apart=float(difference.norm())))
-    return tuple(found), unlike
+        distances.append(Distance(name=name, first=norms[0], second=norms[1], apart=float(difference.norm())))
+    return tuple(distances), unlike
 
 
 def _named(factors: AdapterFactors, rule: Rule) -> dict[str, TensorSpec]:
@@ -361,9 +361,9 @@ def _caveats(*sides: tuple[Side, AdapterFactors]) -> Iterator[str]:
         config, label = factors.config, shown(side.label)
         for key, variant in config.variants.items():
             if variant.changes_update:
-                yield f"`{label}` uses `{key}`: its update is not B·A alone, which is what the norms are of"
+                yield f"`{label}` uses `{key}`: its update is not B·A alone, but the norms are of B·A"
         if config.start_changes_base or config.start_is_unknown:
             start = shown(config.init_lora_weights)
-            yield f"`{label}` was begun with `{start}`, which changes the base: its update is relative to that"
+            yield f"`{label}` was initialised with `{start}`, which may change the base that its update adds to"
         if factors.unclear:
-            yield f"`{label}` has {len(factors.unclear)} pairs whose meaning the file does not tell; they are left out"
+            yield f"`{label}` has {len(factors.unclear)} pairs whose meaning its files leave open; they are left out"

@@ -1,7 +1,6 @@
-"""A comparison as a picture: layers down, kinds of modules across, one panel for each figure.
+"""Draws a comparison: layers down, kinds of modules across, one panel for each figure.
 
-Drawn by matplotlib, which the extra `adapterhub[plot]` brings and which is loaded only here, when a picture is asked
-for; no display is needed.
+Needs matplotlib from the extra `adapterhub[plot]`, imported only when a picture is drawn, and no display.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ if TYPE_CHECKING:
 
 FORMATS: Final = (".png", ".svg", ".pdf")
 PANELS_OF_PAIRS: Final = 10
-"""More pairs than this are drawn as their mean, least and greatest cosine."""
+"""More pairs than this are summed up as their mean, least and greatest cosine."""
 
 _ELSEWHERE = "-"
 _LABELLED = 60
 _LEAST_LIMIT = 0.05
-"""Cosines and overlaps of unrelated adapters are far below this; on a scale of their own they would look like much."""
+"""The least end of a scale; unrelated adapters are far below and would look similar on a scale of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One figure of every module: `values[row][column]`, None where there is none; signed ones lie around zero."""
+    """One figure of every module: `values[row][column]`, None without a value; a signed scale is centred on zero."""
 
     title: str
     rows: tuple[str, ...]
@@ -47,24 +46,24 @@ class Panel:
 
 
 def check_picture(path: Path) -> None:
-    """Whether a picture can be written there, told before any work.
+    """Raise unless a picture can be written to `path`; call it before any work.
 
     Raises:
-        UsageProblem: another format, or no such folder.
+        UsageProblem: unknown format, or no such folder.
         MissingExtra: matplotlib is not installed.
     """
     output_place(path)
     if path.suffix.lower() not in FORMATS:
         raise UsageProblem(
-            f"`{shown(str(path), 200)}` is no picture: expected a name that ends in {', '.join(FORMATS)}"
+            f"`{shown(str(path), 200)}` is not a picture file; expected a name that ends in {', '.join(FORMATS)}"
         )
     if not path.absolute().parent.is_dir():
-        raise UsageProblem(f"there is no folder `{shown(str(path.absolute().parent), 200)}`")
+        raise UsageProblem(f"no folder `{shown(str(path.absolute().parent), 200)}`")
     require("plot", "a picture")
 
 
 def write_picture(comparison: Comparison, path: Path) -> None:
-    """Draw `comparison` into a file, which appears complete or not at all; one that is there is replaced.
+    """Draw `comparison` into a file, which appears complete or not at all and replaces an existing one.
 
     Raises:
         UsageProblem, MissingExtra: as `check_picture`.
@@ -73,12 +72,12 @@ def write_picture(comparison: Comparison, path: Path) -> None:
     check_picture(path)
     figure = draw(panels_of(comparison), _title(comparison))
     with new_file(path) as partial, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # characters that the font lacks become boxes
+        warnings.simplefilter("ignore", UserWarning)  # the font draws unknown characters as boxes
         figure.savefig(partial, format=path.suffix[1:].lower())
 
 
 def panels_of(comparison: Comparison) -> tuple[Panel, ...]:
-    """Two adapters: cosine, overlaps, norm of each. More: the cosine of each pair. One: its norm."""
+    """The panels: for two adapters cosine, overlaps and norms; for more, the cosine of each pair; for one, its norm."""
     modules = comparison.modules
     count = len(comparison.adapters)
 
@@ -102,7 +101,7 @@ def panels_of(comparison: Comparison) -> tuple[Panel, ...]:
     norms = {f"norm of {i + 1}": norm(i) for i in range(count)}
     if count == 1:
         return _panels(modules, norms, is_signed=False)
-    if count == 2:  # noqa: PLR2004 - a pair
+    if len(comparison.pairs) == 1:
         return (
             *_panels(modules, {"cosine": cosine((0, 1))}, is_signed=True, least=_LEAST_LIMIT),
             *_panels(modules, overlaps, is_signed=False, least=_LEAST_LIMIT),
@@ -118,7 +117,7 @@ def panels_of(comparison: Comparison) -> tuple[Panel, ...]:
         )
 
     def folded(fold: Callable[[list[float]], float]) -> Callable[[ModuleComparison], float | None]:
-        return lambda module: fold(found) if (found := cosines(module)) else None
+        return lambda module: fold(values) if (values := cosines(module)) else None
 
     folds = {
         "mean cosine of all pairs": folded(lambda values: math.fsum(values) / len(values)),
@@ -135,7 +134,7 @@ def _panels(
     is_signed: bool,
     least: float = 0.0,
 ) -> tuple[Panel, ...]:
-    """One panel for each function, all with the same scale, which reaches `least` at least."""
+    """One panel for each function, on one scale that reaches at least `least`."""
     places = {module.module: place_of(module.module) for module in modules}
     kinds = list(dict.fromkeys(place.kind for place in places.values()))
     names = short_names(kinds)
@@ -144,11 +143,11 @@ def _panels(
     for value in values.values():
         cells: dict[tuple[int | None, str], list[float]] = {}
         for module in modules:
-            found, place = value(module), places[module.module]
-            if found is not None:
-                cells.setdefault((place.layer, place.kind), []).append(found)
+            number, place = value(module), places[module.module]
+            if number is not None:
+                cells.setdefault((place.layer, place.kind), []).append(number)
         grids.append(tuple(tuple(_mean(cells.get((layer, kind), ())) for kind in kinds) for layer in layers))
-    told = [abs(cell) for grid in grids for row in grid for cell in row if cell is not None]
+    magnitudes = [abs(cell) for grid in grids for row in grid for cell in row if cell is not None]
     return tuple(
         Panel(
             title=title,
@@ -156,20 +155,20 @@ def _panels(
             columns=tuple(names[kind] for kind in kinds),
             values=grid,
             is_signed=is_signed,
-            limit=max([least, *told]) or 1.0,
+            limit=max([least, *magnitudes]) or 1.0,
         )
         for title, grid in zip(values, grids, strict=True)
     )
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    """Several modules share a cell where a layer has more than one of a kind (experts)."""
+    """The mean of a cell, which several modules of one kind in a layer (experts) share."""
     listed = list(values)
     return math.fsum(listed) / len(listed) if listed else None
 
 
 def draw(panels: Sequence[Panel], title: str) -> Figure:
-    """The panels side by side."""
+    """A figure of the panels in rows."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -1,11 +1,11 @@
-"""Extraction: a LoRA out of a fine-tuned model, as the difference between it and its base.
+"""Extraction: turns the difference between a fine-tuned model and its base into a LoRA.
 
-Both models are read weight by weight and shard by shard; no model is loaded or built. Of each weight that differs,
-D = tuned - base is cut to the closest update of low rank (`randomized`); whatever else differs is listed, since a LoRA
-does not hold it. Memory is that of a few float32 copies of the largest weight.
+Both models are read weight by weight and shard by shard; no model is loaded or built. The difference D = tuned - base
+of each weight is cut to the closest update of low rank (`randomized`). Other differences are listed, because a LoRA
+cannot hold them. Extraction needs the memory of a few float32 copies of the largest weight.
 
-What comes out has scale 1 in every module (alpha equals the rank). The relative error ‖D - B A‖ / ‖D‖ over all modules
-is measured on the factors as they are stored, after rounding.
+The result has scale 1 in every module (alpha equals the rank). Its relative error ‖D - B A‖ / ‖D‖ over all modules is
+measured on the stored factors, after rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.new_folder import new_folder
-from adapterhub.core.errors import BaseMismatch, Incompatible, UsageProblem, shown
+from adapterhub.core.errors import BaseMismatch, Incompatible, UsageProblem, problem_list, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.library.bases.records import BaseRecord, Bases
 from adapterhub.library.intake.description import Description
@@ -27,8 +27,8 @@ from adapterhub.library.library import Added, Library
 from adapterhub.weights.extract._models import Model
 from adapterhub.weights.extract._pairing import NEW_HEADS, Other, Pairing, kept_whole, pair, unit_of
 from adapterhub.weights.extract._reading import WeightReader
-from adapterhub.weights.extract._work import ExtractProgress, LeftOut, Work, listing
-from adapterhub.weights.lowrank.algebra import check_rank, error_of_energy
+from adapterhub.weights.extract._run import MOST_LISTED, ExtractProgress, ExtractRun, LeftOut
+from adapterhub.weights.lowrank.algebra import error_of_energy, limit_of
 from adapterhub.weights.merge import DEFAULT_DTYPE, DTYPES
 
 __all__ = [
@@ -46,10 +46,10 @@ __all__ = [
 class ExtractResult:
     """What an extraction wrote, and how far it is from the tuned model.
 
-    `relative_error` is over all modules with factors, `worst_error` that of `worst_module` alone. `missing_share` is
-    ‖what is not in the adapter‖ / ‖tuned - base‖ over all tensors that the models have in common: cut off, rounded off
-    and left out. `ranks` counts modules by rank, `left_out` lists what has no factors, `unchanged` counts the tensors
-    that do not differ. `recipe` is JSON.
+    `relative_error` covers all modules with factors, `worst_error` only `worst_module`. `missing_share` is the norm of
+    everything that was cut, rounded or left out, relative to ‖tuned - base‖, over all tensors that both models have.
+    `ranks` counts modules by rank, `left_out` lists the differing tensors without factors, and `unchanged` counts the
+    equal tensors. `recipe` is JSON.
     """
 
     out_folder: Path
@@ -67,14 +67,14 @@ class ExtractResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractOptions:
-    """What to keep. Exactly one of `rank`, `max_error` (relative, of each weight) and `energy` is given.
+    """What to keep. Give exactly one of `rank`, `max_error` (relative, of each weight) and `energy`.
 
-    `energy` is the share of each weight's squared norm. `dtype` is that of the factors, float32 without. `save_rest`
-    carries small modules whole (`modules_to_save`) that have no place in a LoRA; `skip_unequal` leaves out tensors that
-    only one model has or that have another shape, which are refused otherwise.
+    `energy` is the share of each weight's squared norm to keep. `dtype` is that of the factors, by default float32.
+    `save_rest` carries small modules whole (`modules_to_save`) that do not fit a LoRA. `skip_unequal` leaves out
+    tensors that only one model has or whose shapes differ; by default they are refused.
 
     Raises:
-        UsageProblem: not exactly one, or one that is out of range.
+        UsageProblem: not exactly one of the three is given, or one is out of range.
     """
 
     rank: int | None = None
@@ -85,27 +85,23 @@ class ExtractOptions:
     skip_unequal: bool = False
 
     def __post_init__(self) -> None:
-        given = [name for name in ("rank", "max_error", "energy") if getattr(self, name) is not None]
-        if len(given) != 1:
-            told = f"{' and '.join(given)} exclude each other" if given else "nothing says how much to keep"
-            raise UsageProblem(told, hint="give one of `--rank N`, `--energy E` and `--max-error E`")
-        if self.energy is not None:
-            error_of_energy(self.energy)
-        check_rank(self.rank, self.max_error)
+        if not limit_of(rank=self.rank, max_error=self.max_error, energy=self.energy):
+            hint = "give one of `--rank N`, `--energy E` and `--max-error E`"
+            raise UsageProblem("one of rank, energy and max_error is required", hint=hint)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UsageProblem(f"dtype `{shown(self.dtype)}`, expected one of {', '.join(DTYPES)}")
 
     @property
     def limit(self) -> dict[str, int | float | None]:
-        """The arguments of `closest`."""
+        """The rank and the error as arguments of `closest`."""
         if self.energy is None:
             return {"rank": self.rank, "max_error": self.max_error}
         return {"rank": None, "max_error": error_of_energy(self.energy)}
 
     def to_json(self) -> dict[str, object]:
-        """What was given, but for the dtype."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dtype"}
-        return {name: value for name, value in given.items() if value is not None and value is not False}
+        """The options that are set, without the dtype."""
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dtype"}
+        return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
 def extract(
@@ -116,23 +112,23 @@ def extract(
     *,
     progress: ExtractProgress | None = None,
 ) -> ExtractResult:
-    """Write what `tuned` has over `base` as a PEFT folder, which appears complete or not at all.
+    """Write the difference between `tuned` and `base` as a PEFT folder, which appears complete or not at all.
 
-    The records must be of the files as they are now (`Bases.look`).
+    The records must match the current files (`Bases.look`).
 
     Raises:
-        BaseMismatch: tensors that do not pair up; all are listed.
-        Incompatible: nothing differs that a LoRA holds, or weights that are quantised or not finite; all are listed.
+        BaseMismatch: some tensors do not pair up; lists all.
+        Incompatible: nothing differs that a LoRA can hold, or weights are quantised or not finite; lists all.
         Conflict: `out_folder` exists and is not empty.
-        BaseNotFound, Malformed, CouldNotTell: a model that cannot be read.
+        BaseNotFound, Malformed, CouldNotTell: a model cannot be read.
     """
     before, after = Model.of(base), Model.of(tuned)
     pairing = pair(before, after)
     savable = kept_whole(pairing)
     kept = savable if options.save_rest else {}
     standing = [] if options.skip_unequal else [o for o in pairing.unequal if unit_of(o.name) not in kept]
-    _check(pairing, before, after, standing)
-    work = Work(
+    _check_pairing(pairing, before, after, standing)
+    run = ExtractRun(
         base=before,
         tuned=after,
         pairing=pairing,
@@ -143,8 +139,8 @@ def extract(
         progress=progress or (lambda _done, _all: None),
     )
     with new_folder(out_folder) as partial, WeightReader() as reader:
-        work.write_into(partial, reader)
-    return _result(work, out_folder, options)
+        run.write_into(partial, reader)
+    return _result(run, out_folder, options)
 
 
 def extract_into_library(
@@ -156,80 +152,87 @@ def extract_into_library(
     *,
     progress: ExtractProgress | None = None,
 ) -> tuple[Added, ExtractResult]:
-    """Extract and add the result as `about` says, made for `base`; nothing is stored when this raises.
+    """Extract, and add the result under the description `about`, made for `base`; on an error nothing is stored.
 
-    The recipe and the measured errors are put into the description.
+    Adds the recipe and the measured errors to the description.
     """
     with library.store.staging() as staging:
         result = extract(base, tuned, staging / "extracted", options, progress=progress)
         measured = {"relative_error": result.relative_error, "missing_share": result.missing_share}
-        # three digits: the rest is noise of the factorisations, and would give each machine a manifest of its own
+        # Later digits are noise of the factorisations and would give each machine its own manifest.
         metrics = {f"extract_{key}": float(f"{number:.3g}") for key, number in measured.items()}
         about = replace(about, recipe=result.recipe, metrics=metrics)
         return library.add(result.out_folder, about, base=base), result
 
 
 def model_record(bases: Bases, spec: BaseSpec | str, *, progress: Progress | None = None) -> BaseRecord:
-    """The model that `spec` names as `Bases.find` does, its files looked at as they are now.
+    """The record of the model that `spec` names, compared with its current files.
 
     Raises:
         BaseNotFound, UsageProblem, Malformed, CouldNotTell: as `Bases.find` and `Bases.look`.
-        BaseMismatch: the files are no longer those that were registered.
+        BaseMismatch: the weights differ from the registered ones.
     """
     record = bases.find(spec, progress=progress)
-    if record.alias and record.path is not None:  # a folder that was looked at has no alias
-        seen = bases.look(record.path, progress=progress)
-        if seen.fingerprint.weights != record.fingerprint.weights:
+    if record.alias and record.path is not None:  # only a registered model has an alias
+        current = bases.look(record.path, progress=progress)
+        if current.fingerprint.weights != record.fingerprint.weights:
             raise BaseMismatch(
                 f"`{record.path}` holds other weights than those registered as `{record.alias}`",
-                hint=f"`adapt base remove {record.alias}` and `adapt base add {record.path}` register them anew",
+                hint=f"`adapt base remove {record.alias}`, then `adapt base add {record.path}`",
             )
     return record
 
 
-def _result(work: Work, out_folder: Path, options: ExtractOptions) -> ExtractResult:
-    """What was measured."""
-    error, norm = (math.hypot(*(pair[which] for pair in work.norms.values())) for which in (0, 1))
-    relative = {module: e / n for module, (e, n) in work.norms.items()}
-    worst = max(relative, key=lambda module: relative[module])
-    gone = [one.change for one in work.left_out if one.change is not None and not one.is_carried]
-    kept = [one.change for one in work.left_out if one.change is not None and one.is_carried]
-    dtype = str(work.dtype).removeprefix("torch.")
+def _result(run: ExtractRun, out_folder: Path, options: ExtractOptions) -> ExtractResult:
+    """The result from the measurements of the run."""
+    error, norm = run.errors.total
+    worst_module, worst_error = run.errors.worst
+    gone = [one.change for one in run.left_out if one.change is not None and not one.is_carried]
+    kept = [one.change for one in run.left_out if one.change is not None and one.is_carried]
+    dtype = str(run.dtype).removeprefix("torch.")
     recipe: dict[str, object] = {"method": "extract", "options": options.to_json(), "dtype": dtype}
-    recipe |= _named("base", work.base) | _named("tuned", work.tuned)
+    recipe |= _named("base", run.base) | _named("tuned", run.tuned)
     return ExtractResult(
         out_folder=out_folder,
-        relative_error=error / norm,
-        worst_error=relative[worst],
-        worst_module=worst,
+        relative_error=run.errors.relative,
+        worst_error=worst_error,
+        worst_module=worst_module,
         missing_share=math.hypot(error, *gone) / math.hypot(norm, *gone, *kept),
-        ranks=MappingProxyType(dict(sorted(Counter(work.ranks.values()).items()))),
+        ranks=MappingProxyType(dict(sorted(Counter(run.ranks.values()).items()))),
         dtype=dtype,
-        unchanged=work.pairing.unchanged + work.rounded,
-        left_out=tuple(work.left_out),
-        warnings=tuple(work.remarks()),
+        unchanged=run.pairing.unchanged + run.rounded,
+        left_out=tuple(run.left_out),
+        warnings=tuple(run.remarks()),
         recipe=recipe,
     )
 
 
-def _check(pairing: Pairing, base: Model, tuned: Model, unequal: list[Other]) -> None:
-    """Refuse models that do not go together; `unequal` are the tensors that stand in the way."""
+def _check_pairing(pairing: Pairing, base: Model, tuned: Model, unequal: list[Other]) -> None:
+    """Raise unless the models pair up; `unequal` are the tensors that must not differ in shape."""
     if not (pairing.targets or pairing.others or pairing.unequal or pairing.unreadable):
-        raise Incompatible(f"`{shown(tuned.label)}` has the weights of `{shown(base.label)}`: nothing to extract")
+        raise Incompatible(f"`{shown(tuned.label)}` and `{shown(base.label)}` have equal weights; nothing to extract")
     if unequal:
-        head = f"`{shown(tuned.label)}` was not made from `{shown(base.label)}` as it is: some tensors do not pair up"
+        head = (
+            f"`{shown(tuned.label)}` was not fine-tuned from `{shown(base.label)}` alone: some tensors do not pair up"
+        )
         new_head = any(o.base is None and unit_of(o.name).rpartition(".")[2] in NEW_HEADS for o in unequal)
-        hint = "`--skip-unequal` leaves them out; the adapter then lacks what they do"
+        hint = "`--skip-unequal` leaves them out; the adapter then lacks their effect"
         if new_head:
-            hint = "`--save-rest` carries a small new head whole; `--skip-unequal` leaves out what does not pair up"
-        raise BaseMismatch(listing(head, [f"`{shown(o.name)}`: {o.reason}" for o in unequal]), hint=hint)
+            hint = (
+                "`--save-rest` carries a small new head whole; `--skip-unequal` leaves out tensors that do not pair up"
+            )
+        raise BaseMismatch(
+            problem_list(head, [f"`{shown(o.name)}`: {o.reason}" for o in unequal], MOST_LISTED), hint=hint
+        )
     if pairing.unreadable:
         head = "some weights are not stored as plain floating point numbers"
-        raise Incompatible(listing(head, pairing.unreadable), hint="give the models as they were before quantisation")
+        raise Incompatible(
+            problem_list(head, pairing.unreadable, MOST_LISTED), hint="use the models from before quantisation"
+        )
 
 
 def _named(role: str, model: Model) -> dict[str, object]:
-    """A model in a recipe: the digest of its weights, and a name for people that is no path."""
+    """A model in a recipe: the digest of its weights, and a readable name that is not a path."""
     record = model.record
-    name = record.hub or (record.alias if role == "tuned" else "")  # an alias of the base would be one of this machine
+    name = record.hub or (record.alias if role == "tuned" else "")  # the base's alias is local to this machine
     return {role: record.fingerprint.weights} | ({f"{role}_name": name} if name else {})

@@ -14,8 +14,8 @@ def extracted_config(
 ) -> dict[str, Any]:
     """The config for factors of rank `ranks[module]`: scale 1 everywhere, exactly those modules as targets.
 
-    `paths` are all modules that the files of the models name, `saved` those that are carried whole. `turned`: some
-    weights are stored as [in, out]. The base is named by its Hub id, never by a folder of this machine.
+    `paths` are all modules in the files of both models, `saved` the modules that are carried whole. `turned` is true if
+    some weights are stored as [in, out]. The config names the base by its Hub id, never by a local folder.
     """
     hints = base.record.hints
     r = common_rank(ranks.values())
@@ -42,9 +42,9 @@ def extracted_config(
 
 
 def short_names(modules: Collection[str], paths: Iterable[str]) -> list[str]:
-    """PEFT's `target_modules` for exactly `modules`: a last name where every module of that name is one of them.
+    """PEFT's `target_modules` for exactly `modules`: the last name where all modules of that name are targets.
 
-    PEFT takes every module whose name ends with an entry, at a dot.
+    PEFT targets every module whose name ends with an entry, at a dot.
     """
     apart = {path.rpartition(".")[2] for path in set(paths).difference(modules)}
     leaves = {module: module.rpartition(".")[2] for module in modules}

@@ -1,4 +1,4 @@
-"""A model folder as named tensors, and the facts of its config that say what they are; no weight is read here."""
+"""A model folder as named tensors, with the facts of its config; reads no weights."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.disk.files import read_json
-from adapterhub.core.errors import BaseNotFound, CouldNotTell, shown
 from adapterhub.formats.base.fingerprint import is_buffer
 from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
-from adapterhub.formats.base.weight_files import weight_files
-from adapterhub.formats.safetensors.file import read_header
-from adapterhub.formats.safetensors.header import BASE_LIMITS, TensorSpec
+from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.library.bases.records import BaseRecord
-
-_MATRIX: Final = 2
+from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
+from adapterhub.weights.model_files import model_files
 
 TOKEN_EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "tokens_embed")
-"""Last names of the embedding that turns tokens into vectors, where an output head may share its weight."""
+"""Last names of the token embedding, whose weight an output head may share."""
 
 _HEADS: Final[Mapping[str, str]] = {"gpt_neox": "embed_out"}
 _CAUSAL: Final = ("ForCausalLM", "LMHeadModel")
@@ -35,7 +32,7 @@ _TASKS: Final = (
 )
 
 _INSIDE: Final[Mapping[str, str]] = {"gpt2": "transformer.", "bloom": "transformer."}
-"""Where a model of this type has its layers, although files on the Hub leave the first part of the names out."""
+"""The prefix of the layers in models of this type, which files on the Hub leave out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,30 +54,15 @@ class Model:
 
     @classmethod
     def of(cls, record: BaseRecord) -> Model:
-        """The model that `record` describes, its files as they are now.
-
-        Raises:
-            BaseNotFound: the record names no folder.
-            Malformed, MalformedTensorFile: no complete model in safetensors.
-            CouldNotTell: the files are no longer those of the record.
-        """
-        if record.path is None:
-            raise BaseNotFound(
-                f"`{shown(record.label)}` is known without a folder",
-                hint="`adapt base add PATH` says where its files are",
-            )
-        facts = {fact.name: fact for fact in record.tensors}
-        weights: dict[str, Weight] = {}
-        for path in weight_files(record.path):
-            for spec in read_header(path, limits=BASE_LIMITS).tensors:
-                known = facts.get(spec.name)
-                if known is None or (known.dtype, known.shape) != (spec.dtype, spec.shape):
-                    raise CouldNotTell(
-                        f"`{shown(str(path), 200)}` changed since it was fingerprinted: `{shown(spec.name)}`"
-                    )
-                if not is_buffer(spec.name, spec.shape):
-                    weights[spec.name] = Weight(path=path, spec=spec, sha256=known.sha256)
-        return cls(record=record, weights=weights, config=_read_config(record.path))
+        """The model of `record`, which must match the current files. Raises what `model_files` raises."""
+        folder, files, facts = model_files(record)
+        weights = {
+            spec.name: Weight(path=file.path, spec=spec, sha256=facts[spec.name].sha256)
+            for file in files
+            for spec in file.tensors
+            if not is_buffer(spec.name, spec.shape)
+        }
+        return cls(record=record, weights=weights, config=_read_config(folder))
 
     @property
     def label(self) -> str:
@@ -89,56 +71,57 @@ class Model:
 
     @property
     def model_type(self) -> str:
-        """The architecture's name, or ""."""
+        """The architecture's name; "" if the config names none."""
         return self._text("model_type")
 
     @property
     def task_type(self) -> str | None:
-        """PEFT's name for the task that the model's class is made for."""
+        """PEFT's name for the task of the model's class."""
         return next((task for end, task in _TASKS if self._class.endswith(end)), None)
 
     @property
     def embedding(self) -> str | None:
-        """The tensor of the token embedding: of several candidates the one with most rows."""
-        found = [
+        """The tensor of the token embedding: the candidate with most rows."""
+        candidates = [
             name
             for name, weight in self.weights.items()
-            if name.removesuffix(".weight").rpartition(".")[2] in TOKEN_EMBEDDINGS and len(weight.spec.shape) == _MATRIX
+            if name.removesuffix(".weight").rpartition(".")[2] in TOKEN_EMBEDDINGS
+            and len(weight.spec.shape) == MATRIX_NDIM
         ]
-        return max(found, key=lambda name: self.weights[name].spec.shape[0], default=None)
+        return max(candidates, key=lambda name: self.weights[name].spec.shape[0], default=None)
 
     @property
     def head(self) -> str | None:
-        """The module that turns vectors into tokens, where the class of the model says that it has one.
+        """The output head, if the class of the model has one.
 
-        Models built like BERT have it under several names, which nothing here tells.
+        Unknown for models like BERT, whose heads have several names.
         """
         is_like_bert = (self.embedding or "").endswith("embeddings.word_embeddings.weight")
         return _HEADS.get(self.model_type, "lm_head") if self._class.endswith(_CAUSAL) and not is_like_bert else None
 
     @property
     def shares_embedding(self) -> bool:
-        """Whether an output head that the files lack is the token embedding: by the class, or by the config."""
+        """Whether the token embedding serves as the output head that the files lack, by the class or the config."""
         return self.head is not None or self.config.get("tie_word_embeddings") is True
 
     @property
     def may_share_embedding(self) -> bool:
-        """Whether layers that the files do not name may use the weight of the token embedding."""
+        """Whether layers outside the files may use the weight of the token embedding."""
         if self._class.endswith(_HEADLESS) and not self._class.endswith(_CAUSAL):
             return False
-        return self.config.get("tie_word_embeddings") is not False  # transformers shares unless told otherwise
+        return self.config.get("tie_word_embeddings") is not False  # transformers shares by default
 
     @property
     def inside(self) -> str:
-        """What the names in the files lack in front, compared with the model that the config names; mostly ""."""
+        """The prefix that the names in the files lack for the class in the config; mostly ""."""
         part = _INSIDE.get(self.model_type, "")
         is_bare = not self._class or (self._class.endswith("Model") and not self._class.endswith(_CAUSAL))
         return "" if is_bare or any(name.startswith(part) for name in self.weights) else part
 
     @property
     def _class(self) -> str:
-        found = self.config.get("architectures")
-        return found[0] if isinstance(found, list) and found and isinstance(found[0], str) else ""
+        names = self.config.get("architectures")
+        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
     def _text(self, key: str) -> str:
         value = self.config.get(key)
@@ -146,10 +129,10 @@ class Model:
 
 
 def aligned(base: Model, tuned: Model) -> tuple[dict[str, Weight], dict[str, Weight]]:
-    """The weights of both models under common names: those that the model with its head has.
+    """The weights of both models under common names: those of a model with its head.
 
-    A model saved without its head leaves the first part of the names out (`h.0…` for `transformer.h.0…`); the names of
-    that side get it back.
+    A model that was saved without its head lacks the first part of the names (`h.0…` for `transformer.h.0…`); this adds
+    it again.
     """
     ours, theirs = dict(base.weights), dict(tuned.weights)
     into_base, into_tuned = _prefix(ours, theirs), _prefix(theirs, ours)
@@ -169,13 +152,13 @@ def _is_head(name: str, model: Model) -> bool:
 
 
 def _prefix(names: Iterable[str], longer: Mapping[str, Weight]) -> str:
-    """The first part that leads more of `names` into `longer` than they have in common as they are; "" if none."""
+    """The prefix with which most of `names` are in `longer`; "" if none finds more than the plain names."""
     names = list(names)
     best, most = "", sum(name in longer for name in names)
     for part, _ in Counter(name.partition(".")[0] + "." for name in longer).most_common(2):
-        found = sum(part + name in longer for name in names)
-        if found > most:
-            best, most = part, found
+        count = sum(part + name in longer for name in names)
+        if count > most:
+            best, most = part, count
     return best
 
 
@@ -184,7 +167,7 @@ def _under(prefix: str, weights: Mapping[str, Weight], longer: Mapping[str, Weig
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
-    """The model's config; one that is absent or damaged says nothing, as in `hints`."""
+    """The model's config; empty if it is missing or damaged, as in `hints`."""
     try:
         value = read_json(folder / "config.json", CONFIG_LIMIT_BYTES)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Weights of two models, read block by block, and their differences."""
+"""Reads the weights of two models block by block and computes their differences."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.layouts import is_finite
 
 BLOCK_BYTES: Final = 8 << 20
-"""Read of each model at once: large enough for the disk, small beside any weight that matters."""
+"""Bytes read of each model at once: large enough for the disk, small beside the weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Difference:
-    """What one weight of the tuned model has over the base's.
+class WeightDifference:
+    """The difference between one weight of the tuned model and of the base.
 
-    `matrix` is float32 [rows, columns], trailing dimensions flattened, and None when only the norm was asked for.
-    `is_rounding`: the models are stored in two precisions, and the numbers are equal in the coarser one.
+    `matrix` is float32 [rows, columns], trailing dimensions flattened; None if only the norm was computed.
+    `is_rounding` is true if the models have two precisions and the numbers are equal in the coarser one.
     """
 
     matrix: Tensor | None
@@ -38,13 +38,13 @@ class Difference:
 
     @property
     def is_nothing(self) -> bool:
-        """Whether the weight is the same in both models."""
+        """Whether the weight is equal in both models, up to rounding."""
         return self.is_rounding or self.norm == 0
 
 
 @final
 class WeightReader:
-    """Open files of models; a context manager that closes them."""
+    """Reads the files of models; a context manager that closes them."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -59,17 +59,17 @@ class WeightReader:
         self._stack.close()
 
     def data(self, weight: Weight, start: int = 0, count: int | None = None) -> bytearray:
-        """`count` bytes of the weight from its byte `start`; all of them without.
+        """`count` bytes of the weight from its byte `start` on, by default all.
 
         Raises:
-            CouldNotTell: the file cannot be opened.
-            MalformedTensorFile: it has become shorter since its header was read.
+            CouldNotTell: the file cannot be read.
+            MalformedTensorFile: the file became shorter after its header was read.
         """
         buffer = bytearray(weight.spec.size_bytes if count is None else count)
         stream = self._streams.get(weight.path)
         try:
             if stream is None:
-                # unbuffered: what is read is megabytes at a time
+                # unbuffered, since each read is megabytes
                 stream = self._streams[weight.path] = self._stack.enter_context(weight.path.open("rb", buffering=0))
             stream.seek(weight.spec.start + start)
             view, filled = memoryview(buffer), 0
@@ -82,8 +82,8 @@ class WeightReader:
             raise CouldNotTell(f"`{weight.path}` cannot be read: {error.strerror}") from None
         return buffer
 
-    def difference(self, base: Weight, tuned: Weight, *, with_matrix: bool = True) -> Difference:
-        """What the tuned weight has over the base's, each entry rounded once to float32; one shape, floating dtypes."""
+    def difference(self, base: Weight, tuned: Weight, *, with_matrix: bool = True) -> WeightDifference:
+        """The tuned weight minus the base's, each entry rounded once to float32; both floating, of one shape."""
         rows = tuned.spec.shape[0] if tuned.spec.shape else 1
         columns = tuned.spec.elements // rows if rows else 0
         matrix = torch.empty(rows, columns) if with_matrix else None
@@ -100,7 +100,7 @@ class WeightReader:
             squares += float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2
             if matrix is not None:
                 matrix[first:last] = block
-        return Difference(matrix=matrix, norm=math.sqrt(squares), is_finite=finite, is_rounding=is_rounding)
+        return WeightDifference(matrix=matrix, norm=math.sqrt(squares), is_finite=finite, is_rounding=is_rounding)
 
     def _rows(self, weight: Weight, first: int, last: int, columns: int) -> Tensor:
         dtype = TORCH_DTYPES[weight.spec.dtype]
@@ -120,12 +120,12 @@ def error_of(stored: LowRank, matrix: Tensor) -> float:
 
 
 def _minus(new: Tensor, old: Tensor) -> Tensor:
-    """The difference in float32; through float64 where one side is that wide."""
+    """The difference in float32, by way of float64 if one side is float64."""
     wide = torch.float64 if torch.float64 in (new.dtype, old.dtype) else torch.float32
     return torch.sub(new.to(wide), old.to(wide)).float()
 
 
 def _equal_when_rounded(old: Tensor, new: Tensor) -> bool:
-    """Whether the numbers are equal once those of the finer dtype are rounded to the coarser one."""
+    """Whether the numbers are equal after rounding to the coarser dtype."""
     coarse = max(old.dtype, new.dtype, key=lambda dtype: torch.finfo(dtype).eps)
     return torch.equal(old.to(coarse), new.to(coarse))

@@ -1,19 +1,19 @@
-"""Fusing: a base with adapters added to its weights, as a model of its own, file by file.
+"""Fusing: adds adapters to the weights of a base and writes the sum as a model of its own, file by file.
 
-    with prepare("legal-qa@base-7b", Path("fused")) as fusion:    # every check, nothing is written
+    with prepare("legal-qa@base-7b", Path("fused")) as fusion:    # checks everything, writes nothing
         print(fusion.write().relative_error)
 
-The result has the base's own files: same sharding, same order, same header, and the bytes of what no adapter changes.
-No model is built or loaded. Each tensor that changes is read in pieces, the update is added in float64, and the sum is
-rounded once, to the dtype of the base unless asked otherwise.
+The result keeps the base's files: the same shards, order and header, and the same bytes where no adapter changes them.
+No model is built or loaded. Each changed tensor is read in pieces, the update is added in float64, and the sum is
+rounded once, to the dtype of the base by default.
 
-That rounding loses something, most where an update is small beside its weight: an update of 0.2 % of a bfloat16 weight
-is 60 % lost. It is measured in float64 on every number: ‖round(W + ΔW) - W - ΔW‖ / ‖ΔW‖, and the share of entries with
-an update that are stored as if there had been none.
+The rounding loses a part of the update, and most where the update is small beside its weight: bfloat16 loses 60 % of an
+update that is 0.2 % of the weight. Two figures measure the loss, in float64 over every number: ‖round(W + ΔW) - W -
+ΔW‖ / ‖ΔW‖, and the share of updated entries that are stored as if they had no update.
 
-What an adapter does to the base is PEFT's meaning of it. DoRA is m (W + ΔW) / ‖W + ΔW‖, the norm over each output (Liu
-et al. 2024, arXiv:2402.09353). Several adapters are the sum of weight * ΔW, exactly, which is defined for plain updates
-only. What has no exact place in the base's files is refused by name.
+An adapter changes the base as in PEFT. DoRA is m (W + ΔW) / ‖W + ΔW‖, with the norm over each output (Liu et al. 2024,
+arXiv:2402.09353). Several adapters give the exact sum of weight * ΔW, which is defined for plain updates only. A part
+of an adapter without an exact place in the base's files is refused by name.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ from adapterhub.formats.peft.config import owner
 from adapterhub.formats.safetensors.dtypes import CHOICES
 from adapterhub.library.default import LibraryLike, open_library
 from adapterhub.trust.verify import Subject
-from adapterhub.weights.fuse._change import Landed
+from adapterhub.weights.fuse._change import RoundingLoss
 from adapterhub.weights.fuse._copies import is_copy
 from adapterhub.weights.fuse._folder import code_remarks, copy_index, copy_side_files, side_files
 from adapterhub.weights.fuse._model import Model
-from adapterhub.weights.fuse._places import Change, Taken, plan
-from adapterhub.weights.fuse._request import Request, find
+from adapterhub.weights.fuse._places import AdapterTensor, Change, plan_changes
+from adapterhub.weights.fuse._request import FuseRequest, find_request
 from adapterhub.weights.fuse._result import Fused, FusedAdapter, FusedTensor, torch_name
-from adapterhub.weights.fuse._shards import Layout, ShardWriter, lay_out
+from adapterhub.weights.fuse._shards import ShardLayout, ShardWriter, lay_out
 from adapterhub.weights.fuse._source import FuseAdapter
 from adapterhub.weights.lowrank.factors import AdapterFactors
 
 __all__ = ["DTYPES", "LARGE_LOSS", "Fused", "FusedAdapter", "FusedTensor", "Fusion", "fuse", "prepare"]
 
 DTYPES: Final = CHOICES
-"""What a fused model can be stored as: torch's names and the format's."""
+"""The dtypes of a fused model: torch's names and those of safetensors."""
 
 LARGE_LOSS: Final = 0.1
-"""From this relative error on, keeping the adapter beside its base is advised."""
+"""From this relative error on, users are advised to keep the adapter beside its base."""
 
 
 @final
 class Fusion:
-    """A fused model that was checked and can be written; a context manager that holds the adapters' files open."""
+    """A fusion that passed every check and is ready to write; a context manager that keeps the adapters' files open."""
 
     def __init__(
         self,
-        request: Request,
+        request: FuseRequest,
         changes: Mapping[str, Change],
         out_folder: Path,
         *,
@@ -78,7 +78,7 @@ class Fusion:
         model = request.model
         self._dtype = None if dtype is None or DTYPES[dtype] == model.main_dtype else dtype
         wanted = DTYPES[self._dtype] if self._dtype else ""
-        self._layouts: list[Layout] = []
+        self._layouts: list[ShardLayout] = []
         for file in model.files:
             kept = [s for s in file.tensors if s.dtype == model.main_dtype and not is_buffer(s.name, s.shape)]
             self._layouts.append(lay_out(file, {spec.name: wanted for spec in kept} if wanted else {}))
@@ -93,35 +93,35 @@ class Fusion:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of weight files that `write` writes, which its `progress` adds up to."""
+        """Bytes of weight files that `write` writes, the total of its `progress`."""
         return sum(layout.size_bytes for layout in self._layouts)
 
     def write(self, *, threads: int | None = None, progress: Progress | None = None) -> Fused:
         """Write the model; the folder appears complete or not at all.
 
         Raises:
-            MergeRefused: a result that is not finite in its dtype.
+            MergeRefused: a result is not finite in its dtype.
             Conflict: the folder exists and is not empty.
-            DiskFull, NotAllowed: it cannot be written.
-            CouldNotTell, MalformedTensorFile: a file that cannot be read, or changed meanwhile.
+            DiskFull, NotAllowed: the folder cannot be written.
+            CouldNotTell, MalformedTensorFile: a file cannot be read, or changed during the fusion.
         """
         model = self._request.model
-        landed: dict[str, Landed] = {}
+        losses: dict[str, RoundingLoss] = {}
         room = self.size_bytes + sum((model.folder / name).stat().st_size for name in side_files(model))
         with new_folder(self._out_folder, size_bytes=room, durable=True) as folder:
             copy_side_files(model, folder, self._dtype)
             copy_index(model, folder, self._data_bytes if self._dtype else None)
             with ShardWriter(progress or (lambda _done: None), threads=threads) as writer:
                 for file, layout in zip(model.files, self._layouts, strict=True):
-                    landed |= writer.write(file, layout, folder / file.path.name, self._changes)
+                    losses |= writer.write(file, layout, folder / file.path.name, self._changes)
                     model.ensure_unchanged(file)
-        return self._result(landed)
+        return self._result(losses)
 
     @property
     def _data_bytes(self) -> int:
         return sum(new.size_bytes for layout in self._layouts for _, new in layout.tensors)
 
-    def _result(self, landed: Mapping[str, Landed]) -> Fused:
+    def _result(self, losses: Mapping[str, RoundingLoss]) -> Fused:
         request = self._request
         pairs = {new.name: (old, new) for layout in self._layouts for old, new in layout.tensors}
         return Fused(
@@ -130,7 +130,7 @@ class Fusion:
             base_weights=request.model.record.fingerprint.weights,
             adapters=tuple(
                 FusedAdapter(label=f.label, weight=f.weight, digest=f.build.manifest.digest if f.build else None)
-                for f in request.found
+                for f in request.adapters
             ),
             files=len(self._layouts),
             size_bytes=self.size_bytes,
@@ -138,10 +138,10 @@ class Fusion:
                 FusedTensor(
                     name=name, error=math.sqrt(one.error), update=math.sqrt(one.update), moved=one.moved, lost=one.lost
                 )
-                for name, one in sorted(landed.items())
+                for name, one in sorted(losses.items())
             ),
             copied=sum(old.dtype == new.dtype and name not in self._changes for name, (old, new) in pairs.items()),
-            dtypes=tuple(sorted({torch_name(pairs[name][1].dtype) for name in landed})),
+            dtypes=tuple(sorted({torch_name(pairs[name][1].dtype) for name in losses})),
             warnings=self.warnings,
         )
 
@@ -150,42 +150,46 @@ def prepare(
     adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float],
     out_folder: Path,
     *,
+    reading: Progress | None = None,
     library: LibraryLike = None,
     base: BaseSpec | str | None = None,
     weights: Sequence[float] | None = None,
     dtype: str | None = None,
     allow_base_mismatch: bool = False,
-    reading: Progress | None = None,
 ) -> Fusion:
-    """Find adapters and base, compare them, and find the place of everything; nothing is written.
+    """Find and compare the adapters and the base, and plan every change; nothing is written.
 
-    Adapters, weights and base are named as for `attach`. The base must be registered, or `base` a folder; its files
-    are compared with the fingerprint that the adapter was made for, which costs a reading of them if they are new here
-    (`reading` gets the bytes). `dtype` is that of the tensors which have the base's main dtype; the others keep theirs.
+    Name adapters, weights and base as for `attach`. The base must be registered, or `base` a folder. Its files are
+    compared with the fingerprint in the adapter; files that are new here are read once for that (`reading` gets the
+    bytes). `dtype` applies to the tensors in the base's main dtype; other tensors keep theirs.
 
     Raises:
-        MergeRefused: parts of an adapter that cannot be fused into this base; every one is named.
+        MergeRefused: parts of an adapter cannot be fused into this base; lists every part.
         BaseMismatch: made for another base; with the same shapes, `allow_base_mismatch` overrides it.
-        AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound, UsageProblem: what was asked for.
+        AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound, UsageProblem: no such adapter or base.
         Conflict: `out_folder` exists and is not empty.
-        RefusedAdapter, Malformed, DigestMismatch: files that are not sound.
+        RefusedAdapter, Malformed, DigestMismatch: files of the adapter or the base are damaged.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
     ensure_new(out_folder)
     place = open_library(library)
-    request = find(adapter, place, base=base, weights=weights, allow_base_mismatch=allow_base_mismatch, reading=reading)
+    request = find_request(
+        adapter, place, base=base, weights=weights, allow_base_mismatch=allow_base_mismatch, reading=reading
+    )
     if dtype is not None and request.model.is_quantised:
-        raise UsageProblem(f"base `{request.model.record.label}` is quantised; its dtype cannot be changed")
+        raise UsageProblem(
+            f"base `{request.model.record.label}` is quantised, so its dtype cannot be changed; leave out `dtype`"
+        )
     with ExitStack() as stack:
         sources = [
             _source(request.model, f, s, stack.enter_context(AdapterFactors(f.folder, subject=s)))
-            for f, s in zip(request.found, request.subjects, strict=True)
+            for f, s in zip(request.adapters, request.subjects, strict=True)
         ]
         mapped = [(s.label, s.names.mapped(map(owner, s.factors.modules))) for s in sources]
         warnings = [*request.warnings, *(f"`{shown(label, 200)}`: its {note}" for label, note in mapped if note)]
-        changes = plan(request.model, sources)
-        _refuse_other_copies(request.model, sources)
+        changes = plan_changes(request.model, sources)
+        _check_copies(request.model, sources)
         return Fusion(request, changes, out_folder, dtype=dtype, files=stack.pop_all(), warnings=warnings)
 
 
@@ -199,7 +203,7 @@ def fuse(
     dtype: str | None = None,
     allow_base_mismatch: bool = False,
 ) -> Fused:
-    """Write base + adapters into the new folder `out_folder`; see `prepare` and `Fusion.write`."""
+    """Add adapters to a base and write the sum into the new folder `out_folder`; see `prepare` and `Fusion.write`."""
     with prepare(
         adapter,
         out_folder,
@@ -212,23 +216,23 @@ def fuse(
         return fusion.write()
 
 
-def _source(model: Model, found: Found, subject: Subject, factors: AdapterFactors) -> FuseAdapter:
-    """The adapter, with the names that its modules have in the base."""
+def _source(model: Model, adapter: Found, subject: Subject, factors: AdapterFactors) -> FuseAdapter:
+    """The adapter with the names of its modules in the base."""
     modules = {owner(module) for module in factors.modules} or {name for name, _ in subject.keys.tokens}
     names = find_names(sorted(modules), model.modules)
-    return FuseAdapter(label=found.label, weight=found.weight, subject=subject, factors=factors, names=names)
+    return FuseAdapter(label=adapter.label, weight=adapter.weight, subject=subject, factors=factors, names=names)
 
 
-def _refuse_other_copies(model: Model, sources: Sequence[FuseAdapter]) -> None:
-    """Refuse tensors that take a base weight's place although they are named as copies of it."""
+def _check_copies(model: Model, sources: Sequence[FuseAdapter]) -> None:
+    """Raise unless every tensor that is named as a copy of a base weight equals it."""
     findings = []
     for source in sources:
         for name, spec in source.subject.keys.copies:
             there = source.names.tensor(name)
             there = there if there in model.facts else model.twin_of_absent(there.rpartition(".")[0], spec.shape)
-            if not there or not is_copy(Taken(source, spec), model, there):
-                found = f"`{shown(spec.name)}` is not equal to the base's and would replace it"
-                findings.append(("E_BASE_WEIGHT", found))
+            if not there or not is_copy(AdapterTensor(source, spec), model, there):
+                reason = f"`{shown(spec.name)}` differs from the base's and would replace it"
+                findings.append(("E_BASE_WEIGHT", reason))
     if findings:
         hint = "save the adapter again with `save_embedding_layers=False`"
-        raise RefusedAdapter("the adapter brings weights of its own for the base", findings, hint=hint)
+        raise RefusedAdapter("the adapter would replace weights of the base", findings, hint=hint)

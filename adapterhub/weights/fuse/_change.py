@@ -1,7 +1,7 @@
-"""The numbers of a change: factors read once, then the new rows of a tensor, piece by piece, and what rounding does.
+"""The arithmetic of a change: reads the factors once, computes the new rows piece by piece, and measures rounding.
 
-All in float64: base, factors and sums. A number is rounded when it is stored, and only then. (Torch rounds to the
-16-bit kinds by way of float32, so of two neighbours that are equally near to seven digits either may be taken.)
+Base, factors and sums are float64. A number is rounded once, when it is stored. (Torch rounds to 16-bit dtypes by way
+of float32, so between two neighbours that are equally near to seven digits, it may take either.)
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor
 
 from adapterhub.core.errors import CouldNotTell, MalformedTensorFile
 from adapterhub.weights.dtypes import TORCH_DTYPES
-from adapterhub.weights.fuse._places import Change, Taken, Update
+from adapterhub.weights.fuse._places import AdapterTensor, Change, Update
 from adapterhub.weights.lowrank.algebra import LowRank, stack
 
 
 @final
 class Scratch:
-    """Memory of one thread that serves every piece: new memory for each would take longer than the arithmetic."""
+    """Memory of one thread, reused for every piece: allocating each piece would take longer than the arithmetic."""
 
     def __init__(self) -> None:
         self._held: dict[str, Tensor] = {}
 
     def tensor(self, use: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor whose numbers are whatever the last one of that use left there."""
+        """A tensor with the leftover numbers of the last tensor for that use."""
         size = math.prod(shape) * dtype.itemsize
         held = self._held.get(use)
         if held is None or held.numel() < size:
@@ -38,10 +38,10 @@ class Scratch:
 
 
 @dataclass(frozen=True, slots=True)
-class Landed:
-    """How an update landed: the squares of the rounding error's norm and of the update's, and two counts of entries.
+class RoundingLoss:
+    """The loss of an update to rounding: the squared norms of the error and of the update, and two counts.
 
-    `moved` have an update; `lost` are those of them whose stored number is what it would be without.
+    `moved` counts the entries with an update, `lost` those of them that are stored as if they had none.
     """
 
     error: float = 0.0
@@ -49,15 +49,15 @@ class Landed:
     moved: int = 0
     lost: int = 0
 
-    def plus(self, other: Landed) -> Landed:
-        """Both together."""
-        return Landed(
+    def plus(self, other: RoundingLoss) -> RoundingLoss:
+        """The loss over both."""
+        return RoundingLoss(
             self.error + other.error, self.update + other.update, self.moved + other.moved, self.lost + other.lost
         )
 
 
 class Grid(NamedTuple):
-    """A tensor seen as a matrix: its rows, in `blocks` of equally many (one for each expert), and their length."""
+    """A tensor as a matrix: its rows, in `blocks` of equal size (one for each expert), and their length."""
 
     rows: int
     columns: int
@@ -65,12 +65,12 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, shape: tuple[int, ...], blocks: Sequence[LowRank] = ()) -> Grid:
-        """The grid of a tensor of that shape, cut as its updates are; without any, trailing dimensions make a row."""
+        """The grid of a tensor of that shape, divided like its updates; without any, trailing dimensions form rows."""
         columns = blocks[0].shape[1] if blocks else math.prod(shape[1:])
         return cls(math.prod(shape) // max(1, columns), columns, max(1, len(blocks)))
 
     def pieces(self, numbers: int) -> list[tuple[int, int]]:
-        """Rows `[start, stop)` of about that many numbers each; a piece lies in one block."""
+        """Ranges of rows `[start, stop)` of about that many numbers; no range crosses a block."""
         length, step = self.rows // self.blocks, max(1, numbers // max(1, self.columns))
         return [
             (start, min(start + step, first + length))
@@ -83,13 +83,13 @@ class Grid(NamedTuple):
 class Arithmetic:
     """A change with its factors in memory.
 
-    `blocks` are the updates of each block of rows, scale 1 and float64, in the base's own layout: `b` [rows, r], `a`
+    `blocks` holds the update of each block of rows, scale 1 and float64, in the layout of the base: `b` [rows, r], `a`
     [r, columns]. `lengths` (DoRA) and `norms` have one number for each output.
     """
 
     grid: Grid
     blocks: tuple[LowRank, ...]
-    whole: Taken | None
+    whole: AdapterTensor | None
     tokens: Tensor
     rows: Tensor
     lengths: Tensor | None
@@ -97,7 +97,7 @@ class Arithmetic:
     norms: Tensor | None = None
 
     def apply(self, weight: Tensor, start: int, scratch: Scratch) -> Tensor:
-        """What rows of the base, from row `start` on, become; float64 [rows, columns], in the scratch memory."""
+        """The new rows for rows of the base from `start` on; float64 [rows, columns], in scratch memory."""
         stop = start + len(weight)
         new = self._sum(weight, start, scratch)
         if self.lengths is not None and self.norms is not None:
@@ -106,7 +106,7 @@ class Arithmetic:
         return new
 
     def squares(self, weight: Tensor, start: int, scratch: Scratch) -> Tensor:
-        """What rows of the base add to the squared norm of each output; float64 [outputs]."""
+        """The contribution of rows of the base to the squared norm of each output; float64 [outputs]."""
         assert self.lengths is not None
         new = self._sum(weight, start, scratch).square_()
         if not self.is_by_row:
@@ -131,7 +131,7 @@ class Arithmetic:
 
 
 def load(change: Change) -> Arithmetic:
-    """The arithmetic of a change; reads the adapter's factors, but not what replaces a tensor whole."""
+    """The arithmetic of a change; reads the adapter's factors, but not a tensor that replaces a whole one."""
     turned = [update.is_turned for update in change.updates]
     parts = [_blocks(update) for update in change.updates] + [_column(offset) for offset in change.offsets]
     blocks = tuple(stack(deltas, [1.0] * len(deltas)) for deltas in zip(*parts, strict=True)) if parts else ()
@@ -147,29 +147,29 @@ def load(change: Change) -> Arithmetic:
     )
 
 
-def measure(old: Tensor, new: Tensor, stored: Tensor, scratch: Scratch) -> Landed:
-    """How `new` (float64) landed as `stored`, where `old` was."""
+def measure(old: Tensor, new: Tensor, stored: Tensor, scratch: Scratch) -> RoundingLoss:
+    """The loss of storing `new` (float64) as `stored` in place of `old`."""
     work = scratch.tensor("measured", new.shape, torch.float64)
     flat = work.flatten()
     work.copy_(stored).sub_(new)
     error = float(flat.dot(flat))
     if not math.isfinite(error):
-        return Landed(error=error)
+        return RoundingLoss(error=error)
     torch.sub(new, work.copy_(old), out=work)
     room = scratch.tensor("counted", (flat.numel(),), torch.bool)
     moved = _count(flat, torch.zeros((), dtype=flat.dtype), room)
     changed = _count(_bits(stored).flatten(), _bits(old.to(stored.dtype)).flatten(), room)
-    # what has no update is stored as it was, but for a zero that may have lost its sign
-    return Landed(error, float(flat.dot(flat)), moved, max(0, moved - changed))
+    # an entry without an update keeps its bits, except that a zero may lose its sign
+    return RoundingLoss(error, float(flat.dot(flat)), moved, max(0, moved - changed))
 
 
 def _bits(numbers: Tensor) -> Tensor:
-    """Floating point numbers as integers, which are compared faster."""
+    """Floating point numbers as integers, which compare faster."""
     return numbers.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[numbers.element_size()])
 
 
 def _count(one: Tensor, other: Tensor, room: Tensor) -> int:
-    """How many entries differ. By NumPy, which takes a fifth of torch's time here."""
+    """The number of entries that differ. NumPy takes a fifth of torch's time here."""
     import numpy as np
 
     return int(np.count_nonzero(np.not_equal(one.numpy(), other.numpy(), out=room.numpy())))
@@ -186,22 +186,22 @@ def _blocks(update: Update) -> tuple[LowRank, ...]:
 
 
 def _column(offset: Update) -> tuple[LowRank]:
-    """What is added to a bias, as a column."""
+    """The update of a bias, as a column."""
     bias = offset.source.factors.bias(offset.module)
     assert bias is not None
     return (LowRank(a=torch.ones(1, 1, dtype=torch.float64), b=bias[:, None] * offset.source.weight),)
 
 
-def _read(taken: Taken) -> Tensor:
-    return taken.source.factors.tensor(taken.spec)
+def _read(tensor: AdapterTensor) -> Tensor:
+    return tensor.source.factors.tensor(tensor.spec)
 
 
-def _rows_of(taken: Taken, grid: Grid, start: int, stop: int) -> Tensor:
-    """Rows of a tensor that replaces one of the base; may be called from several threads."""
-    dtype = TORCH_DTYPES[taken.spec.dtype]
+def _rows_of(tensor: AdapterTensor, grid: Grid, start: int, stop: int) -> Tensor:
+    """Rows of a tensor that replaces one of the base; safe to call from several threads."""
+    dtype = TORCH_DTYPES[tensor.spec.dtype]
     room = torch.empty(stop - start, grid.columns, dtype=dtype)
-    place = taken.spec.start + start * grid.columns * dtype.itemsize
-    taken.source.factors.weights.read_into(room.flatten().view(torch.uint8).numpy().data, place)
+    place = tensor.spec.start + start * grid.columns * dtype.itemsize
+    tensor.source.factors.weights.read_into(room.flatten().view(torch.uint8).numpy().data, place)
     return room
 
 
@@ -209,8 +209,8 @@ def read_into(room: Tensor, handle: int, start: int, where: str) -> None:
     """Fill a tensor with the bytes of an open file from byte `start` on.
 
     Raises:
-        CouldNotTell: it cannot be read.
-        MalformedTensorFile: it has become shorter since its header was read.
+        CouldNotTell: the file cannot be read.
+        MalformedTensorFile: the file became shorter after its header was read.
     """
     view, filled = room.flatten().view(torch.uint8).numpy().data, 0
     while filled < len(view):

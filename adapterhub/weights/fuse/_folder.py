@@ -1,4 +1,4 @@
-"""What a fused model's folder gets besides weights."""
+"""The files of a fused model besides its weights."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ _COPIED: Final = (
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
-    # terms, which hold for what is made of the base as well
+    # terms, which also apply to a model made from the base
     "LICENSE*",
     "NOTICE*",
     "USE_POLICY*",
 )
-"""Files that are copied from a base. No others: a pickle or a Python file could be run by whoever loads the result."""
+"""Files to copy from a base. No others, because loading the result could run a pickle or a Python file."""
 
 _NAMING_CODE: Final = (CONFIG_FILE, "tokenizer_config.json", "processor_config.json")
 _DTYPE_KEYS: Final = ("dtype", "torch_dtype")
 
 
 def side_files(model: Model) -> list[Path]:
-    """The files beside the weights that a fused model gets as they are, by path below the base's folder."""
-    found = {path for pattern in _COPIED for path in model.folder.glob(pattern) if path.is_file()}
-    return sorted(path.relative_to(model.folder) for path in found)
+    """The files besides the weights to copy, relative to the base's folder."""
+    paths = {path for pattern in _COPIED for path in model.folder.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(model.folder) for path in paths)
 
 
 def copy_side_files(model: Model, folder: Path, dtype: str | None) -> None:
-    """Copy them; with `dtype` (a name of torch), the config says that the weights are of it."""
+    """Copy the side files; `dtype` (torch's name) replaces the dtype in the config."""
     for name in side_files(model):
         target = folder / name
         target.parent.mkdir(exist_ok=True)
@@ -69,7 +69,7 @@ def copy_side_files(model: Model, folder: Path, dtype: str | None) -> None:
 
 
 def copy_index(model: Model, folder: Path, size_bytes: int | None) -> None:
-    """Copy the index, where the base's weights are in files that one names; `size_bytes` is their size, if new."""
+    """Copy the index of a sharded base; `size_bytes` is the new size of the weights, if it changed."""
     path = model.folder / INDEX_FILE
     if not path.is_file() or any(file.path.name == SINGLE_FILE for file in model.files):
         return
@@ -83,12 +83,14 @@ def copy_index(model: Model, folder: Path, size_bytes: int | None) -> None:
 
 
 def code_remarks(model: Model) -> Sequence[str]:
-    """What is said of code that the base's configs name, which is not copied."""
+    """A remark on code that the base's configs name, since it is not copied."""
     files = sorted({file for name in _NAMING_CODE for file in _code_files(model.folder / name)})
     if not files:
         return ()
     listed = ", ".join(f"`{shown(file)}`" for file in files)
-    return (f"the base names code ({listed}), which is not copied: read it, and copy it yourself where it is needed",)
+    return (
+        f"the base's config names code ({listed}), which was not copied; if the model needs it, review and copy it",
+    )
 
 
 def _code_files(path: Path) -> Iterator[str]:
@@ -98,12 +100,12 @@ def _code_files(path: Path) -> Iterator[str]:
         return
     values = named.values() if isinstance(named, dict) else ()
     for value in [item for group in values for item in (group if isinstance(group, list) else [group])]:
-        if isinstance(value, str) and "--" not in value:  # what is in another repository is found there
+        if isinstance(value, str) and "--" not in value:  # `repo--file` names code in another repository
             yield value.partition(".")[0] + ".py"
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The config with `dtype` wherever it or a config inside of it names one."""
+    """The config with `dtype` in place of every dtype, also in nested configs."""
     changed: dict[str, Any] = {}
     for key, value in config.items():
         if key in _DTYPE_KEYS and isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The base as files: which tensor lies where, what its config says, and which tensors are one once it is loaded."""
+"""The base as files: the place of each tensor, the config, and the tensors that are tied once it is loaded."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.core.disk.files import read_json
-from adapterhub.core.errors import BaseNotFound, CouldNotTell, Malformed, shown
+from adapterhub.core.errors import CouldNotTell, Malformed, shown
 from adapterhub.formats.base.fingerprint import is_buffer
 from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
-from adapterhub.formats.base.weight_files import weight_files
 from adapterhub.formats.safetensors.facts import TensorFacts
-from adapterhub.formats.safetensors.file import TensorFile, read_header
-from adapterhub.formats.safetensors.header import BASE_LIMITS, TensorSpec
+from adapterhub.formats.safetensors.file import TensorFile
+from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.weights.dtypes import TORCH_DTYPES
+from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
+from adapterhub.weights.model_files import model_files
 
 CONFIG_FILE: Final = "config.json"
-_MATRIX: Final = 2
 
 _HEADS: Final = frozenset({"lm_head", "embed_out", "output"})
 _TOKENS: Final = frozenset(
     {"embed_tokens", "wte", "word_embeddings", "embed_in", "embeddings", "shared", "tok_embeddings", "tokens_embed"}
 )
 _WITH_HEAD: Final = ("ForCausalLM", "LMHead", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining")
-"""Parts of the names of classes that turn vectors back into tokens, which is where an embedding may be used twice."""
+"""Parts of the names of classes with an output head, which may use the embedding a second time."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """A base's folder: its weight files in order, facts of every tensor by name, its `config.json` ({}: none).
+    """A base's folder: its weight files in order, the facts of every tensor by name, its `config.json` ({} if none).
 
-    `stamps` are size and time of each file as it was looked at.
+    `stamps` holds the size and time of each file when its header was read.
     """
 
     record: BaseRecord
@@ -48,61 +48,50 @@ class Model:
 
     @classmethod
     def of(cls, record: BaseRecord) -> Model:
-        """The model that `record` describes, which must be of the files as they are now (`Bases.look`).
+        """The model of `record`, which must match the current files (`Bases.look`).
 
         Raises:
-            BaseNotFound: the record names no folder.
-            Malformed, MalformedTensorFile: no complete model in safetensors, or a config that is not JSON.
-            CouldNotTell: the files have changed since.
+            Malformed: the config is not JSON; otherwise what `model_files` raises.
         """
-        if record.path is None:
-            raise BaseNotFound(f"`{shown(record.label)}` is known without a folder")
-        files = tuple(read_header(path, limits=BASE_LIMITS) for path in weight_files(record.path))
-        facts = {fact.name: fact for fact in record.tensors}
-        for file in files:
-            for spec in file.tensors:
-                known = facts.get(spec.name)
-                if known is None or (known.dtype, known.shape) != (spec.dtype, spec.shape):
-                    raise CouldNotTell(f"`{file.path}` changed since it was fingerprinted: `{shown(spec.name)}`")
-        config = _read_config(record.path)
+        folder, files, facts = model_files(record)
         return cls(
             record=record,
-            folder=record.path,
+            folder=folder,
             files=files,
-            facts=MappingProxyType(facts),
-            config=config,
+            facts=facts,
+            config=_read_config(folder),
             stamps=MappingProxyType({file.path: _stamp(file.path) for file in files}),
         )
 
     def ensure_unchanged(self, file: TensorFile) -> None:
-        """Whether a weight file is still the one that was looked at.
+        """Raise unless a weight file is unchanged since its header was read.
 
         Raises:
-            CouldNotTell: it is not.
+            CouldNotTell: the file changed.
         """
         if _stamp(file.path) != self.stamps[file.path]:
             raise CouldNotTell(
-                f"`{file.path}` changed while it was read", hint="wait until it is written and try again"
+                f"`{file.path}` changed while it was read", hint="wait until the file is written, then try again"
             )
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
-        """The tensors that have a row for each token, sorted."""
+        """The tensors with a row for each token, sorted."""
         return tuple(name for name in sorted(self.facts) if self.is_vocabulary(name))
 
     @cached_property
     def places(self) -> Mapping[str, tuple[TensorFile, TensorSpec]]:
-        """The file and the place there of every tensor, by name."""
+        """Every tensor's file and its place there, by name."""
         return MappingProxyType({spec.name: (file, spec) for file in self.files for spec in file.tensors})
 
     @cached_property
     def modules(self) -> frozenset[str]:
-        """Names of the modules that hold a tensor."""
+        """Names of the modules with a tensor."""
         return frozenset(name.rpartition(".")[0] for name in self.facts)
 
     @cached_property
     def main_dtype(self) -> str:
-        """What most numbers are stored as; "" for a model without plain floating point numbers."""
+        """The dtype of most numbers; "" for a model without plain floating point numbers."""
         counts: Counter[str] = Counter()
         for file in self.files:
             for spec in file.tensors:
@@ -112,12 +101,12 @@ class Model:
 
     @property
     def is_quantised(self) -> bool:
-        """Whether the config says that weights are stored in a form of their own."""
+        """Whether the config declares quantised weights."""
         return bool(self.config.get("quantization_config"))
 
     @property
     def model_type(self) -> str:
-        """The architecture's name; "" when the config does not say."""
+        """The architecture's name; "" if the config names none."""
         value = self.config.get("model_type")
         return value if isinstance(value, str) else ""
 
@@ -126,13 +115,13 @@ class Model:
         """Whether a tensor has a row for each token: a token embedding or an output head."""
         fact = self.facts[name]
         module, _, leaf = name.rpartition(".")
-        if len(fact.shape) != _MATRIX or leaf != "weight":
+        if len(fact.shape) != MATRIX_NDIM or leaf != "weight":
             return False
         is_as_long = fact.shape[0] == self._vocabulary_size and not _is_inside_layer(module)
         return module.rpartition(".")[2] in _HEADS | _TOKENS or is_as_long
 
     def twins(self, name: str) -> tuple[str, ...]:
-        """Other tensors of the files that are the same tensor as `name` once the model is loaded."""
+        """Other tensors in the files that are tied to `name` once the model is loaded."""
         if not self.is_vocabulary(name) or self._ties is False:
             return ()
         fact = self.facts[name]
@@ -144,7 +133,7 @@ class Model:
         )
 
     def is_used_twice(self, name: str) -> bool:
-        """Whether the loaded model may use this tensor in a second place that its files do not name."""
+        """Whether the loaded model may use this tensor in a second place that is not in its files."""
         if not self.is_vocabulary(name):
             return False
         if self.is_shared_by_encoder(name):
@@ -160,7 +149,7 @@ class Model:
         return self.config.get("is_encoder_decoder") is True and not (self.is_head(module) and not self.twins(name))
 
     def twin_of_absent(self, module: str, shape: tuple[int, ...] | None) -> str:
-        """The tensor that a module of weight `shape` shares, where the files have none of its own; "" if none."""
+        """The tensor that a module without its own tensor shares, given the `shape` of its weight; "" if none."""
         if module in self.modules:
             return ""
         leaf = module.rpartition(".")[2]
@@ -169,12 +158,12 @@ class Model:
         return next((name for name in self.vocabulary if shape in (None, self.facts[name].shape)), "")
 
     def is_head(self, module: str) -> bool:
-        """Whether a module is an output head by its name."""
+        """Whether the name of a module is that of an output head."""
         return module.rpartition(".")[2] in _HEADS
 
     @cached_property
     def _ties(self) -> bool | None:
-        """What the config says of tying embeddings; None when it does not, and transformers then ties."""
+        """Whether the config ties embeddings; None if it does not say, and transformers then ties them."""
         values = [holder.get("tie_word_embeddings") for holder in self._configs()]
         return True if True in values else False if False in values else None
 
@@ -185,13 +174,13 @@ class Model:
 
     @cached_property
     def _has_head(self) -> bool:
-        """Whether the model's class has an output head; taken to be so where the config names no class."""
+        """Whether the model's class has an output head; true if the config names no class."""
         named = self.config.get("architectures")
         classes = [c for c in named if isinstance(c, str)] if isinstance(named, list) else []
         return not classes or any(part in name for name in classes for part in _WITH_HEAD)
 
     def _configs(self) -> Iterator[Mapping[str, Any]]:
-        """The config, and that of the language model inside a model that also sees or hears."""
+        """The config, and the config of the language model inside a multimodal one."""
         yield self.config
         inner = self.config.get("text_config")
         if isinstance(inner, dict):
@@ -200,10 +189,10 @@ class Model:
 
 def _stamp(path: Path) -> tuple[int, int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise CouldNotTell(f"`{path}` cannot be read: {error.strerror}") from None
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def _is_inside_layer(module: str) -> bool:
@@ -211,7 +200,7 @@ def _is_inside_layer(module: str) -> bool:
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
-    """The model's config, which may hold `Infinity` as Mamba's does."""
+    """The model's config, which may contain `Infinity` like Mamba's."""
     path = folder / CONFIG_FILE
     try:
         value = read_json(path, CONFIG_LIMIT_BYTES, finite=False)

@@ -1,4 +1,4 @@
-"""From what a caller names to adapters and a base that go together, their files checked as they are now."""
+"""Resolves the adapters and the base of a fusion, checks their current files, and compares their bases."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _HINT_NO_BASE = "`adapt base add PATH --as NAME` registers a local copy; name it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Request:
-    """The base's files, and the adapters with what their files hold."""
+class FuseRequest:
+    """The base, the adapters and their verified files."""
 
     model: Model
-    found: tuple[Found, ...]
+    adapters: tuple[Found, ...]
     subjects: tuple[Subject, ...]
     warnings: tuple[str, ...]
 
 
-def find(
+def find_request(
     adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float],
     library: Library,
     *,
@@ -37,78 +37,80 @@ def find(
     weights: Sequence[float] | None,
     allow_base_mismatch: bool,
     reading: Progress | None,
-) -> Request:
-    """The adapters and the base, compared; see `prepare` for the arguments and what is raised."""
+) -> FuseRequest:
+    """The adapters and the base, compared; see `prepare` for the arguments and the errors."""
     spec = BaseSpec.parse(base) if isinstance(base, str) else base
     if spec is not None and spec.kind == "path":
-        library.bases.find(spec, progress=reading)  # read it here, where the progress is seen
+        library.bases.find(spec, progress=reading)  # read here, where its progress is reported
     pairs = with_weights(adapter, weights)
     warnings = [f"`{shown(str(what))}` has weight 0 and was left out" for what, weight in pairs if weight == 0]
     pairs = [pair for pair in pairs if pair[1] != 0]
     if not pairs:
-        raise UsageProblem("every adapter has weight 0: there is nothing to fuse")
+        raise UsageProblem("nothing to fuse: every adapter has weight 0")
     finder = Finder(library, spec, lambda: _only_base(library), allow_base_mismatch=allow_base_mismatch)
-    found = tuple(_found(finder, what, weight) for what, weight in pairs)
-    model = Model.of(_as_it_is(library, _base_of(library, found), reading))
+    adapters = tuple(_find(finder, what, weight) for what, weight in pairs)
+    model = Model.of(_current_record(library, _base_of(library, adapters), reading))
     check = _BaseCheck(library, model.record, allow_base_mismatch=allow_base_mismatch)
-    warnings += [f"`{shown(one.label, 200)}` {warning}" for one in found for warning in one.warnings]
-    warnings += [warning for one in found for warning in check.run(one)]
-    subjects = tuple(_subject(one, model) for one in found)
-    _refuse_by_themselves(found, subjects)
-    return Request(model=model, found=found, subjects=subjects, warnings=tuple(warnings))
+    warnings += [f"`{shown(one.label, 200)}` {warning}" for one in adapters for warning in one.warnings]
+    warnings += [warning for one in adapters for warning in check.run(one)]
+    subjects = tuple(_subject(one, model) for one in adapters)
+    _check_each(adapters, subjects)
+    return FuseRequest(model=model, adapters=adapters, subjects=subjects, warnings=tuple(warnings))
 
 
-def _found(finder: Finder, what: AdapterLike, weight: float) -> Found:
+def _find(finder: Finder, what: AdapterLike, weight: float) -> Found:
     try:
         return finder.find(what, weight)
     except RefusedAdapter as error:
         raise RefusedAdapter(f"`{shown(str(what), 200)}` was not fused", error.findings, hint=error.hint) from None
 
 
-def _refuse_by_themselves(found: Sequence[Found], subjects: Sequence[Subject]) -> None:
-    is_alone = len(found) == 1 and found[0].weight == 1
+def _check_each(adapters: Sequence[Found], subjects: Sequence[Subject]) -> None:
+    is_alone = len(adapters) == 1 and adapters[0].weight == 1
     reasons = [
         f"`{shown(one.label)}` {reason}"
-        for one, subject in zip(found, subjects, strict=True)
+        for one, subject in zip(adapters, subjects, strict=True)
         for reason in own_reasons(subject, is_alone=is_alone)
     ]
     if reasons:
         raise MergeRefused("these adapters cannot be fused", reasons)
 
 
-def _subject(found: Found, model: Model) -> Subject:
-    """The adapter's files, as they were verified when it was found, beside the base's facts."""
-    assert found.subject is not None  # it was checked
-    return replace(found.subject, base_tensors=model.facts, base_fingerprint=model.record.fingerprint, base_named=True)
+def _subject(adapter: Found, model: Model) -> Subject:
+    """The adapter's verified files, together with the facts of the base."""
+    assert adapter.subject is not None  # the finder checks every folder
+    return replace(
+        adapter.subject, base_tensors=model.facts, base_fingerprint=model.record.fingerprint, base_named=True
+    )
 
 
 # ---------------------------------------------------------------- the base
-def _base_of(library: Library, found: Sequence[Found]) -> BaseRecord:
-    """The base that is named, else the one that the adapters declare, else the only one there is."""
-    named = {f.wanted.text: f.wanted.record for f in found if f.wanted is not None}
+def _base_of(library: Library, adapters: Sequence[Found]) -> BaseRecord:
+    """The named base, else the base that the adapters declare, else the only registered one."""
+    named = {f.wanted.text: f.wanted.record for f in adapters if f.wanted is not None}
     absent = [text for text, record in named.items() if record is None]
     if absent:
         raise BaseNotFound(f"the weights of base `{shown(absent[0])}` are not on this machine", hint=_HINT_NO_BASE)
     records = [record for record in named.values() if record is not None]
     if len({record.fingerprint.weights for record in records}) > 1:
         listed = ", ".join(f"`{shown(text)}`" for text in named)
-        raise UsageProblem(f"the adapters are asked for on several bases: {listed}", hint="fuse one base at a time")
+        raise UsageProblem(f"the adapters name several bases: {listed}", hint="fuse into one base at a time")
     if records:
         return records[0]
-    declared = [f for f in found if f.base.fingerprint is not None]
+    declared = [f for f in adapters if f.base.fingerprint is not None]
     for one in declared:
         record = library.bases.by_fingerprint(one.base.fingerprint) if one.base.fingerprint else None
         if record is not None:
             return record
     if declared:
         raise BaseNotFound(
-            f"the base of `{shown(declared[0].label, 200)}` ({declared[0].base.label}) is not registered here",
+            f"the base of `{shown(declared[0].label, 200)}` ({declared[0].base.label}) is not registered",
             hint=_HINT_NO_BASE,
         )
     only = _only_base(library)
     if only is None:
-        label = shown(found[0].label, 200)
-        raise BaseNotFound(f"`{label}` does not say which base it is for", hint="name one with `--base BASE|PATH`")
+        label = shown(adapters[0].label, 200)
+        raise BaseNotFound(f"`{label}` does not declare its base", hint="name one with `--base BASE|PATH`")
     return only
 
 
@@ -117,26 +119,26 @@ def _only_base(library: Library) -> BaseRecord | None:
     return records[0] if len(records) == 1 else None
 
 
-def _as_it_is(library: Library, record: BaseRecord, reading: Progress | None) -> BaseRecord:
-    """The base's files as they are now, under the alias that they are registered by.
+def _current_record(library: Library, record: BaseRecord, reading: Progress | None) -> BaseRecord:
+    """A record of the base's current files under its registered alias.
 
     Raises:
-        BaseNotFound: there are none.
-        BaseMismatch: they are no longer those that were registered.
+        BaseNotFound: the files are missing.
+        BaseMismatch: the weights differ from the registered ones.
     """
     if record.path is None or not record.path.is_dir():
         raise BaseNotFound(
             f"the weights of base `{shown(record.label)}` are not on this machine",
-            hint=f"`adapt base add PATH --as {record.alias or 'NAME'}` says where they are",
+            hint=f"`adapt base add PATH --as {record.alias or 'NAME'}` registers their folder",
         )
     now = library.bases.look(record.path, progress=reading)
     if now.fingerprint.weights != record.fingerprint.weights:
         there, here = record.fingerprint.weights[7:19], now.fingerprint.weights[7:19]
         raise BaseMismatch(
-            f"`{record.path}` holds other weights ({here}) than were registered as `{record.label}` ({there})",
-            hint=f"`adapt base add {record.path} --as NAME` registers what is there now",
+            f"`{record.path}` holds weights {here}, but `{record.label}` was registered with {there}",
+            hint=f"`adapt base add {record.path} --as NAME` registers the current weights",
         )
-    # of a record, the tensors as they lie in the files; of the folder, nothing but those
+    # the name is from the record, the tensors from the folder
     return BaseRecord(
         alias=record.alias,
         path=now.path,
@@ -148,20 +150,20 @@ def _as_it_is(library: Library, record: BaseRecord, reading: Progress | None) ->
 
 
 class _BaseCheck:
-    """Compares the base with the one that an adapter was made for."""
+    """Compares the base with the base that an adapter was made for."""
 
     def __init__(self, library: Library, record: BaseRecord, *, allow_base_mismatch: bool) -> None:
         self.library = library
         self.record = record
         self.allow_base_mismatch = allow_base_mismatch
 
-    def run(self, found: Found) -> Iterator[str]:
-        """Warnings.
+    def run(self, adapter: Found) -> Iterator[str]:
+        """The warnings for one adapter.
 
         Raises:
-            BaseMismatch: it was made for another base.
+            BaseMismatch: the adapter was made for another base.
         """
-        label, declared = shown(found.label, 200), found.base
+        label, declared = shown(adapter.label, 200), adapter.base
         if declared.fingerprint is None:
             named = f"; its config names `{shown(declared.hints.hub_id)}`" if declared.hints.hub_id else ""
             yield f"`{label}` declares no base fingerprint{named}"
@@ -175,17 +177,17 @@ class _BaseCheck:
         if comparison.verdict.allows_attach:
             return
         this = f"this is `{shown(self.record.label)}` ({here.weights[7:19]})"
-        if comparison.verdict is BaseVerdict.SAME_SHAPES and self._is_overridden(found):
-            yield f"`{label}` {claim}, {this}: fused all the same, as asked"
+        if comparison.verdict is BaseVerdict.SAME_SHAPES and self._is_overridden(adapter):
+            yield f"`{label}` {claim}, but {this}; fused because the mismatch is allowed"
             return
-        hint = "fuse it with the base it was made for"
+        hint = "fuse the adapter with the base it was made for"
         if comparison.verdict is BaseVerdict.SAME_SHAPES:
-            hint += "; with `--allow-base-mismatch` it is fused all the same"
-        lines = [f"`{label}` {claim}, {this}", *(f"  {difference}" for difference in comparison.differences)]
+            hint += ", or pass `--allow-base-mismatch`"
+        lines = [f"`{label}` {claim}, but {this}", *(f"  {difference}" for difference in comparison.differences)]
         raise BaseMismatch("\n".join(lines), hint=hint)
 
-    def _is_overridden(self, found: Found) -> bool:
-        """Whether the caller allows the mismatch now, or somebody did when the build was installed for this base."""
-        if self.allow_base_mismatch or found.build is None:
+    def _is_overridden(self, adapter: Found) -> bool:
+        """Whether the caller allows the mismatch, or its install for this base did."""
+        if self.allow_base_mismatch or adapter.build is None:
             return self.allow_base_mismatch
-        return self.library.mismatch_allowed(found.build, self.record.fingerprint)
+        return self.library.mismatch_allowed(adapter.build, self.record.fingerprint)

@@ -1,4 +1,4 @@
-"""What a fusion wrote, and what rounding lost."""
+"""The result of a fusion, and its loss to rounding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adapterhub.formats.safetensors.dtypes import DTYPES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedAdapter:
-    """An adapter in a fused model; `digest` is that of its manifest, None for a folder outside of the library."""
+    """An adapter in a fused model; `digest` is that of its manifest, None for a folder outside the library."""
 
     label: str
     weight: float
@@ -21,7 +21,7 @@ class FusedAdapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedTensor:
-    """How the update of one tensor landed.
+    """The loss of one tensor's update to rounding.
 
     `error` is ‖stored - (W + ΔW)‖ and `update` is ‖ΔW‖, Frobenius. `moved` counts the entries with an update, `lost`
     those of them that are stored as if they had none.
@@ -35,16 +35,16 @@ class FusedTensor:
 
     @property
     def relative_error(self) -> float:
-        """‖stored - (W + ΔW)‖ / ‖ΔW‖; 0 for an update of nothing."""
+        """‖stored - (W + ΔW)‖ / ‖ΔW‖; 0 for a zero update."""
         return self.error / self.update if self.update else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fused:
-    """What was written: `files` weight files of `size_bytes` together.
+    """A written model: `files` weight files of `size_bytes` together.
 
-    `tensors` are those that changed, by name; `copied` counts those whose bytes are the base's. `dtypes` are what the
-    changed ones are stored as, in torch's names.
+    `tensors` are the changed tensors, sorted by name; `copied` counts the tensors with the base's bytes. `dtypes` are
+    those of the changed tensors, in torch's names.
     """
 
     out_folder: Path
@@ -60,22 +60,22 @@ class Fused:
 
     @property
     def relative_error(self) -> float:
-        """What rounding lost of the whole update: ‖stored - (W + ΔW)‖ / ‖ΔW‖ over all tensors."""
+        """The loss of the whole update to rounding: ‖stored - (W + ΔW)‖ / ‖ΔW‖ over all tensors."""
         update = math.hypot(*(tensor.update for tensor in self.tensors))
         return math.hypot(*(tensor.error for tensor in self.tensors)) / update if update else 0.0
 
     @property
     def worst(self) -> FusedTensor:
-        """The tensor whose update rounding hurt most."""
+        """The tensor with the largest relative error."""
         return max(self.tensors, key=lambda tensor: tensor.relative_error)
 
     @property
     def unchanged(self) -> float:
-        """Share of the entries with an update that are stored as if they had none."""
+        """The share of the updated entries that are stored as if they had no update."""
         moved = sum(tensor.moved for tensor in self.tensors)
         return sum(tensor.lost for tensor in self.tensors) / moved if moved else 0.0
 
 
 def torch_name(dtype: str) -> str:
-    """The name that torch gives to one of the format's floating dtypes."""
+    """Torch's name for a floating dtype of the format."""
     return DTYPES[dtype].torch

@@ -1,7 +1,7 @@
-"""A weight file of the base as a weight file of the fused model: what stays is copied, what changes is computed.
+"""Writes the weight files of a fused model: copies the bytes that stay and computes the tensors that change.
 
-The copy is left to the kernel. A tensor that changes is worked on piece by piece, by several threads that read, add,
-round, measure and write each piece on their own, so memory is that of its factors and a few megabytes a thread.
+The kernel copies. Several threads compute a changed tensor piece by piece: each reads, adds, rounds, measures and
+writes its own pieces, so memory is that of the factors and a few megabytes for each thread.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.file import TensorFile, header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.dtypes import TORCH_DTYPES
-from adapterhub.weights.fuse._change import Arithmetic, Grid, Landed, Scratch, load, measure, read_into
+from adapterhub.weights.fuse._change import Arithmetic, Grid, RoundingLoss, Scratch, load, measure, read_into
 from adapterhub.weights.fuse._places import Change
 
 PIECE_NUMBERS: Final = 1 << 18
-"""Numbers worked on at once by a thread: 2 MB in float64, which stay in a core's cache."""
+"""Numbers in a thread's piece: 2 MB in float64, which fit a core's cache."""
 
 MOST_THREADS: Final = 8
 _COPY_BYTES: Final = 32 << 20
@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Bytes that stay as they are: `count` of them, from `start` of the base's file to `target` of the new one."""
+    """`count` bytes to copy from `start` in the base's file to `target` in the new one."""
 
     start: int
     target: int
@@ -47,8 +47,8 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """How a file of the base lies in the new one: its first bytes, then `tensors` as (old, new), in the new order."""
+class ShardLayout:
+    """The layout of a new file: its first bytes, then `tensors` as (old, new) in the new order."""
 
     prefix: bytes
     tensors: tuple[tuple[TensorSpec, TensorSpec], ...]
@@ -59,29 +59,29 @@ class Layout:
         return self.tensors[-1][1].end
 
 
-def lay_out(file: TensorFile, dtypes: Mapping[str, str]) -> Layout:
-    """The new file's layout; `dtypes` are those of tensors that get another one, by name.
+def lay_out(file: TensorFile, dtypes: Mapping[str, str]) -> ShardLayout:
+    """The new file's layout; `dtypes` maps the names of tensors to their new dtypes.
 
-    Without any, it is the base's byte by byte, header included.
+    Without new dtypes it equals the base's layout byte for byte, including the header.
     """
     changed = [spec for spec in file.tensors if dtypes.get(spec.name, spec.dtype) != spec.dtype]
     if not changed and "format" in file.metadata:
         with file.path.open("rb") as stream:
             prefix = stream.read(file.data_start)
-        return Layout(prefix=prefix, tensors=tuple((spec, spec) for spec in file.tensors))
+        return ShardLayout(prefix=prefix, tensors=tuple((spec, spec) for spec in file.tensors))
     pairs = [(s, TensorSpec.planned(s.name, dtypes.get(s.name, s.dtype), s.shape)) for s in file.tensors]
-    pairs.sort(key=lambda pair: -DTYPE_BITS[pair[1].dtype])  # each begins at a multiple of its numbers' size
+    pairs.sort(key=lambda pair: -DTYPE_BITS[pair[1].dtype])  # each starts at a multiple of its number size
     prefix = header_bytes([new for _, new in pairs], {"format": "pt"} | file.metadata)
     reached, placed = len(prefix), []
     for old, new in pairs:
         placed.append((old, replace(new, start=reached, end=reached + new.size_bytes)))
         reached += new.size_bytes
-    return Layout(prefix=prefix, tensors=tuple(placed))
+    return ShardLayout(prefix=prefix, tensors=tuple(placed))
 
 
 @final
 class ShardWriter:
-    """Writes weight files; a context manager that ends its threads. `progress` gets the bytes that are written."""
+    """Writes weight files; a context manager that ends its threads. `progress` gets the written bytes."""
 
     def __init__(self, progress: Progress, *, threads: int | None = None) -> None:
         self._progress = progress
@@ -97,17 +97,19 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(self._threads_of_torch)  # what ours set is the default of threads begun later, too
+        torch.set_num_threads(self._threads_of_torch)  # the setting of our threads is also the default of later threads
 
-    def write(self, file: TensorFile, layout: Layout, path: Path, changes: Mapping[str, Change]) -> dict[str, Landed]:
-        """Write one file; how the update of each changed tensor landed, by name.
+    def write(
+        self, file: TensorFile, layout: ShardLayout, path: Path, changes: Mapping[str, Change]
+    ) -> dict[str, RoundingLoss]:
+        """Write one file; the rounding loss of each changed tensor, by name.
 
         Raises:
-            MergeRefused: a result that is not finite in its dtype.
-            CouldNotTell, MalformedTensorFile: a file that cannot be read, or has become shorter.
+            MergeRefused: a result is not finite in its dtype.
+            CouldNotTell, MalformedTensorFile: a file cannot be read, or became shorter.
             OSError: the new file cannot be written.
         """
-        landed: dict[str, Landed] = {}
+        losses: dict[str, RoundingLoss] = {}
         try:
             source = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -124,7 +126,7 @@ class ShardWriter:
             for old, new in layout.tensors:
                 change = changes.get(old.name)
                 if change is not None and old.dtype in TORCH_DTYPES:
-                    landed[old.name] = self._rework(shard, old, new, load(change))
+                    losses[old.name] = self._rework(shard, old, new, load(change))
                 elif change is not None and change.whole is not None:
                     self._put(shard, new, change)
                 elif old.dtype != new.dtype:
@@ -133,7 +135,7 @@ class ShardWriter:
             os.close(source)
             if target >= 0:
                 os.close(target)
-        return landed
+        return losses
 
     def _copy(self, shard: _Shard, stretch: Stretch) -> None:
         done = 0
@@ -145,7 +147,7 @@ class ShardWriter:
             self._progress(copied)
             done += copied
 
-    def _rework(self, shard: _Shard, old: TensorSpec, new: TensorSpec, arithmetic: Arithmetic) -> Landed:
+    def _rework(self, shard: _Shard, old: TensorSpec, new: TensorSpec, arithmetic: Arithmetic) -> RoundingLoss:
         grid = arithmetic.grid
 
         def squares_of(start: int, stop: int, scratch: Scratch) -> Tensor:
@@ -157,19 +159,19 @@ class ShardWriter:
                 squares += some
             arithmetic = replace(arithmetic, norms=squares.sqrt())
 
-        def work(start: int, stop: int, scratch: Scratch) -> Landed:
+        def work(start: int, stop: int, scratch: Scratch) -> RoundingLoss:
             weight = shard.rows(old, grid, start, stop, scratch)
             result = arithmetic.apply(weight, start, scratch)
             stored = scratch.tensor("stored", result.shape, TORCH_DTYPES[new.dtype]).copy_(result)
-            landed = measure(weight, result, stored, scratch)
+            loss = measure(weight, result, stored, scratch)
             shard.put(stored, new, grid, start)
-            return landed
+            return loss
 
-        total = Landed()
-        for (start, stop), landed in zip(grid.pieces(PIECE_NUMBERS), self._each(grid, work), strict=True):
-            total = total.plus(landed)
+        total = RoundingLoss()
+        for (start, stop), loss in zip(grid.pieces(PIECE_NUMBERS), self._each(grid, work), strict=True):
+            total = total.plus(loss)
             if not math.isfinite(total.error):
-                reason = f"`{shown(old.name)}` is not finite in {new.dtype}: its numbers are too large, or no numbers"
+                reason = f"`{shown(old.name)}` is not finite in {new.dtype}: its numbers are too large or NaN"
                 raise MergeRefused("the fused weights cannot be stored", [reason])
             self._progress((stop - start) * grid.columns * DTYPE_BITS[new.dtype] // 8)
         return total
@@ -186,14 +188,14 @@ class ShardWriter:
             self._progress(done)
 
     def _put(self, shard: _Shard, new: TensorSpec, change: Change) -> None:
-        """A tensor of another kind than floats that is replaced whole: a count, say."""
+        """Write a replaced tensor that is not floating point, such as a count."""
         assert change.whole is not None
         data = change.whole.source.factors.data(change.whole.spec)
         _write_at(shard.target, data, new.start)
         self._progress(len(data))
 
     def _each(self, grid: Grid, work: Callable[[int, int, Scratch], _T]) -> Iterator[_T]:
-        """`work` on every piece, by all threads; results in order."""
+        """The results of `work` on every piece, in order, computed by all threads."""
 
         def with_scratch(piece: tuple[int, int]) -> _T:
             return work(*piece, self._own.scratch)
@@ -202,56 +204,56 @@ class ShardWriter:
 
 
 class _Own(threading.local):
-    """What each thread has for itself."""
+    """The scratch memory of each thread."""
 
     def __init__(self) -> None:
         self.scratch = Scratch()
 
 
 def _compute_alone() -> None:
-    """Keep torch in this thread from using others, which would wait for each other several times a piece."""
+    """Limit torch in this thread to one thread; more would wait for each other several times a piece."""
     torch.set_num_threads(1)
 
 
 class _Shard(NamedTuple):
-    """A file of the base and its successor, open for reading and for writing."""
+    """A file of the base, open for reading, and the new file, open for writing."""
 
     file: TensorFile
     source: int
     target: int
 
     def rows(self, spec: TensorSpec, grid: Grid, start: int, stop: int, scratch: Scratch) -> Tensor:
-        """Rows `[start, stop)` of a tensor of the base, in the scratch memory."""
+        """Rows `[start, stop)` of a tensor of the base, in scratch memory."""
         dtype = TORCH_DTYPES[spec.dtype]
         room = scratch.tensor("read", (stop - start, grid.columns), dtype)
         read_into(room, self.source, spec.start + start * grid.columns * dtype.itemsize, str(self.file.path))
         return room
 
     def put(self, rows: Tensor, spec: TensorSpec, grid: Grid, start: int) -> None:
-        """Write rows from `start` on of a new tensor."""
+        """Write rows of a new tensor from `start` on."""
         width = grid.columns * DTYPE_BITS[spec.dtype] // 8
         _write_at(self.target, rows.flatten().view(torch.uint8).numpy().data, spec.start + start * width)
 
 
-def _stretches(layout: Layout, changes: Mapping[str, Change]) -> Sequence[Stretch]:
-    """What is copied: tensors that keep dtype and numbers, neighbours together."""
-    found: list[Stretch] = []
+def _stretches(layout: ShardLayout, changes: Mapping[str, Change]) -> Sequence[Stretch]:
+    """The bytes to copy: tensors with unchanged dtype and numbers, neighbours joined."""
+    stretches: list[Stretch] = []
     for old, new in layout.tensors:
         if old.name in changes or old.dtype != new.dtype:
             continue
-        last = found[-1] if found else None
+        last = stretches[-1] if stretches else None
         if last and last.start + last.count == old.start and last.target + last.count == new.start:
-            found[-1] = replace(last, count=last.count + old.size_bytes)
+            stretches[-1] = replace(last, count=last.count + old.size_bytes)
         else:
-            found.append(Stretch(old.start, new.start, old.size_bytes))
-    return found
+            stretches.append(Stretch(old.start, new.start, old.size_bytes))
+    return stretches
 
 
 def _copy_range(shard: _Shard, start: int, target: int, count: int) -> int:
     if hasattr(os, "copy_file_range"):
         try:
             return os.copy_file_range(shard.source, shard.target, count, start, target)
-        except OSError:  # across file systems on an old kernel, or one that cannot do it
+        except OSError:  # between file systems on an old kernel, or a file system without it
             pass
     data = os.pread(shard.source, min(count, 1 << 20), start)
     _write_at(shard.target, data, target)

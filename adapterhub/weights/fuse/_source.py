@@ -1,4 +1,4 @@
-"""One adapter that is fused, and what rules it out whatever the base."""
+"""An adapter to fuse, and the reasons that rule it out for any base."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ from adapterhub.core.errors import shown
 from adapterhub.formats.modules.base_names import BaseNames
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.trust.verify import Subject
-from adapterhub.weights.lowrank.factors import AdapterFactors
+from adapterhub.weights.lowrank.factors import WeightedAdapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FuseAdapter:
-    """An adapter that takes part: its name in messages, its weight (never 0), its files, and its names in the base."""
+class FuseAdapter(WeightedAdapter):
+    """A weighted adapter with its verified files and the names that its modules have in the base."""
 
-    label: str
-    weight: float
     subject: Subject
-    factors: AdapterFactors
     names: BaseNames
 
     @property
     def config(self) -> AdapterConfig:
-        """Its config."""
+        """The adapter's config."""
         return self.subject.config
 
 
 def own_reasons(subject: Subject, *, is_alone: bool) -> Iterator[str]:
-    """What rules the adapter out. `is_alone`: nothing is added to it, and its weight is 1."""
+    """The reasons that rule the adapter out; `is_alone` means the only adapter, with weight 1."""
     config, keys = subject.config, subject.keys
     if not config.method.merges:
         yield f"is of type {shown(config.peft_type)}, expected LORA"
@@ -38,11 +35,12 @@ def own_reasons(subject: Subject, *, is_alone: bool) -> Iterator[str]:
     init = config.init_lora_weights
     if config.start_changes_base:
         yield (
-            f"was initialised from the base weights (init_lora_weights {shown(init)}) and changed them: its update is "
-            "relative to those. PEFT saves it as a plain LoRA with `path_initial_model_for_weight_conversion`"
+            f"changed the base weights when it was initialised (init_lora_weights {shown(init)}); its update is "
+            "relative to the changed weights. PEFT saves it as a plain LoRA with "
+            "`path_initial_model_for_weight_conversion`"
         )
     elif config.start_is_unknown:
-        yield f"has an initialisation that is not known here ({shown(init)}); it may have changed the base"
+        yield f"has an unknown initialisation ({shown(init)}), which may have changed the base weights"
     for spec in keys.others:
         yield f"holds `{shown(spec.name)}`, which its config does not account for"
     if not is_alone:
@@ -50,7 +48,7 @@ def own_reasons(subject: Subject, *, is_alone: bool) -> Iterator[str]:
 
 
 def _not_additive(subject: Subject) -> Iterator[str]:
-    """What has no meaning in a sum or with a weight other than 1."""
+    """Parts of the adapter that have no meaning in a sum or with a weight other than 1."""
     keys = subject.keys
     parts = {
         "DoRA magnitudes": subject.config.use_dora,
@@ -60,4 +58,4 @@ def _not_additive(subject: Subject) -> Iterator[str]:
     }
     for what, is_there in parts.items():
         if is_there:
-            yield f"has {what}, which do not add up: alone and with weight 1 it can be fused"
+            yield f"has {what}, which do not add up; it can be fused alone and with weight 1"

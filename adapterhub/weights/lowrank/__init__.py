@@ -1,1 +1,1 @@
-"""Low-rank updates and their algebra."""
+"""Low-rank updates: their algebra, and their factors in PEFT files."""

@@ -1,27 +1,30 @@
 """Low-rank updates `scale * b @ a` of one weight matrix, and their algebra.
 
-Everything here works on the factors: no [out, in] matrix is formed, so a 11008 x 4096 update of rank 32 costs 4 MB and
-milliseconds. Inside, numbers are float64 whatever the input dtype. Float32 would do for a sum of unrelated adapters,
-but not for a difference of near relatives (a fine-tune minus its parent), where what is left is far smaller than the
-terms; and on a CPU the float64 factorisations cost no more than the float32 ones with their orthogonal factors formed.
+Every function works on the factors and forms no [out, in] matrix, so an 11008 x 4096 update of rank 32 costs 4 MB and
+milliseconds. The arithmetic is float64 for any input dtype. Float32 suffices for a sum of unrelated adapters, but not
+for a difference of near relatives (a fine-tune minus its parent), which is far smaller than its terms. On a CPU, these
+float64 factorisations cost no more than float32 ones that form their orthogonal factors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused, UsageProblem
 
+MATRIX_NDIM: Final = 2
+
 FLOAT32_HALF_STEP = 2.0**-24
-"""Relative rounding of float32: what lies below it, relative to the whole update, no float32 file could carry."""
+"""Relative rounding of float32: a float32 file cannot hold what is smaller, relative to the whole update."""
 
 ROUNDING = 2.0**-44
-"""Relative to the terms of a sum: what cancels to less is float64 rounding (measured: at most 2**-48.5), so nothing."""
+"""Relative to the terms of a sum: a smaller result is float64 rounding (measured: at most 2**-48.5) and counts as 0."""
 
 
 _WELL_APART = 2.0**-7  # sine of the angle between a column and those before it; the square root of 2**-14 costs 14 bits
@@ -32,7 +35,7 @@ _LEAST_SIZE = 2.0**-480  # below it squares are subnormal
 class LowRank:
     """The update `scale * b @ a` of one weight: `a` is [rank, in], `b` is [out, rank], floating point, same device.
 
-    Rank 0 is the update of a module that an adapter does not touch.
+    Rank 0 is the update of a module that an adapter lacks.
     """
 
     a: Tensor
@@ -40,49 +43,49 @@ class LowRank:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.a.ndim != 2 or self.b.ndim != 2 or self.a.shape[0] != self.b.shape[1]:  # noqa: PLR2004 - matrices
+        if not self.a.ndim == self.b.ndim == MATRIX_NDIM or self.a.shape[0] != self.b.shape[1]:
             raise ValueError(f"no low-rank pair: a is {list(self.a.shape)}, b is {list(self.b.shape)}")
 
     @property
     def rank(self) -> int:
-        """Number of columns of `b`; the update's true rank may be lower, see `numerical_rank`."""
+        """The number of columns of `b`; the true rank of the update may be lower, see `numerical_rank`."""
         return self.a.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in) of the weight that is updated."""
+        """(out, in) of the updated weight."""
         return self.b.shape[0], self.a.shape[1]
 
     def folded(self, dtype: torch.dtype) -> LowRank:
-        """The same update with scale 1 in `dtype`: the scale goes into `b`, each number is rounded once."""
+        """The same update with scale 1 in `dtype`: the scale goes into `b`, and each number is rounded once."""
         b = self.b if self.scale == 1 else self.b.double() * self.scale
         return LowRank(a=self.a.to(dtype), b=b.to(dtype))
 
     def is_finite(self) -> bool:
         """Whether no number is NaN or infinite."""
-        # NaN wins every comparison in aminmax, so two numbers a factor tell; isfinite(...).all() costs ten times more.
+        # aminmax returns NaN if there is one, so its two numbers suffice; isfinite(...).all() costs ten times more.
         ends = [end for factor in (self.a, self.b) if factor.numel() for end in factor.aminmax()]
         return math.isfinite(self.scale) and all(math.isfinite(float(end)) for end in ends)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Cut(LowRank):
-    """An update that stands for a larger one: `lost` is the Frobenius norm of what was left away, `whole` of it all."""
+    """An approximation of a larger update: `lost` is the Frobenius norm of the error, `whole` that of the update."""
 
     lost: float
     whole: float
 
 
 def nothing(out: int, width: int, rank: int = 0) -> LowRank:
-    """The zero update of an [out, width] weight, in float64; rank 1 where a file needs some rank."""
+    """The zero update of an [out, width] weight, in float64; use rank 1 where a file needs a rank."""
     return LowRank(a=torch.zeros(rank, width, dtype=torch.float64), b=torch.zeros(out, rank, dtype=torch.float64))
 
 
 def taking_part(deltas: Sequence[LowRank], weights: Sequence[float]) -> list[tuple[LowRank, float]]:
-    """The updates that count, with their weights: neither the weight nor the rank is 0.
+    """The updates with a weight and a rank other than 0, and their weights.
 
     Raises:
-        ValueError: no delta, or not one weight each, or shapes differ.
+        ValueError: no delta, not one weight each, or shapes differ.
     """
     _check(deltas, weights)
     return [(d, weight) for d, weight in zip(deltas, weights, strict=True) if weight != 0 and d.rank]
@@ -94,7 +97,7 @@ def stack(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
     `a` holds the rows of every `a` unchanged; weights and scales, with their signs, go into `b`.
 
     Raises:
-        ValueError: no delta, or not one weight each, or shapes differ.
+        ValueError: no delta, not one weight each, or shapes differ.
     """
     _check(deltas, weights)
     a, b, factors = _columns(deltas, weights)
@@ -103,9 +106,9 @@ def stack(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Spectrum:
-    """Singular values of an update (float64, descending), and all that is needed to cut it off at any rank.
+    """The singular values of an update (float64, descending), and what a cut to any rank needs.
 
-    `noise` is the size below which a singular value is float64 rounding of the terms that were added up.
+    A singular value below `noise` is float64 rounding of the summed terms.
     """
 
     delta: LowRank
@@ -117,33 +120,33 @@ class Spectrum:
     noise: float
 
     def tails(self) -> Tensor:
-        """Frobenius norm of what is lost at rank 0, 1, 2, …; one entry more than there are singular values."""
+        """Frobenius norms of the loss at rank 0, 1, 2, …; one entry more than singular values."""
         squares = torch.cat([self.values.square(), self.values.new_zeros(1)])
         return squares.flip(0).cumsum(0).flip(0).sqrt()
 
     @property
     def numerical_rank(self) -> int:
-        """Directions that a float32 file could carry; 0 for an update that cancels to nothing."""
+        """The number of directions that a float32 file can hold; 0 for an update that cancels to zero."""
         tails = self.tails()
         return int((tails > max(self.noise, FLOAT32_HALF_STEP * float(tails[0]))).sum())
 
     def rank_within(self, max_error: float) -> int:
-        """Smallest rank whose truncation error, relative to the whole update, is at most `max_error`."""
+        """The smallest rank whose truncation error, relative to the whole update, is at most `max_error`."""
         tails = self.tails()
         return int((tails > max_error * float(tails[0])).sum())
 
     def truncate(self, rank: int) -> LowRank:
         """The closest update of that rank, its factors balanced, in float64.
 
-        Directions that are numerically empty are not kept, so the result may have a lower rank than asked; rank 1 at
-        least (all zeros when nothing is left).
+        Drops numerically empty directions, so the rank of the result may be lower than `rank`, but at least 1 (all
+        zeros if no direction is left).
         """
         keep = min(rank, self.numerical_rank)
         if keep < 1:
             return nothing(*self.delta.shape, rank=1)
         root = self.values[:keep].rsqrt()
-        # The singular vectors are combinations of the rows of a and the columns of b, so the orthogonal factors of the
-        # two QRs are never formed: with b = Qb Tb, a.T = Qa Ta and Tb Ta.T = U S V.T,
+        # The singular vectors combine the rows of a and the columns of b, so the orthogonal factors of the two QRs are
+        # never formed: with b = Qb Tb, a.T = Qa Ta and Tb Ta.T = U S V.T,
         # S^½ V.T Qa.T = S^-½ U.T Tb a, and Qb U S^½ = b Ta.T V S^-½.
         into_a = (self.left[:, :keep] * root).T @ self.triangle_b
         into_b = self.triangle_a.T @ (self.right[:keep].T * root)
@@ -154,18 +157,18 @@ def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U, the singular values and V.T of a matrix.
 
     Raises:
-        MergeRefused: it has none that can be found, as where numbers of the factors overflow in their product.
+        MergeRefused: the decomposition fails, for example where the product of the factors overflows.
     """
     try:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public, not re-exported
-        reason = "the numbers are too large, or too far apart, for singular values to be found"
+        reason = "the singular values cannot be computed: the numbers are too large or too far apart"
         raise MergeRefused(f"{reason}. Nothing was written", hint="`adapt verify` shows the largest numbers") from None
     return left, values, right
 
 
 def spectrum(delta: LowRank) -> Spectrum:
-    """Singular values of `delta` with what truncation needs; time O((in + out) R² + R³) for rank R."""
+    """The spectrum of `delta`; time O((in + out) R² + R³) for rank R."""
     a, b = delta.a.double(), delta.b.double()
     if delta.scale != 1:
         b = b * delta.scale
@@ -183,39 +186,39 @@ def spectrum(delta: LowRank) -> Spectrum:
 
 
 def exact_sum(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-    """The sum of weight * delta at its numerical rank; rank 1 and zero if it cancels to nothing.
+    """The sum of weight * delta at its numerical rank; a zero update of rank 1 if it cancels.
 
     Raises:
         ValueError: as `stack`.
     """
     total = stack(deltas, weights)
-    found = spectrum(total)
-    kept = found.numerical_rank
-    # Truncation turns the factors; where nothing is empty the stacked ones are left alone and stay exact.
-    return total if kept == total.rank else found.truncate(kept)
+    decomposition = spectrum(total)
+    kept = decomposition.numerical_rank
+    # Truncation transforms the factors; without empty directions the stacked ones stay exact.
+    return total if kept == total.rank else decomposition.truncate(kept)
 
 
 def cut(delta: LowRank, *, rank: int | None = None, max_error: float | None = None) -> Cut:
     """The closest update to `delta` in the Frobenius norm (Eckart and Young, 1936); float64, scale 1.
 
-    With `rank`, of that rank, or less where `delta` has fewer directions; with `max_error`, of the smallest rank whose
-    error relative to `delta` is at most that; with neither, of its full numerical rank. Time as `spectrum`.
+    With `rank`, the result has that rank, or a lower one if `delta` has fewer directions; with `max_error`, the
+    smallest rank with at most that error relative to `delta`; with neither, the numerical rank. Time as `spectrum`.
 
     Raises:
         UsageProblem: both are given, or one is out of range.
     """
     check_rank(rank, max_error)
-    found = spectrum(delta)
-    tails = found.tails()
+    decomposition = spectrum(delta)
+    tails = decomposition.tails()
     if max_error is not None:
-        rank = found.rank_within(max_error)
-    kept = found.truncate(found.numerical_rank if rank is None else rank)
-    lost, whole = (float(tails[kept.rank]), float(tails[0])) if found.numerical_rank else (0.0, 0.0)
+        rank = decomposition.rank_within(max_error)
+    kept = decomposition.truncate(decomposition.numerical_rank if rank is None else rank)
+    lost, whole = (float(tails[kept.rank]), float(tails[0])) if decomposition.numerical_rank else (0.0, 0.0)
     return Cut(a=kept.a, b=kept.b, lost=lost, whole=whole)
 
 
 def check_rank(rank: int | None, max_error: float | None) -> None:
-    """Whether a cut can be asked for in this way.
+    """Raise unless a cut can have this rank or this error.
 
     Raises:
         UsageProblem: both are given, or one is out of range.
@@ -229,24 +232,69 @@ def check_rank(rank: int | None, max_error: float | None) -> None:
 
 
 def error_of_energy(energy: float) -> float:
-    """The relative error of a cut that keeps that share of the squared norm: sqrt(1 - energy), below 1.
+    """The relative error of a cut that keeps this share of the squared norm: sqrt(1 - energy), below 1.
 
     Raises:
-        UsageProblem: it is out of range.
+        UsageProblem: the share is out of range.
     """
     if not 0 < energy <= 1:
         raise UsageProblem(f"energy {energy}, expected more than 0 and at most 1")
     return min(math.sqrt(1 - energy), math.nextafter(1, 0))  # an energy below 1e-16 rounds to an error of 1
 
 
+def limit_of(*, rank: int | None, max_error: float | None, energy: float | None) -> dict[str, float]:
+    """The given limit by its name; empty without one.
+
+    Raises:
+        UsageProblem: more than one is given, or one is out of range.
+    """
+    limit = {
+        name: value
+        for name, value in {"rank": rank, "max_error": max_error, "energy": energy}.items()
+        if value is not None
+    }
+    if len(limit) > 1:
+        hint = "give one of `--rank N`, `--energy E` and `--max-error E`"
+        raise UsageProblem(f"{' and '.join(limit)} exclude each other", hint=hint)
+    check_rank(rank, max_error)
+    if energy is not None:
+        error_of_energy(energy)
+    return limit
+
+
+class ModuleErrors(dict[str, tuple[float, float]]):
+    """The Frobenius norms of the error and of the exact update, by module."""
+
+    def record(self, module: str, parts: Iterable[tuple[float, float]]) -> tuple[float, float]:
+        """Add a module from the norms of its parts; the norms of the module."""
+        error, norm = (math.hypot(*column) for column in zip(*parts, strict=True))
+        self[module] = error, norm
+        return error, norm
+
+    @property
+    def total(self) -> tuple[float, float]:
+        """The norms over all modules."""
+        return math.hypot(*(error for error, _ in self.values())), math.hypot(*(norm for _, norm in self.values()))
+
+    @property
+    def relative(self) -> float:
+        """The relative error over all modules."""
+        return _ratio(*self.total)
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The module with the largest relative error, and that error; an empty name without modules."""
+        name = max(self, key=lambda module: _ratio(*self[module]), default="")
+        return name, _ratio(*self.get(name, (0.0, 0.0)))
+
+
+def _ratio(error: float, norm: float) -> float:
+    return error / norm if error else 0.0
+
+
 def singular_values(delta: LowRank) -> Tensor:
-    """Singular values of the update, descending, float64; min(rank, in, out) of them."""
+    """The min(rank, in, out) singular values of the update, descending, float64."""
     return spectrum(delta).values
-
-
-def numerical_rank(delta: LowRank) -> int:
-    """Number of directions that a float32 file could carry; 0 for an update that cancels to nothing."""
-    return spectrum(delta).numerical_rank
 
 
 def frobenius_norm(delta: LowRank) -> float:
@@ -257,13 +305,13 @@ def frobenius_norm(delta: LowRank) -> float:
 def difference_norms(deltas: Sequence[LowRank], weights: Sequence[float], result: LowRank) -> tuple[float, float]:
     """(‖result - sum of weight * delta‖, ‖sum of weight * delta‖), Frobenius, in float64.
 
-    The weights and scales enter as float64 factors of r x r Gram matrices, so the reference itself is never rounded
-    to a file's dtype. Squares lose half the digits when terms cancel: where that happens the norm is taken from QR
-    factors instead. A result that keeps the rows of `a` needs no QR: the difference is formed in `b` before any square.
-    What remains below `ROUNDING` of the terms is returned as 0.
+    Weights and scales enter as float64 factors of r x r Gram matrices, so the reference is never rounded to the dtype
+    of a file. Squares lose half the digits when terms cancel; the norm then comes from QR factors. A result that keeps
+    the rows of `a` needs no QR, because the difference is formed in `b` before any square. A norm below `ROUNDING` of
+    the terms is returned as 0.
 
     Raises:
-        ValueError: no delta, or not one weight each, or shapes differ.
+        ValueError: no delta, not one weight each, or shapes differ.
     """
     _check([*deltas, result], [*weights, 1.0])
     a, b, factors = _columns(deltas, weights)
@@ -285,24 +333,24 @@ def difference_norms(deltas: Sequence[LowRank], weights: Sequence[float], result
 
 
 def _norm_by_gram(products: Tensor, factors: Tensor) -> float | None:
-    """‖b diag(factors) a‖, where `products` is (b.T b) * (a a.T) elementwise; None if it cancels too far to say."""
+    """‖b diag(factors) a‖, where `products` is (b.T b) * (a a.T) elementwise; None if too much cancels."""
     terms = products * torch.outer(factors, factors)
     square, size = float(terms.sum()), float(terms.abs().sum())
     if not math.isfinite(size):
         return math.inf
-    # The sum carries an absolute error of about eps * size: six digits of it are good where this holds.
+    # The absolute error of the sum is about eps * size, so six of its digits are right where this holds.
     return math.sqrt(square) if square > 1e6 * torch.finfo(torch.float64).eps * size else None
 
 
 def _norm_by_qr(a: Tensor, b: Tensor) -> float:
-    """‖b a‖ without squares, 0 if it is nothing but rounding."""
+    """‖b a‖ without squares; 0 if it is only rounding."""
     triangle_a, triangle_b = _triangle(a.T), _triangle(b)
     norm = float(torch.linalg.matrix_norm(triangle_b @ triangle_a.T))
     return norm if norm > _noise(triangle_a, triangle_b) else 0.0
 
 
 def _columns(deltas: Sequence[LowRank], weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """All rows of `a`, all columns of `b`, and weight * scale of each column, in float64."""
+    """All rows of `a`, all columns of `b`, and weight * scale for each column, in float64."""
     out, width = deltas[0].shape
     device, rank = deltas[0].a.device, sum(d.rank for d in deltas)
     a = torch.empty(rank, width, dtype=torch.float64, device=device)
@@ -323,10 +371,10 @@ def _check(deltas: Sequence[LowRank], weights: Sequence[float]) -> None:
 
 
 def _triangle(tall: Tensor) -> Tensor:
-    """The triangular factor of a QR, but for signs: [min(rows, columns), columns].
+    """The triangular factor of a QR, up to signs: [min(rows, columns), columns].
 
-    Where the columns are well apart it is the Cholesky factor of their Gram matrix, which takes half the time; squares
-    lose digits only when they are not (Golub and Van Loan, Matrix Computations, 5.3).
+    For columns that are well apart, this is the Cholesky factor of their Gram matrix, which takes half the time; only
+    otherwise do squares lose digits (Golub and Van Loan, Matrix Computations, 5.3).
     """
     if tall.shape[0] > tall.shape[1] > 0:
         gram = tall.T @ tall
@@ -340,6 +388,6 @@ def _triangle(tall: Tensor) -> Tensor:
 
 
 def _noise(triangle_a: Tensor, triangle_b: Tensor) -> float:
-    """Rounding to expect in a sum of rank-1 terms, from their sizes: a triangle keeps the lengths of the columns."""
+    """The expected rounding of a sum of rank-1 terms, from their sizes; a triangle keeps the lengths of columns."""
     sizes = torch.linalg.vector_norm(triangle_a, dim=0) * torch.linalg.vector_norm(triangle_b, dim=0)
     return ROUNDING * float(sizes.sum())

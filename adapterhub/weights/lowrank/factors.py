@@ -1,13 +1,14 @@
-"""The LoRA factors of a PEFT folder, read and written one module at a time.
+"""Reads and writes the LoRA factors of a PEFT folder, one module at a time.
 
-Reading never loads a file as a whole, and writing never holds more than the module at hand: a merge of adapters of any
-size needs the memory of their largest module.
+Neither reading nor writing holds more than one module in memory, so a merge of adapters of any size needs the memory of
+their largest module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import final
@@ -35,28 +36,29 @@ __all__ = [
     "Layout",
     "Names",
     "TensorFileWriter",
+    "WeightedAdapter",
 ]
 
-_CHUNK_BYTES = 1 << 24  # even, so that no number is torn apart
+_CHUNK_BYTES = 1 << 24  # even, so that no number is split
 
 
 @final
 class AdapterFactors:
     """An adapter folder, open for reading module by module; a context manager.
 
-    `modules` maps names as the base model has them to their factors, sorted by name; a parameter of the base that PEFT
-    wraps keeps the name that the file gives it (see `layouts.owner`). `others` are the tensors that are no LoRA factor,
-    in file order; `unclear` names pairs whose meaning the file does not tell, with the reason.
+    `modules` maps the names of modules in the base to their factors, sorted by name; a parameter of the base that PEFT
+    wraps keeps its name in the file (see `layouts.owner`). `others` are the tensors that are not LoRA factors, in file
+    order. `unclear` maps the pairs whose meaning the file leaves open to the reason.
 
-    Both files are opened once and hashed, and every number is read from the bytes that were hashed. `expected` are the
-    digests that they must have, by name; None stands for those in the folder's own manifest, if it has one. `subject`
-    is what `verify` opened and looked at; then these are its files.
+    Both files are opened and hashed once, and every number is read from the hashed bytes. `expected` maps file names to
+    the digests that the files must have; None takes those of the folder's manifest, if it has one. Pass the `subject`
+    of `verify` to use the files that it opened.
 
     Raises:
-        DigestMismatch: a file is not what is expected, or changes while it is in use.
-        MalformedConfig: `adapter_config.json` is missing or cannot be used.
-        MalformedTensorFile: the same of `adapter_model.safetensors`.
-        RefusedAdapter: factors without a partner, or that fit neither each other nor the config; every one is listed.
+        DigestMismatch: a file differs from its digest, or changed while it was in use.
+        MalformedConfig: `adapter_config.json` is missing or malformed.
+        MalformedTensorFile: `adapter_model.safetensors` is missing or malformed.
+        RefusedAdapter: factors have no partner, or do not fit each other or the config; lists all.
     """
 
     def __init__(
@@ -86,18 +88,20 @@ class AdapterFactors:
 
         Raises:
             KeyError: the adapter has no such module.
-            UnsupportedAdapter: the module has an update for each of its experts or groups; `parts` reads those.
+            UnsupportedAdapter: the module has one update for each expert or group; use `parts`.
         """
         parts = self.parts(module)
         if len(parts) > 1:
             layout = self.modules[module].layout
             what = "experts (target_parameters)" if layout.kind == "experts" else "groups of a convolution"
-            reason = f"`{shown(module)}` has an update of its own for each of {layout.parts} {what}"
-            raise UnsupportedAdapter(f"`{shown(str(self.folder), 200)}` holds more than one update a module", [reason])
+            reason = f"`{shown(module)}` has one update for each of {layout.parts} {what}"
+            raise UnsupportedAdapter(
+                f"`{shown(str(self.folder), 200)}` has more than one update for a module", [reason]
+            )
         return parts[0]
 
     def parts(self, module: str) -> tuple[LowRank, ...]:
-        """The updates of the module's parts (see `Layout`), one for most modules; otherwise as `read`.
+        """The updates of the module's parts (see `Layout`), one for most modules, read as by `read`.
 
         Raises:
             KeyError: the adapter has no such module.
@@ -106,7 +110,7 @@ class AdapterFactors:
         return factors.layout.split(self.tensor(factors.a), self.tensor(factors.b), factors.scale)
 
     def bias(self, module: str) -> Tensor | None:
-        """What the adapter adds to the module's output whatever its input (`lora_bias`), in float64; None if nothing.
+        """The bias that the adapter adds to the module's output (`lora_bias`), in float64; None without one.
 
         Raises:
             KeyError: the adapter has no such module.
@@ -117,7 +121,7 @@ class AdapterFactors:
     def tensor(self, spec: TensorSpec) -> Tensor:
         """One tensor of a floating dtype in `TORCH_DTYPES`."""
         dtype = TORCH_DTYPES[spec.dtype]
-        if not spec.size_bytes:  # of no bytes `frombuffer` makes nothing
+        if not spec.size_bytes:  # `frombuffer` rejects an empty buffer
             return torch.empty(spec.shape, dtype=dtype)
         return torch.frombuffer(self.data(spec), dtype=dtype).reshape(spec.shape)
 
@@ -129,24 +133,39 @@ class AdapterFactors:
         """The bytes of one tensor of any dtype, a few megabytes at a time."""
         return self.weights.chunks(spec.start, spec.end, _CHUNK_BYTES)
 
+    def same_bytes(self, spec: TensorSpec, other: AdapterFactors, other_spec: TensorSpec) -> bool:
+        """Whether a tensor has the dtype, shape and bytes of one of another adapter."""
+        if (spec.dtype, spec.shape) != (other_spec.dtype, other_spec.shape):
+            return False
+        return all(one == two for one, two in zip(self.chunks(spec), other.chunks(other_spec), strict=True))
+
     def is_finite(self, spec: TensorSpec) -> bool:
         """Whether no number of one tensor is NaN or infinite."""
         dtype = TENSOR_DTYPES.get(spec.dtype)
         return dtype is None or all(is_finite(torch.frombuffer(chunk, dtype=dtype)) for chunk in self.chunks(spec))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WeightedAdapter:
+    """An adapter in a sum or a comparison: its name in messages, its open files and its weight."""
+
+    label: str
+    factors: AdapterFactors
+    weight: float = 1.0
+
+
 @final
 class TensorFileWriter:
-    """A safetensors file written tensor by tensor, its header last; a context manager.
+    """Writes a safetensors file tensor by tensor, the header last; a context manager.
 
-    `planned` names every tensor with the largest shape it may get: that much room is reserved for the header, and what
-    is not needed stays spaces, which the format allows. The file appears under its name, complete, when the block
-    ends without an error; otherwise nothing is left.
+    `planned` lists every tensor with its largest possible shape, to reserve room for the header; the format allows
+    spaces in the rest. The complete file appears under its name when the block ends without an error; otherwise nothing
+    remains.
     """
 
     def __init__(self, path: Path, planned: Iterable[TensorSpec]) -> None:
         self.path = path
-        self._metadata = {"format": "pt"}  # transformers refuses a file without it
+        self._metadata = {"format": "pt"}  # transformers rejects a file without it
         self._room = len(header_bytes(planned, self._metadata))
         self._written: list[TensorSpec] = []
         self._stack = ExitStack()
@@ -162,11 +181,11 @@ class TensorFileWriter:
         self.add_bytes(spec, tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
     def add_bytes(self, spec: TensorSpec, data: bytes | bytearray | memoryview) -> None:
-        """Append a tensor given as bytes; of `spec`, the name, dtype and shape count."""
+        """Append a tensor as bytes; only the name, dtype and shape of `spec` matter."""
         self.add_chunks(spec, [data])
 
     def add_chunks(self, spec: TensorSpec, chunks: Iterable[bytes | bytearray | memoryview]) -> None:
-        """As `add_bytes`, the bytes given piece by piece."""
+        """Append a tensor as `add_bytes` does, piece by piece."""
         for chunk in chunks:
             self._stream.write(chunk)
         self._written.append(spec)

@@ -1,4 +1,4 @@
-"""How a module's low-rank update lies in a PEFT file: the names, shapes and parts of its factors."""
+"""The layout of a module's low-rank update in a PEFT file: names, shapes and parts of its factors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from adapterhub.weights.lowrank.algebra import LowRank
 __all__ = ["NESTED", "PEFT_PREFIX", "Kind", "Layout", "Names", "is_finite", "owner", "plain_name"]
 
 PEFT_PREFIX = "base_model.model."
-"""What PEFT puts before the name that a module has in the base model."""
+"""PEFT's prefix before the name of a module in the base."""
 
 NESTED = "base_layer"
-"""Where PEFT keeps what it wraps."""
+"""PEFT's name for the wrapped module inside its wrapper."""
 
 Kind = Literal["linear", "conv", "embedding", "experts"]
 
@@ -33,15 +33,15 @@ class Names(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How a module's update lies in a file; equal layouts can be added up.
+    """The layout of a module's update in a file; updates with equal layouts can be added up.
 
     `linear`: A [r, in], B [out, r]; `embedding`: A [r, entries], B [width, r]; `conv`: A [r, in, *kernel], B [out, r,
     1, …], which are matrices once the trailing dimensions are flattened. `a_shape` is A's shape without r.
 
-    Two kinds are of several `parts`, low-rank pairs of their own that act on different outputs. A grouped `conv` has
-    one for each group: A [groups * r, in, *kernel] and B [out, r, 1, …], group by group. `experts`, a bare parameter
-    of the base (PEFT's `target_parameters`) that is [experts, …], has one for each expert: A [experts * r, in], expert
-    by expert, but B [out, r * experts], in which the columns of one expert are `experts` apart.
+    Two kinds have several `parts`: separate low-rank pairs that act on different outputs. A grouped `conv` has one for
+    each group: A [groups * r, in, *kernel] and B [out, r, 1, …], group by group. `experts`, a bare parameter of the
+    base (PEFT's `target_parameters`) of shape [experts, …], has one for each expert: A [experts * r, in], expert by
+    expert, but B [out, r * experts], in which the columns of one expert are `experts` apart.
     """
 
     kind: Kind
@@ -51,27 +51,27 @@ class Layout:
 
     @property
     def width(self) -> int:
-        """Columns of the flattened A."""
+        """The columns of the flattened A."""
         return math.prod(self.a_shape)
 
     @property
     def part_out(self) -> int:
-        """Outputs that one part acts on."""
+        """The outputs of one part."""
         return self.out // self.parts if self.kind == "conv" else self.out
 
     @property
     def full_rank(self) -> int:
-        """Rank that a part needs at most."""
+        """The largest rank that a part can need."""
         return min(self.part_out, self.width)
 
     def names(self, module: str) -> Names:
-        """The tensor names PEFT gives to the module's factors."""
+        """PEFT's tensor names for the factors of the module."""
         if self.kind == "embedding":
             return Names(f"{PEFT_PREFIX}{module}.lora_embedding_A", f"{PEFT_PREFIX}{module}.lora_embedding_B")
         return Names(f"{PEFT_PREFIX}{module}.lora_A.weight", f"{PEFT_PREFIX}{module}.lora_B.weight")
 
     def bias_name(self, module: str) -> str:
-        """The tensor name PEFT gives to the bias of B (`lora_bias`)."""
+        """PEFT's tensor name for the bias of B (`lora_bias`)."""
         return f"{PEFT_PREFIX}{module}.lora_B.bias"
 
     def shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -80,11 +80,11 @@ class Layout:
         return (rank * self.parts, *self.a_shape), (self.out, columns, *(1 for _ in self.a_shape[1:]))
 
     def config_rank(self, rank: int) -> int:
-        """What a config calls the rank of a module whose parts have that rank."""
+        """The rank in a config of a module whose parts have that rank."""
         return rank * self.parts if self.kind == "conv" else rank
 
     def part_rank(self, rank: int) -> int:
-        """What a config's rank leaves to each part: the inverse of `config_rank`, at least 1."""
+        """The rank of each part for a rank in a config: the inverse of `config_rank`, at least 1."""
         return max(1, rank // self.parts) if self.kind == "conv" else rank
 
     def split(self, a: Tensor, b: Tensor, scale: float) -> tuple[LowRank, ...]:
@@ -100,7 +100,7 @@ class Layout:
         return tuple(LowRank(a=part_a, b=part_b, scale=scale) for part_a, part_b in zip(of_a, of_b, strict=True))
 
     def join(self, parts: Sequence[LowRank], rank: int) -> tuple[Tensor, Tensor]:
-        """A and B as the file has them; parts of scale 1 and one dtype, those of less than `rank` filled with zeros."""
+        """A and B as in the file, from parts of scale 1 and one dtype; zeros fill parts of a lower rank than `rank`."""
         shape_a, shape_b = self.shapes(rank)
         if self.parts == 1 and parts[0].rank == rank:
             return parts[0].a.reshape(shape_a), parts[0].b.reshape(shape_b)
@@ -119,12 +119,12 @@ class Layout:
 
 
 def plain_name(name: str) -> str:
-    """The name that a module or tensor has in the base, from one that it has inside of PEFT's wrapping."""
+    """The name of a module or tensor in the base, from its name inside PEFT's wrappers."""
     return ".".join(part for part in name.split(".") if part != NESTED)
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no number is NaN or infinite; 8-bit floats are widened for the look."""
+    """Whether no number is NaN or infinite; 8-bit floats are widened first."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
     wide = tensor.float() if tensor.element_size() == 1 else tensor

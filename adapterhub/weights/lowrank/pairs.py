@@ -1,4 +1,4 @@
-"""Which tensors of an adapter's file are whose factors: by their names, shapes and the config."""
+"""Matches the tensors of an adapter's file to modules as factors, by names, shapes and the config."""
 
 from __future__ import annotations
 
@@ -16,26 +16,24 @@ from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.config import AdapterConfig, owner
 from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 from adapterhub.weights.lowrank.layouts import Kind, Layout
-
-"""What a factor may be stored as, in the format's names."""
 
 _FACTOR: Final = re.compile(
     r"base_model\.model\.(?:(?P<module>.+)\.lora_(?:(?P<side>[AB])\.weight|(?P<bias>B\.bias))"
     r"|(?P<embedding>.+)\.lora_embedding_(?P<embedding_side>[AB]))"
 )
-_MATRIX = 2
 _MOST_NESTED = 4
-"""Parameters of one module whose pairs are told apart by their ranks; every order of them is tried."""
+"""The most pairs on the parameters of one module that are told apart by rank; every order is tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factors:
-    """Where one module's pair lies: `a`, `b` and, of an adapter with `lora_bias`, `bias` are its tensors.
+    """The tensors of one module's pair: `a`, `b` and, with `lora_bias`, `bias`.
 
-    The update is `scale * B @ A`, and with a bias `scale * bias` is added to the module's output. `rank` is that of
-    each of the layout's parts. `parameters` names the parameters of the base one of which the pair is for
-    (`target_parameters`); it is empty where the pair is for the weight of a module.
+    The update is `scale * B @ A`, and a bias adds `scale * bias` to the module's output. `rank` is the rank of each
+    part of the layout. `parameters` lists the parameters of the base that the pair may belong to (`target_parameters`);
+    it is empty for a pair on the weight of a module.
     """
 
     layout: Layout
@@ -48,9 +46,9 @@ class Factors:
 
 
 class Pairs(NamedTuple):
-    """What an adapter's tensors are.
+    """The tensors of an adapter by their role.
 
-    Pairs by module, sorted; tensors that are no factor, in file order; why the meaning of other pairs is not clear.
+    Pairs by module, sorted; tensors that are not factors, in file order; the reason for each pair of unclear meaning.
     """
 
     modules: Mapping[str, Factors]
@@ -62,28 +60,28 @@ def pair_up(specs: Iterable[TensorSpec], config: AdapterConfig, folder: Path) ->
     """The pairs among the tensors `specs` of the adapter in `folder`.
 
     Raises:
-        RefusedAdapter: factors without a partner, or that fit neither each other nor the config; every one is listed.
-        MalformedConfig: E_REGEX when the patterns of the config take too long.
+        RefusedAdapter: factors have no partner, or do not fit each other or the config; lists all.
+        MalformedConfig: E_REGEX, because the patterns of the config take too long.
     """
-    found: dict[tuple[str, bool], dict[str, TensorSpec]] = {}
+    tensors: dict[tuple[str, bool], dict[str, TensorSpec]] = {}
     others = []
     for spec in specs:
         match = _FACTOR.fullmatch(spec.name)
         if match is None or (match["bias"] and not config.lora_bias):
             others.append(spec)
         elif match["embedding"] is not None:
-            found.setdefault((match["embedding"], True), {})[match["embedding_side"]] = spec
+            tensors.setdefault((match["embedding"], True), {})[match["embedding_side"]] = spec
         else:
-            found.setdefault((match["module"], False), {})[match["side"] or "bias"] = spec
+            tensors.setdefault((match["module"], False), {})[match["side"] or "bias"] = spec
 
     modules: dict[str, Factors] = {}
     unclear: dict[str, str] = {}
     findings: list[tuple[str, str]] = []
-    settings = _Settings(config, found)
-    for (module, is_embedding), sides in sorted(found.items()):
+    settings = _Settings(config, tensors)
+    for (module, is_embedding), sides in sorted(tensors.items()):
         problem = _problem(sides, expects_bias=config.lora_bias and not is_embedding)
         if problem is None and (module in modules or module in unclear):
-            problem = "E_PAIR", "has factors of a linear layer and of an embedding"
+            problem = "E_PAIR", "has factors of a linear layer and also of an embedding"
         made = problem or settings.factors(module, sides, is_embedding=is_embedding)
         if isinstance(made, Factors):
             modules[module] = made
@@ -97,7 +95,7 @@ def pair_up(specs: Iterable[TensorSpec], config: AdapterConfig, folder: Path) ->
 
 
 def _problem(sides: Mapping[str, TensorSpec], *, expects_bias: bool) -> tuple[str, str] | None:
-    """What is wrong with one module's tensors by themselves: a finding code and a reason."""
+    """The problem of one module's tensors, if any: a finding code and a reason."""
     for present, absent in (("A", "B"), ("B", "A"), ("bias", "A")):
         if present in sides and absent not in sides:
             return "E_PAIR", f"has factor {present} but no factor {absent}"
@@ -106,32 +104,32 @@ def _problem(sides: Mapping[str, TensorSpec], *, expects_bias: bool) -> tuple[st
     odd = next((spec.dtype for spec in sides.values() if spec.dtype not in FACTOR_DTYPES), None)
     if odd is not None:
         return "E_DTYPE", f"is stored as {shown(odd)}, expected one of {', '.join(FACTOR_DTYPES)}"
-    if len(a.shape) < _MATRIX or len(a.shape) != len(b.shape) or any(size != 1 for size in b.shape[2:]):
+    if len(a.shape) < MATRIX_NDIM or len(a.shape) != len(b.shape) or any(size != 1 for size in b.shape[2:]):
         return "E_SHAPE", f"{shapes}, expected [r, in] and [out, r]"
     if 0 in a.shape or 0 in b.shape:
         return "E_SHAPE", f"{shapes}, expected no empty dimension"
     if expects_bias and bias is None:
-        return "E_PAIR", f"has no bias of B, which {CONFIG_FILE} says it has (lora_bias)"
+        return "E_PAIR", f"has no bias of B, but {CONFIG_FILE} declares one (lora_bias)"
     if bias is not None and bias.shape != b.shape[:1]:
         return "E_SHAPE", f"B is {list(b.shape)} and its bias {list(bias.shape)}, expected one number for each output"
     return None
 
 
 class _Settings:
-    """Rank and scale of every pair, as the config gives them."""
+    """The rank and scale of every pair, from the config."""
 
-    def __init__(self, config: AdapterConfig, found: Mapping[tuple[str, bool], Mapping[str, TensorSpec]]) -> None:
+    def __init__(self, config: AdapterConfig, tensors: Mapping[tuple[str, bool], Mapping[str, TensorSpec]]) -> None:
         self._config = config
-        # By owner, the rows of A of each pair on it, where it holds parameters that are targets.
+        # The rows of A of each pair on targeted parameters, by the module that owns them.
         self._rows: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        for (module, _), sides in found.items():
+        for (module, _), sides in tensors.items():
             if "A" in sides and sides["A"].shape and self._config.parameters_of(module):
                 self._rows[owner(module)][module] = sides["A"].shape[0]
 
     def factors(
         self, module: str, sides: Mapping[str, TensorSpec], *, is_embedding: bool
     ) -> Factors | str | tuple[str, str]:
-        """The pair on `module`; why its meaning is not clear; or a finding code and a reason."""
+        """The pair on `module`; the reason why its meaning is unclear; or a finding code and a reason."""
         a, b = sides["A"], sides["B"]
         shapes = f"A is {list(a.shape)} and B is {list(b.shape)}"
         holder = owner(module)
@@ -141,21 +139,21 @@ class _Settings:
             if setting is None:
                 return (
                     f"is on one of the parameters {', '.join(p.rpartition('.')[2] for p in parameters)}, which have "
-                    "ranks or alphas of their own, and the file does not say on which"
+                    "different ranks or alphas, and the file does not say on which one"
                 )
             rank, scale = setting
             kind: Kind = "experts"
-            fits = a.shape[0] == b.shape[1] and a.shape[0] % rank == 0 and len(a.shape) == _MATRIX
+            fits = a.shape[0] == b.shape[1] and a.shape[0] % rank == 0 and len(a.shape) == MATRIX_NDIM
             parts = a.shape[0] // rank
         else:
             rank, scale = self._setting(holder)
-            kind = "embedding" if is_embedding else "linear" if len(a.shape) == _MATRIX else "conv"
+            kind = "embedding" if is_embedding else "linear" if len(a.shape) == MATRIX_NDIM else "conv"
             parts = rank // b.shape[1] if kind == "conv" and rank % b.shape[1] == 0 else 1
             fits = a.shape[0] == rank == b.shape[1] * parts and b.shape[0] % parts == 0
         if not fits:
             if self._config.extra.get("use_bdlora"):
                 return "has block-diagonal factors (BD-LoRA)"
-            return "E_RANK", f"{shapes}, expected rank {rank} as {CONFIG_FILE} says"
+            return "E_RANK", f"{shapes}, expected rank {rank} from {CONFIG_FILE}"
         return Factors(
             layout=Layout(kind=kind, out=b.shape[0], a_shape=a.shape[1:], parts=parts),
             rank=a.shape[0] // parts,
@@ -170,10 +168,10 @@ class _Settings:
         return self._config.rank_of(name), self._config.scaling_of(name)
 
     def _of_parameter(self, module: str, parameters: tuple[str, ...]) -> tuple[int, float] | None:
-        """Rank and scale of a pair on one of `parameters`; None if it is not clear on which.
+        """The rank and scale of a pair on one of `parameters`; None if it is unclear on which.
 
-        PEFT names such pairs by their depth, and which parameter is at which depth depends on the base. Where it
-        matters, the shapes may tell: all parameters of a module have one number of experts.
+        PEFT names such pairs by their depth, and the order of the parameters depends on the base. If their settings
+        differ, the shapes may decide: all parameters of a module have one number of experts.
         """
         settings = [self._setting(name) for name in parameters]
         if len(set(settings)) == 1:
@@ -187,5 +185,5 @@ class _Settings:
 
 def _has_one_number_of_experts(rows: Iterable[int], settings: Iterable[tuple[int, float]]) -> bool:
     counts: Iterator[tuple[int, int]] = (divmod(count, rank) for count, (rank, _) in zip(rows, settings, strict=True))
-    found = set(counts)
-    return len(found) == 1 and found.pop()[1] == 0
+    distinct = set(counts)
+    return len(distinct) == 1 and distinct.pop()[1] == 0

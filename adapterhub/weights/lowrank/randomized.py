@@ -1,17 +1,17 @@
-"""The closest low-rank update to a dense matrix, found with a few products instead of a full decomposition.
+"""Finds the closest low-rank update to a dense matrix with a few products instead of a full decomposition.
 
-A merge that prunes in delta space ends with a matrix of full rank: a few directions that matter above a floor of noise.
-Its leading singular vectors are found by block Krylov iteration from a random start (Halko, Martinsson and Tropp 2011,
-arXiv:0909.4061; Musco and Musco 2015, arXiv:1504.05477), done as a block bidiagonalization (Golub, Luk and Overton
-1981) whose vectors are all kept orthogonal: on the spaces reached so far the matrix is left @ core @ right.T, and the
-singular values of the small core approach those of the matrix from below.
+A merge that prunes in delta space produces a matrix of full rank: a few strong directions above a floor of noise. Block
+Krylov iteration from a random start finds its leading singular vectors (Halko, Martinsson and Tropp 2011,
+arXiv:0909.4061; Musco and Musco 2015, arXiv:1504.05477). It runs as a block bidiagonalization (Golub, Luk and Overton
+1981) that keeps all vectors orthogonal: on the spaces so far the matrix is left @ core @ right.T, and the singular
+values of the small core approach those of the matrix from below.
 
-When to stop. The square of the truncation error is ‖matrix‖² minus the sum of the squares of the kept values, so it is
-within 1 % of the optimal error when that sum still lacks at most 2 % of the squared error. Every product enlarges a
-space and the sum never falls; where the spectrum has no gap it lacks about c / j² after j pairs of products (Musco and
-Musco, theorem 1), with a gap exponentially little. So what it lacks is at most j / 2 times what the last pair of
-products gave, and twice that is allowed for in the first four. The block is wider than the rank, so that values of any
-multiplicity are found. In the end the error is measured, matrix against factors, not estimated.
+When to stop. The squared truncation error is ‖matrix‖² minus the sum of the squared kept values, so the error is within
+1 % of the optimum once that sum lacks at most 2 % of the squared error. Every product enlarges a space, and the sum
+never falls. Without a gap in the spectrum it lacks about c / j² after j pairs of products (Musco and Musco, theorem 1),
+with a gap exponentially little. So it lacks at most j / 2 times the gain of the last pair of products; the first four
+pairs allow for twice the gain. The block is wider than the rank, to find values of any multiplicity. The final error is
+measured between the matrix and the factors, not estimated.
 """
 
 from __future__ import annotations
@@ -24,86 +24,86 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from adapterhub.weights.lowrank.algebra import FLOAT32_HALF_STEP, Cut, check_rank, cut, decomposed, nothing
+from adapterhub.weights.lowrank.algebra import FLOAT32_HALF_STEP, MATRIX_NDIM, Cut, check_rank, cut, decomposed, nothing
 
 __all__ = ["closest", "strips"]
 
 _EXTRA: Final = 8
-"""Columns of the block beyond the rank: with fewer it takes more products, with more each costs more."""
+"""Columns of the block beyond the rank: fewer need more products, more make each product slower."""
 
 _PAIR: Final = 2
 """One product with the matrix and one with its transpose."""
 
 _LACKING: Final = 0.02
-"""Part of the squared error that the kept values may lack."""
+"""The part of the squared error that the kept values may lack."""
 
 _FIRST_RANK: Final = 32
-"""Where the search for a rank begins that stays within an error."""
+"""The first rank in the search for a rank that stays within an error."""
 
 _SMALL: Final = 160
-"""Matrices with a side up to this are decomposed in full: it takes milliseconds."""
+"""Matrices with a side up to this are decomposed in full, which takes milliseconds."""
 
 _DIRECT: Final = 1024
-"""Shorter sides up to this are decomposed as they are; the Gram matrix of a larger one is several times as quick."""
+"""Matrices with a shorter side up to this are decomposed directly; beyond, the Gram matrix is several times faster."""
 
 _SHARE: Final = 0.6
-"""Part of the shorter side that the spaces may reach: beyond it a full decomposition is as quick."""
+"""The part of the shorter side that the spaces may reach; beyond, a full decomposition is as fast."""
 
 _BLOCKS: Final = 5
-"""Blocks that must fit into that part; with room for fewer most searches would end in a full decomposition."""
+"""Blocks that must fit into that part; with fewer, most searches would end in a full decomposition."""
 
 _COARSE: Final = 0.01
-"""Relative error below which float32 products cannot tell the squared error to a percent any more."""
+"""The relative error below which float32 products give the squared error to no better than a percent."""
 
 _TINY: Final = 1e-9
-"""Part of a sum that counts as nothing where it would be divided by."""
+"""The part of a sum that is too small to divide by."""
 
 _SINGLE_FLOOR, _DOUBLE_FLOOR = 1e-6, 1e-15
 """Rounding of a sum of squared singular values, relative to ‖matrix‖², in float32 and in float64 products."""
 
 STRIP: Final = 1 << 20
-"""Numbers of a strip of rows: 4 MB of float32 stay in a processor's cache, and threads are started rarely enough."""
+"""Numbers in a strip of rows: 4 MB of float32 fit the processor's cache and still start threads rarely."""
 
 _SAFE: Final = 2.0**40
-"""Largest magnitudes between 1 / this and this need no scaling: no square overflows or vanishes."""
+"""Matrices with a largest magnitude between 1 / this and this need no scaling: no square overflows or vanishes."""
 
 
 def closest(matrix: Tensor, *, rank: int | None, max_error: float | None, seed: int = 0) -> Cut:
     """The update of lowest error to a float32 or float64 [out, in] matrix, its factors balanced, in float64.
 
-    With `rank`, of that rank, or less where the matrix has fewer directions that a float32 file could carry; with
-    `max_error`, of the smallest rank whose error relative to the matrix is at most that; with neither, of full rank.
-    `lost` is measured (to 1e-3 of itself, unless it is float32 rounding), and at most 1 % above the smallest possible.
+    With `rank`, the result has that rank, or a lower one if the matrix has fewer directions that a float32 file can
+    hold; with `max_error`, the smallest rank with at most that error relative to the matrix; with neither, full rank.
+    `lost` is measured (to 1e-3 of itself, unless it is float32 rounding) and at most 1 % above the smallest possible.
     The same seed gives the same result.
 
-    Time is that of about 6 products with a block of rank + 8 vectors; memory besides the matrix a few such blocks. For
-    a rank beyond an eighth of the shorter side, given or needed for `max_error`, time is that of a full decomposition.
+    Time is that of about 6 products with a block of rank + 8 vectors, and memory besides the matrix that of a few such
+    blocks. A rank beyond an eighth of the shorter side takes the time of a full decomposition.
 
     Raises:
         UsageProblem: rank and max_error are both given, or one is out of range.
-        ValueError: no float32 or float64 matrix, or numbers that are not finite.
+        ValueError: not a float32 or float64 matrix, or numbers are not finite.
     """
     check_rank(rank, max_error)
-    if matrix.ndim != 2 or matrix.dtype not in (torch.float32, torch.float64):  # noqa: PLR2004 - a matrix
+    if matrix.ndim != MATRIX_NDIM or matrix.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{matrix.ndim} dimensions of {matrix.dtype}, expected a float32 or float64 matrix")
     largest = max((abs(float(end)) for end in matrix.aminmax()), default=0.0) if matrix.numel() else 0.0
     if not math.isfinite(largest):
-        raise ValueError("the matrix holds NaN or infinite numbers")
+        raise ValueError("the matrix contains NaN or infinite numbers")
     if largest == 0:
         return cut(nothing(matrix.shape[0], matrix.shape[1], 1), rank=1)
     exponent = 0
     if not 1 / _SAFE <= largest <= _SAFE:
         exponent = math.frexp(largest)[1]
-        # In float64: the factor itself would not fit float32 for the smallest numbers.
+        # In float64, since float32 cannot hold the factor for the smallest numbers.
         matrix = torch.cat([(matrix[at].double() * 2.0**-exponent).to(matrix.dtype) for at in strips(matrix)])
     goal = _Goal(rank=rank, max_error=max_error, whole=_norm(matrix))
-    found = _search(matrix, goal, seed)
-    count = found.count
-    b, a, lost = _measured(matrix, found, count, goal.whole)
-    # Values are a little too small, and rounded: whether an error that was asked for is met is measured.
-    while max_error is not None and lost > max_error * goal.whole and count < goal.solid(found.values):
-        count = goal.after(found.values, count, lost)
-        b, a, lost = _measured(matrix, found, count, goal.whole)
+    triplets = _search(matrix, goal, seed)
+    count = triplets.count
+    b, a, lost = _measured(matrix, triplets, count, goal.whole)
+    # The values are rounded and slightly too small, so the requested error is checked by measurement.
+    while max_error is not None and lost > max_error * goal.whole and count < goal.solid(triplets.values):
+        count = goal.after(triplets.values, count, lost)
+        b, a, lost = _measured(matrix, triplets, count, goal.whole)
     into_a, into_b = 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
     return Cut(
         a=a.mul_(into_a), b=b.mul_(into_b), lost=math.ldexp(lost, exponent), whole=math.ldexp(goal.whole, exponent)
@@ -111,7 +111,7 @@ def closest(matrix: Tensor, *, rank: int | None, max_error: float | None, seed: 
 
 
 def strips(matrix: Tensor, size: int = STRIP) -> Iterator[slice]:
-    """Rows of the matrix, from the first to the last, as many at a time as hold `size` numbers, or one."""
+    """Slices of rows from the first to the last, each of about `size` numbers, but at least one row."""
     height = max(1, size // max(1, matrix.shape[1]))
     for start in range(0, matrix.shape[0], height):
         yield slice(start, min(start + height, matrix.shape[0]))
@@ -119,42 +119,42 @@ def strips(matrix: Tensor, size: int = STRIP) -> Iterator[slice]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Goal:
-    """What is asked for, and the norm of the matrix it is asked of."""
+    """The requested rank or error, and the norm of the matrix."""
 
     rank: int | None
     max_error: float | None
     whole: float
 
     def tails(self, values: Tensor) -> Tensor:
-        """Squared error at rank 0, 1, 2, …, from the leading singular values."""
-        found = torch.cat([values.new_zeros(1), values.square().cumsum(0)])
-        return (self.whole**2 - found).clamp_(min=0)
+        """Squared errors at rank 0, 1, 2, …, from the leading singular values."""
+        kept = torch.cat([values.new_zeros(1), values.square().cumsum(0)])
+        return (self.whole**2 - kept).clamp_(min=0)
 
     def solid(self, values: Tensor) -> int:
-        """How many of the values a float32 file could carry; 1 at least."""
-        # A whole step and not half of one: less than its square is lost in the difference of squares.
+        """The number of values that a float32 file can hold; at least 1."""
+        # A whole step, not a half: the difference of squares loses anything below its square.
         carried = int((self.tails(values) > (2 * FLOAT32_HALF_STEP * self.whole) ** 2).sum())
         return max(1, min(carried, len(values)))
 
     def choose(self, values: Tensor) -> int | None:
-        """How many of the leading values to keep; None if that takes more than these."""
+        """The number of leading values to keep; None if that takes more than these."""
         if self.rank is not None:
             return min(self.rank, self.solid(values))
         within = self.tails(values) <= ((self.max_error or 0.0) * self.whole) ** 2
         return min(int(within.int().argmax()), self.solid(values)) if bool(within.any()) else None
 
     def after(self, values: Tensor, count: int, lost: float) -> int:
-        """A larger count, given the error measured at this one, with the same discrepancy as there."""
+        """A larger count, from the error measured at this one and assuming the same discrepancy."""
         tails = self.tails(values)
         allowed = ((self.max_error or 0.0) * self.whole) ** 2 - (lost**2 - float(tails[count]))
         return min(max(count + 1, int((tails > allowed).sum())), self.solid(values))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """Leading singular values (float64, descending), and their vectors as basis @ mix, or as the mix where no basis is.
+class _Triplets:
+    """Leading singular values (float64, descending) and their vectors, each basis @ mix, or mix without a basis.
 
-    `count` of them are to be kept.
+    The first `count` of them are kept.
     """
 
     values: Tensor
@@ -165,7 +165,7 @@ class _Found:
     count: int
 
     def factors(self, count: int) -> tuple[Tensor, Tensor]:
-        """Factors b [out, count] and a [count, in] in float64, the square roots of the values in both."""
+        """Factors b [out, count] and a [count, in] in float64, each with the square roots of the values."""
         root = self.values[:count].sqrt()
         b, a = self.left_mix[:, :count] * root, self.right_mix[:, :count] * root
         if self.left is not None:
@@ -175,35 +175,35 @@ class _Found:
         return b, a.T.contiguous()
 
 
-def _search(matrix: Tensor, goal: _Goal, seed: int) -> _Found:
-    """The leading singular values and vectors that the goal takes."""
+def _search(matrix: Tensor, goal: _Goal, seed: int) -> _Triplets:
+    """The leading singular values and vectors that the goal needs."""
     precise = matrix.dtype == torch.float64
     keep = goal.rank or _FIRST_RANK
     if goal.max_error is None and goal.rank is None:
         return _in_full(matrix, goal)
     start = None
     while True:
-        found = _iterate(matrix, keep, seed if start is None else start, goal.whole**2, precise=precise)
-        if found is None:
+        triplets = _iterate(matrix, keep, seed if start is None else start, goal.whole**2, precise=precise)
+        if triplets is None:
             return _in_full(matrix, goal)
-        values = found.values[:keep]
+        values = triplets.values[:keep]
         count = goal.choose(values)
         left_away = float(goal.tails(values)[len(values) if count is None else count])
         if not precise and left_away < (_COARSE * goal.whole) ** 2:
-            precise, start = True, found
+            precise, start = True, triplets
         elif count is not None:
-            return replace(found, count=count)
+            return replace(triplets, count=count)
         else:
-            # No direction beyond these holds more than the last of them, so at least that many are still needed.
+            # No later direction is stronger than the last of these, so at least this many more are needed.
             excess = left_away - ((goal.max_error or 0.0) * goal.whole) ** 2
             needed = excess / max(float(values[-1]) ** 2, excess * _TINY)
             keep, start = keep + max(keep, math.ceil(needed)), None
 
 
-def _iterate(matrix: Tensor, keep: int, start: int | _Found, square: float, *, precise: bool) -> _Found | None:
-    """Singular triplets whose first `keep` have settled; None if that takes spaces too large to be worth it.
+def _iterate(matrix: Tensor, keep: int, start: int | _Triplets, square: float, *, precise: bool) -> _Triplets | None:
+    """Singular triplets of which the first `keep` have converged; None if that takes spaces too large to be worth it.
 
-    `start` is a seed, or what was found before in less precision; `square` is ‖matrix‖².
+    `start` is a seed, or earlier triplets of lower precision; `square` is ‖matrix‖².
     """
     out, width = matrix.shape
     block, largest = keep + _EXTRA, int(_SHARE * min(out, width))
@@ -214,7 +214,7 @@ def _iterate(matrix: Tensor, keep: int, start: int | _Found, square: float, *, p
         drawn = torch.randn(out, block, generator=torch.Generator().manual_seed(start), dtype=dtype)
         first = _times(matrix.T, drawn.to(matrix.device))
     else:
-        assert start.right is not None, "the spaces of an iteration"
+        assert start.right is not None, "only an iteration has spaces"
         first = start.right.to(dtype) @ start.right_mix[:, :block].to(dtype)
     right = new_right = torch.linalg.qr(first).Q
     left, rest = torch.linalg.qr(_times(matrix, right))
@@ -235,27 +235,27 @@ def _iterate(matrix: Tensor, keep: int, start: int | _Found, square: float, *, p
             core[-block:, -block:] = rest
         sums.append(float(torch.linalg.svdvals(core)[:keep].square().sum()))
     left_mix, values, right_mix = decomposed(core)
-    return _Found(values=values, left=left, left_mix=left_mix, right=right, right_mix=right_mix.T, count=keep)
+    return _Triplets(values=values, left=left, left_mix=left_mix, right=right, right_mix=right_mix.T, count=keep)
 
 
 def _lacking(sums: Sequence[float]) -> float:
-    """How much the last of the sums may still grow, given one after every product."""
+    """The most that the last sum can still grow; `sums` has one for each product."""
     pairs = (len(sums) - 1) / _PAIR
     return max(2.0, pairs / 2) * (sums[-1] - sums[-1 - _PAIR])
 
 
 def _new_directions(block: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal columns and what to multiply them with for the part of `block` that is orthogonal to `basis`."""
-    for _ in range(2):  # once leaves rounding of the part that was removed, twice is enough
+    """Orthonormal columns and their coefficients for the part of `block` orthogonal to `basis`."""
+    for _ in range(2):  # one pass leaves rounding of the removed part, two are enough
         block = block.sub_(basis @ (basis.T @ block))
     columns, rest = torch.linalg.qr(block)
     return columns, rest
 
 
-def _in_full(matrix: Tensor, goal: _Goal) -> _Found:
-    """All singular values, in float64: of the matrix itself, or of the Gram matrix of its shorter side if it is large.
+def _in_full(matrix: Tensor, goal: _Goal) -> _Triplets:
+    """All singular values in float64, from the matrix, or from the Gram matrix of the shorter side of a large one.
 
-    Squaring costs digits of values below 1e-8 of the largest, which are float32 rounding of a float32 matrix.
+    Squaring costs digits of values below 1e-8 of the largest, which in a float32 matrix are rounding.
     """
     if min(matrix.shape) <= _DIRECT:
         left_mix, values, right_mix = decomposed(matrix.double())
@@ -265,12 +265,12 @@ def _in_full(matrix: Tensor, goal: _Goal) -> _Found:
         tall = matrix if is_tall else matrix.T
         squares, vectors = torch.linalg.eigh(_gram(tall))
         values, vectors = squares.flip(0).clamp_(min=torch.finfo(torch.float64).tiny).sqrt_(), vectors.flip(1)
-        through = vectors / values  # times the matrix these are the vectors of the other side
+        through = vectors / values  # the matrix maps these to the vectors of the other side
         left, left_mix, right, right_mix = matrix, through, None, vectors
         if not is_tall:
             left, left_mix, right, right_mix = None, vectors, matrix.T, through
     count = goal.choose(values) or goal.solid(values)
-    return _Found(values=values, left=left, left_mix=left_mix, right=right, right_mix=right_mix, count=count)
+    return _Triplets(values=values, left=left, left_mix=left_mix, right=right, right_mix=right_mix, count=count)
 
 
 def _gram(tall: Tensor) -> Tensor:
@@ -282,9 +282,9 @@ def _gram(tall: Tensor) -> Tensor:
     return gram
 
 
-def _measured(matrix: Tensor, found: _Found, count: int, whole: float) -> tuple[Tensor, Tensor, float]:
+def _measured(matrix: Tensor, triplets: _Triplets, count: int, whole: float) -> tuple[Tensor, Tensor, float]:
     """The factors b and a of the first `count` triplets, and ‖matrix - b @ a‖."""
-    b, a = found.factors(count)
+    b, a = triplets.factors(count)
     lost = _distance(matrix, b, a, matrix.dtype)
     if lost < _COARSE * whole:
         lost = _distance(matrix, b, a, torch.float64)
@@ -299,13 +299,13 @@ def _distance(matrix: Tensor, b: Tensor, a: Tensor, dtype: torch.dtype) -> float
 
 
 def _norm(matrix: Tensor) -> float:
-    """Frobenius norm, in float64 row by row: one long sum is off by 1e-14 of itself, too much for what is lost."""
+    """Frobenius norm in float64, row by row; one long sum is off by 1e-14 of itself, too much to find the loss."""
     norms = [torch.linalg.vector_norm(matrix[at], dim=1, dtype=torch.float64) for at in strips(matrix)]
     return math.sqrt(float(torch.cat(norms).square().sum()))
 
 
 def _times(basis: Tensor, block: Tensor) -> Tensor:
-    """The product basis @ block in the dtype of the block; a float32 basis is never there in float64 as a whole."""
+    """The product basis @ block in the dtype of the block, without a float64 copy of a whole float32 basis."""
     if basis.dtype == block.dtype:
         return basis @ block
     if basis.stride(0) >= basis.stride(1):

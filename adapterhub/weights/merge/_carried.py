@@ -1,8 +1,8 @@
-"""Tensors that replace something of the base: carried over whole where that is exact, refused by name where it is not.
+"""Tensors that replace a part of the base: carried over whole where that is exact, refused by name otherwise.
 
-An adapter may bring modules trained in full (`modules_to_save`), biases of the base (`bias`), rows of an embedding
-(`trainable_token_indices`) and copies of the embeddings that it targets. None of these can be weighted. What one
-adapter only has, or what is the same in all that have it, is carried over as it is.
+An adapter may contain modules trained in full (`modules_to_save`), biases of the base (`bias`), rows of an embedding
+(`trainable_token_indices`) and copies of the embeddings that it targets. None of these can be weighted. A merge carries
+such a tensor over unchanged if only one adapter has it, or if all that have it agree.
 """
 
 from __future__ import annotations
@@ -15,45 +15,46 @@ from typing import Final, Literal
 from adapterhub.core.errors import shown
 from adapterhub.formats.peft.config import AdapterConfig, saved_name
 from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
+from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.layouts import NESTED, PEFT_PREFIX, plain_name
-from adapterhub.weights.merge.source import MergeAdapter
 
-What = Literal["module", "bias", "rows", "copy"]
+CarriedKind = Literal["module", "bias", "rows", "copy"]
 
 _ROWS: Final = ".token_adapter.trainable_tokens_delta"
 _EMBEDDING: Final = re.compile(r"(.+\.)?([^.]*embed[^.]*|lm_head|wte|wpe|shared)")
-"""Modules of whose weights PEFT adds a copy (`save_embedding_layers`), by the last part of their names."""
+"""Modules whose weights PEFT saves a copy of (`save_embedding_layers`), by the last part of their names."""
 
-_REMARKS: Final[Mapping[What, str]] = {
-    "module": "{names} of modules_to_save is carried over from `{label}` as it is, without weight",
-    "bias": "biases of the base that `{label}` trained are carried over as they are, without weight ({names})",
-    "rows": "rows of {names} that `{label}` trained are carried over as they are, without weight",
-    "copy": "the copy of {names} in `{label}` is carried over as it is, without weight",
+_REMARKS: Final[Mapping[CarriedKind, str]] = {
+    "module": "{names} (modules_to_save) is carried over unchanged from `{label}`; its weight does not apply",
+    "bias": "biases of the base ({names}) are carried over unchanged from `{label}`; its weight does not apply",
+    "rows": "trained rows of {names} are carried over unchanged from `{label}`; its weight does not apply",
+    "copy": "the copy of {names} is carried over unchanged from `{label}`; its weight does not apply",
 }
 _NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Carried:
-    """One such tensor: what it is, its name in the base, the module it belongs to, and where it lies.
+    """One such tensor: its kind, its name in the base, its module, and its place in the file of `source`.
 
-    `entry` is how a config names the module in `modules_to_save`. For `rows`, `name` is that of PEFT's own layer, and
-    `tokens` tells which rows these are.
+    `entry` names the module in `modules_to_save`. For `rows`, `name` is the name of PEFT's own layer, and `tokens`
+    lists the rows.
     """
 
-    what: What
+    what: CarriedKind
     name: str
     module: str
     entry: str
-    source: MergeAdapter
+    source: WeightedAdapter
     spec: TensorSpec
     tokens: tuple[int, ...] = ()
 
     def name_in_file(self, depths: Mapping[str, int]) -> str:
-        """The tensor's name in a file whose factors wrap the modules `depths` names, that many times each.
+        """The tensor's name in a file whose factors wrap each module in `depths` that many times.
 
-        PEFT passes over a name that it does not find, without a word: `q_proj.bias` of one adapter is
-        `q_proj.base_layer.bias` beside another one that targets `q_proj`.
+        `q_proj.bias` of one adapter becomes `q_proj.base_layer.bias` beside another adapter that targets `q_proj`; PEFT
+        silently ignores a name that it does not find.
         """
         if self.what in ("module", "rows"):
             return PEFT_PREFIX + self.name
@@ -64,8 +65,8 @@ class Carried:
         return PEFT_PREFIX + ".".join(wrapped)
 
 
-def recognised(source: MergeAdapter, spec: TensorSpec) -> Carried | None:
-    """What a tensor that is no factor replaces in the base; None where the config does not announce it."""
+def recognised(source: WeightedAdapter, spec: TensorSpec) -> Carried | None:
+    """What a tensor that is not a factor replaces in the base; None if the config does not announce it."""
     config = source.factors.config
     if not spec.name.startswith(PEFT_PREFIX):
         return None
@@ -76,15 +77,15 @@ def recognised(source: MergeAdapter, spec: TensorSpec) -> Carried | None:
         return Carried(what="module", name=name, module=module, entry=entry, source=source, spec=spec)
     if name.endswith(_ROWS) and config.trainable_token_indices is not None:
         module = name.removesuffix(_ROWS)
-        tokens = _tokens(config, module)
-        if len(spec.shape) == 2 and len(tokens) == spec.shape[0]:  # noqa: PLR2004 - rows of a matrix
+        tokens = config.trained_rows(module)
+        if len(spec.shape) == MATRIX_NDIM and len(tokens) == spec.shape[0]:
             return Carried(what="rows", name=name, module=module, entry=module, source=source, spec=spec, tokens=tokens)
         return None
     plain = plain_name(name)
     module, _, leaf = plain.rpartition(".")
     if ".lora_" in name or leaf not in ("weight", "bias"):
         return None
-    what: What | None = None
+    what: CarriedKind | None = None
     if leaf == "bias" and config.bias != "none":
         what = "bias"
     elif _EMBEDDING.fullmatch(module) or _is_embedding(source, module):
@@ -95,7 +96,7 @@ def recognised(source: MergeAdapter, spec: TensorSpec) -> Carried | None:
 def saved_module(name: str, config: AdapterConfig) -> tuple[str, str] | None:
     """The entry of `modules_to_save` that a tensor belongs to, and the full name of that module.
 
-    PEFT looks for modules whose names end with an entry, dots or not.
+    PEFT compares the ends of names, even inside a part between dots.
     """
     parts = saved_name(name).removeprefix(PEFT_PREFIX).split(".")
     paths = [".".join(parts[:count]) for count in range(1, len(parts))]
@@ -103,33 +104,33 @@ def saved_module(name: str, config: AdapterConfig) -> tuple[str, str] | None:
     return next(((entry, path) for path in paths for entry in entries if path.endswith(entry)), None)
 
 
-def carried(sources: Sequence[MergeAdapter], modules: Collection[str]) -> tuple[dict[str, Carried], list[str]]:
-    """The tensors that are carried over, by their name in the base, and why others cannot be.
+def carried(adapters: Sequence[WeightedAdapter], modules: Collection[str]) -> tuple[dict[str, Carried], list[str]]:
+    """The tensors to carry over, by their name in the base, and the reasons against others.
 
-    `modules` are those of the base that have factors.
+    `modules` are the modules of the base that have factors.
     """
-    found: dict[str, Carried] = {}
+    tensors: dict[str, Carried] = {}
     reasons: list[str] = []
-    for source in sources:
+    for source in adapters:
         for spec in source.factors.others:
             one = recognised(source, spec)
             if one is None:
                 continue
-            first = found.setdefault(one.name, one)
+            first = tensors.setdefault(one.name, one)
             if not _is_same(first, one):
                 reasons.append(
                     f"`{shown(one.name)}`{_of_what(one)} differs between `{shown(first.source.label)}` and "
-                    f"`{shown(source.label)}`: what replaces a part of the base cannot be added up"
+                    f"`{shown(source.label)}`: two replacements of a part of the base cannot be added up"
                 )
             elif one.what == "module":
-                found[one.name] = one if first.what != "module" else first  # so that the config names it
-    return found, [*reasons, *_clashes(found, modules)]
+                tensors[one.name] = one if first.what != "module" else first  # the config then names it
+    return tensors, [*reasons, *_clashes(tensors, modules)]
 
 
-def remarks(found: Mapping[str, Carried]) -> Iterator[str]:
-    """What a user should know of the tensors that are carried over."""
-    groups: dict[tuple[str, What], dict[str, None]] = {}
-    for one in found.values():
+def remarks(tensors: Mapping[str, Carried]) -> Iterator[str]:
+    """One sentence for each adapter and kind of tensor that is carried over."""
+    groups: dict[tuple[str, CarriedKind], dict[str, None]] = {}
+    for one in tensors.values():
         groups.setdefault((one.source.label, one.what), {})[one.entry] = None
     for (label, what), entries in groups.items():
         names = [f"`{shown(entry)}`" for entry in sorted(entries)[:_NAMES_SHOWN]]
@@ -138,14 +139,14 @@ def remarks(found: Mapping[str, Carried]) -> Iterator[str]:
         yield _REMARKS[what].format(names=named, label=shown(label))
 
 
-def config_of(found: Mapping[str, Carried]) -> dict[str, object]:
-    """The settings that make PEFT load what is carried over."""
-    ones = list(found.values())
+def config_of(tensors: Mapping[str, Carried]) -> dict[str, object]:
+    """The settings that make PEFT load the tensors that are carried over."""
+    ones = list(tensors.values())
     biases = {one.source.factors.config.bias for one in ones if one.what == "bias"}
     rows = [one for one in ones if one.what == "rows"]
     tokens: object = {one.module: list(one.tokens) for one in rows} or None
     settings = {_frozen(one.source.factors.config.trainable_token_indices) for one in rows}
-    if len(settings) == 1:  # as its author wrote it
+    if len(settings) == 1:  # as the author wrote it
         indices = rows[0].source.factors.config.trainable_token_indices
         tokens = {k: list(v) for k, v in indices.items()} if isinstance(indices, Mapping) else list(indices or ())
     return {
@@ -155,10 +156,10 @@ def config_of(found: Mapping[str, Carried]) -> dict[str, object]:
     }
 
 
-def _clashes(found: Mapping[str, Carried], modules: Collection[str]) -> Iterator[str]:
-    """What two adapters do to one module in ways that exclude each other."""
+def _clashes(tensors: Mapping[str, Carried], modules: Collection[str]) -> Iterator[str]:
+    """The changes of two adapters to one module that exclude each other."""
     replaced: dict[str, Carried] = {}
-    for one in found.values():
+    for one in tensors.values():
         if one.what == "module":
             replaced.setdefault(one.module, one)
     for module in modules if replaced else ():
@@ -167,11 +168,11 @@ def _clashes(found: Mapping[str, Carried], modules: Collection[str]) -> Iterator
             whole = replaced.get(".".join(parts[:count]))
             if whole is not None:
                 label = shown(whole.source.label)
-                yield f"`{shown(module)}` has LoRA factors, and `{label}` replaces `{shown(whole.module)}` whole"
-    for one in (one for one in found.values() if one.what == "rows"):
-        label, other = shown(one.source.label), found.get(f"{one.module}.weight")
+                yield f"`{shown(module)}` has LoRA factors, but `{label}` replaces all of `{shown(whole.module)}`"
+    for one in (one for one in tensors.values() if one.what == "rows"):
+        label, other = shown(one.source.label), tensors.get(f"{one.module}.weight")
         if one.module in modules:
-            yield f"`{shown(one.module)}` has LoRA factors, and `{label}` replaces rows of it"
+            yield f"`{shown(one.module)}` has LoRA factors, but `{label}` replaces rows of it"
         if other is not None:
             yield (
                 f"`{shown(one.module)}` comes whole from `{shown(other.source.label)}`, and `{label}` replaces rows "
@@ -179,17 +180,9 @@ def _clashes(found: Mapping[str, Carried], modules: Collection[str]) -> Iterator
             )
 
 
-def _is_embedding(source: MergeAdapter, module: str) -> bool:
+def _is_embedding(source: WeightedAdapter, module: str) -> bool:
     factors = source.factors.modules.get(module)
     return factors is not None and factors.layout.kind == "embedding"
-
-
-def _tokens(config: AdapterConfig, module: str) -> tuple[int, ...]:
-    """The rows of `module` that the adapter trained."""
-    indices = config.trainable_token_indices
-    if isinstance(indices, Mapping):
-        return next((rows for name, rows in indices.items() if module.endswith(name)), ())
-    return indices or ()
 
 
 def _frozen(indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None) -> object:
@@ -199,10 +192,8 @@ def _frozen(indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None) -> 
 def _is_same(first: Carried, second: Carried) -> bool:
     if second is first:
         return True
-    if (second.spec.dtype, second.spec.shape, second.tokens) != (first.spec.dtype, first.spec.shape, first.tokens):
-        return False
-    pieces = zip(first.source.factors.chunks(first.spec), second.source.factors.chunks(second.spec), strict=True)
-    return all(left == right for left, right in pieces)
+    factors, others = first.source.factors, second.source.factors
+    return first.tokens == second.tokens and factors.same_bytes(first.spec, others, second.spec)
 
 
 def _of_what(one: Carried) -> str:

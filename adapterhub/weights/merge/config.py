@@ -10,19 +10,19 @@ from adapterhub.core.errors import shown
 from adapterhub.formats.peft.config import owner
 from adapterhub.weights.lowrank.factors import AdapterFactors
 from adapterhub.weights.merge._carried import config_of
-from adapterhub.weights.merge.plan import Plan
+from adapterhub.weights.merge.plan import MergePlan
 
 
 def merged_config(
-    adapters: Sequence[AdapterFactors], plan: Plan, ranks: Mapping[str, int]
+    adapters: Sequence[AdapterFactors], plan: MergePlan, ranks: Mapping[str, int]
 ) -> tuple[dict[str, object], list[str]]:
-    """The config of a merge of `adapters` whose module m has the rank `ranks[m]` in a config; and warnings.
+    """The config of a merge of `adapters` in which module m has the rank `ranks[m]`, and warnings.
 
-    The scale of a module is alpha / rank, so alpha equals the rank everywhere, in the patterns too. A merge of
-    adapters that name different bases or tasks says so in a warning; whether the bases are one is not known here.
+    The scale of a module is alpha / rank, so alpha equals the rank everywhere, also in the patterns. Adapters that name
+    different bases or tasks give a warning; the names alone do not show whether the bases are equal.
     """
     by_name = {name: rank for module, rank in ranks.items() for name in _names(module, plan)}
-    # PEFT warns of a pattern for a parameter, as if it were never used; so the rank of those is the common one.
+    # PEFT wrongly warns that a pattern for a parameter is unused, so parameters get the common rank.
     of_parameters = [ranks[module] for module in plan.parameters]
     r = common_rank(of_parameters or by_name.values())
     pattern = rank_pattern(by_name, r)
@@ -45,7 +45,7 @@ def merged_config(
         "lora_bias": plan.has_bias,
         "target_modules": target_modules(adapters, [m for m in ranks if m not in plan.parameters]),
         "target_parameters": target_parameters(adapters, plan.parameters) or None,
-        # PEFT takes no parameters as targets where it is told that; and no base of such layers has any.
+        # PEFT rejects target parameters together with fan_in_fan_out, and no base with such layers has any.
         "fan_in_fan_out": any(c.fan_in_fan_out for c in configs) and not plan.parameters,
         "lora_dropout": 0.0,
         "init_lora_weights": True,
@@ -56,21 +56,21 @@ def merged_config(
     return config, warnings
 
 
-def _names(module: str, plan: Plan) -> tuple[str, ...]:
-    """The names that PEFT matches against the patterns of a config to find the rank of a pair."""
+def _names(module: str, plan: MergePlan) -> tuple[str, ...]:
+    """The names that PEFT matches against the patterns of a config for the rank of a pair."""
     return plan.parameters.get(module) or (owner(module),)
 
 
 def common_rank(ranks: Iterable[int]) -> int:
-    """The rank that most modules have; of two equally common ones the larger."""
+    """The rank of most modules; the larger of two equally common ranks."""
     return max(Counter(ranks).items(), key=lambda item: (item[1], item[0]))[0]
 
 
 def rank_pattern(ranks: Mapping[str, int], r: int) -> dict[str, int]:
-    """PEFT's `rank_pattern` for modules whose rank is not `r`: by last name where all such modules agree, else in full.
+    """PEFT's `rank_pattern` for modules whose rank is not `r`: by last name where such modules agree, else in full.
 
-    PEFT matches a key as a regular expression against the end of a module's name, at a dot, and takes the first that
-    matches. Here no module is matched by two keys, so their order is free.
+    PEFT matches each key as a regular expression against the end of a module's name, at a dot, and takes the first
+    match. Here no module matches two keys, so their order does not matter.
     """
     by_leaf: defaultdict[str, list[str]] = defaultdict(list)
     for module in ranks:
@@ -83,17 +83,17 @@ def rank_pattern(ranks: Mapping[str, int], r: int) -> dict[str, int]:
             continue
         for module in sorted(modules):
             if ranks[module] != r:
-                # A full name may also be the end of another one: `layers.0.q` of `decoder.layers.0.q`.
+                # One full name may be the end of another: `layers.0.q` and `decoder.layers.0.q`.
                 is_an_end = any(other.endswith("." + module) for other in modules)
                 pattern["^" * is_an_end + _literal(module)] = ranks[module]
     return pattern
 
 
 def target_modules(adapters: Sequence[AdapterFactors], modules: Iterable[str]) -> list[str]:
-    """PEFT's `target_modules` for exactly `modules`: short names where they are safe, else in full.
+    """PEFT's `target_modules` for exactly `modules`: short names where they are safe, else full names.
 
-    A short name is safe if one of the adapters targets it in every layer and has all of the merged modules that it
-    matches: PEFT then found no others in the base. Otherwise the name could reach modules that no adapter has.
+    A short name is safe if one of the adapters targets it in every layer and has all merged modules that it matches:
+    PEFT then found no others in the base. Any other short name might match modules that no adapter has.
     """
     wanted = {owner(module) for module in modules}
     safe: set[str] = set()
@@ -106,23 +106,23 @@ def target_modules(adapters: Sequence[AdapterFactors], modules: Iterable[str]) -
 
 
 def target_parameters(adapters: Sequence[AdapterFactors], parameters: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """PEFT's `target_parameters` for exactly those in `parameters`, on the same terms."""
+    """PEFT's `target_parameters` for exactly the `parameters`, shortened under the same rule."""
     wanted = {name for names in parameters.values() for name in names}
     safe: set[str] = set()
     for adapter in adapters:
-        having = {name for factors in adapter.modules.values() for name in factors.parameters}
-        safe |= _safe(adapter.config.target_parameters, wanted, having)
+        available = {name for factors in adapter.modules.values() for name in factors.parameters}
+        safe |= _safe(adapter.config.target_parameters, wanted, available)
     return _shortest(safe, wanted)
 
 
-def _safe(entries: Iterable[str], wanted: Collection[str], having: Collection[str]) -> set[str]:
-    """The entries that reach something of `wanted`, and nothing of it that is not in `having`."""
+def _safe(entries: Iterable[str], wanted: Collection[str], available: Collection[str]) -> set[str]:
+    """The entries that match names in `wanted`, all of which are in `available`."""
     reached = {entry: [name for name in wanted if _ends_with(name, entry)] for entry in entries}
-    return {entry for entry, names in reached.items() if names and all(name in having for name in names)}
+    return {entry for entry, names in reached.items() if names and all(name in available for name in names)}
 
 
 def _shortest(safe: Collection[str], wanted: Collection[str]) -> list[str]:
-    """The safe entries and the names that they do not reach, without what another one reaches."""
+    """The safe entries and the full names that they do not match, less those that another entry matches."""
     chosen = {*safe, *(name for name in wanted if not _has_end_in(name, safe))}
     return sorted(entry for entry in chosen if not _has_end_in(entry, chosen - {entry}))
 
@@ -141,14 +141,14 @@ def _leaf(module: str) -> str:
 
 
 def _literal(name: str) -> str:
-    """`name` as a pattern that matches it; the names that Python gives to modules stand for themselves."""
+    """`name` as a pattern that matches it; an ordinary module name needs no escapes."""
     return name if re.fullmatch(r"[\w.-]+", name) else re.escape(name)
 
 
 def _agreed(what: str, values: Sequence[str | None], warnings: list[str]) -> str | None:
-    """The value that all inputs which have one agree on; with a warning, the first one, if they do not."""
+    """The common value of the adapters that have one; if they differ, the first value, with a warning."""
     named = list(dict.fromkeys(v for v in values if v is not None))
     if len(named) > 1:
         each = ", ".join(f"`{shown(v)}`" for v in named)
-        warnings.append(f"the adapters name different values of {what}: {each}; the first is kept")
+        warnings.append(f"the adapters differ in their {what}: {each}; the merge keeps the first")
     return named[0] if named else None

@@ -1,4 +1,4 @@
-"""What is to be merged, found out before a number is read: or refused, with every reason."""
+"""What a merge will write, decided before any number is read, or every reason against it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from types import ModuleType
 
 from adapterhub.core.errors import shown
 from adapterhub.formats.peft.config import owner
+from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.layouts import Layout, plain_name
 from adapterhub.weights.merge._carried import Carried, carried
-from adapterhub.weights.merge._refusals import own_reasons, refuse, shared_settings, way_out
-from adapterhub.weights.merge.source import MergeAdapter
+from adapterhub.weights.merge._refusals import own_reasons, raise_for, shared_settings, way_out
 
 Refusal = Callable[[Sequence[int]], str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Plan:
-    """What is to be merged.
+class MergePlan:
+    """What a merge will write.
 
-    `layouts` has every module, sorted by name. `units` are the modules again, those together whose ranks a config
-    cannot tell apart: the pairs that PEFT nests on one module of the base. `parameters` names, for pairs on
-    parameters, the parameters that they may be on. `carried` are tensors by their name in the new file. `settings` are
-    further settings of the result's config. `has_bias`: every module of the result has a bias of B.
+    `layouts` has every module, sorted by name. `units` groups the modules that must have one rank because a config
+    cannot tell them apart: the pairs that PEFT nests on one module of the base. `parameters` lists the parameters that
+    a pair may be on. `carried` maps names in the new file to tensors. `settings` are additional settings of the
+    result's config. `has_bias` gives every module of the result a bias of B.
     """
 
     layouts: Mapping[str, Layout]
@@ -34,76 +34,78 @@ class Plan:
     has_bias: bool
 
 
-def plan(sources: Sequence[MergeAdapter], method: ModuleType) -> Plan:
-    """The modules and the other tensors of all sources together, for a merge by the method of that module.
+def plan_merge(adapters: Sequence[WeightedAdapter], method: ModuleType) -> MergePlan:
+    """The plan of a merge of `adapters` by the method in the module `method`.
 
     Raises:
-        MergeRefused: with every reason found.
+        MergeRefused: the adapters cannot be merged by this method; lists every reason.
     """
     nonlinear = "" if getattr(method, "LINEAR", False) else method.__name__.rpartition(".")[2]
-    reasons = [f"`{shown(s.label)}` {reason}" for s in sources for reason in own_reasons(s, nonlinear=nonlinear)]
-    settings, more = shared_settings(sources)
+    reasons = [f"`{shown(s.label)}` {reason}" for s in adapters for reason in own_reasons(s, nonlinear=nonlinear)]
+    settings, more = shared_settings(adapters)
     reasons += more
-    layouts, more = _layouts(sources)
+    layouts, more = _layouts(adapters)
     reasons += more
-    parameters, more = _parameters(sources)
+    parameters, more = _parameters(adapters)
     reasons += more
     depths: dict[str, int] = {}
     for module in layouts:
         depths[plain_name(module)] = depths.get(plain_name(module), 0) + 1
-    found, more = carried(sources, depths)
+    tensors, more = carried(adapters, depths)
     reasons += more
-    has_bias = any(s.factors.config.lora_bias for s in sources)
+    has_bias = any(s.factors.config.lora_bias for s in adapters)
     reasons += _without_bias(layouts) if has_bias else ()
     refusal: Refusal | None = getattr(method, "refusal", None)
     if refusal is not None:
-        reasons += _refused(sources, layouts, refusal)
-    refuse(reasons, way_out(sources, nonlinear=nonlinear))
-    return Plan(
+        reasons += _method_reasons(adapters, layouts, refusal)
+    raise_for(reasons, way_out(adapters, nonlinear=nonlinear))
+    return MergePlan(
         layouts=layouts,
         units=_units(layouts),
         parameters=parameters,
-        carried={one.name_in_file(depths): one for one in found.values()},
+        carried={one.name_in_file(depths): one for one in tensors.values()},
         settings=settings,
         has_bias=has_bias,
     )
 
 
-def _layouts(sources: Sequence[MergeAdapter]) -> tuple[dict[str, Layout], list[str]]:
+def _layouts(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], list[str]]:
     layouts: dict[str, Layout] = {}
     reasons = []
-    for module in sorted({module for s in sources for module in s.factors.modules}):
-        having = [(s, s.factors.modules[module].layout) for s in sources if module in s.factors.modules]
-        layouts[module] = having[0][1]
-        if len({layout for _, layout in having}) > 1:
-            each = ", ".join(f"{layout} in `{shown(s.label)}`" for s, layout in having)
+    for module in sorted({module for s in adapters for module in s.factors.modules}):
+        holders = [(s, s.factors.modules[module].layout) for s in adapters if module in s.factors.modules]
+        layouts[module] = holders[0][1]
+        if len({layout for _, layout in holders}) > 1:
+            each = ", ".join(f"{layout} in `{shown(s.label)}`" for s, layout in holders)
             reasons.append(f"`{shown(module)}` differs: {each}")
     return layouts, reasons
 
 
-def _parameters(sources: Sequence[MergeAdapter]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """The parameters of each pair that is on one, and where adapters disagree.
+def _parameters(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """The parameters of each pair that is on one, and a reason for each module on which adapters disagree.
 
-    PEFT names such pairs by how deep they are nested, which depends on the parameters that are targets: only where
-    these are the same is a name the same parameter.
+    PEFT names such pairs by their depth, which depends on the targeted parameters. A name stands for the same parameter
+    only between adapters with the same targets.
     """
     parameters: dict[str, tuple[str, ...]] = {}
-    first: dict[str, tuple[MergeAdapter, tuple[str, ...], frozenset[str]]] = {}
+    first: dict[str, tuple[WeightedAdapter, tuple[str, ...], frozenset[str]]] = {}
     reasons = []
-    for source in sources:
+    for adapter in adapters:
         pairs: dict[str, list[str]] = {}
-        for module, factors in source.factors.modules.items():
+        for module, factors in adapter.factors.modules.items():
             if factors.parameters:
                 parameters[module] = factors.parameters
                 pairs.setdefault(owner(module), []).append(module)
         for holder, modules in pairs.items():
-            names = source.factors.modules[modules[0]].parameters
-            other, others_names, others_modules = first.setdefault(holder, (source, names, frozenset(modules)))
+            names = adapter.factors.modules[modules[0]].parameters
+            other, others_names, others_modules = first.setdefault(holder, (adapter, names, frozenset(modules)))
             if (names, frozenset(modules)) != (others_names, others_modules):
-                each = f"{_leaves(others_names)} in `{shown(other.label)}`, {_leaves(names)} in `{shown(source.label)}`"
+                each = (
+                    f"{_leaves(others_names)} in `{shown(other.label)}`, {_leaves(names)} in `{shown(adapter.label)}`"
+                )
                 reasons.append(
-                    f"`{shown(holder)}` differs in its parameters (target_parameters): {each}; the names of PEFT's "
-                    "pairs mean the same only where all adapters have the same parameters"
+                    f"`{shown(holder)}` differs in its parameters (target_parameters): {each}; PEFT's names for such "
+                    "pairs agree only between adapters with the same parameters"
                 )
     return parameters, reasons
 
@@ -113,17 +115,19 @@ def _leaves(names: Sequence[str]) -> str:
 
 
 def _without_bias(layouts: Mapping[str, Layout]) -> Iterator[str]:
-    """Modules that PEFT gives no bias, so that nobody could load it."""
+    """A reason for each module whose bias PEFT could not load."""
     for module, layout in layouts.items():
         if layout.kind in ("embedding", "experts"):
             what = "an embedding" if layout.kind == "embedding" else "a parameter (target_parameters)"
-            yield f"`{shown(module)}` is {what}, for which PEFT has no lora_bias, and one of these adapters has"
+            yield f"`{shown(module)}` is {what}, to which PEFT adds no lora_bias, and one of these adapters has one"
 
 
-def _refused(sources: Sequence[MergeAdapter], layouts: Mapping[str, Layout], refusal: Refusal) -> Iterator[str]:
-    """The method's own word on the ranks of every module."""
+def _method_reasons(
+    adapters: Sequence[WeightedAdapter], layouts: Mapping[str, Layout], refusal: Refusal
+) -> Iterator[str]:
+    """The method's own reasons, from the ranks of every module."""
     for module in layouts:
-        reason = refusal([s.factors.modules[module].rank if module in s.factors.modules else 0 for s in sources])
+        reason = refusal([s.factors.modules[module].rank if module in s.factors.modules else 0 for s in adapters])
         if reason is not None:
             yield f"`{shown(module)}` {reason}"
 

@@ -1,1 +1,1 @@
-"""Recipes of merges, their parents and their text."""
+"""Recipes of merges: their values, their TOML text, and the adapters that they name."""

@@ -1,7 +1,7 @@
-"""Merging installed adapters into a new one: bases compared first, lineage and measured error recorded.
+"""Merging adapters into a new one: compares their bases first, and records lineage and measured error.
 
-A merge may have merges among its inputs: those are made first, in a scratch folder, and then go in like any adapter.
-What is recorded is enough to run it again from the same parents to the same manifest: `recipe_file.py` writes it down.
+A merge may have other merges as inputs. Those run first, in a scratch folder, and their results are inputs like any
+adapter. The recorded recipe reproduces the same manifest from the same parents.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.files import digest_of_file
@@ -26,38 +25,32 @@ from adapterhub.trust.verify import manifest_in
 from adapterhub.trust.verify.listing import safe_listing
 from adapterhub.weights.catalogue import describe
 from adapterhub.weights.merge import MergeInput, MergeProgress, MergeResult, merge
-from adapterhub.weights.recipes.toml.values import MEASURED_PREFIX
+from adapterhub.weights.recipes.toml.values import MEASURED_PREFIX, Inner, Step, empty_mapping, without_none
 
 _RECORDED: Final = {"sha256": WEIGHTS_FILE, "config_sha256": CONFIG_FILE}
-"""What a recipe records of a folder, and of which file."""
-
-
-def _empty() -> Mapping[str, Any]:
-    return MappingProxyType({})
+"""The digests that a recipe records of a folder, and their files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ingredient:
-    """An adapter to merge: its folder, how it was named, its weight; its base and digest when it is installed.
+class Ingredient(MergeInput):
+    """An input of a merge with what a recipe and the lineage record of it.
 
-    `files` are the digests of the files of a folder, where a recipe records them.
+    An installed adapter has its `base` and the `digest` of its manifest. `files` holds the recorded digests of the
+    files of a folder.
     """
 
-    folder: Path
-    label: str
-    weight: float
     base: BaseRef = field(default_factory=BaseRef)
     digest: Digest | None = None
-    files: Mapping[str, Digest | None] = field(default_factory=_empty)
+    files: Mapping[str, Digest | None] = field(default_factory=empty_mapping)
 
-    def expected(self) -> dict[str, Digest]:
-        """The digests that the files must have, by name: those of the manifest that `digest` names, or `files`.
+    def pinned(self) -> Ingredient:
+        """This ingredient with `expected` filled in, from the manifest that `digest` names and from `files`.
 
-        A folder outside the library is held to its own manifest, if it has one.
+        A folder outside the library must match its own manifest, if it has one.
 
         Raises:
-            DigestMismatch: the manifest in the folder is another one.
-            MalformedManifest: it cannot be read.
+            DigestMismatch: the folder holds another manifest.
+            MalformedManifest: the manifest cannot be read.
         """
         manifest = manifest_in(self.folder)
         if self.digest is not None and (manifest is None or manifest.digest != self.digest):
@@ -65,45 +58,28 @@ class Ingredient:
             raise DigestMismatch(
                 str(self.folder / MANIFEST_FILE), expected=self.digest, actual=actual, hint=REPAIR_HINT
             )
-        recorded = {name: self.files.get(key) for key, name in _RECORDED.items()}
-        return (manifest.digests if manifest else {}) | {name: d for name, d in recorded.items() if d is not None}
+        recorded = without_none({name: self.files.get(key) for key, name in _RECORDED.items()})
+        return replace(self, expected=(manifest.digests if manifest else {}) | recorded)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nested:
-    """A merge that is made first, and goes in with `weight`."""
-
-    weight: float
-    combination: Combination
+Combination: TypeAlias = Step[Ingredient]
+"""A merge with its inputs resolved to folders."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Combination:
-    """How one adapter is made out of others.
-
-    `options` are those of the method, and `rank`, `energy` or `max_error`. None for dtype and seed: the default.
-    """
-
-    inputs: tuple[Ingredient | Nested, ...]
-    method: str = "cat"
-    options: Mapping[str, object] = field(default_factory=_empty)
-    dtype: str | None = None
-    seed: int | None = None
-
-    def leaves(self, factor: float = 1.0) -> Iterator[tuple[Ingredient, float]]:
-        """Every adapter of every level, with the product of the weights on its way in."""
-        for item in self.inputs:
-            if isinstance(item, Ingredient):
-                yield item, factor * item.weight
-            else:
-                yield from item.combination.leaves(factor * item.weight)
+def parents_of(combination: Combination, factor: float = 1.0) -> Iterator[tuple[Ingredient, float]]:
+    """Every adapter of every level, with the product of its weights on all levels."""
+    for item in combination.inputs:
+        if isinstance(item, Inner):
+            yield from parents_of(item.step, factor * item.weight)
+        else:
+            yield item, factor * item.weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """A merge that was run: what was measured, by the inner merges too, in the order in which they were made.
+    """A completed merge: its result, and the results of the inner merges in the order in which they ran.
 
-    `warnings` are those of all merges and of the bases. `recipe` is that of the manifest.
+    `warnings` covers all merges and their bases. `recipe` is the recipe for the manifest.
     """
 
     result: MergeResult
@@ -114,7 +90,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The new release and how it was made."""
+    """A completed merge and the release that it added to the library."""
 
     added: Added
     made: Made
@@ -127,23 +103,24 @@ def merge_into_library(
     *,
     progress: MergeProgress | None = None,
 ) -> Outcome:
-    """Merge and add the result under the name and version in `description`, whose base and lineage are filled in.
+    """Merge, and add the result under the name and version in `description`, with base and lineage filled in.
 
-    What is recorded depends on the parents and the numbers alone, not on what else is known here: the base is named as
-    the first parent names it, and measured errors have three digits, since the last ones differ between machines.
+    The manifest depends only on the parents and the numbers, not on this library: the base has the name that the first
+    parent gives it, and measured errors have three digits, because later digits differ between machines.
 
     Raises:
         BaseMismatch: two of the adapters were made for different bases.
-        MergeRefused, ReleaseExists, and what else `merge` and `Library.add` raise; nothing is stored then.
+        MergeRefused, ReleaseExists, and any other error of `merge` and `Library.add`; nothing is stored then.
     """
-    leaves = list(combination.leaves())
-    base, warnings = common_base([ingredient for ingredient, _ in leaves])
+    base, warnings = common_base(list(combination.leaves()))
     with library.store.staging() as staging:
         made = _run(_held_to_bytes(combination), staging / "merged", staging, progress)
         about = replace(
             description,
-            base=base if base != BaseRef() else None,  # else the config's own word counts
-            parents=tuple(Parent(digest=i.digest, spec=i.label, weight=weight) for i, weight in leaves),
+            base=base if base != BaseRef() else None,  # otherwise the config names it
+            parents=tuple(
+                Parent(digest=i.digest, spec=i.label, weight=weight) for i, weight in parents_of(combination)
+            ),
             recipe=made.recipe,
             metrics={**description.metrics, **_measured(made)},
         )
@@ -155,16 +132,16 @@ def merge_into_library(
 
 
 def merge_into_folder(combination: Combination, folder: Path, *, progress: MergeProgress | None = None) -> Made:
-    """Merge into the new folder `folder`; no library takes part.
+    """Merge into the new folder `folder`, without a library.
 
     Raises:
         BaseMismatch: two of the adapters were made for different bases.
-        MergeRefused, Conflict, and what else `merge` raises; nothing is written then.
+        MergeRefused, Conflict, and any other error of `merge`; nothing is written then.
     """
-    _, warnings = common_base([ingredient for ingredient, _ in combination.leaves()])
+    _, warnings = common_base(list(combination.leaves()))
     with contextlib.ExitStack() as stack:
         scratch = folder.parent
-        if any(isinstance(item, Nested) for item in combination.inputs):
+        if any(isinstance(item, Inner) for item in combination.inputs):
             scratch.mkdir(parents=True, exist_ok=True)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=scratch)))
         made = _run(combination, folder, scratch, progress)
@@ -172,20 +149,24 @@ def merge_into_folder(combination: Combination, folder: Path, *, progress: Merge
 
 
 def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
-    """The base that all ingredients were made for, and a warning for each whose base is not known.
+    """The base of all ingredients, and a warning for each whose base is unknown.
 
     Raises:
-        BaseMismatch: two of them are known to differ.
+        BaseMismatch: two of the known bases differ.
     """
     known = [i for i in ingredients if i.base.fingerprint is not None]
-    warnings = [f"the base of `{i.label}` is not known by content" for i in ingredients if i.base.fingerprint is None]
+    warnings = [
+        f"`{i.label}` has no base fingerprint, so its base was not compared"
+        for i in ingredients
+        if i.base.fingerprint is None
+    ]
     if not known:
         return next((i.base for i in ingredients if i.base.hints.hub_id), BaseRef()), warnings
     first = known[0]
     for other in known[1:]:
         comparison = compare(first.base.fingerprint, other.base.fingerprint)
         if not comparison.verdict.allows_attach:
-            lines = [f"`{first.label}` and `{other.label}` were made for different bases; adding them up means nothing"]
+            lines = [f"`{first.label}` and `{other.label}` were made for different bases; their sum has no meaning"]
             lines += [f"  {sentence}" for sentence in comparison.differences]
             raise BaseMismatch("\n".join(lines), hint="`adapt show NAME` shows the base of each")
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
@@ -194,22 +175,20 @@ def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
 
 
 def _run(combination: Combination, out_folder: Path, scratch: Path, progress: MergeProgress | None) -> Made:
-    """Make the inner merges below `scratch`, then this one in `out_folder`."""
+    """Run the inner merges below `scratch`, then this one into `out_folder`."""
     inputs: list[MergeInput] = []
     named: list[dict[str, object]] = []
     inner: list[MergeResult] = []
     warnings: list[str] = []
     for number, item in enumerate(combination.inputs):
-        if isinstance(item, Ingredient):
-            inputs.append(
-                MergeInput(folder=item.folder, label=item.label, weight=item.weight, expected=item.expected())
-            )
+        if not isinstance(item, Inner):
+            inputs.append(item.pinned())
             named.append(_named(item))
             continue
         below = scratch / f"inner-{number}"
         below.mkdir()
-        made = _run(item.combination, below / "merged", below, progress)
-        label = f"the merge of {', '.join(i.label for i, _ in item.combination.leaves())}"
+        made = _run(item.step, below / "merged", below, progress)
+        label = f"the merge of {', '.join(leaf.label for leaf in item.step.leaves())}"
         inputs.append(MergeInput(folder=made.result.out_folder, label=label, weight=item.weight))
         named.append({"weight": item.weight, "merge": dict(made.recipe)})
         inner += [*made.inner, made.result]
@@ -224,30 +203,26 @@ def _run(combination: Combination, out_folder: Path, scratch: Path, progress: Me
         **options,  # type: ignore[arg-type]  # `merge` checks them
     )
     recipe: dict[str, object] = {**result.recipe, "inputs": named}
-    if result.is_copy:  # a byte for byte copy is asked for by saying nothing: an option or dtype would convert it
+    if result.is_copy:  # only a recipe without options and dtype copies byte for byte
         recipe |= {"options": {}, "dtype": combination.dtype}
-    else:  # defaults too: another version may have others
+    else:  # defaults too, since another version may have others
         defaults = {option.name: option.default for option in describe(combination.method).options}
-        recipe["options"] = _without_none(defaults | cast("dict[str, object]", result.recipe["options"]))
-    return Made(result=result, inner=tuple(inner), warnings=(*warnings, *result.warnings), recipe=_without_none(recipe))
-
-
-def _without_none(value: Mapping[str, object]) -> dict[str, object]:
-    return {key: item for key, item in value.items() if item is not None}
+        recipe["options"] = without_none(defaults | cast("dict[str, object]", result.recipe["options"]))
+    return Made(result=result, inner=tuple(inner), warnings=(*warnings, *result.warnings), recipe=without_none(recipe))
 
 
 def _named(ingredient: Ingredient) -> dict[str, object]:
-    """An input of a recipe, with the digests that it is held to."""
+    """An input of a recipe, with the digests that it must have."""
     named = {"spec": ingredient.label, "weight": ingredient.weight, "digest": ingredient.digest}
-    return _without_none({**named, **ingredient.files})
+    return without_none({**named, **ingredient.files})
 
 
 def _held_to_bytes(combination: Combination) -> Combination:
-    """With the digests of the files of every folder, which takes reading them once more."""
-    inputs: list[Ingredient | Nested] = []
+    """The combination with the digests of the files of every folder; reads the files once more."""
+    inputs: list[Ingredient | Inner[Ingredient]] = []
     for item in combination.inputs:
-        if isinstance(item, Nested):
-            inputs.append(replace(item, combination=_held_to_bytes(item.combination)))
+        if isinstance(item, Inner):
+            inputs.append(replace(item, step=_held_to_bytes(item.step)))
         else:
             known = item.digest or item.files
             inputs.append(item if known else replace(item, files=folder_digests(item.folder)))
@@ -255,7 +230,7 @@ def _held_to_bytes(combination: Combination) -> Combination:
 
 
 def folder_digests(folder: Path) -> dict[str, Digest | None]:
-    """What a recipe holds a folder to: `sha256` of its weights and `config_sha256`; None where the file is missing."""
+    """The digests that a recipe records of a folder: `sha256` (weights) and `config_sha256`; None without the file."""
     taken = safe_listing(folder).taken
     return {key: digest_of_file(taken[name].path)[0] if name in taken else None for key, name in _RECORDED.items()}
 
@@ -266,5 +241,5 @@ def _measured(made: Made) -> dict[str, float]:
         "truncation_error": made.result.truncation_error,
         "inner_relative_error": max((r.relative_error for r in made.inner), default=None),
     }
-    # three digits: the rest is noise of the factorisations, and would give each machine a manifest of its own
+    # Later digits are noise of the factorisations and would give each machine its own manifest.
     return {f"{MEASURED_PREFIX}{key}": float(f"{n:.3g}") for key, n in metrics.items() if n is not None}

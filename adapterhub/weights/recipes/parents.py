@@ -1,4 +1,4 @@
-"""From a recipe to the adapters it names: installed ones by digest, missing ones fetched, folders by their bytes."""
+"""Resolves the inputs of a recipe: installed adapters by digest, missing ones by install, folders by their bytes."""
 
 from __future__ import annotations
 
@@ -27,53 +27,53 @@ from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
 from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
-from adapterhub.weights.recipes.combination import Combination, Ingredient, Nested, common_base, folder_digests
+from adapterhub.weights.recipes.combination import Combination, Ingredient, common_base, folder_digests
 from adapterhub.weights.recipes.toml.values import Inner, Leaf, Recipe, Step
 
 SourcesFor = Callable[[AdapterSpec], Sequence[Source]]
-"""The places that may be asked for an adapter, in order."""
+"""The sources to search for an adapter, in order."""
 
 Bar = Callable[[str, int], AbstractContextManager[Progress]]
-"""Shows that something of so many bytes is on its way."""
+"""Shows the progress of a transfer, given its title and size in bytes."""
 
 
 def combination_of(
     library: Library, recipe: Recipe, folder: Path, sources_for: SourcesFor, bar: Bar
 ) -> tuple[Combination, tuple[str, ...]]:
-    """The recipe with every adapter found, and warnings. What is not installed is installed, where a place has it.
+    """The recipe with every input resolved, and warnings. Installs missing inputs from the sources that have them.
 
-    An input with a digest is the build with that manifest, whatever it is called here; one without is what its spec
-    means today. Folders are relative to `folder`, that of the recipe.
+    An input with a digest is the build with that manifest, under any name; an input without one is the current match of
+    its spec. Folders are relative to `folder`, the folder of the recipe.
 
     Raises:
-        DigestMismatch: an input is there with other content; nothing was merged.
-        AdapterNotFound: inputs are missing; each is named, with the command that would bring it in.
-        BaseMismatch: the inputs are not for the base that the recipe names.
+        DigestMismatch: an input exists with other content; nothing was merged.
+        AdapterNotFound: inputs are missing; lists each with the command that installs it.
+        BaseMismatch: the inputs were made for another base than the recipe names.
     """
     search = _Search(library=library, folder=folder, sources_for=sources_for, bar=bar)
     combination = search.combination(recipe.step, "")
-    search.refuse()
+    search.check()
     if recipe.base is not None:
         _check_base(recipe.base, combination)
     return combination, tuple(search.warnings)
 
 
 def _check_base(weights: Digest, combination: Combination) -> None:
-    ingredients = [ingredient for ingredient, _ in combination.leaves()]
+    ingredients = list(combination.leaves())
     base, _ = common_base(ingredients)
     if base.fingerprint is not None and base.fingerprint.weights == weights:
         return
-    found = base.fingerprint.weights if base.fingerprint else "not known by content"
+    actual = base.fingerprint.weights if base.fingerprint else "unknown, because an input has no base fingerprint"
     unknown = next((i.label for i in ingredients if i.base.fingerprint is None), "NAME")
     raise BaseMismatch(
-        f"the recipe is for the base {weights}; that of its inputs is {found}",
+        f"the recipe names the base {weights}; the base of its inputs is {actual}",
         hint=f"`adapt base pin {shlex.quote(shown(unknown))} BASE` records the base of an adapter that declares none",
     )
 
 
 @dataclass(slots=True, kw_only=True)
 class _Search:
-    """Looks for every input, and keeps what was wrong on the way: all of it is told at once."""
+    """Resolves every input and collects the problems, so that one error lists them all."""
 
     library: Library
     folder: Path
@@ -84,45 +84,45 @@ class _Search:
     warnings: list[str] = field(default_factory=list)
 
     def combination(self, step: Step, path: str) -> Combination:
-        inputs: list[Ingredient | Nested] = []
+        inputs: list[Ingredient | Inner[Ingredient]] = []
         for number, item in enumerate(step.inputs):
             where = f"{path}inputs[{number}]"
             if isinstance(item, Inner):
                 inner = self.combination(item.step, f"{where}.merge.")
-                inputs.append(Nested(weight=item.weight, combination=inner))
+                inputs.append(Inner(weight=item.weight, step=inner))
             else:
-                found = self.in_folder(item, where) if item.is_folder else self.in_library(item, where)
-                inputs += [found] if found else []
-        return Combination(
-            inputs=tuple(inputs), method=step.method, options=step.options, dtype=step.dtype, seed=step.seed
-        )
+                leaf = self.in_folder(item, where) if item.is_folder else self.in_library(item, where)
+                inputs += [leaf] if leaf else []
+        return Step(inputs=tuple(inputs), method=step.method, options=step.options, dtype=step.dtype, seed=step.seed)
 
-    def refuse(self) -> None:
-        """Raise if anything was wrong."""
+    def check(self) -> None:
+        """Raise unless every input was resolved."""
         lines = [f"  {line}" for line in self.missing]
         if self.changed:
             first, *others = self.changed
             lines = [*(f"  {other.message}" for other in others), *lines]
             first.message = "\n".join([first.message, *lines])
-            first.hint = "a recipe holds its inputs to their bytes; an input without a digest takes what is there"
+            first.hint = (
+                "a recipe pins its inputs to their bytes; remove an input's digests to accept its current content"
+            )
             raise first
         if lines:
             raise AdapterNotFound(
-                "\n".join(["not every input of the recipe is here", *lines]),
-                hint="`--from DIR` and `adapt remote add` name other places to look in",
+                "\n".join(["some inputs of the recipe are missing", *lines]),
+                hint="`--from DIR` and `adapt remote add` add places to search",
             )
 
     def in_folder(self, leaf: Leaf, where: str) -> Ingredient | None:
         folder = self.folder / Path(leaf.spec).expanduser()
         if not folder.is_dir():
-            self.missing.append(f"{where}: there is no folder `{shown(str(folder), 200)}`")
+            self.missing.append(f"{where}: no folder `{shown(str(folder), 200)}`")
             return None
-        found = folder_digests(folder)
+        digests = folder_digests(folder)
         for key, wanted in {"sha256": leaf.sha256, "config_sha256": leaf.config_sha256}.items():
-            if wanted is not None and found[key] != wanted:
-                self.change(f"{where} `{shown(leaf.spec)}` ({key})", wanted, found[key] or "no such file")
+            if wanted is not None and digests[key] != wanted:
+                self.change(f"{where} `{shown(leaf.spec)}` ({key})", wanted, digests[key] or "no such file")
                 return None
-        return Ingredient(folder=folder, label=leaf.spec, weight=leaf.weight, files=found)
+        return Ingredient(folder=folder, label=leaf.spec, weight=leaf.weight, files=digests)
 
     def in_library(self, leaf: Leaf, where: str) -> Ingredient | None:
         spec = AdapterSpec.parse(leaf.spec)
@@ -143,7 +143,7 @@ class _Search:
         """The installed build with that manifest.
 
         Raises:
-            SignatureRefused, NamespaceBound: it may not be used.
+            SignatureRefused, NamespaceBound: a policy forbids this build.
         """
         if not self.library.store.has_manifest(digest):
             return None
@@ -154,7 +154,7 @@ class _Search:
         return build
 
     def as_typed(self, spec: AdapterSpec, where: str) -> Installed | None:
-        """What the spec means, installed or to be had."""
+        """The build that the spec matches, installed now if necessary."""
         wanted = requested_base(spec.base, self.library.bases, hint_for_unknown_base(spec))
         try:
             return find_installed(self.library, spec, wanted=wanted)[0]
@@ -167,7 +167,7 @@ class _Search:
         return self.installed(plan)
 
     def fetched(self, spec: AdapterSpec, digest: Digest, where: str) -> Installed | None:
-        """The build with that manifest, from the first place that has it."""
+        """The build with that manifest, installed from the first source that has it."""
         others: list[Release] = []
         reasons: list[str] = []
         for source in (self.library, *self.sources_for(spec)):
@@ -188,12 +188,12 @@ class _Search:
         return None
 
     def installed(self, plan: Plan) -> Installed:
-        """Carry out an install."""
+        """The build, after running the install."""
         self.warnings += plan.resolution.warnings
         with self.bar(f"install {plan.release.full_name}", plan.copy_bytes) as progress:
             added = run_install(self.library, plan, progress)
         build = plan.present or (added.build if added else None)
-        assert build is not None  # one of the two, by what `run_install` says
+        assert build is not None  # `run_install` returns None only for a build that is present
         return build
 
     def miss(self, spec: AdapterSpec, where: str, reasons: Sequence[str]) -> None:

@@ -1,9 +1,9 @@
-"""How alike adapters are, module by module, and what their merge would be: from small matrices, never a dense one.
+"""Compares adapters module by module and forecasts their merge, from small matrices and never a dense one.
 
-The factors of all adapters in a module are stacked, A on A and B beside B, and both stacks are reduced by QR. The
-triangles, [R, R] for a summed rank of R, keep every inner product of the factors (they are the Cholesky factors of the
-Gram matrices A A.T and B.T B, without the digits that squaring loses), so norms, cosines, spectra and subspaces are
-read off them exactly. Only signs have no such form: those are counted on a sample.
+The factors of all adapters in a module are stacked, A on A and B beside B, and a QR reduces both stacks to triangles
+[R, R] for a summed rank of R. The triangles keep every inner product of the factors (they are the Cholesky factors of
+the Gram matrices A A.T and B.T B, without the digits that squaring loses), so norms, cosines, spectra and subspaces
+follow exactly. Signs have no such form and are counted on a sample.
 """
 
 from __future__ import annotations
@@ -20,21 +20,19 @@ import torch
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.weights.compare.similarity._forecast import DTYPES, Choice, Forecast, Sum, forecast
+from adapterhub.weights.compare.similarity._forecast import DTYPES, Forecast, StorageOption, Sum, forecast
 from adapterhub.weights.compare.similarity._module import ModuleComparison, Pair, compare_module, norm_of
 from adapterhub.weights.compare.similarity._signs import SAMPLED, Estimate, Share
 from adapterhub.weights.compare.similarity._spectra import ENERGIES, Energies
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.lowrank.factors import AdapterFactors, Layout
+from adapterhub.weights.lowrank.factors import AdapterFactors, Layout, WeightedAdapter
 from adapterhub.weights.merge.methods import cat
-from adapterhub.weights.merge.plan import Plan, plan
-from adapterhub.weights.merge.source import MergeAdapter
+from adapterhub.weights.merge.plan import MergePlan, plan_merge
 
 __all__ = [
     "ENERGIES",
     "SAMPLED",
-    "Adapter",
-    "Choice",
+    "AdapterFigures",
     "Comparison",
     "Energies",
     "Estimate",
@@ -42,29 +40,20 @@ __all__ = [
     "ModuleComparison",
     "Pair",
     "Share",
-    "Side",
+    "StorageOption",
     "compare_adapters",
 ]
 
 LARGEST: Final = 1e100
-"""Sums of squares of updates whose entries are at most this are far from the end of float64."""
+"""The largest product of entries that is measured; sums of its squares stay far below the float64 limit."""
 
 CompareProgress = Callable[[int, int], None]
-"""Called with the number of modules done and the number of all modules."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Side:
-    """An adapter to compare: its name in messages, its open files, its weight in the forecast of a merge."""
-
-    label: str
-    factors: AdapterFactors
-    weight: float = 1.0
+"""Called with the modules done and the modules in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
-    """One adapter over all the modules that were compared; `rank` is its largest, `parameters` count its factors."""
+class AdapterFigures:
+    """The figures of one adapter over all compared modules; `rank` is the largest, `parameters` counts its factors."""
 
     label: str
     weight: float
@@ -80,14 +69,14 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What comparing found.
+    """The result of a comparison.
 
-    `unlike` tells, for modules whose shapes differ, how; they are in no figure. `obstacles` are the reasons why these
-    adapters cannot be merged as they are although their updates can be compared; there is no forecast then. `sampled`
-    rows and columns of each module at most were looked at for signs.
+    `unlike` describes the modules whose shapes differ; no figure includes them. `obstacles` lists the reasons against a
+    merge of these adapters, and there is no forecast then. Signs were counted on at most `sampled` rows and columns of
+    each module.
     """
 
-    adapters: tuple[Adapter, ...]
+    adapters: tuple[AdapterFigures, ...]
     pairs: tuple[Pair, ...]
     modules: tuple[ModuleComparison, ...]
     unlike: dict[str, str]
@@ -97,7 +86,7 @@ class Comparison:
 
     @property
     def partial(self) -> dict[str, tuple[int, ...]]:
-        """Modules that only some adapters have, and the positions of those."""
+        """The modules that only some adapters have, and the positions of these adapters."""
         return {
             m.module: tuple(i for i, update in enumerate(m.updates) if update is not None)
             for m in self.modules
@@ -105,103 +94,106 @@ class Comparison:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Everything; adapters are named by their position in `adapters`."""
+        """All figures; positions in `adapters` stand for the adapters."""
         return {
             "adapters": [adapter.to_json() for adapter in self.adapters],
             "pairs": [pair.to_json() for pair in self.pairs],
             "forecast": self.forecast.to_json() if self.forecast else None,
             "obstacles": list(self.obstacles),
             "unlike": self.unlike,
-            "partial": {module: list(having) for module, having in self.partial.items()},
+            "partial": {module: list(holders) for module, holders in self.partial.items()},
             "sampled": self.sampled,
             "modules": [module.to_json() for module in self.modules],
         }
 
 
 def compare_adapters(
-    sides: Sequence[Side], *, dtype: str = "float32", sampled: int = SAMPLED, progress: CompareProgress | None = None
+    sides: Sequence[WeightedAdapter],
+    *,
+    dtype: str = "float32",
+    sampled: int = SAMPLED,
+    progress: CompareProgress | None = None,
 ) -> Comparison:
-    """Compare adapters in every module; one alone has its spectra, and the forecast of storing it anew.
+    """Compare adapters in every module. A single adapter gets its spectra and the forecast of storing it again.
 
-    Weights count for the forecast only, and adapters of weight 0 take no part in it; `dtype` is that of the files it
-    speaks of. Memory is that of the largest module. Time per module is O((in + out) R² + R³) for a summed rank of R.
+    Weights affect only the forecast, which leaves out adapters of weight 0; `dtype` is that of the files it forecasts.
+    Memory is that of the largest module. Time per module is O((in + out) R² + R³) for a summed rank of R.
 
     Raises:
         UsageProblem: no adapter, a weight that is not finite, or an unknown dtype.
-        MergeRefused: an adapter whose updates are not its factors (DoRA and others), numbers that are not finite, or
-            no module that can be compared; every reason is listed.
+        MergeRefused: updates that are not `scale * B A` (such as DoRA), numbers that are not finite, or no module to
+            compare; lists every reason.
     """
     if not sides:
         raise UsageProblem("nothing to compare: no adapters given")
     if dtype not in DTYPES:
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
     if not all(math.isfinite(side.weight) for side in sides):
-        raise UsageProblem("a weight is not finite")
+        raise UsageProblem("a weight is not finite; expected finite numbers")
     merging, obstacles = _plan(sides)
     layouts, unlike = _layouts(sides)
     if not layouts:
-        _refuse([f"`{shown(module)}` differs: {each}" for module, each in unlike.items()])
-    # glibc keeps a module's buffers for the next one only once it has seen a block of this size freed; without that a
-    # third of the time goes into fresh pages. Elsewhere this line does nothing.
+        _raise_for([f"`{shown(module)}` differs: {each}" for module, each in unlike.items()])
+    # glibc keeps the buffers of a module for the next one only after a block of this size has been freed; otherwise a
+    # third of the time goes into fresh pages. Other systems ignore this line.
     torch.empty(31 << 20, dtype=torch.uint8)
-    found: list[ModuleComparison] = []
+    compared: list[ModuleComparison] = []
     refusals: list[str] = []
     for done, (module, layout) in enumerate(layouts.items(), 1):
         updates = [side.factors.parts(module) if module in side.factors.modules else None for side in sides]
         refusals += [f"`{shown(module)}` {reason}" for reason in _unmeasurable(sides, updates)]
         if not refusals:
-            found.append(compare_module(module, layout, updates, [side.weight for side in sides], sampled))
+            compared.append(compare_module(module, layout, updates, [side.weight for side in sides], sampled))
         if progress is not None:
             progress(done, len(layouts))
-    _refuse(refusals)
-    adapters = tuple(_adapter(i, side, found) for i, side in enumerate(sides))
+    _raise_for(refusals)
+    adapters = tuple(_adapter(i, side, compared) for i, side in enumerate(sides))
     return Comparison(
         adapters=adapters,
-        pairs=tuple(_over_all(found, adapters, at) for at in combinations(range(len(sides)), 2)),
-        modules=tuple(found),
+        pairs=tuple(_over_all(compared, adapters, at) for at in combinations(range(len(sides)), 2)),
+        modules=tuple(compared),
         unlike=unlike,
         obstacles=obstacles,
-        forecast=_forecast(sides, found, merging, dtype),
+        forecast=_forecast(sides, compared, merging, dtype),
         sampled=sampled,
     )
 
 
-def _plan(sides: Sequence[Side]) -> tuple[Plan | None, tuple[str, ...]]:
-    """What a merge would do, or why it would refuse; refuses only what makes comparing meaningless, in its words."""
-    sources = [MergeAdapter(folder=s.factors.folder, label=s.label, weight=s.weight, factors=s.factors) for s in sides]
-    for source in sources:
+def _plan(sides: Sequence[WeightedAdapter]) -> tuple[MergePlan | None, tuple[str, ...]]:
+    """The plan of a merge, or the reasons against it; raises only what also makes a comparison meaningless."""
+    for source in sides:
         if not _is_its_factors(source.factors):
-            plan([source], cat)
+            plan_merge([source], cat)
     try:
-        return plan([source for source in sources if source.weight], cat), ()
+        return plan_merge([source for source in sides if source.weight], cat), ()
     except MergeRefused as refused:
         return None, refused.reasons
 
 
 def _is_its_factors(factors: AdapterFactors) -> bool:
-    """Whether the update of each module is `scale * B A`, and of the base as it is named."""
+    """Whether the update of each module is `scale * B A` on the unchanged base."""
     config = factors.config
     changed = any(variant.changes_update for variant in config.variants.values())
     starts_from_base = not (config.start_changes_base or config.start_is_unknown)
     return config.method.merges and bool(factors.modules) and not changed and starts_from_base
 
 
-def _layouts(sides: Sequence[Side]) -> tuple[dict[str, Layout], dict[str, str]]:
-    """Layouts of the modules in which all that have one agree, by name; how the others differ."""
+def _layouts(sides: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], dict[str, str]]:
+    """The layouts of the modules in which the adapters agree, and the differences in the other modules."""
     layouts: dict[str, Layout] = {}
     unlike: dict[str, str] = {}
     pairs = [Counter(owner(module) for module in side.factors.modules) for side in sides]
     for module in sorted({module for side in sides for module in side.factors.modules}):
-        having = [i for i, side in enumerate(sides) if module in side.factors.modules]
-        factors = [sides[i].factors.modules[module] for i in having]
+        holders = [i for i, side in enumerate(sides) if module in side.factors.modules]
+        factors = [sides[i].factors.modules[module] for i in holders]
         if len({one.layout for one in factors}) > 1:
             described = [str(one.layout) for one in factors]
-        # PEFT names the pairs on parameters by their depth: the same name is the same one only among the same targets.
+        # PEFT names pairs on parameters by their depth, so names agree only between adapters with the same targets.
         elif (
             len(
                 {
                     (one.parameters, pairs[i][owner(module)] if one.parameters else 0)
-                    for i, one in zip(having, factors, strict=True)
+                    for i, one in zip(holders, factors, strict=True)
                 }
             )
             > 1
@@ -210,13 +202,13 @@ def _layouts(sides: Sequence[Side]) -> tuple[dict[str, Layout], dict[str, str]]:
         else:
             layouts[module] = factors[0].layout
             continue
-        each = zip(described, having, strict=True)
+        each = zip(described, holders, strict=True)
         unlike[module] = ", ".join(f"{what} in `{shown(sides[i].label)}`" for what, i in each)
     return layouts, unlike
 
 
-def _unmeasurable(sides: Sequence[Side], updates: Sequence[Sequence[LowRank] | None]) -> list[str]:
-    """Which updates hold no numbers that can be computed with."""
+def _unmeasurable(sides: Sequence[WeightedAdapter], updates: Sequence[Sequence[LowRank] | None]) -> list[str]:
+    """A reason for each update with numbers that cannot be measured."""
     reasons = []
     for side, parts in zip(sides, updates, strict=True):
         for part in parts or ():
@@ -230,28 +222,28 @@ def _unmeasurable(sides: Sequence[Side], updates: Sequence[Sequence[LowRank] | N
     return reasons
 
 
-def _refuse(reasons: Sequence[str]) -> None:
+def _raise_for(reasons: Sequence[str]) -> None:
     if reasons:
         raise MergeRefused("these adapters cannot be compared", reasons)
 
 
-def _adapter(position: int, side: Side, found: Sequence[ModuleComparison]) -> Adapter:
+def _adapter(position: int, side: WeightedAdapter, compared: Sequence[ModuleComparison]) -> AdapterFigures:
     modules = side.factors.modules.values()
-    return Adapter(
+    return AdapterFigures(
         label=side.label,
         weight=side.weight,
         modules=len(modules),
         rank=max(module.rank for module in modules),
         parameters=sum(module.a.elements + module.b.elements for module in modules),
-        norm=norm_of([module.updates[position] for module in found]),
+        norm=norm_of([module.updates[position] for module in compared]),
     )
 
 
-def _over_all(found: Sequence[ModuleComparison], adapters: Sequence[Adapter], at: tuple[int, int]) -> Pair:
-    """The pair over all modules: the cosine of the whole updates, mean overlaps, shares of the modules both have."""
+def _over_all(compared: Sequence[ModuleComparison], adapters: Sequence[AdapterFigures], at: tuple[int, int]) -> Pair:
+    """The pair over all modules: the cosine of the whole updates, mean overlaps, and shares of the common modules."""
     first, second = at
     dot, pairs = 0.0, list[Pair]()
-    for module in found:
+    for module in compared:
         norms = norm_of([module.updates[first]]) * norm_of([module.updates[second]])
         for pair in module.pairs:
             if (pair.first, pair.second) == at:
@@ -260,8 +252,8 @@ def _over_all(found: Sequence[ModuleComparison], adapters: Sequence[Adapter], at
     norms = adapters[first].norm * adapters[second].norm
 
     def mean(values: Iterable[float | None]) -> float | None:
-        told = [value for value in values if value is not None]
-        return math.fsum(told) / len(told) if told else None
+        known = [value for value in values if value is not None]
+        return math.fsum(known) / len(known) if known else None
 
     return Pair(
         first=first,
@@ -277,13 +269,13 @@ def _over_all(found: Sequence[ModuleComparison], adapters: Sequence[Adapter], at
 
 
 def _forecast(
-    sides: Sequence[Side], found: Sequence[ModuleComparison], merging: Plan | None, dtype: str
+    sides: Sequence[WeightedAdapter], compared: Sequence[ModuleComparison], merging: MergePlan | None, dtype: str
 ) -> Forecast | None:
-    """The forecast over the modules that the weighted adapters have; None if they do not add up."""
+    """The forecast over the modules of the weighted adapters; None if they cannot be merged."""
     used = [i for i, side in enumerate(sides) if side.weight]
     if merging is None or not used:
         return None
-    sums = {m.module: Sum(module=m.module, layout=m.layout, parts=m.total) for m in found}
+    sums = {m.module: Sum(module=m.module, layout=m.layout, parts=m.total) for m in compared}
     if not sums.keys() >= merging.layouts.keys():
         return None  # an adapter of weight 0 has another shape there
     others = [TensorSpec.planned(name, one.spec.dtype, one.spec.shape) for name, one in merging.carried.items()]
@@ -292,7 +284,7 @@ def _forecast(
         others += [TensorSpec.planned(name, DTYPES[dtype], shape) for name, shape in biases]
     return forecast(
         [[sums[module] for module in unit] for unit in merging.units],
-        sum((module.cancelled for module in found), Share()),
+        sum((module.cancelled for module in compared), Share()),
         rank=max(module.rank for i in used for module in sides[i].factors.modules.values()),
         others=others,
         dtype=dtype,

@@ -1,7 +1,7 @@
-"""What a merge would be before it is made: its norm, its ranks, what each rank loses, how large its file is.
+"""Forecasts a merge: its norm, its ranks, the loss at each rank, and the size of its file.
 
-All of it follows from the singular values of the weighted sum in each module (Eckart and Young, 1936: the best
-approximation of rank k loses exactly the values beyond the k-th), so nothing is merged and nothing is written.
+Everything follows from the singular values of the weighted sum in each module (Eckart and Young, 1936: the best
+approximation of rank k loses exactly the values beyond the k-th), so nothing is merged or written.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from adapterhub.weights.compare.similarity._spectra import ENERGIES, Energies
 from adapterhub.weights.lowrank.factors import Layout
 
 DTYPES: Final = MappingProxyType({FORMATS[name].torch: name for name in FACTOR_DTYPES})
-"""What a merge may be stored as, as users type it, and the format's name for it."""
+"""The dtypes of a merge: the names that users type, and those of safetensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sum:
-    """The weighted sum of one module's updates, one spectrum for each part of the layout."""
+    """The weighted sum of the updates of one module: a spectrum for each part of the layout."""
 
     module: str
     layout: Layout
@@ -35,11 +35,11 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """One way to store the sum: `options` are what `adapt merge` is given for it, `ranks` those of the modules.
+class StorageOption:
+    """One way to store the sum: the `options` of `adapt merge` and the `ranks` of the modules.
 
-    `relative_error` is ‖result - sum‖ / ‖sum‖ over all modules, without the rounding of the dtype; `size_bytes` that of
-    the weights file, up to a few spaces in its header.
+    `relative_error` is ‖result - sum‖ / ‖sum‖ over all modules, without the rounding of the dtype; `size_bytes` is the
+    size of the weights file, up to a few spaces in its header.
     """
 
     options: str
@@ -48,7 +48,7 @@ class Choice:
     size_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure, of the ranks the smallest, the largest and their mean."""
+        """All figures; of the ranks only the smallest, the largest and the mean."""
         return {
             "options": self.options,
             "rank_min": min(self.ranks),
@@ -61,12 +61,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """Of the weighted sum: its Frobenius norm; the share of the summed magnitudes that cancels; ways to store it."""
+    """The weighted sum: its Frobenius norm, the share of the summed magnitudes that cancels, and ways to store it."""
 
     norm: float
     cancelled: Share
     dtype: str
-    choices: tuple[Choice, ...]
+    choices: tuple[StorageOption, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Every figure."""
@@ -74,7 +74,7 @@ class Forecast:
             "norm": self.norm,
             "cancelled": self.cancelled.to_json(),
             "dtype": self.dtype,
-            "choices": [choice.to_json() for choice in self.choices],
+            "choices": [option.to_json() for option in self.choices],
         }
 
 
@@ -86,14 +86,14 @@ def forecast(
     others: Sequence[TensorSpec] = (),
     dtype: str = "float32",
 ) -> Forecast:
-    """The exact sum, the best approximations at `rank` (the largest of the inputs) and around it, and at each energy.
+    """The exact sum, and the best approximations at ranks around `rank` (the largest input's) and at each energy.
 
-    `units` are the modules, those together that are stored at one rank. `others` are the tensors that a merge writes
-    besides the factors; `dtype` is one of `DTYPES`.
+    `units` groups the modules that are stored at one rank. `others` are the tensors that a merge writes besides the
+    factors; `dtype` is one of `DTYPES`.
     """
     norm = math.hypot(*(part.norm for unit in units for one in unit for part in one.parts))
 
-    def choice(options: str, rank_of: Callable[[Energies], int]) -> Choice:
+    def option(options: str, rank_of: Callable[[Energies], int]) -> StorageOption:
         kept = [[[_kept(rank_of, part) for part in one.parts] for one in unit] for unit in units]
         ranks = [max(rank for ranks in of_unit for rank in ranks) for of_unit in kept]
         lost = math.hypot(
@@ -105,22 +105,22 @@ def forecast(
             )
         )
         stored = [(one, rank) for unit, rank in zip(units, ranks, strict=True) for one in unit]
-        return Choice(
+        return StorageOption(
             options=options,
             ranks=tuple(rank for _, rank in stored),
             relative_error=lost / norm if lost else 0.0,
             size_bytes=_file_bytes(stored, others, DTYPES[dtype]),
         )
 
-    exact = choice("--method cat", lambda energies: energies.numerical_rank)
+    exact = option("--method cat", lambda energies: energies.numerical_rank)
     tried = [r for r in _around(rank) if r < max(exact.ranks)]
-    at_ranks = [choice(f"--method svd --rank {r}", partial(_constant, r)) for r in reversed(tried)]
-    at_energies = [choice(f"--method svd --energy {e:g}", partial(_for_energy, e)) for e in reversed(ENERGIES)]
+    at_ranks = [option(f"--method svd --rank {r}", partial(_constant, r)) for r in reversed(tried)]
+    at_energies = [option(f"--method svd --energy {e:g}", partial(_for_energy, e)) for e in reversed(ENERGIES)]
     return Forecast(norm=norm, cancelled=cancelled, dtype=dtype, choices=(exact, *at_ranks, *at_energies))
 
 
 def _kept(rank_of: Callable[[Energies], int], energies: Energies) -> int:
-    """Directions that are kept; what is not kept at all is stored as a zero update of rank 1."""
+    """The rank to store, at least 1: a file holds a zero update at rank 1."""
     return max(1, min(rank_of(energies), energies.numerical_rank))
 
 
@@ -133,7 +133,7 @@ def _for_energy(energy: float, energies: Energies) -> int:
 
 
 def _around(rank: int) -> list[int]:
-    """A quarter of the rank, a half, itself, twice and four times as much."""
+    """A quarter, a half, once, twice and four times the rank."""
     return sorted({max(1, rank // 4), max(1, rank // 2), rank, 2 * rank, 4 * rank})
 
 

@@ -1,4 +1,4 @@
-"""One module of several adapters: everything that can be told from the triangles of its stacked factors."""
+"""Compares one module of several adapters, from the triangles of its stacked factors."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from adapterhub.weights.lowrank.factors import Layout
 class Pair:
     """Two adapters in one module, or in all of them; `first` and `second` are their positions.
 
-    `cosine` is that of the updates as vectors, None if one is zero. `overlap_left` and `overlap_right` compare what the
-    updates write (column spaces) and what they read (row spaces): ‖Q1.T Q2‖_F² / min(r1, r2), 0 for orthogonal spaces,
-    1 where one holds the other, None if one is zero; the φ of the LoRA paper (arXiv:2106.09685 §7.2) at full rank.
-    `chance_left` and `chance_right` are what random spaces of those ranks have on average. `opposite` is the share of
-    the entries changed by both that they change in opposite directions (the sign conflicts of TIES, arXiv:2306.01708),
-    `cancelled` the share of the summed magnitudes that is gone in the plain sum.
+    `cosine` is that of the updates as vectors, None if one is zero. `overlap_left` and `overlap_right` compare the
+    spaces that the updates write (columns) and read (rows): ‖Q1.T Q2‖_F² / min(r1, r2), 0 for orthogonal spaces, 1 if
+    one contains the other, None if one is zero; this is φ of the LoRA paper (arXiv:2106.09685 §7.2) at full rank.
+    `chance_left` and `chance_right` are the means for random spaces of those ranks. `opposite` is the share of the
+    entries changed by both that change in opposite directions (the sign conflicts of TIES, arXiv:2306.01708), and
+    `cancelled` the share of the summed magnitudes that cancels in the plain sum.
 
-    Over all modules the cosine is again exact; overlaps are means over the modules where both updates are not zero.
+    Over all modules the cosine is exact, too; overlaps are means over the modules in which neither update is zero.
     """
 
     first: int
@@ -42,7 +42,7 @@ class Pair:
     cancelled: Share
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure, shares as `{share, standard_error}`."""
+        """All figures, shares as `{share, standard_error}`."""
         names = ("first", "second", "cosine", "overlap_left", "overlap_right", "chance_left", "chance_right")
         figures = {name: getattr(self, name) for name in names}
         return figures | {"opposite": self.opposite.to_json(), "cancelled": self.cancelled.to_json()}
@@ -50,10 +50,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleComparison:
-    """One module: `updates` holds one spectrum for each adapter, None where it lacks the module.
+    """One module: `updates` holds a spectrum for each adapter, None where it lacks the module.
 
-    `pairs` are those of adapters that both have it. `total` has the spectra of the weighted sum, one for each part of
-    the layout, `cancelled` the share of the weighted magnitudes that is gone in it.
+    `pairs` are the pairs of adapters that both have the module. `total` has the spectra of the weighted sum, one for
+    each part of the layout; `cancelled` is the share of the weighted magnitudes that cancels in it.
     """
 
     module: str
@@ -87,7 +87,7 @@ class _Both:
     """Two updates of one part; every figure adds up over parts.
 
     `dot` is their inner product; `left` and `right` are ‖Q1.T Q2‖_F² of their column and row spaces, `random_left` and
-    `random_right` the mean of that for random spaces; shares as in `Pair`.
+    `random_right` are their means for random spaces; shares are as in `Pair`.
     """
 
     dot: float
@@ -116,23 +116,23 @@ def compare_module(
     weights: Sequence[float],
     sampled: int,
 ) -> ModuleComparison:
-    """Everything about one module from the parts of its updates; None stands for an adapter that lacks it.
+    """The comparison of one module from the parts of its updates; None stands for an adapter that lacks it.
 
-    The parts act on different outputs or experts, so together they are one update whose singular values are those of
-    all parts. Factors are expected to be finite, and their products to have finite squares in float64.
+    The parts act on different outputs or experts, so together they form one update with the singular values of all
+    parts. Factors must be finite, and their products must have finite squares in float64.
     """
     here = [(i, parts) for i, parts in enumerate(updates) if parts is not None]
     factors = [weights[i] for i, _ in here]
     size = max(2, int(sampled / math.sqrt(layout.parts)))
-    found = [
+    compared = [
         _compare_part(f"{module}#{index}" if layout.parts > 1 else module, deltas, factors, size)
         for index, deltas in enumerate(zip(*(parts for _, parts in here), strict=True))
     ]
     spectra: list[Energies | None] = [None] * len(updates)
     for at, (i, _) in enumerate(here):
-        spectra[i] = Energies.together([part.spectra[at] for part in found])
+        spectra[i] = Energies.together([part.spectra[at] for part in compared])
     pairs = [
-        _pair(first, second, (spectra[first], spectra[second]), [part.both[at] for part in found])
+        _pair(first, second, (spectra[first], spectra[second]), [part.both[at] for part in compared])
         for at, (first, second) in enumerate(combinations([i for i, _ in here], 2))
     ]
     return ModuleComparison(
@@ -140,8 +140,8 @@ def compare_module(
         layout=layout,
         updates=tuple(spectra),
         pairs=tuple(pairs),
-        total=tuple(part.total for part in found),
-        cancelled=sum((part.cancelled for part in found), Share()),
+        total=tuple(part.total for part in compared),
+        cancelled=sum((part.cancelled for part in compared), Share()),
     )
 
 
@@ -174,7 +174,7 @@ def _compare_part(name: str, deltas: Sequence[LowRank], weights: Sequence[float]
     stacked = stack(deltas, [1.0] * len(deltas))
     cores = _in_common_space(stacked, blocks)
     spectra = [spectrum(core) for core in cores]
-    spaces = [_directions(found) for found in spectra]
+    spaces = [_directions(one) for one in spectra]
     sample = Sample.of(name, out, width, size)
     entries = _entries(stacked, blocks, sample)
     both = []
@@ -195,7 +195,7 @@ def _compare_part(name: str, deltas: Sequence[LowRank], weights: Sequence[float]
     used = [i for i, weight in enumerate(weights) if weight]
     total = stack([cores[i] for i in used], [weights[i] for i in used]) if used else nothing(out, width)
     return _Part(
-        spectra=tuple(_energies(found) for found in spectra),
+        spectra=tuple(_energies(one) for one in spectra),
         both=tuple(both),
         total=_energies(spectrum(total)),
         cancelled=sample.cancelled([weights[i] * entries[i] for i in used]) if used else Share(),
@@ -203,16 +203,16 @@ def _compare_part(name: str, deltas: Sequence[LowRank], weights: Sequence[float]
 
 
 def _blocks(ranks: Sequence[int]) -> list[slice]:
-    """Where each adapter's rows of the stacked A, and columns of the stacked B, are."""
+    """The place of each adapter's rows in the stacked A, and of its columns in the stacked B."""
     ends = [sum(ranks[: i + 1]) for i in range(len(ranks))]
     return [slice(end - rank, end) for rank, end in zip(ranks, ends, strict=True)]
 
 
 def _in_common_space(stacked: LowRank, blocks: Sequence[slice]) -> list[LowRank]:
-    """The updates in coordinates of the spaces that they span together, [R, R] at most.
+    """The updates in coordinates of the spaces that they span together, at most [R, R].
 
-    With b = Qb Tb and a.T = Qa Ta these are the blocks of Tb and of Ta.T. The Qs turn them without changing a length or
-    an angle, so they are never formed.
+    With b = Qb Tb and a.T = Qa Ta these are the blocks of Tb and of Ta.T. Qb and Qa preserve lengths and angles, so
+    they are never formed.
     """
     triangle_a: Tensor = torch.linalg.qr(stacked.a.T, mode="r").R
     triangle_b: Tensor = torch.linalg.qr(stacked.b, mode="r").R
@@ -230,16 +230,16 @@ def _dot(first: LowRank, second: LowRank) -> float:
     return float(((first.b.T @ second.b) * (first.a @ second.a.T)).sum())
 
 
-def _directions(found: Spectrum) -> tuple[Tensor, Tensor]:
-    """Orthonormal columns that span what the update writes and what it reads; no columns for a zero update."""
-    if found.numerical_rank == 0:
-        return found.values.new_zeros(found.delta.shape[0], 0), found.values.new_zeros(found.delta.shape[1], 0)
-    kept = found.truncate(found.numerical_rank)  # its factors are the singular vectors times the roots of the values
+def _directions(update: Spectrum) -> tuple[Tensor, Tensor]:
+    """Orthonormal columns that span the outputs and the inputs of the update; none for a zero update."""
+    if update.numerical_rank == 0:
+        return update.values.new_zeros(update.delta.shape[0], 0), update.values.new_zeros(update.delta.shape[1], 0)
+    kept = update.truncate(update.numerical_rank)  # its factors: singular vectors times roots of values
     return torch.nn.functional.normalize(kept.b, dim=0), torch.nn.functional.normalize(kept.a.T, dim=0)
 
 
-def _energies(found: Spectrum) -> Energies:
-    return Energies(values=tuple(found.values[: found.numerical_rank].tolist()))
+def _energies(update: Spectrum) -> Energies:
+    return Energies(values=tuple(update.values[: update.numerical_rank].tolist()))
 
 
 def norm_of(energies: Sequence[Energies | None]) -> float:

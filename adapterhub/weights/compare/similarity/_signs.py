@@ -1,13 +1,12 @@
-"""How far updates contradict each other, entry by entry, from a sample: signs and cancellation have no Gram matrix.
+"""Estimates from a sample how far updates contradict each other: signs and cancellation have no Gram matrix.
 
-A fixed set of rows and columns of each module is drawn by its name, and the entries where they cross are formed: 256 x
-256 of them at most, whatever the module's size, and all of them, exactly, where it is no larger. Two runs see the same
-entries.
+The name of a module selects a fixed set of its rows and columns, and the entries where they cross are formed: at most
+256 x 256 for a module of any size, and all entries of a smaller one. Every run uses the same entries.
 
-Both figures are ratios of sums, so moments are kept: they add up over modules, and the ratio is taken last. Entries of
-one row are related (an update has few directions), so the standard error is that of sampled rows and sampled columns,
-not of independent entries, with the finite population correction of each; what varies with the single entry is counted
-in both, which errs to the safe side.
+Both figures are ratios of sums, so the sums are kept: they add up over modules, and the ratio comes last. Entries of
+one row are related (an update has few directions), so the standard error is that of sampled rows and sampled columns
+with the finite population correction of each, not of independent entries. It counts the variation of single entries
+twice, which makes it too large rather than too small.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ import torch
 from torch import Tensor
 
 SAMPLED = 256
-"""Rows and columns of a module that are looked at."""
+"""The most rows and columns in the sample of a module."""
 
 
 class Estimate(NamedTuple):
-    """A share in [0, 1] and its standard error, 0 where every entry was looked at."""
+    """A share in [0, 1] and its standard error, 0 if the sample has every entry."""
 
     share: float
     standard_error: float
@@ -34,7 +33,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """Part and whole, as estimated sums over all entries of a module, with their variances; shares add up."""
+    """A part and a whole as estimated sums over all entries of a module, with their variances; shares add up."""
 
     part: float = 0.0
     whole: float = 0.0
@@ -43,7 +42,7 @@ class Share:
     whole_variance: float = 0.0
 
     def __add__(self, other: Share) -> Share:
-        """Over both modules; their samples are drawn independently."""
+        """The share over both modules, whose samples are independent."""
         return Share(
             part=self.part + other.part,
             whole=self.whole + other.whole,
@@ -53,12 +52,12 @@ class Share:
         )
 
     def to_json(self) -> dict[str, float]:
-        """The estimate."""
+        """The estimate by the names of its fields."""
         return self.estimate._asdict()
 
     @property
     def estimate(self) -> Estimate:
-        """The ratio, its error linearised; 0 of nothing is 0."""
+        """The ratio with its linearised error; 0 for an empty whole."""
         if self.whole == 0:
             return Estimate(0.0, 0.0)
         ratio = self.part / self.whole
@@ -68,7 +67,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sample:
-    """The rows and columns of one module's [out, width] weight that are looked at."""
+    """The sampled rows and columns of one module's [out, width] weight."""
 
     out: int
     width: int
@@ -77,7 +76,7 @@ class Sample:
 
     @classmethod
     def of(cls, module: str, out: int, width: int, size: int = SAMPLED) -> Sample:
-        """`size` rows and as many columns, the same for the same name; all where there are no more."""
+        """`size` rows and as many columns, the same for the same name; all if there are no more."""
         generator = torch.Generator().manual_seed(zlib.crc32(module.encode("utf-8", "surrogatepass")))
 
         def some(count: int) -> Tensor:
@@ -88,12 +87,12 @@ class Sample:
         return cls(out=out, width=width, rows=some(out), columns=some(width))
 
     def opposite(self, first: Tensor, second: Tensor) -> Share:
-        """Of the entries that both change, those that they change in opposite directions."""
+        """The share of the entries changed by both that change in opposite directions."""
         both = (first != 0) & (second != 0)
         return self._share(both & ((first < 0) != (second < 0)), both)
 
     def cancelled(self, parts: Sequence[Tensor]) -> Share:
-        """Of the summed magnitudes of all parts, what is gone in their sum: 1 - Σ|Σ x| / Σ Σ|x|."""
+        """The share of the summed magnitudes of all parts that cancels in their sum: 1 - Σ|Σ x| / Σ Σ|x|."""
         whole, total = parts[0].abs(), parts[0].clone()
         for part in parts[1:]:
             whole += part.abs()
@@ -101,7 +100,7 @@ class Sample:
         return self._share((whole - total.abs_()).clamp_(min=0), whole)
 
     def _share(self, part: Tensor, whole: Tensor) -> Share:
-        """Sums over the module from the entries of the sample, [rows, columns] each."""
+        """The sums over the module, estimated from sampled entries [rows, columns]."""
         means = torch.stack([part.double(), whole.double()])
         entries = float(self.out * self.width)
         part_mean, whole_mean = means.mean((1, 2)).tolist()
@@ -117,7 +116,7 @@ class Sample:
 
 
 def _spread(means: Tensor, population: int) -> Tensor:
-    """Covariance of the mean of `means` [2, n], n of `population` having been drawn; 0 where all were."""
+    """Covariance of the mean of `means` [2, n], a sample of n from `population`; 0 for the whole population."""
     drawn = means.shape[1]
     if drawn == population:
         return means.new_zeros(2, 2)

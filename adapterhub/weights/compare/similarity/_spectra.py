@@ -1,4 +1,4 @@
-"""The singular values of one update in plain numbers: how its energy is spread, and what a cut at a rank loses."""
+"""The singular values of one update: the spread of its energy, and the loss of a cut to a rank."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 ENERGIES: Final = (0.9, 0.99, 0.999)
-"""Shares of the energy (squared Frobenius norm) whose ranks are told."""
+"""The shares of the energy (squared Frobenius norm) whose ranks are reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Energies:
-    """`values` are the singular values that a float32 file could carry, descending; none for a zero update."""
+    """The singular values that a float32 file can hold, descending; none for a zero update."""
 
     values: tuple[float, ...]
 
     @classmethod
     def together(cls, parts: Sequence[Energies]) -> Energies:
-        """Of the update that has these parts side by side on other outputs."""
+        """The singular values of an update whose parts act on different outputs."""
         if len(parts) == 1:
             return parts[0]
         return cls(values=tuple(sorted((value for part in parts for value in part.values), reverse=True)))
@@ -31,14 +31,14 @@ class Energies:
 
     @property
     def numerical_rank(self) -> int:
-        """How many directions there are."""
+        """The number of directions."""
         return len(self.values)
 
     @property
     def effective_rank(self) -> float:
         """The exponential of the entropy of the singular values divided by their sum (Roy and Vetterli, 2007).
 
-        The numerical rank when all are equal, near 1 when one outweighs the rest; 0 for a zero update.
+        Equals the numerical rank when all are equal, and is near 1 when one dominates; 0 for a zero update.
         """
         whole = math.fsum(self.values)
         shares = [value / whole for value in self.values]
@@ -46,11 +46,11 @@ class Energies:
 
     @property
     def stable_rank(self) -> float:
-        """‖·‖_F² / ‖·‖₂², which small singular values hardly move (arXiv:2407.21594); 0 for zero."""
+        """‖·‖_F² / ‖·‖₂², insensitive to small singular values (arXiv:2407.21594); 0 for a zero update."""
         return math.fsum((value / self.values[0]) ** 2 for value in self.values) if self.values else 0.0
 
     def lost_at(self, rank: int) -> float:
-        """Frobenius norm of what the best approximation of that rank leaves away (Eckart and Young, 1936)."""
+        """Frobenius norm of the error of the best approximation of that rank (Eckart and Young, 1936)."""
         return math.hypot(*self.values[rank:])
 
     def rank_within(self, max_error: float) -> int:

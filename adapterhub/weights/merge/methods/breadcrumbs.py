@@ -35,23 +35,13 @@ def merge(
     rank: int | None = None,
     max_error: float | None = None,
 ) -> Cut:
-    """The merged update; of the summed rank unless `rank` or `max_error` says otherwise.
-
-    Raises:
-        UsageProblem: an option out of range, or rank and max_error are both given.
-    """
-    return merged(
-        deltas,
-        weights,
-        pruning=_between(density, gamma),
-        fusion=Fusion(majority=None if majority == "none" else majority, weights_vote=True),
-        rank=rank,
-        max_error=max_error,
-    )
+    """The merged update, as `spaces.delta.merged` cuts it."""
+    fusion = Fusion(majority=None if majority == "none" else majority, weights_vote=True)
+    return merged(deltas, weights, _between(density, gamma), fusion, rank=rank, max_error=max_error)
 
 
 def _between(density: float, gamma: float) -> Pruning | None:
-    """Drops the `gamma` largest numbers and keeps the `density` next ones. None keeps all."""
+    """Drops the `gamma` largest numbers and keeps the next `density`; None keeps all."""
     check_density(density)
     if not 0 <= gamma < 1:
         raise UsageProblem(f"gamma {shown(gamma)}, expected the fraction of largest numbers to drop, 0 to below 1")

@@ -62,7 +62,7 @@ def merge(
     if space is None:
         return nothing(*deltas[0].shape, rank=1)
     core = _merged(space, inside, density, majority)
-    # As in `isotropic`, what one adapter alone says is not changed.
+    # As in `isotropic`, a single adapter stays unchanged.
     if len(space.members) > 1 and (flatten or inside == "isotropic"):
         core = flattened(core, space.noise)
     return space.update(core)

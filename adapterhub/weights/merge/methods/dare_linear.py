@@ -17,8 +17,7 @@ from collections.abc import Sequence
 import torch
 
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.merge.spaces.factorwise import over_factors, refusal, weighted_sum
-from adapterhub.weights.merge.spaces.prune import check_density, random_keep
+from adapterhub.weights.merge.spaces.factorwise import dropped, over_factors, refusal, weighted_sum
 
 __all__ = ["merge", "refusal"]
 
@@ -30,17 +29,5 @@ def merge(
     density: float = 0.5,
     generators: Sequence[torch.Generator] | None = None,
 ) -> LowRank:
-    """`linear` of the factors with numbers dropped at random.
-
-    Raises:
-        UsageProblem: density out of range.
-        MergeRefused: ranks differ, or an adapter lacks the module.
-    """
-    check_density(density)
-    return over_factors(
-        deltas,
-        weights,
-        prune=lambda factor, source: random_keep(factor.double(), density, source).div_(density),
-        add=weighted_sum,
-        generators=generators,
-    )
+    """`linear` of the factors with numbers dropped at random; raises what `over_factors` does."""
+    return over_factors(deltas, weights, add=weighted_sum, prune=dropped(density), generators=generators)

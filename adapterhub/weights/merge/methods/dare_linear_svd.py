@@ -21,24 +21,10 @@ def merge(
     weights: Sequence[float],
     *,
     density: float = 0.5,
+    generators: Generators = None,
     rank: int | None = None,
     max_error: float | None = None,
-    generators: Generators = None,
 ) -> Cut:
-    """The merged update; of the summed rank unless `rank` or `max_error` says otherwise.
-
-    `generators` draw the masks, one for each update; without them they are seeded 0, 1, 2 … by position.
-
-    Raises:
-        UsageProblem: an option out of range, or rank and max_error are both given.
-    """
-    return merged(
-        deltas,
-        weights,
-        pruning=at_random(density),
-        gain=1 / density,
-        fusion=Fusion(),
-        rank=rank,
-        max_error=max_error,
-        generators=generators,
-    )
+    """The merged update, as `spaces.delta.merged` cuts it."""
+    pruning, fusion = at_random(density), Fusion(gain=1 / density)
+    return merged(deltas, weights, pruning, fusion, rank=rank, max_error=max_error, generators=generators)

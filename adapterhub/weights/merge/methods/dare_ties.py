@@ -18,8 +18,7 @@ from typing import Literal
 import torch
 
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.merge.spaces.factorwise import elected_mean, over_factors, refusal
-from adapterhub.weights.merge.spaces.prune import check_density, random_keep
+from adapterhub.weights.merge.spaces.factorwise import dropped, elected_mean, over_factors, refusal
 
 __all__ = ["merge", "refusal"]
 
@@ -32,17 +31,6 @@ def merge(
     majority: Literal["total", "frequency"] = "total",
     generators: Sequence[torch.Generator] | None = None,
 ) -> LowRank:
-    """Drop, rescale, elect and merge A and B, each by itself.
-
-    Raises:
-        UsageProblem: an option out of range.
-        MergeRefused: ranks differ, or an adapter lacks the module.
-    """
-    check_density(density)
-    return over_factors(
-        deltas,
-        weights,
-        prune=lambda factor, source: random_keep(factor.double(), density, source).div_(density),
-        add=lambda factors, shares: elected_mean(factors, shares, majority),
-        generators=generators,
-    )
+    """Drop, rescale, elect and merge A and B, each by itself; raises what `over_factors` does."""
+    add, prune = elected_mean(majority), dropped(density)
+    return over_factors(deltas, weights, add=add, prune=prune, generators=generators)

@@ -40,31 +40,18 @@ def merge(  # noqa: PLR0913 - the options of a method are its parameters
     majority: Literal["total", "frequency", "none"] = "total",
     rescale: Literal["probability", "norm", "none"] = "probability",
     normalize: bool = False,
+    generators: Generators = None,
     rank: int | None = None,
     max_error: float | None = None,
-    generators: Generators = None,
 ) -> Cut:
-    """The merged update; of the summed rank unless `rank` or `max_error` says otherwise.
-
-    With density 1 nothing is dropped, whatever epsilon. `generators` draw the masks, one for each update; without them
-    they are seeded 0, 1, 2 … by position.
-
-    Raises:
-        UsageProblem: an option out of range, or rank and max_error are both given.
-    """
-    return merged(
-        deltas,
-        weights,
-        pruning=_mag_prune(density, epsilon, rescale),
-        fusion=Fusion(majority=None if majority == "none" else majority, weights_vote=True, normalize=normalize),
-        rank=rank,
-        max_error=max_error,
-        generators=generators,
-    )
+    """The merged update, as `spaces.delta.merged` cuts it; density 1 drops nothing, whatever epsilon is."""
+    pruning = _mag_prune(density, epsilon, rescale)
+    fusion = Fusion(majority=None if majority == "none" else majority, weights_vote=True, normalize=normalize)
+    return merged(deltas, weights, pruning, fusion, rank=rank, max_error=max_error, generators=generators)
 
 
 def _mag_prune(density: float, epsilon: float, rescale: Rescale) -> Pruning | None:
-    """Keeps each number with a probability that grows with its rank by size within its row. None keeps all."""
+    """Keeps each number with a probability that grows with its rank by size in its row; None keeps all."""
     check_density(density)
     if rescale not in ("probability", "norm", "none"):
         raise UsageProblem(f"rescale `{shown(rescale)}`, expected probability, norm or none")
@@ -98,7 +85,7 @@ def _chances(rows: Tensor, density: float, epsilon: float) -> Tensor:
     ramp = torch.linspace(density - epsilon, density + epsilon, width, dtype=rows.dtype, device=rows.device)
     if width == 1:
         ramp.fill_(density)
-    # numpy sorts with vector instructions, in half the time that torch takes or less.
+    # NumPy sorts with vector instructions, in at most half of torch's time.
     order = torch.from_numpy(rows.abs().numpy(force=True).argsort(axis=1)).to(rows.device)
     return torch.empty_like(rows).scatter_(1, order, ramp.expand_as(rows))
 
@@ -110,7 +97,7 @@ def _kept(chances: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _gain(update: Update, space: Tensor, density: float, epsilon: float) -> float:
-    """Sum of the sizes of all numbers over that of those which the next draws keep; the draws are not used up."""
+    """The summed sizes of all numbers over those that the next draws keep; does not use up the draws."""
     ahead = torch.Generator(update.generator.device)
     ahead.set_state(update.generator.get_state())
     before = after = 0.0

@@ -55,18 +55,18 @@ def merge(
 
 
 def flattened(core: Tensor, noise: float) -> Tensor:
-    """`core` with the mean of its singular values for each; what is below `noise` stays out."""
+    """`core` with every singular value replaced by their mean, without values below `noise`."""
     left, values, right = factored(core, noise)
     return (left @ right) * values.mean() if len(values) else torch.zeros_like(core)
 
 
 def _with_own(space: CoreSpace, total: Tensor, common: float) -> Tensor:
-    """The common directions of `total` and each member's own ones, whitened, at one strength."""
+    """The common directions of `total` and the own directions of each member, whitened, at one strength."""
     left, values, right = factored(total, space.noise)
     if not len(values):
         return torch.zeros_like(total)
     count, members = len(values), len(space.members)
-    # Every member gets the same number; what does not divide evenly goes to the common ones, as in the authors' code.
+    # Every member gets the same number; the remainder goes to the common ones, as in the authors' code.
     each = min(round((count - int(common * count)) / members), count // members)
     shared = count - each * members
     pieces = [(left[:, :shared], values[:shared], right[:shared])]

@@ -27,33 +27,33 @@ from adapterhub.weights.merge.spaces.sphere import COLINEAR, points
 
 _ROUNDS: Final = 10_000
 _AT_REST: Final = 1e-13
-"""Angle of a step, in radians, that moves nothing but rounding."""
+"""Angle of a step, in radians, that is only rounding."""
 
 _CANCELS: Final = 1e-6
-"""Length of the mean of directions of which rounding would decide where it points."""
+"""Length of a mean whose direction only rounding decides."""
 
 
 def merge(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
     """The mean direction times the mean length, times the sum of the weights.
 
     Raises:
-        MergeRefused: the directions have no mean, because they cancel or one is opposite to it.
+        MergeRefused: the directions have no mean: they cancel, or one is opposite to it.
     """
     parts = taking_part(deltas, weights)
-    found = points(parts) if parts else None
-    if found is None or not found.deltas:
+    directions = points(parts) if parts else None
+    if directions is None or not directions.deltas:
         return nothing(*deltas[0].shape, rank=1)
-    if found.are_on_one_line:
-        return found.combined(found.weights)
-    shares = _mean_direction(found.units, found.weights / found.weights.sum())
-    return found.combined(shares * (found.weights @ found.lengths) / found.lengths)
+    if directions.are_on_one_line:
+        return directions.combined(directions.weights)
+    shares = _mean_direction(directions.units, directions.weights / directions.weights.sum())
+    return directions.combined(shares * (directions.weights @ directions.lengths) / directions.lengths)
 
 
 def _mean_direction(units: Tensor, weights: Tensor) -> Tensor:
     """Coefficients [k] of the Karcher mean of `units` [k, d], with weights [k] that sum to 1.
 
     Raises:
-        MergeRefused: there is none that could be told from others.
+        MergeRefused: no unique mean exists.
     """
     length = torch.linalg.vector_norm(weights @ units)
     if float(length) < _CANCELS:
@@ -74,12 +74,12 @@ def _mean_direction(units: Tensor, weights: Tensor) -> Tensor:
             return shares
         shares = torch.cos(length) * shares + torch.sin(length) / length * (pulls - (pulls @ cosines) * shares)
         shares = shares / torch.linalg.vector_norm(shares @ units)
-    raise _no_mean("pull to and fro")
+    raise _no_mean("do not converge to a mean")
 
 
 def _no_mean(why: str) -> MergeRefused:
     return MergeRefused(
         "these updates have no mean on the sphere",
         [f"the directions {why}"],
-        hint="`adapt merge --analyze` tells the cosines; `cat` adds any updates up",
+        hint="`adapt merge --analyze` shows the cosines; `--method cat` sums any updates",
     )

@@ -51,7 +51,7 @@ def merge(
         return nothing(*deltas[0].shape, rank=1)
     shared, _, _ = factored(torch.cat(space.cores, dim=1), space.noise)
     blocks = [without_rounding((shared.T @ m.columns) @ m.a, m.noise) for m in space.members]
-    # A vote that is a draw goes to the plus, so signs must not depend on how an update is split into A and B.
+    # A draw elects plus, so signs must not depend on how an update is split into A and B.
     signs = orientation(torch.cat(blocks, dim=1))
     shared = shared * signs
     blocks = [block.mul_(signs[:, None]) for block in blocks]
@@ -62,5 +62,5 @@ def merge(
         return nothing(*deltas[0].shape, rank=1)
     root = sizes[used].sqrt()
     made = LowRank(a=mean[used] / root[:, None], b=space.b @ (space.into_left @ (shared[:, used] * root)))
-    # U has as many columns as all updates side by side have directions, which may be more than one has room for.
+    # U has a column for each direction of all updates side by side, which may exceed the sides of one.
     return made if made.rank <= min(made.shape) else spectrum(made).truncate(min(made.shape))

@@ -14,20 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.merge.spaces.factorwise import over_factors, refusal, weighted_sum
-from adapterhub.weights.merge.spaces.prune import check_density, magnitude_keep
+from adapterhub.weights.merge.spaces.factorwise import over_factors, refusal, trimmed, weighted_sum
 
 __all__ = ["merge", "refusal"]
 
 
 def merge(deltas: Sequence[LowRank], weights: Sequence[float], *, density: float = 0.5) -> LowRank:
-    """`linear` of the pruned factors.
-
-    Raises:
-        UsageProblem: density out of range.
-        MergeRefused: ranks differ, or an adapter lacks the module.
-    """
-    check_density(density)
-    return over_factors(
-        deltas, weights, prune=lambda factor, _source: magnitude_keep(factor, density), add=weighted_sum
-    )
+    """`linear` of the pruned factors; raises what `over_factors` does."""
+    return over_factors(deltas, weights, add=weighted_sum, prune=trimmed(density))

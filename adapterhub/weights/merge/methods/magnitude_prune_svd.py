@@ -25,9 +25,5 @@ def merge(
     rank: int | None = None,
     max_error: float | None = None,
 ) -> Cut:
-    """The merged update; of the summed rank unless `rank` or `max_error` says otherwise.
-
-    Raises:
-        UsageProblem: an option out of range, or rank and max_error are both given.
-    """
-    return merged(deltas, weights, pruning=by_magnitude(density), fusion=Fusion(), rank=rank, max_error=max_error)
+    """The merged update, as `spaces.delta.merged` cuts it."""
+    return merged(deltas, weights, by_magnitude(density), Fusion(), rank=rank, max_error=max_error)

@@ -28,13 +28,13 @@ _BOTH = 2
 
 
 def refusal(ranks: Sequence[int]) -> str | None:
-    """Why updates of these ranks (0: the adapter lacks the module) cannot be interpolated; None if they can."""
-    having = sum(rank > 0 for rank in ranks)
-    return f"is in {having} adapters, `slerp` goes from one to one other" if having > _BOTH else None
+    """The reason against interpolating updates of these ranks (0 where an adapter lacks the module), if any."""
+    holders = sum(rank > 0 for rank in ranks)
+    return f"is in {holders} adapters, `slerp` interpolates between two" if holders > _BOTH else None
 
 
 def merge(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-    """The point of the arc that divides it as the weights say.
+    """The point on the arc at the share of the weights.
 
     Raises:
         MergeRefused: more than two updates take part.
@@ -43,7 +43,9 @@ def merge(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
     reason = refusal([delta.rank for delta, _ in parts])
     if reason is not None:
         raise MergeRefused(
-            "cannot interpolate these updates", [f"the module {reason}"], hint="`karcher` takes any number"
+            "cannot interpolate these updates",
+            [f"the module {reason}"],
+            hint="`--method karcher` takes any number of adapters",
         )
     if not parts:
         return nothing(*deltas[0].shape, rank=1)
@@ -56,5 +58,5 @@ def merge(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
     chord, sum_of_both = torch.linalg.vector_norm(first - second), torch.linalg.vector_norm(first + second)
     angle = 2 * torch.atan2(chord, sum_of_both)
     total = ends.weights.sum()
-    # What is left of the arc beyond the point, on the side of each end.
+    # The rest of the arc beyond the point, for each end.
     return ends.combined(total * torch.sin(ends.weights / total * angle) / torch.sin(angle))

@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.merge.spaces.factorwise import elected_mean, over_factors, refusal
-from adapterhub.weights.merge.spaces.prune import check_density, magnitude_keep
+from adapterhub.weights.merge.spaces.factorwise import elected_mean, over_factors, refusal, trimmed
 
 __all__ = ["merge", "refusal"]
 
@@ -32,16 +31,5 @@ def merge(
     density: float = 0.5,
     majority: Literal["total", "frequency"] = "total",
 ) -> LowRank:
-    """Trim, elect and merge A and B, each by itself.
-
-    Raises:
-        UsageProblem: an option out of range.
-        MergeRefused: ranks differ, or an adapter lacks the module.
-    """
-    check_density(density)
-    return over_factors(
-        deltas,
-        weights,
-        prune=lambda factor, _source: magnitude_keep(factor, density),
-        add=lambda factors, shares: elected_mean(factors, shares, majority),
-    )
+    """Trim, elect and merge A and B, each by itself; raises what `over_factors` does."""
+    return over_factors(deltas, weights, add=elected_mean(majority), prune=trimmed(density))

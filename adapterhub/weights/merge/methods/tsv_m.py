@@ -23,7 +23,7 @@ from adapterhub.weights.lowrank.algebra import LowRank, nothing
 from adapterhub.weights.merge.spaces.core import core_space, factored, whitened
 
 _EXACT = 1e-9
-"""0.29 * 100 is 28.999…: a product this close below a whole number is meant to be it."""
+"""0.29 * 100 is 28.999…, so a product this close below a whole number is rounded up to it."""
 
 
 def merge(deltas: Sequence[LowRank], weights: Sequence[float], *, keep: float | None = None) -> LowRank:

@@ -1,1 +1,1 @@
-"""What merge methods share: the spaces in which they work."""
+"""Code that merge methods share, by the space in which they work."""

@@ -1,12 +1,12 @@
-"""What the methods share that merge in the space spanned by all adapters: its bases, and every update in them.
+"""Merging in core space, which all adapters together span: its bases, and every update in them.
 
-The columns of all B span the outputs that any of the adapters can write, the rows of all A the inputs that any of them
-reads. In orthonormal bases of the two each update is a matrix of at most R x R numbers, R the sum of the ranks, and
-nothing of it is lost: what a method does to those small matrices it does to the updates.
+The columns of all B span the outputs that the adapters write, and the rows of all A the inputs that they read. In
+orthonormal bases of both, each update is a matrix of at most R x R numbers, where R is the sum of the ranks. This loses
+nothing, so a method that works on the small matrices works on the updates.
 
-Singular vectors are fixed up to a sign only, and up to any rotation where singular values coincide. So that no result
-depends on the order in which adapters are given, they are put into an order of their own first, by their numbers; and
-each pair of singular vectors gets the sign that makes the largest entry of the right one positive.
+Singular vectors are unique only up to a sign, and up to any rotation where singular values coincide. To make results
+independent of the order of the adapters, the adapters are first sorted by their numbers, and the sign of each pair of
+singular vectors makes the largest entry of the right vector positive.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from adapterhub.weights.merge.spaces.prune import (
 )
 
 ONE_DIRECTION = 2.0**-14
-"""Directions of two adapters that agree to more than this are one: what sets them apart is rounding in some file."""
+"""Directions of two adapters that agree to within this count as one; the rest is rounding in a file."""
 
 _SAME_SIZE = 1 - 2.0**-20
-"""Of numbers whose sizes differ by less, rounding decides which is the largest."""
+"""Sizes whose ratio is above this are equal up to rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Member:
-    """One update that takes part, weighted, in float64: `left basis @ core @ right basis`.
+    """One weighted update in float64: `left basis @ core @ right basis`.
 
-    `core` is [p, q]; `columns` [p, r] are its weighted columns of B in the left basis and `a` [r, in] its A, so that
-    `core` is `columns @ a @ right basis.T`. `noise` is the size below which a number of it is rounding.
+    `core` is [p, q]. `columns` [p, r] are its weighted columns of B in the left basis and `a` [r, in] is its A, so
+    `core` is `columns @ a @ right basis.T`. Numbers below `noise` are rounding.
     """
 
     a: Tensor
@@ -70,17 +70,17 @@ class CoreSpace:
 
     @property
     def noise(self) -> float:
-        """The size below which a singular value of a sum of the members is rounding."""
+        """Singular values of a sum of the members below this are rounding."""
         return sum(m.noise for m in self.members)
 
     def update(self, core: Tensor) -> LowRank:
-        """The update that `core` [p, q] stands for, its factors balanced, without numerically empty directions."""
+        """The update of a `core` [p, q], its factors balanced, without numerically empty directions."""
         left, values, right = factored(core, self.noise)
         if not len(values):
             return nothing(self.b.shape[0], self.a.shape[1], rank=1)
         root = values.sqrt()
-        # The bases are multiplied in last: rows of a core are as small as the columns of B behind them are weak, which
-        # undoes the division by small singular values in `into_left`, so no QR has to form its orthogonal factor.
+        # The bases are multiplied last: a weak column of B makes small rows in a core, which undoes the division by a
+        # small singular value in `into_left`, so no QR has to form its orthogonal factor.
         return LowRank(
             a=(root[:, None] * right @ self.into_right.T) @ self.a, b=self.b @ (self.into_left @ (left * root))
         )
@@ -89,25 +89,25 @@ class CoreSpace:
 def core_space(
     deltas: Sequence[LowRank], weights: Sequence[float], generators: Sequence[torch.Generator] | None = None
 ) -> CoreSpace | None:
-    """The updates that take part, in the space that they span; None if there is none. Time as `lowrank.spectrum`.
+    """The updates with a weight and a rank, in the space that they span; None if there is none. Time as `spectrum`.
 
-    The bases are those of the factors as they are stored (singular vectors of all B side by side, of all A on top of
-    each other); weight and scale, which may differ by powers of ten, enter the cores alone.
+    The bases come from the stored factors (singular vectors of all B side by side, of all A on top of each other).
+    Weights and scales, which may differ by powers of ten, enter only the cores.
 
     Raises:
-        ValueError: no delta, or not one weight each, or shapes differ.
+        ValueError: no delta, not one weight each, or shapes differ.
     """
     if not taking_part(deltas, weights):
         return None
-    everyone = zip(deltas, weights, generators or by_position(len(deltas)), strict=True)
-    found = [(d, weight * d.scale, generator) for d, weight, generator in everyone if weight and d.rank]
-    found.sort(key=functools.cmp_to_key(_compare))
-    a = torch.cat([d.a.double() for d, _, _ in found])
-    b = torch.cat([d.b.double() for d, _, _ in found], dim=1)
+    triples = zip(deltas, weights, generators or by_position(len(deltas)), strict=True)
+    parts = [(d, weight * d.scale, generator) for d, weight, generator in triples if weight and d.rank]
+    parts.sort(key=functools.cmp_to_key(_compare))
+    a = torch.cat([d.a.double() for d, _, _ in parts])
+    b = torch.cat([d.b.double() for d, _, _ in parts], dim=1)
     into_left, columns = _basis(b)
     into_right, rows = _basis(a.T)
     members, start = [], 0
-    for d, factor, generator in found:
+    for d, factor, generator in parts:
         own = slice(start, start + d.rank)
         sizes = torch.linalg.vector_norm(columns[:, own], dim=0) * torch.linalg.vector_norm(rows[:, own], dim=0)
         weighted = columns[:, own] * factor
@@ -119,14 +119,14 @@ def core_space(
 
 
 def without_rounding(values: Tensor, noise: float) -> Tensor:
-    """`values` with 0 for what is rounding, which would otherwise have a sign and a vote."""
+    """`values` with zeros in place of rounding, which would otherwise have a sign and a vote."""
     return torch.hardshrink(values, noise)
 
 
 def factored(matrix: Tensor, noise: float, whole: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Singular vectors and values (left [p, k], [k], right [k, q]) of what a float32 file could carry of `matrix`.
+    """Singular vectors and values (left [p, k], [k], right [k, q]) of `matrix` that a float32 file can hold.
 
-    `whole` is the norm of the update that `matrix` is a part of; not given, `matrix` is the whole.
+    `whole` is the norm of the update that contains `matrix`; by default `matrix` is the whole update.
     """
     left, values, right = _turned(matrix)
     tails = values.square().flip(0).cumsum(0).flip(0).sqrt()
@@ -136,7 +136,7 @@ def factored(matrix: Tensor, noise: float, whole: float = 0.0) -> tuple[Tensor, 
 
 
 def orientation(rows: Tensor) -> Tensor:
-    """+1 or -1 for each row: the sign of its largest entry, of the first one where several are that large."""
+    """+1 or -1 for each row: the sign of its largest entry, or of the first of several that large."""
     if not rows.numel():
         return rows.new_ones(len(rows))
     sizes = rows.abs()
@@ -145,9 +145,9 @@ def orientation(rows: Tensor) -> Tensor:
 
 
 def isometry(vectors: Tensor) -> Tensor:
-    """The closest orthonormal vectors to unit vectors (orthogonal Procrustes problem), columns or rows: polar factor.
+    """The closest orthonormal vectors (columns or rows) to unit vectors: the polar factor (orthogonal Procrustes).
 
-    Where they are dependent the closest are not unique; the one that adds no direction is taken.
+    For dependent vectors the closest are not unique; this takes those that add no direction.
     """
     left, values, right = torch.linalg.svd(vectors, full_matrices=False)
     keep = int((values > ONE_DIRECTION).sum())
@@ -156,9 +156,9 @@ def isometry(vectors: Tensor) -> Tensor:
 
 
 def whitened(pieces: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """The sum of updates given by their singular vectors and values, with all left and all right vectors whitened.
+    """The sum of updates, given as singular vectors and values, after whitening all left and all right vectors.
 
-    Both sets are replaced by the closest orthonormal ones, so that no direction of one update lies in another's.
+    Whitening replaces a set by the closest orthonormal one, so that the directions of two updates do not overlap.
     """
     left = isometry(torch.cat([left for left, _, _ in pieces], dim=1))
     right = isometry(torch.cat([right for _, _, right in pieces]))
@@ -168,9 +168,9 @@ def whitened(pieces: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
 def elected_mean(
     members: Sequence[Member], values: Sequence[Tensor], *, density: float, majority: Majority, at_random: bool
 ) -> Tensor:
-    """TIES on one tensor of weighted numbers for each member: pruned, a sign elected, the mean of what agrees with it.
+    """TIES on one tensor of weighted numbers for each member: prune, elect a sign, average the numbers of that sign.
 
-    `density` is the fraction kept: of the largest, or at random and divided by it (DARE).
+    `density` is the fraction to keep: the largest numbers, or random ones divided by it (DARE).
 
     Raises:
         UsageProblem: a density or majority out of range.
@@ -189,7 +189,7 @@ def elected_mean(
 
 
 def _basis(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """For `vectors` [n, R] of rank p: [R, p] that makes an orthonormal basis of them; [p, R], them in that basis."""
+    """For `vectors` [n, R] of rank p: [R, p] that maps them to an orthonormal basis, and [p, R], them in that basis."""
     triangle = torch.linalg.qr(vectors, mode="r").R
     _, values, right = _turned(triangle)
     keep = int((values > ROUNDING * torch.linalg.vector_norm(values)).sum())
@@ -198,14 +198,14 @@ def _basis(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _turned(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The SVD with its signs fixed: the right vectors are turned as `orientation` says."""
+    """The SVD with signs fixed by the `orientation` of the right vectors."""
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     signs = orientation(right)
     return left * signs, values, right * signs[:, None]
 
 
 def _compare(one: tuple[LowRank, float, torch.Generator], other: tuple[LowRank, float, torch.Generator]) -> int:
-    """Which comes first: by rank, then by weight * scale, then by the first number in which A or B differ."""
+    """The order of two updates: by rank, then weight * scale, then the first differing number of A or B."""
     first, second = (one[0].rank, one[1]), (other[0].rank, other[1])
     if first != second:
         return -1 if first < second else 1

@@ -1,13 +1,12 @@
 """Merging in delta space: updates as dense matrices, pruned and fused a few rows at a time, then cut to a low rank.
 
-The matrix of one module is there once: the fused one. First it is scratch space, in which each update is laid out to
-find what its pruning must know of it as a whole (the size below which numbers are dropped). Then a few rows of all
-updates are formed at a time, pruned, fused and stored, which all happens in a processor's cache. So memory is one dense
-matrix however many adapters there are, and forming an update twice costs less than keeping it.
+Memory holds one dense matrix of a module, the fused one, for any number of adapters. It first serves as scratch space:
+each update is formed in it to find what its pruning needs to know of the whole, such as the threshold below which
+numbers are dropped. Then a few rows of all updates at a time are formed, pruned, fused and stored, all in the
+processor's cache. Forming an update twice costs less than keeping it.
 
-Numbers are float32, as in PEFT, or float64 for modules of less than `DOUBLE_BELOW` numbers, where it costs nothing that
-could be noticed. Sizes of factors and weights are taken out first, so whatever a float32 file can hold does not
-overflow on the way.
+Numbers are float32, as in PEFT, or float64 for modules of fewer than `DOUBLE_BELOW` numbers, where the cost is
+negligible. The sizes of factors and weights are taken out first, so no number that a float32 file can hold overflows.
 """
 
 from __future__ import annotations
@@ -30,20 +29,19 @@ __all__ = ["Fusion", "Generators", "Mask", "Pruning", "Update", "at_random", "by
 Generators = Sequence[torch.Generator] | None
 
 DOUBLE_BELOW: Final = 250_000
-"""Matrices of fewer numbers are handled in float64."""
+"""Matrices of fewer numbers are float64."""
 
 _PIECE: Final = (1 << 15) - 1
-"""Numbers pruned and fused in one go: just less than torch would spread over threads. For the dozens of short steps
-that each number takes that does not pay, and where other programs keep the cores busy every step waits for them: a
-module took seconds instead of a tenth of one."""
+"""Numbers pruned and fused at once: just too few for torch to use threads. Threads do not pay for the dozens of short
+steps for each number, and on a busy machine every step waits for them: a module took seconds instead of a tenth."""
 
 _ROUNDING: Final = 1e-6
-"""Rounding of a sum of weights in float32, relative to them: what is left of a sum below that is nothing."""
+"""Rounding of a sum of weights in float32, relative to them; a smaller sum counts as zero."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """One adapter's update b @ a in the precision of the work; the scale is in b."""
+    """One adapter's update b @ a in the working precision; b includes the scale."""
 
     a: Tensor
     b: Tensor
@@ -51,7 +49,7 @@ class Update:
 
     @property
     def numel(self) -> int:
-        """How many numbers the dense matrix has."""
+        """The count of numbers in the dense matrix."""
         return self.b.shape[0] * self.a.shape[1]
 
     def rows(self, at: slice) -> Tensor:
@@ -66,25 +64,28 @@ class Update:
 
 
 Mask = Callable[[Tensor, slice], None]
-"""Prunes a few rows in place, told which they are; called for all rows, each once, from the top."""
+"""Prunes a few rows, given their place, in place; called once for every row, from the top."""
 
 Pruning = Callable[[Update, Tensor], Mask]
-"""Makes the mask of an update, given scratch space of the size of its dense matrix."""
+"""Makes the mask of an update, with scratch space of the size of its dense matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fusion:
-    """How the same entries of all updates become one; with `majority` None by their weighted sum.
+    """Combines the same entry of all updates into one: without `majority` by their weighted sum.
 
-    With a majority, only those count whose sign is elected: "total", the sign of their sum, or "frequency", the one
-    that more of them have; a draw is a plus and zeros have no sign. By PEFT's convention they vote without weights and
-    their weighted sum is divided by how many agree. With `weights_vote`, mergekit's, they vote with weights and their
-    weighted sum stays a sum, or with `normalize` is divided by the sum of the weights of those that agree.
+    With a majority, only the entries with the elected sign count: "total" elects the sign of their sum, "frequency" the
+    most frequent sign; a draw elects plus, and zeros do not vote. In PEFT's convention, entries vote without weights,
+    and the weighted sum is divided by the number that agree. With `weights_vote`, as in mergekit, they vote with
+    weights, and the weighted sum is divided by the summed weights that agree with `normalize`, and by nothing without.
+
+    The result is multiplied by `gain` after the cut.
     """
 
     majority: Literal["total", "frequency"] | None = None
     weights_vote: bool = False
     normalize: bool = False
+    gain: float = 1.0
 
     def __post_init__(self) -> None:
         if self.majority not in ("total", "frequency", None):
@@ -92,7 +93,7 @@ class Fusion:
 
     @property
     def is_sum(self) -> bool:
-        """Whether it is no more than a weighted sum."""
+        """Whether the result is a plain weighted sum."""
         return self.majority is None and not self.normalize
 
     def __call__(self, rows: Sequence[Tensor], weights: Sequence[float], into: Tensor) -> None:
@@ -107,7 +108,7 @@ class Fusion:
         into.zero_()
         for row, weight in zip(rows, weights, strict=True):
             if signs is not None:
-                row.mul_(signs).clamp_(min=0)  # the size of what agrees
+                row.mul_(signs).clamp_(min=0)  # keeps the sizes of entries that agree
             into.add_(row, alpha=1.0 if self.weights_vote else weight)
             if averages:
                 agrees = torch.ones_like(row) if signs is None else row.sign_()
@@ -117,11 +118,11 @@ class Fusion:
                     rounding.add_(agrees, alpha=_ROUNDING * abs(share))
         if signs is not None:
             into.mul_(signs)
-        if averages:  # but not by weights that cancel
+        if averages:  # never by weights that cancel
             into.div_(divisor.masked_fill_(divisor.abs() <= rounding, 1) if self.normalize else divisor.clamp_(min=1))
 
     def _elected(self, rows: Sequence[Tensor]) -> Tensor:
-        """The sign of every entry, 1 or -1."""
+        """The elected sign of every entry, 1 or -1."""
         total = torch.zeros_like(rows[0])
         for row in rows:
             total.add_(row if self.majority == "total" else row.sign())
@@ -131,21 +132,21 @@ class Fusion:
 def merged(
     deltas: Sequence[LowRank],
     weights: Sequence[float],
-    *,
     pruning: Pruning | None,
     fusion: Fusion,
+    *,
     rank: int | None,
     max_error: float | None,
     generators: Generators = None,
-    gain: float = 1.0,
 ) -> Cut:
-    """The fused update times `gain`, cut to a rank (by default the sum of the ranks that take part) or an error.
+    """The fused update, cut to a rank (by default the sum of the ranks that take part) or to a relative error.
 
-    What is a mere sum, or one update that nothing is taken from, is cut as it is and never formed densely.
+    A plain sum, and a single update that loses nothing, are cut from their factors and never formed densely.
+    `generators` draw the masks, one for each update; without them they are seeded 0, 1, 2 … by position.
 
     Raises:
         UsageProblem: rank and max_error are both given, or one is out of range.
-        MergeRefused: float64 factors whose product is beyond float64.
+        MergeRefused: the product of float64 factors overflows.
     """
     check_rank(rank, max_error)
     out, width = deltas[0].shape
@@ -155,7 +156,7 @@ def merged(
     if not parts:
         return cut(nothing(out, width, 1), rank=1)
     if pruning is None and (fusion.is_sum or (len(parts) == 1 and not fusion.normalize)):
-        whole = stack([delta for delta, _ in parts], [weight * gain for _, weight in parts])
+        whole = stack([delta for delta, _ in parts], [weight * fusion.gain for _, weight in parts])
         return cut(whole, rank=rank, max_error=max_error)
     drawing = [
         generator
@@ -167,19 +168,21 @@ def merged(
         return cut(nothing(out, width, 1), rank=1)
     most = 1.0 if fusion.normalize else max(abs(weight) for _, weight in parts)
     fused = _fused(updates, [weight / most for _, weight in parts], pruning, fusion)
-    found = closest(fused, rank=rank, max_error=max_error)
-    factor = unit * gain * most
+    cut_down = closest(fused, rank=rank, max_error=max_error)
+    factor = unit * fusion.gain * most
     root = math.sqrt(factor)
-    return replace(found, a=found.a * root, b=found.b * root, lost=found.lost * factor, whole=found.whole * factor)
+    return replace(
+        cut_down, a=cut_down.a * root, b=cut_down.b * root, lost=cut_down.lost * factor, whole=cut_down.whole * factor
+    )
 
 
 def _scaled(deltas: Sequence[LowRank], generators: Sequence[torch.Generator]) -> tuple[list[Update], float]:
-    """The updates divided by a common unit, a power of 2 that makes the largest about 1; the unit is 0 if all are."""
+    """The updates divided by a unit, a power of 2 that brings the largest near 1; 0 if all are 0."""
     dtype = torch.float64 if math.prod(deltas[0].shape) < DOUBLE_BELOW else torch.float32
     sizes = [delta.scale * _size(delta.a) * _size(delta.b) for delta in deltas]
     most = max(map(abs, sizes))
     if not math.isfinite(most):
-        raise MergeRefused("the updates are too large for matrices of float64")
+        raise MergeRefused("the updates are too large for float64 matrices")
     unit = 2.0 ** math.frexp(most)[1] if most else 0.0
     updates = []
     for delta, size, generator in zip(deltas, sizes, generators, strict=True):
@@ -191,13 +194,13 @@ def _scaled(deltas: Sequence[LowRank], generators: Sequence[torch.Generator]) ->
 
 
 def _size(factor: Tensor) -> float:
-    """The power of 2 above every number; 0 if all are 0. Dividing by it rounds nothing."""
+    """The power of 2 above every number; 0 if all are 0. Division by it is exact."""
     largest = max(abs(float(end)) for end in factor.aminmax())
     return 2.0 ** math.frexp(largest)[1] if largest else 0.0
 
 
 def _fused(updates: Sequence[Update], weights: Sequence[float], pruning: Pruning | None, fusion: Fusion) -> Tensor:
-    """The dense matrix."""
+    """The fused dense matrix."""
     first = updates[0]
     fused = first.a.new_empty(first.b.shape[0], first.a.shape[1])
     masks = [] if pruning is None else [pruning(update, fused) for update in updates]
@@ -212,7 +215,7 @@ def _fused(updates: Sequence[Update], weights: Sequence[float], pruning: Pruning
 
 
 def at_random(density: float) -> Pruning | None:
-    """Keeps each number with probability `density`, not rescaled; the masks of `random_keep`. None keeps all.
+    """Keeps each number with probability `density`, not rescaled, as `random_keep` does; None keeps all.
 
     Raises:
         UsageProblem: a density out of range.
@@ -232,7 +235,7 @@ def at_random(density: float) -> Pruning | None:
 
 
 def by_magnitude(density: float) -> Pruning | None:
-    """Keeps the numbers that `magnitude_keep` keeps. None keeps all.
+    """Keeps the numbers that `magnitude_keep` keeps; None keeps all.
 
     Raises:
         UsageProblem: a density out of range.
@@ -251,9 +254,9 @@ def by_magnitude(density: float) -> Pruning | None:
 
 
 def largest(dense: Tensor, count: int) -> Callable[[Tensor, slice], Tensor]:
-    """What tells for a strip of rows which of its numbers are among the `count` largest of all, as 1 or 0.
+    """A function that marks the numbers of a strip of rows: 1 for the `count` largest of all, otherwise 0.
 
-    Exactly that many are: of numbers that tie for the last places, the first in memory.
+    Exactly `count` numbers get 1; of numbers that tie for the last places, the first in memory.
     """
     if not 0 < count < dense.numel():
         return lambda rows, _at: torch.full_like(rows, float(count > 0))
@@ -271,7 +274,7 @@ def largest(dense: Tensor, count: int) -> Callable[[Tensor, slice], Tensor]:
 
 
 def _end_of_ties(dense: Tensor, threshold: float, surplus: int) -> int:
-    """Where in memory numbers of that size stop counting, so that the last `surplus` of them do not."""
+    """The place in memory from which numbers of that size no longer count, to leave out the last `surplus`."""
     if surplus == 0:
         return dense.numel()
     for at in reversed(list(strips(dense))):

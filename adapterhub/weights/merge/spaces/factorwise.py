@@ -1,7 +1,7 @@
-"""Merging A with A and B with B, as PEFT's factor methods do: what they share.
+"""Merging factor by factor, A with A and B with B, as PEFT's factor methods do.
 
-Such a result is not the sum of the updates, pruned or not: (B1 + B2)(A1 + A2) has cross terms B1 A2 and B2 A1 that
-belong to no adapter. These methods are here to give what PEFT gives, and their measured error is usually large.
+The result is not the sum of the updates, pruned or not: (B1 + B2)(A1 + A2) has cross terms B1 A2 and B2 A1 that
+belong to no adapter. These methods exist for parity with PEFT, and their measured error is usually large.
 """
 
 from __future__ import annotations
@@ -14,17 +14,25 @@ from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused
 from adapterhub.weights.lowrank.algebra import LowRank, nothing
-from adapterhub.weights.merge.spaces.prune import DisjointMean, Majority, SignVote, by_position
+from adapterhub.weights.merge.spaces.prune import (
+    DisjointMean,
+    Majority,
+    SignVote,
+    by_position,
+    check_density,
+    magnitude_keep,
+    random_keep,
+)
 
 Prune = Callable[[Tensor, torch.Generator], Tensor]
-"""A factor and the source of its mask in, the factor with some numbers set to 0 out."""
+"""Sets some numbers of a factor to 0, with the generator of its mask."""
 
 Add = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
-"""Factors in float64 and the weight of each in, one factor out."""
+"""Combines float64 factors into one, with a weight for each."""
 
 
 def refusal(ranks: Sequence[int]) -> str | None:
-    """Why updates of these ranks (0: the adapter lacks the module) cannot be merged so; None if they can."""
+    """The reason against merging updates of these ranks (0 where an adapter lacks the module), if any."""
     if 0 in ranks:
         return "is not in every adapter"
     if len(set(ranks)) > 1:
@@ -40,10 +48,10 @@ def over_factors(
     prune: Prune | None = None,
     generators: Sequence[torch.Generator] | None = None,
 ) -> LowRank:
-    """A and B of the updates whose weight is not 0, each pruned as it is stored, then added up; float64, scale 1.
+    """Prune A and B of every update with a weight as stored, then add them up; float64, scale 1.
 
-    With c = weight * scale, `add` gets the A with sign(c) sqrt|c| and the B with sqrt|c|. Each adapter's generator
-    gives the mask of its A first, then that of its B.
+    With c = weight * scale, `add` gets every A with sign(c) sqrt|c| and every B with sqrt|c|. Each adapter's generator
+    draws the mask of its A first, then that of its B.
 
     Raises:
         MergeRefused: ranks differ, or an adapter lacks the module.
@@ -69,16 +77,40 @@ def weighted_sum(factors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The sum of weight * factor."""
     total = torch.zeros_like(factors[0])
     for factor, weight in zip(factors, weights, strict=True):
-        total.add_(factor * weight)  # not fused: an adapter less itself is 0, not rounding
+        total.add_(factor * weight)  # not fused, so that an adapter minus itself is 0, not rounding
     return total
 
 
-def elected_mean(factors: Sequence[Tensor], weights: Sequence[float], majority: Majority) -> Tensor:
-    """For each entry the sign that the unweighted factors elect, and the mean of weight * factor over those of it."""
-    vote = SignVote(majority)
-    for factor in factors:
-        vote.add(factor)
-    mean = DisjointMean(vote.signs())
-    for factor, weight in zip(factors, weights, strict=True):
-        mean.add(factor, weight)
-    return mean.mean()
+def elected_mean(majority: Majority) -> Add:
+    """Elects a sign for each entry from the unweighted factors, and averages weight * factor over those that agree."""
+
+    def add(factors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        vote = SignVote(majority)
+        for factor in factors:
+            vote.add(factor)
+        mean = DisjointMean(vote.signs())
+        for factor, weight in zip(factors, weights, strict=True):
+            mean.add(factor, weight)
+        return mean.mean()
+
+    return add
+
+
+def trimmed(density: float) -> Prune:
+    """Keeps the largest numbers of a factor, in their own dtype.
+
+    Raises:
+        UsageProblem: a density out of range.
+    """
+    check_density(density)
+    return lambda factor, _source: magnitude_keep(factor, density)
+
+
+def dropped(density: float) -> Prune:
+    """Keeps numbers of a factor at random and divides them by `density` (DARE), in float64.
+
+    Raises:
+        UsageProblem: a density out of range.
+    """
+    check_density(density)
+    return lambda factor, source: random_keep(factor.double(), density, source).div_(density)

@@ -1,7 +1,7 @@
-"""Updates as points of a sphere: their lengths and directions, exact, without forming a matrix.
+"""Updates as points on a sphere: their exact lengths and directions, without forming a matrix.
 
-Means along a sphere lie in the span of their points, so a method needs nothing of the updates but their inner products
-to find the coefficients of the answer, which is then an exact sum of them.
+A mean on the sphere lies in the span of its points, so a method needs only the inner products of the updates to find
+the coefficients of the mean, which is then an exact sum of the updates.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 from adapterhub.weights.lowrank.algebra import ROUNDING, LowRank, exact_sum
 
 COLINEAR = 0.9995
-"""Updates whose cosine is beyond this, either way, lie on one line, as in mergekit: along it they are added linearly.
+"""Updates with a cosine beyond this in magnitude lie on one line, as in mergekit, and are added linearly.
 
-Between opposites every great circle is an arc, and close to them rounding would choose among these.
+Every great circle connects opposite points, and near them rounding would choose one.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Points:
-    """Updates that are not 0, with weights above 0: a negative weight has turned the update around.
+    """Nonzero updates with positive weights; a negative weight reverses its update.
 
-    `units` [k, d] are their directions in some orthonormal basis, `lengths` [k] their Frobenius norms, float64.
+    `units` [k, d] are the directions in an orthonormal basis, `lengths` [k] the Frobenius norms, float64.
     """
 
     deltas: tuple[LowRank, ...]
@@ -36,7 +36,7 @@ class Points:
 
     @property
     def are_on_one_line(self) -> bool:
-        """Whether all directions are the same or opposite; a single one is."""
+        """Whether all directions are equal or opposite; true for one."""
         return bool(((self.units @ self.units.T).abs() > COLINEAR).all())
 
     def combined(self, coefficients: Tensor) -> LowRank:
@@ -46,10 +46,10 @@ class Points:
 
 
 def points(parts: Sequence[tuple[LowRank, float]]) -> Points:
-    """Where updates lie; those that cancel to nothing have no direction and are left out.
+    """The updates as points; leaves out updates that cancel to zero, which have no direction.
 
-    Two QRs bring all factors into one basis, [R, R] for a summed rank of R. Gram matrices would tell the inner products
-    as well, but lose half the digits of what is close to parallel.
+    Two QRs bring all factors into one basis, [R, R] for a summed rank of R. Gram matrices also give the inner products,
+    but lose half the digits of nearly parallel updates.
     """
     triangle_a = torch.linalg.qr(torch.cat([d.a.double() for d, _ in parts]).T, mode="r").R
     triangle_b = torch.linalg.qr(torch.cat([d.b.double() for d, _ in parts], dim=1), mode="r").R

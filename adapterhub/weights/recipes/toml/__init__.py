@@ -1,7 +1,7 @@
 """Recipes of merges as TOML. The reference page is `docs/reference/recipe.md`.
 
-A recipe is somebody else's file: it names adapters, a method and numbers, and nothing in it is run. Printing is the
-inverse of reading.
+A recipe may come from anyone. It contains names, a method and numbers, and nothing executable. Printing is the inverse
+of reading.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from adapterhub.core.errors import NotFound, shown
 from adapterhub.formats.documents import toml_of
 from adapterhub.formats.manifest import Manifest
 from adapterhub.weights.recipes.toml._reading import FORMAT, malformed, recipe_from, step_from
-from adapterhub.weights.recipes.toml.values import MAX_DEPTH, MEASURED_PREFIX, Inner, Leaf, Recipe, Step
+from adapterhub.weights.recipes.toml.values import MAX_DEPTH, MEASURED_PREFIX, Inner, Leaf, Recipe, Step, without_none
 
 __all__ = ["parse_recipe", "read_recipe", "recipe_of", "step_from", "step_table", "to_toml"]
 
@@ -27,26 +27,27 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe in a TOML file.
 
     Raises:
-        NotFound: no plain file is there.
-        Malformed: it is no recipe; every problem with its path.
+        NotFound: no such plain file.
+        Malformed: not a recipe; lists every problem with its path.
     """
     try:
         raw = read_plain(path, LIMIT_BYTES)
     except OSError as error:
         raise NotFound(
-            f"`{shown(str(path), 200)}`: {error.strerror}", hint="`adapt show NAME --recipe` prints that of a merge"
+            f"`{shown(str(path), 200)}`: {error.strerror}",
+            hint="`adapt show NAME --recipe` prints the recipe of a merge",
         ) from None
     return parse_recipe(raw, str(path))
 
 
 def parse_recipe(raw: bytes, where: str = "recipe") -> Recipe:
-    """The recipe that a TOML document is.
+    """The recipe in a TOML document.
 
     Raises:
-        Malformed: it is none; every problem with its path.
+        Malformed: not a recipe; lists every problem with its path.
     """
     if len(raw) > LIMIT_BYTES:
-        raise malformed(where, [f"more than the {LIMIT_BYTES:,} bytes that a recipe may have"])
+        raise malformed(where, [f"larger than the limit of {LIMIT_BYTES:,} bytes"])
     try:
         document = toml_of(raw)
     except ValueError as error:
@@ -55,14 +56,14 @@ def parse_recipe(raw: bytes, where: str = "recipe") -> Recipe:
 
 
 def recipe_of(manifest: Manifest) -> Recipe:
-    """The recipe that gives this manifest again.
+    """The recipe that reproduces this manifest.
 
     Raises:
-        NotFound: it is no merge.
-        Malformed: its recipe is not one that this version can run.
+        NotFound: the adapter is not a merge.
+        Malformed: this version cannot run its recipe.
     """
     if not manifest.recipe.get("inputs"):
-        raise NotFound(f"`{manifest.name}` is no merge: it has no recipe", hint=f"`adapt show {manifest.name}`")
+        raise NotFound(f"`{manifest.name}` is not a merge, so it has no recipe", hint=f"`adapt show {manifest.name}`")
     fingerprint = manifest.base.fingerprint
     document: dict[str, Any] = {
         "format": FORMAT,
@@ -76,13 +77,11 @@ def recipe_of(manifest: Manifest) -> Recipe:
         "metrics": {k: v for k, v in manifest.metrics.items() if not k.startswith(MEASURED_PREFIX)} or None,
     }
     recipe = _seed_beside_options(manifest.recipe, MAX_DEPTH + 1)
-    return recipe_from(
-        {k: v for k, v in (document | recipe).items() if v is not None}, f"the recipe of `{manifest.name}`"
-    )
+    return recipe_from(without_none(document | recipe), f"the recipe of `{manifest.name}`")
 
 
 def _seed_beside_options(step: Mapping[str, Any], depth: int) -> dict[str, Any]:
-    """The recipe of a manifest, which keeps the seed among the options, as a recipe file writes it."""
+    """The recipe of a manifest, with the seed moved from the options to the place it has in a recipe file."""
     step = dict(step)
     options = step.get("options")
     if isinstance(options, dict):
@@ -97,12 +96,12 @@ def _seed_beside_options(step: Mapping[str, Any], depth: int) -> dict[str, Any]:
             else item
             for item in step["inputs"]
         ]
-    return {key: value for key, value in step.items() if value is not None}
+    return without_none(step)
 
 
 # ---------------------------------------------------------------- printing
 def to_toml(recipe: Recipe) -> str:
-    """The recipe as TOML: reading it gives it back, and no character of it disturbs a terminal."""
+    """The recipe as TOML, which parses to the same recipe and is safe to print on a terminal."""
     import tomli_w
 
     top: dict[str, Any] = {
@@ -117,14 +116,14 @@ def to_toml(recipe: Recipe) -> str:
         **step_table(recipe.step),
         "metrics": dict(recipe.metrics) or None,
     }
-    text = tomli_w.dumps(_without_none(top))
-    # outside of quoted text TOML has printable characters only, and inside each may be written by its number
+    text = tomli_w.dumps(without_none(top))
+    # Unprintable characters occur in quoted text only, where TOML accepts their code points.
     return "".join(c if c.isprintable() or c == "\n" else f"\\U{ord(c):08X}" for c in text)
 
 
 def step_table(step: Step) -> dict[str, Any]:
-    """A merge as the table that a recipe has for it; nothing that is None."""
-    return _without_none(
+    """A merge as a table of a recipe, without None values."""
+    return without_none(
         {
             "method": step.method,
             "dtype": step.dtype,
@@ -138,7 +137,7 @@ def step_table(step: Step) -> dict[str, Any]:
 def _input_table(item: Leaf | Inner) -> dict[str, Any]:
     if isinstance(item, Inner):
         return {"weight": item.weight, "merge": step_table(item.step)}
-    return _without_none(
+    return without_none(
         {
             "spec": item.spec,
             "weight": item.weight,
@@ -147,7 +146,3 @@ def _input_table(item: Leaf | Inner) -> dict[str, Any]:
             "config_sha256": item.config_sha256,
         }
     )
-
-
-def _without_none(value: dict[str, Any]) -> dict[str, Any]:
-    return {key: item for key, item in value.items() if item is not None}

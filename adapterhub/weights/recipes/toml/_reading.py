@@ -1,4 +1,4 @@
-"""From a parsed document to a `Recipe`: strict, with every problem and its path."""
+"""Converts a parsed document to a `Recipe`, strictly, and lists every problem with its path."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ FORMAT: Final = 1
 
 
 def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe that a parsed document is.
+    """The recipe in a parsed document.
 
     Raises:
-        Malformed: it is none; every problem with its path.
+        Malformed: not a recipe; lists every problem with its path.
     """
     reader = _Reader()
     recipe = reader.recipe(document)
@@ -44,17 +44,17 @@ def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
 
 
 def step_from(holder: Mapping[str, Any], path: str, *, inputs_by: str = "spec") -> tuple[Step, list[tuple[str, str]]]:
-    """The merge in a table of a project or a lock, and `(path, text)` of every problem with it.
+    """The merge in a table of a project or a lock, and `(path, text)` of every problem in it.
 
-    `path` stands before each place; keys beside those of a merge are left to the caller. With `inputs_by="adapter"` its
-    inputs name adapters of a project by that key.
+    `path` precedes the place of each problem. The caller checks the other keys of the table. With `inputs_by="adapter"`
+    the inputs name adapters of a project with that key.
     """
     reader = _Reader(inputs_by=inputs_by)
     return reader.step(holder, path, 0), reader.problems
 
 
 def malformed(where: str, problems: Sequence[str]) -> Malformed:
-    """The refusal of a recipe for these problems."""
+    """The error for a recipe with these problems."""
     return Malformed(problem_list(f"{shown(where, 200)}: not a usable recipe", problems))
 
 
@@ -68,11 +68,11 @@ _INPUT_KEYS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "adapter": ("adapter", "weight", "merge"),
     }
 )
-"""By the key that names an adapter: `spec` in a recipe, `adapter` in a project, which locks digests elsewhere."""
+"""By the key that names an adapter: `spec` in a recipe, `adapter` in a project, whose lock has the digests."""
 
 
 class _Reader(DocumentReader):
-    """Reads a parsed document into a Recipe and gathers every problem on the way."""
+    """Reads a parsed document into a Recipe and collects every problem."""
 
     def __init__(self, *, inputs_by: str = "spec") -> None:
         super().__init__()
@@ -80,10 +80,10 @@ class _Reader(DocumentReader):
         self.inputs = 0
 
     def recipe(self, top: Mapping[str, Any]) -> Recipe | None:
-        found = self.take(top, "format", int, "")
-        if found != FORMAT:
-            if found is not None or "format" not in top:
-                self.say("format", f"expected {FORMAT}, got {'nothing' if found is None else 'another number'}")
+        version = self.take(top, "format", int, "")
+        if version != FORMAT:
+            if version is not None or "format" not in top:
+                self.say("format", f"expected {FORMAT}, got {'nothing' if version is None else 'another number'}")
             return None
         self.known(top, _TOP_KEYS, "")
         step = self.step(top, "", 0)
@@ -100,14 +100,14 @@ class _Reader(DocumentReader):
         )
 
     def step(self, holder: Mapping[str, Any], path: str, depth: int) -> Step:
-        given = self.take(holder, "options", dict, path) or {}
-        name = self.text(holder, "method", path) or default_method(given)
+        table = self.take(holder, "options", dict, path) or {}
+        name = self.text(holder, "method", path) or default_method(table)
         method = None
         try:
             method = describe(name)
         except UsageProblem:
             self.say(f"{path}method", f"no merge method `{shown(name)}`{self.near(name, names())}")
-        options = self.options(given, method, f"{path}options.") if method else {}
+        options = self.options(table, method, f"{path}options.") if method else {}
         dtype = self.text(holder, "dtype", path)
         if dtype is not None and dtype not in DTYPES:
             self.say(f"{path}dtype", f"`{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
@@ -115,25 +115,27 @@ class _Reader(DocumentReader):
         if seed is not None and not 0 <= seed <= MAX_WHOLE:
             self.say(f"{path}seed", f"expected 0 to {MAX_WHOLE}")
         if seed is not None and method and not method.is_random:
-            self.say(f"{path}seed", f"`{name}` draws nothing")
+            self.say(f"{path}seed", f"`{name}` draws no random numbers, so it takes no seed")
         items = self.take(holder, "inputs", list, path)
         if not items:
             if items is not None or "inputs" not in holder:
-                self.say(f"{path}inputs", f"no input; each is a table `[[inputs]]` with `{self.named}` and `weight`")
+                self.say(
+                    f"{path}inputs", f"no inputs; write each as a table `[[inputs]]` with `{self.named}` and `weight`"
+                )
             items = []
         inputs = [self.input(item, f"{path}inputs[{i}]", depth) for i, item in enumerate(items)]
-        found = tuple(item for item in inputs if item is not None)
-        return Step(method=name, options=options, dtype=dtype, seed=seed, inputs=found)
+        usable = tuple(item for item in inputs if item is not None)
+        return Step(method=name, options=options, dtype=dtype, seed=seed, inputs=usable)
 
-    def options(self, given: Mapping[str, Any], method: Method, path: str) -> dict[str, object]:
+    def options(self, table: Mapping[str, Any], method: Method, path: str) -> dict[str, object]:
         known = options_of(method)
         options: dict[str, object] = {}
-        for key, value in given.items():
+        for key, value in table.items():
             where = f"{path}{key}"
             if key == "seed":
-                self.say(where, "the seed is written beside `method`, not among the options")
+                self.say(where, "the seed belongs beside `method`, not among the options")
             elif key not in known:
-                near = self.near(key, known) or "; it takes " + ", ".join(known)
+                near = self.near(key, known) or "; expected one of " + ", ".join(known)
                 self.say(where, f"`{method.name}` has no such option{near}")
             elif not isinstance(value, str | int | float):
                 self.wrong(where, known[key].kind, value)
@@ -160,19 +162,19 @@ class _Reader(DocumentReader):
             self.say(path[:-1], f"expected one of `{self.named}` and `merge`")
             return None
         if self.named == "adapter" and "adapter" in item:
-            key = self.checked(item, "adapter", parse_name, path)
-            return Leaf(spec=key, weight=weight) if key else None
+            name = self.checked(item, "adapter", parse_name, path)
+            return Leaf(spec=name, weight=weight) if name else None
         if "spec" in item:
             return self.leaf(item, weight, path)
         for key in ("digest", "sha256", "config_sha256"):
             if key in item:
-                self.say(f"{path}{key}", "an inner merge has no digest of its own; its inputs have")
+                self.say(f"{path}{key}", "an inner merge has no digest of its own; give the digests of its inputs")
         inner = self.take(item, "merge", dict, path)
         if inner is None:
             return None
         path += "merge."
         if depth + 1 > MAX_DEPTH:
-            self.say(path[:-1], f"merges inside merges, at most {MAX_DEPTH} levels of them")
+            self.say(path[:-1], f"too many merges inside merges; at most {MAX_DEPTH} levels")
             return None
         self.known(inner, _STEP_KEYS, path)
         return Inner(weight=weight, step=self.step(inner, path, depth + 1))
@@ -185,7 +187,7 @@ class _Reader(DocumentReader):
         for key in ("digest", "sha256", "config_sha256"):
             if key in item and key not in allowed:
                 kind = "a folder" if names_folder(spec) else "an adapter"
-                self.say(f"{path}{key}", f"`{shown(spec)}` is {kind}, which is held to {' and '.join(allowed)}")
+                self.say(f"{path}{key}", f"`{shown(spec)}` is {kind}; expected {' and '.join(allowed)} instead")
         if not names_folder(spec):
             self.checked(item, "spec", AdapterSpec.parse, path)
         digests = {key: self.checked(item, key, parse_digest, path) for key in allowed}
@@ -196,7 +198,7 @@ class _Reader(DocumentReader):
         for key, value in items.items():
             where = f"metrics.{key}"
             if key.startswith(MEASURED_PREFIX):
-                self.say(where, "is measured by each run and cannot be given")
+                self.say(where, "is measured by each run, so a recipe cannot set it")
             elif isinstance(value, str):
                 metrics[key] = self.text(items, key, "metrics.") or ""
             elif (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) <= MAX_WHOLE):

@@ -1,11 +1,11 @@
-"""What a recipe of a merge says, as values: adapters with weights, merges inside merges, what is said of the result."""
+"""The values of a recipe: adapters with weights, merges inside merges, and the description of the result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import UsageProblem
@@ -14,11 +14,11 @@ from adapterhub.formats.safetensors.dtypes import CHOICES
 from adapterhub.weights.catalogue import Method, Option
 
 MAX_DEPTH: Final = 8
-"""Merges inside merges; each level is written to disk before the next one begins."""
+"""Levels of merges inside merges; each is written to disk before the next one starts."""
 MAX_INPUTS: Final = 1000
-"""Adapters and inner merges of one recipe, all levels together."""
+"""Adapters and inner merges in one recipe, on all levels together."""
 MAX_WHOLE: Final = (1 << 53) - 1
-"""The largest whole number that JSON carries safely, so that a manifest can record it: of seeds and options."""
+"""The largest seed or whole-number option: JSON, and so a manifest, holds no larger number safely."""
 
 DTYPES: Final = tuple(CHOICES)
 CUTS: Final = (
@@ -26,20 +26,28 @@ CUTS: Final = (
     Option(name="energy", kind="float", default=None),
     Option(name="max_error", kind="float", default=None),
 )
-"""What chooses the rank of a result, whatever the method; a method's own options come beside these."""
+"""The options that choose the rank of a result. Every method takes them besides its own options."""
 MEASURED_PREFIX: Final = "merge_"
-"""Metrics of these names are measured by every run anew."""
+"""Each run measures the metrics with this prefix."""
+
+_T = TypeVar("_T")
 
 
-def _empty() -> Mapping[str, Any]:
+def empty_mapping() -> Mapping[str, Any]:
+    """The default of a mapping field."""
     return MappingProxyType({})
+
+
+def without_none(value: Mapping[str, _T | None]) -> dict[str, _T]:
+    """The items of `value` that are not None."""
+    return {key: item for key, item in value.items() if item is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """An adapter as a recipe names it: `spec` is a spec, or a folder.
+    """An adapter as a recipe names it: `spec` is a spec or a folder.
 
-    An installed adapter is held to the digest of its manifest, a folder to the sha256 of its weights and of its config.
+    A recipe pins an adapter by the digest of its manifest, a folder by the sha256 of its weights and of its config.
     """
 
     spec: str
@@ -54,41 +62,51 @@ class Leaf:
         return names_folder(self.spec)
 
 
+if TYPE_CHECKING:  # only type checkers know defaults before Python 3.13
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    _Item = TypeVarWithDefault("_Item", default=Leaf)
+else:
+    _Item = TypeVar("_Item")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inner:
-    """A merge that is made first, and then goes in with `weight`."""
+class Inner(Generic[_Item]):
+    """An input that is itself a merge, with its weight."""
 
     weight: float
-    step: Step
+    step: Step[_Item]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One merge: its method, options (`rank`, `energy` or `max_error` among them), dtype, seed and inputs.
+class Step(Generic[_Item]):
+    """One merge: its method, options (including `rank`, `energy` or `max_error`), dtype, seed and inputs.
 
-    None for dtype and seed: the default.
+    The inputs are leaves and other merges; a recipe has `Leaf`, a merge about to run `Ingredient`. None for dtype and
+    seed means the default.
     """
 
-    method: str
-    inputs: tuple[Leaf | Inner, ...]
-    options: Mapping[str, object] = field(default_factory=_empty)
+    inputs: tuple[_Item | Inner[_Item], ...]
+    method: str = "cat"
+    options: Mapping[str, object] = field(default_factory=empty_mapping)
     dtype: str | None = None
     seed: int | None = None
 
-    def leaves(self) -> Iterable[Leaf]:
-        """Every adapter of every level, in order."""
+    def leaves(self) -> Iterator[_Item]:
+        """Every leaf of every level, in order."""
         for item in self.inputs:
-            if isinstance(item, Leaf):
-                yield item
-            else:
+            if isinstance(item, Inner):
                 yield from item.step.leaves()
+            else:
+                yield item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A merge with what is said of its result. `base` and `digest` are what the result must have, where known.
+    """A merge and the description of its result.
 
-    `base` is the weights digest of the base, `digest` that of the manifest. `metrics` are the author's own.
+    `base` is the digest of the base's weights and `digest` that of the result's manifest; the result must match both
+    where they are given. `metrics` are those of the author.
     """
 
     step: Step
@@ -99,31 +117,31 @@ class Recipe:
     license: str | None = None
     base: Digest | None = None
     digest: Digest | None = None
-    metrics: Mapping[str, float | str] = field(default_factory=_empty)
+    metrics: Mapping[str, float | str] = field(default_factory=empty_mapping)
 
 
 def default_method(options: Mapping[str, object]) -> str:
-    """`cat`; with an option that chooses the rank, `svd`."""
+    """`svd` with an option that chooses the rank, otherwise `cat`."""
     return "svd" if any(cut.name in options for cut in CUTS) else "cat"
 
 
 def options_of(method: Method) -> dict[str, Option]:
-    """Every option that a merge by `method` takes, the choice of the rank among them; not the seed."""
+    """Every option of a merge by `method`, including those that choose the rank, without the seed."""
     return {option.name: option for option in (*CUTS, *method.options) if option.name != "seed"}
 
 
 def converted(option: Option, value: object) -> object:
-    """`value`, or the text of one, as the option's type, and such that a manifest can record it.
+    """`value`, given as such or as text, converted to the option's type and within what a manifest can record.
 
     Raises:
-        UsageProblem: it is none.
+        UsageProblem: it cannot be converted or recorded.
     """
     if not _is_too_long(value):
-        found = option.convert(value)
-        if not _is_too_long(found):
-            return found
+        result = option.convert(value)
+        if not _is_too_long(result):
+            return result
     raise UsageProblem(f"option `{option.name}`: expected a whole number of at most {MAX_WHOLE}")
 
 
 def _is_too_long(value: object) -> bool:
-    return isinstance(value, int) and abs(value) > MAX_WHOLE  # may have too many digits to be shown
+    return isinstance(value, int) and abs(value) > MAX_WHOLE  # may have too many digits to print

@@ -1,4 +1,4 @@
-"""One merge under way: module by module from open adapters into a PEFT folder, everything measured."""
+"""A merge in progress: module by module from open adapters into a PEFT folder, with every error measured."""
 
 from __future__ import annotations
 
@@ -22,38 +22,37 @@ from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.catalogue import Method
 from adapterhub.weights.dtypes import FORMAT_DTYPES
-from adapterhub.weights.lowrank.algebra import Cut, LowRank, cut, difference_norms, nothing
-from adapterhub.weights.lowrank.factors import TensorFileWriter
+from adapterhub.weights.lowrank.algebra import Cut, LowRank, ModuleErrors, cut, difference_norms, nothing
+from adapterhub.weights.lowrank.factors import TensorFileWriter, WeightedAdapter
 from adapterhub.weights.lowrank.layouts import is_finite
 from adapterhub.weights.merge._carried import remarks
-from adapterhub.weights.merge._refusals import refuse
+from adapterhub.weights.merge._refusals import raise_for
 from adapterhub.weights.merge.config import merged_config
-from adapterhub.weights.merge.plan import Plan
-from adapterhub.weights.merge.source import MergeAdapter
+from adapterhub.weights.merge.plan import MergePlan
 
-_REUSED_BYTES: Final = 31 << 20  # glibc learns from blocks of less than 32 MB
+_REUSED_BYTES: Final = 31 << 20  # glibc adapts to blocks of less than 32 MB
 _EXPERT: Final = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Merged:
-    """One module of the result, as it is stored: the update of each part (see `Layout`), and B's bias if it has one."""
+    """One module of the result as stored: the update of each part (see `Layout`), and the bias of B, if any."""
 
     parts: tuple[LowRank, ...]
     bias: Tensor | None
 
 
 @dataclass(slots=True, kw_only=True)
-class Work:
-    """What one merge reads, what it does, and what it has measured so far.
+class MergeRun:
+    """The inputs, the method and the measurements of one merge.
 
-    `combine` is the method's function, `options` its own options. `rank` and `max_error` go to a method that chooses
-    its rank; what another one makes is cut to them. `norms` holds, by module, the Frobenius norm of what was written
-    minus the exact sum and that of the exact sum; `cuts` what cutting to a rank lost and what there was.
+    `combine` is the function of the method, `options` are its options. A method that chooses its rank gets `rank` and
+    `max_error`; the result of any other is cut to them. `errors` compares the result with the exact sum, `cuts` the
+    update after the cut with the update before.
     """
 
-    sources: Sequence[MergeAdapter]
-    plan: Plan
+    adapters: Sequence[WeightedAdapter]
+    plan: MergePlan
     method: Method
     combine: Callable[..., LowRank]
     options: Mapping[str, object]
@@ -64,21 +63,21 @@ class Work:
     progress: Callable[[int, int], None]
     warnings: list[str] = field(default_factory=list)
     ranks: dict[str, int] = field(default_factory=dict)
-    norms: dict[str, tuple[float, float]] = field(default_factory=dict)
-    cuts: dict[str, tuple[float, float]] = field(default_factory=dict)
+    errors: ModuleErrors = field(default_factory=ModuleErrors)
+    cuts: ModuleErrors = field(default_factory=ModuleErrors)
     refusals: list[str] = field(default_factory=list)
     digests: tuple[Digest, ...] = ()
 
     def write_into(self, folder: Path) -> None:
         """Merge module by module into a PEFT folder."""
-        # glibc returns a module's buffers to the system, to be zeroed page by page for the next one, until it has seen
-        # a block of this size freed; a third of a merge's time went there. Elsewhere this line does nothing.
+        # glibc returns the buffers of a module to the system, which zeroes the pages for the next module, until a block
+        # of this size has been freed. That took a third of a merge's time. Other systems ignore this line.
         torch.empty(_REUSED_BYTES, dtype=torch.uint8)
         if self.method.is_random:
-            self.digests = tuple(s.factors.weights.digest for s in self.sources)
+            self.digests = tuple(s.factors.weights.digest for s in self.adapters)
         carried = {
             TensorSpec.planned(name, one.spec.dtype, one.spec.shape): one
-            # wide numbers first, so that each tensor begins at a multiple of their size
+            # widest numbers first, so that each tensor starts at a multiple of their size
             for name, one in sorted(self.plan.carried.items(), key=lambda i: (-DTYPE_BITS[i[1].spec.dtype], i[0]))
         }
         done = 0
@@ -89,14 +88,14 @@ class Work:
                     merged[module] = self._merged(module)
                     done += 1
                     self.progress(done, len(self.plan.layouts))
-                # After a refusal the remaining modules are looked at as well, so that all reasons are told at once.
+                # After a refusal the loop goes on, so that the error lists every reason.
                 if not self.refusals:
                     self._write(writer, {module: made for module, made in merged.items() if made is not None})
-            self._look_at_carried()
-            refuse(self.refusals)
+            self._check_carried()
+            raise_for(self.refusals)
             for spec, one in carried.items():
                 writer.add_chunks(spec, one.source.factors.chunks(one.spec))
-        config, warnings = merged_config([s.factors for s in self.sources], self.plan, self.ranks)
+        config, warnings = merged_config([s.factors for s in self.adapters], self.plan, self.ranks)
         self.warnings += [*warnings, *self._remarks()]
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -112,11 +111,11 @@ class Work:
             self.ranks[module] = layout.config_rank(rank)
 
     def _merged(self, module: str) -> Merged | None:
-        """What is stored of the module, measured; None after noting why it must not be."""
+        """The module as stored, with its errors measured; None after noting a refusal."""
         updates = self._updates(module)
         if updates is None:
             return None
-        weights = [s.weight for s in self.sources]
+        weights = [s.weight for s in self.adapters]
         name = f"`{shown(module)}`"
         try:
             made = [self._made(module, part, deltas, weights) for part, deltas in enumerate(updates)]
@@ -130,35 +129,33 @@ class Work:
             self.refusals.append(f"{name}: the result is not finite in {FORMAT_DTYPES[self.dtype]}")
             return None
         norms = [difference_norms(deltas, weights, part) for deltas, part in zip(updates, parts, strict=True)]
-        if exact_bias is not None and bias is not None:  # one more column of the update, so to say
+        if exact_bias is not None and bias is not None:  # in effect one more column of the update
             norms.append((float((bias.double() - exact_bias).norm()), float(exact_bias.norm())))
-        error, norm = (math.hypot(*column) for column in zip(*norms, strict=True))
+        error, norm = self.errors.record(module, norms)
         if not math.isfinite(error + norm):
-            self.refusals.append(f"{name}: the numbers are too large to be measured")
+            self.refusals.append(f"{name}: the numbers are too large to measure the error")
             return None
         if error > 0 and norm == 0:
-            self.refusals.append(f"{name}: the exact sum is zero, what `{self.method.name}` makes of it is not")
+            self.refusals.append(f"{name}: the exact sum is zero, but the result of `{self.method.name}` is not")
             return None
-        self.norms[module] = error, norm
         cuts = [(one.lost, one.whole) for one in made if isinstance(one, Cut)]
         if cuts:
-            lost, whole = (math.hypot(*column) for column in zip(*cuts, strict=True))
-            self.cuts[module] = lost, whole
+            self.cuts.record(module, cuts)
         return Merged(parts=parts, bias=bias)
 
     def _bias(self, module: str) -> Tensor | None:
-        """The sum of what the adapters add whatever the input; None where the result has no biases."""
+        """The weighted sum of the biases; None if the result has none."""
         if not self.plan.has_bias:
             return None
         total = torch.zeros(self.plan.layouts[module].out, dtype=torch.float64)
-        for source in self.sources:
+        for source in self.adapters:
             bias = source.factors.bias(module) if module in source.factors.modules else None
             if bias is not None:
                 total += source.weight * bias
         return total
 
     def _made(self, module: str, part: int, deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-        """What the method makes of one part of a module, cut to the rank asked for."""
+        """The method's result for one part of a module, cut to the requested rank."""
         layout = self.plan.layouts[module]
         rank = None if self.rank is None else layout.part_rank(self.rank)
         extra: dict[str, object] = {}
@@ -173,11 +170,11 @@ class Work:
         return cut(made, rank=rank, max_error=self.max_error)
 
     def _updates(self, module: str) -> list[list[LowRank]] | None:
-        """For each part of the module its update in every source; None after noting which are not finite."""
+        """The updates of all adapters for each part of the module; None after noting which are not finite."""
         layout = self.plan.layouts[module]
         of_sources: list[Sequence[LowRank]] = []
         bad = []
-        for source in self.sources:
+        for source in self.adapters:
             factors = source.factors
             if module not in factors.modules:
                 of_sources.append([nothing(layout.part_out, layout.width)] * layout.parts)
@@ -189,15 +186,15 @@ class Work:
         self.refusals += [f"`{shown(module)}` in `{shown(label)}` holds NaN or infinite numbers" for label in bad]
         return None if bad else [list(deltas) for deltas in zip(*of_sources, strict=True)]
 
-    def _look_at_carried(self) -> None:
-        """Note which of the tensors that are carried over are not finite."""
+    def _check_carried(self) -> None:
+        """Note the carried tensors that are not finite."""
         for name, one in self.plan.carried.items():
             if not one.source.factors.is_finite(one.spec):
                 label = shown(one.source.label)
                 self.refusals.append(f"`{shown(name)}` in `{label}` holds NaN or infinite numbers")
 
     def _largest(self) -> list[TensorSpec]:
-        """Every factor at the largest rank that any method could give it."""
+        """Every factor at the largest rank that a method may give it."""
         specs = []
         dtype = FORMAT_DTYPES[self.dtype]
         for unit in self.plan.units:
@@ -211,31 +208,31 @@ class Work:
         return specs
 
     def _largest_rank(self, module: str) -> int:
-        stacked = sum(s.factors.modules[module].rank for s in self.sources if module in s.factors.modules)
+        stacked = sum(s.factors.modules[module].rank for s in self.adapters if module in s.factors.modules)
         return max(stacked, self.plan.layouts[module].full_rank)
 
     def _remarks(self) -> list[str]:
-        """What a user should know about the result besides its error."""
-        found = list(remarks(self.plan.carried))
-        empty = [module for module, (_, norm) in self.norms.items() if norm == 0]
+        """Remarks on the result besides its error."""
+        notes = list(remarks(self.plan.carried))
+        empty = [module for module, (_, norm) in self.errors.items() if norm == 0]
         if empty:
-            found.append(
-                f"{len(empty)} of {len(self.norms)} modules add up to nothing and are kept as zero updates, "
-                f"`{shown(empty[0])}` first"
+            notes.append(
+                f"{len(empty)} of {len(self.errors)} modules cancel to zero and are kept as zero updates; the first is "
+                f"`{shown(empty[0])}`"
             )
         if len({rank for module, rank in self.ranks.items() if _EXPERT.search(module)}) > 1:
-            found.append(
+            notes.append(
                 "the experts have different ranks; transformers 5 keeps all experts of a layer in one parameter, and "
-                "PEFT turns their pairs into one only if all have the same rank: `--rank N` gives it to all"
+                "PEFT combines their pairs only if all have one rank: give them one with `--rank N`"
             )
-        return found
+        return notes
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread for torch in this block: the last digits of a sum or a factorisation depend on how it is shared out.
+    """Limit torch to one thread: the last digits of sums and factorisations depend on the number of threads.
 
-    A recipe then gives the same bytes whatever the number of cores. A second thread gains next to nothing here.
+    A recipe then gives the same bytes on any number of cores. A second thread gains almost nothing here.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -246,6 +243,6 @@ def _one_thread() -> Iterator[None]:
 
 
 def _generator(seed: object, digest: Digest, module: str) -> torch.Generator:
-    """Random numbers that belong to one module of one adapter, wherever it stands among the inputs."""
+    """The random numbers of one module of one adapter, independent of the order of the inputs."""
     key = hashlib.sha256(f"{seed}\n{digest}\n{module}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))

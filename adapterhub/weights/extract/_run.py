@@ -1,4 +1,4 @@
-"""One extraction under way: weight by weight from two models into a PEFT folder, everything measured."""
+"""An extraction in progress: weight by weight from two models into a PEFT folder, with every error measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from adapterhub.core.errors import Incompatible, shown
+from adapterhub.core.errors import Incompatible, problem_list, shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.header import TensorSpec
@@ -20,23 +20,23 @@ from adapterhub.weights.extract._config import extracted_config
 from adapterhub.weights.extract._models import Model
 from adapterhub.weights.extract._pairing import Pairing, Target, unit_of
 from adapterhub.weights.extract._reading import WeightReader, error_of
-from adapterhub.weights.lowrank.algebra import LowRank
+from adapterhub.weights.lowrank.algebra import LowRank, ModuleErrors
 from adapterhub.weights.lowrank.factors import TensorFileWriter
 from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
 from adapterhub.weights.lowrank.randomized import closest
 
 ExtractProgress = Callable[[int, int], None]
-"""Called with the number of weights done and the number of all that differ."""
+"""Called with the weights done and the weights that differ."""
 
 MOST_LISTED: Final = 200
-"""A refusal names this many tensors; a model has a few hundred, one with experts may have sixty thousand."""
+"""The most tensors in one message; a model has a few hundred, one with experts up to sixty thousand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
-    """A tensor that differs and is in no factor: what it is, its numbers, whether it can be and is carried whole.
+    """A differing tensor without factors: why, its count of numbers, and whether it can be and is carried whole.
 
-    `change` is ‖tuned - base‖, Frobenius; None where the models have no such tensor of one shape.
+    `change` is ‖tuned - base‖, Frobenius; None unless both models have the tensor in one shape.
     """
 
     name: str
@@ -48,13 +48,12 @@ class LeftOut:
 
 
 @dataclass(slots=True, kw_only=True)
-class Work:
-    """What one extraction reads, what it does, and what it has measured so far.
+class ExtractRun:
+    """The models, the options and the measurements of one extraction.
 
-    `savable` are the modules that could be carried whole, `kept` those that are, `limit` the arguments of `closest`.
-    `norms` holds, by the module of a weight, the Frobenius norms of what was written minus the difference and of the
-    difference; `rounded` counts tensors that turned out to differ by nothing but rounding, `mixed` the weights that got
-    factors and are stored in two precisions.
+    `savable` are the modules that can be carried whole, `kept` those that are; `limit` holds the arguments of
+    `closest`. `errors` compares the stored factors with the difference, by the module of a weight. `rounded` counts
+    tensors that differ only by rounding, `mixed` the weights with factors that are stored in two precisions.
     """
 
     base: Model
@@ -66,7 +65,7 @@ class Work:
     dtype: torch.dtype
     progress: ExtractProgress
     ranks: dict[str, int] = field(default_factory=dict)
-    norms: dict[str, tuple[float, float]] = field(default_factory=dict)
+    errors: ModuleErrors = field(default_factory=ModuleErrors)
     turned: bool = False
     rounded: int = 0
     mixed: int = 0
@@ -74,33 +73,33 @@ class Work:
     refusals: list[str] = field(default_factory=list)
 
     def write_into(self, folder: Path, reader: WeightReader) -> None:
-        """Every weight that differs, one after the other, then what is carried whole, then the config."""
+        """Write the factors of every weight that differs, then the tensors carried whole, then the config."""
         targets = self.pairing.targets
         carried = {name: self.pairing.weights[name] for names in self.kept.values() for name in names}
         saved = {
             TensorSpec.planned(f"{PEFT_PREFIX}{name}", weight.spec.dtype, weight.spec.shape): weight
-            # wide numbers first, so that each tensor begins at a multiple of their size
+            # widest numbers first, so that each tensor starts at a multiple of their size
             for name, weight in sorted(carried.items(), key=lambda i: (-DTYPE_BITS[i[1].spec.dtype], i[0]))
         }
         with TensorFileWriter(folder / WEIGHTS_FILE, [*self._largest(), *saved]) as writer:
             for done, target in enumerate(targets, 1):
                 self._write(target, reader, writer)
                 self.progress(done, len(targets))
-            self._look_at_others(reader)
-            self._refuse()
+            self._measure_others(reader)
+            self._check()
             for spec, weight in saved.items():
                 writer.add_bytes(spec, reader.data(weight))
         config = extracted_config(self.base, self.tuned, self.ranks, self.pairing.paths, self.kept, turned=self.turned)
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _write(self, target: Target, reader: WeightReader, writer: TensorFileWriter) -> None:
-        """One weight: its difference, cut, measured and written for each module that uses it."""
+        """Cut and measure the difference of one weight, and write it for each module that uses it."""
         difference = reader.difference(target.base, target.tuned)
         if not difference.is_finite:
             self.refusals.append(f"`{shown(target.name)}` holds NaN or infinite numbers")
         elif difference.is_nothing:
             self.rounded += 1
-        # After a refusal the remaining weights are looked at as well, so that all reasons are told at once.
+        # After a refusal the loop goes on, so that the error lists every reason.
         if self.refusals or difference.is_nothing:
             return
         assert difference.matrix is not None
@@ -109,7 +108,7 @@ class Work:
             self.refusals.append(f"`{shown(target.name)}`: its factors are not finite in {FORMAT_DTYPES[self.dtype]}")
             return
         self.mixed += target.base.spec.dtype != target.tuned.spec.dtype
-        self.norms[target.sites[0].module] = error_of(stored, difference.matrix), difference.norm
+        self.errors[target.sites[0].module] = error_of(stored, difference.matrix), difference.norm
         for site in target.sites:
             own = LowRank(a=stored.b.T, b=stored.a.T) if site.is_turned else stored
             pairs = zip(site.layout.names(site.module), (own.a, own.b), site.layout.shapes(own.rank), strict=True)
@@ -118,8 +117,8 @@ class Work:
             self.ranks[site.module] = own.rank
             self.turned = self.turned or (site.is_turned and site.layout.kind == "linear")
 
-    def _look_at_others(self, reader: WeightReader) -> None:
-        """How far the tensors without factors differ."""
+    def _measure_others(self, reader: WeightReader) -> None:
+        """Measure the tensors without factors."""
         for other in self.pairing.without_factors:
             change = None
             if other.base is not None and other.tuned is not None and other.is_comparable:
@@ -141,14 +140,18 @@ class Work:
                 )
             )
 
-    def _refuse(self) -> None:
-        """Stop where numbers are no numbers, or nothing is left to extract."""
+    def _check(self) -> None:
+        """Raise unless every number is finite and there is something to extract."""
         if self.refusals:
-            raise Incompatible(listing("these weights have no difference that could be extracted", self.refusals))
+            raise Incompatible(
+                problem_list("the difference of these weights cannot be extracted", self.refusals, MOST_LISTED)
+            )
         if not self.ranks:
             names = [f"`{shown(one.name)}`: {one.reason}" for one in self.left_out]
-            said = "what differs is nothing that a LoRA holds" if names else "the two models are the same, rounded"
-            raise Incompatible(listing(f"`{shown(self.tuned.label)}` gives no adapter: {said}", names))
+            reason = "a LoRA cannot hold what differs" if names else "the models differ only by rounding"
+            raise Incompatible(
+                problem_list(f"`{shown(self.tuned.label)}` gives no adapter: {reason}", names, MOST_LISTED)
+            )
 
     def _uneven_experts(self) -> bool:
         """Whether the experts of one layer have several ranks."""
@@ -157,10 +160,10 @@ class Work:
             layer, is_expert, place = module.partition(".experts.")
             if is_expert:
                 ranks[f"{layer} {place.partition('.')[2]}"].add(rank)
-        return any(len(found) > 1 for found in ranks.values())
+        return any(len(distinct) > 1 for distinct in ranks.values())
 
     def _largest(self) -> list[TensorSpec]:
-        """Every factor at the largest rank it could get."""
+        """Every factor at its largest possible rank."""
         dtype, specs = FORMAT_DTYPES[self.dtype], []
         for site in (site for target in self.pairing.targets for site in target.sites):
             layout = site.layout
@@ -170,24 +173,13 @@ class Work:
         return specs
 
     def remarks(self) -> Iterator[str]:
-        """What a user should know about the result besides its error."""
+        """Remarks on the result besides its error."""
         if self.rounded:
-            yield f"{self.rounded} tensors differ only by the rounding of their precision and were taken as unchanged"
+            yield f"{self.rounded} tensors differ only by the rounding of their precision and count as unchanged"
         if self.mixed:
             yield (
-                f"{self.mixed} weights are stored in two precisions: the rounding of the coarser one is part of what "
-                "was extracted"
+                f"{self.mixed} weights are stored in two precisions, so the rounding of the coarser one is part of "
+                "their update"
             )
         if self._uneven_experts():
-            yield (
-                "the experts of a layer have several ranks, which PEFT cannot put on top of each other; "
-                "with `--rank` all have the same"
-            )
-
-
-def listing(head: str, lines: Sequence[str]) -> str:
-    """A message: the head, and one line each, up to a limit."""
-    rest = len(lines) - MOST_LISTED
-    return "\n".join(
-        [head, *(f"  {line}" for line in lines[:MOST_LISTED]), *([f"  and {rest} more"] if rest > 0 else [])]
-    )
+            yield ("the experts of a layer have several ranks, which PEFT cannot stack; give them one with `--rank N`")

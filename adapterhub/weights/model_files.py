@@ -1,0 +1,36 @@
+"""The weight files of a registered model, compared with its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from adapterhub.core.errors import BaseNotFound, CouldNotTell, shown
+from adapterhub.formats.base.weight_files import weight_files
+from adapterhub.formats.safetensors.facts import TensorFacts
+from adapterhub.formats.safetensors.file import TensorFile, read_header
+from adapterhub.formats.safetensors.header import BASE_LIMITS
+from adapterhub.library.bases.records import BaseRecord
+
+
+def model_files(record: BaseRecord) -> tuple[Path, tuple[TensorFile, ...], Mapping[str, TensorFacts]]:
+    """The folder of a model, its weight files in order, and the facts of every tensor by name.
+
+    Raises:
+        BaseNotFound: the record names no folder.
+        Malformed, MalformedTensorFile: not a complete model in safetensors.
+        CouldNotTell: the files differ from the record.
+    """
+    if record.path is None:
+        hint = "`adapt base add PATH` registers one"
+        raise BaseNotFound(f"`{shown(record.label)}` has no folder on this machine", hint=hint)
+    files = tuple(read_header(path, limits=BASE_LIMITS) for path in weight_files(record.path))
+    facts = {fact.name: fact for fact in record.tensors}
+    for file in files:
+        for spec in file.tensors:
+            known = facts.get(spec.name)
+            if known is None or (known.dtype, known.shape) != (spec.dtype, spec.shape):
+                path = shown(str(file.path), 200)
+                raise CouldNotTell(f"`{path}` changed after its fingerprint was made: `{shown(spec.name)}`")
+    return record.path, files, MappingProxyType(facts)
