@@ -218,7 +218,7 @@ def test_gguf_says_where_it_comes_from(tmp_path: Path) -> None:
     said = {k: fields[k].contents() for k in fields if k.startswith(("adapter", "general.name"))}
     assert {
         "adapter.type": "lora", "adapter.lora.alpha": 0.0, "adapter.lora.task_name": "legal-qa",
-        "general.name": "legal-qa 1.2.0", "adapterhub.formats.manifest": added.build.manifest.digest,
+        "general.name": "legal-qa 1.2.0", "adapterhub.manifest": added.build.manifest.digest,
         "adapterhub.base.weights": library.bases.get("tiny").fingerprint.weights,
     } == said  # fmt: skip
 

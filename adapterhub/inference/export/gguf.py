@@ -222,7 +222,7 @@ def _metadata(adapter: Adapter) -> Mapping[str, str]:
     if manifest is not None:
         found["general.name"] = f"{manifest.name} {manifest.version}"
         found["general.version"] = manifest.version
-        found["adapterhub.formats.manifest"] = manifest.digest
+        found["adapterhub.manifest"] = manifest.digest
         if manifest.task:
             found["adapter.lora.task_name"] = manifest.task
     if adapter.record is not None:
