@@ -16,17 +16,17 @@ from adapterhub.core.errors import MergeRefused, UnsupportedAdapter, UsageProble
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike
 from adapterhub.inference.bank.cache import AdapterCache
-from adapterhub.inference.bank.checker import Checker
 from adapterhub.inference.bank.engines.hooks import Hooks
 from adapterhub.inference.bank.engines.native import NativeEngine
 from adapterhub.inference.bank.engines.peft_engine import PeftEngine, ensure_outside_use
+from adapterhub.inference.bank.file_check import FileCheck
 from adapterhub.inference.bank.frozen import FrozenBase
 from adapterhub.inference.bank.residency import Residency, Stats
 from adapterhub.inference.bank.rows import Rows
 from adapterhub.inference.bank.selection import Choice, Current, Term, Using, Whole, check_terms, weights_of
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.facts import AttachedAdapter
-from adapterhub.inference.loader.identity import look_at
+from adapterhub.inference.loader.preparation import Preparation
 from adapterhub.library.default import LibraryLike, open_library
 
 
@@ -62,13 +62,21 @@ class AdapterBank:
         residency = Residency(most=max_resident, most_bytes=max_resident_bytes)
         self._base = BaseModel(model)
         native = NativeEngine(self._base, _dtype(dtype))
-        place, looked_at = open_library(library), look_at(self._base)
-        self._frozen = FrozenBase(self._base, looked_at)
+        place = open_library(library)
+        files = FileCheck(place.root)
+        preparation = Preparation(
+            self._base,
+            place,
+            base=base,
+            allow_base_mismatch=allow_base_mismatch,
+            check=files,
+            reopen=files.again,
+        )
+        self._frozen = FrozenBase(self._base, preparation.loaded)
         self._current: Current = ContextVar("adapterhub_bank", default=None)
         self._peft = PeftEngine(model, self._current, library=place, base=base, allow_base_mismatch=allow_base_mismatch)
-        checker = Checker(self._base, looked_at, place, asked=base, allow_base_mismatch=allow_base_mismatch)
         hooks = Hooks(self._base, self._current)
-        self._cache = AdapterCache(checker, hooks, residency, native=native, peft=self._peft)
+        self._cache = AdapterCache(preparation, hooks, residency, native=native, peft=self._peft)
         hooks.take(self._peft.guard())
         self._finalizer = weakref.finalize(self, hooks.remove)
 
@@ -98,7 +106,7 @@ class AdapterBank:
         """
         if name not in self._cache.names:
             self._cache.get(name)
-        return self._cache.source(name).explain()
+        return self._cache.origin(name).explain()
 
     def facts(self, name: str) -> AttachedAdapter:
         """The same for programs: label, method, how its base stands to the model, scales, warnings.
@@ -106,7 +114,7 @@ class AdapterBank:
         Raises:
             AdapterNotFound: nothing was loaded by that name.
         """
-        return self._cache.source(name).facts
+        return self._cache.origin(name).facts
 
     # ------------------------------------------------------------ load and unload
     def load(self, what: AdapterLike, name: str | None = None, *, pin: bool | None = None) -> str:
@@ -197,7 +205,7 @@ class AdapterBank:
             Conflict: the folder exists, or the adapter's files changed.
             DigestMismatch: a file of the store is damaged.
         """
-        return self._cache.source(name).export(Path(folder))
+        return self._cache.origin(name).export(Path(folder))
 
     def close(self) -> None:
         """Take everything off the model and forget all adapters; running calls end without them."""
@@ -233,9 +241,9 @@ class AdapterBank:
                 ],
             )
         [name] = weights_of(choice)
-        source = self._cache.source(name)
-        source.ensure_unchanged()
-        return self._peft.use(source.found)
+        origin = self._cache.origin(name)
+        origin.ensure_unchanged()
+        return self._peft.use(origin.found)
 
 
 def _refuse_by_row(terms: Iterable[Term]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -13,15 +12,12 @@ from torch import nn
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, Finder, with_weights
+from adapterhub.distribution.finding import AdapterLike, with_weights
 from adapterhub.inference.loader.base.model import BaseModel
-from adapterhub.inference.loader.base_check import BaseCheck, pin
-from adapterhub.inference.loader.facts import AttachedAdapter, facts, lines
-from adapterhub.inference.loader.identity import identify, look_at
-from adapterhub.inference.loader.injection import Ready, inject, peft_names, set_scales
-from adapterhub.inference.loader.methods import set_up
-from adapterhub.inference.loader.mixture import check_copies, check_mixture, without_repeats
-from adapterhub.inference.loader.reading.placing import read_contents
+from adapterhub.inference.loader.facts import AttachedAdapter, lines
+from adapterhub.inference.loader.injection import Ready, inject, set_scales
+from adapterhub.inference.loader.mixture import check_mixture
+from adapterhub.inference.loader.preparation import Preparation
 from adapterhub.library.default import LibraryLike, open_library
 
 
@@ -132,28 +128,14 @@ def attach(
     place = open_library(library)
     pairs = with_weights(adapter, weights)
     frozen = BaseModel(model)
-    loaded = look_at(frozen)
-    known_base = cache(lambda: identify(loaded, place.bases))  # reading all records takes a while: only when needed
-    finder = Finder(place, base, known_base, allow_base_mismatch=allow_base_mismatch)
-    found = [finder.find(what, weight) for what, weight in pairs]
-    check = BaseCheck(place, loaded, known_base, allow_base_mismatch=allow_base_mismatch)
-    verdicts = [check.run(f) for f in found]
-    contents = without_repeats([read_contents(f.subject, f.label, frozen) for f in found if f.subject is not None])
-    for each in contents:
-        check_copies(each, frozen)
-    setups = [set_up(each, frozen) for each in contents]
-    names = peft_names([f.label for f in found])
-    ready = [
-        Ready(name=name, contents=c, setup=s, weight=f.weight)
-        for name, c, s, f in zip(names, contents, setups, found, strict=True)
-    ]
-    check_mixture(ready)
+    preparation = Preparation(frozen, place, base=base, allow_base_mismatch=allow_base_mismatch)
+    prepared = preparation.prepare([preparation.find(each, weight) for each, weight in pairs])
+    ready = [each.ready for each in prepared]
     try:
         wrapped = inject(frozen, ready)
     except BaseException:
         frozen.restore(frozen.added_hooks())
         raise
-    for each in contents:
-        each.weights.close()  # all of it is on the model
-    adapters = [facts(f, r, v, pin(place, f, known_base)) for f, r, v in zip(found, ready, verdicts, strict=True)]
-    return Attached(frozen, wrapped, tuple(adapters), ready)
+    for each in ready:
+        each.contents.weights.close()  # all of it is on the model
+    return Attached(frozen, wrapped, tuple(preparation.record(each) for each in prepared), ready)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapterhub.core.digests import Digest, copy_hashed
@@ -11,8 +11,10 @@ from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.disk.new_folder import new_folder
 from adapterhub.core.errors import AdapterNotFound, Conflict, DigestMismatch, UsageProblem, shown
 from adapterhub.distribution.finding import Found
-from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.inference.loader.facts import AttachedAdapter, lines
+from adapterhub.inference.loader.preparation import Prepared
+from adapterhub.trust.verify import Subject, open_files
 
 Stamp = tuple[tuple[str, int, int, int], ...]
 """Name, size, time of change and number of each file: another file, or one that was written to, differs."""
@@ -31,6 +33,29 @@ class LoadedOrigin:
     engine: str
     reasons: tuple[str, ...]
     stamp: Stamp
+
+    @classmethod
+    def of(
+        cls, prepared: Prepared, facts: AttachedAdapter, *, engine: str, reasons: tuple[str, ...], stamp: Stamp
+    ) -> LoadedOrigin:
+        """The origin of an adapter that was just loaded, without its files."""
+        found = prepared.found
+        return cls(
+            found=replace(found, subject=None),
+            digests=digests_of(prepared.files, found.build.manifest if found.build else None),
+            facts=facts,
+            engine=engine,
+            reasons=reasons,
+            stamp=stamp,
+        )
+
+    def reopened(self) -> Subject:
+        """Its files, read into memory again.
+
+        Raises:
+            DigestMismatch: they are no longer the files that were checked.
+        """
+        return open_files(self.found.folder, self.digests, in_memory=True)
 
     def explain(self) -> str:
         """Engine, base, scales and warnings, in lines for people."""
@@ -65,6 +90,12 @@ class LoadedOrigin:
                     where = str(self.found.folder / name)
                     raise DigestMismatch(where, expected=expected, actual=actual, hint=REPAIR_HINT)
         return out_folder
+
+
+def digests_of(files: Subject, manifest: Manifest | None) -> dict[str, Digest]:
+    """The digests of an adapter's files, by name."""
+    held = {name: files.listing.taken[name].held.digest for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    return (manifest.digests if manifest else {}) | held
 
 
 def changed(folder: Path) -> Conflict:
