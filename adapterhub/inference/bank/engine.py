@@ -8,7 +8,7 @@ from typing import Protocol
 
 from adapterhub.distribution.finding import Found
 from adapterhub.inference.bank.updates import Replacement, Update
-from adapterhub.inference.loader.injection import Ready
+from adapterhub.inference.loader.injection import ReadyAdapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,10 +37,10 @@ class Engine(Protocol):
 
     name: str
 
-    def reasons_against(self, ready: Ready) -> tuple[str, ...]:
+    def reasons_against(self, ready: ReadyAdapter) -> tuple[str, ...]:
         """Why this engine cannot take the adapter; empty when it can."""
         ...
 
-    def load(self, ready: Ready, found: Found) -> LoadedAdapter:
+    def load(self, ready: ReadyAdapter, found: Found) -> LoadedAdapter:
         """The adapter in memory; the model is not touched."""
         ...

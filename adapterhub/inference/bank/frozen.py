@@ -7,7 +7,7 @@ import threading
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import DigestMismatch
 from adapterhub.inference.loader.base.model import BaseModel
-from adapterhub.inference.loader.identity import LoadedBase, look_at
+from adapterhub.inference.loader.identity import LoadedBase, sample_base
 
 _HINT = "load the base again; an adapter bank never writes to it"
 
@@ -42,7 +42,7 @@ class FrozenBase:
             return actual
 
     def _compare_samples(self) -> None:
-        before, now = self._at_start.samples, look_at(self._base).samples
+        before, now = self._at_start.samples, sample_base(self._base).samples
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if changed:
             raise DigestMismatch(

@@ -13,10 +13,10 @@ from pathlib import Path
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike, Check, Finder, Found
 from adapterhub.inference.loader.base.model import BaseModel
-from adapterhub.inference.loader.base_check import BaseCheck, Verdict, pin
+from adapterhub.inference.loader.base_check import BaseCheck, BaseCheckResult, pin
 from adapterhub.inference.loader.facts import AttachedAdapter, facts
-from adapterhub.inference.loader.identity import identify, look_at
-from adapterhub.inference.loader.injection import Ready, peft_names
+from adapterhub.inference.loader.identity import identify, sample_base
+from adapterhub.inference.loader.injection import ReadyAdapter, peft_names
 from adapterhub.inference.loader.methods import set_up
 from adapterhub.inference.loader.mixture import check_copies, check_mixture, without_repeats
 from adapterhub.inference.loader.reading.placing import read_contents
@@ -26,12 +26,15 @@ from adapterhub.trust.verify import Subject
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prepared:
-    """An adapter that passed every check against the model; `files` holds the bytes that were checked."""
+    """An adapter that passed every check against the model.
+
+    `files` holds the bytes that were checked, `base` the comparison with the adapter's base.
+    """
 
     found: Found
     files: Subject
-    verdict: Verdict
-    ready: Ready
+    base: BaseCheckResult
+    ready: ReadyAdapter
 
 
 class Preparation:
@@ -51,7 +54,7 @@ class Preparation:
         check: Check | None = None,
         reopen: Callable[[Path], Subject] | None = None,
     ) -> None:
-        self.loaded = look_at(model)
+        self.loaded = sample_base(model)
         self._model = model
         self._library = library
         self._reopen = reopen
@@ -72,13 +75,13 @@ class Preparation:
             MergeRefused: adapters that cannot be added up.
             RefusedAdapter: tensors that have no place in the base, or that are missing.
         """
-        verdicts = [self._base_check.run(found) for found in adapters]
+        bases = [self._base_check.run(found) for found in adapters]
         files = [self._files_of(found) for found in adapters]
-        everything = zip(adapters, files, verdicts, self.ready(adapters, files), strict=True)
-        return [Prepared(found=found, files=held, verdict=v, ready=ready) for found, held, v, ready in everything]
+        rows = zip(adapters, files, bases, self.ready(adapters, files), strict=True)
+        return [Prepared(found=found, files=held, base=base, ready=ready) for found, held, base, ready in rows]
 
-    def ready(self, adapters: Sequence[Found], files: Sequence[Subject]) -> list[Ready]:
-        """The adapters without a look at their bases: every tensor has its place, and every layer its settings.
+    def ready(self, adapters: Sequence[Found], files: Sequence[Subject]) -> list[ReadyAdapter]:
+        """The adapters, read and set up, but not compared with their bases.
 
         Raises as `prepare`.
         """
@@ -89,16 +92,16 @@ class Preparation:
         setups = [set_up(each, self._model) for each in contents]
         names = peft_names([found.label for found in adapters])
         ready = [
-            Ready(name=name, contents=each, setup=setup, weight=found.weight)
+            ReadyAdapter(name=name, contents=each, setup=setup, weight=found.weight)
             for name, each, setup, found in zip(names, contents, setups, adapters, strict=True)
         ]
         check_mixture(ready)
         return ready
 
     def record(self, adapter: Prepared) -> AttachedAdapter:
-        """What is known of an adapter that the model has now; a build that declares no base is pinned to this one."""
+        """The facts about an adapter that the model has now. Pins a build that declares no base to this one."""
         pinned = pin(self._library, adapter.found, self._known_base)
-        return facts(adapter.found, adapter.ready, adapter.verdict, pinned)
+        return facts(adapter.found, adapter.ready, adapter.base, pinned)
 
     def _files_of(self, found: Found) -> Subject:
         if found.subject is not None:

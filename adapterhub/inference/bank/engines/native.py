@@ -25,7 +25,7 @@ from adapterhub.inference.bank.updates import (
 )
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.fitting import Fitting
-from adapterhub.inference.loader.injection import Ready
+from adapterhub.inference.loader.injection import ReadyAdapter
 from adapterhub.inference.loader.methods import Scale
 from adapterhub.inference.loader.reading.contents import DTYPES, LISTED
 
@@ -55,7 +55,7 @@ class NativeEngine:
         config = getattr(base.model, "config", None)
         self._is_time_first = getattr(config, "model_type", None) in _TIME_FIRST
 
-    def reasons_against(self, ready: Ready) -> tuple[str, ...]:
+    def reasons_against(self, ready: ReadyAdapter) -> tuple[str, ...]:
         """Why the adapter is left to PEFT's layers.
 
         Raises:
@@ -84,7 +84,7 @@ class NativeEngine:
                 reasons.append(f"`{shown(name)}` {reason}")
         return tuple(reasons[:LISTED])
 
-    def load(self, ready: Ready, found: Found) -> LoadedAdapter:  # noqa: ARG002 - as Engine
+    def load(self, ready: ReadyAdapter, found: Found) -> LoadedAdapter:  # noqa: ARG002 - as Engine
         """The adapter's factors in memory.
 
         Raises:
@@ -124,7 +124,7 @@ class NativeEngine:
         above = (".".join(parts[:count]) for count in range(1, len(parts)))
         return any(isinstance(self._base.modules.get(path), _READ_WITHOUT_A_CALL) for path in above)
 
-    def _reason_against(self, module: nn.Module, ready: Ready) -> str:
+    def _reason_against(self, module: nn.Module, ready: ReadyAdapter) -> str:
         config = ready.contents.config
         is_linear = isinstance(module, (nn.Linear, self._transposed))
         if not is_linear and not isinstance(module, (nn.Embedding, *_CONVOLUTIONS)):
@@ -141,7 +141,7 @@ class NativeEngine:
             return "is a convolution with gaps (dilation)"
         return ""
 
-    def _shapes(self, name: str, ready: Ready) -> dict[str, tuple[int, ...]]:
+    def _shapes(self, name: str, ready: ReadyAdapter) -> dict[str, tuple[int, ...]]:
         """The shapes that the module's factors must have, by what PEFT calls them."""
         module, rank, config = self._base.modules[name], ready.setup.scales[name].rank, ready.contents.config
         if isinstance(module, nn.Embedding):

@@ -20,7 +20,7 @@ from adapterhub.distribution.finding import Found
 from adapterhub.inference.bank.engine import LoadedAdapter
 from adapterhub.inference.bank.selection import Current, Selection, Using
 from adapterhub.inference.loader.attachment import Attached, attach
-from adapterhub.inference.loader.injection import Ready
+from adapterhub.inference.loader.injection import ReadyAdapter
 
 
 class Alone:
@@ -121,11 +121,11 @@ class PeftEngine:
         self._turnstile = Turnstile()
         self._running: UsingPeft | None = None
 
-    def reasons_against(self, ready: Ready) -> tuple[str, ...]:  # noqa: ARG002 - as Engine
+    def reasons_against(self, ready: ReadyAdapter) -> tuple[str, ...]:  # noqa: ARG002 - as Engine
         """None: what PEFT refuses shows when it is tried on."""
         return ()
 
-    def load(self, ready: Ready, found: Found) -> LoadedAdapter:  # noqa: ARG002 - as Engine
+    def load(self, ready: ReadyAdapter, found: Found) -> LoadedAdapter:  # noqa: ARG002 - as Engine
         """A mark that the adapter is here."""
         return LoadedAdapter(
             label=ready.contents.label,
