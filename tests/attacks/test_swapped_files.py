@@ -243,10 +243,10 @@ def test_a_reload_of_a_folder_that_was_written_to_is_refused(adapt: Adapt, swapp
 
 def test_the_folder_that_vllm_opens_is_ours_alone(adapt: Adapt) -> None:
     (base,) = adapt.library.bases.list()
-    counter = AdapterProvider(adapt.library, base, engine="vllm@0.32")
+    provider = AdapterProvider(adapt.library, base, engine="vllm@0.32")
     try:
-        folder = counter.find("a").folder
+        folder = provider.find("a").folder
         assert [path.stat().st_mode & 0o077 for path in (folder, folder.parent)] == [0, 0]
         assert all(path.stat().st_mode & 0o222 == 0 for path in folder.iterdir())
     finally:
-        counter.close()
+        provider.close()

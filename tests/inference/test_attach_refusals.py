@@ -93,7 +93,7 @@ def test_copy_of_an_embedding_that_equals_the_bases_is_passed_over(make: Any, li
 
     attached = attach(llama(), folder, library=library)
 
-    assert any("repeats `model.embed_tokens.weight`" in warning for warning in attached.warnings)
+    assert any("a copy of the base's `model.embed_tokens.weight`" in warning for warning in attached.warnings)
     embeddings = attached.model.get_input_embeddings().weight
     assert torch.equal(embedding, embeddings)
 
@@ -111,7 +111,7 @@ def test_trained_biases_of_the_base_are_refused(tmp_path: Path, library: Library
 
     refusal = refusal_of(folder, library, convnet)
 
-    assert "biases of the base itself (bias all)" in refusal.message
+    assert "it is a trained bias of the base (bias all)" in refusal.message
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_layer_without_its_factors_is_refused(make: Any, library: Library) -> No
 
     refusal = refusal_of(make(cut), library)
 
-    assert "`model.layers.0.self_attn.q_proj`: the config targets it, the file has no factors" in refusal.message
+    assert "`model.layers.0.self_attn.q_proj`: the config targets it, but the file has no factors" in refusal.message
 
 
 def test_truncated_file_is_refused(make: Any, library: Library) -> None:
@@ -233,7 +233,7 @@ def test_start_that_changed_the_base_is_refused_by_name(init: str, make: Any, li
     ("setting", "value", "said"),
     [("layer_replication", [[0, 2], [1, 2]], "repeats layers"), ("alora_invocation_tokens", [1, 2], "aLoRA"),
      ("trainable_token_indices", [1, 2], "rows of the embedding"), ("use_qalora", True, "QALoRA"),
-     ("target_parameters", ["q_proj.weight"], "as a module and by its parameter"),
+     ("target_parameters", ["q_proj.weight"], "is a target itself, and so is its parameter"),
      ("ensure_weight_tying", True, "ties the factors")],
 )  # fmt: skip
 def test_variant_that_is_not_supported_is_named(

@@ -12,7 +12,7 @@ from adapterhub.cli.use.serve_engine import Asked, checked, document_of, model_o
 from adapterhub.core.errors import NotAllowed, UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.inference.serving import Handed
+    from adapterhub.inference.serving import LeasedAdapter
 
 ENGINE: Final = "llama.cpp"
 _SLOTS: Final = 4
@@ -57,7 +57,7 @@ def serve_llama(
                 raise NotAllowed(f"cannot listen on `{asked.host}:{asked.port}`: {error.strerror}") from None
 
 
-def _write(session: Session, asked: Asked, handed: Sequence[Handed], files: Sequence[Path]) -> None:
+def _write(session: Session, asked: Asked, handed: Sequence[LeasedAdapter], files: Sequence[Path]) -> None:
     """One GGUF file for each adapter, PEFT's scale folded in."""
     from adapterhub.inference.export import export
 

@@ -1,4 +1,4 @@
-"""What an engine is: something that makes a checked adapter ready for use on the bank's model."""
+"""The engine protocol of the bank: an engine loads a checked adapter for use on the bank's model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from adapterhub.inference.loader.injection import ReadyAdapter
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoadedAdapter:
-    """An adapter in memory. Whoever holds one can use it to the end, whatever the bank forgets meanwhile.
+    """An adapter in memory. It stays usable for its holder, even if the bank unloads it meanwhile.
 
     `updates`: by module of the base. `is_additive`: it can have a weight and be added to others. `no_rows`: why it
-    cannot be chosen for some rows of a batch only, "" when it can.
+    cannot be chosen for some rows of a batch only; "" if it can.
     """
 
     label: str
@@ -33,14 +33,14 @@ class LoadedAdapter:
 
 
 class Engine(Protocol):
-    """Makes adapters ready for use."""
+    """Loads adapters for use on the model."""
 
     name: str
 
     def reasons_against(self, ready: ReadyAdapter) -> tuple[str, ...]:
-        """Why this engine cannot take the adapter; empty when it can."""
+        """Why this engine cannot run the adapter; empty if it can."""
         ...
 
     def load(self, ready: ReadyAdapter, found: Found) -> LoadedAdapter:
-        """The adapter in memory; the model is not touched."""
+        """The adapter in memory; does not change the model."""
         ...

@@ -14,10 +14,10 @@ from adapterhub.trust.verify import Subject, open_files
 
 
 class FileCheck:
-    """Checks the files of adapters, and opens them: their bytes are read into memory, hashed there and used from there.
+    """Checks and opens the files of adapters: reads their bytes into memory, and hashes and uses them there.
 
-    A build in the store was verified when it was added, and holds what its manifest says: its digests are enough. A
-    folder from elsewhere goes through everything that `verify` looks at.
+    For a build in the store, only the digests are compared with its manifest: `add` verified the rest. Any other folder
+    goes through all checks of `verify`.
     """
 
     def __init__(self, library_root: Path) -> None:
@@ -29,12 +29,13 @@ class FileCheck:
     ) -> tuple[Subject | None, tuple[str, ...]]:
         """The files and the warnings; see `check_folder` for the errors.
 
-        None for files that look as they did when they were checked: they may not be needed, and `again` opens them.
+        Returns None for files that have not changed since they were checked: the caller may not need them, and `again`
+        opens them.
         """
         try:
             key = (folder, stamp_of(folder))
         except AdapterNotFound:
-            return check_folder(folder, label, manifest, identify)  # which says what is missing, and what would help
+            return check_folder(folder, label, manifest, identify)  # raises, and names the missing file
         if key in self._done:
             return None, self._done[key][1]
         warnings: tuple[str, ...] = ()
@@ -46,7 +47,7 @@ class FileCheck:
         return subject, warnings
 
     def again(self, folder: Path) -> Subject:
-        """The files of an adapter that was checked, as they were then.
+        """The files of an adapter that was checked before, read again.
 
         Raises:
             Conflict, DigestMismatch: they have changed since.

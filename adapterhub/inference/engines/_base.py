@@ -1,4 +1,4 @@
-"""What rules ask of a base, read off its record and its `config.json`."""
+"""The facts about a base that rules need, from its record and its `config.json`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEAD_TENSORS: Final = tuple(f"{head}.weight" for head in HEADS)
 
 
 def base_config(record: BaseRecord | None) -> Mapping[str, Any] | None:
-    """The base's `config.json`; None where it is not on this machine.
+    """The base's `config.json`; None if it is not on this machine.
 
     Raises:
         Malformed: it cannot be read.
@@ -34,7 +34,7 @@ def base_config(record: BaseRecord | None) -> Mapping[str, Any] | None:
 
 
 def base_facts(record: BaseRecord | None) -> BaseFacts:
-    """What is known of the base; whether its head is its embedding is read off its tensors.
+    """The known facts about the base. Its tensors show whether its head is its embedding.
 
     Raises:
         Malformed: its config cannot be read.

@@ -1,4 +1,4 @@
-"""What rules ask of an adapter: its config, its tensors by what they are, and what is known of its base."""
+"""The adapter as rules see it: its config, its tensors by kind, and the known facts about its base."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _MATRIX = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseFacts:
-    """The little that rules ask of a base; None where it is not known.
+    """The facts about a base that rules need; None if unknown.
 
-    `vocabulary` counts the rows of the token embedding; `is_tied` says whether the output head is that embedding.
+    `vocabulary` is the number of rows of the token embedding. `is_tied`: the output head is that embedding.
     """
 
     model_type: str | None = None
@@ -28,7 +28,7 @@ class BaseFacts:
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> BaseFacts:
-        """From a base's `config.json`; of a model that also sees or hears, its language model."""
+        """The facts in a base's `config.json`; those of its language model if it also takes images or sound."""
         inner = values.get("text_config")
         holders = [inner, values] if isinstance(inner, Mapping) else [values]
 
@@ -44,7 +44,7 @@ class BaseFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """An adapter as the rules see it."""
+    """An adapter, with its tensors sorted, and the facts about its base."""
 
     config: AdapterConfig
     weights: TensorFile
@@ -53,26 +53,26 @@ class Traits:
 
     @classmethod
     def of(cls, config: AdapterConfig, weights: TensorFile, base: BaseFacts) -> Traits:
-        """Sort the tensors."""
+        """Sort the tensors of an adapter."""
         return cls(config=config, weights=weights, base=base, keys=sort_keys(weights, config))
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
-        """The modules that have a pair, as the base calls them."""
+        """The modules that have a pair, by the base's names."""
         return tuple(pair.module for pair in self.keys.pairs)
 
     @cached_property
     def leaves(self) -> tuple[str, ...]:
-        """The last parts of their names, sorted."""
+        """The last parts of the modules' names, sorted."""
         return tuple(sorted({module.rpartition(".")[2] for module in self.modules}))
 
     @cached_property
     def rank(self) -> int:
-        """The largest rank that the config or a tensor has; 0 for a method without one."""
+        """The largest rank in the config or a tensor; 0 for a method without rank."""
         if not self.config.is_lora:
             return self.config.r or 0
-        said = (self.config.r or 0, *self.config.rank_pattern.values())
-        return max([*said, *(pair.rank for pair in self.keys.pairs if not self.is_expert(pair.module))])
+        in_config = (self.config.r or 0, *self.config.rank_pattern.values())
+        return max([*in_config, *(pair.rank for pair in self.keys.pairs if not self.is_expert(pair.module))])
 
     @cached_property
     def scales(self) -> Mapping[str, float]:
@@ -86,7 +86,7 @@ class Traits:
         return self.config.holds_parameters(module)
 
     def of_kind(self, kind: str) -> tuple[str, ...]:
-        """The modules whose pair is that of an `embedding`, a `conv`, or an output `head`."""
+        """The modules of a kind that have a pair: `embedding`, `conv`, or output `head`."""
         if kind == "embedding":
             return tuple(pair.module for pair in self.keys.pairs if pair.kind == "embedding")
         if kind == "head":

@@ -1,4 +1,4 @@
-"""What an engine makes of an adapter: yes or no, why, and the settings that it needs."""
+"""The verdict of an engine on an adapter: yes or no, the reasons, and the settings that the engine needs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 Setting = int | bool | str | tuple[str, ...]
 Settings = Mapping[str, Setting]
-"""Options of a server by their names, without dashes in front: a number is the least that will do."""
+"""Options of a server by their names without leading dashes; a number is the smallest that works."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """Why not. `feature` is a key of `FEATURES`, `detail` is where it was seen, `says` what the engine does with it."""
+    """A reason for a no: `feature` is a key of `FEATURES`, `detail` its place, `says` what the engine does with it."""
 
     feature: str
     effect: str
@@ -24,11 +24,11 @@ class Reason:
 
     @property
     def text(self) -> str:
-        """One sentence."""
+        """The reason as a sentence."""
         return f"{self.detail}: {self.says}"
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON value."""
+        """The reason as a JSON value."""
         return {
             "feature": self.feature,
             "effect": self.effect,
@@ -40,7 +40,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One adapter and one engine. `flags` are `settings` as one would type them."""
+    """The verdict of one engine on one adapter. `flags` are `settings` as typed."""
 
     target: str
     engine: str
@@ -52,11 +52,11 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether the engine takes the adapter and means by it what PEFT means."""
+        """Whether the engine loads the adapter and reads it as PEFT does."""
         return not self.reasons
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON value."""
+        """The verdict as a JSON value."""
         settings = {key: list(item) if isinstance(item, tuple) else item for key, item in self.settings.items()}
         return {
             "target": self.target,
@@ -71,7 +71,7 @@ class Verdict:
 
 
 def as_flags(settings: Settings) -> tuple[str, ...]:
-    """`--max-lora-rank`, `16`: the words of a command line; an option that is false is left out."""
+    """The settings as words of a command line, such as `--max-lora-rank`, `16`; omits options that are false."""
     words: list[str] = []
     for key, item in settings.items():
         if item is False:
@@ -85,7 +85,7 @@ def as_flags(settings: Settings) -> tuple[str, ...]:
 
 
 def joined(several: Iterable[Settings]) -> Settings:
-    """Settings that serve every adapter: the largest number, every name."""
+    """Settings that work for all adapters: the largest number and all names."""
     all_of: dict[str, Setting] = {}
     for settings in several:
         for key, item in settings.items():
