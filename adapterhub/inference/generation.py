@@ -10,13 +10,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from adapterhub.core.errors import UsageProblem, shown
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Model: TypeAlias = PreTrainedModel | PeftModel
 
 OnText = Callable[[str], None]
 """Called with each new piece of an answer."""
@@ -53,12 +57,12 @@ class Answer:
     seconds: float
 
 
-def has_chat_template(tokenizer: Any) -> bool:  # noqa: ANN401 - transformers is untyped
+def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the base has a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def tokens_of(model: Any, tokenizer: Any, question: Question, writing: Writing) -> list[int]:  # noqa: ANN401 - as above
+def tokens_of(model: Model, tokenizer: PreTrainedTokenizerBase, question: Question, writing: Writing) -> list[int]:
     """The tokens of the prompt.
 
     Raises:
@@ -84,7 +88,7 @@ def tokens_of(model: Any, tokenizer: Any, question: Question, writing: Writing) 
     return found
 
 
-def _as_chat(tokenizer: Any, question: Question) -> str:  # noqa: ANN401 - transformers is untyped
+def _as_chat(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
     if not has_chat_template(tokenizer):
         raise UsageProblem("this base has no chat template", hint="omit `--chat` and the system text")
     turns = [] if question.system is None else [{"role": "system", "content": question.system}]
@@ -98,8 +102,8 @@ def _as_chat(tokenizer: Any, question: Question) -> str:  # noqa: ANN401 - trans
 
 
 def write(
-    model: Any,  # noqa: ANN401 - transformers and PEFT are untyped
-    tokenizer: Any,  # noqa: ANN401 - as above
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     writing: Writing,
     *,
@@ -157,7 +161,7 @@ def _padded(rows: Sequence[list[int]], filler: int, *, left: bool) -> tuple[Tens
     return tokens, mask
 
 
-def _filler(tokenizer: Any) -> int:  # noqa: ANN401 - transformers is untyped
+def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
     """The padding token. It is masked, so any token will do if the tokenizer has none."""
     found = [tokenizer.pad_token_id, tokenizer.eos_token_id]
     return next((number for number in found if number is not None), 0)
@@ -173,7 +177,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _ends(model: Any) -> frozenset[int]:  # noqa: ANN401 - transformers is untyped
+def _ends(model: Model) -> frozenset[int]:
     ends = model.generation_config.eos_token_id
     return frozenset(ends if isinstance(ends, list | tuple) else () if ends is None else (ends,))
 
@@ -189,7 +193,7 @@ class _Listener:
     It decodes only the tokens since the last piece, together with those of the piece before, for the space between.
     """
 
-    def __init__(self, tokenizer: Any, on_text: OnText) -> None:  # noqa: ANN401 - transformers is untyped
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: OnText) -> None:
         self.tokenizer = tokenizer
         self.on_text = on_text
         self.tokens: list[int] = []

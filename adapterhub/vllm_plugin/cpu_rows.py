@@ -11,11 +11,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from types import ModuleType
 from typing import Any, Final
 
 FIXED_IN: Final = "0.33"
 _MODULE: Final = "vllm.lora.punica_wrapper.punica_cpu"
 
+Argument = Any
 Tensor = Any
 """torch's tensor; this module must be importable without torch."""
 Operation = Callable[..., None]
@@ -57,7 +59,7 @@ def needs_mending(version: str | None) -> bool:
         return False
 
 
-def replace_operations(module: Any) -> None:  # noqa: ANN401 - a module of vLLM, which is not installed with us
+def replace_operations(module: ModuleType) -> None:
     """Replace the six operations that `module` uses."""
     for name, operation in OPERATIONS.items():
         setattr(module, name, operation)
@@ -82,7 +84,7 @@ def _operation(target_of: Callable[..., Target], *, by_sequence: bool) -> Operat
     operations, and which is faster than bfloat16 for a few rows.
     """
 
-    def operation(inputs: Tensor, weights: Tensor, output: Tensor, *rest: Any, **named: Any) -> None:  # noqa: ANN401 - vLLM's arguments
+    def operation(inputs: Tensor, weights: Tensor, output: Tensor, *rest: Argument, **named: Argument) -> None:
         if by_sequence:
             _starts, lengths, slots, _sequences, _longest, _rows, *more = rest
         else:

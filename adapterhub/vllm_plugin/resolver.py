@@ -11,13 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, BaseNotFound, SpecError, shown
 from adapterhub.vllm_plugin.cpu_rows import vllm_version
 from adapterhub.vllm_plugin.names import LOGGER, NAME
 
 if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings
     from adapterhub.library.transfer import Source
@@ -55,7 +57,7 @@ class AdapterHubResolver:
         self._provider: AdapterProvider | None = None
         self._opening = Lock()
 
-    async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:  # noqa: ANN401 - a LoRARequest of vLLM
+    async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
         """The request for vLLM, or None if another resolver may know the name.
 
         Raises:

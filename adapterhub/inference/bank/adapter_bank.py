@@ -5,8 +5,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -24,10 +26,14 @@ from adapterhub.inference.bank.frozen import FrozenBase
 from adapterhub.inference.bank.residency import Residency, Stats
 from adapterhub.inference.bank.rows import Rows
 from adapterhub.inference.bank.selection import Choice, Current, Term, Using, Whole, check_terms, weights_of
+from adapterhub.inference.loader.attachment import attach
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.facts import AttachedAdapter
 from adapterhub.inference.loader.preparation import Preparation
 from adapterhub.library.default import LibraryLike, open_library
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class AdapterBank:
@@ -74,7 +80,8 @@ class AdapterBank:
         )
         self._frozen = FrozenBase(self._base, preparation.loaded)
         self._current: Current = ContextVar("adapterhub_bank", default=None)
-        self._peft = PeftEngine(model, self._current, library=place, base=base, allow_base_mismatch=allow_base_mismatch)
+        put_on = partial(attach, model, library=place, base=base, allow_base_mismatch=allow_base_mismatch)
+        self._peft = PeftEngine(model, self._current, put_on)
         hooks = Hooks(self._base, self._current)
         self._cache = AdapterCache(preparation, hooks, residency, native=native, peft=self._peft)
         hooks.take(self._peft.guard())
@@ -216,7 +223,7 @@ class AdapterBank:
         self._finalizer()
         self._current.set(None)
 
-    def __enter__(self) -> AdapterBank:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

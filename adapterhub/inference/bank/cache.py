@@ -147,7 +147,7 @@ class AdapterCache:
         origin.ensure_unchanged()
         [ready] = self._preparation.ready([origin.found], [origin.reopened()])
         engine: Engine = self._peft if origin.reasons else self._native
-        return self._take(name, engine.load(ready, origin.found), keep)
+        return self._take(name, engine.load(ready), keep)
 
     def _take_new(
         self, pending: _Pending, engine: Engine, reasons: tuple[str, ...], keep: Sequence[str]
@@ -156,7 +156,7 @@ class AdapterCache:
         known = self._known(name, prepared.found)  # another thread may have loaded it meanwhile
         if known is not None:
             return self._again(name, known, keep)
-        adapter = self._take(name, engine.load(prepared.ready, prepared.found), keep)
+        adapter = self._take(name, engine.load(prepared.ready), keep)
         # Last, because this may record the adapter's base in the library.
         facts = self._preparation.record(prepared)
         self._origins[name] = LoadedOrigin.of(prepared, facts, engine=engine.name, reasons=reasons, stamp=stamp)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from adapterhub.distribution.finding import Found
 from adapterhub.inference.bank.updates import Replacement, Update
 from adapterhub.inference.loader.injection import ReadyAdapter
 
@@ -37,10 +36,6 @@ class Engine(Protocol):
 
     name: str
 
-    def reasons_against(self, ready: ReadyAdapter) -> tuple[str, ...]:
-        """Why this engine cannot run the adapter; empty if it can."""
-        ...
-
-    def load(self, ready: ReadyAdapter, found: Found) -> LoadedAdapter:
+    def load(self, ready: ReadyAdapter) -> LoadedAdapter:
         """The adapter in memory; does not change the model."""
         ...

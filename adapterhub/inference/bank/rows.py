@@ -8,7 +8,7 @@ batches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -16,7 +16,16 @@ from torch import Tensor
 
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.inference.bank.selection import Term
-from adapterhub.inference.bank.updates import EmbeddingUpdate, LinearUpdate, Replacement, Update, first_input
+from adapterhub.inference.bank.updates import (
+    Args,
+    EmbeddingUpdate,
+    Kwargs,
+    LinearUpdate,
+    Output,
+    Replacement,
+    Update,
+    first_input,
+)
 
 _FEW_TOKENS: Final = 16
 """Stacked factors are faster for fewer tokens per row (measured on SmolLM2-135M, one thread)."""
@@ -63,7 +72,7 @@ class Rows:
                 numbers.setdefault(tuple((id(t.adapter), t.weight) for t in terms), []).append(number)
         self._groups = tuple(_group(rows[found[0]], found) for found in numbers.values())
 
-    def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:  # noqa: ANN401 - as Selection
+    def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
         """See `Selection`.
 
         Raises:
@@ -161,7 +170,7 @@ def _group(terms: tuple[Term, ...], numbers: list[int]) -> _Group:
     return _Group(terms=terms, rows=rows)
 
 
-def _ensure_one_tensor(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:  # noqa: ANN401 - what modules give
+def _ensure_one_tensor(name: str, args: Args, kwargs: Kwargs, output: Output) -> None:
     if len(args) + len(kwargs) != 1 or not isinstance(output, Tensor):
         raise UsageProblem(
             f"`{shown(name)}` has more than one input or output, so its replacement cannot be chosen by row",

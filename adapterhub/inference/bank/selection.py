@@ -6,11 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
 from adapterhub.distribution.finding import MAX_WEIGHT
 from adapterhub.inference.bank.engine import LoadedAdapter
+from adapterhub.inference.bank.updates import Args, Kwargs, Output
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Choice = str | Mapping[str, float] | None
 """The name of an adapter, several names with weights (summed exactly), or None for the plain base."""
@@ -26,7 +30,7 @@ class Term(NamedTuple):
 class Selection(Protocol):
     """The adapters of one context. It keeps them in memory, even if the bank unloads them meanwhile."""
 
-    def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:  # noqa: ANN401 - what modules take and give
+    def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
         """The output of the module `name` with the updates of the adapters."""
         ...
 
@@ -42,7 +46,7 @@ class Whole:
     def __init__(self, terms: tuple[Term, ...]) -> None:
         self.terms = terms
 
-    def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:  # noqa: ANN401 - as Selection
+    def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
         """See `Selection`."""
         for adapter, weight in self.terms:
             update = adapter.updates.get(name)
@@ -62,7 +66,7 @@ class Using:
         self._before = current.get()
         current.set(selection)
 
-    def __enter__(self) -> Using:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

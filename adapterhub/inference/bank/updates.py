@@ -13,18 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+Args = tuple[Any, ...]
+Kwargs = Mapping[str, Any]
+Output = Any
+"""What a module returns: a tensor, or any structure of tensors."""
+
 _CONVOLUTIONS: Final = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
 
 
 class Update(Protocol):
     """One adapter's change to one module."""
 
-    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, weight: float) -> Any:  # noqa: ANN401 - what modules take and give
+    def apply(self, args: Args, kwargs: Kwargs, output: Output, weight: float, /) -> Output:
         """The module's output plus the change times `weight`; does not write to `output`."""
         ...
 
 
-def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+def first_input(args: Args, kwargs: Kwargs) -> Tensor:
     """The first argument of a module's call."""
     first: Tensor = args[0] if args else next(iter(kwargs.values()))
     return first
@@ -39,7 +44,7 @@ class LinearUpdate:
     scale: float
     bias: Tensor | None = None
 
-    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, weight: float) -> Tensor:
+    def apply(self, args: Args, kwargs: Kwargs, output: Tensor, weight: float, /) -> Tensor:
         """Output + weight * scale * (B A x + bias)."""
         a, b = self.a, self.b
         x = args[0] if args else first_input(args, kwargs)
@@ -65,7 +70,7 @@ class MagnitudeUpdate:
     magnitude: Tensor
     base_bias: Tensor | None
 
-    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, weight: float) -> Tensor:  # noqa: ARG002 - always 1, see Terms
+    def apply(self, args: Args, kwargs: Kwargs, output: Tensor, _weight: float, /) -> Tensor:  # the weight is 1
         """Magnitude * (W + scale B A) x + the base's bias."""
         x = first_input(args, kwargs).to(self.a.dtype)
         low = functional.linear(functional.linear(x, self.a), self.b)
@@ -81,7 +86,7 @@ class EmbeddingUpdate:
     b: Tensor
     scale: float
 
-    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, weight: float) -> Tensor:
+    def apply(self, args: Args, kwargs: Kwargs, output: Tensor, weight: float, /) -> Tensor:
         """Output + weight * scale * B A[ids]."""
         low = functional.embedding(first_input(args, kwargs), self.a.t())
         return (output + functional.linear(low, self.b) * (self.scale * weight)).to(output.dtype)
@@ -102,7 +107,7 @@ class ConvUpdate:
     padding: tuple[int, ...] | str
     groups: int
 
-    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, weight: float) -> Tensor:
+    def apply(self, args: Args, kwargs: Kwargs, output: Tensor, weight: float, /) -> Tensor:
         """Output + weight * scale * (B * (A * x) + bias)."""
         convolve = _CONVOLUTIONS[self.a.ndim]
         x = first_input(args, kwargs).to(self.a.dtype)
@@ -117,7 +122,7 @@ class Replacement:
 
     module: nn.Module
 
-    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, weight: float) -> Any:  # noqa: ANN401, ARG002 - what modules take and give; a weight has no meaning here
+    def apply(self, args: Args, kwargs: Kwargs, _output: Output, _weight: float, /) -> Output:
         """The output of the adapter's own module."""
         return self.module(*args, **kwargs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from adapterhub.formats.peft.config import AdapterConfig, owner
 from adapterhub.formats.safetensors.file import TensorFile
@@ -13,6 +13,7 @@ from adapterhub.trust.verify import AdapterKeys, sort_keys
 
 HEADS = ("lm_head", "embed_out", "output")
 _MATRIX = 2
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +33,9 @@ class BaseFacts:
         inner = values.get("text_config")
         holders = [inner, values] if isinstance(inner, Mapping) else [values]
 
-        def first(key: str, kind: type) -> Any:  # noqa: ANN401 - of that kind or None
-            return next((holder[key] for holder in holders if type(holder.get(key)) is kind), None)
+        def first(key: str, kind: type[_T]) -> _T | None:
+            value: _T | None = next((holder[key] for holder in holders if type(holder.get(key)) is kind), None)
+            return value
 
         return cls(
             model_type=first("model_type", str),

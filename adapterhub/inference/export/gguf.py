@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import torch
@@ -25,13 +26,12 @@ from adapterhub.core.disk.new_folder import not_written
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Conflict, Incompatible, Malformed, NotFound, UnsupportedAdapter, shown
 from adapterhub.formats.peft.config import owner
-from adapterhub.inference.engines import engine
+from adapterhub.inference.engines.llama_cpp import BASES, GgufBase
 from adapterhub.inference.export._job import Adapter, Exported, Job
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import AdapterFactors
 from adapterhub.weights.lowrank.layouts import is_finite
 
-_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _QUERIES: Final = ".q_proj"
 _KEYS: Final = ".k_proj"
 _EMBEDDING: Final = "token_embd.weight"
@@ -176,7 +176,7 @@ def write_gguf(adapter: Adapter, path: Path, *, dtype: str, job: Job) -> None:
 
     gguf = _package()
     places = _places(adapter)
-    kind = _DTYPES[dtype]
+    kind: torch.dtype = getattr(torch, dtype)
     raw = {"bfloat16": gguf.GGMLQuantizationType.BF16}.get(dtype)
     stored = np.dtype({"float32": "f4", "float16": "f2", "bfloat16": "u2"}[dtype])
     writer = gguf.GGUFWriter(path, _base(adapter).architecture)
@@ -228,11 +228,11 @@ def _metadata(adapter: Adapter) -> Mapping[str, str]:
     return found
 
 
-def _base(adapter: Adapter) -> Any:  # noqa: ANN401 - `engines.llama_cpp.GgufBase`, imported with the rules
+def _base(adapter: Adapter) -> GgufBase:
     kind = adapter.facts.model_type
     if kind is None:
         raise Malformed("the base's config.json has no `model_type`, which decides the names of its tensors in GGUF")
-    return engine("llama.cpp").BASES[kind]
+    return BASES[kind]
 
 
 def _text_config(adapter: Adapter) -> Mapping[str, Any]:
@@ -337,10 +337,11 @@ def _heads(adapter: Adapter, module: str) -> int:
     return 0
 
 
-def _package() -> Any:  # noqa: ANN401 - the module; it has no types
+def _package() -> ModuleType:
     try:
         import gguf
     except ModuleNotFoundError:
         hint = "`pip install 'adapterhub[export]'` brings it"
         raise NotFound("writing GGUF needs the package `gguf`, not installed here", hint=hint) from None
-    return gguf
+    package: ModuleType = gguf
+    return package

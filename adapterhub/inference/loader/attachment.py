@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -20,6 +20,10 @@ from adapterhub.inference.loader.mixture import check_mixture
 from adapterhub.inference.loader.preparation import Preparation
 from adapterhub.library.default import LibraryLike, open_library
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from typing_extensions import Self
+
 
 class Attached:
     """A base with adapters on it; a context manager that detaches at its end.
@@ -30,7 +34,7 @@ class Attached:
     def __init__(
         self,
         base: BaseModel,
-        model: Any,  # noqa: ANN401 - PEFT is untyped
+        model: PeftModel,
         adapters: tuple[AttachedAdapter, ...],
         ready: Sequence[ReadyAdapter],
     ) -> None:
@@ -41,7 +45,7 @@ class Attached:
         self._hooks = base.added_hooks()
 
     @property
-    def model(self) -> Any:  # noqa: ANN401 - PEFT is untyped
+    def model(self) -> PeftModel:
         """The `PeftModel`; call it, or its `generate`, like the base.
 
         Raises:
@@ -90,7 +94,7 @@ class Attached:
             self._model = None
         return self._base.model
 
-    def __enter__(self) -> Attached:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

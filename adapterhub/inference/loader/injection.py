@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.fitting import Fitting
 from adapterhub.inference.loader.methods import Setup
 from adapterhub.inference.loader.reading.contents import LISTED, AdapterContents
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,7 +50,7 @@ def peft_names(labels: Sequence[str]) -> list[str]:
     return names
 
 
-def inject(base: BaseModel, adapters: Sequence[ReadyAdapter]) -> Any:  # noqa: ANN401 - a PeftModel, which has no types
+def inject(base: BaseModel, adapters: Sequence[ReadyAdapter]) -> PeftModel:
     """The base with all `adapters` on it and active, as a `PeftModel`. The caller restores the base if this raises.
 
     Raises:
@@ -78,7 +82,7 @@ def set_scales(modules: Mapping[str, Any], adapter: ReadyAdapter) -> None:
         alphas[adapter.name] = scale.alpha
 
 
-def _build(base: BaseModel, adapters: Sequence[ReadyAdapter]) -> Any:  # noqa: ANN401 - a PeftModel
+def _build(base: BaseModel, adapters: Sequence[ReadyAdapter]) -> PeftModel:
     from peft import PeftModel
 
     model = None
@@ -97,7 +101,7 @@ def _build(base: BaseModel, adapters: Sequence[ReadyAdapter]) -> Any:  # noqa: A
     return model
 
 
-def _follow_modes(base: BaseModel, model: Any) -> None:  # noqa: ANN401 - a PeftModel
+def _follow_modes(base: BaseModel, model: PeftModel) -> None:
     """Put each of PEFT's wrappers into the mode, training or evaluation, of the module that it wraps."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -125,7 +129,7 @@ class _Slot(NamedTuple):
 class _Filling:
     """Assigns one adapter's tensors to the layers that PEFT built for it."""
 
-    def __init__(self, base: BaseModel, model: Any, adapter: ReadyAdapter) -> None:  # noqa: ANN401 - a PeftModel
+    def __init__(self, base: BaseModel, model: PeftModel, adapter: ReadyAdapter) -> None:
         self.base = base
         self.model = model
         self.adapter = adapter
@@ -160,7 +164,7 @@ class _Filling:
                 [f"`{shown(name)}`" for name in sorted(odd)[:LISTED]],
             )
 
-    def _layers(self) -> Iterator[tuple[str, Any]]:
+    def _layers(self) -> Iterator[tuple[str, BaseTunerLayer]]:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         return ((name, module) for name, module in self.modules.items() if isinstance(module, BaseTunerLayer))
@@ -191,7 +195,7 @@ class _Filling:
         slots = {name: _slot(holder, self.adapter.name, holder[self.adapter.name]) for name, holder in holders.items()}
         yield from self._matched("", self.contents.shared, slots)
 
-    def _resize(self, layer: Any, name: str) -> None:  # noqa: ANN401 - a layer of PEFT
+    def _resize(self, layer: BaseTunerLayer, name: str) -> None:
         """Give a layer the rank of its tensors, where PEFT's config has one rank for all layers (AdaLoRA)."""
         rank, adapter = self.adapter.setup.ranks.get(name), self.adapter.name
         if rank is None:
@@ -213,7 +217,7 @@ class _Filling:
             yield slots[key], spec
 
 
-def _own_slots(layer: Any, name: str) -> dict[str, _Slot]:  # noqa: ANN401 - a layer of PEFT
+def _own_slots(layer: BaseTunerLayer, name: str) -> dict[str, _Slot]:
     """The parameters of adapter `name` on one layer, by their names in PEFT's files."""
     slots: dict[str, _Slot] = {}
     base = next(layer.get_base_layer().parameters())

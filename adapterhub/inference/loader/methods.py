@@ -59,7 +59,7 @@ def set_up(contents: AdapterContents, base: BaseModel) -> Setup:
     if reasons:
         raise UnsupportedAdapter(f"`{shown(contents.label)}` cannot be attached here", reasons)
     make = _MAKERS[contents.config.peft_type]
-    return make(contents, base, _common(contents, base))
+    return make(contents, _common(contents, base))
 
 
 _BASE_CHANGING_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -120,7 +120,7 @@ def _conv1d() -> type[nn.Module]:
 
 
 # ---------------------------------------------------------------- one maker a method
-def _lora(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+def _lora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import LoraConfig
 
     config = contents.config
@@ -159,7 +159,7 @@ def _ranks(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
     return usual, {re.escape(name): ranks[name] for name in others}
 
 
-def _adalora(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+def _adalora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import AdaLoraConfig
 
     fields = Fields(contents.config.extra)
@@ -179,7 +179,7 @@ def _adalora(contents: AdapterContents, base: BaseModel, common: dict[str, Any])
     return Setup(config=made, scales={}, is_additive=False, ranks=ranks)
 
 
-def _ia3(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+def _ia3(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import IA3Config
 
     fields = Fields(contents.config.extra)
@@ -198,7 +198,7 @@ def _ia3(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> 
     return Setup(config=made, scales={}, is_additive=False, ranks={})
 
 
-def _lycoris(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+def _lycoris(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import LoHaConfig, LoKrConfig
 
     fields = Fields(contents.config.extra)
@@ -225,7 +225,7 @@ def _lycoris(contents: AdapterContents, base: BaseModel, common: dict[str, Any])
     return Setup(config=made, scales=scales, is_additive=True, ranks={})
 
 
-def _vera(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+def _vera(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import VeraConfig
 
     fields = Fields(contents.config.extra)
@@ -242,7 +242,7 @@ def _vera(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) ->
     return Setup(config=made, scales={}, is_additive=False, ranks={}, warnings=warnings)
 
 
-_MAKERS: Final[Mapping[str, Callable[[AdapterContents, BaseModel, dict[str, Any]], Setup]]] = MappingProxyType(
+_MAKERS: Final[Mapping[str, Callable[[AdapterContents, dict[str, Any]], Setup]]] = MappingProxyType(
     {"LORA": _lora, "ADALORA": _adalora, "IA3": _ia3, "LOHA": _lycoris, "LOKR": _lycoris, "VERA": _vera}
 )
 

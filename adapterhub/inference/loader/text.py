@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,10 +13,16 @@ from adapterhub.core.errors import Incompatible, UsageProblem, shown
 from adapterhub.inference.generation import Question, Writing, write
 from adapterhub.inference.loader.base.quantised import hold_layout
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_base(folder: Path, *, dtype: str = "auto", load_in: str | None = None) -> tuple[Any, Any]:
+def load_base(
+    folder: Path, *, dtype: str = "auto", load_in: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal or sequence-to-sequence model in `folder` and its tokenizer, frozen, on the first GPU if there is one.
 
     `load_in` quantises the linear layers with bitsandbytes while loading: `4bit` (NF4, with the other tensors in
@@ -60,13 +66,20 @@ def load_base(folder: Path, *, dtype: str = "auto", load_in: str | None = None) 
     return model.eval(), tokenizer
 
 
-def answer(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int = 64, chat: bool = False) -> str:  # noqa: ANN401 - transformers and PEFT
+def answer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_new_tokens: int = 64,
+    chat: bool = False,
+) -> str:
     """The greedy continuation of `prompt`; `chat` puts the prompt into the base's chat template first."""
     question = Question(text=prompt, chat=chat)
     return write(model, tokenizer, [question], Writing(max_new_tokens=max_new_tokens))[0].text
 
 
-def _ensure_not_quantised(folder: Path, config: Any) -> None:  # noqa: ANN401 - transformers
+def _ensure_not_quantised(folder: Path, config: PretrainedConfig) -> None:
     stored = getattr(config, "quantization_config", None)
     if stored is None:
         return
@@ -76,7 +89,7 @@ def _ensure_not_quantised(folder: Path, config: Any) -> None:  # noqa: ANN401 - 
     )
 
 
-def _packing(load_in: str, dtype: torch.dtype) -> Any:  # noqa: ANN401 - transformers
+def _packing(load_in: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     from transformers import BitsAndBytesConfig
 
     if load_in == "8bit":

@@ -71,7 +71,7 @@ def message_in(answer: object) -> str:
     return str(answer)
 
 
-def _read(data: bytes) -> Any:  # noqa: ANN401 - JSON or text
+def _read(data: bytes) -> object:
     try:
         return json.loads(data)
     except ValueError:

@@ -16,9 +16,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Final
+from http import HTTPStatus
+from typing import IO, TYPE_CHECKING, Final
 
 from adapterhub.core.errors import EngineFailed
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 STOP_S: Final = 30.0
 """How long an engine may take to end by itself."""
@@ -44,7 +48,7 @@ class EngineProcess:
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - we have no threads yet
         )
 
-    def __enter__(self) -> EngineProcess:  # noqa: PYI034 - `Self` is Python 3.11's
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -126,7 +130,7 @@ def _end_with_parent() -> None:
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:  # noqa: S310 - our own URL on loopback
-            return bool(answer.status == 200)  # noqa: PLR2004 - HTTP's OK
+            return bool(answer.status == HTTPStatus.OK)
     except (OSError, urllib.error.URLError, ValueError):
         return False
 

@@ -17,19 +17,22 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import CouldNotTell, UsageProblem
 from adapterhub.inference.tuning._examples import Example, Turn, read_examples
 from adapterhub.inference.tuning._losses import Encoded, Losses, encode
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from adapterhub.core.specs import BaseSpec
     from adapterhub.inference.loader import AdapterLike, Attached
     from adapterhub.library.library import Library
 
 __all__ = ["Example", "Tuned", "Turn", "read_examples", "tune"]
 
+FEWEST_ADAPTERS: Final = 2
 LARGEST_WEIGHT: Final = 1.5
 DEFAULT_BUDGET: Final = 60
 DEFAULT_L1: Final = 0.05
@@ -66,8 +69,8 @@ class Tuned:
 
 
 def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
-    model: Any,  # noqa: ANN401 - transformers
-    tokenizer: Any,  # noqa: ANN401 - transformers
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     adapters: Sequence[AdapterLike],
     examples: Sequence[Example],
     *,
@@ -202,7 +205,7 @@ def _split(encoded: Sequence[Encoded], seed: int) -> tuple[list[Encoded], list[E
 
 
 def _check(
-    model: Any,  # noqa: ANN401 - transformers
+    model: PreTrainedModel,
     adapters: Sequence[AdapterLike],
     examples: Sequence[Example],
     *,
@@ -212,7 +215,7 @@ def _check(
 ) -> None:
     """Raise unless the arguments of `tune` are valid."""
     fewest = len(adapters) + 2
-    if len(adapters) < 2:  # noqa: PLR2004 - one against another
+    if len(adapters) < FEWEST_ADAPTERS:
         raise UsageProblem("tuning needs at least two adapters")
     if not examples:
         raise UsageProblem("tuning needs at least one example")

@@ -12,7 +12,9 @@ from adapterhub.core.errors import CouldNotTell, Malformed, UsageProblem, shown
 from adapterhub.inference.tuning._examples import PROBLEMS_SHOWN, Example
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_TOKENS: Final = 4096
 """The limit for one example, unless that of the base is lower."""
@@ -36,7 +38,7 @@ class Encoded:
         return len(self.tokens) - self.first
 
 
-def encode(tokenizer: Any, model: Any, examples: Sequence[Example]) -> list[Encoded]:  # noqa: ANN401 - transformers
+def encode(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, examples: Sequence[Example]) -> list[Encoded]:
     """The examples in tokens of the model.
 
     Prompt and completion are tokenised together; the tokens that differ from those of the prompt alone are the targets,
@@ -75,7 +77,7 @@ def encode(tokenizer: Any, model: Any, examples: Sequence[Example]) -> list[Enco
 class Losses:
     """Examples in batches, for repeated runs of a causal language model."""
 
-    def __init__(self, encoded: Sequence[Encoded], model: Any) -> None:  # noqa: ANN401 - transformers
+    def __init__(self, encoded: Sequence[Encoded], model: PreTrainedModel) -> None:
         self._batches = [_batch(rows, model.device) for rows in _grouped(encoded)]
         self._targets = sum(e.targets for e in encoded)
         self._keeps_some_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -124,7 +126,7 @@ def _grouped(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
     return groups
 
 
-def _batch(rows: Sequence[Encoded], device: Any) -> _Batch:  # noqa: ANN401 - a torch device
+def _batch(rows: Sequence[Encoded], device: torch.device) -> _Batch:
     import torch
 
     longest = len(rows[0].tokens)
@@ -140,7 +142,7 @@ def _batch(rows: Sequence[Encoded], device: Any) -> _Batch:  # noqa: ANN401 - a 
     return _Batch(**{name: part.to(device) for name, part in parts.items()})
 
 
-def _encoded(tokenizer: Any, example: Example) -> Encoded:  # noqa: ANN401 - transformers
+def _encoded(tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded:
     if isinstance(example.prompt, tuple):
         before, whole = _conversation(tokenizer, example)
         start, tokens = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, whole))
@@ -157,7 +159,7 @@ def _encoded(tokenizer: Any, example: Example) -> Encoded:  # noqa: ANN401 - tra
     return Encoded(tokens=tuple(tokens), first=max(shared, 1))  # nothing predicts the first token
 
 
-def _conversation(tokenizer: Any, example: Example) -> tuple[str, str]:  # noqa: ANN401 - transformers
+def _conversation(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, str]:
     """The conversation without and with the answer.
 
     Raises:

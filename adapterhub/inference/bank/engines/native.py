@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
-from adapterhub.distribution.finding import Found
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.bank.engine import LoadedAdapter
 from adapterhub.inference.bank.engines.weights import FileMemory
@@ -84,7 +83,7 @@ class NativeEngine:
                 reasons.append(f"`{shown(name)}` {reason}")
         return tuple(reasons[:LISTED])
 
-    def load(self, ready: ReadyAdapter, found: Found) -> LoadedAdapter:  # noqa: ARG002 - as Engine
+    def load(self, ready: ReadyAdapter) -> LoadedAdapter:
         """The adapter's factors in memory.
 
         Raises:

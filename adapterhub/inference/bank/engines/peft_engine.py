@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from adapterhub.core.errors import UsageProblem, shown
-from adapterhub.distribution.finding import Found
+from adapterhub.distribution.finding import AdapterLike, Found
 from adapterhub.inference.bank.engine import LoadedAdapter
 from adapterhub.inference.bank.selection import Current, Selection, Using
-from adapterhub.inference.loader.attachment import Attached, attach
+from adapterhub.inference.bank.updates import Args, Kwargs, Output
+from adapterhub.inference.loader.attachment import Attached
 from adapterhub.inference.loader.injection import ReadyAdapter
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Alone:
@@ -30,7 +35,7 @@ class Alone:
         self.label = label
         self.is_on = False
 
-    def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:  # noqa: ANN401, ARG002 - as Selection
+    def apply(self, _name: str, _args: Args, _kwargs: Kwargs, output: Output, /) -> Output:
         """The output, unchanged."""
         return output
 
@@ -108,24 +113,20 @@ class Turnstile:
 class PeftEngine:
     """Runs every adapter that `attach` supports. Keeps none in memory: each block reads its adapter again.
 
-    `options` are those of `attach`. Every load of the bank holds the lock `loading`.
+    `put_on` attaches an adapter to `model`. Every load of the bank holds the lock `loading`.
     """
 
     name = "peft"
 
-    def __init__(self, model: nn.Module, current: Current, **options: Any) -> None:  # noqa: ANN401 - as attach
+    def __init__(self, model: nn.Module, current: Current, put_on: Callable[[AdapterLike], Attached]) -> None:
         self.loading = threading.RLock()
         self._model = model
-        self._current = current
-        self._options = options
+        self.current = current
+        self._put_on = put_on
         self._turnstile = Turnstile()
         self._running: UsingPeft | None = None
 
-    def reasons_against(self, ready: ReadyAdapter) -> tuple[str, ...]:  # noqa: ARG002 - as Engine
-        """None: `try_on` raises for an adapter that PEFT refuses."""
-        return ()
-
-    def load(self, ready: ReadyAdapter, found: Found) -> LoadedAdapter:  # noqa: ARG002 - as Engine
+    def load(self, ready: ReadyAdapter) -> LoadedAdapter:
         """An adapter without tensors, which marks that it was loaded."""
         return LoadedAdapter(
             label=ready.contents.label,
@@ -142,7 +143,7 @@ class PeftEngine:
         Raises:
             UsageProblem: this context, or another task of this thread, uses an adapter on PEFT's layers.
         """
-        ensure_outside_use(self._current.get())
+        ensure_outside_use(self.current.get())
         return self._turnstile.alone()
 
     def try_on(self, found: Found) -> None:
@@ -178,17 +179,17 @@ class PeftEngine:
         if running is not None:
             running.end()
 
-    def guard(self) -> list[Any]:
+    def guard(self) -> list[RemovableHandle]:
         """Hooks that take every call of the model, and of the encoder that `generate` calls, through the turnstile."""
-        current, turnstile = self._current, self._turnstile
+        current, turnstile = self.current, self._turnstile
 
-        def enter(module: nn.Module, args: Any) -> None:  # noqa: ANN401, ARG001 - what models take
+        def enter(_module: nn.Module, _args: Args) -> None:
             turnstile.enter(current.get())
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401, ARG001 - as above
+        def leave(_module: nn.Module, _args: Args, _output: Output) -> None:
             turnstile.leave()
 
-        handles: list[Any] = []
+        handles: list[RemovableHandle] = []
         for door in _doors(self._model):
             handles.append(door.register_forward_pre_hook(enter))
             handles.append(door.register_forward_hook(leave, always_call=True))
@@ -196,7 +197,7 @@ class PeftEngine:
 
     def _attach(self, found: Found) -> Attached:
         with self.loading:  # a hook that a load adds meanwhile would be mistaken for PEFT's
-            return attach(self._model, found.build or found.folder, **self._options)
+            return self._put_on(found.build or found.folder)
 
 
 class UsingPeft(Using):
@@ -207,9 +208,9 @@ class UsingPeft(Using):
         self._found = found
         self._attached: Attached | None = None
         self._alone = Alone(found.label)
-        super().__init__(engine._current, self._alone)  # noqa: SLF001 - the two belong together
+        super().__init__(engine.current, self._alone)
 
-    def __enter__(self) -> UsingPeft:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
+    def __enter__(self) -> Self:
         try:
             self._attached = self._engine.begin(self, self._alone, self._found)
         except BaseException as error:

@@ -45,12 +45,12 @@ class BaseModel:
         self.modules = dict(model.named_modules(remove_duplicate=False))
         _ensure_bare(model, self.modules)
         hold_layout(self.modules.values())
-        self._children = {name: dict(module._modules) for name, module in self.modules.items()}  # noqa: SLF001 - the only way to see them with None entries
-        self._parameters = {name: tuple(module._parameters) for name, module in self.modules.items()}  # noqa: SLF001 - as above
+        self._children = {name: dict(module._modules) for name, module in self.modules.items()}
+        self._parameters = {name: tuple(module._parameters) for name, module in self.modules.items()}
         self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._marks = {name: name in vars(model) for name in _PEFT_MARKS}
         self._tensor_parallelism = getattr(getattr(model, "config", None), "pretraining_tp", None)
-        self._hooks = {id(module): set(module._forward_hooks) for module in self.modules.values()}  # noqa: SLF001 - no public view
+        self._hooks = {id(module): set(module._forward_hooks) for module in self.modules.values()}
         absent = [parameter for parameter, _ in self._gradients if parameter.is_meta]
         if absent:
             raise CouldNotTell(
@@ -76,12 +76,12 @@ class BaseModel:
         """
         for name, module in self.modules.items():
             prefix = f"{name}." if name else ""
-            for key, parameter in module._parameters.items():  # noqa: SLF001 - `named_parameters` would look into wrappers
+            for key, parameter in module._parameters.items():  # `named_parameters` would look into wrappers
                 if parameter is not None:
                     yield NamedTensor(prefix + key, parameter, is_kept=True)
-            for key, buffer in module._buffers.items():  # noqa: SLF001 - as above
+            for key, buffer in module._buffers.items():
                 if buffer is not None:
-                    is_kept = key not in module._non_persistent_buffers_set  # noqa: SLF001 - no public view
+                    is_kept = key not in module._non_persistent_buffers_set
                     yield NamedTensor(prefix + key, buffer, is_kept=is_kept)
             for key, scales in scales_of(module):
                 yield NamedTensor(prefix + key, scales, is_kept=False)
@@ -105,7 +105,7 @@ class BaseModel:
         return [
             (module, key)
             for module in self.modules.values()
-            for key in module._forward_hooks  # noqa: SLF001 - no public view
+            for key in module._forward_hooks
             if key not in self._hooks[id(module)]
         ]
 
@@ -115,7 +115,7 @@ class BaseModel:
         from peft.utils import AuxiliaryTrainingWrapper
 
         for name, children in self._children.items():
-            places = self.modules[name]._modules  # noqa: SLF001 - assignment through the module would re-register
+            places = self.modules[name]._modules  # assignment through the module would re-register
             for key, child in children.items():
                 # Undo wrappers only: a module that the user put there meanwhile stays.
                 if places.get(key) is not child and isinstance(
@@ -123,7 +123,7 @@ class BaseModel:
                 ):
                     places[key] = child
         for name, order in self._parameters.items():
-            held = self.modules[name]._parameters  # noqa: SLF001 - torch takes a parametrised one out and adds it at the end
+            held = self.modules[name]._parameters  # torch takes a parametrised one out and adds it at the end
             if tuple(held) != order and held.keys() == set(order):
                 in_order = {key: held[key] for key in order}
                 held.clear()
@@ -132,7 +132,7 @@ class BaseModel:
             if parameter.requires_grad != needs_gradient:
                 parameter.requires_grad_(needs_gradient)
         for module, key in hooks:
-            module._forward_hooks.pop(key, None)  # noqa: SLF001 - PEFT keeps no handle
+            module._forward_hooks.pop(key, None)  # PEFT keeps no handle
         for mark, was_there in self._marks.items():
             if not was_there:
                 vars(self.model).pop(mark, None)

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.base.precision import Interval
 
+QuantState = Any
+"""Of bitsandbytes, which has no types."""
+
 _REPACKING: Final = "support_avx512bf16_for_cpu"
 """The attribute of a 4-bit layer by which bitsandbytes lets the first forward repack the weight for this CPU."""
 
@@ -72,7 +75,7 @@ def ensure_unpacked(
 
 def scales_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The scales of a quantised weight, by bitsandbytes' names in a file; nothing for other modules."""
-    for key, parameter in module._parameters.items():  # noqa: SLF001 - `named_parameters` would look into wrappers
+    for key, parameter in module._parameters.items():  # `named_parameters` would look into wrappers
         state = getattr(parameter, "quant_state", None)
         if state is not None:
             yield from _scales_of_blocks(key, state)
@@ -83,7 +86,7 @@ def scales_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def source_shape(module: nn.Module) -> tuple[int, ...] | None:
     """The shape of the module's weight before it was quantised; None if it is not quantised."""
-    weight = module._parameters.get("weight")  # noqa: SLF001 - as above
+    weight = module._parameters.get("weight")
     state = getattr(weight, "quant_state", None)
     if state is not None and state.shape is not None:
         return tuple(state.shape)
@@ -95,7 +98,7 @@ def source_intervals(module: nn.Module, places: Sequence[int]) -> tuple[Interval
 
     None if they are unknown: the weight is not quantised, or an earlier forward repacked it for one kind of CPU.
     """
-    weight = module._parameters.get("weight")  # noqa: SLF001 - as above
+    weight = module._parameters.get("weight")
     if weight is None:
         return None
     at = torch.tensor(places, dtype=torch.int64, device=weight.device)
@@ -107,7 +110,7 @@ def source_intervals(module: nn.Module, places: Sequence[int]) -> tuple[Interval
     return None if scales is None else _eight_bits(weight.detach(), scales, at)
 
 
-def _scales_of_blocks(key: str, state: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401 - bitsandbytes is untyped
+def _scales_of_blocks(key: str, state: QuantState) -> Iterator[tuple[str, Tensor]]:
     yield f"{key}.absmax", state.absmax
     if state.code is not None:
         yield f"{key}.quant_map", state.code
@@ -120,14 +123,14 @@ def _scales_of_blocks(key: str, state: Any) -> Iterator[tuple[str, Tensor]]:  # 
 
 def _scales_of_rows(module: nn.Module) -> Tensor | None:
     """The scales of an 8-bit weight, which the first forward moves from the weight to the layer's state."""
-    weight = module._parameters.get("weight")  # noqa: SLF001 - as above
+    weight = module._parameters.get("weight")
     if weight is None or weight.dtype != torch.int8:
         return None
     found = getattr(weight, "SCB", None)
     return found if found is not None else getattr(getattr(module, "state", None), "SCB", None)
 
 
-def _four_bits(packed: Tensor, state: Any, at: Tensor) -> tuple[Interval, ...]:  # noqa: ANN401 - as above
+def _four_bits(packed: Tensor, state: QuantState, at: Tensor) -> tuple[Interval, ...]:
     pairs = packed.view(torch.uint8).reshape(-1)[at // 2]
     codes = torch.where(at % 2 == 0, pairs >> 4, pairs & 15).long()  # the first of two is in the upper half
     levels = state.code.double()
@@ -140,7 +143,7 @@ def _four_bits(packed: Tensor, state: Any, at: Tensor) -> tuple[Interval, ...]: 
     return _widened(corners.amin(0), corners.amax(0), _SLACK * scales, state.dtype)
 
 
-def _block_scales(state: Any, blocks: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - as above
+def _block_scales(state: QuantState, blocks: Tensor) -> tuple[Tensor, Tensor]:
     """The scale of each block, and its possible error if the scales are quantised, too."""
     scales, inner = state.absmax.reshape(-1)[blocks], getattr(state, "state2", None)
     if inner is None:
