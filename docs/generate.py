@@ -36,65 +36,65 @@ COMMON_OPTIONS: Final = ("root", "as_json", "quiet")
 
 _OF_VERIFY: Final[Mapping[str, Mapping[str, str]]] = {
     "error": {
-        "E_ARCHIVE": "An archive was given instead of a folder; archives are not unpacked.",
-        "E_BASE_WEIGHT": "Holds a tensor that would replace a weight of the base.",
+        "E_ARCHIVE": "The path is an archive, not a folder; archives are never unpacked.",
+        "E_BASE_WEIGHT": "A tensor would replace a weight of the base.",
         "E_CODE": "The config names code that a loader would import or run.",
-        "E_CONFIG": "`adapter_config.json` is missing, is not JSON, or holds a value that PEFT could not mean.",
-        "E_CONTAINER": "The weights file is missing, or breaks the safetensors format.",
-        "E_DIGEST": "A file is missing or is not what the manifest says it is, byte for byte.",
-        "E_DTYPE": "A tensor holds something other than floating point numbers.",
-        "E_INDEX": "The index of the library is damaged or out of step with the installed folders.",
-        "E_KIND": "A folder, pipe or device stands where a file should, or a file where the folder should.",
-        "E_LIMIT": "More bytes, tensors or files than an adapter may have.",
-        "E_LINK": "A link that leads out of its folder, or nowhere.",
-        "E_NAME": "Two names in the folder are one name on file systems that ignore case.",
-        "E_OVERFLOW": "Numbers of float64 that float32 cannot hold.",
-        "E_NOT_SIGNED": "As `W_NOT_SIGNED`, with `verify --strict` or where the policy requires signatures.",
-        "E_NONFINITE": "NaN or infinity, with the place of the first one in each tensor.",
-        "E_PAIR": "Half a LoRA pair, a tensor without a place, or a pair that the config does not target.",
-        "E_PICKLE": "The weights are there as a pickle only, which is never opened.",
-        "E_RANK": "The rank of a pair is not the one that the config says, or A and B disagree.",
+        "E_CONFIG": "`adapter_config.json` is missing, is not JSON, or has a value that PEFT cannot mean.",
+        "E_CONTAINER": "The weights file is missing or breaks the safetensors format.",
+        "E_DIGEST": "A file is missing, or its bytes do not match the manifest.",
+        "E_DTYPE": "A tensor does not contain floating point numbers.",
+        "E_INDEX": "The library's index is damaged or does not match the installed folders.",
+        "E_KIND": "A folder, pipe or device is where a file should be, or a file where the folder should be.",
+        "E_LIMIT": "The adapter has more bytes, tensors or files than the limits allow.",
+        "E_LINK": "A link leads out of its folder, or nowhere.",
+        "E_NAME": "Two names in the folder are the same on a file system that ignores case.",
+        "E_OVERFLOW": "A float64 number is too large for float32.",
+        "E_NOT_SIGNED": "`W_NOT_SIGNED` under `verify --strict` or a policy that requires signatures.",
+        "E_NONFINITE": "A tensor contains NaN or infinity; the message has the place of the first one.",
+        "E_PAIR": "A LoRA pair lacks a half, a tensor belongs to no module, or the config does not target a pair.",
+        "E_PICKLE": "The only weights are a pickle, which is never opened.",
+        "E_RANK": "The rank of a pair differs from the config, or A and B disagree.",
         "E_REGEX": "A pattern in the config is not a regular expression, or could take too long to match.",
-        "E_SHAPE": "A tensor has no usable shape: not a matrix, an empty side, or halves that do not fit.",
-        "E_TENSOR_NAME": "The name of a tensor is a path, too long, or holds characters that do not print.",
-        "E_UNSUPPORTED": "The files are of another program, or of a method that is not known here.",
-        "E_VARIANT": "Parts of a variant (DoRA, `lora_bias`) are there without its setting, or the other way round.",
+        "E_SHAPE": "The shape of a tensor is unusable: not a matrix, an empty side, or halves that do not fit.",
+        "E_TENSOR_NAME": "A tensor's name is a path, is too long, or contains unprintable characters.",
+        "E_UNSUPPORTED": "The files come from another program, or use an unknown method.",
+        "E_VARIANT": "A variant (DoRA, `lora_bias`) has parts but no setting, or a setting but no parts.",
     },
     "unknown": {
-        "U_BASE_WEIGHT": "Holds what is said to be a copy of a base tensor; the base is needed to tell.",
-        "U_METHOD": "Pairing is not checked for this method; only its container, config and numbers are.",
-        "U_SHAPE": "Shapes cannot be compared: a quantised base, or a variant that rearranges layers.",
+        "U_BASE_WEIGHT": "A tensor claims to be a copy of a base tensor; only a comparison with the base can tell.",
+        "U_METHOD": "For this method only the container, config and numbers are checked, not the pairs.",
+        "U_SHAPE": "The shapes cannot be compared: the base is quantised, or a variant rearranges layers.",
     },
     "warning": {
-        "W_ALPHA": "`lora_alpha` is zero or negative: the adapter has no effect, or its update is turned around.",
-        "W_AUTO_MAPPING": "Made for a model class of its author's own; that class is never imported.",
-        "W_BASE_MISSING": "The config does not say which base the adapter needs.",
-        "W_BASE_PATH": "The config names the base by a folder of its author's machine; an error when nobody names it.",
-        "W_BIAS": "Changes biases of the base (`bias: all` or `lora_only`), whether it is switched on or off.",
-        "W_CONFIG_DEFAULT": "`r` or `lora_alpha` is missing; PEFT's default is taken.",
-        "W_FULL_WEIGHT": "Ships a module whole, which replaces the base's while the adapter is on, or a copy of one.",
-        "W_INIT": "Training started by changing the base (PiSSA, OLoRA and such): on the plain base it acts otherwise.",
-        "W_NOT_SIGNED": "Files that git or a download left beside a signature, which does not cover them.",
+        "W_ALPHA": "`lora_alpha` is zero or negative: the adapter has no effect, or the opposite one.",
+        "W_AUTO_MAPPING": "The adapter was made for its author's own model class, which is never imported.",
+        "W_BASE_MISSING": "The config does not name a base.",
+        "W_BASE_PATH": "The config names the base by a folder on its author's machine; an error unless you give one.",
+        "W_BIAS": "The adapter changes biases of the base (`bias: all` or `lora_only`), even while it is off.",
+        "W_CONFIG_DEFAULT": "`r` or `lora_alpha` is missing; PEFT's default applies.",
+        "W_FULL_WEIGHT": "The adapter holds a whole module, which replaces the base's while it is on, or a copy.",
+        "W_INIT": "Training began by changing the base (PiSSA, OLoRA and such); on the plain base it acts differently.",
+        "W_NOT_SIGNED": "Files beside the signature, left by git or a download, are not covered by it.",
         "W_NOOP": "Every A or every B is zero: the adapter does nothing.",
-        "W_OVERFLOW": "The scaled update is larger than its dtype can hold.",
-        "W_RANK": "The rank is larger than the matrix; a smaller one can say the same.",
-        "W_TARGETS": "The config targets modules for which the weights hold nothing.",
+        "W_OVERFLOW": "The scaled update is too large for its dtype.",
+        "W_RANK": "The rank exceeds the size of the matrix; a lower rank can hold the same update.",
+        "W_TARGETS": "The config targets modules for which there are no weights.",
         "W_TASK_TYPE": "PEFT refuses to load this `task_type`.",
-        "W_TIED": "Adapts an output head that is the input embedding too in this base.",
-        "W_WRITABLE": "An object of the store can be written; its bytes are right.",
+        "W_TIED": "The adapter changes an output head that this base shares with its input embedding.",
+        "W_WRITABLE": "An object of the store is writable; its bytes are correct.",
     },
     "note": {
-        "N_BASE": "The same base in another form, and what differs.",
-        "N_INIT": "An initialisation that PEFT 0.21 does not know; it matters for training only.",
-        "N_NAMES": "The adapter's module names begin otherwise or are those of another transformers; one rule for all.",
-        "N_SCALE": "The scale on B·A, where it comes from, and how many modules have it.",
-        "N_TARGETS": "The config leaves the targets to the model's type; the tensors say which modules they are.",
-        "S_CODE": "Files that can hold or name code; not opened, not taken.",
-        "S_OTHER": "Files that are no part of an adapter; not taken.",
-        "S_PICKLE": "Pickles beside the weights; not opened, not taken.",
-        "S_TEMPLATE": "Tokenizer and chat template, which are the base's; not taken.",
-        "W_CONFIG_TYPE": "A setting has another JSON type than PEFT writes and is read as what it means.",
-        "W_CONFIG_UNKNOWN_KEY": "A setting that PEFT 0.21 does not have; kept as it is.",
+        "N_BASE": "The given base is the same base in another form; the message says what differs.",
+        "N_INIT": "PEFT 0.21 does not know this initialisation, which matters for training only.",
+        "N_NAMES": "The module names have another prefix, or those of another transformers; one rule maps them all.",
+        "N_SCALE": "The scale on B·A, its origin, and the number of modules that have it.",
+        "N_TARGETS": "The config leaves the targets to the type of the model; the tensors show which modules they are.",
+        "S_CODE": "Files that can contain or name code; not opened, not stored.",
+        "S_OTHER": "Files that are not part of an adapter; not stored.",
+        "S_PICKLE": "Pickles beside the weights; not opened, not stored.",
+        "S_TEMPLATE": "Tokenizer and chat template, which belong to the base; not stored.",
+        "W_CONFIG_TYPE": "A setting has another JSON type than PEFT writes, and is read as the value it means.",
+        "W_CONFIG_UNKNOWN_KEY": "A setting that PEFT 0.21 does not have; kept unchanged.",
     },
 }
 FINDINGS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -103,11 +103,11 @@ FINDINGS: Final[Mapping[str, Mapping[str, str]]] = {
 """One sentence for each finding code, by severity; those of `audit` stand in the package, for SARIF needs them, too."""
 
 EXITS: Final[Mapping[str, str]] = {
-    "EXIT_DONE": "Done.",
-    "EXIT_BUG": "A bug in adapterhub. ADAPTERHUB_DEBUG=1 shows the traceback.",
-    "EXIT_SOME_FAILED": "Finished, and some items failed: `verify` found errors, `doctor` found damage.",
-    "EXIT_INTERRUPTED": "Interrupted from the keyboard, or the reader of the output went away.",
-    "EXIT_TERMINATED": "Terminated (SIGTERM); temporary files were removed.",
+    "EXIT_DONE": "Success.",
+    "EXIT_BUG": "A bug in adapterhub; `ADAPTERHUB_DEBUG=1` shows the traceback.",
+    "EXIT_SOME_FAILED": "The command finished, but some items failed: `verify` found errors, `doctor` found damage.",
+    "EXIT_INTERRUPTED": "Interrupted from the keyboard, or the reader of the output closed it.",
+    "EXIT_TERMINATED": "Terminated by SIGTERM; temporary files were removed.",
 }
 """Exit codes that belong to no error class, by the name of their constant."""
 
@@ -282,13 +282,14 @@ def _cell(text: str) -> str:
 
 # ---------------------------------------------------------------- merge methods
 def methods_text() -> str:
-    """Every merge method as its file describes it."""
+    """Every merge method, described by the docstring of its file."""
     return "\n\n".join(_method(merge_methods.describe(name)) for name in merge_methods.names())
 
 
 def _method(method: merge_methods.Method) -> str:
     sentence, _, rest = method.text.partition("\n\n")
-    parts = [f"### {method.name}", sentence.removeprefix(f"`{method.name}`: "), rest.strip()]
+    sentence = sentence.removeprefix(f"`{method.name}`: ")
+    parts = [f"### {method.name}", sentence[0].upper() + sentence[1:], rest.strip()]
     if method.options:
         rows = [f"| `{_cell(f'{o.name}={o.values}')}` | {_cell(str(o.default))} |" for o in method.options]
         parts.append("\n".join(["| option | default |", "| --- | --- |", *rows]))
@@ -300,7 +301,7 @@ _MARKS: Final[Mapping[str, str]] = {"refuses": "refuses", "misreads": "**misread
 
 
 def engines_text() -> str:
-    """What every engine does about every feature in one table, then engine by engine with the places in its source."""
+    """One table of engines and features, then the rules of each engine with their places in its source."""
     found = engines.described()
     rows = []
     for key, feature in engines.FEATURES.items():
@@ -332,7 +333,7 @@ def _place(source: str) -> str:
 
 # ---------------------------------------------------------------- key maps
 def key_maps_text() -> str:
-    """Every key map with its model types, and each name in both releases."""
+    """Every key map with its model types, and each name in both releases of transformers."""
     return "\n\n".join(_key_map(key_map) for key_map in key_maps.KEY_MAPS)
 
 

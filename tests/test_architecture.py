@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
 def imports_of(path: Path) -> list[tuple[str, bool, int]]:
     """`(module, at module level, line)` of every import that runs; those under TYPE_CHECKING do not."""
     found: list[tuple[str, bool, int]] = []

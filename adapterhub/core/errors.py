@@ -1,35 +1,35 @@
-"""The error tree: every refusal of this project, its exit code, and what to do next.
+"""The error tree: the class of every refusal, its exit code, and a hint at what to do next.
 
 AdapterHubError                  exit code
-├── UsageProblem                  2   the request itself cannot be read
-│   ├── SpecError                     an adapter spec or base name that does not parse
-│   └── AmbiguousSpec                 one spec, several answers
-├── NotFound                     10   nothing by that name
+├── UsageProblem                  2   the request is invalid as typed
+│   ├── SpecError                     an adapter spec or base name does not parse
+│   └── AmbiguousSpec                 a spec matches several builds
+├── NotFound                     10   nothing has that name
 │   ├── AdapterNotFound
 │   ├── BaseNotFound
 │   └── BlobNotFound
-├── Incompatible                 11   found, but nothing that fits
+├── Incompatible                 11   something has that name, but nothing fits
 │   ├── NoCompatibleRelease           one reason per release
 │   ├── BaseMismatch                  made for another base
-│   ├── UnsupportedAdapter            a kind of adapter that cannot be attached here
-│   ├── MergeRefused                  adapters that cannot be added up
-│   └── ProjectConflict               what a project asks for cannot be had together
-├── DigestMismatch               12   bytes are not what their digest says
+│   ├── UnsupportedAdapter            features that cannot be attached here
+│   ├── MergeRefused                  the adapters cannot be added up
+│   └── ProjectConflict               requirements of a project conflict
+├── DigestMismatch               12   the bytes do not match their digest
 ├── RemoteUnreachable            13   network, server or offline mode
 ├── NotAllowed                   14   no right, or a policy forbids it
 │   ├── DiskFull                      no room
 │   └── SignatureRefused              a signature is missing, broken, forged, or not for this
-├── Conflict                     15   exists with other content, or locked
+├── Conflict                     15   the target has other content, or is locked
 │   ├── ReleaseExists
 │   ├── StoreLocked
-│   └── StaleLock                     a lock file that does not answer its project
-├── Malformed                    16   input that breaks its own format
+│   └── StaleLock                     a lock file no longer matches its project
+├── Malformed                    16   the input breaks its own format
 │   ├── MalformedTensorFile
 │   ├── MalformedConfig
 │   ├── MalformedManifest
 │   └── RefusedAdapter                the findings of `verify` say why
-├── CouldNotTell                 17   a check could not be carried out
-└── EngineFailed                 18   an inference engine did not start, or ended by itself
+├── CouldNotTell                 17   a check could not run
+└── EngineFailed                 18   an inference engine did not start, or stopped by itself
 
 Exit codes 0 (done), 1 (our bug), 3 (finished, some items failed) and 130 (interrupted) belong to no class.
 """
@@ -60,7 +60,7 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
 
 
 class AdapterHubError(Exception):
-    """A refusal in plain words. `hint` is a command or step that would help; it may be empty."""
+    """A refusal in plain words. `hint` is a command or step that helps; it may be empty."""
 
     exit_code: ClassVar[int] = EXIT_BUG
 
@@ -71,13 +71,13 @@ class AdapterHubError(Exception):
 
 
 class UsageProblem(AdapterHubError):
-    """The request cannot be read as typed."""
+    """The request is invalid as typed."""
 
     exit_code = 2
 
 
 class SpecError(UsageProblem):
-    """An adapter spec, name or base that does not parse; `text` is what was typed."""
+    """An adapter spec, name or base does not parse; `text` is what was typed."""
 
     def __init__(self, text: str, reason: str, *, hint: str = "") -> None:
         super().__init__(f"`{shown(text)}`: {reason}", hint=hint)
@@ -86,7 +86,7 @@ class SpecError(UsageProblem):
 
 
 class AmbiguousSpec(UsageProblem):
-    """One spec, several answers; `choices` holds one `(spec to type, what it is)` each."""
+    """A spec matches several builds; `choices` holds `(spec to type, what it is)` for each."""
 
     def __init__(self, message: str, choices: Sequence[tuple[str, str]], *, hint: str = "") -> None:
         super().__init__("\n".join([message, *(f"  {spec}  {what}" for spec, what in choices)]), hint=hint)
@@ -95,17 +95,17 @@ class AmbiguousSpec(UsageProblem):
 
 
 class NotFound(AdapterHubError):
-    """Nothing by that name."""
+    """Nothing has that name."""
 
     exit_code = 10
 
 
 class AdapterNotFound(NotFound):
-    """No release of that name in any place that was asked."""
+    """No place that was searched has a release of that name."""
 
 
 class BaseNotFound(NotFound):
-    """No registered base, folder or hub repository by that name."""
+    """No registered base, folder or hub repository has that name."""
 
 
 class BlobNotFound(NotFound):
@@ -113,13 +113,13 @@ class BlobNotFound(NotFound):
 
 
 class Incompatible(AdapterHubError):
-    """Found, but nothing that fits."""
+    """Something has that name, but nothing fits."""
 
     exit_code = 11
 
 
 class NoCompatibleRelease(Incompatible):
-    """Every release was refused; `refusals` holds one `(release, reason)` each."""
+    """Every release was refused; `refusals` holds `(release, reason)` for each."""
 
     def __init__(self, message: str, refusals: Sequence[tuple[str, str]], *, hint: str = "") -> None:
         lines = [f"  {release}  {reason}" for release, reason in refusals]
@@ -129,11 +129,11 @@ class NoCompatibleRelease(Incompatible):
 
 
 class BaseMismatch(Incompatible):
-    """The adapter was made for another base than the one it is asked to run on."""
+    """The adapter was made for a base other than the one it would run on."""
 
 
 class UnsupportedAdapter(Incompatible):
-    """An adapter that may be sound but cannot be attached here; `reasons` names each feature that stands in the way."""
+    """The adapter may be sound but cannot be attached here; `reasons` names each feature that prevents it."""
 
     def __init__(self, message: str, reasons: Sequence[str] = (), *, hint: str = "") -> None:
         super().__init__("\n".join([message, *(f"  {r}" for r in reasons)]), hint=hint)
@@ -141,7 +141,7 @@ class UnsupportedAdapter(Incompatible):
 
 
 class MergeRefused(Incompatible):
-    """The adapters cannot be added up; `reasons` names every offending module or feature."""
+    """The adapters cannot be added up; `reasons` names each module or feature that prevents it."""
 
     def __init__(self, message: str, reasons: Sequence[str] = (), *, hint: str = "") -> None:
         super().__init__("\n".join([message, *(f"  {r}" for r in reasons)]), hint=hint)
@@ -149,7 +149,7 @@ class MergeRefused(Incompatible):
 
 
 class ProjectConflict(Incompatible):
-    """What a project asks for cannot be had together; `reasons` holds `(place in the project, what is there)` each."""
+    """The requirements of a project conflict; `reasons` holds `(place in the project, what is there)` for each."""
 
     def __init__(self, message: str, reasons: Sequence[tuple[str, str]], *, hint: str = "") -> None:
         super().__init__("\n".join([message, *(f"  {place}  {what}" for place, what in reasons)]), hint=hint)
@@ -158,7 +158,7 @@ class ProjectConflict(Incompatible):
 
 
 class DigestMismatch(AdapterHubError):
-    """Bytes are not what their digest says."""
+    """The bytes do not match their digest."""
 
     exit_code = 12
 
@@ -172,26 +172,26 @@ class DigestMismatch(AdapterHubError):
 
 
 class RemoteUnreachable(AdapterHubError):
-    """A server could not be reached, answered with an error, or `--offline` forbids asking it."""
+    """A server did not answer or answered with an error, or `--offline` forbids contacting it."""
 
     exit_code = 13
 
 
 class NotAllowed(AdapterHubError):
-    """No right to do this, or a policy forbids it."""
+    """You lack the right to do this, or a policy forbids it."""
 
     exit_code = 14
 
 
 class DiskFull(NotAllowed):
-    """The disk, a quota or a file-size limit was reached; nothing half-made was kept."""
+    """The disk, a quota or a file-size limit is full; nothing incomplete was kept."""
 
 
 class SignatureRefused(NotAllowed):
-    """A signature is missing, broken, forged, by a key that may not sign this, or for something else.
+    """A signature is missing, broken, forged, for something else, or by a key that may not sign this.
 
     `reason` is one word for programs, such as `forged` or `unsigned` (`adapterhub.trust.signing` lists them); `clause`
-    says the same of `what` in words. `ending` says what the refusal left as it was.
+    says the same about `what` in words. `ending` says what the refusal left unchanged.
     """
 
     def __init__(
@@ -204,15 +204,15 @@ class SignatureRefused(NotAllowed):
 
 
 class NamespaceBound(NotAllowed):
-    """The user gave a namespace or a name to one remote, and something else would answer for it."""
+    """The user assigned a namespace or a name to one remote, and another place claims it."""
 
 
 class ProjectNotTrusted(NotAllowed):
-    """A project names servers that the user has not agreed to."""
+    """A project names servers that the user has not trusted."""
 
 
 class Conflict(AdapterHubError):
-    """It exists with other content, or somebody holds the lock."""
+    """The target exists with other content, or another process holds the lock."""
 
     exit_code = 15
 
@@ -222,11 +222,11 @@ class ReleaseExists(Conflict):
 
 
 class StoreLocked(Conflict):
-    """Another process holds the store."""
+    """Another process holds the lock of the store."""
 
 
 class StaleLock(Conflict):
-    """A lock file that does not answer its project any more; `problems` says why, one sentence each."""
+    """The lock file no longer matches its project; `problems` says why, one sentence each."""
 
     def __init__(self, where: str, problems: Sequence[str], *, hint: str = "") -> None:
         summary = f"`{shown(where, 200)}` is not what the project asks for. Nothing was changed"
@@ -235,13 +235,13 @@ class StaleLock(Conflict):
 
 
 class Malformed(AdapterHubError):
-    """Input that breaks its own format."""
+    """The input breaks its own format."""
 
     exit_code = 16
 
 
 class MalformedTensorFile(Malformed):
-    """A safetensors file that is not one; `code` is E_CONTAINER, E_LIMIT or E_TENSOR_NAME."""
+    """A file is not valid safetensors; `code` is E_CONTAINER, E_LIMIT or E_TENSOR_NAME."""
 
     def __init__(self, where: str, reason: str, *, code: str = "E_CONTAINER", hint: str = "") -> None:
         super().__init__(f"{shown(where, 200)}: {reason}", hint=hint)
@@ -251,7 +251,7 @@ class MalformedTensorFile(Malformed):
 
 
 class MalformedConfig(Malformed):
-    """An `adapter_config.json` that cannot be used; `code` is E_CONFIG, E_REGEX, E_CODE or E_UNSUPPORTED."""
+    """An `adapter_config.json` is unusable; `code` is E_CONFIG, E_REGEX, E_CODE or E_UNSUPPORTED."""
 
     def __init__(self, where: str, reason: str, *, code: str = "E_CONFIG", hint: str = "") -> None:
         super().__init__(f"{shown(where, 200)}: {reason}", hint=hint)
@@ -261,7 +261,7 @@ class MalformedConfig(Malformed):
 
 
 class MalformedManifest(Malformed):
-    """An `adapterhub.json` that breaks its schema; every problem is listed with its path."""
+    """An `adapterhub.json` breaks its schema; `problems` lists each problem with its path."""
 
     def __init__(self, where: str, problems: Sequence[str], *, hint: str = "") -> None:
         super().__init__(
@@ -272,7 +272,7 @@ class MalformedManifest(Malformed):
 
 
 class RefusedAdapter(Malformed):
-    """An adapter that must not be stored or loaded; `findings` holds `(code, text)` for each error found."""
+    """The adapter must not be stored or loaded; `findings` holds `(code, text)` for each error."""
 
     def __init__(self, message: str, findings: Sequence[tuple[str, str]], *, hint: str = "") -> None:
         super().__init__("\n".join([message, *(f"  [{code}] {text}" for code, text in findings)]), hint=hint)
@@ -280,12 +280,12 @@ class RefusedAdapter(Malformed):
 
 
 class CouldNotTell(AdapterHubError):
-    """A check could not be carried out, so neither yes nor no was found."""
+    """A check could not run, so the answer is neither yes nor no."""
 
     exit_code = 17
 
 
 class EngineFailed(AdapterHubError):
-    """An inference engine did not start, or ended by itself."""
+    """An inference engine did not start, or stopped by itself."""
 
     exit_code = 18

@@ -8,7 +8,9 @@ gave to a remote of his own.
 from __future__ import annotations
 
 import os
+import time
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,15 +19,28 @@ from adapterhub.projects.session import sources_from
 from adapterhub.projects.trust import ProjectTrust, ensure_no_takeover, keeping_trust
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
+    from adapterhub.distribution.resolve import Candidate, Objection
     from adapterhub.library.library import Library
     from adapterhub.library.transfer import Source
-    from adapterhub.projects.builds import Locked
+    from adapterhub.projects.builds import Given, Locked
     from adapterhub.projects.locking import LockOutcome, MakeMerge
+    from adapterhub.projects.merges import Merges
     from adapterhub.projects.session import Bars, Session
-    from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, Project, ProjectRemote, Wanted, WantedMerge
+    from adapterhub.projects.sync import Brought, Means
+    from adapterhub.projects.values import (
+        Lock,
+        LockedAdapter,
+        LockedBase,
+        LockedMerge,
+        Project,
+        ProjectRemote,
+        Wanted,
+        WantedMerge,
+    )
+    from adapterhub.trust.signing.policy import SignaturePolicy
     from adapterhub.trust.signing.trust import Demand
 
 
@@ -246,11 +261,33 @@ def editing(library: Library, folder: Path) -> Iterator[Project]:
 
 
 def project_base(session: Session) -> BaseSpec | None:
-    """The base of the project that a command works in; None outside of any, or where it names none."""
+    """The base of the session's project; None outside of any project, or where it names none."""
     from adapterhub.projects.locking import in_project
 
     project = session.project
     return in_project(project.base, project.folder) if project and project.base else None
+
+
+def objection_from(session: Session, exclude_newer: str | None) -> Objection | None:
+    """What the project's policy has against builds, with `exclude_newer` instead of its own where that is given.
+
+    Raises:
+        UsageProblem: `exclude_newer` cannot be read.
+    """
+    from adapterhub.projects.file.policy import objection_of
+    from adapterhub.projects.values import Policy
+
+    project = session.project
+    policy = project.policy if project else Policy()
+    if exclude_newer is not None:
+        policy = replace(policy, exclude_newer=exclude_newer)
+    return objection_of(policy, time.time())
+
+
+def refusal_here(session: Session, candidate: Candidate) -> str | None:
+    """Why the session's project would not take a build; None where it would, and outside of any project."""
+    objection = objection_from(session, None)
+    return objection(candidate) if objection else None
 
 
 def base_to_write(base: BaseSpec, folder: Path) -> BaseSpec:
@@ -287,18 +324,9 @@ def lock_now(
 
     def run_merge(wanted: WantedMerge, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
         from adapterhub.projects.locking import ALL, base_choice
-        from adapterhub.projects.merges import Merges  # imports torch, for which a lock without a merge need not wait
 
-        merges = Merges(
-            library=library,
-            base=base_choice(library, project, previous, takes_new=upgrade == ALL).locked,
-            places=sources.of_locked,
-            policy=sources.policy_for,
-            bar=bars.progress if bars else None,
-            steps=lambda: bars.steps(f"merge {wanted.key}", unit="modules") if bars else nullcontext(),
-            warn=session.out.warn,
-        )
-        return merges.make(wanted, inputs)
+        base = base_choice(library, project, previous, takes_new=upgrade == ALL).locked
+        return _merges(session, base, sources, sources.policy_for, wanted.key, bars).make(wanted, inputs)
 
     with bars.steps("resolve", unit="adapters") if bars else nullcontext() as progress:
         return lock_project(
@@ -311,6 +339,50 @@ def lock_now(
             given=given,
             progress=progress,
         )
+
+
+def _merges(
+    session: Session,
+    base: LockedBase | None,
+    sources: ProjectSources,
+    policy: Callable[[Locked], Given],
+    key: AdapterName,
+    bars: Bars | None,
+) -> Merges:
+    from adapterhub.projects.merges import Merges  # imports torch, for which a project without merges need not wait
+
+    return Merges(
+        library=session.library,
+        base=base,
+        places=sources.of_locked,
+        policy=policy,
+        bar=bars.progress if bars else None,
+        steps=lambda: bars.steps(f"merge {key}", unit="modules") if bars else nullcontext(),
+        warn=session.out.warn,
+    )
+
+
+def means_of(
+    session: Session,
+    lock: Lock,
+    sources: ProjectSources,
+    signatures: SignaturePolicy | None = None,
+    *,
+    bars: Bars | None = None,
+) -> Means:
+    """How `sync` brings what is locked into the library: from its places, or a merge by its recipe.
+
+    `signatures` is the policy of this run; None leaves it to the project.
+    """
+    from adapterhub.projects.sync import Means
+
+    def policy(entry: Locked) -> Given:
+        return signatures or sources.policy_for(entry)
+
+    def rebuild(entry: LockedMerge) -> Brought:
+        return _merges(session, lock.base, sources, policy, entry.key, bars).rebuild(entry)
+
+    return Means(places=sources.of_locked, rebuild=rebuild, policy=policy, bar=bars.progress if bars else None)
 
 
 def save_lock(session: Session, project: Project, lock: Lock) -> bool:

@@ -86,7 +86,7 @@ class Session:
 
     @property
     def library(self) -> Library:
-        """The library; importing it is left to the commands that need it."""
+        """The library, which is imported when it is needed."""
         from adapterhub.library.library import Library
 
         return Library(self.root)
@@ -127,7 +127,7 @@ class Session:
 
     @property
     def project(self) -> Project | None:
-        """The project that the command works in; None outside of any.
+        """The project of this session; None outside of any.
 
         Raises:
             NotFound, Malformed: `project_dir` holds none, or its file cannot be used.
@@ -138,7 +138,7 @@ class Session:
         return None if folder is None else read_project(folder)
 
     def need_project(self) -> Project:
-        """The project that the command works in.
+        """The project of this session.
 
         Raises:
             NotFound, Malformed: there is none, or its file cannot be used.

@@ -50,7 +50,7 @@ def servers_in(session: Session, project: Project, lock: Lock | None) -> Servers
 
 
 class ProjectTrust:
-    """What the user said of the servers of one project; looked up when a server is about to be asked."""
+    """Whether the user agreed to the servers of one project; looked up when a server is about to be asked."""
 
     def __init__(self, session: Session, project: Project) -> None:
         self._session, self._project = session, project

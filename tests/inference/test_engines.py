@@ -250,7 +250,7 @@ def test_what_is_not_known_of_the_base_is_said(tmp_path: Path) -> None:
 
     said = verdict(folder, "llama.cpp", BaseFacts()).notes
 
-    assert any("not known here" in note for note in said)
+    assert any("unknown here" in note for note in said)
     assert verdict(folder, "llama.cpp", BaseFacts()).ok
 
 

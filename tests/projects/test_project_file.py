@@ -289,7 +289,10 @@ SPECIFIERS = st.sampled_from(["", "==1.0", ">=1.2,<2", "~=1.4", ">=1,!=1.5", "==
 RANKS = st.none() | st.integers(1, 64)
 
 
-@given(key=KEYS, name=KEYS, namespace=st.none() | KEYS, specifiers=SPECIFIERS, max_rank=RANKS, group=st.none() | KEYS)
+NAMES = KEYS.filter(lambda name: not re.fullmatch(r"v\d+", name))  # which a project file reads as a version, and refuses
+
+
+@given(key=KEYS, name=NAMES, namespace=st.none() | KEYS, specifiers=SPECIFIERS, max_rank=RANKS, group=st.none() | KEYS)
 def test_what_is_saved_is_what_is_read(key, name, namespace, specifiers, max_rank, group):
     full = f"{namespace}/{name}" if namespace else name
     one = wanted(key, f"{full}{specifiers}", max_rank=max_rank, group=group)

@@ -12,7 +12,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 
-NOT_YET: Final = ("README.md", "docs/how-to/", "docs/tutorial/", "docs/reference/", "docs/explanation/architecture.md")
+NOT_YET: Final = ("docs/reference/cli.md", "docs/how-to/inspect.md", "docs/how-to/projects.md", "docs/how-to/serve.md")
 """Pages that are still being rewritten, by the beginning of their path; empty when all are done."""
 
 

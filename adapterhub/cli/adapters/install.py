@@ -21,11 +21,11 @@ from adapterhub.cli.options.params import (
     signatures_option,
     trust_option,
 )
-from adapterhub.cli.options.project_policy import exclude_newer_option, objection_from
-from adapterhub.cli.options.saving import Saved, project_to_save_in, save_installed, save_options
+from adapterhub.cli.options.project_policy import exclude_newer_option
+from adapterhub.cli.options.saving import project_to_save_in, save_and_tell, save_options
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import UsageProblem
-from adapterhub.projects.places import SpecSources, editing, project_base
+from adapterhub.projects.places import SpecSources, editing, objection_from, project_base
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def install(
     """
     from adapterhub.distribution.choosing import RankBounds
     from adapterhub.distribution.install import plan_install, run_install
+    from adapterhub.projects.saving import Saved
 
     specs = (*specs, *(spec for path in lists for spec in read_requirements(path)))
     if not specs:
@@ -143,7 +144,7 @@ def install(
         installed.append(Saved(spec=spec, bounds=bounds, plan=plan))
     if to_save_in is not None:
         with editing(library, to_save_in.folder) as project:
-            save_installed(session, library, project, sources_of, installed, group=group)
+            save_and_tell(session, project, sources_of, installed, group=group)
     session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
 
 

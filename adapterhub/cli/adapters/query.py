@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli.completion.completing import complete_remote
+from adapterhub.cli.options.asking import ask, find_build
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_options
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.distribution.choosing import RankBounds
-    from adapterhub.library.store.catalog import Installed
-    from adapterhub.library.store.index import BuildRow, IndexReader
+    from adapterhub.library.store.index import BuildRow
 
-_T = TypeVar("_T")
 _COLUMNS = ("name", "version", "base", "task", "rank", "method", "size")
 
 
@@ -133,17 +130,6 @@ def _rows(session: Session, base: BaseSpec | None, **filters: Any) -> list[Build
     return ask(session, lambda index: index.search(asked))
 
 
-def ask(session: Session, question: Callable[[IndexReader], _T]) -> _T:
-    """The answer of the index, straight from its file while that is current: the library takes 80 ms to import."""
-    from adapterhub.library.store.index import Index, IndexUnusable
-
-    index = Index(session.root / "index.db")
-    if index.is_current:
-        with contextlib.suppress(IndexUnusable):
-            return question(index)
-    return session.library.catalog.read(question)
-
-
 def _base_filter(session: Session, base: BaseSpec) -> tuple[tuple[str, ...] | None, str]:
     """Fingerprints that count as `base`, or the Hub id when the base is known by name only."""
     known = {row.alias: row.weights for row in ask(session, lambda index: index.bases())}
@@ -202,23 +188,3 @@ def path(session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | 
     bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
     build = find_build(session, spec, bounds, for_use=True)  # by other programs
     session.out.result({"path": str(build.folder)}, lambda: session.out.line(str(build.folder)))
-
-
-def find_build(
-    session: Session, spec: AdapterSpec, bounds: RankBounds, *, for_use: bool, base: BaseSpec | None = None
-) -> Installed:
-    """The one installed build that `spec` means, warnings said.
-
-    Raises:
-        AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
-        SignatureRefused, NamespaceBound: `for_use`, and it may not be used.
-    """
-    from adapterhub.distribution.choosing import find_installed, look_up
-    from adapterhub.projects.session import wanted_from
-
-    library = session.project_library
-    find = find_installed if for_use else look_up
-    build, resolution = find(library, spec, wanted=wanted_from(library, spec, base), bounds=bounds)
-    for warning in resolution.warnings:
-        session.out.warn(warning)
-    return build

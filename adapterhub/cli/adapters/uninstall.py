@@ -11,9 +11,7 @@ from adapterhub.cli.options.params import SPEC, Session, common, project_option
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterName, AdapterSpec
-    from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
-    from adapterhub.projects.values import Project
 
 
 @click.command()
@@ -34,6 +32,8 @@ def uninstall(session: Session, specs: tuple[AdapterSpec, ...], save: bool, all_
       adapt uninstall legal-qa==1.0.0 --yes
       adapt uninstall legal-qa --save --yes
     """
+    from adapterhub.projects.saving import builds_of_key, key_of, take_out
+
     library = session.library
     if not save:
         builds = [b for spec in specs for b in installed_builds(library, spec, all_versions=all_versions)]
@@ -42,10 +42,10 @@ def uninstall(session: Session, specs: tuple[AdapterSpec, ...], save: bool, all_
         _tell(session, builds, [])
         return
     project = session.need_project()
-    keys = [_key(project, spec) for spec in specs]
-    builds = [b for key, spec in zip(keys, specs, strict=True) for b in _builds(session, library, project, key, spec)]
+    keys = [key_of(project, spec) for spec in specs]
+    builds = [b for key, spec in zip(keys, specs, strict=True) for b in builds_of_key(session, project, key, spec)]
     confirm_removal(builds, yes=yes)
-    _take_out(session, project, keys)
+    take_out(session, project, keys)
     library.remove(builds)
     _tell(session, builds, keys)
     session.out.hint("`adapt sync --prune` takes it out of `adapters/`")
@@ -62,62 +62,3 @@ def _tell(session: Session, builds: list[Installed], keys: list[AdapterName]) ->
     session.out.result(document, text)
     if builds:
         session.out.hint("`adapt gc` frees the space")
-
-
-def _key(project: Project, spec: AdapterSpec) -> AdapterName:
-    """The name in the project that is meant: by that name, or the only one for that adapter.
-
-    Raises:
-        NotFound: the project has neither.
-    """
-    from adapterhub.core.disk.home import PROJECT_FILE
-    from adapterhub.core.errors import NotFound
-    from adapterhub.weights.recipes.toml.values import near_name
-
-    keys = [wanted.key for wanted in project.wanted]
-    if spec.namespace is None and spec.name in keys:
-        return spec.name
-    found = [wanted.key for wanted in project.adapters if wanted.spec.full_name == spec.full_name]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        told = ", ".join(f"`{key}`" for key in found)
-        raise NotFound(f"the project has `{spec.full_name}` under several names: {told}", hint="give one of these")
-    near = near_name(spec.name, keys)
-    raise NotFound(f"the project has no `{spec.full_name}`{near}", hint=f"`{project.folder / PROJECT_FILE}` lists them")
-
-
-def _builds(
-    session: Session, library: Library, project: Project, key: AdapterName, spec: AdapterSpec
-) -> list[Installed]:
-    """The locked build under that name, if it is installed and no other name of the project stands for it."""
-    from adapterhub.projects.builds import locked_build
-    from adapterhub.projects.lock.lockfile import previous_lock
-
-    lock = previous_lock(project)
-    entry = lock.entries.get(key) if lock else None
-    if lock is None or entry is None:
-        return []
-    if any(other.digest == entry.digest for other in lock.entries.values() if other.key != key):
-        session.out.note(f"`{spec.full_name}` stays installed: the project has it under another name, too")
-        return []
-    build = locked_build(library, entry)
-    return [build] if build is not None else []
-
-
-def _take_out(session: Session, project: Project, keys: list[AdapterName]) -> None:
-    """Out of the project file, and out of the lock, both or neither; what else is stale in the lock stays so."""
-    from dataclasses import replace
-
-    from adapterhub.projects.file.editing import text_of_project, without_adapters, write_project
-    from adapterhub.projects.lock.lockfile import previous_lock
-    from adapterhub.projects.places import editing, save_lock
-
-    with editing(session.library, project.folder):
-        text = without_adapters(text_of_project(project.folder), keys)
-        lock = previous_lock(project)
-        write_project(project.folder, text)
-        if lock is not None:
-            adapters = tuple(entry for entry in lock.adapters if entry.key not in keys)
-            merges = tuple(entry for entry in lock.merges if entry.key not in keys)
-            save_lock(session, project, replace(lock, adapters=adapters, merges=merges))

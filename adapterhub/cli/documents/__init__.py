@@ -1,9 +1,9 @@
-"""The documents that commands print with `--json`, as types: for the reference, for tests, and for scripts in Python.
+"""The documents that commands print with `--json`, as types for the reference, tests, and scripts in Python.
 
     document: documents.Listed = json.loads(…)
 
-No command imports them. A field that may be missing is `NotRequired`; one that may be null says `| None`. Fields may be
-added in a release; none is renamed, dropped or given another meaning without a new major version.
+Commands do not import them. A field that may be missing is `NotRequired`; one that may be null is `| None`. A release
+may add fields. Only a new major version may rename or drop one, or change its type or meaning.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ __all__ = [
 
 
 class FailureFacts(TypedDict):
-    """What was refused; the lists are there where the error has them."""
+    """Facts about a refusal; each list is present if the error has it."""
 
-    type: Annotated[str, "the class, in [exit codes](exit-codes.md)"]
-    message: Annotated[str, "what, where, what was expected"]
+    type: Annotated[str, "the [error class](exit-codes.md#errors-in-python)"]
+    message: Annotated[str, "what was wrong, where, and what was expected"]
     exit_code: int
     hint: NotRequired[Annotated[str, "what to type next"]]
-    refusals: NotRequired[Annotated[list[Any], "releases that do not fit, each with its reason"]]
-    reasons: NotRequired[list[Any]]
-    findings: NotRequired[list[Any]]
-    problems: NotRequired[list[Any]]
+    refusals: NotRequired[Annotated[list[Any], "releases that do not fit, each with a reason"]]
+    reasons: NotRequired[Annotated[list[Any], "modules, features or places that prevent it"]]
+    findings: NotRequired[Annotated[list[Any], "findings of `verify`"]]
+    problems: NotRequired[Annotated[list[Any], "one sentence per problem"]]
 
 
 class Failure(TypedDict):
-    """A refusal: the one document that goes to stderr."""
+    """A refusal, the only document on stderr."""
 
     error: FailureFacts
 
@@ -63,4 +63,4 @@ CHAPTERS: dict[str, dict[str, Any]] = {
     "Servers": SERVERS,
     "The registry": REGISTRY,
 }
-"""Types by name of document: the words of the command with `-` between, then `.` and which of its documents it is."""
+"""Types by name of document: the words of the command joined with `-`, then `.` and the variant."""

@@ -1,4 +1,4 @@
-"""Documents of inference engines: what they would make of adapters, what is written for them, and servers."""
+"""Documents about inference engines: whether they read an adapter, exports for them, and servers."""
 
 from __future__ import annotations
 
@@ -9,77 +9,77 @@ from adapterhub.cli.documents._parts import Digest, Finding, NotRequired, Size
 
 # ---------------------------------------------------------------- would it be read
 class EngineReason(TypedDict):
-    """Why an engine is no place for an adapter."""
+    """A reason why an engine does not read an adapter correctly."""
 
-    feature: Annotated[str, "the row of the table in [engines](engines.md)"]
-    effect: Annotated[str, "`refuses`, or `misreads`: it is taken, and answers as another adapter"]
-    detail: Annotated[str, "where it was seen"]
+    feature: Annotated[str, "key of the feature; [engines](engines.md#the-rules) lists the features"]
+    effect: Annotated[str, "`refuses`, or `misreads`: loads it and answers as a different adapter"]
+    detail: Annotated[str, "where the adapter has the feature"]
     says: Annotated[str, "what the engine does with it"]
-    source: Annotated[str, "where in the engine's source; may be empty"]
+    source: Annotated[str, "place in the engine's source; may be empty"]
 
 
 class EngineVerdict(TypedDict):
-    """What one engine would make of an adapter."""
+    """Whether one engine reads an adapter correctly."""
 
-    target: Annotated[str, "as it was named"]
+    target: Annotated[str, "as given, such as `vllm@0.32`"]
     engine: str
-    version: Annotated[str | None, "as it was named; null: none was"]
-    ok: Annotated[bool, "read, and meant as PEFT means it, and sound"]
+    version: Annotated[str | None, "as given; null: none was given"]
+    ok: Annotated[bool, "whether the engine reads it as PEFT does and the adapter is sound"]
     reasons: list[EngineReason]
     notes: Annotated[list[str], "what was not judged, and what is worth knowing"]
-    settings: Annotated[dict[str, Any], "options that a server needs, by name; a number is the least that will do"]
-    flags: Annotated[list[str], "the same as words of a command line"]
+    settings: Annotated[dict[str, Any], "options that a server needs, by name; a number is a minimum"]
+    flags: Annotated[list[str], "`settings` as words of a command line"]
 
 
 class Judged(TypedDict):
-    """What engines would make of one adapter."""
+    """The verdicts of several engines on one adapter."""
 
-    adapter: Annotated[str, "the folder as it was named, or name and version"]
-    status: Annotated[str, "of `adapt verify`: `ok`, `failed` or `unknown`"]
-    errors: Annotated[list[Finding], "what makes it unsound for every engine"]
-    verdicts: Annotated[list[EngineVerdict], "one for each target, in their order"]
+    adapter: Annotated[str, "the folder as given, or name and version"]
+    status: Annotated[str, "result of `adapt verify`: `ok`, `failed` or `unknown`"]
+    errors: Annotated[list[Finding], "problems that make it unsound for every engine"]
+    verdicts: Annotated[list[EngineVerdict], "one for each target, in the order given"]
 
 
 # ---------------------------------------------------------------- in another form
 class Exported(TypedDict):
-    """An adapter that was written for another program."""
+    """An adapter exported for another program."""
 
     format: Annotated[str, "`gguf`, `merged`, `ollama`, `peft` or `vllm`"]
     adapter: Annotated[str, "name and version, or the folder"]
-    paths: Annotated[list[str], "every file that was written"]
+    paths: Annotated[list[str], "every written file"]
     size_bytes: Size
     notes: list[str]
-    flags: Annotated[list[str], "what the engine needs, as words of a command line"]
+    flags: Annotated[list[str], "options that the engine needs, as words of a command line"]
 
 
 # ---------------------------------------------------------------- servers
 class ServedAdapter(TypedDict):
-    """An adapter that a server was started with."""
+    """An adapter of a server, given at its start."""
 
-    model: Annotated[str, "what requests call it"]
+    model: Annotated[str, "its name in requests"]
     adapter: Annotated[str, "name and version"]
     digest: Digest
     rank: int | None
 
 
 class ServePlan(TypedDict):
-    """A server as it would be started."""
+    """A server that would be started."""
 
     url: Annotated[str, "without `/v1`"]
     base: Annotated[str, "alias, else Hub id, else 12 hex digits"]
-    model: Annotated[str, "what requests call the base alone"]
-    adapters: Annotated[list[ServedAdapter], "those that were named, in their order"]
-    command: Annotated[list[str], "the engine's own words"]
+    model: Annotated[str, "name of the plain base in requests"]
+    adapters: Annotated[list[ServedAdapter], "the adapters given, in their order"]
+    command: Annotated[list[str], "the engine's command line, as words"]
     engine: Annotated[str, "`vllm` and its version, or `llama.cpp`"]
-    max_rank: NotRequired[Annotated[int, "vLLM: the largest that can be asked for later"]]
-    slots: NotRequired[Annotated[int, "vLLM: different adapters in one batch"]]
-    cpu_slots: NotRequired[Annotated[int, "vLLM: adapters kept in memory"]]
+    max_rank: NotRequired[Annotated[int, "vLLM: largest rank that can be requested later"]]
+    slots: NotRequired[Annotated[int, "vLLM: how many adapters fit in one batch"]]
+    cpu_slots: NotRequired[Annotated[int, "vLLM: how many adapters stay in memory"]]
 
 
 class Served(ServePlan):
-    """A server that answers, said as soon as it does."""
+    """A running server, printed as soon as it answers requests."""
 
-    pid: Annotated[int, "of the engine"]
+    pid: Annotated[int, "process id of the engine"]
 
 
 ENGINES = {

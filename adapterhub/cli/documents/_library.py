@@ -1,4 +1,4 @@
-"""Documents of the commands that look after the library and its bases."""
+"""Documents of the commands for the library and its bases."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from adapterhub.cli.documents._parts import (
 
 # ---------------------------------------------------------------- bases
 class Fingerprint(TypedDict):
-    """What a base is, whatever it is called."""
+    """The [fingerprint](fingerprint.md) of a base."""
 
     weights: Annotated[str, "digest of names and values"]
     tensors: Annotated[str, "digest of values"]
     structure: Annotated[str, "digest of names and shapes"]
-    files: NotRequired[Annotated[str, "digest of its files, where it is known by them"]]
+    files: NotRequired[Annotated[str, "digest of its files, if known"]]
 
 
 class Base(TypedDict):
-    """A base that was registered."""
+    """A newly registered base."""
 
     alias: str
     path: Path | None
     fingerprint: Fingerprint
-    hints: Annotated[dict[str, Any], "names to show, never proof: `hub_id`, `model_type`, `parameters` …"]
+    hints: Annotated[dict[str, Any], "names for display, never proof: `hub_id`, `model_type`, `parameters` …"]
 
 
 class BaseTensor(TypedDict):
@@ -50,13 +50,13 @@ class BaseTensor(TypedDict):
 
 
 class ShownBase(Base):
-    """A registered base with its tensors."""
+    """A registered base and its tensors."""
 
     tensors: list[BaseTensor]
 
 
 class ListedBase(TypedDict):
-    """A registered base in a list; what is not known is null."""
+    """A registered base in a list; unknown fields are null."""
 
     alias: str
     weights: Digest
@@ -68,15 +68,15 @@ class ListedBase(TypedDict):
 
 
 class BaseComparison(TypedDict):
-    """How two bases relate."""
+    """The relation of two bases."""
 
     verdict: Verdict
-    allows_attach: Annotated[bool, "whether an adapter for one may run on the other"]
-    differences: Annotated[list[str], "one sentence for each"]
+    allows_attach: Annotated[bool, "whether an adapter for one base may run on the other"]
+    differences: Annotated[list[str], "one sentence per difference"]
 
 
 class Pinned(TypedDict):
-    """An installed build and the base that it is for from now on."""
+    """An installed build and the base pinned to it."""
 
     adapter: Annotated[str, "its exact spec"]
     base: Annotated[str, "alias"]
@@ -84,44 +84,44 @@ class Pinned(TypedDict):
 
 
 class Removed(TypedDict):
-    """What is not registered any more."""
+    """An alias that is no longer registered."""
 
-    removed: str
+    removed: Annotated[str, "the alias"]
 
 
 # ---------------------------------------------------------------- adapters
 class Listed(TypedDict):
-    """An installed build; what is not known is null."""
+    """An installed build; unknown fields are null."""
 
     digest: Annotated[str, "of the manifest"]
     namespace: str | None
     name: str
     version: str
     base: Annotated[str, "alias, else Hub id, else 12 hex digits, else `unknown`"]
-    base_weights: Annotated[str | None, "digest of the base it is for, declared or pinned"]
-    base_tensors: Annotated[str | None, "digest of the same without names"]
+    base_weights: Annotated[str | None, "weights digest of its base, declared or pinned"]
+    base_tensors: Annotated[str | None, "digest of the same base without tensor names"]
     base_hub_id: str | None
     task: str | None
     description: str | None
     method: Annotated[list[str], "PEFT type, then variants"]
-    rank: Annotated[int | None, "the largest"]
+    rank: Annotated[int | None, "the largest rank"]
     alpha: float | None
     dtype: str | None
     parameters: int
     size_bytes: Size
     target_modules: list[str]
-    parents: Annotated[int, "how many adapters were merged into it"]
+    parents: Annotated[int, "number of adapters merged into it"]
     path: Annotated[str, "its plain PEFT folder"]
     added_at: Annotated[float, "seconds since 1970"]
 
 
 class SignatureState(TypedDict):
-    """What the signature says, and what is made of it."""
+    """The signature and how it is judged."""
 
-    standing: str
-    message: Annotated[str, "in words"]
+    standing: Annotated[str, "`trusted`, `unsigned`, `unknown_key`, `out_of_scope`, `expired` or `other_name`"]
+    message: Annotated[str, "as text"]
     signer: Annotated[str | None, "name of the trusted key"]
-    policy: Annotated[str | None, "what is asked of signatures here"]
+    policy: Annotated[str | None, "the signature policy that applies"]
 
 
 class Shown(Manifest):
@@ -131,69 +131,69 @@ class Shown(Manifest):
     namespace: str | None
     path: Annotated[str, "its plain PEFT folder"]
     added_at: Annotated[str, "RFC 3339"]
-    origin: Annotated[str | None, "where it was installed from; null: it was made or added here"]
+    origin: Annotated[str | None, "where it was installed from; null: made or added here"]
     size_bytes: Size
-    base_asked: Annotated[str | None, "the base it was judged for: the one asked for, else the registered one"]
+    base_asked: Annotated[str | None, "the base of the verdict: the given one, else the registered one"]
     base_verdict: Verdict
-    base_differences: Annotated[list[str], "one sentence for each"]
-    base_pinned: Annotated[bool, "by `adapt base pin`: it declares none itself"]
+    base_differences: Annotated[list[str], "one sentence per difference"]
+    base_pinned: Annotated[bool, "true: `adapt base pin` set the base, which it does not declare"]
     signature: SignatureState
-    lineage: Annotated[list[Node], "what it was merged from"]
-    used_by: list[Use]
-    policy_refusal: Annotated[str | None, "why the project's `[policy]` would refuse it; null: it would not"]
-    groups: list[ModuleGroup]
-    whole: Annotated[list[str], "tensors that replace those of the base"]
+    lineage: Annotated[list[Node], "the adapters merged into it"]
+    used_by: Annotated[list[Use], "reasons to keep it"]
+    policy_refusal: Annotated[str | None, "why the project's `[policy]` would refuse it; null: allowed"]
+    groups: Annotated[list[ModuleGroup], "its modules, grouped"]
+    whole: Annotated[list[str], "tensors that replace a tensor of the base"]
 
 
 class ShownRecipe(TypedDict):
-    """How it was merged."""
+    """The recipe of a merge."""
 
-    recipe: Annotated[str, "TOML, for `adapt merge --recipe`"]
+    recipe: Annotated[str, "TOML for `adapt merge --recipe`"]
 
 
 class Folder(TypedDict):
-    """Where an adapter is."""
+    """The folder of an adapter."""
 
     path: Annotated[str, "its plain PEFT folder"]
 
 
 class PlannedFile(File):
-    """A file of a build, and whether it has to be fetched."""
+    """A file of a build, and whether it must be fetched."""
 
-    fetch: Annotated[bool, "false: the store has it"]
+    fetch: Annotated[bool, "false: the store has it already"]
 
 
 class Plan(TypedDict):
-    """What an install comes to."""
+    """What an install would do."""
 
     name: str
     version: str
     rank: int | None
     digest: Annotated[str, "of the manifest"]
     base_verdict: Verdict
-    source: Annotated[str, "where it was found, in words"]
-    present: Annotated[bool, "installed already"]
-    path: Annotated[str | None, "its folder; null under --dry-run unless it is installed"]
+    source: Annotated[str, "where it was found, as text"]
+    present: Annotated[bool, "whether it is installed already"]
+    path: Annotated[str | None, "its folder; null with --dry-run unless installed"]
     copy_bytes: Annotated[int, "bytes to fetch"]
     files: list[PlannedFile]
     refused: Annotated[list[Refusal], "newer releases that do not fit"]
 
 
 class Installed(Plan):
-    """What was installed."""
+    """An installed build."""
 
-    created: NotRequired[Annotated[bool, "false: it was there already"]]
+    created: NotRequired[Annotated[bool, "false: it existed already"]]
     size_bytes: NotRequired[Size]
     warnings: NotRequired[list[Finding]]
 
 
 class Verified(TypedDict):
-    """The report on one adapter."""
+    """The report of `verify` on one adapter."""
 
-    adapter: Annotated[str, "as it was named, or name and version"]
+    adapter: Annotated[str, "as given, or name and version"]
     status: Annotated[str, "`ok`, `failed` or `unknown`"]
     findings: list[Finding]
-    facts: Annotated[dict[str, Any] | None, "what the files say; null when they cannot be read"]
+    facts: Annotated[dict[str, Any] | None, "facts from the files; null if they cannot be read"]
 
 
 class LicensePart(TypedDict):
@@ -201,16 +201,16 @@ class LicensePart(TypedDict):
 
     part: Annotated[str, "`adapter`, `base` or `parent`"]
     name: str
-    stated: Annotated[str | None, "as written"]
+    stated: Annotated[str | None, "as stated by its author"]
     spdx: str | None
 
 
 class License(TypedDict):
-    """What the licences of all parts come to."""
+    """The licences of all parts together."""
 
-    spdx: Annotated[str | None, "an expression; null where none is known"]
-    terms: list[str]
-    complete: Annotated[bool, "whether every part's licence is known"]
+    spdx: Annotated[str | None, "an SPDX expression; null if none is known"]
+    terms: Annotated[list[str], "what the licences forbid or require"]
+    complete: Annotated[bool, "whether the licence of every part is known"]
     parts: list[LicensePart]
 
 
@@ -225,21 +225,21 @@ class Audited(TypedDict):
     status: Annotated[str, "`ok`, `failed` or `unknown`"]
     license: License | None
     findings: list[Finding]
-    ignored: Annotated[int, "findings left out by --ignore"]
+    ignored: Annotated[int, "number of findings left out by --ignore"]
 
 
 class Audit(TypedDict):
-    """The audit of everything that was looked at."""
+    """The audit of all adapters."""
 
     schema: Annotated[str, "`adapterhub/library/audit/1`"]
-    exit_code: int
-    counts: Annotated[dict[str, int], "by severity"]
-    ignored: int
+    exit_code: Annotated[int, "exit code of the command"]
+    counts: Annotated[dict[str, int], "number of findings by severity"]
+    ignored: Annotated[int, "number of findings left out by --ignore"]
     adapters: list[Audited]
 
 
 class Gone(TypedDict):
-    """A build that is installed no more."""
+    """A build that was removed."""
 
     name: str
     version: str
@@ -254,55 +254,55 @@ class Object(TypedDict):
 
 
 class Holder(TypedDict):
-    """A running program that needs objects."""
+    """A running program that uses objects of the store."""
 
-    by: str
-    what: str
+    by: Annotated[str, "the process, as text"]
+    what: Annotated[str, "what it uses"]
     host: str
     pid: int
     file: Path
 
 
 class Swept(TypedDict):
-    """What nothing used."""
+    """The unused objects of the store."""
 
-    dry_run: bool
-    removed: Annotated[list[Gone], "with --unused: builds that nobody needed"]
-    freed_bytes: int
-    objects: list[Object]
-    spared_bytes: Annotated[int, "unused, and too young to go"]
-    spared_objects: int
-    in_use: list[Holder]
+    dry_run: Annotated[bool, "true: nothing was deleted"]
+    removed: Annotated[list[Gone], "with --unused: builds that nothing needed"]
+    freed_bytes: Annotated[int, "size of `objects`"]
+    objects: Annotated[list[Object], "the unused objects"]
+    spared_bytes: Annotated[int, "unused, but too recent to delete"]
+    spared_objects: Annotated[int, "their number"]
+    in_use: Annotated[list[Holder], "programs that keep objects in use"]
 
 
 class Check(TypedDict):
-    """One thing that was looked at."""
+    """One check of the installation."""
 
-    check: str
+    check: Annotated[str, "what was checked"]
     state: Annotated[str, "`ok`, `warning`, `failed` or `skipped`"]
-    fact: str
+    fact: Annotated[str, "the result, as text"]
     hint: Annotated[str, "what to do; may be empty"]
 
 
 class RepairStep(TypedDict):
-    """One thing that was mended, or not."""
+    """One attempted repair."""
 
-    action: str
+    action: Annotated[str, "such as `restored` or `quarantined`"]
     path: Path
-    detail: str
-    mended: bool
+    detail: Annotated[str, "details, as text"]
+    mended: Annotated[bool, "whether the damage is gone"]
 
 
 class Repaired(TypedDict):
-    """What a repair did."""
+    """The result of a repair."""
 
-    dry_run: bool
-    mended: Annotated[bool, "whether nothing is damaged now"]
+    dry_run: Annotated[bool, "true: nothing was changed"]
+    mended: Annotated[bool, "whether everything is now intact"]
     steps: list[RepairStep]
 
 
 class Completion(TypedDict):
-    """The script of a shell."""
+    """The completion script of a shell."""
 
     shell: Annotated[str, "`bash`, `zsh` or `fish`"]
     script: str

@@ -1,4 +1,4 @@
-"""What several documents hold: files, findings, manifests, adapters that were added."""
+"""Parts of several documents: files, findings, manifests, added adapters."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ Verdict = Annotated[str, "`SAME_WEIGHTS`, `SAME_WEIGHTS_OTHER_PRECISION`, `SAME_
 
 
 class Finding(TypedDict):
-    """What a check found; the codes are in [findings](findings.md)."""
+    """One result of a check; [findings](findings.md#codes) lists the codes."""
 
     code: Annotated[str, "such as `E_SHAPE`"]
     severity: Annotated[str, "`error`, `unknown`, `warning` or `note`"]
-    where: Annotated[str, "file, tensor or setting; empty for the whole"]
+    where: Annotated[str, "file, tensor or setting; empty for the whole adapter"]
     message: Annotated[str, "one sentence"]
-    expected: Annotated[str, "what it should be; empty if that is no one thing"]
+    expected: Annotated[str, "what is expected; empty if that is not one thing"]
     hint: Annotated[str, "what to do; may be empty"]
 
 
 class File(TypedDict):
-    """A file by its content."""
+    """A file with its size and digest."""
 
     path: Annotated[str, "its name in the adapter's folder"]
     size_bytes: Size
@@ -64,12 +64,12 @@ class Parent(TypedDict):
     """An adapter that was merged into this one."""
 
     digest: NotRequired[Digest]
-    spec: Annotated[str, "as it was named"]
+    spec: Annotated[str, "as given"]
     weight: float
 
 
 class Manifest(TypedDict):
-    """The [manifest](manifest.md) of a build, without the samples of its base; what is not known is left out."""
+    """The [manifest](manifest.md) of a build without the samples of its base; unknown fields are left out."""
 
     schema: Annotated[str, "`adapterhub/1`"]
     name: str
@@ -86,7 +86,7 @@ class Manifest(TypedDict):
     dtype: NotRequired[str]
     parameters: NotRequired[int]
     parents: NotRequired[list[Parent]]
-    recipe: NotRequired[Annotated[dict[str, Any], "how it was made; [recipes](recipe.md)"]]
+    recipe: NotRequired[Annotated[dict[str, Any], "the [recipe](recipe.md) that made it"]]
     behaviour: NotRequired[dict[str, Any]]
     metrics: NotRequired[dict[str, Any]]
     annotations: NotRequired[dict[str, Any]]
@@ -95,28 +95,28 @@ class Manifest(TypedDict):
 
 
 class ModuleGroup(TypedDict):
-    """Modules of one name, shape, rank and scale over several layers."""
+    """Modules of several layers with the same name, shape, rank and scale."""
 
     name: str
     modules: int
-    layers: Annotated[str, "such as `0-31`; empty where none is numbered"]
+    layers: Annotated[str, "such as `0-31`; empty if the layers have no numbers"]
     rank: int
     alpha: float | None
     scale: float | None
     out: int
-    width: Annotated[int, "numbers that go in"]
+    width: Annotated[int, "input width"]
 
 
 class Node(TypedDict):
-    """An adapter with what it was merged from."""
+    """An adapter and its parents."""
 
     name: str
     version: str | None
     digest: Digest
     rank: int | None
     state: Annotated[str, "`installed`, `stored` or `missing`"]
-    method: Annotated[str | None, "of the merge"]
-    weight: Annotated[float | None, "in the merge above it"]
+    method: Annotated[str | None, "merge method"]
+    weight: Annotated[float | None, "weight in the merge above it"]
     parents: list[Node]
 
 
@@ -124,10 +124,10 @@ class Use(TypedDict):
     """A reason to keep an adapter."""
 
     kind: Annotated[str, "`project`, `merge` or `process`"]
-    who: Annotated[str, "folder, name and version, or process"]
-    why: Annotated[str, "in words"]
+    who: Annotated[str, "a folder, a name and version, or a process"]
+    why: Annotated[str, "as text"]
     key: Annotated[str | None, "the adapter's name in the project"]
-    digest: Annotated[str | None, "of the merge"]
+    digest: Annotated[str | None, "digest of the merge"]
     uses: Annotated[list[Use], "reasons to keep the merge"]
 
 
@@ -137,23 +137,23 @@ class Added(TypedDict):
     name: Annotated[str, "with its namespace, if it has one"]
     version: str
     digest: Annotated[str, "of the manifest"]
-    created: Annotated[bool, "false: it was there already"]
+    created: Annotated[bool, "false: it existed already"]
     rank: int | None
     size_bytes: Size
-    path: Annotated[str, "its folder, a plain PEFT folder"]
+    path: Annotated[str, "its plain PEFT folder"]
     warnings: list[Finding]
 
 
 class WeightedAdapter(TypedDict):
-    """An adapter that went into a sum."""
+    """An adapter and its weight in a sum."""
 
     adapter: Annotated[str, "spec or folder"]
     weight: float
-    digest: Annotated[str | None, "of its manifest; null for a folder that has none"]
+    digest: Annotated[str | None, "of its manifest; null for a folder without one"]
 
 
 class Refusal(TypedDict):
-    """A release that does not fit."""
+    """A release that does not fit, and why."""
 
     release: str
     reason: str

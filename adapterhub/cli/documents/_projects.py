@@ -1,4 +1,4 @@
-"""Documents of projects, and of the commands that tell what is different, newer, needed and large."""
+"""Documents of projects, and of the commands that show what is different, newer, needed or large."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from adapterhub.cli.documents._parts import Digest, File, Node, Path, Size, Use,
 
 # ---------------------------------------------------------------- project and lock
 class Init(TypedDict):
-    """A project that was made."""
+    """A new project."""
 
     project: Annotated[str, "its folder"]
     file: Annotated[str, "its `adapters.toml`"]
-    base: Annotated[str | None, "as the file names it"]
+    base: Annotated[str | None, "as the file writes it"]
 
 
 class ServerOfProject(TypedDict):
@@ -22,66 +22,66 @@ class ServerOfProject(TypedDict):
 
     name: str
     url: str
-    namespaces: Annotated[list[str], "what it is asked for; all names where it is empty"]
-    signatures: Annotated[str | None, "what the project asks of signatures there"]
+    namespaces: Annotated[list[str], "namespaces it is used for; empty: all names"]
+    signatures: Annotated[str | None, "the project's signature policy for it"]
 
 
 class TrustedProject(TypedDict):
-    """A project whose servers may be asked."""
+    """A project whose servers adapterhub may contact."""
 
-    folder: Annotated[Path, "links resolved"]
-    digest: Annotated[Digest, "of what the project file says of servers"]
+    folder: Annotated[Path, "with links resolved"]
+    digest: Annotated[Digest, "of what the project says about servers"]
     remotes: list[ServerOfProject]
-    sources: Annotated[list[str], "servers that the lock file alone names"]
+    sources: Annotated[list[str], "servers that only the lock file names"]
 
 
 class RevokedProject(TypedDict):
-    """A project whose servers may not be asked any more."""
+    """A project that is no longer trusted."""
 
     project: Path
-    revoked: Annotated[bool, "whether it was trusted"]
+    revoked: Annotated[bool, "whether it was trusted before"]
 
 
 class Place(TypedDict):
-    """Where a locked build was found; all null: in the library of whoever locked it."""
+    """Where a locked build was found; all null: only in the library that locked it."""
 
     remote: Annotated[str | None, "name of the remote"]
-    url: Annotated[str | None, "of a server"]
+    url: Annotated[str | None, "URL of a server"]
     repo: str | None
     commit: str | None
-    path: Annotated[str | None, "of a directory, as the project file has it"]
+    path: Annotated[str | None, "a directory, as the project file writes it"]
 
 
 class Locked(TypedDict):
-    """Exactly one build."""
+    """A locked build."""
 
     key: Annotated[str, "its name in the project"]
-    name: Annotated[str, "its own, with its namespace"]
+    name: Annotated[str, "its own name, with its namespace"]
     version: str
     digest: Annotated[str, "of the manifest"]
-    base: Annotated[str | None, "digest of the base's weights"]
+    base: Annotated[str | None, "weights digest of its base"]
     rank: int | None
-    group: Annotated[str | None, "the optional group"]
+    group: Annotated[str | None, "its optional group"]
     source: Place
     files: list[File]
 
 
 class LockedAdapter(Locked):
-    """Exactly one build, and what asked for it."""
+    """A locked build and its requirement."""
 
-    wanted: Annotated[str, "the requirement that it answers"]
+    wanted: Annotated[str, "the requirement that it meets"]
 
 
 class LockedBase(TypedDict):
     """The base of a project."""
 
-    spec: Annotated[str, "as the project file names it"]
-    weights: Annotated[str | None, "digest"]
+    spec: Annotated[str, "as the project file writes it"]
+    weights: Annotated[str | None, "weights digest"]
     hub_id: str | None
 
 
 class LockEntries(TypedDict):
-    """What a lock file says."""
+    """The entries of a lock file."""
 
     base: LockedBase | None
     adapters: list[LockedAdapter]
@@ -89,30 +89,30 @@ class LockEntries(TypedDict):
 
 
 class Change(TypedDict):
-    """A difference to the lock before."""
+    """A difference from the previous lock."""
 
     kind: Annotated[str, "`added`, `changed` or `removed`"]
     key: Annotated[str, "the name in the project"]
-    text: Annotated[str, "in words"]
+    text: Annotated[str, "as text"]
 
 
 class LockChanges(LockEntries):
-    """What a lock file says, and what is new in it."""
+    """The entries of a lock file and its changes."""
 
     changes: list[Change]
     warnings: list[str]
 
 
 class Lock(LockChanges):
-    """What was locked."""
+    """A lock file."""
 
     project: Path
     lock: Annotated[str, "the file"]
-    written: Annotated[bool, "false: it says so already"]
+    written: Annotated[bool, "false: the file was up to date"]
 
 
 class LockCheck(LockEntries):
-    """A lock file that is what the project asks for."""
+    """A lock file that matches its project."""
 
     project: Path
     lock: Annotated[str, "the file"]
@@ -123,82 +123,82 @@ _From = TypedDict("_From", {"from": str | None})  # a word of Python, so no clas
 
 
 class Synced(_From):
-    """One folder of `adapters/`; `from` says where it was fetched, in words."""
+    """A folder of `adapters/`; `from` is the place it was fetched from, as text."""
 
-    key: Annotated[str, "its name in the project, and its folder's"]
+    key: Annotated[str, "its name in the project and of its folder"]
     name: Annotated[str, "with its namespace"]
     version: str
     digest: Digest
     group: str | None
     path: Path
     done: Annotated[str, "`kept`, `linked`, `fetched`, `rebuilt` or `replaced`"]
-    repaired: Annotated[list[str], "what was not as locked"]
+    repaired: Annotated[list[str], "what did not match the lock, as text"]
 
 
 class Left(TypedDict):
-    """A folder of `adapters/` that is not of the project."""
+    """A folder in `adapters/` that does not belong to the project."""
 
     path: Path
-    made_by_sync: Annotated[bool, "`--prune` takes it away"]
+    made_by_sync: Annotated[bool, "true: `--prune` removes it"]
 
 
 class Sync(TypedDict):
-    """What a sync did."""
+    """The result of a sync."""
 
     project: Path
-    locked_anew: Annotated[bool, "the lock file was stale or missing, and was written"]
+    locked_anew: Annotated[bool, "true: the lock file was stale or missing and was rewritten"]
     adapters: list[Synced]
-    fetched_bytes: int
-    removed: list[Path]
-    left: list[Left]
+    fetched_bytes: Annotated[int, "bytes received"]
+    removed: Annotated[list[Path], "folders removed by --prune"]
+    left: Annotated[list[Left], "folders that do not belong to the project"]
 
 
 class Upgraded(LockChanges):
-    """What was locked anew, and what the sync after it did."""
+    """The new lock, and the result of the sync after it."""
 
     sync: Sync
 
 
 class UpgradePlan(TypedDict):
-    """What an upgrade of a project would change."""
+    """What an upgrade of the project would change."""
 
     project: Path
-    changes: Annotated[list[Change], "of the lock file"]
+    changes: Annotated[list[Change], "in the lock file"]
     warnings: list[str]
-    folders: Annotated[list[Path], "of `adapters/` that would be made or replaced"]
+    folders: Annotated[list[Path], "folders of `adapters/` that would be created or replaced"]
 
 
 _FromVersion = TypedDict("_FromVersion", {"from": str})  # as `_From`
 
 
 class Newer(_FromVersion):
-    """A newer release that came, or would come, beside the one that was there; `from` is that one's version."""
+    """A newer release that was, or would be, installed beside version `from`."""
 
     name: str
     to: Annotated[str, "the newer version"]
     digest: Digest
-    place: Annotated[str, "where it was found, in words"]
-    path: Annotated[str | None, "its folder; null under --dry-run unless it is installed"]
+    place: Annotated[str, "where it was found, as text"]
+    path: Annotated[str | None, "its folder; null with --dry-run unless installed"]
 
 
 class Uninstalled(TypedDict):
-    """What is installed no more, and what the project does not ask for any more."""
+    """The removed builds, and the entries removed from the project."""
 
     removed: list[Gone]
-    project_names: list[str]
+    project_names: Annotated[list[str], "names removed from `adapters.toml`"]
 
 
 class Requirements(TypedDict):
-    """A plain list for `adapt install -r`."""
+    """A plain list of requirements for `adapt install -r`."""
 
     requirements: Annotated[list[str], "`name==version#sha256:digest`"]
-    output: Annotated[str | None, "the file, with --output"]
+    output: Annotated[str | None, "with --output: the file"]
 
 
 class FolderOf(TypedDict):
-    """An adapter and its plain PEFT folder, for a server of models."""
+    """An adapter and its plain PEFT folder, for an inference server."""
 
-    name: Annotated[str, "in the project, else its own"]
+    name: Annotated[str, "its name in the project, else its own name"]
     path: Path
     version: str
     digest: Digest
@@ -206,75 +206,75 @@ class FolderOf(TypedDict):
 
 
 class Offer(TypedDict):
-    """What one place has of an adapter that is locked or installed."""
+    """The releases that one place has of a locked or installed adapter."""
 
-    name: Annotated[str, "in the project, else its own"]
-    spec: Annotated[str, "what was looked for"]
-    current: Annotated[str, "the version here"]
+    name: Annotated[str, "its name in the project, else its own name"]
+    spec: Annotated[str, "the spec that was searched for"]
+    current: Annotated[str, "the locked or installed version"]
     current_digest: Digest
-    allowed: Annotated[str | None, "the newest version that may be taken; null: none"]
+    allowed: Annotated[str | None, "the newest version that the requirement allows; null: none"]
     allowed_digest: Digest | None
     newest: Annotated[str | None, "the newest version that fits the base"]
     newest_digest: Digest | None
-    place: Annotated[str, "in words"]
-    yanked: Annotated[str | None, "why the one here was withdrawn; null: it was not"]
-    problem: Annotated[str | None, "why the place could not be asked"]
+    place: Annotated[str, "as text"]
+    yanked: Annotated[str | None, "why the current version was withdrawn; null: it was not"]
+    problem: Annotated[str | None, "why the place did not answer"]
 
 
 # ---------------------------------------------------------------- tree and why
 class Tree(TypedDict):
-    """Adapters with what they were merged from."""
+    """Adapters and their parents."""
 
-    project: Annotated[str | None, "the project's folder; null: of the library"]
+    project: Annotated[str | None, "the project's folder; null for the library"]
     adapters: list[Node]
 
 
 class ProjectNode(TypedDict):
-    """An adapter of the project with what it was merged from."""
+    """An adapter of the project and its parents."""
 
     key: Annotated[str, "its name in the project"]
-    name: Annotated[str, "its own, with its namespace"]
+    name: Annotated[str, "its own name, with its namespace"]
     version: str
     digest: Digest
     rank: int | None
     group: str | None
-    wanted: Annotated[str | None, "the requirement that it answers; null for a merge"]
+    wanted: Annotated[str | None, "the requirement that it meets; null for a merge"]
     state: Annotated[str, "`installed`, `stored` or `missing`"]
-    method: Annotated[str | None, "of the merge"]
-    parents: Annotated[list[Any], "nodes as these or as [Node](#node), each with its `weight`"]
+    method: Annotated[str | None, "merge method"]
+    parents: Annotated[list[Any], "nodes of this kind or [Node](#node), each with its `weight`"]
 
 
 class ProjectTree(TypedDict):
-    """What a project has locked."""
+    """The locked adapters of a project."""
 
     project: Path
     adapters: list[ProjectNode]
 
 
 class HeldAdapter(TypedDict):
-    """An adapter that is held."""
+    """An adapter in use."""
 
-    key: Annotated[str, "its name in the project, else its own"]
+    key: Annotated[str, "its name in the project, else its own name"]
     version: str
     digest: Digest
 
 
 class HoldingGroup(TypedDict):
-    """One holder and what it holds."""
+    """A holder and the adapters it needs."""
 
     kind: Annotated[str, "`project`, `process` or `nobody`"]
-    who: Annotated[str | None, "folder or process"]
+    who: Annotated[str | None, "a folder or process"]
     adapters: list[HeldAdapter]
 
 
 class Holders(TypedDict):
-    """Who holds what."""
+    """Holders and the adapters they need."""
 
     holders: list[HoldingGroup]
 
 
 class Why(TypedDict):
-    """Who needs one adapter."""
+    """What needs an adapter."""
 
     adapter: Annotated[str, "name and version"]
     digest: Digest
@@ -291,7 +291,7 @@ class Side(TypedDict):
 
 
 class FileDifference(TypedDict):
-    """A file that is not the same; null where one has none."""
+    """A file that differs; null: absent on that side."""
 
     path: str
     first: Digest | None
@@ -299,7 +299,7 @@ class FileDifference(TypedDict):
 
 
 class FieldDifference(TypedDict):
-    """A field that is not the same; null where one has none."""
+    """A field that differs; null: absent on that side."""
 
     field: str
     first: Any
@@ -307,89 +307,89 @@ class FieldDifference(TypedDict):
 
 
 class ModuleDifference(TypedDict):
-    """One module of two adapters; all norms are Frobenius norms of updates."""
+    """A module of two adapters; all norms are Frobenius norms of updates."""
 
     name: str
-    first: Annotated[float | None, "norm of the first's update; null: it has none"]
+    first: Annotated[float | None, "norm of the first update; null: absent"]
     second: float | None
     apart: Annotated[float, "norm of the difference"]
-    relative: Annotated[float | None, "of that to the first; null where the first is zero"]
+    relative: Annotated[float | None, "`apart` divided by `first`; null if the first is zero"]
 
 
 class WeightsDifference(TypedDict):
     """The exact difference of two updates."""
 
-    relative: float | None
+    relative: Annotated[float | None, "`norm_apart` divided by `norm_first`; null if that is zero"]
     norm_first: float | None
     norm_second: float | None
-    norm_apart: float
-    modules: Annotated[list[ModuleDifference], "the farthest apart first"]
-    others: Annotated[list[ModuleDifference], "tensors that are no factors, and differ"]
-    unlike: Annotated[dict[str, str], "modules that cannot be compared, and why"]
-    caveats: list[str]
+    norm_apart: Annotated[float, "norm of the difference of the updates"]
+    modules: Annotated[list[ModuleDifference], "largest difference first"]
+    others: Annotated[list[ModuleDifference], "differing tensors that are not factors"]
+    unlike: Annotated[dict[str, str], "modules that cannot be compared, with the reason"]
+    caveats: Annotated[list[str], "what the numbers leave out, such as magnitudes of DoRA"]
 
 
 class Difference(TypedDict):
-    """What is different between two adapters."""
+    """The differences between two adapters."""
 
     first: Side
     second: Side
-    identical: Annotated[bool, "byte for byte"]
-    same_update: Annotated[bool | None, "whether they change a model alike; null where that cannot be told"]
+    identical: Annotated[bool, "whether they are the same byte for byte"]
+    same_update: Annotated[bool | None, "whether they change a model in the same way; null if unknown"]
     base_verdict: Verdict
     files: list[FileDifference]
     config: list[FieldDifference]
-    manifest: Annotated[list[FieldDifference] | None, "null where one has none"]
-    weights: Annotated[WeightsDifference | None, "null where the weights are the same bytes or cannot be compared"]
+    manifest: Annotated[list[FieldDifference] | None, "null if one has no manifest"]
+    weights: Annotated[WeightsDifference | None, "null if the weights are the same bytes or cannot be compared"]
 
 
 class Match(TypedDict):
-    """What a file may be."""
+    """A possible identity of a file."""
 
     what: Annotated[str, "`adapter`, `base` or `family`"]
     name: str
     sure: Annotated[str, "`proven`, `likely` or `possible`"]
-    how: Annotated[str, "what tells so"]
+    how: Annotated[str, "the evidence"]
     digest: Digest | None
     path: Path | None
 
 
 class Identified(TypedDict):
-    """What a file or folder is."""
+    """The possible identities of a file or folder."""
 
     path: Path
-    files: Annotated[dict[str, str], "digests by name"]
-    matches: Annotated[list[Match], "the surest first"]
-    notes: list[str]
+    files: Annotated[dict[str, str], "digest of each file"]
+    matches: Annotated[list[Match], "most certain first"]
+    notes: Annotated[list[str], "remarks, as text"]
 
 
 class Held(TypedDict):
-    """What one holder takes."""
+    """The space that one holder uses."""
 
     kind: Annotated[str, "`installed`, `project`, `process` …"]
     name: str
     objects: int
     size_bytes: Size
-    alone_bytes: Annotated[int, "that nobody else holds"]
+    alone_bytes: Annotated[int, "bytes that no other holder uses"]
 
 
 class Other(TypedDict):
-    """A part of the library that is no object."""
+    """A part of the library outside the store's objects."""
 
     name: str
     size_bytes: Size
 
 
 class Space(TypedDict):
-    """What takes the space of the library."""
+    """The space that the library uses."""
 
     root: Path
     objects: int
     size_bytes: Size
-    holders: list[Held]
-    unused_objects: int
+    holders: Annotated[list[Held], "what uses the objects"]
+    unused_objects: Annotated[int, "objects that nothing uses"]
     unused_bytes: int
-    other: list[Other]
+    other: Annotated[list[Other], "parts of the library outside the objects"]
 
 
 PROJECTS = {

@@ -9,7 +9,7 @@ from adapterhub.cli.documents._parts import Digest, File, Manifest, ModuleGroup,
 
 # ---------------------------------------------------------------- keys
 class NewKey(TypedDict):
-    """A key pair that was made."""
+    """A new key pair."""
 
     name: str
     fingerprint: Digest
@@ -19,20 +19,20 @@ class NewKey(TypedDict):
 
 
 class TrustedKey(TypedDict):
-    """A key that is trusted, and for what."""
+    """A trusted key and its scope."""
 
     name: str
     kind: Annotated[str, "`trusted`"]
     fingerprint: Digest
-    adapters: Annotated[list[str], "globs it may sign"]
-    remotes: Annotated[list[str], "globs of places it may sign for"]
-    not_after: Annotated[str | None, "RFC 3339"]
-    accepts: Annotated[list[str], "globs that it takes over from another key"]
-    replaces: Annotated[list[str], "fingerprints of keys that it stands in place of"]
+    adapters: Annotated[list[str], "globs of adapters that it may sign"]
+    remotes: Annotated[list[str], "globs of places that it may sign for"]
+    not_after: Annotated[str | None, "end of validity, RFC 3339"]
+    accepts: Annotated[list[str], "globs of adapters that it takes over from another key"]
+    replaces: Annotated[list[str], "fingerprints of keys that it replaces"]
 
 
 class ListedKey(TypedDict):
-    """A key of yours or a trusted one; what follows `fingerprint` is there for trusted ones."""
+    """One of your keys or a trusted key; fields after `fingerprint` are present for trusted keys."""
 
     name: str
     kind: Annotated[str, "`own` or `trusted`"]
@@ -49,11 +49,11 @@ class PublicKey(TypedDict):
 
     name: str
     fingerprint: Digest
-    pem: str
+    pem: Annotated[str, "the key in PEM format"]
 
 
 class Untrusted(TypedDict):
-    """A key that is trusted no more."""
+    """A key that is no longer trusted."""
 
     name: str
     fingerprint: Digest
@@ -61,64 +61,64 @@ class Untrusted(TypedDict):
 
 
 class Policy(TypedDict):
-    """What is asked of signatures in one place."""
+    """The signature policy of one place."""
 
-    place: Annotated[str, "`*` in general, a namespace, or `remote NAME`"]
+    place: Annotated[str, "`*` for all places, a namespace, or `remote NAME`"]
     policy: Annotated[str, "`require`, `warn`, `off` or `default`"]
 
 
 class Signed(TypedDict):
-    """A signature."""
+    """A new or existing signature."""
 
     name: str
     version: str
-    namespace: Annotated[str | None, "that it is signed for"]
+    namespace: Annotated[str | None, "the namespace it is signed for"]
     digest: Annotated[str, "of the manifest"]
     key: str
     fingerprint: Annotated[str, "of the key"]
-    path: Annotated[str, "the file"]
-    created: Annotated[bool, "false: it was signed so already"]
+    path: Annotated[str, "the signature file"]
+    created: Annotated[bool, "false: the same signature existed already"]
 
 
 # ---------------------------------------------------------------- publishing
 class Pushed(TypedDict):
-    """What was published."""
+    """A published build."""
 
     name: str
     version: str
     digest: Digest
-    to: str
-    sent_files: int
+    to: Annotated[str, "the repository or directory"]
+    sent_files: Annotated[int, "number of files sent"]
     sent_bytes: int
-    created: Annotated[bool, "false: it was there already"]
+    created: Annotated[bool, "false: it existed already"]
     signed: bool
-    url: Annotated[str | None, "of the commit; null for a directory"]
+    url: Annotated[str | None, "URL of the commit; null for a directory"]
 
 
 class PushPlan(TypedDict):
-    """Exactly what would be sent."""
+    """Exactly what a push would send."""
 
     dry_run: Annotated[bool, "true"]
-    to: str
+    to: Annotated[str, "the repository or directory"]
     kind: Annotated[str, "`directory` or `repository`"]
     commit_message: str
     tag: str
     digest: Digest
     signed: bool
     files: list[File]
-    tags: Annotated[list[str], "searchable facts, in the card"]
-    card: Annotated[str, "README.md"]
+    tags: Annotated[list[str], "searchable facts in the card"]
+    card: Annotated[str, "text of README.md"]
 
 
 class Pulled(TypedDict):
-    """A build whose files were written."""
+    """A build whose files were written to a folder."""
 
     name: str
     version: str
     digest: Digest
-    source: Annotated[str, "where it was found, in words"]
+    source: Annotated[str, "where it was found, as text"]
     path: Path
-    sent_files: Annotated[int, "0: they were there already"]
+    sent_files: Annotated[int, "0: they existed already"]
     sent_bytes: int
 
 
@@ -136,41 +136,41 @@ class MirrorPlan(TypedDict("_From", {"from": str})):  # a word of Python, so no 
 class Mirrored(MirrorPlan):
     """A build that was copied to another server."""
 
-    created: Annotated[bool, "false: it was there already"]
+    created: Annotated[bool, "false: it existed already"]
     sent_bytes: int
 
 
 # ---------------------------------------------------------------- servers
 class Remote(TypedDict):
-    """A server by name."""
+    """A named server."""
 
     name: str
     url: str
-    namespaces: Annotated[list[str], "asked of this server, in order"]
+    namespaces: Annotated[list[str], "namespaces assigned to this server, in order"]
     default: bool
-    signatures: Annotated[str | None, "the policy; null: the general one"]
-    token: Annotated[bool, "whether one is kept"]
+    signatures: Annotated[str | None, "its signature policy; null: the general policy"]
+    token: Annotated[bool, "whether a token is stored"]
 
 
 class Login(TypedDict):
-    """A server that a token is kept for."""
+    """A server with a stored token."""
 
     name: str | None
     url: str
-    who: Annotated[str | None, "whom the server takes it for; null if it was not asked"]
+    who: Annotated[str | None, "the user that the server recognises; null if it was not contacted"]
 
 
 class Logout(TypedDict):
-    """A server that no token is kept for any more."""
+    """A server without a stored token."""
 
     url: str
-    forgotten: Annotated[bool, "false: none was kept"]
+    forgotten: Annotated[bool, "false: none was stored"]
 
 
 class RemovedRemote(TypedDict):
-    """A name that is free again."""
+    """A removed remote."""
 
-    removed: str
+    removed: Annotated[str, "its name"]
 
 
 class Found(TypedDict):
@@ -182,7 +182,7 @@ class Found(TypedDict):
     base: str
     base_weights: Digest | None
     base_hub_id: str | None
-    fits: Annotated[str, "how it fits --base: `by weights`, `by name`, or empty"]
+    fits: Annotated[str, "how it matches --base: `by weights`, `by name`, or empty"]
     task: str | None
     rank: int | None
     method: list[str]
@@ -191,7 +191,7 @@ class Found(TypedDict):
 
 
 class Header(TypedDict):
-    """What the first bytes of the weights say."""
+    """Facts from the header of the weights file."""
 
     tensors: int
     parameters: int
@@ -200,7 +200,7 @@ class Header(TypedDict):
 
 
 class Config(TypedDict):
-    """What adapter_config.json says."""
+    """Facts from `adapter_config.json`."""
 
     peft_type: str
     r: int | None
@@ -209,26 +209,26 @@ class Config(TypedDict):
 
 
 class Info(Manifest):
-    """What an adapter on a server is."""
+    """An adapter on a server."""
 
     installed: Annotated[bool, "false"]
     remote: str
     repository: str
     commit: str
-    yanked: Annotated[str | None, "the reason; null: it is not"]
+    yanked: Annotated[str | None, "the reason; null: not yanked"]
     base_verdict: Verdict
-    policy_refusal: Annotated[str | None, "why the project's `[policy]` would refuse it; null: it would not"]
+    policy_refusal: Annotated[str | None, "why the project's `[policy]` would refuse it; null: allowed"]
     size_bytes: Size
     header: Header
     config: Config
     groups: list[ModuleGroup]
-    whole: Annotated[list[str], "tensors that replace those of the base"]
-    received_bytes: Annotated[int, "that it took to tell"]
+    whole: Annotated[list[str], "tensors that replace a tensor of the base"]
+    received_bytes: Annotated[int, "bytes received for this document"]
 
 
 # ---------------------------------------------------------------- registry
 class NewToken(TypedDict):
-    """A token, shown once."""
+    """A new token, shown only once."""
 
     token: str
     user: str
@@ -236,12 +236,12 @@ class NewToken(TypedDict):
 
 
 class Token(TypedDict):
-    """A token without itself; times are RFC 3339."""
+    """A token without its secret; times are RFC 3339."""
 
     id: int
     user: str
     role: str
-    namespaces: Annotated[str, "globs with commas between"]
+    namespaces: Annotated[str, "globs, separated by commas"]
     label: str
     created: str
     expires: str | None
@@ -250,18 +250,18 @@ class Token(TypedDict):
 
 
 class Holdings(TypedDict):
-    """What a registry's database names, and what of it is not there; the exit code is 12 where something is not."""
+    """The blobs that a registry's database names, and what is missing or damaged; any problem means exit code 12."""
 
     blobs: int
-    bytes: Annotated[int, "that the blobs have together"]
-    problems: Annotated[list[str], "one sentence for each"]
+    bytes: Annotated[int, "total size of the blobs"]
+    problems: Annotated[list[str], "one sentence per problem"]
 
 
 class MovedRegistry(TypedDict):
-    """What stands at the new place of a registry now."""
+    """The content of a registry at its new place."""
 
     blobs: int
-    bytes: Annotated[int, "that the blobs have together"]
+    bytes: Annotated[int, "total size of the blobs"]
     rows: Annotated[int, "of all tables"]
 
 
@@ -291,7 +291,7 @@ SERVERS = {
     "remote-logout": Logout,
 }
 REGISTRY: dict[str, Any] = {
-    "registry-serve": list[Annotated[dict[str, str], "`url`, then once `admin_token`: one document a line"]],
+    "registry-serve": list[Annotated[dict[str, str], "`url`, then once `admin_token`; one document per line"]],
     "registry-check": Holdings,
     "registry-move": MovedRegistry,
     "registry-token-create": NewToken,

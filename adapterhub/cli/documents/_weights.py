@@ -1,4 +1,4 @@
-"""Documents of the commands that touch weights, and of those that answer."""
+"""Documents of the commands that work on weights or run a model."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ from typing import Annotated, Any, TypedDict
 
 from adapterhub.cli.documents._parts import Added, Digest, NotRequired, Path, Size, Verdict, WeightedAdapter
 
-Ranks = Annotated[dict[str, int], "how many modules have which rank"]
+Ranks = Annotated[dict[str, int], "number of modules by rank"]
 
 
 class Tuning(TypedDict):
-    """How weights were found; losses are means over the examples that were held out, if some were."""
+    """The search for weights; losses are means over the held-out examples, if there are any."""
 
     weights: list[float]
-    base_loss: float
-    single_losses: Annotated[list[float], "of each adapter alone"]
-    loss_before: Annotated[float, "with equal shares"]
-    loss_after: float
-    evaluations: int
-    searched: Annotated[int, "examples that were searched with"]
-    reported: Annotated[int, "examples that the losses are on"]
-    is_held_out: bool
+    base_loss: Annotated[float, "loss of the plain base"]
+    single_losses: Annotated[list[float], "loss of each adapter alone"]
+    loss_before: Annotated[float, "loss with equal weights"]
+    loss_after: Annotated[float, "loss with `weights`"]
+    evaluations: Annotated[int, "number of weights that were tried"]
+    searched: Annotated[int, "number of examples used in the search"]
+    reported: Annotated[int, "number of examples that the losses are measured on"]
+    is_held_out: Annotated[bool, "whether the losses are on examples that the search did not use"]
 
 
 class MergedFolder(TypedDict):
-    """A merge that was written into a folder."""
+    """A merge written to a folder."""
 
     path: Path
-    relative_error: Annotated[float, "against the exact sum, or the distance from it where the method makes another"]
-    worst_module: str
-    worst_error: float
-    truncation_error: Annotated[float | None, "lost by cutting to the rank; null where nothing was cut"]
+    relative_error: Annotated[float, "against the exact sum; for other methods, the distance from it"]
+    worst_module: Annotated[str, "the module with the largest error"]
+    worst_error: Annotated[float, "its relative error"]
+    truncation_error: Annotated[float | None, "lost by cutting to the rank; null if nothing was cut"]
     ranks: Ranks
     dtype: str
     parents: list[WeightedAdapter]
-    recipe: Annotated[dict[str, Any], "how to do it again"]
+    recipe: Annotated[dict[str, Any], "how to repeat it"]
     tuning: NotRequired[Annotated[Tuning, "with --tune"]]
 
 
 class Merged(Added, MergedFolder):
-    """A merge that is in the library."""
+    """A merge in the library."""
 
-    recorded_digest: NotRequired[Annotated[str, "with --recipe: what the recipe says it gives"]]
-    as_recorded: NotRequired[Annotated[bool, "with --recipe: whether it did"]]
+    recorded_digest: NotRequired[Annotated[str, "with --recipe: the digest in the recipe"]]
+    as_recorded: NotRequired[Annotated[bool, "with --recipe: whether the result has that digest"]]
 
 
 class MethodOption(TypedDict):
@@ -60,8 +60,8 @@ class Method(TypedDict):
     name: str
     summary: str
     options: list[MethodOption]
-    is_random: Annotated[bool, "draws numbers, and takes a seed"]
-    chooses_rank: Annotated[bool, "cuts to a rank"]
+    is_random: Annotated[bool, "whether it draws random numbers and takes a seed"]
+    chooses_rank: Annotated[bool, "whether it cuts to a rank itself; others are cut afterwards"]
 
 
 class Weights(TypedDict):
@@ -72,70 +72,70 @@ class Weights(TypedDict):
 
 
 class ResizedFolder(TypedDict):
-    """A smaller adapter that was written into a folder."""
+    """A smaller adapter written to a folder."""
 
     path: Path
     before: Weights
     after: Weights
     dtype: str
-    relative_error: Annotated[float, "against the adapter"]
-    worst_module: str
-    worst_error: float
+    relative_error: Annotated[float, "against the original adapter"]
+    worst_module: Annotated[str, "the module with the largest error"]
+    worst_error: Annotated[float, "its relative error"]
     recipe: dict[str, Any]
 
 
 class Resized(Added, ResizedFolder):
-    """A smaller adapter that is in the library."""
+    """A smaller adapter in the library."""
 
 
 class LeftOut(TypedDict):
-    """A tensor that differs and is not in the adapter."""
+    """A tensor that differs but is not in the adapter."""
 
     name: str
     reason: str
     elements: int
     change: Annotated[float | None, "Frobenius norm of the difference"]
-    carried: Annotated[bool, "stored whole, by --save-rest"]
+    carried: Annotated[bool, "whether --save-rest stored it whole"]
 
 
 class Extracted(Added):
-    """A LoRA out of a fine-tuned model."""
+    """A LoRA extracted from a fine-tuned model."""
 
-    relative_error: Annotated[float, "against the exact difference, where the adapter has modules"]
-    worst_module: str
-    worst_error: float
-    missing_share: Annotated[float, "of the whole difference, with what was left out"]
+    relative_error: Annotated[float, "against the exact difference, in the modules that the adapter has"]
+    worst_module: Annotated[str, "the module with the largest error"]
+    worst_error: Annotated[float, "its relative error"]
+    missing_share: Annotated[float, "error against the whole difference, including what was left out"]
     ranks: Ranks
     dtype: str
-    unchanged_tensors: int
+    unchanged_tensors: Annotated[int, "number of tensors that do not differ"]
     left_out: list[LeftOut]
     recipe: dict[str, Any]
 
 
 class FusedTensor(TypedDict):
-    """A tensor that got an update."""
+    """A tensor with an update."""
 
     name: str
-    relative_error: Annotated[float, "of the update, by rounding"]
-    moved: Annotated[int, "numbers with an update"]
-    lost: Annotated[int, "of them stored as they were"]
+    relative_error: Annotated[float, "error of the update from rounding"]
+    moved: Annotated[int, "numbers that have an update"]
+    lost: Annotated[int, "those that are stored unchanged"]
 
 
 class Fused(TypedDict):
-    """A model of its own."""
+    """A model with adapters fused in."""
 
     path: Path
     base: str
     base_weights: Digest
     adapters: list[WeightedAdapter]
-    files: int
+    files: Annotated[int, "number of weight files"]
     size_bytes: Size
     dtypes: list[str]
-    relative_error: Annotated[float, "of the whole update, by rounding"]
-    unchanged: Annotated[float, "share of the numbers with an update that are stored as they were"]
-    worst_tensor: str
-    worst_error: float
-    copied: Annotated[int, "tensors taken over byte for byte"]
+    relative_error: Annotated[float, "error of the whole update from rounding"]
+    unchanged: Annotated[float, "share of the numbers with an update that are stored unchanged"]
+    worst_tensor: Annotated[str, "the tensor with the largest error"]
+    worst_error: Annotated[float, "its relative error"]
+    copied: Annotated[int, "number of tensors copied byte for byte"]
     tensors: list[FusedTensor]
     warnings: list[str]
 
@@ -145,39 +145,39 @@ class Share(TypedDict):
     """A share from 0 to 1."""
 
     share: float
-    standard_error: Annotated[float, "0 where everything was counted"]
+    standard_error: Annotated[float, "0 if every number was counted"]
 
 
 class ComparedAdapter(TypedDict):
-    """One of the adapters; others name it by its position."""
+    """A compared adapter; other fields refer to it by its position."""
 
     label: str
     weight: float
     modules: int
     rank: int
     parameters: int
-    norm: Annotated[float, "Frobenius, of its whole update"]
+    norm: Annotated[float, "Frobenius norm of its whole update"]
     digest: Digest | None
 
 
 class ComparedPair(TypedDict):
-    """How alike two updates are."""
+    """The similarity of two updates."""
 
-    first: int
-    second: int
-    cosine: float
-    overlap_left: Annotated[float, "of the spaces they write to"]
-    overlap_right: Annotated[float, "of the spaces they read from"]
-    chance_left: Annotated[float, "the same for two drawn at random"]
-    chance_right: float
-    opposite: Annotated[Share, "of the numbers that have opposite signs"]
-    cancelled: Annotated[Share, "of the magnitudes that the sum loses"]
+    first: Annotated[int, "position of the first adapter"]
+    second: Annotated[int, "position of the second adapter"]
+    cosine: Annotated[float, "cosine between the updates"]
+    overlap_left: Annotated[float, "overlap of the spaces they write to"]
+    overlap_right: Annotated[float, "overlap of the spaces they read from"]
+    chance_left: Annotated[float, "mean `overlap_left` of random spaces of those ranks"]
+    chance_right: Annotated[float, "mean `overlap_right` of random spaces of those ranks"]
+    opposite: Annotated[Share, "share of numbers with opposite signs"]
+    cancelled: Annotated[Share, "share of the magnitudes that the sum loses"]
 
 
 class Choice(TypedDict):
     """One way to store the sum."""
 
-    options: Annotated[str, "for `adapt merge`"]
+    options: Annotated[str, "options of `adapt merge`"]
     rank_min: int
     rank_mean: float
     rank_max: int
@@ -186,22 +186,22 @@ class Choice(TypedDict):
 
 
 class Forecast(TypedDict):
-    """What a merge would come to."""
+    """The expected result of a merge."""
 
-    norm: float
+    norm: Annotated[float, "Frobenius norm of the sum"]
     cancelled: Share
     dtype: str
-    choices: list[Choice]
+    choices: Annotated[list[Choice], "ways to store the sum"]
 
 
 class Spectrum(TypedDict):
     """The singular values of an update."""
 
-    norm: float
-    numerical_rank: int
-    effective_rank: float
-    stable_rank: float
-    rank_of_energy: Annotated[dict[str, int], "the rank that keeps that share of the squared norm"]
+    norm: Annotated[float, "Frobenius norm"]
+    numerical_rank: Annotated[int, "number of directions"]
+    effective_rank: Annotated[float, "exponential of the entropy of the singular values"]
+    stable_rank: Annotated[float, "squared Frobenius norm divided by the squared largest singular value"]
+    rank_of_energy: Annotated[dict[str, int], "the rank that keeps each share of the squared norm"]
     singular_values: list[float]
 
 
@@ -209,34 +209,34 @@ _Width = TypedDict("_Width", {"in": int})  # a word of Python, so no class can h
 
 
 class ComparedModule(_Width):
-    """One module."""
+    """A module and its updates."""
 
     module: str
     kind: Annotated[str, "`linear`, `conv` or `embedding`"]
     out: int
-    parts: int
-    updates: Annotated[list[Spectrum | None], "one for each adapter; null where it lacks the module"]
+    parts: Annotated[int, "number of separate updates in the module, such as one per expert"]
+    updates: Annotated[list[Spectrum | None], "one per adapter; null if it lacks the module"]
     pairs: list[ComparedPair]
-    sum: Annotated[Any, "spectrum of the sum and `cancelled`, or one for each part"]
+    sum: Annotated[Any, "spectrum of the sum and `cancelled`, or one per part"]
 
 
 class Comparison(TypedDict):
-    """How alike adapters are, and what merging them would come to."""
+    """The similarity of adapters, and the expected result of merging them."""
 
     adapters: list[ComparedAdapter]
     pairs: list[ComparedPair]
-    forecast: Annotated[Forecast | None, "null where they cannot be merged"]
+    forecast: Annotated[Forecast | None, "null if they cannot be merged"]
     obstacles: Annotated[list[str], "why they cannot be merged"]
-    unlike: Annotated[dict[str, str], "modules whose shapes differ, and how"]
-    partial: Annotated[dict[str, list[int]], "modules that only some have, and the positions of those"]
-    sampled: Annotated[int, "rows and columns looked at for signs, at most"]
+    unlike: Annotated[dict[str, str], "modules whose shapes differ, and how they differ"]
+    partial: Annotated[dict[str, list[int]], "modules that only some adapters have, with the positions of those"]
+    sampled: Annotated[int, "maximal number of rows and columns sampled for signs"]
     modules: list[ComparedModule]
-    plot: NotRequired[Annotated[str, "with --plot: the file"]]
+    plot: NotRequired[Annotated[str, "with --plot: the image file"]]
 
 
 # ---------------------------------------------------------------- run
 class UsedAdapter(TypedDict):
-    """An adapter that answered, and how its base relates to the one it ran on."""
+    """An adapter in use; `base` compares its base with the one it ran on."""
 
     adapter: str
     weight: float
@@ -244,24 +244,24 @@ class UsedAdapter(TypedDict):
 
 
 class Drawing(TypedDict):
-    """How tokens were drawn and whether the base was proved; left out where they were not."""
+    """How tokens were sampled and whether the base was proved unchanged; left out otherwise."""
 
     temperature: NotRequired[float]
     top_p: NotRequired[float | None]
     seed: NotRequired[int | None]
-    base_digest: NotRequired[Annotated[str, "with --prove-base: of every parameter, before"]]
+    base_digest: NotRequired[Annotated[str, "with --prove-base: digest of every parameter, before the run"]]
     base_unchanged: NotRequired[bool]
 
 
 class Answer(Drawing):
-    """One answer."""
+    """The answer to a prompt."""
 
     adapters: list[UsedAdapter]
     base: str
     prompt: str
     text: str
-    tokens: int
-    seconds: float
+    tokens: Annotated[int, "tokens generated"]
+    seconds: Annotated[float, "time of generation"]
 
 
 class ComparedAnswer(TypedDict):
@@ -283,11 +283,11 @@ class ComparedAnswers(Drawing):
 
 
 class Row(TypedDict):
-    """The answer to one line."""
+    """The answer to one line of a batch."""
 
-    id: NotRequired[Annotated[Any, "as the line has it"]]
+    id: NotRequired[Annotated[Any, "as in the input line"]]
     prompt: str
-    adapter: Annotated[str | None, "who answered"]
+    adapter: Annotated[str | None, "the adapter of this line; null: the plain base"]
     text: str
     tokens: int
     system: NotRequired[str]
@@ -297,13 +297,13 @@ class Batch(Drawing):
     """Answers to the lines of a file."""
 
     base: str
-    rows: int
-    tokens: int
-    seconds: float
+    rows: Annotated[int, "number of answers"]
+    tokens: Annotated[int, "tokens generated"]
+    seconds: Annotated[float, "time of generation"]
     tokens_per_second: float
     rows_per_second: float
     answers: NotRequired[list[Row]]
-    out: NotRequired[Annotated[str, "with --out: the file that has them instead"]]
+    out: NotRequired[Annotated[str, "with --out: the file with the answers"]]
 
 
 class DemoAnswer(TypedDict):
@@ -315,7 +315,7 @@ class DemoAnswer(TypedDict):
 
 
 class Demo(TypedDict):
-    """What the demo made."""
+    """The result of the demo."""
 
     root: Annotated[str, "its library"]
     base: str

@@ -8,9 +8,10 @@ import click
 
 from adapterhub.cli.inspect.info_modules import group_fields, modules_document
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_options, remote_options
-from adapterhub.cli.options.project_policy import policy_fields, refusal_here
+from adapterhub.cli.options.project_policy import policy_fields
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
+from adapterhub.projects.places import refusal_here
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:

@@ -6,9 +6,10 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli.inspect.info_modules import group_fields, modules_document
-from adapterhub.cli.options.project_policy import policy_fields, refusal_here
+from adapterhub.cli.options.project_policy import policy_fields
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import Malformed, NotAllowed, SignatureRefused, StoreLocked, shown
+from adapterhub.projects.places import refusal_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,7 @@ def show_installed(
     Raises:
         AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
     """
-    from adapterhub.cli.adapters.query import find_build
+    from adapterhub.cli.options.asking import find_build
 
     build = find_build(session, spec, bounds, for_use=False, base=base)
     if recipe:
@@ -76,7 +77,7 @@ def _verdict(library: Library, build: Installed, spec: AdapterSpec, base: BaseSp
 
 
 def _document(session: Session, library: Library, build: Installed) -> tuple[dict[str, Any], Node, tuple[Use, ...]]:
-    from adapterhub.cli.projects.tree import lineage_of
+    from adapterhub.cli.options.asking import lineage_of
     from adapterhub.projects.uses import Uses
 
     manifest = build.manifest

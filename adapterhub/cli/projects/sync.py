@@ -16,10 +16,9 @@ from adapterhub.core.errors import StaleLock, UsageProblem, shown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adapterhub.projects.builds import Given, Locked
     from adapterhub.projects.places import ProjectSources
-    from adapterhub.projects.sync import Brought, Done, Means, SyncPlan
-    from adapterhub.projects.values import Lock, LockedMerge, Project
+    from adapterhub.projects.sync import Done, SyncPlan
+    from adapterhub.projects.values import Lock, Project
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 
@@ -63,7 +62,7 @@ def sync(
       adapt sync --frozen --check
       adapt sync --group eval --prune
     """
-    from adapterhub.projects.places import ProjectSources
+    from adapterhub.projects.places import ProjectSources, means_of
     from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
 
     if yes and not prune:
@@ -79,7 +78,7 @@ def sync(
             library,
             lock,
             plan,
-            means_of(session, lock, sources, signatures),
+            means_of(session, lock, sources, signatures, bars=session.out),
             prune=prune,
             delete=_to_delete(session, plan, yes=yes) if prune else (),
             reads_all=check,
@@ -146,30 +145,6 @@ def _warn_of_moved_base(session: Session, lock: Lock) -> None:
     if moved is not None:
         session.out.warn(f"{moved.summary}: {', '.join(f'{where} {what}' for where, what in moved.reasons)}")
         session.out.hint(moved.hint)
-
-
-def means_of(session: Session, lock: Lock, sources: ProjectSources, signatures: SignaturePolicy | None) -> Means:
-    """How what is locked gets into the library: from its places, or a merge by its recipe."""
-    from adapterhub.projects.sync import Means
-
-    def policy(entry: Locked) -> Given:
-        return signatures or sources.policy_for(entry)
-
-    def rebuild(entry: LockedMerge) -> Brought:
-        from adapterhub.projects.merges import Merges  # imports torch, for which a sync without merges need not wait
-
-        merges = Merges(
-            library=session.library,
-            base=lock.base,
-            places=sources.of_locked,
-            policy=policy,
-            bar=session.out.progress,
-            steps=lambda: session.out.steps(f"merge {entry.key}", unit="modules"),
-            warn=session.out.warn,
-        )
-        return merges.rebuild(entry)
-
-    return Means(places=sources.of_locked, rebuild=rebuild, policy=policy, bar=session.out.progress)
 
 
 def _to_delete(session: Session, plan: SyncPlan, *, yes: bool) -> list[Path]:

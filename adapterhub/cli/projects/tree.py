@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.cli.options.asking import lineage_of
 from adapterhub.cli.options.params import SPEC, Session, common, project_option
-from adapterhub.core.errors import AdapterNotFound, NotFound, UsageProblem, shown
+from adapterhub.core.errors import NotFound, UsageProblem, shown
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.library.store.index import BuildRow
     from adapterhub.library.upkeep.lineage import Lineage, Node
     from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge
     from adapterhub.weights.recipes.toml.values import Inner, Leaf, Step
@@ -53,18 +53,9 @@ def tree(session: Session, specs: tuple[AdapterSpec, ...], holders: bool, is_lib
         _show_library(session, lineage, specs)
 
 
-def lineage_of(session: Session) -> Lineage:
-    """The graph of what is installed, straight from the index while that is current."""
-    from adapterhub.cli.adapters.query import ask
-    from adapterhub.library.store.index import Filters
-    from adapterhub.library.upkeep.lineage import Lineage
-
-    return Lineage(session.root, ask(session, lambda index: index.search(Filters())))
-
-
 # ---------------------------------------------------------------- library
 def _show_library(session: Session, lineage: Lineage, specs: Sequence[AdapterSpec]) -> None:
-    rows = [row for spec in specs for row in named(lineage, spec)] if specs else lineage.roots()
+    rows = [row for spec in specs for row in lineage.named(spec)] if specs else lineage.roots()
     nodes = [lineage.node(row.digest) for row in rows]
     session.out.result(
         lambda: {"project": None, "adapters": [node.to_json() for node in nodes]}, lambda: _draw(session, nodes)
@@ -73,25 +64,6 @@ def _show_library(session: Session, lineage: Lineage, specs: Sequence[AdapterSpe
         session.out.hint(
             "nothing is installed; `adapt add FOLDER --name NAME` or `adapt install NAME@BASE` brings adapters in"
         )
-
-
-def named(lineage: Lineage, spec: AdapterSpec) -> list[BuildRow]:
-    """Every installed build that a spec fits; its base is not looked at.
-
-    Raises:
-        AdapterNotFound: none.
-    """
-    found = [
-        row
-        for row in lineage.rows.values()
-        if row.name == spec.name
-        and spec.namespace in (None, row.namespace)
-        and spec.matches(row.version)
-        and row.digest.startswith(spec.digest_prefix or "")
-    ]
-    if not found:
-        raise AdapterNotFound(f"no adapter `{spec}` is installed here", hint="`adapt list` shows what is installed")
-    return found
 
 
 def _draw(session: Session, nodes: Sequence[Node]) -> None:

@@ -83,10 +83,10 @@ def _upgrade_project(
 ) -> None:
     from adapterhub.cli.options.lock_changes import tell_changes
     from adapterhub.cli.projects.lock import lock_document
-    from adapterhub.cli.projects.sync import document_of, means_of, say
+    from adapterhub.cli.projects.sync import document_of, say
     from adapterhub.projects.lock.lockfile import previous_lock
     from adapterhub.projects.locking import ALL
-    from adapterhub.projects.places import lock_now, save_lock
+    from adapterhub.projects.places import lock_now, means_of, save_lock
     from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
 
     previous = previous_lock(project)
@@ -98,7 +98,8 @@ def _upgrade_project(
     library = session.library
     with syncing(library, project.folder) as target:
         plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
-        done = run_sync(library, outcome.lock, plan, means_of(session, outcome.lock, sources, signatures))
+        means = means_of(session, outcome.lock, sources, signatures, bars=session.out)
+        done = run_sync(library, outcome.lock, plan, means)
     for one in done.brought:
         for warning in one.warnings:
             session.out.warn(warning)
@@ -201,10 +202,10 @@ def _upgrade_library(
 ) -> None:
     from dataclasses import replace
 
-    from adapterhub.cli.projects.outdated import library_asked
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.install import plan_install, run_install
     from adapterhub.distribution.outdated import Offer, offers
+    from adapterhub.projects.upgrades import library_asked
 
     library = session.library
     specs = [AdapterSpec.parse(name) for name in names]

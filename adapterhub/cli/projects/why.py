@@ -30,7 +30,7 @@ def why(session: Session, spec: AdapterSpec) -> None:
     Example:
       adapt why legal-qa
     """
-    from adapterhub.cli.projects.tree import lineage_of
+    from adapterhub.cli.options.asking import lineage_of
     from adapterhub.projects.uses import Uses
 
     lineage = lineage_of(session)
@@ -50,8 +50,6 @@ def why(session: Session, spec: AdapterSpec) -> None:
 
 def _meant(session: Session, lineage: Lineage, spec: AdapterSpec) -> list[tuple[str, str]]:
     """`(digest, label)` of what the spec means: the build locked under a bare name, else every build it fits."""
-    from adapterhub.cli.projects.tree import named
-
     is_bare = spec.namespace is None and spec.base is None and not spec.specifiers and spec.digest_prefix is None
     folder = session.project_folder
     if is_bare and folder is not None:
@@ -64,7 +62,7 @@ def _meant(session: Session, lineage: Lineage, spec: AdapterSpec) -> list[tuple[
         if entry is not None:
             return [(entry.digest, f"{entry.key} {entry.version}")]
     try:
-        rows = named(lineage, spec)
+        rows = lineage.named(spec)
     except AdapterNotFound as error:
         near = session.library.nearest(spec.full_name)
         raise AdapterNotFound(error.message, hint=near or error.hint) from None

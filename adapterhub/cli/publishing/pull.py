@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_options, remote_options, signatures_option
-from adapterhub.cli.options.project_policy import exclude_newer_option, objection_from
-from adapterhub.projects.places import SpecSources
+from adapterhub.cli.options.project_policy import exclude_newer_option
+from adapterhub.projects.places import SpecSources, objection_from
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:

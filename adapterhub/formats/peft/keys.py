@@ -1,4 +1,4 @@
-"""The tensor names PEFT writes, sorted into what they are."""
+"""Sorts the tensor names that PEFT writes by what they are."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 
 PREFIX: Final = "base_model.model."
-"""What PEFT puts before the name that a module has in the base."""
+"""The prefix that PEFT adds to the name of a module of the base."""
 
 EMBEDDINGS: Final = frozenset(
     {"embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "shared", "tok_embeddings", "output"}
 )
-"""Names of input embeddings and output heads, of which PEFT may save a copy (`save_embedding_layers`)."""
+"""Names of input embeddings and output heads, which PEFT may copy into the file (`save_embedding_layers`)."""
 
 # `.weight` after a magnitude and `.default` (the adapter's name in memory) are not how PEFT writes them, but some do.
 _UPDATE: Final = re.compile(

@@ -1,14 +1,14 @@
-"""Would an inference engine read this adapter, and read it right? The rules are kept one file an engine.
+"""Whether an inference engine reads an adapter, and reads it correctly. The rules are one file per engine.
 
     verdict = judge("vllm@0.32", config, read_header(folder / WEIGHTS_FILE))
     verdict.ok, verdict.reasons, verdict.flags
 
-Engines check little: what one of them ignores, it answers wrongly with. So a verdict is no in two cases: the engine
-refuses the adapter, or it takes it and reads it as another one. Whether the numbers are sound and whether the base is
-the right one is not asked here; that is `verify`.
+Engines check little; a part that an engine ignores makes its answers wrong. So a verdict is no in two cases: the
+engine refuses the adapter, or it loads it and reads it as another one. `verify` decides whether the numbers are sound
+and the base is the right one.
 
-A new engine is a new file here with `NAME`, `VERSIONS`, `SOURCE`, `RULES`, `settings(traits)` and `notes(traits)`; its
-name is what users type, an underscore standing for a dot. Files that begin with an underscore are no engines.
+A new engine is a new file here with `NAME`, `VERSIONS`, `SOURCE`, `RULES`, `settings(traits)` and `notes(traits)`. The
+file has the name that users type, with an underscore for a dot. Files that begin with an underscore are not engines.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,39}")
 
 
 def names() -> tuple[str, ...]:
-    """The engines there are, as users type them; none is imported."""
+    """The names of all engines, as users type them; imports none."""
     return tuple(m.name.replace("_", ".") for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
@@ -86,8 +86,8 @@ def engine(name: str) -> ModuleType:
 def judge(target: str, config: AdapterConfig, weights: TensorFile, *, base: BaseFacts | None = None) -> Verdict:
     """What the engine `target` (`vllm@0.32`, `llama.cpp`) does with an adapter of this config and tensor header.
 
-    Nothing but names and shapes is looked at: microseconds a module. What depends on the base is judged where `base`
-    says it, and a note says what was not.
+    Reads names and shapes only: microseconds a module. Rules that depend on the base apply as far as `base` is known;
+    a note names those that were not judged.
 
     Raises:
         UsageProblem: no such engine.
@@ -117,7 +117,7 @@ def judge(target: str, config: AdapterConfig, weights: TensorFile, *, base: Base
 
 
 def together(verdicts: Iterable[Verdict]) -> tuple[str, ...]:
-    """The flags of one server for all adapters of which the engine said yes."""
+    """The flags of one server for all adapters that the engine reads correctly."""
     return as_flags(joined(verdict.settings for verdict in verdicts if verdict.ok))
 
 
@@ -139,4 +139,4 @@ def _version_notes(rules: ModuleType, version: str | None) -> list[str]:
     known: tuple[str, ...] = rules.VERSIONS
     if version is None or not known or any(version == v or version.startswith(f"{v}.") for v in known):
         return []
-    return [f"these rules were read in {rules.NAME} {' and '.join(known)}; {version} may differ"]
+    return [f"the rules were checked with {rules.NAME} {' and '.join(known)}; {version} may differ"]

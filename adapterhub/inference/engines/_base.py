@@ -34,7 +34,7 @@ def base_config(record: BaseRecord | None) -> Mapping[str, Any] | None:
 
 
 def base_facts(record: BaseRecord | None) -> BaseFacts:
-    """The known facts about the base. Its tensors show whether its head is its embedding.
+    """What is known about the base; its tensors show whether its head is its embedding.
 
     Raises:
         Malformed: its config cannot be read.

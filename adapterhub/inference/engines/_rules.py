@@ -1,4 +1,4 @@
-"""What rules are made of: features that an adapter can have, and what an engine does about one."""
+"""The parts of rules: features that an adapter can have, and what an engine does with one."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from adapterhub.core.errors import shown
 from adapterhub.inference.engines._traits import Traits
 
 Effect = Literal["refuses", "misreads", "notes"]
-"""`refuses`: it will not load. `misreads`: it loads and means something else. `notes`: it is right, with a remark."""
+"""`refuses`: does not load. `misreads`: loads as another adapter. `notes`: loads correctly, with a remark."""
 
 REFUSES: Final[Effect] = "refuses"
 MISREADS: Final[Effect] = "misreads"
 NOTES: Final[Effect] = "notes"
 
 CHANGES_BASE: Final = ("pissa", "olora", "corda", "loftq")
-"""Starts that PEFT repeats on the base when it loads the adapter, so that B @ A is the update of another base."""
+"""Initialisations that PEFT repeats on the base when it loads the adapter: B @ A is the update of another base."""
 
 Test = Callable[[Traits], str]
-"""Where the feature is seen, as the subject of a sentence; empty where it is not."""
+"""Where the adapter has the feature, as the subject of a sentence; empty if nowhere."""
 
 _FEW = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
-    """Something that an adapter can have and an engine may not read."""
+    """Something that an adapter can have and that an engine may not read."""
 
     title: str
     test: Test
@@ -37,7 +37,7 @@ class Feature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What an engine does about a feature. `when` takes the place of the feature's own test."""
+    """What an engine does with a feature. `when` replaces the feature's own test."""
 
     feature: str
     effect: Effect
@@ -46,7 +46,7 @@ class Rule:
     when: Test | None = None
 
     def detail(self, traits: Traits) -> str:
-        """Where the adapter has the feature; "" if it does not."""
+        """Where the adapter has the feature; "" if nowhere."""
         return (self.when or FEATURES[self.feature].test)(traits)
 
 
@@ -57,7 +57,7 @@ def some(names: Sequence[str]) -> str:
 
 
 def set_to(name: str, value: object) -> str:
-    """`use_dora` is true: how a setting is told."""
+    """A setting with its value, such as `use_dora: true`."""
     text = {True: "true", False: "false"}.get(value, shown(value, 60)) if isinstance(value, bool) else shown(value, 60)
     return f"`{name}: {text}`"
 
@@ -186,7 +186,7 @@ FEATURES: Final[Mapping[str, Feature]] = MappingProxyType(
         "target_parameters": Feature(title="LoRA on bare parameters (`target_parameters`)", test=_parameters),
         "experts": Feature(title="LoRA on each expert of a mixture", test=_experts),
         "nested": Feature(title="LoRA on a layer that lies inside another LoRA layer", test=_nested),
-        "start": Feature(title="a start that changes the base (PiSSA, OLoRA, CorDA, LoftQ)", test=_start),
+        "start": Feature(title="an initialisation that changes the base (PiSSA, OLoRA, CorDA, LoftQ)", test=_start),
         "layer_replication": Feature(title="`layer_replication`", test=_flag("layer_replication")),
         "alora": Feature(title="aLoRA (`alora_invocation_tokens`)", test=_flag("alora_invocation_tokens")),
         "bdlora": Feature(title="BD-LoRA (`use_bdlora`)", test=_extra("use_bdlora")),
@@ -195,16 +195,16 @@ FEATURES: Final[Mapping[str, Feature]] = MappingProxyType(
         "velora": Feature(title="VeLoRA (`velora_config`)", test=_extra("velora_config")),
         "monteclora": Feature(title="MonteCLoRA (`monteclora_config`)", test=_extra("monteclora_config")),
         "arrow": Feature(title="Arrow routing (`arrow_config`)", test=_extra("arrow_config")),
-        "targets": Feature(title="target modules that the engine cannot take", test=lambda _traits: ""),
+        "targets": Feature(title="target modules that the engine does not support", test=lambda _traits: ""),
         "layers": Feature(title="pairs in some layers only", test=lambda _traits: ""),
         "defaults": Feature(title="settings left out of the config", test=lambda _traits: ""),
         "copies": Feature(title="copies of base weights in the file", test=_copies),
-        "others": Feature(title="tensors that belong to nothing", test=_others),
-        "base": Feature(title="a base that the engine has no LoRA for", test=lambda _traits: ""),
+        "others": Feature(title="tensors that belong to no module", test=_others),
+        "base": Feature(title="a base for which the engine has no LoRA", test=lambda _traits: ""),
         "vocabulary": Feature(title="a large or changed vocabulary", test=lambda _traits: ""),
     }
 )
-"""By the name that verdicts use, in the order of the reference page."""
+"""By the name in verdicts, in the order of the reference page."""
 
 SETTINGS: Final = (
     "start",
@@ -217,4 +217,4 @@ SETTINGS: Final = (
     "monteclora",
     "arrow",
 )
-"""Features that are settings of the config alone: a program that does not know one still finds B and A in the file."""
+"""Features set in the config alone: a program that does not know one still finds B and A in the file."""

@@ -1,4 +1,4 @@
-"""The adapter as rules see it: its config, its tensors by kind, and the known facts about its base."""
+"""The facts about an adapter that rules need: its config, its sorted tensors, and what is known about its base."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseFacts:
-    """The facts about a base that rules need; None if unknown.
+    """The few facts about a base that rules need; None if unknown.
 
     `vocabulary` is the number of rows of the token embedding. `is_tied`: the output head is that embedding.
     """
@@ -29,7 +29,7 @@ class BaseFacts:
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> BaseFacts:
-        """The facts in a base's `config.json`; those of its language model if it also takes images or sound."""
+        """From a base's `config.json`; for a multimodal model, from its language model."""
         inner = values.get("text_config")
         holders = [inner, values] if isinstance(inner, Mapping) else [values]
 
@@ -46,7 +46,7 @@ class BaseFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """An adapter, with its tensors sorted, and the facts about its base."""
+    """One adapter, as rules see it."""
 
     config: AdapterConfig
     weights: TensorFile
@@ -60,12 +60,12 @@ class Traits:
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
-        """The modules that have a pair, by the base's names."""
+        """The modules that have a pair, by their names in the base."""
         return tuple(pair.module for pair in self.keys.pairs)
 
     @cached_property
     def leaves(self) -> tuple[str, ...]:
-        """The last parts of the modules' names, sorted."""
+        """The last parts of the names of `modules`, sorted."""
         return tuple(sorted({module.rpartition(".")[2] for module in self.modules}))
 
     @cached_property
@@ -88,7 +88,7 @@ class Traits:
         return self.config.holds_parameters(module)
 
     def of_kind(self, kind: str) -> tuple[str, ...]:
-        """The modules of a kind that have a pair: `embedding`, `conv`, or output `head`."""
+        """The modules whose pair is for an `embedding`, a `conv` or an output `head`."""
         if kind == "embedding":
             return tuple(pair.module for pair in self.keys.pairs if pair.kind == "embedding")
         if kind == "head":

@@ -1,4 +1,4 @@
-"""The verdict of an engine on an adapter: yes or no, the reasons, and the settings that the engine needs."""
+"""Whether an engine reads an adapter correctly, why not, and the settings that it needs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 Setting = int | bool | str | tuple[str, ...]
 Settings = Mapping[str, Setting]
-"""Options of a server by their names without leading dashes; a number is the smallest that works."""
+"""Options of a server by name, without leading dashes; a number is a minimum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """A reason for a no: `feature` is a key of `FEATURES`, `detail` its place, `says` what the engine does with it."""
+    """Why not. `feature` is a key of `FEATURES`, `detail` is its place in the adapter, `says` what the engine does."""
 
     feature: str
     effect: str
@@ -24,11 +24,11 @@ class Reason:
 
     @property
     def text(self) -> str:
-        """The reason as a sentence."""
+        """One sentence."""
         return f"{self.detail}: {self.says}"
 
     def to_json(self) -> dict[str, Any]:
-        """The reason as a JSON value."""
+        """As a JSON value."""
         return {
             "feature": self.feature,
             "effect": self.effect,
@@ -40,7 +40,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The verdict of one engine on one adapter. `flags` are `settings` as typed."""
+    """The verdict of one engine on one adapter. `flags` are `settings` as words of a command line."""
 
     target: str
     engine: str
@@ -56,7 +56,7 @@ class Verdict:
         return not self.reasons
 
     def to_json(self) -> dict[str, Any]:
-        """The verdict as a JSON value."""
+        """As a JSON value."""
         settings = {key: list(item) if isinstance(item, tuple) else item for key, item in self.settings.items()}
         return {
             "target": self.target,
@@ -71,7 +71,7 @@ class Verdict:
 
 
 def as_flags(settings: Settings) -> tuple[str, ...]:
-    """The settings as words of a command line, such as `--max-lora-rank`, `16`; omits options that are false."""
+    """The words of a command line, such as `--max-lora-rank`, `16`; options that are false are left out."""
     words: list[str] = []
     for key, item in settings.items():
         if item is False:
@@ -85,7 +85,7 @@ def as_flags(settings: Settings) -> tuple[str, ...]:
 
 
 def joined(several: Iterable[Settings]) -> Settings:
-    """Settings that work for all adapters: the largest number and all names."""
+    """Settings that suit every adapter: the largest number, every name."""
     all_of: dict[str, Setting] = {}
     for settings in several:
         for key, item in settings.items():

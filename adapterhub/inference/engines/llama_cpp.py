@@ -1,4 +1,4 @@
-"""llama.cpp: quantised bases on any machine; adapters as GGUF files, which `adapt export --format gguf` makes."""
+"""llama.cpp: quantised bases on any machine; adapters as GGUF files, which `adapt export --format gguf` writes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ NAME: Final = "llama.cpp"
 VERSIONS: Final = ("b11739",)
 SOURCE: Final = (
     "`src/llama-adapter.cpp` and `convert_lora_to_gguf.py` of llama.cpp; run as the package `llama-cpp-py-sync` "
-    "0.11739. What is judged is the file that `adapt export --format gguf` writes: scales of rsLoRA and "
-    "`alpha_pattern` are folded into B there, which `convert_lora_to_gguf.py` leaves out"
+    "0.11739. The rules judge the file that `adapt export --format gguf` writes: it folds the scales of rsLoRA and "
+    "`alpha_pattern` into B, which `convert_lora_to_gguf.py` does not"
 )
 
 
@@ -107,7 +107,7 @@ def _on_other(feature: str) -> Test:
 _MIXTURES: Final = ", ".join(f"`{kind}`" for kind, base in BASES.items() if base.experts)
 
 RULES: Final[Sequence[Rule]] = (
-    Rule(feature="method", effect=REFUSES, says="GGUF carries LoRA only", source="adapter.type"),
+    Rule(feature="method", effect=REFUSES, says="GGUF stores LoRA only", source="adapter.type"),
     Rule(feature="dora", effect=REFUSES, says="GGUF has no place for DoRA's magnitudes; fuse it with `adapt fuse`"),
     Rule(feature="lora_bias", effect=REFUSES, says="GGUF has no place for a bias of B"),
     Rule(feature="bias", effect=REFUSES, says="GGUF has no place for biases in an adapter; fuse it with `adapt fuse`"),
@@ -121,14 +121,14 @@ RULES: Final[Sequence[Rule]] = (
     Rule(
         feature="embedding",
         effect=REFUSES,
-        says="llama.cpp has one tensor for both, and applies the update in the wrong place or not at all",
+        says="llama.cpp has one tensor for both; it applies the update in the wrong place or not at all",
         source="llm_build_inp_embd, build_lora_mm",
         when=_tied,
     ),
     Rule(
         feature="embedding",
         effect=REFUSES,
-        says="llama.cpp adapts the embedding of tokens only, and leaves the pair out",
+        says="llama.cpp adapts only the token embedding and skips this pair",
         source="llm_build_inp_embd",
         when=_positions,
     ),
@@ -137,13 +137,13 @@ RULES: Final[Sequence[Rule]] = (
         Rule(
             feature=name,
             effect=REFUSES,
-            says=f"the experts of {_MIXTURES} only are exported",
+            says=f"`adapt export` writes the experts of {_MIXTURES} only",
             when=_on_other(name),
             source="build_lora_mm_id",
         )
         for name in ("target_parameters", "experts")
     ),
-    Rule(feature="nested", effect=REFUSES, says="GGUF has one pair for a tensor"),
+    Rule(feature="nested", effect=REFUSES, says="GGUF has one pair per tensor"),
     Rule(
         feature="start",
         effect=REFUSES,
@@ -151,9 +151,9 @@ RULES: Final[Sequence[Rule]] = (
         "`path_initial_model_for_weight_conversion`",
     ),
     Rule(feature="layer_replication", effect=REFUSES, says="llama.cpp does not repeat layers"),
-    Rule(feature="alora", effect=REFUSES, says="it acts on a part of the prompt only; not exported"),
+    Rule(feature="alora", effect=REFUSES, says="it acts on a part of the prompt only; cannot be exported"),
     *(
-        Rule(feature=name, effect=REFUSES, says="its update is not B·A alone; not exported")
+        Rule(feature=name, effect=REFUSES, says="its update is more than B·A; cannot be exported")
         for name in ("bdlora", "qalora", "kasa", "velora", "monteclora", "arrow")
     ),
     Rule(feature="others", effect=REFUSES, says="GGUF has no place for them"),
@@ -161,22 +161,22 @@ RULES: Final[Sequence[Rule]] = (
     Rule(
         feature="base",
         effect=REFUSES,
-        says="its tensor names in GGUF are not known here, or its layers are not one tensor each",
+        says="its tensor names in GGUF are unknown here, or its layers are not one tensor each",
         when=_base,
     ),
 )
 
 
 def settings(_traits: Traits) -> Settings:
-    """`--lora FILE` names the file, which is all that is needed."""
+    """None: `--lora FILE` is enough."""
     return {}
 
 
 def notes(traits: Traits) -> list[str]:
     """What was not judged, and what is worth knowing."""
-    said = ["needs the file that `adapt export --format gguf` makes, given as `--lora FILE.gguf`"]
+    said = ["needs the file that `adapt export --format gguf` writes, given as `--lora FILE.gguf`"]
     if traits.base.model_type is None:
-        said.append("the base is not known here: whether its layers have names in GGUF was not judged")
+        said.append("the base is unknown here, so whether its layers have names in GGUF was not judged")
     if (traits.of_kind("embedding") or traits.of_kind("head")) and traits.base.is_tied is None:
-        said.append("not known here whether the base's output head is its embedding, which GGUF could not carry")
+        said.append("unknown here whether the base's output head is its embedding, which GGUF cannot store")
     return said

@@ -1,4 +1,4 @@
-"""Ollama: llama.cpp with a library of models; an adapter is part of a model there. Best effort."""
+"""Ollama: llama.cpp with a library of models, in which an adapter is part of a model. Best effort."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from adapterhub.inference.engines._verdict import Settings
 NAME: Final = "Ollama"
 VERSIONS: Final[tuple[str, ...]] = ()
 SOURCE: Final = (
-    "`docs/modelfile.mdx`, `server/create.go` and `convert/` of Ollama (August 2026), read, not run. What is judged is "
+    "`docs/modelfile.mdx`, `server/create.go` and `convert/` of Ollama (August 2026), read, not run. The rules judge "
     "the GGUF file that `adapt export --format ollama` puts beside its Modelfile; Ollama's own reader of safetensors "
-    "knows Llama and Gemma 2 only, and neither rsLoRA nor patterns"
+    "supports Llama and Gemma 2 only, and neither rsLoRA nor patterns"
 )
 
 RULES: Final[Sequence[Rule]] = llama_cpp.RULES
 
 
 def settings(_traits: Traits) -> Settings:
-    """None: the Modelfile says everything."""
+    """None: the Modelfile has everything."""
     return {}
 
 
 def notes(traits: Traits) -> list[str]:
     """What was not judged, and what is worth knowing."""
     said = [
-        "best effort: not run here, and some releases since 0.34.1 are said to refuse `ADAPTER` lines",
-        "one adapter a model; `adapt export --format ollama` writes the Modelfile, `ollama create` reads it",
+        "best effort: not run here; some releases since 0.34.1 reportedly refuse `ADAPTER` lines",
+        "one adapter per model; `adapt export --format ollama` writes the Modelfile, `ollama create` reads it",
     ]
     return [*said, *llama_cpp.notes(traits)[1:]]

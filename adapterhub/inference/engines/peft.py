@@ -1,4 +1,4 @@
-"""PEFT: the library that wrote the adapter; what it means by one is what all others are judged by."""
+"""PEFT: the library that defines the format; its reading of an adapter is the standard for all others."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from adapterhub.inference.engines._verdict import Settings
 
 NAME: Final = "PEFT"
 VERSIONS: Final = ("0.21",)
-SOURCE: Final = "`peft/tuners/lora/` of PEFT 0.21, run: every parity test of this project compares with it"
+SOURCE: Final = "`peft/tuners/lora/` of PEFT 0.21, which every parity test of this project runs"
 
 RULES: Final[Sequence[Rule]] = (
     Rule(
         feature="start",
         effect=NOTES,
-        says="PEFT repeats the start on loading, which changes the base's weights in memory",
+        says="PEFT repeats the initialisation on loading, which changes the base's weights in memory",
         source="LoraLayer.update_layer",
     ),
     Rule(
         feature="bias",
         effect=NOTES,
-        says="PEFT changes biases of the base, also while the adapter is switched off",
+        says="PEFT changes biases of the base, even while the adapter is off",
         source="LoraModel",
     ),
     Rule(
         feature="others",
         effect=MISREADS,
-        says="PEFT loads the rest and leaves them out",
+        says="PEFT loads the rest and skips them",
         source="set_peft_model_state_dict",
     ),
 )
@@ -41,5 +41,5 @@ def settings(_traits: Traits) -> Settings:
 
 
 def notes(_traits: Traits) -> list[str]:
-    """Nothing is left unjudged."""
+    """None: everything was judged."""
     return []

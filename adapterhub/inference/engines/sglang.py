@@ -15,7 +15,7 @@ SOURCE: Final = (
     "`sglang/srt/lora/lora.py`, `lora_config.py`, `lora_manager.py` and `utils.py` of SGLang 0.5.23, read, not run"
 )
 
-_IGNORED: Final = "SGLang reads the pairs of its layers and passes over everything else"
+_IGNORED: Final = "SGLang reads the pairs of its layers and skips everything else"
 _PLACE: Final = "LoRAAdapter._process_weight"
 
 
@@ -35,7 +35,7 @@ def _half_attention(traits: Traits) -> str:
 
 
 def _unreached(traits: Traits) -> str:
-    """Which k or v have no q: they are stacked when q is met."""
+    """Which k or v have no q: SGLang stacks them only where there is q."""
     owners = {m.rpartition(".")[0] for m in traits.modules if m.rpartition(".")[2] in ("k_proj", "v_proj")}
     lacking = sorted(f"{o}.q_proj" for o in owners if f"{o}.q_proj" not in traits.modules)
     return f"k_proj or v_proj without {some(lacking)}" if lacking else ""
@@ -52,7 +52,7 @@ RULES: Final[Sequence[Rule]] = (
     Rule(
         feature="ranks",
         effect=MISREADS,
-        says="SGLang goes by one `r` for all modules",
+        says="SGLang uses one `r` for all modules",
         source="LoRAConfig, LoRAMemoryPool.can_support",
     ),
     Rule(feature="dora", effect=REFUSES, says="SGLang does not read DoRA", source="LoRAManager.validate_new_adapter"),
@@ -73,7 +73,7 @@ RULES: Final[Sequence[Rule]] = (
         Rule(
             feature=name,
             effect=MISREADS,
-            says="SGLang ignores the setting and adds B·A to the base as it is",
+            says="SGLang ignores the setting and adds B·A to the unchanged base",
             source="LoRAConfig",
         )
         for name in SETTINGS
@@ -81,21 +81,21 @@ RULES: Final[Sequence[Rule]] = (
     Rule(
         feature="targets",
         effect=REFUSES,
-        says="SGLang takes a list of names, or `all-linear`",
+        says="SGLang accepts a list of names or `all-linear`",
         source="get_normalized_target_modules",
         when=_targets,
     ),
     Rule(
         feature="layers",
         effect=REFUSES,
-        says="SGLang stacks q, k and v and asks for v where q is",
+        says="SGLang stacks q, k and v, and needs v wherever there is q",
         source="LoRAAdapter.normalize_qkv_proj",
         when=_half_attention,
     ),
     Rule(
         feature="layers",
         effect=MISREADS,
-        says="SGLang stacks q, k and v when it meets q",
+        says="SGLang stacks q, k and v only where there is q",
         source="LoRAAdapter.normalize_qkv_proj",
         when=_unreached,
     ),
@@ -109,4 +109,4 @@ def settings(traits: Traits) -> Settings:
 
 def notes(_traits: Traits) -> list[str]:
     """What is worth knowing."""
-    return ["read, not run"]
+    return ["judged from SGLang's source, which was read and not run"]

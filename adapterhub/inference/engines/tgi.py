@@ -1,4 +1,4 @@
-"""TGI (text-generation-inference): adapters named when the server starts, on GPUs."""
+"""TGI (text-generation-inference): adapters given when the server starts, on GPUs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOURCE: Final = (
 )
 
 _TARGETS: Final = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"})
-_IGNORED: Final = "TGI looks for the pairs of linear layers and passes over everything else"
+_IGNORED: Final = "TGI reads the pairs of linear layers and skips everything else"
 _PLACE: Final = "LoraConfig.map_weights_for_model"
 
 
@@ -28,7 +28,7 @@ def _targets(traits: Traits) -> str:
 
 
 def _layers(traits: Traits) -> str:
-    """Kinds of layer that have a pair in some layers and none in others, as far as the adapter itself shows."""
+    """Kinds of layer with a pair in some layers and none in others, as far as the adapter itself shows."""
     kinds: dict[str, set[str]] = {}
     for module in traits.modules:
         number = next((part for part in module.split(".") if part.isdecimal()), None)
@@ -46,13 +46,13 @@ RULES: Final[Sequence[Rule]] = (
     Rule(
         feature="scale_pattern",
         effect=MISREADS,
-        says="TGI takes one alpha and one rank for all",
+        says="TGI uses one alpha and one rank for all modules",
         source="LoraWeights.prepare_weights",
     ),
     Rule(
         feature="ranks",
         effect=REFUSES,
-        says="TGI stacks the layers, which asks for one rank",
+        says="TGI stacks the layers, which requires one rank",
         source="LoraWeights.__init__",
     ),
     *(
@@ -75,7 +75,7 @@ RULES: Final[Sequence[Rule]] = (
         Rule(
             feature=name,
             effect=MISREADS,
-            says="TGI ignores the setting and adds B·A to the base as it is",
+            says="TGI ignores the setting and adds B·A to the unchanged base",
             source=_PLACE,
         )
         for name in SETTINGS
@@ -90,21 +90,21 @@ RULES: Final[Sequence[Rule]] = (
     Rule(
         feature="layers",
         effect=MISREADS,
-        says="TGI leaves out a kind of layer that lacks its pair in one of them",
+        says="TGI skips a kind of layer if one of those layers lacks its pair",
         source="LoraWeights.prepare_weights",
         when=_layers,
     ),
     Rule(
-        feature="head", effect=NOTES, says="TGI has a place for it; not tried here", source="build_layer_weight_lookup"
+        feature="head", effect=NOTES, says="TGI's code supports it; not tested here", source="build_layer_weight_lookup"
     ),
 )
 
 
 def settings(_traits: Traits) -> Settings:
-    """`--lora-adapters NAME=PATH` names it; the rank is read from the adapter."""
+    """None: `--lora-adapters NAME=PATH` names the adapter, and TGI reads the rank from it."""
     return {}
 
 
 def notes(_traits: Traits) -> list[str]:
     """What is worth knowing."""
-    return ["read, not run; named at the start of the server as `--lora-adapters NAME=PATH`"]
+    return ["judged from TGI's source, which was read and not run; start the server with `--lora-adapters NAME=PATH`"]

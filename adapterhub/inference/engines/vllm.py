@@ -19,7 +19,7 @@ SOURCE: Final = (
 )
 
 MAX_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What `--max-lora-rank` may be."""
+"""The values that `--max-lora-rank` accepts."""
 
 LARGEST_VOCABULARY: Final = 258_048
 
@@ -110,7 +110,7 @@ RULES: Final[Sequence[Rule]] = (
     Rule(
         feature="modules_to_save",
         effect=REFUSES,
-        says="vLLM takes one whole module, named `classifier` or `score`",
+        says="vLLM accepts one whole module, named `classifier` or `score`",
         source="PEFTHelper._validate_features, LoRAModel.from_lora_tensors",
         when=_saved,
     ),
@@ -138,19 +138,19 @@ RULES: Final[Sequence[Rule]] = (
     Rule(
         feature="target_parameters",
         effect=NOTES,
-        says="vLLM reads experts that are stored as `gate_up_proj` and `down_proj`; not tried here",
+        says="vLLM reads experts stored as `gate_up_proj` and `down_proj`; not tested here",
         source="PEFTHelper.get_rank_and_scaling",
     ),
     Rule(
         feature="nested",
         effect=MISREADS,
-        says="vLLM finds no layer of that name and leaves the pair out",
+        says="vLLM finds no layer of that name and skips the pair",
         source="LoRAModel.check_unexpected_modules passes over `base_layer`",
     ),
     Rule(
         feature="start",
         effect=REFUSES,
-        says="vLLM takes starts that leave the base alone only; convert it with PEFT's "
+        says="vLLM accepts only initialisations that leave the base unchanged; convert it with PEFT's "
         "`path_initial_model_for_weight_conversion`",
         source="PEFTHelper._init_is_supported",
         when=_start,
@@ -163,7 +163,7 @@ RULES: Final[Sequence[Rule]] = (
         Rule(
             feature=name,
             effect=MISREADS,
-            says="vLLM ignores the setting and takes it for plain LoRA",
+            says="vLLM ignores the setting and reads plain LoRA",
             source="PEFTHelper",
         )
         for name in ("kasa", "velora", "monteclora", "arrow")
@@ -179,15 +179,15 @@ RULES: Final[Sequence[Rule]] = (
     Rule(
         feature="defaults",
         effect=REFUSES,
-        says="vLLM asks for them in the config",
+        says="vLLM requires them in the config",
         source="PEFTHelper.from_dict",
         when=_defaults,
     ),
-    Rule(feature="base", effect=REFUSES, says="vLLM has no LoRA for it", source="SupportsLoRA", when=_base),
+    Rule(feature="base", effect=REFUSES, says="vLLM does not support LoRA on it", source="SupportsLoRA", when=_base),
     Rule(
         feature="vocabulary",
         effect=REFUSES,
-        says=f"vLLM asks for the base's own, of at most {LARGEST_VOCABULARY}",
+        says=f"vLLM requires the vocabulary of the base, of at most {LARGEST_VOCABULARY}",
         source="LogitsProcessorWithLoRA.create_lora_weights, LoRAModel.from_lora_tensors",
         when=_vocabulary,
     ),
@@ -203,7 +203,7 @@ def notes(traits: Traits) -> list[str]:
     """What was not judged, and what is worth knowing."""
     said = []
     if traits.base.model_type is None:
-        said.append("the base is not known here: whether vLLM has LoRA for its architecture was not judged")
+        said.append("the base is unknown here, so whether vLLM supports LoRA on its architecture was not judged")
     if traits.config.fan_in_fan_out and traits.base.model_type is None:
-        said.append("`fan_in_fan_out` is of models such as GPT-2, for which vLLM has no LoRA")
+        said.append("`fan_in_fan_out` belongs to models such as GPT-2, on which vLLM does not support LoRA")
     return said

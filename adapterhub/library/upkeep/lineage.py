@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from adapterhub.core.digests import Digest, hex_of, parse_digest
-from adapterhub.core.errors import MalformedManifest
+from adapterhub.core.errors import AdapterNotFound, MalformedManifest
 from adapterhub.library.store.index import BuildRow
 
 if TYPE_CHECKING:
+    from adapterhub.core.specs import AdapterSpec
     from adapterhub.formats.manifest import Manifest
 
 State = Literal["installed", "stored", "missing", "unknown"]
@@ -110,6 +111,24 @@ class Lineage:
             if row.parents and (manifest := self._manifest(row.digest)) is not None:
                 inside |= {parent.digest for parent in manifest.parents if parent.digest}
         return [row for row in self.rows.values() if row.digest not in inside]
+
+    def named(self, spec: AdapterSpec) -> list[BuildRow]:
+        """Every installed build that a spec fits, for any base.
+
+        Raises:
+            AdapterNotFound: none.
+        """
+        found = [
+            row
+            for row in self.rows.values()
+            if row.name == spec.name
+            and spec.namespace in (None, row.namespace)
+            and spec.matches(row.version)
+            and row.digest.startswith(spec.digest_prefix or "")
+        ]
+        if not found:
+            raise AdapterNotFound(f"no adapter `{spec}` is installed here", hint="`adapt list` shows what is installed")
+        return found
 
     def _manifest(self, digest: str) -> Manifest | None:
         if digest not in self._manifests:

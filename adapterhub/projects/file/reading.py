@@ -24,7 +24,7 @@ from adapterhub.core.specs import (
     parse_version,
 )
 from adapterhub.library.remotes import parse_remote_name, parse_url
-from adapterhub.projects.file.lines import both_sides, line_of, lines_of
+from adapterhub.projects.file.positions import both_sides, line_of, lines_of
 from adapterhub.projects.values import Policy, Project, ProjectRemote, Wanted, WantedMerge
 from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
 from adapterhub.weights.recipes.toml import step_from, toml_of

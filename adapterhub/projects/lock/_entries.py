@@ -12,7 +12,7 @@ from adapterhub.core.errors import AdapterHubError, SpecError, shown
 from adapterhub.core.hub_ids import is_hub_id, parse_hub_id
 from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
 from adapterhub.library.remotes import parse_url
-from adapterhub.projects.file.lines import value_of
+from adapterhub.projects.lock._lines import value_of
 from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource, Policy
 from adapterhub.weights.recipes.toml import step_from
 from adapterhub.weights.recipes.toml.values import Step, near_name

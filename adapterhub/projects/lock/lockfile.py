@@ -15,8 +15,9 @@ from adapterhub.core.disk.files import read_plain, write_durably
 from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Malformed, NotAllowed, NotFound, shown
-from adapterhub.projects.file.lines import both_sides, parse_value, text_of, value_of
+from adapterhub.projects.file.positions import both_sides
 from adapterhub.projects.lock._entries import EntryReader, Section
+from adapterhub.projects.lock._lines import parse_value, text_of, value_of
 from adapterhub.projects.values import (
     Lock,
     LockedAdapter,

@@ -1,4 +1,4 @@
-"""Is this folder an adapter that may be stored and loaded? One check a file; a check yields findings, it never raises.
+"""Whether a folder is an adapter that may be stored and loaded. One file per check; checks yield findings, never raise.
 
 `open_subject` reads what every check needs (names, config, header); `verify` runs the checks on it. A new check is a
 new file in `checks/` with `check(subject) -> Iterator[Finding]`.

@@ -1,4 +1,4 @@
-"""Weights of other programs, told by their tensor names, so that the refusal can say what they are."""
+"""Recognises the weights of other programs by their tensor names, so that the refusal can name the program."""
 
 from __future__ import annotations
 

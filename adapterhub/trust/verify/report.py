@@ -1,4 +1,4 @@
-"""What checks say: findings, and the report that holds them."""
+"""The results of checks: findings, and the report that holds them."""
 
 from __future__ import annotations
 

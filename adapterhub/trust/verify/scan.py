@@ -1,4 +1,4 @@
-"""The one pass over a weights file: of each tensor the largest magnitude and the first odd number."""
+"""The one pass over a weights file: the largest magnitude and the first odd number of each tensor."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "F8_E5M2": _Kind(code="|u1", mask=0x7F, largest=0x7B),
 }
 FLOATS: Final = frozenset(_KINDS)
-"""The dtypes whose numbers are looked at, which are those that weights of an adapter may have."""
+"""The dtypes whose numbers are checked: those that the weights of an adapter may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

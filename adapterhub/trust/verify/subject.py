@@ -1,4 +1,4 @@
-"""What the checks look at: one adapter folder, read once."""
+"""The input of the checks: one adapter folder, read once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the adapter was made for the base that is given, as far as it says so itself."""
+"""Checks that the adapter declares the given base, as far as it declares one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adapterhub.trust.verify.report import Finding
 from adapterhub.trust.verify.subject import Subject
 
 CLAIM_KEYS: Final = ("base_model_hash", "base_model_sha256", "base_sha256")
-"""Settings by which some trainers record their base's hash in the config; no PEFT release reads them."""
+"""Settings in which some trainers record the hash of their base; no PEFT release reads them."""
 
 _FORCE: Final = "get the adapter that was made for this base; `--allow-base-mismatch` overrides where shapes agree"
 

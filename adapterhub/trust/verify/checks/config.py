@@ -1,4 +1,4 @@
-"""The settings in `adapter_config.json`: what should be known about them."""
+"""Checks the settings in `adapter_config.json`, and reports those that users should know about."""
 
 from __future__ import annotations
 

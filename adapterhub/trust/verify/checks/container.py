@@ -1,4 +1,4 @@
-"""The safetensors header: that it can be read, and what it carries besides tensors."""
+"""Checks that the safetensors header can be read, and what it contains besides tensors."""
 
 from __future__ import annotations
 

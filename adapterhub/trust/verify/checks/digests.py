@@ -1,4 +1,4 @@
-"""The bytes of every file against the manifest's entries."""
+"""Compares the bytes of every file with the manifest."""
 
 from __future__ import annotations
 

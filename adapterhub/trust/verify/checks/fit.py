@@ -1,4 +1,4 @@
-"""The modules of an adapter against those of its base: present, of the right shape, none left out."""
+"""Compares the modules of an adapter with its base: they exist, have the right shape, and none is left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers themselves: finite, and not all zero."""
+"""Checks that the numbers are finite and not all zero."""
 
 from __future__ import annotations
 

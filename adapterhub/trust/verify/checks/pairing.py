@@ -1,4 +1,4 @@
-"""The tensors among themselves and against the config: pairs, ranks, shapes, and nothing that has no place."""
+"""Compares the tensors with each other and with the config: pairs, ranks, shapes, and no tensor without a place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that are finite in the file and not in the model: float64 beyond what float32 holds."""
+"""Finds numbers that are finite in the file but not in the model: float64 beyond the range of float32."""
 
 from __future__ import annotations
 

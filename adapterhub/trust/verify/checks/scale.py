@@ -1,4 +1,4 @@
-"""The factor on B @ A, module by module, and whether the scaled update fits its dtype."""
+"""Reports the factor on B @ A, module by module, and checks that the scaled update fits its dtype."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the manifest states of an adapter, held against its tensors.
+"""Compares what the manifest states about an adapter with its tensors.
 
-An install chooses by rank before it has seen a tensor. A manifest that states another rank than the weights have would
-bring in what nobody asked for, and lists and searches would show it as something it is not.
+An install chooses by rank before it reads a tensor. A manifest that states a rank other than that of the weights would
+install what the user did not request, and lists and searches would show a wrong rank.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What kind of LoRA it is: parts that the config does not announce, and starts that changed the base."""
+"""Checks the kind of LoRA: parts that the config does not announce, and initialisations that changed the base."""
 
 from __future__ import annotations
 

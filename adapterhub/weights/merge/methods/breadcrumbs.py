@@ -1,14 +1,15 @@
 """`breadcrumbs`: drop the smallest and the very largest numbers of each update, add up, then cut to a rank.
 
-Davari and Belilovsky 2023, arXiv:2312.06795 (Model Breadcrumbs): small numbers are noise, outliers hurt other tasks.
+Model Breadcrumbs (Davari and Belilovsky, 2023, arXiv:2312.06795): small numbers are noise, and outliers hurt other
+tasks.
 
-Space: delta. One module's matrix at a time, in float32 (float64 below 250,000 numbers), cut by a randomized SVD whose
-error is at most 1 % above the smallest possible.
+Space: delta.
 
-Convention: mergekit's `breadcrumbs`, over a module's whole matrix: of its numbers by size the largest `gamma` are
-dropped, the `density` next ones kept as they are; where both together are more than all, fewer of the largest are
-dropped, so with density 1 none. With `majority`, as mergekit's `breadcrumbs_ties`, weighted numbers are summed only
-where their sign is elected by the weighted numbers. (The paper counts within rows and keeps 10 to 15 %.)
+Convention: mergekit's `breadcrumbs`, over the whole matrix of a module. In order of size, the largest fraction `gamma`
+of the numbers is dropped, and the next fraction `density` is kept unchanged. If both together exceed the whole, fewer
+of the largest are dropped; with density 1, none. With `majority`, as in mergekit's `breadcrumbs_ties`, the weighted
+numbers elect a sign for each entry, and only those that agree with it are summed. (The paper counts within rows and
+keeps 10 to 15 %.)
 """
 
 from __future__ import annotations

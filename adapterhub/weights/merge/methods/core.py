@@ -1,19 +1,25 @@
-"""`core`: another merge method carried out on the small matrices between bases that all adapters share.
+"""`core`: another merge method, run on small matrices between bases that all adapters share.
 
-Space: core. Core Space merging (Panariello et al., 2025, arXiv:2509.17786) takes the left singular vectors of all B
-side by side and the right ones of all A on top of each other as bases. Between them an update is a matrix of at most
-R x R numbers, R the sum of the ranks, which may differ; nothing is lost. The method `inside` merges those matrices.
+Space: core. Core Space merging (Panariello et al., 2025, arXiv:2509.17786) takes two bases: the left singular vectors
+of all B side by side, and the right singular vectors of all A stacked. Between them an update is a matrix of at most
+R x R numbers, where R is the sum of the ranks. The ranks may differ, and nothing is lost. The method `inside` merges
+these matrices:
 
-Convention, that of the authors' code: bases from the factors as they are stored, weight and scale in the matrices, so
-weights enter before a vote. `task_arithmetic` adds them up, which gives what `cat` gives. `ties` keeps the `density`
-largest numbers of each, elects signs and averages what agrees; `dare_ties` keeps that many at random, divided by the
-density. `tsv` whitens their singular vectors, all of them: `tsv_m` with keep=1. `isotropic` gives all directions of the
-sum one strength: `isotropic`. `flatten` does so after any of the others, as in the authors' example (`tsv` with it).
-Their scaling coefficient, 0.2 to 0.3 in the published settings, is a weight of that for every adapter.
+- `task_arithmetic` adds them up, like `cat`;
+- `ties` keeps the `density` largest numbers of each, elects signs and averages what agrees;
+- `dare_ties` does the same with numbers kept at random and divided by the density;
+- `tsv` whitens all their singular vectors, like `tsv_m` with keep=1;
+- `isotropic` gives all directions of the sum one strength, like `isotropic`.
 
-`ties` and `dare_ties` depend on the bases, and these on how an update is split into A and B: an adapter that was
-factored anew merges differently. Where singular values of the stacked factors coincide the bases are free; the choice
-is made by the adapters' numbers, not by their order. Directions that no adapter uses are left out, so adapters that
+`flatten` gives all directions one strength after any of the others, as the authors' example does after `tsv`.
+
+Convention: the authors' code. The bases come from the factors as stored, and weight and scale go into the matrices, so
+weights count in a vote. To apply the authors' scaling coefficient (0.2 to 0.3 in the published settings), give every
+adapter that weight.
+
+The results of `ties` and `dare_ties` depend on the bases, and so on how an update is split into A and B: an adapter
+that was factored again merges differently. Where singular values of the stacked factors are equal, the bases are not
+unique; the adapters' numbers decide, not their order. Directions that no adapter uses are left out, so adapters that
 share their A have smaller matrices to prune than in the authors' code.
 """
 

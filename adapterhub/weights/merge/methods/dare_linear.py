@@ -1,13 +1,13 @@
-"""`dare_linear`: the weighted average of the factors after random numbers of them were dropped, as PEFT does it.
+"""`dare_linear`: the weighted average of the factors after random numbers of them were dropped, as in PEFT.
 
-DARE (Yu et al., 2023, arXiv:2311.03099): each number is kept with probability `density`, and what is kept is divided by
-`density`, so that its expectation stays. The masks follow from `seed` and the adapter's own bytes, not from its place.
+DARE (Yu et al., 2023, arXiv:2311.03099) keeps each number with probability `density` and divides what it keeps by
+`density`, so that the expectation is unchanged. The masks follow from `seed` and the adapter's own bytes, not from its
+position.
 
-Space: factor, and therefore not DARE of the updates, which is `dare_linear_svd`: the product has cross terms, see
-`linear`, and where both factors are pruned an entry of it has the expectation of `linear`, not that of the sum.
+Space: factor. So this is not DARE of the updates; `dare_linear_svd` is. The product has cross terms, see `linear`.
+Where both factors are pruned, the expectation of an entry is that of `linear`, not that of the sum.
 
-Convention, PEFT's: A is multiplied by sign(c) sqrt|c| and B by sqrt|c|, where c is weight * scale. Every adapter must
-have the module, at the same rank.
+Convention: PEFT's, as in `linear`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""`dare_linear_svd`: drop numbers of each update at random and rescale the rest (DARE), add up, then cut to a rank.
+"""`dare_linear_svd`: drop random numbers of each update and rescale the rest (DARE), add up, then cut to a rank.
 
-Yu et al. 2023, arXiv:2311.03099, on the updates themselves, where the expected value of what is kept is the update; on
-factors, as `dare_linear` does it, it is so only for each factor alone.
+DARE (Yu et al., 2023, arXiv:2311.03099) on the updates themselves. The expectation of what is kept is the update; with
+factors, as in `dare_linear`, this holds only for each factor alone.
 
-Space: delta. One module's matrix at a time, in float32 (float64 below 250,000 numbers), cut by a randomized SVD whose
-error is at most 1 % above the smallest possible.
+Space: delta.
 
 Convention: PEFT's `dare_linear_svd`. Each number is kept with probability `density` and divided by it.
 """

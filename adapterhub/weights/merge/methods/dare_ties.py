@@ -1,15 +1,13 @@
-"""`dare_ties`: factors with numbers dropped at random, a sign elected for each entry, what agrees averaged, as in PEFT.
+"""`dare_ties`: drop random numbers of the factors, elect a sign for each entry, average what agrees, as in PEFT.
 
-DARE (Yu et al., 2023, arXiv:2311.03099) in place of the trimming of TIES (Yadav et al., 2023, arXiv:2306.01708): each
-number is kept with probability `density` and divided by `density`; then each entry takes the sign of the sum over the
-adapters (`majority` "total") or the sign that more of them have ("frequency"; a draw is a plus), and becomes the mean
-over the adapters of that sign. The masks follow from `seed` and the adapter's own bytes, not from its place.
+DARE (Yu et al., 2023, arXiv:2311.03099) replaces the trimming of TIES (Yadav et al., 2023, arXiv:2306.01708). Each
+number is kept with probability `density` and divided by it. Then each entry gets an elected sign: that of the sum over
+the adapters (`majority` "total"), or the more frequent one ("frequency"; a draw counts as plus). The entry becomes the
+mean over the adapters with that sign. The masks follow from `seed` and the adapter's own bytes, not from its position.
 
-Space: factor, and therefore not DARE and TIES of the updates, which is `dare_ties_svd`.
+Space: factor. So this is not DARE and TIES of the updates; `dare_ties_svd` is.
 
-Convention, PEFT's: signs are elected before weights enter (mergekit weights first), and the sum of what agrees is
-divided by how many agree. A is multiplied by sign(c) sqrt|c| and B by sqrt|c|, where c is weight * scale. An adapter of
-weight 0 has no vote. Every adapter must have the module, at the same rank.
+Convention: PEFT's, as in `ties`.
 """
 
 from __future__ import annotations

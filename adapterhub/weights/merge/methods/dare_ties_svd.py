@@ -1,13 +1,12 @@
-"""`dare_ties_svd`: drop numbers at random and rescale (DARE), elect signs, average what agrees, then cut to a rank.
+"""`dare_ties_svd`: drop random numbers and rescale (DARE), elect signs, average what agrees, then cut to a rank.
 
-Yu et al. 2023, arXiv:2311.03099, with the election of TIES (Yadav et al. 2023, arXiv:2306.01708), on the updates
-themselves and not on their factors as `dare_ties` does it.
+DARE (Yu et al., 2023, arXiv:2311.03099) with the election of TIES (Yadav et al., 2023, arXiv:2306.01708), on the
+updates themselves; `dare_ties` works on their factors.
 
-Space: delta. One module's matrix at a time, in float32 (float64 below 250,000 numbers), cut by a randomized SVD whose
-error is at most 1 % above the smallest possible.
+Space: delta.
 
-Convention: PEFT's `dare_ties_svd`. Each number is kept with probability `density` and divided by it; signs are elected
-before the weights enter; the weighted numbers that agree are summed and divided by how many agree.
+Convention: PEFT's `dare_ties_svd`. Each number is kept with probability `density` and divided by it. Signs are elected
+before the weights apply. The weighted numbers that agree are summed and divided by how many agree.
 """
 
 from __future__ import annotations

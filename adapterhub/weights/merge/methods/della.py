@@ -1,16 +1,17 @@
 """`della`: drop numbers at random, small ones sooner (MagPrune), elect signs, add up what agrees, then cut to a rank.
 
-Deep, Bhardwaj and Poria 2024, arXiv:2406.11617 (DELLA).
+DELLA (Deep, Bhardwaj and Poria, 2024, arXiv:2406.11617).
 
-Space: delta. One module's matrix at a time, in float32 (float64 below 250,000 numbers), cut by a randomized SVD whose
-error is at most 1 % above the smallest possible.
+Space: delta.
 
 Convention: mergekit's `della`, in all but two defaults. Within a row (all weights into one output) the smallest number
-is kept with probability density - epsilon, the largest with density + epsilon, and the others evenly between by rank;
-epsilon is half of the paper's window. Weighted numbers elect the signs ("none": no election, mergekit's
-`della_linear`) and those that agree are summed. What is kept is divided by its probability, as in the paper; mergekit
-restores the sum of the sizes instead (`rescale` "norm"). mergekit also divides by the weights of those that agree
-(`normalize`), by which a single adapter's weight has no effect.
+is kept with probability density - epsilon and the largest with density + epsilon; the others are spaced evenly
+between, in order of size. `epsilon` is half of the paper's window. The weighted numbers elect the signs, and those that
+agree are summed; `majority` "none" skips the election, as mergekit's `della_linear` does.
+
+The two defaults that differ: what is kept is divided by its probability, as in the paper, where mergekit restores the
+sum of the sizes (`rescale` "norm"). And the sum stays a sum; mergekit divides it by the weights of those that agree
+(`normalize`), which cancels the weight of a single adapter.
 """
 
 from __future__ import annotations

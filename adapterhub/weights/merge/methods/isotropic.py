@@ -1,17 +1,19 @@
-"""`isotropic`: the sum with all its directions at one strength, or with each adapter's own ones among them.
+"""`isotropic`: the sum with all its directions at one strength, optionally with directions of each adapter's own.
 
-Space: core. Isotropic merging (Marczak et al., 2025, arXiv:2502.04959) replaces the singular values of the weighted
-sum by their mean, so that no adapter's weak directions drown (`iso_c`). `iso_cts` keeps only the first `common` of the
-sum's directions, fills up with the strongest ones of what each update has outside of their left vectors, shared out
-evenly, and whitens both sides as `tsv_m` does. All of it happens between bases that the adapters share, at most R x R.
+Space: core. Isotropic merging (Marczak et al., 2025, arXiv:2502.04959) replaces the singular values of the weighted sum
+by their mean, so that the weak directions of an adapter do not drown (`iso_c`). `iso_cts` keeps only the first fraction
+`common` of the sum's directions. It fills up with the strongest directions that each update has outside of their left
+vectors, in equal shares, and whitens both sides as `tsv_m` does. All of this happens between bases that the adapters
+share, at most R x R.
 
-Convention: the mean is over the directions that the sum has, its numerical rank. The authors' code takes it over all
-min(out, in) singular values of a full matrix; on updates of a low rank most of these are zero and would only shrink the
-result, towards directions that nobody chose. Their scaling coefficient, tuned up to 3, is a weight of that for every
-adapter. A single adapter with a weight comes back as it is: there is nothing to balance.
+Convention: the mean is over the directions that the sum has, its numerical rank. The authors' code averages over all
+min(out, in) singular values of a full matrix. For updates of a low rank most of these are zero; they would only shrink
+the result, towards directions that no adapter chose. To apply the authors' scaling coefficient (tuned up to 3), give
+every adapter that weight. A single adapter is returned times its weight, because there is nothing to balance.
 
-Directions far below the others are raised too, also those that are rounding of a bfloat16 file; what float32 could not
-carry is left out. Nothing depends on signs or rotations of singular vectors, unless a cut falls between equal values.
+Directions far below the others are raised as well, even those that are rounding of a bfloat16 file; what float32 cannot
+resolve is left out. The result does not depend on signs or rotations of singular vectors, unless a cut falls between
+equal values.
 """
 
 from __future__ import annotations

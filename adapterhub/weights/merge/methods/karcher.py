@@ -1,16 +1,16 @@
 """`karcher`: the mean direction of the updates on the sphere, at their mean length, lossless.
 
-The Karcher mean (Karcher, 1977, doi:10.1002/cpa.3160300502): the direction whose squared angles to those of all
-updates, times their weights, have the smallest sum. Each round looks at all directions in the plane that touches the
-sphere at the present answer, and moves it to their mean there (Afsari, Tron and Vidal, 2013, arXiv:1201.0925), until it
-rests. A plain average of updates that point in different directions is shorter than any; this one has the mean length.
+The Karcher mean (Karcher, 1977, doi:10.1002/cpa.3160300502) is the direction with the smallest weighted sum of squared
+angles to all updates. Each round maps the directions to the plane that touches the sphere at the current answer, and
+moves the answer to their mean there, until it stops moving (Afsari, Tron and Vidal, 2013, arXiv:1201.0925). A plain
+average of updates that point in different directions is shorter than any of them; this one has their mean length.
 
-Space: factor. The directions are compared from the factors, the answer is a sum of the updates and exact.
+Space: factor. The directions are compared from the factors; the result is a sum of the updates and exact.
 
-Convention, mergekit's, except that it stops after ten rounds: begin at the weighted mean of the directions; multiply
-the mean direction by the weighted mean of the lengths. The sum of the sizes of the weights scales the result, so a
-single update comes out times its weight; a negative weight counts for the opposite update; an update that is zero or
-not there has no direction and length 0. Updates on one line, up to a cosine of 0.9995, are added linearly.
+Convention: mergekit's, without its limit of ten rounds. The rounds begin at the weighted mean of the directions, and
+the mean direction is multiplied by the weighted mean of the lengths. The sum of the sizes of the weights scales the
+result, so a single update is returned times its weight. A negative weight counts as the opposite update. An update that
+is zero or absent has no direction and length 0. Updates on one line, from a cosine of 0.9995, are added linearly.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
 """`knots`: TIES, or DARE-TIES, on updates that one SVD of all of them has aligned.
 
 Space: core. KnOTS (Stoica et al., 2025, arXiv:2410.19735) takes the SVD U S [V1 … Vn] of the weighted updates side by
-side. U and S belong to all adapters, block i says how adapter i uses them, and signs are elected between entries that
-mean the same direction. U and S come out of R x R matrices and U.T ΔW out of the factors, so the [out, n * in] matrix
-that is decomposed is never formed.
+side. U and S belong to all adapters; block i says how adapter i uses them. Signs are elected between entries that mean
+the same direction. U and S come from R x R matrices and U.T ΔW from the factors, so the [out, n * in] matrix itself is
+never formed.
 
-Convention, that of the authors' code: S multiplies the blocks before they are pruned (in the paper's formula it stays
-with U), weights enter before the vote, and what agrees with the elected sign is averaged over how many agree. `density`
-is kept of each block, per module where the code has one threshold for a whole adapter: the largest numbers, or with
-`dare_ties` as many at random, divided by the density. The published settings scale every adapter by 0.4 to 0.7, which
-is a weight of that for each; they keep 0.2 (CLIP) or 1 (Llama 3) with `ties`, 0.9 or 0.2 with `dare_ties`.
+Convention: the authors' code. S multiplies the blocks before they are pruned (in the paper's formula it stays with U),
+weights apply before the vote, and what agrees with the elected sign is averaged over how many agree. `density` is the
+fraction of each block that is kept, per module; the authors' code has one threshold for a whole adapter. `ties` keeps
+the largest numbers; `dare_ties` keeps as many at random and divides them by the density. The published settings scale
+every adapter by 0.4 to 0.7, which is the same as that weight for each; they keep 0.2 (CLIP) or 1 (Llama 3) with `ties`,
+0.9 or 0.2 with `dare_ties`.
 
-Where two singular values coincide (adapters of one strength that share no direction) the vectors between them are free
-and the pruned result depends on the choice, which is made by the adapters' numbers, not by their order.
+Where two singular values are equal (adapters of one strength that share no direction), the vectors between them are not
+unique, and the pruned result depends on the choice. The adapters' numbers make it, not their order.
 """
 
 from __future__ import annotations

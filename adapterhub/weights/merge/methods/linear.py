@@ -1,9 +1,9 @@
-"""`linear`: the weighted average of the factors, as PEFT's `add_weighted_adapter(combination_type="linear")` does it.
+"""`linear`: the weighted average of the factors, as in PEFT's `add_weighted_adapter(combination_type="linear")`.
 
-Space: factor, and therefore not the sum of the updates: (B1 + B2)(A1 + A2) has cross terms B1 A2 and B2 A1 that belong
-to no adapter. It is here to give what PEFT gives; its measured error against the exact sum is usually large.
+Space: factor. So this is not the sum of the updates: (B1 + B2)(A1 + A2) has cross terms B1 A2 and B2 A1 that belong to
+no adapter. It exists to reproduce PEFT; its measured error against the exact sum is usually large.
 
-Convention, PEFT's: A is multiplied by sign(c) sqrt|c| and B by sqrt|c|, where c is weight * scale. Every adapter must
+Convention: PEFT's. A is multiplied by sign(c) sqrt|c| and B by sqrt|c|, where c is weight * scale. Every adapter must
 have the module, at the same rank.
 """
 

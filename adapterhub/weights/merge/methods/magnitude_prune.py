@@ -1,13 +1,12 @@
-"""`magnitude_prune`: the weighted average of the factors after setting their smallest numbers to 0, as PEFT does it.
+"""`magnitude_prune`: the weighted average of the factors after setting their smallest numbers to 0, as in PEFT.
 
 A and B of each adapter keep the fraction `density` of their numbers that is largest in magnitude, each factor by
-itself; what is kept is not rescaled. The pruning is the first step of TIES (Yadav et al., 2023, arXiv:2306.01708).
+itself. What is kept is not rescaled. This pruning is the first step of TIES (Yadav et al., 2023, arXiv:2306.01708).
 
-Space: factor, and therefore not the pruned sum of the updates: the product has cross terms, see `linear`. The form that
-prunes the updates themselves is `magnitude_prune_svd`.
+Space: factor. So this is not the pruned sum of the updates; `magnitude_prune_svd` is. The product has cross terms, see
+`linear`.
 
-Convention, PEFT's: A is multiplied by sign(c) sqrt|c| and B by sqrt|c|, where c is weight * scale. Every adapter must
-have the module, at the same rank.
+Convention: PEFT's, as in `linear`.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """`magnitude_prune_svd`: trim each update to its largest numbers, add them up, then cut to a rank.
 
-The first step of TIES (Yadav et al. 2023, arXiv:2306.01708) and a weighted sum, on the updates themselves and not on
-their factors as `magnitude_prune` does it.
+The first step of TIES (Yadav et al., 2023, arXiv:2306.01708) and a weighted sum, on the updates themselves;
+`magnitude_prune` works on their factors.
 
-Space: delta. One module's matrix at a time, in float32 (float64 below 250,000 numbers), cut by a randomized SVD whose
-error is at most 1 % above the smallest possible.
+Space: delta.
 
-Convention: PEFT's `magnitude_prune_svd`. Each update is trimmed to the `density` largest of its numbers by size; what
-is left is not rescaled.
+Convention: PEFT's `magnitude_prune_svd`. Each update keeps the fraction `density` of its numbers that is largest in
+magnitude. What is kept is not rescaled.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """`slerp`: from one update to another along the arc between their directions, lossless.
 
 Spherical linear interpolation (Shoemake, 1985, "Animating rotation with quaternion curves") of the two updates of a
-module, each seen as one vector: with the angle w between them and t the share of the second weight,
-sin((1 - t) w) / sin(w) of the first and sin(t w) / sin(w) of the second. A plain average of updates that point in
-different directions is shorter than either; along the arc the length is kept.
+module, each as one vector. With the angle w between them and the share t of the second weight, the result is
+sin((1 - t) w) / sin(w) of the first plus sin(t w) / sin(w) of the second. A plain average of updates that point in
+different directions is shorter than either; the arc keeps the length.
 
-Space: factor. The angle is found from the factors, the answer is a sum of the two updates and exact.
+Space: factor. The angle comes from the factors; the result is a sum of the two updates and exact.
 
-Convention, mergekit's: the coefficients apply to the updates as they are, not to directions; updates whose cosine is
-beyond 0.9995, either way, are added linearly. Beyond mergekit, which takes one number t: the sum of the sizes of the
-weights scales the result, so weights that sum to 1 interpolate and a single update comes out times its weight; a
-negative weight counts for the opposite update; beside an update that is zero or not there, the other comes out times
-its weight. Two adapters at most can have a module; `karcher` takes any number.
+Convention: mergekit's. The coefficients apply to the updates themselves, not to directions. Updates whose cosine is
+beyond 0.9995, either way, are added linearly. mergekit takes one number t; beyond that, the sum of the sizes of the
+weights scales the result, so weights that sum to 1 interpolate and a single update is returned times its weight. A
+negative weight counts as the opposite update. If one update is zero or absent, the other is returned times its weight.
+At most two adapters can have a module; `karcher` takes any number.
 """
 
 from __future__ import annotations

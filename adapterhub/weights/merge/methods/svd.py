@@ -1,10 +1,10 @@
 """`svd`: the closest update of a chosen rank to the exact sum.
 
-Space: core. The sum is stacked as `cat` does, both stacks are reduced by QR, and the R x R core between them is cut by
-its singular values (Eckart and Young, 1936: no update of that rank is closer in the Frobenius norm). The full matrix,
-which PEFT decomposes for the same answer, is never formed.
+Space: core. The sum is stacked as `cat` does it, QR reduces both stacks, and the R x R core between them is cut by its
+singular values (Eckart and Young, 1936: no update of that rank is closer in the Frobenius norm). PEFT decomposes the
+full matrix for the same answer; here it is never formed.
 
-Convention: weights and scales enter before the cut; A and B share the square roots of the singular values.
+Convention: weights and scales apply before the cut; A and B share the square roots of the singular values.
 """
 
 from __future__ import annotations

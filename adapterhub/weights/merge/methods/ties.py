@@ -1,14 +1,14 @@
-"""`ties`: factors pruned to their largest numbers, one sign elected for each entry, what agrees averaged, as in PEFT.
+"""`ties`: prune the factors to their largest numbers, elect a sign for each entry, average what agrees, as in PEFT.
 
-TIES-Merging (Yadav et al., 2023, arXiv:2306.01708): trim, elect sign, disjoint merge. A and B of each adapter keep the
-fraction `density` of their numbers that is largest in magnitude; then each entry takes the sign of the sum over the
-adapters (`majority` "total") or the sign that more of them have ("frequency"; a draw is a plus), and becomes the mean
-over the adapters of that sign.
+TIES-Merging (Yadav et al., 2023, arXiv:2306.01708) trims, elects signs and merges what agrees. A and B of each adapter
+keep the fraction `density` of their numbers that is largest in magnitude. Then each entry gets an elected sign: that of
+the sum over the adapters (`majority` "total"), or the more frequent one ("frequency"; a draw counts as plus). The entry
+becomes the mean over the adapters with that sign.
 
-Space: factor, and therefore not TIES of the updates, which is `ties_svd`: signs of A and B mean nothing by themselves.
+Space: factor. So this is not TIES of the updates; `ties_svd` is. Signs of A and B mean nothing by themselves.
 
-Convention, PEFT's: signs are elected before weights enter (mergekit weights first), and the sum of what agrees is
-divided by how many agree, not by their weights, so an entry that one of two adapters decides keeps all of its share.
+Convention: PEFT's. Signs are elected before the weights apply (mergekit applies weights first). The sum of what agrees
+is divided by how many agree, not by their weights, so an entry that one of two adapters decides keeps all of its share.
 A is multiplied by sign(c) sqrt|c| and B by sqrt|c|, where c is weight * scale. An adapter of weight 0 has no vote.
 Every adapter must have the module, at the same rank.
 """

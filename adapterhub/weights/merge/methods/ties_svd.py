@@ -1,12 +1,11 @@
 """`ties_svd`: trim each update, elect signs, average what agrees (TIES), then cut to a rank.
 
-Yadav et al. 2023, arXiv:2306.01708, on the updates themselves and not on their factors as `ties` does it.
+TIES-Merging (Yadav et al., 2023, arXiv:2306.01708) on the updates themselves; `ties` works on their factors.
 
-Space: delta. One module's matrix at a time, in float32 (float64 below 250,000 numbers), cut by a randomized SVD whose
-error is at most 1 % above the smallest possible.
+Space: delta.
 
-Convention: PEFT's `ties_svd`. Each update is trimmed to the `density` largest of its numbers by size; signs are elected
-before the weights enter; the weighted numbers that agree are summed and divided by how many agree.
+Convention: PEFT's `ties_svd`. Each update keeps the fraction `density` of its numbers that is largest in magnitude.
+Signs are elected before the weights apply. The weighted numbers that agree are summed and divided by how many agree.
 """
 
 from __future__ import annotations

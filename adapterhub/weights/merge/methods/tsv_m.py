@@ -1,16 +1,17 @@
-"""`tsv_m`: the strongest singular vectors of every update, whitened so that none interferes with another's.
+"""`tsv_m`: the strongest singular vectors of every update, whitened so that none interferes with another.
 
-Space: core. TSV-M (Gargiulo et al., 2025, arXiv:2412.00081) takes the SVD of each weighted update, keeps the first
-singular vectors of each, and replaces all left vectors by the closest orthonormal set (orthogonal Procrustes), all
-right vectors likewise; singular values stay. It all happens between bases that the adapters share, at most R x R.
+Space: core. TSV-M (Gargiulo et al., 2025, arXiv:2412.00081) takes the SVD of each weighted update and keeps its first
+singular vectors. It replaces all left vectors by the closest orthonormal set (orthogonal Procrustes), and all right
+vectors likewise; the singular values stay. All of this happens between bases that the adapters share, at most R x R.
 
-Convention: the paper keeps 1/n of min(out, in) vectors of each of n updates, which for low-rank updates is all they
-have; here `keep` is the fraction of each update's own directions, by default 1/n, so that the rank does not grow; at
-least one is kept. The scaling coefficient is a weight of that for every adapter. Vectors of singular value zero, which
-the authors' code whitens along with the others, take no part. Where vectors of several updates are one direction (to
-four digits) they stay one: with keep=1 an adapter and its copy, weight 1 each, give that adapter.
+Convention: of n updates, the paper keeps 1/n of min(out, in) vectors of each, which for low-rank updates is all they
+have. Here `keep` is the fraction of each update's own directions, by default 1/n, so that the rank does not grow; at
+least one is kept. To apply the authors' scaling coefficient, give every adapter that weight. Vectors of singular value
+zero take no part; the authors' code whitens them along with the others. Vectors of several updates that are one
+direction (to four digits) stay one: with keep=1, an adapter and its copy, weight 1 each, give that adapter.
 
-Nothing depends on signs or rotations of singular vectors, unless the cut falls between two equal singular values.
+The result does not depend on signs or rotations of singular vectors, unless the cut falls between equal singular
+values.
 """
 
 from __future__ import annotations

@@ -1,0 +1,40 @@
+"""The lines of a TOML text on which keys stand, and on which version control left a conflict."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+_HEADER: Final = re.compile(r"\s*\[\[?\s*([^\[\]#]+?)\s*\]\]?\s*(#.*)?")
+_KEY: Final = re.compile(r"""\s*([A-Za-z0-9_.-]+|"[^"\\]*"|'[^']*')\s*=""")
+
+
+def both_sides(text: str) -> str | None:
+    """That the text holds both sides of a merge in version control, with the line; None when it does not."""
+    marked = (n for n, line in enumerate(text.split("\n"), 1) if line.startswith(("<<<<<<<", "=======", ">>>>>>>")))
+    number = next(marked, None)
+    return None if number is None else f"line {number}: holds both sides of a merge in version control"
+
+
+def line_of(path: str, lines: Mapping[str, int]) -> int | None:
+    """The line of a key, or of the nearest table around it."""
+    around = re.split(r"[.\[]", path)
+    held = (lines.get(".".join(around[:count])) for count in range(len(around), 0, -1))
+    return next((line for line in held if line is not None), None)
+
+
+def lines_of(text: str) -> dict[str, int]:
+    """The line on which each key first stands, by its path; a help for people, which a text over lines may mislead."""
+    found: dict[str, int] = {}
+    table = ""
+    for number, line in enumerate(text.split("\n"), 1):
+        header = _HEADER.fullmatch(line)
+        key = None if header else _KEY.match(line)
+        if header:
+            table = re.sub(r"\s*\.\s*", ".", header[1].replace('"', "").replace("'", ""))
+            found.setdefault(table, number)
+        elif key:
+            name = key[1].strip("\"'")
+            found.setdefault(f"{table}.{name}" if table else name, number)
+    return found

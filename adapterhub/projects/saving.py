@@ -1,0 +1,157 @@
+"""Puts installed adapters into a project, and takes adapters out: its file and its lock change together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from packaging.version import Version
+
+from adapterhub.core.disk.home import PROJECT_FILE
+from adapterhub.core.errors import Conflict, NotFound
+from adapterhub.projects.builds import locked_build
+from adapterhub.projects.file.editing import project_of, text_of_project, with_adapter, without_adapters, write_project
+from adapterhub.projects.lock.lockfile import previous_lock
+from adapterhub.projects.locking import locked_adapter
+from adapterhub.projects.places import base_to_write, editing, lock_now, save_lock
+from adapterhub.projects.values import LockedAdapter, Wanted
+from adapterhub.weights.recipes.toml.values import near_name
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import AdapterName, AdapterSpec
+    from adapterhub.distribution.choosing import RankBounds
+    from adapterhub.distribution.install import Plan
+    from adapterhub.library.store.catalog import Installed
+    from adapterhub.projects.locking import LockOutcome
+    from adapterhub.projects.places import SpecSources
+    from adapterhub.projects.session import Bars, Session
+    from adapterhub.projects.values import Project
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """One adapter that was installed and is to be saved."""
+
+    spec: AdapterSpec
+    bounds: RankBounds
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saving:
+    """A project with what is to be saved in it: the text of its file, and its lock. Nothing is written yet."""
+
+    project: Project
+    text: str
+    outcome: LockOutcome
+
+
+def plan_saving(
+    session: Session,
+    project: Project,
+    places: SpecSources,
+    installed: Iterable[Saved],
+    *,
+    group: str | None = None,
+    bars: Bars | None = None,
+) -> Saving:
+    """What the project file and the lock say once they name what was installed.
+
+    Raises:
+        Conflict: a name stands for another adapter in this project, or what is wanted cannot be had together.
+    """
+    library = session.library
+    named = {one.name for one in project.remotes}
+    text = text_of_project(project.folder)
+    chosen: dict[AdapterName, LockedAdapter] = {}
+    for one in installed:
+        wanted = _wanted(one, project, group, places.remote if places.remote in named else None)
+        text = with_adapter(text, wanted)
+        chosen[wanted.key] = locked_adapter(project, library, wanted, one.plan.release, one.plan.source)
+    project = project_of(text, project.folder)
+    previous = previous_lock(project)
+    sources = places.project_sources(project)
+    outcome = lock_now(session, project, sources, previous=previous, given=chosen, bars=bars)
+    return Saving(project=project, text=text, outcome=outcome)
+
+
+def save(session: Session, saving: Saving) -> None:
+    """Write the project file and the lock."""
+    write_project(saving.project.folder, saving.text)
+    save_lock(session, saving.project, saving.outcome.lock)
+
+
+def _wanted(one: Saved, project: Project, group: str | None, remote: str | None) -> Wanted:
+    """What the project asks for from now on: what was typed, and where no version was, this one or a newer."""
+    release, spec = one.plan.release, one.spec
+    specifiers = spec.specifiers
+    if not specifiers and spec.digest_prefix is None:
+        version = Version(release.manifest.version)
+        # snapshots such as `0+0123456789ab` have no order
+        specifiers = f"=={version}" if version.local else f">={version}"
+    base = base_to_write(spec.base, project.folder) if spec.base is not None else None
+    base = None if base == project.base else base
+    saved = replace(spec, namespace=release.namespace, base=base, specifiers=specifiers)
+    before = next((wanted for wanted in project.adapters if wanted.key == spec.name), None)
+    if before is not None and before.spec.full_name not in (saved.full_name, spec.name):
+        raise Conflict(
+            f"`{spec.name}` is `{before.spec.full_name}` in this project, not `{saved.full_name}`",
+            hint=f'give one of them another name in the project file, as in `other-name = "{saved}"`',
+        )
+    return Wanted(
+        key=spec.name,
+        spec=saved,
+        rank=one.bounds.rank,
+        min_rank=one.bounds.min_rank,
+        max_rank=one.bounds.max_rank,
+        group=group if group is not None or before is None else before.group,
+        remote=remote,
+    )
+
+
+def key_of(project: Project, spec: AdapterSpec) -> AdapterName:
+    """The name in the project that `spec` means: that very name, or the only one for that adapter.
+
+    Raises:
+        NotFound: the project has neither.
+    """
+    keys = [wanted.key for wanted in project.wanted]
+    if spec.namespace is None and spec.name in keys:
+        return spec.name
+    found = [wanted.key for wanted in project.adapters if wanted.spec.full_name == spec.full_name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        told = ", ".join(f"`{key}`" for key in found)
+        raise NotFound(f"the project has `{spec.full_name}` under several names: {told}", hint="give one of these")
+    near = near_name(spec.name, keys)
+    raise NotFound(f"the project has no `{spec.full_name}`{near}", hint=f"`{project.folder / PROJECT_FILE}` lists them")
+
+
+def builds_of_key(session: Session, project: Project, key: AdapterName, spec: AdapterSpec) -> list[Installed]:
+    """The locked build under `key`, if it is installed and no other name of the project stands for it.
+
+    `spec` is what the user typed; a note repeats it.
+    """
+    lock = previous_lock(project)
+    entry = lock.entries.get(key) if lock else None
+    if lock is None or entry is None:
+        return []
+    if any(other.digest == entry.digest for other in lock.entries.values() if other.key != key):
+        session.out.note(f"`{spec.full_name}` stays installed: the project has it under another name, too")
+        return []
+    build = locked_build(session.library, entry)
+    return [build] if build is not None else []
+
+
+def take_out(session: Session, project: Project, keys: Sequence[AdapterName]) -> None:
+    """Take names out of the project file and the lock, both or neither; what else is stale in the lock stays so."""
+    with editing(session.library, project.folder):
+        text = without_adapters(text_of_project(project.folder), keys)
+        lock = previous_lock(project)
+        write_project(project.folder, text)
+        if lock is not None:
+            adapters = tuple(entry for entry in lock.adapters if entry.key not in keys)
+            merges = tuple(entry for entry in lock.merges if entry.key not in keys)
+            save_lock(session, project, replace(lock, adapters=adapters, merges=merges))

@@ -1,0 +1,164 @@
+"""What to ask places for: a newer release of everything that a project has locked, or that a library has installed.
+
+`outdated.offers` asks. In a project the places are the project's; a library asks where each build came from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from packaging.version import Version
+
+from adapterhub.core.errors import AdapterHubError, NotFound, shown
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.choosing import RankBounds
+from adapterhub.distribution.outdated import Asked
+from adapterhub.library.bases.requested import RequestedBase, requested_base
+from adapterhub.library.directory import PublishedDirectory, open_source
+from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import Installed
+from adapterhub.library.transfer import Source
+from adapterhub.projects.file.policy import objection_of
+from adapterhub.projects.lock.lockfile import read_lock
+from adapterhub.projects.locking import base_choice, in_project
+from adapterhub.projects.places import ProjectSources
+from adapterhub.projects.session import Session, sources_from
+from adapterhub.projects.values import LockedAdapter, Project
+
+
+def project_asked(
+    session: Session,
+    project: Project,
+    specs: Sequence[AdapterSpec],
+    *,
+    remote: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    places: tuple[Path, ...] = (),
+) -> list[Asked]:
+    """What is locked, or what of it is named, with the places of the project.
+
+    Raises:
+        NotFound: the project is not locked, or has no adapter by a name.
+    """
+    lock, library = read_lock(project.folder), session.library
+    names = [str(spec) for spec in specs]
+    known = {wanted.key for wanted in project.adapters}
+    if unknown := [name for name in names if name not in known]:
+        raise NotFound(f"the project has no adapter `{shown(unknown[0])}`", hint="`adapt tree` shows what is locked")
+    base = base_choice(library, project, lock, takes_new=False)
+    objection = objection_of(project.policy, time.time())
+    sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
+    sources.settle(lock)
+    found: list[Asked] = []
+    for wanted in project.adapters:
+        entry = lock.entries.get(wanted.key)
+        if (names and wanted.key not in names) or not isinstance(entry, LockedAdapter):
+            continue
+        own = wanted.spec.base
+        judged = base.wanted if own is None else requested_base(in_project(own, project.folder), library.bases)
+        found.append(
+            Asked(
+                key=wanted.key,
+                spec=wanted.spec,
+                version=entry.version,
+                digest=entry.digest,
+                rank=entry.rank,
+                wanted=judged,
+                sources=lambda wanted=wanted: sources(wanted),  # type: ignore[misc]  # bound for this turn
+                bounds=RankBounds(rank=wanted.rank, min_rank=wanted.min_rank, max_rank=wanted.max_rank),
+                objection=objection,
+            )
+        )
+    return found
+
+
+def library_asked(
+    session: Session,
+    specs: Sequence[AdapterSpec],
+    *,
+    remote: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    places: tuple[Path, ...] = (),
+) -> list[Asked]:
+    """The newest installed build of each name for each base, with the places that it can be had at.
+
+    Raises:
+        AdapterNotFound: nothing by a name is installed.
+    """
+    library = session.library
+    newest: dict[tuple[str, str], Installed] = {}
+    for build in library.installed():
+        if specs and not any(_is_named(build, spec) for spec in specs):
+            continue
+        fingerprint = build.base.fingerprint
+        key = build.full_name, fingerprint.weights if fingerprint else ""
+        if key not in newest or Version(build.manifest.version) > Version(newest[key].manifest.version):
+            newest[key] = build
+    for spec in specs:
+        if not any(_is_named(build, spec) for build in newest.values()):
+            raise library.not_installed(spec.full_name)
+    disk = sources_from(session, places)
+    # a merge of one's own is published nowhere
+    builds = [build for build in newest.values() if not build.manifest.recipe]
+    return [
+        Asked(
+            key=build.full_name,
+            spec=AdapterSpec.parse(build.full_name),
+            version=build.manifest.version,
+            digest=build.manifest.digest,
+            rank=build.manifest.rank,
+            wanted=_base_of(library, build),
+            sources=_sources(session, library, build, disk, remote=remote, token=token, offline=offline),
+        )
+        for build in sorted(builds, key=lambda b: b.full_name)
+    ]
+
+
+def _is_named(build: Installed, spec: AdapterSpec) -> bool:
+    return build.manifest.name == spec.name and spec.namespace in (None, build.namespace)
+
+
+def _base_of(library: Library, build: Installed) -> RequestedBase | None:
+    fingerprint = build.base.fingerprint
+    if fingerprint is None:
+        return None
+    record = library.bases.by_fingerprint(fingerprint)
+    if record is not None:
+        return RequestedBase(text=record.alias, record=record)
+    return RequestedBase(text=fingerprint.weights, digest_prefix=fingerprint.weights)
+
+
+def _sources(
+    session: Session,
+    library: Library,
+    build: Installed,
+    disk: Sequence[Source],
+    *,
+    remote: str | None,
+    token: str | None,
+    offline: bool,
+) -> Callable[[], Sequence[Source]]:
+    """Where a build came from, else where one would look for its name."""
+
+    def find() -> Sequence[Source]:
+        origin = library.origins.of(build.manifest.digest)
+        found: list[Source] = list(disk)
+        if remote is None and origin is not None and not origin.is_server:
+            try:
+                place = open_source(Path(origin.place))
+            except AdapterHubError:
+                place = None
+            if isinstance(place, PublishedDirectory | Library):
+                found.append(place)
+        elif not offline:
+            if remote is None and origin is not None:
+                found.append(session.place_hub(origin.place, token=token))
+            else:
+                found += session.sources_of(AdapterSpec.parse(build.full_name), remote, token=token)
+        return list({(source.place, source.label): source for source in found}.values())
+
+    return find

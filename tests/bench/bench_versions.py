@@ -1,0 +1,122 @@
+"""CPU time of this checkout beside another one: has a change made anything slower?
+
+    OMP_NUM_THREADS=1 python -m tests.bench.bench_versions OTHER_CHECKOUT [--runs 9] [--only NAME,…]
+
+Both checkouts run under this Python with their own folder on the path, turn by turn in one run, on the same adapters (r = 16
+on all linear layers of SmolLM2-135M). Prints the median CPU time of each side and the median of the ratios of the turns,
+ours to theirs, and ends with 1 if a ratio is above `MOST`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.support.real_base import smollm2_base
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MOST = 1.05
+MAIN = "import sys; sys.argv = ['adapt', {}]\nfrom adapterhub.cli import main\nmain()"
+IN_MEMORY = """
+import time, sys, warnings
+warnings.simplefilter("ignore")
+import torch, transformers, adapterhub
+from pathlib import Path
+adapters = sorted(Path("adapters").iterdir())
+library = adapterhub.Library(Path("bases"))
+def timed(act, times):
+    act()
+    start = time.process_time()
+    for _ in range(times):
+        act()
+    print((time.process_time() - start) / times)
+"""
+CASES = {
+    "adapt --help": MAIN.format("'--help'"),
+    "adapt list": MAIN.format("'list', '--root', 'one'"),
+    "adapt list, empty": MAIN.format("'list', '--root', 'none'"),
+    "complete a name": "import os\nos.environ.update(_ADAPT_COMPLETE='zsh_complete', ADAPT_LINE='adapt show r', "
+    "ADAPTERHUB_HOME='one')\n" + MAIN.format(""),
+    "adapt add": "import shutil, tempfile\nfolder = tempfile.mkdtemp(dir='.') + '/home'\nshutil.copytree('bases', folder)\n"
+    + MAIN.format("'add', 'adapters/random-0', '--name', 'x', '--base', 'smollm2', '--root', folder"),
+    "attach": IN_MEMORY
+    + "model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)\n"
+    + "timed(lambda: adapterhub.attach(model, adapters[0], library=library).detach(), 3)",
+    "bank load": IN_MEMORY
+    + "model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)\n"
+    + "bank = adapterhub.AdapterBank(model, library=library, memory_limit='25MB')\n"
+    + "names = iter(adapters * 9)\ntimed(lambda: bank.use(str(next(names).resolve())).__enter__(), 6)",
+    "merge svd": IN_MEMORY
+    + "import tempfile\ninputs = [adapterhub.MergeInput(folder=f, label=f.name, weight=0.5) for f in adapters[:2]]\n"
+    + "out = Path(tempfile.mkdtemp(dir='.'))\nnumber = iter(range(9))\n"
+    + "timed(lambda: adapterhub.merge_adapters(inputs, out / str(next(number)), method='svd', rank=16), 2)",
+}
+
+
+def cpu_seconds(checkout: Path, code: str, folder: Path) -> float:
+    """What the code prints last, else user and system seconds of its process."""
+    path = os.pathsep.join(str(checkout / part) for part in (".", "registry"))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(smollm2_base())],
+        cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if code.startswith(IN_MEMORY):
+        return float(done.stdout.split()[-1])
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def prepare(folder: Path) -> None:
+    """Three adapters, a library that has one, and an empty one."""
+    from tests.bench.bench_bank import write_adapters
+
+    (folder / "adapters").mkdir()
+    write_adapters(folder / "adapters", 3)
+    for home in ("one", "none", "bases"):
+        (folder / home).mkdir()
+    for home in ("one", "bases"):
+        code = MAIN.format(f"'base', 'add', {str(smollm2_base())!r}, '--as', 'smollm2', '--root', {home!r}")
+        cpu_seconds(ROOT, code, folder)
+    cpu_seconds(
+        ROOT,
+        MAIN.format("'add', 'adapters/random-0', '--name', 'random', '--base', 'smollm2', '--root', 'one'"),
+        folder,
+    )
+
+
+def main() -> int:
+    """Measure and print; 1 when something is slower than `MOST` allows."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("other", type=Path)
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--only", default=",".join(CASES))
+    options = parser.parse_args()
+    failed = False
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder)
+        for case in options.only.split(","):
+            pairs = []
+            for turn in range(options.runs + 1):
+                order = (ROOT, options.other.resolve()) if turn % 2 else (options.other.resolve(), ROOT)
+                spent = {checkout: cpu_seconds(checkout, CASES[case], folder) for checkout in order}
+                if turn:  # the first turn warms the page cache and compiles
+                    pairs.append((spent[ROOT], spent[options.other.resolve()]))
+            ours, theirs = (statistics.median(side) * 1000 for side in zip(*pairs, strict=True))
+            ratio = statistics.median(a / b for a, b in pairs)
+            failed |= ratio > MOST
+            print(f"{case:20} {ours:8.1f} ms  {theirs:8.1f} ms  {ratio:5.2f}{'  SLOWER' if ratio > MOST else ''}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
