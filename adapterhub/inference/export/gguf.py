@@ -32,6 +32,7 @@ from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import AdapterFactors
 from adapterhub.weights.lowrank.layouts import is_finite
 
+_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _QUERIES: Final = ".q_proj"
 _KEYS: Final = ".k_proj"
 _EMBEDDING: Final = "token_embd.weight"
@@ -143,7 +144,7 @@ def turned(b: Tensor, heads: int) -> Tensor:
 
 @contextlib.contextmanager
 def _new_file(out: Path) -> Iterator[Path]:
-    """A file to write. It gets its name if the block ends without an error, and is removed otherwise.
+    """A file to write, which gets its name when the block ends without an error and is gone otherwise.
 
     Raises:
         DiskFull, NotAllowed: it cannot be written.
@@ -160,7 +161,7 @@ def _new_file(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise not_written(error, out) from error
     finally:
-        with contextlib.suppress(OSError):  # its folder may not exist
+        with contextlib.suppress(OSError):  # it may be that its folder could not be made
             partial.unlink()
 
 
@@ -176,7 +177,7 @@ def write_gguf(adapter: Adapter, path: Path, *, dtype: str, job: Job) -> None:
 
     gguf = _package()
     places = _places(adapter)
-    kind: torch.dtype = getattr(torch, dtype)
+    kind = _DTYPES[dtype]
     raw = {"bfloat16": gguf.GGMLQuantizationType.BF16}.get(dtype)
     stored = np.dtype({"float32": "f4", "float16": "f2", "bfloat16": "u2"}[dtype])
     writer = gguf.GGUFWriter(path, _base(adapter).architecture)

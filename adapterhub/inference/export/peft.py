@@ -86,8 +86,7 @@ def _ensure_plain(adapter: Adapter) -> None:
 
 def _dtype(adapter: Adapter, name: str | None) -> torch.dtype:
     if name is not None:
-        chosen: torch.dtype = getattr(torch, name)
-        return chosen
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     modules = adapter.factors.modules.values()
     own = {TORCH_DTYPES[spec.dtype] for factors in modules for spec in (factors.a, factors.b)}
     exact = all(math.frexp(factors.scale)[0] == 0.5 for factors in modules)  # noqa: PLR2004 - a power of two
