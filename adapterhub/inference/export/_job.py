@@ -11,19 +11,18 @@ from typing import Any, Final
 from adapterhub.core.errors import (
     BaseMismatch,
     BaseNotFound,
-    RefusedAdapter,
     UnsupportedAdapter,
     shown,
 )
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, Finder, Found
+from adapterhub.distribution.finding import AdapterLike, Finder, Found, ensure_sound
 from adapterhub.formats.manifest import Manifest
 from adapterhub.formats.modules.base_names import BaseNames, find_names
 from adapterhub.formats.peft.config import owner
 from adapterhub.inference.engines import SETTINGS, BaseFacts, Verdict, base_config, base_facts, judge
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
-from adapterhub.trust.verify import Report, Subject, ensure_undamaged, open_subject, verify
+from adapterhub.trust.verify import Report, Subject, open_subject, verify
 from adapterhub.weights.lowrank.factors import AdapterFactors
 
 Steps = Callable[[int, int], None]
@@ -172,21 +171,15 @@ class Job:
         )
         report = verify(subject, seen=findings) if subject is not None else Report.of(findings)
         label = shown(found.label, 200)
-        ensure_undamaged(report.errors, f"{found.folder}/")
         other = next((f for f in report.errors if f.code == "E_BASE_MISMATCH"), None)
         errors = [f for f in report.errors if f is not other]
-        if errors:
-            listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in errors]
-            raise RefusedAdapter(
-                f"`{label}` was not exported", listed, hint=next((f.hint for f in errors if f.hint), "")
-            )
+        ensure_sound(errors, f"`{label}` was not exported", f"{found.folder}/")
         if other is not None and not self._is_overridden(found, record):
             raise BaseMismatch(f"`{label}` {other.message}. Nothing was written", hint=other.hint)
         allowed = "exported anyway, because a base mismatch is allowed"
         overridden = (f"`{label}` {other.message}: {allowed}",) if other is not None else ()
         assert subject is not None  # else there is an error
-        warnings = (f"{f.where}: {f.message}" if f.where else f.message for f in report.warnings)
-        return subject, (*overridden, *warnings)
+        return subject, (*overridden, *(f.text for f in report.warnings))
 
     def _is_overridden(self, found: Found, record: BaseRecord | None) -> bool:
         if self.allow_base_mismatch:

@@ -11,29 +11,28 @@ from threading import Lock
 from typing import Final
 
 from adapterhub.core.digests import Digest, hex_of
-from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import (
     AdapterNotFound,
     BaseMismatch,
+    Malformed,
     NoCompatibleRelease,
-    RefusedAdapter,
     SpecError,
     UnsupportedAdapter,
     shown,
 )
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import RankBounds
+from adapterhub.distribution.finding import ensure_sound
 from adapterhub.distribution.install import Plan, plan_install, run_install
-from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef
-from adapterhub.inference.engines import BaseFacts, Verdict, judge
+from adapterhub.inference.engines import BaseFacts, Verdict, base_facts, judge
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
 from adapterhub.trust.signing.policy import SignaturePolicy
-from adapterhub.trust.verify import Report, Subject, ensure_undamaged, open_subject, verify
+from adapterhub.trust.verify import Report, Subject, open_subject, verify
 
 FORGET_S: Final = 10.0
 """How long an unknown name is refused without another search: clients can repeat it much faster than servers answer."""
@@ -90,7 +89,7 @@ class AdapterProvider:
         self._bounds = RankBounds(max_rank=max_rank)
         self._signatures = signatures
         self._wanted = RequestedBase(text=base.label, record=base)
-        self._base_facts = facts_of(base)
+        self._base_facts = _facts_of(base)
         self._leased: dict[Digest, LeasedAdapter] = {}
         self._unknown: dict[str, tuple[float, AdapterNotFound]] = {}
         self._locks = [Lock() for _ in range(_STRIPES)]
@@ -225,14 +224,10 @@ class AdapterProvider:
         report = Report.of(findings) if subject is None else verify(subject, seen=findings)
         label = f"{build.full_name}=={build.manifest.version}"
         errors = [f for f in report.errors if not (allowed and f.code == "E_BASE_MISMATCH")]
-        ensure_undamaged(errors, f"{label} ")
-        if errors:
-            listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in errors]
-            raise RefusedAdapter(f"`{shown(label, 200)}` was not given to the engine", listed)
+        ensure_sound(errors, f"`{shown(label, 200)}` was not given to the engine", f"{label} ")
         assert subject is not None  # else there is an error
         verdict = self._engine_verdict(subject, label)
-        warnings = [f"{f.where}: {f.message}" if f.where else f.message for f in report.warnings]
-        return verdict, (*warnings, *verdict.notes)
+        return verdict, (*(f.text for f in report.warnings), *verdict.notes)
 
     def _engine_verdict(self, subject: Subject, label: str) -> Verdict:
         verdict = judge(self.engine, subject.config, subject.weights, base=self._base_facts)
@@ -246,15 +241,12 @@ class AdapterProvider:
         return verdict
 
 
-def facts_of(base: BaseRecord) -> BaseFacts:
-    """The facts for the rules in the base's `config.json`; none if it cannot be read."""
-    if base.path is None:
-        return BaseFacts()
+def _facts_of(base: BaseRecord) -> BaseFacts:
+    """The facts for the rules; none if the base's config cannot be read."""
     try:
-        values = read_json(base.path / "config.json", CONFIG_LIMIT_BYTES)
-    except (OSError, ValueError):
+        return base_facts(base)
+    except Malformed:
         return BaseFacts()
-    return BaseFacts.from_config(values) if isinstance(values, dict) else BaseFacts()
 
 
 def _remove(folder: Path) -> None:
