@@ -20,6 +20,7 @@ from adapterhub.core.errors import (
     RefusedAdapter,
     UnsupportedAdapter,
 )
+from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.loader import attach, base_digest
 from adapterhub.library.library import Library
 from tests.support.tiny_models import VOCABULARY, convnet, llama, logits, save_adapter
@@ -49,14 +50,17 @@ def make(tmp_path: Path) -> Callable[..., Path]:
 
 
 def refusal_of(folder: Path, library: Library, make_base: Callable[[], nn.Module] = llama) -> AdapterHubError:
-    """The refusal, after which not a bit of the base and none of its modules is another."""
+    """The refusal of `attach`, which is also that of the bank and leaves the base and its modules unchanged."""
     model = make_base()
     before, modules = base_digest(model), [id(module) for module in model.modules()]
     flags = [parameter.requires_grad for parameter in model.parameters()]
 
     with pytest.raises(AdapterHubError) as refusal:
         attach(model, folder, library=library)
+    with AdapterBank(model, library=library) as bank, pytest.raises(type(refusal.value)) as from_bank:
+        bank.load(folder)
 
+    assert from_bank.value.message == refusal.value.message
     assert before == base_digest(model)
     assert modules == [id(module) for module in model.modules()]
     assert flags == [parameter.requires_grad for parameter in model.parameters()]

@@ -38,7 +38,7 @@ class Prepared:
 
 
 class Preparation:
-    """Prepares adapters for one model. It looks at the model once, and at the library's bases when it needs them.
+    """Prepares adapters for one model. Samples the model once, and reads the library's bases only when needed.
 
     `base` names the base for all adapters. `check` verifies the files of a folder; a check that returns no files for
     those that it verified before needs `reopen`, which opens them again.
@@ -71,21 +71,23 @@ class Preparation:
 
         Raises:
             BaseMismatch: the model is not the base of one of them, or lacks modules that one is for.
-            UnsupportedAdapter: a method or a feature that cannot be attached.
-            MergeRefused: adapters that cannot be added up.
-            RefusedAdapter: tensors that have no place in the base, or that are missing.
+            UnsupportedAdapter: a method or a feature cannot be attached.
+            MergeRefused: the adapters cannot be added up.
+            RefusedAdapter: tensors have no place in the base, or are missing.
         """
         bases = [self._base_check.run(found) for found in adapters]
         files = [self._files_of(found) for found in adapters]
         rows = zip(adapters, files, bases, self.ready(adapters, files), strict=True)
-        return [Prepared(found=found, files=held, base=base, ready=ready) for found, held, base, ready in rows]
+        return [Prepared(found=found, files=subject, base=base, ready=ready) for found, subject, base, ready in rows]
 
     def ready(self, adapters: Sequence[Found], files: Sequence[Subject]) -> list[ReadyAdapter]:
         """The adapters, read and set up, but not compared with their bases.
 
         Raises as `prepare`.
         """
-        read = [read_contents(held, found.label, self._model) for found, held in zip(adapters, files, strict=True)]
+        read = [
+            read_contents(subject, found.label, self._model) for found, subject in zip(adapters, files, strict=True)
+        ]
         contents = without_repeats(read)
         for each in contents:
             check_copies(each, self._model)

@@ -30,16 +30,16 @@ _CLOSED: Final = ("/lora-adapters", "/models/load", "/models/unload")
 """Routes of the engine that change the answers to all clients."""
 
 
-def find_llama_server(given: str | None) -> str:
+def find_llama_server(program: str | None) -> str:
     """The path of the server's program.
 
     Raises:
         NotFound: there is no such program.
     """
-    found = shutil.which(given or "llama-server")
+    found = shutil.which(program or "llama-server")
     if found is None:
         raise NotFound(
-            f"`{shown(given or 'llama-server', 200)}` was not found",
+            f"`{shown(program or 'llama-server', 200)}` was not found",
             hint="download it from llama.cpp's releases or build it, then pass `--llama-server FILE`",
         )
     return found
