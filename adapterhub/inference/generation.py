@@ -109,7 +109,7 @@ def write(
     *,
     on_text: OnText | None = None,
 ) -> list[Answer]:
-    """The answers to all `questions`, generated in one batch; `on_text` gets the pieces of a single answer at once.
+    """The answers to all `questions`, generated in one batch; `on_text` streams a single answer in pieces.
 
     Shorter prompts are padded on the left (on the right for an encoder), so each row gets the same answer as alone, up
     to the rounding of sums. Sampling is repeatable for the same batch and seed, and does not advance torch's generator.
