@@ -3,7 +3,8 @@
 AdapterHubError                  exit code
 ├── UsageProblem                  2   the request is invalid as typed
 │   ├── SpecError                     an adapter spec or base name does not parse
-│   └── AmbiguousSpec                 a spec matches several builds
+│   ├── AmbiguousSpec                 a spec matches several builds
+│   └── MissingExtra                  an extra that is needed is not installed
 ├── NotFound                     10   nothing has that name
 │   ├── AdapterNotFound
 │   ├── BaseNotFound
@@ -92,6 +93,19 @@ class AmbiguousSpec(UsageProblem):
         super().__init__("\n".join([message, *(f"  {spec}  {what}" for spec, what in choices)]), hint=hint)
         self.summary = message
         self.choices = tuple(choices)
+
+
+class MissingExtra(UsageProblem):
+    """It needs an extra that is not installed; `extra` is its name, `packages` are those that were not found."""
+
+    def __init__(self, what: str, packages: Sequence[str], extra: str) -> None:
+        several = len(packages) > 1
+        names = " and ".join(filter(None, [", ".join(f"`{name}`" for name in packages[:-1]), f"`{packages[-1]}`"]))
+        needed = f"the packages {names}, which are" if several else f"the package {names}, which is"
+        hint = f"`pip install 'adapterhub[{extra}]'` brings {'them' if several else 'it'}"
+        super().__init__(f"{what} needs {needed} not installed", hint=hint)
+        self.extra = extra
+        self.packages = tuple(packages)
 
 
 class NotFound(AdapterHubError):

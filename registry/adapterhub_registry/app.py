@@ -16,7 +16,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from adapterhub.core.errors import AdapterHubError, DiskFull, UsageProblem, shown
+from adapterhub.core.errors import AdapterHubError, DiskFull, shown
+from adapterhub.core.extras import extra_named
 from adapterhub_registry.access.downloads import FLUSH_EVERY_S, Downloads
 from adapterhub_registry.access.rates import Rates
 from adapterhub_registry.access.telemetry import Telemetry
@@ -51,7 +52,8 @@ def open_registry(settings: Settings) -> Registry:
     """The registry over `settings.root` and what else they name, with its folders and tables made when absent.
 
     Raises:
-        UsageProblem: an optional package is missing, or the database was made by a newer version.
+        MissingExtra: the extra `scale` is not installed.
+        UsageProblem: the database was made by a newer version.
     """
     database = Database(settings.database, connections=settings.limits.database_connections)
     blobs, xorbs = _stores(settings)
@@ -71,13 +73,10 @@ def open_registry(settings: Settings) -> Registry:
 def _stores(settings: Settings) -> tuple[BlobStore, XorbStore]:
     if settings.s3 is None:
         return DiskBlobs(settings.root), DiskXorbs(settings.root / "xorbs")
-    try:
+    with extra_named("keeping blobs in S3"):
         from adapterhub_registry.storage.s3_blobs import S3Blobs  # noqa: PLC0415 - `obstore` is an optional package
         from adapterhub_registry.storage.s3_bucket import Bucket  # noqa: PLC0415 - as above
         from adapterhub_registry.storage.s3_xorbs import S3Xorbs  # noqa: PLC0415 - as above
-    except ImportError:
-        hint = "`pip install 'adapterhub[scale]'` brings it"
-        raise UsageProblem("keeping blobs in S3 needs the package `obstore`", hint=hint) from None
     bucket = Bucket(settings.s3)
     return S3Blobs(bucket), S3Xorbs(bucket)
 

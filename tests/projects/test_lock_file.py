@@ -166,6 +166,7 @@ def test_parse_is_the_inverse_of_print(lock):
     assert lock_text(parse_lock(text)) == text
 
 
+@pytest.mark.slow
 @given(lock=locks(), seed=st.integers(0, 1000))
 def test_the_order_of_the_parts_does_not_matter(lock, seed):
     shuffle = random.Random(seed)

@@ -37,7 +37,7 @@ def front(shared: Shared) -> Iterator[Balancer]:
         balancer.close()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["xet", pytest.param("lfs", marks=pytest.mark.exhaustive)])
 def test_stock_client_on_two_servers(front: Balancer, shared: Shared, mode: str, tmp_path: Path) -> None:
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     path = os.pathsep.join([str(ROOT), str(ROOT / "registry")])

@@ -63,6 +63,13 @@ _LAYOUTS: Final[Mapping[str, _Layout]] = MappingProxyType(
 )
 
 
+def magnitude(dtype: str, code: int) -> float:
+    """The number that a code without sign stands for, in a float of 8 to 64 bits."""
+    if dtype == "F64":
+        return float(struct.unpack("<d", code.to_bytes(8, "little"))[0])
+    return _LAYOUTS[dtype].magnitude(code)
+
+
 def stored_bytes(dtype: str) -> int:
     """Bytes that hold one number of `dtype`; 1 for the kinds that pack several numbers in a byte or across bytes."""
     return max(1, DTYPE_BITS[dtype] // 8)
@@ -126,8 +133,8 @@ def number_text(dtype: str, raw: bytes) -> str:
     sign, code = code & sign_bit, code & (sign_bit - 1)
     if layout.is_nan(sign, code):
         return "nan"
-    magnitude = math.inf if code > layout.largest else layout.magnitude(code)
-    return f"{-magnitude if sign else magnitude:.6g}"
+    size = math.inf if code > layout.largest else layout.magnitude(code)
+    return f"{-size if sign else size:.6g}"
 
 
 def _integer(dtype: str, raw: bytes) -> int:

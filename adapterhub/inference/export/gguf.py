@@ -25,6 +25,7 @@ from adapterhub.core.disk.files import sync_folder
 from adapterhub.core.disk.new_folder import not_written
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Conflict, Incompatible, Malformed, NotFound, UnsupportedAdapter, shown
+from adapterhub.core.extras import extra_named
 from adapterhub.formats.peft.config import owner
 from adapterhub.inference.engines.llama_cpp import BASES, GgufBase
 from adapterhub.inference.export._job import Adapter, Exported, Job
@@ -56,7 +57,7 @@ def export(job: Job, out: Path) -> Exported:
     """Write the GGUF file `out`; the default dtype is float32.
 
     Raises:
-        NotFound: the package `gguf` is not installed.
+        MissingExtra: the package `gguf` is not installed.
         UnsupportedAdapter: GGUF cannot express parts of the adapter; names each of them.
         Incompatible: numbers are too large for the dtype.
     """
@@ -339,10 +340,7 @@ def _heads(adapter: Adapter, module: str) -> int:
 
 
 def _package() -> ModuleType:
-    try:
+    with extra_named("writing GGUF"):
         import gguf
-    except ModuleNotFoundError:
-        hint = "`pip install 'adapterhub[export]'` brings it"
-        raise NotFound("writing GGUF needs the package `gguf`, not installed here", hint=hint) from None
     package: ModuleType = gguf
     return package

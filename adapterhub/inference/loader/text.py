@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adapterhub.core.errors import Incompatible, UsageProblem, shown
+from adapterhub.core.extras import require
 from adapterhub.inference.generation import Question, Writing, write
 from adapterhub.inference.loader.base.quantised import hold_layout
 
@@ -30,13 +30,11 @@ def load_base(
 
     Raises:
         Incompatible: transformers cannot load it as a model that generates text.
-        UsageProblem: it cannot be quantised: bitsandbytes is not installed, or the weights are quantised already.
+        MissingExtra: quantising needs bitsandbytes, which is not installed.
+        UsageProblem: the weights are quantised already.
     """
-    if load_in is not None and importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageProblem(
-            f"loading in {load_in} needs bitsandbytes, which is not installed",
-            hint="pip install 'adapterhub[quantized]'",
-        )
+    if load_in is not None:
+        require("quantized", f"loading in {load_in}")
     import transformers
 
     # Notes on attention kernels and tied weights do not help a user who wants one answer.

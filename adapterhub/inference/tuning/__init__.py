@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import CouldNotTell, UsageProblem
+from adapterhub.core.extras import extra_named
 from adapterhub.inference.tuning._examples import Example, Turn, read_examples
 from adapterhub.inference.tuning._losses import Encoded, Losses, encode
 
@@ -89,8 +90,8 @@ def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
     The same seed gives the same weights on the same machine. `library` and `base` are as for `attach`.
 
     Raises:
-        UsageProblem: there are fewer than two adapters, an option is out of range, the model is of another kind, or
-            `cma` is not installed.
+        UsageProblem: there are fewer than two adapters, an option is out of range, or the model is of another kind.
+        MissingExtra: the package `cma` is not installed.
         Malformed: this base cannot run some examples; names each of them.
         CouldNotTell: the loss is not a finite number.
         BaseMismatch, MergeRefused: as for `attach`, with all its other errors.
@@ -162,12 +163,10 @@ def _optimiser() -> Callable[[_Trials, int], None]:
     """The search, which continues from the best trial until the budget is spent or the weights converge.
 
     Raises:
-        UsageProblem: the package `cma` is not installed.
+        MissingExtra: the package `cma` is not installed.
     """
-    try:
+    with extra_named("tuning"):
         import cma
-    except ImportError:
-        raise UsageProblem("tuning needs the package `cma`", hint="pip install 'adapterhub[tune]'") from None
     import numpy as np
 
     def search(trials: _Trials, seed: int) -> None:

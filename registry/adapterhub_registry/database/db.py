@@ -36,6 +36,7 @@ from sqlalchemy.engine import URL, Connection, CursorResult, make_url
 from sqlalchemy.exc import ArgumentError
 
 from adapterhub.core.errors import UsageProblem
+from adapterhub.core.extras import extra_named
 from adapterhub_registry.database import schema
 
 BUSY_TIMEOUT_MS = 30_000
@@ -292,6 +293,7 @@ class Database:
     """One database, its tables made when absent and brought up to date when old.
 
     Raises:
+        MissingExtra: the driver for PostgreSQL is not installed.
         UsageProblem: the URL is none, its driver is not installed, or the database was made by a newer version.
         Malformed: the file is no database, or is damaged.
     """
@@ -302,10 +304,12 @@ class Database:
         # SQLite has one writer; waiting here is fair and quick, its own busy handler sleeps
         self._writer = contextlib.nullcontext() if self.is_shared else threading.Lock()
         try:
-            self.engine: Engine = create_engine(parsed, **_options(connections) if self.is_shared else _SQLITE_OPTIONS)
+            with extra_named("keeping metadata in PostgreSQL"):
+                options = _options(connections) if self.is_shared else _SQLITE_OPTIONS
+                self.engine: Engine = create_engine(parsed, **options)
         except ImportError:
             hint = "`pip install 'adapterhub[scale]'` brings the one for PostgreSQL"
-            raise UsageProblem(f"no driver for {parsed.drivername} databases is installed", hint=hint) from None
+            raise UsageProblem(f"no driver for {parsed.drivername} databases works here", hint=hint) from None
         if not self.is_shared:
             _prepare_sqlite(self.engine)
         with schema.readable(parsed.database), self.begin() as connection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Final
 
 from adapterhub.core.errors import MalformedTensorFile, shown
@@ -56,8 +57,13 @@ def _overflows(subject: Subject) -> Iterator[Finding]:
             continue
         a, b = pair.whole
         left -= a.elements * b.shape[0]
-        if left < 0 or a.elements + b.elements > _MAX_ELEMENTS:
-            text = f"the update on `{shown(pair.module)}` may overflow {a.dtype}; it is too large to compute"
+        obstacle = ""
+        if find_spec("numpy") is None:
+            obstacle = "computing it needs numpy, which `adapterhub[weights]` brings"
+        elif left < 0 or a.elements + b.elements > _MAX_ELEMENTS:
+            obstacle = "it is too large to compute"
+        if obstacle:
+            text = f"the update on `{shown(pair.module)}` may overflow {a.dtype}; {obstacle}"
             yield Finding(code="W_OVERFLOW", severity="warning", where=WEIGHTS_FILE, message=text)
             return
         largest = _largest_entry(subject, a, b) * _factor(subject, pair)
