@@ -26,7 +26,7 @@ from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
-from adapterhub.trust.verify import Report, Subject, ensure_undamaged, manifest_in, open_subject, verify
+from adapterhub.trust.verify import Finding, Report, Subject, ensure_undamaged, manifest_in, open_subject, verify
 from adapterhub.trust.verify.checks.base import claims_base
 
 AdapterLike = str | os.PathLike[str] | AdapterSpec | Installed
@@ -225,10 +225,19 @@ def check_folder(
         record = identify()
         subject = replace(subject, base_fingerprint=record.fingerprint) if record else subject
     report = verify(subject, seen=findings) if subject is not None else Report.of(findings)
-    ensure_undamaged(report.errors, f"{folder}/")
-    if report.errors:
-        listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in report.errors]
-        hint = next((f.hint for f in report.errors if f.hint), "")
-        raise RefusedAdapter(f"`{shown(label, 200)}` was not attached", listed, hint=hint)
+    ensure_sound(report.errors, f"`{shown(label, 200)}` was not attached", f"{folder}/")
     assert subject is not None  # without one there is an error
-    return subject, tuple(f"{f.where}: {f.message}" if f.where else f.message for f in report.warnings)
+    return subject, tuple(f.text for f in report.warnings)
+
+
+def ensure_sound(errors: Sequence[Finding], refusal: str, place: str) -> None:
+    """Raise if `verify` found errors. `refusal` is the message, `place` goes before the names of damaged files.
+
+    Raises:
+        DigestMismatch: a file is damaged.
+        RefusedAdapter: with every error.
+    """
+    ensure_undamaged(errors, place)
+    if errors:
+        listed = [(f.code, f.text) for f in errors]
+        raise RefusedAdapter(refusal, listed, hint=next((f.hint for f in errors if f.hint), ""))

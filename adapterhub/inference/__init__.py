@@ -1,4 +1,4 @@
-"""Adapters on a model, in an engine, or written for one: attach, bank, export, serving, tuning.
+"""Adapters at work: attached to a model, chosen per call in a bank, served by an engine, exported, tuned.
 
 Arithmetic on updates without a model belongs in `weights`.
 """

@@ -1,6 +1,6 @@
-"""Asking a language model: prompts as tokens, one or many at a time, answers whole or as they come.
+"""Generates text with a language model: for one or many prompts at a time, whole or streamed.
 
-Knows nothing of adapters: whichever are on the model answer. Importing it costs nothing; torch comes with `write`.
+Independent of adapters: those on the model take effect. Cheap to import; `write` imports torch.
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from adapterhub.core.errors import UsageProblem, shown
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Heard = Callable[[str], None]
+    Model: TypeAlias = PreTrainedModel | PeftModel
+
+OnText = Callable[[str], None]
 """Called with each new piece of an answer."""
 
 _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
@@ -26,7 +30,7 @@ _INCOMPLETE: Final = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked. `chat` puts it into the base's chat template, as does a `system` text, which needs one."""
+    """A prompt. `chat` puts it into the base's chat template; so does a `system` text, which needs a template."""
 
     text: str
     system: str | None = None
@@ -35,7 +39,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing:
-    """How to answer: greedily, unless `temperature` is above 0; `top_p` and `seed` are for drawing only."""
+    """The settings of generation: greedy unless `temperature` is above 0; `top_p` and `seed` apply to sampling only."""
 
     max_new_tokens: int = 64
     temperature: float = 0.0
@@ -45,7 +49,7 @@ class Writing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One answer. `tokens` counts those that were written, the end mark included; `seconds` is that of its batch."""
+    """One answer. `tokens` is the number of new tokens, including the end mark; `seconds` is the time of its batch."""
 
     text: str
     tokens: int
@@ -53,16 +57,17 @@ class Answer:
     seconds: float
 
 
-def has_chat_template(tokenizer: Any) -> bool:  # noqa: ANN401 - transformers is untyped
-    """Whether the base says how a conversation is written."""
+def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the base has a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def tokens_of(model: Any, tokenizer: Any, question: Question, writing: Writing) -> list[int]:  # noqa: ANN401 - as above
-    """The prompt as the model reads it.
+def tokens_of(model: Model, tokenizer: PreTrainedTokenizerBase, question: Question, writing: Writing) -> list[int]:
+    """The tokens of the prompt.
 
     Raises:
-        UsageProblem: no tokens, more than the model can read with what it shall write, or a chat without a template.
+        UsageProblem: there are no tokens, or too many for the model with the requested new ones, or the base has no
+            chat template.
     """
     text, is_chat = question.text, question.chat or question.system is not None
     if is_chat:
@@ -76,44 +81,41 @@ def tokens_of(model: Any, tokenizer: Any, question: Question, writing: Writing) 
         return found
     if len(found) + writing.max_new_tokens > room:
         raise UsageProblem(
-            f"the prompt has {len(found):,} tokens and {writing.max_new_tokens:,} more are asked for;"
-            f" this base can read {room:,} in all",
+            f"the prompt has {len(found):,} tokens, and {writing.max_new_tokens:,} new ones are requested;"
+            f" this base has room for {room:,} in all",
             hint="shorten the prompt, or lower --max-new-tokens",
         )
     return found
 
 
-def _as_chat(tokenizer: Any, question: Question) -> str:  # noqa: ANN401 - transformers is untyped
+def _as_chat(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
     if not has_chat_template(tokenizer):
-        raise UsageProblem(
-            "this base has no chat template", hint="ask it plainly: without --chat, and without a system text"
-        )
+        raise UsageProblem("this base has no chat template", hint="omit `--chat` and the system text")
     turns = [] if question.system is None else [{"role": "system", "content": question.system}]
     turns.append({"role": "user", "content": question.text})
     from jinja2 import TemplateError
 
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:  # templates refuse roles that they do not know
+    except TemplateError as error:  # templates refuse unknown roles
         raise UsageProblem(f"the chat template of this base refuses the prompt: {shown(str(error), 200)}") from None
 
 
 def write(
-    model: Any,  # noqa: ANN401 - transformers and PEFT are untyped
-    tokenizer: Any,  # noqa: ANN401 - as above
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     writing: Writing,
     *,
-    heard: Heard | None = None,
+    on_text: OnText | None = None,
 ) -> list[Answer]:
-    """The answers to all `questions`, written in one batch; `heard` gets the pieces of a single one as they come.
+    """The answers to all `questions`, generated in one batch; `on_text` streams a single answer in pieces.
 
-    Shorter prompts are filled up on the left (on the right for an encoder), so that a row is answered as it would be
-    alone, up to the rounding of sums. Drawing is repeatable for the same batch and seed, and leaves torch's generator
-    as it was.
+    Shorter prompts are padded on the left (on the right for an encoder), so each row gets the same answer as alone, up
+    to the rounding of sums. Sampling is repeatable for the same batch and seed, and does not advance torch's generator.
 
     Raises:
-        UsageProblem: a prompt that cannot be asked; see `tokens_of`.
+        UsageProblem: a prompt has no valid tokens; see `tokens_of`.
     """
     import torch
 
@@ -122,10 +124,10 @@ def write(
     settings: dict[str, Any] = {"do_sample": False}
     if writing.temperature > 0:
         settings = {"do_sample": True, "temperature": writing.temperature, "top_p": writing.top_p, "top_k": 0}
-    listener = _Listener(tokenizer, heard) if heard and len(rows) == 1 else None
+    listener = _Listener(tokenizer, on_text) if on_text and len(rows) == 1 else None
     start = time.perf_counter()
     with torch.no_grad(), _seeded(writing.seed, model.device), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # sampling settings of the base's own generation config, unused here
+        warnings.simplefilter("ignore")  # about sampling settings in the base's generation config, unused here
         made = model.generate(
             input_ids=tokens.to(model.device),
             attention_mask=mask.to(model.device),
@@ -159,15 +161,15 @@ def _padded(rows: Sequence[list[int]], filler: int, *, left: bool) -> tuple[Tens
     return tokens, mask
 
 
-def _filler(tokenizer: Any) -> int:  # noqa: ANN401 - transformers is untyped
-    """The token that fills up rows; it is masked, so any will do where a tokenizer has none."""
+def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token. It is masked, so any token will do if the tokenizer has none."""
     found = [tokenizer.pad_token_id, tokenizer.eos_token_id]
     return next((number for number in found if number is not None), 0)
 
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A state of torch's generators that begins with `seed` and ends with the block."""
+    """Seed torch's generators for the block, and restore them at its end."""
     import torch
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -175,48 +177,48 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _ends(model: Any) -> frozenset[int]:  # noqa: ANN401 - transformers is untyped
+def _ends(model: Model) -> frozenset[int]:
     ends = model.generation_config.eos_token_id
     return frozenset(ends if isinstance(ends, list | tuple) else () if ends is None else (ends,))
 
 
 def _until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
-    """The tokens up to the first end mark, included; what follows in a batch is filling."""
+    """The tokens up to and including the first end mark; the rest of a batch row is padding."""
     return next((tokens[: at + 1] for at, token in enumerate(tokens) if token in ends), tokens)
 
 
 class _Listener:
-    """What `generate` hands each token to: turns them into text, and holds back what may still change.
+    """A streamer for `generate`: decodes tokens to text, and holds back text that may still change.
 
-    Only the tokens since the last piece are decoded again, behind those of the piece before for the space between.
+    It decodes only the tokens since the last piece, together with those of the piece before, for the space between.
     """
 
-    def __init__(self, tokenizer: Any, heard: Heard) -> None:  # noqa: ANN401 - transformers is untyped
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: OnText) -> None:
         self.tokenizer = tokenizer
-        self.heard = heard
+        self.on_text = on_text
         self.tokens: list[int] = []
-        self.context = self.told = 0  # where the context begins, and up to where the tokens were told
+        self.context = self.sent = 0  # where the context begins, and how many tokens were sent as text
         self.is_prompt = True
 
     def put(self, value: Tensor) -> None:
-        """The next tokens; the first call brings the prompt."""
+        """Add the next tokens; the first call has the prompt."""
         if self.is_prompt:
             self.is_prompt = False
             return
         self.tokens += value.reshape(-1).tolist()
-        self._tell(is_end=False)
+        self._send(is_end=False)
 
     def end(self) -> None:
-        """No more will come."""
-        self._tell(is_end=True)
+        """Send the rest."""
+        self._send(is_end=True)
 
-    def _tell(self, *, is_end: bool) -> None:
-        before = self._text(self.tokens[self.context : self.told])
+    def _send(self, *, is_end: bool) -> None:
+        before = self._text(self.tokens[self.context : self.sent])
         now = self._text(self.tokens[self.context :])
         if len(now) <= len(before) or (now.endswith(_INCOMPLETE) and not is_end):
             return
-        self.heard(now[len(before) :])
-        self.context, self.told = self.told, len(self.tokens)
+        self.on_text(now[len(before) :])
+        self.context, self.sent = self.sent, len(self.tokens)
 
     def _text(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

@@ -1,8 +1,8 @@
-"""The vLLM plugin: requests that name an adapter are answered from the library, checked before vLLM reads a byte.
+"""The vLLM plug-in: loads the adapters that requests name from the library, checked before vLLM reads a byte.
 
-`register` is the entry point of the group `vllm.general_plugins`. vLLM calls it in each of its processes (API server,
-engine core, workers), takes the whole process down when it raises, and has no other plugin interface for adapters. It
-therefore imports nothing heavy, does the same thing however often it is called, and never raises.
+`register` is the entry point of the group `vllm.general_plugins`, vLLM's only interface for such plug-ins. vLLM calls
+it in each of its processes (API server, engine core, workers), and the process ends if it raises. So it imports nothing
+heavy, may be called repeatedly, and never raises.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from adapterhub.vllm_plugin.names import LOGGER
 
 
 def register() -> None:
-    """Register the resolver and mend what needs mending; a failure is logged, and vLLM runs on without us."""
+    """Register the resolver and fix vLLM's CPU operations; logs a failure, and vLLM goes on without adapterhub."""
     logger = logging.getLogger(LOGGER)
     try:
         from adapterhub.vllm_plugin.cpu_rows import mend_base_rows
         from adapterhub.vllm_plugin.resolver import register_resolver
 
         if mend_base_rows():
-            logger.info("rows without an adapter are kept apart from those with one (CPU, vLLM before 0.33)")
+            logger.info("replaced operations that gave rows without an adapter a wrong one (CPU, vLLM before 0.33)")
         register_resolver(os.environ)
     except Exception:
-        logger.exception("adapterhub is not used: its plugin could not be set up")
+        logger.exception("adapterhub is not used: its plug-in could not be set up")

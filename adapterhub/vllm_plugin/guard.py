@@ -1,7 +1,7 @@
-"""Keeps clients from giving vLLM a path.
+"""Stops clients from giving vLLM a path.
 
-With runtime updating on, which the resolver needs, vLLM also opens routes by which any client may load any folder
-of the machine, unchecked. `--middleware adapterhub.vllm_plugin.guard.Guard` answers those with 403.
+The resolver needs runtime updating. With it, vLLM also opens routes by which any client can load any folder of the
+machine, unchecked. `--middleware adapterhub.vllm_plugin.guard.Guard` answers those with 403.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOADING: Final = ("/v1/load_lora_adapter", "/adapters")
 """Routes that take a path; the second is SageMaker's name for the first."""
 
 _WORDS: Final = (
-    "loading an adapter by path is switched off: name it as the request's `model`, and it is looked up and checked"
+    "loading an adapter by path is switched off: name it as the `model` of a request, which checks and loads it"
 )
 
 
@@ -30,7 +30,7 @@ class Guard:
         self._app = app
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Refuse a POST to a route that loads; pass on everything else."""
+        """Refuse a POST to a loading route; pass on every other request."""
         path = str(scope.get("path", "")).rstrip("/")
         if scope["type"] != "http" or scope.get("method") != "POST" or not path.endswith(LOADING):
             await self._app(scope, receive, send)

@@ -1,10 +1,10 @@
-"""The names that the plug-in goes by in vLLM and in its log."""
+"""The names of the plug-in in vLLM and in its log."""
 
 from __future__ import annotations
 
 NAME = "adapterhub"
-"""What vLLM calls us: the entry point, for VLLM_PLUGINS, and the resolver."""
+"""The name in vLLM: of the entry point, for VLLM_PLUGINS, and of the resolver."""
 
 
 LOGGER = "vllm.adapterhub"
-"""Below vLLM's own logger, whose handlers and level then hold for us."""
+"""A child of vLLM's own logger, so that its handlers and level apply."""

@@ -1,4 +1,4 @@
-"""The resolver that vLLM's API server asks for every model name it does not know."""
+"""The resolver that vLLM's API server calls for every unknown model name."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, BaseNotFound, SpecError, shown
 from adapterhub.vllm_plugin.cpu_rows import vllm_version
 from adapterhub.vllm_plugin.names import LOGGER, NAME
 
 if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.inference.serving import AdapterProvider, Handed, ServeSettings
+    from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings
     from adapterhub.library.transfer import Source
     from adapterhub.projects.session import Session
 
 AT_ONCE: Final = 4
-"""Adapters that are fetched and checked at the same time; vLLM's own threads stay free."""
+"""The number of adapters that are fetched and checked at the same time; vLLM's own threads stay free."""
 
 _DEFAULT_MAX_RANK: Final = 16
 
@@ -32,7 +34,7 @@ _log = logging.getLogger(LOGGER)
 
 
 def register_resolver(environ: Mapping[str, str]) -> None:
-    """Put a resolver into vLLM's registry, unless ours is there."""
+    """Add the resolver to vLLM's registry, unless it is there already."""
     from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
     if NAME in LoRAResolverRegistry.get_supported_resolvers():
@@ -42,24 +44,24 @@ def register_resolver(environ: Mapping[str, str]) -> None:
 
 
 class AdapterHubResolver:
-    """A name in, a checked and leased folder out; see `vllm.lora.resolver.LoRAResolver`.
+    """Resolves a name to a checked and leased folder; see `vllm.lora.resolver.LoRAResolver`.
 
-    Nothing is opened before the first request, since each process of vLLM makes one and only the API server uses it.
-    All work is done in threads: hashing and downloads on the event loop would hold up every client.
+    Opens nothing before the first request: each process of vLLM creates a resolver, but only the API server uses its
+    own. All work runs in threads, because hashing and downloads on the event loop would block every client.
     """
 
     def __init__(self, environ: Mapping[str, str], argv: Sequence[str] = ()) -> None:
         self._environ = environ
         self._argv = list(argv) or sys.argv
         self._threads: ThreadPoolExecutor | None = None
-        self._counter: AdapterProvider | None = None
+        self._provider: AdapterProvider | None = None
         self._opening = Lock()
 
-    async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:  # noqa: ANN401 - a LoRARequest of vLLM
-        """The request for vLLM, or None where another resolver may know the name.
+    async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+        """The request for vLLM, or None if another resolver may know the name.
 
         Raises:
-            GracefulHTTPError: our refusal, with its status, in our words.
+            GracefulHTTPError: the refusal, with its HTTP status and message.
         """
         from vllm.exceptions import GracefulHTTPError
         from vllm.lora.request import LoRARequest
@@ -68,7 +70,7 @@ class AdapterHubResolver:
             self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=NAME)
         loop = asyncio.get_running_loop()
         try:
-            handed = await loop.run_in_executor(self._threads, self._find, base_model_name, lora_name)
+            leased = await loop.run_in_executor(self._threads, self._find, base_model_name, lora_name)
         except AdapterHubError as error:
             _log.warning("%s: %s", shown(lora_name), f"{error.message} ({error.hint})" if error.hint else error.message)
             if isinstance(error, SpecError | AdapterNotFound) and _others_may_know():
@@ -77,20 +79,20 @@ class AdapterHubResolver:
 
             refusal = refusal_of(error)
             raise GracefulHTTPError(refusal.message, refusal.status) from None
-        except Exception:  # noqa: BLE001 - whatever it is, a client gets an answer and the server lives
+        except Exception:  # noqa: BLE001 - after any failure the client gets an answer and the server goes on
             _log.exception("%s: could not be resolved", shown(lora_name))
-            words = f"`{shown(lora_name)}` could not be resolved; the log of the server says why"
+            words = f"`{shown(lora_name)}` could not be resolved; the server's log shows the reason"
             raise GracefulHTTPError(words, HTTPStatus.INTERNAL_SERVER_ERROR) from None
         return LoRARequest(
-            lora_name=lora_name, lora_int_id=1, lora_path=str(handed.folder), base_model_name=base_model_name
+            lora_name=lora_name, lora_int_id=1, lora_path=str(leased.folder), base_model_name=base_model_name
         )
 
-    def _find(self, base_model_name: str, name: str) -> Handed:
-        handed = self._opened(base_model_name).find(name)
-        _log.info("%s is %s, %s", shown(name), handed.label, handed.digest)
-        for warning in handed.warnings:
+    def _find(self, base_model_name: str, name: str) -> LeasedAdapter:
+        leased = self._opened(base_model_name).find(name)
+        _log.info("%s is %s, %s", shown(name), leased.label, leased.digest)
+        for warning in leased.warnings:
             _log.warning("%s: %s", shown(name), warning)
-        return handed
+        return leased
 
     def _settings(self) -> ServeSettings:
         from adapterhub.inference.serving import ServeSettings
@@ -98,12 +100,12 @@ class AdapterHubResolver:
         return ServeSettings.from_environ(self._environ)
 
     def _opened(self, base_model_name: str) -> AdapterProvider:
-        """The counter for the served model, whose files are looked at once."""
+        """The provider for the served model, whose files are read once."""
         with self._opening:
-            if self._counter is None:
-                self._counter = self._open(base_model_name)
-                atexit.register(self._counter.close)
-            return self._counter
+            if self._provider is None:
+                self._provider = self._open(base_model_name)
+                atexit.register(self._provider.close)
+            return self._provider
 
     def _open(self, base_model_name: str) -> AdapterProvider:
         from adapterhub.core.specs import BaseSpec
@@ -132,10 +134,10 @@ class AdapterHubResolver:
 
 
 def _sources(session: Session, spec: AdapterSpec, settings: ServeSettings) -> Sequence[Source]:
-    """Folders of ADAPTERHUB_SOURCES, then the servers that may be asked.
+    """The folders of ADAPTERHUB_SOURCES, then the servers to search.
 
-    Whoever may send a request must not choose whose adapters this machine fetches: a namespace is asked of the remotes
-    that were given it, and of no others, unless one server was named for all.
+    A client must not choose from whom this machine fetches adapters. So a namespace is looked up only in remotes that
+    have it, unless one server was named for all requests.
     """
     from adapterhub.projects.session import sources_from
 
@@ -150,7 +152,7 @@ def folder_of_model(name: str, revision: str | None = None) -> Path:
     """The folder of the served model: `name` itself, or its snapshot in the Hub's cache.
 
     Raises:
-        BaseNotFound: neither is there, so nothing tells which base is served.
+        BaseNotFound: neither exists, so the served base is unknown.
     """
     if Path(name).is_dir():
         return Path(name).absolute()
@@ -160,13 +162,13 @@ def folder_of_model(name: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except (OSError, ValueError):
         raise BaseNotFound(
-            f"the served model `{shown(name)}` is no folder, and the Hub's cache has no snapshot of it",
-            hint="serve it from a folder",
+            f"the served model `{shown(name)}` is not a folder, and the Hub's cache has no snapshot of it",
+            hint="serve the model from a folder",
         ) from None
 
 
 def option_in(argv: Sequence[str], name: str) -> str | None:
-    """The value of a command line option of vLLM, None where it is not given."""
+    """The value of an option on vLLM's command line; None if it is not there."""
     for at, word in enumerate(argv):
         if word == name and at + 1 < len(argv):
             return argv[at + 1]
@@ -176,7 +178,7 @@ def option_in(argv: Sequence[str], name: str) -> str | None:
 
 
 def _max_rank_in(argv: Sequence[str]) -> int | None:
-    """The limit that vLLM was started with; None where a file or a program says it, not the command line."""
+    """The rank limit on vLLM's command line; None if a config file or a program sets it."""
     if option_in(argv, "--config") is not None or "--enable-lora" not in argv:
         return None
     text = option_in(argv, "--max-lora-rank") or str(_DEFAULT_MAX_RANK)

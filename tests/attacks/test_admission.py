@@ -283,11 +283,11 @@ def with_finder(library: Library) -> None:
 
 
 def with_counter(library: Library) -> None:
-    counter = AdapterProvider(library, library.bases.list()[0], engine="vllm@0.32", max_rank=16)
+    provider = AdapterProvider(library, library.bases.list()[0], engine="vllm@0.32", max_rank=16)
     try:
-        counter.find("legal-qa")
+        provider.find("legal-qa")
     finally:
-        counter.close()
+        provider.close()
 
 
 def with_vllm(library: Library) -> None:
@@ -309,13 +309,13 @@ def test_python_refuses_an_installed_build_as_commands_do(strict, use: Callable[
 
 def test_the_policy_of_one_run_of_a_server_holds_for_installed_builds(homes):
     library = homes.ben.library
-    counter = AdapterProvider(library, library.bases.list()[0], engine="vllm@0.32", max_rank=16, signatures="require")
+    provider = AdapterProvider(library, library.bases.list()[0], engine="vllm@0.32", max_rank=16, signatures="require")
     try:
         with pytest.raises(SignatureRefused, match="--signatures"):
-            counter.find("legal-qa")
-        assert counter.find("tables").folder.is_dir()
+            provider.find("legal-qa")
+        assert provider.find("tables").folder.is_dir()
     finally:
-        counter.close()
+        provider.close()
 
 
 def test_a_build_that_another_process_removed_is_not_found(library, add):

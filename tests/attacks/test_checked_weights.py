@@ -198,11 +198,11 @@ def _tune(use: Uses) -> object:
 
 def _hand_out(use: Uses) -> object:
     (base,) = use.library.bases.list()
-    counter = AdapterProvider(use.library, base, engine="vllm@0.32")
+    provider = AdapterProvider(use.library, base, engine="vllm@0.32")
     try:
-        return counter.find("a")
+        return provider.find("a")
     finally:
-        counter.close()
+        provider.close()
 
 
 FUNCTIONS: Mapping[str, Callable[[Uses], object]] = {

@@ -284,11 +284,11 @@ def with_bank(library: Library) -> None:
 
 
 def with_counter(library: Library) -> None:
-    counter = AdapterProvider(library, library.bases.list()[0], engine="vllm@0.32", max_rank=16)
+    provider = AdapterProvider(library, library.bases.list()[0], engine="vllm@0.32", max_rank=16)
     try:
-        counter.find(SPEC)
+        provider.find(SPEC)
     finally:
-        counter.close()
+        provider.close()
 
 
 def with_vllm(library: Library) -> None:

@@ -118,9 +118,9 @@ def test_attach_uses_the_bytes_it_checked_whatever_is_put_there_afterwards(
 def test_the_bank_uses_the_bytes_it_checked_whatever_is_put_there_afterwards(
     monkeypatch: pytest.MonkeyPatch, adapt: Adapt, swapped: Swapped, expected: torch.Tensor, swap: str
 ) -> None:
-    from adapterhub.inference.bank import checker
+    from adapterhub.inference.bank import file_check
 
-    after(monkeypatch, checker, "check_folder", lambda: swapped.put(swapped.bad, SWAPS[swap]))
+    after(monkeypatch, file_check, "check_folder", lambda: swapped.put(swapped.bad, SWAPS[swap]))
     with AdapterBank(base(), library=adapt.library) as bank, bank.use(bank.load(swapped.folder)):
         during = logits(bank.model)
         swapped.put({name: b"\xff" * len(data) for name, data in swapped.bad.items()})
@@ -244,10 +244,10 @@ def test_a_reload_of_a_folder_that_was_written_to_is_refused(adapt: Adapt, swapp
 
 def test_the_folder_that_vllm_opens_is_ours_alone(adapt: Adapt) -> None:
     (base,) = adapt.library.bases.list()
-    counter = AdapterProvider(adapt.library, base, engine="vllm@0.32")
+    provider = AdapterProvider(adapt.library, base, engine="vllm@0.32")
     try:
-        folder = counter.find("a").folder
+        folder = provider.find("a").folder
         assert [path.stat().st_mode & 0o077 for path in (folder, folder.parent)] == [0, 0]
         assert all(path.stat().st_mode & 0o222 == 0 for path in folder.iterdir())
     finally:
-        counter.close()
+        provider.close()

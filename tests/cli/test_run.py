@@ -53,7 +53,7 @@ def test_an_answer_is_that_of_the_adapter_on_its_base(adapt: Adapt, made: Path, 
 def test_the_pieces_of_a_streamed_answer_are_the_answer(model: Any) -> None:
     pieces: list[str] = []
 
-    (answer,) = write(*model, [Question(text=PROMPT)], Writing(max_new_tokens=20), heard=pieces.append)
+    (answer,) = write(*model, [Question(text=PROMPT)], Writing(max_new_tokens=20), on_text=pieces.append)
 
     assert "".join(pieces) == answer.text
     assert len(pieces) == len(answer.text) > 10  # every token is a character here, told when it comes

@@ -192,7 +192,7 @@ def test_an_encoder_and_decoder_answers_a_batch_as_it_answers_alone(tmp_path: Pa
     pieces: list[str] = []
 
     together = [answer.text for answer in write(*loaded, questions, Writing(max_new_tokens=8))]
-    one_by_one = [write(*loaded, [q], Writing(max_new_tokens=8), heard=pieces.append)[0].text for q in questions]
+    one_by_one = [write(*loaded, [q], Writing(max_new_tokens=8), on_text=pieces.append)[0].text for q in questions]
 
     assert together == one_by_one
     assert "".join(pieces) == "".join(one_by_one)

@@ -21,7 +21,7 @@ from adapterhub.core.specs import parse_name
 from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.inference.loader import attach, base_digest
 from adapterhub.inference.loader.base.model import BaseModel
-from adapterhub.inference.loader.identity import judge, look_at
+from adapterhub.inference.loader.identity import compare_base, sample_base
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Installed, Library
@@ -106,7 +106,7 @@ def test_model_with_a_new_head_is_its_base(tmp_path: Path, library: Library) -> 
     record = register(library, tmp_path, pretrained, "bert")
     model = BertForSequenceClassification.from_pretrained(tmp_path / "bert", num_labels=3)
 
-    verdict = judge(record.fingerprint, look_at(BaseModel(model))).verdict
+    verdict = compare_base(record.fingerprint, sample_base(BaseModel(model))).verdict
 
     assert verdict is BaseVerdict.SAME_WEIGHTS
 
@@ -130,7 +130,7 @@ def test_another_base_is_refused_before_anything_is_wrapped(
     model = make()
     before, modules = base_digest(model), [id(module) for module in model.modules()]
 
-    assert verdict is judge(base.fingerprint, look_at(BaseModel(model))).verdict
+    assert verdict is compare_base(base.fingerprint, sample_base(BaseModel(model))).verdict
     with pytest.raises(BaseMismatch, match=said) as refusal:
         attach(model, "legal-qa", library=library)
 
@@ -157,7 +157,7 @@ def test_mismatch_of_values_can_be_overridden_and_is_recorded(library: Library, 
     attached = attach(fine_tuned(), "legal-qa", library=library, allow_base_mismatch=True)
 
     assert attached.adapters[0].verdict is BaseVerdict.SAME_SHAPES
-    assert any("attached all the same" in warning for warning in attached.warnings)
+    assert any("attached anyway" in warning for warning in attached.warnings)
 
 
 @pytest.mark.parametrize("spec", ["legal-qa", "legal-qa@other-7b"])
@@ -190,7 +190,7 @@ def test_model_that_is_not_the_base_named_for_it_is_refused(
     register(library, tmp_path, llama(seed=1), "other-7b")
     spec, named = ("legal-qa@other-7b", None) if how == "in the spec" else ("legal-qa", "other-7b")
 
-    with pytest.raises(BaseMismatch, match=r"was asked for on base `other-7b`.*this model is `base-7b`"):
+    with pytest.raises(BaseMismatch, match=r"was requested for base `other-7b`.*this model is `base-7b`"):
         attach(llama(), spec, base=named, library=library)
 
 
@@ -211,7 +211,7 @@ def test_shapes_that_do_not_fit_are_listed_and_undone(tmp_path: Path, library: L
     before, modules = base_digest(model), [id(module) for module in model.modules()]
 
     with pytest.raises(
-        BaseMismatch, match=r"q_proj` takes lora_A.weight of shape \[4, 32\], the adapter has \[4, 64\]"
+        BaseMismatch, match=r"q_proj` needs lora_A.weight of shape \[4, 32\], the adapter has \[4, 64\]"
     ):
         attach(model, folder, library=library)
 

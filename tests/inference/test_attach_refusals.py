@@ -20,6 +20,7 @@ from adapterhub.core.errors import (
     RefusedAdapter,
     UnsupportedAdapter,
 )
+from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.loader import attach, base_digest
 from adapterhub.library.library import Library
 from tests.support.tiny_models import VOCABULARY, convnet, llama, logits, save_adapter
@@ -49,14 +50,17 @@ def make(tmp_path: Path) -> Callable[..., Path]:
 
 
 def refusal_of(folder: Path, library: Library, make_base: Callable[[], nn.Module] = llama) -> AdapterHubError:
-    """The refusal, after which not a bit of the base and none of its modules is another."""
+    """The refusal of `attach`, which is also that of the bank and leaves the base and its modules unchanged."""
     model = make_base()
     before, modules = base_digest(model), [id(module) for module in model.modules()]
     flags = [parameter.requires_grad for parameter in model.parameters()]
 
     with pytest.raises(AdapterHubError) as refusal:
         attach(model, folder, library=library)
+    with AdapterBank(model, library=library) as bank, pytest.raises(type(refusal.value)) as from_bank:
+        bank.load(folder)
 
+    assert from_bank.value.message == refusal.value.message
     assert before == base_digest(model)
     assert modules == [id(module) for module in model.modules()]
     assert flags == [parameter.requires_grad for parameter in model.parameters()]
@@ -93,7 +97,7 @@ def test_copy_of_an_embedding_that_equals_the_bases_is_passed_over(make: Any, li
 
     attached = attach(llama(), folder, library=library)
 
-    assert any("repeats `model.embed_tokens.weight`" in warning for warning in attached.warnings)
+    assert any("a copy of the base's `model.embed_tokens.weight`" in warning for warning in attached.warnings)
     embeddings = attached.model.get_input_embeddings().weight
     assert torch.equal(embedding, embeddings)
 
@@ -111,7 +115,7 @@ def test_trained_biases_of_the_base_are_refused(tmp_path: Path, library: Library
 
     refusal = refusal_of(folder, library, convnet)
 
-    assert "biases of the base itself (bias all)" in refusal.message
+    assert "it is a trained bias of the base (bias all)" in refusal.message
 
 
 @pytest.mark.parametrize(
@@ -142,7 +146,7 @@ def test_layer_without_its_factors_is_refused(make: Any, library: Library) -> No
 
     refusal = refusal_of(make(cut), library)
 
-    assert "`model.layers.0.self_attn.q_proj`: the config targets it, the file has no factors" in refusal.message
+    assert "`model.layers.0.self_attn.q_proj`: the config targets it, but the file has no factors" in refusal.message
 
 
 def test_truncated_file_is_refused(make: Any, library: Library) -> None:
@@ -233,7 +237,7 @@ def test_start_that_changed_the_base_is_refused_by_name(init: str, make: Any, li
     ("setting", "value", "said"),
     [("layer_replication", [[0, 2], [1, 2]], "repeats layers"), ("alora_invocation_tokens", [1, 2], "aLoRA"),
      ("trainable_token_indices", [1, 2], "rows of the embedding"), ("use_qalora", True, "QALoRA"),
-     ("target_parameters", ["q_proj.weight"], "as a module and by its parameter"),
+     ("target_parameters", ["q_proj.weight"], "is a target itself, and so is its parameter"),
      ("ensure_weight_tying", True, "ties the factors")],
 )  # fmt: skip
 def test_variant_that_is_not_supported_is_named(

@@ -356,4 +356,6 @@ def test_a_folder_of_the_same_name_is_not_taken_for_an_adapter(command: tuple[st
 
 def test_check_asks_for_adapters_and_known_engines(adapt: Adapt) -> None:
     assert "give adapters or folders" in adapt.fails(2, "check")
-    assert "no engine `tensorrt`; there are: llama.cpp" in adapt.fails(2, "check", "legal-qa", "--target", "tensorrt")
+    assert "unknown engine `tensorrt`, expected one of llama.cpp" in adapt.fails(
+        2, "check", "legal-qa", "--target", "tensorrt"
+    )

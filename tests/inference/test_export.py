@@ -72,10 +72,10 @@ TIED = "embedding, tied"  # the format `peft` can say it
 OTHER_WAYS: dict[str, tuple[PeftConfig, str]] = {
     "dora": (LoraConfig(r=2, target_modules=QV, use_dora=True), "format merged"),
     "modules_to_save": (LoraConfig(r=2, target_modules=QV, modules_to_save=["norm"]), "format merged"),
-    "lora_bias": (LoraConfig(r=2, target_modules=QV, lora_bias=True), "PEFT reads it as it is"),
-    "alora": (LoraConfig(r=2, target_modules=QV, alora_invocation_tokens=[5, 6], task_type="CAUSAL_LM"), "PEFT reads it as it is"),
-    "ia3": (IA3Config(target_modules=QV, feedforward_modules=[]), "PEFT reads it as it is"),
-    TIED: (LoraConfig(r=2, target_modules=[*QV, "embed_tokens"]), "PEFT reads it as it is"),
+    "lora_bias": (LoraConfig(r=2, target_modules=QV, lora_bias=True), "use it with PEFT on its base"),
+    "alora": (LoraConfig(r=2, target_modules=QV, alora_invocation_tokens=[5, 6], task_type="CAUSAL_LM"), "use it with PEFT on its base"),
+    "ia3": (IA3Config(target_modules=QV, feedforward_modules=[]), "use it with PEFT on its base"),
+    TIED: (LoraConfig(r=2, target_modules=[*QV, "embed_tokens"]), "use it with PEFT on its base"),
     "pissa": (LoraConfig(r=2, target_modules=QV, init_lora_weights="pissa"), "path_initial_model_for_weight_conversion"),
 }  # fmt: skip
 
@@ -137,7 +137,7 @@ def test_every_module_without_a_tensor_in_gguf_is_named(tmp_path: Path) -> None:
 def test_gguf_asks_for_a_base(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "adapter", SHAPES)
 
-    with pytest.raises(BaseNotFound, match="does not say which base"):
+    with pytest.raises(BaseNotFound, match="does not declare its base"):
         export(folder, tmp_path / "out", form="gguf", library=tmp_path / "home")
 
 
@@ -163,12 +163,12 @@ def test_vllm_refuses_what_vllm_refuses(tmp_path: Path) -> None:
 
 
 def test_vllm_takes_no_dtype(tmp_path: Path) -> None:
-    with pytest.raises(UsageProblem, match="keeps the numbers as they are"):
+    with pytest.raises(UsageProblem, match="keeps the author's numbers"):
         written(tmp_path, "vllm", write_folder(tmp_path / "adapter", SHAPES), dtype="float16")
 
 
 def test_ollama_asks_for_its_name_of_the_base(tmp_path: Path) -> None:
-    with pytest.raises(UsageProblem, match="how Ollama calls the base"):
+    with pytest.raises(UsageProblem, match="name for the base is missing"):
         written(tmp_path, "ollama", write_folder(tmp_path / "adapter", SHAPES), ollama_base="")
 
 
@@ -218,7 +218,7 @@ def test_gguf_says_where_it_comes_from(tmp_path: Path) -> None:
     said = {k: fields[k].contents() for k in fields if k.startswith(("adapter", "general.name"))}
     assert {
         "adapter.type": "lora", "adapter.lora.alpha": 0.0, "adapter.lora.task_name": "legal-qa",
-        "general.name": "legal-qa 1.2.0", "adapterhub.formats.manifest": added.build.manifest.digest,
+        "general.name": "legal-qa 1.2.0", "adapterhub.manifest": added.build.manifest.digest,
         "adapterhub.base.weights": library.bases.get("tiny").fingerprint.weights,
     } == said  # fmt: skip
 

@@ -19,7 +19,7 @@ from adapterhub.core.specs import parse_name
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict
 from adapterhub.inference.loader import attach, base_digest
 from adapterhub.inference.loader.base.model import BaseModel
-from adapterhub.inference.loader.identity import judge, look_at
+from adapterhub.inference.loader.identity import compare_base, sample_base
 from adapterhub.inference.loader.text import answer, load_base
 from adapterhub.library.bases.records import BaseRecord, Bases
 from adapterhub.library.intake.description import Description
@@ -60,10 +60,12 @@ def fingerprint_of(model: nn.Module, folder: Path) -> BaseFingerprint:
 def test_a_packed_base_is_recognised_by_its_source(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     fingerprint = fingerprint_of(small(), tmp_path)
 
-    comparison = judge(fingerprint, look_at(BaseModel(packed(tmp_path, kind, dtype))))
+    comparison = compare_base(fingerprint, sample_base(BaseModel(packed(tmp_path, kind, dtype))))
 
     assert comparison.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION
-    assert any("14 tensors are packed into fewer bits here" in line for line in comparison.differences)
+    assert any(
+        "14 tensors are quantised here and were compared within their steps" in line for line in comparison.differences
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,7 +78,7 @@ def test_a_packed_base_whose_linear_layers_were_tuned_is_another_one(kind: str, 
                 parameter.add_(0.05 * parameter.std() * torch.randn(parameter.shape, generator=generator))
     tuned.save_pretrained(tmp_path / "tuned")
 
-    comparison = judge(fingerprint, look_at(BaseModel(packed(tmp_path / "tuned", kind))))
+    comparison = compare_base(fingerprint, sample_base(BaseModel(packed(tmp_path / "tuned", kind))))
 
     assert comparison.verdict is BaseVerdict.SAME_SHAPES
     assert "proj.weight` (" in comparison.differences[-1]
@@ -91,7 +93,7 @@ def test_a_weight_that_a_forward_has_rewritten_is_not_compared(tmp_path: Path) -
 
         layer.weight.data, layer.weight.quant_state = rewrite(layer.weight.data, layer.weight.quant_state)
 
-    comparison = judge(fingerprint, look_at(BaseModel(model)))
+    comparison = compare_base(fingerprint, sample_base(BaseModel(model)))
 
     assert comparison.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION
     assert "14 tensors are quantised here and were not compared" in comparison.differences
@@ -347,7 +349,7 @@ def test_weights_that_are_packed_in_their_files_are_not_packed_again(tmp_path: P
 
     write_tokenizer(tmp_path / "packed")
 
-    with pytest.raises(UsageProblem, match="packed already"):
+    with pytest.raises(UsageProblem, match="quantised already"):
         load_base(tmp_path / "packed", load_in="4bit")
     as_it_is, tokenizer = load_base(tmp_path / "packed")
     assert len(answer(as_it_is, tokenizer, "Hi", max_new_tokens=4)) > 0

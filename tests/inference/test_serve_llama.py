@@ -139,5 +139,5 @@ def test_what_llama_cpp_cannot_carry_is_refused_before_anything_starts(tmp_path:
 
 
 def test_a_machine_without_the_server_is_told_how_to_get_it() -> None:
-    with pytest.raises(NotFound, match="no `/nowhere/llama-server` here"):
+    with pytest.raises(NotFound, match="`/nowhere/llama-server` was not found"):
         find_llama_server("/nowhere/llama-server")

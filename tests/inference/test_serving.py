@@ -1,4 +1,4 @@
-"""What is handed to an engine, and what is not; without an engine (`tests/engines` has the real one)."""
+"""What is leased to an engine, and what is not; without an engine (`tests/engines` has the real one)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Add = Callable[..., Added]
 
 
 @pytest.fixture
-def counter(library: Library, base: BaseRecord) -> Iterator[AdapterProvider]:
+def provider(library: Library, base: BaseRecord) -> Iterator[AdapterProvider]:
     made = AdapterProvider(library, base, engine="vllm@0.32", max_rank=16)
     yield made
     made.close()
@@ -71,33 +71,33 @@ def from_directory(library: Library, base: BaseRecord, folder: Path) -> AdapterP
     )
 
 
-# ---------------------------------------------------------------- handing out
-def test_an_adapter_is_handed_out_as_an_absolute_folder_named_by_its_digest(counter: AdapterProvider, add: Add) -> None:
+# ---------------------------------------------------------------- leases
+def test_an_adapter_is_leased_as_an_absolute_folder_named_by_its_digest(provider: AdapterProvider, add: Add) -> None:
     added = add("legal-qa")
 
-    handed = counter.find("legal-qa==1.0")
+    leased = provider.find("legal-qa==1.0")
 
-    assert handed.digest == added.build.manifest.digest
-    assert handed.folder.is_absolute()
-    assert handed.folder.name == handed.digest.replace(":", "-")
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in handed.folder.iterdir()}
-    assert counter.find("legal-qa@base-7b") == handed
+    assert leased.digest == added.build.manifest.digest
+    assert leased.folder.is_absolute()
+    assert leased.folder.name == leased.digest.replace(":", "-")
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in leased.folder.iterdir()}
+    assert provider.find("legal-qa@base-7b") == leased
 
 
-def test_what_is_handed_out_stays_until_the_counter_closes(
-    library: Library, counter: AdapterProvider, add: Add
+def test_a_leased_adapter_stays_until_the_provider_closes(
+    library: Library, provider: AdapterProvider, add: Add
 ) -> None:
     build = add("legal-qa").build
-    handed = counter.find("legal-qa")
+    leased = provider.find("legal-qa")
 
     with pytest.raises(StoreLocked):
         library.remove([build])
     shutil.rmtree(build.folder)
     library.gc(grace_s=0)
 
-    assert digest_of_file(handed.folder / "adapter_model.safetensors")[0] in {f.sha256 for f in build.manifest.files}
-    counter.close()
-    assert not handed.folder.exists()
+    assert digest_of_file(leased.folder / "adapter_model.safetensors")[0] in {f.sha256 for f in build.manifest.files}
+    provider.close()
+    assert not leased.folder.exists()
     assert library.gc(grace_s=0).gone
 
 
@@ -112,50 +112,50 @@ def test_an_adapter_that_is_not_here_is_fetched_once_for_all_who_ask(
         asked.append(spec)
         return [PublishedDirectory(tmp_path / "published")]
 
-    counter = AdapterProvider(library, base, engine="vllm@0.32", sources=sources)
+    provider = AdapterProvider(library, base, engine="vllm@0.32", sources=sources)
 
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(counter.find, ["legal-qa", "legal-qa==1.0"] * 8))
+        found = list(threads.map(provider.find, ["legal-qa", "legal-qa==1.0"] * 8))
 
-    assert len({handed.folder for handed in found}) == 1
+    assert len({leased.folder for leased in found}) == 1
     assert len(library.builds_named("legal-qa")) == 1
-    counter.close()
+    provider.close()
 
 
 def test_a_name_that_nobody_has_is_not_asked_for_again_at_once(library: Library, base: BaseRecord) -> None:
     asked = []
-    counter = AdapterProvider(library, base, engine="vllm@0.32", sources=lambda spec: asked.append(spec) or [])
+    provider = AdapterProvider(library, base, engine="vllm@0.32", sources=lambda spec: asked.append(spec) or [])
 
     for _ in range(3):
         with pytest.raises(AdapterNotFound):
-            counter.find("nothing")
+            provider.find("nothing")
 
     assert len(asked) == 1
 
 
-def test_the_largest_rank_that_fits_the_server_is_taken(counter: AdapterProvider, add: Add) -> None:
+def test_the_largest_rank_that_fits_the_server_is_taken(provider: AdapterProvider, add: Add) -> None:
     add("legal-qa", rank=4)
     add("legal-qa", rank=8)
     add("legal-qa", rank=32)
 
-    assert counter.find("legal-qa").rank == 8
+    assert provider.find("legal-qa").rank == 8
 
 
 # ---------------------------------------------------------------- refusals
-def test_over_rank_is_refused_with_the_limit(counter: AdapterProvider, add: Add) -> None:
+def test_over_rank_is_refused_with_the_limit(provider: AdapterProvider, add: Add) -> None:
     add("legal-qa", rank=32)
 
     with pytest.raises(NoCompatibleRelease, match="rank 32, at most 16 asked"):
-        counter.find("legal-qa")
+        provider.find("legal-qa")
 
 
 def test_what_the_engine_cannot_read_is_refused_with_its_reason(
-    library: Library, counter: AdapterProvider, add: Add
+    library: Library, provider: AdapterProvider, add: Add
 ) -> None:
     add("legal-qa", init_lora_weights="pissa")
 
     with pytest.raises(UnsupportedAdapter) as caught:
-        counter.find("legal-qa")
+        provider.find("legal-qa")
 
     assert any("init_lora_weights" in reason for reason in caught.value.reasons)
     assert not list((library.root / "leases").iterdir())
@@ -164,22 +164,22 @@ def test_what_the_engine_cannot_read_is_refused_with_its_reason(
 def test_another_base_is_refused(tmp_path: Path, library: Library, add: Add) -> None:
     add("legal-qa")
     other = library.bases.add(make_base(tmp_path / "other", seed=1), "other")
-    counter = AdapterProvider(library, other, engine="vllm@0.32")
+    provider = AdapterProvider(library, other, engine="vllm@0.32")
 
     with pytest.raises(NoCompatibleRelease, match="made for another base"):
-        counter.find("legal-qa")
-    with pytest.raises(BaseMismatch, match="another base than the one that is served"):
-        counter.find("legal-qa@base-7b")
+        provider.find("legal-qa")
+    with pytest.raises(BaseMismatch, match="another base than the served one"):
+        provider.find("legal-qa@base-7b")
 
 
 def test_a_mismatch_that_somebody_allowed_is_served(tmp_path: Path, library: Library, add: Add) -> None:
     build = add("legal-qa").build
     other = library.bases.add(make_base(tmp_path / "other", seed=1), "other")
     library.allow_mismatch(build, other)
-    counter = AdapterProvider(library, other, engine="vllm@0.32")
+    provider = AdapterProvider(library, other, engine="vllm@0.32")
 
-    assert counter.find("legal-qa").digest == build.manifest.digest
-    counter.close()
+    assert provider.find("legal-qa").digest == build.manifest.digest
+    provider.close()
 
 
 def test_numbers_that_are_not_finite_never_come_in(
@@ -204,7 +204,7 @@ def test_numbers_that_are_not_finite_never_come_in(
     assert list(library.installed()) == []
 
 
-def test_bytes_that_changed_in_the_store_are_refused(library: Library, counter: AdapterProvider, add: Add) -> None:
+def test_bytes_that_changed_in_the_store_are_refused(library: Library, provider: AdapterProvider, add: Add) -> None:
     manifest = add("legal-qa").build.manifest
     entry = next(e for e in manifest.files if e.path == "adapter_model.safetensors")
     blob = library.store.blob_path(entry.sha256)
@@ -214,15 +214,15 @@ def test_bytes_that_changed_in_the_store_are_refused(library: Library, counter: 
     blob.write_bytes(data)
 
     with pytest.raises(DigestMismatch):
-        counter.find("legal-qa")
+        provider.find("legal-qa")
 
 
 @pytest.mark.parametrize("name", ["../etc", "/etc", "legal-qa@./base", "legal-qa@/etc", "legal-qa@~/x", "Legal QA", ""])
-def test_a_request_never_names_a_path(counter: AdapterProvider, add: Add, name: str) -> None:
+def test_a_request_never_names_a_path(provider: AdapterProvider, add: Add, name: str) -> None:
     add("legal-qa")
 
     with pytest.raises((SpecError, NotFound)):
-        counter.find(name)
+        provider.find(name)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_options_are_read_off_a_command_line() -> None:
 
 
 def test_a_served_model_that_cannot_be_found_is_refused() -> None:
-    with pytest.raises(NotFound, match="is no folder"):
+    with pytest.raises(NotFound, match="is not a folder"):
         folder_of_model("nobody/nothing")
 
 

@@ -87,7 +87,7 @@ QUESTION = {"role": "user", "content": "q"}
         (b"\xff\xfe", "not UTF-8"),
         (b'{"text": "a", "text": "b"}', "given twice"),
         (b"NaN", "NaN is not JSON"),
-        ([1], "holds [1], expected an object"),
+        ([1], "contains [1], expected an object"),
         ({}, "has nothing, expected"),
         ({"prompt": "p"}, "has `prompt`, expected `prompt` and `completion`"),
         ({"prompt": "p", "completion": "c", "id": 1}, "`id`"),
@@ -96,7 +96,7 @@ QUESTION = {"role": "user", "content": "q"}
         ({"prompt": "p", "completion": ""}, "`completion` is empty"),
         ({"text": ""}, "`text` is empty"),
         ({"messages": [QUESTION]}, "at least two turns"),
-        ({"messages": [QUESTION, QUESTION]}, "does not end with what the assistant"),
+        ({"messages": [QUESTION, QUESTION]}, "does not end with the assistant's answer"),
         ({"messages": [QUESTION, {"role": "tool", "content": "x"}]}, "`messages[1]` is"),
         ({"messages": [{"role": "user"}, QUESTION]}, "`messages[0]` is"),
         ({"messages": [{"role": "user", "content": None}, QUESTION]}, "`content` is None"),
@@ -119,7 +119,7 @@ def test_a_bad_line_is_told_by_number(tmp_path: Path, line: object, said: str) -
 def test_files_that_hold_no_or_too_many_examples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Malformed, match="no examples"):
         read_examples(written(tmp_path, b"", b" "))
-    with pytest.raises(Malformed, match="1001 examples, at most 1000"):
+    with pytest.raises(Malformed, match="1001 examples, expected at most 1000"):
         read_examples(written(tmp_path, *[{"text": "t"}] * 1001))
     with pytest.raises(Malformed, match="more than 16 MB"):
         read_examples(written(tmp_path, b" " * ((16 << 20) + 1)))
@@ -183,7 +183,7 @@ def test_examples_that_the_base_cannot_run_are_all_told() -> None:
     rewriting = tiny_tokenizer("{{ messages | length }} {{ messages[0].content }}")
     chat = Example(prompt=(Turn("user", "w1"),), completion="w2", line=7)
 
-    with pytest.raises(Malformed, match=r"example 1: 11 tokens, at most 8(.|\n)*line 3: leaves no token"):
+    with pytest.raises(Malformed, match=r"example 1: 11 tokens, expected at most 8(.|\n)*line 3: has no target token"):
         encode(
             tokenizer,
             model,
@@ -191,7 +191,7 @@ def test_examples_that_the_base_cannot_run_are_all_told() -> None:
         )
     with pytest.raises(Malformed, match="line 7: the base's chat template refuses it: no system turn"):
         encode(refusing, model, [chat])
-    with pytest.raises(Malformed, match="line 7: the base's chat template rewrites"):
+    with pytest.raises(Malformed, match="line 7: the base's chat template changes the text"):
         encode(rewriting, model, [chat])
     with pytest.raises(UsageProblem, match="no chat template"):
         encode(tiny_tokenizer(None), model, [chat])
@@ -319,7 +319,7 @@ def test_a_penalty_that_outweighs_all_finds_small_weights(folders: list[Path], l
     ("change", "said"),
     [
         ({"adapters": 1}, "at least two adapters"),
-        ({"examples": ()}, "no examples"),
+        ({"examples": ()}, "at least one example"),
         ({"budget": 4}, "budget 4, expected at least 5"),
         ({"l1": -0.1}, "l1 -0.1"),
         ({"l1": math.nan}, "l1 nan"),

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, safe_open, save_file
 from adapterhub.core.errors import DigestMismatch, MalformedConfig, MalformedTensorFile, RefusedAdapter
 from adapterhub.formats.safetensors.file import read_header
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.weights.lowrank.factors import AdapterFactors, Layout, TensorFileWriter
+from adapterhub.weights.lowrank.factors import AdapterFactors, TensorFileWriter
+from adapterhub.weights.lowrank.layouts import Layout
 from tests.support.adapter_folders import PREFIX, dense, updates_in, write_folder
 
 SHAPES = {

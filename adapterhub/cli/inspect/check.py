@@ -144,7 +144,7 @@ def _checked(asked: _Asked, targets: Sequence[str]) -> _Checked:
 
     taken = list_folder(asked.folder).taken
     if asked.report.facts is None or not {CONFIG_FILE, WEIGHTS_FILE} <= taken.keys():
-        listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in asked.report.errors]
+        listed = [(f.code, f.text) for f in asked.report.errors]
         raise RefusedAdapter(f"`{shown(asked.label, 200)}` cannot be judged", listed)
     config = read_config_file(taken[CONFIG_FILE])
     weights = read_weights_header(taken[WEIGHTS_FILE])

@@ -155,8 +155,8 @@ def _answer(model: Model, choice: Choice, question: Question, writing: Writing) 
 
     out = model.session.out
     with model.using(choice) as (asked, adapters):
-        heard = None if out.as_json else out.piece
-        (answer,) = write(asked, model.tokenizer, [question], writing, heard=heard)
+        on_text = None if out.as_json else out.piece
+        (answer,) = write(asked, model.tokenizer, [question], writing, on_text=on_text)
     if not out.as_json:
         out.line()
     out.note(f"{answer.tokens} tokens in {answer.seconds:.1f} s, {answer.tokens / answer.seconds:.1f} tokens/s")

@@ -17,7 +17,7 @@ from adapterhub.core.errors import EngineFailed, UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.inference.serving import Handed
+    from adapterhub.inference.serving import LeasedAdapter
     from adapterhub.inference.serving.vllm import InstalledVllm, VllmOptions
     from adapterhub.trust.signing.policy import SignaturePolicy
 
@@ -215,7 +215,7 @@ def run_vllm(
         stay(session, engine, document)
 
 
-def _max_rank(session: Session, asked: Asked, handed: Sequence[Handed]) -> int:
+def _max_rank(session: Session, asked: Asked, handed: Sequence[LeasedAdapter]) -> int:
     """The allowed rank for what was named, else for what is installed for this base and could be named."""
     from adapterhub.formats.base.fingerprint import compare
     from adapterhub.inference.engines.vllm import MAX_RANKS
@@ -236,7 +236,7 @@ def _max_rank(session: Session, asked: Asked, handed: Sequence[Handed]) -> int:
     return allowed_rank(max([_LEAST_RANK, *(rank for rank in ranks if rank <= MAX_RANKS[-1])]))
 
 
-def _other_flags(handed: Sequence[Handed]) -> tuple[str, ...]:
+def _other_flags(handed: Sequence[LeasedAdapter]) -> tuple[str, ...]:
     """What else the named adapters need of the server."""
     from adapterhub.inference.engines import as_flags, joined
     from adapterhub.inference.serving.provider import RANK_SETTING

@@ -17,7 +17,7 @@ from adapterhub.projects.session import sources_from
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.inference.serving import AdapterProvider, Handed, ServeSettings
+    from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings
     from adapterhub.inference.serving.process import EngineProcess
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.transfer import Source
@@ -40,7 +40,7 @@ class Asked:
 
 
 @contextlib.contextmanager
-def checked(session: Session, asked: Asked, engine: str) -> Iterator[list[Handed]]:
+def checked(session: Session, asked: Asked, engine: str) -> Iterator[list[LeasedAdapter]]:
     """The adapters that were named, each found, checked and leased while the block runs.
 
     Raises:
@@ -66,12 +66,12 @@ def _sources(session: Session, settings: ServeSettings, spec: AdapterSpec) -> Se
     return places if settings.offline else [*places, *session.sources_of(spec, settings.remote, token=None)]
 
 
-def _all_of(counter: AdapterProvider, specs: Sequence[AdapterSpec], session: Session) -> list[Handed]:
-    found: list[Handed] = []
+def _all_of(provider: AdapterProvider, specs: Sequence[AdapterSpec], session: Session) -> list[LeasedAdapter]:
+    found: list[LeasedAdapter] = []
     refused: list[AdapterHubError] = []
     for spec in specs:
         try:
-            found.append(counter.find(str(spec)))
+            found.append(provider.find(str(spec)))
         except AdapterHubError as error:
             refused.append(error)
             continue
@@ -114,7 +114,9 @@ def stay(session: Session, engine: EngineProcess, document: dict[str, Any]) -> N
         session.out.note("stopping the engine")
 
 
-def document_of(asked: Asked, served_name: str, handed: Sequence[Handed], command: Sequence[str]) -> dict[str, Any]:
+def document_of(
+    asked: Asked, served_name: str, handed: Sequence[LeasedAdapter], command: Sequence[str]
+) -> dict[str, Any]:
     """The result as JSON."""
     from adapterhub.inference.serving.front import reachable
 

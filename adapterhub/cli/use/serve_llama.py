@@ -13,7 +13,7 @@ from adapterhub.core.errors import NotAllowed, UsageProblem
 from adapterhub.core.extras import require
 
 if TYPE_CHECKING:
-    from adapterhub.inference.serving import Handed
+    from adapterhub.inference.serving import LeasedAdapter
 
 ENGINE: Final = "llama.cpp"
 _SLOTS: Final = 4
@@ -60,7 +60,7 @@ def serve_llama(
                 raise NotAllowed(f"cannot listen on `{asked.host}:{asked.port}`: {error.strerror}") from None
 
 
-def _write(session: Session, asked: Asked, handed: Sequence[Handed], files: Sequence[Path]) -> None:
+def _write(session: Session, asked: Asked, handed: Sequence[LeasedAdapter], files: Sequence[Path]) -> None:
     """One GGUF file for each adapter, PEFT's scale folded in."""
     from adapterhub.inference.export import export
 

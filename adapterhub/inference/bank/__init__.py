@@ -8,8 +8,8 @@
         with bank.rows(["legal-qa", None, {"legal-qa": 0.5, "short": 0.5}]):
             model.generate(...)
 
-No module of the base is replaced: hooks on its own modules add what the adapters add, and which adapters those are is
-a context variable. Two threads, or two tasks of an event loop, can run different adapters at once.
+The bank replaces no module of the base: hooks on the base's own modules add the updates. A context variable holds the
+choice of adapters, so two threads, or two tasks of an event loop, can run different adapters at once.
 """
 
 from __future__ import annotations

@@ -1,158 +1,170 @@
-"""The adapters of a bank by name: loaded, let go when there is no room, and loaded again when they are asked for."""
+"""The cache of a bank: adapters by name, loaded, evicted, and loaded again at their next use."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from adapterhub.core.errors import AdapterNotFound, Conflict, UsageProblem, shown
 from adapterhub.distribution.finding import AdapterLike, Found, folder_in
-from adapterhub.inference.bank.checker import Checked, Checker
 from adapterhub.inference.bank.engine import Engine, LoadedAdapter
 from adapterhub.inference.bank.engines.hooks import Hooks
 from adapterhub.inference.bank.engines.native import NativeEngine
 from adapterhub.inference.bank.engines.peft_engine import PeftEngine
+from adapterhub.inference.bank.origins import LoadedOrigin, Stamp, name_of, stamp_of
 from adapterhub.inference.bank.residency import Residency, Stats
-from adapterhub.inference.bank.sources import LoadedOrigin, name_of
+from adapterhub.inference.loader.preparation import Preparation, Prepared
+
+
+class _Pending(NamedTuple):
+    """An adapter that is being loaded: its name in the bank, the stamp of its files, and the checked adapter."""
+
+    name: str
+    stamp: Stamp
+    prepared: Prepared
 
 
 class AdapterCache:
-    """Adapters by name. Safe between threads: one loads at a time, and who asks for what is in memory never waits."""
+    """Adapters by name. Thread-safe: one thread loads at a time; getting an adapter in memory never waits for it."""
 
     def __init__(
-        self, checker: Checker, hooks: Hooks, residency: Residency, *, native: NativeEngine, peft: PeftEngine
+        self, preparation: Preparation, hooks: Hooks, residency: Residency, *, native: NativeEngine, peft: PeftEngine
     ) -> None:
-        self._checker = checker
+        self._preparation = preparation
         self._hooks = hooks
         self._residency = residency
         self._native = native
         self._peft = peft
-        self._sources: dict[str, LoadedOrigin] = {}
+        self._origins: dict[str, LoadedOrigin] = {}
         self._is_closed = False
-        self._lock = threading.RLock()  # for the books; short
-        # Order of locks: the model alone (Turnstile), then `loading`, then `_lock`.
+        self._lock = threading.RLock()  # guards the dictionaries; held briefly
+        # Order of locks: exclusive use of the model (Turnstile), then `loading`, then `_lock`.
         self.loading = peft.loading
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that were loaded and not unloaded."""
+        """The names of all loaded adapters, evicted ones included."""
         with self._lock:
-            return tuple(self._sources)
+            return tuple(self._origins)
 
     @property
     def stats(self) -> Stats:
-        """The counts now."""
+        """Hits, misses, loads and evictions since the bank was made."""
         with self._lock:
             return self._residency.stats
 
-    def source(self, name: str) -> LoadedOrigin:
-        """Where an adapter came from.
+    def origin(self, name: str) -> LoadedOrigin:
+        """The origin of a loaded adapter.
 
         Raises:
-            AdapterNotFound: nothing was loaded by that name.
+            AdapterNotFound: no adapter was loaded by that name.
         """
         with self._lock:
-            source = self._sources.get(name)
-        if source is None:
+            origin = self._origins.get(name)
+        if origin is None:
             raise AdapterNotFound(f"no adapter `{shown(name)}` was loaded here", hint=f"bank.load({name!r})")
-        return source
+        return origin
 
     def get(self, name: str, *, keep: Sequence[str] = ()) -> LoadedAdapter:
-        """An adapter, loaded if it is not in memory; those in `keep` are not let go for it.
+        """An adapter, loaded if it is not in memory; does not evict those in `keep` for it.
 
-        A name that was never loaded is looked up in the library. Raises as `load`.
+        Looks up a name that was never loaded in the library. Raises as `load`.
         """
         with self._lock:
-            self._refuse_closed()
+            self._ensure_open()
             adapter = self._residency.get(name)
         if adapter is not None:
             return adapter
         with self.loading:
-            source = self._sources.get(name)
-            if source is not None:
-                return self._again(name, source, keep)
+            origin = self._origins.get(name)
+            if origin is not None:
+                return self._again(name, origin, keep)
         if folder_in(name) is not None:
-            self.source(name)  # which refuses: a folder gets a name by `load`
+            self.origin(name)  # raises: only `load` gives a folder a name
         return self.load(name, name, keep=keep)[1]
 
     def load(self, what: AdapterLike, name: str | None, *, keep: Sequence[str] = ()) -> tuple[str, LoadedAdapter]:
-        """Bring an adapter into memory; the name that it has here, and the adapter."""
+        """Bring an adapter into memory; its name in the bank, and the adapter."""
         with self.loading:
-            self._refuse_closed()
-            found = self._checker.find(what)
+            self._ensure_open()
+            found = self._preparation.find(what)
             chosen = name_of(found, name)
             known = self._known(chosen, found)
             if known is not None:
                 return chosen, self._again(chosen, known, keep)
-            checked = self._checker.check(found)
-            reasons = self._native.reasons_against(checked.ready)
+            pending = _Pending(chosen, stamp_of(found.folder), *self._preparation.prepare([found]))
+            reasons = self._native.reasons_against(pending.prepared.ready)
             if not reasons:
-                return chosen, self._take_new(chosen, checked, self._native, (), keep)
-        # Never wait for the model while holding the lock: who has the model may want the lock.
+                return chosen, self._take_new(pending, self._native, (), keep)
+        # Never wait for the model with the lock held: the thread that has the model may need the lock.
         with self._peft.alone(), self.loading:
             self._peft.try_on(found)
-            return chosen, self._take_new(chosen, checked, self._peft, reasons, keep)
+            return chosen, self._take_new(pending, self._peft, reasons, keep)
 
     def pin(self, name: str, *, is_pinned: bool) -> None:
-        """Keep an adapter in memory from now on, or no longer."""
+        """Protect an adapter from eviction, or end that."""
         with self._lock:
             self._residency.pin(name, is_pinned=is_pinned)
 
     def unload(self, name: str) -> None:
-        """Forget an adapter.
+        """Remove an adapter.
 
         Raises:
-            AdapterNotFound: nothing was loaded by that name.
+            AdapterNotFound: no adapter was loaded by that name.
         """
         with self.loading, self._lock:
-            self.source(name)
-            del self._sources[name]
+            self.origin(name)
+            del self._origins[name]
             self._residency.drop(name)
             self._residency.pin(name, is_pinned=False)
 
     def close(self) -> None:
-        """Forget all, and load nothing any more."""
+        """Remove all adapters; later loads are refused."""
         with self.loading, self._lock:
             self._is_closed = True
-            for name in list(self._sources):
+            for name in list(self._origins):
                 self.unload(name)
 
-    def _refuse_closed(self) -> None:
+    def _ensure_open(self) -> None:
         if self._is_closed:
             raise UsageProblem("the bank was closed", hint="make another one: AdapterBank(model)")
 
     def _known(self, name: str, found: Found) -> LoadedOrigin | None:
-        known = self._sources.get(name)
+        known = self._origins.get(name)
         if known is not None and known.found.folder != found.folder:
             raise Conflict(
-                f"`{shown(name)}` is the name of `{shown(known.found.label, 200)}` here",
-                hint=f"give another one: bank.load(…, name=…), or bank.unload({name!r}) first",
+                f"the bank has `{shown(known.found.label, 200)}` under the name `{shown(name)}`",
+                hint=f"choose another name, bank.load(…, name=…), or call bank.unload({name!r}) first",
             )
         return known
 
-    def _again(self, name: str, source: LoadedOrigin, keep: Sequence[str]) -> LoadedAdapter:
+    def _again(self, name: str, origin: LoadedOrigin, keep: Sequence[str]) -> LoadedAdapter:
         with self._lock:
             adapter = self._residency.get(name, count=False)
         if adapter is not None:
             return adapter
-        source.ensure_unchanged()
-        engine: Engine = self._peft if source.reasons else self._native
-        return self._take(name, engine.load(self._checker.ready_again(source), source.found), keep)
+        origin.ensure_unchanged()
+        [ready] = self._preparation.ready([origin.found], [origin.reopened()])
+        engine: Engine = self._peft if origin.reasons else self._native
+        return self._take(name, engine.load(ready), keep)
 
     def _take_new(
-        self, name: str, checked: Checked, engine: Engine, reasons: tuple[str, ...], keep: Sequence[str]
+        self, pending: _Pending, engine: Engine, reasons: tuple[str, ...], keep: Sequence[str]
     ) -> LoadedAdapter:
-        known = self._known(name, checked.found)  # another thread may have been faster
+        name, stamp, prepared = pending
+        known = self._known(name, prepared.found)  # another thread may have loaded it meanwhile
         if known is not None:
             return self._again(name, known, keep)
-        adapter = self._take(name, engine.load(checked.ready, checked.found), keep)
-        # after there was room for it: this may write to the library which base the adapter is for
-        self._sources[name] = self._checker.source(checked, engine=engine.name, reasons=reasons)
+        adapter = self._take(name, engine.load(prepared.ready), keep)
+        # Last, because this may record the adapter's base in the library.
+        facts = self._preparation.record(prepared)
+        self._origins[name] = LoadedOrigin.of(prepared, facts, engine=engine.name, reasons=reasons, stamp=stamp)
         return adapter
 
     def _take(self, name: str, adapter: LoadedAdapter, keep: Sequence[str]) -> LoadedAdapter:
         with self._lock:
-            self._refuse_closed()
+            self._ensure_open()
             self._residency.put(name, adapter, keep=keep)
             self._hooks.reach(adapter.updates)
         return adapter

@@ -1,4 +1,4 @@
-"""What an engine is: something that makes a checked adapter ready for use on the bank's model."""
+"""The engine protocol of the bank: an engine loads a checked adapter for use on the bank's model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from adapterhub.distribution.finding import Found
 from adapterhub.inference.bank.updates import Replacement, Update
-from adapterhub.inference.loader.injection import Ready
+from adapterhub.inference.loader.injection import ReadyAdapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoadedAdapter:
-    """An adapter in memory. Whoever holds one can use it to the end, whatever the bank forgets meanwhile.
+    """An adapter in memory. It stays usable for its holder, even if the bank unloads it meanwhile.
 
     `updates`: by module of the base. `is_additive`: it can have a weight and be added to others. `no_rows`: why it
-    cannot be chosen for some rows of a batch only, "" when it can.
+    cannot be chosen for some rows of a batch only; "" if it can.
     """
 
     label: str
@@ -33,14 +32,10 @@ class LoadedAdapter:
 
 
 class Engine(Protocol):
-    """Makes adapters ready for use."""
+    """Loads adapters for use on the model."""
 
     name: str
 
-    def reasons_against(self, ready: Ready) -> tuple[str, ...]:
-        """Why this engine cannot take the adapter; empty when it can."""
-        ...
-
-    def load(self, ready: Ready, found: Found) -> LoadedAdapter:
-        """The adapter in memory; the model is not touched."""
+    def load(self, ready: ReadyAdapter) -> LoadedAdapter:
+        """The adapter in memory; does not change the model."""
         ...

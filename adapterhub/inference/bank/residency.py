@@ -1,4 +1,4 @@
-"""Which adapters are in memory: the least recently used goes first, pinned ones stay."""
+"""The adapters in memory: evicts the least recently used one first, and never a pinned one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from adapterhub.inference.bank.engine import LoadedAdapter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Counts since the bank was made. A hit was in memory when it was asked for by name; a miss had to be loaded."""
+    """Counts since the bank was made. A hit: the named adapter was in memory. A miss: it had to be loaded.
+
+    `resident` and `resident_bytes` are the number and the size of the adapters in memory.
+    """
 
     hits: int
     misses: int
@@ -23,7 +26,7 @@ class Stats:
 
 
 class Residency:
-    """Adapters in memory by name, within bounds (None: no bound). Not safe between threads: the bank has the lock."""
+    """Adapters in memory by name, within limits (None: no limit). Not thread-safe: the cache holds the lock."""
 
     def __init__(self, *, most: int | None, most_bytes: int | None) -> None:
         for name, bound in (("max_resident", most), ("max_resident_bytes", most_bytes)):
@@ -37,7 +40,7 @@ class Residency:
 
     @property
     def stats(self) -> Stats:
-        """The counts now."""
+        """Hits, misses, loads and evictions since the bank was made."""
         return Stats(
             hits=self._hits,
             misses=self._misses,
@@ -48,7 +51,7 @@ class Residency:
         )
 
     def get(self, name: str, *, count: bool = True) -> LoadedAdapter | None:
-        """The adapter, from now on the most recently used; None when it is not in memory."""
+        """The adapter, which becomes the most recently used; None if it is not in memory."""
         adapter = self._adapters.get(name)
         if adapter is not None:
             self._adapters.move_to_end(name)
@@ -57,14 +60,14 @@ class Residency:
         return adapter
 
     def put(self, name: str, adapter: LoadedAdapter, *, keep: Collection[str] = ()) -> None:
-        """Take an adapter in, and let others go for it; those that are pinned or in `keep` stay.
+        """Add an adapter, and evict others for it, but not those that are pinned or in `keep`.
 
         Raises:
-            UsageProblem: there is no room beside these; nothing was changed.
+            UsageProblem: these leave no room. Nothing was changed.
         """
-        leaving = self._leaving(name, adapter, keep)
+        evicted = self._to_evict(name, adapter, keep)
         self.drop(name)
-        for other in leaving:
+        for other in evicted:
             self.drop(other)
             self._evictions += 1
         self._adapters[name] = adapter
@@ -72,34 +75,34 @@ class Residency:
         self._loads += 1
 
     def drop(self, name: str) -> None:
-        """Forget an adapter, if it is there."""
+        """Remove an adapter, if it is there."""
         adapter = self._adapters.pop(name, None)
         if adapter is not None:
             self._bytes -= adapter.size_bytes
 
     def pin(self, name: str, *, is_pinned: bool) -> None:
-        """Keep an adapter in memory from now on, or no longer."""
+        """Protect an adapter from eviction, or end that."""
         (self._pinned.add if is_pinned else self._pinned.discard)(name)
 
-    def _leaving(self, name: str, adapter: LoadedAdapter, keep: Collection[str]) -> list[str]:
+    def _to_evict(self, name: str, adapter: LoadedAdapter, keep: Collection[str]) -> list[str]:
         others = {other: loaded for other, loaded in self._adapters.items() if other != name}
         count, size = len(others) + 1, sum(loaded.size_bytes for loaded in others.values()) + adapter.size_bytes
-        leaving = []
+        evicted = []
         for other, loaded in others.items():  # the least recently used first
             if self._fits(count, size):
                 break
             if other not in self._pinned and other not in keep:
-                leaving.append(other)
+                evicted.append(other)
                 count, size = count - 1, size - loaded.size_bytes
         if not self._fits(count, size):
             bounds = [f"{self._most} adapters"] if self._most is not None else []
             bounds += [f"{self._most_bytes:,} bytes"] if self._most_bytes is not None else []
             raise UsageProblem(
-                f"no room for `{shown(name)}` ({adapter.size_bytes:,} bytes): the bank holds at most"
-                f" {' and '.join(bounds)}, and {count - 1} adapters that are pinned or wanted at once stay",
-                hint="raise max_resident or max_resident_bytes, or unload one that is pinned",
+                f"no room for `{shown(name)}` ({adapter.size_bytes:,} bytes): the limit is {' and '.join(bounds)}, and"
+                f" {count - 1} other adapters cannot be evicted because they are pinned or in the same choice",
+                hint="raise max_resident or max_resident_bytes, or unload a pinned adapter",
             )
-        return leaving
+        return evicted
 
     def _fits(self, count: int, size_bytes: int) -> bool:
         return (self._most is None or count <= self._most) and (

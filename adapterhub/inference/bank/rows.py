@@ -1,13 +1,14 @@
 """One choice of adapters for each row of a batch.
 
-Rows with the same choice go through a module's factors together. In decoding, where a row has few tokens and most of
-the time goes to starting operations, the factors of all rows are stacked once and two batched products serve the whole
-batch, however many adapters there are. Batches come first in what modules take, as in PEFT's mixed batches.
+Rows with the same choice go through a module's factors together. In decoding, a row has few tokens and starting
+operations takes most of the time; there the factors of all rows are stacked once, and two batched products serve the
+whole batch, however many adapters there are. The batch is the first dimension of a module's input, as in PEFT's mixed
+batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -15,28 +16,37 @@ from torch import Tensor
 
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.inference.bank.selection import Term
-from adapterhub.inference.bank.updates import EmbeddingUpdate, LinearUpdate, Replacement, Update, first_input
+from adapterhub.inference.bank.updates import (
+    Args,
+    EmbeddingUpdate,
+    Kwargs,
+    LinearUpdate,
+    Output,
+    Replacement,
+    Update,
+    first_input,
+)
 
 _FEW_TOKENS: Final = 16
-"""Tokens of a row below which stacked factors are faster (measured on SmolLM2-135M, one thread)."""
+"""Stacked factors are faster for fewer tokens per row (measured on SmolLM2-135M, one thread)."""
 
 
 class _Group(NamedTuple):
-    """Rows with one choice; `rows` is a slice where they stand together."""
+    """Rows with one choice; `rows` is a slice if they are adjacent."""
 
     terms: tuple[Term, ...]
     rows: Tensor | slice
 
 
 class _Work(NamedTuple):
-    """What there is to do in one module: the updates of each group that has any, and whether they can be stacked."""
+    """The work in one module: the updates of each group that has any, and whether they can be stacked."""
 
     groups: tuple[tuple[tuple[tuple[Update, float], ...], _Group], ...]
     can_stack: bool
 
 
 class _Stack(NamedTuple):
-    """Factors by row, `a` [rows, in, R] and `b` [rows, R, out] with scales in it; `bias` [rows, 1, out] or None."""
+    """Factors by row: `a` [rows, in, R], `b` [rows, R, out] times the scales, and `bias` [rows, 1, out] or None."""
 
     a: Tensor
     b: Tensor
@@ -44,10 +54,10 @@ class _Stack(NamedTuple):
 
 
 class Rows:
-    """A choice for each row; lives as long as its block, and keeps stacked factors that long.
+    """A choice for each row, which keeps stacked factors as long as it lives.
 
-    A batch of a multiple of the rows (beams, several answers to one prompt) has them one after another, as `generate`
-    lays them out.
+    In a batch with a multiple of the rows (beams, several answers to one prompt), those of one row are adjacent, as
+    `generate` arranges them.
     """
 
     __slots__ = ("_groups", "_stacks", "_work", "count")
@@ -62,7 +72,7 @@ class Rows:
                 numbers.setdefault(tuple((id(t.adapter), t.weight) for t in terms), []).append(number)
         self._groups = tuple(_group(rows[found[0]], found) for found in numbers.values())
 
-    def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:  # noqa: ANN401 - as Selection
+    def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
         """See `Selection`.
 
         Raises:
@@ -73,18 +83,18 @@ class Rows:
         work = self._work[name]
         if work is None:
             return output
-        given = first_input(args, kwargs)
-        times = self._times(name, given, work)
-        if work.can_stack and given.shape[:-1].numel() < _FEW_TOKENS * self.count:
-            return self._apply_stacked(name, given, output)
+        inputs = first_input(args, kwargs)
+        times = self._times(name, inputs, work)
+        if work.can_stack and inputs.shape[:-1].numel() < _FEW_TOKENS * self.count:
+            return self._apply_stacked(name, inputs, output)
         if any(isinstance(update, Replacement) for updates, _ in work.groups for update, _ in updates):
-            _refuse_odd_call(name, args, kwargs, output)
+            _ensure_one_tensor(name, args, kwargs, output)
         result = output.clone(memory_format=torch.contiguous_format)
         by_row = result.view(self.count, times, *result.shape[1:])
-        given_by_row = given.reshape(self.count, times, *given.shape[1:])
+        inputs_by_row = inputs.reshape(self.count, times, *inputs.shape[1:])
         for updates, group in work.groups:
             part = by_row[group.rows].flatten(0, 1)
-            own = given_by_row[group.rows].flatten(0, 1)
+            own = inputs_by_row[group.rows].flatten(0, 1)
             for update, weight in updates:
                 part = update.apply((own,), {}, part, weight)
             by_row[group.rows] = part.unflatten(0, (-1, times))
@@ -104,23 +114,23 @@ class Rows:
         is_mixed = len(groups) * 2 > self.count and is_linear and len({u.a.dtype for u in every}) == 1  # type: ignore[attr-defined] # all are linear
         return _Work(groups=tuple(groups), can_stack=is_mixed)
 
-    def _times(self, name: str, given: Tensor, work: _Work) -> int:
-        """How many rows of the batch each of ours stands for."""
+    def _times(self, name: str, inputs: Tensor, work: _Work) -> int:
+        """How many rows of the batch belong to each choice."""
         is_lookup = any(isinstance(update, EmbeddingUpdate) for updates, _ in work.groups for update, _ in updates)
-        size = given.shape[0] if given.ndim > (1 if is_lookup else 0) else 0
+        size = inputs.shape[0] if inputs.ndim > (1 if is_lookup else 0) else 0
         if not size or size % self.count:
             raise UsageProblem(
-                f"`{shown(name)}` was given {list(given.shape)}, expected {self.count} rows or a multiple",
-                hint="give `rows` one choice for each row of the batch",
+                f"`{shown(name)}` got an input of shape {list(inputs.shape)}, expected {self.count} rows or a multiple",
+                hint="pass `rows` one choice for each row of the batch",
             )
         return size // self.count
 
     # ------------------------------------------------------------ stacked
-    def _apply_stacked(self, name: str, given: Tensor, output: Tensor) -> Tensor:
+    def _apply_stacked(self, name: str, inputs: Tensor, output: Tensor) -> Tensor:
         stack = self._stacks.get(name)
         if stack is None:
             stack = self._stacks[name] = self._stacked(name)
-        own = given.reshape(self.count, -1, given.shape[-1])
+        own = inputs.reshape(self.count, -1, inputs.shape[-1])
         flat = output.reshape(self.count, -1, output.shape[-1])
         low = torch.bmm(own if own.dtype == stack.a.dtype else own.to(stack.a.dtype), stack.a)
         if output.dtype == stack.a.dtype:
@@ -132,7 +142,7 @@ class Rows:
         return made.view(output.shape)
 
     def _stacked(self, name: str) -> _Stack:
-        """The factors of every row side by side; rows of the base, and ranks below the largest, are zeros."""
+        """The factors of all rows in one tensor, with zeros for rows of the base and for ranks below the largest."""
         work = self._work[name]
         assert work is not None
         ranks = [sum(update.a.shape[0] for update, _ in updates) for updates, _ in work.groups]  # type: ignore[attr-defined] # all are linear
@@ -160,9 +170,9 @@ def _group(terms: tuple[Term, ...], numbers: list[int]) -> _Group:
     return _Group(terms=terms, rows=rows)
 
 
-def _refuse_odd_call(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:  # noqa: ANN401 - what modules give
+def _ensure_one_tensor(name: str, args: Args, kwargs: Kwargs, output: Output) -> None:
     if len(args) + len(kwargs) != 1 or not isinstance(output, Tensor):
         raise UsageProblem(
-            f"`{shown(name)}` takes more than one tensor, so its replacement cannot be chosen by row",
+            f"`{shown(name)}` has more than one input or output, so its replacement cannot be chosen by row",
             hint="use the adapter for the whole batch: bank.use(…)",
         )

@@ -1,4 +1,4 @@
-"""Which adapters answer, as a value that a context variable holds; and applying it to one module's output."""
+"""A choice of adapters as the value of a context variable, and its effect on the output of one module."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
 from adapterhub.distribution.finding import MAX_WEIGHT
 from adapterhub.inference.bank.engine import LoadedAdapter
+from adapterhub.inference.bank.updates import Args, Kwargs, Output
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Choice = str | Mapping[str, float] | None
-"""An adapter by its name, several with weights that are summed exactly, or the plain base."""
+"""The name of an adapter, several names with weights (summed exactly), or None for the plain base."""
 
 
 class Term(NamedTuple):
@@ -24,10 +28,10 @@ class Term(NamedTuple):
 
 
 class Selection(Protocol):
-    """What runs in one context. It holds the adapters it needs, whatever the bank unloads meanwhile."""
+    """The adapters of one context. It keeps them in memory, even if the bank unloads them meanwhile."""
 
-    def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:  # noqa: ANN401 - what modules take and give
-        """The output of the module `name` with everything that the adapters add."""
+    def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
+        """The output of the module `name` with the updates of the adapters."""
         ...
 
 
@@ -42,7 +46,7 @@ class Whole:
     def __init__(self, terms: tuple[Term, ...]) -> None:
         self.terms = terms
 
-    def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:  # noqa: ANN401 - as Selection
+    def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
         """See `Selection`."""
         for adapter, weight in self.terms:
             update = adapter.updates.get(name)
@@ -52,9 +56,9 @@ class Whole:
 
 
 class Using:
-    """A choice that holds in this context from the call on, and until the end of a `with` block where there is one.
+    """A choice that holds in this context from the call on; as a context manager, until the end of the block.
 
-    The end brings back what held before the call.
+    The end of the block restores the choice from before the call.
     """
 
     def __init__(self, current: Current, selection: Selection | None) -> None:
@@ -62,7 +66,7 @@ class Using:
         self._before = current.get()
         current.set(selection)
 
-    def __enter__(self) -> Using:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -75,7 +79,7 @@ def weights_of(choice: Choice) -> dict[str, float]:
     """Weight by name; empty for the base.
 
     Raises:
-        UsageProblem: it is no choice, or a weight is no sensible number.
+        UsageProblem: the argument is not a choice, or a weight is out of range.
     """
     if choice is None:
         return {}
@@ -83,7 +87,7 @@ def weights_of(choice: Choice) -> dict[str, float]:
         return {choice: 1.0}
     if not isinstance(choice, Mapping) or not choice:
         raise UsageProblem(
-            f"{shown(choice)} is no choice of adapters", hint='expected "a", {"a": 0.7, "b": 0.3} or None'
+            f"{shown(choice)} is not a choice of adapters", hint='expected "a", {"a": 0.7, "b": 0.3} or None'
         )
     for name, weight in choice.items():
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
@@ -95,7 +99,7 @@ def weights_of(choice: Choice) -> dict[str, float]:
 
 
 def check_terms(terms: Sequence[Term]) -> None:
-    """Refuse sums that have no meaning.
+    """Raise unless the adapters can be added up.
 
     Raises:
         MergeRefused: with every reason.
@@ -103,7 +107,7 @@ def check_terms(terms: Sequence[Term]) -> None:
     if len(terms) == 1 and terms[0].weight == 1:
         return
     reasons = [
-        f"`{shown(adapter.label)}` is DoRA, whose magnitudes do not add up: it can be used alone and with weight 1"
+        f"`{shown(adapter.label)}` is DoRA, whose magnitudes do not add up: use it alone, with weight 1"
         for adapter, _ in terms
         if not adapter.is_additive
     ]

@@ -1,4 +1,4 @@
-"""What an adapter does to the output of one module, for each kind of module that PEFT puts a low-rank pair on.
+"""The change that an adapter makes to the output of one module, for each kind of module that can have a pair.
 
 The arithmetic is PEFT's: the input in the dtype of the factors, the sum in the dtype of the module's own output.
 """
@@ -13,37 +13,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+Args = tuple[Any, ...]
+Kwargs = Mapping[str, Any]
+Output = Any
+"""What a module returns: a tensor, or any structure of tensors."""
+
 _CONVOLUTIONS: Final = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
 
 
 class Update(Protocol):
     """One adapter's change to one module."""
 
-    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, weight: float) -> Any:  # noqa: ANN401 - what modules take and give
-        """The module's output with the change, times `weight`, in it; `output` itself stays as it is."""
+    def apply(self, args: Args, kwargs: Kwargs, output: Output, weight: float, /) -> Output:
+        """The module's output plus the change times `weight`; does not write to `output`."""
         ...
 
 
-def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The tensor that a module was called with."""
-    given: Tensor = args[0] if args else next(iter(kwargs.values()))
-    return given
+def first_input(args: Args, kwargs: Kwargs) -> Tensor:
+    """The first argument of a module's call."""
+    first: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LinearUpdate:
-    """Low-rank pair of a linear layer: `a` [r, in], `b` [out, r], and `bias` [out] of B where there is one."""
+    """Low-rank pair of a linear layer: `a` [r, in], `b` [out, r], and the `bias` [out] of B or None."""
 
     a: Tensor
     b: Tensor
     scale: float
     bias: Tensor | None = None
 
-    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, weight: float) -> Tensor:
+    def apply(self, args: Args, kwargs: Kwargs, output: Tensor, weight: float, /) -> Tensor:
         """Output + weight * scale * (B A x + bias)."""
         a, b = self.a, self.b
-        given = args[0] if args else first_input(args, kwargs)
-        low = functional.linear(given if given.dtype == a.dtype else given.to(a.dtype), a)
+        x = args[0] if args else first_input(args, kwargs)
+        low = functional.linear(x if x.dtype == a.dtype else x.to(a.dtype), a)
         scale = self.scale * weight
         if output.dtype == a.dtype and self.bias is None:
             # one pass over the output instead of three
@@ -54,9 +59,9 @@ class LinearUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MagnitudeUpdate:
-    """DoRA on a linear layer: `magnitude` [out] is its magnitude vector over the norms of the updated weight's rows.
+    """DoRA on a linear layer: `magnitude` [out] is its magnitude vector divided by the row norms of the updated weight.
 
-    `base_bias` is the base's own, which the magnitude does not scale.
+    `base_bias` is the base's own bias, which the magnitude does not scale.
     """
 
     a: Tensor
@@ -65,23 +70,23 @@ class MagnitudeUpdate:
     magnitude: Tensor
     base_bias: Tensor | None
 
-    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, weight: float) -> Tensor:  # noqa: ARG002 - always 1, see Terms
+    def apply(self, args: Args, kwargs: Kwargs, output: Tensor, _weight: float, /) -> Tensor:  # the weight is 1
         """Magnitude * (W + scale B A) x + the base's bias."""
-        given = first_input(args, kwargs).to(self.a.dtype)
-        low = functional.linear(functional.linear(given, self.a), self.b)
+        x = first_input(args, kwargs).to(self.a.dtype)
+        low = functional.linear(functional.linear(x, self.a), self.b)
         plain = output if self.base_bias is None else output - self.base_bias
         return (output + (self.magnitude - 1) * plain + self.magnitude * low * self.scale).to(output.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EmbeddingUpdate:
-    """Low-rank pair of an embedding: `a` [r, entries], `b` [width, r]; `scale` holds the embedding's own factor."""
+    """Low-rank pair of an embedding: `a` [r, entries], `b` [width, r]; `scale` includes the embedding's own factor."""
 
     a: Tensor
     b: Tensor
     scale: float
 
-    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, weight: float) -> Tensor:
+    def apply(self, args: Args, kwargs: Kwargs, output: Tensor, weight: float, /) -> Tensor:
         """Output + weight * scale * B A[ids]."""
         low = functional.embedding(first_input(args, kwargs), self.a.t())
         return (output + functional.linear(low, self.b) * (self.scale * weight)).to(output.dtype)
@@ -91,7 +96,7 @@ class EmbeddingUpdate:
 class ConvUpdate:
     """Low-rank pair of a convolution: `a` [r, in, *kernel] with the base's stride and padding, `b` [out, r/groups, 1…].
 
-    As in PEFT, `a` sees all channels whatever the groups, and pads with zeros whatever the base pads with.
+    As in PEFT, `a` always sees all channels, also with groups, and always pads with zeros.
     """
 
     a: Tensor
@@ -102,11 +107,11 @@ class ConvUpdate:
     padding: tuple[int, ...] | str
     groups: int
 
-    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor, weight: float) -> Tensor:
+    def apply(self, args: Args, kwargs: Kwargs, output: Tensor, weight: float, /) -> Tensor:
         """Output + weight * scale * (B * (A * x) + bias)."""
         convolve = _CONVOLUTIONS[self.a.ndim]
-        given = first_input(args, kwargs).to(self.a.dtype)
-        low = convolve(given, self.a, stride=self.stride, padding=self.padding)
+        x = first_input(args, kwargs).to(self.a.dtype)
+        low = convolve(x, self.a, stride=self.stride, padding=self.padding)
         change = convolve(low, self.b, self.bias, groups=self.groups)
         return (output + change * (self.scale * weight)).to(output.dtype)
 
@@ -117,15 +122,15 @@ class Replacement:
 
     module: nn.Module
 
-    def apply(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, weight: float) -> Any:  # noqa: ANN401, ARG002 - what modules take and give; a weight has no meaning here
-        """What the adapter's own module gives."""
+    def apply(self, args: Args, kwargs: Kwargs, _output: Output, _weight: float, /) -> Output:
+        """The output of the adapter's own module."""
         return self.module(*args, **kwargs)
 
 
 def copy_with(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A module like `module` that holds `tensors` by name inside it; what they do not name is shared with it.
+    """A copy of `module` with `tensors`, by their names inside it; it shares all other tensors with `module`.
 
-    Without its hooks; nothing of `module` is written to, as `deepcopy` or `functional_call` would have to.
+    The copy has no hooks. Unlike `deepcopy` and `functional_call`, this writes nothing to `module`.
     """
     made = module.__class__.__new__(module.__class__)
     made.__dict__ = dict(module.__dict__)

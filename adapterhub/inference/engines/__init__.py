@@ -61,19 +61,19 @@ def names() -> tuple[str, ...]:
 
 
 def parse_target(target: str) -> tuple[str, str | None]:
-    """Name and version in `vllm@0.32` or `llama.cpp`.
+    """The name and the version in `vllm@0.32` or `llama.cpp`.
 
     Raises:
-        UsageProblem: no such engine, or no version behind the `@`.
+        UsageProblem: there is no such engine, or the `@` is not followed by a version.
     """
     name, at, version = target.strip().partition("@")
     name = name.lower()
     if name not in names():
         hint = "write it as `vllm` or `vllm@0.32`"
-        raise UsageProblem(f"no engine `{shown(name, 40)}`; there are: {', '.join(names())}", hint=hint)
+        raise UsageProblem(f"unknown engine `{shown(name, 40)}`, expected one of {', '.join(names())}", hint=hint)
     if at and not _VERSION.fullmatch(version):
         raise UsageProblem(
-            f"`{shown(target, 60)}` names no version", hint=f"write `{name}`, or `{name}@` and a version"
+            f"`{shown(target, 60)}` has no version after the `@`", hint=f"write `{name}`, or `{name}@` and a version"
         )
     return name, version or None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from adapterhub.formats.peft.config import AdapterConfig, owner
 from adapterhub.formats.safetensors.file import TensorFile
@@ -13,13 +13,14 @@ from adapterhub.trust.verify import AdapterKeys, sort_keys
 
 HEADS = ("lm_head", "embed_out", "output")
 _MATRIX = 2
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseFacts:
     """The few facts about a base that rules need; None if unknown.
 
-    `vocabulary` counts the rows of the token embedding; `is_tied` says whether the output head is that embedding.
+    `vocabulary` is the number of rows of the token embedding. `is_tied`: the output head is that embedding.
     """
 
     model_type: str | None = None
@@ -32,8 +33,9 @@ class BaseFacts:
         inner = values.get("text_config")
         holders = [inner, values] if isinstance(inner, Mapping) else [values]
 
-        def first(key: str, kind: type) -> Any:  # noqa: ANN401 - of that kind or None
-            return next((holder[key] for holder in holders if type(holder.get(key)) is kind), None)
+        def first(key: str, kind: type[_T]) -> _T | None:
+            value: _T | None = next((holder[key] for holder in holders if type(holder.get(key)) is kind), None)
+            return value
 
         return cls(
             model_type=first("model_type", str),
@@ -53,7 +55,7 @@ class Traits:
 
     @classmethod
     def of(cls, config: AdapterConfig, weights: TensorFile, base: BaseFacts) -> Traits:
-        """Sort the tensors."""
+        """Sort the tensors of an adapter."""
         return cls(config=config, weights=weights, base=base, keys=sort_keys(weights, config))
 
     @cached_property
@@ -68,11 +70,11 @@ class Traits:
 
     @cached_property
     def rank(self) -> int:
-        """The largest rank that the config or a tensor has; 0 for a method without one."""
+        """The largest rank in the config or a tensor; 0 for a method without rank."""
         if not self.config.is_lora:
             return self.config.r or 0
-        said = (self.config.r or 0, *self.config.rank_pattern.values())
-        return max([*said, *(pair.rank for pair in self.keys.pairs if not self.is_expert(pair.module))])
+        in_config = (self.config.r or 0, *self.config.rank_pattern.values())
+        return max([*in_config, *(pair.rank for pair in self.keys.pairs if not self.is_expert(pair.module))])
 
     @cached_property
     def scales(self) -> Mapping[str, float]:

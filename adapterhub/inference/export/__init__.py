@@ -1,13 +1,14 @@
-"""Adapters in the forms that other programs read; one format a file.
+"""Writes adapters in the formats of other programs; one file per format.
 
     exported = export("legal-qa@base-7b", Path("legal.gguf"), form="gguf")
     exported.paths, exported.notes
 
-Every format means what PEFT means by the adapter, or refuses it by the names of what it cannot carry. An adapter is
-checked against its base beforehand, written one module at a time, and appears complete under its name or not at all.
+An exported adapter gives the answers that it gives in PEFT; a format that cannot express a part of it refuses it and
+names that part. The adapter is checked against its base first and written one module at a time. The output appears
+complete under its name, or not at all.
 
-A new format is a new file here with `export(job, out) -> Exported`, which is what users type; files that begin with an
-underscore are no formats.
+A new format is a new file here with `export(job, out) -> Exported`; users type its name. Files that begin with an
+underscore are not formats.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from adapterhub.library.default import LibraryLike, open_library
 __all__ = ["DTYPES", "Adapter", "Exported", "Job", "export", "forms", "load"]
 
 DTYPES = tuple(CHOICES)
-"""What factors can be written as."""
+"""The dtypes in which factors can be written."""
 
 
 def forms() -> tuple[str, ...]:
-    """The formats there are; none is imported."""
+    """The names of all formats; imports none."""
     return tuple(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
 def load(form: str) -> ModuleType:
-    """The module of one of `forms()`.
+    """The module of a format.
 
     Raises:
         UsageProblem: there is no such format.
@@ -46,7 +47,7 @@ def load(form: str) -> ModuleType:
     if form not in forms():
         near = difflib.get_close_matches(form, forms(), n=1)
         hint = f"did you mean `{near[0]}`?" if near else ""
-        raise UsageProblem(f"no format `{shown(form, 40)}`; there are: {', '.join(forms())}", hint=hint)
+        raise UsageProblem(f"unknown format `{shown(form, 40)}`, expected one of {', '.join(forms())}", hint=hint)
     return importlib.import_module(f"adapterhub.inference.export.{form}")
 
 
@@ -62,31 +63,32 @@ def export(  # noqa: PLR0913 - one argument for each option of the command
     allow_base_mismatch: bool = False,
     progress: Steps | None = None,
 ) -> Exported:
-    """Write the adapter `what` to `out`, a file or a folder that does not exist yet.
+    """Write the adapter `what` to `out`, a file or a folder that must not exist yet.
 
     Args:
         what: a spec, a folder or an installed build, as for `attach`.
-        out: a file for `gguf`, a folder for all others.
+        out: a file for `gguf`, a folder for all other formats.
         form: one of `forms()`.
-        library: where adapters and bases are; that of the command line if None.
-        base: the base, where the adapter does not say which of those registered here it is for.
-        dtype: of the numbers that are written; each format says what it takes when it is None.
-        ollama_base: how Ollama calls the base (`FROM` of a Modelfile).
-        allow_base_mismatch: take a base of the same shapes with other weights.
-        progress: called with how many modules of how many are written.
+        library: the library with the adapters and bases; by default that of the command line.
+        base: the base, if the adapter does not declare a registered one.
+        dtype: the dtype of the written numbers; by default each format chooses its own.
+        ollama_base: Ollama's name for the base (`FROM` of a Modelfile).
+        allow_base_mismatch: accept a base with the same shapes and other weights.
+        progress: called with the number of written modules and the number of all modules.
 
     Raises:
-        UnsupportedAdapter: what the format cannot carry, all of it named.
-        UsageProblem, AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound: what was asked for.
-        BaseMismatch, RefusedAdapter, Malformed, DigestMismatch: files that do not fit or are not sound.
+        UnsupportedAdapter: the format cannot express parts of the adapter; names each of them.
+        UsageProblem, AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound: the request has no match, or
+            more than one.
+        BaseMismatch, RefusedAdapter, Malformed, DigestMismatch: the files do not fit, or are damaged or unsafe.
         Conflict: `out` exists.
-        DiskFull, NotAllowed: it cannot be written.
+        DiskFull, NotAllowed: `out` cannot be written.
     """
     module = load(form)
     if dtype is not None and dtype not in DTYPES:
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
     if ollama_base is not None and form != "ollama":
-        raise UsageProblem(f"the name of an Ollama base is for the format `ollama`, not for `{form}`")
+        raise UsageProblem(f"a name of an Ollama base goes with the format `ollama`, not with `{form}`")
     ensure_new(out)
     job = Job(
         what=what,

@@ -1,4 +1,4 @@
-"""What is asked of a format, and the adapter opened for it: found, checked against its base, under the base's names."""
+"""The job of a format: its options, and the adapter opened for it, checked and under the names of its base."""
 
 from __future__ import annotations
 
@@ -11,33 +11,32 @@ from typing import Any, Final
 from adapterhub.core.errors import (
     BaseMismatch,
     BaseNotFound,
-    RefusedAdapter,
     UnsupportedAdapter,
     shown,
 )
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, Finder, Found
+from adapterhub.distribution.finding import AdapterLike, Finder, Found, ensure_sound
 from adapterhub.formats.manifest import Manifest
 from adapterhub.formats.modules.base_names import BaseNames, find_names
 from adapterhub.formats.peft.config import owner
 from adapterhub.inference.engines import SETTINGS, BaseFacts, Verdict, base_config, base_facts, judge
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
-from adapterhub.trust.verify import Report, Subject, ensure_undamaged, open_subject, verify
+from adapterhub.trust.verify import Report, Subject, open_subject, verify
 from adapterhub.weights.lowrank.factors import AdapterFactors
 
 Steps = Callable[[int, int], None]
-"""Called with how many of how many are done."""
+"""Called with the number of finished modules and the number of all modules."""
 
 _NOT_MERGED: Final = frozenset({"method", "lora_bias", "others", *SETTINGS})
-"""Features that `adapt fuse` refuses; a bias of B it takes where the base's layer has one, which few have."""
+"""Features that `adapt fuse` refuses. (It accepts a bias of B if the base's layer has a bias, which is rare.)"""
 
-_HINT_BASE: Final = "`adapt base add PATH --as NAME` registers a local copy; name it with `--base NAME`"
+_HINT_BASE: Final = "register a local copy with `adapt base add PATH --as NAME`, and pass `--base NAME`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What was written, and what is worth knowing. `flags` are those that the engine needs, as one would type them."""
+    """The written paths, and notes about them. `flags` are the options that the engine needs, as typed."""
 
     paths: tuple[Path, ...]
     label: str
@@ -58,10 +57,10 @@ class Exported:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """An adapter that is ready to be written: open files, its base as far as it is known, and the verdict on it.
+    """An adapter that is ready to be written: open files, its base as far as it is known, and the engine's verdict.
 
-    `names` gives the base's name for a module of the adapter, `base_config` is the base's `config.json`,
-    empty where it is not known.
+    `names` gives the base's name for a module of the adapter. `base_config` is the base's `config.json`; empty if
+    unknown.
     """
 
     label: str
@@ -75,13 +74,13 @@ class Adapter:
     warnings: tuple[str, ...] = ()
 
     def base_name(self, module: str) -> str:
-        """What the base calls a module of the adapter."""
+        """The base's name for a module of the adapter."""
         return self.names.here(module) if self.names is not None else module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One export, as it was asked for; see `export` for the fields."""
+    """The request for one export; see `export` for the fields."""
 
     what: AdapterLike
     library: Library
@@ -93,14 +92,14 @@ class Job:
     _no_progress: Steps = field(default=lambda _done, _total: None, repr=False, compare=False)
 
     def step(self, done: int, total: int) -> None:
-        """Tell how far it is."""
+        """Report progress."""
         (self.progress or self._no_progress)(done, total)
 
     @contextlib.contextmanager
     def opened(self, target: str, *, needs_base: bool) -> Iterator[Adapter]:
-        """The adapter, open; refused when the engine `target` would not read it, or not read it right.
+        """The adapter, open. Raises if the engine `target` would not read it, or would misread it.
 
-        `needs_base`: the base's `config.json` must be here, whatever the adapter says of it.
+        `needs_base`: the base's `config.json` must be on this machine.
         """
         finder = Finder(
             self.library,
@@ -119,7 +118,7 @@ class Job:
         facts = base_facts(record)
         with AdapterFactors(found.folder, subject=subject) as factors:
             verdict = judge(target, factors.config, factors.header, base=facts)
-            refuse(found.label, verdict, facts, factors.unclear)
+            ensure_readable(found.label, verdict, facts, factors.unclear)
             names = None
             if record is not None:
                 modules = frozenset(fact.name.rpartition(".")[0] for fact in record.tensors)
@@ -141,7 +140,7 @@ class Job:
         return records[0] if len(records) == 1 else None
 
     def _record(self, found: Found, *, needed: bool) -> BaseRecord | None:
-        """The base that is named, else the one that the adapter declares, else the only one there is."""
+        """The base that the caller named, else the one that the adapter declares, else the only registered one."""
         if found.wanted is not None:
             if found.wanted.record is None and needed:
                 text = shown(found.wanted.text)
@@ -157,12 +156,12 @@ class Job:
             return record
         record = self._only_base()
         if record is None and needed:
-            hint = "name one with `--base BASE|PATH`"
-            raise BaseNotFound(f"`{shown(found.label, 200)}` does not say which base it is for", hint=hint)
+            hint = "name its base with `--base BASE|PATH`"
+            raise BaseNotFound(f"`{shown(found.label, 200)}` does not declare its base", hint=hint)
         return record
 
     def _checked(self, found: Found, record: BaseRecord | None) -> tuple[Subject, tuple[str, ...]]:
-        """Verify the files, against the base where it is known; the files as they were verified, and the warnings."""
+        """Verify the files, with the base if it is known; returns the verified files and the warnings."""
         subject, findings = open_subject(
             found.folder,
             manifest=found.build.manifest if found.build else None,
@@ -172,20 +171,15 @@ class Job:
         )
         report = verify(subject, seen=findings) if subject is not None else Report.of(findings)
         label = shown(found.label, 200)
-        ensure_undamaged(report.errors, f"{found.folder}/")
         other = next((f for f in report.errors if f.code == "E_BASE_MISMATCH"), None)
         errors = [f for f in report.errors if f is not other]
-        if errors:
-            listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in errors]
-            raise RefusedAdapter(
-                f"`{label}` was not exported", listed, hint=next((f.hint for f in errors if f.hint), "")
-            )
+        ensure_sound(errors, f"`{label}` was not exported", f"{found.folder}/")
         if other is not None and not self._is_overridden(found, record):
             raise BaseMismatch(f"`{label}` {other.message}. Nothing was written", hint=other.hint)
-        overridden = (f"`{label}` {other.message}: exported all the same, as asked",) if other is not None else ()
-        assert subject is not None  # without one there is an error
-        warnings = (f"{f.where}: {f.message}" if f.where else f.message for f in report.warnings)
-        return subject, (*overridden, *warnings)
+        allowed = "exported anyway, because a base mismatch is allowed"
+        overridden = (f"`{label}` {other.message}: {allowed}",) if other is not None else ()
+        assert subject is not None  # else there is an error
+        return subject, (*overridden, *(f.text for f in report.warnings))
 
     def _is_overridden(self, found: Found, record: BaseRecord | None) -> bool:
         if self.allow_base_mismatch:
@@ -195,16 +189,16 @@ class Job:
 
 
 def other_way(features: Collection[str], facts: BaseFacts) -> str:
-    """The hint of a refusal: what else can be done with an adapter that has these features."""
+    """The hint of a refusal: another way to use an adapter with these features."""
     if "start" in features:
-        return "PEFT writes it as plain LoRA: `save_pretrained(…, path_initial_model_for_weight_conversion=…)`"
+        return "convert it to plain LoRA with PEFT: `save_pretrained(…, path_initial_model_for_weight_conversion=…)`"
     if not _NOT_MERGED.isdisjoint(features) or (facts.is_tied and "embedding" in features):
-        return "PEFT reads it as it is, beside its base; `adapt pull` writes the files"
+        return "use it with PEFT on its base; `adapt pull` writes the original files"
     return "`adapt export … --format merged` writes base and adapter as one model"
 
 
-def refuse(label: str, verdict: Verdict, facts: BaseFacts, unclear: Mapping[str, str] | None = None) -> None:
-    """Raise if the engine says no, or if the file does not tell what some of its pairs mean.
+def ensure_readable(label: str, verdict: Verdict, facts: BaseFacts, unclear: Mapping[str, str] | None = None) -> None:
+    """Raise unless the engine reads the adapter correctly, and every pair in its file has a clear meaning.
 
     Raises:
         UnsupportedAdapter: with every reason.

@@ -1,9 +1,9 @@
 """`gguf`: one file for llama.cpp, `--lora FILE`, exact for rsLoRA, patterns and every rank.
 
-The scale that PEFT gives each module is folded into B and `adapter.lora.alpha` is 0, with which llama.cpp takes B·A as
-it is; any other alpha would be divided by each module's rank, which is right for neither rsLoRA nor `alpha_pattern`.
-Tensors have the names of the base's own GGUF. Where llama.cpp keeps the pairs of a rotary embedding side by side (Llama
-and its kin), the rows of B are put in that order for q and k, as they are in the base.
+PEFT's scale of each module is folded into B. `adapter.lora.alpha` is 0, with which llama.cpp uses B·A unscaled; it
+would divide any other alpha by each module's rank, which is wrong for rsLoRA and `alpha_pattern`. Tensors have the
+names of the base's own GGUF. For architectures such as Llama, llama.cpp stores the two parts of a rotary pair in
+adjacent rows; there the rows of B for q and k are reordered like those of the base.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import torch
@@ -21,7 +22,7 @@ from adapterhub.core.disk.new_folder import new_file
 from adapterhub.core.errors import Conflict, Incompatible, Malformed, NotFound, UnsupportedAdapter, shown
 from adapterhub.core.extras import extra_named
 from adapterhub.formats.peft.config import owner
-from adapterhub.inference.engines import engine
+from adapterhub.inference.engines.llama_cpp import BASES, GgufBase
 from adapterhub.inference.export._job import Adapter, Exported, Job
 from adapterhub.weights.dtypes import CHOSEN_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank
@@ -43,22 +44,20 @@ _LEAVES: Final = {
     "down_proj": "down",
     "up_proj": "up",
 }
-"""What GGUF calls the layers of an expert, by their names in Mixtral's files and in those of the others."""
+"""GGUF's names for the layers of an expert, by their names in Mixtral's files and in all other files."""
 
 
 def export(job: Job, out: Path) -> Exported:
-    """Write the GGUF file `out`; `dtype` float32 where none is asked for.
+    """Write the GGUF file `out`; the default dtype is float32.
 
     Raises:
         MissingExtra: the package `gguf` is not installed.
-        UnsupportedAdapter: what GGUF cannot carry, all of it named.
-        Incompatible: numbers that are too large for the dtype.
+        UnsupportedAdapter: GGUF cannot express parts of the adapter; names each of them.
+        Incompatible: numbers are too large for the dtype.
     """
     _package()
     if out.exists():  # an empty folder, too
-        raise Conflict(
-            f"`{shown(str(out), 200)}` exists. Nothing was written", hint="name a file that does not exist yet"
-        )
+        raise Conflict(f"`{shown(str(out), 200)}` exists. Nothing was written", hint="name a new file")
     with job.opened("llama.cpp", needs_base=True) as adapter:
         with new_file(out) as partial:
             write_gguf(adapter, partial, dtype=job.dtype or "float32", job=job)
@@ -73,21 +72,21 @@ def export(job: Job, out: Path) -> Exported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """Where a module's pair goes: the base's tensor, and how many heads its rows are turned by (0: they are not)."""
+    """The place of a module's pair: the base's tensor, and the number of heads whose rows are reordered (0: none)."""
 
     module: str
     tensor: str
     heads: int = 0
 
     def read(self, factors: AdapterFactors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A [r, in] and B [out, r] as the file has them; of the token embedding A is [entries, r]."""
+        """A [r, in] and B [out, r] as in the file; for the token embedding A is [entries, r]."""
         update = factors.read(self.module).folded(dtype)
         if self.tensor == _EMBEDDING:
             return update.a.T, update.b
         return update.a, turned(update.b, self.heads) if self.heads else update.b
 
     def shapes(self, factors: AdapterFactors) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of what `read` gives."""
+        """The shapes of what `read` returns."""
         a, b = factors.modules[self.module].a.shape, factors.modules[self.module].b.shape
         return (a[::-1] if self.tensor == _EMBEDDING else a), b
 
@@ -96,8 +95,8 @@ class _Place:
 class _Experts:
     """All experts of one layer, which are one tensor in GGUF: A [experts, r, in] and B [experts, out, r].
 
-    `pairs` has a module for each expert, and which of its parts; an expert without a pair is left out and gets zeros,
-    and so does what a pair has less in rank than the largest. `rows`: those of B, as gate and up may share a pair.
+    `pairs` has a module and one of its parts for each expert. Experts without a pair get zeros, and so do ranks above
+    that of a pair. `rows` are the rows of B to use, because gate and up may share a pair.
     """
 
     tensor: str
@@ -110,7 +109,7 @@ class _Experts:
         return next(iter(self.pairs.values()))[0]
 
     def read(self, factors: AdapterFactors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A and B as the file has them."""
+        """A and B as in the file."""
         a, b = (torch.zeros(shape, dtype=dtype) for shape in self.shapes(factors))
         held: tuple[str, tuple[LowRank, ...]] = "", ()
         for expert, (module, part) in self.pairs.items():
@@ -122,7 +121,7 @@ class _Experts:
         return a, b
 
     def shapes(self, factors: AdapterFactors) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of what `read` gives."""
+        """The shapes of what `read` returns."""
         rank = max(factors.modules[module].rank for module, _ in self.pairs.values())
         pair = factors.modules[self.module]
         rows = len(range(pair.layout.out)[self.rows])
@@ -132,19 +131,19 @@ class _Experts:
 def turned(b: Tensor, heads: int) -> Tensor:
     """The rows of B [out, r] with the two halves of each head interleaved.
 
-    transformers rotates row i of a head against row i of its second half, llama.cpp each even row against the next.
+    transformers pairs row i of a head with row i of its second half; llama.cpp pairs each even row with the next one.
     """
     out, rank = b.shape
     return b.reshape(heads, 2, out // heads // 2, rank).transpose(1, 2).reshape(out, rank)
 
 
 def write_gguf(adapter: Adapter, path: Path, *, dtype: str, job: Job) -> None:
-    """The file, written module by module.
+    """Write the file, module by module.
 
     Raises:
-        UnsupportedAdapter: modules without a tensor in the base's GGUF.
-        Incompatible: numbers that are too large for the dtype.
-        OSError: it cannot be written.
+        UnsupportedAdapter: modules have no tensor in the base's GGUF.
+        Incompatible: numbers are too large for the dtype.
+        OSError: the file cannot be written.
     """
     import numpy as np
 
@@ -171,9 +170,9 @@ def write_gguf(adapter: Adapter, path: Path, *, dtype: str, job: Job) -> None:
             pair = place.read(adapter.factors, kind)
             if not all(map(is_finite, pair)):
                 what = f"the update of `{shown(place.module)}` is too large for {dtype}"
-                raise Incompatible(f"{what}; nothing was written", hint="`--dtype float32` holds it")
+                raise Incompatible(f"{what}; nothing was written", hint="use `--dtype float32`")
             for tensor in pair:
-                # by hand: its own way to write a tensor does not say why it failed, such as on a full disk
+                # By hand: the writer's own method hides the reason of a failure, such as a full disk.
                 data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
                 writer.write_padding(stream, stream.tell())
                 stream.write(data)
@@ -188,13 +187,13 @@ def _names(place: _Place | _Experts) -> tuple[str, str]:
 
 
 def _metadata(adapter: Adapter) -> Mapping[str, str]:
-    """What the file says of itself. llama.cpp reads the kinds, llama-server the task; the rest is for people."""
+    """The metadata of the file. llama.cpp reads the types, llama-server the task; the rest is for people."""
     found = {"general.type": "adapter", "adapter.type": "lora", "general.name": adapter.factors.folder.resolve().name}
     manifest = adapter.manifest
     if manifest is not None:
         found["general.name"] = f"{manifest.name} {manifest.version}"
         found["general.version"] = manifest.version
-        found["adapterhub.formats.manifest"] = manifest.digest
+        found["adapterhub.manifest"] = manifest.digest
         if manifest.task:
             found["adapter.lora.task_name"] = manifest.task
     if adapter.record is not None:
@@ -202,11 +201,11 @@ def _metadata(adapter: Adapter) -> Mapping[str, str]:
     return found
 
 
-def _base(adapter: Adapter) -> Any:  # noqa: ANN401 - `engines.llama_cpp.GgufBase`, imported with the rules
+def _base(adapter: Adapter) -> GgufBase:
     kind = adapter.facts.model_type
     if kind is None:
-        raise Malformed("the base's config.json has no `model_type`, by which its tensors' names in GGUF are known")
-    return engine("llama.cpp").BASES[kind]
+        raise Malformed("the base's config.json has no `model_type`, which decides the names of its tensors in GGUF")
+    return BASES[kind]
 
 
 def _text_config(adapter: Adapter) -> Mapping[str, Any]:
@@ -226,7 +225,7 @@ def _places(adapter: Adapter) -> list[_Place | _Experts]:
     """The tensor of every module, sorted by module; those of experts at the end.
 
     Raises:
-        UnsupportedAdapter: modules that have none, all of them named.
+        UnsupportedAdapter: modules have no tensor; names each of them.
     """
     gguf = _package()
     base = _base(adapter)
@@ -244,12 +243,13 @@ def _places(adapter: Adapter) -> list[_Place | _Experts]:
         if tensor is None:
             reasons.append(f"`{shown(module)}`: GGUF has no tensor for it in `{base.architecture}`")
         elif heads and adapter.factors.modules[module].b.shape[0] % (2 * heads):
-            reasons.append(f"`{shown(module)}`: {adapter.factors.modules[module].b.shape[0]} rows for {heads} heads")
+            rows = adapter.factors.modules[module].b.shape[0]
+            reasons.append(f"`{shown(module)}`: {rows} rows cannot be split into {heads} heads")
         else:
             places.append(_Place(module=module, tensor=tensor, heads=heads))
     places += experts
     twice = {place.tensor for place in places if sum(p.tensor == place.tensor for p in places) > 1}
-    reasons += [f"`{shown(p.module)}`: another module is `{p.tensor}`, too" for p in places if p.tensor in twice]
+    reasons += [f"`{shown(p.module)}`: another module is `{p.tensor}` too" for p in places if p.tensor in twice]
     if reasons:
         raise UnsupportedAdapter(
             f"`{shown(adapter.label, 200)}` cannot be exported as GGUF; nothing was written",
@@ -260,10 +260,10 @@ def _places(adapter: Adapter) -> list[_Place | _Experts]:
 
 
 def _experts(adapter: Adapter) -> tuple[list[_Experts], list[str]]:
-    """The tensors of the experts, and the modules that are none.
+    """The tensors of the experts, and the modules that are not experts.
 
-    A pair of `target_parameters` is for all experts of a layer, and its shape tells of which parameter; an older one is
-    for one layer of one expert.
+    A pair of `target_parameters` is for all experts of a layer, and its shape decides for which parameter. A pair in an
+    older file is for one layer of one expert.
     """
     rest: list[str] = []
     found: list[_Experts] = []
@@ -302,7 +302,7 @@ def _stacked(layer: str, name: str) -> str:
 
 
 def _heads(adapter: Adapter, module: str) -> int:
-    """How many heads the rows of a module are of, where they are turned; 0 where they are not."""
+    """The number of heads in the rows of a module that are reordered; 0 for other modules."""
     if module.endswith(_QUERIES):
         return _number(adapter, "num_attention_heads")
     if module.endswith(_KEYS):
@@ -310,7 +310,8 @@ def _heads(adapter: Adapter, module: str) -> int:
     return 0
 
 
-def _package() -> Any:  # noqa: ANN401 - the module; it has no types
+def _package() -> ModuleType:
     with extra_named("writing GGUF"):
         import gguf
-    return gguf
+    package: ModuleType = gguf
+    return package

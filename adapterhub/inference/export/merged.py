@@ -1,7 +1,7 @@
-"""`merged`: base and adapter as one model, for whatever reads models; what `adapt fuse` writes.
+"""`merged`: base and adapter as one model, for any program that reads models; the same output as `adapt fuse`.
 
-It costs the base's size and loses what rounding to the base's dtype loses, which is measured and said. Everything that
-can be added to a base's weights can be merged, DoRA included.
+The output is as large as the base. Rounding to the base's dtype loses part of the update; a note gives the loss. Every
+update that can be added to the base's weights can be merged, including DoRA.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from adapterhub.weights.fuse import LARGE_LOSS, prepare
 
 
 def export(job: Job, out: Path) -> Exported:
-    """Write the folder `out`, a model; `dtype` is the base's, tensor by tensor, where none is asked for.
+    """Write the folder `out`, a model; the default dtype is the base's, tensor by tensor.
 
     Raises:
-        MergeRefused: parts that have no exact place in the base's files, all of them named.
+        MergeRefused: parts of the adapter have no exact place in the base's files; names each of them.
     """
     with prepare(
         job.what,
@@ -36,7 +36,7 @@ def export(job: Job, out: Path) -> Exported:
         fused = fusion.write(progress=progress)
     lost = f"rounding to {', '.join(fused.dtypes)} lost {fused.relative_error:.2g} of the update"
     if fused.relative_error > LARGE_LOSS:
-        lost += "; `--dtype float32` keeps it, or keep the adapter beside its base"
+        lost += "; use `--dtype float32`, or keep the adapter separate from its base"
     return Exported(
         paths=tuple(sorted(path for path in out.rglob("*") if path.is_file())),
         label=fused.adapters[0].label,

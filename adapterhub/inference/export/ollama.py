@@ -1,8 +1,8 @@
 """`ollama`: a folder with the adapter as GGUF and a Modelfile for `ollama create`. Best effort, not run here.
 
-Ollama has no adapter beside a model, only models that hold one: each adapter is a model of its own there, which shares
-the base's blob. Its name for the base goes into the Modelfile; whether it is the base that the adapter was made for is
-not known to Ollama, and some releases since 0.34.1 are said to refuse `ADAPTER` lines.
+In Ollama an adapter is part of a model, which shares the blob of the base. The Modelfile contains Ollama's name for the
+base; Ollama does not check that it is the base of the adapter. Some releases since 0.34.1 reportedly refuse `ADAPTER`
+lines.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ from adapterhub.inference.export.gguf import write_gguf
 
 ADAPTER_FILE: Final = "adapter.gguf"
 MODELFILE: Final = "Modelfile"
-_BEST_EFFORT: Final = "best effort: this was not tried with Ollama, some releases of which refuse `ADAPTER` lines"
+_BEST_EFFORT: Final = "best effort: this was not tested with Ollama, and some of its releases refuse `ADAPTER` lines"
 
 
 def export(job: Job, out: Path) -> Exported:
-    """Write `adapter.gguf` and `Modelfile` into the folder `out`; `dtype` float32 where none is asked for.
+    """Write `adapter.gguf` and `Modelfile` into the folder `out`; the default dtype is float32.
 
     Raises:
-        UsageProblem: it is not said how Ollama calls the base.
-        UnsupportedAdapter: what GGUF cannot carry, all of it named.
+        UsageProblem: Ollama's name for the base is missing or invalid.
+        UnsupportedAdapter: GGUF cannot express parts of the adapter; names each of them.
     """
     base = job.ollama_base
     if not base or not base.isprintable() or base != base.strip():
-        said = f"`{shown(base)}` is no name of a model" if base else "it is not said how Ollama calls the base"
-        raise UsageProblem(said, hint="`--ollama-base llama3.2:1b` names a model or a GGUF file of the base")
+        problem = f"`{shown(base)}` is not a model name" if base else "Ollama's name for the base is missing"
+        raise UsageProblem(
+            problem, hint="pass a model, or a GGUF file of the base, such as `--ollama-base llama3.2:1b`"
+        )
     with job.opened("ollama", needs_base=True) as adapter:
         with new_folder(out, durable=True) as folder:
             write_gguf(adapter, folder / ADAPTER_FILE, dtype=job.dtype or "float32", job=job)
@@ -45,5 +47,5 @@ def export(job: Job, out: Path) -> Exported:
 
 
 def _modelfile(label: str, base: str) -> str:
-    """A Modelfile; the path in it is relative to it."""
+    """The text of a Modelfile; the path in it is relative to the file."""
     return f"# {shown(label, 200)}, exported by adapterhub\nFROM {base}\nADAPTER ./{ADAPTER_FILE}\n"

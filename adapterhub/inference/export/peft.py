@@ -1,8 +1,8 @@
-"""`peft`: the plainest PEFT folder, for programs that read LoRA and nothing of what was added to it since.
+"""`peft`: the plainest PEFT folder, for programs that read original LoRA and none of its later extensions.
 
-`lora_alpha` equals `r`, so that the scale is 1 whether a program reads it or not; there is no rsLoRA and no pattern.
-Scales are folded into B, and a module of a lower rank is filled up with zeros. For the files as their author made them
-there is `adapt pull`.
+`lora_alpha` equals `r`, so the scale is 1 for every program, also for one that ignores it; there is no rsLoRA and no
+pattern. Scales are folded into B, and modules of a lower rank are padded with zeros. `adapt pull` writes the author's
+original files.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _MORE: Final = (
     *SETTINGS,
     "others",
 )
-"""Features that are more than B·A on a weight."""
+"""Features beyond B·A on a weight."""
 
 
 def export(job: Job, out: Path) -> Exported:
-    """Write the folder `out`; `dtype` is the adapter's own where that loses nothing, else float32.
+    """Write the folder `out`; the default dtype is the adapter's own if that loses nothing, else float32.
 
     Raises:
-        UnsupportedAdapter: what plain LoRA cannot say, all of it named.
-        Incompatible: numbers that are too large for the dtype.
+        UnsupportedAdapter: plain LoRA cannot express parts of the adapter; names each of them.
+        Incompatible: numbers are too large for the dtype.
     """
     with job.opened("peft", needs_base=False) as adapter:
-        _refuse(adapter)
+        _ensure_plain(adapter)
         dtype = _dtype(adapter, job.dtype)
         rank = max(factors.rank for factors in adapter.factors.modules.values())
         with new_folder(out, durable=True) as folder:
@@ -62,11 +62,11 @@ def export(job: Job, out: Path) -> Exported:
         )
 
 
-def _refuse(adapter: Adapter) -> None:
-    """Raise for whatever is more than B·A.
+def _ensure_plain(adapter: Adapter) -> None:
+    """Raise unless the adapter is B·A on weights and nothing more.
 
     Raises:
-        UnsupportedAdapter: with every part.
+        UnsupportedAdapter: with every other part.
     """
     factors = adapter.factors
     traits = Traits.of(factors.config, factors.header, BaseFacts())
@@ -85,14 +85,14 @@ def _refuse(adapter: Adapter) -> None:
         )
 
 
-def _dtype(adapter: Adapter, asked: str | None) -> torch.dtype:
-    if asked is not None:
-        return CHOSEN_DTYPES[asked]
+def _dtype(adapter: Adapter, name: str | None) -> torch.dtype:
+    if name is not None:
+        return CHOSEN_DTYPES[name]
     modules = adapter.factors.modules.values()
     own = {TORCH_DTYPES[spec.dtype] for factors in modules for spec in (factors.a, factors.b)}
     exact = all(math.frexp(factors.scale)[0] == 0.5 for factors in modules)  # noqa: PLR2004 - a power of two
     if own == {torch.float16}:
-        exact &= all(factors.scale >= 1 for factors in modules)  # a smaller one takes bits of numbers below 6e-5
+        exact &= all(factors.scale >= 1 for factors in modules)  # a smaller scale costs numbers below 6e-5 some bits
     return own.pop() if len(own) == 1 and exact and torch.float64 not in own else torch.float32
 
 
@@ -111,13 +111,13 @@ def _write(adapter: Adapter, path: Path, *, rank: int, dtype: torch.dtype, job: 
             for name, tensor in zip(factors.layout.names(module), tensors, strict=True):
                 if not is_finite(tensor):
                     what = f"the update of `{shown(module)}` is too large for {str(dtype).removeprefix('torch.')}"
-                    raise Incompatible(f"{what}; nothing was written", hint="`--dtype float32` holds it")
+                    raise Incompatible(f"{what}; nothing was written", hint="use `--dtype float32`")
                 writer.add(name, tensor)
         job.step(len(modules), len(modules))
 
 
 def _config(adapter: Adapter, rank: int) -> dict[str, object]:
-    """Scale 1 everywhere; targets by name, in full where the author chose layers or wrote a pattern."""
+    """A config with scale 1 for all modules; it has full target names if the author chose layers or used a pattern."""
     config = adapter.factors.config
     as_written = (
         isinstance(config.target_modules, tuple) and not config.layers_to_transform and not config.exclude_modules
@@ -141,10 +141,6 @@ def _config(adapter: Adapter, rank: int) -> dict[str, object]:
 
 def _notes(adapter: Adapter, rank: int, dtype: torch.dtype) -> list[str]:
     filled = sum(factors.rank < rank for factors in adapter.factors.modules.values())
-    notes = (
-        [f"{filled} of {len(adapter.factors.modules)} modules were filled up to rank {rank} with zeros"]
-        if filled
-        else []
-    )
+    notes = [f"padded {filled} of {len(adapter.factors.modules)} modules to rank {rank} with zeros"] if filled else []
     folded = sum(factors.scale != 1 for factors in adapter.factors.modules.values())
-    return [*notes, f"{folded} scales were folded into B, in {str(dtype).removeprefix('torch.')}"] if folded else notes
+    return [*notes, f"folded {folded} scales into B, in {str(dtype).removeprefix('torch.')}"] if folded else notes

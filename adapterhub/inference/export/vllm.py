@@ -1,7 +1,7 @@
-"""`vllm`: a PEFT folder that vLLM reads right, and the flags that its server needs for it.
+"""`vllm`: a PEFT folder that vLLM reads correctly, and the options that its server needs for it.
 
-The author's own bytes, but for copies of base weights that PEFT may have saved and vLLM refuses; they are told from
-trained weights by comparing them with the base. `--format peft` writes what other engines need written otherwise.
+The folder has the author's own bytes, without the copies of base weights that PEFT may have saved and vLLM refuses. A
+comparison with the base tells copies from trained weights. For other engines, use `--format peft`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from adapterhub.core.errors import RefusedAdapter, UsageProblem, shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.engines import judge
-from adapterhub.inference.export._job import Adapter, Exported, Job, refuse
+from adapterhub.inference.export._job import Adapter, Exported, Job, ensure_readable
 from adapterhub.trust.verify import sort_keys
 from adapterhub.weights.lowrank.factors import TensorFileWriter
 
@@ -26,12 +26,12 @@ def export(job: Job, out: Path) -> Exported:
     """Write the folder `out`. There is no `dtype`: the numbers are the author's.
 
     Raises:
-        UsageProblem: a dtype is asked for.
-        UnsupportedAdapter: what vLLM refuses or misreads, all of it named.
+        UsageProblem: a dtype was given.
+        UnsupportedAdapter: vLLM refuses or misreads parts of the adapter; names each of them.
     """
     if job.dtype is not None:
-        hint = "vLLM's own `--lora-dtype` casts on loading"
-        raise UsageProblem("the format `vllm` keeps the numbers as they are and takes no dtype", hint=hint)
+        hint = "vLLM's own `--lora-dtype` converts them on loading"
+        raise UsageProblem("the format `vllm` keeps the author's numbers and takes no `--dtype`", hint=hint)
     with job.opened("peft", needs_base=False) as adapter:
         kept = _kept(adapter)
         verdict = judge(
@@ -40,7 +40,7 @@ def export(job: Job, out: Path) -> Exported:
             replace(adapter.factors.header, tensors=kept),
             base=adapter.facts,
         )
-        refuse(adapter.label, verdict, adapter.facts, adapter.factors.unclear)
+        ensure_readable(adapter.label, verdict, adapter.facts, adapter.factors.unclear)
         with new_folder(out, durable=True) as folder:
             (folder / CONFIG_FILE).write_bytes(adapter.factors.config_bytes)
             _write(adapter, kept, folder / WEIGHTS_FILE, job)
@@ -53,17 +53,17 @@ def export(job: Job, out: Path) -> Exported:
             notes=(
                 *adapter.warnings,
                 *verdict.notes,
-                *([f"{left_out} copies of base weights were left out"] if left_out else []),
+                *([f"left out {left_out} copies of base weights"] if left_out else []),
             ),
             flags=verdict.flags,
         )
 
 
 def _kept(adapter: Adapter) -> tuple[TensorSpec, ...]:
-    """The tensors without copies of base weights. Only of a base that is here is it known that they are copies.
+    """The tensors without copies of base weights, which only a comparison with the base can identify.
 
     Raises:
-        RefusedAdapter: they cannot be told from trained weights.
+        RefusedAdapter: the base is unknown, so the tensors may be copies or trained weights.
     """
     header = adapter.factors.header
     copies = {spec.name for _, spec in sort_keys(header, adapter.factors.config).copies}

@@ -3,8 +3,8 @@
     with attach(model, {"legal-qa": 0.7, "plain": 0.3}) as attached:
         attached.model.generate(...)
 
-The base is compared with what each adapter was made for before anything is wrapped; only an adapter's own tensors find
-a place; and the base comes out as it went in, bit for bit, which `Attached.base_digest` proves.
+`attach` compares the model with the base of each adapter before it wraps anything, and assigns only an adapter's own
+tensors. The base stays unchanged, bit for bit; `Attached.base_digest` proves it.
 """
 
 from __future__ import annotations

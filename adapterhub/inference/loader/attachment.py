@@ -1,42 +1,42 @@
-"""`attach`: find, check, compare with the base, inject; and `Attached`, which holds until it is detached."""
+"""`attach` prepares adapters and injects them into a model; `Attached` is the result, until it is detached."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, Finder, with_weights
+from adapterhub.distribution.finding import AdapterLike, with_weights
 from adapterhub.inference.loader.base.model import BaseModel
-from adapterhub.inference.loader.base_check import BaseCheck, pin
-from adapterhub.inference.loader.facts import AttachedAdapter, facts, lines
-from adapterhub.inference.loader.identity import identify, look_at
-from adapterhub.inference.loader.injection import Ready, inject, peft_names, set_scales
-from adapterhub.inference.loader.methods import set_up
-from adapterhub.inference.loader.mixture import check_copies, check_mixture, without_repeats
-from adapterhub.inference.loader.reading.placing import read_contents
+from adapterhub.inference.loader.facts import AttachedAdapter, lines
+from adapterhub.inference.loader.injection import ReadyAdapter, inject, set_scales
+from adapterhub.inference.loader.mixture import check_mixture
+from adapterhub.inference.loader.preparation import Preparation
 from adapterhub.library.default import LibraryLike, open_library
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from typing_extensions import Self
 
 
 class Attached:
     """A base with adapters on it; a context manager that detaches at its end.
 
-    `model` is PEFT's `PeftModel`; `adapters` are in the order they were asked for.
+    `model` is PEFT's `PeftModel`; `adapters` are in the order of the call.
     """
 
     def __init__(
         self,
         base: BaseModel,
-        model: Any,  # noqa: ANN401 - PEFT is untyped
+        model: PeftModel,
         adapters: tuple[AttachedAdapter, ...],
-        ready: Sequence[Ready],
+        ready: Sequence[ReadyAdapter],
     ) -> None:
         self.adapters = adapters
         self._base = base
@@ -45,38 +45,38 @@ class Attached:
         self._hooks = base.added_hooks()
 
     @property
-    def model(self) -> Any:  # noqa: ANN401 - PEFT is untyped
-        """The `PeftModel`: call it, or its `generate`, as the base.
+    def model(self) -> PeftModel:
+        """The `PeftModel`; call it, or its `generate`, like the base.
 
         Raises:
-            UsageProblem: it was detached.
+            UsageProblem: the adapters were detached.
         """
         if self._model is None:
-            raise UsageProblem("the adapter was detached", hint="`detach()` gave the base model back")
+            raise UsageProblem("the adapter was detached", hint="use the base model, which `detach()` returned")
         return self._model
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """The warnings of all adapters, each with its name."""
+        """The warnings of all adapters, each with the adapter's name."""
         return tuple(f"`{shown(a.label, 200)}` {warning}" for a in self.adapters for warning in a.warnings)
 
     def explain(self) -> str:
-        """What is attached, in lines for people: base, scales, modules replaced whole, warnings."""
+        """The attached adapters in lines for people: base, scales, modules replaced whole, warnings."""
         return "\n".join(line for adapter in self.adapters for line in lines(adapter))
 
     def base_digest(self) -> Digest:
         """Digest over every parameter and buffer of the base, the same before, during and after an attach.
 
-        It reads the whole base: 0.3 s for 500 MB.
+        Reads the whole base: 0.3 s for 500 MB.
         """
         return self._base.digest()
 
     def weigh(self, weights: Sequence[float]) -> None:
-        """Give the adapters other weights, in the order of `adapters`, without attaching anything again: milliseconds.
+        """Give the adapters new weights, in the order of `adapters`. Attaches nothing again; takes milliseconds.
 
         Raises:
-            UsageProblem: not one sensible number each, or they were detached.
-            MergeRefused: adapters of a method that a weight has no meaning for.
+            UsageProblem: not one finite number for each adapter, or the adapters were detached.
+            MergeRefused: the method of an adapter has no weights.
         """
         modules = dict(self.model.get_base_model().named_modules(remove_duplicate=False))
         pairs = with_weights([adapter.folder for adapter in self.adapters], weights)
@@ -88,13 +88,13 @@ class Attached:
         self.adapters = tuple(replace(a, weight=r.weight) for a, r in zip(self.adapters, ready, strict=True))
 
     def detach(self) -> nn.Module:
-        """The base as it was, without adapters; the model that `attach` was given. Detaching twice does no harm."""
+        """Take the adapters off; returns the model that `attach` was given, unchanged. May be called twice."""
         if self._model is not None:
             self._base.restore(self._hooks)
             self._model = None
         return self._base.model
 
-    def __enter__(self) -> Attached:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -112,48 +112,35 @@ def attach(
     weights: Sequence[float] | None = None,
     allow_base_mismatch: bool = False,
 ) -> Attached:
-    """Put one or several adapters on `model`, which stays frozen and comes back unchanged from `detach`.
+    """Put one or several adapters on `model`; the base stays frozen, and `detach` returns it unchanged.
 
-    Several are added up at run time: the update is the sum of weight * delta, exactly. An adapter is named by a spec,
-    a folder or an installed build. `base` names the base for all of them; without it, the model itself tells which
-    build is meant. The model is compared by sampled numbers with what each adapter was made for, before anything is
-    wrapped; an adapter that declares no base gets a warning and, if the model is a registered base, is pinned to it.
+    Several adapters add up at run time: the update is exactly the sum of weight * delta. Name an adapter by a spec, a
+    folder or an installed build. `base` names the base for all of them; without it, the model itself decides which
+    build fits. Sampled numbers of the model are compared with the base of each adapter before anything is wrapped. An
+    adapter that declares no base gets a warning; if the model is a registered base, the adapter is pinned to it.
 
     Raises:
-        BaseMismatch: made for another base (with the same shapes, `allow_base_mismatch` overrides it), or for
-            modules or shapes that this model does not have.
-        UnsupportedAdapter: a kind of adapter that cannot be attached without touching the base, or not by PEFT.
-        MergeRefused: adapters that cannot be added up.
-        RefusedAdapter: its contents are not sound; Malformed, DigestMismatch: its files are not.
-        AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound, UsageProblem: what was asked for.
+        BaseMismatch: an adapter was made for another base (`allow_base_mismatch` permits one with the same shapes), or
+            for modules or shapes that this model does not have.
+        UnsupportedAdapter: PEFT cannot attach this kind of adapter, or not without changing the base.
+        MergeRefused: the adapters cannot be added up.
+        RefusedAdapter, Malformed, DigestMismatch: the contents or the files of an adapter are damaged or unsafe.
+        AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound, UsageProblem: the request has no match, or
+            more than one.
 
-    After any of these the model is as it was before.
+    After any of these errors the model is unchanged.
     """
     place = open_library(library)
     pairs = with_weights(adapter, weights)
     frozen = BaseModel(model)
-    loaded = look_at(frozen)
-    known_base = cache(lambda: identify(loaded, place.bases))  # reading all records takes a while: only when needed
-    finder = Finder(place, base, known_base, allow_base_mismatch=allow_base_mismatch)
-    found = [finder.find(what, weight) for what, weight in pairs]
-    check = BaseCheck(place, loaded, known_base, allow_base_mismatch=allow_base_mismatch)
-    verdicts = [check.run(f) for f in found]
-    contents = without_repeats([read_contents(f.subject, f.label, frozen) for f in found if f.subject is not None])
-    for each in contents:
-        check_copies(each, frozen)
-    setups = [set_up(each, frozen) for each in contents]
-    names = peft_names([f.label for f in found])
-    ready = [
-        Ready(name=name, contents=c, setup=s, weight=f.weight)
-        for name, c, s, f in zip(names, contents, setups, found, strict=True)
-    ]
-    check_mixture(ready)
+    preparation = Preparation(frozen, place, base=base, allow_base_mismatch=allow_base_mismatch)
+    prepared = preparation.prepare([preparation.find(each, weight) for each, weight in pairs])
+    ready = [each.ready for each in prepared]
     try:
         wrapped = inject(frozen, ready)
     except BaseException:
         frozen.restore(frozen.added_hooks())
         raise
-    for each in contents:
-        each.weights.close()  # all of it is on the model
-    adapters = [facts(f, r, v, pin(place, f, known_base)) for f, r, v in zip(found, ready, verdicts, strict=True)]
-    return Attached(frozen, wrapped, tuple(adapters), ready)
+    for each in ready:
+        each.contents.weights.close()  # the model has all of it
+    return Attached(frozen, wrapped, tuple(preparation.record(each) for each in prepared), ready)

@@ -1,4 +1,4 @@
-"""Comparing the model in memory with the base that an adapter was made for, and writing down which base it is."""
+"""Compares the model in memory with the base that an adapter was made for, and pins adapters that declare none."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from adapterhub.core.errors import AdapterHubError, BaseMismatch, shown
 from adapterhub.distribution.finding import Found
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, Comparison
-from adapterhub.inference.loader.identity import LoadedBase, judge
+from adapterhub.inference.loader.identity import LoadedBase, compare_base
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """How the model stands to the base of one adapter, and what is to be said of it."""
+class BaseCheckResult:
+    """How the model compares with the base of one adapter, and the warnings that follow."""
 
     comparison: Comparison
     warnings: tuple[str, ...] = ()
 
 
 class BaseCheck:
-    """Compares the model with the base that each adapter was made for, or that the caller named."""
+    """Compares the model with the base that each adapter was made for, and with the base that the caller named."""
 
     def __init__(
         self,
@@ -36,57 +36,60 @@ class BaseCheck:
         self.loaded = loaded
         self.known_base = known_base
         self.allow_base_mismatch = allow_base_mismatch
-        self._judged: list[tuple[BaseFingerprint, Comparison]] = []
+        self._comparisons: list[tuple[BaseFingerprint, Comparison]] = []
 
-    def run(self, found: Found) -> Verdict:
-        """The verdict on one adapter.
+    def run(self, found: Found) -> BaseCheckResult:
+        """Compare one adapter's base.
 
         Raises:
-            BaseMismatch: the model is not the base.
+            BaseMismatch: the model is another base.
         """
         named = found.wanted.record if found.wanted else None
         warnings: list[str] = []
-        asked = self._judge(named.fingerprint) if named else None
-        if asked and named:
-            warnings += self._refused(found, asked, lambda: f"was asked for on base `{named.label}`")
+        with_named = self._compare(named.fingerprint) if named else None
+        if with_named and named:
+            warnings += self._check(found, with_named, lambda: f"was requested for base `{named.label}`")
         if found.base.fingerprint is None:
-            named_by = found.base.hints.hub_id
-            said = f"; its config names `{shown(named_by)}`" if named_by else ""
-            warnings.append(f"declares no base fingerprint{said}")
+            hub_id = found.base.hints.hub_id
+            config_names = f"; its config names `{shown(hub_id)}`" if hub_id else ""
+            warnings.append(f"declares no base fingerprint{config_names}")
             unknown = Comparison(verdict=BaseVerdict.UNKNOWN, differences=("it declares no fingerprint",))
-            return Verdict(comparison=asked or unknown, warnings=tuple(warnings))
-        comparison = self._judge(found.base.fingerprint)
+            return BaseCheckResult(comparison=with_named or unknown, warnings=tuple(warnings))
+        comparison = self._compare(found.base.fingerprint)
         weights = found.base.fingerprint.weights[7:19]
-        warnings += self._refused(
+        warnings += self._check(
             found, comparison, lambda: f"was made for base `{shown(self.library.base_label(found.base))}` ({weights})"
         )
         if comparison.verdict is BaseVerdict.UNKNOWN:
             warnings += [f"could not be compared with its base: {d}" for d in comparison.differences]
-        return Verdict(comparison=comparison, warnings=tuple(warnings))
+        return BaseCheckResult(comparison=comparison, warnings=tuple(warnings))
 
-    def _judge(self, fingerprint: BaseFingerprint) -> Comparison:
-        """As `judge`, once for each base."""
-        # equal in everything: a manifest that lies about its samples answers for no other
-        for known, comparison in self._judged:
+    def _compare(self, fingerprint: BaseFingerprint) -> Comparison:
+        """`compare_base`, run once for each fingerprint."""
+        # The whole fingerprint is the key: a manifest with false samples must not answer for another one.
+        for known, comparison in self._comparisons:
             if known == fingerprint:
                 return comparison
-        comparison = judge(fingerprint, self.loaded)
-        self._judged.append((fingerprint, comparison))
+        comparison = compare_base(fingerprint, self.loaded)
+        self._comparisons.append((fingerprint, comparison))
         return comparison
 
-    def _refused(self, found: Found, comparison: Comparison, describe: Callable[[], str]) -> list[str]:
-        """Raise unless the verdict allows it; a warning when only the caller does. `describe` says what was claimed."""
+    def _check(self, found: Found, comparison: Comparison, describe: Callable[[], str]) -> list[str]:
+        """Raise unless the verdict permits the attach; a warning if only the caller permits it.
+
+        `describe` gives the adapter's claim, for the message.
+        """
         verdict = comparison.verdict
         if verdict.allows_attach:
             return []
         claim = describe()
         actual = self.known_base()
-        this = f"`{actual.label}` ({actual.fingerprint.weights[7:19]})" if actual else "no base that is registered here"
+        this = f"`{actual.label}` ({actual.fingerprint.weights[7:19]})" if actual else "not a registered base"
         if verdict is BaseVerdict.SAME_SHAPES and self._is_overridden(found, actual):
-            return [f"{claim}, this model is {this}: attached all the same, as asked"]
-        hint = "load the base it was made for"
+            return [f"{claim}, this model is {this}: attached anyway, because a base mismatch is allowed"]
+        hint = "load the base that it was made for"
         if verdict is BaseVerdict.SAME_SHAPES:
-            hint += "; with `--allow-base-mismatch` (allow_base_mismatch=True) it is attached all the same"
+            hint += "; `--allow-base-mismatch` (allow_base_mismatch=True) attaches it anyway"
         elif actual:
             hint += f"; `adapt search --base {actual.label}` lists adapters for this one"
         lines = [
@@ -96,24 +99,24 @@ class BaseCheck:
         raise BaseMismatch("\n".join(lines), hint=hint)
 
     def _is_overridden(self, found: Found, actual: BaseRecord | None) -> bool:
-        """Whether the caller allows the mismatch now, or somebody did when the build was installed for this base."""
+        """Whether the caller allows the mismatch now, or the build was installed for this base with that option."""
         if self.allow_base_mismatch or found.build is None or actual is None:
             return self.allow_base_mismatch
         return self.library.mismatch_allowed(found.build, actual.fingerprint)
 
 
 def pin(library: Library, found: Found, known_base: Callable[[], BaseRecord | None]) -> tuple[str, ...]:
-    """Record the base of a build that declared none; what came of it, as a warning."""
+    """Record the base of a build that declares none; returns the outcome as a warning."""
     build = found.build
     if build is None or found.base.fingerprint is not None:
         return ()
     named = found.wanted.record if found.wanted else None
     record = named if named and named.alias else known_base()
     if record is None:
-        return ("is not pinned: this model is no base that is registered here (`adapt base add PATH`)",)
+        return ("is not pinned: this model is not a registered base (`adapt base add PATH` registers one)",)
     try:
         library.pin(build, record)
     except AdapterHubError as error:
-        # The adapter works; that its base could not be written down does not take it off again.
+        # The adapter works; a failure to record its base must not take it off again.
         return (f"could not be pinned to base `{record.label}`: {error.message.splitlines()[0]}",)
-    return (f"is now pinned to base `{record.label}`, on which it was attached",)
+    return (f"is now pinned to base `{record.label}`, to which it was attached",)

@@ -1,4 +1,4 @@
-"""What is known of an adapter once it was checked against a model: for programs, and in lines for people."""
+"""The facts about an attached adapter: as a value for programs, and in lines for people."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from adapterhub.core.errors import shown
 from adapterhub.distribution.finding import Found
 from adapterhub.formats.base.fingerprint import BaseVerdict
-from adapterhub.inference.loader.base_check import Verdict
-from adapterhub.inference.loader.injection import Ready
+from adapterhub.inference.loader.base_check import BaseCheckResult
+from adapterhub.inference.loader.injection import ReadyAdapter
 from adapterhub.inference.loader.methods import Scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleGroup:
-    """Modules whose update has the same scale; `scaling` is the adapter's own, without the weight in a mixture."""
+    """Modules whose updates have the same scale; `scaling` is the adapter's own, without its weight in a mixture."""
 
     rank: int
     alpha: float
@@ -26,7 +26,7 @@ class ScaleGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachedAdapter:
-    """What is known of one attached adapter. `compared` says in words how its base stands to the model."""
+    """The facts about one attached adapter. `compared` says in words how its base compares with the model."""
 
     label: str
     folder: Path
@@ -40,19 +40,21 @@ class AttachedAdapter:
     warnings: tuple[str, ...]
 
 
-def facts(found: Found, ready: Ready, verdict: Verdict, pinned: tuple[str, ...]) -> AttachedAdapter:
-    """What is known of one adapter, gathered from the checks it went through."""
+def facts(found: Found, ready: ReadyAdapter, base: BaseCheckResult, pinned: tuple[str, ...]) -> AttachedAdapter:
+    """The facts about one adapter, collected from its checks."""
     contents = ready.contents
     tensors = [*contents.factors.values(), *contents.saved.values(), contents.shared]
     groups: Counter[Scale] = Counter(ready.setup.scales.values())
-    whole = "its weight does not change the modules it replaces whole" if contents.saved and found.weight != 1 else ""
+    whole = (
+        "its weight does not apply to modules that it replaces whole" if contents.saved and found.weight != 1 else ""
+    )
     return AttachedAdapter(
         label=found.label,
         folder=found.folder,
         weight=found.weight,
         method=contents.config.methods(),
-        verdict=verdict.comparison.verdict,
-        compared=verdict.comparison.differences,
+        verdict=base.comparison.verdict,
+        compared=base.comparison.differences,
         scales=tuple(
             ScaleGroup(rank=scale.rank, alpha=scale.alpha, scaling=scale.scaling, modules=count)
             for scale, count in sorted(groups.items(), key=lambda group: (-group[1], group[0].rank, group[0].alpha))
@@ -63,7 +65,7 @@ def facts(found: Found, ready: Ready, verdict: Verdict, pinned: tuple[str, ...])
             *found.warnings,
             *contents.warnings,
             *ready.setup.warnings,
-            *verdict.warnings,
+            *base.warnings,
             *([whole] if whole else []),
             *pinned,
         ),
@@ -71,7 +73,7 @@ def facts(found: Found, ready: Ready, verdict: Verdict, pinned: tuple[str, ...])
 
 
 def lines(adapter: AttachedAdapter) -> list[str]:
-    """The same in lines for people."""
+    """The facts in lines for people."""
     weight = f"  weight {adapter.weight:g}" if adapter.weight != 1 else ""
     text = [f"{shown(adapter.label, 200)}  {', '.join(adapter.method)}{weight}"]
     text.append(f"  base: {adapter.verdict.value}; {'; '.join(adapter.compared)}")

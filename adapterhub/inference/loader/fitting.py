@@ -1,4 +1,4 @@
-"""Whether every place of an adapter's layers has a tensor of its shape, and every tensor a place."""
+"""Checks that every slot of an adapter's layers has a tensor of its shape, and that every tensor has a slot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adapterhub.inference.loader.reading.contents import LISTED, limited
 
 
 class Fitting:
-    """Gathers what does not fit, module by module; `label` names the adapter in errors."""
+    """Collects the tensors that do not fit, module by module; `label` names the adapter in errors."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -20,7 +20,7 @@ class Fitting:
     def matched(
         self, module: str, specs: Mapping[str, TensorSpec], shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, TensorSpec]:
-        """The tensors of `specs` that fit `shapes`, by what PEFT calls a place (`lora_A.weight`); others are noted."""
+        """The tensors of `specs` that fit `shapes`, by PEFT's name for a slot (`lora_A.weight`). Notes the others."""
         for key in shapes.keys() - specs.keys():
             self._missing.append(("E_PAIR", f"`{shown(module)}` has no tensor `{shown(key)}`"))
         for key in specs.keys() - shapes.keys():
@@ -34,23 +34,23 @@ class Fitting:
             if shape == spec.shape:
                 fitting[key] = spec
             else:
-                here = f"`{shown(module or spec.name)}` takes {key} of shape {list(shape)}"
+                here = f"`{shown(module or spec.name)}` needs {key} of shape {list(shape)}"
                 self._misshapen.append(f"{here}, the adapter has {list(spec.shape)}")
         return fitting
 
     def ensure_fit(self) -> None:
-        """Raise if anything did not fit.
+        """Raise unless everything fitted.
 
         Raises:
-            BaseMismatch: tensors that do not have the shape of the base's modules.
-            RefusedAdapter: tensors that are missing, or have no place in the layers.
+            BaseMismatch: tensors do not have the shapes of the base's modules.
+            RefusedAdapter: tensors are missing, or have no slot in the layers.
         """
         label = shown(self.label)
         if self._misshapen:
             rest = len(self._misshapen) - LISTED
             listed = [*self._misshapen[:LISTED], *([f"and {rest} more"] if rest > 0 else [])]
             raise BaseMismatch(
-                "\n".join([f"`{label}` does not have the shapes of this model", *(f"  {line}" for line in listed)])
+                "\n".join([f"`{label}` does not fit the shapes of this model", *(f"  {line}" for line in listed)])
             )
         if self._missing:
-            raise RefusedAdapter(f"`{label}` does not fit the layers it is for", limited(self._missing))
+            raise RefusedAdapter(f"`{label}` does not fit its layers", limited(self._missing))

@@ -1,8 +1,8 @@
-"""Whether the model in memory is the base that a fingerprint describes, told by a few numbers of each tensor.
+"""Decides from a few numbers of each tensor whether the model in memory is the base that a fingerprint describes.
 
-Hashing a model costs as much as reading it; the sampled numbers of a fingerprint cost milliseconds, and every tensor of
-another training run differs in them. A change that misses all samples of every tensor goes unseen, as one that is
-smaller than rounding does between two precisions.
+Hashing a model costs as much as reading it. The sampled numbers of a fingerprint cost milliseconds, and every tensor of
+another training run differs in them. A change that misses the samples of all tensors goes unseen; so does one smaller
+than rounding, between two precisions.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ from adapterhub.weights.dtypes import FORMAT_DTYPES
 class LoadedBase:
     """The model in memory as a fingerprint sees it: dtype, sampled numbers and shape by tensor name.
 
-    `packed`: of weights packed into a few bits, between which numbers the sampled ones of their source must lie; their
-    shape is that of the source. `others`: what the tensors are called in other releases of transformers, whose names
-    weight files keep.
+    `packed`: for quantised weights, the intervals in which the sampled numbers of their source must lie; their shape is
+    that of the source. `others`: the tensors' names in other releases of transformers, which weight files keep.
     """
 
     samples: Mapping[str, tuple[str, bytes]]
@@ -43,8 +42,8 @@ class LoadedBase:
     others: tuple[OtherNames, ...]
 
 
-def look_at(base: BaseModel) -> LoadedBase:
-    """The sampled numbers of every tensor that a weight file of the base would hold; reads only these."""
+def sample_base(base: BaseModel) -> LoadedBase:
+    """The sampled numbers of every tensor that a weight file of the base would hold; reads no others."""
     samples: dict[str, tuple[str, bytes]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor, is_kept in base.tensors():
@@ -68,7 +67,7 @@ def look_at(base: BaseModel) -> LoadedBase:
 
 
 def _places(spec: TensorSpec) -> list[int]:
-    """Which elements of the flattened tensor are sampled; the same ones in every dtype."""
+    """The indices of the sampled elements in the flattened tensor; the same in every dtype."""
     width = stored_bytes(spec.dtype)
     return [offset // width for offset in sample_offsets(spec)]
 
@@ -79,12 +78,11 @@ def _numbers_at_samples(tensor: Tensor, spec: TensorSpec) -> bytes:
     return numbers.view(torch.uint8).numpy().tobytes() if len(numbers) else b""
 
 
-def judge(declared: BaseFingerprint, loaded: LoadedBase) -> Comparison:
+def compare_base(declared: BaseFingerprint, loaded: LoadedBase) -> Comparison:
     """How the base `declared` relates to the model in memory.
 
-    Heads may be there on one side only (a classifier made anew, a language-model head left away), and tensors inside a
-    layer may have been fused on loading; these are left out. A layer on one side only makes the two DIFFERENT. UNKNOWN
-    when no tensor has a common name.
+    Skips heads that only one side has (a new classifier, an omitted language-model head) and tensors inside a layer
+    that were fused on loading. A layer on one side only makes the two DIFFERENT. UNKNOWN if no names match.
     """
     pairs = _pairs(declared.samples, loaded.samples)
     for other in loaded.others if len(pairs) < len(declared.samples) else ():
@@ -92,7 +90,7 @@ def judge(declared: BaseFingerprint, loaded: LoadedBase) -> Comparison:
         pairs = max(pairs, renamed, key=len)
     if not pairs:
         return Comparison(
-            verdict=BaseVerdict.UNKNOWN, differences=("no tensor of the model has a name that its base has",)
+            verdict=BaseVerdict.UNKNOWN, differences=("no tensor of the model has the name of one in its base",)
         )
     lone = _lone_layers(declared.samples, pairs.keys(), "its base")
     lone += _lone_layers(loaded.samples, set(pairs.values()), "this model")
@@ -111,10 +109,10 @@ def judge(declared: BaseFingerprint, loaded: LoadedBase) -> Comparison:
 
 
 def identify(loaded: LoadedBase, bases: Bases) -> BaseRecord | None:
-    """The registered base that the model in memory is; equal numbers before another precision."""
+    """The registered base that equals the model in memory; one with equal numbers before one in another precision."""
     other_precision: BaseRecord | None = None
     for record in bases.list():
-        verdict = judge(record.fingerprint, loaded).verdict
+        verdict = compare_base(record.fingerprint, loaded).verdict
         if verdict is BaseVerdict.SAME_WEIGHTS:
             return record
         if verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
@@ -123,7 +121,7 @@ def identify(loaded: LoadedBase, bases: Bases) -> BaseRecord | None:
 
 
 def _pairs(declared: Mapping[str, object], loaded: Mapping[str, object]) -> dict[str, str]:
-    """Name in `loaded` for each name in `declared`; one side may have a first part more, as with and without a head."""
+    """The name in `loaded` for each name in `declared`; one side may have an extra first part, as with a head."""
     candidates = [{name: name for name in declared.keys() & loaded.keys()}]
     candidates += [{n: part + n for n in declared if part + n in loaded} for part in _first_parts(loaded)]
     candidates += [{part + n: n for n in loaded if part + n in declared} for part in _first_parts(declared)]
@@ -135,7 +133,7 @@ def _first_parts(names: Iterable[str]) -> list[str]:
 
 
 def _lone_layers(names: Iterable[str], matched: Iterable[str], where: str) -> tuple[str, ...]:
-    """A sentence when numbered layers of a part that both sides have are there on one side only."""
+    """A sentence if only one side has some of the numbered layers in a part that both have."""
     matched = set(matched)
     layers = {_layer_of(name) for name in matched}
     parts = {name.partition(".")[0] for name in matched}
@@ -154,14 +152,14 @@ def _lone_layers(names: Iterable[str], matched: Iterable[str], where: str) -> tu
 
 
 def _layer_of(name: str) -> str:
-    """The name up to its first number (`model.layers.3`); "" when it has none."""
+    """The name up to its first number (`model.layers.3`); "" if it has none."""
     parts = name.split(".")
     return next((".".join(parts[: at + 1]) for at, part in enumerate(parts) if part.isdecimal()), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Values:
-    """How many sampled numbers were compared, how many cannot be the same number, and both in words."""
+    """How many sampled numbers were compared (`seen`), how many of them differ (`apart`), and both in words."""
 
     seen: int
     apart: int
@@ -171,7 +169,7 @@ class _Values:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Packed:
-    """What was found of tensors that are packed here and not in the base; `unread` could not be compared."""
+    """The same for tensors that are quantised here and not in the base; `unread` could not be compared."""
 
     seen: int
     apart: int
@@ -181,7 +179,7 @@ class _Packed:
 
 
 def _compare_packed(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> _Packed:
-    """Whether the sampled numbers of the base lie where those packed here may have come from."""
+    """Compare the sampled numbers of the base with the intervals of the quantised numbers here."""
     seen = apart = unread = 0
     example = ""
     tensors = [
@@ -216,7 +214,7 @@ def _compare_values(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mappin
             if not may_be_same(dtype, first, dtype_here, second):
                 apart += 1
                 theirs, ours = number_text(dtype, first), number_text(dtype_here, second)
-                # One whose six digits differ says more than one that differs beyond them.
+                # Prefer an example whose difference shows in six digits.
                 if not example or (theirs != ours and not is_plain):
                     example, is_plain = f"`{shown(name)}` ({theirs} in its base, {ours} here)", theirs != ours
     precision = tuple(
@@ -224,13 +222,13 @@ def _compare_values(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mappin
     )
     compared = len(packed.tensors) - packed.unread
     if compared:
-        precision += (f"{compared:,} tensors are packed into fewer bits here and were compared within their steps",)
+        precision += (f"{compared:,} tensors are quantised here and were compared within their steps",)
     if packed.unread:
         precision += (f"{packed.unread:,} tensors are quantised here and were not compared",)
     sentence = f"all {seen:,} sampled values of {len(pairs) - packed.unread:,} tensors agree"
     unpaired = len(declared.samples) - len(pairs)
     if unpaired:
-        sentence += f" ({unpaired:,} of its base have no such name here and were not compared)"
+        sentence += f" ({unpaired:,} of its base have no counterpart here and were not compared)"
     if apart:
         sentence = f"{apart:,} of {seen:,} sampled values differ, for example in {example or packed.example}"
     elif not seen:
@@ -239,7 +237,7 @@ def _compare_values(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mappin
 
 
 def _may_lie(dtype: str, raw: bytes, room: Interval) -> bool:
-    """Whether a stored number can be one that was packed into `room`."""
+    """Whether quantising a stored number can give one in the interval `room`."""
     own = interval(dtype, raw)
     return own is not None and own[0] <= room[1] and room[0] <= own[1]
 
@@ -250,7 +248,7 @@ def _split(dtype: str, raw: bytes) -> list[bytes]:
 
 
 def _has_same_shapes(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> bool | None:
-    """Whether the two have the same structure; None when tensors without a partner keep it from being told."""
+    """Whether the two have the same structure; None if a tensor of the base has no counterpart."""
     if pairs.keys() != declared.samples.keys():
         return None
     listed = [[name, list(loaded.shapes[here])] for name, here in sorted(pairs.items())]

@@ -1,8 +1,8 @@
-"""Putting adapters on a model with PEFT's layers, and their tensors into those layers.
+"""Injects adapters into a model: PEFT's layers, filled with the adapters' tensors.
 
-PEFT builds the layers (empty, on the `meta` device); the numbers are assigned here, slot by slot. The slots are read
-off the layers that PEFT made, so nothing but an adapter's own parameters can be assigned, and every slot must be filled
-by exactly one tensor of the right shape.
+PEFT builds the layers (empty, on the `meta` device); this module assigns the numbers, slot by slot. The slots come from
+the layers that PEFT built, so only an adapter's own parameters can be assigned, and each slot takes exactly one tensor
+of the right shape.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,14 @@ from adapterhub.inference.loader.fitting import Fitting
 from adapterhub.inference.loader.methods import Setup
 from adapterhub.inference.loader.reading.contents import LISTED, AdapterContents
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Ready:
-    """An adapter that was checked against the base; `name` is what PEFT knows it by."""
+class ReadyAdapter:
+    """An adapter that was checked against the base and can be put on it; `name` is its name in PEFT."""
 
     name: str
     contents: AdapterContents
@@ -35,7 +39,7 @@ class Ready:
 
 
 def peft_names(labels: Sequence[str]) -> list[str]:
-    """A name for each adapter that PEFT and torch accept: no dot, no `lora_`, no method of a torch container."""
+    """A name for each adapter that PEFT and torch accept: no dot, no `lora_`, no method name of a torch container."""
     names: list[str] = []
     for label in labels:
         stem = "adapter-" + (re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:64] or "0")
@@ -46,17 +50,17 @@ def peft_names(labels: Sequence[str]) -> list[str]:
     return names
 
 
-def inject(base: BaseModel, adapters: Sequence[Ready]) -> Any:  # noqa: ANN401 - a PeftModel, which has no types
-    """The base with all `adapters` on it and active, as a `PeftModel`. The caller undoes it when this raises.
+def inject(base: BaseModel, adapters: Sequence[ReadyAdapter]) -> PeftModel:
+    """The base with all `adapters` on it and active, as a `PeftModel`. The caller restores the base if this raises.
 
     Raises:
         UnsupportedAdapter: PEFT has no layer for a module, or none for these adapters together.
-        BaseMismatch: tensors that do not have the shape of the base's modules.
-        RefusedAdapter: tensors that are missing, or have no place in the layers.
+        BaseMismatch: tensors do not have the shapes of the base's modules.
+        RefusedAdapter: tensors are missing, or have no slot in the layers.
     """
-    # PEFT draws random numbers for layers that are filled right after; the user's generator stays where it was.
+    # PEFT draws random numbers for layers that are filled right after; the user's generator must not advance.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what PEFT warns of is checked here
+        warnings.simplefilter("ignore")  # the causes of PEFT's warnings are checked here
         model = _build(base, adapters)
         for adapter in adapters:
             _Filling(base, model, adapter).run()
@@ -65,12 +69,12 @@ def inject(base: BaseModel, adapters: Sequence[Ready]) -> Any:  # noqa: ANN401 -
         _follow_modes(base, model)
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
-            raise RefusedAdapter("the adapter is incomplete", [("E_PAIR", f"nothing fills `{shown(name)}`")])
+            raise RefusedAdapter("the adapter is incomplete", [("E_PAIR", f"no tensor for `{shown(name)}`")])
     return model
 
 
-def set_scales(modules: Mapping[str, Any], adapter: Ready) -> None:
-    """Multiply the adapter's update by its weight, in each of its layers, found by name; may be done again."""
+def set_scales(modules: Mapping[str, Any], adapter: ReadyAdapter) -> None:
+    """Set the scale of the adapter's update, times its weight, in each of its layers. Replaces an earlier weight."""
     for name, scale in adapter.setup.scales.items():
         layer = modules[name]
         layer.scaling[adapter.name] = scale.scaling * adapter.weight
@@ -78,27 +82,27 @@ def set_scales(modules: Mapping[str, Any], adapter: Ready) -> None:
         alphas[adapter.name] = scale.alpha
 
 
-def _build(base: BaseModel, adapters: Sequence[Ready]) -> Any:  # noqa: ANN401 - a PeftModel
+def _build(base: BaseModel, adapters: Sequence[ReadyAdapter]) -> PeftModel:
     from peft import PeftModel
 
     model = None
     for adapter in adapters:
         try:
-            # `PeftModel` and not its class for the task, which would change the base (its generation hook, its head).
+            # `PeftModel`, not the class for the task: that one changes the base (its generation hook, its head).
             if model is None:
                 model = PeftModel(base.model, adapter.setup.config, adapter.name, low_cpu_mem_usage=True)
             else:
                 model.add_adapter(adapter.name, adapter.setup.config, low_cpu_mem_usage=True)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise UnsupportedAdapter(
-                f"PEFT cannot put `{shown(adapter.contents.label)}` on this model", [shown(str(error), 300)]
+                f"PEFT cannot attach `{shown(adapter.contents.label)}` to this model", [shown(str(error), 300)]
             ) from error
     assert model is not None  # there is an adapter
     return model
 
 
-def _follow_modes(base: BaseModel, model: Any) -> None:  # noqa: ANN401 - a PeftModel
-    """Put what PEFT made into the mode, training or evaluation, of what it wraps."""
+def _follow_modes(base: BaseModel, model: PeftModel) -> None:
+    """Put each of PEFT's wrappers into the mode, training or evaluation, of the module that it wraps."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     model.training = model.base_model.training = base.model.training
@@ -113,7 +117,7 @@ def _follow_modes(base: BaseModel, model: Any) -> None:  # noqa: ANN401 - a Peft
 
 
 class _Slot(NamedTuple):
-    """A place for one tensor, a parameter or buffer of `holder`; shape, device and dtype that it takes."""
+    """A place for one tensor, a parameter or buffer of `holder`, with the shape, device and dtype that it takes."""
 
     holder: nn.Module
     key: str
@@ -123,9 +127,9 @@ class _Slot(NamedTuple):
 
 
 class _Filling:
-    """Brings one adapter's tensors into the layers that PEFT made for it."""
+    """Assigns one adapter's tensors to the layers that PEFT built for it."""
 
-    def __init__(self, base: BaseModel, model: Any, adapter: Ready) -> None:  # noqa: ANN401 - a PeftModel
+    def __init__(self, base: BaseModel, model: PeftModel, adapter: ReadyAdapter) -> None:
         self.base = base
         self.model = model
         self.adapter = adapter
@@ -136,15 +140,15 @@ class _Filling:
 
     def run(self) -> None:
         """Check everything, then assign."""
-        self._refuse_other_layers()
+        self._ensure_same_layers()
         work = [*self._factors(), *self._saved(), *self._shared()]
         self.fitting.ensure_fit()
         for slot, spec in work:
             _assign(slot, self.contents.read(spec))
         set_scales(self.modules, self.adapter)
 
-    def _refuse_other_layers(self) -> None:
-        """PEFT matches names by their end; make sure that it wrapped what the file names and nothing else."""
+    def _ensure_same_layers(self) -> None:
+        """Raise unless PEFT, which matches names by their end, wrapped exactly the modules that the file names."""
         from peft.utils import ModulesToSaveWrapper
 
         wrapped = {name for name, layer in self._layers() if _own_slots(layer, self.adapter.name)}
@@ -156,11 +160,11 @@ class _Filling:
         odd = (wrapped ^ set(self.contents.factors)) | (saved ^ set(self.contents.saved))
         if odd:
             raise UnsupportedAdapter(
-                f"PEFT takes other modules than `{shown(self.contents.label)}` is for",
+                f"PEFT wraps other modules than those of `{shown(self.contents.label)}`",
                 [f"`{shown(name)}`" for name in sorted(odd)[:LISTED]],
             )
 
-    def _layers(self) -> Iterator[tuple[str, Any]]:
+    def _layers(self) -> Iterator[tuple[str, BaseTunerLayer]]:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         return ((name, module) for name, module in self.modules.items() if isinstance(module, BaseTunerLayer))
@@ -170,8 +174,8 @@ class _Filling:
             layer: Any = self.modules[name]
             parameter = self.contents.parameters.get(name)
             holder = name if parameter is None else parameter.rpartition(".")[0]
-            assert layer.get_base_layer() is self.base.modules[holder]  # the very module of the base, not a copy
-            # PEFT names a pair on a parameter by how deep its wrapper lies, which must be the one we take it for
+            assert layer.get_base_layer() is self.base.modules[holder]  # the module of the base itself, not a copy
+            # PEFT names a pair on a parameter by the depth of its wrapper, which must be the expected one.
             assert parameter is None or layer.parameter_name == parameter.rpartition(".")[2]
             self._resize(layer, name)
             yield from self._matched(name, specs, _own_slots(layer, self.adapter.name))
@@ -191,8 +195,8 @@ class _Filling:
         slots = {name: _slot(holder, self.adapter.name, holder[self.adapter.name]) for name, holder in holders.items()}
         yield from self._matched("", self.contents.shared, slots)
 
-    def _resize(self, layer: Any, name: str) -> None:  # noqa: ANN401 - a layer of PEFT
-        """Give a layer the rank that its tensors have, where PEFT's config has one rank for all (AdaLoRA)."""
+    def _resize(self, layer: BaseTunerLayer, name: str) -> None:
+        """Give a layer the rank of its tensors, where PEFT's config has one rank for all layers (AdaLoRA)."""
         rank, adapter = self.adapter.setup.ranks.get(name), self.adapter.name
         if rank is None:
             return
@@ -207,14 +211,14 @@ class _Filling:
     def _matched(
         self, module: str, specs: Mapping[str, TensorSpec], slots: Mapping[str, _Slot]
     ) -> Iterator[tuple[_Slot, TensorSpec]]:
-        """Every slot with its tensor; what does not match is noted."""
+        """Every slot with its tensor; `fitting` notes those that do not match."""
         shapes = {key: slot.shape for key, slot in slots.items()}
         for key, spec in self.fitting.matched(module, specs, shapes).items():
             yield slots[key], spec
 
 
-def _own_slots(layer: Any, name: str) -> dict[str, _Slot]:  # noqa: ANN401 - a layer of PEFT
-    """The parameters of adapter `name` on one layer, by what PEFT calls them in a file."""
+def _own_slots(layer: BaseTunerLayer, name: str) -> dict[str, _Slot]:
+    """The parameters of adapter `name` on one layer, by their names in PEFT's files."""
     slots: dict[str, _Slot] = {}
     base = next(layer.get_base_layer().parameters())
     for attribute in dict.fromkeys((*layer.adapter_layer_names, "lora_magnitude_vector")):
@@ -232,7 +236,7 @@ def _own_slots(layer: Any, name: str) -> dict[str, _Slot]:  # noqa: ANN401 - a l
 
 
 def _slot(holder: nn.Module, key: str, now: Tensor, base: Tensor | None = None) -> _Slot:
-    """The slot of the tensor `now`. An empty one takes the device of its base weight, and float32 as PEFT has it."""
+    """The slot of the tensor `now`. With `base`, an empty slot takes the base's device, and float32 as in PEFT."""
     device, dtype = now.device, now.dtype
     if base is not None:
         device, dtype = base.device, torch.float64 if base.dtype == torch.float64 else torch.float32
@@ -240,7 +244,7 @@ def _slot(holder: nn.Module, key: str, now: Tensor, base: Tensor | None = None) 
 
 
 def _assign(slot: _Slot, tensor: Tensor) -> None:
-    """Put `tensor` in the slot's place; what was there before is left as it is, never written to."""
+    """Put `tensor` into the slot; the tensor that was there is replaced, never written to."""
     kept = tensor.to(device=slot.device, dtype=slot.dtype)
     if isinstance(slot.holder, nn.ParameterDict):
         slot.holder[slot.key] = nn.Parameter(kept, requires_grad=False)

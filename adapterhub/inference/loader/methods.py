@@ -1,7 +1,7 @@
-"""How each method of PEFT is set up from an adapter's contents, with nothing from its config but checked numbers.
+"""Builds PEFT's config for each method from an adapter's contents, with only checked numbers of its own config.
 
-The configs made here name every module in full, so that no pattern of a file is run by PEFT; they ask for no
-initialisation, some kinds of which rewrite the base; they carry no field that names code.
+The configs built here name every module in full, so PEFT runs no pattern of a file. They request no initialisation,
+because some kinds rewrite the base. They have no field that names code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from adapterhub.inference.loader.reading.contents import AdapterContents
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """The factor on a module's update, `scaling`, and what it comes from."""
+    """The factor on a module's update, `scaling`, with the rank and alpha that it comes from."""
 
     rank: int
     alpha: float
@@ -37,7 +37,7 @@ class Scale:
 class Setup:
     """A config for PEFT, and the scale of each module (empty for methods without one).
 
-    `ranks`: rank by module where PEFT's config cannot say it.
+    `ranks`: rank by module where PEFT's config cannot express it.
     """
 
     config: Any
@@ -47,17 +47,17 @@ class Setup:
 
 
 def set_up(contents: AdapterContents, base: BaseModel) -> Setup:
-    """What PEFT needs to build this adapter's layers.
+    """The settings with which PEFT builds this adapter's layers.
 
     Raises:
         UnsupportedAdapter: with every feature that stands in the way.
-        MalformedConfig: settings of the method that are no numbers.
+        MalformedConfig: a setting of the method has a wrong type.
     """
     reasons = _reasons(contents)
     if reasons:
         raise UnsupportedAdapter(f"`{shown(contents.label)}` cannot be attached here", reasons)
     make = MAKERS[contents.config.peft_type]
-    return make(contents, base, _common(contents, base))
+    return make(contents, _common(contents, base))
 
 
 def _reasons(contents: AdapterContents) -> list[str]:
@@ -66,11 +66,12 @@ def _reasons(contents: AdapterContents) -> list[str]:
     init = config.init_lora_weights
     if config.start_changes_base:
         reasons.append(
-            f"it was initialised from the base weights (init_lora_weights {shown(init)}) and changed them: its update"
-            " is relative to those. PEFT saves it as a plain LoRA with `path_initial_model_for_weight_conversion`"
+            f"it was initialised from the base weights (init_lora_weights {shown(init)}), which also changed them: its"
+            " update is relative to the changed weights. Convert it to plain LoRA with PEFT's"
+            " `path_initial_model_for_weight_conversion`"
         )
     elif config.start_is_unknown:
-        reasons.append(f"its initialisation {shown(init)} is not known here; it may have changed the base")
+        reasons.append(f"its initialisation {shown(init)} is unknown here, and may have changed the base")
     return reasons
 
 
@@ -94,7 +95,7 @@ def _conv1d() -> type[nn.Module]:
 
 
 # ---------------------------------------------------------------- one maker a method
-def _lora(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+def _lora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import LoraConfig
 
     config = contents.config
@@ -133,13 +134,13 @@ def _ranks(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
     return usual, {re.escape(name): ranks[name] for name in others}
 
 
-def _adalora(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+def _adalora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import AdaLoraConfig
 
     fields = Fields(contents.config.extra)
     alpha = fields.number("lora_alpha")
-    _refuse_problems(contents, fields)
-    # The ranks that training left over are those of the tensors; the schedule has no meaning any more.
+    _check_fields(contents, fields)
+    # The tensors have the ranks that training left over; the schedule means nothing any more.
     ranks = {name: specs["lora_E"].shape[0] for name, specs in contents.factors.items() if "lora_E" in specs}
     most = max(ranks.values(), default=1)
     made = AdaLoraConfig(
@@ -153,12 +154,12 @@ def _adalora(contents: AdapterContents, base: BaseModel, common: dict[str, Any])
     return Setup(config=made, scales={}, ranks=ranks)
 
 
-def _ia3(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+def _ia3(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import IA3Config
 
     fields = Fields(contents.config.extra)
     named = fields.names_or_pattern("feedforward_modules")
-    _refuse_problems(contents, fields)
+    _check_fields(contents, fields)
     pattern = FullPattern(named, Budget()) if isinstance(named, str) else None
 
     def scales_inputs(name: str) -> bool:
@@ -172,7 +173,7 @@ def _ia3(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> 
     return Setup(config=made, scales={}, ranks={})
 
 
-def _lycoris(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+def _lycoris(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import LoHaConfig, LoKrConfig
 
     fields = Fields(contents.config.extra)
@@ -191,7 +192,7 @@ def _lycoris(contents: AdapterContents, base: BaseModel, common: dict[str, Any])
     rank = contents.config.r or 8
     ranks = _by_pattern(contents, fields, "rank_pattern", is_rank, rank)
     alphas = _by_pattern(contents, fields, "alpha_pattern", is_number, settings["alpha"])
-    _refuse_problems(contents, fields)
+    _check_fields(contents, fields)
     scales = {n: Scale(rank=ranks[n], alpha=alphas[n], scaling=alphas[n] / ranks[n]) for n in contents.factors}
     usual, pattern = _ranks(ranks)
     common = {key: value for key, value in common.items() if key != "fan_in_fan_out"}
@@ -199,35 +200,35 @@ def _lycoris(contents: AdapterContents, base: BaseModel, common: dict[str, Any])
     return Setup(config=made, scales=scales, ranks={})
 
 
-def _vera(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
+def _vera(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import VeraConfig
 
     fields = Fields(contents.config.extra)
     key = fields.take("projection_prng_key")
     if key is not None and (type(key) is not int or not 0 <= key < 1 << 63):
         fields.wrong("projection_prng_key", "a natural number")
-    _refuse_problems(contents, fields)
+    _check_fields(contents, fields)
     made = VeraConfig(
         r=contents.config.r or 256, projection_prng_key=key or 0, save_projection=True, init_weights=False, **common
     )
     warnings: tuple[str, ...] = ()
     if not contents.shared:
-        warnings = ("its file has no projections; they are made again from its random seed, as PEFT does",)
+        warnings = ("its file has no projections; they are generated from its random seed, as PEFT does",)
     return Setup(config=made, scales={}, ranks={}, warnings=warnings)
 
 
-MAKERS: Final[Mapping[str, Callable[[AdapterContents, BaseModel, dict[str, Any]], Setup]]] = MappingProxyType(
+MAKERS: Final[Mapping[str, Callable[[AdapterContents, dict[str, Any]], Setup]]] = MappingProxyType(
     {"LORA": _lora, "ADALORA": _adalora, "IA3": _ia3, "LOHA": _lycoris, "LOKR": _lycoris, "VERA": _vera}
 )
 
 
-# ---------------------------------------------------------------- settings that AdapterConfig keeps as they came
+# ---------------------------------------------------------------- settings that AdapterConfig does not parse
 def _by_pattern(
     contents: AdapterContents, fields: Fields, key: str, check: Callable[[object], bool], default: float
 ) -> dict[str, Any]:
-    """The number of each module: that of the first pattern which ends its name, else `default`."""
+    """The number of each module: that of the first pattern that matches the end of its name, else `default`."""
     numbers = fields.numbers_by_pattern(key, check, "numbers")
-    _refuse_problems(contents, fields)
+    _check_fields(contents, fields)
     keys = KeyPatterns(numbers, Budget())
     try:
         found = {name: keys.first(contents.adapters_name(name)) for name in contents.factors}
@@ -236,7 +237,7 @@ def _by_pattern(
     return {name: default if key is None else numbers[key] for name, key in found.items()}
 
 
-def _refuse_problems(contents: AdapterContents, fields: Fields) -> None:
+def _check_fields(contents: AdapterContents, fields: Fields) -> None:
     if fields.problems:
         raise MalformedConfig(str(contents.folder / CONFIG_FILE), "; ".join(fields.problems[:20]))
 
@@ -244,7 +245,7 @@ def _refuse_problems(contents: AdapterContents, fields: Fields) -> None:
 def _too_slow(contents: AdapterContents) -> MalformedConfig:
     return MalformedConfig(
         str(contents.folder / CONFIG_FILE),
-        "matching its patterns takes too long",
+        "its patterns take too long to match",
         code="E_REGEX",
         hint="list the module names instead",
     )

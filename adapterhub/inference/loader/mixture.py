@@ -1,4 +1,4 @@
-"""What several adapters on one model may share, and what their weights can mean."""
+"""Checks on several adapters for one model: modules that they share, and weights that they can have."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from adapterhub.core.errors import MergeRefused, RefusedAdapter, shown
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.base.quantised import ensure_unpacked
-from adapterhub.inference.loader.injection import Ready
+from adapterhub.inference.loader.injection import ReadyAdapter
 from adapterhub.inference.loader.reading.contents import LISTED, AdapterContents, limited
 
 
 def check_copies(contents: AdapterContents, base: BaseModel) -> None:
-    """Refuse copies of the base's embeddings that are not equal to them; PEFT saves such beside trained embeddings.
+    """Raise unless the adapter's copies of the base's embeddings equal them; PEFT may save copies with an adapter.
 
     Raises:
-        RefusedAdapter: an embedding of its own, trained or resized, which would replace that of the base.
-        UnsupportedAdapter: it would ruin modules that are packed into few bits here.
+        RefusedAdapter: the adapter has a trained or resized embedding, which would replace that of the base.
+        UnsupportedAdapter: it would damage modules that are quantised here.
     """
     magnitudes = contents.factors if contents.config.use_dora else ()
     ensure_unpacked(contents.label, base.modules, saved=contents.saved, magnitudes=magnitudes)
@@ -32,16 +32,16 @@ def check_copies(contents: AdapterContents, base: BaseModel) -> None:
     for name, spec in contents.copies.items():
         here = tensors[name].detach()
         if tuple(here.shape) != spec.shape or not torch.equal(contents.read(spec).to(here), here):
-            findings.append(("E_BASE_WEIGHT", f"`{shown(spec.name)}` is not equal to the base's and would replace it"))
+            findings.append(("E_BASE_WEIGHT", f"`{shown(spec.name)}` differs from the base's and would replace it"))
     if findings:
-        raise RefusedAdapter(f"`{shown(contents.label)}` brings weights of its own for the base", limited(findings))
+        raise RefusedAdapter(f"`{shown(contents.label)}` contains other weights of the base", limited(findings))
 
 
 def without_repeats(adapters: Sequence[AdapterContents]) -> list[AdapterContents]:
-    """The adapters, a module that several replace by the same tensors left with the first only.
+    """The adapters; a module that several replace with equal tensors stays with the first of them only.
 
     Raises:
-        MergeRefused: two adapters replace one module by different tensors, or one replaces what another adapts.
+        MergeRefused: two adapters replace a module with different tensors, or one replaces what another adapts.
     """
     first: dict[str, AdapterContents] = {}
     kept: list[AdapterContents] = []
@@ -69,11 +69,11 @@ def without_repeats(adapters: Sequence[AdapterContents]) -> list[AdapterContents
     return kept
 
 
-def check_mixture(adapters: Sequence[Ready]) -> None:
-    """Refuse weights on adapters that are no update added to an output, and mixtures of methods.
+def check_mixture(adapters: Sequence[ReadyAdapter]) -> None:
+    """Raise unless the adapters can be added up with their weights.
 
     Raises:
-        MergeRefused: with every reason.
+        MergeRefused: with every adapter that takes no weight, and with their methods if these differ.
     """
     reasons = []
     for adapter in adapters:
@@ -84,12 +84,10 @@ def check_mixture(adapters: Sequence[Ready]) -> None:
             if adapter.contents.config.use_dora
             else f"{adapter.contents.config.peft_type}, whose factors"
         )
-        reasons.append(
-            f"`{shown(adapter.contents.label)}` uses {method} do not add up: alone and with weight 1 it can be attached"
-        )
+        reasons.append(f"`{shown(adapter.contents.label)}` uses {method} do not add up: attach it alone, with weight 1")
     types = sorted({adapter.contents.config.peft_type for adapter in adapters})
     if len(types) > 1:
-        reasons.append(f"they are of {len(types)} types, {', '.join(types)}")
+        reasons.append(f"they have {len(types)} different types: {', '.join(types)}")
     if reasons:
         raise MergeRefused("these adapters cannot be added up", reasons)
 

@@ -1,4 +1,4 @@
-"""Small questions to a server of ours on this machine."""
+"""Ports and requests for the servers that `adapt serve` starts on this machine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _ANSWER_S: Final = 300.0
 
 
 def free_port(host: str, port: int = 0) -> int:
-    """`port` if nobody listens there, or any free one for 0.
+    """`port` if it is free; any free port for 0.
 
-    An engine that cannot listen fails late, and until then the server that has the port answers in its place.
+    Check early: an engine that cannot listen fails late, and until then the other server on the port answers.
 
     Raises:
-        Conflict: it is taken.
+        Conflict: the port is taken.
         UsageProblem: this machine has no such address.
     """
     try:
@@ -37,7 +37,7 @@ def free_port(host: str, port: int = 0) -> int:
 
 
 def reachable(host: str) -> str:
-    """How this machine reaches a server that listens on `host`."""
+    """The address at which this machine reaches a server that listens on `host`."""
     if host in {"", "0.0.0.0"}:  # noqa: S104 - compared, not bound
         return "127.0.0.1"
     if host == "::":
@@ -46,10 +46,10 @@ def reachable(host: str) -> str:
 
 
 def post(url: str, value: object, *, key: str | None = None) -> tuple[int, Any]:
-    """Status and JSON answer of a POST; an answer that is no JSON is its text.
+    """The status and the JSON answer of a POST; the text of an answer that is not JSON.
 
     Raises:
-        EngineFailed: no answer.
+        EngineFailed: the server does not answer.
     """
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     request = urllib.request.Request(url, json.dumps(value).encode(), headers)  # noqa: S310 - our own URL
@@ -63,7 +63,7 @@ def post(url: str, value: object, *, key: str | None = None) -> tuple[int, Any]:
 
 
 def message_in(answer: object) -> str:
-    """What an OpenAI-compatible server says of a failure."""
+    """The error message in the answer of an OpenAI-compatible server."""
     if isinstance(answer, dict):
         error = answer.get("error", answer)
         if isinstance(error, dict):
@@ -71,7 +71,7 @@ def message_in(answer: object) -> str:
     return str(answer)
 
 
-def _read(data: bytes) -> Any:  # noqa: ANN401 - JSON or text
+def _read(data: bytes) -> object:
     try:
         return json.loads(data)
     except ValueError:

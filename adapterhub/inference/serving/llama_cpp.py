@@ -1,8 +1,8 @@
-"""llama.cpp's server behind a front that knows adapters by name.
+"""llama.cpp's server behind a front that selects adapters by name.
 
-`llama-server` takes its adapters when it starts, numbers them, and applies all of them to every request that says
-nothing. The front turns the `model` of each request into the full list of numbers and scales, so that an answer is
-always by the one adapter that was asked for, or by none.
+`llama-server` gets its adapters at the start, numbers them, and applies all of them to a request without scales. The
+front translates the `model` of each request into the full list of numbers and scales. So each answer uses exactly the
+adapter that the request names, or none.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from typing import Any, Final
 from adapterhub.core.errors import NotFound, shown
 
 MOST_BYTES: Final = 64 << 20
-"""A longer request is refused."""
+"""The front refuses a longer request."""
 
 _CHUNK_BYTES: Final = 1 << 16
 _ANSWER_S: Final = 3600.0
 _OWN_HEADERS: Final = frozenset({"connection", "transfer-encoding", "keep-alive", "content-length", "host"})
 _CLOSED: Final = ("/lora-adapters", "/models/load", "/models/unload")
-"""Routes of the engine that change what all clients get."""
+"""Routes of the engine that change the answers to all clients."""
 
 
-def find_llama_server(given: str | None) -> str:
-    """The server's program.
+def find_llama_server(program: str | None) -> str:
+    """The path of the server's program.
 
     Raises:
-        NotFound: it is not there.
+        NotFound: there is no such program.
     """
-    found = shutil.which(given or "llama-server")
+    found = shutil.which(program or "llama-server")
     if found is None:
         raise NotFound(
-            f"no `{shown(given or 'llama-server', 200)}` here",
-            hint="get it from llama.cpp's releases or build its target `llama-server`, then `--llama-server FILE`",
+            f"`{shown(program or 'llama-server', 200)}` was not found",
+            hint="download it from llama.cpp's releases or build it, then pass `--llama-server FILE`",
         )
     return found
 
 
 def command_of(program: str, base: Path, adapters: Sequence[Path], port: int, extra: Sequence[str]) -> list[str]:
-    """The words to start the server with; it listens on loopback alone, for the front."""
+    """The command that starts the server; it listens on loopback only, for the front."""
     loras = [word for path in adapters for word in ("--lora", str(path))]
     return [program, "--model", str(base), *loras, "--host", "127.0.0.1", "--port", str(port), *extra]
 
 
 class Names:
-    """What each name means to the engine. `adapters` are in the order in which it loaded them."""
+    """Translates names for the engine. `adapters` are in the order in which the engine loaded them."""
 
     def __init__(self, base: str, adapters: Sequence[str]) -> None:
         self.base = base
         self.adapters = tuple(adapters)
 
     def scales(self, name: str) -> list[dict[str, float]] | None:
-        """Each adapter's number and scale for requests that name `name`; None for a name that is not served."""
+        """The number and scale of each adapter for requests that name `name`; None for an unknown name."""
         if name != self.base and name not in self.adapters:
             return None
         return [{"id": at, "scale": 1.0 if one == name else 0.0} for at, one in enumerate(self.adapters)]
@@ -72,7 +72,7 @@ class Names:
 
 @contextlib.contextmanager
 def front(host: str, port: int, engine_port: int, names: Names) -> Iterator[None]:
-    """Answer on `host` and `port` while the block runs.
+    """Answer requests on `host` and `port` while the block runs.
 
     Raises:
         OSError: the port is taken.
@@ -92,32 +92,32 @@ def front(host: str, port: int, engine_port: int, names: Names) -> Iterator[None
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Passes requests on; those with a JSON body get the scales that their `model` means."""
+    """Forwards requests to the engine; adds the scales for their `model` to those with a JSON body."""
 
     engine_port: int
     names: Names
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401 - as in http.server
-        """The engine has a log of its own."""
+        """Log nothing: the engine has its own log."""
 
     def do_GET(self) -> None:
-        """Models are ours to list; everything else is the engine's."""
+        """List the models; forward everything else to the engine."""
         if self.path.partition("?")[0].rstrip("/") in {"/v1/models", "/models"}:
             self._answer(HTTPStatus.OK, self.names.listing())
             return
         self._pass_on(None)
 
     def do_POST(self) -> None:
-        """Put the scales in, or refuse."""
+        """Add the scales and forward the request, or refuse it."""
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()) or int(length) > MOST_BYTES:
             self.close_connection = True
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of at most {MOST_BYTES} bytes is expected")
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected a body of at most {MOST_BYTES} bytes")
             return
         raw = self.rfile.read(int(length))
         if self.path.partition("?")[0].rstrip("/").endswith(_CLOSED):
-            self._refuse(HTTPStatus.FORBIDDEN, "which adapters are applied is said by the `model` of each request")
+            self._refuse(HTTPStatus.FORBIDDEN, "the `model` of each request selects the adapter; this route is closed")
             return
         try:
             body = json.loads(raw)
@@ -135,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._pass_on(json.dumps(body | {"lora": scales}).encode())
 
     def _pass_on(self, body: bytes | None) -> None:
-        """Send it to the engine and its answer back, piece by piece as it comes."""
+        """Forward the request to the engine, and stream its answer back."""
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _OWN_HEADERS}
         connection = http.client.HTTPConnection("127.0.0.1", self.engine_port, timeout=_ANSWER_S)
         with contextlib.closing(connection):
@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")  # the end of the stream is the end of the answer
             self.end_headers()
             self.close_connection = True
-            with contextlib.suppress(OSError, http.client.HTTPException):  # either side went away
+            with contextlib.suppress(OSError, http.client.HTTPException):  # one side closed the connection
                 while piece := answer.read1(_CHUNK_BYTES):
                     self.wfile.write(piece)
                     self.wfile.flush()

@@ -1,7 +1,7 @@
-"""An inference engine as a child: started in a group of its own, waited for until it answers, ended as a whole.
+"""An inference engine as a child process: starts it in its own group, waits until it answers, and ends the group.
 
-Engines start processes of their own, and one that is killed may leave them behind. The group is what is ended: first
-politely by the child itself, then all of it.
+Engines start more processes, and a killed engine may leave them behind. So `stop` ends the group: it first lets the
+child end itself, and then ends all that is left.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Final
+from http import HTTPStatus
+from typing import IO, TYPE_CHECKING, Final
 
 from adapterhub.core.errors import EngineFailed
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 STOP_S: Final = 30.0
-"""How long an engine gets to end by itself."""
+"""How long an engine may take to end by itself."""
 
 _POLL_S: Final = 0.2
 _ANSWER_S: Final = 5.0
@@ -30,7 +34,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 class EngineProcess:
-    """A running engine; use it as a context, which ends it and all it started."""
+    """A running engine; a context manager that ends the engine and all processes that it started."""
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], *, output: IO[bytes] | int | None) -> None:
         self.command = list(command)
@@ -44,7 +48,7 @@ class EngineProcess:
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - we have no threads yet
         )
 
-    def __enter__(self) -> EngineProcess:  # noqa: PYI034 - `Self` is Python 3.11's
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,7 +56,7 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id, which is its group's."""
+        """Its process id, which is also the id of its group."""
         return self._process.pid
 
     def wait_until_ready(self, url: str, *, within_s: float, while_waiting: Callable[[], None] = lambda: None) -> None:
@@ -66,7 +70,7 @@ class EngineProcess:
             code = self._process.poll()
             if code is not None:
                 raise EngineFailed(
-                    f"the engine {_ended(code)} before it was ready", hint="what it wrote last, above, says why"
+                    f"the engine {_ended(code)} before it was ready", hint="its last output, above, shows the reason"
                 )
             if _answers(url):
                 return
@@ -78,16 +82,16 @@ class EngineProcess:
         )
 
     def wait(self) -> None:
-        """Return never: the engine runs until we are interrupted.
+        """Block until an interrupt; never returns.
 
         Raises:
-            EngineFailed: it ended by itself.
+            EngineFailed: the engine ended by itself.
         """
         code = self._process.wait()
-        raise EngineFailed(f"the engine {_ended(code)} by itself", hint="what it wrote last, above, says why")
+        raise EngineFailed(f"the engine {_ended(code)} by itself", hint="its last output, above, shows the reason")
 
     def stop(self, within_s: float = STOP_S) -> None:
-        """End the engine and everything it started; whatever is left of its group after `within_s` is killed."""
+        """End the engine and all processes that it started; kill those that still run after `within_s`."""
         try:
             if self._process.poll() is None:
                 self._process.terminate()
@@ -95,7 +99,7 @@ class EngineProcess:
                 self._process.wait(within_s)
             self._signal_group(signal.SIGTERM)
             self._wait_for_group()
-        finally:  # also when the user is impatient and interrupts us again
+        finally:  # also after a second interrupt by an impatient user
             self._signal_group(signal.SIGKILL)
             self._process.wait()
         self._wait_for_group()
@@ -110,7 +114,7 @@ class EngineProcess:
         return self._signal_group(0)
 
     def _signal_group(self, number: int) -> bool:
-        """Whether there was somebody to signal. Its number stays the group's for as long as one of it lives."""
+        """Signal the group; whether it has a process left. Its id is not reused as long as it has one."""
         try:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
@@ -119,14 +123,14 @@ class EngineProcess:
 
 
 def _end_with_parent() -> None:
-    # If we are killed, the kernel ends the engine politely; without this it would stay, and hold its port and memory.
+    # If this process is killed, the kernel sends the engine SIGTERM. Otherwise it would keep its port and memory.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:  # noqa: S310 - our own URL on loopback
-            return bool(answer.status == 200)  # noqa: PLR2004 - HTTP's OK
+            return bool(answer.status == HTTPStatus.OK)
     except (OSError, urllib.error.URLError, ValueError):
         return False
 

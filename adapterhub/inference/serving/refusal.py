@@ -1,4 +1,4 @@
-"""A refusal as HTTP tells it: a status, and our words without places of this machine."""
+"""A refusal as an HTTP answer: a status, and a message without addresses and paths of this machine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _STATUSES: Final[tuple[tuple[type[AdapterHubError], HTTPStatus], ...]] = (
     (StoreLocked, HTTPStatus.SERVICE_UNAVAILABLE),
     (Conflict, HTTPStatus.CONFLICT),
 )
-"""The first class that fits decides."""
+"""The first matching class decides."""
 
 _PLACES: Final = re.compile(r"https?://[^\s`'\",;)]+|(?<![\w./@])~?/(?:[^\s`'\",;:)]+/)+")
 """URLs, and the folders of absolute paths."""
@@ -42,16 +42,16 @@ _PLACES: Final = re.compile(r"https?://[^\s`'\",;)]+|(?<![\w./@])~?/(?:[^\s`'\",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """What a client is told."""
+    """The status and the message for a client."""
 
     status: HTTPStatus
     message: str
 
 
 def refusal_of(error: AdapterHubError) -> Refusal:
-    """Status and words for a client. Hints, folders and addresses are for whoever runs the server, and stay out."""
+    """The status and the message for a client, without hints, folders and addresses, which are for the operator."""
     status = next((status for kind, status in _STATUSES if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
     words = _PLACES.sub("…", error.message)
     if isinstance(error, AdapterNotFound):
-        words = words.partition(" in ")[0] + " is known to this server"  # not which places were asked
+        words = words.partition(" in ")[0] + " is known to this server"  # hides the list of sources
     return Refusal(status=status, message=words)

@@ -1,4 +1,4 @@
-"""What a serving process is told when it starts, carried through the environment into the engine's processes."""
+"""The settings of a serving process, passed through the environment to the engine's processes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ _POLICIES: Final = ("require", "warn", "off")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeSettings:
-    """Where adapters come from while an engine runs, and what may be handed to it.
+    """The sources of adapters while an engine runs, and the limits on what it gets.
 
-    `max_rank` is the engine's own limit, None when it is not known. `remote` is the one server that is asked, by name
-    or URL; None asks the remotes that were given the namespace of a request. `signatures` comes before the policies
-    of the library.
+    `max_rank` is the engine's own limit, None if unknown. `remote` is the only server to search, by name or URL; None
+    means the remotes that have the namespace of a request. `signatures` overrides the policies of the library.
     """
 
     root: Path
@@ -33,7 +32,7 @@ class ServeSettings:
     signatures: str | None = None
 
     def to_environ(self) -> dict[str, str]:
-        """The variables that `from_environ` reads."""
+        """The environment variables from which `from_environ` reads these settings."""
         pairs = {
             "ADAPTERHUB_HOME": str(self.root.absolute()),
             _MAX_RANK: str(self.max_rank or ""),
@@ -45,10 +44,10 @@ class ServeSettings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> ServeSettings:
-        """The settings in `environ`; whatever is not there has its default.
+        """The settings in `environ`, with defaults for missing ones.
 
         Raises:
-            UsageProblem: a value that is none, with the name of its variable.
+            UsageProblem: a value is invalid; names the variable.
         """
         rank, signatures = environ.get(_MAX_RANK, ""), environ.get(_SIGNATURES, "")
         if rank and not (rank.isascii() and rank.isdigit() and int(rank)):

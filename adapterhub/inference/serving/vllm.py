@@ -1,4 +1,4 @@
-"""How vLLM is started so that requests name adapters and ours is the only way in."""
+"""Starts vLLM so that requests name adapters, and adapterhub's plug-in is the only way to load one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ print(json.dumps({"versions": found, "plugins": points}))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledVllm:
-    """The vLLM that an interpreter has. `is_cpu` where it was built for the CPU alone."""
+    """The vLLM of an interpreter. `is_cpu`: it was built for the CPU only."""
 
     python: str
     version: str
@@ -39,9 +39,9 @@ class InstalledVllm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmOptions:
-    """What decides the command line.
+    """The values in the command line.
 
-    `slots` is how many different adapters one batch may hold, `cpu_slots` how many the engine keeps in memory.
+    `slots` is the number of different adapters in one batch, `cpu_slots` the number that the engine keeps in memory.
     """
 
     model: Path
@@ -55,47 +55,47 @@ class VllmOptions:
 
 
 def find_vllm(python: str) -> InstalledVllm:
-    """Ask an interpreter which vLLM it has; about a tenth of a second, nothing heavy is imported.
+    """Ask an interpreter for its vLLM. Takes about a tenth of a second, and imports nothing heavy.
 
     Raises:
-        NotFound: no such interpreter, no vLLM in it, or not our plugin beside it.
+        NotFound: there is no such interpreter, or it lacks vLLM or adapterhub's plug-in.
     """
     try:
         done = subprocess.run([python, "-c", _PROBE], capture_output=True, timeout=_PROBE_S, check=False)  # noqa: S603 - an interpreter that the user names
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NotFound(f"`{shown(python, 200)}` cannot be run: {shown(str(error), 200)}", hint=_INSTALL) from None
     try:
-        told = json.loads(done.stdout.splitlines()[-1])
-        versions, plugins = dict(told["versions"]), list(told["plugins"])
+        answer = json.loads(done.stdout.splitlines()[-1])
+        versions, plugins = dict(answer["versions"]), list(answer["plugins"])
     except (IndexError, ValueError, KeyError, TypeError):
         last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"])[-1]
-        raise NotFound(f"`{shown(python, 200)}` is no Python: {shown(last, 200)}", hint=_INSTALL) from None
+        raise NotFound(f"`{shown(python, 200)}` is not a Python: {shown(last, 200)}", hint=_INSTALL) from None
     if not versions:
         raise NotFound(f"`{shown(python, 200)}` has no vLLM", hint=_INSTALL)
     if PLUGIN not in plugins:
         raise NotFound(
-            f"`{shown(python, 200)}` has vLLM, but not adapterhub, whose plugin runs inside it",
+            f"`{shown(python, 200)}` has vLLM but not adapterhub, whose plug-in runs inside vLLM",
             hint=f"`{shlex.quote(python)} -m pip install adapterhub`",
         )
     return InstalledVllm(python=python, version=str(next(iter(versions.values()))), is_cpu="vllm" not in versions)
 
 
 def allowed_rank(rank: int) -> int:
-    """The least value of `--max-lora-rank` that takes adapters of `rank`.
+    """The smallest value of `--max-lora-rank` that accepts adapters of `rank`.
 
     Raises:
-        UsageProblem: vLLM has none as large.
+        UsageProblem: vLLM supports no rank as large.
     """
     allowed = slot_rank(rank)
     if allowed is None:
-        raise UsageProblem(f"rank {rank} is more than vLLM takes, which is {MAX_RANKS[-1]}")
+        raise UsageProblem(f"rank {rank} is above the largest that vLLM supports, {MAX_RANKS[-1]}")
     return allowed
 
 
 def command_of(vllm: InstalledVllm, options: VllmOptions) -> list[str]:
-    """The words to start the server with.
+    """The command that starts the server.
 
-    The module is run, not `vllm serve`, which does not start where the package was built under another name.
+    It runs the module: `vllm serve` does not start if the package was built under another name.
     """
     words = [
         *(vllm.python, "-m", "vllm.entrypoints.openai.api_server"),
@@ -109,12 +109,12 @@ def command_of(vllm: InstalledVllm, options: VllmOptions) -> list[str]:
         *("--middleware", GUARD),
     ]
     if vllm.is_cpu:
-        words.append("--enforce-eager")  # compiling needs a C++ toolchain at run time, and gains nothing here
+        words.append("--enforce-eager")  # compilation needs a C++ toolchain at run time, and gains nothing here
     return [*words, *options.extra]
 
 
 def environ_of(vllm: InstalledVllm, environ: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the server: the user's, ours, and what vLLM needs to be told there."""
+    """The environment of the server: the user's variables, `ours`, and those that vLLM needs."""
     plugins = [name for name in environ.get("VLLM_PLUGINS", "").split(",") if name]
     made = {**environ, **ours, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     if "VLLM_PLUGINS" in environ:

@@ -1,13 +1,13 @@
-"""Finding the weights of a merge by trying them on a few examples, without gradients.
+"""Finds the weights of a merge by trying them on a few examples, without gradients.
 
     examples = read_examples(Path("examples.jsonl"))
     tuned = tune(model, tokenizer, ["./legal-qa", "./tables"], examples)
     merge([…weight=tuned.weights[0]…])
 
-The idea is LoraHub's (Huang et al., 2023, arXiv:2307.13269), and so are the bounds of the weights and the penalty on
-their size: a handful of numbers is found from a handful of examples, where training would learn these by heart. The
-search is CMA-ES (Hansen, 2016, arXiv:1604.00772) by the package `cma`. Adapters are attached once and only their
-weights change between trials, so a trial costs one pass of the model over the examples.
+The method is LoraHub's (Huang et al., 2023, arXiv:2307.13269), with its bounds of the weights and its penalty on their
+size. A handful of examples is enough for a handful of numbers, where training would overfit. The search is CMA-ES
+(Hansen, 2016, arXiv:1604.00772) from the package `cma`. Adapters are attached once and only their weights change
+between trials, so a trial costs one pass of the model over the examples.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import CouldNotTell, UsageProblem
 from adapterhub.core.extras import extra_named
@@ -25,34 +25,37 @@ from adapterhub.inference.tuning._examples import Example, Turn, read_examples
 from adapterhub.inference.tuning._losses import Encoded, Losses, encode
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from adapterhub.core.specs import BaseSpec
     from adapterhub.inference.loader import AdapterLike, Attached
     from adapterhub.library.library import Library
 
 __all__ = ["Example", "Tuned", "Turn", "read_examples", "tune"]
 
+FEWEST_ADAPTERS: Final = 2
 LARGEST_WEIGHT: Final = 1.5
 DEFAULT_BUDGET: Final = 60
 DEFAULT_L1: Final = 0.05
 _FIRST_STEP: Final = 0.3
 _DECIMALS: Final = 4
-"""Of the weights that are tried, so that those reported are the very ones that were, and read well in a recipe."""
+"""Decimals of the trial weights: the reported weights are exactly the ones that ran, and are short in a recipe."""
 
 ENOUGH_TO_HOLD_OUT: Final = 8
-"""From this many different examples on, half of them are kept away from the search."""
+"""With at least this many different examples, the search does not use half of them."""
 
 TuneProgress = Callable[[int, int], None]
-"""Called with the number of trials done and the number of all."""
+"""Called with the number of finished trials and the number of all trials."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """The weights that were found, and losses (mean cross entropy of a wanted token, in nats) on the reported examples.
+    """The best weights, and losses (mean cross entropy of a target token, in nats) on the reported examples.
 
-    `loss_before` is that of equal shares that sum to 1, `loss_after` that of `weights`; `single_losses` are those of
-    each adapter alone with weight 1, `base_loss` that of none. Where `is_held_out`, the `reported` examples are others
-    than the `searched` ones; else there were too few to part and all losses are those of the search itself.
-    `evaluations` counts the weights that were tried.
+    `loss_before` is the loss with equal weights that sum to 1, `loss_after` the loss with `weights`. `single_losses`
+    are those of each adapter alone with weight 1, `base_loss` is that of the base. With `is_held_out`, the `reported`
+    examples differ from the `searched` ones; without it, there were too few examples to split, and all losses are on
+    the examples of the search. `evaluations` is the number of trials.
     """
 
     weights: tuple[float, ...]
@@ -67,8 +70,8 @@ class Tuned:
 
 
 def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
-    model: Any,  # noqa: ANN401 - transformers
-    tokenizer: Any,  # noqa: ANN401 - transformers
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     adapters: Sequence[AdapterLike],
     examples: Sequence[Example],
     *,
@@ -79,24 +82,23 @@ def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
     base: BaseSpec | str | None = None,
     progress: TuneProgress | None = None,
 ) -> Tuned:
-    """The weights, each within ±1.5, whose sum of adapters answers the examples best.
+    """The weights, each within ±1.5, with which the sum of the adapters answers the examples best.
 
-    `model` is a causal language model without adapter, in evaluation mode; it comes back as it was. What is made
-    smallest is the loss plus `l1` times the mean size of a weight. `budget` trials are made at most: equal shares and
-    each adapter alone first, then a search from the best of these, so the result is never worse than they are on the
-    examples searched with. The same seed gives the same weights on the same machine. `library` and `base` are as in
-    `attach`.
+    `model` is a causal language model without adapter, in evaluation mode; it is unchanged afterwards. The search
+    minimises the loss plus `l1` times the mean size of a weight, with at most `budget` trials. It tries equal weights
+    and each adapter alone first, and continues from the best of these; so on its examples the result is never worse.
+    The same seed gives the same weights on the same machine. `library` and `base` are as for `attach`.
 
     Raises:
-        UsageProblem: fewer than two adapters, an option out of range, a model of another kind.
-        MissingExtra: `cma` is not installed.
-        Malformed: examples that this base cannot run; every one is named.
-        CouldNotTell: the loss is no number.
-        BaseMismatch, MergeRefused and what else `attach` raises.
+        UsageProblem: there are fewer than two adapters, an option is out of range, or the model is of another kind.
+        MissingExtra: the package `cma` is not installed.
+        Malformed: this base cannot run some examples; names each of them.
+        CouldNotTell: the loss is not a finite number.
+        BaseMismatch, MergeRefused: as for `attach`, with all its other errors.
     """
     _check(model, adapters, examples, budget=budget, seed=seed, l1=l1)
     search = _optimiser()
-    searched, reported = _parted(encode(tokenizer, model, examples), seed)
+    searched, reported = _split(encode(tokenizer, model, examples), seed)
     from adapterhub.inference.loader import attach
 
     count = len(adapters)
@@ -107,7 +109,7 @@ def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
         for weights in (equal, *singles):
             trials.run(weights)
         if not math.isfinite(trials.least):
-            raise CouldNotTell("the loss on the examples is no finite number, with whichever adapter")
+            raise CouldNotTell("the loss on the examples is not a finite number with any of the adapters")
         search(trials, seed)
         held_out = Losses(reported or searched, model)
 
@@ -131,7 +133,7 @@ def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
 
 
 class _Trials:
-    """Weights tried so far, and the best of them."""
+    """The trials so far, and the best weights among them."""
 
     def __init__(
         self, attached: Attached, losses: Losses, *, l1: float, budget: int, progress: TuneProgress | None
@@ -146,7 +148,7 @@ class _Trials:
         self._progress = progress or (lambda _done, _all: None)
 
     def run(self, weights: Sequence[float]) -> float:
-        """What is to be made smallest, at these weights, rounded."""
+        """The value to minimise, at these weights after rounding."""
         tried = tuple(round(float(w), _DECIMALS) + 0.0 for w in weights)  # no -0.0
         self._attached.weigh(tried)
         value = self._losses.mean(self._attached.model) + self._l1 * sum(map(abs, tried)) / len(tried)
@@ -158,12 +160,12 @@ class _Trials:
 
 
 def _optimiser() -> Callable[[_Trials, int], None]:
-    """What searches from the best trial on until the budget is used up or nothing changes any more.
+    """The search, which continues from the best trial until the budget is spent or the weights converge.
 
     Raises:
-        MissingExtra: its package is not installed.
+        MissingExtra: the package `cma` is not installed.
     """
-    with extra_named("finding weights"):
+    with extra_named("tuning"):
         import cma
     import numpy as np
 
@@ -171,7 +173,7 @@ def _optimiser() -> Callable[[_Trials, int], None]:
         generator = np.random.default_rng(seed)
         options = {
             "bounds": [-LARGEST_WEIGHT, LARGEST_WEIGHT],
-            # A generator of its own: by default cma seeds the one that the whole program shares.
+            # An own generator: by default cma seeds the one that the whole program shares.
             "randn": lambda *shape: generator.standard_normal(shape),
             "seed": math.nan,
             "verbose": -9,
@@ -179,20 +181,20 @@ def _optimiser() -> Callable[[_Trials, int], None]:
         }
         evolution = cma.CMAEvolutionStrategy(list(trials.best), _FIRST_STEP, options)
         while trials.done < trials.budget and not evolution.stop():
-            asked = evolution.ask()[: trials.budget - trials.done]
-            values = [min(trials.run(weights), _WORST) for weights in asked]
-            if len(asked) == evolution.popsize:
-                evolution.tell(asked, values)
+            candidates = evolution.ask()[: trials.budget - trials.done]
+            values = [min(trials.run(weights), _WORST) for weights in candidates]
+            if len(candidates) == evolution.popsize:
+                evolution.tell(candidates, values)
 
     return search
 
 
 _WORST: Final = 1e9
-"""Stands for a loss that is no number: a rank among others is all that the search looks at."""
+"""Replaces a loss that is not finite: the search uses only the order of the losses."""
 
 
-def _parted(encoded: Sequence[Encoded], seed: int) -> tuple[list[Encoded], list[Encoded]]:
-    """Examples to search with and to report on; all and none where there are too few. Equal ones stay together."""
+def _split(encoded: Sequence[Encoded], seed: int) -> tuple[list[Encoded], list[Encoded]]:
+    """Examples for the search and for the report; all and none if there are too few. Equal ones stay together."""
     different = list(dict.fromkeys(encoded))
     if len(different) < ENOUGH_TO_HOLD_OUT:
         return list(encoded), []
@@ -202,7 +204,7 @@ def _parted(encoded: Sequence[Encoded], seed: int) -> tuple[list[Encoded], list[
 
 
 def _check(
-    model: Any,  # noqa: ANN401 - transformers
+    model: PreTrainedModel,
     adapters: Sequence[AdapterLike],
     examples: Sequence[Example],
     *,
@@ -210,19 +212,20 @@ def _check(
     seed: int,
     l1: float,
 ) -> None:
-    """Whether all this can be searched with."""
+    """Raise unless the arguments of `tune` are valid."""
     fewest = len(adapters) + 2
-    if len(adapters) < 2:  # noqa: PLR2004 - one against another
-        raise UsageProblem("nothing to weigh against each other: give at least two adapters")
+    if len(adapters) < FEWEST_ADAPTERS:
+        raise UsageProblem("tuning needs at least two adapters")
     if not examples:
-        raise UsageProblem("no examples to try the weights on")
+        raise UsageProblem("tuning needs at least one example")
     if budget < fewest:
-        raise UsageProblem(f"budget {budget}, expected at least {fewest}: equal shares, each alone, and one more")
+        why = "one trial with equal weights, one for each adapter, and one more"
+        raise UsageProblem(f"budget {budget}, expected at least {fewest}: {why}")
     if not (math.isfinite(l1) and l1 >= 0):
         raise UsageProblem(f"l1 {l1}, expected a number of at least 0")
     if seed < 0:
         raise UsageProblem(f"seed {seed}, expected at least 0")
     if getattr(model.config, "is_encoder_decoder", False):
-        raise UsageProblem("the base reads with an encoder; weights are tuned on causal language models only")
+        raise UsageProblem("the base has an encoder, but weights can be tuned on causal language models only")
     if model.training:
-        raise UsageProblem("the model is in training mode, where losses are random", hint="model.eval()")
+        raise UsageProblem("the model is in training mode, in which losses are random", hint="call `model.eval()`")

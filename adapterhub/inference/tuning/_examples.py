@@ -1,4 +1,4 @@
-"""Examples of what an adapter shall answer, read from JSON Lines: strict, every problem with its line."""
+"""Reads examples of the wanted answers from JSON Lines: strictly, and every problem with its line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adapterhub.core.errors import Malformed, NotFound, problem_list, shown
 MAX_FILE_BYTES: Final = 16 << 20
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_EXAMPLES: Final = 1000
-"""A search runs the model over its examples dozens of times; LoraHub takes five."""
+"""A search runs the model over its examples dozens of times; LoraHub uses five."""
 
 PROBLEMS_SHOWN: Final = 20
 _ROLES: Final = ("system", "user", "assistant")
@@ -29,10 +29,10 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A prompt and the completion wanted for it, of which alone the loss is taken.
+    """A prompt and its wanted completion; the loss is that of the completion.
 
-    `prompt` is plain text, or the turns before the answer of an assistant, or None for a text that is wanted as a
-    whole. `line` is where it was read, 0 for one that was not.
+    `prompt` is plain text, or the turns before the answer of an assistant, or None if the whole text is the
+    completion. `line` is its line in the file, 0 if there is no file.
     """
 
     prompt: str | tuple[Turn, ...] | None
@@ -41,11 +41,11 @@ class Example:
 
 
 def read_examples(path: Path) -> tuple[Example, ...]:
-    """The examples in a file of JSON Lines; empty lines are passed over.
+    """The examples in a file of JSON Lines; skips empty lines.
 
     Raises:
         NotFound: there is no such file.
-        Malformed: it is too large, has no examples, or lines that are none; each with its number.
+        Malformed: it is too large, has no examples, or has invalid lines; names each line.
     """
     where = shown(str(path), 200)
     try:
@@ -54,7 +54,7 @@ def read_examples(path: Path) -> tuple[Example, ...]:
         reason = f"no file `{where}` with examples: {error.strerror}"
         raise NotFound(reason, hint=f"one JSON object a line: {_FORMS}") from None
     if len(raw) > MAX_FILE_BYTES:
-        raise Malformed(f"{where}: more than {MAX_FILE_BYTES >> 20} MB of examples; a few dozen are enough")
+        raise Malformed(f"{where}: more than {MAX_FILE_BYTES >> 20} MB of examples; a few dozen examples are enough")
     examples, problems = [], []
     for number, line in enumerate(raw.split(b"\n"), 1):
         if not line.strip():
@@ -64,23 +64,24 @@ def read_examples(path: Path) -> tuple[Example, ...]:
         except ValueError as error:
             problems.append(f"line {number}: {error}")
     if problems:
-        text = problem_list(f"{where}: not usable as examples", problems, PROBLEMS_SHOWN)
+        text = problem_list(f"{where}: some lines are not examples", problems, PROBLEMS_SHOWN)
         raise Malformed(text, hint=f"one JSON object a line: {_FORMS}")
     if not examples:
-        raise Malformed(f"{where}: holds no examples", hint=f"one JSON object a line: {_FORMS}")
+        raise Malformed(f"{where}: contains no examples", hint=f"one JSON object a line: {_FORMS}")
     if len(examples) > MAX_EXAMPLES:
-        raise Malformed(f"{where}: {len(examples)} examples, at most {MAX_EXAMPLES}; a few dozen are enough")
+        problem = f"{len(examples)} examples, expected at most {MAX_EXAMPLES}; a few dozen are enough"
+        raise Malformed(f"{where}: {problem}")
     return tuple(examples)
 
 
 def _example(value: object, line: int) -> Example:
-    """One line's example.
+    """The example on one line.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not an example.
     """
     if not isinstance(value, dict):
-        raise ValueError(f"holds {shown(value, 40)}, expected an object")  # noqa: TRY004 - as every other reason
+        raise ValueError(f"contains {shown(value, 40)}, expected an object")  # noqa: TRY004 - as every other reason
     keys = frozenset(value)
     if keys == {"prompt", "completion"}:
         return Example(prompt=_text(value, "prompt"), completion=_filled(value, "completion"), line=line)
@@ -95,7 +96,7 @@ def _example(value: object, line: int) -> Example:
 
 def _turns(value: object) -> tuple[Turn, ...]:
     if not isinstance(value, list) or len(value) < 2:  # noqa: PLR2004 - a question and its answer
-        raise ValueError("`messages` is no list of at least two turns")
+        raise ValueError("`messages` is not a list of at least two turns")
     turns = []
     for position, turn in enumerate(value):
         if not isinstance(turn, dict) or frozenset(turn) != {"role", "content"} or turn["role"] not in _ROLES:
@@ -104,7 +105,7 @@ def _turns(value: object) -> tuple[Turn, ...]:
             )
         turns.append(Turn(turn["role"], _text(turn, "content")))
     if turns[-1].role != "assistant" or not turns[-1].content:
-        raise ValueError("`messages` does not end with what the assistant shall answer")
+        raise ValueError("`messages` does not end with the assistant's answer")
     return tuple(turns)
 
 

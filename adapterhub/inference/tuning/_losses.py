@@ -1,4 +1,4 @@
-"""The loss of a model on examples: mean cross entropy, in nats, of the tokens that were wanted."""
+"""The loss of a model on examples: mean cross entropy, in nats, of the target tokens."""
 
 from __future__ import annotations
 
@@ -12,43 +12,45 @@ from adapterhub.core.errors import CouldNotTell, Malformed, UsageProblem, proble
 from adapterhub.inference.tuning._examples import PROBLEMS_SHOWN, Example
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_TOKENS: Final = 4096
-"""Of one example, where the base does not set a lower limit."""
+"""The limit for one example, unless that of the base is lower."""
 
 BATCH_TOKENS: Final = 1024
-"""Tokens run at once, padding included; a longer example runs alone."""
+"""Tokens in one batch, padding included; a longer example runs alone."""
 
 _IGNORED: Final = -100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """An example in tokens; those from `first` on are wanted."""
+    """An example in tokens; those from `first` on are the targets."""
 
     tokens: tuple[int, ...]
     first: int
 
     @property
-    def wanted(self) -> int:
-        """How many tokens are wanted."""
+    def targets(self) -> int:
+        """The number of target tokens."""
         return len(self.tokens) - self.first
 
 
-def encode(tokenizer: Any, model: Any, examples: Sequence[Example]) -> list[Encoded]:  # noqa: ANN401 - transformers
+def encode(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, examples: Sequence[Example]) -> list[Encoded]:
     """The examples in tokens of the model.
 
-    Plain text is tokenized as one, and what differs from the prompt alone is wanted, an end mark included; a
-    conversation is written by the base's chat template.
+    Prompt and completion are tokenised together; the tokens that differ from those of the prompt alone are the targets,
+    an end mark included. The base's chat template formats a conversation.
 
     Raises:
-        UsageProblem: conversations for a base without a chat template.
-        Malformed: examples that are too long or leave nothing to be wanted, or that the template refuses.
-        CouldNotTell: the tokenizer makes tokens that the model does not have.
+        UsageProblem: an example is a conversation, and the base has no chat template.
+        Malformed: examples are too long or have no target token, or the template refuses them.
+        CouldNotTell: the tokenizer produces tokens that the model does not have.
     """
     if any(isinstance(e.prompt, tuple) for e in examples) and not tokenizer.chat_template:
-        raise UsageProblem("the examples are conversations, and the base has no chat template for them")
+        raise UsageProblem("the examples are conversations, but the base has no chat template")
     limit = min(getattr(model.config, "max_position_embeddings", None) or MAX_TOKENS, MAX_TOKENS)
     known = model.get_input_embeddings().weight.shape[0]
     encoded, problems = [], []
@@ -59,27 +61,27 @@ def encode(tokenizer: Any, model: Any, examples: Sequence[Example]) -> list[Enco
             problems.append(f"{_place(example, number)}: {error}")
             continue
         if len(one.tokens) > limit:
-            problems.append(f"{_place(example, number)}: {len(one.tokens)} tokens, at most {limit} are run")
-        elif one.wanted < 1:
-            problems.append(f"{_place(example, number)}: leaves no token to be wanted")
+            problems.append(f"{_place(example, number)}: {len(one.tokens)} tokens, expected at most {limit}")
+        elif one.targets < 1:
+            problems.append(f"{_place(example, number)}: has no target token")
         elif max(one.tokens) >= known:
-            raise CouldNotTell(f"the tokenizer makes token {max(one.tokens)}, the model has {known}")
+            raise CouldNotTell(f"the tokenizer produces token {max(one.tokens)}, but the model has only {known}")
         encoded.append(one)
     if problems:
-        raise Malformed(problem_list("these examples cannot be used with this base", problems, PROBLEMS_SHOWN))
+        raise Malformed(problem_list("this base cannot use some of the examples", problems, PROBLEMS_SHOWN))
     return encoded
 
 
 class Losses:
-    """Examples in batches, ready to be run by a causal language model again and again."""
+    """Examples in batches, for repeated runs of a causal language model."""
 
-    def __init__(self, encoded: Sequence[Encoded], model: Any) -> None:  # noqa: ANN401 - transformers
+    def __init__(self, encoded: Sequence[Encoded], model: PreTrainedModel) -> None:
         self._batches = [_batch(rows, model.device) for rows in _grouped(encoded)]
-        self._wanted = sum(e.wanted for e in encoded)
+        self._targets = sum(e.targets for e in encoded)
         self._keeps_some_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def mean(self, model: Callable[..., Any]) -> float:
-        """Mean cross entropy over the wanted tokens of all examples, in nats; infinite where it is no number."""
+        """Mean cross entropy over the target tokens of all examples, in nats; infinite if it is not a number."""
         import torch
 
         total = 0.0
@@ -95,14 +97,14 @@ class Losses:
                         logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=_IGNORED, reduction="sum"
                     )
                 )
-        return total / self._wanted if math.isfinite(total) else math.inf
+        return total / self._targets if math.isfinite(total) else math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Batch:
-    """Rows padded on the right: positions begin at 0 in each of them, as in training.
+    """Rows padded on the right, so positions begin at 0 in each of them, as in training.
 
-    `columns` are the positions that predict a wanted token in some row, `labels` [rows, columns] those tokens.
+    `columns` are the positions that predict a target token in some row, `labels` [rows, columns] these tokens.
     """
 
     tokens: Tensor
@@ -112,7 +114,7 @@ class _Batch:
 
 
 def _grouped(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
-    """The examples by length, so that little is padded."""
+    """The examples grouped by length, to keep padding short."""
     groups: list[list[Encoded]] = []
     for one in sorted(encoded, key=lambda e: len(e.tokens), reverse=True):
         if groups and (len(groups[-1]) + 1) * len(groups[-1][0].tokens) <= BATCH_TOKENS:
@@ -122,7 +124,7 @@ def _grouped(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
     return groups
 
 
-def _batch(rows: Sequence[Encoded], device: Any) -> _Batch:  # noqa: ANN401 - a torch device
+def _batch(rows: Sequence[Encoded], device: torch.device) -> _Batch:
     import torch
 
     longest = len(rows[0].tokens)
@@ -138,7 +140,7 @@ def _batch(rows: Sequence[Encoded], device: Any) -> _Batch:  # noqa: ANN401 - a 
     return _Batch(**{name: part.to(device) for name, part in parts.items()})
 
 
-def _encoded(tokenizer: Any, example: Example) -> Encoded:  # noqa: ANN401 - transformers
+def _encoded(tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded:
     if isinstance(example.prompt, tuple):
         before, whole = _conversation(tokenizer, example)
         start, tokens = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, whole))
@@ -155,11 +157,11 @@ def _encoded(tokenizer: Any, example: Example) -> Encoded:  # noqa: ANN401 - tra
     return Encoded(tokens=tuple(tokens), first=max(shared, 1))  # nothing predicts the first token
 
 
-def _conversation(tokenizer: Any, example: Example) -> tuple[str, str]:  # noqa: ANN401 - transformers
-    """The conversation up to the answer, and with it.
+def _conversation(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, str]:
+    """The conversation without and with the answer.
 
     Raises:
-        ValueError: the template refuses it, or writes what comes before the answer otherwise once it is there.
+        ValueError: the template refuses it, or changes the text before the answer when the answer is there.
     """
     from jinja2 import TemplateError
 
@@ -172,7 +174,7 @@ def _conversation(tokenizer: Any, example: Example) -> tuple[str, str]:  # noqa:
     except TemplateError as error:
         raise ValueError(f"the base's chat template refuses it: {shown(str(error), 100)}") from None
     if not whole.startswith(before):
-        raise ValueError("the base's chat template rewrites what comes before the answer")
+        raise ValueError("the base's chat template changes the text before the answer")
     return before, whole
 
 

@@ -40,6 +40,11 @@ class Finding:
             "hint": self.hint,
         }
 
+    @property
+    def text(self) -> str:
+        """The place and the message, for lists that show the code beside it."""
+        return f"{self.where}: {self.message}" if self.where else self.message
+
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         expected = f", expected {self.expected}" if self.expected else ""

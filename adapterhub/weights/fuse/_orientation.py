@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
-from adapterhub.weights.lowrank.factors import Layout
+from adapterhub.weights.lowrank.layouts import Layout
 from adapterhub.weights.lowrank.pairs import Factors
 
 _CONV1D_MODELS: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})

@@ -39,13 +39,13 @@ ROUNDS = 6
 
 
 @contextlib.contextmanager
-def side_by_side(shelf: ServedLibrary, *more: str) -> Iterator[tuple[Server, Server]]:
+def side_by_side(served: ServedLibrary, *more: str) -> Iterator[tuple[Server, Server]]:
     """vLLM with our plugin, and vLLM with its own resolver on what PEFT saved, to which `more` goes."""
-    ours = {"VLLM_PLUGINS": "adapterhub", "ADAPTERHUB_HOME": str(shelf.home)}
-    theirs = {"VLLM_PLUGINS": "lora_filesystem_resolver", "VLLM_LORA_RESOLVER_CACHE_DIR": str(shelf.root / "peft")}
+    ours = {"VLLM_PLUGINS": "adapterhub", "ADAPTERHUB_HOME": str(served.home)}
+    theirs = {"VLLM_PLUGINS": "lora_filesystem_resolver", "VLLM_LORA_RESOLVER_CACHE_DIR": str(served.root / "peft")}
     with (
-        bare_vllm(smollm2_base(), shelf.root / "ours.log", *SLOTS, environ=ours) as plugin,
-        bare_vllm(smollm2_base(), shelf.root / "theirs.log", *SLOTS, *more, environ=theirs) as other,
+        bare_vllm(smollm2_base(), served.root / "ours.log", *SLOTS, environ=ours) as plugin,
+        bare_vllm(smollm2_base(), served.root / "theirs.log", *SLOTS, *more, environ=theirs) as other,
     ):
         yield plugin, other
 
@@ -104,15 +104,17 @@ def compare_rates(ours: tuple[Server, Sequence[str]], theirs: tuple[Server, Sequ
     }
 
 
-def counter_alone(shelf: ServedLibrary, names: Sequence[str]) -> tuple[float, float]:
+def provider_alone(served: ServedLibrary, names: Sequence[str]) -> tuple[float, float]:
     """Milliseconds for `AdapterProvider.find` the first time and again, without a server."""
-    with contextlib.closing(AdapterProvider(shelf.library, shelf.record, engine="vllm@0.32", max_rank=16)) as counter:
-        counter.find(names[0])
+    with contextlib.closing(
+        AdapterProvider(served.library, served.record, engine="vllm@0.32", max_rank=16)
+    ) as provider:
+        provider.find(names[0])
         first, again = [], []
         for name in names[1:]:
             for times in (first, again):
                 start = time.perf_counter()
-                counter.find(name)
+                provider.find(name)
                 times.append(1000 * (time.perf_counter() - start))
         return statistics.median(first), statistics.median(again)
 
@@ -120,13 +122,13 @@ def counter_alone(shelf: ServedLibrary, names: Sequence[str]) -> tuple[float, fl
 def main() -> int:
     os.environ["ADAPTERHUB_VLLM_PYTHON"] = str(vllm_python())
     with tempfile.TemporaryDirectory(prefix="adapterhub-bench-") as name, contextlib.ExitStack() as stack:
-        shelf = make_served_library(Path(name))
+        served = make_served_library(Path(name))
         names = [f"adapter-{at}" for at in range(FIRST)]
         for at, one in enumerate(names):
-            shelf.add(one, CONFIG, seed=at)
-        print(json.dumps({"counter alone, ms": counter_alone(shelf, names)}))
-        modules = [f"m{at}={shelf.folders[one]}" for at, one in enumerate(names[:LOADED])]
-        plugin, other = stack.enter_context(side_by_side(shelf, "--lora-modules", *modules))
+            served.add(one, CONFIG, seed=at)
+        print(json.dumps({"provider alone, ms": provider_alone(served, names)}))
+        modules = [f"m{at}={served.folders[one]}" for at, one in enumerate(names[:LOADED])]
+        plugin, other = stack.enter_context(side_by_side(served, "--lora-modules", *modules))
         costs = first_answers([plugin, other], names)
         print(json.dumps({"first answer, ms": {
             who: {"median": round(statistics.median(c), 1), "all": [round(x, 1) for x in c]}

@@ -18,12 +18,12 @@ pytestmark = pytest.mark.engine
 def test_a_name_is_looked_up_at_its_first_request_only_and_answers_as_by_vllms_own_resolver(
     tmp_path: Path, tell: Callable[[str, str], None]
 ) -> None:
-    shelf = make_served_library(tmp_path)
+    served = make_served_library(tmp_path)
     names = [f"adapter-{number}" for number in range(4)]
     for seed, name in enumerate(names):
-        shelf.add(name, CONFIG, seed=seed)
+        served.add(name, CONFIG, seed=seed)
 
-    with side_by_side(shelf) as (plugin, other):
+    with side_by_side(served) as (plugin, other):
         ours, theirs = first_answers([plugin, other], names)
         answers = [[server.complete(name, PROMPTS[0]).tokens for name in names] for server in (plugin, other)]
 

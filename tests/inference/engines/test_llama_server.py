@@ -16,7 +16,7 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> ServedLibrary:
+def served(tmp_path_factory: pytest.TempPathFactory) -> ServedLibrary:
     made = make_served_library(tmp_path_factory.mktemp("llama"))
     for seed, (name, config) in enumerate(SERVED.items(), 1):
         made.add(name, config, seed=seed)
@@ -24,11 +24,11 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> ServedLibrary:
 
 
 @pytest.fixture(scope="module")
-def server(shelf: ServedLibrary) -> Iterator[Server]:
+def server(served: ServedLibrary) -> Iterator[Server]:
     program = os.environ["ADAPTERHUB_LLAMA_SERVER"]
     chosen = ["--base", "smol", "--engine", "llama.cpp", "--gguf", str(smollm2_gguf()), "--llama-server", program]
     flags = "--ctx-size 1024 --threads 1"
-    with adapt_serve(shelf.home, shelf.root / "llama.log", *SERVED, *chosen, engine_args=flags) as running:
+    with adapt_serve(served.home, served.root / "llama.log", *SERVED, *chosen, engine_args=flags) as running:
         yield running
 
 
@@ -40,9 +40,9 @@ def tokens_of(server: Server, name: str, prompt: str) -> list[int]:
 
 
 def test_greedy_tokens_are_those_of_peft_whichever_adapter_was_asked_before(
-    server: Server, shelf: ServedLibrary
+    server: Server, served: ServedLibrary
 ) -> None:
-    expected = {"smol": peft_tokens(None), **{name: peft_tokens(shelf.folders[name]) for name in SERVED}}
+    expected = {"smol": peft_tokens(None), **{name: peft_tokens(served.folders[name]) for name in SERVED}}
 
     for names in (["smol", *SERVED], [*reversed(SERVED), "smol"]):
         found = {name: [tokens_of(server, name, prompt) for prompt in PROMPTS] for name in names}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from adapterhub.core.errors import UnsupportedAdapter
-from adapterhub.inference.engines import Verdict, judge
+from adapterhub.inference.engines import Verdict, base_facts, judge
 from adapterhub.inference.export import export
-from adapterhub.inference.serving.provider import RANK_SETTING, facts_of
+from adapterhub.inference.serving.provider import RANK_SETTING
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import open_subject
@@ -49,7 +49,7 @@ def server(folder: Path) -> Iterator[Server]:
 def verdict_on(adapter: Path, record: BaseRecord, target: str) -> Verdict:
     subject, findings = open_subject(adapter)
     assert subject is not None, findings
-    return judge(target, subject.config, subject.weights, base=facts_of(record))
+    return judge(target, subject.config, subject.weights, base=base_facts(record))
 
 
 def is_served_right(server: Server, name: str, adapter: Path) -> tuple[bool, str]:

@@ -20,7 +20,7 @@ SMALL = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> ServedLibrary:
+def served(tmp_path_factory: pytest.TempPathFactory) -> ServedLibrary:
     made = make_served_library(tmp_path_factory.mktemp("serve"))
     for seed, (name, config) in enumerate(SERVED.items(), 1):
         made.add(name, config, seed=seed)
@@ -35,15 +35,15 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> ServedLibrary:
 
 
 @pytest.fixture(scope="module")
-def expected(shelf: ServedLibrary) -> dict[str, list[list[int]]]:
+def expected(served: ServedLibrary) -> dict[str, list[list[int]]]:
     names = ["plain", "rslora", "patterns", "embedding", "fresh", "many-0"]
-    return {"smol": peft_tokens(None), **{name: peft_tokens(shelf.folders[name]) for name in names}}
+    return {"smol": peft_tokens(None), **{name: peft_tokens(served.folders[name]) for name in names}}
 
 
 @pytest.fixture(scope="module")
-def server(shelf: ServedLibrary) -> Iterator[Server]:
+def server(served: ServedLibrary) -> Iterator[Server]:
     arguments = ["plain", "--base", "smol", "--max-rank", "16", "--slots", "3", "--cpu-slots", "4"]
-    with adapt_serve(shelf.home, shelf.root / "vllm.log", *arguments, sources=str(shelf.published)) as running:
+    with adapt_serve(served.home, served.root / "vllm.log", *arguments, sources=str(served.published)) as running:
         yield running
 
 
@@ -65,7 +65,7 @@ def test_rows_of_one_batch_keep_to_their_own_adapter(server: Server, expected: d
 
 
 def test_first_requests_at_the_same_time_fetch_an_adapter_once(
-    server: Server, shelf: ServedLibrary, expected: dict[str, list[list[int]]]
+    server: Server, served: ServedLibrary, expected: dict[str, list[list[int]]]
 ) -> None:
     names = ["fresh"] * 6 + ["fresh==1.0"] * 6
 
@@ -74,7 +74,7 @@ def test_first_requests_at_the_same_time_fetch_an_adapter_once(
 
     assert answers == [expected["fresh"][0]] * len(names)
     assert [len(server.lines(f"] {name} is fresh==1.0.0")) for name in ("fresh", "fresh==1.0")] == [1, 1]
-    assert len(shelf.library.builds_named("fresh")) == 1
+    assert len(served.library.builds_named("fresh")) == 1
 
 
 @pytest.mark.parametrize(
@@ -87,37 +87,37 @@ def test_first_requests_at_the_same_time_fetch_an_adapter_once(
         ("plain@other", 404, "no base `other`"),
         ("nothing", 404, "no adapter `nothing`"),
         ("../../etc/passwd", 400, "a path is not an adapter name"),
-        ("plain@/etc", 400, "not by a path"),
+        ("plain@/etc", 400, "not by path"),
     ],
 )
 def test_what_must_not_be_served_is_refused_in_our_words_and_later_answers_stay_right(
-    server: Server, shelf: ServedLibrary, expected: dict[str, list[list[int]]], name: str, status: int, words: str
+    server: Server, served: ServedLibrary, expected: dict[str, list[list[int]]], name: str, status: int, words: str
 ) -> None:
     answer = server.complete(name, PROMPTS[0])
 
     assert (answer.status, words in answer.message) == (status, True), answer.value
-    assert str(shelf.root) not in answer.message
+    assert str(served.root) not in answer.message
     assert [server.complete(n, PROMPTS[1]).tokens for n in ("smol", "plain")] == [
         expected[n][1] for n in ("smol", "plain")
     ]
 
 
 @pytest.mark.parametrize("route", ["/v1/load_lora_adapter", "/adapters"])
-def test_no_client_can_give_a_path(server: Server, shelf: ServedLibrary, route: str) -> None:
-    answer = server.post(route, {"lora_name": "x", "lora_path": str(shelf.folders["big"]), "name": "x", "src": "/"})
+def test_no_client_can_give_a_path(server: Server, served: ServedLibrary, route: str) -> None:
+    answer = server.post(route, {"lora_name": "x", "lora_path": str(served.folders["big"]), "name": "x", "src": "/"})
 
     assert (answer.status, answer.message.split(":")[0]) == (403, "loading an adapter by path is switched off")
 
 
 def test_what_is_served_survives_remove_gc_and_rm(
-    server: Server, shelf: ServedLibrary, expected: dict[str, list[list[int]]]
+    server: Server, served: ServedLibrary, expected: dict[str, list[list[int]]]
 ) -> None:
     assert server.complete("many-0", PROMPTS[0]).tokens == expected["many-0"][0]
-    build = shelf.library.builds_named("many-0")[0]
+    build = served.library.builds_named("many-0")[0]
 
-    refused = _adapt(shelf, "remove", "many-0", "--yes")
+    refused = _adapt(served, "remove", "many-0", "--yes")
     shutil.rmtree(build.folder)
-    _adapt(shelf, "gc", "--grace", "0", check=True)
+    _adapt(served, "gc", "--grace", "0", check=True)
     for number in range(1, 6):  # more than the engine keeps: the first has to be read again
         server.complete(f"many-{number}", PROMPTS[0])
 
@@ -125,8 +125,8 @@ def test_what_is_served_survives_remove_gc_and_rm(
     assert server.complete("many-0", PROMPTS[1]).tokens == expected["many-0"][1]
 
 
-def test_an_engine_that_dies_ends_serve_with_its_reason_and_leaves_nobody(shelf: ServedLibrary) -> None:
-    with adapt_serve(shelf.home, shelf.root / "dies.log", "--base", "smol", "--offline") as running:
+def test_an_engine_that_dies_ends_serve_with_its_reason_and_leaves_nobody(served: ServedLibrary) -> None:
+    with adapt_serve(served.home, served.root / "dies.log", "--base", "smol", "--offline") as running:
         assert len(group_of(running.pid)) > 2  # the engine has processes of its own
         kill(running.pid)
         assert running.parent is not None
@@ -137,10 +137,10 @@ def test_an_engine_that_dies_ends_serve_with_its_reason_and_leaves_nobody(shelf:
     assert group_of(running.pid) == []
 
 
-def test_serve_that_is_told_to_stop_or_killed_leaves_nobody(shelf: ServedLibrary) -> None:
-    with adapt_serve(shelf.home, shelf.root / "told.log", "plain", "--base", "smol", "--offline") as told:
+def test_serve_that_is_told_to_stop_or_killed_leaves_nobody(served: ServedLibrary) -> None:
+    with adapt_serve(served.home, served.root / "told.log", "plain", "--base", "smol", "--offline") as told:
         pass
-    with adapt_serve(shelf.home, shelf.root / "killed.log", "--base", "smol", "--offline") as killed:
+    with adapt_serve(served.home, served.root / "killed.log", "--base", "smol", "--offline") as killed:
         assert killed.parent is not None
         kill(killed.parent.pid)
 
@@ -148,11 +148,11 @@ def test_serve_that_is_told_to_stop_or_killed_leaves_nobody(shelf: ServedLibrary
     assert told.parent.returncode == 0
     assert (group_of(told.pid), wait_for_end_of_group(killed.pid)) == ([], [])
     # other servers of this library hold theirs
-    left = [lease.name.partition("-")[0] for lease in (shelf.home / "leases").iterdir()]
+    left = [lease.name.partition("-")[0] for lease in (served.home / "leases").iterdir()]
     assert {str(told.pid), str(killed.pid)} & set(left) == set()
 
 
-def _adapt(shelf: ServedLibrary, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
+def _adapt(served: ServedLibrary, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "adapterhub.cli", *arguments]
-    environ = engine_environ() | {"ADAPTERHUB_HOME": str(shelf.home)}
-    return subprocess.run(command, env=environ, capture_output=True, text=True, check=check, cwd=shelf.root)
+    environ = engine_environ() | {"ADAPTERHUB_HOME": str(served.home)}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, check=check, cwd=served.root)

@@ -56,15 +56,15 @@ def adapt(home: Path, *arguments: str, **environ: str) -> str:
     return subprocess.run(command, env=made, capture_output=True, text=True, check=True).stdout
 
 
-def publish(shelf: ServedLibrary, registry: Served) -> dict[str, str]:
+def publish(served: ServedLibrary, registry: Served) -> dict[str, str]:
     """Push the adapters; the digest of each by the name that requests use."""
     digests = {}
     for number in range(ADAPTERS):
         name = f"writer-{number}"
-        shelf.add(name, CONFIG, seed=40 + number)
+        served.add(name, CONFIG, seed=40 + number)
         to = ["--to", f"{NAMESPACE}/{name}-smol", "--remote", registry.url, "--token", registry.token]
-        adapt(shelf.home, "push", f"{name}@smol", *to)
-        digests[f"{NAMESPACE}/{name}"] = shelf.library.builds_named(name)[0].manifest.digest
+        adapt(served.home, "push", f"{name}@smol", *to)
+        digests[f"{NAMESPACE}/{name}"] = served.library.builds_named(name)[0].manifest.digest
     return digests
 
 
@@ -105,11 +105,11 @@ def models_of(server: Server) -> set[str]:
 
 
 def run(folder: Path) -> Report:
-    shelf = make_served_library(folder)
+    served = make_served_library(folder)
     (folder / "registry").mkdir()
     with contextlib.ExitStack() as stack:
         registry = stack.enter_context(serving(folder / "registry"))
-        digests = publish(shelf, registry)
+        digests = publish(served, registry)
         replicas = [stack.enter_context(replica(folder / f"replica-{at}", registry)) for at in (1, 2)]
         front = stack.enter_context(router(replicas, folder / "router.log"))
         before = {name: ask(front, name, digest) for name, digest in digests.items()}

@@ -1,1 +1,1 @@
-"""The engines of the bank: native layers, and those of PEFT."""
+"""The engines of the bank: native hooks, and PEFT's layers."""

@@ -1,13 +1,14 @@
-"""Forward hooks on the base's own modules: where the choice that holds in a context adds what its adapters add."""
+"""Forward hooks on the base's own modules, which apply the choice of the current context."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from adapterhub.inference.bank.selection import Current
+from adapterhub.inference.bank.updates import Args, Kwargs, Output
 from adapterhub.inference.loader.base.model import BaseModel
 
 
@@ -18,29 +19,29 @@ class Hooks:
         self._modules = base.modules
         self._current = current
         self._hooked: set[str] = set()
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
 
     def reach(self, names: Iterable[str]) -> None:
-        """Let choices change the outputs of these modules."""
+        """Add hooks to these modules, so that choices can change their outputs."""
         for name in names:
             if name not in self._hooked:
                 self._hooked.add(name)
                 self._handles.append(_hook(self._modules[name], name, self._current))
 
-    def take(self, handles: Iterable[Any]) -> None:
-        """Take over hooks that others made, so that they end with these."""
+    def take(self, handles: Iterable[RemovableHandle]) -> None:
+        """Take over hooks that others made, to remove them with these."""
         self._handles += handles
 
     def remove(self) -> None:
-        """Take them all off the model."""
+        """Remove all hooks from the model."""
         while self._handles:
             self._handles.pop().remove()
         self._hooked.clear()
 
 
-def _hook(module: nn.Module, name: str, current: Current) -> Any:  # noqa: ANN401 - torch's handle
-    # a plain function: copies of the model (`deepcopy`) take it as it is
-    def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ANN401 - what modules take and give
+def _hook(module: nn.Module, name: str, current: Current) -> RemovableHandle:
+    # A plain function: `deepcopy` of the model copies it by reference.
+    def add(_: nn.Module, args: Args, kwargs: Kwargs, output: Output) -> Output:
         selection = current.get()
         return None if selection is None else selection.apply(name, args, kwargs, output)
 

@@ -1,4 +1,4 @@
-"""The engine for LoRA: its factors as views of the file, ready to be added by hooks on the base's own modules."""
+"""The engine for LoRA: keeps the factors as views of the file; hooks on the base's own modules add them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
-from adapterhub.distribution.finding import Found
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.bank.engine import LoadedAdapter
 from adapterhub.inference.bank.engines.weights import FileMemory
@@ -25,23 +24,23 @@ from adapterhub.inference.bank.updates import (
 )
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.fitting import Fitting
-from adapterhub.inference.loader.injection import Ready
+from adapterhub.inference.loader.injection import ReadyAdapter
 from adapterhub.inference.loader.methods import Scale
 from adapterhub.inference.loader.reading.contents import LISTED
 from adapterhub.weights.dtypes import TENSOR_DTYPES
 
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _READ_WITHOUT_A_CALL: Final = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-"""Layers of torch that read the weights of the modules inside them and do not call these."""
+"""Layers of torch that read the weights of the modules inside them without calling these modules."""
 
 _TIME_FIRST: Final = frozenset({"xlnet"})
-"""Model types whose layers see time first and the batch second."""
+"""Model types whose layers have time as the first dimension and the batch as the second."""
 
 
 class NativeEngine:
     """LoRA and its variants on linear layers, GPT-2's transposed ones, convolutions and embeddings.
 
-    `dtype` is what factors are kept in; None keeps that of the file, or of the base's layer where it is wider.
+    `dtype` is the dtype of the factors in memory; None means that of the file, or of the base's layer if it is wider.
     """
 
     name = "native"
@@ -56,26 +55,26 @@ class NativeEngine:
         config = getattr(base.model, "config", None)
         self._is_time_first = getattr(config, "model_type", None) in _TIME_FIRST
 
-    def reasons_against(self, ready: Ready) -> tuple[str, ...]:
-        """Why the adapter is left to PEFT's layers.
+    def reasons_against(self, ready: ReadyAdapter) -> tuple[str, ...]:
+        """Why the adapter needs PEFT's layers.
 
         Raises:
-            UnsupportedAdapter: layers whose weights torch reads without calling them; nobody could add to these.
+            UnsupportedAdapter: torch reads the weights of a layer without calling it, so no engine can add to it.
         """
         config = ready.contents.config
         if not config.is_lora:
-            return (f"{config.peft_type} is no LoRA",)
+            return (f"{config.peft_type} is not LoRA",)
         if ready.contents.parameters:
             single = sorted(ready.contents.parameters.values())
-            return tuple(f"`{shown(name)}` is a parameter and no module" for name in single[:LISTED])
+            return tuple(f"`{shown(name)}` is a parameter, not a module" for name in single[:LISTED])
         unreachable = [name for name in ready.contents.factors if self._is_read_without_a_call(name)]
         if unreachable:
             raise UnsupportedAdapter(
-                f"`{shown(ready.contents.label)}` would do nothing on some of its modules",
+                f"`{shown(ready.contents.label)}` would have no effect on some of its modules",
                 [f"torch reads the weight of `{shown(name)}` and never calls it" for name in unreachable[:LISTED]],
             )
         reasons = [
-            f"`{shown(name)}` is one module under several names"
+            f"`{shown(name)}` has several names in the model"
             for name in (*ready.contents.factors, *ready.contents.saved)
             if self._names[id(self._base.modules[name])] > 1
         ]
@@ -85,13 +84,13 @@ class NativeEngine:
                 reasons.append(f"`{shown(name)}` {reason}")
         return tuple(reasons[:LISTED])
 
-    def load(self, ready: Ready, found: Found) -> LoadedAdapter:  # noqa: ARG002 - as Engine
+    def load(self, ready: ReadyAdapter) -> LoadedAdapter:
         """The adapter's factors in memory.
 
         Raises:
-            BaseMismatch: tensors that do not have the shape of the base's modules.
-            RefusedAdapter: tensors that are missing, or have no place in the layers.
-            DigestMismatch: the file changed since it was checked.
+            BaseMismatch: tensors do not have the shapes of the base's modules.
+            RefusedAdapter: tensors are missing, or have no slot in the layers.
+            DigestMismatch: the file has changed since it was checked.
         """
         contents, fitting = ready.contents, Fitting(ready.contents.label)
         places = {
@@ -119,13 +118,13 @@ class NativeEngine:
             no_rows=self._no_rows(updates),
         )
 
-    # ------------------------------------------------------------ what a module takes
+    # ------------------------------------------------------------ modules and their shapes
     def _is_read_without_a_call(self, name: str) -> bool:
         parts = name.split(".")
         above = (".".join(parts[:count]) for count in range(1, len(parts)))
         return any(isinstance(self._base.modules.get(path), _READ_WITHOUT_A_CALL) for path in above)
 
-    def _reason_against(self, module: nn.Module, ready: Ready) -> str:
+    def _reason_against(self, module: nn.Module, ready: ReadyAdapter) -> str:
         config = ready.contents.config
         is_linear = isinstance(module, (nn.Linear, self._transposed))
         if not is_linear and not isinstance(module, (nn.Embedding, *_CONVOLUTIONS)):
@@ -142,8 +141,8 @@ class NativeEngine:
             return "is a convolution with gaps (dilation)"
         return ""
 
-    def _shapes(self, name: str, ready: Ready) -> dict[str, tuple[int, ...]]:
-        """The shapes that the module's factors must have, by what PEFT calls them."""
+    def _shapes(self, name: str, ready: ReadyAdapter) -> dict[str, tuple[int, ...]]:
+        """The shapes that the module's factors must have, by PEFT's names for them."""
         module, rank, config = self._base.modules[name], ready.setup.scales[name].rank, ready.contents.config
         if isinstance(module, nn.Embedding):
             return {
@@ -202,25 +201,25 @@ class NativeEngine:
             return LinearUpdate(a=a, b=b, scale=scale.scaling, bias=bias)
         weight = _weight(module).detach()
         plain = weight.t() if isinstance(module, self._transposed) else weight
-        # [out, in] for a moment, one module at a time
+        # An [out, in] matrix, but of one module at a time.
         norms = torch.linalg.vector_norm(plain.to(a.dtype) + scale.scaling * (b @ a), dim=1)
         base_bias: Any = module.bias
         return MagnitudeUpdate(a=a, b=b, scale=scale.scaling, magnitude=magnitude / norms, base_bias=base_bias)
 
     def _no_rows(self, updates: Mapping[str, Update]) -> str:
-        """Why rows of a batch cannot be told apart in some of the modules."""
+        """Why some of the modules cannot treat the rows of a batch differently; "" if all can."""
         if self._is_time_first:
-            return "this model puts time before the batch"
+            return "this model has time as the first dimension, before the batch"
         for name, update in updates.items():
             if any(part.startswith("expert") for part in name.split(".")):
-                return f"`{shown(name)}` is an expert, to which tokens of all rows go"
+                return f"`{shown(name)}` is an expert, which gets tokens of all rows"
             if isinstance(update, EmbeddingUpdate) and name not in self._base.embeddings:
-                return f"`{shown(name)}` looks up no tokens of the batch"
+                return f"`{shown(name)}` does not look up the tokens of the batch"
         return ""
 
 
 class _Reading:
-    """Takes tensors out of a file's memory, and counts what they keep."""
+    """Takes tensors from a file in memory, and adds up the bytes that they keep alive."""
 
     def __init__(self, memory: FileMemory, used: list[TensorSpec], label: str) -> None:
         self._memory = memory
@@ -228,11 +227,11 @@ class _Reading:
         self._copies = memory.is_wasteful(used)
         self.size_bytes = 0
 
-    def take(self, spec: TensorSpec, dtype: torch.dtype, beside: nn.Module | Tensor) -> Tensor:
-        """The tensor in that dtype, on the device of the module or tensor `beside`."""
-        place = beside if isinstance(beside, Tensor) else _weight(beside)
+    def take(self, spec: TensorSpec, dtype: torch.dtype, target: nn.Module | Tensor) -> Tensor:
+        """The tensor in that dtype, on the device of `target`."""
+        device = (target if isinstance(target, Tensor) else _weight(target)).device
         read = self._memory.tensor(spec, self._label)
-        kept = read.to(device=place.device, dtype=dtype)
+        kept = read.to(device=device, dtype=dtype)
         if kept is read and self._copies:
             kept = read.clone()
         self.size_bytes += kept.nbytes
@@ -241,12 +240,12 @@ class _Reading:
 
 def _weight(module: nn.Module) -> Tensor:
     weight = module.weight
-    assert isinstance(weight, Tensor)  # every kind of layer that is taken here has one
+    assert isinstance(weight, Tensor)  # every supported kind of layer has one
     return weight
 
 
 def _features(module: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer, whichever way its weight lies, packed or not."""
+    """Inputs and outputs of a linear layer, with a transposed or a quantised weight, too."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     into, out = _weight(module).shape

@@ -1,42 +1,47 @@
-"""The engine for what hooks cannot do: PEFT's own layers, put on the model for one block at a time.
+"""The engine for adapters that hooks cannot run: PEFT's own layers, put on the model for one block at a time.
 
-PEFT wraps modules of the base, which everybody sees who calls the model. So such a choice has the model alone from the
-beginning of its `with` block to the end: it waits for the forward passes that are under way, and others wait for it.
+PEFT wraps modules of the base, which affects every caller of the model. So such a choice has exclusive use of the model
+from the beginning of its `with` block to the end: it waits for running forward passes, and others wait for it.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from adapterhub.core.errors import UsageProblem, shown
-from adapterhub.distribution.finding import Found
+from adapterhub.distribution.finding import AdapterLike, Found
 from adapterhub.inference.bank.engine import LoadedAdapter
 from adapterhub.inference.bank.selection import Current, Selection, Using
-from adapterhub.inference.loader.attachment import Attached, attach
-from adapterhub.inference.loader.injection import Ready
+from adapterhub.inference.bank.updates import Args, Kwargs, Output
+from adapterhub.inference.loader.attachment import Attached
+from adapterhub.inference.loader.injection import ReadyAdapter
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Alone:
-    """The choice of an adapter that PEFT puts on the model; its layers change the outputs by themselves."""
+    """The choice of an adapter that PEFT puts on the model, whose layers change the outputs themselves."""
 
     def __init__(self, label: str) -> None:
         self.label = label
         self.is_on = False
 
-    def apply(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:  # noqa: ANN401, ARG002 - as Selection
-        """The output as it is."""
+    def apply(self, _name: str, _args: Args, _kwargs: Kwargs, output: Output, /) -> Output:
+        """The output, unchanged."""
         return output
 
 
 class Turnstile:
-    """Lets forward passes through together, or those of one choice alone."""
+    """A lock that many forward passes share, or that one choice holds exclusively."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -45,10 +50,10 @@ class Turnstile:
         self._holder = 0  # the thread that closed it
 
     def enter(self, selection: Selection | None) -> None:
-        """Begin a forward pass of `selection`, when nobody else has the model alone.
+        """Begin a forward pass of `selection`; waits while another choice has exclusive use of the model.
 
         Raises:
-            UsageProblem: another task of this very thread has it, or `selection` needs it and does not have it.
+            UsageProblem: another task of this thread has it, or `selection` needs it and does not have it.
         """
         if isinstance(selection, Alone) and not selection.is_on:
             raise UsageProblem(
@@ -61,7 +66,7 @@ class Turnstile:
             self._passing[threading.get_ident()] += 1
 
     def leave(self) -> None:
-        """End it."""
+        """End a forward pass."""
         with self._changed:
             me = threading.get_ident()
             self._passing[me] -= 1
@@ -71,10 +76,10 @@ class Turnstile:
                     self._changed.notify_all()
 
     def close(self, selection: Selection) -> None:
-        """Give the model to `selection` alone, when no pass of another thread is under way.
+        """Give `selection` exclusive use of the model, after all running passes of other threads.
 
         Raises:
-            UsageProblem: another task of this very thread has it, and could never end while this one waits.
+            UsageProblem: another task of this thread has it, and could never end while this one waits.
         """
         with self._changed:
             me = threading.get_ident()
@@ -82,14 +87,14 @@ class Turnstile:
             self._alone, self._holder = selection, me
 
     def open(self) -> None:
-        """Let everybody through again."""
+        """End the exclusive use."""
         with self._changed:
             self._alone = None
             self._changed.notify_all()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Nobody else calls the model while the block lasts."""
+        """Exclusive use of the model for the block."""
         self.close(Alone(""))
         try:
             yield
@@ -100,33 +105,29 @@ class Turnstile:
         if self._alone is not None and self._holder == threading.get_ident() and not is_my_turn():
             raise UsageProblem(
                 "an adapter that PEFT put on the model is in use in another task of this thread",
-                hint="end its `with` block before anything is awaited, or give it a thread of its own",
+                hint="end its `with` block before the next `await`, or run it in its own thread",
             )
         self._changed.wait_for(is_my_turn)
 
 
 class PeftEngine:
-    """Everything that `attach` can do. Nothing of an adapter stays in memory; each block reads it again.
+    """Runs every adapter that `attach` supports. Keeps none in memory: each block reads its adapter again.
 
-    `options` are those of `attach`. `loading` is the lock that every load of the bank holds.
+    `put_on` attaches an adapter to `model`. Every load of the bank holds the lock `loading`.
     """
 
     name = "peft"
 
-    def __init__(self, model: nn.Module, current: Current, **options: Any) -> None:  # noqa: ANN401 - as attach
+    def __init__(self, model: nn.Module, current: Current, put_on: Callable[[AdapterLike], Attached]) -> None:
         self.loading = threading.RLock()
         self._model = model
-        self._current = current
-        self._options = options
+        self.current = current
+        self._put_on = put_on
         self._turnstile = Turnstile()
         self._running: UsingPeft | None = None
 
-    def reasons_against(self, ready: Ready) -> tuple[str, ...]:  # noqa: ARG002 - as Engine
-        """None: what PEFT refuses shows when it is tried on."""
-        return ()
-
-    def load(self, ready: Ready, found: Found) -> LoadedAdapter:  # noqa: ARG002 - as Engine
-        """A mark that the adapter is here."""
+    def load(self, ready: ReadyAdapter) -> LoadedAdapter:
+        """An adapter without tensors, which marks that it was loaded."""
         return LoadedAdapter(
             label=ready.contents.label,
             engine=self.name,
@@ -137,24 +138,24 @@ class PeftEngine:
         )
 
     def alone(self) -> AbstractContextManager[None]:
-        """Nobody calls the model while the block lasts.
+        """Exclusive use of the model for the block.
 
         Raises:
-            UsageProblem: this context, or another task of this thread, has an adapter on PEFT's layers in use.
+            UsageProblem: this context, or another task of this thread, uses an adapter on PEFT's layers.
         """
-        ensure_outside_use(self._current.get())
+        ensure_outside_use(self.current.get())
         return self._turnstile.alone()
 
     def try_on(self, found: Found) -> None:
-        """Put the adapter on the model and take it off again; raises as `attach`."""
+        """Attach the adapter and detach it again; raises as `attach`."""
         self._attach(found).detach()
 
     def use(self, found: Found) -> UsingPeft:
-        """The adapter for the whole model, while a `with` block lasts."""
+        """The adapter for the whole model, for the duration of a `with` block."""
         return UsingPeft(self, found)
 
     def begin(self, using: UsingPeft, selection: Alone, found: Found) -> Attached:
-        """Put the adapter on, as soon as the model is free."""
+        """Attach the adapter as soon as the model is free."""
         self._turnstile.close(selection)
         try:
             attached = self._attach(found)
@@ -165,7 +166,7 @@ class PeftEngine:
         return attached
 
     def end(self, attached: Attached, selection: Alone) -> None:
-        """Take it off, and let others use the model."""
+        """Detach the adapter, and let others use the model."""
         self._running, selection.is_on = None, False
         try:
             attached.detach()
@@ -173,43 +174,43 @@ class PeftEngine:
             self._turnstile.open()
 
     def close(self) -> None:
-        """Take off what is on the model, whoever uses it."""
+        """Detach the adapter that is on the model, if any."""
         running = self._running
         if running is not None:
             running.end()
 
-    def guard(self) -> list[Any]:
-        """Hooks that send every call of the model, and of the encoder that `generate` calls by itself, through."""
-        current, turnstile = self._current, self._turnstile
+    def guard(self) -> list[RemovableHandle]:
+        """Hooks that take every call of the model, and of the encoder that `generate` calls, through the turnstile."""
+        current, turnstile = self.current, self._turnstile
 
-        def enter(module: nn.Module, args: Any) -> None:  # noqa: ANN401, ARG001 - what models take
+        def enter(_module: nn.Module, _args: Args) -> None:
             turnstile.enter(current.get())
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401, ARG001 - as above
+        def leave(_module: nn.Module, _args: Args, _output: Output) -> None:
             turnstile.leave()
 
-        handles: list[Any] = []
+        handles: list[RemovableHandle] = []
         for door in _doors(self._model):
             handles.append(door.register_forward_pre_hook(enter))
             handles.append(door.register_forward_hook(leave, always_call=True))
         return handles
 
     def _attach(self, found: Found) -> Attached:
-        with self.loading:  # hooks that a load registers meanwhile would be taken for PEFT's
-            return attach(self._model, found.build or found.folder, **self._options)
+        with self.loading:  # a hook that a load adds meanwhile would be mistaken for PEFT's
+            return self._put_on(found.build or found.folder)
 
 
 class UsingPeft(Using):
-    """As `Using`, but the choice holds inside a `with` block only."""
+    """As `Using`, but the choice holds only inside a `with` block."""
 
     def __init__(self, engine: PeftEngine, found: Found) -> None:
         self._engine = engine
         self._found = found
         self._attached: Attached | None = None
         self._alone = Alone(found.label)
-        super().__init__(engine._current, self._alone)  # noqa: SLF001 - the two belong together
+        super().__init__(engine.current, self._alone)
 
-    def __enter__(self) -> UsingPeft:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
+    def __enter__(self) -> Self:
         try:
             self._attached = self._engine.begin(self, self._alone, self._found)
         except BaseException as error:
@@ -226,27 +227,27 @@ class UsingPeft(Using):
             super().__exit__(kind, error, trace)
 
     def end(self) -> None:
-        """Take the adapter off; does nothing when that was done."""
+        """Detach the adapter; does nothing the second time."""
         attached, self._attached = self._attached, None
         if attached is not None:
             self._engine.end(attached, self._alone)
 
 
 def ensure_outside_use(selection: Selection | None) -> None:
-    """Refuse another choice while PEFT's layers are on the model.
+    """Raise if this context has an adapter on PEFT's layers: no other choice is possible until it ends.
 
     Raises:
-        UsageProblem: this context has the model alone.
+        UsageProblem: this context has exclusive use of the model.
     """
     if isinstance(selection, Alone) and selection.is_on:
         raise UsageProblem(
-            "an adapter that PEFT put on the model is in use here, and changes it for every choice",
+            "an adapter that PEFT put on the model is in use here, and affects every choice",
             hint="end its `with` block first",
         )
 
 
 def _doors(model: nn.Module) -> list[nn.Module]:
-    """The model, and the parts of it that others call directly."""
+    """The model, and its parts that others call directly."""
     doors = {id(model): model}
     for getter in ("get_encoder", "get_decoder"):
         try:

@@ -16,23 +16,23 @@ _MUCH_UNUSED = 0.1
 
 
 class FileMemory:
-    """The bytes of a checked file, read once and hashed where they lie.
+    """The bytes of a checked file, read into memory once and hashed there.
 
-    A mapping of the file would cost nothing until it is used, but shows whatever is written into the file later, and
-    kills the process when the file is cut short.
+    A memory map would cost nothing until it is used. But it shows later writes to the file, and kills the process when
+    the file is truncated.
 
     Raises:
-        DigestMismatch, OSError: the file is not what was checked any more.
+        DigestMismatch, OSError: the file has changed since it was checked.
     """
 
     def __init__(self, weights: HeldFile) -> None:
         self._bytes = torch.frombuffer(weights.load(), dtype=torch.uint8)
 
     def tensor(self, spec: TensorSpec, label: str) -> Tensor:
-        """One tensor, without a copy where its place allows it.
+        """One tensor, without a copy if its alignment permits.
 
         Raises:
-            RefusedAdapter: a dtype that torch does not have.
+            RefusedAdapter: torch does not have the dtype.
         """
         dtype = TENSOR_DTYPES.get(spec.dtype)
         if dtype is None:
@@ -44,5 +44,5 @@ class FileMemory:
         return room.view(dtype).reshape(spec.shape)
 
     def is_wasteful(self, used: Iterable[TensorSpec]) -> bool:
-        """Whether views of `used` alone would keep much memory that nobody needs."""
+        """Whether views of `used` alone would keep much unused memory alive."""
         return sum(spec.size_bytes for spec in used) < (1 - _MUCH_UNUSED) * len(self._bytes)

@@ -1,4 +1,4 @@
-"""The base as it stands before anything is attached: found by name, hashed, and put back."""
+"""The base before anything is attached: finds its modules by name, hashes it, and restores it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from adapterhub.core.errors import CouldNotTell, UsageProblem, shown
 from adapterhub.inference.loader.base.quantised import hold_layout, scales_of
 
 _PEFT_MARKS: Final = ("peft_config",)
-"""Attributes that PEFT leaves on the outermost module."""
+"""Attributes that PEFT leaves behind on the outermost module."""
 
 
 class NamedTensor(NamedTuple):
-    """A parameter or buffer of the base; `is_kept` tells whether a weight file of the base would hold it."""
+    """A parameter or buffer of the base; `is_kept`: a weight file of the base would hold it."""
 
     name: str
     tensor: Tensor
@@ -25,32 +25,32 @@ class NamedTensor(NamedTuple):
 
 
 class BaseModel:
-    """A model whose modules are remembered, so that whatever is wrapped around them later can be told from them.
+    """A model and a record of its modules, which tells later wrappers apart from them.
 
-    Holds references only: nothing is copied. `modules` maps every name a module can be reached by to the module.
-    Layers of bitsandbytes are told to leave their packed weights as they are, for good (see `hold_layout`).
+    Holds references and copies nothing. `modules` maps every name of a module to the module. Layers of bitsandbytes
+    keep the layout of their quantised weights from now on (see `hold_layout`).
 
     Raises:
-        UsageProblem: it is no model, or has an adapter already.
+        UsageProblem: the argument is not a model, or has an adapter already.
         CouldNotTell: some of its parameters are not in memory.
     """
 
     def __init__(self, model: nn.Module) -> None:
         if not isinstance(model, nn.Module):
             raise UsageProblem(
-                f"{shown(model)} is no model in memory, expected a torch module",
+                f"{shown(model)} is not a model in memory, expected a torch module",
                 hint="load it first: AutoModelForCausalLM.from_pretrained(…)",
             )
         self.model = model
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        _refuse_adapted(model, self.modules)
+        _ensure_bare(model, self.modules)
         hold_layout(self.modules.values())
-        self._children = {name: dict(module._modules) for name, module in self.modules.items()}  # noqa: SLF001 - the only way to see them with None entries
-        self._parameters = {name: tuple(module._parameters) for name, module in self.modules.items()}  # noqa: SLF001 - as above
+        self._children = {name: dict(module._modules) for name, module in self.modules.items()}
+        self._parameters = {name: tuple(module._parameters) for name, module in self.modules.items()}
         self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._marks = {name: name in vars(model) for name in _PEFT_MARKS}
         self._tensor_parallelism = getattr(getattr(model, "config", None), "pretraining_tp", None)
-        self._hooks = {id(module): set(module._forward_hooks) for module in self.modules.values()}  # noqa: SLF001 - no public view
+        self._hooks = {id(module): set(module._forward_hooks) for module in self.modules.values()}
         absent = [parameter for parameter, _ in self._gradients if parameter.is_meta]
         if absent:
             raise CouldNotTell(
@@ -60,7 +60,7 @@ class BaseModel:
 
     @property
     def embeddings(self) -> frozenset[str]:
-        """Names of the input and output embeddings."""
+        """The names of the input and output embeddings."""
         found = set()
         for getter in ("get_input_embeddings", "get_output_embeddings"):
             try:
@@ -70,18 +70,18 @@ class BaseModel:
         return frozenset(name for name, module in self.modules.items() if id(module) in found)
 
     def tensors(self) -> Iterator[NamedTensor]:
-        """Every parameter and buffer, read off the remembered modules; a tied one comes under each of its names.
+        """Every parameter and buffer of the recorded modules; a tied one comes under each of its names.
 
-        The scales beside packed weights count as buffers that no weight file of the base holds.
+        The scales of quantised weights count as buffers that no weight file of the base holds.
         """
         for name, module in self.modules.items():
             prefix = f"{name}." if name else ""
-            for key, parameter in module._parameters.items():  # noqa: SLF001 - `named_parameters` would look into wrappers
+            for key, parameter in module._parameters.items():  # `named_parameters` would look into wrappers
                 if parameter is not None:
                     yield NamedTensor(prefix + key, parameter, is_kept=True)
-            for key, buffer in module._buffers.items():  # noqa: SLF001 - as above
+            for key, buffer in module._buffers.items():
                 if buffer is not None:
-                    is_kept = key not in module._non_persistent_buffers_set  # noqa: SLF001 - no public view
+                    is_kept = key not in module._non_persistent_buffers_set
                     yield NamedTensor(prefix + key, buffer, is_kept=is_kept)
             for key, scales in scales_of(module):
                 yield NamedTensor(prefix + key, scales, is_kept=False)
@@ -89,7 +89,7 @@ class BaseModel:
     def digest(self) -> Digest:
         """Digest over name, dtype, shape and bytes of every parameter and buffer; reads them all.
 
-        The same before, during and after an attach, since wrappers are looked through.
+        Ignores wrappers, so it is the same before, during and after an attach.
         """
         seen: dict[tuple[int, tuple[int, ...]], str] = {}
         listed = []
@@ -101,29 +101,29 @@ class BaseModel:
         return digest_of(canonical_json(sorted(listed, key=lambda item: str(item[0]))))
 
     def added_hooks(self) -> list[tuple[nn.Module, int]]:
-        """Forward hooks that the remembered modules did not have."""
+        """Forward hooks that the modules did not have when they were recorded."""
         return [
             (module, key)
             for module in self.modules.values()
-            for key in module._forward_hooks  # noqa: SLF001 - no public view
+            for key in module._forward_hooks
             if key not in self._hooks[id(module)]
         ]
 
     def restore(self, hooks: list[tuple[nn.Module, int]]) -> None:
-        """Put every wrapped module back in its place, and flags and attributes as they were; remove `hooks`."""
+        """Put every wrapped module back into its place, restore flags and attributes, and remove `hooks`."""
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils import AuxiliaryTrainingWrapper
 
         for name, children in self._children.items():
-            places = self.modules[name]._modules  # noqa: SLF001 - assignment through the module would re-register
+            places = self.modules[name]._modules  # assignment through the module would re-register
             for key, child in children.items():
-                # Only wrappers are undone: what a user put there meanwhile is theirs.
+                # Undo wrappers only: a module that the user put there meanwhile stays.
                 if places.get(key) is not child and isinstance(
                     places.get(key), BaseTunerLayer | AuxiliaryTrainingWrapper
                 ):
                     places[key] = child
         for name, order in self._parameters.items():
-            held = self.modules[name]._parameters  # noqa: SLF001 - torch takes a parametrised one out and adds it at the end
+            held = self.modules[name]._parameters  # torch takes a parametrised one out and adds it at the end
             if tuple(held) != order and held.keys() == set(order):
                 in_order = {key: held[key] for key in order}
                 held.clear()
@@ -132,7 +132,7 @@ class BaseModel:
             if parameter.requires_grad != needs_gradient:
                 parameter.requires_grad_(needs_gradient)
         for module, key in hooks:
-            module._forward_hooks.pop(key, None)  # noqa: SLF001 - PEFT keeps no handle
+            module._forward_hooks.pop(key, None)  # PEFT keeps no handle
         for mark, was_there in self._marks.items():
             if not was_there:
                 vars(self.model).pop(mark, None)
@@ -145,7 +145,7 @@ def base_digest(model: nn.Module) -> Digest:
     return BaseModel(model).digest()
 
 
-def _refuse_adapted(model: nn.Module, modules: dict[str, nn.Module]) -> None:
+def _ensure_bare(model: nn.Module, modules: dict[str, nn.Module]) -> None:
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 

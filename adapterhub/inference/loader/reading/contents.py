@@ -1,4 +1,4 @@
-"""What is in the folder of an adapter: its config, and for every tensor of its file the place in the base."""
+"""The contents of an adapter's folder: its config, and the place in the base of every tensor in its file."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LISTED: Final = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AdapterContents:
-    """An adapter's config, and the place of every tensor of its file.
+    """An adapter's config, and the place of every tensor in its file.
 
-    `factors`: by module of the base and factor (`lora_A.weight`). `saved`: by module that is replaced whole and name
-    inside it. `shared`: by name of a factor that all modules share. `copies`: tensors that repeat an embedding of the
-    base, by its name; they are compared with it and never loaded. `parameters`: by module in `factors` the one
-    parameter of the base that its pair is for, where it is not for the module's weight. All names are those of the
-    base; `names` tells what the adapter calls its modules, which is what the patterns of its config are about.
+    `factors`: by module of the base and factor (`lora_A.weight`). `saved`: by module that the adapter replaces whole
+    and name inside it. `shared`: by name of a factor that all modules share. `copies`: tensors that repeat an embedding
+    of the base, by its name; they are compared with it and never loaded. `parameters`: for a module in `factors`
+    whose pair is not for the module's weight, the parameter of the base that it is for. All names are those of the
+    base; `names` maps them to the adapter's own, to which the patterns of its config apply.
     """
 
     label: str
@@ -47,11 +47,11 @@ class AdapterContents:
 
     @property
     def modules(self) -> list[str]:
-        """The modules of the base that have factors; not those of which single parameters have."""
+        """The modules of the base that have factors, without those whose single parameters have them."""
         return sorted(self.factors.keys() - self.parameters.keys())
 
     def adapters_name(self, factor: str) -> str:
-        """What the adapter calls the module or parameter that the pair `factor` is for."""
+        """The adapter's name for the module or parameter that the pair `factor` is for."""
         parameter = self.parameters.get(factor)
         if parameter is None:
             return self.names.adapters_name(factor)
@@ -62,8 +62,8 @@ class AdapterContents:
         """One tensor, in memory of its own, from the bytes that were checked.
 
         Raises:
-            RefusedAdapter: a dtype that torch does not have.
-            DigestMismatch: the file has changed since.
+            RefusedAdapter: torch does not have the dtype.
+            DigestMismatch: the file has changed since it was checked.
         """
         dtype = TENSOR_DTYPES.get(spec.dtype)
         if dtype is None:
@@ -75,6 +75,6 @@ class AdapterContents:
 
 
 def limited(findings: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The first findings; a hostile file could give sixty thousand."""
+    """The first findings; a hostile file can have sixty thousand."""
     rest = len(findings) - LISTED
     return findings if rest <= 0 else [*findings[:LISTED], (findings[-1][0], f"and {rest} more")]

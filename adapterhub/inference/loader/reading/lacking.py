@@ -1,4 +1,4 @@
-"""Whether the base has every module that an adapter is for, and the adapter every tensor that its config promises."""
+"""Checks that the base has every module of an adapter, and the adapter every tensor that its config promises."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from adapterhub.inference.loader.reading.parameters import Parameters
 
 
 def ensure_complete(contents: AdapterContents, base: BaseModel, parameters: Parameters) -> None:
-    """Refuse an adapter whose modules the base lacks, or that lacks modules its config is for.
+    """Raise unless the base has all modules of the adapter and the adapter has tensors for all targets of its config.
 
     Raises:
-        BaseMismatch: the base lacks modules that the adapter is for.
-        UnsupportedAdapter: layers that torch reads without calling them, or parameters that cannot be told apart.
+        BaseMismatch: the base lacks modules of the adapter.
+        UnsupportedAdapter: torch reads a layer without calling it, or a module is a target in two ways.
         RefusedAdapter: the file lacks tensors that the config promises.
     """
     label = shown(contents.label)
     if not contents.factors:
         raise RefusedAdapter(
-            f"`{label}` does nothing", [("E_PAIR", f"its file holds no factor of {contents.config.peft_type}")]
+            f"`{label}` has no effect", [("E_PAIR", f"its file contains no {contents.config.peft_type} factors")]
         )
     attention = [name for name in contents.modules if isinstance(base.modules.get(owner(name)), nn.MultiheadAttention)]
     if attention:
         raise UnsupportedAdapter(
-            f"`{label}` cannot be attached without writing to the base",
+            f"`{label}` cannot be attached without changing the base",
             [
-                f"`{shown(n)}` is torch's MultiheadAttention, to whose weights PEFT adds the update for each call"
+                f"`{shown(n)}` is torch's MultiheadAttention; PEFT adds the update to its weights on each call"
                 for n in attention[:LISTED]
             ],
         )
     unknown = [name for name in contents.modules if name not in base.modules or not name]
     if unknown:
         listed = ", ".join(f"`{shown(name)}`" for name in unknown[:3])
-        count = f"{len(unknown)} of {len(contents.factors)} modules that `{label}` is for are"
+        count = f"{len(unknown)} of {len(contents.factors)} modules of `{label}` are"
         lines = [f"{count} not in this model, such as {listed}", *_half_mapped(contents)]
         raise BaseMismatch("\n".join(lines), hint=_naming_hint(unknown[0], base))
     if parameters.unclear:
@@ -51,7 +51,7 @@ def ensure_complete(contents: AdapterContents, base: BaseModel, parameters: Para
 
 
 def _half_mapped(contents: AdapterContents) -> Iterable[str]:
-    """A line on the key map that would find some of the modules: an adapter is never mapped in part."""
+    """A line about the key map that finds some of the modules. An adapter is never mapped in part."""
     nearest = contents.names.nearest
     if nearest is not None:
         lacking = sorted(name for name in contents.factors if name not in nearest.here)
@@ -63,7 +63,7 @@ def _half_mapped(contents: AdapterContents) -> Iterable[str]:
 
 
 def _naming_hint(module: str, base: BaseModel) -> str:
-    """Why a module may not be found under its name."""
+    """A likely reason why the base has no module of that name."""
     known = {name: name for name in base.modules}
     for other in other_names(base.modules, model_types(base)):
         known = dict(other.here) | known
@@ -77,22 +77,22 @@ def _naming_hint(module: str, base: BaseModel) -> str:
             f"this model has `{shown(ends[0])}`: the adapter was made for the same layers inside another class"
             " (with or without a head)"
         )
-    return "it was made for another model, or for names of another version of its library; attach it to that base"
+    return "it was made for another model, or for module names of another library version; attach it to that model"
 
 
 def _missing_saved(contents: AdapterContents, base: BaseModel) -> Iterable[str]:
-    """Modules that the config replaces whole and that the file does not hold."""
+    """Modules that the config replaces whole and that the file lacks."""
     for name, module in base.modules.items():
         if not name or _is_in(contents.saved, name) or not _is_replaced(name, contents):
             continue
         if next(module.parameters(), None) is not None:
-            yield f"`{shown(name)}`: the config replaces it whole (modules_to_save), the file has no tensor of it"
+            yield f"`{shown(name)}`: the config replaces it whole (modules_to_save), but the file has no tensor of it"
 
 
 def _is_replaced(name: str, contents: AdapterContents) -> bool:
-    """Whether PEFT would replace this module, which it tells by the end of the name that the adapter has for it.
+    """Whether PEFT would replace this module; it compares the end of the adapter's name for the module.
 
-    What held the module for the adapter may be no module here, and is replaced then by replacing what it held.
+    A module that contained it for the adapter may not exist here. Replacing that one means replacing its parts.
     """
     names, ends = contents.names, contents.config.modules_to_save
     called = names.adapters_name(name)
@@ -104,9 +104,9 @@ def _is_replaced(name: str, contents: AdapterContents) -> bool:
 
 
 def _missing_targets(contents: AdapterContents, base: BaseModel) -> Iterable[str]:
-    """Modules that the config targets and that the file skips, although it has others of the same last name.
+    """Modules that the config targets and that the file lacks, although it has others with the same last name.
 
-    A name that the file has nowhere is left to `verify`, which warns of it: there the config, not the file, is odd.
+    `verify` warns of a last name that the file has nowhere: in that case the config is wrong, not the file.
     """
     config = contents.config
     if config.targets_all:
@@ -118,9 +118,9 @@ def _missing_targets(contents: AdapterContents, base: BaseModel) -> Iterable[str
         if id(module) in covered or type(module) not in kinds or name.rpartition(".")[2] not in last_names:
             continue
         if config.targets(contents.names.adapters_name(name)) and not _is_in(contents.saved, name):
-            yield f"`{shown(name)}`: the config targets it, the file has no factors for it"
+            yield f"`{shown(name)}`: the config targets it, but the file has no factors for it"
 
 
 def _is_in(saved: Iterable[str], name: str) -> bool:
-    """Whether the module is one of `saved`, or inside of one."""
+    """Whether the module is in `saved`, or inside a module that is."""
     return any(f"{name}.".startswith(f"{module}.") for module in saved)

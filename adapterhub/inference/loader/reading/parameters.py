@@ -1,8 +1,8 @@
 """Pairs on bare parameters of the base (PEFT's `target_parameters`), such as the stacked experts of a mixture model.
 
 PEFT wraps a module once for each of its parameters that is a target, and names the pairs by depth: `experts` is the
-outermost wrapper, `experts.base_layer` the next. It wraps in the order the module has its parameters, so the last one
-is outermost. The shapes tell when a file was written for another order.
+outermost wrapper, `experts.base_layer` the next. It wraps in the order of the module's parameters, so the last one is
+outermost. A file written for another order has other shapes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _DEPTH: Final = re.compile(r"(?:\.base_layer)*$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """`names`: the base's parameter by the module (and depth) that the file has its pair under.
+    """`names`: the base's parameter by the module (and depth) under which the file has its pair.
 
-    `missing` and `unclear` say what the file lacks and what cannot be told, for people.
+    `missing` and `unclear` describe for people which pairs the file lacks, and which targets are ambiguous.
     """
 
     names: dict[str, str] = field(default_factory=dict)
@@ -33,12 +33,12 @@ class Parameters:
 
 
 def holder_of(module: str) -> str:
-    """The module that a wrapper of parameters stands for: `experts` for `experts.base_layer`."""
+    """The module that a wrapper of parameters wraps: `experts` for `experts.base_layer`."""
     return _DEPTH.sub("", module)
 
 
 def parameters_in(factors: Collection[str], config: AdapterConfig, base: BaseModel, names: ModuleNames) -> Parameters:
-    """Which parameter of the base each of the adapter's pairs on parameters is for."""
+    """The parameter of the base for each of the adapter's pairs on parameters."""
     found = Parameters()
     seen: set[int] = set()
     for name, module in base.modules.items() if config.target_parameters else ():
@@ -49,12 +49,13 @@ def parameters_in(factors: Collection[str], config: AdapterConfig, base: BaseMod
             continue
         seen.add(id(module))
         if config.targets(called):
-            found.unclear.append(f"`{shown(name)}` is a target as a module and by its parameter `{own[0]}`")
+            found.unclear.append(f"`{shown(name)}` is a target itself, and so is its parameter `{own[0]}`")
         for depth, key in enumerate(reversed(own)):
             place = name + ".base_layer" * depth
             found.names[place] = f"{name}.{key}"
             if place not in factors:
                 found.missing.append(
-                    f"`{shown(name)}`: the config targets its parameter `{shown(key)}`, the file has no factors for it"
+                    f"`{shown(name)}`: the config targets its parameter `{shown(key)}`, but the file has no factors"
+                    " for it"
                 )
     return found

@@ -1,7 +1,7 @@
-"""Every tensor of an adapter's file gets its place in the base, or refuses the adapter: an allow-list of names.
+"""Finds the place in the base of every tensor in an adapter's file: an allow-list of names.
 
-Only factors of the adapter's own method, and modules that its config says it replaces whole, have a place here. A name
-that leads anywhere else refuses the adapter: no file reaches a weight of the base.
+Only factors of the adapter's own method have a place, and modules that its config replaces whole. Any other name
+refuses the adapter: no file can reach a weight of the base.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
 
 
 def read_contents(subject: Subject, label: str, base: BaseModel) -> AdapterContents:
-    """The contents of a PEFT folder that was opened, every tensor placed in `base`; `label` names it in errors.
+    """The contents of an open PEFT folder, with every tensor placed in `base`; `label` names it in errors.
 
     Raises:
-        UnsupportedAdapter: a method that cannot be attached here.
-        RefusedAdapter: tensors that have no place; every one is listed.
-        BaseMismatch: the base lacks modules that the adapter is for.
+        UnsupportedAdapter: the method cannot be attached.
+        RefusedAdapter: tensors have no place; lists each of them.
+        BaseMismatch: the base lacks modules of the adapter.
     """
     config, header = subject.config, subject.weights
     if not config.method.factors:
         raise UnsupportedAdapter(
-            f"`{shown(label)}` is of type {config.peft_type}, which cannot be attached here",
-            hint=f"{', '.join(name for name, method in METHODS.items() if method.factors)} can",
+            f"`{shown(label)}` has the type {config.peft_type}, which cannot be attached here",
+            hint=f"types that can be attached: {', '.join(name for name, method in METHODS.items() if method.factors)}",
         )
     names = names_for(_modules_in(header, config), base)
     sorter = _Sorter(config, base, names)
@@ -57,7 +57,7 @@ def read_contents(subject: Subject, label: str, base: BaseModel) -> AdapterConte
         warnings=sorter.warnings(),
     )
     if sorter.findings:
-        raise RefusedAdapter(f"`{shown(label)}` holds tensors that must not reach a model", limited(sorter.findings))
+        raise RefusedAdapter(f"`{shown(label)}` contains tensors that must not reach a model", limited(sorter.findings))
     ensure_complete(contents, base, parameters)
     return contents
 
@@ -68,14 +68,14 @@ def _factor_pattern(config: AdapterConfig) -> re.Pattern[str]:
 
 
 def _modules_in(header: TensorFile, config: AdapterConfig) -> set[str]:
-    """The modules that the file has factors for, as it calls them."""
+    """The modules that the file has factors for, by the file's names."""
     pattern = _factor_pattern(config)
     found = (pattern.fullmatch(saved_name(spec.name.removeprefix(PEFT_PREFIX))) for spec in header.tensors)
     return {holder_of(match["module"]) for match in found if match is not None}
 
 
 class _Sorter:
-    """Places tensors one by one and gathers what has no place."""
+    """Places tensors one by one, and collects those that have no place."""
 
     def __init__(self, config: AdapterConfig, base: BaseModel, names: ModuleNames) -> None:
         self.config = config
@@ -99,12 +99,12 @@ class _Sorter:
             return
         name = saved_name(spec.name.removeprefix(PEFT_PREFIX))
         if not spec.name.startswith(PEFT_PREFIX):
-            self._refuse("E_UNSUPPORTED", spec, f"expected a name that begins with `{PEFT_PREFIX}`, as PEFT writes it")
+            self._refuse("E_UNSUPPORTED", spec, f"expected a name that begins with `{PEFT_PREFIX}`, as in PEFT's files")
             return
         saved = self._saved_module(name)
         match = self._factor.fullmatch(name)
         if match is not None and saved is not None:
-            self._refuse("E_UNSUPPORTED", spec, f"`{shown(saved)}` is replaced whole and has factors as well")
+            self._refuse("E_UNSUPPORTED", spec, f"`{shown(saved)}` is replaced whole, and has factors too")
         elif match is not None:
             part = match["part"] or (".weight" if match["factor"] == "lora_magnitude_vector" else "")
             self.factors.setdefault(self._here(match["module"]), {})[match["factor"] + part] = spec
@@ -115,15 +115,15 @@ class _Sorter:
             self._place_copy(name, spec)
 
     def warnings(self) -> tuple[str, ...]:
-        """What is odd but harmless."""
+        """Unusual but harmless parts of the file and its config."""
         found = [
-            f"its file repeats {what} of the base; it is not loaded" for what in sorted(f"`{n}`" for n in self.copies)
+            f"its file contains a copy of the base's `{name}`, which is not loaded" for name in sorted(self.copies)
         ]
         if self.names.other is not None:
             called = sorted(self.names.adapters_name(holder_of(name)) for name in self.factors)
             found.append(f"its {self.names.other.note(called)}")
         if self.config.bias != "none":
-            found.append(f"its config trains biases of the base (bias {self.config.bias}), but its file has none")
+            found.append(f"its config trains biases of the base (bias {self.config.bias}), but its file contains none")
         return tuple(found)
 
     def _place_copy(self, name: str, spec: TensorSpec) -> None:
@@ -131,19 +131,19 @@ class _Sorter:
         if plain.rpartition(".")[0] in self._embeddings and plain in self._bases:
             self.copies[plain] = spec
         elif plain in self._bases and name.endswith(".bias") and self.config.bias != "none":
-            self._refuse("E_UNSUPPORTED", spec, f"it trained biases of the base itself (bias {self.config.bias})")
+            self._refuse("E_UNSUPPORTED", spec, f"it is a trained bias of the base (bias {self.config.bias})")
         elif plain in self._bases:
             self._refuse("E_BASE_WEIGHT", spec, "it would overwrite a weight of the base")
         else:
             self._refuse(
-                "E_UNSUPPORTED", spec, f"it is no factor of {self.config.peft_type} and no module that is saved"
+                "E_UNSUPPORTED", spec, f"it is neither a {self.config.peft_type} factor nor part of a saved module"
             )
 
     def _saved_module(self, name: str) -> str | None:
-        """The module that is replaced whole and holds `name`, matched by its end, as PEFT does.
+        """The module with the tensor `name` that is replaced whole. Its name is matched by its end, as PEFT does.
 
-        What held it may be no module here (`intermediate`, in a model whose `intermediate.dense` is `mlp.fc1`); then it
-        is the module that the tensor belongs to.
+        That module may not exist here (`intermediate`, in a model whose `intermediate.dense` is `mlp.fc1`); then it is
+        the tensor's own module.
         """
         if not self._savable:
             return None
@@ -156,7 +156,7 @@ class _Sorter:
         return found
 
     def _here(self, module: str) -> str:
-        """The base's name for a module of the adapter; a name that it does not have stays as it is."""
+        """The base's name for a module of the adapter; an unknown name is returned unchanged."""
         holder = holder_of(module)
         return self.names.here.get(holder, holder) + module[len(holder) :]
 

@@ -25,7 +25,8 @@ from adapterhub.weights.compare.similarity._module import ModuleComparison, Pair
 from adapterhub.weights.compare.similarity._signs import SAMPLED, Estimate, Share
 from adapterhub.weights.compare.similarity._spectra import ENERGIES, Energies
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.lowrank.factors import AdapterFactors, Layout, WeightedAdapter
+from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
+from adapterhub.weights.lowrank.layouts import Layout
 from adapterhub.weights.merge.methods import cat
 from adapterhub.weights.merge.plan import MergePlan, plan_merge
 

@@ -19,7 +19,7 @@ from adapterhub.formats.safetensors.file import header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.compare.similarity._signs import Share
 from adapterhub.weights.compare.similarity._spectra import ENERGIES, Energies
-from adapterhub.weights.lowrank.factors import Layout
+from adapterhub.weights.lowrank.layouts import Layout
 
 DTYPES: Final = MappingProxyType({FORMATS[name].torch: name for name in FACTOR_DTYPES})
 """The dtypes of a merge: the names that users type, and those of safetensors."""

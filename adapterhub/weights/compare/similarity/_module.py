@@ -14,7 +14,7 @@ from torch import Tensor
 from adapterhub.weights.compare.similarity._signs import Sample, Share
 from adapterhub.weights.compare.similarity._spectra import Energies
 from adapterhub.weights.lowrank.algebra import LowRank, Spectrum, nothing, spectrum, stack
-from adapterhub.weights.lowrank.factors import Layout
+from adapterhub.weights.lowrank.layouts import Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
