@@ -238,7 +238,7 @@ def test_a_result_that_finds_no_room_is_one_plain_refusal(filled, unbuffered):
         )  # fmt: skip
 
     assert done.returncode == 14
-    assert done.stderr.startswith("error: the system refused: No space left on device\nhint: ")
+    assert done.stderr.startswith("error: operating system error: No space left on device\nhint: ")
     assert done.stderr.count("\n") == 2
 
 

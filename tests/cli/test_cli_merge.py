@@ -124,8 +124,8 @@ def test_what_contradicts_itself_is_refused_in_one_sentence(adapt, options, said
 
 def test_without_adapters_or_a_name_there_is_nothing_to_do(adapt):
     assert "no adapters given" in adapt.fails(2, "merge", "-o", "x")
-    assert "no name for the result" in adapt.fails(2, "merge", "legal-qa")
-    assert "no name for the result" in adapt.fails(2, "merge", *["legal-qa"] * 12)
+    assert "the result needs a name" in adapt.fails(2, "merge", "legal-qa")
+    assert "the result needs a name" in adapt.fails(2, "merge", *["legal-qa"] * 12)
 
 
 def test_without_a_name_the_result_has_those_of_its_parents(adapt):

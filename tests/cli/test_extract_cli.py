@@ -95,7 +95,7 @@ def test_what_was_fused_is_extracted_again(adapt):
 @pytest.mark.parametrize(
     ("code", "arguments", "words"),
     [
-        (2, ["--base", "base-7b", "--tuned", "./tuned"], "nothing says how much to keep"),
+        (2, ["--base", "base-7b", "--tuned", "./tuned"], "no option chooses the rank"),
         (2, ["--base", "base-7b", "--tuned", "./tuned", "--rank", "1", "--energy", "0.5"], "--rank and --energy"),
         (10, ["--base", "base-7b", "--tuned", "nobody", "--rank", "1"], "no base `nobody`"),
         (11, ["--base", "base-7b", "--tuned", "./base", "--rank", "1"], "nothing to extract"),

@@ -67,7 +67,7 @@ def test_a_signed_licensed_adapter_on_its_base_is_clean(home):
     done = home("audit", "--strict", "--verify")
 
     assert (done.exit_code, done.stdout) == (0, "")
-    assert "1 looked at: 0 errors, 0 warnings, 0 not told" in done.stderr
+    assert "1 audited: 0 errors, 0 warnings, 0 unknown" in done.stderr
 
 
 def test_nothing_installed_is_clean(tmp_path):
@@ -501,7 +501,7 @@ def test_the_exit_code_counts_errors_and_with_strict_the_rest(home):
     assert home("audit", "--strict").exit_code == 3
     assert home("audit", "--strict", "--ignore", "W_UNSIGNED").exit_code == 17
     assert home("audit", "--strict", "--ignore", "W_UNSIGNED", "--ignore", "U_LICENSE").exit_code == 0
-    assert "no code of an audit" in home.fails(2, "audit", "--ignore", "W_NOTHING")
+    assert "unknown audit code" in home.fails(2, "audit", "--ignore", "W_NOTHING")
 
     (folder / "run.py").write_text("")
     assert home("audit").exit_code == 3

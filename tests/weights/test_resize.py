@@ -144,7 +144,7 @@ def test_the_dtype_stays_unless_told_otherwise(adapt, dtype, expected):
 @pytest.mark.parametrize(
     ("code", "arguments", "words"),
     [
-        (2, ["legal-qa", "-o", "x"], "nothing says how much to keep"),
+        (2, ["legal-qa", "-o", "x"], "no option chooses the rank"),
         (
             2,
             ["legal-qa", "--rank", "2", "--max-error", "0.1", "-o", "x"],

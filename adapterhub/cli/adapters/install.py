@@ -1,4 +1,4 @@
-"""`adapt install`: choose a build that fits, show it, bring it in."""
+"""`adapt install`: choose a build that fits, show it and install it."""
 
 from __future__ import annotations
 
@@ -44,18 +44,19 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE",
-    help="Also every spec of a plain list, as `adapt export --requirements` writes it; `-` reads stdin.",
+    help="Also install every spec in FILE, as `adapt export --requirements` writes it; `-` reads stdin.",
 )
 @places_option(
-    "A library, a directory of published builds, or a PEFT folder; may be repeated [default: ADAPTERHUB_SOURCES]."
+    "Also look in this library, directory of published builds or PEFT folder; may be repeated "
+    "[default: ADAPTERHUB_SOURCES]."
 )
-@click.option("--base", type=BASE, help="The base, where the spec names none.")
+@click.option("--base", type=BASE, help="Use this base for specs that name none.")
 @rank_options
-@click.option("--dry-run", is_flag=True, help="Say what would be installed, from where, how many bytes; do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be installed, from where, and its size; change nothing.")
 @click.option(
     "--allow-base-mismatch",
     is_flag=True,
-    help="Take a build made for other weights of the same shapes (a fine-tune); recorded.",
+    help="Accept a build made for other weights of the same shapes (a fine-tune), and record that.",
 )
 @exclude_newer_option
 @save_options
@@ -85,10 +86,12 @@ def install(
 ) -> None:
     """Install an adapter that fits a base.
 
-    `legal-qa@base-7b` is looked up in the library, in the places of --from, then in the namespaces of the remotes.
-    `acme/legal-qa@base-7b` is asked of the remote that has `acme`, else of the default server. Versions: `==1.2`,
-    `>=1.2,<2`, `~=1.4`. What is installed already is not copied again. Inside a project its base is meant where none
-    is named, its remotes are asked first, and its policy holds; --save makes the adapter one of the project.
+    `legal-qa@base-7b` is looked up in the library, then in the places of --from, then in the namespaces of the remotes.
+    `acme/legal-qa@base-7b` comes from the remote of namespace `acme`, else from the default remote. A version is
+    `==1.2`, `>=1.2,<2` or `~=1.4`. An installed build is not downloaded again.
+
+    Inside a project, the project's base applies where a spec names none, its remotes come first, and its policy
+    applies. --save adds the adapter to the project.
 
     \b
     Examples:
@@ -105,9 +108,9 @@ def install(
 
     specs = (*specs, *(spec for path in lists for spec in read_requirements(path)))
     if not specs:
-        hint = "`adapt install NAME@BASE`; in a project, `adapt sync` installs what is locked"
+        hint = "run `adapt install NAME@BASE`; in a project, `adapt sync` installs the locked adapters"
         raise UsageProblem(
-            "nothing to install: no spec, and none in the list" if lists else "say what to install", hint=hint
+            "nothing to install: the list is empty" if lists else "give at least one adapter to install", hint=hint
         )
     objection = objection_from(session, exclude_newer)
     library = session.library
@@ -152,7 +155,7 @@ def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) ->
     for d in documents:
         what = f"{d['name']} {d['version']}" + (f" (rank {d['rank']})" if d["rank"] else "")
         if d["present"]:
-            session.out.line(f"{what} is installed already: {d['path']}")
+            session.out.line(f"{what} is already installed: {d['path']}")
         elif dry_run:
             session.out.line(
                 f"would install {what} from {d['source']}: {size_text(d['copy_bytes'])} "
@@ -161,7 +164,7 @@ def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) ->
             for entry in d["files"]:
                 session.out.line(
                     f"  {entry['path']}  {entry['size_bytes']:,} bytes  {entry['sha256']}"
-                    f"{'' if entry['fetch'] else '  (in the store already)'}"
+                    f"{'' if entry['fetch'] else '  (already in the store)'}"
                 )
         else:
             session.out.line(f"installed {what} from {d['source']}  {d['path']}")

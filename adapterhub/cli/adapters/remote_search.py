@@ -1,4 +1,4 @@
-"""`adapt search --remote`: what a server's index says, with what its base means here."""
+"""`adapt search --remote`: search a server and show how its bases relate to the local ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BY_WEIGHTS, BY_NAME = "by weights", "by name"
 
 
 def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> None:
-    """Ask the server and print. A base that is known here is asked for by its weights, then by its Hub id."""
+    """Search the server and print the matches; a registered base is searched by its weights, then by its Hub id."""
     rows = _rows(session, hub, base, search)
     aliases: dict[str, str] = {record.fingerprint.weights: record.alias for record in session.library.bases.list()}
     documents = [_document(found, fits, aliases) for found, fits in rows]
@@ -25,7 +25,7 @@ def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Sea
     ]
     session.out.result(documents, lambda: session.out.table(_COLUMNS, cells, right=("rank",)))
     if not rows and not session.out.as_json:
-        session.out.hint(f"nothing matches on {hub.endpoint}; fewer conditions find more")
+        session.out.hint(f"no adapter on {hub.endpoint} matches; try fewer conditions")
 
 
 def _rows(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> list[tuple[Found, str]]:
@@ -34,7 +34,7 @@ def _rows(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> 
     from adapterhub.library.bases.requested import requested_base
 
     wanted = requested_base(base, session.library.bases)
-    assert wanted is not None  # a base was given
+    assert wanted is not None  # `base` is given
     record = wanted.record
     weights = record.fingerprint.weights if record else wanted.digest_prefix or ""
     hub_id = (record.hints.hub_id if record else wanted.hub_id) or ""
@@ -43,7 +43,7 @@ def _rows(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> 
         rows = {found.repo: (found, BY_WEIGHTS) for found in hub.search(replace(search, base_weights=weights))}
     if hub_id:
         for found in hub.search(replace(search, base_hub_id=hub_id)):
-            # declared for other weights under the same name: not what was asked for
+            # A build for other weights of the same name does not match.
             if found.repo not in rows and (not weights or found.base_weights is None):
                 rows[found.repo] = (found, BY_NAME)
     return list(rows.values())[: search.limit]

@@ -1,4 +1,4 @@
-"""`adapt check`: would an engine read these adapters, and read them right?"""
+"""`adapt check`: check whether an engine reads adapters correctly."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="ENGINE[@VERSION]",
     shell_complete=complete_engine,
-    help="An engine, such as `vllm@0.32`, `llama.cpp`, `ollama`, `peft`, `tgi`, `sglang`; repeatable [default: all].",
+    help="Check this engine: `vllm@0.32`, `llama.cpp`, `ollama`, `peft`, `tgi`, `sglang`; repeatable [default: all].",
 )
-@click.option("--all", "everything", is_flag=True, help="Every installed adapter.")
-@click.option("--base", type=BASE, help="The base, where the adapter declares none.")
+@click.option("--all", "everything", is_flag=True, help="Check every installed adapter.")
+@click.option("--base", type=BASE, help="Use this base for adapters that declare none.")
 @common
 def check(
     session: Session, adapters: tuple[str, ...], targets: tuple[str, ...], everything: bool, base: BaseSpec | None
 ) -> None:
-    """Say, for each adapter and engine, yes or no, why, and which flags the engine needs.
+    """Check which engines read an adapter correctly, why not, and which flags each engine needs.
 
-    No engine checks what it loads: numbers that are not finite spoil the answers of everybody else, and a setting that
-    an engine does not know it leaves out without a word. So an adapter is verified first, as `adapt verify` does, and
-    an engine that reads it as another adapter counts as no, like one that refuses it. The rules were read in the
-    engines' sources; the page about engines names them.
+    Engines do not check what they load: NaN in one adapter spoils the answers of others, and settings that an engine
+    does not know are ignored. So the command first verifies an adapter, as `adapt verify` does, and an engine that
+    misreads it counts as no, like one that refuses it. The rules come from the engines' sources; the reference page
+    about engines lists them.
 
-    Exit code 0: every answer is yes. 3: some are no. 11: all are no.
+    Exits with code 0 when every answer is yes, 3 when some are no, and 11 when all are no.
 
     \b
     Examples:
@@ -59,12 +59,12 @@ def check(
     from adapterhub.inference.engines import names, parse_target
 
     if bool(adapters) == everything:
-        raise UsageProblem("give adapters or folders, or `--all`", hint="`adapt check --help` shows examples")
+        raise UsageProblem("give adapters or folders, or `--all`", hint="see the examples of `adapt check --help`")
     chosen = targets or names()
     for target in chosen:
         parse_target(target)
     library = session.project_library
-    checked = [_checked(one, chosen) for one in _asked(library, adapters, base)]
+    checked = [_checked(one, chosen) for one in _requested(library, adapters, base)]
     session.out.result([one.to_json() for one in checked], lambda: _say(session, checked, chosen))
     answers = [one.says_yes(verdict) for one in checked for verdict in one.verdicts]
     if answers and not any(answers):
@@ -74,8 +74,8 @@ def check(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """One adapter: its files, what `verify` found in them, and its base as far as it is known."""
+class _Requested:
+    """One adapter: its files, their verification report, and its base if known."""
 
     label: str
     folder: Path
@@ -103,22 +103,22 @@ class _Checked:
         }
 
 
-def _asked(library: Library, adapters: tuple[str, ...], base: BaseSpec | None) -> list[_Asked]:
+def _requested(library: Library, adapters: tuple[str, ...], base: BaseSpec | None) -> list[_Requested]:
     from adapterhub.core.specs import AdapterSpec, names_folder
     from adapterhub.distribution.choosing import look_up
     from adapterhub.trust.verify import verify_folder
 
     named = library.bases.find(base) if base is not None else None
 
-    def of_build(build: Installed) -> _Asked:
+    def of_build(build: Installed) -> _Requested:
         declared = build.base.fingerprint
         record = library.bases.by_fingerprint(declared) if declared is not None else named
         label = f"{build.full_name}=={build.manifest.version}"
-        return _Asked(label=label, folder=build.folder, report=library.verify(build, record), record=record)
+        return _Requested(label=label, folder=build.folder, report=library.verify(build, record), record=record)
 
     if not adapters:
         return [of_build(build) for build in library.installed()]
-    found = []
+    requested = []
     for text in adapters:
         if names_folder(text):
             folder = Path(text).expanduser()
@@ -127,30 +127,30 @@ def _asked(library: Library, adapters: tuple[str, ...], base: BaseSpec | None) -
                 base_tensors=named.tensors if named else None,
                 base_fingerprint=named.fingerprint if named else None,
             )
-            found.append(_Asked(label=text, folder=folder, report=report, record=named))
+            requested.append(_Requested(label=text, folder=folder, report=report, record=named))
         else:
             spec = AdapterSpec.parse(text)
             build, _ = look_up(library, spec, wanted=wanted_from(library, spec, base))
-            found.append(of_build(build))
-    return found
+            requested.append(of_build(build))
+    return requested
 
 
-def _checked(asked: _Asked, targets: Sequence[str]) -> _Checked:
+def _checked(adapter: _Requested, targets: Sequence[str]) -> _Checked:
     from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
     from adapterhub.inference.engines import base_facts, judge
     from adapterhub.trust.verify.checks.config import read_config_file
     from adapterhub.trust.verify.checks.container import read_weights_header
     from adapterhub.trust.verify.listing import list_folder
 
-    taken = list_folder(asked.folder).taken
-    if asked.report.facts is None or not {CONFIG_FILE, WEIGHTS_FILE} <= taken.keys():
-        listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in asked.report.errors]
-        raise RefusedAdapter(f"`{shown(asked.label, 200)}` cannot be judged", listed)
+    taken = list_folder(adapter.folder).taken
+    if adapter.report.facts is None or not {CONFIG_FILE, WEIGHTS_FILE} <= taken.keys():
+        listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in adapter.report.errors]
+        raise RefusedAdapter(f"cannot check `{shown(adapter.label, 200)}`", listed)
     config = read_config_file(taken[CONFIG_FILE])
     weights = read_weights_header(taken[WEIGHTS_FILE])
-    facts = base_facts(asked.record)
+    facts = base_facts(adapter.record)
     verdicts = tuple(judge(target, config, weights, base=facts) for target in targets)
-    return _Checked(label=asked.label, report=asked.report, verdicts=verdicts)
+    return _Checked(label=adapter.label, report=adapter.report, verdicts=verdicts)
 
 
 def _say(session: Session, checked: Sequence[_Checked], targets: Sequence[str]) -> None:
@@ -161,7 +161,7 @@ def _say(session: Session, checked: Sequence[_Checked], targets: Sequence[str]) 
     for one in checked:
         out.line(shown(one.label, 200))
         for finding in one.report.errors:
-            out.line(f"  not sound: {finding}")
+            out.line(f"  invalid: {finding}")
         for verdict in one.verdicts:
             flags = shlex.join(verdict.flags) if one.says_yes(verdict) else ""
             out.line(f"  {verdict.target:{width}}  {'yes' if one.says_yes(verdict) else 'no'}  {flags}".rstrip())

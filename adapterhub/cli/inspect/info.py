@@ -1,4 +1,4 @@
-"""`adapt info`, also called `show`: everything about one adapter, installed or on a server."""
+"""`adapt info`, also called `show`: show the details of one adapter, installed or on a server."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("spec", type=SPEC)
-@click.option("--base", type=BASE, help="The base, where the spec names none.")
+@click.option("--base", type=BASE, help="Use this base if the spec names none.")
 @rank_options
-@click.option("--recipe", is_flag=True, help="Only how it was merged, as TOML for `adapt merge --recipe`.")
+@click.option("--recipe", is_flag=True, help="Show only the merge recipe, as TOML for `adapt merge --recipe`.")
 @remote_options
 @common
 def info(
@@ -41,11 +41,11 @@ def info(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Show everything about one adapter: base, files, modules with rank and alpha, lineage, signature, who uses it.
+    """Show the details of one adapter: base, files, modules with rank and alpha, lineage, signature and users.
 
-    What is installed is looked at here. What is not, or with --remote, is asked of a server: its manifest, its config
-    and the first bytes of its weights, before anything is installed. Inside a project it says whether the policy would
-    refuse the adapter. `adapt show` is the same command.
+    Shows an installed adapter if there is one. Otherwise, or with --remote, reads the manifest, the config and the
+    first bytes of the weights from a server and downloads nothing else. Inside a project, also shows whether the
+    project's policy refuses the adapter. `adapt show` is the same command.
 
     \b
     Examples:
@@ -98,7 +98,7 @@ def _show_remote(
         session, library, spec, sources, wanted=wanted_from(library, spec, base), bounds=bounds
     )
     hub = source.hub if isinstance(source, HubNamespace) else source
-    assert isinstance(hub, Hub)  # no other place was asked
+    assert isinstance(hub, Hub)  # `sources` holds servers only
     contents = hub.contents(release)
     document = _document(release, contents, resolution, hub)
     document["policy_refusal"] = refusal_here(session, resolution.chosen)
@@ -106,7 +106,7 @@ def _show_remote(
 
 
 def header_document(contents: Contents) -> dict[str, Any]:
-    """What the header of the weights says, the settings of the config, and the groups of modules."""
+    """The tensor counts of the weights header, the settings of the config, and the groups of modules."""
     from adapterhub.formats.modules.groups import modules_of
 
     weights, config = contents.weights, contents.config

@@ -1,4 +1,4 @@
-"""Everything about an installed adapter, as `adapt info` shows it."""
+"""The details of an installed adapter for `adapt info`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 def show_installed(
     session: Session, spec: AdapterSpec, base: BaseSpec | None, bounds: RankBounds, *, recipe: bool
 ) -> None:
-    """Show the installed build that `spec` means; with `recipe`, only how it was merged.
+    """Show the installed build that `spec` names, or only its merge recipe.
 
     Raises:
-        AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
+        AdapterNotFound, NoCompatibleRelease: no build has the name, or none fits.
     """
     from adapterhub.cli.options.asking import find_build
 
@@ -53,26 +53,26 @@ def _show_recipe(session: Session, build: Installed) -> None:
 
 
 def _verdict(library: Library, build: Installed, spec: AdapterSpec, base: BaseSpec | None) -> dict[str, Any]:
-    """How the base it was made for stands to the one asked for, else to the registered one."""
+    """Compare the base that the build was made for with the requested one, else with the registered one."""
     from adapterhub.formats.base.fingerprint import compare
     from adapterhub.projects.session import wanted_from
 
     wanted = wanted_from(library, spec, base)
     if wanted is not None:
-        found = wanted.judge(build.base)
+        compared = wanted.judge(build.base)
         return {
             "base_asked": wanted.text,
-            "base_verdict": found.verdict.name,
-            "base_differences": list(found.differences),
+            "base_verdict": compared.verdict.name,
+            "base_differences": list(compared.differences),
         }
     fingerprint = build.base.fingerprint
     record = library.bases.by_fingerprint(fingerprint) if fingerprint else None
-    found = compare(fingerprint, record.fingerprint if record else None)
+    compared = compare(fingerprint, record.fingerprint if record else None)
     named = record.alias if record else None
     return {
         "base_asked": named,
-        "base_verdict": found.verdict.name,
-        "base_differences": list(found.differences) if record else [],
+        "base_verdict": compared.verdict.name,
+        "base_differences": list(compared.differences) if record else [],
     }
 
 
@@ -110,7 +110,7 @@ def _document(session: Session, library: Library, build: Installed) -> tuple[dic
 
 
 def _policy_refusal(session: Session, library: Library, build: Installed) -> str | None:
-    """As `adapt install` would be refused it: the library dates a build by when it came in."""
+    """Why the project's policy would refuse it; the library dates a build by when it was added."""
     from adapterhub.distribution.choosing import candidates_of
     from adapterhub.formats.release import Release
 
@@ -122,7 +122,7 @@ def _policy_refusal(session: Session, library: Library, build: Installed) -> str
 
 
 def _modules(build: Installed) -> dict[str, Any]:
-    """What the config and the header of the weights say of its modules; nothing for damaged ones."""
+    """The modules as the config and the weights header describe them; empty for damaged files."""
     from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
     from adapterhub.formats.modules.groups import Modules, modules_of
     from adapterhub.formats.peft.config import AdapterConfig
@@ -131,7 +131,7 @@ def _modules(build: Installed) -> dict[str, Any]:
     try:
         config = AdapterConfig.parse((build.folder / CONFIG_FILE).read_bytes(), CONFIG_FILE)
         modules = modules_of(config, read_header(build.folder / WEIGHTS_FILE))
-    except (Malformed, OSError):  # `verify` says what is wrong
+    except (Malformed, OSError):  # `verify` reports what is wrong
         modules = Modules(groups=(), whole=())
     return modules_document(modules)
 
@@ -146,7 +146,7 @@ def _signature(library: Library, build: Installed, place: str) -> dict[str, Any]
         judgement, policy = SignatureAdmission(library.root).judge(release, provenance_of(build.folder), place)
     except SignatureRefused as error:
         return {"standing": error.reason, "message": error.clause, "signer": None, "policy": None}
-    except (NotAllowed, Malformed) as error:  # the files that say whom to trust
+    except (NotAllowed, Malformed) as error:  # the trust settings cannot be read
         return {"standing": "unjudged", "message": error.message, "signer": None, "policy": None}
     signed = {"standing": judgement.standing, "message": judgement.message, "signer": judgement.signer}
     return signed | {"policy": policy}
@@ -184,19 +184,19 @@ def _fields(library: Library, build: Installed, d: dict[str, Any]) -> list[tuple
     pairs += [("merged from", f"{p.weight:g} x {p.spec}  {p.digest or ''}".rstrip()) for p in manifest.parents]
     if manifest.recipe:
         options = manifest.recipe.get("options")
-        said = [manifest.recipe.get("method"), manifest.recipe.get("dtype")]
-        said[1:1] = [f"{k} {v}" for k, v in options.items()] if isinstance(options, dict) else []
-        pairs.append(("recipe", ", ".join(str(word) for word in said if word is not None)))
+        words = [manifest.recipe.get("method"), manifest.recipe.get("dtype")]
+        words[1:1] = [f"{k} {v}" for k, v in options.items()] if isinstance(options, dict) else []
+        pairs.append(("recipe", ", ".join(str(word) for word in words if word is not None)))
     pairs += [(f"metric {name}", value) for name, value in manifest.metrics.items()]
     return pairs
 
 
 def _say_around(session: Session, node: Node, uses: tuple[Use, ...]) -> None:
-    """Who uses it, and the parents that are not here any more."""
+    """Print what uses the adapter, and its parents that are no longer installed."""
     session.out.fields([("used by", f"{use.kind} {use.who}: {use.why}") for use in uses])
     gone = [one.label for one in _all(node) if one.state == "missing"]
     if gone:
-        session.out.note(f"not here any more: {shown(', '.join(gone), 400)}")
+        session.out.note(f"no longer installed: {shown(', '.join(gone), 400)}")
 
 
 def _all(node: Node) -> Iterator[Node]:

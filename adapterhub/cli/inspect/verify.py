@@ -1,4 +1,4 @@
-"""`adapt verify`: every check over adapters, with the finding, its place and what was expected."""
+"""`adapt verify`: run every check on adapters and print each finding with its place and the expected value."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _EXIT_CODES = {"ok": 0, "failed": EXIT_SOME_FAILED, "unknown": CouldNotTell.exit
 
 @click.command()
 @click.argument("adapters", nargs=-1, metavar="SPEC|FOLDER...", shell_complete=complete_spec_or_folder)
-@click.option("--all", "everything", is_flag=True, help="Every installed adapter.")
-@click.option("--base", type=BASE, help="Check against this base, where the adapter declares none.")
-@click.option("--strict", is_flag=True, help="Files beside a signature that it does not cover are an error.")
-@click.option("--notes", is_flag=True, help="Show notes, too (files passed over, scales).")
+@click.option("--all", "everything", is_flag=True, help="Check every installed adapter.")
+@click.option("--base", type=BASE, help="Check against this base if the adapter declares none.")
+@click.option("--strict", is_flag=True, help="Fail when a signed folder has files that its signature does not cover.")
+@click.option("--notes", is_flag=True, help="Also show notes, such as ignored files and scales.")
 @common
 def verify(
     session: Session,
@@ -42,10 +42,10 @@ def verify(
     strict: bool,
     notes: bool,
 ) -> None:
-    """Check bytes, format, tensor pairs and shapes, scale, numbers, base and signature.
+    """Check an adapter's bytes, format, tensor pairs and shapes, scale, numbers, base and signature.
 
-    Exit code 0: all well. 3: a check failed. 12: bytes do not match their digest. 17: a check could not be carried
-    out, such as pairing with a base that is not known here.
+    Exits with code 0 when every check passes, 3 when one fails, 12 when bytes do not match their digest, and 17 when a
+    check cannot run, for example because the base is not registered here.
 
     \b
     Examples:
@@ -53,7 +53,7 @@ def verify(
       adapt verify ./out/legal-qa --base base-7b
     """
     if bool(adapters) == everything:
-        raise UsageProblem("give adapters or folders, or `--all`", hint="`adapt verify --help` shows examples")
+        raise UsageProblem("give adapters or folders, or `--all`", hint="see the examples of `adapt verify --help`")
     library = session.project_library
     record = library.bases.find(base) if base is not None else None
     reports: list[tuple[str, Report]] = []
@@ -95,39 +95,39 @@ def _reports(
 
 
 def _everything(library: Library, record: BaseRecord | None, progress: Progress) -> Iterator[tuple[str, Report]]:
-    """Every installed build, then the store itself where something is found."""
+    """Check every installed build, then the store itself; the store is reported only if it has findings."""
     from adapterhub.library.upkeep.damage import damaged_index, damaged_objects
     from adapterhub.trust.verify import Finding, Report
 
-    looked_at = []
+    verified = []
     for build in library.installed():
         if build.folder != library.folder_for(build.manifest, build.namespace):
-            continue  # its manifest names another build: told among the broken ones
-        seen = _inode_of(build.folder)
+            continue  # its manifest names another build; `library.broken()` reports it
+        inode = _inode_of(build.folder)
         try:
             report = _of_build(library, build, record, progress)
         except FileNotFoundError:
-            if _inode_of(build.folder) == seen:
+            if _inode_of(build.folder) == inode:
                 raise
             continue
-        if report.errors and _inode_of(build.folder) != seen:  # removed, and perhaps added anew, while we looked
+        if report.errors and _inode_of(build.folder) != inode:  # removed, and perhaps added again, during the check
             continue
-        looked_at.append(build)
+        verified.append(build)
         yield f"{build.full_name} {build.manifest.label}", report
-    hint = "`adapt doctor --repair` mends what it can"
+    hint = "`adapt doctor --repair` repairs what it can"
     findings = [
         Finding(code="E_MANIFEST", severity="error", where=where, message=broken.reason, hint=hint)
         for broken in library.broken()
         if (where := broken.folder.relative_to(library.root).as_posix())
     ]
-    damages = (*damaged_objects(library, looked_at, progress), *damaged_index(library))
+    damages = (*damaged_objects(library, verified, progress), *damaged_index(library))
     findings += [damage.finding(library.root) for damage in damages]
     if findings:
         yield "the store", Report.of(findings)
 
 
 def _inode_of(folder: Path) -> int | None:
-    """Which folder it is; None when there is none."""
+    """The identity of a folder; None when it does not exist."""
     try:
         return folder.stat().st_ino
     except FileNotFoundError:
@@ -135,7 +135,7 @@ def _inode_of(folder: Path) -> int | None:
 
 
 def _of_build(library: Library, build: Installed, record: BaseRecord | None, progress: Progress) -> Report:
-    """The checks of an installed build, and what its signature says."""
+    """The report on an installed build, with findings about its signature."""
     from adapterhub.formats.release import Release
     from adapterhub.library.admission.findings import signature_findings
     from adapterhub.library.admission.signatures import SignatureAdmission
@@ -148,7 +148,7 @@ def _of_build(library: Library, build: Installed, record: BaseRecord | None, pro
 
 
 def _with_signature(library: Library, folder: Path, report: Report) -> Report:
-    """The checks of a folder with what its signature says, if it has one: of its manifest, else of its very files."""
+    """The report on a folder, with findings about its signature, which covers its manifest or else its files."""
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE
     from adapterhub.formats.release import Release
@@ -168,9 +168,9 @@ def _with_signature(library: Library, folder: Path, report: Report) -> Report:
             release = Release(manifest=manifest, namespace=None, origin=str(folder))
         else:
             release = PlainFolder(folder).releases(AdapterSpec.parse("unnamed"))[0]
-    except (AdapterHubError, OSError):  # the report says what is wrong with it
+    except (AdapterHubError, OSError):  # the report already has these problems
         return report
-    place = os.path.abspath(folder)  # noqa: PTH100 - as the user names it, links and all
+    place = os.path.abspath(folder)  # noqa: PTH100 - keeps links: the name that the user gave stays
     return _joined(
         report, signature_findings(SignatureAdmission(library.root), release, lambda: provenance_of(folder), place)
     )
@@ -183,7 +183,7 @@ def _joined(report: Report, found: Sequence[Finding]) -> Report:
 
 
 def _strictly(report: Report) -> Report:
-    """With an error for what a signature does not cover."""
+    """The report with an error for each file that the signature does not cover."""
     from adapterhub.library.admission.findings import as_error
     from adapterhub.trust.verify import Report
 
@@ -191,7 +191,7 @@ def _strictly(report: Report) -> Report:
 
 
 def _exit_code(reports: list[Report]) -> int:
-    """Of all: bytes that do not match come before other failures, and those before what could not be told."""
+    """The code of the worst status: wrong bytes before other failures, and those before unknowns."""
     if any(f.code == "E_DIGEST" for report in reports for f in report.errors):
         return DigestMismatch.exit_code
     for status in ("failed", "unknown"):
@@ -202,7 +202,7 @@ def _exit_code(reports: list[Report]) -> int:
 
 def _say(session: Session, reports: list[tuple[str, Report]], *, notes: bool) -> None:
     out = session.out
-    words = {"ok": "ok", "failed": "FAILED", "unknown": "could not tell"}
+    words = {"ok": "ok", "failed": "FAILED", "unknown": "unknown"}
     for label, report in reports:
         signed = [f.message for f in report.notes if f.code == "N_SIGNATURE" and f.message != _UNSIGNED]
         out.line(f"{label}: {words[report.status]}" + "".join(f", {message}" for message in signed))

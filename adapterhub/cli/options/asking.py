@@ -1,4 +1,4 @@
-"""Questions to the library that several commands ask; those to its index need not import it."""
+"""Queries that several commands make; those to the index do not import the library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 
 def ask(session: Session, question: Callable[[IndexReader], _T]) -> _T:
-    """The answer of the index, straight from its file while that is current: the library takes 80 ms to import."""
+    """The index's answer, read straight from its file while that is current: importing the library takes 80 ms."""
     from adapterhub.library.store.index import Index, IndexUnusable
 
     index = Index(session.root / "index.db")
@@ -30,7 +30,7 @@ def ask(session: Session, question: Callable[[IndexReader], _T]) -> _T:
 
 
 def lineage_of(session: Session) -> Lineage:
-    """The graph of what is installed, straight from the index while that is current."""
+    """The graph of installed builds, read straight from the index while that is current."""
     from adapterhub.library.store.index import Filters
     from adapterhub.library.upkeep.lineage import Lineage
 
@@ -40,11 +40,11 @@ def lineage_of(session: Session) -> Lineage:
 def find_build(
     session: Session, spec: AdapterSpec, bounds: RankBounds, *, for_use: bool, base: BaseSpec | None = None
 ) -> Installed:
-    """The one installed build that `spec` means, with warnings reported.
+    """The one installed build that `spec` names; prints the warnings.
 
     Raises:
-        AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
-        SignatureRefused, NamespaceBound: `for_use`, and it may not be used.
+        AdapterNotFound, NoCompatibleRelease: no build has the name, or none fits.
+        SignatureRefused, NamespaceBound: `for_use` is set and a policy forbids using the build.
     """
     from adapterhub.distribution.choosing import find_installed, look_up
     from adapterhub.projects.session import wanted_from

@@ -1,4 +1,4 @@
-"""One build from wherever it is: the options and steps that `pull`, `info` and `mirror` share."""
+"""The options and steps with which `pull`, `info` and `mirror` choose one build from any source."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def choose_release(
     objection: Objection | None = None,
     ignore_bindings: bool = False,
 ) -> tuple[Release, Source, Resolution]:
-    """The build of the first place that has a fitting one, and warnings said; the options as of `first_fitting`.
+    """The build from the first source that has one that fits; prints the warnings. Options as of `first_fitting`.
 
     Raises:
-        NoCompatibleRelease: one reason per release of every place that was asked.
-        AdapterNotFound: no place has the name.
+        NoCompatibleRelease: no release fits; `refusals` holds one reason for each.
+        AdapterNotFound: no source has the name.
     """
     from adapterhub.distribution.choosing import first_fitting
 
@@ -43,10 +43,12 @@ def choose_release(
         for warning in found[2].warnings:
             session.out.warn(warning)
         return found
-    asked = ", ".join(source.label for source in sources)
-    if not asked:
+    labels = ", ".join(source.label for source in sources)
+    if not labels:
         raise AdapterNotFound(
-            f"`{spec.full_name}` has no namespace, and no remote lists any",
+            f"`{spec.full_name}` has no namespace, and no remote lists one for it",
             hint=f"write `NAMESPACE/{spec.name}`, or `adapt remote add NAME URL --namespaces NAMESPACE`",
         )
-    raise AdapterNotFound(f"no adapter `{spec.full_name}` in {asked}", hint="`adapt search --remote NAME` lists some")
+    raise AdapterNotFound(
+        f"no adapter `{spec.full_name}` in {labels}", hint="`adapt search --remote NAME` lists the adapters of a server"
+    )

@@ -1,4 +1,4 @@
-"""`adapt lock`: choose a build for everything that the project wants, and write down exactly which."""
+"""`adapt lock`: choose a build for everything in the project file and record it in the lock file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_key)
-@click.option("--upgrade", "-U", is_flag=True, help="Choose anew: everything, or only what is NAMEd.")
-@click.option("--check", is_flag=True, help="Write nothing, ask no place; exit code 15 when the lock is stale.")
+@click.option("--upgrade", "-U", is_flag=True, help="Choose the newest allowed release of NAME, or of everything.")
+@click.option("--check", is_flag=True, help="Only check: exit with code 15 if the lock file is stale.")
 @places_option()
 @project_option
 @trust_option
@@ -35,11 +35,11 @@ def lock(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Lock the project: write `adapters.lock` with the digest of everything that `adapters.toml` asks for.
+    """Resolve the project's adapters and write `adapters.lock` with the digest of each.
 
-    What is locked stays as it is, and no place is asked for it, until the project file asks for something else or
-    --upgrade does. Merges of the project are run, and locked with their recipe. --offline looks in the library and in
-    directories only.
+    A locked build stays, without a query to any source, until the project file changes its entry or --upgrade replaces
+    it. Runs the merges of the project and locks them with their recipes. --offline uses only the library and
+    directories.
 
     \b
     Examples:
@@ -53,10 +53,10 @@ def lock(
     from adapterhub.projects.places import ProjectSources, lock_now, save_lock
 
     if check and (upgrade or names):
-        raise UsageProblem("`--check` changes nothing, so it goes without `--upgrade`")
+        raise UsageProblem("`--check` and `--upgrade` exclude each other: `--check` changes nothing")
     if names and not upgrade:
         hint = f"`adapt lock --upgrade {' '.join(names)}`"
-        raise UsageProblem("a name says what to choose anew, which `--upgrade` does", hint=hint)
+        raise UsageProblem("names need `--upgrade`", hint=hint)
     project = session.need_project()
     if check:
         _check(session, project)
@@ -64,14 +64,14 @@ def lock(
     previous = previous_lock(project)
     sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
     sources.settle(previous)
-    chosen_anew = ALL if upgrade and not names else names
-    outcome = lock_now(session, project, sources, previous=previous, upgrade=chosen_anew, bars=session.out)
+    upgraded = ALL if upgrade and not names else names
+    outcome = lock_now(session, project, sources, previous=previous, upgrade=upgraded, bars=session.out)
     is_new = save_lock(session, project, outcome.lock)
     tell_lock(session, project, outcome, is_new=is_new)
 
 
 def tell_lock(session: Session, project: Project, outcome: LockOutcome, *, is_new: bool) -> None:
-    """The result of locking, on the terminal or as JSON."""
+    """Print the result of locking, as text or JSON."""
     from adapterhub.core.disk.home import LOCK_FILE
 
     path = project.folder / LOCK_FILE
@@ -89,7 +89,7 @@ def tell_lock(session: Session, project: Project, outcome: LockOutcome, *, is_ne
         {"project": str(project.folder), "lock": str(path), "written": is_new, **lock_document(outcome)}, text
     )
     if is_new:
-        session.out.hint("`adapt sync` brings it into `adapters/`")
+        session.out.hint("`adapt sync` brings the locked adapters into `adapters/`")
 
 
 def _check(session: Session, project: Project) -> None:
@@ -101,17 +101,17 @@ def _check(session: Session, project: Project) -> None:
     locked = read_lock(project.folder)
     problems = lock_problems(project, locked)
     if problems:
-        raise StaleLock(str(project.folder / LOCK_FILE), problems, hint="`adapt lock` brings it up to date")
+        raise StaleLock(str(project.folder / LOCK_FILE), problems, hint="`adapt lock` updates it")
     path = project.folder / LOCK_FILE
     session.out.result(
         {"project": str(project.folder), "lock": str(path), "current": True, **_entries_document(locked)},
-        lambda: session.out.line(f"{path} is what the project asks for"),
+        lambda: session.out.line(f"{path} is up to date"),
     )
 
 
 # ---------------------------------------------------------------- JSON
 def lock_document(outcome: LockOutcome) -> dict[str, Any]:
-    """What was locked and what changed."""
+    """What the lock holds and what changed."""
     return {
         "changes": [change_document(change) for change in outcome.changes],
         "warnings": list(outcome.warnings),
@@ -120,7 +120,7 @@ def lock_document(outcome: LockOutcome) -> dict[str, Any]:
 
 
 def change_document(change: Change) -> dict[str, Any]:
-    """One difference of two locks."""
+    """One difference between two locks."""
     return {"kind": change.kind, "key": change.key, "text": change.text}
 
 

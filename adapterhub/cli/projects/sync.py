@@ -1,4 +1,4 @@
-"""`adapt sync`: the project's `adapters/` as the lock file says."""
+"""`adapt sync`: make the project's `adapters/` match the lock file."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--frozen", is_flag=True, help="Never resolve: refuse when the lock file does not answer the project.")
-@click.option("--offline", is_flag=True, help="Never open a connection.")
-@click.option("--check", is_flag=True, help="Read every byte again, also of files that look as sync left them.")
-@click.option("--prune", is_flag=True, help="Remove what the lock file does not ask for.")
+@click.option("--frozen", is_flag=True, help="Do not update the lock file; fail if it is missing or stale.")
+@click.option("--offline", is_flag=True, help="Use no network.")
+@click.option("--check", is_flag=True, help="Read every byte again, even of files that appear unchanged.")
+@click.option("--prune", is_flag=True, help="Remove folders that the lock file does not list.")
 @click.option(
-    "--group", "groups", multiple=True, metavar="NAME", shell_complete=complete_group, help="An optional group, too."
+    "--group", "groups", multiple=True, metavar="NAME", shell_complete=complete_group, help="Include an optional group."
 )
-@click.option("--all-groups", is_flag=True, help="Every optional group.")
-@click.option("--yes", "-y", is_flag=True, help="With --prune: also delete, unasked, folders that sync did not make.")
+@click.option("--all-groups", is_flag=True, help="Include every optional group.")
+@click.option("--yes", "-y", is_flag=True, help="With --prune: also delete folders that sync did not make, unprompted.")
 @signatures_option
 @project_option
 @trust_option
@@ -49,12 +49,12 @@ def sync(
 ) -> None:
     """Make the project's `adapters/` match its lock file, with links into the library.
 
-    A lock file that is missing, or does not answer `adapters.toml` any more, is written anew first. What is not in the
-    library is fetched by its digest from where it was locked; a merge is made again from its recipe. What is right
-    already is not touched, and nothing in `adapters/` changes before everything is there.
+    First updates a lock file that is missing or stale. Fetches each missing build by its digest from its locked source
+    and makes each merge again from its recipe. Leaves correct folders untouched, and changes nothing in `adapters/`
+    until every build is available.
 
-    A file counts as right without being read while its size, times and inode are as sync left them. --check reads every
-    byte; CI runs `adapt sync --frozen --check`.
+    A file counts as unchanged, without being read, while its size, times and inode are those that sync left. --check
+    reads every byte; use `adapt sync --frozen --check` in CI.
 
     \b
     Examples:
@@ -66,9 +66,9 @@ def sync(
     from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
 
     if yes and not prune:
-        raise UsageProblem("without --prune nothing is deleted; drop --yes")
+        raise UsageProblem("`--yes` needs `--prune`, because nothing else deletes folders")
     project = session.need_project()
-    _refuse_unknown(project, groups)
+    _check_groups(project, groups)
     sources = ProjectSources(session, project, offline=offline)
     lock, is_new = _lock_of(session, project, sources, is_frozen=frozen)
     library = session.library
@@ -91,23 +91,23 @@ def sync(
     _note_left(session, document["left"], pruned=prune)
 
 
-def _refuse_unknown(project: Project, groups: Sequence[str]) -> None:
+def _check_groups(project: Project, groups: Sequence[str]) -> None:
     unknown = [name for name in groups if name not in project.groups]
     if unknown:
         known = ", ".join(f"`{name}`" for name in project.groups)
         raise UsageProblem(
-            f"the project has no group `{shown(unknown[0])}`; it has {known or 'none'}",
-            hint="a group is a table `[groups.NAME]` of `adapters.toml`",
+            f"the project has no group `{shown(unknown[0])}`; its groups: {known or 'none'}",
+            hint="a table `[groups.NAME]` in `adapters.toml` defines a group",
         )
 
 
 def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_frozen: bool) -> tuple[Lock, bool]:
-    """The lock that answers the project, and whether it was written just now.
+    """The lock that matches the project, and whether it was just written.
 
     Raises:
-        StaleLock: it does not, and it is frozen.
-        NotFound: there is none, and it is frozen.
-        Malformed: it was damaged.
+        StaleLock: the lock is frozen and stale.
+        NotFound: the lock is frozen and there is none.
+        Malformed: the lock is damaged.
     """
     from adapterhub.core.disk.home import LOCK_FILE
     from adapterhub.projects.lock.lockfile import previous_lock, read_lock
@@ -121,13 +121,13 @@ def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_
         from adapterhub.library.store.roots import KnownProjects
         from adapterhub.projects.values import digests_of
 
-        KnownProjects(session.root).remember(
+        KnownProjects(session.root).remember(  # before any fetch, so that no gc deletes what arrives
             project.folder, digests_of(lock)
-        )  # before anything is fetched: no gc takes it then
+        )
         _warn_of_moved_base(session, lock)
         return lock, False
     if is_frozen:
-        raise StaleLock(str(project.folder / LOCK_FILE), problems, hint="`adapt lock` resolves it anew")
+        raise StaleLock(str(project.folder / LOCK_FILE), problems, hint="`adapt lock` updates it")
     outcome = lock_now(session, project, sources, previous=lock, bars=session.out)
     for warning in outcome.warnings:
         session.out.warn(warning)
@@ -138,7 +138,7 @@ def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_
 
 
 def _warn_of_moved_base(session: Session, lock: Lock) -> None:
-    """Say that the builds of the lock are for other weights than its base has here; they are synced all the same."""
+    """Warn that the locked builds are for other weights than the base has here; sync continues."""
     from adapterhub.projects.locking import base_moved_since
 
     moved = base_moved_since(session.library, lock)
@@ -148,27 +148,27 @@ def _warn_of_moved_base(session: Session, lock: Lock) -> None:
 
 
 def _to_delete(session: Session, plan: SyncPlan, *, yes: bool) -> list[Path]:
-    """The folders that sync did not make and the user lets go."""
-    asked = [*(step.folder for step in plan.blocked), *plan.foreign]
-    if not asked or yes:
-        return asked
+    """The folders not made by sync that the user agrees to delete."""
+    folders = [*(step.folder for step in plan.blocked), *plan.foreign]
+    if not folders or yes:
+        return folders
     if not sys.stdin.isatty():
         return []
-    session.out.warn("sync did not make these, and nothing else may have what is in them:")
-    for folder in asked:
+    session.out.warn("sync did not make these folders; their contents may exist nowhere else:")
+    for folder in folders:
         session.out.note(f"  {folder}")
-    return asked if click.confirm("Delete them?", err=True) else []
+    return folders if click.confirm("Delete them?", err=True) else []
 
 
 def _note_left(session: Session, left: Sequence[dict[str, Any]], *, pruned: bool) -> None:
     ours = [one["path"] for one in left if one["made_by_sync"]]
     others = [one["path"] for one in left if not one["made_by_sync"]]
     if ours:
-        session.out.note(f"the lock file does not ask for {_listed(ours)}")
-        session.out.hint("`adapt sync --prune` removes what sync made")
+        session.out.note(f"not in the lock file: {_listed(ours)}")
+        session.out.hint("`adapt sync --prune` removes folders that sync made")
     if others and pruned:
-        session.out.note(f"not made by sync, and left: {_listed(others)}")
-        session.out.hint("`adapt sync --prune --yes` deletes these, too")
+        session.out.note(f"kept, because sync did not make them: {_listed(others)}")
+        session.out.hint("`adapt sync --prune --yes` deletes them, too")
 
 
 def _listed(paths: Sequence[str]) -> str:
@@ -177,7 +177,7 @@ def _listed(paths: Sequence[str]) -> str:
 
 
 def document_of(project: Project, plan: SyncPlan, done: Done, *, is_new: bool) -> dict[str, Any]:
-    """What a sync did, for programs."""
+    """The JSON document of a sync."""
     from adapterhub.projects.builds import full_name_of
 
     brought = {one.entry.key: one for one in done.brought}
@@ -207,15 +207,15 @@ def document_of(project: Project, plan: SyncPlan, done: Done, *, is_new: bool) -
 
 
 def say(session: Session, document: dict[str, Any]) -> None:
-    """What a sync did, for people."""
+    """Print what a sync did."""
     adapters = document["adapters"]
     for one in adapters:
         if one["done"] == "kept":
             continue
-        came = f"  from {one['from']}" if one["from"] else ""
-        session.out.line(f"{one['done']} {one['key']}  {one['name']} {one['version']}{came}")
+        origin = f"  from {one['from']}" if one["from"] else ""
+        session.out.line(f"{one['done']} {one['key']}  {one['name']} {one['version']}{origin}")
         for reason in one["repaired"]:
-            session.out.line(f"  it was changed: {reason}")
+            session.out.line(f"  it had changed: {reason}")
     for path in document["removed"]:
         session.out.line(f"removed {Path(path).name}")
     changed = sum(one["done"] != "kept" for one in adapters)

@@ -1,4 +1,4 @@
-"""`adapt trust`: agree to the servers that a project names."""
+"""`adapt trust`: trust the servers that a project names."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path), metavar="[DIR]")
-@click.option("--revoke", is_flag=True, help="Take it back.")
-@click.option("--list", "is_list", is_flag=True, help="List the projects that are trusted.")
+@click.option("--revoke", is_flag=True, help="Stop trusting the project.")
+@click.option("--list", "is_list", is_flag=True, help="List the trusted projects.")
 @common
 def trust(session: Session, folder: Path | None, revoke: bool, is_list: bool) -> None:
-    """Agree to the servers that a project names, once for this folder and what it says of servers.
+    """Trust the servers that a project names.
 
-    A project file comes from somebody else, and may name servers under `[remotes]`; a lock file may name more. None of
-    them is asked before you agree. An edit of their names, URLs, namespaces or signature policies asks again. A
-    namespace or a name that you gave to a remote of your own stays yours, whatever is agreed to here.
+    A project file that you did not write may name servers under `[remotes]`, and a lock file may name more. `adapt`
+    contacts none of them before you agree. A later change of their names, URLs, namespaces or signature policies needs
+    your agreement again. Namespaces and names of your own remotes stay yours in any case.
 
     \b
     Examples:
@@ -37,7 +37,7 @@ def trust(session: Session, folder: Path | None, revoke: bool, is_list: bool) ->
     trusted = TrustedProjects(session.root)
     if is_list:
         if revoke or folder is not None:
-            raise UsageProblem("`--list` lists all projects, so it goes alone")
+            raise UsageProblem("`--list` takes no DIR and no `--revoke`: it lists all projects")
         known = trusted.all()
         session.out.result(
             [one.to_json() for one in known],
@@ -47,7 +47,7 @@ def trust(session: Session, folder: Path | None, revoke: bool, is_list: bool) ->
     place = _project_folder(session, folder, revoke=revoke)
     if revoke:
         was_there = trusted.revoke(place)
-        text = f"{place} is not trusted any more" if was_there else f"{place} was not trusted"
+        text = f"{place} is no longer trusted" if was_there else f"{place} was not trusted"
         session.out.result({"project": str(place), "revoked": was_there}, lambda: session.out.line(text))
         return
     _agree(session, place, trusted)
@@ -68,7 +68,7 @@ def _agree(session: Session, place: Path, trusted: Any) -> None:  # noqa: ANN401
         for url in _urls(made):
             session.out.line(f"  {url}")
         if not _urls(made):
-            session.out.line("  it names no server of its own")
+            session.out.line("  the project names no servers of its own")
 
     session.out.result(made.to_json(), text)
 
@@ -78,15 +78,15 @@ def _urls(one: TrustedProject) -> list[str]:
 
 
 def _project_folder(session: Session, folder: Path | None, *, revoke: bool) -> Path:
-    """The folder that is meant; to take trust back, the project need not be there any more."""
+    """The project's folder; it need not exist any more to revoke trust."""
     from adapterhub.core.disk.home import PROJECT_FILE
 
     if folder is None:
         found = session.project_folder
         if found is None:
-            session.need_project()  # which says so
+            session.need_project()  # raises NotFound
         assert found is not None
         return found
     if not revoke and not (folder / PROJECT_FILE).is_file():
-        raise NotFound(f"`{folder}` has no `{PROJECT_FILE}`", hint=f"`adapt init {folder}` makes a project of it")
+        raise NotFound(f"`{folder}` has no `{PROJECT_FILE}`", hint=f"`adapt init {folder}` creates a project there")
     return folder

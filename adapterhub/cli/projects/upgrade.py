@@ -1,4 +1,4 @@
-"""`adapt upgrade`: take the newest that is allowed, of everything or of what is named."""
+"""`adapt upgrade`: move to the newest allowed releases."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from adapterhub.projects.values import Lock, LockedMerge, Project, WantedMerge
     from adapterhub.trust.signing.policy import SignaturePolicy
 
-_NOTHING = "nothing newer is allowed; `adapt outdated` shows what else there is"
+_NOTHING = "no newer release is allowed; `adapt outdated` shows all releases"
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME...]", shell_complete=complete_spec)
-@click.option("--library", "is_library", is_flag=True, help="Upgrade the library, inside a project, too.")
-@click.option("--dry-run", is_flag=True, help="Say what would change; write nothing.")
+@click.option("--library", "is_library", is_flag=True, help="Upgrade the library even inside a project.")
+@click.option("--dry-run", is_flag=True, help="Show what would change; change nothing.")
 @places_option()
 @signatures_option
 @project_option
@@ -47,11 +47,11 @@ def upgrade(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Upgrade the project: lock the newest that it allows, then sync. Outside of one: install the newest releases.
+    """Move to the newest allowed releases: lock and sync them in a project, install them outside.
 
-    In a project this is `adapt lock --upgrade [NAME...]` and `adapt sync` in one. In the library the newest release of
-    each name comes beside what is there, for the base of the installed one; the older stays until it is removed.
-    `adapt outdated` shows beforehand what there is, and --dry-run what this would take of it.
+    In a project, this is `adapt lock --upgrade [NAME...]` followed by `adapt sync`. In the library, it installs the
+    newest release of each name for the same base and keeps the older one. `adapt outdated` lists newer releases
+    beforehand; --dry-run shows which of them this command would take.
 
     \b
     Examples:
@@ -115,7 +115,7 @@ def _upgrade_project(
 
 
 def _preview_project(session: Session, project: Project, names: tuple[str, ...], sources: ProjectSources) -> None:
-    """Choose as an upgrade does, and look at the folders; merges that it would run are told, and not run."""
+    """Resolve as an upgrade does and compare the folders; merges are listed, not run."""
     from dataclasses import replace
 
     from adapterhub.cli.options.lock_changes import tell_changes
@@ -162,7 +162,7 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
 
 
 def _unmade(wanted: WantedMerge) -> LockedMerge:
-    """What stands for a merge that is not run: no digest, so that it differs from whatever is locked or there."""
+    """A stand-in for a merge that is not run; without a digest, it differs from any locked or present merge."""
     from adapterhub.core.digests import Digest
     from adapterhub.projects.values import LockedMerge, LockedSource
 
@@ -182,7 +182,7 @@ def _unmade(wanted: WantedMerge) -> LockedMerge:
 
 
 def _groups_there(project: Project, lock: Lock) -> set[str]:
-    """The optional groups that were synced before, as far as their folders tell."""
+    """The optional groups that were synced before: those with a folder in `adapters/`."""
     from adapterhub.core.disk.home import ADAPTERS_FOLDER
 
     folder = project.folder / ADAPTERS_FOLDER
@@ -210,7 +210,7 @@ def _upgrade_library(
     library = session.library
     specs = [AdapterSpec.parse(name) for name in names]
     asked = library_asked(session, specs, remote=remote, token=token, offline=offline, places=places)
-    with session.out.steps("ask", unit="adapters") as progress:
+    with session.out.steps("check", unit="adapters") as progress:
         found = offers(library, asked, progress)
     best: dict[int, Offer] = {}
     for offer in found:
@@ -249,8 +249,8 @@ def _upgrade_library(
             what = f"{d['name']} {d['from']} -> {d['to']} from {d['place']}"
             session.out.line(f"would install {what}" if dry_run else f"{what}  {d['path']}")
         if not documents:
-            session.out.line("nothing newer was found")
+            session.out.line("no newer release found")
 
     session.out.result(documents, text)
     if documents and not dry_run:
-        session.out.hint("the older releases stay; `adapt remove NAME==VERSION` takes one away")
+        session.out.hint("the older releases stay; `adapt remove NAME==VERSION` removes one")

@@ -1,4 +1,4 @@
-"""`adapt base`: the frozen models that adapters are made for, identified by their bytes."""
+"""`adapt base`: manage the frozen base models that adapters are made for, identified by their bytes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def base() -> None:
 
 @base.command("add")
 @click.argument("place", metavar="PATH|HUB_ID")
-@click.option("--as", "alias", metavar="ALIAS", help="The name to use here [default: from the folder or Hub id].")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Hashing threads [default: one per core].")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub repository.")
+@click.option("--as", "alias", metavar="ALIAS", help="Register under this name [default: from the folder or Hub id].")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Hash with N threads [default: one per core].")
+@click.option("--revision", metavar="REV", help="Use this branch, tag or commit of a Hub repository.")
 @remote_options
 @common
 def add(
@@ -42,10 +42,10 @@ def add(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Fingerprint a model by its weights and give it a name.
+    """Fingerprint a model by its weights and register it under a name.
 
-    PATH is a folder with safetensors files; HUB_ID (`org/model`) is taken from the Hugging Face cache, or downloaded.
-    The second look at the same files costs nothing: digests are cached by path, size, time and inode.
+    PATH is a folder with safetensors files. HUB_ID (`org/model`) is read from the Hugging Face cache, or downloaded.
+    Digests are cached by path, size, time and inode, so fingerprinting the same files again is instant.
 
     \b
     Example:
@@ -81,7 +81,7 @@ def _reads_as_hub_id(place: str) -> bool:
 @base.command("list")
 @common
 def list_(session: Session) -> None:
-    """List registered bases.
+    """List the registered bases.
 
     \b
     Example:
@@ -117,7 +117,7 @@ def list_(session: Session) -> None:
 @click.argument("which", metavar="BASE", type=BASE)
 @common
 def show(session: Session, which: BaseSpec) -> None:
-    """Show one base: fingerprint, hints, tensors.
+    """Show the fingerprint, hints and tensors of a base.
 
     \b
     Example:
@@ -132,9 +132,9 @@ def show(session: Session, which: BaseSpec) -> None:
 @click.argument("second", metavar="B", type=BASE)
 @common
 def compare(session: Session, first: BaseSpec, second: BaseSpec) -> None:
-    """Say how two bases relate: the same weights, another precision, a fine-tune, or another model.
+    """Compare two bases: same weights, another precision, a fine-tune, or another model.
 
-    Exit code 0 when adapters may move between them, 11 when not.
+    Exits with code 0 when adapters fit both bases, with 11 when they do not.
 
     \b
     Example:
@@ -167,7 +167,7 @@ def compare(session: Session, first: BaseSpec, second: BaseSpec) -> None:
 @click.argument("alias", type=BASE)
 @common
 def remove(session: Session, alias: BaseSpec) -> None:
-    """Forget a base. Its files and the adapters made for it are not touched.
+    """Unregister a base. Keeps its files and the adapters made for it.
 
     \b
     Example:
@@ -185,7 +185,7 @@ def remove(session: Session, alias: BaseSpec) -> None:
 @click.argument("which", metavar="BASE", type=BASE)
 @common
 def pin(session: Session, spec: AdapterSpec, which: BaseSpec) -> None:
-    """Record which base an adapter without a fingerprint was made for.
+    """Record the base of an adapter that has no fingerprint.
 
     \b
     Example:

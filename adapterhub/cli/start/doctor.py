@@ -1,4 +1,4 @@
-"""`adapt doctor`: is this installation well, and what to do where it is not."""
+"""`adapt doctor`: check this installation and name the fix for each problem."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _LOW_BYTES = 1_000_000_000
 
 
 @click.command()
-@click.option("--rebuild-index", is_flag=True, help="Make the index again from the installed folders.")
+@click.option("--rebuild-index", is_flag=True, help="Rebuild the index from the installed folders.")
 @click.option(
     "--repair",
     "is_repair",
     is_flag=True,
-    help="Look at every byte of the store and mend it: damaged files go into quarantine and are fetched again.",
+    help="Check every byte of the store and repair it: quarantine damaged files and fetch them again.",
 )
-@click.option("--dry-run", is_flag=True, help="With --repair: say what would be done; change nothing.")
-@places_option("With --repair: another place to fetch from, as in `adapt install`; may be repeated.")
+@click.option("--dry-run", is_flag=True, help="With --repair: show the repairs, change nothing.")
+@places_option("With --repair: also fetch from this library, directory or PEFT folder; may be repeated.")
 @project_option
 @remote_options
 @common
@@ -44,12 +44,12 @@ def doctor(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Check the installation: dependencies, command, home, disk, links, index, project, and the connection to the hub.
+    """Check the installation: dependencies, command, home, disk, links, index, project and hub connection.
 
-    With --repair: mend the store. Files that are not what their digest says are moved into `quarantine/`, never
-    deleted; the right bytes come from the store itself, from other adapters, from the place an adapter was installed
-    from, or from --from. Exit code 0: all is well or mended. 3: something could not be mended, or --dry-run found
-    damage.
+    With --repair, repairs the store. Files that do not match their digest move to `quarantine/` and are never deleted.
+    Correct bytes come from the store itself, from other adapters, from the place an adapter was installed from, or from
+    --from. Exits with code 0 when everything is healthy or repaired, and with 3 when something could not be repaired
+    or --dry-run found damage.
 
     \b
     Examples:
@@ -58,7 +58,7 @@ def doctor(
       adapt doctor --repair --dry-run
     """
     if (dry_run or places) and not is_repair:
-        raise UsageProblem("`--dry-run` and `--from` belong to `--repair`", hint="`adapt doctor --repair --dry-run`")
+        raise UsageProblem("`--dry-run` and `--from` need `--repair`", hint="`adapt doctor --repair --dry-run`")
     if is_repair:
         _repair(session, places, remote, token, dry_run=dry_run, offline=offline)
         return
@@ -108,14 +108,14 @@ def _repair(
     def text() -> None:
         would = "would be " if dry_run else ""
         for step in steps:
-            said = f"{would}{step.action}" if step.is_mended else step.action
-            session.out.line(f"{said}\t{step.path}" + (f"\t{step.detail}" if step.detail else ""))
+            action = f"{would}{step.action}" if step.is_mended else step.action
+            session.out.line(f"{action}\t{step.path}" + (f"\t{step.detail}" if step.detail else ""))
         if not steps:
             session.out.line("nothing is damaged")
 
     session.out.result({"dry_run": dry_run, "mended": rest == 0, "steps": [step.to_json() for step in steps]}, text)
     if rest:
-        session.out.hint("install or add these again, or name a place that has them with `--from DIR`")
+        session.out.hint("install or add these again, or fetch them with `--from DIR`")
     if rest or (dry_run and steps):
         raise SystemExit(EXIT_SOME_FAILED)
 
@@ -128,16 +128,16 @@ def _versions() -> Iterator[Line]:
 def _home(root: Path) -> Iterator[Line]:
     there = next(p for p in (root, *root.absolute().parents) if p.exists())
     if not os.access(there, os.W_OK):
-        yield Line("home", "failed", f"{root}: not writable", "set ADAPTERHUB_HOME or `--root` to a folder of yours")
+        yield Line("home", "failed", f"{root}: not writable", "set ADAPTERHUB_HOME or `--root` to a writable folder")
         return
     try:
         Root(root).ensure_real_folders()
     except NotAllowed as error:
         yield Line("home", "failed", error.message, error.hint)
         return
-    yield Line("home", "ok", str(root) if root.exists() else f"{root} (made with the first `adapt add`)")
+    yield Line("home", "ok", str(root) if root.exists() else f"{root} (the first `adapt add` creates it)")
     if root.exists() and root.stat().st_mode & OTHERS_MAY_WRITE:
-        yield Line("permissions", "warning", f"others may write in `{root}`", f"`chmod -R go-w {root}`")
+        yield Line("permissions", "warning", f"others can write to `{root}`", f"`chmod -R go-w {root}`")
     free = shutil.disk_usage(there).free
     low = free < _LOW_BYTES
     yield Line(
@@ -146,7 +146,7 @@ def _home(root: Path) -> Iterator[Line]:
     leftovers = list((root / "tmp").glob("*"))
     if leftovers:
         yield Line(
-            "leftovers", "warning", f"{len(leftovers)} in `{root / 'tmp'}`", "`adapt gc` sweeps them when they are old"
+            "leftovers", "warning", f"{len(leftovers)} in `{root / 'tmp'}`", "`adapt gc` deletes them once they are old"
         )
 
 
@@ -160,7 +160,7 @@ def _index(session: Session) -> Iterator[Line]:
         return
     broken = library.broken()
     for one in broken:
-        yield Line("builds", "failed", f"{one.folder}: {one.reason}", "`adapt doctor --repair` mends what it can")
+        yield Line("builds", "failed", f"{one.folder}: {one.reason}", "`adapt doctor --repair` repairs what it can")
     index = library.catalog.index
     folders = sum(1 for _ in library.installed())
     try:
@@ -169,9 +169,9 @@ def _index(session: Session) -> Iterator[Line]:
         yield Line("index", "warning", error.message, error.hint)
         return
     except AdapterHubError as error:
-        yield Line("index", "failed", error.message, "`adapt doctor --rebuild-index` makes it again")
+        yield Line("index", "failed", error.message, "`adapt doctor --rebuild-index` rebuilds it")
         return
-    hint = "`adapt doctor --rebuild-index` makes it again"
+    hint = "`adapt doctor --rebuild-index` rebuilds it"
     if indexed != folders:
         yield Line("index", "failed", f"{indexed} builds indexed, {folders} installed", hint)
     elif problems := [damage.message for damage in damaged_index(library)]:
@@ -188,7 +188,7 @@ def _remote(session: Session, remote: str | None, token: str | None, *, offline:
         who = hub.who()
     except RemoteUnreachable as error:
         return Line(
-            "hub", "warning", error.message, "everything local works without it; `--remote URL` names another server"
+            "hub", "warning", error.message, "local commands work without it; `--remote URL` names another server"
         )
     except AdapterHubError as error:
         return Line("hub", "warning", error.message, error.hint)

@@ -1,4 +1,4 @@
-"""The installation looked at by itself: what it is made of, where it is found, and what its folders allow."""
+"""Check the installation itself: its dependencies, its command, and what its folders allow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DISTRIBUTION = "adapterhub"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One thing looked at. `state` is ok, warning, failed or skipped."""
+    """The result of one check. `state` is ok, warning, failed or skipped."""
 
     what: str
     state: str
@@ -34,9 +34,9 @@ class Line:
 
 
 def dependencies(distribution: str = DISTRIBUTION) -> Iterator[Line]:
-    """Each declared dependency with the version that is there, against the declared bounds.
+    """Compare the installed version of each declared dependency with its bounds.
 
-    Those of extras count when they are there; what is not is what the user left out.
+    Dependencies of extras count only when they are installed; an extra is optional.
     """
     from packaging.requirements import Requirement
 
@@ -45,7 +45,7 @@ def dependencies(distribution: str = DISTRIBUTION) -> Iterator[Line]:
         declared = [Requirement(text) for text in metadata.requires(distribution) or ()]
     except metadata.PackageNotFoundError:
         yield Line(
-            distribution, "warning", "runs from its sources, so its dependencies are not known", "`pip install -e .`"
+            distribution, "warning", "runs from its sources, so its dependencies are unknown", "`pip install -e .`"
         )
         return
     core, extra = _by_name(declared)
@@ -56,7 +56,7 @@ def dependencies(distribution: str = DISTRIBUTION) -> Iterator[Line]:
 
 
 def _by_name(declared: list[Requirement]) -> tuple[dict[str, list[Requirement]], dict[str, list[Requirement]]]:
-    """What holds here, by name: of the package itself, and of extras."""
+    """The requirements that apply here, by name: those of the package itself, and those of extras."""
     core: dict[str, list[Requirement]] = {}
     extra: dict[str, list[Requirement]] = {}
     for one in sorted(declared, key=lambda r: r.name.lower()):
@@ -81,21 +81,21 @@ def _dependency(name: str, requirements: list[Requirement], *, is_optional: bool
         return (
             None
             if is_optional
-            else Line(name, "failed", f"not installed, {bounds or 'any version'} needed", f"`pip install '{wanted}'`")
+            else Line(name, "failed", f"not installed, needs {bounds or 'any version'}", f"`pip install '{wanted}'`")
         )
     if bounds.contains(version, prereleases=True):
         return None if is_optional else Line(name, "ok", version)
     state = "warning" if is_optional else "failed"
-    return Line(name, state, f"{version}, {bounds} needed", f"`pip install '{wanted}'`")
+    return Line(name, state, f"{version}, needs {bounds}", f"`pip install '{wanted}'`")
 
 
 def entry_point(argv0: str) -> Iterator[Line]:
-    """Whether `adapt` is found by the shell, and is this installation's."""
+    """Check that the shell finds `adapt` and that it belongs to this installation."""
     found = shutil.which("adapt")
     scripts = Path(sysconfig.get_path("scripts"))
     mine = scripts / "adapt"
     if found is None:
-        hint = f"add `{scripts}` to PATH" if mine.exists() else "`pip install adapterhub` makes it"
+        hint = f"add `{scripts}` to PATH" if mine.exists() else "`pip install adapterhub` installs it"
         yield Line("command", "warning", f"`adapt` is not on PATH (this is `{argv0}`)", hint)
     elif mine.exists() and not mine.samefile(found):
         yield Line(
@@ -109,7 +109,7 @@ def entry_point(argv0: str) -> Iterator[Line]:
 
 
 def folders(root: Path, project: Path | None) -> Iterator[Line]:
-    """Whether the home can be written and its files linked, and what holds for the project's folder."""
+    """Check that the home is writable and its files can be linked, also into the project's folder."""
     if not root.exists():
         yield Line("links", "skipped", "nothing is installed yet")
         return
@@ -127,18 +127,18 @@ def folders(root: Path, project: Path | None) -> Iterator[Line]:
 
 
 def _links(source: Path, target: Path, what: str, who: str, place: Path) -> Line:
-    """Whether a file of one folder can be linked into the other."""
+    """Check whether a file of one folder can be linked into the other."""
     (source / "file").write_bytes(b"")
     try:
         os.link(source / "file", target / "link")
     except OSError as error:
         fact = f"{place}: {error.strerror}; {who} will copy or clone instead"
-        return Line(what, "warning", fact, "a home on the same file system, one with hard links, saves the space")
+        return Line(what, "warning", fact, "to save space, put the home on the same file system, one with hard links")
     return Line(what, "ok", f"hard links work in {place}")
 
 
 def project_files(session: Session) -> Iterator[Line]:
-    """Whether the project file and its lock can be read and go together; nothing outside a project."""
+    """Check that the project file and its lock are readable and agree; yields nothing outside a project."""
     from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
     from adapterhub.projects.lock.lockfile import read_lock
     from adapterhub.projects.lock.staleness import lock_problems
@@ -153,7 +153,7 @@ def project_files(session: Session) -> Iterator[Line]:
         yield Line("project", "failed", error.message, error.hint)
         return
     wanted = len(project.adapters) + len(project.merges)
-    yield Line("project", "ok", f"{folder / PROJECT_FILE}: {wanted} wanted")
+    yield Line("project", "ok", f"{folder / PROJECT_FILE}: {wanted} requested")
     if not os.path.lexists(folder / LOCK_FILE):
         yield Line("lock", "warning" if wanted else "skipped", "not locked yet", "`adapt lock`" if wanted else "")
         return
@@ -165,6 +165,6 @@ def project_files(session: Session) -> Iterator[Line]:
     stale = lock_problems(project, lock)
     if stale:
         more = f", and {len(stale) - 1} more" if len(stale) > 1 else ""
-        yield Line("lock", "warning", f"stale: {stale[0]}{more}", "`adapt lock` writes it anew")
+        yield Line("lock", "warning", f"stale: {stale[0]}{more}", "`adapt lock` updates it")
     else:
         yield Line("lock", "ok", f"{len(lock.entries)} locked")

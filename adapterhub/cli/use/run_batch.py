@@ -115,7 +115,7 @@ def _answers(
 
     found: dict[int, Answer] = {}
     start, tokens = time.perf_counter(), 0
-    with model.session.out.told_steps("answer", unit="rows") as progress:
+    with model.session.out.described_steps("answer", unit="rows") as progress:
         progress(0, len(rows), "answer")
         for batch in model.batches([row.choice for row in rows], lengths, size):
             with model.using_rows([rows[at].choice for at in batch]) as asked:

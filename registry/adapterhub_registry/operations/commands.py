@@ -23,7 +23,7 @@ from adapterhub_registry.operations.server import serve as serve_forever
 from adapterhub_registry.storage.blobs import StoreUnreachable
 
 _AGAIN = "look at the options and the credentials, then run it again; nothing is half done"
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 
 
 @click.group()
