@@ -108,7 +108,7 @@ def test_install_from_a_published_directory(filled, tmp_path):
         (["add", "out/missing", "--name", "x"], 16, "out/missing"),
         (["add", "out/legal-qa", "--name", "Legal"], 2, "write `legal`"),
         (["add", "out/summarize", "--name", "legal-qa", "--base", "base-8b"], 10, "base-7b"),
-        (["merge", "legal-qa", "summarize", "--weights", "1", "-o", "x"], 2, "1 numbers for 2 adapters"),
+        (["merge", "legal-qa", "summarize", "--weights", "1", "-o", "x"], 2, "1 weight for 2 adapters"),
         (["merge", "legal-qa", "summarize", "--weights", "nan,1", "-o", "x"], 2, "nan"),
         (["merge", "legal-qa", "summarize", "--method", "svd", "--rank", "0", "-o", "x"], 2, "0"),
         (["merge", "legal-qa", "summarize", "--method", "tea", "-o", "x"], 2, "no merge method `tea`"),

@@ -66,7 +66,7 @@ def test_the_hint_of_the_rest_works_as_typed(adapt):
 
     said = adapt.json(*arguments, "--save-rest")
 
-    assert "hint: `--save-rest` carries 1 of the tensors" in hinted
+    assert "hint: `--save-rest` stores 1 of the tensors" in hinted
     assert [(o["name"], o["carried"]) for o in said["left_out"]] == [("model.norm.weight", True)]
     assert said["missing_share"] < 0.04
     config = json.loads((adapt.folder / "out" / "adapter_config.json").read_text())

@@ -216,7 +216,9 @@ def test_no_figure_is_said_of_what_has_no_shape_in_common(adapt, tmp_path):
     wide = load_file(tmp_path / "wide" / WEIGHTS)
     save_file(tensors | {name: wide[name] for name in wide if "v_proj" in name}, both / WEIGHTS)
 
-    assert adapt.ok("diff", "legal-qa==1.0", "./wide").startswith("cannot compare the updates: no tensor has the same shape in both\n")
+    assert adapt.ok("diff", "legal-qa==1.0", "./wide").startswith(
+        "cannot compare the updates: no tensor has the same shape in both\n"
+    )
     assert f", without {LAYERS} of other shapes" in adapt.ok("diff", "legal-qa==1.0", "./both").splitlines()[0]
 
 

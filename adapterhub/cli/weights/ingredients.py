@@ -1,4 +1,4 @@
-"""The adapters that a command puts together, as typed: `SPEC|FOLDER`, and one weight each."""
+"""The adapters that a command combines: each `SPEC|FOLDER` with its weight."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def weights_from(text: str | None, count: int) -> list[float]:
-    """The numbers of `--weights`, one for each of `count` adapters; equal shares that sum to 1 without it.
+    """The weights of `--weights`, one for each of `count` adapters; by default equal shares that sum to 1.
 
     Raises:
-        UsageProblem: no numbers, or another number of them.
+        UsageProblem: the text is not a list of numbers, or their count differs.
     """
     if text is None:
         return [1 / count] * count
@@ -27,15 +27,19 @@ def weights_from(text: str | None, count: int) -> list[float]:
     except ValueError:
         raise UsageProblem(f"--weights `{text}`: expected numbers separated by commas, such as `0.7,0.3`") from None
     if len(numbers) != count:
-        raise UsageProblem(f"--weights gives {len(numbers)} numbers for {count} adapters")
+        example = ",".join([f"{1 / count:.2g}"] * count)
+        raise UsageProblem(
+            f"{len(numbers)} weight{'s' * (len(numbers) != 1)} for {count} adapter{'s' * (count != 1)}",
+            hint=f"separate weights with commas: `--weights {example}`",
+        )
     return numbers
 
 
 def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None) -> Ingredient:
-    """The adapter that `text` names: a folder where it begins as a path does, else an installed one.
+    """The adapter that `text` names: a folder if it looks like a path, else an installed adapter.
 
     Raises:
-        AdapterNotFound, NoCompatibleRelease, SpecError: nothing installed answers to it.
+        AdapterNotFound, NoCompatibleRelease, SpecError: no installed adapter matches.
     """
     from adapterhub.core.specs import AdapterSpec, names_folder
     from adapterhub.library.upkeep.damage import ensure_manifest_unchanged

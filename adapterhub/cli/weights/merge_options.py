@@ -1,4 +1,4 @@
-"""The options of `adapt merge` that choose how: method, rank, and what each method takes."""
+"""The options of `adapt merge` that set the method, the rank and the method's own parameters."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 AUTO: Final = "auto"
 AUTO_ENERGY: Final = 0.99
-"""What `--rank auto` keeps of the squared norm: an error of 10 % in each module."""
+"""The share of the squared norm that `--rank auto` keeps: an error of 10 % in each module."""
 
 
 class MethodType(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
-    """A merge method; their files are read, none is imported."""
+    """A merge method; its file is parsed, not imported."""
 
     name = "method"
 
@@ -40,7 +40,7 @@ class MethodType(click.ParamType):  # type: ignore[type-arg]  # generic only in 
             self.fail(f"{problem.message}\n{problem.hint}", param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
-        """Names, with what each does where the shell shows it."""
+        """Names of methods, with a summary for shells that show one."""
         from click.shell_completion import CompletionItem
 
         from adapterhub.weights.catalogue import describe, names
@@ -60,7 +60,7 @@ class RankType(click.ParamType):  # type: ignore[type-arg]  # as above
         return click.IntRange(min=1).convert(value, param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
-        """The one word there is."""
+        """The word `auto`."""
         from click.shell_completion import CompletionItem
 
         return [CompletionItem(AUTO)] if AUTO.startswith(incomplete) else []
@@ -68,7 +68,7 @@ class RankType(click.ParamType):  # type: ignore[type-arg]  # as above
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """How to merge: a method, its options with the choice of the rank among them, a dtype and a seed."""
+    """How to merge: a method, its options (the rank among them), a dtype and a seed."""
 
     method: str
     options: dict[str, object]
@@ -77,7 +77,7 @@ class Choice:
 
 
 def choice_options(command: F) -> F:
-    """`--method`, `--rank`, `--energy`, `--max-error`, `--density`, `--seed`, `-O`, `--dtype`."""
+    """Add `--method`, `--rank`, `--energy`, `--max-error`, `--density`, `--seed`, `-O` and `--dtype`."""
     for option in (
         click.option(
             "--dtype",
@@ -91,19 +91,19 @@ def choice_options(command: F) -> F:
             multiple=True,
             metavar="NAME=VALUE",
             shell_complete=_option_names,
-            help="Another option of the method; may be repeated.",
+            help="Set another option of the method; may be repeated.",
         ),
         click.option(
             "--seed",
             type=click.IntRange(0, (1 << 53) - 1),
             metavar="N",
-            help="Seed of a method that drops numbers at random [default: 0].",
+            help="Seed for methods that drop numbers at random [default: 0].",
         ),
         click.option(
             "--density",
             type=click.FloatRange(0, 1, min_open=True),
             metavar="D",
-            help="Share of the numbers that a method which prunes keeps [default: 0.5].",
+            help="Share of the numbers that a pruning method keeps [default: 0.5].",
         ),
         max_error_option,
         energy_option,
@@ -114,7 +114,7 @@ def choice_options(command: F) -> F:
             "--method",
             type=MethodType(),
             metavar="METHOD",
-            help="`cat` is exact, `svd` closest at a rank; --methods lists all "
+            help="`cat` is exact, `svd` is closest at a given rank; --methods lists all "
             "[default: cat; svd with --rank, --energy or --max-error].",
         ),
     ):
@@ -132,7 +132,7 @@ CHOICE_FLAGS: Final = {
     "more": "-O",
     "dtype": "--dtype",
 }
-"""What `choice_options` adds, by the names under which click passes them."""
+"""The options that `choice_options` adds, by click's parameter names."""
 
 
 def choice_from(
@@ -147,10 +147,10 @@ def choice_from(
     dtype: str | None,
     is_tuned: bool = False,
 ) -> Choice:
-    """What these options ask for together; a search of weights (`is_tuned`) has a use for the seed whatever the method.
+    """The choice that these options make; a weight search (`is_tuned`) uses the seed with every method.
 
     Raises:
-        UsageProblem: two that exclude each other, or one that the method does not have.
+        UsageProblem: two options exclude each other, or the method does not have one.
     """
     from adapterhub.weights.catalogue import describe
     from adapterhub.weights.recipes.toml.values import converted, default_method, near_name, options_of
@@ -166,12 +166,12 @@ def choice_from(
             raise _no_such_option(name, about.name, near_name(name, known))
         given[name] = converted(known[name], value)
     if seed is not None and not about.is_random and not is_tuned:
-        raise UsageProblem(f"`{about.name}` draws nothing, so --seed means nothing to it")
+        raise UsageProblem(f"`{about.name}` is not random, so `--seed` has no effect; drop it")
     return Choice(method=about.name, options=given, dtype=dtype, seed=seed if about.is_random else None)
 
 
 def _cut(rank: int | str | None, energy: float | None, max_error: float | None) -> dict[str, object]:
-    """What chooses the rank; at most one of the three."""
+    """The option that sets the rank; at most one of the three."""
     if rank == AUTO:
         rank = None
         energy = AUTO_ENERGY if energy is None and max_error is None else energy
@@ -179,7 +179,7 @@ def _cut(rank: int | str | None, energy: float | None, max_error: float | None) 
     given = {name: value for name, value in cuts.items() if value is not None}
     if len(given) > 1:
         flags = " and ".join(CHOICE_FLAGS[name] for name in given)
-        raise UsageProblem(f"{flags} choose the rank, each in its way; give one of them")
+        raise UsageProblem(f"{flags} exclude each other: each sets the rank; give one")
     return given
 
 
@@ -242,4 +242,4 @@ def list_methods(session: Session) -> None:
     rows = [(m.name, m.summary, ", ".join(_option_text(o) for o in m.options)) for m in methods]
     session.out.result(document, lambda: session.out.table(("method", "result", "options"), rows))
     if not session.out.as_json:
-        session.out.note("each takes --rank, --energy or --max-error as well; `--help` shows how options are given")
+        session.out.note("every method also takes --rank, --energy or --max-error; `adapt merge --help` has examples")

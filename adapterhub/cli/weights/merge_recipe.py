@@ -1,4 +1,4 @@
-"""`adapt merge --recipe`: the merge that a file describes, from the same bytes to the same manifest."""
+"""`adapt merge --recipe`: run the merge that a file describes; the same bytes give the same manifest."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ def merge_by_recipe(
     path: Path,
     *,
     output: str | None,
-    said: Mapping[str, str | None],
+    details: Mapping[str, str | None],
     places: Sequence[Path],
     offline: bool,
     force: bool = False,
 ) -> None:
-    """Find what the recipe names, merge it, and compare the result with what the recipe recorded.
+    """Find the recipe's inputs, merge them, and compare the result with the one that the recipe records.
 
-    `output` and what is `said` take the place of the recipe's own words; then the result is another one. `force` lets
-    the recipe's own name mean the result although an installed adapter has it.
+    `output` and `details` replace the recipe's own values; the result then differs from the recorded one. `force`
+    allows the recipe's name for the result although an installed adapter has it.
 
     Raises:
-        Conflict: an installed adapter has the name that only the recipe gives.
-        Malformed, NotFound: the file is no recipe, or there is none.
-        DigestMismatch, AdapterNotFound, BaseMismatch: its inputs are not those that it names.
+        Conflict: an installed adapter already has the name that the recipe gives.
+        Malformed, NotFound: the file is not a recipe, or does not exist.
+        DigestMismatch, AdapterNotFound, BaseMismatch: an input differs from the recipe's, or is missing.
     """
     from adapterhub.core.specs import names_folder
     from adapterhub.weights.recipes.toml import read_recipe
 
     recipe = read_recipe(path)
     if not output and not recipe.name:
-        raise UsageProblem("the recipe gives its result no name", hint="`-o NAME` does")
+        raise UsageProblem("the recipe has no name for its result", hint="give one with `-o NAME`")
     own: dict[str, str | None] = {
         "version": recipe.version,
         "task": recipe.task,
         "description": recipe.description or None,
         "license": recipe.license,
     }
-    words = own | {key: text for key, text in said.items() if text is not None}
+    words = own | {key: text for key, text in details.items() if text is not None}
     target = output or str(recipe.name)
     about = None if names_folder(target) else description_from(target, words)
     from adapterhub.weights.recipes.parents import combination_of
 
     library, disk = session.library, sources_from(session, tuple(places))
     if about is not None and output is None and not force:
-        _refuse_taken_name(library, path, about, recipe.digest)
+        _check_name_is_free(library, path, about, recipe.digest)
 
     def sources_for(spec: AdapterSpec) -> list[Source]:
         return disk if offline else [*disk, *session.sources_of(spec, None, token=None)]
@@ -74,21 +74,20 @@ def merge_by_recipe(
     merge_to_library(session, library, combination, replace(about, metrics=recipe.metrics), expected=expected)
 
 
-def _refuse_taken_name(library: Library, path: Path, about: Description, digest: str | None) -> None:
-    """A stranger's recipe must not choose what a name means that the user knows already.
+def _check_name_is_free(library: Library, path: Path, about: Description, digest: str | None) -> None:
+    """Raise `Conflict` if the recipe's name for its result is that of another installed adapter.
 
-    Raises:
-        Conflict: the name is that of an installed adapter, and the recipe does not give that very adapter again.
+    A stranger's recipe must not change the meaning of a name that the user already has.
     """
     named = library.builds_named(about.name)
     taken = [build for build in named if build.manifest.digest != digest]
-    # a merge of that very version may be this one, made before; `Library.add` refuses it where it is not
+    # A merge of this version may be an earlier run of this recipe; `Library.add` refuses it if the bytes differ.
     is_again = any(build.manifest.version == about.version and build.manifest.recipe.get("inputs") for build in named)
     if not taken or is_again:
         return
     there = ", ".join(f"`{build.full_name}` {build.manifest.label}" for build in taken[:3])
     raise Conflict(
-        f"the recipe `{shown(str(path), 200)}` calls its result `{about.name}` {about.version}, and {there} is "
-        "installed: the name would mean the merge from now on. Nothing was changed",
-        hint=f"`-o NAME` gives the result another name; `--force` lets it be `{about.name}`",
+        f"the recipe `{shown(str(path), 200)}` names its result `{about.name}` {about.version}, but {there} is "
+        "installed, and the name would then mean the merge. Nothing was changed",
+        hint=f"`-o NAME` gives the result another name; `--force` keeps the name `{about.name}`",
     )

@@ -1,4 +1,4 @@
-"""`adapt resize`: the closest adapter of a lower rank."""
+"""`adapt resize`: compute the closest adapter of a lower rank."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     metavar="NAME|DIR",
-    help="Name of the new adapter [default: its own and `rN` or `small`], or `./folder`.",
+    help="Write to this name or `./folder` [default: the adapter's name and `rN` or `small`].",
 )
 @cut_options("the adapter's own")
-@click.option("--base", type=BASE, help="The base, where the spec names none.")
+@click.option("--base", type=BASE, help="Use this base if the spec names none.")
 @click.option("--version", metavar="VERSION", help="Version of the new adapter [default: the adapter's own].")
 @click.option("--task", metavar="TASK", help="Task of the new adapter [default: the adapter's own].")
-@click.option("--description", metavar="TEXT", help="One sentence for lists and search [default: the adapter's own].")
+@click.option("--description", metavar="TEXT", help="Describe the new adapter [default: the adapter's own].")
 @common
 def resize(
     session: Session,
@@ -53,11 +53,11 @@ def resize(
     task: str | None,
     description: str | None,
 ) -> None:
-    """Make an adapter smaller: the closest update of a lower rank, module by module.
+    """Reduce an adapter to a lower rank: the closest update of that rank, module by module.
 
-    No update of that rank is closer (Eckart and Young); how far it is from the adapter is measured, printed and
-    recorded. `--energy` and `--max-error` give each module the rank it needs. A rank beyond what the adapter has
-    changes nothing: there is nothing to fill it with.
+    No other update of that rank is closer (Eckart and Young). The command measures, prints and records its distance
+    from the adapter. `--energy` and `--max-error` choose the rank of each module. A rank above the adapter's own
+    changes nothing.
 
     \b
     Examples:
@@ -98,7 +98,7 @@ class _Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Resizing:
-    """One resize: what is run, what there was before, and the rank that was asked for."""
+    """One resize: the merge to run, the size before, and the requested rank."""
 
     session: Session
     combination: Combination
@@ -129,7 +129,7 @@ class _Resizing:
         added = outcome.added
         for finding in added.report.warnings:
             self.session.out.warn(f"[{finding.code}] {finding.message}")
-        state = "resized" if added.created else "already there:"
+        state = "resized" if added.created else "already installed:"
         headline = f"{state} {added.build.full_name} {added.build.manifest.label}"
         self._say(outcome.made, added.build.folder, headline, added_document(added))
 
@@ -150,15 +150,14 @@ class _Resizing:
             out.line(f"  {result.dtype}; relative error against the adapter: {result.relative_error:.2g}{worst}")
             if self.rank is not None and self.rank > max(after.ranks):
                 out.line(
-                    f"  no module's update has a rank above {max(after.ranks)}: rank {self.rank} would add nothing but "
-                    "zeros, and was not filled up"
+                    f"  no module's update has a rank above {max(after.ranks)}; rank {self.rank} would only add zeros"
                 )
 
         out.result(document, text)
 
 
 def _weights_in(folder: Path, expected: Mapping[str, Digest] | None) -> tuple[_Weights, str | None]:
-    """What the files hold, and the dtype of all factors if they have one that a result can have."""
+    """The size and ranks of an adapter's files, and the dtype of all factors if they share a valid one."""
     from adapterhub.weights.lowrank.factors import TORCH_DTYPES, AdapterFactors
     from adapterhub.weights.merge import DTYPES
 
@@ -171,9 +170,9 @@ def _weights_in(folder: Path, expected: Mapping[str, Digest] | None) -> tuple[_W
 
 
 def _words_of(library: Library, parent: Ingredient) -> dict[str, str]:
-    """What the author said of an installed adapter."""
+    """The description that an installed adapter's author gave."""
     if parent.digest is None:
         return {}
     manifest = library.store.read_manifest(parent.digest)
-    said = {"version": manifest.version, "task": manifest.task, "description": manifest.description}
-    return {key: text for key, text in (said | {"license": manifest.license}).items() if text}
+    words = {"version": manifest.version, "task": manifest.task, "description": manifest.description}
+    return {key: text for key, text in (words | {"license": manifest.license}).items() if text}

@@ -1,4 +1,4 @@
-"""`adapt merge --tune`: weights that answer a few examples best, found by trying them on the base."""
+"""`adapt merge --tune`: find the weights that answer a few examples best by trying them on the base."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """The ingredients with the weights that were found; what goes into the manifest, and what is shown."""
+class TunedMerge:
+    """The ingredients with their tuned weights, the metrics for the manifest, and the JSON document."""
 
     ingredients: tuple[Ingredient, ...]
     metrics: Mapping[str, float | str]
@@ -37,12 +37,12 @@ def tuned(
     *,
     budget: int | None,
     seed: int,
-) -> Found:
-    """Search the weights; show the losses of the base, of each adapter alone, of equal shares and of what was found.
+) -> TunedMerge:
+    """Search the weights and print the losses of the base, each adapter alone, equal shares and the tuned weights.
 
     Raises:
         BaseNotFound: the weights of the base are not on this machine.
-        BaseMismatch: the adapters were made for another one.
+        BaseMismatch: the adapters were made for another base.
         Malformed, NotFound: the examples cannot be read.
     """
     from adapterhub.core.disk.files import digest_of_file
@@ -72,7 +72,7 @@ def tuned(
     metrics: dict[str, float | str] = {f"tune_loss_{name}": float(f"{loss:.6g}") for name, loss in losses.items()}
     metrics |= {"tune_examples": digest_of_file(examples)[0], "tune_evaluations": result.evaluations}
     metrics |= {"tune_searched": result.searched, "tune_reported": result.reported}
-    return Found(
+    return TunedMerge(
         ingredients=tuple(replace(i, weight=w) for i, w in zip(ingredients, result.weights, strict=True)),
         metrics=metrics,
         document={
@@ -93,14 +93,15 @@ def _say(session: Session, ingredients: Sequence[Ingredient], result: Tuned) -> 
     rows = [("the base alone", result.base_loss)]
     rows += [(f"{i.label} alone", loss) for i, loss in zip(ingredients, result.single_losses, strict=True)]
     rows += [("equal shares", result.loss_before), ("tuned weights", result.loss_after)]
-    session.out.table(("what answers", "loss"), [(name, f"{loss:.4f}") for name, loss in rows], right=("loss",))
-    seen = f"{result.searched} examples were searched with"
-    other = f"the losses are on {result.reported} others" if result.is_held_out else "and the losses are on the same"
-    session.out.note(f"{result.evaluations} weights were tried; {seen}, {other}")
+    session.out.table(("model", "loss"), [(name, f"{loss:.4f}") for name, loss in rows], right=("loss",))
+    other = (
+        f"measured the losses on {result.reported} others" if result.is_held_out else "measured the losses on the same"
+    )
+    session.out.note(f"tried {result.evaluations} sets of weights on {result.searched} examples and {other}")
 
 
 def _base(library: Library, ingredients: Sequence[Ingredient], on: BaseSpec | None) -> tuple[BaseRecord, Path]:
-    """The base to try the weights on, and its folder: the one that is named, else that of the adapters."""
+    """The base on which to try the weights, and its folder: `on`, else the base of the adapters."""
     from adapterhub.formats.base.fingerprint import compare
     from adapterhub.weights.recipes.combination import common_base
 
@@ -113,14 +114,14 @@ def _base(library: Library, ingredients: Sequence[Ingredient], on: BaseSpec | No
             raise BaseNotFound("the base of these adapters is not registered here", hint="`adapt base add PATH`")
         record = found
     else:
-        raise BaseNotFound("the base of these adapters is not known", hint="name it with --on")
+        raise BaseNotFound("the base of these adapters is unknown", hint="name it with `--on`")
     comparison = compare(base.fingerprint, record.fingerprint)
     if base.fingerprint is not None and not comparison.verdict.allows_attach:
-        lines = [f"these adapters were not made for base `{record.label}`", *comparison.differences]
+        lines = [f"these adapters were made for another base than `{record.label}`", *comparison.differences]
         raise BaseMismatch("\n  ".join(lines))
     if record.path is None or not record.path.is_dir():
         raise BaseNotFound(
             f"the weights of base `{record.label}` are not on this machine",
-            hint="`adapt base add PATH --as NAME` registers a local copy; name it with --on",
+            hint="register a local copy with `adapt base add PATH --as NAME`, then pass `--on NAME`",
         )
     return record, record.path
