@@ -140,7 +140,7 @@ def test_a_folder_that_is_no_adapter_is_told_with_the_findings_of_verify(home):
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
 
     assert codes(home, "./downloads/pickled") == ["E_BESIDE_PICKLE", "E_PICKLE"]
-    assert "there is no folder" in home.fails(2, "audit", "./nowhere")
+    assert "no folder `./nowhere`" in home.fails(2, "audit", "./nowhere")
 
 
 # ---------------------------------------------------------------- signatures
@@ -572,7 +572,7 @@ def test_the_sarif_log_is_as_the_standard_says(home):
     )
     keys = [json.dumps(r["partialFingerprints"]) for r in run["results"] if r["ruleId"] != "U_LICENSE"]
     assert len(set(keys)) == len(keys)
-    assert "give one" in home.fails(2, "audit", "--sarif", "--json")
+    assert "exclude each other" in home.fails(2, "audit", "--sarif", "--json")
 
 
 def test_an_empty_audit_is_a_log_without_results(tmp_path):
