@@ -1,4 +1,4 @@
-"""`adapt mirror`: copy builds from one server to another, with the same digests."""
+"""`adapt mirror`: copy builds from one server to another with the same digests."""
 
 from __future__ import annotations
 
@@ -27,19 +27,17 @@ if TYPE_CHECKING:
     required=True,
     metavar="NAME|URL",
     shell_complete=complete_remote,
-    help="The server to copy from.",
+    help="Copy from this server.",
 )
 @click.option(
-    "--to", "target", required=True, metavar="NAME|URL", shell_complete=complete_remote, help="The server to copy to."
+    "--to", "target", required=True, metavar="NAME|URL", shell_complete=complete_remote, help="Copy to this server."
 )
 @click.option("--namespace", metavar="NAMESPACE", help="Publish under this namespace [default: the same].")
-@click.option("--base", type=BASE, help="The base, where the spec names none.")
+@click.option("--base", type=BASE, help="Use this base for specs that name none.")
 @rank_options
 @click.option("--private", is_flag=True, help="Make new repositories private.")
-@click.option("--dry-run", is_flag=True, help="Say what would be copied; send nothing.")
-@click.option(
-    "--ignore-bindings", is_flag=True, help="Copy although one of your remotes has the namespace, and is not this end."
-)
+@click.option("--dry-run", is_flag=True, help="Show what would be copied; send nothing.")
+@click.option("--ignore-bindings", is_flag=True, help="Copy even if the namespace belongs to another of your remotes.")
 @common
 def mirror(
     session: Session,
@@ -55,12 +53,12 @@ def mirror(
     dry_run: bool,
     ignore_bindings: bool,
 ) -> None:
-    """Copy builds between two servers, each with the token that `adapt remote login` kept for it.
+    """Copy builds from one server to another, each accessed with the token of `adapt remote login`.
 
-    The repository keeps its name. What is there already is not sent again. A plain PEFT repository gets its manifest.
-    A signature is passed on as it is; whoever installs judges it. So it is with the policy of a project: nothing comes
-    into one here, and it is not asked. A namespace that you gave to a remote (`adapt remote add --namespaces`) is read
-    from that remote only, and --namespace puts nothing under it elsewhere, unless --ignore-bindings says otherwise.
+    Keeps the repository's name, skips files that the target already has, and adds a manifest to plain PEFT
+    repositories. Copies signatures unchanged; `adapt install` checks them later. A project's policy does not apply,
+    because nothing enters the project. If you gave a namespace to a remote (`adapt remote add --namespaces`), the
+    command reads it only from that remote and --namespace writes it only there, unless you pass --ignore-bindings.
 
     \b
     Example:
@@ -78,7 +76,7 @@ def mirror(
         parse_namespace(namespace)
     library = session.library
     if not ignore_bindings:
-        _refuse_bound(library, specs, namespace, there.url, here.url)
+        _check_bindings(library, specs, namespace, there.url, here.url)
     source_hub, target_hub = session.hub(there), session.hub(here)
     bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
     documents: list[dict[str, Any]] = []
@@ -108,16 +106,18 @@ def mirror(
     session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
 
 
-def _refuse_bound(library: Library, specs: Sequence[AdapterSpec], namespace: str | None, there: str, here: str) -> None:
-    """Refuse to read a namespace, or to put others' builds under it, elsewhere than where the user gave it.
+def _check_bindings(
+    library: Library, specs: Sequence[AdapterSpec], namespace: str | None, there: str, here: str
+) -> None:
+    """Raise before any query if a namespace would be read or written at another server than the user gave it to.
 
     Raises:
-        NamespaceBound: with both sides, before anything is asked.
+        NamespaceBound: the message names both servers.
     """
     from adapterhub.library.admission.installed import Admission
 
     admission = Admission(library)
-    hint = "`--ignore-bindings` copies it all the same"
+    hint = "`--ignore-bindings` copies it anyway"
     for spec in specs:
         admission.ensure_place_allowed(there, spec.namespace, hint=hint)
     admission.ensure_place_allowed(here, namespace, hint=hint)
@@ -125,5 +125,5 @@ def _refuse_bound(library: Library, specs: Sequence[AdapterSpec], namespace: str
 
 def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) -> None:
     for d in documents:
-        done = "would copy" if dry_run else "copied" if d["created"] else "there already:"
+        done = "would copy" if dry_run else "copied" if d["created"] else "already there:"
         session.out.line(f"{done} {d['name']} {d['version']} to {d['to']}  {d['digest']}")

@@ -1,4 +1,4 @@
-"""`adapt pull`: a build's plain files in a folder, for any tool that reads PEFT."""
+"""`adapt pull`: write a build's files to a plain folder, for any tool that reads PEFT."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("spec", type=SPEC)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--base", type=BASE, help="The base, where the spec names none.")
+@click.option("--base", type=BASE, help="Use this base if the spec names none.")
 @rank_options
 @exclude_newer_option
 @signatures_option
@@ -40,10 +40,10 @@ def pull(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Write a build's plain files to a new folder, checked as an install is; the library is not changed.
+    """Write a build's files to a new folder, checked as on installation. The library does not change.
 
-    The library is asked first, then the servers, as `adapt install` does; with --remote only that server. Inside
-    a project its policy holds, as it does for `adapt install`.
+    Looks in the library first, then on the servers that `adapt install` would ask; with --remote, only on that server.
+    Inside a project, the project's policy applies.
 
     \b
     Examples:
@@ -98,6 +98,6 @@ def pull(
         },
         lambda: session.out.line(
             f"{release.full_name} {manifest.label} from {release.origin}  {folder}"
-            + ("" if copied.sent_files else "  (there already)")
+            + ("" if copied.sent_files else "  (already there)")
         ),
     )

@@ -1,4 +1,4 @@
-"""`adapt push`: publish a build to the Hugging Face Hub, a server that speaks its protocol, or a directory."""
+"""`adapt push`: publish a build to the Hugging Face Hub, a registry or a directory."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("spec", type=SPEC)
-@click.option("--to", required=True, metavar="ORG/REPO|DIR", help="A model repository, or a directory (`./published`).")
+@click.option("--to", required=True, metavar="ORG/REPO|DIR", help="Publish to this repository or directory (`./dir`).")
 @rank_options
-@click.option("--sign", "sign_it", is_flag=True, help="Sign it first, as `adapt sign` does.")
+@click.option("--sign", "sign_it", is_flag=True, help="Sign the adapter first, as `adapt sign` does.")
 @click.option(
     "--key",
     metavar="NAME",
     shell_complete=complete_own_key,
-    help="The key to sign with [default: ADAPTERHUB_KEY, else your only key].",
+    help="With --sign: use this key [default: ADAPTERHUB_KEY, else your only key].",
 )
 @click.option("--private", is_flag=True, help="Make a new repository private.")
-@click.option("--dry-run", is_flag=True, help="Print exactly what would be sent; send nothing.")
+@click.option("--dry-run", is_flag=True, help="Show exactly what would be sent; send nothing.")
 @remote_options
 @common
 def push(
@@ -51,7 +51,7 @@ def push(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Publish an adapter: its files, `adapterhub.json`, a card with searchable tags, and a tag for the version.
+    """Publish an adapter: its files, `adapterhub.json`, a model card with searchable tags, and a tag for the version.
 
     \b
     Examples:
@@ -67,7 +67,7 @@ def push(
     from adapterhub.library.transfer import copy
 
     if key and not sign_it:
-        raise UsageProblem("`--key` names the key to sign with", hint="add `--sign`")
+        raise UsageProblem("`--key` needs `--sign`", hint="add `--sign`")
     library = session.library
     bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
     build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
@@ -77,7 +77,7 @@ def push(
         signer = signing_key(session, key)
         namespace = build.namespace or (None if to_directory else to.partition("/")[0])
         sign_build(library, build, namespace, signer)
-    if not (sign_it and dry_run):  # then it is not signed yet
+    if not (sign_it and dry_run):  # a dry run has not signed it
         Admission(library).refuse(build)
     signature = library.provenance(release).signature
     if dry_run:
@@ -110,13 +110,13 @@ def push(
             if is_new
             else f"sent the signature of {build.full_name} {build.manifest.label} to {place.label}"
             if copied.sent_signature
-            else f"{build.full_name} {build.manifest.label} is in {place.label} already; nothing was sent"
+            else f"{build.full_name} {build.manifest.label} is already in {place.label}; nothing was sent"
         ),
     )
 
 
 def _server_for(session: Session, to: str, remote: str | None, *, token: str | None, offline: bool) -> Hub:
-    """The server of `--remote`, else the one that has the namespace, else the default."""
+    """The server of `--remote`, else that of the namespace, else the default remote."""
     owners = [] if remote else session.remotes.of_namespace(to.partition("/")[0])
     return session.named_hub(remote or (owners[0].name if owners else None), token=token, offline=offline)
 

@@ -1,4 +1,4 @@
-"""`adapt sign`: put a signature beside the files of an installed build."""
+"""`adapt sign`: sign an installed build and store the signature beside its files."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     "--key",
     metavar="NAME",
     shell_complete=complete_own_key,
-    help="The key to sign with [default: ADAPTERHUB_KEY, else your only key].",
+    help="Sign with this key [default: ADAPTERHUB_KEY, else your only key].",
 )
-@click.option("--namespace", metavar="NAMESPACE", help="The namespace it is signed for [default: the one it has here].")
+@click.option("--namespace", metavar="NAMESPACE", help="Sign for this namespace [default: the adapter's own].")
 @rank_options
 @common
 def sign(
@@ -40,9 +40,9 @@ def sign(
     min_rank: int | None,
     max_rank: int | None,
 ) -> None:
-    """Sign an installed adapter: `model.sig` beside its files, for this name, version, base, rank and parents.
+    """Sign an installed adapter: write `model.sig` for its name, version, base, rank, parents and files.
 
-    The file goes along with `push`, `mirror` and `pull`, and `model_signing` reads it. Every file is read again first.
+    Checks every file first. `push`, `mirror` and `pull` copy the signature along, and `model_signing` can verify it.
 
     \b
     Examples:
@@ -63,7 +63,7 @@ def sign(
 
 
 def sign_build(library: Library, build: Installed, namespace: str | None, signer: SigningKey) -> dict[str, Any]:
-    """Sign a build with an opened key, unless it is signed so already; what was done, as JSON."""
+    """Sign a build unless the key has already signed it; returns the JSON document."""
     from adapterhub.formats.manifest import SIGNATURE_FILE
     from adapterhub.library.store.signatures import attach_signature
     from adapterhub.trust.signing.making import is_signed_by, sign_folder
@@ -87,10 +87,10 @@ def sign_build(library: Library, build: Installed, namespace: str | None, signer
 
 
 def signing_key(session: Session, name: str | None) -> SigningKey:
-    """The key that `--key` names, else the one of the environment, else the only one; its password is asked for.
+    """The key of `--key`, else of the environment, else the only one; asks for its password.
 
     Raises:
-        UsageProblem: nothing says which, or there is nobody to ask for a password.
+        UsageProblem: no key is chosen, or it needs a password and stdin is not a terminal.
     """
     from adapterhub.trust.signing.keys import KeyFolder, SigningKey
 
@@ -101,9 +101,9 @@ def signing_key(session: Session, name: str | None) -> SigningKey:
     keys = KeyFolder(session.root)
     names = keys.names()
     if name is None and len(names) != 1:
-        known = f"there are {', '.join(f'`{n}`' for n in names)}" if names else "there is none"
-        raise UsageProblem(f"no key to sign with was named, and {known}",
-                           hint="`--key NAME` names one" if names else "`adapt key new NAME` makes one")  # fmt: skip
+        known = f"you have {', '.join(f'`{n}`' for n in names)}" if names else "you have none"
+        hint = "choose one with `--key NAME`" if names else "`adapt key new NAME` creates one"
+        raise UsageProblem(f"no signing key chosen, and {known}", hint=hint)
     chosen = name or names[0]
     if password is None and keys.is_encrypted(chosen) and sys.stdin.isatty():
         password = click.prompt(f"password of key {chosen}", hide_input=True, err=True)
@@ -111,6 +111,6 @@ def signing_key(session: Session, name: str | None) -> SigningKey:
 
 
 def _text(build: Installed, document: dict[str, Any]) -> str:
-    done = "signed" if document["created"] else "signed already:"
+    done = "signed" if document["created"] else "already signed:"
     where = f" for `{document['namespace']}`" if document["namespace"] else ""
     return f"{done} {build.full_name} {build.manifest.label}{where} with {document['key']}  {document['path']}"
