@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 from adapterhub.cli.documents._parts import (
     Added,
@@ -16,6 +16,7 @@ from adapterhub.cli.documents._parts import (
     Path,
     Refusal,
     Size,
+    TypedDict,
     Use,
     Verdict,
 )

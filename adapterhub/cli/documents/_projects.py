@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 from adapterhub.cli.documents._library import Gone
-from adapterhub.cli.documents._parts import Digest, File, Node, Path, Size, Use, Verdict
+from adapterhub.cli.documents._parts import Digest, File, Node, Path, Size, TypedDict, Use, Verdict
 
 
 # ---------------------------------------------------------------- project and lock
