@@ -105,7 +105,6 @@ FINDINGS: Final[Mapping[str, Mapping[str, str]]] = {
 """One sentence for each finding code, by severity; those of `audit` stand in the package, for SARIF needs them, too."""
 
 EXITS: Final[Mapping[str, str]] = {
-    "EXIT_DONE": "Success.",
     "EXIT_BUG": "A bug in adapterhub; `ADAPTERHUB_DEBUG=1` shows the traceback.",
     "EXIT_SOME_FAILED": "The command finished, but some items failed: `verify` found errors, `doctor` found damage.",
     "EXIT_INTERRUPTED": "Interrupted from the keyboard, or the reader of the output closed it.",
@@ -186,7 +185,7 @@ def exits_table() -> str:
     }
     if constants.keys() != EXITS.keys():
         raise Stale(f"exit codes of the source: {sorted(constants)}; of docs/generate.py: {sorted(EXITS)}")
-    rows = {constants[name]: text for name, text in EXITS.items()}
+    rows = {0: "Success."} | {constants[name]: text for name, text in EXITS.items()}
     rows |= {vars(c)["exit_code"]: _first_line(c) for c in error_classes() if "exit_code" in vars(c)}
     lines = [f"| {code} | {text} |" for code, text in sorted(rows.items())]
     return "\n".join(["| code | meaning |", "| --- | --- |", *lines])

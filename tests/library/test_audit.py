@@ -527,7 +527,7 @@ def test_the_json_document_has_all_its_keys_always(home):
     document = home.json("audit", "--notes")
 
     assert list(document) == ["schema", "exit_code", "counts", "ignored", "adapters"]
-    assert document["schema"] == "adapterhub/library/audit/1"
+    assert document["schema"] == "adapterhub/audit/1"
     [one] = document["adapters"]
     assert list(one) == ["adapter", "name", "version", "digest", "path", "status", "license", "findings", "ignored"]
     assert list(one["license"]) == ["spdx", "terms", "complete", "parts"]

@@ -232,7 +232,7 @@ class Audited(TypedDict):
 class Audit(TypedDict):
     """The audit of all adapters."""
 
-    schema: Annotated[str, "`adapterhub/library/audit/1`"]
+    schema: Annotated[str, "`adapterhub/audit/1`"]
     exit_code: Annotated[int, "exit code of the command"]
     counts: Annotated[dict[str, int], "number of findings by severity"]
     ignored: Annotated[int, "number of findings left out by --ignore"]

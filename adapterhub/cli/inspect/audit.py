@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adapterhub.library.store.origins import Origin
     from adapterhub.library.transfer import Source
 
-_SCHEMA = "adapterhub/library/audit/1"
+_SCHEMA = "adapterhub/audit/1"
 _COLUMNS = ("adapter", "code", "severity", "where", "finding")
 
 
