@@ -95,7 +95,7 @@ def test_install_from_a_published_directory(filled, tmp_path):
     other.ok("install", "legal-qa@base-7b", "--from", "published")
 
     assert [row["name"] for row in other.json("list")] == ["legal-qa"]
-    assert "installed already" in other.ok("install", "legal-qa@base-7b", "--from", "published")
+    assert "already installed" in other.ok("install", "legal-qa@base-7b", "--from", "published")
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,9 @@ def test_what_is_asked_for_is_what_is_recorded(merged, options, method, chosen):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--rank", "3", "--energy", "0.9"], "--rank and --energy choose the rank"),
-        (["--rank", "3", "--max-error", "0.1"], "--rank and --max-error choose the rank"),
-        (["--energy", "0.9", "--max-error", "0.1"], "--energy and --max-error choose the rank"),
+        (["--rank", "3", "--energy", "0.9"], "--rank and --energy exclude each other"),
+        (["--rank", "3", "--max-error", "0.1"], "--rank and --max-error exclude each other"),
+        (["--energy", "0.9", "--max-error", "0.1"], "--energy and --max-error exclude each other"),
         (["--rank", "0"], "0 is not in the range"),
         (["--rank", "automatic"], "automatic"),
         (["--energy", "0"], "0"),
@@ -175,7 +175,7 @@ def test_the_distance_from_the_sum_is_an_error_only_for_methods_that_are_after_t
 
     assert re.search(r"relative error against the exact sum: \d.*e-08", exact)
     assert "by " not in exact
-    assert "lost by cutting" not in exact
+    assert "lost by the cut" not in exact
     assert re.search(r"by svd, rank 3\n(.*\n)*  relative error against the exact sum: 0\.\d+, worst in", cut)
     assert "  by dare_ties, density 0.5, majority total, seed 0, rank 2\n" in other
     assert re.search(r"distance from the plain sum: \d", other)
@@ -322,7 +322,7 @@ def test_the_recipe_of_a_tuned_merge_gives_it_again_without_base_or_examples(ans
     [
         (["--tune", "nowhere.jsonl", "--on", "tiny"], 10, "nowhere.jsonl"),
         (["--tune", "examples.jsonl", "--on", "unknown"], 10, "unknown"),
-        (["--tune", "examples.jsonl", "--on", "other"], 11, "were not made for base `other`"),
+        (["--tune", "examples.jsonl", "--on", "other"], 11, "were made for another base than `other`"),
         (["--tune", "examples.jsonl", "--tune-budget", "1"], 2, "budget 1"),
     ],
 )
