@@ -25,11 +25,11 @@ from adapterhub.cli.options.project_policy import exclude_newer_option
 from adapterhub.cli.options.saving import project_to_save_in, save_and_tell, save_options
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import UsageProblem
+from adapterhub.core.specs import AdapterSpec, BaseSpec
 from adapterhub.projects.places import SpecSources, editing, objection_from, project_base
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
-    from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.install import Plan
     from adapterhub.library.library import Added
     from adapterhub.trust.signing.policy import SignaturePolicy

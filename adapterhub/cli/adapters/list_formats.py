@@ -6,14 +6,13 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.cli.output import json_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from adapterhub.cli.options.params import Session
     from adapterhub.library.store.index import BuildRow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,6 @@ from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_o
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.library.store.index import BuildRow
 

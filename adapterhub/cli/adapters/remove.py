@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli.options.params import SPEC, Session, common
+from adapterhub.core.errors import UsageProblem
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
@@ -60,8 +60,6 @@ def confirm_removal(builds: Sequence[Installed], *, yes: bool) -> str:
     Raises:
         UsageProblem: confirmation is needed and stdin is not a terminal.
     """
-    from adapterhub.core.errors import UsageProblem
-
     names = ", ".join(f"{b.full_name} {b.manifest.label}" for b in builds)
     if names and not yes:
         if not sys.stdin.isatty():

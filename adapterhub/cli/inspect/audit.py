@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,6 @@ from adapterhub.core.errors import EXIT_SOME_FAILED, CouldNotTell, DigestMismatc
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from adapterhub.library.audit import Audited, Subject
     from adapterhub.library.library import Library
     from adapterhub.library.store.origins import Origin

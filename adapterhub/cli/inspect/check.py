@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,6 @@ from adapterhub.core.errors import EXIT_SOME_FAILED, Incompatible, RefusedAdapte
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from adapterhub.core.specs import BaseSpec
     from adapterhub.inference.engines import Verdict
     from adapterhub.library.bases.records import BaseRecord

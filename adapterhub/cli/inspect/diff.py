@@ -9,11 +9,11 @@ import click
 
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common
-from adapterhub.cli.output import json_text
+from adapterhub.cli.output import Output, json_text
 from adapterhub.core.errors import AdapterNotFound, shown
+from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
-    from adapterhub.cli.output import Output
     from adapterhub.core.specs import BaseSpec
     from adapterhub.library.library import Library
     from adapterhub.weights.compare.difference import Difference, Field, Side, Weights
@@ -62,7 +62,6 @@ def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
     from adapterhub.core.specs import AdapterSpec, names_folder
     from adapterhub.distribution.choosing import look_up
     from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
-    from adapterhub.projects.session import wanted_from
     from adapterhub.weights.compare.difference import Side, side_of_folder
 
     if names_folder(text):

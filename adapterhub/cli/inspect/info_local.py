@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,9 @@ from adapterhub.cli.options.project_policy import policy_fields
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import Malformed, NotAllowed, SignatureRefused, StoreLocked, shown
 from adapterhub.projects.places import refusal_here
+from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from adapterhub.cli.options.params import Session
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.choosing import RankBounds
@@ -55,7 +55,6 @@ def _show_recipe(session: Session, build: Installed) -> None:
 def _verdict(library: Library, build: Installed, spec: AdapterSpec, base: BaseSpec | None) -> dict[str, Any]:
     """Compare the base that the build was made for with the requested one, else with the registered one."""
     from adapterhub.formats.base.fingerprint import compare
-    from adapterhub.projects.session import wanted_from
 
     wanted = wanted_from(library, spec, base)
     if wanted is not None:

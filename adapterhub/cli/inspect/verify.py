@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,6 @@ from adapterhub.core.errors import EXIT_SOME_FAILED, AdapterHubError, CouldNotTe
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from adapterhub.core.digests import Progress
     from adapterhub.core.specs import BaseSpec
     from adapterhub.library.bases.records import BaseRecord

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.choosing import RankBounds
     from adapterhub.library.store.catalog import Installed

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adapterhub.core.errors import AdapterNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from adapterhub.cli.options.params import Session
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.choosing import RankBounds

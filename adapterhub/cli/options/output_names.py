@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adapterhub.core.errors import SpecError, UsageProblem
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _HINT = "`-o NAME` adds the result to the library, `-o ./folder` writes it to a folder"
 

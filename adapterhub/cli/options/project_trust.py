@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from adapterhub.cli.output import Output
+
 if TYPE_CHECKING:
-    from adapterhub.cli.output import Output
     from adapterhub.projects.trusted import Servers
     from adapterhub.projects.values import Project
 

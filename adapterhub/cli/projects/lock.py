@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from adapterhub.cli.completion.completing import complete_key
 from adapterhub.cli.options.lock_changes import tell_changes, tell_only_here
 from adapterhub.cli.options.params import Session, common, places_option, project_option, remote_options, trust_option
-
-if TYPE_CHECKING:
-    from adapterhub.projects.locking import Change, LockOutcome
-    from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, Project
+from adapterhub.core.disk.home import LOCK_FILE
+from adapterhub.core.errors import StaleLock, UsageProblem
+from adapterhub.projects.lock.staleness import lock_problems
+from adapterhub.projects.locking import ALL, Change, LockOutcome
+from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, Project
 
 
 @click.command()
@@ -47,9 +48,7 @@ def lock(
       adapt lock --upgrade legal-qa
       adapt lock --check
     """
-    from adapterhub.core.errors import UsageProblem
     from adapterhub.projects.lock.lockfile import previous_lock
-    from adapterhub.projects.locking import ALL
     from adapterhub.projects.places import ProjectSources, lock_now, save_lock
 
     if check and (upgrade or names):
@@ -72,8 +71,6 @@ def lock(
 
 def tell_lock(session: Session, project: Project, outcome: LockOutcome, *, is_new: bool) -> None:
     """Print the result of locking, as text or JSON."""
-    from adapterhub.core.disk.home import LOCK_FILE
-
     path = project.folder / LOCK_FILE
     for warning in outcome.warnings:
         session.out.warn(warning)
@@ -93,10 +90,7 @@ def tell_lock(session: Session, project: Project, outcome: LockOutcome, *, is_ne
 
 
 def _check(session: Session, project: Project) -> None:
-    from adapterhub.core.disk.home import LOCK_FILE
-    from adapterhub.core.errors import StaleLock
     from adapterhub.projects.lock.lockfile import read_lock
-    from adapterhub.projects.lock.staleness import lock_problems
 
     locked = read_lock(project.folder)
     problems = lock_problems(project, locked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,6 @@ from adapterhub.cli.options.params import (
 from adapterhub.core.errors import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.outdated import Asked, Offer
 

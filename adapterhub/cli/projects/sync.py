@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,10 @@ import click
 from adapterhub.cli.completion.completing import complete_group
 from adapterhub.cli.options.params import Session, common, project_option, signatures_option, trust_option
 from adapterhub.cli.output import size_text
+from adapterhub.core.disk.home import LOCK_FILE
 from adapterhub.core.errors import StaleLock, UsageProblem, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from adapterhub.projects.places import ProjectSources
     from adapterhub.projects.sync import Done, SyncPlan
     from adapterhub.projects.values import Lock, Project
@@ -109,7 +109,6 @@ def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_
         NotFound: the lock is frozen and there is none.
         Malformed: the lock is damaged.
     """
-    from adapterhub.core.disk.home import LOCK_FILE
     from adapterhub.projects.lock.lockfile import previous_lock, read_lock
     from adapterhub.projects.lock.staleness import lock_problems
     from adapterhub.projects.places import lock_now, save_lock

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.options.params import Session, common
+from adapterhub.core.disk.home import PROJECT_FILE
 from adapterhub.core.errors import NotFound, UsageProblem
 
 if TYPE_CHECKING:
@@ -79,8 +80,6 @@ def _urls(one: TrustedProject) -> list[str]:
 
 def _project_folder(session: Session, folder: Path | None, *, revoke: bool) -> Path:
     """The project's folder; it need not exist any more to revoke trust."""
-    from adapterhub.core.disk.home import PROJECT_FILE
-
     if folder is None:
         found = session.project_folder
         if found is None:

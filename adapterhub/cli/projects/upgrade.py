@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from adapterhub.cli.options.params import (
     signatures_option,
     trust_option,
 )
+from adapterhub.core.disk.home import ADAPTERS_FOLDER
 
 if TYPE_CHECKING:
     from adapterhub.projects.places import ProjectSources
@@ -116,8 +118,6 @@ def _upgrade_project(
 
 def _preview_project(session: Session, project: Project, names: tuple[str, ...], sources: ProjectSources) -> None:
     """Resolve as an upgrade does and compare the folders; merges are listed, not run."""
-    from dataclasses import replace
-
     from adapterhub.cli.options.lock_changes import tell_changes
     from adapterhub.cli.projects.lock import change_document
     from adapterhub.projects.lock.lockfile import previous_lock
@@ -183,8 +183,6 @@ def _unmade(wanted: WantedMerge) -> LockedMerge:
 
 def _groups_there(project: Project, lock: Lock) -> set[str]:
     """The optional groups that were synced before: those with a folder in `adapters/`."""
-    from adapterhub.core.disk.home import ADAPTERS_FOLDER
-
     folder = project.folder / ADAPTERS_FOLDER
     return {entry.group for entry in lock.entries.values() if entry.group and (folder / entry.key).is_dir()}
 
@@ -200,7 +198,6 @@ def _upgrade_library(
     places: tuple[Path, ...],
     dry_run: bool,
 ) -> None:
-    from dataclasses import replace
 
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.install import plan_install, run_install

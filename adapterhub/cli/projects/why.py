@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,8 +11,6 @@ from adapterhub.cli.options.params import SPEC, Session, common, project_option
 from adapterhub.core.errors import AdapterNotFound, NotFound, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.library.upkeep.lineage import Lineage
     from adapterhub.projects.uses import Use

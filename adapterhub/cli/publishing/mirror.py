@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,8 +13,6 @@ from adapterhub.core.errors import UsageProblem
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.library.library import Library
     from adapterhub.library.transfer import Source

@@ -9,6 +9,7 @@ import click
 
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options
 from adapterhub.cli.output import count_text
+from adapterhub.core.errors import Incompatible
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
@@ -140,7 +141,6 @@ def compare(session: Session, first: BaseSpec, second: BaseSpec) -> None:
     Example:
       adapt base compare base-7b ./models/base-7b-bf16
     """
-    from adapterhub.core.errors import Incompatible
     from adapterhub.formats.base.fingerprint import compare as compare_fingerprints
 
     bases = session.library.bases

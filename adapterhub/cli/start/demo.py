@@ -11,6 +11,7 @@ import click
 
 from adapterhub.cli.options.params import Session, common
 from adapterhub.cli.start.demo_run import ADAPTERS, BASE_ALIAS, BASE_HUB_ID, MERGE_NAME, PROMPTS, WEIGHTS
+from adapterhub.core.disk.home import default_root
 
 if TYPE_CHECKING:
     from adapterhub.library.library import Library
@@ -62,7 +63,6 @@ def demo(session: Session, wheels: Path | None) -> None:
 
 
 def _demo_library(session: Session) -> Library:
-    from adapterhub.core.disk.home import default_root
     from adapterhub.library.library import Library
 
     if session.root != default_root(os.environ):

@@ -17,6 +17,7 @@ from adapterhub.cli.start.self_check import Line, dependencies, entry_point, fol
 from adapterhub.core.disk.real_folder import OTHERS_MAY_WRITE
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import EXIT_SOME_FAILED, AdapterHubError, NotAllowed, RemoteUnreachable, UsageProblem
+from adapterhub.projects.session import sources_from
 
 _LOW_BYTES = 1_000_000_000
 
@@ -93,7 +94,6 @@ def _repair(
     from adapterhub.library.store.origins import Origin
     from adapterhub.library.transfer import Source
     from adapterhub.library.upkeep.repair import repair
-    from adapterhub.projects.session import sources_from
 
     def find_source(origin: Origin) -> Source:
         if origin.is_server:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.core.disk.home import PROJECT_FILE
+from adapterhub.core.errors import BaseNotFound
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
@@ -28,8 +30,6 @@ def init(session: Session, folder: Path, base: BaseSpec | None) -> None:
       adapt init --base base-7b
       adapt init ./assistant --base ./models/base-7b
     """
-    from adapterhub.core.disk.home import PROJECT_FILE
-    from adapterhub.core.errors import BaseNotFound
     from adapterhub.projects.file.editing import create_project
     from adapterhub.projects.places import base_to_write
     from adapterhub.projects.project import find_project

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.cli.output import printable
-from adapterhub.cli.use.run_model import drawing_of, label_of
+from adapterhub.cli.output import Output, printable
+from adapterhub.cli.use.run_model import Choice, Model, drawing_of, label_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from adapterhub.cli.output import Output
-    from adapterhub.cli.use.run_model import Choice, Model
     from adapterhub.inference.generation import Question, Writing
 
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -221,8 +222,6 @@ def run_vllm(
     session: Session, args: ServeArgs, vllm: InstalledVllm, options: VllmOptions, document: dict[str, Any]
 ) -> None:
     """Start the server, load the named adapters, and wait until it ends."""
-    from dataclasses import replace
-
     from adapterhub.inference.serving.front import message_in, post
     from adapterhub.inference.serving.vllm import command_of, environ_of
 

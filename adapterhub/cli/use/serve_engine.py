@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -134,8 +134,6 @@ def document_of(args: ServeArgs, served_name: str, handed: Sequence[Handed], com
 
 def model_of(spec: AdapterSpec) -> str:
     """The model name in requests: the spec without its base, which is the served one."""
-    from dataclasses import replace
-
     return str(replace(spec, base=None))
 
 

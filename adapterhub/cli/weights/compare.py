@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,12 @@ import click
 
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common
-from adapterhub.cli.output import count_text, size_text
+from adapterhub.cli.output import Output, count_text, size_text
 from adapterhub.cli.weights.ingredients import ingredient, weights_from
 from adapterhub.core.errors import BaseMismatch, UsageProblem, shown
+from adapterhub.core.specs import BaseSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from adapterhub.cli.output import Output
-    from adapterhub.core.specs import BaseSpec
     from adapterhub.weights.compare.similarity import Comparison, Energies, Forecast, ModuleComparison, Pair, Share
     from adapterhub.weights.recipes.combination import Ingredient
 

@@ -12,9 +12,9 @@ from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.output import size_text
 from adapterhub.cli.weights.ingredients import weights_from
 from adapterhub.core.errors import shown
+from adapterhub.core.specs import BaseSpec
 
 if TYPE_CHECKING:
-    from adapterhub.core.specs import BaseSpec
     from adapterhub.weights.fuse import Fused
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.core.errors import UsageProblem
+from adapterhub.core.specs import AdapterSpec, BaseSpec, names_folder
 from adapterhub.distribution.choosing import find_installed
+from adapterhub.library.library import Library
 
 if TYPE_CHECKING:
-    from adapterhub.core.specs import BaseSpec
-    from adapterhub.library.library import Library
     from adapterhub.weights.recipes.combination import Ingredient
 
 
@@ -41,7 +41,6 @@ def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None
     Raises:
         AdapterNotFound, NoCompatibleRelease, SpecError: no installed adapter matches.
     """
-    from adapterhub.core.specs import AdapterSpec, names_folder
     from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
     from adapterhub.projects.session import wanted_from
     from adapterhub.weights.recipes.combination import Ingredient

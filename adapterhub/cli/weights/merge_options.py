@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from adapterhub.cli.options.cutting import energy_option, max_error_option
-from adapterhub.core.errors import UsageProblem
+from adapterhub.core.errors import UsageProblem, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from click.shell_completion import CompletionItem
 
     from adapterhub.cli.options.params import Session
@@ -195,7 +194,6 @@ def _named(text: str) -> tuple[str, str]:
 
 
 def _no_such_option(name: str, method: str, near: str) -> UsageProblem:
-    from adapterhub.core.errors import shown
     from adapterhub.weights.catalogue import describe, names
 
     having = [other for other in names() if any(option.name == name for option in describe(other).options)]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.cli.options.params import Session
 from adapterhub.cli.weights.merge_result import description_from, merge_to_folder, merge_to_library
 from adapterhub.core.errors import Conflict, UsageProblem, shown
 from adapterhub.projects.session import sources_from
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from adapterhub.cli.options.params import Session
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.library.intake.description import Description
     from adapterhub.library.library import Library

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.cli.adapters.add import added_document
+from adapterhub.cli.options.params import Session
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from adapterhub.cli.options.params import Session
     from adapterhub.library.intake.description import Description
     from adapterhub.library.library import Added, Library
     from adapterhub.weights.recipes.combination import Combination, Ingredient, Made, Nested

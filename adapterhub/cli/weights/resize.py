@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,12 @@ from adapterhub.cli.options.output_names import default_name
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.output import size_text
 from adapterhub.cli.weights.ingredients import ingredient
+from adapterhub.core.digests import Digest
+from adapterhub.core.specs import BaseSpec, names_folder, parse_name, parse_version
+from adapterhub.library.intake.description import Description
+from adapterhub.library.library import Library
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from adapterhub.core.digests import Digest
-    from adapterhub.core.specs import BaseSpec
-    from adapterhub.library.library import Library
     from adapterhub.weights.recipes.combination import Combination, Ingredient, Made
 
 
@@ -65,7 +65,6 @@ def resize(
       adapt resize legal-qa --energy 0.99 -o legal-qa-small
       adapt resize ./out/legal-qa --max-error 0.05 --dtype bfloat16 -o ./out/legal-qa-small
     """
-    from adapterhub.core.specs import names_folder
     from adapterhub.weights.recipes.combination import Combination
 
     cut = chosen_cut(rank, energy, max_error)
@@ -113,8 +112,6 @@ class _Resizing:
         self._say(made, folder, f"resized into {folder}", {"path": str(folder)})
 
     def to_library(self, library: Library, output: str, words: Mapping[str, str]) -> None:
-        from adapterhub.core.specs import parse_name, parse_version
-        from adapterhub.library.intake.description import Description
         from adapterhub.weights.recipes.combination import merge_into_library
 
         about = Description(

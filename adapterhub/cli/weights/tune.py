@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.core.errors import BaseMismatch, BaseNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
     from adapterhub.cli.options.params import Session
     from adapterhub.core.specs import BaseSpec
     from adapterhub.inference.tuning import Tuned
