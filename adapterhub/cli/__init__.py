@@ -106,11 +106,11 @@ EXIT_TERMINATED = 143
 class LazyGroup(click.Group):
     """A group that imports a command only when it is used and prints its help from the table."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """The command names in the order of the table."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return the command."""
         if cmd_name not in COMMANDS:
             return None
@@ -153,7 +153,7 @@ class LazyGroup(click.Group):
         except BrokenPipeError:  # click would exit with code 1
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table without importing any command."""
         for title, table in SECTIONS.items():
             with formatter.section(title):

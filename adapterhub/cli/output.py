@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
 
 
+_KILO = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """The output settings of one run."""
@@ -29,7 +32,7 @@ class Output:
     as_json: bool = False
     quiet: bool = False
 
-    def result(self, document: Any, text: Callable[[], None]) -> None:  # noqa: ANN401 - any JSON value
+    def result(self, document: Any, text: Callable[[], None]) -> None:
         """Print `document` (or what it returns) under `--json`, otherwise call `text`, which prints to stdout."""
         if self.as_json:
             sys.stdout.write(json_text(document() if callable(document) else document, indent=1) + "\n")
@@ -172,7 +175,7 @@ def report_failure(error: AdapterHubError, *, as_json: bool) -> None:
         sys.stderr.write(f"{text}\n")
 
 
-def json_text(document: Any, *, indent: int | None = None, compact: bool = False) -> str:  # noqa: ANN401 - any JSON value
+def json_text(document: Any, *, indent: int | None = None, compact: bool = False) -> str:
     """The JSON text of a document; characters that do not print, such as bidi marks, become `\\u` escapes."""
     import json
 
@@ -197,13 +200,21 @@ def printable(text: str) -> str:
     return "".join(c for c in text if c in "\t\n" or unicodedata.category(c) != "Cc")
 
 
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The first `most` names and how many follow: `a, b and 3 more`."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def size_text(size_bytes: int) -> str:
     """A size such as `1.8 MB`, in decimal units."""
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:  # noqa: PLR2004 - decimal units
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
+    if size_bytes < _KILO:
+        return f"{size_bytes} B"
+    size = size_bytes / _KILO
+    for unit in ("kB", "MB", "GB"):
+        if size < _KILO:
+            return f"{size:.1f} {unit}"
+        size /= _KILO
     return f"{size:.1f} TB"
 
 

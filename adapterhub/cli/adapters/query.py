@@ -108,7 +108,7 @@ def search(
     )
 
 
-def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filters: Any) -> None:  # noqa: ANN401 - Filters' fields
+def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filters: Any) -> None:
     rows = _rows(session, base, text=text, **filters)
     aliases = ask(session, lambda index: index.aliases())
     session.out.result(
@@ -121,7 +121,7 @@ def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filter
         )
 
 
-def _rows(session: Session, base: BaseSpec | None, **filters: Any) -> list[BuildRow]:  # noqa: ANN401 - Filters' fields
+def _rows(session: Session, base: BaseSpec | None, **filters: Any) -> list[BuildRow]:
     from adapterhub.library.store.index import Filters
 
     fingerprints, hub_id = (None, "") if base is None else _base_filter(session, base)

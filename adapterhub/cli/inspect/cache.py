@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.options.params import Session, common
-from adapterhub.cli.output import size_text
+from adapterhub.cli.output import listed, size_text
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -145,16 +145,15 @@ def gc(session: Session, dry_run: bool, grace_s: float | None, unused: bool, yes
 
 
 def _confirm(session: Session, builds: list[Installed], *, yes: bool) -> None:
-    names = ", ".join(f"{b.full_name} {b.manifest.label}" for b in builds[:20])
-    more = f" and {len(builds) - 20} more" if len(builds) > 20 else ""  # noqa: PLR2004 - a readable number of names
+    names = listed([f"{b.full_name} {b.manifest.label}" for b in builds], 20)
     if yes:
         return
     if not sys.stdin.isatty():
         raise UsageProblem(
-            f"cannot ask before removing {names}{more}: not a terminal",
+            f"cannot ask before removing {names}: not a terminal",
             hint="pass `--yes` to confirm, or see `adapt gc --unused --dry-run`",
         )
-    session.out.warn(f"no project and no process needs {names}{more}")
+    session.out.warn(f"no project and no process needs {names}")
     click.confirm(f"Remove {len(builds)} adapters?", abort=True, err=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adapterhub.cli.options.params import Session
+from adapterhub.cli.output import listed
 from adapterhub.projects.locking import Change
 from adapterhub.projects.values import Lock
 
@@ -19,10 +20,7 @@ def tell_only_here(session: Session, lock: Lock) -> None:
     """Warn about adapters that only this library has: another machine cannot fetch them."""
     only_here = [f"`{entry.key}`" for entry in lock.adapters if entry.source.is_library]
     if only_here:
-        more = f" and {len(only_here) - 5} more" if len(only_here) > 5 else ""  # noqa: PLR2004 - enough to see which
-        session.out.warn(
-            f"only this library has {', '.join(only_here[:5])}{more}; `adapt sync` will fail on other machines"
-        )
+        session.out.warn(f"only this library has {listed(only_here, 5)}; `adapt sync` will fail on other machines")
         first = only_here[0].strip("`")
         session.out.hint(
             f"publish it with `adapt push {first} --to DIR` or `--to ORG/NAME`, name that place in `[remotes]`, "

@@ -53,14 +53,14 @@ def common(command: F) -> F:
     @click.option("--quiet", "-q", is_flag=True, help="Print only results, warnings and errors.")
     @functools.wraps(command)
     def wrapped(
-        *args: Any,  # noqa: ANN401 - click's
+        *args: Any,
         root: Path | None,
         as_json: bool,
         quiet: bool,
         project_dir: Path | None = None,
         trust_project: bool = False,
-        **kwargs: Any,  # noqa: ANN401 - click's
-    ) -> Any:  # noqa: ANN401 - click's
+        **kwargs: Any,
+    ) -> Any:
         use_limits(parse_limits(os.environ.get("ADAPTERHUB_LIMITS", "")))
         out = Output(as_json=as_json, quiet=quiet)
         agree = None
@@ -99,7 +99,7 @@ class SpecType(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
 
     name = "spec"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> AdapterSpec:  # noqa: ANN401, ARG002 - click's signature
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> AdapterSpec:
         """Parse the text as an adapter spec."""
         from adapterhub.core.specs import AdapterSpec
 
@@ -117,7 +117,7 @@ class BaseType(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
 
     name = "base"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401, ARG002 - click's signature
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse the text as a base spec."""
         from adapterhub.core.specs import BaseSpec
 

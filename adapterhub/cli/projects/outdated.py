@@ -17,6 +17,7 @@ from adapterhub.cli.options.params import (
     remote_options,
     trust_option,
 )
+from adapterhub.cli.output import listed
 from adapterhub.core.errors import shown
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _say_rest(session: Session, asked: Sequence[Asked], found: Sequence[Offer]) 
     seen = {id(offer.asked) for offer in found}
     nowhere = [f"`{one.key}`" for one in asked if id(one) not in seen]
     if nowhere:
-        session.out.note(f"no source has {', '.join(nowhere[:8])}" + (" …" if len(nowhere) > 8 else ""))  # noqa: PLR2004 - a line
+        session.out.note(f"no source has {listed(nowhere)}")
     if any(offer.has_allowed for offer in found):
         session.out.hint("`adapt upgrade` installs the allowed versions")
     elif found and not any(offer.is_worth_telling for offer in found):

@@ -11,7 +11,7 @@ import click
 
 from adapterhub.cli.completion.completing import complete_group
 from adapterhub.cli.options.params import Session, common, project_option, signatures_option, trust_option
-from adapterhub.cli.output import size_text
+from adapterhub.cli.output import listed, size_text
 from adapterhub.core.disk.home import LOCK_FILE
 from adapterhub.core.errors import StaleLock, UsageProblem, shown
 
@@ -163,16 +163,15 @@ def _note_left(session: Session, left: Sequence[dict[str, Any]], *, pruned: bool
     ours = [one["path"] for one in left if one["made_by_sync"]]
     others = [one["path"] for one in left if not one["made_by_sync"]]
     if ours:
-        session.out.note(f"not in the lock file: {_listed(ours)}")
+        session.out.note(f"not in the lock file: {_names(ours)}")
         session.out.hint("`adapt sync --prune` removes folders that sync made")
     if others and pruned:
-        session.out.note(f"kept, because sync did not make them: {_listed(others)}")
+        session.out.note(f"kept, because sync did not make them: {_names(others)}")
         session.out.hint("`adapt sync --prune --yes` deletes them, too")
 
 
-def _listed(paths: Sequence[str]) -> str:
-    names = [f"`{Path(path).name}`" for path in paths]
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")  # noqa: PLR2004 - a line
+def _names(paths: Sequence[str]) -> str:
+    return listed([f"`{Path(path).name}`" for path in paths])
 
 
 def document_of(project: Project, plan: SyncPlan, done: Done, *, is_new: bool) -> dict[str, Any]:

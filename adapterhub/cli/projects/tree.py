@@ -115,7 +115,7 @@ def _title(folder: Path, lock: Lock) -> str:
     return f"{folder}" + (f"  (base {lock.base.spec})" if lock.base else "")
 
 
-def _locked(lock: Lock, lineage: Lineage) -> Any:  # noqa: ANN401 - a function for `drawn`
+def _locked(lock: Lock, lineage: Lineage) -> Any:
     """A function that draws an entry of the lock, an input of its recipe or an ancestor."""
     from adapterhub.projects.values import LockedAdapter, LockedMerge
     from adapterhub.weights.recipes.toml.values import Inner, Leaf

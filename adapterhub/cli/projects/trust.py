@@ -54,7 +54,7 @@ def trust(session: Session, folder: Path | None, revoke: bool, is_list: bool) ->
     _agree(session, place, trusted)
 
 
-def _agree(session: Session, place: Path, trusted: Any) -> None:  # noqa: ANN401 - TrustedProjects
+def _agree(session: Session, place: Path, trusted: Any) -> None:
     from adapterhub.library.admission.installed import Admission
     from adapterhub.projects.lock.lockfile import previous_lock
     from adapterhub.projects.project import read_project

@@ -188,7 +188,7 @@ def _who_and_prompt(
     if len(words) > most:
         hint = "separate adapters to compare with commas: `--compare legal-qa,summarize,none`" if others else _QUOTES
         raise UsageProblem(f"{len(words)} words given, expected at most a spec and a prompt", hint=hint)
-    names_one = not who and (is_batch or len(words) == 2 or not others)  # noqa: PLR2004 - a spec and a prompt
+    names_one = not who and (is_batch or len(words) > 1 or not others)
     if names_one and words:
         who, words = [choice_from(words[0])], words[1:]
     who += others

@@ -42,7 +42,7 @@ class RowProblems:
         self.where = where
         self.found: list[str] = []
 
-    def check(self, line: int, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever `call` gives
+    def check(self, line: int, call: Callable[[], Any]) -> Any:
         """The result of `call`; None if it raises, which is recorded as a problem of the line."""
         try:
             return call()
@@ -165,7 +165,7 @@ def _parsed(choice: Choice) -> Choice:
     return choice
 
 
-def _as_written(choice: Choice) -> Any:  # noqa: ANN401 - a JSON value
+def _as_written(choice: Choice) -> Any:
     """`choice` as the value of `adapter` in a row."""
     if list(choice.values()) == [1.0]:
         return next(iter(choice))

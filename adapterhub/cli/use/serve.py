@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -231,7 +232,7 @@ def run_vllm(
         for spec in args.specs:
             body = {"model": model_of(spec), "prompt": "a", "max_tokens": 1}
             status, answer = post(f"{document['url']}/v1/completions", body, key=os.environ.get("VLLM_API_KEY"))
-            if status != 200:  # noqa: PLR2004 - HTTP's OK
+            if status != HTTPStatus.OK:
                 raise EngineFailed(f"vLLM did not load `{model_of(spec)}` ({status}): {message_in(answer)}")
         stay(session, engine, document)
 

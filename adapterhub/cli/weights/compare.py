@@ -66,7 +66,7 @@ def compare(
       adapt compare legal-qa ./out/legal-qa-2 --modules
       adapt compare a b c --weights 1,1,-0.5 --plot similarity.png
     """
-    if len(adapters) < 2:  # noqa: PLR2004 - a comparison needs two
+    if len(adapters) == 1:
         raise UsageProblem("give at least two adapters to compare", hint="see the examples of `adapt compare --help`")
     numbers = weights_from(weights, len(adapters))
     library = session.project_library

@@ -95,7 +95,7 @@ def merge(
     on_base: BaseSpec | None,
     tune_budget: int | None,
     methods: bool,
-    **choice: Any,  # noqa: ANN401 - what `choice_options` adds
+    **choice: Any,
 ) -> None:
     """Merge adapters into one adapter: the weighted sum of their updates.
 
@@ -174,7 +174,7 @@ def merge(
         merge_to_library(session, library, combination, about, extra)
 
 
-def _check_unused(why: str, **options: Any) -> None:  # noqa: ANN401 - the options of the command
+def _check_unused(why: str, **options: Any) -> None:
     """Raise `UsageProblem` if any of `options` was given."""
     given = [FLAGS[name] for name, value in options.items() if value is not None and value is not False and value != ()]
     if given:

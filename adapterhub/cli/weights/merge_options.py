@@ -38,7 +38,7 @@ class MethodType(click.ParamType):  # type: ignore[type-arg]  # generic only in 
         except UsageProblem as problem:
             self.fail(f"{problem.message}\n{problem.hint}", param, ctx)
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Names of methods, with a summary for shells that show one."""
         from click.shell_completion import CompletionItem
 
@@ -52,13 +52,13 @@ class RankType(click.ParamType):  # type: ignore[type-arg]  # as above
 
     name = "rank"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:  # noqa: ANN401 - click's signature
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         """A whole number of at least 1, or `auto`."""
         if value == AUTO:
             return AUTO
         return click.IntRange(min=1).convert(value, param, ctx)
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The word `auto`."""
         from click.shell_completion import CompletionItem
 
@@ -202,7 +202,7 @@ def _no_such_option(name: str, method: str, near: str) -> UsageProblem:
     return UsageProblem(text, hint=hint or "`adapt merge --methods` lists every method with its options")
 
 
-def _option_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
+def _option_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
     from adapterhub.weights.catalogue import describe, names

@@ -230,7 +230,7 @@ def _set_strength(layers: Sequence[Any], strength: float) -> None:
         layer.set_scale("default", strength)
 
 
-def _write_adapter(model: Any, folder: Path, card: str) -> None:  # noqa: ANN401 - PEFT has no types
+def _write_adapter(model: Any, folder: Path, card: str) -> None:
     """Write the three files of a PEFT adapter folder."""
     model.save_pretrained(folder, save_embedding_layers=False)  # "auto" asks the Hub whether the vocabulary grew
     path = folder / "adapter_config.json"
