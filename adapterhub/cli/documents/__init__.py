@@ -14,8 +14,9 @@ from typing import Annotated, Any
 from adapterhub.cli.documents._engines import ENGINES
 from adapterhub.cli.documents._library import ADAPTERS, BASES, Listed
 from adapterhub.cli.documents._parts import Added, Finding, Manifest, NotRequired, TypedDict
-from adapterhub.cli.documents._projects import PROJECTS, VERBS
+from adapterhub.cli.documents._projects import PROJECTS
 from adapterhub.cli.documents._servers import KEYS, REGISTRY, SERVERS
+from adapterhub.cli.documents._verbs import VERBS
 from adapterhub.cli.documents._weights import ANSWERS, WEIGHTS
 
 __all__ = [
