@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.core import display
 from adapterhub.core.errors import AdapterHubError, shown
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from adapterhub.core.digests import Progress
+
+
+size_text = display.size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +199,6 @@ def escaped(text: str) -> str:
 def printable(text: str) -> str:
     """Text of several lines without control characters, with which a model could steer a terminal."""
     return "".join(c for c in text if c in "\t\n" or unicodedata.category(c) != "Cc")
-
-
-def size_text(size_bytes: int) -> str:
-    """`1.8 MB`: decimal units, as disks and hubs count."""
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:  # noqa: PLR2004 - decimal units
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def count_text(count: int) -> str:
