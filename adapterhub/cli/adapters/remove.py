@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.finding import installed_builds
 from adapterhub.cli.options.params import SPEC, Session, common
-from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
 
 
@@ -36,22 +35,6 @@ def remove(session: Session, spec: AdapterSpec, all_versions: bool, yes: bool) -
     library.remove(builds)
     session.out.result([removed_document(b) for b in builds], lambda: session.out.line(f"removed {names}"))
     session.out.hint("`adapt gc` frees the space")
-
-
-def installed_builds(library: Library, spec: AdapterSpec, *, all_versions: bool) -> list[Installed]:
-    """The installed build that `spec` means, or all by its name.
-
-    Raises:
-        AdapterNotFound: none is installed.
-    """
-    from adapterhub.distribution.choosing import look_up
-
-    if not all_versions:
-        return [look_up(library, spec, wanted=wanted_from(library, spec, None))[0]]
-    builds = library.builds_named(spec.name, spec.namespace)
-    if not builds:
-        raise library.not_installed(spec.full_name)
-    return builds
 
 
 def confirm_removal(builds: Sequence[Installed], *, yes: bool) -> str:

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from adapterhub.core.errors import UsageProblem
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -47,23 +45,6 @@ def cut_options(own_dtype: str) -> Callable[[F], F]:
         return command
 
     return add
-
-
-def chosen_cut(rank: int | None, energy: float | None, max_error: float | None) -> dict[str, int | float]:
-    """The one of the three that was given.
-
-    Raises:
-        UsageProblem: none, or several.
-    """
-    given = {
-        flag: value
-        for flag, value in (("--rank", rank), ("--energy", energy), ("--max-error", max_error))
-        if value is not None
-    }
-    if len(given) != 1:
-        told = f"{' and '.join(given)} each choose the rank" if given else "nothing says how much to keep"
-        raise UsageProblem(told, hint="give one of `--rank N`, `--energy E` and `--max-error E`")
-    return {flag.removeprefix("--").replace("-", "_"): value for flag, value in given.items()}
 
 
 def ranks_text(ranks: Mapping[int, int]) -> str:

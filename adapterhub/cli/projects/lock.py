@@ -47,10 +47,8 @@ def lock(
       adapt lock --upgrade legal-qa
       adapt lock --check
     """
+    from adapterhub.api.steps.projects import lock_project
     from adapterhub.core.errors import UsageProblem
-    from adapterhub.projects.lock.lockfile import previous_lock
-    from adapterhub.projects.locking import ALL
-    from adapterhub.projects.places import ProjectSources, lock_now, save_lock
 
     if check and (upgrade or names):
         raise UsageProblem("`--check` changes nothing, so it goes without `--upgrade`")
@@ -61,12 +59,17 @@ def lock(
     if check:
         _check(session, project)
         return
-    previous = previous_lock(project)
-    sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
-    sources.settle(previous)
-    chosen_anew = ALL if upgrade and not names else names
-    outcome = lock_now(session, project, sources, previous=previous, upgrade=chosen_anew, bars=session.out)
-    is_new = save_lock(session, project, outcome.lock)
+    outcome, is_new = lock_project(
+        session,
+        project,
+        names,
+        upgrade=upgrade,
+        offline=offline,
+        remote=remote,
+        token=token,
+        places=places,
+        bars=session.out,
+    )
     tell_lock(session, project, outcome, is_new=is_new)
 
 
@@ -75,8 +78,6 @@ def tell_lock(session: Session, project: Project, outcome: LockOutcome, *, is_ne
     from adapterhub.core.disk.home import LOCK_FILE
 
     path = project.folder / LOCK_FILE
-    for warning in outcome.warnings:
-        session.out.warn(warning)
     tell_only_here(session, outcome.lock)
 
     def text() -> None:
@@ -93,15 +94,10 @@ def tell_lock(session: Session, project: Project, outcome: LockOutcome, *, is_ne
 
 
 def _check(session: Session, project: Project) -> None:
+    from adapterhub.api.steps.projects import current_lock
     from adapterhub.core.disk.home import LOCK_FILE
-    from adapterhub.core.errors import StaleLock
-    from adapterhub.projects.lock.lockfile import read_lock
-    from adapterhub.projects.lock.staleness import lock_problems
 
-    locked = read_lock(project.folder)
-    problems = lock_problems(project, locked)
-    if problems:
-        raise StaleLock(str(project.folder / LOCK_FILE), problems, hint="`adapt lock` brings it up to date")
+    locked = current_lock(project)
     path = project.folder / LOCK_FILE
     session.out.result(
         {"project": str(project.folder), "lock": str(path), "current": True, **_entries_document(locked)},

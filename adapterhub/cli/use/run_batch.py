@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.api.steps.finding import find_base
 from adapterhub.cli.output import json_text
-from adapterhub.cli.use.run_model import Choice, Loading, Model, drawing_of, find_base
+from adapterhub.cli.use.run_model import Choice, Loading, Model, drawing_of
 from adapterhub.cli.use.run_rows import Row, RowProblems, read_rows
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.output_place import output_place
