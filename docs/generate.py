@@ -26,6 +26,7 @@ import json_schemas
 
 from adapterhub import cli
 from adapterhub.cli import documents
+from adapterhub.cli.functions import FUNCTIONS
 from adapterhub.core import errors
 from adapterhub.formats.modules import key_maps
 from adapterhub.inference import engines
@@ -241,6 +242,8 @@ def _command(group: click.Group, path: tuple[str, ...], common: dict[str, str]) 
         yield "\n".join(["| option | meaning |", "| --- | --- |", *rows.values()])
     if examples:
         yield "\n".join(["```sh", *examples, "```"])
+    if names := FUNCTIONS.get(" ".join(path)):
+        yield f"From [Python](python.md): {', '.join(f'`{name}`' for name in names)}."
 
 
 def _help(command: click.Command) -> tuple[list[str], list[str]]:

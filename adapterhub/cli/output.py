@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.core import display
 from adapterhub.core.errors import AdapterHubError, shown
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
 
 
-_KILO = 1000
+size_text = display.size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,27 +196,15 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\t\n" else shown(c) for c in text)
 
 
-def printable(text: str) -> str:
-    """`text` of several lines without control characters, with which a model could control a terminal."""
-    return "".join(c for c in text if c in "\t\n" or unicodedata.category(c) != "Cc")
-
-
 def listed(names: Sequence[str], most: int = 8) -> str:
     """The first `most` names and how many follow: `a, b and 3 more`."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def size_text(size_bytes: int) -> str:
-    """A size such as `1.8 MB`, in decimal units."""
-    if size_bytes < _KILO:
-        return f"{size_bytes} B"
-    size = size_bytes / _KILO
-    for unit in ("kB", "MB", "GB"):
-        if size < _KILO:
-            return f"{size:.1f} {unit}"
-        size /= _KILO
-    return f"{size:.1f} TB"
+def printable(text: str) -> str:
+    """`text` of several lines without control characters, with which a model could control a terminal."""
+    return "".join(c for c in text if c in "\t\n" or unicodedata.category(c) != "Cc")
 
 
 def count_text(count: int) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.cli.start.self_check import dependencies
+from adapterhub.api.health import dependencies
 from adapterhub.formats.modules.groups import ranges
 from adapterhub.library.upkeep.lineage import drawn
 from tests.support.command_line import Adapt

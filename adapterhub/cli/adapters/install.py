@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.adapters.add import added_document
-from adapterhub.cli.adapters.requirements import read_requirements
 from adapterhub.cli.options.params import (
     BASE,
     SPEC,
@@ -25,11 +24,11 @@ from adapterhub.cli.options.project_policy import exclude_newer_option
 from adapterhub.cli.options.saving import project_to_save_in, save_and_tell, save_options
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import UsageProblem
-from adapterhub.core.specs import AdapterSpec, BaseSpec
+from adapterhub.distribution.requirements import read_requirements
 from adapterhub.projects.places import SpecSources, editing, objection_from, project_base
-from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.install import Plan
     from adapterhub.library.library import Added
     from adapterhub.trust.signing.policy import SignaturePolicy
@@ -102,8 +101,8 @@ def install(
       adapt install 'acme/legal-qa~=1.2' --save
       adapt install -r adapters.txt
     """
+    from adapterhub.api.steps.installing import install_one, plan_one
     from adapterhub.distribution.choosing import RankBounds
-    from adapterhub.distribution.install import plan_install, run_install
     from adapterhub.projects.saving import Saved
 
     specs = (*specs, *(spec for path in lists for spec in read_requirements(path)))
@@ -124,25 +123,20 @@ def install(
     documents: list[dict[str, Any]] = []
     installed: list[Saved] = []
     for spec in specs:
-        sources = sources_of(spec)
-        plan = plan_install(
-            library,
+        plan = plan_one(
+            session,
             spec,
-            sources,
-            wanted=wanted_from(library, spec, base if spec.base is None or base_is_typed else spec.base),
+            sources_of,
+            base=base,
+            base_is_typed=base_is_typed,
             bounds=bounds,
             allow_base_mismatch=allow_base_mismatch,
             objection=objection,
         )
-        for warning in plan.resolution.warnings:
-            session.out.warn(warning)
         if dry_run:
             documents.append(_plan_document(plan))
             continue
-        with session.out.progress(f"install {spec.full_name}", plan.copy_bytes) as progress:
-            added = run_install(library, plan, progress, signatures=signatures or sources_of.policy_of(plan.source))
-        for finding in added.report.warnings if added else ():
-            session.out.warn(f"[{finding.code}] {finding.message}")
+        added = install_one(session, plan, sources_of, signatures, bars=session.out, what=spec.full_name)
         documents.append(_done_document(plan, added))
         installed.append(Saved(spec=spec, bounds=bounds, plan=plan))
     if to_save_in is not None:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.finding import ask, find_build
+from adapterhub.api.steps.searching import COLUMNS, base_name, search_installed
 from adapterhub.cli.completion.completing import complete_remote
-from adapterhub.cli.options.asking import ask, find_build
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_options
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.library.store.index import BuildRow
-
-_COLUMNS = ("name", "version", "base", "task", "rank", "method", "size")
 
 
 @click.command("list")
@@ -45,7 +45,11 @@ def list_(session: Session, base: BaseSpec | None, form: str | None) -> None:
     from adapterhub.cli.adapters.list_formats import library_adapters, lines_of, project_adapters
 
     folder = session.project_folder if base is None else None
-    adapters = library_adapters(session, _rows(session, base)) if folder is None else project_adapters(session, folder)
+    adapters = (
+        library_adapters(session, search_installed(session, base))
+        if folder is None
+        else project_adapters(session, folder)
+    )
 
     def text() -> None:
         for line in lines_of(adapters, form):
@@ -109,11 +113,11 @@ def search(
 
 
 def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filters: Any) -> None:
-    rows = _rows(session, base, text=text, **filters)
+    rows = search_installed(session, base, text=text, **filters)
     aliases = ask(session, lambda index: index.aliases())
     session.out.result(
         lambda: [_row_document(row, aliases, session.root) for row in rows],
-        lambda: session.out.table(_COLUMNS, _cells(rows, aliases), right=("rank", "size")),
+        lambda: session.out.table(COLUMNS, _cells(rows, aliases), right=("rank", "size")),
     )
     if not rows and not session.out.as_json:
         session.out.hint(
@@ -121,42 +125,9 @@ def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filter
         )
 
 
-def _rows(session: Session, base: BaseSpec | None, **filters: Any) -> list[BuildRow]:
-    from adapterhub.library.store.index import Filters
-
-    fingerprints, hub_id = (None, "") if base is None else _base_filter(session, base)
-    query = Filters(bases=fingerprints, base_hub_id=hub_id, **filters)
-    return ask(session, lambda index: index.search(query))
-
-
-def _base_filter(session: Session, base: BaseSpec) -> tuple[tuple[str, ...] | None, str]:
-    """The fingerprints that count as `base`, or its Hub id when only the name is known."""
-    known = {row.alias: row.weights for row in ask(session, lambda index: index.bases())}
-    if base.kind == "alias" and base.text in known:
-        return ask(session, lambda index: index.equivalents(known[base.text])), ""
-    from adapterhub.library.bases.requested import requested_base
-
-    library = session.library
-    wanted = requested_base(base, library.bases)
-    assert wanted is not None
-    if wanted.record is not None:
-        weights = wanted.record.fingerprint.weights
-        if weights in known.values():
-            return ask(session, lambda index: index.equivalents(weights)), ""
-        return library.catalog.declared_like(wanted.record.fingerprint), ""
-    if wanted.digest_prefix is not None:
-        declared = ask(session, lambda index: index.declared_bases())
-        return tuple(w for w in declared if w.startswith(wanted.digest_prefix)), ""
-    return None, wanted.hub_id or ""
-
-
-def _base_name(row: BuildRow, aliases: dict[str, str]) -> str:
-    return aliases.get(row.base_weights) or row.base_hub_id or row.base_weights[7:19] or "unknown"
-
-
 def _cells(rows: Sequence[BuildRow], aliases: dict[str, str]) -> list[tuple[object, ...]]:
     return [
-        (r.full_name, r.version, _base_name(r, aliases), r.task, r.rank, r.method.lower(), size_text(r.size_bytes))
+        (r.full_name, r.version, base_name(r, aliases), r.task, r.rank, r.method.lower(), size_text(r.size_bytes))
         for r in rows
     ]
 
@@ -165,7 +136,7 @@ def _row_document(row: BuildRow, aliases: dict[str, str], root: Path) -> dict[st
     document = {name: None if value == "" else value for name, value in row._asdict().items()}
     del document["folder"]
     document["path"] = os.fspath(root / row.folder)
-    document["base"] = _base_name(row, aliases)
+    document["base"] = base_name(row, aliases)
     document["method"] = row.method.split(",")
     document["target_modules"] = row.target_modules.split(",") if row.target_modules else []
     return document

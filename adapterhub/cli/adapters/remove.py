@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.finding import installed_builds
 from adapterhub.cli.options.params import SPEC, Session, common
-from adapterhub.core.errors import UsageProblem
-from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
 
 
@@ -38,28 +37,14 @@ def remove(session: Session, spec: AdapterSpec, all_versions: bool, yes: bool) -
     session.out.hint("`adapt gc` frees the disk space")
 
 
-def installed_builds(library: Library, spec: AdapterSpec, *, all_versions: bool) -> list[Installed]:
-    """The installed build that `spec` names, or every build with its name.
-
-    Raises:
-        AdapterNotFound: no build is installed.
-    """
-    from adapterhub.distribution.choosing import look_up
-
-    if not all_versions:
-        return [look_up(library, spec, wanted=wanted_from(library, spec, None))[0]]
-    builds = library.builds_named(spec.name, spec.namespace)
-    if not builds:
-        raise library.not_installed(spec.full_name)
-    return builds
-
-
 def confirm_removal(builds: Sequence[Installed], *, yes: bool) -> str:
     """Ask before the removal of `builds`; returns their names.
 
     Raises:
         UsageProblem: confirmation is needed and stdin is not a terminal.
     """
+    from adapterhub.core.errors import UsageProblem
+
     names = ", ".join(f"{b.full_name} {b.manifest.label}" for b in builds)
     if names and not yes:
         if not sys.stdin.isatty():

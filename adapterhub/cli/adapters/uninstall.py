@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.adapters.remove import confirm_removal, installed_builds, removed_document
+from adapterhub.api.steps.finding import installed_builds
+from adapterhub.cli.adapters.remove import confirm_removal, removed_document
 from adapterhub.cli.options.params import SPEC, Session, common, project_option
 
 if TYPE_CHECKING:

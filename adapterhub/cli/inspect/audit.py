@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.checking import audited
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.params import Session, common
 from adapterhub.cli.output import json_text
 from adapterhub.core.errors import EXIT_SOME_FAILED, CouldNotTell, DigestMismatch, UsageProblem
-from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
-    from adapterhub.library.audit import Audited, Subject
-    from adapterhub.library.library import Library
-    from adapterhub.library.store.origins import Origin
-    from adapterhub.library.transfer import Source
+    from collections.abc import Sequence
+
+    from adapterhub.library.audit import Audited
 
 _SCHEMA = "adapterhub/audit/1"
 _COLUMNS = ("adapter", "code", "severity", "where", "finding")
@@ -60,83 +57,18 @@ def audit(
     """
     if sarif and session.out.as_json:
         raise UsageProblem("`--sarif` and `--json` exclude each other: both print the audit to stdout")
-    _check_codes(ignore)
-    audited = list(_audited(session, adapters, ignore, with_bytes=with_bytes, offline=offline))
+    audits = list(audited(session, adapters, ignore, with_bytes=with_bytes, offline=offline, bars=session.out))
     if sarif:
         import adapterhub
         from adapterhub.library.audit import to_sarif
 
-        document: dict[str, Any] = to_sarif(audited, root=session.root, version=adapterhub.__version__)
+        document: dict[str, Any] = to_sarif(audits, root=session.root, version=adapterhub.__version__)
         sys.stdout.write(json_text(document, indent=1) + "\n")
     else:
-        session.out.result(lambda: _document(audited, strict=strict), lambda: _say(session, audited, notes=notes))
-    code = _exit_code(audited, strict=strict)
+        session.out.result(lambda: _document(audits, strict=strict), lambda: _say(session, audits, notes=notes))
+    code = _exit_code(audits, strict=strict)
     if code:
         raise SystemExit(code)
-
-
-def _check_codes(codes: Sequence[str]) -> None:
-    from adapterhub.library.audit import rule_of
-
-    for code in codes:
-        if rule_of(code) is None:
-            raise UsageProblem(f"unknown audit code `{code}`", hint="docs/reference/findings.md lists all codes")
-
-
-def _audited(
-    session: Session, adapters: Sequence[str], ignore: Sequence[str], *, with_bytes: bool, offline: bool
-) -> Iterator[Audited]:
-    from adapterhub.library.audit import Surroundings, audit, store_report
-
-    def find_source(origin: Origin) -> Source:
-        return session.place_hub(origin.place)
-
-    library = session.library
-    with session.out.progress("audit", None) as progress:
-        around = Surroundings(
-            library=library,
-            find_source=None if offline else find_source,
-            with_bytes=with_bytes,
-            progress=progress,
-        )
-        yield from audit(_subjects(library, adapters, around.installed), around, ignore=ignore)
-        broken = None if adapters else store_report(library)
-        if broken is not None:
-            yield broken
-
-
-def _subjects(library: Library, adapters: Sequence[str], installed: Sequence[Any]) -> Iterator[Subject]:
-    from adapterhub.core.specs import names_folder
-    from adapterhub.library.audit import subject_of_build, subject_of_folder
-
-    if not adapters:
-        yield from map(subject_of_build, installed)
-    for text in adapters:
-        if names_folder(text):
-            folder = Path(text).expanduser()
-            if not folder.is_dir():
-                raise UsageProblem(f"no folder `{text}`")
-            yield subject_of_folder(folder, text)
-        else:
-            yield from map(subject_of_build, _builds(library, text))
-
-
-def _builds(library: Library, text: str) -> list[Any]:
-    """Every installed build that a spec matches, not only the newest."""
-    from adapterhub.core.specs import AdapterSpec
-
-    spec = AdapterSpec.parse(text)
-    wanted = wanted_from(library, spec, None)
-    builds = [
-        build
-        for build in library.builds_named(spec.name, spec.namespace)
-        if spec.matches(build.manifest.version)
-        and build.manifest.digest.startswith(spec.digest_prefix or "sha256:")
-        and (wanted is None or wanted.judge(build.base).verdict.allows_attach)
-    ]
-    if not builds:
-        raise library.not_installed(text)
-    return builds
 
 
 def _exit_code(audited: Sequence[Audited], *, strict: bool) -> int:

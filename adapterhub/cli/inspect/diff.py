@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.checking import side_of
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common
-from adapterhub.cli.output import Output, json_text
-from adapterhub.core.errors import AdapterNotFound, shown
-from adapterhub.projects.session import wanted_from
+from adapterhub.cli.output import json_text
+from adapterhub.core.errors import shown
 
 if TYPE_CHECKING:
+    from adapterhub.cli.output import Output
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.library.library import Library
-    from adapterhub.weights.compare.difference import Difference, Field, Side, Weights
+    from adapterhub.weights.compare.difference import Difference, Field, Weights
 
 _FEW = 5
 
@@ -42,7 +41,7 @@ def diff(session: Session, first: str, second: str, base: BaseSpec | None, modul
     from adapterhub.weights.compare.difference import differ
 
     library = session.project_library
-    sides = [_side(library, text, base) for text in (first, second)]
+    sides = [side_of(library, text, base) for text in (first, second)]
     with session.out.progress("diff", None, unit="modules") as progress:
         difference = differ(sides[0], sides[1], progress)
 
@@ -56,31 +55,6 @@ def diff(session: Session, first: str, second: str, base: BaseSpec | None, modul
     session.out.result(document, lambda: _say(session.out, difference, modules=modules))
     for caveat in difference.weights.caveats if difference.weights else ():
         session.out.warn(caveat)
-
-
-def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
-    from adapterhub.core.specs import AdapterSpec, names_folder
-    from adapterhub.distribution.choosing import look_up
-    from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
-    from adapterhub.weights.compare.difference import Side, side_of_folder
-
-    if names_folder(text):
-        folder = Path(text).expanduser()
-        if not folder.is_dir():
-            raise AdapterNotFound(
-                f"no folder `{shown(text, 200)}`", hint="`adapt list` shows adapters that need no path"
-            )
-        return side_of_folder(folder, text)
-    spec = AdapterSpec.parse(text)
-    try:
-        build, _ = look_up(library, spec, wanted=wanted_from(library, spec, base))
-    except AdapterNotFound as error:
-        if not Path(text).is_dir():
-            raise
-        raise AdapterNotFound(error.message, hint=f"write `{shown(f'./{text}', 200)}` to name the folder") from None
-    ensure_manifest_unchanged(library, build)
-    label = f"{build.full_name}=={build.manifest.version}"
-    return Side(folder=build.folder, label=label, manifest=build.manifest, base=build.base, is_installed=True)
 
 
 def _say(out: Output, difference: Difference, *, modules: bool) -> None:

@@ -6,20 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.inspect.info_modules import group_fields, modules_document
+from adapterhub.api.steps.describing import document_on_server
+from adapterhub.cli.inspect.info_modules import group_fields
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_options, remote_options
 from adapterhub.cli.options.project_policy import policy_fields
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
-from adapterhub.projects.places import refusal_here
-from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.choosing import RankBounds
-    from adapterhub.distribution.hub import Contents, Hub
-    from adapterhub.distribution.resolve import Resolution
-    from adapterhub.formats.release import Release
 
 
 @click.command()
@@ -87,64 +83,8 @@ def _show_remote(
     token: str | None,
     not_here: AdapterNotFound | NoCompatibleRelease | None,
 ) -> None:
-    sources = session.sources_of(spec, remote, token=token)
-    if not sources and not_here is not None:
-        raise not_here
-    from adapterhub.cli.options.choice import choose_release
-    from adapterhub.distribution.hub import Hub, HubNamespace
-
-    library = session.library
-    release, source, resolution = choose_release(
-        session, library, spec, sources, wanted=wanted_from(library, spec, base), bounds=bounds
-    )
-    hub = source.hub if isinstance(source, HubNamespace) else source
-    assert isinstance(hub, Hub)  # `sources` holds servers only
-    contents = hub.contents(release)
-    document = _document(release, contents, resolution, hub)
-    document["policy_refusal"] = refusal_here(session, resolution.chosen)
+    document = document_on_server(session, spec, base, bounds, remote=remote, token=token, not_here=not_here)
     session.out.result(document, lambda: session.out.fields(_fields(document)))
-
-
-def header_document(contents: Contents) -> dict[str, Any]:
-    """The tensor counts of the weights header, the settings of the config, and the groups of modules."""
-    from adapterhub.formats.modules.groups import modules_of
-
-    weights, config = contents.weights, contents.config
-    modules = modules_of(config, weights)
-    return {
-        "header": {
-            "tensors": len(weights.tensors),
-            "parameters": sum(spec.elements for spec in weights.tensors),
-            "dtypes": sorted({spec.dtype for spec in weights.tensors}),
-            "modules": len({spec.name.rpartition(".lora_")[0] for spec in weights.tensors if ".lora_" in spec.name}),
-        },
-        "config": {
-            "peft_type": config.peft_type,
-            "r": config.r,
-            "lora_alpha": config.lora_alpha,
-            "base_model_name_or_path": config.base_model_name_or_path,
-        },
-        **modules_document(modules),
-    }
-
-
-def _document(release: Release, contents: Contents, resolution: Resolution, hub: Hub) -> dict[str, Any]:
-    manifest = release.manifest
-    document = manifest.to_json()
-    document["base"].pop("samples", None)
-    return document | {
-        "name": release.full_name,
-        "digest": release.digest,
-        "installed": False,
-        "remote": hub.endpoint,
-        "repository": contents.repo,
-        "commit": contents.commit,
-        "yanked": release.yanked,
-        "base_verdict": resolution.chosen.verdict.name,
-        "size_bytes": manifest.size_bytes,
-        **header_document(contents),
-        "received_bytes": hub.received_bytes,
-    }
 
 
 def _fields(d: dict[str, Any]) -> list[tuple[str, object]]:

@@ -1,16 +1,8 @@
-"""The modules of an adapter by rank and alpha, as JSON and as text."""
+"""The modules of an adapter by rank and alpha, as lines."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from adapterhub.formats.modules.groups import Modules
-
-
-def modules_document(modules: Modules) -> dict[str, Any]:
-    """The groups of modules, and the tensors that replace whole weights."""
-    return {"groups": [group.to_json() for group in modules.groups], "whole": list(modules.whole)}
+from typing import Any
 
 
 def group_fields(document: dict[str, Any]) -> list[tuple[str, object]]:

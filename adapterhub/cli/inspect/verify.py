@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from adapterhub.api.steps.checking import reports_of, strictly
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common
-from adapterhub.core.errors import EXIT_SOME_FAILED, AdapterHubError, CouldNotTell, DigestMismatch, UsageProblem
-from adapterhub.projects.session import wanted_from
+from adapterhub.core.errors import EXIT_SOME_FAILED, CouldNotTell, DigestMismatch, UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.core.digests import Progress
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.library.bases.records import BaseRecord
-    from adapterhub.library.library import Library
-    from adapterhub.library.store.catalog import Installed
-    from adapterhub.trust.verify import Finding, Report
+    from adapterhub.trust.verify import Report
 
 _UNSIGNED = "is not signed"
 _EXIT_CODES = {"ok": 0, "failed": EXIT_SOME_FAILED, "unknown": CouldNotTell.exit_code}
@@ -57,8 +50,8 @@ def verify(
     record = library.bases.find(base) if base is not None else None
     reports: list[tuple[str, Report]] = []
     with session.out.progress("verify", None) as progress:
-        for label, report in _reports(library, adapters, record, progress):
-            reports.append((label, _strictly(report) if strict else report))
+        for label, report in reports_of(library, adapters, record, progress):
+            reports.append((label, strictly(report) if strict else report))
     session.out.result(
         [{"adapter": label, **report.to_json()} for label, report in reports],
         lambda: _say(session, reports, notes=notes),
@@ -66,127 +59,6 @@ def verify(
     code = _exit_code([report for _, report in reports])
     if code:
         raise SystemExit(code)
-
-
-def _reports(
-    library: Library, adapters: tuple[str, ...], record: BaseRecord | None, progress: Progress
-) -> Iterator[tuple[str, Report]]:
-    from adapterhub.core.specs import AdapterSpec, names_folder
-    from adapterhub.distribution.choosing import look_up
-    from adapterhub.trust.verify import verify_folder
-
-    if not adapters:
-        yield from _everything(library, record, progress)
-    for text in adapters:
-        if names_folder(text):
-            folder = Path(text).expanduser()
-            report = verify_folder(
-                folder,
-                base_tensors=record.tensors if record else None,
-                base_fingerprint=record.fingerprint if record else None,
-                progress=progress,
-            )
-            yield text, _with_signature(library, folder, report)
-        else:
-            spec = AdapterSpec.parse(text)
-            build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None))
-            yield f"{build.full_name} {build.manifest.label}", _of_build(library, build, record, progress)
-
-
-def _everything(library: Library, record: BaseRecord | None, progress: Progress) -> Iterator[tuple[str, Report]]:
-    """Check every installed build, then the store itself; the store is reported only if it has findings."""
-    from adapterhub.library.upkeep.damage import damaged_index, damaged_objects
-    from adapterhub.trust.verify import Finding, Report
-
-    verified = []
-    for build in library.installed():
-        if build.folder != library.folder_for(build.manifest, build.namespace):
-            continue  # its manifest names another build; `library.broken()` reports it
-        inode = _inode_of(build.folder)
-        try:
-            report = _of_build(library, build, record, progress)
-        except FileNotFoundError:
-            if _inode_of(build.folder) == inode:
-                raise
-            continue
-        if report.errors and _inode_of(build.folder) != inode:  # removed, and perhaps added again, during the check
-            continue
-        verified.append(build)
-        yield f"{build.full_name} {build.manifest.label}", report
-    hint = "`adapt doctor --repair` repairs what it can"
-    findings = [
-        Finding(code="E_MANIFEST", severity="error", where=where, message=broken.reason, hint=hint)
-        for broken in library.broken()
-        if (where := broken.folder.relative_to(library.root).as_posix())
-    ]
-    damages = (*damaged_objects(library, verified, progress), *damaged_index(library))
-    findings += [damage.finding(library.root) for damage in damages]
-    if findings:
-        yield "the store", Report.of(findings)
-
-
-def _inode_of(folder: Path) -> int | None:
-    """The identity of a folder; None when it does not exist."""
-    try:
-        return folder.stat().st_ino
-    except FileNotFoundError:
-        return None
-
-
-def _of_build(library: Library, build: Installed, record: BaseRecord | None, progress: Progress) -> Report:
-    """The report on an installed build, with findings about its signature."""
-    from adapterhub.formats.release import Release
-    from adapterhub.library.admission.findings import signature_findings
-    from adapterhub.library.admission.signatures import SignatureAdmission
-
-    report = library.verify(build, record, progress)
-    release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
-    place = library.origins.place_of(build.manifest.digest, build.full_name)
-    found = signature_findings(SignatureAdmission(library.root), release, lambda: library.provenance(release), place)
-    return _joined(report, found)
-
-
-def _with_signature(library: Library, folder: Path, report: Report) -> Report:
-    """The report on a folder, with findings about its signature, which covers its manifest or else its files."""
-    from adapterhub.core.specs import AdapterSpec
-    from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE
-    from adapterhub.formats.release import Release
-    from adapterhub.library.admission.findings import signature_findings
-    from adapterhub.library.admission.signatures import SignatureAdmission
-    from adapterhub.library.directory import PlainFolder
-    from adapterhub.trust.signing.provenance import provenance_of
-    from adapterhub.trust.verify.checks.digests import read_manifest_file
-    from adapterhub.trust.verify.listing import list_folder
-
-    if not os.path.lexists(folder / SIGNATURE_FILE):
-        return report
-    try:
-        entry = list_folder(folder).taken.get(MANIFEST_FILE)
-        if entry is not None:
-            manifest = read_manifest_file(entry)
-            release = Release(manifest=manifest, namespace=None, origin=str(folder))
-        else:
-            release = PlainFolder(folder).releases(AdapterSpec.parse("unnamed"))[0]
-    except (AdapterHubError, OSError):  # the report already has these problems
-        return report
-    place = os.path.abspath(folder)  # noqa: PTH100 - keeps links: the name that the user gave stays
-    return _joined(
-        report, signature_findings(SignatureAdmission(library.root), release, lambda: provenance_of(folder), place)
-    )
-
-
-def _joined(report: Report, found: Sequence[Finding]) -> Report:
-    from adapterhub.trust.verify import Report
-
-    return Report.of([*report.findings, *found], report.facts)
-
-
-def _strictly(report: Report) -> Report:
-    """The report with an error for each file that the signature does not cover."""
-    from adapterhub.library.admission.findings import as_error
-    from adapterhub.trust.verify import Report
-
-    return Report.of([as_error(finding) for finding in report.findings], report.facts)
 
 
 def _exit_code(reports: list[Report]) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from adapterhub.core.errors import UsageProblem
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -44,23 +45,6 @@ def cut_options(own_dtype: str) -> Callable[[F], F]:
         return command
 
     return add
-
-
-def chosen_cut(rank: int | None, energy: float | None, max_error: float | None) -> dict[str, int | float]:
-    """The one of the three options that the user gave.
-
-    Raises:
-        UsageProblem: the user gave none or several.
-    """
-    given = {
-        flag: value
-        for flag, value in (("--rank", rank), ("--energy", energy), ("--max-error", max_error))
-        if value is not None
-    }
-    if len(given) != 1:
-        message = f"{' and '.join(given)} each choose the rank" if given else "no option chooses the rank"
-        raise UsageProblem(message, hint="give one of `--rank N`, `--energy E` and `--max-error E`")
-    return {flag.removeprefix("--").replace("-", "_"): value for flag, value in given.items()}
 
 
 def ranks_text(ranks: Mapping[int, int]) -> str:

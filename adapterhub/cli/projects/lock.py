@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,10 +11,10 @@ from adapterhub.cli.completion.completing import complete_key
 from adapterhub.cli.options.lock_changes import tell_changes, tell_only_here
 from adapterhub.cli.options.params import Session, common, places_option, project_option, remote_options, trust_option
 from adapterhub.core.disk.home import LOCK_FILE
-from adapterhub.core.errors import StaleLock, UsageProblem
-from adapterhub.projects.lock.staleness import lock_problems
-from adapterhub.projects.locking import ALL, Change, LockOutcome
-from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, Project
+
+if TYPE_CHECKING:
+    from adapterhub.projects.locking import Change, LockOutcome
+    from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, Project
 
 
 @click.command()
@@ -48,8 +48,8 @@ def lock(
       adapt lock --upgrade legal-qa
       adapt lock --check
     """
-    from adapterhub.projects.lock.lockfile import previous_lock
-    from adapterhub.projects.places import ProjectSources, lock_now, save_lock
+    from adapterhub.api.steps.projects import lock_project
+    from adapterhub.core.errors import UsageProblem
 
     if check and (upgrade or names):
         raise UsageProblem("`--check` and `--upgrade` exclude each other: `--check` changes nothing")
@@ -60,20 +60,23 @@ def lock(
     if check:
         _check(session, project)
         return
-    previous = previous_lock(project)
-    sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
-    sources.settle(previous)
-    upgraded = ALL if upgrade and not names else names
-    outcome = lock_now(session, project, sources, previous=previous, upgrade=upgraded, bars=session.out)
-    is_new = save_lock(session, project, outcome.lock)
+    outcome, is_new = lock_project(
+        session,
+        project,
+        names,
+        upgrade=upgrade,
+        offline=offline,
+        remote=remote,
+        token=token,
+        places=places,
+        bars=session.out,
+    )
     tell_lock(session, project, outcome, is_new=is_new)
 
 
 def tell_lock(session: Session, project: Project, outcome: LockOutcome, *, is_new: bool) -> None:
     """Print the result of locking, as text or JSON."""
     path = project.folder / LOCK_FILE
-    for warning in outcome.warnings:
-        session.out.warn(warning)
     tell_only_here(session, outcome.lock)
 
     def text() -> None:
@@ -90,12 +93,9 @@ def tell_lock(session: Session, project: Project, outcome: LockOutcome, *, is_ne
 
 
 def _check(session: Session, project: Project) -> None:
-    from adapterhub.projects.lock.lockfile import read_lock
+    from adapterhub.api.steps.projects import current_lock
 
-    locked = read_lock(project.folder)
-    problems = lock_problems(project, locked)
-    if problems:
-        raise StaleLock(str(project.folder / LOCK_FILE), problems, hint="`adapt lock` updates it")
+    locked = current_lock(project)
     path = project.folder / LOCK_FILE
     session.out.result(
         {"project": str(project.folder), "lock": str(path), "current": True, **_entries_document(locked)},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,13 @@ import click
 from adapterhub.cli.completion.completing import complete_group
 from adapterhub.cli.options.params import Session, common, project_option, signatures_option, trust_option
 from adapterhub.cli.output import listed, size_text
-from adapterhub.core.disk.home import LOCK_FILE
-from adapterhub.core.errors import StaleLock, UsageProblem, shown
+from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.projects.places import ProjectSources
+    from collections.abc import Sequence
+
     from adapterhub.projects.sync import Done, SyncPlan
-    from adapterhub.projects.values import Lock, Project
+    from adapterhub.projects.values import Project
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 
@@ -62,88 +61,28 @@ def sync(
       adapt sync --frozen --check
       adapt sync --group eval --prune
     """
-    from adapterhub.projects.places import ProjectSources, means_of
-    from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
+    from adapterhub.api.steps.projects import sync_project
 
     if yes and not prune:
         raise UsageProblem("`--yes` needs `--prune`, because nothing else deletes folders")
     project = session.need_project()
-    _check_groups(project, groups)
-    sources = ProjectSources(session, project, offline=offline)
-    lock, is_new = _lock_of(session, project, sources, is_frozen=frozen)
-    library = session.library
-    with syncing(library, project.folder) as target:
-        plan = plan_sync(target, wanted_entries(lock, None if all_groups else groups), reads_all=check)
-        done = run_sync(
-            library,
-            lock,
-            plan,
-            means_of(session, lock, sources, signatures, bars=session.out),
-            prune=prune,
-            delete=_to_delete(session, plan, yes=yes) if prune else (),
-            reads_all=check,
-        )
-    for one in done.brought:
-        for warning in one.warnings:
-            session.out.warn(warning)
-    document = document_of(project, plan, done, is_new=is_new)
+    synced = sync_project(
+        session,
+        project,
+        frozen=frozen,
+        offline=offline,
+        check=check,
+        prune=prune,
+        groups=groups,
+        all_groups=all_groups,
+        delete=lambda plan: _to_delete(session, plan, yes=yes),
+        signatures=signatures,
+        bars=session.out,
+    )
+    plan, done = synced.plan, synced.done
+    document = document_of(project, plan, done, is_new=synced.is_locked_anew)
     session.out.result(document, lambda: say(session, document))
     _note_left(session, document["left"], pruned=prune)
-
-
-def _check_groups(project: Project, groups: Sequence[str]) -> None:
-    unknown = [name for name in groups if name not in project.groups]
-    if unknown:
-        known = ", ".join(f"`{name}`" for name in project.groups)
-        raise UsageProblem(
-            f"the project has no group `{shown(unknown[0])}`; its groups: {known or 'none'}",
-            hint="a table `[groups.NAME]` in `adapters.toml` defines a group",
-        )
-
-
-def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_frozen: bool) -> tuple[Lock, bool]:
-    """The lock that matches the project, and whether it was just written.
-
-    Raises:
-        StaleLock: the lock is frozen and stale.
-        NotFound: the lock is frozen and there is none.
-        Malformed: the lock is damaged.
-    """
-    from adapterhub.projects.lock.lockfile import previous_lock, read_lock
-    from adapterhub.projects.lock.staleness import lock_problems
-    from adapterhub.projects.places import lock_now, save_lock
-
-    lock = read_lock(project.folder) if is_frozen else previous_lock(project)
-    sources.settle(lock)
-    problems = lock_problems(project, lock) if lock is not None else []
-    if lock is not None and not problems:
-        from adapterhub.library.store.roots import KnownProjects
-        from adapterhub.projects.values import digests_of
-
-        KnownProjects(session.root).remember(  # before any fetch, so that no gc deletes what arrives
-            project.folder, digests_of(lock)
-        )
-        _warn_of_moved_base(session, lock)
-        return lock, False
-    if is_frozen:
-        raise StaleLock(str(project.folder / LOCK_FILE), problems, hint="`adapt lock` updates it")
-    outcome = lock_now(session, project, sources, previous=lock, bars=session.out)
-    for warning in outcome.warnings:
-        session.out.warn(warning)
-    save_lock(session, project, outcome.lock)
-    count = len(outcome.changes)
-    session.out.note(f"wrote `{LOCK_FILE}`: {count} {'change' if count == 1 else 'changes'}")
-    return outcome.lock, True
-
-
-def _warn_of_moved_base(session: Session, lock: Lock) -> None:
-    """Warn that the locked builds are for other weights than the base has here; sync continues."""
-    from adapterhub.projects.locking import base_moved_since
-
-    moved = base_moved_since(session.library, lock)
-    if moved is not None:
-        session.out.warn(f"{moved.summary}: {', '.join(f'{where} {what}' for where, what in moved.reasons)}")
-        session.out.hint(moved.hint)
 
 
 def _to_delete(session: Session, plan: SyncPlan, *, yes: bool) -> list[Path]:

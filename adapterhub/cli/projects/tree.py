@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.options.asking import lineage_of
+from adapterhub.api.steps.finding import lineage_of
 from adapterhub.cli.options.params import SPEC, Session, common, project_option
 from adapterhub.core.errors import NotFound, UsageProblem, shown
 

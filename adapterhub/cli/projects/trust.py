@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -51,18 +51,14 @@ def trust(session: Session, folder: Path | None, revoke: bool, is_list: bool) ->
         text = f"{place} is no longer trusted" if was_there else f"{place} was not trusted"
         session.out.result({"project": str(place), "revoked": was_there}, lambda: session.out.line(text))
         return
-    _agree(session, place, trusted)
+    _agree(session, place)
 
 
-def _agree(session: Session, place: Path, trusted: Any) -> None:
-    from adapterhub.library.admission.installed import Admission
-    from adapterhub.projects.lock.lockfile import previous_lock
+def _agree(session: Session, place: Path) -> None:
+    from adapterhub.api.steps.projects import trust_project
     from adapterhub.projects.project import read_project
-    from adapterhub.projects.trust import ensure_no_takeover, servers_in
 
-    project = read_project(place)
-    ensure_no_takeover(project, session.remotes.all(), Admission(session.library))
-    made = trusted.trust(place, servers_in(session, project, previous_lock(project)))
+    made = trust_project(session, read_project(place))
 
     def text() -> None:
         session.out.line(f"trusted {made.folder}")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli.options.params import SPEC, Session, common, project_option
-from adapterhub.core.errors import AdapterNotFound, NotFound, shown
+from adapterhub.core.errors import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.library.upkeep.lineage import Lineage
     from adapterhub.projects.uses import Use
 
 
@@ -29,11 +29,11 @@ def why(session: Session, spec: AdapterSpec) -> None:
     Example:
       adapt why legal-qa
     """
-    from adapterhub.cli.options.asking import lineage_of
+    from adapterhub.api.steps.finding import lineage_of, meant_by
     from adapterhub.projects.uses import Uses
 
     lineage = lineage_of(session)
-    builds = _builds(session, lineage, spec)
+    builds = meant_by(session, lineage, spec)
     uses_there = Uses(session.root, lineage)
     documents: list[dict[str, Any]] = []
     uses: list[tuple[str, tuple[Use, ...]]] = []
@@ -45,29 +45,6 @@ def why(session: Session, spec: AdapterSpec) -> None:
     for label, reasons in uses:
         if not reasons:
             session.out.hint(f"nothing needs {label}; `adapt remove {spec} --yes` removes it")
-
-
-def _builds(session: Session, lineage: Lineage, spec: AdapterSpec) -> list[tuple[str, str]]:
-    """`(digest, label)` of the build locked under a bare name, else of every build that the spec matches."""
-    is_bare = spec.namespace is None and spec.base is None and not spec.specifiers and spec.digest_prefix is None
-    folder = session.project_folder
-    if is_bare and folder is not None:
-        from adapterhub.projects.lock.lockfile import read_lock
-
-        try:
-            entry = read_lock(folder).entries.get(spec.name)
-        except NotFound:
-            entry = None
-        if entry is not None:
-            return [(entry.digest, f"{entry.key} {entry.version}")]
-    try:
-        rows = lineage.named(spec)
-    except AdapterNotFound as error:
-        near = session.library.nearest(spec.full_name)
-        raise AdapterNotFound(error.message, hint=near or error.hint) from None
-    return [
-        (row.digest, f"{row.full_name} {row.version}" + (f" (rank {row.rank})" if row.rank else "")) for row in rows
-    ]
 
 
 def _say(session: Session, builds: Sequence[tuple[str, tuple[Use, ...]]]) -> None:

@@ -11,10 +11,10 @@ import click
 
 from adapterhub.cli.completion.completing import complete_own_key
 from adapterhub.cli.options.params import Session, common
-from adapterhub.core.errors import NotFound, UsageProblem
+from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.trust.signing.keys import KeyFolder, PublicKey
+    from adapterhub.trust.signing.keys import KeyFolder
     from adapterhub.trust.signing.trust import TrustedKey, TrustFile
 
 
@@ -115,7 +115,9 @@ def show(session: Session, name: str) -> None:
     Example:
       adapt key show ana > ana.pub
     """
-    found = _public(session, name)
+    from adapterhub.api.steps.publishing import public_key
+
+    found = public_key(session, name)
     session.out.result(
         {"name": name, "fingerprint": found.fingerprint, "pem": found.pem}, lambda: session.out.line(found.pem.rstrip())
     )
@@ -152,16 +154,11 @@ def trust(
       adapt key trust ben ./ben.pub --scope 'acme/*' --not-after 2027-12-31
       adapt key trust ben --accept acme/legal-qa
     """
-    from adapterhub.trust.signing.keys import PublicKey
-    from adapterhub.trust.signing.trust import Terms, parse_day
+    from adapterhub.api.steps.publishing import trust_key
 
-    try:
-        end = parse_day(not_after) if not_after else None
-    except ValueError as error:
-        raise UsageProblem(f"--not-after: {error}") from None
-    found = PublicKey.parse(_read(file), str(file)) if file else _public(session, name)
-    terms = Terms(adapters=scope or None, remotes=remotes or None, not_after=end, accepts=accept)
-    made = _trust(session).trust(name, found, terms, replace_key=replace)
+    made = trust_key(
+        session, name, file, scope=scope, remotes=remotes, not_after=not_after, replace=replace, accept=accept
+    )
     document = _trusted_document(made)
     session.out.result(document, lambda: session.out.line(_text(made)))
 
@@ -211,29 +208,6 @@ def policy(session: Session, policy: str | None, namespace: str | None) -> None:
     rows += [{"place": f"remote {r.name}", "policy": r.signatures} for r in session.remotes.all() if r.signatures]
     cells = [("in general" if r["place"] == GENERAL else r["place"], r["policy"]) for r in rows]
     session.out.result(rows, lambda: session.out.table(("place", "policy"), cells))
-
-
-def _read(path: Path) -> bytes:
-    from adapterhub.core.disk.files import read_plain
-    from adapterhub.trust.signing.keys import KEY_LIMIT_BYTES
-
-    try:
-        return read_plain(path, KEY_LIMIT_BYTES)
-    except OSError as error:
-        raise UsageProblem(f"cannot read `{path}`: {error.strerror}") from None
-
-
-def _public(session: Session, name: str) -> PublicKey:
-    """The key of that name: a trusted one, else your own."""
-    known = next((trusted for trusted in _trust(session).read().keys if trusted.name == name), None)
-    if known is not None:
-        return known.key
-    keys = _keys(session)
-    if name in keys.names():
-        return keys.public(name)
-    raise NotFound(
-        f"no key `{name}`, neither your own nor trusted", hint=f"`adapt key trust {name} FILE` trusts a public key"
-    )
 
 
 def _trusted_document(trusted: TrustedKey) -> dict[str, Any]:

@@ -9,8 +9,7 @@ import click
 
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_options, remote_options, signatures_option
 from adapterhub.cli.options.project_policy import exclude_newer_option
-from adapterhub.projects.places import SpecSources, objection_from
-from adapterhub.projects.session import wanted_from
+from adapterhub.projects.places import objection_from
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
@@ -50,41 +49,23 @@ def pull(
       adapt pull legal-qa@base-7b ./legal-qa
       adapt pull acme/legal-qa@base-7b==1.0 ./legal-qa --remote ours
     """
-    from adapterhub.cli.options.choice import choose_release
+    from adapterhub.api.steps.publishing import pull_release
     from adapterhub.distribution.choosing import RankBounds
-    from adapterhub.distribution.install import admit, asked_of
-    from adapterhub.library.admission.installed import Admission
-    from adapterhub.library.directory import BuildFolder
-    from adapterhub.library.transfer import Source, copy
 
-    objection = objection_from(session, exclude_newer)
-    library = session.library
-    sources: list[Source] = [] if remote else [library]
-    if not offline:
-        sources += session.sources_of(spec, remote, token=token)
-    wanted, bounds = wanted_from(library, spec, base), RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
-    release, source, _ = choose_release(
+    pulled = pull_release(
         session,
-        library,
         spec,
-        sources,
-        wanted=wanted,
-        bounds=bounds,
-        objection=objection,
+        folder,
+        base=base,
+        bounds=RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank),
+        objection=objection_from(session, exclude_newer),
+        signatures=signatures,
+        remote=remote,
+        token=token,
+        offline=offline,
+        bars=session.out,
     )
-    if source is library:
-        Admission(library).refuse(
-            library.read_build(library.folder_for(release.manifest, release.namespace)), signatures
-        )
-        signature = library.provenance(release).signature
-    else:
-        asked = asked_of(library, spec, release, wanted, bounds)
-        policy = signatures or SpecSources(session, (), remote=remote, token=token, offline=offline).policy_of(source)
-        signature, finding = admit(library, release, source, asked, policy)
-        if finding.severity == "warning":
-            session.out.warn(f"[{finding.code}] {finding.message}")
-    with session.out.progress(f"pull {release.full_name}", release.manifest.size_bytes) as progress:
-        copied = copy(release, source, BuildFolder(folder), progress, signature=signature)
+    release, copied = pulled.release, pulled.copied
     manifest = release.manifest
     session.out.result(
         {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,15 +10,14 @@ import click
 from adapterhub.cli.completion.completing import complete_own_key
 from adapterhub.cli.options.params import SPEC, Session, common, rank_options, remote_options
 from adapterhub.cli.output import size_text
-from adapterhub.cli.publishing.sign import sign_build, signing_key
+from adapterhub.cli.publishing.sign import ask_password
 from adapterhub.core.errors import UsageProblem
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.distribution.hub import Hub
+    from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
-    from adapterhub.library.transfer import Destination
 
 
 @click.command()
@@ -59,50 +58,42 @@ def push(
       adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --remote ours
       adapt push legal-qa@base-7b --to ./published --sign
     """
-    from adapterhub.core.specs import names_folder
+    from adapterhub.api.steps.publishing import push_build, signing_key
     from adapterhub.distribution.choosing import RankBounds, look_up
-    from adapterhub.formats.release import Release
-    from adapterhub.library.admission.installed import Admission
-    from adapterhub.library.directory import PublishedDirectory
-    from adapterhub.library.transfer import copy
 
     if key and not sign_it:
         raise UsageProblem("`--key` needs `--sign`", hint="add `--sign`")
     library = session.library
     bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
     build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
-    release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
-    to_directory = names_folder(to)
-    if sign_it and not dry_run:
-        signer = signing_key(session, key)
-        namespace = build.namespace or (None if to_directory else to.partition("/")[0])
-        sign_build(library, build, namespace, signer)
-    if not (sign_it and dry_run):  # a dry run has not signed it
-        Admission(library).refuse(build)
-    signature = library.provenance(release).signature
     if dry_run:
-        document = _dry_document(build, to, to_directory=to_directory, is_signed=sign_it or signature is not None)
+        document = _dry_document(library, build, to, sign_it=sign_it)
         session.out.result(document, lambda: _say_dry(session, document))
         return
-    place: Destination
-    if to_directory:
-        place = PublishedDirectory(Path(to).expanduser())
-    else:
-        place = _server_for(session, to, remote, token=token, offline=offline).to(to, private=private)
-    with session.out.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
-        copied = copy(release, library, place, progress, signature=signature)
-    url = getattr(place, "commit_url", "")
+    ask = ask_password if sys.stdin.isatty() else None
+    pushed = push_build(
+        session,
+        build,
+        to,
+        signer=signing_key(session, key, ask=ask) if sign_it else None,
+        private=private,
+        remote=remote,
+        token=token,
+        offline=offline,
+        bars=session.out,
+    )
+    place, copied, url = pushed.place, pushed.copied, pushed.url
     is_new = copied.sent_files > 0
     session.out.result(
         {
             "name": build.full_name,
             "version": build.manifest.version,
-            "digest": release.digest,
+            "digest": build.manifest.digest,
             "to": to,
             "sent_files": copied.sent_files,
             "sent_bytes": copied.sent_bytes,
             "created": is_new,
-            "signed": signature is not None,
+            "signed": pushed.is_signed,
             "url": url or None,
         },
         lambda: session.out.line(
@@ -115,17 +106,16 @@ def push(
     )
 
 
-def _server_for(session: Session, to: str, remote: str | None, *, token: str | None, offline: bool) -> Hub:
-    """The server of `--remote`, else that of the namespace, else the default remote."""
-    owners = [] if remote else session.remotes.of_namespace(to.partition("/")[0])
-    return session.named_hub(remote or (owners[0].name if owners else None), token=token, offline=offline)
-
-
-def _dry_document(build: Installed, to: str, *, to_directory: bool, is_signed: bool) -> dict[str, Any]:
+def _dry_document(library: Library, build: Installed, to: str, *, sign_it: bool) -> dict[str, Any]:
     from adapterhub.core.digests import digest_of
+    from adapterhub.core.specs import names_folder
     from adapterhub.formats.card import card_for, tags_for
-    from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE
+    from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE
+    from adapterhub.library.admission.installed import Admission
+    from adapterhub.trust.signing.provenance import read_signature
 
+    if not sign_it:  # else it is not signed yet
+        Admission(library).refuse(build)
     manifest = build.manifest
     texts = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: card_for(manifest).encode()}
     files = [{"path": e.path, "size_bytes": e.size_bytes, "sha256": e.sha256} for e in manifest.files]
@@ -133,11 +123,11 @@ def _dry_document(build: Installed, to: str, *, to_directory: bool, is_signed: b
     return {
         "dry_run": True,
         "to": to,
-        "kind": "directory" if to_directory else "repository",
+        "kind": "directory" if names_folder(to) else "repository",
         "commit_message": f"{manifest.name} {manifest.version}",
         "tag": f"v{manifest.version}",
         "digest": manifest.digest,
-        "signed": is_signed,
+        "signed": sign_it or read_signature(build.folder / SIGNATURE_FILE) is not None,
         "files": sorted(files, key=lambda f: str(f["path"])),
         "tags": tags_for(manifest),
         "card": card_for(manifest),

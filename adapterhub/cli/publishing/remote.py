@@ -9,7 +9,7 @@ import click
 
 from adapterhub.cli.completion.completing import complete_remote
 from adapterhub.cli.options.params import Session, common
-from adapterhub.core.errors import NotAllowed, RemoteUnreachable, UsageProblem
+from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.library.remotes import Remote, Remotes
@@ -137,8 +137,9 @@ def login(session: Session, name: str, token: str | None) -> None:
       adapt remote login ours
       adapt remote login https://adapters.example.org --token TOKEN
     """
-    remotes = session.remotes
-    place = remotes.get(name)
+    from adapterhub.api.steps.publishing import login_to
+
+    place = session.remotes.get(name)
     if token is None:
         token = click.prompt("token", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     token = token.strip()
@@ -146,14 +147,7 @@ def login(session: Session, name: str, token: str | None) -> None:
         raise UsageProblem("no token given", hint=f"`adapt remote login {name} < token.txt`")
     if place.is_plain_text:
         session.out.warn(f"{place.url} is not encrypted: others on the network can read the token")
-    who = ""
-    try:
-        who = session.hub(place, token=token).who()
-    except RemoteUnreachable as error:
-        session.out.warn(f"stored without a check: {error.message}")
-    except NotAllowed as error:
-        raise NotAllowed(f"{place.url} refuses this token; nothing was stored", hint=error.message) from None
-    remotes.login(place, token)
+    who = login_to(session, place, token)
     session.out.result(
         {"name": place.name or None, "url": place.url, "who": who or None},
         lambda: session.out.line(f"{place.url}: {who or 'token stored'}"),

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.publishing import sign_build, signing_key
 from adapterhub.cli.completion.completing import complete_own_key
 from adapterhub.cli.options.params import SPEC, Session, common, rank_options
-from adapterhub.core.errors import UsageProblem
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
-    from adapterhub.trust.signing.keys import SigningKey
 
 
 @click.command()
@@ -57,57 +54,15 @@ def sign(
     build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
     if namespace is not None:
         parse_namespace(namespace)
-    signer = signing_key(session, key)
+    signer = signing_key(session, key, ask=ask_password if sys.stdin.isatty() else None)
     document = sign_build(library, build, namespace or build.namespace, signer)
     session.out.result(document, lambda: session.out.line(_text(build, document)))
 
 
-def sign_build(library: Library, build: Installed, namespace: str | None, signer: SigningKey) -> dict[str, Any]:
-    """Sign a build unless the key has already signed it; returns the JSON document."""
-    from adapterhub.formats.manifest import SIGNATURE_FILE
-    from adapterhub.library.store.signatures import attach_signature
-    from adapterhub.trust.signing.making import is_signed_by, sign_folder
-    from adapterhub.trust.signing.provenance import read_signature
-
-    path = build.folder / SIGNATURE_FILE
-    is_new = not is_signed_by(read_signature(path), build.manifest, namespace, signer.public)
-    if is_new:
-        raw = sign_folder(build.folder, build.manifest, namespace, signer)
-        attach_signature(library.store, build.folder, raw)
-    return {
-        "name": build.full_name,
-        "version": build.manifest.version,
-        "namespace": namespace,
-        "digest": build.manifest.digest,
-        "key": signer.name,
-        "fingerprint": signer.public.fingerprint,
-        "path": str(path),
-        "created": is_new,
-    }
-
-
-def signing_key(session: Session, name: str | None) -> SigningKey:
-    """The key of `--key`, else of the environment, else the only one; asks for its password.
-
-    Raises:
-        UsageProblem: no key is chosen, or it needs a password and stdin is not a terminal.
-    """
-    from adapterhub.trust.signing.keys import KeyFolder, SigningKey
-
-    password = os.environ.get("ADAPTERHUB_PASSWORD")
-    given = os.environ.get("ADAPTERHUB_KEY")
-    if name is None and given:
-        return SigningKey.parse(given.encode(), password, name="ADAPTERHUB_KEY", where="ADAPTERHUB_KEY")
-    keys = KeyFolder(session.root)
-    names = keys.names()
-    if name is None and len(names) != 1:
-        known = f"you have {', '.join(f'`{n}`' for n in names)}" if names else "you have none"
-        hint = "choose one with `--key NAME`" if names else "`adapt key new NAME` creates one"
-        raise UsageProblem(f"no signing key chosen, and {known}", hint=hint)
-    chosen = name or names[0]
-    if password is None and keys.is_encrypted(chosen) and sys.stdin.isatty():
-        password = click.prompt(f"password of key {chosen}", hide_input=True, err=True)
-    return keys.open(chosen, password)
+def ask_password(name: str) -> str:
+    """The password of a key, typed on the terminal."""
+    password: str = click.prompt(f"password of key {name}", hide_input=True, err=True)
+    return password
 
 
 def _text(build: Installed, document: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -52,31 +51,25 @@ def add(
     Example:
       adapt base add ./models/base-7b --as base-7b
     """
-    from adapterhub.formats.base.weight_files import weight_files
+    from adapterhub.api.steps.upkeep import add_base
 
-    folder, hub_id = Path(place).expanduser(), None
-    if not folder.exists() and _reads_as_hub_id(place):
-        hub_id = place
-        folder = session.named_hub(remote, token=token, offline=False, for_bases=True).fetch_base(
-            place, revision=revision, offline=offline
-        )
-    library = session.library
-    size = sum(path.stat().st_size for path in weight_files(folder))
-    with session.out.progress("fingerprint", size) as progress:
-        record = library.bases.add(folder, alias, hub_id=hub_id, threads=threads, progress=progress)
-    library.catalog.put_base(record)
+    record = add_base(
+        session,
+        place,
+        alias,
+        threads=threads,
+        revision=revision,
+        remote=remote,
+        token=token,
+        offline=offline,
+        bars=session.out,
+    )
     session.out.result(
         _document(record),
         lambda: session.out.line(
             f"{record.alias}  {record.fingerprint.weights}  {count_text(record.hints.parameters or 0)} parameters"
         ),
     )
-
-
-def _reads_as_hub_id(place: str) -> bool:
-    from adapterhub.core.specs import BaseSpec, names_folder
-
-    return not names_folder(place) and BaseSpec.parse(place).kind == "hub"
 
 
 @base.command("list")
@@ -173,10 +166,9 @@ def remove(session: Session, alias: BaseSpec) -> None:
     Example:
       adapt base remove base-7b
     """
-    library = session.library
-    record = library.bases.find(alias)
-    library.bases.remove(record.alias)
-    library.catalog.forget_base(record.alias)
+    from adapterhub.api.steps.upkeep import remove_base
+
+    record = remove_base(session, alias)
     session.out.result({"removed": record.alias}, lambda: session.out.line(f"removed {record.alias}"))
 
 

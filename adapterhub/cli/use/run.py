@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from adapterhub.api.steps.finding import find_base
 from adapterhub.cli.completion.completing import complete_first_spec, complete_specs_with_commas
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.use.run_model import (
@@ -18,7 +19,6 @@ from adapterhub.cli.use.run_model import (
     choice_from,
     choices_from,
     drawing_of,
-    find_base,
     label_of,
 )
 from adapterhub.core.errors import UsageProblem

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.cli.options.params import Session
+from adapterhub.api.steps.finding import find_base
 from adapterhub.cli.output import json_text
-from adapterhub.cli.use.run_model import Choice, Loading, Model, drawing_of, find_base
+from adapterhub.cli.use.run_model import Choice, Loading, Model, drawing_of
 from adapterhub.cli.use.run_rows import Row, RowProblems, read_rows
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Conflict, NotAllowed, NotFound, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adapterhub.cli.options.params import Session
     from adapterhub.inference.generation import Answer, Question, Writing
 
 

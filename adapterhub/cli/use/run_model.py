@@ -13,8 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.cli.options.params import Session
-from adapterhub.core.errors import AdapterHubError, BaseNotFound, Incompatible, MergeRefused, UsageProblem, shown
-from adapterhub.projects.session import wanted_from
+from adapterhub.core.errors import AdapterHubError, Incompatible, MergeRefused, UsageProblem, shown
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
@@ -280,68 +279,3 @@ def drawing_of(writing: Writing) -> dict[str, Any]:
     if not writing.temperature:
         return {}
     return {"temperature": writing.temperature, "top_p": writing.top_p, "seed": writing.seed}
-
-
-# ---------------------------------------------------------------- which base
-def find_base(library: Library, choices: Sequence[Choice], base: BaseSpec | None) -> BaseRecord:
-    """The base for all adapters: the one that the user names, else the one they were made for.
-
-    Raises:
-        BaseNotFound: the base is unknown, or its weights are not on this machine.
-        UsageProblem: the adapters name several bases.
-    """
-    names = list(dict.fromkeys(name for choice in choices for name in choice))
-    record = _named_base(library, names, base)
-    if record is None:
-        record = _made_for(library, names[0]) if names else _only_base(library)
-    if record is None or record.path is None or not record.path.is_dir():
-        what = f"the base for `{shown(names[0], 200)}`" if names else "the base"
-        raise BaseNotFound(
-            f"the weights of {what} are not on this machine",
-            hint="register a local copy with `adapt base add PATH --as NAME`, then pass `--base NAME`",
-        )
-    return record
-
-
-def _named_base(library: Library, names: Sequence[str], base: BaseSpec | None) -> BaseRecord | None:
-    """The base that a spec or `base` names."""
-    from adapterhub.core.specs import AdapterSpec, names_folder
-    from adapterhub.library.bases.requested import requested_base
-
-    found: BaseRecord | None = None
-    by = ""
-    for name in names:
-        if names_folder(name):
-            continue
-        wanted = wanted_from(library, AdapterSpec.parse(name), base)
-        if wanted is None:
-            continue
-        if wanted.record is None:
-            raise BaseNotFound(
-                f"base `{wanted.text}` is not on this machine", hint="`adapt base add PATH --as NAME` registers it"
-            )
-        if found is not None and wanted.record.fingerprint != found.fingerprint:
-            raise UsageProblem(f"`{by}` and `{name}` need different bases; only one can run at a time")
-        found, by = found or wanted.record, by or name
-    if found is None and base is not None:
-        wanted = requested_base(base, library.bases)
-        found = wanted.record if wanted else None
-    return found
-
-
-def _made_for(library: Library, name: str) -> BaseRecord | None:
-    """The base of the installed adapter that a spec without a base names."""
-    from adapterhub.core.specs import AdapterSpec, names_folder
-    from adapterhub.distribution.choosing import find_installed
-
-    if names_folder(name):
-        return _only_base(library)
-    build, _ = find_installed(library, AdapterSpec.parse(name))
-    if build.base.fingerprint is not None:
-        return library.bases.by_fingerprint(build.base.fingerprint)
-    return _only_base(library)
-
-
-def _only_base(library: Library) -> BaseRecord | None:
-    records = library.bases.list()
-    return records[0] if len(records) == 1 else None

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.combining import compared, ingredient, weights_from
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common
-from adapterhub.cli.output import Output, count_text, size_text
-from adapterhub.cli.weights.ingredients import ingredient, weights_from
-from adapterhub.core.errors import BaseMismatch, UsageProblem, shown
-from adapterhub.core.specs import BaseSpec
+from adapterhub.cli.output import count_text, size_text
+from adapterhub.core.errors import UsageProblem, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from adapterhub.cli.output import Output
+    from adapterhub.core.specs import BaseSpec
     from adapterhub.weights.compare.similarity import Comparison, Energies, Forecast, ModuleComparison, Pair, Share
     from adapterhub.weights.recipes.combination import Ingredient
 
@@ -94,7 +94,7 @@ def show_comparison(
         from adapterhub.weights.compare.heatmap import check_picture
 
         check_picture(plot)
-    found = _compared(session, ingredients, dtype)
+    found = compared(session, ingredients, dtype, bars=session.out)
     for reason in found.obstacles[:_FEW]:
         session.out.warn(f"these adapters cannot be merged: {reason}")
     if len(found.obstacles) > _FEW:
@@ -117,32 +117,6 @@ def show_comparison(
     session.out.result(document, lambda: _say(session.out, found, modules=modules))
     if plot is not None:
         session.out.note(f"wrote {plot}")
-
-
-def _compared(session: Session, ingredients: Sequence[Ingredient], dtype: str) -> Comparison:
-    from adapterhub.weights.compare.similarity import Side, compare_adapters
-    from adapterhub.weights.lowrank.factors import AdapterFactors
-    from adapterhub.weights.recipes.combination import common_base
-
-    obstacles: tuple[str, ...] = ()
-    try:
-        _, warnings = common_base(ingredients)
-    except BaseMismatch as error:
-        # Adapters of different bases can still be compared if the shapes agree, as for a base and its chat version.
-        obstacles, warnings = ("; ".join(line.strip() for line in error.message.splitlines()),), []
-    for warning in warnings:
-        session.out.note(warning)
-    with ExitStack() as stack:
-        sides = [
-            Side(label=i.label, factors=stack.enter_context(AdapterFactors(i.folder, i.expected())), weight=i.weight)
-            for i in ingredients
-        ]
-        total = len({module for side in sides for module in side.factors.modules})
-        step = stack.enter_context(session.out.progress("compare", total, unit="modules"))
-        found = compare_adapters(sides, dtype=dtype, progress=lambda _done, _all: step(1))
-    if obstacles:
-        found = replace(found, obstacles=(*obstacles, *found.obstacles), forecast=None)
-    return found
 
 
 def _say(out: Output, found: Comparison, *, modules: bool) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.merge_choice import one_cut
+from adapterhub.api.steps.output_names import default_name
 from adapterhub.cli.adapters.add import added_document
-from adapterhub.cli.options.cutting import chosen_cut, cut_options, ranks_text
-from adapterhub.cli.options.output_names import default_name
+from adapterhub.cli.options.cutting import cut_options, ranks_text
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import shown
@@ -67,7 +68,7 @@ def extract(
     from adapterhub.weights.extract import ExtractOptions
 
     options = ExtractOptions(
-        **chosen_cut(rank, energy, max_error),  # type: ignore[arg-type]  # a whole number only for the rank
+        **one_cut(rank=rank, energy=energy, max_error=max_error),  # type: ignore[arg-type]  # a whole number only for the rank
         dtype=dtype,
         save_rest=save_rest,
         skip_unequal=skip_unequal,

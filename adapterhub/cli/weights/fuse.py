@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.combining import weights_from
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.output import size_text
-from adapterhub.cli.weights.ingredients import weights_from
 from adapterhub.core.errors import shown
 from adapterhub.core.specs import BaseSpec
 

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from adapterhub.api.steps.combining import DEFAULT_VERSION, description_from, ingredient, weights_from
+from adapterhub.api.steps.merge_choice import CHOICE_FLAGS, choice_from
+from adapterhub.api.steps.output_names import default_name
 from adapterhub.cli.completion.completing import complete_spec_or_folder
-from adapterhub.cli.options.output_names import default_name
 from adapterhub.cli.options.params import BASE, Session, common, places_option
-from adapterhub.cli.weights.merge_options import CHOICE_FLAGS, choice_from, choice_options, list_methods
-from adapterhub.cli.weights.merge_result import (
-    DEFAULT_VERSION,
-    SUMS,
-    description_from,
-    merge_to_folder,
-    merge_to_library,
-)
+from adapterhub.cli.weights.merge_options import choice_options, list_methods, named_option
+from adapterhub.cli.weights.merge_result import SUMS, merge_to_folder, merge_to_library
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -129,9 +125,8 @@ def merge(
         _check_unused("only `--tune` evaluates", on_base=on_base, tune_budget=tune_budget)
     if not adapters:
         raise UsageProblem("no adapters given", hint="`adapt merge legal-qa summarize -o both`, or `--recipe FILE`")
-    from adapterhub.cli.weights.ingredients import ingredient, weights_from
-
     numbers = weights_from(weights, len(adapters))
+    choice["more"] = tuple(map(named_option, choice["more"]))
     chosen = choice_from(**choice, is_tuned=tune is not None)
     library = session.project_library
     ingredients = [ingredient(library, text, w, base) for text, w in zip(adapters, numbers, strict=True)]
@@ -155,9 +150,13 @@ def merge(
             session.out.warn(
                 f"`--tune` searches weights for the plain sum, but `{chosen.method}` computes another result"
             )
-        from adapterhub.cli.weights.tune import tuned
+        from adapterhub.api.steps.tuning import tuned
+        from adapterhub.cli.weights.tune import say_tuned
 
-        found = tuned(session, library, ingredients, tune, on_base, budget=tune_budget, seed=choice["seed"] or 0)
+        seed = choice["seed"] or 0
+        found = tuned(session, library, ingredients, tune, on_base, budget=tune_budget, seed=seed, bars=session.out)
+        if not session.out.as_json:
+            say_tuned(session, ingredients, found.result)
         ingredients, extra = list(found.ingredients), {"tuning": found.document}
         if about is not None:
             about = replace(about, metrics=found.metrics)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from adapterhub.api.steps.merge_choice import AUTO, AUTO_ENERGY, CHOICE_FLAGS
 from adapterhub.cli.options.cutting import energy_option, max_error_option
-from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from click.shell_completion import CompletionItem
 
     from adapterhub.cli.options.params import Session
     from adapterhub.weights.catalogue import Option
 
 F = TypeVar("F", bound="Callable[..., Any]")
-
-AUTO: Final = "auto"
-AUTO_ENERGY: Final = 0.99
-"""The share of the squared norm that `--rank auto` keeps: an error of 10 % in each module."""
 
 
 class MethodType(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
@@ -63,16 +60,6 @@ class RankType(click.ParamType):  # type: ignore[type-arg]  # as above
         from click.shell_completion import CompletionItem
 
         return [CompletionItem(AUTO)] if AUTO.startswith(incomplete) else []
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """How to merge: a method, its options (the rank among them), a dtype and a seed."""
-
-    method: str
-    options: dict[str, object]
-    dtype: str | None
-    seed: int | None
 
 
 def choice_options(command: F) -> F:
@@ -121,68 +108,7 @@ def choice_options(command: F) -> F:
     return command
 
 
-CHOICE_FLAGS: Final = {
-    "method": "--method",
-    "rank": "--rank",
-    "energy": "--energy",
-    "max_error": "--max-error",
-    "density": "--density",
-    "seed": "--seed",
-    "more": "-O",
-    "dtype": "--dtype",
-}
-"""The options that `choice_options` adds, by click's parameter names."""
-
-
-def choice_from(
-    *,
-    method: str | None,
-    rank: int | str | None,
-    energy: float | None,
-    max_error: float | None,
-    density: float | None,
-    seed: int | None,
-    more: Sequence[str],
-    dtype: str | None,
-    is_tuned: bool = False,
-) -> Choice:
-    """The choice that these options make; a weight search (`is_tuned`) uses the seed with every method.
-
-    Raises:
-        UsageProblem: two options exclude each other, or the method does not have one.
-    """
-    from adapterhub.weights.catalogue import describe
-    from adapterhub.weights.recipes.toml.values import converted, default_method, near_name, options_of
-
-    given: dict[str, object] = _cut(rank, energy, max_error)
-    about = describe(method or default_method(given))
-    known = options_of(about)
-    own = [("density", density)] if density is not None else []
-    for name, value in [*own, *map(_named, more)]:
-        if name in given:
-            raise UsageProblem(f"`{name}` is given twice")
-        if name not in known:
-            raise _no_such_option(name, about.name, near_name(name, known))
-        given[name] = converted(known[name], value)
-    if seed is not None and not about.is_random and not is_tuned:
-        raise UsageProblem(f"`{about.name}` is not random, so `--seed` has no effect; drop it")
-    return Choice(method=about.name, options=given, dtype=dtype, seed=seed if about.is_random else None)
-
-
-def _cut(rank: int | str | None, energy: float | None, max_error: float | None) -> dict[str, object]:
-    """The option that sets the rank; at most one of the three."""
-    if rank == AUTO:
-        rank = None
-        energy = AUTO_ENERGY if energy is None and max_error is None else energy
-    cuts: dict[str, object] = {"rank": rank, "energy": energy, "max_error": max_error}
-    given = {name: value for name, value in cuts.items() if value is not None}
-    if len(given) > 1:
-        flags = " and ".join(CHOICE_FLAGS[name] for name in given)
-        raise UsageProblem(f"{flags} exclude each other: each sets the rank; give one")
-    return given
-
-
-def _named(text: str) -> tuple[str, str]:
+def named_option(text: str) -> tuple[str, str]:
     """The name and the value of `-O NAME=VALUE`."""
     name, equals, value = text.partition("=")
     name = name.strip().replace("-", "_")
@@ -191,15 +117,6 @@ def _named(text: str) -> tuple[str, str]:
     if name in CHOICE_FLAGS and name != "density":
         raise UsageProblem(f"-O `{text}`: write `{CHOICE_FLAGS[name]} {value}`")
     return name, value
-
-
-def _no_such_option(name: str, method: str, near: str) -> UsageProblem:
-    from adapterhub.weights.catalogue import describe, names
-
-    having = [other for other in names() if any(option.name == name for option in describe(other).options)]
-    text = f"`{method}` has no option `{shown(name)}`{near}"
-    hint = f"{', '.join(f'`{m}`' for m in having)} have it" if having and not near else ""
-    return UsageProblem(text, hint=hint or "`adapt merge --methods` lists every method with its options")
 
 
 def _option_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

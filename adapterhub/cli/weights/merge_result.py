@@ -2,54 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from adapterhub.api.steps.combining import combine, report_merged
 from adapterhub.cli.adapters.add import added_document
-from adapterhub.cli.options.params import Session
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from adapterhub.cli.options.params import Session
     from adapterhub.library.intake.description import Description
     from adapterhub.library.library import Added, Library
     from adapterhub.weights.recipes.combination import Combination, Ingredient, Made, Nested
 
-DEFAULT_VERSION: Final = "1.0.0"
 SUMS: Final = ("cat", "svd", "linear")
 """Methods that approximate the plain sum, so that the distance to it is an error; others aim at another result."""
-
-
-def description_from(name: str, details: Mapping[str, str | None]) -> Description:
-    """The description of the new adapter from the options.
-
-    Raises:
-        SpecError: the name or version is invalid.
-    """
-    from adapterhub.core.specs import parse_name, parse_version
-    from adapterhub.library.intake.description import Description
-
-    return Description(
-        name=parse_name(name),
-        version=parse_version(details["version"] or DEFAULT_VERSION),
-        task=details["task"],
-        description=details["description"] or "",
-        license=details["license"],
-    )
 
 
 def merge_to_folder(
     session: Session, combination: Combination, folder: Path, extra: dict[str, Any] | None = None
 ) -> None:
     """Merge into a new folder and print the result."""
-    from adapterhub.weights.recipes.combination import merge_into_folder
-
-    with session.out.steps("merge", unit="modules") as progress:
-        made = merge_into_folder(combination, folder, progress=progress)
-    for warning in made.warnings:
-        session.out.warn(warning)
-    document = {"path": str(folder)} | _document(made, combination) | (extra or {})
-    session.out.result(document, lambda: _say(session, [f"merged into {folder}"], made, combination))
+    merged = combine(session.library, combination, folder, bars=session.out)
+    report_merged(session, merged)
+    document = {"path": str(folder)} | _document(merged.made, combination) | (extra or {})
+    session.out.result(document, lambda: _say(session, [f"merged into {folder}"], merged.made, combination))
 
 
 def merge_to_library(
@@ -61,15 +40,10 @@ def merge_to_library(
     expected: str | None = None,
 ) -> None:
     """Merge into the library and print the result; `expected` is the manifest digest that a recipe records."""
-    from adapterhub.weights.recipes.combination import merge_into_library
-
-    with session.out.steps("merge", unit="modules") as progress:
-        outcome = merge_into_library(library, combination, about, progress=progress)
-    added, made = outcome.added, outcome.made
-    for warning in made.warnings:
-        session.out.warn(warning)
-    for finding in added.report.warnings:
-        session.out.warn(f"[{finding.code}] {finding.message}")
+    merged = combine(library, combination, about, expected=expected, bars=session.out)
+    report_merged(session, merged)
+    added, made = merged.added, merged.made
+    assert added is not None  # it went into the library
     document = added_document(added) | _document(made, combination) | (extra or {})
     lines = [_headline(added)]
     digest = added.build.manifest.digest

@@ -6,6 +6,7 @@ acme/legal-qa==1.2.0#sha256:9f86d081884c7d65…      # a comment starts a line o
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ MOST_BYTES: Final = 4 << 20
 _COMMENT: Final = re.compile(r"(?:^|\s)#.*$")
 
 
-def read_requirements(path: Path) -> list[AdapterSpec]:
+def read_requirements(path: str | os.PathLike[str]) -> list[AdapterSpec]:
     """The specs in a file, in order; `-` reads stdin.
 
     Raises:
@@ -27,7 +28,7 @@ def read_requirements(path: Path) -> list[AdapterSpec]:
     """
     where = "stdin" if str(path) == "-" else str(path)
     try:
-        raw = sys.stdin.buffer.read(MOST_BYTES + 1) if str(path) == "-" else read_plain(path, MOST_BYTES)
+        raw = sys.stdin.buffer.read(MOST_BYTES + 1) if str(path) == "-" else read_plain(Path(path), MOST_BYTES)
     except OSError as error:
         raise Malformed(f"cannot read `{shown(where, 200)}`: {error.strerror}") from None
     if len(raw) > MOST_BYTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 import sysconfig
@@ -13,14 +14,35 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.core.errors import AdapterHubError
+from adapterhub.core.disk.real_folder import OTHERS_MAY_WRITE
+from adapterhub.core.disk.root import Root
+from adapterhub.core.display import size_text
+from adapterhub.core.errors import AdapterHubError, NotAllowed, RemoteUnreachable
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-    from adapterhub.cli.options.params import Session
+    from adapterhub.projects.session import Session
 
 DISTRIBUTION = "adapterhub"
+_LOW_BYTES = 1_000_000_000
+
+
+def health(
+    session: Session, *, remote: str | None = None, token: str | None = None, offline: bool = False, argv0: str = ""
+) -> list[Line]:
+    """What was looked at, one line each; `argv0` is how the command was started, if one was."""
+    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return [
+        Line("python", "ok", python),
+        *dependencies(),
+        *(entry_point(argv0) if argv0 else ()),
+        *_home(session.root),
+        *folders(session.root, session.project_folder),
+        *_index(session),
+        *project_files(session),
+        _remote(session, remote, token, offline=offline),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,3 +190,73 @@ def project_files(session: Session) -> Iterator[Line]:
         yield Line("lock", "warning", f"stale: {stale[0]}{more}", "`adapt lock` updates it")
     else:
         yield Line("lock", "ok", f"{len(lock.entries)} locked")
+
+
+def _home(root: Path) -> Iterator[Line]:
+    there = next(p for p in (root, *root.absolute().parents) if p.exists())
+    if not os.access(there, os.W_OK):
+        yield Line("home", "failed", f"{root}: not writable", "set ADAPTERHUB_HOME or `--root` to a writable folder")
+        return
+    try:
+        Root(root).ensure_real_folders()
+    except NotAllowed as error:
+        yield Line("home", "failed", error.message, error.hint)
+        return
+    yield Line("home", "ok", str(root) if root.exists() else f"{root} (the first `adapt add` creates it)")
+    if root.exists() and root.stat().st_mode & OTHERS_MAY_WRITE:
+        yield Line("permissions", "warning", f"others can write to `{root}`", f"`chmod -R go-w {root}`")
+    free = shutil.disk_usage(there).free
+    low = free < _LOW_BYTES
+    yield Line(
+        "disk", "warning" if low else "ok", f"{size_text(free)} free", "`adapt gc` frees unused objects" if low else ""
+    )
+    leftovers = list((root / "tmp").glob("*"))
+    if leftovers:
+        yield Line(
+            "leftovers", "warning", f"{len(leftovers)} in `{root / 'tmp'}`", "`adapt gc` deletes them once they are old"
+        )
+
+
+def _index(session: Session) -> Iterator[Line]:
+    from adapterhub.library.store.index import IndexNewer
+    from adapterhub.library.upkeep.damage import damaged_index
+
+    library = session.library
+    if not session.root.exists():
+        yield Line("index", "skipped", "nothing is installed yet")
+        return
+    broken = library.broken()
+    for one in broken:
+        yield Line("builds", "failed", f"{one.folder}: {one.reason}", "`adapt doctor --repair` repairs what it can")
+    index = library.catalog.index
+    folders = sum(1 for _ in library.installed())
+    try:
+        indexed = index.count() if index.path.exists() else 0
+    except IndexNewer as error:
+        yield Line("index", "warning", error.message, error.hint)
+        return
+    except AdapterHubError as error:
+        yield Line("index", "failed", error.message, "`adapt doctor --rebuild-index` rebuilds it")
+        return
+    hint = "`adapt doctor --rebuild-index` rebuilds it"
+    if indexed != folders:
+        yield Line("index", "failed", f"{indexed} builds indexed, {folders} installed", hint)
+    elif problems := [damage.message for damage in damaged_index(library)]:
+        yield Line("index", "failed", "; ".join(problems), hint)
+    else:
+        yield Line("index", "ok", f"{indexed} builds")
+
+
+def _remote(session: Session, remote: str | None, token: str | None, *, offline: bool) -> Line:
+    if offline:
+        return Line("hub", "skipped", "--offline")
+    hub = session.named_hub(remote, token=token, offline=False)
+    try:
+        who = hub.who()
+    except RemoteUnreachable as error:
+        return Line(
+            "hub", "warning", error.message, "local commands work without it; `--remote URL` names another server"
+        )
+    except AdapterHubError as error:
+        return Line("hub", "warning", error.message, error.hint)
+    return Line("hub", "ok", f"{hub.endpoint}: {who}")
