@@ -14,20 +14,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from torch import nn
 
+    from adapterhub.api.library import Library
+    from adapterhub.api.project import Project
+    from adapterhub.api.reporting import ProgressEvent
     from adapterhub.core.errors import AdapterHubError
     from adapterhub.core.specs import AdapterSpec, BaseSpec
+    from adapterhub.distribution.requirements import read_requirements
     from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, fingerprint_folder
     from adapterhub.formats.base.fingerprint import compare as compare_bases
     from adapterhub.formats.manifest import Manifest
     from adapterhub.inference.bank import AdapterBank
     from adapterhub.inference.loader import AdapterLike, Attached
     from adapterhub.library.bases.records import BaseRecord, Bases
-    from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
     from adapterhub.trust.verify import verify_folder
     from adapterhub.weights.merge import MergeInput
@@ -47,11 +50,14 @@ __all__ = [
     "Library",
     "Manifest",
     "MergeInput",
+    "ProgressEvent",
+    "Project",
     "attach",
     "compare_bases",
     "default_library",
     "fingerprint_folder",
     "merge_adapters",
+    "read_requirements",
     "verify_folder",
 ]
 
@@ -66,12 +72,15 @@ _MODULES = {
     "BaseVerdict": "formats.base.fingerprint",
     "Bases": "library.bases.records",
     "Installed": "library.store.catalog",
-    "Library": "library.library",
+    "Library": "api.library",
     "Manifest": "formats.manifest",
     "MergeInput": "weights.merge",
+    "ProgressEvent": "api.reporting",
+    "Project": "api.project",
     "compare_bases": "formats.base.fingerprint",
     "fingerprint_folder": "formats.base.fingerprint",
     "merge_adapters": "weights.merge",
+    "read_requirements": "distribution.requirements",
     "verify_folder": "trust.verify",
 }
 _NAMES_THERE = {"compare_bases": "compare", "merge_adapters": "merge"}
@@ -97,32 +106,50 @@ def __dir__() -> list[str]:
 
 
 def default_library() -> Library:
-    """The library that the command line uses: `ADAPTERHUB_HOME`, else the user's data folder.
+    """The library that the command line uses: `Library.default()`."""
+    from adapterhub.api.library import Library
 
-    Below a folder with an `adapters.toml`, a bare name of that project is the build that its lock file names.
-    """
-    import os
-    from pathlib import Path
-
-    from adapterhub.core.disk.home import default_root
-    from adapterhub.library.library import Library
-    from adapterhub.projects.builds import ProjectNames
-
-    library = Library(default_root(os.environ))
-    library.names = ProjectNames(Path.cwd()).build
-    return library
+    return Library.default()
 
 
 def attach(
     model: nn.Module,
     adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float],
     *,
-    library: Library | str | Path | None = None,
+    library: Library | str | os.PathLike[str] | None = None,
     base: BaseSpec | str | None = None,
     weights: Sequence[float] | None = None,
     allow_base_mismatch: bool = False,
 ) -> Attached:
-    """Put adapters on `model`; see `adapterhub.inference.loader.attach`. The default library is the command line's."""
+    """Put one or several adapters on a loaded model, which stays frozen and comes back unchanged from `detach`.
+
+    Several are added up at run time: the update is exactly the sum of weight times update. Before anything is wrapped,
+    the files are verified and sampled numbers of the model are compared with the base of each adapter.
+
+    Args:
+        model: a torch module without adapters, with all parameters in memory.
+        adapter: a spec (`legal-qa@base-7b`), a folder or an installed build; a list of these; or a mapping to weights.
+        library: a library or its folder; default: the library of the command line.
+        base: the base, where the specs name none. Without either, the model itself determines which build fits.
+        weights: one for each adapter of a list; default: 1.0.
+        allow_base_mismatch: attach to other weights of the same shapes.
+
+    Returns:
+        An `Attached`: call its `.model` (PEFT's `PeftModel`); `.adapters`, `.warnings` and `.explain()` tell what is
+        attached; `.detach()`, or the end of a `with` block, gives the model back.
+
+    Raises:
+        BaseMismatch: an adapter was made for another base, or for modules that this model lacks.
+        UnsupportedAdapter: a kind of adapter that cannot be attached without touching the base.
+        MergeRefused: adapters that cannot be added up.
+        RefusedAdapter, Malformed, DigestMismatch: files that are not sound, or not those of the manifest.
+        AdapterNotFound, NoCompatibleRelease, BaseNotFound, UsageProblem: what was asked for is not here.
+        After any of these the model is as it was.
+
+    Example:
+        >>> with adapterhub.attach(model, {"legal-qa": 0.7, "summarize": 0.3}) as attached:  # doctest: +SKIP
+        ...     attached.model.generate(**inputs)
+    """
     from adapterhub.core.extras import extra_named
 
     with extra_named("`adapterhub.attach`"):

@@ -23,10 +23,11 @@ FLOORS = [
     ["distribution"],
     ["weights"],
     ["projects", "inference"],
+    ["api"],
     ["cli", "vllm_plugin"],
 ]
 FLOOR = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}
-FACES = {"cli", "vllm_plugin"}
+FACES = {"api", "cli", "vllm_plugin"}
 MAY_IMPORT_AT_MODULE_LEVEL = {
     "torch": {"weights", "inference"},
     "safetensors": {"weights", "inference"},

@@ -1,4 +1,4 @@
-"""`python -m adapterhub.cli`: the console script, for where it is not installed."""
+"""Run `adapt` as `python -m adapterhub.cli`, for environments without the console script."""
 
 from adapterhub.cli import main
 

@@ -1,7 +1,7 @@
-"""The one sink for everything a command says: results to stdout, all else to stderr.
+"""Write everything a command prints: results to stdout, all else to stderr.
 
-On a terminal: rich tables and progress bars. Elsewhere: tab-separated text and no bars. With `--json`: one JSON
-document on stdout. `NO_COLOR` is obeyed (rich does), and colour never carries meaning alone.
+A terminal gets rich tables and progress bars; a pipe gets tab-separated text and no bars. `--json` gives one JSON
+document on stdout. rich obeys `NO_COLOR`, and colour never carries meaning alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.core import display
 from adapterhub.core.errors import AdapterHubError, shown
 
 if TYPE_CHECKING:
@@ -22,22 +23,25 @@ if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
 
 
+size_text = display.size_text
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
-    """How this run speaks."""
+    """The output settings of one run."""
 
     as_json: bool = False
     quiet: bool = False
 
-    def result(self, document: Any, text: Callable[[], None]) -> None:  # noqa: ANN401 - any JSON value
-        """The result: `document` (or what it returns) under `--json`, otherwise whatever `text` prints to stdout."""
+    def result(self, document: Any, text: Callable[[], None]) -> None:
+        """Print `document` (or what it returns) under `--json`, otherwise call `text`, which prints to stdout."""
         if self.as_json:
             sys.stdout.write(json_text(document() if callable(document) else document, indent=1) + "\n")
         else:
             text()
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> None:
-        """A table on a terminal, tab-separated with a header elsewhere; columns in `right` are aligned right."""
+        """Print a table on a terminal, tab-separated text with a header elsewhere; align columns in `right` right."""
         cells = [["" if cell is None else shown(str(cell), 400) for cell in row] for row in rows]
         if not sys.stdout.isatty():
             lines = ["\t".join(columns), *("\t".join(row) for row in cells)]
@@ -56,52 +60,52 @@ class Output:
         Console().print(table)
 
     def fields(self, pairs: Sequence[tuple[str, object]]) -> None:
-        """`name  value` lines; names are padded on a terminal, tab-separated elsewhere. None is left out."""
+        """Print `name  value` lines: padded on a terminal, tab-separated elsewhere. Skip values that are None."""
         kept = [(shown(name), shown(str(value), 400)) for name, value in pairs if value is not None]
         width = max((len(name) for name, _ in kept), default=0)
         for name, value in kept:
             self.line(f"{name:<{width}}  {value}" if sys.stdout.isatty() else f"{name}\t{value}")
 
     def line(self, text: str = "") -> None:
-        """One line of the result."""
+        """Print one line of the result."""
         sys.stdout.write(text + "\n")
 
     def piece(self, text: str) -> None:
-        """A piece of the result, shown at once; `printable` on a terminal."""
+        """Print a piece of the result at once, through `printable` on a terminal."""
         sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
-        """Something worth knowing beside the result; silent under `--quiet`."""
+        """Print extra information; silent under `--quiet`."""
         if not self.quiet:
-            sys.stdout.flush()  # a log of both streams keeps their order
+            sys.stdout.flush()  # keeps the order where both streams go to one log
             sys.stderr.write(escaped(text) + "\n")
 
     def warn(self, text: str) -> None:
-        """A warning; also under `--quiet`."""
+        """Print a warning, also under `--quiet`."""
         sys.stdout.flush()
         sys.stderr.write(f"warning: {escaped(text)}\n")
 
     def hint(self, text: str) -> None:
-        """A command that would help."""
+        """Print a command or advice that helps."""
         if text:
             self.note(f"hint: {text}")
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int | None, *, unit: str = "bytes") -> Iterator[Progress]:
-        """A bar on stderr while the block runs (terminal only, not under `--quiet`); call it with what was done."""
+        """Show a bar on stderr (terminal only, not under `--quiet`) during the block; call it with each amount done."""
         with self._bar(what, total, unit) as bar:
             yield (lambda done: bar[0].advance(bar[1], done)) if bar else (lambda _done: None)
 
     @contextlib.contextmanager
     def steps(self, what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
-        """The same for those who count themselves: call it with how many of how many are done."""
-        with self.told_steps(what, unit=unit) as progress:
+        """The same as `progress`, for callers that count themselves: call it with `(done, total)`."""
+        with self.described_steps(what, unit=unit) as progress:
             yield lambda done, total: progress(done, total, what)
 
     @contextlib.contextmanager
-    def told_steps(self, what: str, *, unit: str) -> Iterator[Callable[[int, int, str], None]]:
-        """The same for those who also have something to tell on the way, in place of `what`."""
+    def described_steps(self, what: str, *, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+        """The same as `steps`, with a third argument that replaces the text `what`."""
         with self._bar(what, None, unit) as bar:
             yield (
                 (lambda done, total, now: bar[0].update(bar[1], completed=done, total=total, description=now))
@@ -111,7 +115,7 @@ class Output:
 
     @contextlib.contextmanager
     def _bar(self, what: str, total: int | None, unit: str) -> Iterator[tuple[Bars, TaskID] | None]:
-        """The bar and its only task; with how far it is, how fast it goes, and the time that is left."""
+        """The bar and its only task, with the position, the rate and the time left."""
         if self.quiet or not sys.stderr.isatty():
             yield None
             return
@@ -130,7 +134,7 @@ class Output:
         from rich.text import Text
 
         class Rate(ProgressColumn):
-            """How many a second, or how many seconds for one."""
+            """Items per second, or seconds per item."""
 
             def render(self, task: Task) -> Text:
                 speed = task.finished_speed or task.speed
@@ -153,7 +157,7 @@ class Output:
 
 
 def report_failure(error: AdapterHubError, *, as_json: bool) -> None:
-    """The refusal on stderr, in words or as `{"error": …}`."""
+    """Write the error to stderr, as text or as `{"error": …}`."""
     if as_json:
         facts: dict[str, Any] = {
             "type": type(error).__name__,
@@ -168,12 +172,12 @@ def report_failure(error: AdapterHubError, *, as_json: bool) -> None:
         text = json_text({"error": facts})
     else:
         text = f"error: {escaped(error.message)}" + (f"\nhint: {escaped(error.hint)}" if error.hint else "")
-    with contextlib.suppress(OSError):  # where nobody can be told, as on a full disk, the exit code still says it
+    with contextlib.suppress(OSError):  # on a full disk the exit code still reports the failure
         sys.stderr.write(f"{text}\n")
 
 
-def json_text(document: Any, *, indent: int | None = None, compact: bool = False) -> str:  # noqa: ANN401 - any JSON value
-    """A document as every command prints it: what does not print, such as a bidi mark, is written by its number."""
+def json_text(document: Any, *, indent: int | None = None, compact: bool = False) -> str:
+    """The JSON text of a document; characters that do not print, such as bidi marks, become `\\u` escapes."""
     import json
 
     separators = (",", ":") if compact else None
@@ -188,27 +192,23 @@ def json_text(document: Any, *, indent: int | None = None, compact: bool = False
 
 
 def escaped(text: str) -> str:
-    """Lines for a terminal, should a stranger's text have come into them as it was: `shown` for what has several."""
+    """`text` with each unprintable character escaped by `shown`, for messages that may quote untrusted text."""
     return "".join(c if c.isprintable() or c in "\t\n" else shown(c) for c in text)
 
 
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The first `most` names and how many follow: `a, b and 3 more`."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def printable(text: str) -> str:
-    """Text of several lines without control characters, with which a model could steer a terminal."""
+    """`text` of several lines without control characters, with which a model could control a terminal."""
     return "".join(c for c in text if c in "\t\n" or unicodedata.category(c) != "Cc")
 
 
-def size_text(size_bytes: int) -> str:
-    """`1.8 MB`: decimal units, as disks and hubs count."""
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:  # noqa: PLR2004 - decimal units
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
 def count_text(count: int) -> str:
-    """`134.5M`: how people write parameter counts."""
+    """A count such as `134.5M`, as parameter counts are written."""
     for limit, unit in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):
         if count >= limit:
             return f"{count / limit:.1f}{unit}"

@@ -38,9 +38,8 @@ Exit codes 0 (done), 1 (our bug), 3 (finished, some items failed) and 130 (inter
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
-EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
@@ -81,6 +80,19 @@ class AdapterHubError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+_E = TypeVar("_E", bound=AdapterHubError)
+
+
+def reworded(error: _E, message: str | None = None, *, hint: str | None = None) -> _E:
+    """A copy of `error` with another message or hint; its class and facts stay."""
+    made = type(error).__new__(type(error))
+    made.__dict__ |= error.__dict__
+    made.message = error.message if message is None else message
+    made.hint = error.hint if hint is None else hint
+    made.args = (made.message,)
+    return made
 
 
 class UsageProblem(AdapterHubError):

@@ -14,6 +14,7 @@ from adapterhub.core.errors import (
     RefusedAdapter,
     SpecError,
     UsageProblem,
+    reworded,
     shown,
 )
 from adapterhub.core.specs import AdapterSpec, BaseSpec, hint_for_unknown_base, names_folder
@@ -203,7 +204,7 @@ def _parse_spec(text: str) -> AdapterSpec:
         return AdapterSpec.parse(text)
     except SpecError as error:
         if not error.hint and Path(text).is_dir():
-            error.hint = f"a folder is written `./{shown(text)}`"
+            raise reworded(error, hint=f"a folder is written `./{shown(text)}`") from None
         raise
 
 

@@ -37,7 +37,7 @@ class Asked:
     objection: Objection | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Offer:
     """What one place offers. `allowed` is what the requirement would take, `newest` the newest that fits the base.
 
@@ -70,6 +70,10 @@ class Offer:
         from packaging.version import Version
 
         return candidate.digest != self.asked.digest and Version(candidate.version) > Version(self.asked.version)
+
+    def __repr__(self) -> str:
+        newest = self.newest.version if self.newest else "none"
+        return f"<Offer {self.asked.key} {self.asked.version}, newest {newest} in {self.place}>"
 
     def to_json(self) -> dict[str, Any]:
         """Everything, with the digests of what could be taken."""

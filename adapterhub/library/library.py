@@ -52,13 +52,16 @@ _OWN_MANIFEST = ".manifest"
 """Where the manifest is staged, under a name that no file of an adapter has."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Added:
     """What `add` or an install did; `created` is False when the build was there already."""
 
     build: Installed
     report: Report
     created: bool
+
+    def __repr__(self) -> str:
+        return f"<{'Added' if self.created else 'Already there:'} {self.build!r}>"
 
 
 Names = Callable[["Library", AdapterSpec], "Installed | None"]
@@ -166,6 +169,7 @@ class Library:
             folder=folder,
             base=self._pinned(manifest),
             added_at=folder.stat().st_mtime,
+            label_of=self.base_label,
         )
 
     def folder_for(self, manifest: Manifest, namespace: str | None) -> Path:

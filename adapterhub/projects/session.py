@@ -43,7 +43,7 @@ class Reporter(Protocol):
 class Bars(Protocol):
     """Where long work shows how far it is."""
 
-    def progress(self, what: str, total: int | None) -> AbstractContextManager[Progress]:
+    def progress(self, what: str, total: int | None, *, unit: str = "bytes") -> AbstractContextManager[Progress]:
         """Show that so many bytes are on their way; call what is entered with those that arrived since."""
 
     def steps(self, what: str, *, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:

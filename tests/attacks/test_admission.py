@@ -58,7 +58,7 @@ def test_the_option_of_a_run_refuses_what_is_installed(homes):
 
 
 def test_the_option_of_a_run_comes_before_the_general_policy(strict):
-    assert "is installed already" in strict.ben.ok(*strict.install("legal-qa@base-7b", "--signatures", "off"))
+    assert "is already installed" in strict.ben.ok(*strict.install("legal-qa@base-7b", "--signatures", "off"))
 
 
 def test_the_general_policy_refuses_what_is_installed(strict):
@@ -75,7 +75,7 @@ def test_the_policy_of_a_namespace_refuses_what_is_installed_there_alone(homes):
     told = homes.ben.fails(14, "path", "acme/legal-qa")
 
     assert "the policy of the namespace `acme`" in told
-    assert "is installed already" in homes.ben.ok(*homes.install("tables@base-7b"))
+    assert "is already installed" in homes.ben.ok(*homes.install("tables@base-7b"))
 
 
 def test_a_remote_of_the_project_refuses_what_is_installed(homes):

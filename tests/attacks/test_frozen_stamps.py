@@ -72,7 +72,7 @@ def test_weights_that_were_edited_with_size_and_time_restored_are_put_right(adap
 
     said = adapt.ok("sync", "--project", "repo", *options)
 
-    assert "it was changed" in said
+    assert "it had changed" in said
     assert weights.read_bytes() == sound
     assert "all as locked" in adapt.ok("sync", "--project", "repo", "--frozen")
     assert "FAILED" not in adapt("verify", "--all").stdout
@@ -89,7 +89,7 @@ def test_check_sees_an_edit_that_no_stamp_tells(adapt, tmp_path):
     )
 
     assert "all as locked" in adapt.ok("sync", "--project", "repo", "--frozen")
-    assert "it was changed" in adapt.ok("sync", "--project", "repo", "--frozen", "--check")
+    assert "it had changed" in adapt.ok("sync", "--project", "repo", "--frozen", "--check")
     assert weights.read_bytes() == sound
 
 

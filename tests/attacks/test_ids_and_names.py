@@ -116,7 +116,7 @@ def test_a_recipe_that_gives_the_installed_merge_again_is_no_conflict(tmp_path: 
     text = adapt.ok("show", "mine", "--recipe")
     (tmp_path / "mine.toml").write_text(text)
 
-    assert "already there" in adapt.ok("merge", "--recipe", "mine.toml")
+    assert "already installed" in adapt.ok("merge", "--recipe", "mine.toml")
 
 
 def test_force_without_a_recipe_is_refused(tmp_path: Path) -> None:

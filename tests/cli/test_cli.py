@@ -97,7 +97,7 @@ def test_install_from_a_published_directory(filled, tmp_path):
     other.ok("install", "legal-qa@base-7b", "--from", "published")
 
     assert [row["name"] for row in other.json("list")] == ["legal-qa"]
-    assert "installed already" in other.ok("install", "legal-qa@base-7b", "--from", "published")
+    assert "already installed" in other.ok("install", "legal-qa@base-7b", "--from", "published")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_install_from_a_published_directory(filled, tmp_path):
         (["add", "out/missing", "--name", "x"], 16, "out/missing"),
         (["add", "out/legal-qa", "--name", "Legal"], 2, "write `legal`"),
         (["add", "out/summarize", "--name", "legal-qa", "--base", "base-8b"], 10, "base-7b"),
-        (["merge", "legal-qa", "summarize", "--weights", "1", "-o", "x"], 2, "1 numbers for 2 adapters"),
+        (["merge", "legal-qa", "summarize", "--weights", "1", "-o", "x"], 2, "1 weight for 2 adapters"),
         (["merge", "legal-qa", "summarize", "--weights", "nan,1", "-o", "x"], 2, "nan"),
         (["merge", "legal-qa", "summarize", "--method", "svd", "--rank", "0", "-o", "x"], 2, "0"),
         (["merge", "legal-qa", "summarize", "--method", "tea", "-o", "x"], 2, "no merge method `tea`"),
@@ -240,7 +240,7 @@ def test_a_result_that_finds_no_room_is_one_plain_refusal(filled, unbuffered):
         )  # fmt: skip
 
     assert done.returncode == 14
-    assert done.stderr.startswith("error: the system refused: No space left on device\nhint: ")
+    assert done.stderr.startswith("error: operating system error: No space left on device\nhint: ")
     assert done.stderr.count("\n") == 2
 
 

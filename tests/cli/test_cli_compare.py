@@ -117,7 +117,7 @@ def test_layers_are_folded_into_one_kind_each(adapt, quick):
     assert [line.split("\t")[0] for line in pairs.splitlines()] == ["pair", "1, 2"]
     table, last = kinds.rsplit("\n", 1)
     assert last == "only in 2: 1 module (lm_head)"
-    assert [(r["module"], r["modules"], r["of them"]) for r in rows(table)] == [
+    assert [(r["module"], r["modules"], r["value"]) for r in rows(table)] == [
         (name, "3", fold) for name in ("up", "q_proj", "v_proj") for fold in ("mean", "min", "max")
     ]
     updates = [updates_in(adapt.folder / n) for n in "ab"]
@@ -165,8 +165,8 @@ def test_adapters_of_two_bases_are_compared_with_a_word(adapt, quick):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["./a"], 2, "two adapters or more"),
-        (["./a", "./b", "--weights", "1"], 2, "1 numbers for 2 adapters"),
+        (["./a"], 2, "at least two adapters"),
+        (["./a", "./b", "--weights", "1"], 2, "1 weight for 2 adapters"),
         (["./a", "./b", "--weights", "nan,1"], 2, "not finite"),
         (["./a", "./b", "--plot", "x.jpg"], 2, ".png, .svg, .pdf"),
         (["./a", "./b", "--plot", "nowhere/x.png"], 2, "no folder"),

@@ -79,9 +79,9 @@ def test_what_is_asked_for_is_what_is_recorded(merged, options, method, chosen):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--rank", "3", "--energy", "0.9"], "--rank and --energy choose the rank"),
-        (["--rank", "3", "--max-error", "0.1"], "--rank and --max-error choose the rank"),
-        (["--energy", "0.9", "--max-error", "0.1"], "--energy and --max-error choose the rank"),
+        (["--rank", "3", "--energy", "0.9"], "--rank and --energy exclude each other"),
+        (["--rank", "3", "--max-error", "0.1"], "--rank and --max-error exclude each other"),
+        (["--energy", "0.9", "--max-error", "0.1"], "--energy and --max-error exclude each other"),
         (["--rank", "0"], "0 is not in the range"),
         (["--rank", "automatic"], "automatic"),
         (["--energy", "0"], "0"),
@@ -93,7 +93,7 @@ def test_what_is_asked_for_is_what_is_recorded(merged, options, method, chosen):
         (["--method", "tis"], "did you mean `ties`"),
         (["--method", "DARE_TIES"], "no merge method `DARE_TIES`"),
         (["--density", "0.5"], "`cat` has no option `density`"),
-        (["--seed", "1"], "`cat` draws nothing"),
+        (["--seed", "1"], "`cat` is not random"),
         (["--seed", "-1", "--method", "dare_ties"], "-1"),
         (["--method", "ties", "-O", "majrity=total"], "`ties` has no option `majrity`; did you mean `majority`?"),
         (["--method", "ties", "-O", "majority=most"], "expected `total` or `frequency`"),
@@ -104,13 +104,13 @@ def test_what_is_asked_for_is_what_is_recorded(merged, options, method, chosen):
         (["-O", "rank=3"], "write `--rank 3`"),
         (["-O", "max-error=0.1"], "write `--max-error 0.1`"),
         (["--method", "ties", "-O", "\x1b[2J=1"], "no option `\\x1b[2J`"),
-        (["--plot", "x.png"], "without --analyze nothing is drawn; drop --plot"),
-        (["--from", "."], "without --recipe there is nothing to fetch; drop --from"),
+        (["--plot", "x.png"], "only `--analyze` draws; drop --plot"),
+        (["--from", "."], "only `--recipe` fetches adapters; drop --from"),
         (["--offline"], "drop --offline"),
-        (["--on", "base-7b"], "without --tune nothing is tried; drop --on"),
+        (["--on", "base-7b"], "only `--tune` evaluates; drop --on"),
         (["--tune-budget", "5"], "drop --tune-budget"),
-        (["--tune", "x.jsonl", "--weights", "1,1"], "--tune finds the weights; drop --weights"),
-        (["--analyze"], "--analyze merges nothing; drop --output"),
+        (["--tune", "x.jsonl", "--weights", "1,1"], "`--tune` finds the weights; drop --weights"),
+        (["--analyze"], "`--analyze` merges nothing; drop --output"),
         (["--version", "one"], "not a version"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -124,8 +124,8 @@ def test_what_contradicts_itself_is_refused_in_one_sentence(adapt, options, said
 
 def test_without_adapters_or_a_name_there_is_nothing_to_do(adapt):
     assert "no adapters given" in adapt.fails(2, "merge", "-o", "x")
-    assert "no name for the result" in adapt.fails(2, "merge", "legal-qa")
-    assert "no name for the result" in adapt.fails(2, "merge", *["legal-qa"] * 12)
+    assert "the result needs a name" in adapt.fails(2, "merge", "legal-qa")
+    assert "the result needs a name" in adapt.fails(2, "merge", *["legal-qa"] * 12)
 
 
 def test_without_a_name_the_result_has_those_of_its_parents(adapt):
@@ -175,11 +175,11 @@ def test_the_distance_from_the_sum_is_an_error_only_for_methods_that_are_after_t
 
     assert re.search(r"relative error against the exact sum: \d.*e-08", exact)
     assert "by " not in exact
-    assert "lost by cutting" not in exact
+    assert "lost by the cut" not in exact
     assert re.search(r"by svd, rank 3\n(.*\n)*  relative error against the exact sum: 0\.\d+, worst in", cut)
     assert "  by dare_ties, density 0.5, majority total, seed 0, rank 2\n" in other
     assert re.search(r"distance from the plain sum: \d", other)
-    assert re.search(r"lost by cutting to this rank: \d", other)
+    assert re.search(r"lost by the cut to this rank: \d", other)
 
 
 def test_what_was_lost_by_cutting_is_what_was_cut_and_not_what_the_method_changed(merged):
@@ -294,7 +294,7 @@ def test_tuned_weights_are_merged_and_their_losses_shown_and_recorded(answering)
     rows = dict(line.split("\t") for line in said.splitlines() if "\t" in line)
     shown = adapt.json("show", "tuned")
     assert list(rows) == [
-        "what answers", "the base alone", "first==1.0.0 alone", "second==1.0.0 alone", "equal shares", "tuned weights",
+        "model", "the base alone", "first==1.0.0 alone", "second==1.0.0 alone", "equal shares", "tuned weights",
     ]  # fmt: skip
     assert f"{shown['metrics']['tune_loss_after']:.4f}" == rows["tuned weights"]
     assert [p["weight"] for p in shown["parents"]] == [i["weight"] for i in shown["recipe"]["inputs"]]
@@ -322,7 +322,7 @@ def test_the_recipe_of_a_tuned_merge_gives_it_again_without_base_or_examples(ans
     [
         (["--tune", "nowhere.jsonl", "--on", "tiny"], 10, "nowhere.jsonl"),
         (["--tune", "examples.jsonl", "--on", "unknown"], 10, "unknown"),
-        (["--tune", "examples.jsonl", "--on", "other"], 11, "were not made for base `other`"),
+        (["--tune", "examples.jsonl", "--on", "other"], 11, "were made for another base than `other`"),
         (["--tune", "examples.jsonl", "--tune-budget", "1"], 2, "budget 1"),
     ],
 )
@@ -339,7 +339,7 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_written(answering, a
 def test_adapters_of_an_unknown_base_are_tuned_on_a_named_one_only(answering):
     said = Adapt(answering).fails(10, "merge", "./first", "./second", "-o", "./x", "--tune", "examples.jsonl")
 
-    assert "name it with --on" in said
+    assert "name it with `--on`" in said
 
 
 # ---------------------------------------------------------------- a long one

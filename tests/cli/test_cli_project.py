@@ -48,7 +48,7 @@ def test_init_makes_a_project_once(tmp_path):
 
     done = adapt("init", "new", "--base", "base-7b", "--json")
     assert '"base": "base-7b"' in done.stdout
-    assert "no base `base-7b` here yet" in done.stderr
+    assert "no base `base-7b` is registered yet" in done.stderr
     assert "has an `adapters.toml` already. It was left as it is" in adapt.fails(15, "init", "new")
     assert "adapters.toml" in adapt.ok("init")
 
@@ -59,7 +59,7 @@ def test_a_base_in_a_folder_is_written_as_the_project_finds_it(adapt):
 
     assert 'base = "../../base"\n' in (adapt.folder / "sub/new/adapters.toml").read_text()
     assert 'base = "~/base"\n' in (adapt.folder / "home-made/adapters.toml").read_text()
-    assert "warning: no folder `../nowhere` there yet" in adapt("init", "third", "--base", "./nowhere").stderr
+    assert "warning: no folder `../nowhere` in `third` yet" in adapt("init", "third", "--base", "./nowhere").stderr
     adapt.ok("install", "legal-qa@./base", "--save", "--project", "./sub/new")
     assert 'legal-qa = ">=1.0.0"\n' in (adapt.folder / "sub/new/adapters.toml").read_text()
 
@@ -107,7 +107,7 @@ def test_a_save_that_cannot_be_locked_leaves_the_project_as_it_was(adapt):
     done = adapt("install", "legal-qa", "--save")
 
     assert done.exit_code == 10
-    assert "installed, but not saved: the project is as it was" in done.stderr
+    assert "installed, but not saved: the project is unchanged" in done.stderr
     assert (project_text(adapt), lock_bytes(adapt)) == before
 
 
@@ -146,7 +146,7 @@ def test_a_name_of_the_project_does_not_change_its_publisher_in_silence(adapt):
         (["--group", "eval"], "needs `--save`"),
         (["--save", "--dry-run"], "`--dry-run` writes nothing"),
         (["--save", "--group", "my group"], "`my group`"),
-        (["--save", "--allow-base-mismatch"], "a project locks builds for its own base alone"),
+        (["--save", "--allow-base-mismatch"], "a project locks builds for its own base only"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_before_anything_is_installed(adapt, options, told):
@@ -205,7 +205,7 @@ def test_check_tells_all_that_is_stale_and_changes_nothing(adapt):
     assert "policy `max-rank` was nothing, is `8`" in told
     assert "`legal-qa` is locked for `legal-qa>=1`, the project asks for `legal-qa>=2`" in told
     assert "`tables` is not locked" in told
-    assert "hint: `adapt lock` brings it up to date" in told
+    assert "hint: `adapt lock` updates it" in told
     assert lock_bytes(adapt) == before
 
 

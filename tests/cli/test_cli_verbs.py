@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.cli.start.self_check import dependencies
+from adapterhub.api.health import dependencies
 from adapterhub.formats.modules.groups import ranges
 from adapterhub.library.upkeep.lineage import drawn
 from tests.support.command_line import Adapt
@@ -136,7 +136,7 @@ def test_what_was_added_here_is_published_nowhere(world, tmp_path):
     done = world.user("outdated")
 
     assert (done.exit_code, done.stdout) == (0, "name\tinstalled\tnewest\tplace\tnote\n")
-    assert "no place that was asked has `mine`" in done.stderr
+    assert "no source has `mine`" in done.stderr
 
 
 # ---------------------------------------------------------------- upgrade
@@ -176,7 +176,7 @@ def test_upgrade_with_nothing_to_take_changes_nothing(project, tmp_path):
     done = project.user("upgrade")
 
     assert done.exit_code == 0
-    assert "nothing newer is allowed" in done.stderr
+    assert "no newer release is allowed" in done.stderr
     assert (tmp_path / "adapters.lock").read_bytes() == before
 
 
@@ -315,7 +315,7 @@ def test_parents_that_are_gone_are_told(world):
     assert "legal-qa 1.0 (rank 4)  (removed)" in stored
     assert "legal-qa 1.0  (not here)" in world.user.ok("tree", "both")
     assert [p["state"] for p in world.user.json("tree", "both")["adapters"][0]["parents"]] == ["missing", "installed"]
-    assert "not here any more: legal-qa 1.0" in world.user("info", "both").stderr
+    assert "no longer installed: legal-qa 1.0" in world.user("info", "both").stderr
 
 
 def test_why_follows_merges_to_whoever_needs_them(project, tmp_path):
@@ -340,8 +340,8 @@ def test_why_of_what_nobody_needs(world):
 
     done = world.user("why", "judge")
 
-    assert done.stdout == "judge 1.0 (rank 4): nobody needs it\n"
-    assert "hint: nobody needs judge 1.0 (rank 4); `adapt remove judge --yes`" in done.stderr
+    assert done.stdout == "judge 1.0 (rank 4): nothing needs it\n"
+    assert "hint: nothing needs judge 1.0 (rank 4); `adapt remove judge --yes`" in done.stderr
     assert "did you mean `judge`" in world.user.fails(10, "why", "jugde")
 
 
@@ -361,7 +361,7 @@ def test_a_process_that_reads_an_adapter_holds_it(world):
         ("process", ["judge"]), ("nobody", ["legal-qa"])
     ]  # fmt: skip
     assert f"process {os.getpid()} (since" in text
-    assert "nobody\n└── legal-qa 1.0" in text
+    assert "unused\n└── legal-qa 1.0" in text
     assert after == []
 
 
@@ -468,7 +468,7 @@ def test_groups_and_home_made_merges_are_left_out(project):
     done = project.user("export", "--requirements")
 
     assert [line.partition("==")[0] for line in done.stdout.splitlines()] == ["legal-qa", "summarize"]
-    assert "left out, as no place has it but as a recipe: `both`" in done.stderr
+    assert "skipped, because only their recipe is published: `both`" in done.stderr
 
 
 def test_the_library_is_exported_outside_of_a_project(world, tmp_path):
@@ -489,8 +489,8 @@ def test_a_list_with_wrong_lines_installs_nothing_and_names_them_all(world, tmp_
 
     assert [number for number in range(1, 5) if f"line {number}:" in said] == [2, 4]
     assert world.user.json("list") == []
-    assert "say what to install" in world.user.fails(2, "install")
-    assert "cannot be read" in world.user.fails(16, "install", "-r", "nowhere.txt")
+    assert "give at least one adapter to install" in world.user.fails(2, "install")
+    assert "cannot read" in world.user.fails(16, "install", "-r", "nowhere.txt")
 
 
 # ---------------------------------------------------------------- doctor
@@ -504,7 +504,7 @@ def test_doctor_looks_at_the_installation_and_the_project(project, tmp_path):
 
     assert found["links"][0] == "ok"
     assert found["project links"][0] == "ok"
-    assert found["project"] == ("ok", f"{tmp_path / 'adapters.toml'}: 4 wanted")
+    assert found["project"] == ("ok", f"{tmp_path / 'adapters.toml'}: 4 requested")
     assert found["lock"] == ("ok", "4 locked")
     assert found["click"][0] == "ok"
     assert found["extra weights"] == ("ok", "installed")

@@ -128,7 +128,7 @@ def test_the_policy_of_a_project_holds_for_info_and_pull_of_what_a_server_has_an
     why = f"policy `deny-namespaces` holds `{project.team}`"
 
     assert project.bob.json("info", name, "--remote", "ours")["policy_refusal"] == why
-    assert f"policy\tthe project refuses it: {why}\n" in project.bob.ok("info", name, "--remote", "ours")
+    assert f"policy\trefused by the project's policy: {why}\n" in project.bob.ok("info", name, "--remote", "ours")
     assert why in project.bob.fails(11, "pull", name, "out", "--remote", "ours")
     with running(tmp_path / "second") as second:
         project.bob.ok("remote", "add", "second", second.url)

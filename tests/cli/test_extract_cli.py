@@ -66,7 +66,7 @@ def test_the_hint_of_the_rest_works_as_typed(adapt):
 
     said = adapt.json(*arguments, "--save-rest")
 
-    assert "hint: `--save-rest` carries 1 of the tensors" in hinted
+    assert "hint: `--save-rest` stores 1 of the tensors" in hinted
     assert [(o["name"], o["carried"]) for o in said["left_out"]] == [("model.norm.weight", True)]
     assert said["missing_share"] < 0.04
     config = json.loads((adapt.folder / "out" / "adapter_config.json").read_text())
@@ -95,7 +95,7 @@ def test_what_was_fused_is_extracted_again(adapt):
 @pytest.mark.parametrize(
     ("code", "arguments", "words"),
     [
-        (2, ["--base", "base-7b", "--tuned", "./tuned"], "nothing says how much to keep"),
+        (2, ["--base", "base-7b", "--tuned", "./tuned"], "no option chooses the rank"),
         (2, ["--base", "base-7b", "--tuned", "./tuned", "--rank", "1", "--energy", "0.5"], "--rank and --energy"),
         (10, ["--base", "base-7b", "--tuned", "nobody", "--rank", "1"], "no base `nobody`"),
         (11, ["--base", "base-7b", "--tuned", "./base", "--rank", "1"], "nothing to extract"),

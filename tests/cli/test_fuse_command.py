@@ -216,7 +216,7 @@ def test_a_large_loss_comes_with_advice(tmp_path: Path) -> None:
     done = adapt("fuse", adapter, "--base", base, "--into", "out", "--root", "home", cwd=tmp_path)
 
     assert done.returncode == 0
-    assert "keep the adapter beside its base" in done.stderr
+    assert "use the adapter unfused" in done.stderr
 
 
 def test_a_file_size_limit_is_told_plainly_and_leaves_nothing(installed: Library, tmp_path: Path) -> None:

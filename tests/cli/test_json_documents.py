@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from adapterhub.cli import cli, documents
 from tests.cli.test_cli import leaves
@@ -26,6 +28,15 @@ GOLDENS = Path(__file__).resolve().parent.parent / "goldens" / "json"
 TYPES = {name: kind for chapter in documents.CHAPTERS.values() for name, kind in chapter.items()}
 OWN_TEST = {"demo"}
 """Documents that need a real model."""
+
+
+def problems(document: Any, kind: Any) -> list[str]:
+    """Missing, unknown and wrong fields, each with its place."""
+    try:
+        TypeAdapter(kind).validate_python(document, strict=True, extra="forbid")
+    except ValidationError as error:
+        return [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+    return []
 
 
 def golden(name: str) -> Path:
@@ -56,7 +67,7 @@ def compare(said: dict[str, Any], *, update: bool) -> list[str]:
 def test_documents_are_of_their_types_and_as_the_golden_files_say(tmp_path, online, request):
     with world(tmp_path) as made:
         said = say_everything(made)
-        wrong = [f"{name}: {p}" for name, document in said.items() for p in documents.problems(document, TYPES[name])]
+        wrong = [f"{name}: {p}" for name, document in said.items() for p in problems(document, TYPES[name])]
         different = compare(
             {name: made.steady(name) for name in said},
             update=request.config.getoption("--update-goldens"),
@@ -79,7 +90,7 @@ def test_the_demo_answers_in_its_document(tmp_path, monkeypatch, request):
     document = Adapt(tmp_path).json("demo", "--root", tmp_path / "demo")
 
     told = steady(document, {str(tmp_path): "<folder>"})
-    assert list(documents.problems(document, TYPES["demo"])) == []
+    assert problems(document, TYPES["demo"]) == []
     assert compare({"demo": told}, update=request.config.getoption("--update-goldens")) == []
 
 
@@ -92,31 +103,43 @@ def test_every_command_has_a_golden_file_and_every_golden_file_a_type():
     assert {name.partition(".")[0] for name in files} == commands | {ERROR}
 
 
+REMOTE = {"name": "a", "url": "b", "namespaces": [], "default": True, "signatures": None, "token": False}
+
+
 @pytest.mark.parametrize(
     ("document", "problem"),
     [
-        ({"name": 1}, "document.name: int, expected text"),
-        ({"url": None}, "document.url: null, expected text"),
-        ({"namespaces": ["a", 2]}, "document.namespaces[1]: int, expected text"),
-        ({"default": 0}, "document.default: int, expected true or false"),
-        ({"signatures": 3}, "document.signatures: int, expected text"),
-        ({"more": 1}, "document.more: not in Remote"),
+        ({"name": 1}, "name: Input should be a valid string"),
+        ({"url": None}, "url: Input should be a valid string"),
+        ({"namespaces": ["a", 2]}, "namespaces.1: Input should be a valid string"),
+        ({"default": 0}, "default: Input should be a valid boolean"),
+        ({"signatures": 3}, "signatures: Input should be a valid string"),
+        ({"more": 1}, "more: Extra inputs are not permitted"),
     ],
 )
 def test_a_document_of_another_shape_is_told(document, problem):
-    right = {"name": "a", "url": "b", "namespaces": [], "default": True, "signatures": None, "token": False}
-
-    assert list(documents.problems(right, TYPES["remote-add"])) == []
-    found = list(documents.problems(right | document, TYPES["remote-add"]))
-    assert [text.replace("NoneType", "null") for text in found] == [problem]
+    assert problems(REMOTE, TYPES["remote-add"]) == []
+    assert problems(REMOTE | document, TYPES["remote-add"]) == [problem]
 
 
 def test_a_missing_field_is_told_unless_it_may_be_missing():
     finding = dict.fromkeys(["code", "severity", "where", "message", "expected"], "")
     error = {"error": {"type": "NotFound", "message": "no", "exit_code": 10}}
 
-    assert list(documents.problems(finding, documents.Finding)) == ["document.hint: missing"]
-    assert list(documents.problems(error, documents.Failure)) == []
+    assert problems(finding, documents.Finding) == ["hint: Field required"]
+    assert problems(error, documents.Failure) == []
+
+
+def test_the_published_schemas_know_a_right_document_from_a_wrong_one():
+    schemas = json.loads((ROOT / "docs" / "reference" / "schemas" / "documents.json").read_text(encoding="utf-8"))
+    remote = jsonschema_rs.validator_for(schemas | {"$ref": "#/properties/remote-add"})
+
+    assert jsonschema_rs.meta.is_valid(schemas)
+    assert schemas["properties"].keys() == TYPES.keys()
+    assert remote.is_valid(REMOTE)
+    assert remote.is_valid(REMOTE | {"added in a later release": 1})
+    assert not remote.is_valid(REMOTE | {"name": 1})
+    assert not remote.is_valid({"name": "a"})
 
 
 def test_commands_do_not_import_the_types(tmp_path):

@@ -252,13 +252,13 @@ print([name for name in ("torch", "transformers", "peft", "numpy", "rich", "bits
         (["a", "Hi", "there"], "3 words"),
         (["Hi", "--compare", "a", "b", "none"], "--compare legal-qa,summarize,none"),
         (["--with", "a:1,b:1", "b", "Hi"], "2 words"),
-        (["--with", "a", "Hi", "--compare", "a"], "to answer twice"),
+        (["--with", "a", "Hi", "--compare", "a"], "is named twice"),
         (["--with", "a:x,b:1", "Hi"], "expected a spec, a colon and a number"),
         (["a", "Hi", "--system", "x", "--no-chat"], "--no-chat"),
-        (["a", "Hi", "--seed", "1"], "--seed is for drawing"),
-        (["a", "Hi", "--temperature", "0", "--top-p", "0.5"], "--top-p is for drawing"),
+        (["a", "Hi", "--seed", "1"], "`--seed` needs sampling"),
+        (["a", "Hi", "--temperature", "0", "--top-p", "0.5"], "`--top-p` needs sampling"),
         (["a", "Hi", "--out", "x"], "--batch"),
-        (["a", "--batch", "x", "--compare", "b"], "one prompt"),
+        (["a", "--batch", "x", "--compare", "b"], "exclude each other"),
         (["a", "Hi", "--batch", "x"], "2 words"),
         (["a", ""], "the prompt is empty"),
         (["a", "x" * 300], "300 tokens"),
@@ -277,7 +277,7 @@ def test_adapters_for_two_bases_are_not_asked_together(tmp_path: Path, made: Pat
 
     said = adapt.fails(2, "run", "a@one", "Hi", "--compare", "b@two")
 
-    assert "one base runs at a time" in said
+    assert "only one can run at a time" in said
 
 
 def test_packing_without_its_package_names_the_extra(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

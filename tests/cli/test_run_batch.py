@@ -66,7 +66,7 @@ def test_rows_of_a_batch_are_answered_as_they_are_alone(
     questions = [Question(text=row["prompt"], system=row.get("system")) for row in ROWS]
     expected = [alone(made, model, row["adapter"], q) for row, q in zip(ROWS, questions, strict=True)]
     answers = [json.loads(line) for line in out.read_text().splitlines()]
-    assert (done.exit_code, done.stdout) == (0, f"9 answers in {out}\n"), done.stderr
+    assert (done.exit_code, done.stdout) == (0, f"wrote 9 answers to {out}\n"), done.stderr
     assert [answer["text"] for answer in answers] == expected
     assert [{k: v for k, v in a.items() if k not in {"text", "tokens"}} for a in answers] == ROWS
     assert "tokens/s" in done.stderr
@@ -111,7 +111,7 @@ def test_every_wrong_line_is_told_before_anything_is_loaded(adapt: Adapt, tmp_pa
 
     told = [line.split(":")[0].strip() for line in said.splitlines() if line.startswith("  line")]
     assert told == [f"line {number}" for number in (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13)]
-    assert "Nothing was answered" in said
+    assert "nothing was answered" in said
     assert "loading base" not in said
     assert not (tmp_path / "out.jsonl").exists()
 

@@ -317,7 +317,7 @@ def test_what_is_not_sound_is_no_for_everybody(adapt: Adapt, tmp_path: Path) -> 
     done = adapt("check", str(folder), "--target", "vllm", "--target", "peft")
 
     assert done.exit_code == 11
-    assert "not sound: [E_NONFINITE]" in done.stdout
+    assert "invalid: [E_NONFINITE]" in done.stdout
     assert "yes" not in done.stdout
 
 
@@ -326,7 +326,7 @@ def test_an_adapter_of_another_base_is_no(adapt: Adapt, tmp_path: Path) -> None:
 
     done = adapt("check", str(folder), "--target", "vllm", "--base", "base-7b")
 
-    assert (done.exit_code, "not sound: [E_" in done.stdout) == (11, True)
+    assert (done.exit_code, "invalid: [E_" in done.stdout) == (11, True)
 
 
 def test_what_cannot_be_read_is_refused_with_its_findings(adapt: Adapt, tmp_path: Path) -> None:

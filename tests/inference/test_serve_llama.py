@@ -134,8 +134,8 @@ def test_what_llama_cpp_cannot_carry_is_refused_before_anything_starts(tmp_path:
     options = ["--base", "base-7b", "--engine", "llama.cpp", "--gguf", "base.gguf", "--llama-server", sys.executable]
 
     assert "DoRA" in adapt.fails(11, "serve", "dora", *options)
-    assert "--cpu-slots is for vLLM" in adapt.fails(2, "serve", "a", *options, "--cpu-slots", "3")
-    assert "needs the base as GGUF" in adapt.fails(2, "serve", "a", "--base", "base-7b", "--engine", "llama.cpp")
+    assert "`--cpu-slots` is for vLLM" in adapt.fails(2, "serve", "a", *options, "--cpu-slots", "3")
+    assert "needs `--gguf`" in adapt.fails(2, "serve", "a", "--base", "base-7b", "--engine", "llama.cpp")
 
 
 def test_a_machine_without_the_server_is_told_how_to_get_it() -> None:

@@ -259,7 +259,7 @@ def test_the_command_prints_a_table_and_one_document(adapt, tmp_path):
 def test_what_nobody_knows_is_exit_code_10(adapt, tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
 
-    assert "nothing is known of `notes.txt`" in adapt("identify", "notes.txt").stderr
+    assert "`notes.txt` matches no adapter" in adapt("identify", "notes.txt").stderr
     assert adapt("identify", "notes.txt").exit_code == 10
     assert "is not there" in adapt.fails(10, "identify", "./nowhere")
 

@@ -411,7 +411,7 @@ def test_info_says_that_the_policy_of_the_project_would_refuse_an_installed_buil
 
     assert small["policy_refusal"] is None
     assert large["policy_refusal"] == "rank 32, policy `max-rank` is 16"
-    line = "policy\tthe project refuses it: rank 32, policy `max-rank` is 16\n"
+    line = "policy\trefused by the project's policy: rank 32, policy `max-rank` is 16\n"
     assert line in both_installed.ok("info", "legal-qa==2.0.0")
     assert "\npolicy\t" not in both_installed.ok("info", "legal-qa==1.0.0")
 

@@ -11,11 +11,18 @@ from hypothesis import strategies as st
 
 from adapterhub.core.errors import Conflict, Malformed, NotFound
 from adapterhub.core.specs import AdapterSpec, BaseSpec, parse_name
-from adapterhub.projects.file.editing import create_project, project_of, remove_adapter, save_adapter, with_adapter
+from adapterhub.projects.file.editing import (
+    create_project,
+    project_of,
+    text_of_project,
+    with_adapter,
+    without_adapters,
+    write_project,
+)
 from adapterhub.projects.file.reading import parse_project
 from adapterhub.projects.lock.staleness import wanted_text
 from adapterhub.projects.project import find_project, read_project
-from adapterhub.projects.values import Policy, ProjectRemote, Wanted
+from adapterhub.projects.values import Policy, Project, ProjectRemote, Wanted
 from adapterhub.weights.recipes.toml.values import Inner, Leaf
 
 WHOLE = """\
@@ -65,6 +72,14 @@ def problems(text: str) -> list[str]:
 
 def wanted(key: str, spec: str, **more) -> Wanted:
     return Wanted(key=parse_name(key), spec=AdapterSpec.parse(spec), **more)
+
+
+def save(folder: Path, wanted: Wanted) -> Project:
+    return write_project(folder, with_adapter(text_of_project(folder), wanted))
+
+
+def remove(folder: Path, *names: str) -> Project:
+    return write_project(folder, without_adapters(text_of_project(folder), [parse_name(name) for name in names]))
 
 
 # ---------------------------------------------------------------- reading
@@ -214,8 +229,8 @@ def test_a_folder_without_a_project_file_is_none(tmp_path):
 def test_saving_keeps_comments_order_and_spaces(tmp_path):
     (tmp_path / "adapters.toml").write_text(WHOLE)
 
-    save_adapter(tmp_path, wanted("legal-qa", "legal-qa>=2"))
-    save_adapter(tmp_path, wanted("new", "acme/new>=1", min_rank=4))
+    save(tmp_path, wanted("legal-qa", "legal-qa>=2"))
+    save(tmp_path, wanted("new", "acme/new>=1", min_rank=4))
 
     expected = WHOLE.replace('legal-qa = ">=1.2,<2" ', 'legal-qa = ">=2" ').replace(
         'whatever = ""\n', 'whatever = ""\nnew = {spec = "acme/new>=1", min-rank = 4}\n'
@@ -238,7 +253,7 @@ def test_saving_keeps_comments_order_and_spaces(tmp_path):
 def test_a_new_adapter_stands_before_what_belongs_to_the_next_table(tmp_path, before, behind, line_end):
     (tmp_path / "adapters.toml").write_bytes((before + behind).replace("\n", line_end).encode())
 
-    save_adapter(tmp_path, wanted("new", "new>=1"))
+    save(tmp_path, wanted("new", "new>=1"))
 
     expected = f'{before}new = ">=1"\n{behind}'.replace("\n", line_end).encode()
     assert (tmp_path / "adapters.toml").read_bytes() == expected
@@ -247,8 +262,8 @@ def test_a_new_adapter_stands_before_what_belongs_to_the_next_table(tmp_path, be
 def test_an_adapter_moves_between_groups_and_leaves_no_second_entry(tmp_path):
     (tmp_path / "adapters.toml").write_text(WHOLE)
 
-    project = save_adapter(tmp_path, wanted("judge", "judge>=2"))
-    moved = save_adapter(tmp_path, wanted("any", "any", group="extra"))
+    project = save(tmp_path, wanted("judge", "judge>=2"))
+    moved = save(tmp_path, wanted("any", "any", group="extra"))
 
     assert next(w for w in project.adapters if w.key == "judge").group is None
     assert next(w for w in moved.adapters if w.key == "any").group == "extra"
@@ -259,12 +274,12 @@ def test_what_a_merge_is_made_of_is_not_taken_out_without_it(tmp_path):
     (tmp_path / "adapters.toml").write_text(WHOLE)
 
     with pytest.raises(Conflict, match="`brief` goes into `legal-summary`"):
-        remove_adapter(tmp_path, parse_name("brief"))
+        remove(tmp_path, "brief")
     with pytest.raises(NotFound, match="no `breif`; did you mean `brief`"):
-        remove_adapter(tmp_path, parse_name("breif"))
+        remove(tmp_path, "breif")
     assert (tmp_path / "adapters.toml").read_text() == WHOLE
 
-    project = remove_adapter(tmp_path, parse_name("brief"), parse_name("legal-summary"))
+    project = remove(tmp_path, "brief", "legal-summary")
     assert [w.key for w in project.wanted] == ["legal-qa", "summarize", "any", "whatever", "judge"]
 
 
@@ -272,7 +287,7 @@ def test_a_merge_keeps_its_name(tmp_path):
     (tmp_path / "adapters.toml").write_text(WHOLE)
 
     with pytest.raises(Conflict, match="`legal-summary` is a merge of this project"):
-        save_adapter(tmp_path, wanted("legal-summary", "legal-summary"))
+        save(tmp_path, wanted("legal-summary", "legal-summary"))
 
 
 def test_a_project_is_not_made_twice(tmp_path):

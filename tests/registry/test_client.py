@@ -440,7 +440,7 @@ def test_refusals_are_one_plain_line_with_their_exit_code(server, homes, team):
     assert f"`{team}`" in bob.fails(10, "install", "legal-qa@base-7b")
     assert "offline" in bob.fails(13, "info", f"{team}/legal-qa", "--offline")
     assert "nowhere" in bob.fails(10, "info", f"{team}/legal-qa", "--remote", "nowhere")
-    assert "does not take this token" in bob.fails(14, "remote", "login", "ours", "--token", "adp_wrong")
+    assert "refuses this token" in bob.fails(14, "remote", "login", "ours", "--token", "adp_wrong")
     assert bob.json("remote", "list")[0]["token"] is False
     assert "HF_HUB_OFFLINE" in bob.fails(13, "install", f"{team}/legal-qa@base-7b", HF_HUB_OFFLINE="1")
     assert "could not be reached" in bob.fails(13, "info", "a/b", "--remote", "http://127.0.0.1:9")

@@ -216,12 +216,14 @@ def test_no_figure_is_said_of_what_has_no_shape_in_common(adapt, tmp_path):
     wide = load_file(tmp_path / "wide" / WEIGHTS)
     save_file(tensors | {name: wide[name] for name in wide if "v_proj" in name}, both / WEIGHTS)
 
-    assert adapt.ok("diff", "legal-qa==1.0", "./wide").startswith("no figure: nothing has the same shape in both\n")
+    assert adapt.ok("diff", "legal-qa==1.0", "./wide").startswith(
+        "cannot compare the updates: no tensor has the same shape in both\n"
+    )
     assert f", without {LAYERS} of other shapes" in adapt.ok("diff", "legal-qa==1.0", "./both").splitlines()[0]
 
 
 @pytest.mark.parametrize(("arguments", "code", "said"), [
-    (["base", "./1.0"], 10, "hint: `./base` names the folder"),
+    (["base", "./1.0"], 10, "hint: write `./base` to name the folder"),
     (["./nowhere", "./1.0"], 10, "no folder `./nowhere`"),
     (["nothing", "./1.0"], 10, "no adapter `nothing`"),
     (["./base", "./1.0"], 16, "adapter_config.json"),

@@ -216,7 +216,7 @@ def test_a_result_that_is_not_the_recorded_one_is_said(adapt):
     done = adapt("merge", "--recipe", path)
 
     assert done.exit_code == 0
-    assert f"the recipe recorded {DIGEST}" in done.stderr
+    assert f"the recipe records {DIGEST}" in done.stderr
 
 
 def test_metrics_of_the_author_stay_and_measured_ones_are_measured(adapt, elsewhere):

@@ -1,4 +1,4 @@
-"""`adapt add`: a PEFT output folder becomes a release in the library."""
+"""`adapt add`: add a PEFT output folder to the library as a release."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--name", required=True, metavar="NAME", help="Name of the adapter: lower case, digits, `.`, `-`, `_`.")
-@click.option("--base", type=BASE, help="The base it was trained on; without it, the fingerprint stays unknown.")
-@click.option("--task", metavar="TASK", help="What it is for, such as `legal-qa`.")
+@click.option("--base", type=BASE, help="Record this base and check the shapes against it.")
+@click.option("--task", metavar="TASK", help="Record the task, such as `legal-qa`.")
 @click.option("--version", "version", default="1.0.0", show_default=True, metavar="VERSION", help="PEP 440 version.")
-@click.option("--description", default="", metavar="TEXT", help="One sentence for lists and search.")
-@click.option("--license", "licence", metavar="SPDX", help="Licence [default: the one its README names].")
+@click.option("--description", default="", metavar="TEXT", help="Describe the adapter in one sentence.")
+@click.option("--license", "licence", metavar="SPDX", help="Licence [default: the one in the folder's README].")
 @common
 def add(
     session: Session,
@@ -34,10 +34,11 @@ def add(
     description: str,
     licence: str | None,
 ) -> None:
-    """Take a PEFT output FOLDER into the library, after checking it.
+    """Check a PEFT output FOLDER and add it to the library.
 
-    Refused, with nothing stored: pickles, damaged or hostile files, NaN, tensors that do not pair or do not fit the
-    base, and a name and version that exist with other bytes.
+    Refuses pickles, damaged or hostile files, NaN, tensors that do not pair or do not fit the base, and a name and
+    version that exist with other bytes. A refused folder leaves nothing behind. Without --base, the adapter's base
+    stays unknown.
 
     \b
     Example:
@@ -56,17 +57,17 @@ def add(
         added = library.add(folder, about, base=record, progress=progress)
     say_added(session, added, "added")
     if record is None and added.created:
-        session.out.note(f"the base is not known by content; `adapt base pin {name} BASE` records it")
+        session.out.note(f"the base is unknown; record it with `adapt base pin {name} BASE`")
 
 
 def say_added(session: Session, added: Added, verb: str) -> None:
-    """What was added, and the warnings of its checks."""
+    """Print the added build and the warnings of its checks."""
     build, manifest = added.build, added.build.manifest
     for finding in added.report.warnings:
         session.out.warn(f"[{finding.code}] {finding.message}")
     base = session.library.base_label(build.base) or "an unknown base"
     size = size_text(manifest.size_bytes)
-    state = verb if added.created else "already there:"
+    state = verb if added.created else "already installed:"
     session.out.result(
         added_document(added),
         lambda: session.out.line(f"{state} {build.full_name} {manifest.label} for {base}  {size}  {manifest.digest}"),
@@ -74,7 +75,7 @@ def say_added(session: Session, added: Added, verb: str) -> None:
 
 
 def added_document(added: Added) -> dict[str, Any]:
-    """The JSON of one added build."""
+    """The JSON document of an added build."""
     build, manifest = added.build, added.build.manifest
     return {
         "name": build.full_name,

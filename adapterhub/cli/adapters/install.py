@@ -1,4 +1,4 @@
-"""`adapt install`: choose a build that fits, show it, bring it in."""
+"""`adapt install`: choose a build that fits, show it and install it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.adapters.add import added_document
-from adapterhub.cli.adapters.requirements import read_requirements
 from adapterhub.cli.options.params import (
     BASE,
     SPEC,
@@ -25,8 +24,8 @@ from adapterhub.cli.options.project_policy import exclude_newer_option
 from adapterhub.cli.options.saving import project_to_save_in, save_and_tell, save_options
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import UsageProblem
+from adapterhub.distribution.requirements import read_requirements
 from adapterhub.projects.places import SpecSources, editing, objection_from, project_base
-from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
@@ -44,18 +43,19 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE",
-    help="Also every spec of a plain list, as `adapt export --requirements` writes it; `-` reads stdin.",
+    help="Also install every spec in FILE, as `adapt export --requirements` writes it; `-` reads stdin.",
 )
 @places_option(
-    "A library, a directory of published builds, or a PEFT folder; may be repeated [default: ADAPTERHUB_SOURCES]."
+    "Also look in this library, directory of published builds or PEFT folder; may be repeated "
+    "[default: ADAPTERHUB_SOURCES]."
 )
-@click.option("--base", type=BASE, help="The base, where the spec names none.")
+@click.option("--base", type=BASE, help="Use this base for specs that name none.")
 @rank_options
-@click.option("--dry-run", is_flag=True, help="Say what would be installed, from where, how many bytes; do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be installed, from where, and its size; change nothing.")
 @click.option(
     "--allow-base-mismatch",
     is_flag=True,
-    help="Take a build made for other weights of the same shapes (a fine-tune); recorded.",
+    help="Accept a build made for other weights of the same shapes (a fine-tune), and record that.",
 )
 @exclude_newer_option
 @save_options
@@ -85,10 +85,12 @@ def install(
 ) -> None:
     """Install an adapter that fits a base.
 
-    `legal-qa@base-7b` is looked up in the library, in the places of --from, then in the namespaces of the remotes.
-    `acme/legal-qa@base-7b` is asked of the remote that has `acme`, else of the default server. Versions: `==1.2`,
-    `>=1.2,<2`, `~=1.4`. What is installed already is not copied again. Inside a project its base is meant where none
-    is named, its remotes are asked first, and its policy holds; --save makes the adapter one of the project.
+    `legal-qa@base-7b` is looked up in the library, then in the places of --from, then in the namespaces of the remotes.
+    `acme/legal-qa@base-7b` comes from the remote of namespace `acme`, else from the default remote. A version is
+    `==1.2`, `>=1.2,<2` or `~=1.4`. An installed build is not downloaded again.
+
+    Inside a project, the project's base applies where a spec names none, its remotes come first, and its policy
+    applies. --save adds the adapter to the project.
 
     \b
     Examples:
@@ -99,15 +101,15 @@ def install(
       adapt install 'acme/legal-qa~=1.2' --save
       adapt install -r adapters.txt
     """
+    from adapterhub.api.steps.installing import install_one, plan_one
     from adapterhub.distribution.choosing import RankBounds
-    from adapterhub.distribution.install import plan_install, run_install
     from adapterhub.projects.saving import Saved
 
     specs = (*specs, *(spec for path in lists for spec in read_requirements(path)))
     if not specs:
-        hint = "`adapt install NAME@BASE`; in a project, `adapt sync` installs what is locked"
+        hint = "run `adapt install NAME@BASE`; in a project, `adapt sync` installs the locked adapters"
         raise UsageProblem(
-            "nothing to install: no spec, and none in the list" if lists else "say what to install", hint=hint
+            "nothing to install: the list is empty" if lists else "give at least one adapter to install", hint=hint
         )
     objection = objection_from(session, exclude_newer)
     library = session.library
@@ -121,25 +123,20 @@ def install(
     documents: list[dict[str, Any]] = []
     installed: list[Saved] = []
     for spec in specs:
-        sources = sources_of(spec)
-        plan = plan_install(
-            library,
+        plan = plan_one(
+            session,
             spec,
-            sources,
-            wanted=wanted_from(library, spec, base if spec.base is None or base_is_typed else spec.base),
+            sources_of,
+            base=base,
+            base_is_typed=base_is_typed,
             bounds=bounds,
             allow_base_mismatch=allow_base_mismatch,
             objection=objection,
         )
-        for warning in plan.resolution.warnings:
-            session.out.warn(warning)
         if dry_run:
             documents.append(_plan_document(plan))
             continue
-        with session.out.progress(f"install {spec.full_name}", plan.copy_bytes) as progress:
-            added = run_install(library, plan, progress, signatures=signatures or sources_of.policy_of(plan.source))
-        for finding in added.report.warnings if added else ():
-            session.out.warn(f"[{finding.code}] {finding.message}")
+        added = install_one(session, plan, sources_of, signatures, bars=session.out, what=spec.full_name)
         documents.append(_done_document(plan, added))
         installed.append(Saved(spec=spec, bounds=bounds, plan=plan))
     if to_save_in is not None:
@@ -152,7 +149,7 @@ def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) ->
     for d in documents:
         what = f"{d['name']} {d['version']}" + (f" (rank {d['rank']})" if d["rank"] else "")
         if d["present"]:
-            session.out.line(f"{what} is installed already: {d['path']}")
+            session.out.line(f"{what} is already installed: {d['path']}")
         elif dry_run:
             session.out.line(
                 f"would install {what} from {d['source']}: {size_text(d['copy_bytes'])} "
@@ -161,7 +158,7 @@ def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) ->
             for entry in d["files"]:
                 session.out.line(
                     f"  {entry['path']}  {entry['size_bytes']:,} bytes  {entry['sha256']}"
-                    f"{'' if entry['fetch'] else '  (in the store already)'}"
+                    f"{'' if entry['fetch'] else '  (already in the store)'}"
                 )
         else:
             session.out.line(f"installed {what} from {d['source']}  {d['path']}")

@@ -1,4 +1,4 @@
-"""`adapt list --format`: adapters as other programs take them, a name and a plain PEFT folder each."""
+"""`adapt list --format`: adapters in the notation of other programs, each a name and a plain PEFT folder."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.cli.output import json_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from adapterhub.cli.options.params import Session
     from adapterhub.library.store.index import BuildRow
 
@@ -24,11 +23,11 @@ _NOT_A_NAME: Final = re.compile(r"[^A-Za-z0-9_]")
 
 
 def project_adapters(session: Session, folder: Path) -> list[dict[str, Any]]:
-    """What is in the project's `adapters/`, under the names of the project; what is not there yet is told.
+    """The adapters in the project's `adapters/`, under their names there; warns about missing ones.
 
     Raises:
-        NotFound, Malformed: nothing is locked, or the lock file is damaged.
-        SignatureRefused, NamespaceBound: a build may not be used.
+        NotFound, Malformed: there is no lock file, or it is damaged.
+        SignatureRefused, NamespaceBound: a policy forbids using a build.
     """
     from adapterhub.core.disk.home import ADAPTERS_FOLDER
     from adapterhub.projects.builds import ensure_admissible
@@ -44,23 +43,23 @@ def project_adapters(session: Session, folder: Path) -> list[dict[str, Any]]:
             continue
         found.append(_adapter(entry.key, place, entry.version, entry.digest, entry.rank))
     if missing:
-        session.out.warn(f"not in `{ADAPTERS_FOLDER}/` yet: {', '.join(missing)}")
-        session.out.hint("`adapt sync` brings them")
+        session.out.warn(f"missing from `{ADAPTERS_FOLDER}/`: {', '.join(missing)}")
+        session.out.hint("run `adapt sync`")
     return sorted(found, key=lambda one: one["name"])
 
 
 def library_adapters(session: Session, rows: Sequence[BuildRow]) -> list[dict[str, Any]]:
-    """Installed builds; where several have a name, version and rank tell them apart.
+    """Installed builds; builds that share a name also get their version and rank in it.
 
     Raises:
-        SignatureRefused, NamespaceBound: a build may not be used, which other programs would do.
+        SignatureRefused, NamespaceBound: a policy forbids using a build, so other programs must not get it.
     """
     from adapterhub.library.admission.installed import Admission
 
     library = session.library
     admission = Admission(library)
-    asked = [row for row in rows if admission.asks_of(row.namespace or None)]
-    admission.ensure_all_usable((library.read_build(session.root / row.folder), None) for row in asked)
+    restricted = [row for row in rows if admission.asks_of(row.namespace or None)]
+    admission.ensure_all_usable((library.read_build(session.root / row.folder), None) for row in restricted)
     count = Counter(row.full_name for row in rows)
     named = Counter(_long_name(row) for row in rows)
 
@@ -77,12 +76,12 @@ def _long_name(row: BuildRow) -> str:
 
 
 def _adapter(name: str, place: str | Path, version: str, digest: str, rank: int | None) -> dict[str, Any]:
-    path = os.path.abspath(place)  # noqa: PTH100 - no links are resolved: the name that the user gave stays
+    path = os.path.abspath(place)  # noqa: PTH100 - keeps links: the name that the user gave stays
     return {"name": name, "path": path, "version": version, "digest": digest, "rank": rank}
 
 
 def lines_of(adapters: Sequence[dict[str, Any]], form: str) -> Iterator[str]:
-    """One line for each: an argument of vLLM's `--lora-modules`, or a call of PEFT."""
+    """One line for each adapter: an argument of vLLM's `--lora-modules`, or a call of PEFT."""
     if form == "json":
         yield json_text(adapters, indent=1)
         return
@@ -91,12 +90,12 @@ def lines_of(adapters: Sequence[dict[str, Any]], form: str) -> Iterator[str]:
 
 
 def _vllm(name: str, path: str) -> str:
-    """`name=path`; as JSON, which vLLM takes as well, where the path holds what would end it."""
+    """`name=path`, or JSON, which vLLM also accepts, when a character in the path would end it."""
     if _NOT_PLAIN.search(name + path):
         return json_text({"name": name, "path": path}, compact=True)
     return f"{name}={path}"
 
 
 def _peft(name: str, path: str) -> str:
-    """PEFT's names become names of modules, in which a dot means a module inside."""
+    """A call of PEFT; its adapter names become module names, in which a dot would mean a submodule."""
     return f"model.load_adapter({json.dumps(path)}, adapter_name={json.dumps(_NOT_A_NAME.sub('_', name))})"

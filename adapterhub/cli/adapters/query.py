@@ -1,4 +1,4 @@
-"""`adapt list`, `search`, `path`: questions to the library, answered from the index."""
+"""`adapt list`, `search` and `path`: queries to the library, answered from the index."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.finding import ask, find_build
+from adapterhub.api.steps.searching import COLUMNS, base_name, search_installed
 from adapterhub.cli.completion.completing import complete_remote
-from adapterhub.cli.options.asking import ask, find_build
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_options
 from adapterhub.cli.output import size_text
 
@@ -19,21 +20,19 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.library.store.index import BuildRow
 
-_COLUMNS = ("name", "version", "base", "task", "rank", "method", "size")
-
 
 @click.command("list")
-@click.option("--base", type=BASE, help="Only installed adapters for this base.")
+@click.option("--base", type=BASE, help="List only adapters for this base.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["vllm", "peft", "json"]),
-    help="Names and folders for vLLM's --lora-modules, as calls of PEFT, or as JSON.",
+    help="Print names and folders as vLLM's --lora-modules, as calls of PEFT, or as JSON.",
 )
 @project_option
 @common
 def list_(session: Session, base: BaseSpec | None, form: str | None) -> None:
-    """List installed adapters; with --format inside a project, those of the project.
+    """List installed adapters; inside a project, --format lists the project's adapters.
 
     \b
     Examples:
@@ -46,7 +45,11 @@ def list_(session: Session, base: BaseSpec | None, form: str | None) -> None:
     from adapterhub.cli.adapters.list_formats import library_adapters, lines_of, project_adapters
 
     folder = session.project_folder if base is None else None
-    adapters = library_adapters(session, _rows(session, base)) if folder is None else project_adapters(session, folder)
+    adapters = (
+        library_adapters(session, search_installed(session, base))
+        if folder is None
+        else project_adapters(session, folder)
+    )
 
     def text() -> None:
         for line in lines_of(adapters, form):
@@ -57,15 +60,15 @@ def list_(session: Session, base: BaseSpec | None, form: str | None) -> None:
 
 @click.command()
 @click.argument("text", nargs=-1)
-@click.option("--base", type=BASE, help="For this base: alias, Hub id, digest prefix or path.")
-@click.option("--task", default="", metavar="TASK", help="With exactly this task.")
+@click.option("--base", type=BASE, help="Find adapters for this base: alias, Hub id, digest prefix or path.")
+@click.option("--task", default="", metavar="TASK", help="Find adapters with exactly this task.")
 @rank_options
-@click.option("--method", default="", metavar="METHOD", help="PEFT type or variant, such as `lora` or `rslora`.")
+@click.option("--method", default="", metavar="METHOD", help="Find this PEFT type or variant, such as `rslora`.")
 @click.option(
-    "--remote", metavar="NAME|URL", shell_complete=complete_remote, help="Ask this server instead of the library."
+    "--remote", metavar="NAME|URL", shell_complete=complete_remote, help="Search this server instead of the library."
 )
-@click.option("--token", metavar="TOKEN", help="Access token for --remote [default: the one of `remote login`].")
-@click.option("--limit", type=click.IntRange(min=1), default=100, metavar="N", help="With --remote, at most so many.")
+@click.option("--token", metavar="TOKEN", help="Access token for --remote [default: that of `adapt remote login`].")
+@click.option("--limit", type=click.IntRange(min=1), default=100, metavar="N", help="With --remote: show at most N.")
 @common
 def search(
     session: Session,
@@ -80,7 +83,7 @@ def search(
     token: str | None,
     limit: int,
 ) -> None:
-    """Search installed adapters, or with --remote those on a server; TEXT is in name, task or description.
+    """Search installed adapters, or a server's with --remote, for TEXT in name, task or description.
 
     \b
     Examples:
@@ -94,8 +97,8 @@ def search(
         from adapterhub.distribution.hub import Search
 
         low, high = (rank, rank) if rank is not None else (min_rank, max_rank)
-        asked = Search(text=" ".join(text), task=task, min_rank=low, max_rank=high, method=method, limit=limit)
-        search_remote(session, hub, base, asked)
+        query = Search(text=" ".join(text), task=task, min_rank=low, max_rank=high, method=method, limit=limit)
+        search_remote(session, hub, base, query)
         return
     _answer(
         session,
@@ -109,55 +112,22 @@ def search(
     )
 
 
-def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filters: Any) -> None:  # noqa: ANN401 - Filters' fields
-    rows = _rows(session, base, text=text, **filters)
+def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filters: Any) -> None:
+    rows = search_installed(session, base, text=text, **filters)
     aliases = ask(session, lambda index: index.aliases())
     session.out.result(
         lambda: [_row_document(row, aliases, session.root) for row in rows],
-        lambda: session.out.table(_COLUMNS, _cells(rows, aliases), right=("rank", "size")),
+        lambda: session.out.table(COLUMNS, _cells(rows, aliases), right=("rank", "size")),
     )
     if not rows and not session.out.as_json:
         session.out.hint(
-            "nothing matches; `adapt add FOLDER --name NAME` or `adapt install NAME@BASE` brings adapters in"
+            "no adapter matches; `adapt add FOLDER --name NAME` and `adapt install NAME@BASE` add adapters"
         )
-
-
-def _rows(session: Session, base: BaseSpec | None, **filters: Any) -> list[BuildRow]:  # noqa: ANN401 - Filters' fields
-    from adapterhub.library.store.index import Filters
-
-    fingerprints, hub_id = (None, "") if base is None else _base_filter(session, base)
-    asked = Filters(bases=fingerprints, base_hub_id=hub_id, **filters)
-    return ask(session, lambda index: index.search(asked))
-
-
-def _base_filter(session: Session, base: BaseSpec) -> tuple[tuple[str, ...] | None, str]:
-    """Fingerprints that count as `base`, or the Hub id when the base is known by name only."""
-    known = {row.alias: row.weights for row in ask(session, lambda index: index.bases())}
-    if base.kind == "alias" and base.text in known:
-        return ask(session, lambda index: index.equivalents(known[base.text])), ""
-    from adapterhub.library.bases.requested import requested_base
-
-    library = session.library
-    wanted = requested_base(base, library.bases)
-    assert wanted is not None
-    if wanted.record is not None:
-        weights = wanted.record.fingerprint.weights
-        if weights in known.values():
-            return ask(session, lambda index: index.equivalents(weights)), ""
-        return library.catalog.declared_like(wanted.record.fingerprint), ""
-    if wanted.digest_prefix is not None:
-        declared = ask(session, lambda index: index.declared_bases())
-        return tuple(w for w in declared if w.startswith(wanted.digest_prefix)), ""
-    return None, wanted.hub_id or ""
-
-
-def _base_name(row: BuildRow, aliases: dict[str, str]) -> str:
-    return aliases.get(row.base_weights) or row.base_hub_id or row.base_weights[7:19] or "unknown"
 
 
 def _cells(rows: Sequence[BuildRow], aliases: dict[str, str]) -> list[tuple[object, ...]]:
     return [
-        (r.full_name, r.version, _base_name(r, aliases), r.task, r.rank, r.method.lower(), size_text(r.size_bytes))
+        (r.full_name, r.version, base_name(r, aliases), r.task, r.rank, r.method.lower(), size_text(r.size_bytes))
         for r in rows
     ]
 
@@ -166,7 +136,7 @@ def _row_document(row: BuildRow, aliases: dict[str, str], root: Path) -> dict[st
     document = {name: None if value == "" else value for name, value in row._asdict().items()}
     del document["folder"]
     document["path"] = os.fspath(root / row.folder)
-    document["base"] = _base_name(row, aliases)
+    document["base"] = base_name(row, aliases)
     document["method"] = row.method.split(",")
     document["target_modules"] = row.target_modules.split(",") if row.target_modules else []
     return document
@@ -177,7 +147,7 @@ def _row_document(row: BuildRow, aliases: dict[str, str], root: Path) -> dict[st
 @rank_options
 @common
 def path(session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | None, max_rank: int | None) -> None:
-    """Print the plain PEFT folder of an adapter, for any tool that reads PEFT.
+    """Print the path of an adapter's plain PEFT folder, for any tool that reads PEFT.
 
     \b
     Example:
@@ -186,5 +156,5 @@ def path(session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | 
     from adapterhub.distribution.choosing import RankBounds
 
     bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
-    build = find_build(session, spec, bounds, for_use=True)  # by other programs
+    build = find_build(session, spec, bounds, for_use=True)  # another program will use it
     session.out.result({"path": str(build.folder)}, lambda: session.out.line(str(build.folder)))

@@ -1,4 +1,4 @@
-"""`adapt remove`: an installed adapter goes; `adapt gc` frees its space."""
+"""`adapt remove`: remove an installed adapter; `adapt gc` frees its space."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.finding import installed_builds
 from adapterhub.cli.options.params import SPEC, Session, common
-from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
 
 
 @click.command()
 @click.argument("spec", type=SPEC)
-@click.option("--all-versions", is_flag=True, help="Every build by that name.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--all-versions", is_flag=True, help="Remove every build with this name.")
+@click.option("--yes", "-y", is_flag=True, help="Remove without a prompt.")
 @common
 def remove(session: Session, spec: AdapterSpec, all_versions: bool, yes: bool) -> None:
-    """Remove an installed adapter; its bytes stay in the store until `adapt gc`.
+    """Remove an adapter from the library. Its bytes stay in the store until `adapt gc`.
 
     \b
     Example:
@@ -35,41 +34,25 @@ def remove(session: Session, spec: AdapterSpec, all_versions: bool, yes: bool) -
     names = confirm_removal(builds, yes=yes)
     library.remove(builds)
     session.out.result([removed_document(b) for b in builds], lambda: session.out.line(f"removed {names}"))
-    session.out.hint("`adapt gc` frees the space")
-
-
-def installed_builds(library: Library, spec: AdapterSpec, *, all_versions: bool) -> list[Installed]:
-    """The installed build that `spec` means, or all by its name.
-
-    Raises:
-        AdapterNotFound: none is installed.
-    """
-    from adapterhub.distribution.choosing import look_up
-
-    if not all_versions:
-        return [look_up(library, spec, wanted=wanted_from(library, spec, None))[0]]
-    builds = library.builds_named(spec.name, spec.namespace)
-    if not builds:
-        raise library.not_installed(spec.full_name)
-    return builds
+    session.out.hint("`adapt gc` frees the disk space")
 
 
 def confirm_removal(builds: Sequence[Installed], *, yes: bool) -> str:
-    """The names of what is to be removed, once somebody said yes to it.
+    """Ask before the removal of `builds`; returns their names.
 
     Raises:
-        UsageProblem: nobody can be asked.
+        UsageProblem: confirmation is needed and stdin is not a terminal.
     """
     from adapterhub.core.errors import UsageProblem
 
     names = ", ".join(f"{b.full_name} {b.manifest.label}" for b in builds)
     if names and not yes:
         if not sys.stdin.isatty():
-            raise UsageProblem(f"removing {names} needs `--yes` where nobody can be asked")
+            raise UsageProblem(f"cannot ask before removing {names}: not a terminal", hint="pass `--yes` to confirm")
         click.confirm(f"Remove {names}?", abort=True, err=True)
     return names
 
 
 def removed_document(build: Installed) -> dict[str, Any]:
-    """What was removed."""
+    """The JSON document of a removed build."""
     return {"name": build.full_name, "version": build.manifest.version, "digest": build.manifest.digest}

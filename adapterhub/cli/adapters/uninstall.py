@@ -1,4 +1,4 @@
-"""`adapt uninstall`: `remove`, which also takes the adapter out of the project when asked."""
+"""`adapt uninstall`: like `remove`, but with --save also removes the adapter from the project."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.adapters.remove import confirm_removal, installed_builds, removed_document
+from adapterhub.api.steps.finding import installed_builds
+from adapterhub.cli.adapters.remove import confirm_removal, removed_document
 from adapterhub.cli.options.params import SPEC, Session, common, project_option
 
 if TYPE_CHECKING:
@@ -16,16 +17,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("specs", nargs=-1, required=True, type=SPEC, metavar="SPEC...")
-@click.option("--save", is_flag=True, help="Take it out of the project's adapters.toml and adapters.lock, too.")
-@click.option("--all-versions", is_flag=True, help="Every build by that name.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--save", is_flag=True, help="Also remove it from the project's adapters.toml and adapters.lock.")
+@click.option("--all-versions", is_flag=True, help="Remove every build with this name.")
+@click.option("--yes", "-y", is_flag=True, help="Remove without a prompt.")
 @project_option
 @common
 def uninstall(session: Session, specs: tuple[AdapterSpec, ...], save: bool, all_versions: bool, yes: bool) -> None:
-    """Remove installed adapters; with --save out of the project, too.
+    """Remove adapters from the library, and from the project with --save.
 
-    The bytes stay in the store until `adapt gc`. With --save, a name is one of the project, and an adapter that other
-    names of the project stand for stays installed. What merges of the project are made of is refused.
+    Their bytes stay in the store until `adapt gc`. With --save, give the names that the project uses; a build that
+    another name of the project uses stays installed. Refuses to remove an adapter that the project's merges need.
 
     \b
     Examples:
@@ -48,7 +49,7 @@ def uninstall(session: Session, specs: tuple[AdapterSpec, ...], save: bool, all_
     take_out(session, project, keys)
     library.remove(builds)
     _tell(session, builds, keys)
-    session.out.hint("`adapt sync --prune` takes it out of `adapters/`")
+    session.out.hint("`adapt sync --prune` removes it from `adapters/`")
 
 
 def _tell(session: Session, builds: list[Installed], keys: list[AdapterName]) -> None:
@@ -56,9 +57,9 @@ def _tell(session: Session, builds: list[Installed], keys: list[AdapterName]) ->
         if builds:
             session.out.line(f"removed {', '.join(f'{b.full_name} {b.manifest.label}' for b in builds)}")
         for key in keys:
-            session.out.line(f"took {key} out of the project")
+            session.out.line(f"removed {key} from the project")
 
     document: dict[str, Any] = {"removed": [removed_document(b) for b in builds], "project_names": list(keys)}
     session.out.result(document, text)
     if builds:
-        session.out.hint("`adapt gc` frees the space")
+        session.out.hint("`adapt gc` frees the disk space")

@@ -1,7 +1,7 @@
-"""What a shell offers: names read straight from the index, the base records and the project file.
+"""Completions for shells: names read straight from the index, the base records and the project file.
 
-Nothing heavy is imported, no server is asked, and whatever cannot be read is offered as nothing. A project file may be
-a stranger's and what is offered is typed into a shell: only names of our own grammar are offered.
+Imports nothing heavy, contacts no server, and skips files that it cannot read. A project file may come from a stranger,
+and the shell types the completion, so only names that match our own grammar are offered.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 PROJECT_FILE: Final = "adapters.toml"
-"""As in `project/values.py`, whose imports cost more than the whole of this."""
+"""As in `projects/values.py`, whose import costs more than all of this module."""
 
 _SAFE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,200}")
 _REQUIREMENT: Final = re.compile(r"(?P<head>[a-z0-9._/-]+(?:@[A-Za-z0-9._/-]+?)?==)(?P<version>[A-Za-z0-9.+!_-]*)")
 _MAX_PROJECT_BYTES: Final = 4_000_000
 
 
-# ---------------------------------------------------------------- what there is
+# ---------------------------------------------------------------- sources of names
 def _root(context: click.Context) -> Path:
     root = context.params.get("root")
     return Path(root) if root else default_root(os.environ)
@@ -47,7 +47,7 @@ def _aliases(root: Path) -> list[str]:
 
 
 def _aliases_for(root: Path, name: str) -> list[str]:
-    """Aliases of the bases that builds of an adapter are for; every alias when none is known."""
+    """Aliases of the bases that an adapter's builds are for; every alias if none is known."""
     from adapterhub.library.store.index import Filters, Index
 
     index = Index(root / "index.db")
@@ -76,7 +76,7 @@ def _remotes(root: Path) -> list[str]:
 
 
 def _project(context: click.Context) -> Mapping[str, Any]:
-    """The project file found upwards from the working directory (or in `--project`), as plain TOML; {} without one."""
+    """The project file found upwards from the working directory (or in `--project`) as plain TOML; {} without one."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -99,13 +99,13 @@ def _keys(project: Mapping[str, Any]) -> Iterator[str]:
     yield from project.get("merges", {})
 
 
-# ---------------------------------------------------------------- what fits
-def _offer(found: Callable[[click.Context, str], Iterable[str]]) -> Completer:
-    """A completer of what `found` gives: safe names that begin with what was typed, once each, in order."""
+# ---------------------------------------------------------------- completers
+def _offer(source: Callable[[click.Context, str], Iterable[str]]) -> Completer:
+    """A completer of the names in `source`: safe ones that begin with the typed text, sorted, without duplicates."""
 
     def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
         try:
-            names = list(dict.fromkeys(found(context, incomplete)))
+            names = list(dict.fromkeys(source(context, incomplete)))
         except Exception:  # noqa: BLE001 - completion must never disturb the prompt
             return []
         fits = sorted(name for name in names if name.startswith(incomplete) and _SAFE.fullmatch(name))
@@ -120,10 +120,10 @@ def _items(values: Iterable[str], kind: str = "plain") -> list[CompletionItem]:
     return [CompletionItem(value, type=kind) for value in values]
 
 
-def _quietly(found: Callable[[], Iterable[str]]) -> list[str]:
-    """One of several places that may be unreadable, without taking the others along."""
+def _quietly(source: Callable[[], Iterable[str]]) -> list[str]:
+    """The names in `source`, or none if it is unreadable, so that other sources still count."""
     try:
-        return list(found())
+        return list(source())
     except Exception:  # noqa: BLE001 - as in `_offer`
         return []
 
@@ -152,7 +152,7 @@ complete_remote = _offer(
 
 
 def complete_spec(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Installed names and those of the project; after `@` bases they are for, after `==` versions there are."""
+    """Names of installed adapters and of the project; after `@` matching bases, after `==` known versions."""
     root = _root(context)
     if match := _REQUIREMENT.fullmatch(incomplete):
         name = match["head"].rstrip("=").partition("@")[0]
@@ -169,8 +169,8 @@ def complete_spec(context: click.Context, _parameter: click.Parameter, incomplet
 def complete_spec_or_folder(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """As `complete_spec`; what begins as a path is left to the shell, which knows the folders."""
-    if incomplete.startswith((".", "/", "~")):  # `specs.names_folder`, whose imports cost more than the whole of this
+    """As `complete_spec`, but the shell itself completes paths."""
+    if incomplete.startswith((".", "/", "~")):  # as `specs.names_folder`, whose import costs more than this module
         return _items([incomplete], "dir")
     return complete_spec(context, parameter, incomplete)
 
@@ -178,12 +178,12 @@ def complete_spec_or_folder(
 def complete_specs_with_commas(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """As `complete_spec`, for the last of several with commas between."""
+    """As `complete_spec`, for the last spec of a comma-separated list."""
     done, comma, last = incomplete.rpartition(",")
     return _items(done + comma + item.value for item in complete_spec(context, parameter, last))
 
 
 def complete_first_spec(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """As `complete_spec` for the first word; what follows is text."""
+    """As `complete_spec` for the first word; later words are text."""
     given = context.params.get(parameter.name or "") or ()
     return [] if given else complete_spec(context, parameter, incomplete)

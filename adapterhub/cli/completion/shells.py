@@ -1,9 +1,8 @@
-"""The three shells: the script each reads once, and the answer it gets at every press of the key.
+"""The completion script of each shell, and the answer to each completion request.
 
-All three send one thing, the command line up to the cursor (`ADAPT_LINE`), and get lines of `kind<TAB>value<TAB>help`.
-Words are taken apart here and not by the shell: bash breaks `legal-qa@base-7b` at the `@` and `--base=x` at the `=`,
-and replaces only what stands after the break. It sends that piece (`ADAPT_WORD`), and gets values without what stands
-before it.
+Every shell sends the command line up to the cursor (`ADAPT_LINE`) and gets lines of `kind<TAB>value<TAB>help`. This
+module splits the words itself, because bash breaks `legal-qa@base-7b` at the `@` and `--base=x` at the `=` and replaces
+only the part after the break. It sends that part (`ADAPT_WORD`) and gets values without the text before it.
 """
 
 from __future__ import annotations
@@ -87,19 +86,19 @@ complete --no-files --command %(prog_name)s --arguments "(%(complete_func)s)"
 
 
 class _Shell(ShellComplete):
-    """What the three have in common."""
+    """The parts that all shells share."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """The whole words after the command, and the one that is being typed."""
+        """The complete words after the command, and the word being typed."""
         line = os.environ.get("ADAPT_LINE", "")
         words = split_arg_string(line)
         typed = "" if not words or line[-1:].isspace() else words.pop()
         return words[1:], typed
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
-        """As they replace what the shell takes for the word."""
+        """Completions without the part that the shell keeps."""
         found = super().get_completions(args, incomplete)
-        # what is found for `--base=b` is a value of the option; for `--ba` it is the option itself
+        # A completion of `--base=b` is a value of the option; one of `--ba` is the option itself.
         before = "".join(incomplete.partition("=")[:2]) if incomplete.startswith("--") and "=" in incomplete else ""
         cut = len(incomplete) - len(self.replaced(incomplete))
         for item in found:
@@ -108,11 +107,11 @@ class _Shell(ShellComplete):
         return found
 
     def replaced(self, incomplete: str) -> str:
-        """The end of the word that the shell puts the value in place of."""
+        """The end of the word that the shell replaces."""
         return incomplete
 
     def format_completion(self, item: CompletionItem) -> str:
-        """One line; what would break it is left out."""
+        """One line, with everything removed that would break it."""
         return "\t".join((item.type, *(" ".join(str(text or "").split()) for text in (item.value, item.help))))
 
 
@@ -123,7 +122,7 @@ class Bash(_Shell):
     source_template: ClassVar[str] = _BASH
 
     def replaced(self, incomplete: str) -> str:
-        """What bash gave as the word, if it is the end of ours."""
+        """The word that bash sent, if our word ends with it."""
         word = os.environ.get("ADAPT_WORD", incomplete)
         return word if incomplete.endswith(word) else incomplete
 
@@ -146,12 +145,12 @@ SHELLS: Final = {shell.name: shell for shell in (Bash, Zsh, Fish)}
 
 
 def script(cli: click.Command, shell: str) -> str:
-    """What a shell reads once, to know our completion."""
+    """The script that sets up completion in a shell."""
     return SHELLS[shell](cli, {}, "adapt", VARIABLE).source()
 
 
 def answer(cli: click.Command, instruction: str) -> int:
-    """Answer a shell, as `bash_complete` or `bash_source` asks; the exit code. What cannot be completed is no error."""
+    """Answer `bash_complete` or `bash_source`; returns the exit code. A line that cannot be completed is no error."""
     name, _, what = instruction.partition("_")
     if name not in SHELLS:
         return UsageProblem.exit_code
@@ -159,7 +158,7 @@ def answer(cli: click.Command, instruction: str) -> int:
         text = script(cli, name) if what == "source" else SHELLS[name](cli, {}, "adapt", VARIABLE).complete()
         sys.stdout.write(f"{text}\n" if text else "")
         sys.stdout.flush()
-    except Exception:  # a line that no command takes; a traceback would be printed into the prompt
+    except Exception:  # no command takes this line; a traceback would spoil the prompt
         if os.environ.get("ADAPTERHUB_DEBUG"):
             raise
     return 0

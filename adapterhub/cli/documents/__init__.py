@@ -1,6 +1,7 @@
 """The documents that commands print with `--json`, as types for the reference, tests, and scripts in Python.
 
     document: documents.Listed = json.loads(…)
+    document = pydantic.TypeAdapter(list[documents.Listed]).validate_json(…)
 
 Commands do not import them. A field that may be missing is `NotRequired`; one that may be null is `| None`. A release
 may add fields. Only a new major version may rename or drop one, or change its type or meaning.
@@ -8,15 +9,14 @@ may add fields. Only a new major version may rename or drop one, or change its t
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 from adapterhub.cli.documents._engines import ENGINES
 from adapterhub.cli.documents._library import ADAPTERS, BASES, Listed
-from adapterhub.cli.documents._page import page_of
-from adapterhub.cli.documents._parts import Added, Finding, Manifest, NotRequired
-from adapterhub.cli.documents._projects import PROJECTS, VERBS
+from adapterhub.cli.documents._parts import Added, Finding, Manifest, NotRequired, TypedDict
+from adapterhub.cli.documents._projects import PROJECTS
 from adapterhub.cli.documents._servers import KEYS, REGISTRY, SERVERS
-from adapterhub.cli.documents._shape import problems
+from adapterhub.cli.documents._verbs import VERBS
 from adapterhub.cli.documents._weights import ANSWERS, WEIGHTS
 
 __all__ = [
@@ -26,8 +26,6 @@ __all__ = [
     "Finding",
     "Listed",
     "Manifest",
-    "page_of",
-    "problems",
 ]
 
 

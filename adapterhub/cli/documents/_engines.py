@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
-from adapterhub.cli.documents._parts import Digest, Finding, NotRequired, Size
+from adapterhub.cli.documents._parts import Digest, Finding, NotRequired, Size, TypedDict
 
 
 # ---------------------------------------------------------------- would it be read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 from adapterhub.cli.documents._parts import (
     Added,
@@ -16,6 +16,7 @@ from adapterhub.cli.documents._parts import (
     Path,
     Refusal,
     Size,
+    TypedDict,
     Use,
     Verdict,
 )
@@ -231,7 +232,7 @@ class Audited(TypedDict):
 class Audit(TypedDict):
     """The audit of all adapters."""
 
-    schema: Annotated[str, "`adapterhub/library/audit/1`"]
+    schema: Annotated[str, "`adapterhub/audit/1`"]
     exit_code: Annotated[int, "exit code of the command"]
     counts: Annotated[dict[str, int], "number of findings by severity"]
     ignored: Annotated[int, "number of findings left out by --ignore"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
-if sys.version_info >= (3, 11):
-    from typing import NotRequired
+if sys.version_info >= (3, 12):  # pydantic refuses the TypedDict of older ones
+    from typing import NotRequired, TypedDict
 else:
-    from typing_extensions import NotRequired
+    from typing_extensions import NotRequired, TypedDict
 
 __all__ = [
     "Added",
@@ -24,6 +24,7 @@ __all__ = [
     "Path",
     "Refusal",
     "Size",
+    "TypedDict",
     "Use",
     "Verdict",
     "WeightedAdapter",

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
-from adapterhub.cli.documents._parts import Digest, File, Manifest, ModuleGroup, NotRequired, Path, Size, Verdict
+from adapterhub.cli.documents._parts import (
+    Digest,
+    File,
+    Manifest,
+    ModuleGroup,
+    NotRequired,
+    Path,
+    Size,
+    TypedDict,
+    Verdict,
+)
 
 
 # ---------------------------------------------------------------- keys

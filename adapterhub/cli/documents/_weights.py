@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
-from adapterhub.cli.documents._parts import Added, Digest, NotRequired, Path, Size, Verdict, WeightedAdapter
+from adapterhub.cli.documents._parts import Added, Digest, NotRequired, Path, Size, TypedDict, Verdict, WeightedAdapter
 
 Ranks = Annotated[dict[str, int], "number of modules by rank"]
 

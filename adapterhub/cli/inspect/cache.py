@@ -1,4 +1,4 @@
-"""`adapt cache` and `adapt gc`: what takes the library's space, and freeing what nobody needs."""
+"""`adapt cache` and `adapt gc`: show what uses the library's disk space, and free what is unused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.options.params import Session, common
-from adapterhub.cli.output import size_text
+from adapterhub.cli.output import listed, size_text
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ _COLUMNS = ("holder", "kind", "objects", "size", "alone")
 
 
 @click.command()
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Rows to show.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Show N rows.")
 @common
 def cache(session: Session, limit: int) -> None:
-    """Show what takes the library's space: installed adapters, projects and processes, the largest first.
+    """Show what uses the library's disk space: adapters, projects and processes, the largest first.
 
-    Several may hold the same bytes; `alone` is what nobody else holds, and would be free without this holder.
+    Holders can share bytes. The column `alone` counts the bytes that only this holder needs.
 
     \b
     Example:
@@ -37,7 +37,7 @@ def cache(session: Session, limit: int) -> None:
     if len(space.held) > limit:
         session.out.note(f"{len(space.held) - limit} more; `--limit {len(space.held)}` shows them")
     if space.unused_objects:
-        session.out.hint("`adapt gc` frees what nobody holds; `adapt gc --unused` also what no project needs")
+        session.out.hint("`adapt gc` deletes unused objects; `adapt gc --unused` also adapters that no project needs")
 
 
 def _document(session: Session, space: Space) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _say(session: Session, space: Space, limit: int) -> None:
         for one in space.held[:limit]
     ]
     if space.unused_objects:
-        rows.append(("nobody", "", space.unused_objects, size_text(space.unused_bytes), size_text(space.unused_bytes)))
+        rows.append(("unused", "", space.unused_objects, size_text(space.unused_bytes), size_text(space.unused_bytes)))
     session.out.table(_COLUMNS, rows, right=("objects", "size", "alone"))
     session.out.line(f"{space.objects} objects, {size_text(space.size_bytes)} in {session.root}")
     for name, size in space.other:
@@ -75,22 +75,22 @@ def _say(session: Session, space: Space, limit: int) -> None:
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Say what would go; delete nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted; delete nothing.")
 @click.option(
     "--grace",
     "grace_s",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="Spare objects younger than this [default: 3600].",
+    help="Keep objects younger than this [default: 3600].",
 )
-@click.option("--unused", is_flag=True, help="First remove installed adapters that no project and no process needs.")
-@click.option("--yes", "-y", is_flag=True, help="With --unused: do not ask.")
+@click.option("--unused", is_flag=True, help="First remove adapters that no project and no process needs.")
+@click.option("--yes", "-y", is_flag=True, help="With --unused: remove without a prompt.")
 @common
 def gc(session: Session, dry_run: bool, grace_s: float | None, unused: bool, yes: bool) -> None:
     """Delete objects that no installed adapter, project or running process uses.
 
-    A project counts from its first `adapt lock` or `adapt sync` until its folder is gone. With --unused an installed
-    adapter stays only if a project's lock file or a process needs it, or a merge that one of them needs.
+    A project counts from its first `adapt lock` or `adapt sync` until its folder is gone. With --unused, an adapter
+    stays only if a project's lock file, a running process or a needed merge uses it.
 
     \b
     Examples:
@@ -108,7 +108,7 @@ def gc(session: Session, dry_run: bool, grace_s: float | None, unused: bool, yes
         library.remove(builds)
     if not dry_run:
         for folder in KnownProjects(session.root).forget_gone():
-            session.out.note(f"the project `{folder}` is gone, and holds nothing any more")
+            session.out.note(f"the project `{folder}` is gone and no longer keeps anything")
     swept = library.gc(grace_s=GRACE_S if grace_s is None else grace_s, dry_run=dry_run)
     gone, spared = sum(s for _, s in swept.gone), sum(s for _, s in swept.spared)
 
@@ -140,30 +140,30 @@ def gc(session: Session, dry_run: bool, grace_s: float | None, unused: bool, yes
         text,
     )
     if dry_run and builds:
-        session.out.note("what these would free comes on top")
+        session.out.note("the space of these adapters is not counted above")
     _tell_kept(session, swept, spared)
 
 
 def _confirm(session: Session, builds: list[Installed], *, yes: bool) -> None:
-    names = ", ".join(f"{b.full_name} {b.manifest.label}" for b in builds[:20])
-    more = f" and {len(builds) - 20} more" if len(builds) > 20 else ""  # noqa: PLR2004 - what one can read
+    names = listed([f"{b.full_name} {b.manifest.label}" for b in builds], 20)
     if yes:
         return
     if not sys.stdin.isatty():
         raise UsageProblem(
-            f"removing {names}{more} needs `--yes` where nobody can be asked", hint="`adapt gc --unused --dry-run`"
+            f"cannot ask before removing {names}: not a terminal",
+            hint="pass `--yes` to confirm, or see `adapt gc --unused --dry-run`",
         )
-    session.out.warn(f"no project and no process needs {names}{more}")
-    click.confirm(f"Remove {len(builds)}?", abort=True, err=True)
+    session.out.warn(f"no project and no process needs {names}")
+    click.confirm(f"Remove {len(builds)} adapters?", abort=True, err=True)
 
 
 def _tell_kept(session: Session, swept: Swept, spared_bytes: int) -> None:
     for claim in swept.claims:
-        session.out.note(f"kept what `{claim.what}` needs: {claim.holder}")
+        session.out.note(f"kept the files that `{claim.what}` uses: {claim.holder}")
         if not claim.holder.is_here:
-            session.out.hint(f"if that is over, delete `{claim.path}`; it counts for a day")
+            session.out.hint(f"if that process has ended, delete `{claim.path}`; it counts for a day")
     if swept.spared:
         session.out.hint(
-            f"{len(swept.spared)} unused objects ({size_text(spared_bytes)}) are young and were kept; "
-            "`adapt gc --grace 0` takes them, too"
+            f"kept {len(swept.spared)} unused objects ({size_text(spared_bytes)}) that are young; "
+            "`adapt gc --grace 0` deletes them, too"
         )

@@ -1,28 +1,21 @@
-"""`adapt check`: would an engine read these adapters, and read them right?"""
+"""`adapt check`: check whether an engine reads adapters correctly."""
 
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from adapterhub.api.steps.checking import Checked, checked_by, subjects_to_check
 from adapterhub.cli.completion.completing import complete_engine, complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common
-from adapterhub.core.errors import EXIT_SOME_FAILED, Incompatible, RefusedAdapter, UsageProblem, shown
-from adapterhub.projects.session import wanted_from
+from adapterhub.core.errors import EXIT_SOME_FAILED, Incompatible, UsageProblem, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.inference.engines import Verdict
-    from adapterhub.library.bases.records import BaseRecord
-    from adapterhub.library.library import Library
-    from adapterhub.library.store.catalog import Installed
-    from adapterhub.trust.verify import Report
 
 
 @click.command()
@@ -33,22 +26,22 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="ENGINE[@VERSION]",
     shell_complete=complete_engine,
-    help="An engine, such as `vllm@0.32`, `llama.cpp`, `ollama`, `peft`, `tgi`, `sglang`; repeatable [default: all].",
+    help="Check this engine: `vllm@0.32`, `llama.cpp`, `ollama`, `peft`, `tgi`, `sglang`; repeatable [default: all].",
 )
-@click.option("--all", "everything", is_flag=True, help="Every installed adapter.")
-@click.option("--base", type=BASE, help="The base, where the adapter declares none.")
+@click.option("--all", "everything", is_flag=True, help="Check every installed adapter.")
+@click.option("--base", type=BASE, help="Use this base for adapters that declare none.")
 @common
 def check(
     session: Session, adapters: tuple[str, ...], targets: tuple[str, ...], everything: bool, base: BaseSpec | None
 ) -> None:
-    """Say, for each adapter and engine, yes or no, why, and which flags the engine needs.
+    """Check which engines read an adapter correctly, why not, and which flags each engine needs.
 
-    No engine checks what it loads: numbers that are not finite spoil the answers of everybody else, and a setting that
-    an engine does not know it leaves out without a word. So an adapter is verified first, as `adapt verify` does, and
-    an engine that reads it as another adapter counts as no, like one that refuses it. The rules were read in the
-    engines' sources; the page about engines names them.
+    Engines do not check what they load: NaN in one adapter spoils the answers of others, and settings that an engine
+    does not know are ignored. So the command first verifies an adapter, as `adapt verify` does, and an engine that
+    misreads it counts as no, like one that refuses it. The rules come from the engines' sources; the reference page
+    about engines lists them.
 
-    Exit code 0: every answer is yes. 3: some are no. 11: all are no.
+    Exits with code 0 when every answer is yes, 3 when some are no, and 11 when all are no.
 
     \b
     Examples:
@@ -59,12 +52,12 @@ def check(
     from adapterhub.inference.engines import names, parse_target
 
     if bool(adapters) == everything:
-        raise UsageProblem("give adapters or folders, or `--all`", hint="`adapt check --help` shows examples")
+        raise UsageProblem("give adapters or folders, or `--all`", hint="see the examples of `adapt check --help`")
     chosen = targets or names()
     for target in chosen:
         parse_target(target)
     library = session.project_library
-    checked = [_checked(one, chosen) for one in _asked(library, adapters, base)]
+    checked = [checked_by(one, chosen) for one in subjects_to_check(library, adapters, base)]
     session.out.result([one.to_json() for one in checked], lambda: _say(session, checked, chosen))
     answers = [one.says_yes(verdict) for one in checked for verdict in one.verdicts]
     if answers and not any(answers):
@@ -73,87 +66,7 @@ def check(
         raise SystemExit(EXIT_SOME_FAILED)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """One adapter: its files, what `verify` found in them, and its base as far as it is known."""
-
-    label: str
-    folder: Path
-    report: Report
-    record: BaseRecord | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Checked:
-    """One adapter with its verdicts."""
-
-    label: str
-    report: Report
-    verdicts: tuple[Verdict, ...]
-
-    def says_yes(self, verdict: Verdict) -> bool:
-        return verdict.ok and not self.report.errors
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "adapter": self.label,
-            "status": self.report.status,
-            "errors": [finding.to_json() for finding in self.report.errors],
-            "verdicts": [{**verdict.to_json(), "ok": self.says_yes(verdict)} for verdict in self.verdicts],
-        }
-
-
-def _asked(library: Library, adapters: tuple[str, ...], base: BaseSpec | None) -> list[_Asked]:
-    from adapterhub.core.specs import AdapterSpec, names_folder
-    from adapterhub.distribution.choosing import look_up
-    from adapterhub.trust.verify import verify_folder
-
-    named = library.bases.find(base) if base is not None else None
-
-    def of_build(build: Installed) -> _Asked:
-        declared = build.base.fingerprint
-        record = library.bases.by_fingerprint(declared) if declared is not None else named
-        label = f"{build.full_name}=={build.manifest.version}"
-        return _Asked(label=label, folder=build.folder, report=library.verify(build, record), record=record)
-
-    if not adapters:
-        return [of_build(build) for build in library.installed()]
-    found = []
-    for text in adapters:
-        if names_folder(text):
-            folder = Path(text).expanduser()
-            report = verify_folder(
-                folder,
-                base_tensors=named.tensors if named else None,
-                base_fingerprint=named.fingerprint if named else None,
-            )
-            found.append(_Asked(label=text, folder=folder, report=report, record=named))
-        else:
-            spec = AdapterSpec.parse(text)
-            build, _ = look_up(library, spec, wanted=wanted_from(library, spec, base))
-            found.append(of_build(build))
-    return found
-
-
-def _checked(asked: _Asked, targets: Sequence[str]) -> _Checked:
-    from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-    from adapterhub.inference.engines import base_facts, judge
-    from adapterhub.trust.verify.checks.config import read_config_file
-    from adapterhub.trust.verify.checks.container import read_weights_header
-    from adapterhub.trust.verify.listing import list_folder
-
-    taken = list_folder(asked.folder).taken
-    if asked.report.facts is None or not {CONFIG_FILE, WEIGHTS_FILE} <= taken.keys():
-        listed = [(f.code, f.text) for f in asked.report.errors]
-        raise RefusedAdapter(f"`{shown(asked.label, 200)}` cannot be judged", listed)
-    config = read_config_file(taken[CONFIG_FILE])
-    weights = read_weights_header(taken[WEIGHTS_FILE])
-    facts = base_facts(asked.record)
-    verdicts = tuple(judge(target, config, weights, base=facts) for target in targets)
-    return _Checked(label=asked.label, report=asked.report, verdicts=verdicts)
-
-
-def _say(session: Session, checked: Sequence[_Checked], targets: Sequence[str]) -> None:
+def _say(session: Session, checked: Sequence[Checked], targets: Sequence[str]) -> None:
     from adapterhub.inference.engines import together
 
     out = session.out
@@ -161,7 +74,7 @@ def _say(session: Session, checked: Sequence[_Checked], targets: Sequence[str]) 
     for one in checked:
         out.line(shown(one.label, 200))
         for finding in one.report.errors:
-            out.line(f"  not sound: {finding}")
+            out.line(f"  invalid: {finding}")
         for verdict in one.verdicts:
             flags = shlex.join(verdict.flags) if one.says_yes(verdict) else ""
             out.line(f"  {verdict.target:{width}}  {'yes' if one.says_yes(verdict) else 'no'}  {flags}".rstrip())

@@ -1,22 +1,21 @@
-"""`adapt diff`: what is different between two adapters, byte for byte, setting for setting, and in their updates."""
+"""`adapt diff`: compare two adapters byte for byte, setting for setting, and by their updates."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.checking import side_of
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.output import json_text
-from adapterhub.core.errors import AdapterNotFound, shown
+from adapterhub.core.errors import shown
 
 if TYPE_CHECKING:
     from adapterhub.cli.output import Output
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.library.library import Library
-    from adapterhub.weights.compare.difference import Difference, Field, Side, Weights
+    from adapterhub.weights.compare.difference import Difference, Field, Weights
 
 _FEW = 5
 
@@ -24,15 +23,15 @@ _FEW = 5
 @click.command()
 @click.argument("first", metavar="SPEC|FOLDER", shell_complete=complete_spec_or_folder)
 @click.argument("second", metavar="SPEC|FOLDER", shell_complete=complete_spec_or_folder)
-@click.option("--base", type=BASE, help="The base, where the specs name none.")
-@click.option("--modules", is_flag=True, help="Show every module, not only those that are furthest apart.")
+@click.option("--base", type=BASE, help="Use this base for specs that name none.")
+@click.option("--modules", is_flag=True, help="Show every module, not only those that differ most.")
 @common
 def diff(session: Session, first: str, second: str, base: BaseSpec | None, modules: bool) -> None:
-    """Show what is different between two adapters: files, config, manifest, and the exact difference of their updates.
+    """Show the exact differences between two adapters: files, config, manifest and updates.
 
-    The figure is the Frobenius norm of the difference of the two updates, divided by that of the first. Two files that
-    hold the same update in other factors, or in another order, are found to be the same. To compare directions, signs
-    and spectra of unrelated adapters, use `adapt compare`.
+    The relative difference is the Frobenius norm of the difference of both updates, divided by the norm of the first.
+    Updates that are equal but factored or ordered differently count as the same. To compare directions, signs and
+    spectra of unrelated adapters, use `adapt compare`.
 
     \b
     Examples:
@@ -42,83 +41,58 @@ def diff(session: Session, first: str, second: str, base: BaseSpec | None, modul
     from adapterhub.weights.compare.difference import differ
 
     library = session.project_library
-    sides = [_side(library, text, base) for text in (first, second)]
+    sides = [side_of(library, text, base) for text in (first, second)]
     with session.out.progress("diff", None, unit="modules") as progress:
-        found = differ(sides[0], sides[1], progress)
+        difference = differ(sides[0], sides[1], progress)
 
     def document() -> dict[str, Any]:
         named = [
             {"label": side.label, "digest": side.manifest.digest if side.manifest else None, "path": str(side.folder)}
             for side in sides
         ]
-        return {"first": named[0], "second": named[1], **found.to_json()}
+        return {"first": named[0], "second": named[1], **difference.to_json()}
 
-    session.out.result(document, lambda: _say(session.out, found, modules=modules))
-    for caveat in found.weights.caveats if found.weights else ():
+    session.out.result(document, lambda: _say(session.out, difference, modules=modules))
+    for caveat in difference.weights.caveats if difference.weights else ():
         session.out.warn(caveat)
 
 
-def _side(library: Library, text: str, base: BaseSpec | None) -> Side:
-    from adapterhub.core.specs import AdapterSpec, names_folder
-    from adapterhub.distribution.choosing import look_up
-    from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
-    from adapterhub.projects.session import wanted_from
-    from adapterhub.weights.compare.difference import Side, side_of_folder
-
-    if names_folder(text):
-        folder = Path(text).expanduser()
-        if not folder.is_dir():
-            raise AdapterNotFound(
-                f"there is no folder `{shown(text, 200)}`", hint="`adapt list` shows what can be named without a path"
-            )
-        return side_of_folder(folder, text)
-    spec = AdapterSpec.parse(text)
-    try:
-        build, _ = look_up(library, spec, wanted=wanted_from(library, spec, base))
-    except AdapterNotFound as error:
-        if not Path(text).is_dir():
-            raise
-        raise AdapterNotFound(error.message, hint=f"`{shown(f'./{text}', 200)}` names the folder") from None
-    ensure_manifest_unchanged(library, build)
-    label = f"{build.full_name}=={build.manifest.version}"
-    return Side(folder=build.folder, label=label, manifest=build.manifest, base=build.base, is_installed=True)
-
-
-def _say(out: Output, found: Difference, *, modules: bool) -> None:
-    out.line(_summary(found))
+def _say(out: Output, difference: Difference, *, modules: bool) -> None:
+    out.line(_summary(difference))
     rows: list[tuple[object, ...]] = [
         ("file", pair.path, pair.first or "absent", pair.second or "absent")
-        for pair in found.files
+        for pair in difference.files
         if pair.first != pair.second
     ]
-    rows += [_row("config", field) for field in found.config]
-    rows += [_row("manifest", field) for field in found.manifest or ()]
-    if found.base.name not in ("SAME_WEIGHTS", "UNKNOWN"):
-        rows.append(("base", found.base.name, "", ""))
+    rows += [_row("config", field) for field in difference.config]
+    rows += [_row("manifest", field) for field in difference.manifest or ()]
+    if difference.base.name not in ("SAME_WEIGHTS", "UNKNOWN"):
+        rows.append(("base", difference.base.name, "", ""))
     if rows:
         out.line()
         out.table(("what", "name", "first", "second"), rows)
-    if found.weights is not None and not found.weights.is_same:
+    if difference.weights is not None and not difference.weights.is_same:
         out.line()
-        _say_weights(out, found.weights, modules=modules)
+        _say_weights(out, difference.weights, modules=modules)
 
 
-def _summary(found: Difference) -> str:
-    weights = found.weights
-    if found.is_identical:
+def _summary(difference: Difference) -> str:
+    weights = difference.weights
+    if difference.is_identical:
         return "identical: every file has the same bytes"
     if weights is None:
-        return "the same update: weights and config are the same, other files differ"
+        return "same update: weights and config are the same, other files differ"
     if weights.is_same:
-        return "the same update, stored otherwise: no module is apart by more than rounding"
+        return "same update, stored differently: no module differs by more than rounding"
     compared, unlike = len(weights.modules) + len(weights.others), len(weights.unlike)
     if not compared:
-        return "no figure: nothing has the same shape in both"
+        return "cannot compare the updates: no tensor has the same shape in both"
     relative = weights.whole.relative
-    said = f"{relative:.4g} of the first's norm" if relative is not None else f"norm {weights.whole.apart:.4g}"
+    size = f"{relative:.4g} of the first's norm" if relative is not None else f"norm {weights.whole.apart:.4g}"
     return (
-        f"apart by {said} ({weights.whole.first:.4g} and {weights.whole.second:.4g}, apart {weights.whole.apart:.4g})"
-        + (f", without {unlike} of other shapes" if unlike else "")
+        f"the updates differ by {size} "
+        f"(norms {weights.whole.first:.4g} and {weights.whole.second:.4g}, difference {weights.whole.apart:.4g})"
+        + (f", without {unlike} modules of other shapes" if unlike else "")
     )
 
 
@@ -129,14 +103,14 @@ def _say_weights(out: Output, weights: Weights, *, modules: bool) -> None:
         (one.name, _number(one.first), _number(one.second), _number(one.apart), _number(one.relative))
         for one in shown_ones
     ]
-    columns = ("module", "norm 1", "norm 2", "apart", "relative")
+    columns = ("module", "norm 1", "norm 2", "difference", "relative")
     if rows:
         out.table(columns, rows, right=columns[1:])
     if len(changed) > len(shown_ones):
         out.line(f"and {len(changed) - len(shown_ones)} more that differ")
     same = len(weights.modules) + len(weights.others) - len(changed)
     if same:
-        out.line(f"{same} the same")
+        out.line(f"{same} are the same")
     for name, why in list(weights.unlike.items())[: None if modules else _FEW]:
         out.line(f"{shown(name)}: {shown(why, 200)}")
 

@@ -1,4 +1,4 @@
-"""`adapt identify`: what a file or folder is that nobody remembers."""
+"""`adapt identify`: identify an unknown file or folder."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 @click.argument("path", metavar="FILE|FOLDER", type=click.Path(path_type=Path))
 @common
 def identify(session: Session, path: Path) -> None:
-    """Find out what a file or folder is: which adapter, for which base, and how sure that is.
+    """Identify a file or folder: which adapter it is, for which base, and how certain that is.
 
-    Matched by the digests of its files, then of its tensors, against what is and was installed; then by the names and
-    sizes of its modules against the registered bases and well-known families. `proven`: the bytes are the same.
-    `likely`: nothing else known here fits. `possible`: others fit as well, or only a name says so.
+    Compares the digests of its files and tensors with everything that is or was installed, then the names and sizes of
+    its modules with the registered bases and well-known model families. `proven`: the bytes are the same. `likely`: it
+    fits nothing else known here. `possible`: it fits others, too, or only its name matches.
 
-    Exit code 10: nothing is known of it.
+    Exits with code 10 when nothing matches.
 
     \b
     Examples:
@@ -35,31 +35,31 @@ def identify(session: Session, path: Path) -> None:
     from adapterhub.library.identify import identify as look
 
     with session.out.progress("identify", None) as progress:
-        found = look(session.library, path, progress)
-    for note in found.notes:
+        identity = look(session.library, path, progress)
+    for note in identity.notes:
         session.out.note(note)
-    if not found.matches:
+    if not identity.matches:
         raise NotFound(
-            f"nothing is known of `{shown(str(path), 200)}`: no adapter or object of the library has its bytes or "
-            "tensors, and no base its modules",
+            f"`{shown(str(path), 200)}` matches no adapter and no object of the library by its bytes or tensors, "
+            "and no base by its modules",
             hint="`adapt base add PATH` registers a base to compare with",
         )
-    session.out.result(found.to_json(), lambda: _say(session, found))
-    _hint(session, found)
+    session.out.result(identity.to_json(), lambda: _say(session, identity))
+    _hint(session, identity)
 
 
-def _say(session: Session, found: Identity) -> None:
-    rows = [(m.sure, m.what, m.name, m.how) for m in found.matches]
+def _say(session: Session, identity: Identity) -> None:
+    rows = [(m.sure, m.what, m.name, m.how) for m in identity.matches]
     session.out.table(("sure", "what", "name", "how"), rows)
 
 
-def _hint(session: Session, found: Identity) -> None:
-    """What to do with what was found."""
-    adapter = next((m for m in found.matches if m.what == "adapter" and m.sure == "proven" and m.folder), None)
+def _hint(session: Session, identity: Identity) -> None:
+    """Suggest the next command."""
+    adapter = next((m for m in identity.matches if m.what == "adapter" and m.sure == "proven" and m.folder), None)
     if adapter is not None:
-        session.out.hint(f"`adapt info {shlex.quote(shown(adapter.name))}` shows everything about it")
+        session.out.hint(f"`adapt info {shlex.quote(shown(adapter.name))}` shows its details")
         return
-    base = next((m for m in found.matches if m.what == "base" and m.sure != "possible" and m.folder), None)
-    if base is not None and found.path.is_dir():
-        folder = shlex.quote(str(found.path))
-        session.out.hint(f"`adapt add {folder} --name NAME --base {base.name}` takes it in, and checks that it fits")
+    base = next((m for m in identity.matches if m.what == "base" and m.sure != "possible" and m.folder), None)
+    if base is not None and identity.path.is_dir():
+        folder = shlex.quote(str(identity.path))
+        session.out.hint(f"`adapt add {folder} --name NAME --base {base.name}` checks that it fits and adds it")

@@ -1,4 +1,4 @@
-"""`adapt info`, also called `show`: everything about one adapter, installed or on a server."""
+"""`adapt info`, also called `show`: show the details of one adapter, installed or on a server."""
 
 from __future__ import annotations
 
@@ -6,27 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.inspect.info_modules import group_fields, modules_document
+from adapterhub.api.steps.describing import document_on_server
+from adapterhub.cli.inspect.info_modules import group_fields
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_options, remote_options
 from adapterhub.cli.options.project_policy import policy_fields
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
-from adapterhub.projects.places import refusal_here
-from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.choosing import RankBounds
-    from adapterhub.distribution.hub import Contents, Hub
-    from adapterhub.distribution.resolve import Resolution
-    from adapterhub.formats.release import Release
 
 
 @click.command()
 @click.argument("spec", type=SPEC)
-@click.option("--base", type=BASE, help="The base, where the spec names none.")
+@click.option("--base", type=BASE, help="Use this base if the spec names none.")
 @rank_options
-@click.option("--recipe", is_flag=True, help="Only how it was merged, as TOML for `adapt merge --recipe`.")
+@click.option("--recipe", is_flag=True, help="Show only the merge recipe, as TOML for `adapt merge --recipe`.")
 @remote_options
 @common
 def info(
@@ -41,11 +37,11 @@ def info(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Show everything about one adapter: base, files, modules with rank and alpha, lineage, signature, who uses it.
+    """Show the details of one adapter: base, files, modules with rank and alpha, lineage, signature and users.
 
-    What is installed is looked at here. What is not, or with --remote, is asked of a server: its manifest, its config
-    and the first bytes of its weights, before anything is installed. Inside a project it says whether the policy would
-    refuse the adapter. `adapt show` is the same command.
+    Shows an installed adapter if there is one. Otherwise, or with --remote, reads the manifest, the config and the
+    first bytes of the weights from a server and downloads nothing else. Inside a project, also shows whether the
+    project's policy refuses the adapter. `adapt show` is the same command.
 
     \b
     Examples:
@@ -87,64 +83,8 @@ def _show_remote(
     token: str | None,
     not_here: AdapterNotFound | NoCompatibleRelease | None,
 ) -> None:
-    sources = session.sources_of(spec, remote, token=token)
-    if not sources and not_here is not None:
-        raise not_here
-    from adapterhub.cli.options.choice import choose_release
-    from adapterhub.distribution.hub import Hub, HubNamespace
-
-    library = session.library
-    release, source, resolution = choose_release(
-        session, library, spec, sources, wanted=wanted_from(library, spec, base), bounds=bounds
-    )
-    hub = source.hub if isinstance(source, HubNamespace) else source
-    assert isinstance(hub, Hub)  # no other place was asked
-    contents = hub.contents(release)
-    document = _document(release, contents, resolution, hub)
-    document["policy_refusal"] = refusal_here(session, resolution.chosen)
+    document = document_on_server(session, spec, base, bounds, remote=remote, token=token, not_here=not_here)
     session.out.result(document, lambda: session.out.fields(_fields(document)))
-
-
-def header_document(contents: Contents) -> dict[str, Any]:
-    """What the header of the weights says, the settings of the config, and the groups of modules."""
-    from adapterhub.formats.modules.groups import modules_of
-
-    weights, config = contents.weights, contents.config
-    modules = modules_of(config, weights)
-    return {
-        "header": {
-            "tensors": len(weights.tensors),
-            "parameters": sum(spec.elements for spec in weights.tensors),
-            "dtypes": sorted({spec.dtype for spec in weights.tensors}),
-            "modules": len({spec.name.rpartition(".lora_")[0] for spec in weights.tensors if ".lora_" in spec.name}),
-        },
-        "config": {
-            "peft_type": config.peft_type,
-            "r": config.r,
-            "lora_alpha": config.lora_alpha,
-            "base_model_name_or_path": config.base_model_name_or_path,
-        },
-        **modules_document(modules),
-    }
-
-
-def _document(release: Release, contents: Contents, resolution: Resolution, hub: Hub) -> dict[str, Any]:
-    manifest = release.manifest
-    document = manifest.to_json()
-    document["base"].pop("samples", None)
-    return document | {
-        "name": release.full_name,
-        "digest": release.digest,
-        "installed": False,
-        "remote": hub.endpoint,
-        "repository": contents.repo,
-        "commit": contents.commit,
-        "yanked": release.yanked,
-        "base_verdict": resolution.chosen.verdict.name,
-        "size_bytes": manifest.size_bytes,
-        **header_document(contents),
-        "received_bytes": hub.received_bytes,
-    }
 
 
 def _fields(d: dict[str, Any]) -> list[tuple[str, object]]:

@@ -1,12 +1,10 @@
-"""The options that say how much of an update to keep, for commands that cut one update."""
+"""The options that set the rank at which a command cuts an update."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-
-from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,20 +16,20 @@ energy_option = click.option(
     "--energy",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="E",
-    help="Smallest rank of each module that keeps this share of its squared norm.",
+    help="Keep the smallest rank in each module that holds this share of the squared norm.",
 )
 max_error_option = click.option(
     "--max-error",
     type=click.FloatRange(0, 1, max_open=True),
     metavar="E",
-    help="Smallest rank of each module within this relative error.",
+    help="Keep the smallest rank in each module whose relative error is at most E.",
 )
 
 
 def cut_options(own_dtype: str) -> Callable[[F], F]:
-    """`--rank`, `--energy`, `--max-error`, `--dtype`; `own_dtype` says what the dtype is without the last."""
+    """`--rank`, `--energy`, `--max-error` and `--dtype`; `own_dtype` describes the default of `--dtype`."""
     options = (
-        click.option("--rank", type=click.IntRange(min=1), metavar="N", help="This rank in every module, at most."),
+        click.option("--rank", type=click.IntRange(min=1), metavar="N", help="Keep at most rank N in every module."),
         energy_option,
         max_error_option,
         click.option(
@@ -47,23 +45,6 @@ def cut_options(own_dtype: str) -> Callable[[F], F]:
         return command
 
     return add
-
-
-def chosen_cut(rank: int | None, energy: float | None, max_error: float | None) -> dict[str, int | float]:
-    """The one of the three that was given.
-
-    Raises:
-        UsageProblem: none, or several.
-    """
-    given = {
-        flag: value
-        for flag, value in (("--rank", rank), ("--energy", energy), ("--max-error", max_error))
-        if value is not None
-    }
-    if len(given) != 1:
-        told = f"{' and '.join(given)} each choose the rank" if given else "nothing says how much to keep"
-        raise UsageProblem(told, hint="give one of `--rank N`, `--energy E` and `--max-error E`")
-    return {flag.removeprefix("--").replace("-", "_"): value for flag, value in given.items()}
 
 
 def ranks_text(ranks: Mapping[int, int]) -> str:

@@ -1,30 +1,28 @@
-"""How a command shows what changed in a lock file."""
+"""Print what changed in a lock file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from adapterhub.cli.options.params import Session
+from adapterhub.cli.output import listed
 from adapterhub.projects.locking import Change
 from adapterhub.projects.values import Lock
 
 
 def tell_changes(session: Session, changes: Sequence[Change]) -> None:
-    """A line for each difference."""
+    """Print a line for each difference."""
     for change in changes:
         session.out.line(change.line)
 
 
 def tell_only_here(session: Session, lock: Lock) -> None:
-    """Say which adapters nobody else can have: those that no place but this library is known for."""
+    """Warn about adapters that only this library has: another machine cannot fetch them."""
     only_here = [f"`{entry.key}`" for entry in lock.adapters if entry.source.is_library]
     if only_here:
-        more = f" and {len(only_here) - 5} more" if len(only_here) > 5 else ""  # noqa: PLR2004 - enough to see which
-        session.out.warn(
-            f"only this library has {', '.join(only_here[:5])}{more}: on another machine `adapt sync` fails"
-        )
+        session.out.warn(f"only this library has {listed(only_here, 5)}; `adapt sync` will fail on other machines")
         first = only_here[0].strip("`")
         session.out.hint(
-            f"`adapt push {first} --to DIR` or `--to ORG/NAME` publishes it, `[remotes]` names the place, "
-            f"and `adapt lock --upgrade {first}` then finds it there"
+            f"publish it with `adapt push {first} --to DIR` or `--to ORG/NAME`, name that place in `[remotes]`, "
+            f"then run `adapt lock --upgrade {first}`"
         )

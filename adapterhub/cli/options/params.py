@@ -1,4 +1,4 @@
-"""Options that several commands share, parsed once at the edge into values."""
+"""The options that several commands share, parsed once into values."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Session(library_session.Session):
-    """What every command starts from; it reports to the terminal."""
+    """The library session of one command run; it reports to the terminal."""
 
     out: Output
 
     def hub(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Hub:
-        """The remote end, without the bars of the hub's client where ours are not shown."""
+        """The hub client, without its own progress bars when ours are off."""
         if not offline and (self.out.quiet or not sys.stderr.isatty()):
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # which the client reads once, when imported
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the client reads it once, when imported
         return library_session.Session.hub(self, remote, token=token, offline=offline)
 
 
 def common(command: F) -> F:
-    """`--root`, `--json` and `--quiet`; the command gets a `Session` first."""
+    """Add `--root`, `--json` and `--quiet`; the command gets a `Session` as its first argument."""
 
     @click.option(
         "--root",
         type=click.Path(file_okay=False, path_type=Path),
         metavar="DIR",
-        help="The library's folder [default: ADAPTERHUB_HOME or the user's data folder].",
+        help="Use this library folder [default: ADAPTERHUB_HOME or the user's data folder].",
     )
-    @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-    @click.option("--quiet", "-q", is_flag=True, help="Only results, warnings and errors.")
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
+    @click.option("--quiet", "-q", is_flag=True, help="Print only results, warnings and errors.")
     @functools.wraps(command)
     def wrapped(
-        *args: Any,  # noqa: ANN401 - click's
+        *args: Any,
         root: Path | None,
         as_json: bool,
         quiet: bool,
         project_dir: Path | None = None,
         trust_project: bool = False,
-        **kwargs: Any,  # noqa: ANN401 - click's
-    ) -> Any:  # noqa: ANN401 - click's
+        **kwargs: Any,
+    ) -> Any:
         use_limits(parse_limits(os.environ.get("ADAPTERHUB_LIMITS", "")))
         out = Output(as_json=as_json, quiet=quiet)
         agree = None
@@ -82,31 +82,31 @@ def common(command: F) -> F:
 
 
 def project_option(command: F) -> F:
-    """`--project`, which `common` puts into the session."""
-    text = "The project's folder [default: the nearest one with an adapters.toml, from here upwards]."
+    """Add `--project`, which `common` puts into the session."""
+    text = "Use the project in DIR [default: the nearest folder upwards that has an adapters.toml]."
     kind = click.Path(file_okay=False, path_type=Path)
     return click.option("--project", "project_dir", type=kind, metavar="DIR", help=text)(command)
 
 
 def trust_option(command: F) -> F:
-    """`--trust-project`, which `common` puts into the session."""
-    text = "Ask the servers that the project names, in this run only; `adapt trust` remembers it."
+    """Add `--trust-project`, which `common` puts into the session."""
+    text = "Trust the servers that the project names for this run; `adapt trust` trusts them for good."
     return click.option("--trust-project", is_flag=True, help=text)(command)
 
 
 class SpecType(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
-    """An adapter spec; completes installed names and those of the project."""
+    """An adapter spec; completes the names of installed adapters and of the project's."""
 
     name = "spec"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> AdapterSpec:  # noqa: ANN401, ARG002 - click's signature
-        """Parse."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> AdapterSpec:
+        """Parse the text as an adapter spec."""
         from adapterhub.core.specs import AdapterSpec
 
         return value if isinstance(value, AdapterSpec) else AdapterSpec.parse(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Names of installed adapters and of the project, bases after `@`, versions after `==`."""
+        """Names of installed adapters and of the project; bases after `@`, versions after `==`."""
         from adapterhub.cli.completion.completing import complete_spec
 
         return complete_spec(ctx, param, incomplete)
@@ -117,8 +117,8 @@ class BaseType(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
 
     name = "base"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401, ARG002 - click's signature
-        """Parse."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the text as a base spec."""
         from adapterhub.core.specs import BaseSpec
 
         return value if isinstance(value, BaseSpec) else BaseSpec.parse(value)
@@ -135,28 +135,28 @@ BASE = BaseType()
 
 
 def rank_options(command: F) -> F:
-    """`--rank`, `--min-rank`, `--max-rank`."""
+    """Add `--rank`, `--min-rank` and `--max-rank`."""
     positive = click.IntRange(min=1)
     for option in (
-        click.option("--max-rank", type=positive, metavar="N", help="At most this rank."),
-        click.option("--min-rank", type=positive, metavar="N", help="At least this rank."),
-        click.option("--rank", type=positive, metavar="N", help="Exactly this rank."),
+        click.option("--max-rank", type=positive, metavar="N", help="Accept builds of at most rank N."),
+        click.option("--min-rank", type=positive, metavar="N", help="Accept builds of at least rank N."),
+        click.option("--rank", type=positive, metavar="N", help="Accept only builds of rank N."),
     ):
         command = option(command)
     return command
 
 
 def places_option(
-    text: str = "Another directory to look in; may be repeated [default: ADAPTERHUB_SOURCES].",
+    text: str = "Also look in this directory; may be repeated [default: ADAPTERHUB_SOURCES].",
 ) -> Callable[[F], F]:
-    """`--from DIR`, any number of them; `text` is its help."""
+    """Add `--from DIR`, which may be repeated; `text` is its help."""
     folder = click.Path(path_type=Path, exists=True)
     return click.option("--from", "places", multiple=True, type=folder, metavar="DIR", help=text)
 
 
 def remote_option(command: F) -> F:
-    """`--remote`."""
-    text = "A remote's name or a server's URL [default: the namespace's remote, then the default one]."
+    """Add `--remote`."""
+    text = "Use this remote or server URL [default: the remote of the namespace, then the default remote]."
     return click.option("--remote", metavar="NAME|URL", shell_complete=_remote_names, help=text)(command)
 
 
@@ -167,11 +167,13 @@ def _remote_names(ctx: click.Context, param: click.Parameter, incomplete: str) -
 
 
 def remote_options(command: F) -> F:
-    """`--remote`, `--token`, `--offline`."""
+    """Add `--remote`, `--token` and `--offline`."""
     for option in (
-        click.option("--offline", is_flag=True, help="Never open a connection."),
+        click.option("--offline", is_flag=True, help="Use no network."),
         click.option(
-            "--token", metavar="TOKEN", help="Access token [default: ADAPTERHUB_TOKEN, then the one of `remote login`]."
+            "--token",
+            metavar="TOKEN",
+            help="Access token [default: ADAPTERHUB_TOKEN, then the token of `adapt remote login`].",
         ),
         remote_option,
     ):
@@ -180,8 +182,8 @@ def remote_options(command: F) -> F:
 
 
 def signatures_option(command: F) -> F:
-    """`--signatures`, a policy for this run."""
-    text = "What is asked of signatures in this run [default: the policy of the namespace, the remote, or in general]."
+    """Add `--signatures`, the signature policy for one run."""
+    text = "Signature policy for this run [default: that of the namespace, else of the remote, else the general one]."
     return click.option("--signatures", type=click.Choice(["require", "warn", "off"]), help=text)(command)
 
 

@@ -1,4 +1,4 @@
-"""`--exclude-newer`, and the line that shows why the project refuses a build."""
+"""`--exclude-newer`, and the line that tells why the project's policy refuses a build."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def exclude_newer_option(command: F) -> F:
-    """`--exclude-newer`."""
-    text = "Take no release newer than a day (2026-01-31), a time or an age (7d, 2w, 12h) [default: the project's]."
+    """Add `--exclude-newer`."""
+    text = "Ignore releases newer than a date (2026-01-31), time or age (7d, 2w, 12h) [default: the project's setting]."
     return click.option("--exclude-newer", metavar="DATE|AGE", help=text)(command)
 
 
 def policy_fields(document: dict[str, Any]) -> list[tuple[str, object]]:
-    """The line of `refusal_here`, which is under `policy_refusal` in a document."""
+    """The line that shows `policy_refusal` of a document."""
     refusal = document["policy_refusal"]
-    return [("policy", f"the project refuses it: {refusal}")] if refusal else []
+    return [("policy", f"refused by the project's policy: {refusal}")] if refusal else []

@@ -1,4 +1,4 @@
-"""Asks on the terminal whether the servers that a project names may be used."""
+"""Ask on the terminal whether to trust the servers that a project names."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from adapterhub.cli.output import Output
+
 if TYPE_CHECKING:
-    from adapterhub.cli.output import Output
     from adapterhub.projects.trusted import Servers
     from adapterhub.projects.values import Project
 
 
 def agree_on_terminal(out: Output, project: Project, servers: Servers) -> bool:
-    """The user's answer, after the servers are listed on stderr."""
+    """List the servers on stderr and return the user's answer."""
     from adapterhub.projects.trust import lines_of
 
-    out.warn(f"`{project.folder}` names servers that you have not agreed to:")
+    out.warn(f"`{project.folder}` names servers that you do not trust yet:")
     for line in lines_of(servers):
         out.note(f"  {line}")
-    return click.confirm("Ask them for adapters, now and later?", err=True)
+    return click.confirm("Trust these servers now and in later runs?", err=True)

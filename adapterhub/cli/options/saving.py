@@ -1,4 +1,4 @@
-"""`install --save`: what was installed becomes an adapter of the project, and its lock names it."""
+"""`install --save`: add installed adapters to the project and its lock file."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def save_options(command: F) -> F:
-    """`--save` and `--group`."""
+    """Add `--save` and `--group`."""
     for option in (
         click.option(
             "--group",
             metavar="NAME",
             shell_complete=complete_group,
-            help="With --save: an optional group of the project to put it in.",
+            help="With --save: put the adapter into this optional group of the project.",
         ),
-        click.option("--save", is_flag=True, help="Write it into the project's adapters.toml and adapters.lock, too."),
+        click.option("--save", is_flag=True, help="Also add the adapter to the project's adapters.toml and lock file."),
     ):
         command = option(command)
     return command
@@ -38,21 +38,22 @@ def save_options(command: F) -> F:
 def project_to_save_in(
     session: Session, *, save: bool, group: str | None, dry_run: bool, allow_base_mismatch: bool
 ) -> Project | None:
-    """The project to save in; None without `--save`.
+    """The project to save to; None without `--save`.
 
     Raises:
-        UsageProblem: options that do not go together, or a group that cannot be named so.
+        UsageProblem: options exclude each other, or the group's name is invalid.
         NotFound: there is no project here.
     """
     if group is not None and not save:
-        raise UsageProblem("`--group` names a group of the project, which needs `--save`")
+        raise UsageProblem("`--group` needs `--save`, because a group belongs to the project")
     if save and dry_run:
-        raise UsageProblem("`--dry-run` writes nothing, so it goes without `--save`")
+        raise UsageProblem("`--dry-run` and `--save` exclude each other: `--dry-run` writes nothing")
     if save and allow_base_mismatch:
-        hint = (
-            "without `--save` it is installed for you alone; `adapt init DIR --base BASE` makes a project for its base"
+        hint = "without `--save` only your library gets it; `adapt init DIR --base BASE` creates a project for its base"
+        raise UsageProblem(
+            "`--allow-base-mismatch` and `--save` exclude each other: a project locks builds for its own base only",
+            hint=hint,
         )
-        raise UsageProblem("a project locks builds for its own base alone, so `--save` takes no mismatch", hint=hint)
     if group is not None:
         parse_name(group)  # before anything is installed
     return session.need_project() if save else None
@@ -61,10 +62,10 @@ def project_to_save_in(
 def save_and_tell(
     session: Session, project: Project, places: SpecSources, installed: list[Saved], *, group: str | None
 ) -> None:
-    """Save what was installed, and report what changed in the lock.
+    """Save the installed adapters and print what changed in the lock.
 
     Raises:
-        Conflict: as `plan_saving`.
+        Conflict: the project cannot take them, as `plan_saving` explains.
     """
     from adapterhub.cli.options.lock_changes import tell_changes, tell_only_here
     from adapterhub.projects.saving import plan_saving, save
@@ -72,7 +73,7 @@ def save_and_tell(
     try:
         saving = plan_saving(session, project, places, installed, group=group, bars=session.out)
     except AdapterHubError:
-        session.out.note("installed, but not saved: the project is as it was")
+        session.out.note("installed, but not saved: the project is unchanged")
         raise
     save(session, saving)
     outcome = saving.outcome

@@ -1,4 +1,4 @@
-"""The part of `adapt export` that writes what a project or library has as a plain list."""
+"""`adapt export --requirements`: write the project's or the library's adapters as a plain list."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def write_list(
     session: Session, output: Path | None, *, groups: tuple[str, ...], all_groups: bool, is_library: bool
 ) -> None:
-    """What the project has locked, else what is installed, one `name==version#sha256:digest` a line."""
+    """Write the locked adapters of the project, else the installed ones, one `name==version#sha256:digest` per line."""
     folder = None if is_library else session.project_folder
     if folder is None and (groups or all_groups):
-        raise UsageProblem("groups are those of a project, and this is none", hint="leave `--group` out")
+        raise UsageProblem("`--group` needs a project, and there is none here", hint="run it without `--group`")
     if folder is None:
         lines = sorted(f"{b.full_name}=={b.manifest.version}#{b.manifest.digest}" for b in session.library.installed())
     else:
@@ -30,7 +30,7 @@ def write_list(
         try:
             place.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise NotAllowed(f"`{output}` cannot be written: {error.strerror}") from None
+            raise NotAllowed(f"cannot write `{output}`: {error.strerror}") from None
     document = {"requirements": lines, "output": str(output) if output else None}
     session.out.result(document, lambda: None if output else session.out.piece(text))
     if output is not None:
@@ -43,11 +43,11 @@ def _locked(session: Session, folder: Path, groups: tuple[str, ...] | None) -> l
 
     lock = read_lock(folder)
     if groups and (unknown := [name for name in groups if name not in {e.group for e in lock.entries.values()}]):
-        raise UsageProblem(f"nothing is locked in a group `{unknown[0]}`")
+        raise UsageProblem(f"the lock file has no adapter in a group `{unknown[0]}`")
     entries = wanted_entries(lock, groups)
     left = [f"`{entry.key}`" for entry in entries if _is_home_made(entry)]
     if left:
-        session.out.warn(f"left out, as no place has it but as a recipe: {', '.join(left)}")
+        session.out.warn(f"skipped, because only their recipe is published: {', '.join(left)}")
     return sorted(_line(entry) for entry in entries if not _is_home_made(entry))
 
 

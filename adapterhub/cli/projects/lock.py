@@ -1,4 +1,4 @@
-"""`adapt lock`: choose a build for everything that the project wants, and write down exactly which."""
+"""`adapt lock`: choose a build for everything in the project file and record it in the lock file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 from adapterhub.cli.completion.completing import complete_key
 from adapterhub.cli.options.lock_changes import tell_changes, tell_only_here
 from adapterhub.cli.options.params import Session, common, places_option, project_option, remote_options, trust_option
+from adapterhub.core.disk.home import LOCK_FILE
 
 if TYPE_CHECKING:
     from adapterhub.projects.locking import Change, LockOutcome
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_key)
-@click.option("--upgrade", "-U", is_flag=True, help="Choose anew: everything, or only what is NAMEd.")
-@click.option("--check", is_flag=True, help="Write nothing, ask no place; exit code 15 when the lock is stale.")
+@click.option("--upgrade", "-U", is_flag=True, help="Choose the newest allowed release of NAME, or of everything.")
+@click.option("--check", is_flag=True, help="Only check: exit with code 15 if the lock file is stale.")
 @places_option()
 @project_option
 @trust_option
@@ -35,11 +36,11 @@ def lock(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Lock the project: write `adapters.lock` with the digest of everything that `adapters.toml` asks for.
+    """Resolve the project's adapters and write `adapters.lock` with the digest of each.
 
-    What is locked stays as it is, and no place is asked for it, until the project file asks for something else or
-    --upgrade does. Merges of the project are run, and locked with their recipe. --offline looks in the library and in
-    directories only.
+    A locked build stays, without a query to any source, until the project file changes its entry or --upgrade replaces
+    it. Runs the merges of the project and locks them with their recipes. --offline uses only the library and
+    directories.
 
     \b
     Examples:
@@ -47,36 +48,35 @@ def lock(
       adapt lock --upgrade legal-qa
       adapt lock --check
     """
+    from adapterhub.api.steps.projects import lock_project
     from adapterhub.core.errors import UsageProblem
-    from adapterhub.projects.lock.lockfile import previous_lock
-    from adapterhub.projects.locking import ALL
-    from adapterhub.projects.places import ProjectSources, lock_now, save_lock
 
     if check and (upgrade or names):
-        raise UsageProblem("`--check` changes nothing, so it goes without `--upgrade`")
+        raise UsageProblem("`--check` and `--upgrade` exclude each other: `--check` changes nothing")
     if names and not upgrade:
         hint = f"`adapt lock --upgrade {' '.join(names)}`"
-        raise UsageProblem("a name says what to choose anew, which `--upgrade` does", hint=hint)
+        raise UsageProblem("names need `--upgrade`", hint=hint)
     project = session.need_project()
     if check:
         _check(session, project)
         return
-    previous = previous_lock(project)
-    sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
-    sources.settle(previous)
-    chosen_anew = ALL if upgrade and not names else names
-    outcome = lock_now(session, project, sources, previous=previous, upgrade=chosen_anew, bars=session.out)
-    is_new = save_lock(session, project, outcome.lock)
+    outcome, is_new = lock_project(
+        session,
+        project,
+        names,
+        upgrade=upgrade,
+        offline=offline,
+        remote=remote,
+        token=token,
+        places=places,
+        bars=session.out,
+    )
     tell_lock(session, project, outcome, is_new=is_new)
 
 
 def tell_lock(session: Session, project: Project, outcome: LockOutcome, *, is_new: bool) -> None:
-    """The result of locking, on the terminal or as JSON."""
-    from adapterhub.core.disk.home import LOCK_FILE
-
+    """Print the result of locking, as text or JSON."""
     path = project.folder / LOCK_FILE
-    for warning in outcome.warnings:
-        session.out.warn(warning)
     tell_only_here(session, outcome.lock)
 
     def text() -> None:
@@ -89,29 +89,23 @@ def tell_lock(session: Session, project: Project, outcome: LockOutcome, *, is_ne
         {"project": str(project.folder), "lock": str(path), "written": is_new, **lock_document(outcome)}, text
     )
     if is_new:
-        session.out.hint("`adapt sync` brings it into `adapters/`")
+        session.out.hint("`adapt sync` brings the locked adapters into `adapters/`")
 
 
 def _check(session: Session, project: Project) -> None:
-    from adapterhub.core.disk.home import LOCK_FILE
-    from adapterhub.core.errors import StaleLock
-    from adapterhub.projects.lock.lockfile import read_lock
-    from adapterhub.projects.lock.staleness import lock_problems
+    from adapterhub.api.steps.projects import current_lock
 
-    locked = read_lock(project.folder)
-    problems = lock_problems(project, locked)
-    if problems:
-        raise StaleLock(str(project.folder / LOCK_FILE), problems, hint="`adapt lock` brings it up to date")
+    locked = current_lock(project)
     path = project.folder / LOCK_FILE
     session.out.result(
         {"project": str(project.folder), "lock": str(path), "current": True, **_entries_document(locked)},
-        lambda: session.out.line(f"{path} is what the project asks for"),
+        lambda: session.out.line(f"{path} is up to date"),
     )
 
 
 # ---------------------------------------------------------------- JSON
 def lock_document(outcome: LockOutcome) -> dict[str, Any]:
-    """What was locked and what changed."""
+    """What the lock holds and what changed."""
     return {
         "changes": [change_document(change) for change in outcome.changes],
         "warnings": list(outcome.warnings),
@@ -120,7 +114,7 @@ def lock_document(outcome: LockOutcome) -> dict[str, Any]:
 
 
 def change_document(change: Change) -> dict[str, Any]:
-    """One difference of two locks."""
+    """One difference between two locks."""
     return {"kind": change.kind, "key": change.key, "text": change.text}
 
 

@@ -1,7 +1,8 @@
-"""`adapt outdated`: what has a newer release, and what was withdrawn."""
+"""`adapt outdated`: show adapters that have a newer release or were withdrawn."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,19 +17,18 @@ from adapterhub.cli.options.params import (
     remote_options,
     trust_option,
 )
+from adapterhub.cli.output import listed
 from adapterhub.core.errors import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.outdated import Asked, Offer
 
 
 @click.command()
 @click.argument("specs", nargs=-1, type=SPEC, metavar="[NAME...]")
-@click.option("--all", "show_all", is_flag=True, help="Show what is up to date, too.")
-@click.option("--library", "is_library", is_flag=True, help="Look at the library, inside a project, too.")
+@click.option("--all", "show_all", is_flag=True, help="Also show adapters that are up to date.")
+@click.option("--library", "is_library", is_flag=True, help="Check the library even inside a project.")
 @places_option()
 @project_option
 @trust_option
@@ -44,10 +44,10 @@ def outdated(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Show which adapters have a newer release, one line for each place that has them, and which were withdrawn.
+    """Show adapters that have a newer release, one line for each source that has one, and those that were withdrawn.
 
-    In a project: what is locked, what `adapt upgrade` would take (`allowed`), and the newest that fits the base. Else:
-    what is installed, and the newest where it came from. Nothing is changed.
+    In a project: the locked version, the version that `adapt upgrade` would take (`allowed`), and the newest that fits
+    the base. Outside: the installed version and the newest where it came from. Changes nothing.
 
     \b
     Examples:
@@ -62,7 +62,7 @@ def outdated(
         asked = project_asked(session, project, specs, remote=remote, token=token, offline=offline, places=places)
     else:
         asked = library_asked(session, specs, remote=remote, token=token, offline=offline, places=places)
-    with session.out.steps("ask", unit="adapters") as progress:
+    with session.out.steps("check", unit="adapters") as progress:
         found = offers(session.library, asked, progress)
     told = [offer for offer in found if show_all or offer.is_worth_telling]
     session.out.result([offer.to_json() for offer in told], lambda: _say(session, told, is_project=project is not None))
@@ -85,17 +85,17 @@ def _note(offer: Offer) -> str:
     if offer.yanked is not None:
         return f"yanked: {shown(offer.yanked or 'no reason given', 200)}"
     if offer.allowed is None:
-        return "nothing here is allowed"
+        return "no release here is allowed"
     return ""
 
 
 def _say_rest(session: Session, asked: Sequence[Asked], found: Sequence[Offer]) -> None:
-    """What no place had, and what to do."""
+    """Print the adapters that no source has, and what to do next."""
     seen = {id(offer.asked) for offer in found}
     nowhere = [f"`{one.key}`" for one in asked if id(one) not in seen]
     if nowhere:
-        session.out.note(f"no place that was asked has {', '.join(nowhere[:8])}" + (" …" if len(nowhere) > 8 else ""))  # noqa: PLR2004 - a line
+        session.out.note(f"no source has {listed(nowhere)}")
     if any(offer.has_allowed for offer in found):
-        session.out.hint("`adapt upgrade` takes what is allowed")
+        session.out.hint("`adapt upgrade` installs the allowed versions")
     elif found and not any(offer.is_worth_telling for offer in found):
         session.out.note("everything is up to date")

@@ -1,4 +1,4 @@
-"""`adapt sync`: the project's `adapters/` as the lock file says."""
+"""`adapt sync`: make the project's `adapters/` match the lock file."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ import click
 
 from adapterhub.cli.completion.completing import complete_group
 from adapterhub.cli.options.params import Session, common, project_option, signatures_option, trust_option
-from adapterhub.cli.output import size_text
-from adapterhub.core.errors import StaleLock, UsageProblem, shown
+from adapterhub.cli.output import listed, size_text
+from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adapterhub.projects.places import ProjectSources
     from adapterhub.projects.sync import Done, SyncPlan
-    from adapterhub.projects.values import Lock, Project
+    from adapterhub.projects.values import Project
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 
 @click.command()
-@click.option("--frozen", is_flag=True, help="Never resolve: refuse when the lock file does not answer the project.")
-@click.option("--offline", is_flag=True, help="Never open a connection.")
-@click.option("--check", is_flag=True, help="Read every byte again, also of files that look as sync left them.")
-@click.option("--prune", is_flag=True, help="Remove what the lock file does not ask for.")
+@click.option("--frozen", is_flag=True, help="Do not update the lock file; fail if it is missing or stale.")
+@click.option("--offline", is_flag=True, help="Use no network.")
+@click.option("--check", is_flag=True, help="Read every byte again, even of files that appear unchanged.")
+@click.option("--prune", is_flag=True, help="Remove folders that the lock file does not list.")
 @click.option(
-    "--group", "groups", multiple=True, metavar="NAME", shell_complete=complete_group, help="An optional group, too."
+    "--group", "groups", multiple=True, metavar="NAME", shell_complete=complete_group, help="Include an optional group."
 )
-@click.option("--all-groups", is_flag=True, help="Every optional group.")
-@click.option("--yes", "-y", is_flag=True, help="With --prune: also delete, unasked, folders that sync did not make.")
+@click.option("--all-groups", is_flag=True, help="Include every optional group.")
+@click.option("--yes", "-y", is_flag=True, help="With --prune: also delete folders that sync did not make, unprompted.")
 @signatures_option
 @project_option
 @trust_option
@@ -49,12 +48,12 @@ def sync(
 ) -> None:
     """Make the project's `adapters/` match its lock file, with links into the library.
 
-    A lock file that is missing, or does not answer `adapters.toml` any more, is written anew first. What is not in the
-    library is fetched by its digest from where it was locked; a merge is made again from its recipe. What is right
-    already is not touched, and nothing in `adapters/` changes before everything is there.
+    First updates a lock file that is missing or stale. Fetches each missing build by its digest from its locked source
+    and makes each merge again from its recipe. Leaves correct folders untouched, and changes nothing in `adapters/`
+    until every build is available.
 
-    A file counts as right without being read while its size, times and inode are as sync left them. --check reads every
-    byte; CI runs `adapt sync --frozen --check`.
+    A file counts as unchanged, without being read, while its size, times and inode are those that sync left. --check
+    reads every byte; use `adapt sync --frozen --check` in CI.
 
     \b
     Examples:
@@ -62,122 +61,60 @@ def sync(
       adapt sync --frozen --check
       adapt sync --group eval --prune
     """
-    from adapterhub.projects.places import ProjectSources, means_of
-    from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
+    from adapterhub.api.steps.projects import sync_project
 
     if yes and not prune:
-        raise UsageProblem("without --prune nothing is deleted; drop --yes")
+        raise UsageProblem("`--yes` needs `--prune`, because nothing else deletes folders")
     project = session.need_project()
-    _refuse_unknown(project, groups)
-    sources = ProjectSources(session, project, offline=offline)
-    lock, is_new = _lock_of(session, project, sources, is_frozen=frozen)
-    library = session.library
-    with syncing(library, project.folder) as target:
-        plan = plan_sync(target, wanted_entries(lock, None if all_groups else groups), reads_all=check)
-        done = run_sync(
-            library,
-            lock,
-            plan,
-            means_of(session, lock, sources, signatures, bars=session.out),
-            prune=prune,
-            delete=_to_delete(session, plan, yes=yes) if prune else (),
-            reads_all=check,
-        )
-    for one in done.brought:
-        for warning in one.warnings:
-            session.out.warn(warning)
-    document = document_of(project, plan, done, is_new=is_new)
+    synced = sync_project(
+        session,
+        project,
+        frozen=frozen,
+        offline=offline,
+        check=check,
+        prune=prune,
+        groups=groups,
+        all_groups=all_groups,
+        delete=lambda plan: _to_delete(session, plan, yes=yes),
+        signatures=signatures,
+        bars=session.out,
+    )
+    plan, done = synced.plan, synced.done
+    document = document_of(project, plan, done, is_new=synced.is_locked_anew)
     session.out.result(document, lambda: say(session, document))
     _note_left(session, document["left"], pruned=prune)
 
 
-def _refuse_unknown(project: Project, groups: Sequence[str]) -> None:
-    unknown = [name for name in groups if name not in project.groups]
-    if unknown:
-        known = ", ".join(f"`{name}`" for name in project.groups)
-        raise UsageProblem(
-            f"the project has no group `{shown(unknown[0])}`; it has {known or 'none'}",
-            hint="a group is a table `[groups.NAME]` of `adapters.toml`",
-        )
-
-
-def _lock_of(session: Session, project: Project, sources: ProjectSources, *, is_frozen: bool) -> tuple[Lock, bool]:
-    """The lock that answers the project, and whether it was written just now.
-
-    Raises:
-        StaleLock: it does not, and it is frozen.
-        NotFound: there is none, and it is frozen.
-        Malformed: it was damaged.
-    """
-    from adapterhub.core.disk.home import LOCK_FILE
-    from adapterhub.projects.lock.lockfile import previous_lock, read_lock
-    from adapterhub.projects.lock.staleness import lock_problems
-    from adapterhub.projects.places import lock_now, save_lock
-
-    lock = read_lock(project.folder) if is_frozen else previous_lock(project)
-    sources.settle(lock)
-    problems = lock_problems(project, lock) if lock is not None else []
-    if lock is not None and not problems:
-        from adapterhub.library.store.roots import KnownProjects
-        from adapterhub.projects.values import digests_of
-
-        KnownProjects(session.root).remember(
-            project.folder, digests_of(lock)
-        )  # before anything is fetched: no gc takes it then
-        _warn_of_moved_base(session, lock)
-        return lock, False
-    if is_frozen:
-        raise StaleLock(str(project.folder / LOCK_FILE), problems, hint="`adapt lock` resolves it anew")
-    outcome = lock_now(session, project, sources, previous=lock, bars=session.out)
-    for warning in outcome.warnings:
-        session.out.warn(warning)
-    save_lock(session, project, outcome.lock)
-    count = len(outcome.changes)
-    session.out.note(f"wrote `{LOCK_FILE}`: {count} {'change' if count == 1 else 'changes'}")
-    return outcome.lock, True
-
-
-def _warn_of_moved_base(session: Session, lock: Lock) -> None:
-    """Say that the builds of the lock are for other weights than its base has here; they are synced all the same."""
-    from adapterhub.projects.locking import base_moved_since
-
-    moved = base_moved_since(session.library, lock)
-    if moved is not None:
-        session.out.warn(f"{moved.summary}: {', '.join(f'{where} {what}' for where, what in moved.reasons)}")
-        session.out.hint(moved.hint)
-
-
 def _to_delete(session: Session, plan: SyncPlan, *, yes: bool) -> list[Path]:
-    """The folders that sync did not make and the user lets go."""
-    asked = [*(step.folder for step in plan.blocked), *plan.foreign]
-    if not asked or yes:
-        return asked
+    """The folders not made by sync that the user agrees to delete."""
+    folders = [*(step.folder for step in plan.blocked), *plan.foreign]
+    if not folders or yes:
+        return folders
     if not sys.stdin.isatty():
         return []
-    session.out.warn("sync did not make these, and nothing else may have what is in them:")
-    for folder in asked:
+    session.out.warn("sync did not make these folders; their contents may exist nowhere else:")
+    for folder in folders:
         session.out.note(f"  {folder}")
-    return asked if click.confirm("Delete them?", err=True) else []
+    return folders if click.confirm("Delete them?", err=True) else []
 
 
 def _note_left(session: Session, left: Sequence[dict[str, Any]], *, pruned: bool) -> None:
     ours = [one["path"] for one in left if one["made_by_sync"]]
     others = [one["path"] for one in left if not one["made_by_sync"]]
     if ours:
-        session.out.note(f"the lock file does not ask for {_listed(ours)}")
-        session.out.hint("`adapt sync --prune` removes what sync made")
+        session.out.note(f"not in the lock file: {_names(ours)}")
+        session.out.hint("`adapt sync --prune` removes folders that sync made")
     if others and pruned:
-        session.out.note(f"not made by sync, and left: {_listed(others)}")
-        session.out.hint("`adapt sync --prune --yes` deletes these, too")
+        session.out.note(f"kept, because sync did not make them: {_names(others)}")
+        session.out.hint("`adapt sync --prune --yes` deletes them, too")
 
 
-def _listed(paths: Sequence[str]) -> str:
-    names = [f"`{Path(path).name}`" for path in paths]
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")  # noqa: PLR2004 - a line
+def _names(paths: Sequence[str]) -> str:
+    return listed([f"`{Path(path).name}`" for path in paths])
 
 
 def document_of(project: Project, plan: SyncPlan, done: Done, *, is_new: bool) -> dict[str, Any]:
-    """What a sync did, for programs."""
+    """The JSON document of a sync."""
     from adapterhub.projects.builds import full_name_of
 
     brought = {one.entry.key: one for one in done.brought}
@@ -207,15 +144,15 @@ def document_of(project: Project, plan: SyncPlan, done: Done, *, is_new: bool) -
 
 
 def say(session: Session, document: dict[str, Any]) -> None:
-    """What a sync did, for people."""
+    """Print what a sync did."""
     adapters = document["adapters"]
     for one in adapters:
         if one["done"] == "kept":
             continue
-        came = f"  from {one['from']}" if one["from"] else ""
-        session.out.line(f"{one['done']} {one['key']}  {one['name']} {one['version']}{came}")
+        origin = f"  from {one['from']}" if one["from"] else ""
+        session.out.line(f"{one['done']} {one['key']}  {one['name']} {one['version']}{origin}")
         for reason in one["repaired"]:
-            session.out.line(f"  it was changed: {reason}")
+            session.out.line(f"  it had changed: {reason}")
     for path in document["removed"]:
         session.out.line(f"removed {Path(path).name}")
     changed = sum(one["done"] != "kept" for one in adapters)

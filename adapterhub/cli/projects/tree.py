@@ -1,4 +1,4 @@
-"""`adapt tree`: what a project has and what that was merged from; with `--holders`, who holds what."""
+"""`adapt tree`: show adapters with the parents of each merge; with `--holders`, what holds each adapter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.options.asking import lineage_of
+from adapterhub.api.steps.finding import lineage_of
 from adapterhub.cli.options.params import SPEC, Session, common, project_option
 from adapterhub.core.errors import NotFound, UsageProblem, shown
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 _Branch = tuple[str, Sequence[Any]]
 _LONGEST = 400
-"""Characters of a line: what a manifest calls a parent may be anything."""
+"""Characters in a line: a manifest may name a parent with any text."""
 
 
 @click.command()
 @click.argument("specs", nargs=-1, type=SPEC, metavar="[SPEC...]")
-@click.option("--holders", is_flag=True, help="Show which projects and processes hold what, and what nobody holds.")
-@click.option("--library", "is_library", is_flag=True, help="Show the library, inside a project, too.")
+@click.option("--holders", is_flag=True, help="Show what each project and process holds, and what nothing holds.")
+@click.option("--library", "is_library", is_flag=True, help="Show the library even inside a project.")
 @project_option
 @common
 def tree(session: Session, specs: tuple[AdapterSpec, ...], holders: bool, is_library: bool) -> None:
-    """Show adapters with what they were merged from, as a tree: of the project, else of the library.
+    """Show the adapters of the project, else of the library, as a tree with the parents of each merge.
 
-    The library's tree begins with what no other installed adapter was made from. Name adapters to begin with those; in
-    a project, a bare name is the adapter that is locked under it.
+    The library's tree starts at adapters that no other installed adapter was made from. Give SPEC to start there
+    instead; in a project, a bare name is the project's name for an adapter.
 
     \b
     Examples:
@@ -42,7 +42,7 @@ def tree(session: Session, specs: tuple[AdapterSpec, ...], holders: bool, is_lib
       adapt tree --holders
     """
     if holders and specs:
-        raise UsageProblem("`--holders` shows all of them; give no names", hint="`adapt why NAME` asks of one")
+        raise UsageProblem("`--holders` shows every adapter; give no names", hint="`adapt why NAME` shows one adapter")
     folder = None if is_library or holders else session.project_folder
     lineage = lineage_of(session)
     if holders:
@@ -62,7 +62,7 @@ def _show_library(session: Session, lineage: Lineage, specs: Sequence[AdapterSpe
     )
     if not nodes:
         session.out.hint(
-            "nothing is installed; `adapt add FOLDER --name NAME` or `adapt install NAME@BASE` brings adapters in"
+            "no adapter is installed; `adapt add FOLDER --name NAME` and `adapt install NAME@BASE` add adapters"
         )
 
 
@@ -83,7 +83,7 @@ def _branch(node: Node) -> _Branch:
 
 # ---------------------------------------------------------------- project
 def _keys(folder: Path, specs: Sequence[AdapterSpec]) -> set[str] | None:
-    """The names of the project that are asked for, none for all of them; None where something else is named."""
+    """The project's names to show, empty for all of them; None if a spec is not a name of the project."""
     if not specs:
         return set()
     from adapterhub.projects.lock.lockfile import read_lock
@@ -115,8 +115,8 @@ def _title(folder: Path, lock: Lock) -> str:
     return f"{folder}" + (f"  (base {lock.base.spec})" if lock.base else "")
 
 
-def _locked(lock: Lock, lineage: Lineage) -> Any:  # noqa: ANN401 - a function for `drawn`
-    """How an entry of the lock, an input of its recipe or an ancestor is drawn."""
+def _locked(lock: Lock, lineage: Lineage) -> Any:
+    """A function that draws an entry of the lock, an input of its recipe or an ancestor."""
     from adapterhub.projects.values import LockedAdapter, LockedMerge
     from adapterhub.weights.recipes.toml.values import Inner, Leaf
 
@@ -215,7 +215,7 @@ def _show_holders(session: Session, lineage: Lineage) -> None:
     def text() -> None:
         for group in groups:
             if group["adapters"] or group["kind"] == "project":
-                title = "nobody" if group["who"] is None else f"{group['kind']} {group['who'].removeprefix('process ')}"
+                title = "unused" if group["who"] is None else f"{group['kind']} {group['who'].removeprefix('process ')}"
                 for line in drawn(title, group["adapters"], lambda one: (f"{one['key']} {one['version']}", ())):
                     session.out.line(shown(line, _LONGEST))
 

@@ -1,4 +1,4 @@
-"""`adapt upgrade`: take the newest that is allowed, of everything or of what is named."""
+"""`adapt upgrade`: move to the newest allowed releases."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from adapterhub.cli.options.params import (
 
 if TYPE_CHECKING:
     from adapterhub.projects.places import ProjectSources
-    from adapterhub.projects.values import Lock, LockedMerge, Project, WantedMerge
+    from adapterhub.projects.values import Project
     from adapterhub.trust.signing.policy import SignaturePolicy
 
-_NOTHING = "nothing newer is allowed; `adapt outdated` shows what else there is"
+_NOTHING = "no newer release is allowed; `adapt outdated` shows all releases"
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME...]", shell_complete=complete_spec)
-@click.option("--library", "is_library", is_flag=True, help="Upgrade the library, inside a project, too.")
-@click.option("--dry-run", is_flag=True, help="Say what would change; write nothing.")
+@click.option("--library", "is_library", is_flag=True, help="Upgrade the library even inside a project.")
+@click.option("--dry-run", is_flag=True, help="Show what would change; change nothing.")
 @places_option()
 @signatures_option
 @project_option
@@ -47,11 +47,11 @@ def upgrade(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Upgrade the project: lock the newest that it allows, then sync. Outside of one: install the newest releases.
+    """Move to the newest allowed releases: lock and sync them in a project, install them outside.
 
-    In a project this is `adapt lock --upgrade [NAME...]` and `adapt sync` in one. In the library the newest release of
-    each name comes beside what is there, for the base of the installed one; the older stays until it is removed.
-    `adapt outdated` shows beforehand what there is, and --dry-run what this would take of it.
+    In a project, this is `adapt lock --upgrade [NAME...]` followed by `adapt sync`. In the library, it installs the
+    newest release of each name for the same base and keeps the older one. `adapt outdated` lists newer releases
+    beforehand; --dry-run shows which of them this command would take.
 
     \b
     Examples:
@@ -81,29 +81,13 @@ def _upgrade_project(
     sources: ProjectSources,
     signatures: SignaturePolicy | None,
 ) -> None:
+    from adapterhub.api.steps.projects import upgrade_project
     from adapterhub.cli.options.lock_changes import tell_changes
     from adapterhub.cli.projects.lock import lock_document
     from adapterhub.cli.projects.sync import document_of, say
-    from adapterhub.projects.lock.lockfile import previous_lock
-    from adapterhub.projects.locking import ALL
-    from adapterhub.projects.places import lock_now, means_of, save_lock
-    from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
 
-    previous = previous_lock(project)
-    sources.settle(previous)
-    outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL, bars=session.out)
-    for warning in outcome.warnings:
-        session.out.warn(warning)
-    is_new = save_lock(session, project, outcome.lock)
-    library = session.library
-    with syncing(library, project.folder) as target:
-        plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
-        means = means_of(session, outcome.lock, sources, signatures, bars=session.out)
-        done = run_sync(library, outcome.lock, plan, means)
-    for one in done.brought:
-        for warning in one.warnings:
-            session.out.warn(warning)
-    document = document_of(project, plan, done, is_new=is_new)
+    outcome, synced = upgrade_project(session, project, names, sources, signatures, bars=session.out)
+    document = document_of(project, synced.plan, synced.done, is_new=synced.is_locked_anew)
 
     def text() -> None:
         tell_changes(session, outcome.changes)
@@ -115,38 +99,17 @@ def _upgrade_project(
 
 
 def _preview_project(session: Session, project: Project, names: tuple[str, ...], sources: ProjectSources) -> None:
-    """Choose as an upgrade does, and look at the folders; merges that it would run are told, and not run."""
-    from dataclasses import replace
-
+    """Resolve as an upgrade does and compare the folders; merges are listed, not run."""
+    from adapterhub.api.steps.projects import preview_upgrade
     from adapterhub.cli.options.lock_changes import tell_changes
     from adapterhub.cli.projects.lock import change_document
-    from adapterhub.projects.lock.lockfile import previous_lock
-    from adapterhub.projects.locking import ALL
-    from adapterhub.projects.places import lock_now
-    from adapterhub.projects.sync import ensure_unblocked, opened, plan_sync, wanted_entries
 
-    to_merge: set[str] = set()
-
-    def put_off(wanted: WantedMerge, _inputs: object) -> LockedMerge:
-        to_merge.add(wanted.key)
-        return _unmade(wanted)
-
-    previous = previous_lock(project)
-    sources.settle(previous)
-    outcome = lock_now(
-        session, project, sources, previous=previous, upgrade=names or ALL, make_merge=put_off, bars=session.out
-    )
-    for warning in outcome.warnings:
-        session.out.warn(warning)
-    with opened(session.library.store, project.folder) as target:
-        plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
-    ensure_unblocked(plan)
-    changes = [replace(c, text="merged anew") if c.key in to_merge else c for c in outcome.changes]
-    folders = [step.folder for step in plan.steps if step.judged.standing != "right"]
+    preview = preview_upgrade(session, project, names, sources, bars=session.out)
+    changes, folders = preview.changes, preview.folders
     document = {
         "project": str(project.folder),
         "changes": [change_document(change) for change in changes],
-        "warnings": list(outcome.warnings),
+        "warnings": list(preview.warnings),
         "folders": [str(folder) for folder in folders],
     }
 
@@ -161,34 +124,6 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
         session.out.note(_NOTHING)
 
 
-def _unmade(wanted: WantedMerge) -> LockedMerge:
-    """What stands for a merge that is not run: no digest, so that it differs from whatever is locked or there."""
-    from adapterhub.core.digests import Digest
-    from adapterhub.projects.values import LockedMerge, LockedSource
-
-    return LockedMerge(
-        key=wanted.key,
-        version=wanted.version or "",
-        digest=Digest(""),
-        base=None,
-        rank=None,
-        step=wanted.step,
-        task=wanted.task,
-        description=wanted.description,
-        license=wanted.license,
-        source=LockedSource(),
-        files=(),
-    )
-
-
-def _groups_there(project: Project, lock: Lock) -> set[str]:
-    """The optional groups that were synced before, as far as their folders tell."""
-    from adapterhub.core.disk.home import ADAPTERS_FOLDER
-
-    folder = project.folder / ADAPTERS_FOLDER
-    return {entry.group for entry in lock.entries.values() if entry.group and (folder / entry.key).is_dir()}
-
-
 def _upgrade_library(
     session: Session,
     names: tuple[str, ...],
@@ -200,47 +135,32 @@ def _upgrade_library(
     places: tuple[Path, ...],
     dry_run: bool,
 ) -> None:
-    from dataclasses import replace
-
+    from adapterhub.api.steps.installing import upgrade_library
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.distribution.install import plan_install, run_install
-    from adapterhub.distribution.outdated import Offer, offers
-    from adapterhub.projects.upgrades import library_asked
 
-    library = session.library
-    specs = [AdapterSpec.parse(name) for name in names]
-    asked = library_asked(session, specs, remote=remote, token=token, offline=offline, places=places)
-    with session.out.steps("ask", unit="adapters") as progress:
-        found = offers(library, asked, progress)
-    best: dict[int, Offer] = {}
-    for offer in found:
-        if offer.problem is not None:
-            session.out.warn(f"`{offer.asked.key}`: {offer.problem.splitlines()[0]}")
-        elif offer.has_allowed and id(offer.asked) not in best:
-            best[id(offer.asked)] = offer
+    done = upgrade_library(
+        session,
+        [AdapterSpec.parse(name) for name in names],
+        remote=remote,
+        token=token,
+        offline=offline,
+        places=places,
+        signatures=signatures,
+        dry_run=dry_run,
+        bars=session.out,
+    )
     documents: list[dict[str, Any]] = []
-    for offer in best.values():
-        one, taken = offer.asked, offer.allowed
-        assert taken is not None  # `has_allowed`
-        spec = replace(one.spec, namespace=taken.namespace, digest_prefix=taken.digest)
-        sources = [source for source in one.sources() if source.label == offer.place]
-        plan = plan_install(library, spec, sources, wanted=one.wanted)
-        for warning in plan.resolution.warnings:
-            session.out.warn(warning)
-        added = None
-        if not dry_run:
-            with session.out.progress(f"install {one.key}", plan.copy_bytes) as bytes_done:
-                added = run_install(library, plan, bytes_done, signatures=signatures)
-        for finding in added.report.warnings if added else ():
-            session.out.warn(f"[{finding.code}] {finding.message}")
+    for one in done:
+        taken, present = one.offer.allowed, one.plan.present
+        assert taken is not None  # an upgrade takes what is allowed
         documents.append(
             {
-                "name": one.key,
-                "from": one.version,
+                "name": one.offer.asked.key,
+                "from": one.offer.asked.version,
                 "to": taken.version,
                 "digest": taken.digest,
-                "place": offer.place,
-                "path": str(added.build.folder) if added else str(plan.present.folder) if plan.present else None,
+                "place": one.offer.place,
+                "path": str(one.added.build.folder) if one.added else str(present.folder) if present else None,
             }
         )
 
@@ -249,8 +169,8 @@ def _upgrade_library(
             what = f"{d['name']} {d['from']} -> {d['to']} from {d['place']}"
             session.out.line(f"would install {what}" if dry_run else f"{what}  {d['path']}")
         if not documents:
-            session.out.line("nothing newer was found")
+            session.out.line("no newer release found")
 
     session.out.result(documents, text)
     if documents and not dry_run:
-        session.out.hint("the older releases stay; `adapt remove NAME==VERSION` takes one away")
+        session.out.hint("the older releases stay; `adapt remove NAME==VERSION` removes one")

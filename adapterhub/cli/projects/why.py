@@ -1,4 +1,4 @@
-"""`adapt why`: who needs an adapter."""
+"""`adapt why`: show what needs an adapter."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.options.params import SPEC, Session, common, project_option
-from adapterhub.core.errors import AdapterNotFound, NotFound, shown
+from adapterhub.core.errors import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.library.upkeep.lineage import Lineage
     from adapterhub.projects.uses import Use
 
 
@@ -22,60 +21,37 @@ if TYPE_CHECKING:
 @project_option
 @common
 def why(session: Session, spec: AdapterSpec) -> None:
-    """Show who needs an adapter: projects that lock it, merges made from it, processes that read it.
+    """Show what needs an adapter: projects that lock it, merges made from it, processes that use it.
 
-    A merge is followed to whoever needs it in turn. In a project, a bare name is the adapter that is locked under it.
+    For a merge, also shows what needs the merge. In a project, a bare name is the project's name for an adapter.
 
     \b
     Example:
       adapt why legal-qa
     """
-    from adapterhub.cli.options.asking import lineage_of
+    from adapterhub.api.steps.finding import lineage_of, meant_by
     from adapterhub.projects.uses import Uses
 
     lineage = lineage_of(session)
-    found = _meant(session, lineage, spec)
+    builds = meant_by(session, lineage, spec)
     uses_there = Uses(session.root, lineage)
     documents: list[dict[str, Any]] = []
     uses: list[tuple[str, tuple[Use, ...]]] = []
-    for digest, label in found:
+    for digest, label in builds:
         reasons = uses_there.of(digest)
         uses.append((label, reasons))
         documents.append({"adapter": label, "digest": digest, "uses": [use.to_json() for use in reasons]})
     session.out.result(documents, lambda: _say(session, uses))
     for label, reasons in uses:
         if not reasons:
-            session.out.hint(f"nobody needs {label}; `adapt remove {spec} --yes` would take it away")
+            session.out.hint(f"nothing needs {label}; `adapt remove {spec} --yes` removes it")
 
 
-def _meant(session: Session, lineage: Lineage, spec: AdapterSpec) -> list[tuple[str, str]]:
-    """`(digest, label)` of what the spec means: the build locked under a bare name, else every build it fits."""
-    is_bare = spec.namespace is None and spec.base is None and not spec.specifiers and spec.digest_prefix is None
-    folder = session.project_folder
-    if is_bare and folder is not None:
-        from adapterhub.projects.lock.lockfile import read_lock
-
-        try:
-            entry = read_lock(folder).entries.get(spec.name)
-        except NotFound:
-            entry = None
-        if entry is not None:
-            return [(entry.digest, f"{entry.key} {entry.version}")]
-    try:
-        rows = lineage.named(spec)
-    except AdapterNotFound as error:
-        near = session.library.nearest(spec.full_name)
-        raise AdapterNotFound(error.message, hint=near or error.hint) from None
-    return [
-        (row.digest, f"{row.full_name} {row.version}" + (f" (rank {row.rank})" if row.rank else "")) for row in rows
-    ]
-
-
-def _say(session: Session, found: Sequence[tuple[str, tuple[Use, ...]]]) -> None:
+def _say(session: Session, builds: Sequence[tuple[str, tuple[Use, ...]]]) -> None:
     from adapterhub.library.upkeep.lineage import drawn
 
-    for label, uses in found:
-        for line in drawn(label if uses else f"{label}: nobody needs it", uses, _branch):
+    for label, uses in builds:
+        for line in drawn(label if uses else f"{label}: nothing needs it", uses, _branch):
             session.out.line(shown(line, 400))
 
 

@@ -1,1 +1,1 @@
-"""Commands that publish, sign and name remotes."""
+"""Commands that publish and sign adapters and manage remotes."""

@@ -1,4 +1,4 @@
-"""`adapt key`: the user's own key pairs, the keys he trusts, and what is asked of signatures."""
+"""`adapt key`: manage your key pairs, trusted keys and signature policies."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import click
 
 from adapterhub.cli.completion.completing import complete_own_key
 from adapterhub.cli.options.params import Session, common
-from adapterhub.core.errors import NotFound, UsageProblem
+from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from adapterhub.trust.signing.keys import KeyFolder, PublicKey
+    from adapterhub.trust.signing.keys import KeyFolder
     from adapterhub.trust.signing.trust import TrustedKey, TrustFile
 
 
 @click.group()
 def key() -> None:
-    """Make key pairs, trust the keys of others, say what is asked of signatures.
+    """Manage signing keys, trusted keys and signature policies.
 
     \b
     Examples:
@@ -43,12 +43,12 @@ def _trust(session: Session) -> TrustFile:
 
 @key.command("new")
 @click.argument("name")
-@click.option("--unencrypted", is_flag=True, help="Write the private key without a password (for a machine's own key).")
+@click.option("--unencrypted", is_flag=True, help="Store the private key without a password, for automated machines.")
 @common
 def new(session: Session, name: str, unencrypted: bool) -> None:
-    """Make a P-256 key pair. The private key stays here, encrypted, readable by you only.
+    """Create a P-256 key pair. The private key stays here, encrypted and readable only by you.
 
-    The password is ADAPTERHUB_PASSWORD, else it is asked for.
+    Reads the password from ADAPTERHUB_PASSWORD, or asks for it on a terminal.
 
     \b
     Example:
@@ -59,7 +59,8 @@ def new(session: Session, name: str, unencrypted: bool) -> None:
     if not unencrypted and not password:
         if not sys.stdin.isatty():
             raise UsageProblem(
-                "no password for the new key", hint="set ADAPTERHUB_PASSWORD, or `--unencrypted` writes it without one"
+                "the new key needs a password",
+                hint="set ADAPTERHUB_PASSWORD, or pass `--unencrypted` to store the key without one",
             )
         password = click.prompt("password for the new key", hide_input=True, confirmation_prompt=True, err=True)
     made = keys.new(name, password)
@@ -71,13 +72,13 @@ def new(session: Session, name: str, unencrypted: bool) -> None:
         "encrypted": not unencrypted,
     }
     session.out.result(document, lambda: session.out.line(f"{name}  {made.fingerprint}  {keys.public_path(name)}"))
-    session.out.note("hand out the public half and its fingerprint, each by another way; keep the private half")
+    session.out.note("share the public key and its fingerprint over different channels; keep the private key secret")
 
 
 @key.command("list")
 @common
 def list_(session: Session) -> None:
-    """List your own keys and those that are trusted.
+    """List your own keys and the trusted keys.
 
     \b
     Example:
@@ -108,13 +109,15 @@ def list_(session: Session) -> None:
 @click.argument("name", shell_complete=complete_own_key)
 @common
 def show(session: Session, name: str) -> None:
-    """Print a public key, your own or a trusted one, as PEM; its fingerprint goes to the other stream.
+    """Print your own or a trusted public key as PEM on stdout, and its fingerprint on stderr.
 
     \b
     Example:
       adapt key show ana > ana.pub
     """
-    found = _public(session, name)
+    from adapterhub.api.steps.publishing import public_key
+
+    found = public_key(session, name)
     session.out.result(
         {"name": name, "fingerprint": found.fingerprint, "pem": found.pem}, lambda: session.out.line(found.pem.rstrip())
     )
@@ -124,13 +127,11 @@ def show(session: Session, name: str) -> None:
 @key.command("trust")
 @click.argument("name")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--scope", multiple=True, metavar="GLOB", help="Adapters it may sign: `acme`, `acme/*`; repeatable [*].")
-@click.option("--remote", "remotes", multiple=True, metavar="GLOB", help="Places it may sign for; repeatable [*].")
-@click.option("--not-after", metavar="DAY", help="The last day it is trusted, as in 2027-01-31 [never].")
-@click.option(
-    "--replace", is_flag=True, help="Put it in the place of the key by that name; it signs those adapters now."
-)
-@click.option("--accept", multiple=True, metavar="GLOB", help="Adapters it takes over from another key; repeatable.")
+@click.option("--scope", multiple=True, metavar="GLOB", help="Trust it for adapters such as `acme/*`; repeatable [*].")
+@click.option("--remote", "remotes", multiple=True, metavar="GLOB", help="Trust it on these remotes; repeatable [*].")
+@click.option("--not-after", metavar="DAY", help="Trust it until this day, such as 2027-01-31 [never ends].")
+@click.option("--replace", is_flag=True, help="Replace the key of that name, which then no longer signs its adapters.")
+@click.option("--accept", multiple=True, metavar="GLOB", help="Let it sign adapters of another key; repeatable.")
 @common
 def trust(
     session: Session,
@@ -142,10 +143,10 @@ def trust(
     replace: bool,
     accept: tuple[str, ...],
 ) -> None:
-    """Trust a public key (a PEM file), and print its fingerprint. Compare that with what its owner tells you.
+    """Trust a public key (a PEM file) and print its fingerprint. Compare the fingerprint with its owner's.
 
-    Without a file it is your own key by that name, or, with other terms, the one that is trusted already.
-    A name that another key signed until now is refused until you `--replace` that key or `--accept` the change.
+    Without FILE, trusts your own key of that name, or changes the terms of a trusted key. An adapter that another key
+    has signed so far stays refused until you `--replace` that key or `--accept` the change.
 
     \b
     Examples:
@@ -153,16 +154,11 @@ def trust(
       adapt key trust ben ./ben.pub --scope 'acme/*' --not-after 2027-12-31
       adapt key trust ben --accept acme/legal-qa
     """
-    from adapterhub.trust.signing.keys import PublicKey
-    from adapterhub.trust.signing.trust import Terms, parse_day
+    from adapterhub.api.steps.publishing import trust_key
 
-    try:
-        end = parse_day(not_after) if not_after else None
-    except ValueError as error:
-        raise UsageProblem(f"--not-after: {error}") from None
-    found = PublicKey.parse(_read(file), str(file)) if file else _public(session, name)
-    terms = Terms(adapters=scope or None, remotes=remotes or None, not_after=end, accepts=accept)
-    made = _trust(session).trust(name, found, terms, replace_key=replace)
+    made = trust_key(
+        session, name, file, scope=scope, remotes=remotes, not_after=not_after, replace=replace, accept=accept
+    )
     document = _trusted_document(made)
     session.out.result(document, lambda: session.out.line(_text(made)))
 
@@ -171,7 +167,7 @@ def trust(
 @click.argument("name")
 @common
 def untrust(session: Session, name: str) -> None:
-    """Trust a key no longer. What it signed and is installed stays.
+    """Stop trusting a key. Installed adapters that it signed stay.
 
     \b
     Example:
@@ -180,20 +176,20 @@ def untrust(session: Session, name: str) -> None:
     gone = _trust(session).untrust(name)
     session.out.result(
         {"name": gone.name, "fingerprint": gone.fingerprint, "trusted": False},
-        lambda: session.out.line(f"{gone.name}  {gone.fingerprint}  is not trusted any more"),
+        lambda: session.out.line(f"{gone.name}  {gone.fingerprint}  is no longer trusted"),
     )
 
 
 @key.command("policy")
 @click.argument("policy", required=False, type=click.Choice(["require", "warn", "off", "default"]))
-@click.option("--namespace", metavar="NAMESPACE", help="For this namespace only.")
+@click.option("--namespace", metavar="NAMESPACE", help="Set the policy of this namespace only.")
 @common
 def policy(session: Session, policy: str | None, namespace: str | None) -> None:
-    """Say what is asked of signatures, in general or in one namespace; without a word, show it.
+    """Set the signature policy, in general or of one namespace; without an argument, show all policies.
 
-    `require`: only what a trusted key signed. `warn`: anything, with a warning. `off`: anything. `default`: unsigned
-    adapters come in silently, unknown keys with a warning. A false signature is refused in any case. The policy of the
-    namespace comes first, then that of the remote, then the general one.
+    `require`: accept only adapters that a trusted key signed. `warn`: accept others with a warning. `off`: accept
+    others silently. `default`: accept unsigned adapters silently and unknown keys with a warning. Every policy refuses
+    a false signature. The policy of the namespace comes first, then the remote's, then the general one.
 
     \b
     Examples:
@@ -206,35 +202,12 @@ def policy(session: Session, policy: str | None, namespace: str | None) -> None:
     if policy is not None:
         file.set_policy(namespace, None if policy == "default" else parse_policy(policy))
     elif namespace is not None:
-        raise UsageProblem("`--namespace` without a policy", hint="`adapt key policy` alone shows every one")
-    told = {GENERAL: "default", **file.read().policies}
-    rows = [{"place": name, "policy": value} for name, value in told.items()]
+        raise UsageProblem("`--namespace` needs a policy", hint="`adapt key policy` shows all policies")
+    policies = {GENERAL: "default", **file.read().policies}
+    rows = [{"place": name, "policy": value} for name, value in policies.items()]
     rows += [{"place": f"remote {r.name}", "policy": r.signatures} for r in session.remotes.all() if r.signatures]
     cells = [("in general" if r["place"] == GENERAL else r["place"], r["policy"]) for r in rows]
     session.out.result(rows, lambda: session.out.table(("place", "policy"), cells))
-
-
-def _read(path: Path) -> bytes:
-    from adapterhub.core.disk.files import read_plain
-    from adapterhub.trust.signing.keys import KEY_LIMIT_BYTES
-
-    try:
-        return read_plain(path, KEY_LIMIT_BYTES)
-    except OSError as error:
-        raise UsageProblem(f"`{path}` cannot be read: {error.strerror}") from None
-
-
-def _public(session: Session, name: str) -> PublicKey:
-    """A key that is known by its name: trusted, or one's own."""
-    known = next((trusted for trusted in _trust(session).read().keys if trusted.name == name), None)
-    if known is not None:
-        return known.key
-    keys = _keys(session)
-    if name in keys.names():
-        return keys.public(name)
-    raise NotFound(
-        f"no key `{name}`, neither your own nor trusted", hint=f"`adapt key trust {name} FILE` trusts a public key"
-    )
 
 
 def _trusted_document(trusted: TrustedKey) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`adapt pull`: a build's plain files in a folder, for any tool that reads PEFT."""
+"""`adapt pull`: write a build's files to a plain folder, for any tool that reads PEFT."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import click
 
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_options, remote_options, signatures_option
 from adapterhub.cli.options.project_policy import exclude_newer_option
-from adapterhub.projects.places import SpecSources, objection_from
-from adapterhub.projects.session import wanted_from
+from adapterhub.projects.places import objection_from
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("spec", type=SPEC)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--base", type=BASE, help="The base, where the spec names none.")
+@click.option("--base", type=BASE, help="Use this base if the spec names none.")
 @rank_options
 @exclude_newer_option
 @signatures_option
@@ -40,51 +39,33 @@ def pull(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Write a build's plain files to a new folder, checked as an install is; the library is not changed.
+    """Write a build's files to a new folder, checked as on installation. The library does not change.
 
-    The library is asked first, then the servers, as `adapt install` does; with --remote only that server. Inside
-    a project its policy holds, as it does for `adapt install`.
+    Looks in the library first, then on the servers that `adapt install` would ask; with --remote, only on that server.
+    Inside a project, the project's policy applies.
 
     \b
     Examples:
       adapt pull legal-qa@base-7b ./legal-qa
       adapt pull acme/legal-qa@base-7b==1.0 ./legal-qa --remote ours
     """
-    from adapterhub.cli.options.choice import choose_release
+    from adapterhub.api.steps.publishing import pull_release
     from adapterhub.distribution.choosing import RankBounds
-    from adapterhub.distribution.install import admit, asked_of
-    from adapterhub.library.admission.installed import Admission
-    from adapterhub.library.directory import BuildFolder
-    from adapterhub.library.transfer import Source, copy
 
-    objection = objection_from(session, exclude_newer)
-    library = session.library
-    sources: list[Source] = [] if remote else [library]
-    if not offline:
-        sources += session.sources_of(spec, remote, token=token)
-    wanted, bounds = wanted_from(library, spec, base), RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
-    release, source, _ = choose_release(
+    pulled = pull_release(
         session,
-        library,
         spec,
-        sources,
-        wanted=wanted,
-        bounds=bounds,
-        objection=objection,
+        folder,
+        base=base,
+        bounds=RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank),
+        objection=objection_from(session, exclude_newer),
+        signatures=signatures,
+        remote=remote,
+        token=token,
+        offline=offline,
+        bars=session.out,
     )
-    if source is library:
-        Admission(library).refuse(
-            library.read_build(library.folder_for(release.manifest, release.namespace)), signatures
-        )
-        signature = library.provenance(release).signature
-    else:
-        asked = asked_of(library, spec, release, wanted, bounds)
-        policy = signatures or SpecSources(session, (), remote=remote, token=token, offline=offline).policy_of(source)
-        signature, finding = admit(library, release, source, asked, policy)
-        if finding.severity == "warning":
-            session.out.warn(f"[{finding.code}] {finding.message}")
-    with session.out.progress(f"pull {release.full_name}", release.manifest.size_bytes) as progress:
-        copied = copy(release, source, BuildFolder(folder), progress, signature=signature)
+    release, copied = pulled.release, pulled.copied
     manifest = release.manifest
     session.out.result(
         {
@@ -98,6 +79,6 @@ def pull(
         },
         lambda: session.out.line(
             f"{release.full_name} {manifest.label} from {release.origin}  {folder}"
-            + ("" if copied.sent_files else "  (there already)")
+            + ("" if copied.sent_files else "  (already there)")
         ),
     )

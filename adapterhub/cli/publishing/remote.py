@@ -1,4 +1,4 @@
-"""`adapt remote`: servers by name, the namespaces that belong to each, and their tokens."""
+"""`adapt remote`: manage servers, the namespaces of each, and their tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from adapterhub.cli.completion.completing import complete_remote
 from adapterhub.cli.options.params import Session, common
-from adapterhub.core.errors import NotAllowed, RemoteUnreachable, UsageProblem
+from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.library.remotes import Remote, Remotes
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def remote() -> None:
-    """Name servers, give them namespaces, keep tokens for them.
+    """Manage servers, their namespaces and access tokens.
 
     \b
     Example:
@@ -29,9 +29,9 @@ def remote() -> None:
 @remote.command("add")
 @click.argument("name")
 @click.argument("url")
-@click.option("--namespaces", default="", metavar="A,B", help="Namespaces that are asked of this server only.")
-@click.option("--default", "default", is_flag=True, help="Ask this server where nothing else names one.")
-@click.option("--signatures", type=click.Choice(["require", "warn", "off"]), help="What is asked of signatures there.")
+@click.option("--namespaces", default="", metavar="A,B", help="Look up these namespaces on this server only.")
+@click.option("--default", "default", is_flag=True, help="Use this server when nothing else names one.")
+@click.option("--signatures", type=click.Choice(["require", "warn", "off"]), help="Signature policy for this server.")
 @common
 def add(
     session: Session,
@@ -41,9 +41,9 @@ def add(
     default: bool,
     signatures: SignaturePolicy | None,
 ) -> None:
-    """Give a server a name. The same again with other namespaces changes those; `--signatures` stays unless given.
+    """Name a server. Repeat the command to change its namespaces; the signature policy stays unless you pass one.
 
-    A namespace belongs to one remote. A name without a namespace is looked for in the namespaces listed here, in order.
+    A namespace belongs to one remote. Adapters without a namespace are looked up in all listed namespaces, in order.
 
     \b
     Example:
@@ -53,7 +53,7 @@ def add(
     listed = [word.strip() for word in namespaces.split(",") if word.strip()]
     made = remotes.add(name, url, namespaces=listed, default=default, signatures=signatures)
     if made.is_plain_text:
-        session.out.warn(f"{made.url} is not encrypted: tokens and adapters can be read on the way")
+        session.out.warn(f"{made.url} is not encrypted: others on the network can read tokens and adapters")
     session.out.result(_document(made, remotes), lambda: session.out.line(f"{made.name}  {made.url}"))
 
 
@@ -63,11 +63,11 @@ def add(
     "--signatures",
     type=click.Choice(["require", "warn", "off", "default"]),
     required=True,
-    help="What is asked of signatures there; `default` leaves it to `adapt key policy`.",
+    help="Signature policy for this server; `default` uses that of `adapt key policy`.",
 )
 @common
 def set_(session: Session, name: str, signatures: str) -> None:
-    """Say what is asked of signatures on a server.
+    """Set the signature policy of a server.
 
     \b
     Example:
@@ -85,7 +85,7 @@ def set_(session: Session, name: str, signatures: str) -> None:
 @remote.command("list")
 @common
 def list_(session: Session) -> None:
-    """List remotes in the order they are asked.
+    """List the remotes in the order in which `adapt` asks them.
 
     \b
     Example:
@@ -115,7 +115,7 @@ def list_(session: Session) -> None:
 @click.argument("name", shell_complete=complete_remote)
 @common
 def remove(session: Session, name: str) -> None:
-    """Forget a remote and its token. Installed adapters stay.
+    """Remove a remote and its token. Installed adapters stay.
 
     \b
     Example:
@@ -127,36 +127,30 @@ def remove(session: Session, name: str) -> None:
 
 @remote.command("login")
 @click.argument("name", metavar="NAME|URL", shell_complete=complete_remote)
-@click.option("--token", metavar="TOKEN", help="The token [default: read from standard input, or asked for].")
+@click.option("--token", metavar="TOKEN", help="Store this token [default: read from stdin, or ask for it].")
 @common
 def login(session: Session, name: str, token: str | None) -> None:
-    """Keep a token for a server, readable by you only. It is sent to that server and to no other.
+    """Store a token for a server, readable only by you. `adapt` sends it only to that server.
 
     \b
     Examples:
       adapt remote login ours
       adapt remote login https://adapters.example.org --token TOKEN
     """
-    remotes = session.remotes
-    place = remotes.get(name)
+    from adapterhub.api.steps.publishing import login_to
+
+    place = session.remotes.get(name)
     if token is None:
         token = click.prompt("token", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
     token = token.strip()
     if not token:
-        raise UsageProblem("no token was given", hint=f"`adapt remote login {name} < token.txt`")
+        raise UsageProblem("no token given", hint=f"`adapt remote login {name} < token.txt`")
     if place.is_plain_text:
-        session.out.warn(f"{place.url} is not encrypted: the token can be read on the way")
-    who = ""
-    try:
-        who = session.hub(place, token=token).who()
-    except RemoteUnreachable as error:
-        session.out.warn(f"kept unchecked: {error.message}")
-    except NotAllowed as error:
-        raise NotAllowed(f"{place.url} does not take this token; nothing was kept", hint=error.message) from None
-    remotes.login(place, token)
+        session.out.warn(f"{place.url} is not encrypted: others on the network can read the token")
+    who = login_to(session, place, token)
     session.out.result(
         {"name": place.name or None, "url": place.url, "who": who or None},
-        lambda: session.out.line(f"{place.url}: {who or 'token kept'}"),
+        lambda: session.out.line(f"{place.url}: {who or 'token stored'}"),
     )
 
 
@@ -164,7 +158,7 @@ def login(session: Session, name: str, token: str | None) -> None:
 @click.argument("name", metavar="NAME|URL", shell_complete=complete_remote)
 @common
 def logout(session: Session, name: str) -> None:
-    """Forget the token of a server. The server still takes it until it is revoked there.
+    """Delete the stored token of a server. The token itself stays valid until you revoke it on the server.
 
     \b
     Example:
@@ -173,7 +167,7 @@ def logout(session: Session, name: str) -> None:
     remotes = session.remotes
     place = remotes.get(name)
     was_there = remotes.logout(place)
-    text = f"forgot the token for {place.url}" if was_there else f"no token was kept for {place.url}"
+    text = f"deleted the token for {place.url}" if was_there else f"no token is stored for {place.url}"
     session.out.result({"url": place.url, "forgotten": was_there}, lambda: session.out.line(text))
 
 

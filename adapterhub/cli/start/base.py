@@ -1,14 +1,14 @@
-"""`adapt base`: the frozen models that adapters are made for, identified by their bytes."""
+"""`adapt base`: manage the frozen base models that adapters are made for, identified by their bytes."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options
 from adapterhub.cli.output import count_text
+from adapterhub.core.errors import Incompatible
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
@@ -27,9 +27,9 @@ def base() -> None:
 
 @base.command("add")
 @click.argument("place", metavar="PATH|HUB_ID")
-@click.option("--as", "alias", metavar="ALIAS", help="The name to use here [default: from the folder or Hub id].")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Hashing threads [default: one per core].")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub repository.")
+@click.option("--as", "alias", metavar="ALIAS", help="Register under this name [default: from the folder or Hub id].")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Hash with N threads [default: one per core].")
+@click.option("--revision", metavar="REV", help="Use this branch, tag or commit of a Hub repository.")
 @remote_options
 @common
 def add(
@@ -42,28 +42,28 @@ def add(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Fingerprint a model by its weights and give it a name.
+    """Fingerprint a model by its weights and register it under a name.
 
-    PATH is a folder with safetensors files; HUB_ID (`org/model`) is taken from the Hugging Face cache, or downloaded.
-    The second look at the same files costs nothing: digests are cached by path, size, time and inode.
+    PATH is a folder with safetensors files. HUB_ID (`org/model`) is read from the Hugging Face cache, or downloaded.
+    Digests are cached by path, size, time and inode, so fingerprinting the same files again is instant.
 
     \b
     Example:
       adapt base add ./models/base-7b --as base-7b
     """
-    from adapterhub.formats.base.weight_files import weight_files
+    from adapterhub.api.steps.upkeep import add_base
 
-    folder, hub_id = Path(place).expanduser(), None
-    if not folder.exists() and _reads_as_hub_id(place):
-        hub_id = place
-        folder = session.named_hub(remote, token=token, offline=False, for_bases=True).fetch_base(
-            place, revision=revision, offline=offline
-        )
-    library = session.library
-    size = sum(path.stat().st_size for path in weight_files(folder))
-    with session.out.progress("fingerprint", size) as progress:
-        record = library.bases.add(folder, alias, hub_id=hub_id, threads=threads, progress=progress)
-    library.catalog.put_base(record)
+    record = add_base(
+        session,
+        place,
+        alias,
+        threads=threads,
+        revision=revision,
+        remote=remote,
+        token=token,
+        offline=offline,
+        bars=session.out,
+    )
     session.out.result(
         _document(record),
         lambda: session.out.line(
@@ -72,16 +72,10 @@ def add(
     )
 
 
-def _reads_as_hub_id(place: str) -> bool:
-    from adapterhub.core.specs import BaseSpec, names_folder
-
-    return not names_folder(place) and BaseSpec.parse(place).kind == "hub"
-
-
 @base.command("list")
 @common
 def list_(session: Session) -> None:
-    """List registered bases.
+    """List the registered bases.
 
     \b
     Example:
@@ -117,7 +111,7 @@ def list_(session: Session) -> None:
 @click.argument("which", metavar="BASE", type=BASE)
 @common
 def show(session: Session, which: BaseSpec) -> None:
-    """Show one base: fingerprint, hints, tensors.
+    """Show the fingerprint, hints and tensors of a base.
 
     \b
     Example:
@@ -132,15 +126,14 @@ def show(session: Session, which: BaseSpec) -> None:
 @click.argument("second", metavar="B", type=BASE)
 @common
 def compare(session: Session, first: BaseSpec, second: BaseSpec) -> None:
-    """Say how two bases relate: the same weights, another precision, a fine-tune, or another model.
+    """Compare two bases: same weights, another precision, a fine-tune, or another model.
 
-    Exit code 0 when adapters may move between them, 11 when not.
+    Exits with code 0 when adapters fit both bases, with 11 when they do not.
 
     \b
     Example:
       adapt base compare base-7b ./models/base-7b-bf16
     """
-    from adapterhub.core.errors import Incompatible
     from adapterhub.formats.base.fingerprint import compare as compare_fingerprints
 
     bases = session.library.bases
@@ -167,16 +160,15 @@ def compare(session: Session, first: BaseSpec, second: BaseSpec) -> None:
 @click.argument("alias", type=BASE)
 @common
 def remove(session: Session, alias: BaseSpec) -> None:
-    """Forget a base. Its files and the adapters made for it are not touched.
+    """Unregister a base. Keeps its files and the adapters made for it.
 
     \b
     Example:
       adapt base remove base-7b
     """
-    library = session.library
-    record = library.bases.find(alias)
-    library.bases.remove(record.alias)
-    library.catalog.forget_base(record.alias)
+    from adapterhub.api.steps.upkeep import remove_base
+
+    record = remove_base(session, alias)
     session.out.result({"removed": record.alias}, lambda: session.out.line(f"removed {record.alias}"))
 
 
@@ -185,7 +177,7 @@ def remove(session: Session, alias: BaseSpec) -> None:
 @click.argument("which", metavar="BASE", type=BASE)
 @common
 def pin(session: Session, spec: AdapterSpec, which: BaseSpec) -> None:
-    """Record which base an adapter without a fingerprint was made for.
+    """Record the base of an adapter that has no fingerprint.
 
     \b
     Example:

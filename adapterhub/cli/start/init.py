@@ -1,4 +1,4 @@
-"""`adapt init`: make a project of a folder."""
+"""`adapt init`: create a project in a folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.core.disk.home import PROJECT_FILE
+from adapterhub.core.errors import BaseNotFound
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
@@ -15,21 +17,19 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("folder", default=".", type=click.Path(file_okay=False, path_type=Path), metavar="[DIR]")
-@click.option("--base", type=BASE, help="The base model that the adapters of the project are for.")
+@click.option("--base", type=BASE, help="Use this base model for the project's adapters.")
 @common
 def init(session: Session, folder: Path, base: BaseSpec | None) -> None:
-    """Make a project of a folder: write its `adapters.toml`.
+    """Create a project: write an `adapters.toml` into a folder.
 
-    The project file says which adapters are wanted, for which base, from where. `adapt install NAME --save` adds to
-    it, `adapt lock` writes beside it what exactly was chosen, and `adapt sync` brings that into `adapters/`.
+    The project file lists the adapters, their base and their sources. `adapt install NAME --save` adds an adapter,
+    `adapt lock` chooses exact builds and writes them to `adapters.lock`, and `adapt sync` brings them into `adapters/`.
 
     \b
     Examples:
       adapt init --base base-7b
       adapt init ./assistant --base ./models/base-7b
     """
-    from adapterhub.core.disk.home import PROJECT_FILE
-    from adapterhub.core.errors import BaseNotFound
     from adapterhub.projects.file.editing import create_project
     from adapterhub.projects.places import base_to_write
     from adapterhub.projects.project import find_project
@@ -41,17 +41,17 @@ def init(session: Session, folder: Path, base: BaseSpec | None) -> None:
     path = folder / PROJECT_FILE
     session.out.result(
         {"project": str(project.folder.absolute()), "file": str(path.absolute()), "base": str(base) if base else None},
-        lambda: session.out.line(f"made {path}"),
+        lambda: session.out.line(f"created {path}"),
     )
     if outer is not None:
-        session.out.note(f"`{outer}` is a project, too; inside `{folder}` the new one is meant")
+        session.out.note(f"`{outer}` is also a project; commands inside `{folder}` use the new one")
     if base is not None and base.kind == "alias":
         try:
             session.library.bases.get(base.text)
         except BaseNotFound as error:
-            session.out.warn(f"{error.message} here yet")
+            session.out.warn(f"{error.message} is registered yet")
             session.out.hint(f"`adapt base add PATH --as {base.text}` registers it")
             return
     if base is not None and base.kind == "path" and not (folder / Path(base.text).expanduser()).is_dir():
-        session.out.warn(f"no folder `{base.text}` there yet")
-    session.out.hint("`adapt install NAME --save` adds an adapter, `adapt lock` chooses the versions of all")
+        session.out.warn(f"no folder `{base.text}` in `{folder}` yet")
+    session.out.hint("`adapt install NAME --save` adds an adapter; `adapt lock` chooses all versions")

@@ -1,4 +1,4 @@
-"""`adapt export`: an adapter in the form that another program reads, or a plain list of what is here."""
+"""`adapt export`: write an adapter in the format of another program, or a plain list of adapters."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
 
 FORMATS = ("gguf", "merged", "ollama", "peft", "vllm")
-"""The files of `adapterhub/inference/export/`, written here so that `--help` needs no torch; a test compares."""
+"""The modules of `adapterhub/inference/export/`, repeated so that `--help` needs no torch; a test compares them."""
 
 
 @click.command()
 @click.argument("adapter", metavar="[SPEC|FOLDER]", required=False, shell_complete=complete_spec_or_folder)
-@click.option("--format", "form", type=click.Choice(FORMATS), help="What to write of the adapter.")
-@click.option("--requirements", is_flag=True, help="A plain list, one `name==version#sha256:digest` a line.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="Write the adapter in this format.")
+@click.option("--requirements", is_flag=True, help="Write a plain list, one `name==version#sha256:digest` per line.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="A new file for gguf, a new folder for the other formats, a file for the list [default: stdout].",
+    help="Write to a new file (gguf, list) or folder (other formats); the list goes to stdout by default.",
 )
-@click.option("--base", type=BASE, help="The base, where the spec names none: an alias, or its folder.")
+@click.option("--base", type=BASE, help="Use this base (alias or folder) if the spec names none.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Precision of what is written [default: exact; of merged, that of the base].",
+    help="Precision of the output [default: exact; for merged, that of the base].",
 )
-@click.option("--ollama-base", metavar="NAME", help="For ollama: what Ollama calls the base, or a GGUF file of it.")
-@click.option("--allow-base-mismatch", is_flag=True, help="Take a base of the same shapes with other weights.")
+@click.option("--ollama-base", metavar="NAME", help="For ollama: the base's name in Ollama, or its GGUF file.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Allow a base with other weights of the same shapes.")
 @click.option(
     "--group",
     "groups",
     multiple=True,
     metavar="NAME",
     shell_complete=complete_group,
-    help="For the list: an optional group of the project, too.",
+    help="For the list: include an optional group of the project.",
 )
-@click.option("--all-groups", is_flag=True, help="For the list: every optional group.")
-@click.option("--library", "is_library", is_flag=True, help="For the list: what is installed, inside a project, too.")
+@click.option("--all-groups", is_flag=True, help="For the list: include every optional group.")
+@click.option("--library", "is_library", is_flag=True, help="For the list: list the library even inside a project.")
 @project_option
 @common
 def export(
@@ -63,15 +63,15 @@ def export(
     all_groups: bool,
     is_library: bool,
 ) -> None:
-    """Write an adapter for another program, meaning exactly what PEFT means by it, or a list of adapters.
+    """Export an adapter for another program with exactly the effect it has in PEFT, or write a list of adapters.
 
-    gguf: a file for llama.cpp, exact for rsLoRA and patterns. ollama: that file and a Modelfile (best effort).
-    vllm: a folder that vLLM reads, and the flags it needs. peft: plain LoRA, with one rank and one scale, for
-    programs that read no more. merged: base and adapter as one model, as `adapt fuse` writes it. What a format cannot
-    carry is refused by name, and nothing is written. `adapt pull` writes the files as their author made them.
+    gguf: a file for llama.cpp, exact also for rsLoRA and patterns. ollama: that file and a Modelfile (best effort).
+    vllm: a folder for vLLM and the flags it needs. peft: plain LoRA with one rank and one scale, for programs that
+    support nothing else. merged: base and adapter as one model, as from `adapt fuse`. Refuses an adapter that the
+    format cannot express, and writes nothing. `adapt pull` writes the original files instead.
 
-    --requirements: what the project has locked, else what is installed; `adapt install -r FILE` installs exactly these
-    again. A merge that was never published is left out: `adapt sync` makes it from the lock file.
+    --requirements lists the project's locked adapters, else the installed ones; `adapt install -r FILE` installs
+    exactly these. It skips merges that were never published; `adapt sync` makes them from the lock file.
 
     \b
     Examples:
@@ -81,19 +81,19 @@ def export(
     """
     if requirements:
         if adapter or form or base or dtype or ollama_base or allow_base_mismatch:
-            raise UsageProblem("`--requirements` lists what is here; an adapter and its options belong to `--format`")
+            raise UsageProblem("`--requirements` takes no adapter and none of its options; those need `--format`")
         from adapterhub.cli.projects.export_list import write_list
 
         write_list(session, output, groups=groups, all_groups=all_groups, is_library=is_library)
         return
     if groups or all_groups or is_library:
-        raise UsageProblem("`--group`, `--all-groups` and `--library` belong to `--requirements`")
+        raise UsageProblem("`--group`, `--all-groups` and `--library` need `--requirements`")
     if adapter is None or form is None or output is None:
-        hint = "`adapt export NAME --format gguf -o NAME.gguf`, or `adapt export --requirements` for a plain list"
-        raise UsageProblem("say which adapter to export, `--format` as what, and `-o` where to", hint=hint)
-    from adapterhub.cli.use.export_formats import Asked, write_format
+        hint = "run `adapt export NAME --format gguf -o NAME.gguf`, or `adapt export --requirements` for a plain list"
+        raise UsageProblem("an export needs an adapter, `--format` and `-o`", hint=hint)
+    from adapterhub.cli.use.export_formats import ExportRequest, write_format
 
-    asked = Asked(
+    request = ExportRequest(
         adapter=adapter,
         form=form,
         output=output.expanduser(),
@@ -102,4 +102,4 @@ def export(
         ollama_base=ollama_base,
         allow_base_mismatch=allow_base_mismatch,
     )
-    write_format(session, asked)
+    write_format(session, request)

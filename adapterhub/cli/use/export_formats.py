@@ -1,4 +1,4 @@
-"""The part of `adapt export` that writes one adapter in one format, and says so."""
+"""Write one adapter in one format for `adapt export`, and print what was written."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _AS_GGUF = frozenset({"gguf", "ollama"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What was typed."""
+class ExportRequest:
+    """The arguments of an export."""
 
     adapter: str
     form: str
@@ -33,34 +33,34 @@ class Asked:
     allow_base_mismatch: bool = False
 
 
-def write_format(session: Session, asked: Asked) -> None:
-    """Write it and report; see `adapterhub.inference.export.export` for what is raised."""
-    require("export" if asked.form in _AS_GGUF else "weights", f"`--format {asked.form}`")
+def write_format(session: Session, request: ExportRequest) -> None:
+    """Export and print the result; raises as `adapterhub.inference.export.export` does."""
+    require("export" if request.form in _AS_GGUF else "weights", f"`--format {request.form}`")
     from adapterhub.inference.export import export
 
     out = session.out
-    with out.steps(f"export {asked.form}", unit="bytes" if asked.form == "merged" else "modules") as progress:
+    with out.steps(f"export {request.form}", unit="bytes" if request.form == "merged" else "modules") as progress:
         exported = export(
-            asked.adapter,
-            asked.output,
-            form=asked.form,
+            request.adapter,
+            request.output,
+            form=request.form,
             library=session.project_library,
-            base=asked.base,
-            dtype=asked.dtype,
-            ollama_base=asked.ollama_base,
-            allow_base_mismatch=asked.allow_base_mismatch,
+            base=request.base,
+            dtype=request.dtype,
+            ollama_base=request.ollama_base,
+            allow_base_mismatch=request.allow_base_mismatch,
             progress=progress,
         )
-    out.result({"format": asked.form, **exported.to_json()}, lambda: _say(session, asked, exported))
+    out.result({"format": request.form, **exported.to_json()}, lambda: _say(session, request, exported))
 
 
-def _say(session: Session, asked: Asked, exported: Exported) -> None:
+def _say(session: Session, request: ExportRequest, exported: Exported) -> None:
     out = session.out
     label = shown(exported.label, 200)
-    out.line(f"exported {label} as {asked.form}  {asked.output}  {size_text(exported.size_bytes)}")
-    if asked.output.is_dir():
+    out.line(f"exported {label} as {request.form}  {request.output}  {size_text(exported.size_bytes)}")
+    if request.output.is_dir():
         for path in exported.paths[:_SHOWN_PATHS]:
-            out.line(f"  {path.relative_to(asked.output)}")
+            out.line(f"  {path.relative_to(request.output)}")
         if len(exported.paths) > _SHOWN_PATHS:
             out.line(f"  and {len(exported.paths) - _SHOWN_PATHS} more")
     if exported.flags:

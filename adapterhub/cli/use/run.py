@@ -1,4 +1,4 @@
-"""`adapt run`: prompts answered by adapters on their frozen base."""
+"""`adapt run`: answer prompts with adapters on their frozen base."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from adapterhub.api.steps.finding import find_base
 from adapterhub.cli.completion.completing import complete_first_spec, complete_specs_with_commas
 from adapterhub.cli.options.params import BASE, Session, common, needing
 from adapterhub.cli.use.run_model import (
@@ -18,7 +19,6 @@ from adapterhub.cli.use.run_model import (
     choice_from,
     choices_from,
     drawing_of,
-    find_base,
     label_of,
 )
 from adapterhub.core.errors import UsageProblem
@@ -33,52 +33,59 @@ _QUOTES: Final = 'put the prompt in quotes: `adapt run legal-qa@base-7b "The par
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[SPEC] [PROMPT]", shell_complete=complete_first_spec)
-@click.option("--with", "mixture", metavar="A:W,B:W", help="Sum several adapters at run time, such as `a:0.7,b:0.3`.")
+@click.option("--with", "mixture", metavar="A:W,B:W", help="Sum adapters at run time, such as `a:0.7,b:0.3`.")
 @click.option(
     "--compare",
     "compared",
     multiple=True,
     metavar="SPECS",
     shell_complete=complete_specs_with_commas,
-    help="Who else answers, side by side: specs and `none` (the base alone) with commas between; or one sum"
-    " `a:0.7,b:0.3`; may be repeated.",
+    help="Also answer with these and show the answers side by side: specs and `none` (the base alone), separated by"
+    " commas, or one sum such as `a:0.7,b:0.3`; may be repeated.",
 )
-@click.option("--base", type=BASE, help="The base, where the spec names none.")
-@click.option("--system", metavar="TEXT", help="What the chat template puts before the prompt; means --chat.")
+@click.option("--base", type=BASE, help="Use this base for specs that name none.")
+@click.option("--system", metavar="TEXT", help="Put TEXT before the prompt in the chat template; implies --chat.")
 @click.option(
-    "--chat/--no-chat", default=None, help="Put the prompt into the base's chat template [default: as it is]."
+    "--chat/--no-chat", default=None, help="Put the prompt into the base's chat template [default: --no-chat]."
 )
-@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="Length.")
-@click.option("--temperature", type=click.FloatRange(0), metavar="T", help="Draw tokens; 0 is greedy [default: 0].")
 @click.option(
-    "--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Draw from the likeliest P only."
+    "--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="Stop after N tokens."
 )
-@click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), metavar="N", help="Make drawing repeatable.")
+@click.option("--temperature", type=click.FloatRange(0), metavar="T", help="Sample at T; 0 is greedy [default: 0].")
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Sample from the most likely share P."
+)
+@click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), metavar="N", help="Make sampling repeatable.")
 @click.option(
     "--batch",
     type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE",
-    help="Answer every line of FILE: {prompt, adapter?, system?, id?} as JSON.",
+    help="Answer every line of FILE, a JSON object {prompt, adapter?, system?, id?}.",
 )
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where the answers of --batch go.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the answers of --batch to FILE.")
 @click.option(
-    "--batch-size", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N", help="Rows at once."
+    "--batch-size",
+    type=click.IntRange(1, 1024),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Rows at once.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     default="auto",
     show_default=True,
-    help="Precision of the base in memory.",
+    help="Load the base in this precision.",
 )
 @click.option(
     "--load-in",
     type=click.Choice(["4bit", "8bit"]),
     callback=needing("quantized"),
-    help="Pack the base's linear layers (bitsandbytes).",
+    help="Quantise the base's linear layers.",
 )
-@click.option("--allow-base-mismatch", is_flag=True, help="Run on other weights of the same shapes.")
-@click.option("--prove-base", is_flag=True, help="Hash every base parameter before and after, and compare.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Allow a base with other weights of the same shapes.")
+@click.option("--prove-base", is_flag=True, help="Hash the base's parameters before and after, and compare.")
 @common
 def run(
     session: Session,
@@ -100,11 +107,12 @@ def run(
     allow_base_mismatch: bool,
     prove_base: bool,
 ) -> None:
-    """Answer PROMPT with an adapter on its frozen base, on the CPU or the first GPU; the text comes as it is written.
+    """Answer PROMPT with an adapter on its frozen base, on the CPU or the first GPU; streams the text.
 
-    Without PROMPT, or with `-`, the prompt is read from stdin. `none` as SPEC is the base alone. The prompt is taken
-    as it is unless --chat or --system is given: an adapter answers best in the form it was trained on, which its
-    files do not tell. The base is checked against the adapter's fingerprint first, and never changed.
+    Without PROMPT, or with `-`, reads the prompt from stdin. The SPEC `none` is the base alone. The prompt is used
+    unchanged unless you pass --chat or --system. An adapter answers best in the prompt format that it was trained with,
+    which its files do not record. The command first checks that the base matches the adapter's fingerprint, and never
+    changes the base.
 
     \b
     Examples:
@@ -115,12 +123,12 @@ def run(
     """
     loading = Loading(base=base, dtype=dtype, load_in=load_in, allow_base_mismatch=allow_base_mismatch)
     if system is not None and chat is False:
-        raise UsageProblem("--system is part of a chat, and --no-chat forbids one")
+        raise UsageProblem("`--system` needs a chat, and `--no-chat` forbids one")
     if out is not None and batch is None:
-        raise UsageProblem("--out is where the answers of --batch go", hint="give --batch FILE as well")
+        raise UsageProblem("`--out` needs `--batch`, whose answers it stores", hint="pass `--batch FILE`")
     if batch is not None and compared:
-        raise UsageProblem("--compare takes one prompt, --batch many", hint="name each row's adapter in the file")
-    who, prompt = _asked(words, mixture, compared, is_batch=batch is not None)
+        raise UsageProblem("`--compare` and `--batch` exclude each other", hint="name each row's adapter in the file")
+    who, prompt = _who_and_prompt(words, mixture, compared, is_batch=batch is not None)
     writing = _writing(max_new_tokens, temperature, top_p, seed)
     from adapterhub.inference.generation import Question
 
@@ -150,7 +158,7 @@ def run(
 
 
 def _answer(model: Model, choice: Choice, question: Question, writing: Writing) -> dict[str, Any]:
-    """One answer, shown as it comes unless a document is wanted."""
+    """One answer, streamed unless `--json` is set."""
     from adapterhub.inference.generation import write
 
     out = model.session.out
@@ -172,37 +180,37 @@ def _answer(model: Model, choice: Choice, question: Question, writing: Writing) 
 
 
 # ---------------------------------------------------------------- what was typed
-def _asked(
+def _who_and_prompt(
     words: tuple[str, ...], mixture: str | None, compared: tuple[str, ...], *, is_batch: bool
 ) -> tuple[list[Choice], str]:
-    """Who is to answer, and the prompt; `-` for one that comes from stdin.
+    """The adapters that answer, and the prompt; `-` reads it from stdin.
 
-    Where --with or --compare names an adapter, one word is the prompt; otherwise the first word is a spec.
+    If --with or --compare names an adapter, a single word is the prompt; otherwise the first word is a spec.
     """
     who = [choice_from(mixture, "--with")] if mixture else []
     others = [choice for text in compared for choice in choices_from(text, "--compare")]
     most = (0 if mixture else 1) if is_batch else (1 if mixture else 2)
     if len(words) > most:
-        hint = "write who is compared with commas: `--compare legal-qa,summarize,none`" if others else _QUOTES
-        raise UsageProblem(f"{len(words)} words, expected a spec and a prompt at most", hint=hint)
-    names_one = not who and (is_batch or len(words) == 2 or not others)  # noqa: PLR2004 - a spec and a prompt
+        hint = "separate adapters to compare with commas: `--compare legal-qa,summarize,none`" if others else _QUOTES
+        raise UsageProblem(f"{len(words)} words given, expected at most a spec and a prompt", hint=hint)
+    names_one = not who and (is_batch or len(words) > 1 or not others)
     if names_one and words:
         who, words = [choice_from(words[0])], words[1:]
     who += others
     again = next((choice for at, choice in enumerate(who) if choice in who[:at]), None)
     if again is not None:
-        raise UsageProblem(f"`{label_of(again)}` is to answer twice", hint="name each once")
+        raise UsageProblem(f"`{label_of(again)}` is named twice", hint="name each adapter once")
     if not who and not is_batch:
         raise UsageProblem("expected a spec and a prompt, or `--with A:W,B:W` and a prompt", hint=_QUOTES)
     return who, words[0] if words else STDIN
 
 
 def _prompt(word: str) -> str:
-    """The prompt itself, read from stdin for `-`; one line end at its end belongs to the shell."""
+    """The prompt, read from stdin for `-` without the line end that the shell adds."""
     if word != STDIN:
         return word
     if sys.stdin is None or sys.stdin.isatty():
-        raise UsageProblem("no prompt", hint=_QUOTES + ", or send it on stdin")
+        raise UsageProblem("no prompt given", hint=_QUOTES + ", or pipe it to stdin")
     try:
         text = sys.stdin.read()
     except UnicodeDecodeError as error:
@@ -211,14 +219,14 @@ def _prompt(word: str) -> str:
 
 
 def _writing(max_new_tokens: int, temperature: float | None, top_p: float | None, seed: int | None) -> Writing:
-    """Greedy unless --temperature or --top-p asks for drawing; a seed that was not given is drawn, and told."""
+    """Greedy unless --temperature or --top-p is given; without --seed, a random seed that the result reports."""
     from adapterhub.inference.generation import Writing
 
     if temperature is None:
         temperature = 0.0 if top_p is None else 1.0
     if not temperature and (top_p is not None or seed is not None):
         option = "--seed" if top_p is None else "--top-p"
-        raise UsageProblem(f"{option} is for drawing, and this is greedy", hint="give --temperature above 0 as well")
+        raise UsageProblem(f"`{option}` needs sampling, and this is greedy", hint="also pass `--temperature` above 0")
     return Writing(
         max_new_tokens=max_new_tokens,
         temperature=temperature,

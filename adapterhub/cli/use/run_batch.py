@@ -1,4 +1,4 @@
-"""`adapt run --batch`: many prompts, each for its own adapter, answered in batches."""
+"""`adapt run --batch`: answer many prompts in batches, each with its own adapter."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.api.steps.finding import find_base
 from adapterhub.cli.output import json_text
-from adapterhub.cli.use.run_model import Choice, Loading, Model, drawing_of, find_base
+from adapterhub.cli.use.run_model import Choice, Loading, Model, drawing_of
 from adapterhub.cli.use.run_rows import Row, RowProblems, read_rows
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.output_place import output_place
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What the command says of a batch. `default` answers rows that name nobody; `question` is how each is asked.
+    """The settings of a batch. `default` answers rows without an adapter; `question` is the template of each question.
 
-    `chat` is None where nobody decided: then a row with a system text is a chat, and others are not.
+    `chat` is None if the user did not choose: then a row with a system text is a chat, and others are not.
     """
 
     prompts: Path
@@ -38,14 +39,14 @@ class Batch:
 
 
 def answer_batch(session: Session, batch: Batch, writing: Writing, loading: Loading, *, prove_base: bool) -> None:
-    """Answer every row; the answers come in the order of the rows, all of them or none.
+    """Answer every row and write the answers in the order of the rows, all of them or none.
 
     Raises:
-        NotFound, Malformed: the prompts cannot be read; every line that is wrong is told before anything is answered.
+        NotFound, Malformed: the prompts cannot be read; the message lists every bad line, and nothing was answered.
         Conflict, NotAllowed, DiskFull: the answers cannot be written.
     """
     if batch.out is not None:
-        _refuse_taken(batch.out)
+        _check_output(batch.out)
     rows, problems = read_rows(batch.prompts, batch.default)
     library, choices = session.project_library, [row.choice for row in rows]
     model = Model(session, library, find_base(library, choices, loading.base), loading, choices)
@@ -75,7 +76,7 @@ def answer_batch(session: Session, batch: Batch, writing: Writing, loading: Load
 
 
 def _question(batch: Batch, row: Row, problems: RowProblems) -> Question:
-    """How the row is asked: its own system text before that of the command."""
+    """The question of a row; its own system text replaces that of the command."""
     if row.system is not None and batch.chat is False:
         problems.found.append(f"line {row.line}: has a `system` text, and --no-chat forbids a chat")
         return replace(batch.question, text=row.prompt)
@@ -85,7 +86,7 @@ def _question(batch: Batch, row: Row, problems: RowProblems) -> Question:
 def _lengths(
     model: Model, rows: Sequence[Row], questions: Sequence[Question], writing: Writing, problems: RowProblems
 ) -> list[int]:
-    """Tokens of each prompt; all that cannot be asked, or whose adapters cannot answer, is refused."""
+    """The tokens of each prompt; raises for prompts and adapters that cannot be used, all at once."""
     from adapterhub.inference.generation import tokens_of
 
     lengths = []
@@ -110,16 +111,16 @@ def _answers(
     writing: Writing,
     size: int,
 ) -> list[Answer]:
-    """The answers in the order of the rows, with a bar that tells how fast it goes."""
+    """The answers in the order of the rows, with a bar that shows the rate."""
     from adapterhub.inference.generation import write
 
     found: dict[int, Answer] = {}
     start, tokens = time.perf_counter(), 0
-    with model.session.out.told_steps("answer", unit="rows") as progress:
+    with model.session.out.described_steps("answer", unit="rows") as progress:
         progress(0, len(rows), "answer")
         for batch in model.batches([row.choice for row in rows], lengths, size):
-            with model.using_rows([rows[at].choice for at in batch]) as asked:
-                given = write(asked, model.tokenizer, [questions[at] for at in batch], writing)
+            with model.using_rows([rows[at].choice for at in batch]) as adapted:
+                given = write(adapted, model.tokenizer, [questions[at] for at in batch], writing)
             found |= zip(batch, given, strict=True)
             tokens += sum(answer.tokens for answer in given)
             progress(len(found), len(rows), f"answer, {tokens / (time.perf_counter() - start):.3g} tokens/s")
@@ -134,30 +135,31 @@ def _document(row: Row, answer: Answer) -> dict[str, Any]:
 
 def _say(session: Session, out: Path | None, documents: Sequence[dict[str, Any]]) -> None:
     if out is not None:
-        session.out.line(f"{len(documents):,} answers in {out}")
+        session.out.line(f"wrote {len(documents):,} answers to {out}")
         return
     for document in documents:
         session.out.line(json_text(document))
 
 
-# ---------------------------------------------------------------- where they go
-def _refuse_taken(out: Path) -> None:
+# ---------------------------------------------------------------- the output file
+def _check_output(out: Path) -> None:
+    """Raise unless `out` is a new file in an existing, writable folder."""
     where = shown(str(out), 200)
     output_place(out)
     if out.exists() or out.is_symlink():
-        raise Conflict(f"`{where}` exists. Nothing was answered", hint="give a file that does not exist yet")
+        raise Conflict(f"`{where}` exists. Nothing was answered", hint="name a file that does not exist yet")
     if not out.absolute().parent.is_dir():
-        raise NotFound(f"`{where}` would be in a folder that does not exist", hint=f"mkdir -p {out.parent}")
+        raise NotFound(f"the folder of `{where}` does not exist", hint=f"`mkdir -p {out.parent}`")
     if not os.access(out.absolute().parent, os.W_OK):
-        raise NotAllowed(f"`{where}` cannot be written there", hint="name a file in another folder")
+        raise NotAllowed(f"cannot write `{where}`: its folder is not writable", hint="name a file in another folder")
 
 
 def _write(out: Path, documents: Sequence[dict[str, Any]]) -> NotAllowed | None:
-    """Write all answers or none; what stood in the way, for an hour of answers must not be lost to a full disk."""
+    """Write all answers or none; returns the problem, so that a full disk does not lose an hour of answers."""
     data = "".join(json_text(document) + "\n" for document in documents).encode()
     try:
         write_durably(output_place(out), data)
     except OSError as error:
-        where = f"`{shown(str(out), 200)}` cannot be written: {error.strerror}"
-        return NotAllowed(f"{where}. The answers went to stdout instead", hint="send them to a file with `>`")
+        where = f"cannot write `{shown(str(out), 200)}`: {error.strerror}"
+        return NotAllowed(f"{where}. The answers went to stdout instead", hint="redirect stdout to a file with `>`")
     return None

@@ -1,25 +1,22 @@
-"""`adapt run --compare`: one prompt, answered by several, side by side."""
+"""`adapt run --compare`: show the answers of several adapters to one prompt side by side."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.cli.output import printable
-from adapterhub.cli.use.run_model import drawing_of, label_of
+from adapterhub.cli.output import Output, printable
+from adapterhub.cli.use.run_model import Choice, Model, drawing_of, label_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from adapterhub.cli.output import Output
-    from adapterhub.cli.use.run_model import Choice, Model
     from adapterhub.inference.generation import Question, Writing
 
 
 def compare_answers(
     model: Model, who: Sequence[Choice], question: Question, writing: Writing, *, prove_base: bool
 ) -> None:
-    """Ask each in turn with the same settings, and show the answers in columns, or one below the other."""
+    """Answer with each adapter in turn and print the answers in columns, or one below the other."""
     from adapterhub.inference.generation import write
 
     labels = [label_of(choice) for choice in who]
@@ -28,8 +25,8 @@ def compare_answers(
     with model.proved(wanted=prove_base) as proof, out.steps("answer", unit="answers") as progress:
         for at, (label, choice) in enumerate(zip(labels, who, strict=True)):
             progress(at, len(who))
-            with model.using(choice) as (asked, adapters):
-                (answer,) = write(asked, model.tokenizer, [question], writing)
+            with model.using(choice) as (adapted, adapters):
+                (answer,) = write(adapted, model.tokenizer, [question], writing)
             answers.append(
                 {
                     "answered_by": label,

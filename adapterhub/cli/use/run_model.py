@@ -1,7 +1,7 @@
-"""The base of `adapt run` in memory, and which adapters answer on it.
+"""The base of `adapt run` in memory, and the adapters that answer on it.
 
-An `AdapterBank` beside the base has the adapters: loading one takes milliseconds, and rows of one batch may each have
-their own. Sums of adapters that a bank cannot make, PEFT's layers make (`attach`), for one choice at a time.
+An `AdapterBank` holds the adapters beside the base: loading one takes milliseconds, and each row of a batch may use its
+own. PEFT's layers (`attach`) compute the sums of adapters that a bank cannot, for one choice at a time.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.cli.options.params import Session
-from adapterhub.core.errors import AdapterHubError, BaseNotFound, Incompatible, MergeRefused, UsageProblem, shown
-from adapterhub.projects.session import wanted_from
+from adapterhub.core.errors import AdapterHubError, Incompatible, MergeRefused, UsageProblem, shown
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
@@ -25,18 +24,18 @@ if TYPE_CHECKING:
     from adapterhub.library.library import Library
 
 NONE: Final = "none"
-"""How the base alone is named where an adapter could be."""
+"""The name of the base alone, in place of an adapter."""
 
 RESIDENT: Final = 32
-"""How many adapters are in memory at a time; those of one answer always are."""
+"""The number of adapters in memory at a time; those of one answer always fit."""
 
 Choice = Mapping[str, float]
-"""Adapters and their weights that answer together; none of them is the base alone."""
+"""Adapters and their weights that answer together; empty for the base alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
-    """How the base is to be loaded and compared."""
+    """How to load the base and compare it with the adapters' bases."""
 
     base: BaseSpec | None
     dtype: str
@@ -52,10 +51,10 @@ def _key(choice: Choice) -> _Key:
 
 
 def choice_from(text: str, option: str = "") -> Choice:
-    """`a`, `a:0.7,b:0.3` or `none`; `option` is what to call it in a refusal.
+    """The choice in `a`, `a:0.7,b:0.3` or `none`; error messages name `option`.
 
     Raises:
-        UsageProblem: neither.
+        UsageProblem: the text has another form.
     """
     if text.strip() == NONE:
         return {}
@@ -75,7 +74,7 @@ def choice_from(text: str, option: str = "") -> Choice:
 
 
 def choices_from(text: str, option: str) -> list[Choice]:
-    """As `choice_from`, and without weights each of `a,b,none` is a choice of its own."""
+    """The choice of `choice_from`; in a list without weights such as `a,b,none`, each name is a choice of its own."""
     parts = _parts(text)
     if len(parts) > 1 and all(_weighted(part) is None for part in parts):
         return [choice_from(part, option) for part in parts]
@@ -83,7 +82,7 @@ def choices_from(text: str, option: str) -> list[Choice]:
 
 
 def _parts(text: str) -> list[str]:
-    """What stands between commas, but for those inside a range of versions (`a>=1.2,<2`)."""
+    """The parts between commas, except commas inside a version range (`a>=1.2,<2`)."""
     parts: list[str] = []
     for part in map(str.strip, text.split(",")):
         if parts and part.startswith(("<", ">", "=", "!", "~=")):
@@ -94,7 +93,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _weighted(part: str) -> tuple[str, float] | None:
-    """Spec and weight of `a:0.7`; None for a spec alone, of which a digest may hold a colon, too."""
+    """Spec and weight of `a:0.7`; None for a spec alone, since a digest also holds a colon."""
     name, colon, number = part.rpartition(":")
     if not colon or not name or name.endswith(("#sha256", "@sha256")):
         return None
@@ -112,9 +111,9 @@ def label_of(choice: Choice) -> str:
 
 
 class Model:
-    """A base in memory with its tokenizer; `using` and `using_rows` say who answers on it.
+    """A base in memory with its tokenizer; `using` and `using_rows` choose which adapters answer.
 
-    `choices` are all that will be asked for.
+    `choices` lists every choice that will be used.
     """
 
     def __init__(
@@ -137,7 +136,7 @@ class Model:
 
     @cached_property
     def bank(self) -> AdapterBank:
-        """Where the adapters are."""
+        """The bank that holds the adapters."""
         from adapterhub.inference.bank import AdapterBank
 
         return AdapterBank(
@@ -150,7 +149,7 @@ class Model:
 
     @contextlib.contextmanager
     def using(self, choice: Choice) -> Iterator[tuple[Any, tuple[AttachedAdapter, ...]]]:
-        """The model with the adapters of `choice` on it, and what is known of them; each warning is said once."""
+        """Yield the model with the adapters of `choice` and their facts; prints each warning once."""
         from adapterhub.inference.loader import attach
 
         if not choice:
@@ -159,7 +158,7 @@ class Model:
         known = self._load(choice)
         try:
             using = self.bank.use(dict(choice))
-        except MergeRefused:  # PEFT's layers can add up some that a bank cannot, and say why where they cannot
+        except MergeRefused:  # PEFT's layers can compute some sums that a bank cannot, or explain why not
             with attach(
                 self.base,
                 list(choice),
@@ -175,7 +174,7 @@ class Model:
 
     @contextlib.contextmanager
     def using_rows(self, choices: Sequence[Choice]) -> Iterator[Any]:
-        """The model with one choice for each row of the next batch (see `batches`)."""
+        """Yield the model with one choice for each row of the next batch (see `batches`)."""
         if all(choice == choices[0] for choice in choices):
             with self.using(choices[0]) as (model, _):
                 yield model
@@ -184,18 +183,18 @@ class Model:
             yield self.base
 
     def _load(self, choice: Choice) -> tuple[AttachedAdapter, ...]:
-        """Bring the adapters of a choice into memory, and say their warnings."""
-        found = []
+        """Load the adapters of a choice and print their warnings."""
+        loaded = []
         for name, weight in choice.items():
             self.bank.load(name, name)
             facts = replace(self.bank.facts(name), weight=weight)
-            found.append(facts)
+            loaded.append(facts)
             warnings = list(facts.warnings)
             if facts.saved_modules and weight != 1:
-                warnings.append("its weight does not change the modules it replaces whole")
+                warnings.append("its weight does not apply to the modules it replaces whole")
             for warning in warnings:
                 self._warn(f"`{shown(facts.label, 200)}` {warning}")
-        return tuple(found)
+        return tuple(loaded)
 
     def _warn(self, warning: str) -> None:
         if warning not in self._warned:
@@ -204,22 +203,22 @@ class Model:
 
     # ------------------------------------------------------------ batches
     def why_not(self, choice: Choice) -> str:
-        """Why these adapters cannot answer, in one line; "" when they can."""
+        """Why these adapters cannot answer, in one line; empty if they can."""
         try:
             self._load(choice)
             if len(choice) > 1 or list(choice.values()) not in ([], [1.0]):
                 with self.using(choice):
                     pass
-            self._can_mix(choice)  # while they are in memory; `batches` will ask
+            self._can_mix(choice)  # while they are in memory; `batches` needs the result
         except AdapterHubError as error:
             return "; ".join(line.strip() for line in error.message.splitlines())
         return ""
 
     def batches(self, choices: Sequence[Choice], lengths: Sequence[int], size: int) -> list[list[int]]:
-        """Which rows go together, at most `size`, rows of like length side by side.
+        """Group the rows into batches of at most `size`, with rows of similar length together.
 
-        First those with one choice, which is fastest, and what is left of all choices in mixed batches. Adapters that
-        cannot be chosen by row stay among themselves.
+        Full batches of one choice come first, because they are fastest; the remaining rows share mixed batches.
+        Adapters that cannot be chosen per row keep to themselves.
         """
         groups: dict[_Key, list[int]] = {}
         for at, choice in enumerate(choices):
@@ -240,7 +239,7 @@ class Model:
         return [*found, batch] if batch else found
 
     def _can_mix(self, choice: Choice) -> bool:
-        """Whether these adapters can answer some rows of a batch only."""
+        """Whether these adapters can answer only some rows of a batch."""
         if not choice:
             return True
         if _key(choice) not in self._mixable:
@@ -254,7 +253,7 @@ class Model:
     # ------------------------------------------------------------ the base
     @contextlib.contextmanager
     def proved(self, *, wanted: bool) -> Iterator[dict[str, Any]]:
-        """A document that is filled, where it is `wanted`, with the digests of the base before and after the block."""
+        """Yield a document; if `wanted`, it gets the digests of the base before and after the block."""
         from adapterhub.inference.loader import base_digest
 
         proof: dict[str, Any] = {}
@@ -264,84 +263,19 @@ class Model:
             return
         after = base_digest(self.base)
         proof |= {"base_digest": before, "base_unchanged": before == after}
-        said = "the same" if before == after else after
-        self.session.out.note(f"base parameters: {before} before, {said} after")
+        compared = "the same" if before == after else after
+        self.session.out.note(f"base parameters: {before} before, {compared} after")
 
     def note_chat_template(self) -> None:
-        """Say that the base has a chat template, to somebody who did not decide for or against it."""
+        """Tell a user who chose neither --chat nor --no-chat that the base has a chat template."""
         from adapterhub.inference.generation import has_chat_template
 
         if has_chat_template(self.tokenizer):
-            self.session.out.note("the prompt goes in as it is; this base has a chat template, which --chat uses")
+            self.session.out.note("the prompt is used unchanged; pass --chat to use this base's chat template")
 
 
 def drawing_of(writing: Writing) -> dict[str, Any]:
-    """What makes a drawn answer repeatable, for a document; nothing for a greedy one."""
+    """The settings that make a sampled answer repeatable; empty for a greedy one."""
     if not writing.temperature:
         return {}
     return {"temperature": writing.temperature, "top_p": writing.top_p, "seed": writing.seed}
-
-
-# ---------------------------------------------------------------- which base
-def find_base(library: Library, choices: Sequence[Choice], base: BaseSpec | None) -> BaseRecord:
-    """The one base that all adapters are to run on: the one named, else the one they were made for.
-
-    Raises:
-        BaseNotFound: it is not known, or its weights are not on this machine.
-        UsageProblem: the adapters name several.
-    """
-    names = list(dict.fromkeys(name for choice in choices for name in choice))
-    record = _named_base(library, names, base)
-    if record is None:
-        record = _made_for(library, names[0]) if names else _only_base(library)
-    if record is None or record.path is None or not record.path.is_dir():
-        what = f"the base for `{shown(names[0], 200)}`" if names else "the base"
-        raise BaseNotFound(
-            f"the weights of {what} are not on this machine",
-            hint="`adapt base add PATH --as NAME` registers a local copy; name it with --base",
-        )
-    return record
-
-
-def _named_base(library: Library, names: Sequence[str], base: BaseSpec | None) -> BaseRecord | None:
-    """The base that is named in a spec or beside it."""
-    from adapterhub.core.specs import AdapterSpec, names_folder
-    from adapterhub.library.bases.requested import requested_base
-
-    found: BaseRecord | None = None
-    by = ""
-    for name in names:
-        if names_folder(name):
-            continue
-        wanted = wanted_from(library, AdapterSpec.parse(name), base)
-        if wanted is None:
-            continue
-        if wanted.record is None:
-            raise BaseNotFound(
-                f"base `{wanted.text}` is not on this machine", hint="`adapt base add PATH --as NAME` registers it"
-            )
-        if found is not None and wanted.record.fingerprint != found.fingerprint:
-            raise UsageProblem(f"`{by}` and `{name}` are for two bases; one base runs at a time")
-        found, by = found or wanted.record, by or name
-    if found is None and base is not None:
-        wanted = requested_base(base, library.bases)
-        found = wanted.record if wanted else None
-    return found
-
-
-def _made_for(library: Library, name: str) -> BaseRecord | None:
-    """The base of the installed adapter that a spec without a base means."""
-    from adapterhub.core.specs import AdapterSpec, names_folder
-    from adapterhub.distribution.choosing import find_installed
-
-    if names_folder(name):
-        return _only_base(library)
-    build, _ = find_installed(library, AdapterSpec.parse(name))
-    if build.base.fingerprint is not None:
-        return library.bases.by_fingerprint(build.base.fingerprint)
-    return _only_base(library)
-
-
-def _only_base(library: Library) -> BaseRecord | None:
-    records = library.bases.list()
-    return records[0] if len(records) == 1 else None

@@ -1,4 +1,4 @@
-"""What `adapt run --batch` reads: a JSON object a line, strict, every problem with its line."""
+"""Read the prompts of `adapt run --batch`: one JSON object per line, with every problem reported by its line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FORM: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One prompt of a batch. `adapter` is what the line says, `choice` what that means; `id` is None without one."""
+    """One prompt of a batch. `adapter` is the line's value, `choice` its meaning; `id` is None if missing."""
 
     line: int
     prompt: str
@@ -36,14 +36,14 @@ class Row:
 
 
 class RowProblems:
-    """Gathers what is wrong with the lines of one file, to be told all at once."""
+    """Collects the problems of all lines of a file, to report them at once."""
 
     def __init__(self, where: str) -> None:
         self.where = where
         self.found: list[str] = []
 
-    def check(self, line: int, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever `call` gives
-        """What `call` gives; None when it refuses, which is noted."""
+    def check(self, line: int, call: Callable[[], Any]) -> Any:
+        """The result of `call`; None if it raises, which is recorded as a problem of the line."""
         try:
             return call()
         except ValueError as error:
@@ -53,23 +53,25 @@ class RowProblems:
         return None
 
     def refuse(self) -> None:
-        """Raise what was found.
+        """Raise if there are problems.
 
         Raises:
-            Malformed: with each line, up to a limit.
+            Malformed: the message lists each line, up to a limit.
         """
         if not self.found:
             return
-        title = f"{self.where}: not usable as prompts. Nothing was answered"
-        raise Malformed(problem_list(title, self.found, PROBLEMS_SHOWN), hint=f"one JSON object a line: {_FORM}")
+        title = f"{self.where}: not valid prompts; nothing was answered"
+        raise Malformed(
+            problem_list(title, self.found, PROBLEMS_SHOWN), hint=f"write one JSON object per line: {_FORM}"
+        )
 
 
 def read_rows(path: Path, default: Choice | None) -> tuple[list[Row], RowProblems]:
-    """The rows of a file (`-` is stdin), empty lines passed over; `default` answers those that name no adapter.
+    """The rows of a file (`-` is stdin), without empty lines; `default` answers rows that name no adapter.
 
     Raises:
-        NotFound: there is no such file.
-        Malformed: it is too large, is empty, or has lines that are no prompts.
+        NotFound: the file does not exist.
+        Malformed: the file is too large or empty, or has lines that are not prompts.
     """
     is_stdin = str(path) == "-"
     where = "stdin" if is_stdin else shown(str(path), 200)
@@ -85,10 +87,10 @@ def read_rows(path: Path, default: Choice | None) -> tuple[list[Row], RowProblem
             continue
         rows.append(row)
         if row.id is not None and seen.setdefault(row.id, number) != number:
-            problems.found.append(f"line {number}: `id` {shown(row.id, 40)} is that of line {seen[row.id]}, too")
+            problems.found.append(f"line {number}: `id` {shown(row.id, 40)} is already that of line {seen[row.id]}")
     problems.refuse()
     if not rows:
-        raise Malformed(f"{where}: holds no prompts", hint=f"one JSON object a line: {_FORM}")
+        raise Malformed(f"{where}: contains no prompts", hint=f"write one JSON object per line: {_FORM}")
     return rows, problems
 
 
@@ -100,22 +102,22 @@ def _read(path: Path, where: str, *, is_stdin: bool) -> bytes:
             raw = read_plain(path, MAX_FILE_BYTES)
         except OSError as error:
             raise NotFound(
-                f"`{where}` cannot be read: {error.strerror}", hint=f"give a file with one JSON object a line: {_FORM}"
+                f"cannot read `{where}`: {error.strerror}", hint=f"name a file with one JSON object per line: {_FORM}"
             ) from None
     if len(raw) > MAX_FILE_BYTES:
-        raise Malformed(f"{where}: more than {MAX_FILE_BYTES >> 20} MB of prompts", hint="split the file")
+        raise Malformed(f"{where}: larger than {MAX_FILE_BYTES >> 20} MB", hint="split the file")
     return raw
 
 
 def _row(raw: bytes, line: int, default: Choice | None) -> Row:
-    """One line's row.
+    """The row of one line.
 
     Raises:
-        ValueError, UsageProblem: it is none.
+        ValueError, UsageProblem: the line is not a valid prompt.
     """
     value = strict_json(raw, limit_bytes=MAX_LINE_BYTES)
     if not isinstance(value, dict):
-        raise ValueError(f"holds {shown(value, 40)}, expected an object")  # noqa: TRY004 - as every other reason
+        raise ValueError(f"is {shown(value, 40)}, expected an object")  # noqa: TRY004 - as every other reason
     unknown = [key for key in value if key not in _KEYS]
     if unknown:
         raise ValueError(f"has `{shown(unknown[0], 40)}`, expected {', '.join(f'`{key}`' for key in _KEYS)}")
@@ -129,7 +131,7 @@ def _row(raw: bytes, line: int, default: Choice | None) -> Row:
     if label is not None and (isinstance(label, bool) or not isinstance(label, str | int)):
         raise ValueError(f"`id` is {shown(label, 40)}, expected text or a whole number")
     if "adapter" not in value and default is None:
-        raise ValueError("names no `adapter`, and neither does the command (null is the base alone)")
+        raise ValueError("names no `adapter`, and neither does the command (null means the base alone)")
     choice = _choice(value["adapter"]) if "adapter" in value else default
     assert choice is not None  # refused above
     adapter = value["adapter"] if "adapter" in value else _as_written(choice)
@@ -150,10 +152,10 @@ def _choice(adapter: object) -> Choice:
 
 
 def _parsed(choice: Choice) -> Choice:
-    """`choice`, each name of which reads as a spec or a folder.
+    """`choice`, with each name checked to be a spec or a folder.
 
     Raises:
-        SpecError: one that does not.
+        SpecError: a name is neither.
     """
     from adapterhub.core.specs import AdapterSpec, names_folder
 
@@ -163,8 +165,8 @@ def _parsed(choice: Choice) -> Choice:
     return choice
 
 
-def _as_written(choice: Choice) -> Any:  # noqa: ANN401 - a JSON value
-    """`choice` as a row would say it."""
+def _as_written(choice: Choice) -> Any:
+    """`choice` as the value of `adapter` in a row."""
     if list(choice.values()) == [1.0]:
         return next(iter(choice))
     return dict(choice) or None

@@ -1,4 +1,4 @@
-"""`adapt serve`: preflight, an engine with the right flags as a child, adapters by name, and a clean stop."""
+"""`adapt serve`: check the adapters, run an engine as a child process with the right flags, and stop it cleanly."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, remote_options, signatures_option
-from adapterhub.cli.use.serve_engine import Asked, checked, document_of, model_of, say_dry, started, stay
+from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, model_of, say_dry, started, stay
 from adapterhub.core.errors import EngineFailed, UsageProblem
 
 if TYPE_CHECKING:
@@ -29,49 +31,62 @@ _CPU_SLOTS: Final = 32
 
 @click.command()
 @click.argument("specs", nargs=-1, type=SPEC, metavar="[SPEC...]")
-@click.option("--base", type=BASE, required=True, help="The base to serve: alias, Hub id, digest or folder.")
+@click.option("--base", type=BASE, required=True, help="Serve this base: alias, Hub id, digest or folder.")
 @click.option(
-    "--engine", type=click.Choice(["vllm", "llama.cpp"]), default="vllm", show_default=True, help="What answers."
+    "--engine", type=click.Choice(["vllm", "llama.cpp"]), default="vllm", show_default=True, help="Run this engine."
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, metavar="N", help="0 takes a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    metavar="N",
+    help="Listen on this port; 0 picks a free one.",
 )
 @click.option(
-    "--name", metavar="TEXT", help="What requests call the base alone [default: its alias, else its folder's name]."
+    "--name", metavar="TEXT", help="Model name of the base alone [default: its alias, else its folder's name]."
 )
 @click.option(
     "--max-rank",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Largest rank that can be asked for later [default: that of SPEC..., else of what is installed; 16 or more].",
+    help="Accept adapters of at most rank N [default: that of SPEC..., else of installed adapters; at least 16].",
 )
 @click.option(
-    "--slots", type=click.IntRange(min=1), metavar="N", help="Different adapters in one batch [default: 4 or fewer]."
+    "--slots", type=click.IntRange(min=1), metavar="N", help="Allow N adapters in one batch [default: 4 or fewer]."
 )
 @click.option(
     "--cpu-slots",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Adapters kept in memory [default: 32, or as many as SPEC...].",
+    help="Keep N adapters in memory [default: 32, or the number of SPECs if larger].",
 )
 @click.option(
     "--python",
     metavar="FILE",
-    help="The interpreter that has vLLM and adapterhub [default: ADAPTERHUB_VLLM_PYTHON, then this one].",
+    help="Python with vLLM and adapterhub installed [default: ADAPTERHUB_VLLM_PYTHON, then this one].",
 )
-@click.option("--gguf", type=click.Path(path_type=Path), metavar="FILE", help="llama.cpp: the base as GGUF.")
+@click.option("--gguf", type=click.Path(path_type=Path), metavar="FILE", help="llama.cpp: the base as a GGUF file.")
 @click.option(
-    "--llama-server", "llama_server", metavar="FILE", help="llama.cpp: its server [default: `llama-server` in PATH]."
+    "--llama-server", "llama_server", metavar="FILE", help="llama.cpp: the server [default: `llama-server` on PATH]."
 )
-@click.option("--engine-args", metavar="TEXT", default="", help="More options for the engine, as one text.")
+@click.option("--engine-args", metavar="TEXT", default="", help="Pass more options to the engine, as one text.")
 @click.option(
-    "--log", type=click.Path(path_type=Path), metavar="FILE", help="Where the engine writes [default: stderr]."
+    "--log",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Log the engine's output to FILE [default: stderr].",
 )
 @click.option(
-    "--start-timeout", type=click.FloatRange(min=1), default=600.0, show_default=True, metavar="S", help="Seconds."
+    "--start-timeout",
+    type=click.FloatRange(min=1),
+    default=600.0,
+    show_default=True,
+    metavar="S",
+    help="Give up if the engine is not ready after S seconds.",
 )
-@click.option("--dry-run", is_flag=True, help="Check the adapters and show what would be started; start nothing.")
+@click.option("--dry-run", is_flag=True, help="Check the adapters and show the engine's command; start nothing.")
 @signatures_option
 @remote_options
 @common
@@ -98,12 +113,12 @@ def serve(
     token: str | None,
     offline: bool,
 ) -> None:
-    """Start an engine on a base and answer with adapters by name: `"model": "legal-qa"` or `"legal-qa==1.2"`.
+    """Start an engine on a base and serve adapters by model name: `"model": "legal-qa"` or `"legal-qa==1.2"`.
 
-    Each SPEC is resolved, checked and judged first; if the engine cannot serve one, nothing is started. With vLLM any
-    other adapter can be named later: it is looked up in the library, then in the remotes that have its namespace,
-    checked and leased. With llama.cpp the adapters are those of SPEC. Ctrl-C or SIGTERM ends the engine and all that
-    it started.
+    Resolves and checks each SPEC first, and starts nothing if the engine cannot serve one. With vLLM, a request can
+    name any other adapter later: the server looks it up in the library, then in the remotes of its namespace, checks it
+    and keeps it while it is in use. With llama.cpp, only the given SPECs are served. Ctrl-C or SIGTERM stops the engine
+    and every process that it started.
 
     \b
     Examples:
@@ -116,18 +131,21 @@ def serve(
     from adapterhub.inference.serving.front import free_port
 
     if token is not None:
-        raise UsageProblem("--token is not handed to an engine", hint="`adapt remote login` keeps it where it is read")
+        raise UsageProblem(
+            "an engine cannot take `--token`",
+            hint="store it with `adapt remote login`, where the engine reads it",
+        )
     library = session.library
     record = library.bases.find(base)
     if record.path is None or not record.path.is_dir():
         raise UsageProblem(
-            f"the base `{record.label}` is known here, but its folder is not",
-            hint=f"`adapt base add PATH --as {record.alias or 'NAME'}` says where it is",
+            f"base `{record.label}` is registered without an existing folder",
+            hint=f"register its folder with `adapt base add PATH --as {record.alias or 'NAME'}`",
         )
     settings = ServeSettings(
         root=session.root.absolute(), max_rank=max_rank, remote=remote, offline=offline, signatures=signatures
     )
-    asked = Asked(
+    args = ServeArgs(
         specs=specs,
         record=record,
         model=record.path.absolute(),
@@ -139,19 +157,19 @@ def serve(
         start_timeout_s=start_timeout,
         dry_run=dry_run,
     )
-    if host not in LOOPBACK and not os.environ.get("VLLM_API_KEY") and "--api-key" not in asked.extra:
-        session.out.warn(f"`{host}` may be reached by others, and nothing asks them who they are (VLLM_API_KEY does)")
-    served_name = name or record.alias or asked.model.name
+    if host not in LOOPBACK and not os.environ.get("VLLM_API_KEY") and "--api-key" not in args.extra:
+        session.out.warn(f"anyone who reaches `{host}` can use this server; set VLLM_API_KEY to require a key")
+    served_name = name or record.alias or args.model.name
     if engine == "llama.cpp":
         from adapterhub.cli.use.serve_llama import serve_llama
 
         if cpu_slots is not None:
-            raise UsageProblem("--cpu-slots is for vLLM; llama.cpp keeps every adapter of SPEC... in memory")
-        serve_llama(session, asked, served_name, gguf=gguf, llama_server=llama_server, slots=slots)
+            raise UsageProblem("`--cpu-slots` is for vLLM; llama.cpp keeps every SPEC in memory")
+        serve_llama(session, args, served_name, gguf=gguf, llama_server=llama_server, slots=slots)
         return
     if gguf is not None or llama_server is not None:
-        raise UsageProblem("--gguf and --llama-server are for `--engine llama.cpp`")
-    _serve_vllm(session, asked, served_name, python=python, slots=slots, cpu_slots=cpu_slots)
+        raise UsageProblem("`--gguf` and `--llama-server` need `--engine llama.cpp`")
+    _serve_vllm(session, args, served_name, python=python, slots=slots, cpu_slots=cpu_slots)
 
 
 def _split(text: str) -> Sequence[str]:
@@ -163,71 +181,75 @@ def _split(text: str) -> Sequence[str]:
 
 # ---------------------------------------------------------------- vLLM
 def _serve_vllm(
-    session: Session, asked: Asked, served_name: str, *, python: str | None, slots: int | None, cpu_slots: int | None
+    session: Session,
+    args: ServeArgs,
+    served_name: str,
+    *,
+    python: str | None,
+    slots: int | None,
+    cpu_slots: int | None,
 ) -> None:
     from adapterhub.inference.serving.vllm import VllmOptions, command_of, find_vllm
 
     vllm = find_vllm(python or os.environ.get("ADAPTERHUB_VLLM_PYTHON") or sys.executable)
-    with checked(session, asked, f"vllm@{vllm.version}") as handed:
-        max_rank = _max_rank(session, asked, handed)
+    with checked(session, args, f"vllm@{vllm.version}") as handed:
+        max_rank = _max_rank(session, args, handed)
         slots = slots or min(_SLOTS, max(1, len(handed) or _SLOTS))
         options = VllmOptions(
-            model=asked.model,
+            model=args.model,
             served_name=served_name,
-            host=asked.host,
-            port=asked.port,
+            host=args.host,
+            port=args.port,
             max_rank=max_rank,
             slots=slots,
             cpu_slots=max(cpu_slots or max(_CPU_SLOTS, len(handed)), slots),
-            extra=(*_other_flags(handed), *asked.extra),
+            extra=(*_other_flags(handed), *args.extra),
         )
-    # from here on the engine's own process checks and leases; what was looked at is in the library by now
+    # From here on the engine's process checks and leases; the checked adapters are in the library by now.
     command = command_of(vllm, options)
-    document = document_of(asked, served_name, handed, command) | {
+    document = document_of(args, served_name, handed, command) | {
         "engine": f"vllm {vllm.version}",
         "max_rank": max_rank,
         "slots": options.slots,
         "cpu_slots": options.cpu_slots,
     }
-    if asked.dry_run:
+    if args.dry_run:
         session.out.result(document, lambda: say_dry(session, document))
         return
-    run_vllm(session, asked, vllm, options, document)
+    run_vllm(session, args, vllm, options, document)
 
 
 def run_vllm(
-    session: Session, asked: Asked, vllm: InstalledVllm, options: VllmOptions, document: dict[str, Any]
+    session: Session, args: ServeArgs, vllm: InstalledVllm, options: VllmOptions, document: dict[str, Any]
 ) -> None:
-    """Start the server, load the adapters that were named, and stay until it ends."""
-    from dataclasses import replace
-
+    """Start the server, load the named adapters, and wait until it ends."""
     from adapterhub.inference.serving.front import message_in, post
     from adapterhub.inference.serving.vllm import command_of, environ_of
 
-    ours = replace(asked.settings, max_rank=options.max_rank).to_environ()
-    with started(session, asked, command_of(vllm, options), environ_of(vllm, os.environ, ours)) as engine:
-        engine.wait_until_ready(f"{document['url']}/health", within_s=asked.start_timeout_s)
-        for spec in asked.specs:
+    ours = replace(args.settings, max_rank=options.max_rank).to_environ()
+    with started(session, args, command_of(vllm, options), environ_of(vllm, os.environ, ours)) as engine:
+        engine.wait_until_ready(f"{document['url']}/health", within_s=args.start_timeout_s)
+        for spec in args.specs:
             body = {"model": model_of(spec), "prompt": "a", "max_tokens": 1}
             status, answer = post(f"{document['url']}/v1/completions", body, key=os.environ.get("VLLM_API_KEY"))
-            if status != 200:  # noqa: PLR2004 - HTTP's OK
+            if status != HTTPStatus.OK:
                 raise EngineFailed(f"vLLM did not load `{model_of(spec)}` ({status}): {message_in(answer)}")
         stay(session, engine, document)
 
 
-def _max_rank(session: Session, asked: Asked, handed: Sequence[LeasedAdapter]) -> int:
-    """The allowed rank for what was named, else for what is installed for this base and could be named."""
+def _max_rank(session: Session, args: ServeArgs, handed: Sequence[LeasedAdapter]) -> int:
+    """The rank to allow: that of the named adapters, else of installed adapters for this base."""
     from adapterhub.formats.base.fingerprint import compare
     from adapterhub.inference.engines.vllm import MAX_RANKS
     from adapterhub.inference.serving.provider import RANK_SETTING
     from adapterhub.inference.serving.vllm import allowed_rank
 
-    if asked.settings.max_rank is not None:
-        return allowed_rank(asked.settings.max_rank)
+    if args.settings.max_rank is not None:
+        return allowed_rank(args.settings.max_rank)
     if handed:
         needed = [rank for h in handed if isinstance(rank := h.verdict.settings.get(RANK_SETTING), int)]
         return allowed_rank(max([_LEAST_RANK, *needed]))
-    ours = asked.record.fingerprint
+    ours = args.record.fingerprint
     ranks = [
         build.manifest.rank
         for build in session.library.installed()
@@ -237,7 +259,7 @@ def _max_rank(session: Session, asked: Asked, handed: Sequence[LeasedAdapter]) -
 
 
 def _other_flags(handed: Sequence[LeasedAdapter]) -> tuple[str, ...]:
-    """What else the named adapters need of the server."""
+    """The other server flags that the named adapters need."""
     from adapterhub.inference.engines import as_flags, joined
     from adapterhub.inference.serving.provider import RANK_SETTING
 

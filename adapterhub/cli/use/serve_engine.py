@@ -1,4 +1,4 @@
-"""What `adapt serve` does whatever the engine: the preflight, the child process, and what is said of both."""
+"""The parts of `adapt serve` that all engines share: the check, the child process and the output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What was typed, as far as both engines need it."""
+class ServeArgs:
+    """The arguments that both engines need."""
 
     specs: tuple[AdapterSpec, ...]
     record: BaseRecord
@@ -40,25 +40,25 @@ class Asked:
 
 
 @contextlib.contextmanager
-def checked(session: Session, asked: Asked, engine: str) -> Iterator[list[LeasedAdapter]]:
-    """The adapters that were named, each found, checked and leased while the block runs.
+def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[list[LeasedAdapter]]:
+    """Yield the named adapters, each found, checked and leased during the block.
 
     Raises:
-        AdapterHubError: the one refusal.
-        UnsupportedAdapter: several, one line each.
+        AdapterHubError: the error of the only refused adapter.
+        UnsupportedAdapter: several adapters are refused; one line each.
     """
     from adapterhub.inference.serving import AdapterProvider
 
     provider = AdapterProvider(
         session.project_library,
-        asked.record,
+        args.record,
         engine=engine,
-        sources=lambda spec: _sources(session, asked.settings, spec),
-        max_rank=asked.settings.max_rank,
-        signatures=asked.settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
+        sources=lambda spec: _sources(session, args.settings, spec),
+        max_rank=args.settings.max_rank,
+        signatures=args.settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
     )
     with contextlib.closing(provider):
-        yield _all_of(provider, asked.specs, session)
+        yield _all_of(provider, args.specs, session)
 
 
 def _sources(session: Session, settings: ServeSettings, spec: AdapterSpec) -> Sequence[Source]:
@@ -87,20 +87,22 @@ def _all_of(provider: AdapterProvider, specs: Sequence[AdapterSpec], session: Se
 
 
 @contextlib.contextmanager
-def started(session: Session, asked: Asked, command: Sequence[str], environ: dict[str, str]) -> Iterator[EngineProcess]:
-    """The engine, writing to the log; it and all it started are ended with the block."""
+def started(
+    session: Session, args: ServeArgs, command: Sequence[str], environ: dict[str, str]
+) -> Iterator[EngineProcess]:
+    """The running engine, which writes to the log; it and its processes end with the block."""
     from adapterhub.inference.serving.process import EngineProcess
 
     with contextlib.ExitStack() as stack:
         output: IO[bytes] | int = (
-            sys.stderr.fileno() if asked.log is None else stack.enter_context(output_place(asked.log).open("ab"))
+            sys.stderr.fileno() if args.log is None else stack.enter_context(output_place(args.log).open("ab"))
         )
         session.out.note(f"starting `{shlex.join(command)}`")
         yield stack.enter_context(EngineProcess(command, environ, output=output))
 
 
 def stay(session: Session, engine: EngineProcess, document: dict[str, Any]) -> None:
-    """Say that all is ready, and return when we are told to stop.
+    """Print that the server is ready, and return when it should stop.
 
     Raises:
         EngineFailed: the engine ended by itself.
@@ -110,44 +112,42 @@ def stay(session: Session, engine: EngineProcess, document: dict[str, Any]) -> N
         session.out.result(document, lambda: say_ready(session, document))
         sys.stdout.flush()
         engine.wait()
-    except (KeyboardInterrupt, SystemExit):  # a server that is told to stop has done its work
+    except (KeyboardInterrupt, SystemExit):  # the normal end of a server
         session.out.note("stopping the engine")
 
 
 def document_of(
-    asked: Asked, served_name: str, handed: Sequence[LeasedAdapter], command: Sequence[str]
+    args: ServeArgs, served_name: str, handed: Sequence[LeasedAdapter], command: Sequence[str]
 ) -> dict[str, Any]:
-    """The result as JSON."""
+    """The JSON document of the result."""
     from adapterhub.inference.serving.front import reachable
 
     return {
-        "url": f"http://{reachable(asked.host)}:{asked.port}",
-        "base": asked.record.label,
+        "url": f"http://{reachable(args.host)}:{args.port}",
+        "base": args.record.label,
         "model": served_name,
         "adapters": [
             {"model": model_of(spec), "adapter": h.label, "digest": h.digest, "rank": h.rank}
-            for spec, h in zip(asked.specs, handed, strict=True)
+            for spec, h in zip(args.specs, handed, strict=True)
         ],
         "command": list(command),
     }
 
 
 def model_of(spec: AdapterSpec) -> str:
-    """What a request names it by: the spec without its base, which is the served one."""
-    from dataclasses import replace
-
+    """The model name in requests: the spec without its base, which is the served one."""
     return str(replace(spec, base=None))
 
 
 def say_dry(session: Session, document: dict[str, Any]) -> None:
-    """What would be started."""
+    """Print the adapters and the command that would run."""
     for adapter in document["adapters"]:
         session.out.line(f"{adapter['model']} is {adapter['adapter']}, rank {adapter['rank']}, {adapter['digest']}")
     session.out.line(f"would start: {shlex.join(document['command'])}")
 
 
 def say_ready(session: Session, document: dict[str, Any]) -> None:
-    """Where it is, and what to ask for."""
+    """Print the address, the model names and an example request."""
     session.out.line(f"serving {document['model']} at {document['url']}/v1")
     for adapter in document["adapters"]:
         session.out.line(f"  {adapter['model']} is {adapter['adapter']}, {adapter['digest']}")

@@ -1,4 +1,4 @@
-"""`adapt serve --engine llama.cpp`: adapters as GGUF files, one server that has them all, and a front with names."""
+"""`adapt serve --engine llama.cpp`: adapters as GGUF files, one server that loads them all, and a front with names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from adapterhub.cli.options.params import Session
-from adapterhub.cli.use.serve_engine import Asked, checked, document_of, model_of, say_dry, started, stay
+from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, model_of, say_dry, started, stay
 from adapterhub.core.errors import NotAllowed, UsageProblem
 from adapterhub.core.extras import require
 
@@ -20,51 +20,57 @@ _SLOTS: Final = 4
 
 
 def serve_llama(
-    session: Session, asked: Asked, served_name: str, *, gguf: Path | None, llama_server: str | None, slots: int | None
+    session: Session,
+    args: ServeArgs,
+    served_name: str,
+    *,
+    gguf: Path | None,
+    llama_server: str | None,
+    slots: int | None,
 ) -> None:
-    """Check, write the adapters as GGUF, start the server and its front, and stay.
+    """Check the adapters, write them as GGUF, start the server and its front, and wait.
 
-    Nothing proves that `gguf` holds the base: its numbers may be packed. llama.cpp compares architecture and shapes.
+    Nothing proves that `gguf` holds the base, since it may be quantised; llama.cpp compares architecture and shapes.
     """
     from adapterhub.inference.serving.front import free_port
     from adapterhub.inference.serving.llama_cpp import Names, command_of, find_llama_server, front
 
     if gguf is None or not gguf.is_file():
         raise UsageProblem(
-            "`--engine llama.cpp` needs the base as GGUF, and `--gguf` names no file",
-            hint="llama.cpp's `convert_hf_to_gguf.py` makes one of the base's folder",
+            "`--engine llama.cpp` needs `--gguf` with the base as a GGUF file",
+            hint="llama.cpp's `convert_hf_to_gguf.py` makes one from the base's folder",
         )
-    if not asked.dry_run:
+    if not args.dry_run:
         require("export", "`--engine llama.cpp`")
     program = find_llama_server(llama_server)
     engine_port = free_port("127.0.0.1")
-    extra = ["--parallel", str(slots or _SLOTS), *asked.extra]
+    extra = ["--parallel", str(slots or _SLOTS), *args.extra]
     with session.library.store.intent("serve llama.cpp") as intent:
-        with checked(session, asked, ENGINE) as handed:
+        with checked(session, args, ENGINE) as handed:
             files = [intent.folder / f"{at}-{one.digest[7:19]}.gguf" for at, one in enumerate(handed)]
-            if not asked.dry_run:
-                _write(session, asked, handed, files)
+            if not args.dry_run:
+                _write(session, args, handed, files)
         command = command_of(program, gguf.absolute(), files, engine_port, extra)
-        document = document_of(asked, served_name, handed, command) | {"engine": ENGINE}
-        if asked.dry_run:
+        document = document_of(args, served_name, handed, command) | {"engine": ENGINE}
+        if args.dry_run:
             session.out.result(document, lambda: say_dry(session, document))
             return
-        names = Names(served_name, [model_of(spec) for spec in asked.specs])
-        with started(session, asked, command, dict(os.environ)) as engine:
-            engine.wait_until_ready(f"http://127.0.0.1:{engine_port}/health", within_s=asked.start_timeout_s)
+        names = Names(served_name, [model_of(spec) for spec in args.specs])
+        with started(session, args, command, dict(os.environ)) as engine:
+            engine.wait_until_ready(f"http://127.0.0.1:{engine_port}/health", within_s=args.start_timeout_s)
             try:
-                answering = front(asked.host, asked.port, engine_port, names)
+                answering = front(args.host, args.port, engine_port, names)
                 with answering:
                     stay(session, engine, document)
             except OSError as error:
-                raise NotAllowed(f"cannot listen on `{asked.host}:{asked.port}`: {error.strerror}") from None
+                raise NotAllowed(f"cannot listen on `{args.host}:{args.port}`: {error.strerror}") from None
 
 
-def _write(session: Session, asked: Asked, handed: Sequence[LeasedAdapter], files: Sequence[Path]) -> None:
-    """One GGUF file for each adapter, PEFT's scale folded in."""
+def _write(session: Session, args: ServeArgs, handed: Sequence[LeasedAdapter], files: Sequence[Path]) -> None:
+    """Write one GGUF file for each adapter, with PEFT's scale folded in."""
     from adapterhub.inference.export import export
 
-    base = asked.record.alias or f"./{os.path.relpath(asked.model)}"
+    base = args.record.alias or f"./{os.path.relpath(args.model)}"
     for one, path in zip(handed, files, strict=True):
         spec = f"{one.label}#{one.digest[:19]}"
         for note in export(spec, path, form="gguf", library=session.library, base=base).notes:

@@ -1,20 +1,18 @@
-"""`adapt compare`: how alike adapters are, module by module, and what their merge would be."""
+"""`adapt compare`: compare adapters module by module and predict how well they merge."""
 
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.combining import compared, ingredient, weights_from
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common, needing
 from adapterhub.cli.output import count_text, size_text
-from adapterhub.cli.weights.ingredients import ingredient, weights_from
-from adapterhub.core.errors import BaseMismatch, UsageProblem, shown
+from adapterhub.core.errors import UsageProblem, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,27 +23,27 @@ if TYPE_CHECKING:
     from adapterhub.weights.recipes.combination import Ingredient
 
 _FEW = 5
-"""So many reasons or kinds of modules are named, the others are counted; `--json` has all."""
+"""Reasons and kinds of modules listed in the text; `--json` lists all."""
 
 
 @click.command()
 @click.argument("adapters", nargs=-1, required=True, metavar="SPEC|FOLDER...", shell_complete=complete_spec_or_folder)
-@click.option("--weights", metavar="W,W,...", help="Weights of the merge to forecast [default: equal, sum 1].")
-@click.option("--base", type=BASE, help="The base, where the specs name none.")
+@click.option("--weights", metavar="W,W,...", help="Weights of the predicted merge [default: equal shares, sum 1].")
+@click.option("--base", type=BASE, help="Use this base for specs that name none.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default="float32",
     show_default=True,
-    help="Precision of the files to forecast.",
+    help="Precision of the predicted files.",
 )
-@click.option("--modules", is_flag=True, help="Show every module, not one line for all layers.")
+@click.option("--modules", is_flag=True, help="Show every module instead of one line for all layers.")
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     callback=needing("plot"),
-    help="Draw layers x modules into a .png, .svg or .pdf.",
+    help="Draw a layers x modules heatmap to a .png, .svg or .pdf.",
 )
 @common
 def compare(
@@ -57,11 +55,11 @@ def compare(
     modules: bool,
     plot: Path | None,
 ) -> None:
-    """Compare adapters: norms, cosine, spectra, shared directions, conflicting signs; forecast their merge.
+    """Compare adapters by norm, cosine, spectrum, shared directions and opposite signs, and predict their merge.
 
-    All but the signs is exact and computed from small matrices; signs are counted on a fixed sample of up to 256 x 256
-    entries a module, with their standard error. `overlap out` and `overlap in` tell how far the adapters write to and
-    read from the same directions (0: none, 1: all), beside what chance gives.
+    All figures but the signs are exact and come from small matrices. Signs are counted on a fixed sample of up to
+    256 x 256 entries per module, with a standard error. `overlap out` and `overlap in` are the share of directions that
+    both adapters write to and read from (0: none, 1: all), next to the share expected by chance.
 
     \b
     Examples:
@@ -69,8 +67,8 @@ def compare(
       adapt compare legal-qa ./out/legal-qa-2 --modules
       adapt compare a b c --weights 1,1,-0.5 --plot similarity.png
     """
-    if len(adapters) < 2:  # noqa: PLR2004 - a comparison
-        raise UsageProblem("give two adapters or more to compare", hint="`adapt compare --help` shows examples")
+    if len(adapters) == 1:
+        raise UsageProblem("give at least two adapters to compare", hint="see the examples of `adapt compare --help`")
     numbers = weights_from(weights, len(adapters))
     library = session.project_library
     ingredients = [ingredient(library, a, w, base) for a, w in zip(adapters, numbers, strict=True)]
@@ -85,27 +83,27 @@ def show_comparison(
     modules: bool = False,
     dtype: str = "float32",
 ) -> None:
-    """Compare `ingredients`, as tables or a document, and as a picture if `plot` names one; nothing is merged.
+    """Print the comparison of `ingredients` as tables or JSON, and draw it if `plot` names a file; merges nothing.
 
-    `modules` shows each module instead of one line for all layers; `dtype` is that of the files of the forecast.
+    `modules` shows each module instead of one line for all layers; `dtype` is the precision of the predicted files.
 
     Raises:
-        UsageProblem, NotAllowed: the picture cannot be made.
-        MergeRefused, Malformed: what cannot be compared.
+        UsageProblem, NotAllowed: the picture cannot be written.
+        MergeRefused, Malformed: the adapters cannot be compared.
     """
     if plot is not None:
         from adapterhub.weights.compare.heatmap import check_picture
 
         check_picture(plot)
-    found = _compared(session, ingredients, dtype)
+    found = compared(session, ingredients, dtype, bars=session.out)
     for reason in found.obstacles[:_FEW]:
         session.out.warn(f"these adapters cannot be merged: {reason}")
     if len(found.obstacles) > _FEW:
         session.out.warn(f"and {len(found.obstacles) - _FEW} more reasons")
     for module, each in list(found.unlike.items())[:_FEW]:
-        session.out.warn(f"`{shown(module)}` is not compared, it differs: {each}")
+        session.out.warn(f"`{shown(module)}` is skipped, because it differs: {each}")
     if len(found.unlike) > _FEW:
-        session.out.warn(f"nor are {len(found.unlike) - _FEW} other modules")
+        session.out.warn(f"and {len(found.unlike) - _FEW} more modules are skipped")
     if plot is not None:
         from adapterhub.weights.compare.heatmap import write_picture
 
@@ -119,29 +117,7 @@ def show_comparison(
 
     session.out.result(document, lambda: _say(session.out, found, modules=modules))
     if plot is not None:
-        session.out.note(f"drawn into {plot}")
-
-
-def _compared(session: Session, ingredients: Sequence[Ingredient], dtype: str) -> Comparison:
-    from adapterhub.weights.compare.similarity import compare_adapters
-    from adapterhub.weights.recipes.combination import common_base
-
-    obstacles: tuple[str, ...] = ()
-    try:
-        _, warnings = common_base(ingredients)
-    except BaseMismatch as error:
-        # The numbers can be compared all the same, where the shapes agree; a base and its chat version are an example.
-        obstacles, warnings = ("; ".join(line.strip() for line in error.message.splitlines()),), []
-    for warning in warnings:
-        session.out.note(warning)
-    with ExitStack() as stack:
-        sides = [one.pinned().open(stack) for one in ingredients]
-        total = len({module for side in sides for module in side.factors.modules})
-        step = stack.enter_context(session.out.progress("compare", total, unit="modules"))
-        found = compare_adapters(sides, dtype=dtype, progress=lambda _done, _all: step(1))
-    if obstacles:
-        found = replace(found, obstacles=(*obstacles, *found.obstacles), forecast=None)
-    return found
+        session.out.note(f"wrote {plot}")
 
 
 def _say(out: Output, found: Comparison, *, modules: bool) -> None:
@@ -167,11 +143,11 @@ _RIGHT = (
 
 
 def _say_adapters(out: Output, found: Comparison) -> None:
-    """One line an adapter; effective rank and ranks of energies are means over its modules."""
+    """Print one line per adapter; effective rank and energy ranks are means over its modules."""
 
     def mean(position: int, figure: Callable[[Energies], float]) -> str:
-        told = [figure(u) for m in found.modules if (u := m.updates[position]) is not None]
-        return f"{math.fsum(told) / len(told):.1f}" if told else "-"
+        figures = [figure(u) for m in found.modules if (u := m.updates[position]) is not None]
+        return f"{math.fsum(figures) / len(figures):.1f}" if figures else "-"
 
     rows = [
         (
@@ -211,7 +187,7 @@ def _say_modules(out: Output, found: Comparison) -> None:
 
 
 def _say_kinds(out: Output, found: Comparison) -> None:
-    """For each kind of module the mean, least and greatest of its layers, of all pairs together."""
+    """Print the mean, least and greatest figure of each kind of module, over its layers and all pairs."""
     from adapterhub.formats.modules.places import place_of, short_names
 
     kinds: dict[str, list[ModuleComparison]] = {}
@@ -233,11 +209,11 @@ def _say_kinds(out: Output, found: Comparison) -> None:
             rows.append((names[kind], len(modules), word, *cells))
             if len(modules) == 1 and len(modules[0].pairs) == 1:
                 break
-    out.table(("module", "modules", "of them", *figures), rows, right=_RIGHT)
+    out.table(("module", "modules", "value", *figures), rows, right=_RIGHT)
 
 
 def _say_partial(out: Output, found: Comparison, *, each: bool) -> None:
-    """Which modules only some adapters have."""
+    """Print the modules that only some adapters have."""
     from adapterhub.formats.modules.places import place_of, short_names
 
     names = short_names(place_of(module.module).kind for module in found.modules)
@@ -252,9 +228,9 @@ def _say_partial(out: Output, found: Comparison, *, each: bool) -> None:
 
 
 def _say_forecast(out: Output, found: Comparison, forecast: Forecast) -> None:
-    said = " + ".join(f"{a.weight:g} x {i}" for i, a in enumerate(found.adapters, 1) if a.weight)
+    formula = " + ".join(f"{a.weight:g} x {i}" for i, a in enumerate(found.adapters, 1) if a.weight)
     norms = " and ".join(f"{abs(a.weight) * a.norm:.4g}" for a in found.adapters if a.weight)
-    out.line(f"merged as {said}: norm {forecast.norm:.4g} from {norms}; {_estimate(forecast.cancelled)} cancels")
+    out.line(f"merged as {formula}: norm {forecast.norm:.4g} from {norms}; {_estimate(forecast.cancelled)} cancels")
     rows = []
     for choice in forecast.choices:
         least, most = min(choice.ranks), max(choice.ranks)
@@ -278,13 +254,13 @@ def _norm(module: ModuleComparison, position: int) -> float:
 
 
 def _number(value: float | None) -> str:
-    """Four decimals, and four digits from 10 on."""
+    """Four decimals below 10, else four significant digits."""
     if value is None:
         return "-"
     return f"{round(value, 4) + 0.0:.4f}" if abs(value) < 10 else f"{value:.4g}"  # noqa: PLR2004 - digits
 
 
 def _estimate(share: Share) -> str:
-    """`0.4998 ± 0.0002`; without the error where every entry was looked at."""
+    """`0.4998 ± 0.0002`; no error when every entry was counted."""
     value, error = share.estimate
     return f"{value:.4f} ± {error:.1g}" if error else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""`adapt extract`: a LoRA out of a fine-tuned model."""
+"""`adapt extract`: extract a LoRA adapter from a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.merge_choice import one_cut
+from adapterhub.api.steps.output_names import default_name
 from adapterhub.cli.adapters.add import added_document
-from adapterhub.cli.options.cutting import chosen_cut, cut_options, ranks_text
-from adapterhub.cli.options.output_names import default_name
+from adapterhub.cli.options.cutting import cut_options, ranks_text
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import shown
@@ -22,19 +23,19 @@ if TYPE_CHECKING:
     from adapterhub.weights.extract import ExtractOptions, ExtractResult, LeftOut
 
 LISTED = 20
-"""Tensors that are named in the text; `--json` lists all."""
+"""Tensors listed in the text; `--json` lists all."""
 
 
 @click.command()
-@click.option("--base", type=BASE, required=True, help="The model before: an alias, a Hub id or `./folder`.")
-@click.option("--tuned", type=BASE, required=True, help="The model after, named in the same ways.")
-@click.option("-o", "--output", metavar="NAME|DIR", help="Name of the new adapter [default: NAME-lora], or `./folder`.")
+@click.option("--base", type=BASE, required=True, help="The original model: an alias, a Hub id or `./folder`.")
+@click.option("--tuned", type=BASE, required=True, help="The fine-tuned model: an alias, a Hub id or `./folder`.")
+@click.option("-o", "--output", metavar="NAME|DIR", help="Write to this name or `./folder` [default: NAME-lora].")
 @cut_options("float32")
-@click.option("--save-rest", is_flag=True, help="Carry small modules whole that a LoRA cannot hold: norms, new heads.")
-@click.option("--skip-unequal", is_flag=True, help="Leave out tensors of one model only, or of two shapes.")
+@click.option("--save-rest", is_flag=True, help="Store small modules that a LoRA cannot hold whole: norms, new heads.")
+@click.option("--skip-unequal", is_flag=True, help="Skip tensors that only one model has or whose shapes differ.")
 @click.option("--version", default="1.0.0", show_default=True, metavar="VERSION", help="Version of the new adapter.")
 @click.option("--task", metavar="TASK", help="Task of the new adapter.")
-@click.option("--description", default="", metavar="TEXT", help="One sentence for lists and search.")
+@click.option("--description", default="", metavar="TEXT", help="Describe the new adapter in one sentence.")
 @common
 def extract(
     session: Session,
@@ -51,11 +52,11 @@ def extract(
     task: str | None,
     description: str,
 ) -> None:
-    """Extract a LoRA: what a fine-tuned model has over its base, cut to a low rank.
+    """Extract a LoRA adapter from a fine-tuned model: its difference from the base, at a low rank.
 
-    The models are read weight by weight, in safetensors, and never loaded. Every weight of a linear layer, convolution
-    or embedding that differs gets factors, the output head too. What else differs (norms, biases) is listed.
-    The relative error against the exact difference is measured, printed and recorded.
+    Reads both models weight by weight from safetensors and never loads them. Each weight of a linear layer, convolution
+    or embedding that differs gets factors, also the output head. Other tensors that differ (norms, biases) are listed.
+    The command measures, prints and records the relative error against the exact difference.
 
     \b
     Examples:
@@ -67,7 +68,7 @@ def extract(
     from adapterhub.weights.extract import ExtractOptions
 
     options = ExtractOptions(
-        **chosen_cut(rank, energy, max_error),  # type: ignore[arg-type]  # a whole number only for the rank
+        **one_cut(rank=rank, energy=energy, max_error=max_error),  # type: ignore[arg-type]  # a whole number only for the rank
         dtype=dtype,
         save_rest=save_rest,
         skip_unequal=skip_unequal,
@@ -88,7 +89,7 @@ def extract(
 
 
 def _model(session: Session, library: Library, spec: BaseSpec) -> BaseRecord:
-    """The model that `spec` names, its files as they are now."""
+    """The record of the model that `spec` names, from its current files."""
     from adapterhub.formats.base.weight_files import weight_files
     from adapterhub.weights.extract import model_record
 
@@ -115,14 +116,14 @@ def _to_library(
         added, result = extract_into_library(library, base, tuned, about, options, progress=progress)
     for finding in added.report.warnings:
         if finding.code == "W_BASE_MISSING":
-            continue  # a base without a Hub id has no name that would mean anything elsewhere; its weights are recorded
+            continue  # a base without a Hub id has no name that others know; the manifest records its weights
         session.out.warn(f"[{finding.code}] {finding.message}")
     _say(session, result, base, tuned, _headline(added), added_document(added))
 
 
 def _headline(added: Added) -> str:
     build, manifest = added.build, added.build.manifest
-    state = "extracted" if added.created else "already there:"
+    state = "extracted" if added.created else "already installed:"
     return f"{state} {build.full_name} {manifest.label}  {size_text(manifest.size_bytes)}"
 
 
@@ -144,16 +145,16 @@ def _say(
         out.line(f"  {ranks_text(result.ranks)}; {result.dtype}")
         worst = f", worst in {shown(result.worst_module)}: {result.worst_error:.2g}"
         out.line(f"  relative error against the exact difference: {result.relative_error:.2g}{worst}")
-        _list(session, "carried whole", [one for one in result.left_out if one.is_carried])
+        _list(session, "stored whole", [one for one in result.left_out if one.is_carried])
         missing = [one for one in result.left_out if not one.is_carried]
         _list(session, "not in the adapter", missing)
         if missing:
-            out.line(f"  with these, {result.missing_share:.2g} of the whole difference is missing")
+            out.line(f"  missing with these: {result.missing_share:.2g} of the whole difference")
 
     session.out.result(document | _document(result), text)
     waiting = sum(one.is_savable and not one.is_carried for one in result.left_out)
     if waiting:
-        session.out.hint(f"`--save-rest` carries {waiting} of the tensors that are not in the adapter")
+        session.out.hint(f"`--save-rest` stores {waiting} of the tensors that are not in the adapter")
 
 
 def _list(session: Session, head: str, left_out: list[LeftOut]) -> None:

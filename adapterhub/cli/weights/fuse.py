@@ -1,4 +1,4 @@
-"""`adapt fuse`: base and adapter become one model, and what rounding loses is said."""
+"""`adapt fuse`: add an adapter to its base's weights, write the model and report the rounding loss."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.steps.combining import weights_from
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.output import size_text
-from adapterhub.cli.weights.ingredients import weights_from
 from adapterhub.core.errors import shown
+from adapterhub.core.specs import BaseSpec
 
 if TYPE_CHECKING:
-    from adapterhub.core.specs import BaseSpec
     from adapterhub.weights.fuse import Fused
 
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     required=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="The new model's folder, which does not exist yet.",
+    help="Write the model to this folder, which must not exist yet.",
 )
-@click.option("--weights", metavar="W,W,...", help="One number per adapter [default: equal shares that sum to 1].")
-@click.option("--base", type=BASE, help="The base, where the specs name none: an alias, or its folder.")
+@click.option("--weights", metavar="W,W,...", help="One weight per adapter [default: equal shares that sum to 1].")
+@click.option("--base", type=BASE, help="Use this base (alias or folder) for specs that name none.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Precision of the new model [default: that of the base, tensor by tensor].",
+    help="Precision of the model [default: that of each tensor in the base].",
 )
-@click.option("--allow-base-mismatch", is_flag=True, help="Fuse into other weights of the same shapes.")
+@click.option("--allow-base-mismatch", is_flag=True, help="Allow a base with other weights of the same shapes.")
 @common
 def fuse(
     session: Session,
@@ -46,12 +46,12 @@ def fuse(
     dtype: str | None,
     allow_base_mismatch: bool,
 ) -> None:
-    """Write base + adapter as a model of its own, in the base's files.
+    """Write a full model: a base with one or more adapters added, in the base's files.
 
-    No model is loaded: the base is streamed, what the adapter leaves alone is copied byte for byte, and the rest is
-    added in float64 and rounded once. How much of the update that rounding loses is measured on every number and said;
-    with --dtype float32 it is next to nothing. Several adapters are added up exactly. What has no exact place in the
-    base's files, such as an output head that is tied to the embedding, is refused by name.
+    Streams the base without loading it, copies unchanged tensors byte for byte, adds the others in float64 and rounds
+    once. Measures on every number how much of the update rounding loses; --dtype float32 loses almost nothing. The sum
+    of several adapters is exact. Refuses an update that has no exact place in the base's files, such as one to an
+    output head tied to the embedding.
 
     \b
     Examples:
@@ -114,16 +114,16 @@ def _say(session: Session, fused: Fused) -> None:
     out.line(f"  {count} tensor{'s' * (count != 1)} changed, {fused.copied} copied; {', '.join(fused.dtypes)}")
     worst = f", worst in {shown(fused.worst.name)}: {fused.worst.relative_error:.2g}"
     out.line(f"  rounding lost {fused.relative_error:.2g} of the update{worst if fused.relative_error else ''}")
-    out.line(f"  {fused.unchanged:.2%} of the entries with an update are stored as they were")
+    out.line(f"  {fused.unchanged:.2%} of the updated entries kept their stored value")
 
 
 def _advise(session: Session, fused: Fused) -> None:
-    """What to do about a large loss, and what comes next."""
+    """Warn about a large loss and suggest the next step."""
     from adapterhub.weights.fuse import LARGE_LOSS
 
     if fused.relative_error > LARGE_LOSS:
         session.out.warn(
-            f"{fused.relative_error:.0%} of the update did not survive rounding to {', '.join(fused.dtypes)}: keep the"
-            " adapter beside its base, where all of it counts, or fuse with `--dtype float32`"
+            f"rounding to {', '.join(fused.dtypes)} lost {fused.relative_error:.0%} of the update: use the adapter"
+            " unfused, which loses nothing, or fuse with `--dtype float32`"
         )
     session.out.hint(f"`adapt base add {fused.out_folder}` registers the fused model")

@@ -1,4 +1,4 @@
-"""`adapt merge`: several adapters become one, exactly by default, with the error said."""
+"""`adapt merge`: merge several adapters into one, exactly by default, and report the error."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from adapterhub.api.steps.combining import DEFAULT_VERSION, description_from, ingredient, weights_from
+from adapterhub.api.steps.merge_choice import CHOICE_FLAGS, choice_from
+from adapterhub.api.steps.output_names import default_name
 from adapterhub.cli.completion.completing import complete_spec_or_folder
-from adapterhub.cli.options.output_names import default_name
 from adapterhub.cli.options.params import BASE, Session, common, needing, places_option
-from adapterhub.cli.weights.merge_options import CHOICE_FLAGS, choice_from, choice_options, list_methods
-from adapterhub.cli.weights.merge_result import (
-    DEFAULT_VERSION,
-    SUMS,
-    description_from,
-    merge_to_folder,
-    merge_to_library,
-)
+from adapterhub.cli.weights.merge_options import choice_options, list_methods, named_option
+from adapterhub.cli.weights.merge_result import SUMS, merge_to_folder, merge_to_library
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -33,50 +29,54 @@ FLAGS: Final = {
     "on_base": "--on",
     "tune_budget": "--tune-budget",
 }
-"""Options as they are typed, by the names under which click passes them."""
+"""The options as the user types them, by click's parameter names."""
 
 
 @click.command()
 @click.argument("adapters", nargs=-1, metavar="[SPEC|FOLDER...]", shell_complete=complete_spec_or_folder)
-@click.option("--weights", metavar="W,W,...", help="One number per adapter [default: equal shares that sum to 1].")
+@click.option("--weights", metavar="W,W,...", help="One weight per adapter [default: equal shares that sum to 1].")
 @click.option(
-    "-o", "--output", metavar="NAME|DIR", help="Name of the new adapter [default: theirs, joined], or `./folder`."
+    "-o", "--output", metavar="NAME|DIR", help="Write to this name or `./folder` [default: the names, joined by `-`]."
 )
 @choice_options
-@click.option("--base", type=BASE, help="The base, where the specs name none.")
+@click.option("--base", type=BASE, help="Use this base for specs that name none.")
 @click.option("--version", metavar="VERSION", help=f"Version of the new adapter [default: {DEFAULT_VERSION}].")
 @click.option("--task", metavar="TASK", help="Task of the new adapter.")
-@click.option("--description", metavar="TEXT", help="One sentence for lists and search.")
+@click.option("--description", metavar="TEXT", help="Describe the new adapter in one sentence.")
 @click.option("--license", "licence", metavar="SPDX", help="Licence of the new adapter.")
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Do what this TOML says, as `adapt show --recipe` prints it.",
+    help="Merge as this TOML file says, which `adapt show --recipe` prints.",
 )
-@places_option("With --recipe: where to look for adapters that are not installed; may be repeated.")
-@click.option("--offline", is_flag=True, help="With --recipe: ask no server for adapters that are not installed.")
-@click.option("--force", is_flag=True, help="With --recipe: its name may be that of an installed adapter.")
-@click.option("--analyze", is_flag=True, help="Merge nothing; show how alike the adapters are.")
+@places_option("With --recipe: also look here for adapters that are not installed; may be repeated.")
+@click.option("--offline", is_flag=True, help="With --recipe: use no network.")
+@click.option("--force", is_flag=True, help="With --recipe: allow its name to be that of an installed adapter.")
+@click.option("--analyze", is_flag=True, help="Merge nothing; compare the adapters and predict the merge.")
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),
     metavar="FILE",
     callback=needing("plot"),
-    help="With --analyze: draw it as well.",
+    help="With --analyze: draw a heatmap.",
 )
 @click.option(
     "--tune",
     type=click.Path(path_type=Path),
     metavar="FILE",
     callback=needing("tune"),
-    help="Find the weights that answer these examples best (JSON Lines).",
+    help="Search for the weights that answer these examples best (JSON Lines).",
 )
 @click.option(
-    "--on", "on_base", type=BASE, metavar="BASE", help="With --tune: the base to try them on [default: theirs]."
+    "--on",
+    "on_base",
+    type=BASE,
+    metavar="BASE",
+    help="With --tune: evaluate on this base [default: the adapters'].",
 )
-@click.option("--tune-budget", type=click.IntRange(min=1), metavar="N", help="With --tune: how many weights to try.")
-@click.option("--methods", is_flag=True, help="List the methods with their options.")
+@click.option("--tune-budget", type=click.IntRange(min=1), metavar="N", help="With --tune: try at most N weight sets.")
+@click.option("--methods", is_flag=True, help="List the merge methods and their options.")
 @common
 def merge(
     session: Session,
@@ -98,12 +98,12 @@ def merge(
     on_base: BaseSpec | None,
     tune_budget: int | None,
     methods: bool,
-    **choice: Any,  # noqa: ANN401 - what `choice_options` adds
+    **choice: Any,
 ) -> None:
-    """Merge adapters into one: the weighted sum of their updates.
+    """Merge adapters into one adapter: the weighted sum of their updates.
 
-    The default concatenates the factors, which is exact. The distance to the exact sum is always measured, printed and
-    recorded, with the parents, the weights and the method. The base is not needed; memory is that of one module.
+    The default method concatenates the factors, which is exact. Every merge measures, prints and records its distance
+    to the exact sum, with the parents, weights and method. Needs no base; memory holds one module at a time.
 
     \b
     Examples:
@@ -118,47 +118,52 @@ def merge(
     if methods:
         list_methods(session)
         return
-    said = {"version": version, "task": task, "description": description, "license": licence}
+    details = {"version": version, "task": task, "description": description, "license": licence}
     if recipe is not None:
-        _refuse("--recipe says everything", adapters=adapters, weights=weights, base=base, tune=tune, **choice)
-        _refuse("--recipe merges", analyze=analyze, plot=plot, on_base=on_base, tune_budget=tune_budget)
+        _check_unused("`--recipe` sets these", adapters=adapters, weights=weights, base=base, tune=tune, **choice)
+        _check_unused("`--recipe` merges", analyze=analyze, plot=plot, on_base=on_base, tune_budget=tune_budget)
         from adapterhub.cli.weights.merge_recipe import merge_by_recipe
 
-        merge_by_recipe(session, recipe, output=output, said=said, places=places, offline=offline, force=force)
+        merge_by_recipe(session, recipe, output=output, details=details, places=places, offline=offline, force=force)
         return
-    _refuse("without --recipe there is nothing to fetch", places=places, offline=offline)
-    _refuse("without --recipe the name is your own", force=force)
+    _check_unused("only `--recipe` fetches adapters", places=places, offline=offline)
+    _check_unused("only `--recipe` brings a name of its own", force=force)
     if tune is None:
-        _refuse("without --tune nothing is tried", on_base=on_base, tune_budget=tune_budget)
+        _check_unused("only `--tune` evaluates", on_base=on_base, tune_budget=tune_budget)
     if not adapters:
         raise UsageProblem("no adapters given", hint="`adapt merge legal-qa summarize -o both`, or `--recipe FILE`")
-    from adapterhub.cli.weights.ingredients import ingredient, weights_from
-
     numbers = weights_from(weights, len(adapters))
+    choice["more"] = tuple(map(named_option, choice["more"]))
     chosen = choice_from(**choice, is_tuned=tune is not None)
     library = session.project_library
     ingredients = [ingredient(library, text, w, base) for text, w in zip(adapters, numbers, strict=True)]
     if analyze:
-        _refuse("--analyze merges nothing", output=output, tune=tune, **said, **choice | {"dtype": None})
+        _check_unused("`--analyze` merges nothing", output=output, tune=tune, **details, **choice | {"dtype": None})
         from adapterhub.cli.weights.compare import show_comparison
 
         show_comparison(session, ingredients, plot=plot, dtype=chosen.dtype or "float32")
         return
-    _refuse("without --analyze nothing is drawn", plot=plot)
+    _check_unused("only `--analyze` draws", plot=plot)
     from adapterhub.core.specs import names_folder
     from adapterhub.weights.recipes.toml.values import Step
 
     output = output or default_name([each.label for each in ingredients])
 
-    about = None if names_folder(output) else description_from(output, said)  # a wrong name is told before any work
+    about = None if names_folder(output) else description_from(output, details)  # reports a bad name before any work
     extra: dict[str, Any] = {}
     if tune is not None:
-        _refuse("--tune finds the weights", weights=weights)
+        _check_unused("`--tune` finds the weights", weights=weights)
         if chosen.method not in SUMS:
-            session.out.warn(f"the weights are tried on the plain sum; `{chosen.method}` makes something else of them")
-        from adapterhub.cli.weights.tune import tuned
+            session.out.warn(
+                f"`--tune` searches weights for the plain sum, but `{chosen.method}` computes another result"
+            )
+        from adapterhub.api.steps.tuning import tuned
+        from adapterhub.cli.weights.tune import say_tuned
 
-        found = tuned(session, library, ingredients, tune, on_base, budget=tune_budget, seed=choice["seed"] or 0)
+        seed = choice["seed"] or 0
+        found = tuned(session, library, ingredients, tune, on_base, budget=tune_budget, seed=seed, bars=session.out)
+        if not session.out.as_json:
+            say_tuned(session, ingredients, found.result)
         ingredients, extra = list(found.ingredients), {"tuning": found.document}
         if about is not None:
             about = replace(about, metrics=found.metrics)
@@ -175,8 +180,8 @@ def merge(
         merge_to_library(session, library, combination, about, extra)
 
 
-def _refuse(why: str, **options: Any) -> None:  # noqa: ANN401 - the options of the command
-    """Refuse those of `options` that were given."""
+def _check_unused(why: str, **options: Any) -> None:
+    """Raise `UsageProblem` if any of `options` was given."""
     given = [FLAGS[name] for name, value in options.items() if value is not None and value is not False and value != ()]
     if given:
         raise UsageProblem(f"{why}; drop {', '.join(given)}")

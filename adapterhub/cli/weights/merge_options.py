@@ -1,17 +1,17 @@
-"""The options of `adapt merge` that choose how: method, rank, and what each method takes."""
+"""The options of `adapt merge` that set the method, the rank and the method's own parameters."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from adapterhub.api.steps.merge_choice import AUTO, AUTO_ENERGY, CHOICE_FLAGS
 from adapterhub.cli.options.cutting import energy_option, max_error_option
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from click.shell_completion import CompletionItem
 
@@ -20,13 +20,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-AUTO: Final = "auto"
-AUTO_ENERGY: Final = 0.99
-"""What `--rank auto` keeps of the squared norm: an error of 10 % in each module."""
-
 
 class MethodType(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
-    """A merge method; their files are read, none is imported."""
+    """A merge method; its file is parsed, not imported."""
 
     name = "method"
 
@@ -39,8 +35,8 @@ class MethodType(click.ParamType):  # type: ignore[type-arg]  # generic only in 
         except UsageProblem as problem:
             self.fail(f"{problem.message}\n{problem.hint}", param, ctx)
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
-        """Names, with what each does where the shell shows it."""
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names of methods, with a summary for shells that show one."""
         from click.shell_completion import CompletionItem
 
         from adapterhub.weights.catalogue import describe, names
@@ -53,31 +49,21 @@ class RankType(click.ParamType):  # type: ignore[type-arg]  # as above
 
     name = "rank"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:  # noqa: ANN401 - click's signature
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         """A whole number of at least 1, or `auto`."""
         if value == AUTO:
             return AUTO
         return click.IntRange(min=1).convert(value, param, ctx)
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's signature
-        """The one word there is."""
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The word `auto`."""
         from click.shell_completion import CompletionItem
 
         return [CompletionItem(AUTO)] if AUTO.startswith(incomplete) else []
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """How to merge: a method, its options with the choice of the rank among them, a dtype and a seed."""
-
-    method: str
-    options: dict[str, object]
-    dtype: str | None
-    seed: int | None
-
-
 def choice_options(command: F) -> F:
-    """`--method`, `--rank`, `--energy`, `--max-error`, `--density`, `--seed`, `-O`, `--dtype`."""
+    """Add `--method`, `--rank`, `--energy`, `--max-error`, `--density`, `--seed`, `-O` and `--dtype`."""
     for option in (
         click.option(
             "--dtype",
@@ -91,19 +77,19 @@ def choice_options(command: F) -> F:
             multiple=True,
             metavar="NAME=VALUE",
             shell_complete=_option_names,
-            help="Another option of the method; may be repeated.",
+            help="Set another option of the method; may be repeated.",
         ),
         click.option(
             "--seed",
             type=click.IntRange(0, (1 << 53) - 1),
             metavar="N",
-            help="Seed of a method that drops numbers at random [default: 0].",
+            help="Seed for methods that drop numbers at random [default: 0].",
         ),
         click.option(
             "--density",
             type=click.FloatRange(0, 1, min_open=True),
             metavar="D",
-            help="Share of the numbers that a method which prunes keeps [default: 0.5].",
+            help="Share of the numbers that a pruning method keeps [default: 0.5].",
         ),
         max_error_option,
         energy_option,
@@ -114,7 +100,7 @@ def choice_options(command: F) -> F:
             "--method",
             type=MethodType(),
             metavar="METHOD",
-            help="`cat` is exact, `svd` closest at a rank; --methods lists all "
+            help="`cat` is exact, `svd` is closest at a given rank; --methods lists all "
             "[default: cat; svd with --rank, --energy or --max-error].",
         ),
     ):
@@ -122,69 +108,7 @@ def choice_options(command: F) -> F:
     return command
 
 
-CHOICE_FLAGS: Final = {
-    "method": "--method",
-    "rank": "--rank",
-    "energy": "--energy",
-    "max_error": "--max-error",
-    "density": "--density",
-    "seed": "--seed",
-    "more": "-O",
-    "dtype": "--dtype",
-}
-"""What `choice_options` adds, by the names under which click passes them."""
-
-
-def choice_from(
-    *,
-    method: str | None,
-    rank: int | str | None,
-    energy: float | None,
-    max_error: float | None,
-    density: float | None,
-    seed: int | None,
-    more: Sequence[str],
-    dtype: str | None,
-    is_tuned: bool = False,
-) -> Choice:
-    """What these options ask for together; a search of weights (`is_tuned`) has a use for the seed whatever the method.
-
-    Raises:
-        UsageProblem: two that exclude each other, or one that the method does not have.
-    """
-    from adapterhub.formats.documents import near_name
-    from adapterhub.weights.catalogue import describe
-    from adapterhub.weights.recipes.toml.values import converted, default_method, options_of
-
-    given: dict[str, object] = _cut(rank, energy, max_error)
-    about = describe(method or default_method(given))
-    known = options_of(about)
-    own = [("density", density)] if density is not None else []
-    for name, value in [*own, *map(_named, more)]:
-        if name in given:
-            raise UsageProblem(f"`{name}` is given twice")
-        if name not in known:
-            raise _no_such_option(name, about.name, near_name(name, known))
-        given[name] = converted(known[name], value)
-    if seed is not None and not about.is_random and not is_tuned:
-        raise UsageProblem(f"`{about.name}` draws nothing, so --seed means nothing to it")
-    return Choice(method=about.name, options=given, dtype=dtype, seed=seed if about.is_random else None)
-
-
-def _cut(rank: int | str | None, energy: float | None, max_error: float | None) -> dict[str, object]:
-    """What chooses the rank; at most one of the three."""
-    if rank == AUTO:
-        rank = None
-        energy = AUTO_ENERGY if energy is None and max_error is None else energy
-    cuts: dict[str, object] = {"rank": rank, "energy": energy, "max_error": max_error}
-    given = {name: value for name, value in cuts.items() if value is not None}
-    if len(given) > 1:
-        flags = " and ".join(CHOICE_FLAGS[name] for name in given)
-        raise UsageProblem(f"{flags} choose the rank, each in its way; give one of them")
-    return given
-
-
-def _named(text: str) -> tuple[str, str]:
+def named_option(text: str) -> tuple[str, str]:
     """The name and the value of `-O NAME=VALUE`."""
     name, equals, value = text.partition("=")
     name = name.strip().replace("-", "_")
@@ -195,17 +119,7 @@ def _named(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _no_such_option(name: str, method: str, near: str) -> UsageProblem:
-    from adapterhub.core.errors import shown
-    from adapterhub.weights.catalogue import describe, names
-
-    having = [other for other in names() if any(option.name == name for option in describe(other).options)]
-    text = f"`{method}` has no option `{shown(name)}`{near}"
-    hint = f"{', '.join(f'`{m}`' for m in having)} have it" if having and not near else ""
-    return UsageProblem(text, hint=hint or "`adapt merge --methods` lists every method with its options")
-
-
-def _option_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 - click's signature
+def _option_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
     from adapterhub.weights.catalogue import describe, names
@@ -243,4 +157,4 @@ def list_methods(session: Session) -> None:
     rows = [(m.name, m.summary, ", ".join(_option_text(o) for o in m.options)) for m in methods]
     session.out.result(document, lambda: session.out.table(("method", "result", "options"), rows))
     if not session.out.as_json:
-        session.out.note("each takes --rank, --energy or --max-error as well; `--help` shows how options are given")
+        session.out.note("every method also takes --rank, --energy or --max-error; `adapt merge --help` has examples")

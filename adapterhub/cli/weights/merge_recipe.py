@@ -1,23 +1,17 @@
-"""`adapt merge --recipe`: the merge that a file describes, from the same bytes to the same manifest."""
+"""`adapt merge --recipe`: run the merge that a file describes; the same bytes give the same manifest."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.cli.weights.merge_result import description_from, merge_to_folder, merge_to_library
-from adapterhub.core.errors import Conflict, UsageProblem, shown
-from adapterhub.projects.session import sources_from
+from adapterhub.api.steps.recipes import plan_recipe
+from adapterhub.cli.weights.merge_result import merge_to_folder, merge_to_library
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from adapterhub.cli.options.params import Session
-    from adapterhub.core.specs import AdapterSpec
-    from adapterhub.library.intake.description import Description
-    from adapterhub.library.library import Library
-    from adapterhub.library.transfer import Source
 
 
 def merge_by_recipe(
@@ -25,70 +19,16 @@ def merge_by_recipe(
     path: Path,
     *,
     output: str | None,
-    said: Mapping[str, str | None],
+    details: Mapping[str, str | None],
     places: Sequence[Path],
     offline: bool,
     force: bool = False,
 ) -> None:
-    """Find what the recipe names, merge it, and compare the result with what the recipe recorded.
-
-    `output` and what is `said` take the place of the recipe's own words; then the result is another one. `force` lets
-    the recipe's own name mean the result although an installed adapter has it.
-
-    Raises:
-        Conflict: an installed adapter has the name that only the recipe gives.
-        Malformed, NotFound: the file is no recipe, or there is none.
-        DigestMismatch, AdapterNotFound, BaseMismatch: its inputs are not those that it names.
-    """
-    from adapterhub.core.specs import names_folder
-    from adapterhub.weights.recipes.toml import read_recipe
-
-    recipe = read_recipe(path)
-    if not output and not recipe.name:
-        raise UsageProblem("the recipe gives its result no name", hint="`-o NAME` does")
-    own: dict[str, str | None] = {
-        "version": recipe.version,
-        "task": recipe.task,
-        "description": recipe.description or None,
-        "license": recipe.license,
-    }
-    words = own | {key: text for key, text in said.items() if text is not None}
-    target = output or str(recipe.name)
-    about = None if names_folder(target) else description_from(target, words)
-    from adapterhub.weights.recipes.parents import combination_of
-
-    library, disk = session.library, sources_from(session, tuple(places))
-    if about is not None and output is None and not force:
-        _refuse_taken_name(library, path, about, recipe.digest)
-
-    def sources_for(spec: AdapterSpec) -> list[Source]:
-        return disk if offline else [*disk, *session.sources_of(spec, None, token=None)]
-
-    combination, warnings = combination_of(library, recipe, path.parent, sources_for, session.out.progress)
-    for warning in warnings:
-        session.out.warn(warning)
-    if about is None:
-        merge_to_folder(session, combination, Path(target).expanduser())
-        return
-    expected = recipe.digest if about.name == recipe.name and words == own else None
-    merge_to_library(session, library, combination, replace(about, metrics=recipe.metrics), expected=expected)
-
-
-def _refuse_taken_name(library: Library, path: Path, about: Description, digest: str | None) -> None:
-    """A stranger's recipe must not choose what a name means that the user knows already.
-
-    Raises:
-        Conflict: the name is that of an installed adapter, and the recipe does not give that very adapter again.
-    """
-    named = library.builds_named(about.name)
-    taken = [build for build in named if build.manifest.digest != digest]
-    # a merge of that very version may be this one, made before; `Library.add` refuses it where it is not
-    is_again = any(build.manifest.version == about.version and build.manifest.recipe.get("inputs") for build in named)
-    if not taken or is_again:
-        return
-    there = ", ".join(f"`{build.full_name}` {build.manifest.label}" for build in taken[:3])
-    raise Conflict(
-        f"the recipe `{shown(str(path), 200)}` calls its result `{about.name}` {about.version}, and {there} is "
-        "installed: the name would mean the merge from now on. Nothing was changed",
-        hint=f"`-o NAME` gives the result another name; `--force` lets it be `{about.name}`",
+    """Merge the recipe's inputs and compare the result with the recorded one; options as `plan_recipe`."""
+    plan = plan_recipe(
+        session, path, output=output, details=details, places=places, offline=offline, force=force, bars=session.out
     )
+    if isinstance(plan.target, Path):
+        merge_to_folder(session, plan.combination, plan.target)
+    else:
+        merge_to_library(session, session.library, plan.combination, plan.target, expected=plan.expected)

@@ -1,9 +1,10 @@
-"""Running a merge for the command line, and saying what came out."""
+"""Run a merge for the command line and print the result."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from adapterhub.api.steps.combining import combine, report_merged
 from adapterhub.cli.adapters.add import added_document
 from adapterhub.cli.output import size_text
 
@@ -17,41 +18,18 @@ if TYPE_CHECKING:
     from adapterhub.weights.recipes.combination import Combination, Ingredient, Made
     from adapterhub.weights.recipes.toml.values import Inner
 
-DEFAULT_VERSION: Final = "1.0.0"
 SUMS: Final = ("cat", "svd", "linear")
-"""Methods that are after the sum itself, so that the distance to it is an error; others want something else."""
-
-
-def description_from(name: str, said: Mapping[str, str | None]) -> Description:
-    """What the options say of the new adapter.
-
-    Raises:
-        SpecError: a name or version that is none.
-    """
-    from adapterhub.core.specs import parse_name, parse_version
-    from adapterhub.library.intake.description import Description
-
-    return Description(
-        name=parse_name(name),
-        version=parse_version(said["version"] or DEFAULT_VERSION),
-        task=said["task"],
-        description=said["description"] or "",
-        license=said["license"],
-    )
+"""Methods that approximate the plain sum, so that the distance to it is an error; others aim at another result."""
 
 
 def merge_to_folder(
     session: Session, combination: Combination, folder: Path, extra: dict[str, Any] | None = None
 ) -> None:
-    """Merge into a new folder, and say so."""
-    from adapterhub.weights.recipes.combination import merge_into_folder
-
-    with session.out.steps("merge", unit="modules") as progress:
-        made = merge_into_folder(combination, folder, progress=progress)
-    for warning in made.warnings:
-        session.out.warn(warning)
-    document = {"path": str(folder)} | _document(made, combination) | (extra or {})
-    session.out.result(document, lambda: _say(session, [f"merged into {folder}"], made, combination))
+    """Merge into a new folder and print the result."""
+    merged = combine(session.library, combination, folder, bars=session.out)
+    report_merged(session, merged)
+    document = {"path": str(folder)} | _document(merged.made, combination) | (extra or {})
+    session.out.result(document, lambda: _say(session, [f"merged into {folder}"], merged.made, combination))
 
 
 def merge_to_library(
@@ -62,16 +40,11 @@ def merge_to_library(
     extra: dict[str, Any] | None = None,
     expected: str | None = None,
 ) -> None:
-    """Merge into the library, and say so; `expected` is the manifest's digest that a recipe recorded."""
-    from adapterhub.weights.recipes.combination import merge_into_library
-
-    with session.out.steps("merge", unit="modules") as progress:
-        outcome = merge_into_library(library, combination, about, progress=progress)
-    added, made = outcome.added, outcome.made
-    for warning in made.warnings:
-        session.out.warn(warning)
-    for finding in added.report.warnings:
-        session.out.warn(f"[{finding.code}] {finding.message}")
+    """Merge into the library and print the result; `expected` is the manifest digest that a recipe records."""
+    merged = combine(library, combination, about, expected=expected, bars=session.out)
+    report_merged(session, merged)
+    added, made = merged.added, merged.made
+    assert added is not None  # it went into the library
     document = added_document(added) | _document(made, combination) | (extra or {})
     lines = [_headline(added)]
     digest = added.build.manifest.digest
@@ -81,16 +54,16 @@ def merge_to_library(
             lines.append(f"  {digest}, as recorded")
         else:
             session.out.warn(
-                f"the result is {digest}, the recipe recorded {expected}: the inputs are the same, so the last digits "
-                "of the numbers differ, as they do between kinds of CPU, versions of torch and numbers of threads"
+                f"the result is {digest}, but the recipe records {expected}: the inputs are the same, but CPUs, torch "
+                "versions and thread counts change the last digits of the numbers"
             )
-            session.out.hint("OMP_NUM_THREADS=1, here and where it was recorded, takes the threads out of it")
+            session.out.hint("set OMP_NUM_THREADS=1 here and where the recipe was recorded to rule out threads")
     session.out.result(document, lambda: _say(session, lines, made, combination))
 
 
 def _headline(added: Added) -> str:
     build, manifest = added.build, added.build.manifest
-    state = "merged" if added.created else "already there:"
+    state = "merged" if added.created else "already installed:"
     return f"{state} {build.full_name} {manifest.label}  {size_text(manifest.size_bytes)}"
 
 
@@ -125,13 +98,13 @@ def _say(session: Session, lines: Sequence[str], made: Made, combination: Combin
     distance = "relative error against the exact sum" if combination.method in SUMS else "distance from the plain sum"
     out.line(f"  {distance}: {result.relative_error:.2g}{worst}")
     if result.truncation_error is not None:
-        out.line(f"  lost by cutting to this rank: {result.truncation_error:.2g}")
+        out.line(f"  lost by the cut to this rank: {result.truncation_error:.2g}")
     for inner in made.inner:
         out.line(f"  inner merge by {_method_text(inner.recipe)}: {inner.relative_error:.2g} from its plain sum")
 
 
 def sum_text(combination: Combination) -> str:
-    """`0.7 x a + 0.3 x (1 x b + 1 x c)`: what was put together."""
+    """The formula of a merge, such as `0.7 x a + 0.3 x (1 x b + 1 x c)`."""
     return " + ".join(f"{item.weight:g} x {_input_text(item)}" for item in combination.inputs)
 
 
@@ -142,5 +115,5 @@ def _input_text(item: Ingredient | Inner[Ingredient]) -> str:
 
 
 def _method_text(recipe: Mapping[str, Any]) -> str:
-    """`ties, density 0.5`: the method and what was chosen."""
+    """The method and its options, such as `ties, density 0.5`."""
     return ", ".join([recipe["method"], *(f"{name} {value}" for name, value in recipe["options"].items())])

@@ -1,126 +1,24 @@
-"""`adapt merge --tune`: weights that answer a few examples best, found by trying them on the base."""
+"""What `adapt merge --tune` found, as a table."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-from adapterhub.core.errors import BaseMismatch, BaseNotFound
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from adapterhub.cli.options.params import Session
-    from adapterhub.core.specs import BaseSpec
     from adapterhub.inference.tuning import Tuned
-    from adapterhub.library.bases.records import BaseRecord
-    from adapterhub.library.library import Library
     from adapterhub.weights.recipes.combination import Ingredient
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """The ingredients with the weights that were found; what goes into the manifest, and what is shown."""
-
-    ingredients: tuple[Ingredient, ...]
-    metrics: Mapping[str, float | str]
-    document: Mapping[str, Any]
-
-
-def tuned(
-    session: Session,
-    library: Library,
-    ingredients: Sequence[Ingredient],
-    examples: Path,
-    on: BaseSpec | None,
-    *,
-    budget: int | None,
-    seed: int,
-) -> Found:
-    """Search the weights; show the losses of the base, of each adapter alone, of equal shares and of what was found.
-
-    Raises:
-        BaseNotFound: the weights of the base are not on this machine.
-        BaseMismatch: the adapters were made for another one.
-        Malformed, NotFound: the examples cannot be read.
-    """
-    from adapterhub.core.disk.files import digest_of_file
-    from adapterhub.core.specs import BaseSpec
-    from adapterhub.inference.loader.text import load_base
-    from adapterhub.inference.tuning import DEFAULT_BUDGET, read_examples, tune
-
-    record, folder = _base(library, ingredients, on)
-    lines = read_examples(examples)
-    session.out.note(f"loading base {record.label}")
-    model, tokenizer = load_base(folder)
-    with session.out.steps("tune", unit="tries") as progress:
-        result = tune(
-            model,
-            tokenizer,
-            [i.folder if i.digest is None else f"{i.label}#{i.digest}" for i in ingredients],
-            lines,
-            budget=budget or DEFAULT_BUDGET,
-            seed=seed,
-            library=library,
-            base=BaseSpec.parse(record.alias or str(folder)),
-            progress=progress,
-        )
-    if not session.out.as_json:
-        _say(session, ingredients, result)
-    losses = {"base": result.base_loss, "before": result.loss_before, "after": result.loss_after}
-    metrics: dict[str, float | str] = {f"tune_loss_{name}": float(f"{loss:.6g}") for name, loss in losses.items()}
-    metrics |= {"tune_examples": digest_of_file(examples)[0], "tune_evaluations": result.evaluations}
-    metrics |= {"tune_searched": result.searched, "tune_reported": result.reported}
-    return Found(
-        ingredients=tuple(replace(i, weight=w) for i, w in zip(ingredients, result.weights, strict=True)),
-        metrics=metrics,
-        document={
-            "weights": list(result.weights),
-            "base_loss": result.base_loss,
-            "single_losses": list(result.single_losses),
-            "loss_before": result.loss_before,
-            "loss_after": result.loss_after,
-            "evaluations": result.evaluations,
-            "searched": result.searched,
-            "reported": result.reported,
-            "is_held_out": result.is_held_out,
-        },
-    )
-
-
-def _say(session: Session, ingredients: Sequence[Ingredient], result: Tuned) -> None:
+def say_tuned(session: Session, ingredients: Sequence[Ingredient], result: Tuned) -> None:
+    """The losses of the base, of each adapter alone, of equal shares and of what was found."""
     rows = [("the base alone", result.base_loss)]
     rows += [(f"{i.label} alone", loss) for i, loss in zip(ingredients, result.single_losses, strict=True)]
     rows += [("equal shares", result.loss_before), ("tuned weights", result.loss_after)]
-    session.out.table(("what answers", "loss"), [(name, f"{loss:.4f}") for name, loss in rows], right=("loss",))
-    seen = f"{result.searched} examples were searched with"
-    other = f"the losses are on {result.reported} others" if result.is_held_out else "and the losses are on the same"
-    session.out.note(f"{result.evaluations} weights were tried; {seen}, {other}")
-
-
-def _base(library: Library, ingredients: Sequence[Ingredient], on: BaseSpec | None) -> tuple[BaseRecord, Path]:
-    """The base to try the weights on, and its folder: the one that is named, else that of the adapters."""
-    from adapterhub.formats.base.fingerprint import compare
-    from adapterhub.weights.recipes.combination import common_base
-
-    base, _ = common_base(ingredients)
-    if on is not None:
-        record = library.bases.find(on)
-    elif base.fingerprint is not None:
-        found = library.bases.by_fingerprint(base.fingerprint)
-        if found is None:
-            raise BaseNotFound("the base of these adapters is not registered here", hint="`adapt base add PATH`")
-        record = found
-    else:
-        raise BaseNotFound("the base of these adapters is not known", hint="name it with --on")
-    comparison = compare(base.fingerprint, record.fingerprint)
-    if base.fingerprint is not None and not comparison.verdict.allows_attach:
-        lines = [f"these adapters were not made for base `{record.label}`", *comparison.differences]
-        raise BaseMismatch("\n  ".join(lines))
-    if record.path is None or not record.path.is_dir():
-        raise BaseNotFound(
-            f"the weights of base `{record.label}` are not on this machine",
-            hint="`adapt base add PATH --as NAME` registers a local copy; name it with --on",
-        )
-    return record, record.path
+    session.out.table(("model", "loss"), [(name, f"{loss:.4f}") for name, loss in rows], right=("loss",))
+    other = (
+        f"measured the losses on {result.reported} others" if result.is_held_out else "measured the losses on the same"
+    )
+    session.out.note(f"tried {result.evaluations} sets of weights on {result.searched} examples and {other}")

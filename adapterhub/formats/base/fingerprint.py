@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -149,7 +150,7 @@ def fingerprint_tensors(facts: Iterable[TensorFacts], *, files: Digest | None = 
 
 
 def fingerprint_folder(
-    folder: Path,
+    folder: str | os.PathLike[str],
     *,
     cache_folder: Path | None,
     threads: int | None = None,
@@ -167,6 +168,7 @@ def fingerprint_folder(
         Malformed: the folder holds no complete model in safetensors.
         CouldNotTell: a file cannot be read, or changed while it was read.
     """
+    folder = Path(folder)
     files = weight_files(folder)
     read = read_facts(files, cache_folder=cache_folder, threads=threads, progress=progress)
     _check_names(folder, read)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import NamespaceBound, NotAllowed, SignatureRefused
+from adapterhub.core.errors import NamespaceBound, NotAllowed, SignatureRefused, reworded
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.signatures import SignatureAdmission, check_standing
 from adapterhub.library.library import Library
@@ -188,5 +188,5 @@ class Admission:
             except (SignatureRefused, NamespaceBound) as error:
                 refused.append(error)
         if refused:
-            refused[0].message = "\n".join([refused[0].message, *(f"also: {error.message}" for error in refused[1:])])
-            raise refused[0]
+            first, *others = refused
+            raise reworded(first, "\n".join([first.message, *(f"also: {error.message}" for error in others)]))

@@ -25,7 +25,7 @@ class Target:
     digest: Digest | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Audited:
     """One target and what was found; `license` is what its licences come to, `ignored` counts hidden findings."""
 
@@ -33,6 +33,9 @@ class Audited:
     report: Report
     license: Mapping[str, Any] | None = None
     ignored: int = 0
+
+    def __repr__(self) -> str:
+        return f"<Audited {self.target.label}: {self.report!r}>"
 
     def to_json(self) -> dict[str, Any]:
         """The JSON value; every key is always there."""

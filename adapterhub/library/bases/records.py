@@ -23,7 +23,7 @@ _LIMIT_BYTES: Final = 512 << 20
 _KEYS: Final = ("schema", "alias", "path", "hub", "fingerprint", "hints", "tensors")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class BaseRecord:
     """One base. `alias` is "" for a folder that was only looked at; `tensors` are sorted by name, buffers too."""
 
@@ -38,6 +38,9 @@ class BaseRecord:
     def label(self) -> str:
         """How to call it: alias, else Hub id, else folder."""
         return self.alias or self.hub or str(self.path or self.fingerprint.weights)
+
+    def __repr__(self) -> str:
+        return f"<Base {self.label}, {len(self.tensors)} tensors, {self.fingerprint.weights[:19]}>"
 
     def to_bytes(self) -> bytes:
         """The record's file."""

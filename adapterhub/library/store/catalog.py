@@ -11,14 +11,15 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
 from adapterhub.core.digests import Digest, parse_digest
 from adapterhub.core.disk.claims import Claim
-from adapterhub.core.errors import NotAllowed, StoreLocked
+from adapterhub.core.display import html_table, size_text
+from adapterhub.core.errors import AdapterHubError, NotAllowed, StoreLocked
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
 from adapterhub.formats.manifest import BaseRef, Manifest
 from adapterhub.library.bases.records import BaseRecord, Bases
@@ -37,15 +38,19 @@ from adapterhub.library.store.index import (
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Installed:
-    """One installed build. `base` is what the manifest declares, or the fingerprint pinned for it since."""
+    """One installed build. `base` is what the manifest declares, or the fingerprint pinned for it since.
+
+    `label_of` names a base as the library does that the build was read from.
+    """
 
     manifest: Manifest
     namespace: str | None
     folder: Path
     base: BaseRef
     added_at: float
+    label_of: Callable[[BaseRef], str] | None = field(default=None, compare=False)
 
     @property
     def full_name(self) -> str:
@@ -56,6 +61,36 @@ class Installed:
     def spec(self) -> str:
         """A spec that means exactly this build."""
         return f"{self.full_name}=={self.manifest.version}#{self.manifest.digest[:19]}"
+
+    @property
+    def base_name(self) -> str:
+        """The base as one types it after `@`: its alias here, else its Hub id or digest; "" if it is unknown."""
+        with contextlib.suppress(AdapterHubError, OSError):  # the records of the bases cannot be read
+            if self.label_of is not None:
+                return self.label_of(self.base)
+        fingerprint = self.base.fingerprint
+        return self.base.hints.hub_id or (fingerprint.weights[:19] if fingerprint else "")
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        rank = f" rank {manifest.rank}" if manifest.rank else ""
+        base = self.base_name or "an unknown base"
+        return f"<Adapter {self.full_name} {manifest.version}{rank} for {base}, {size_text(manifest.size_bytes)}>"
+
+    def _repr_html_(self) -> str:
+        manifest = self.manifest
+        fields = {
+            "name": self.full_name,
+            "version": manifest.version,
+            "base": self.base_name,
+            "task": manifest.task,
+            "rank": manifest.rank,
+            "method": ", ".join(manifest.method).lower(),
+            "size": size_text(manifest.size_bytes),
+            "digest": manifest.digest,
+            "folder": self.folder,
+        }
+        return html_table((), fields.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ MOST_LEVELS: Final = 64
 """Merges of merges that are followed; digests allow no circle, a damaged store might."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Node:
     """One adapter in a lineage. `weight` is the one it was merged with; `parents` are what it was merged from itself.
 
@@ -46,6 +46,10 @@ class Node:
         """`acme/legal-qa 1.2.0 (rank 16)`."""
         version = f" {self.version}" if self.version else ""
         return f"{self.name}{version}" + (f" (rank {self.rank})" if self.rank else "")
+
+    def __repr__(self) -> str:
+        made_of = ", ".join(f"{one.weight or 1:g} x {one.label}" for one in self.parents)
+        return f"<Node {self.label}{f' of {made_of}' if made_of else ''}>"
 
     def to_json(self) -> dict[str, Any]:
         """The node with its parents inside."""

@@ -52,25 +52,6 @@ def create_project(folder: Path, base: BaseSpec | None = None) -> Project:
     return _write(folder, new_project_text(base))
 
 
-def save_adapter(folder: Path, wanted: Wanted) -> Project:
-    """Write what is wanted under its name into the project file; the name's older entry gives way, wherever it stood.
-
-    Raises:
-        Conflict: a merge has the name.
-    """
-    return _write(folder, with_adapter(_text(folder), wanted))
-
-
-def remove_adapter(folder: Path, *keys: AdapterName) -> Project:
-    """Take adapters or merges out of the project file.
-
-    Raises:
-        NotFound: the project has none of that name.
-        Conflict: merges are made of it.
-    """
-    return _write(folder, without_adapters(_text(folder), keys))
-
-
 def project_of(text: str, folder: Path) -> Project:
     """The project that the text of a project file is, before it is written to `folder`."""
     return parse_project(text.encode(), folder, str(folder / PROJECT_FILE))
@@ -92,7 +73,11 @@ def text_of_project(folder: Path) -> str:
 
 # ---------------------------------------------------------------- text to text
 def with_adapter(text: str, wanted: Wanted) -> str:
-    """The text with this adapter in it; see `save_adapter`."""
+    """The text with an adapter under its name, in place of any older entry of that name.
+
+    Raises:
+        Conflict: a merge has the name.
+    """
     document, line_end = _parsed(text)
     if wanted.key in document.get("merges", {}):
         raise Conflict(
@@ -108,7 +93,12 @@ def with_adapter(text: str, wanted: Wanted) -> str:
 
 
 def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
-    """The text without these adapters or merges; see `remove_adapter`."""
+    """The text without these adapters or merges.
+
+    Raises:
+        NotFound: the project has none of that name.
+        Conflict: merges need it.
+    """
     project = parse_project(text.encode(), Path(), PROJECT_FILE)
     known = [wanted.key for wanted in project.wanted]
     for key in keys:

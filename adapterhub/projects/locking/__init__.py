@@ -15,7 +15,15 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import AdapterHubError, Incompatible, NotFound, RemoteUnreachable, UsageProblem, shown
+from adapterhub.core.errors import (
+    AdapterHubError,
+    Incompatible,
+    NotFound,
+    RemoteUnreachable,
+    UsageProblem,
+    reworded,
+    shown,
+)
 from adapterhub.core.specs import AdapterName
 from adapterhub.distribution.resolve import Objection
 from adapterhub.library.library import Library
@@ -210,8 +218,7 @@ def _refusal(failed: Sequence[tuple[AdapterName, AdapterHubError]]) -> AdapterHu
     kind = next((kind for kind in kinds if any(isinstance(error, kind) for error in errors)), None)
     message = "\n".join([f"{len(failed)} adapters of the project cannot be locked. Nothing was changed", *lines])
     if kind is None:
-        errors[0].args, errors[0].message = (message,), message
-        return errors[0]
+        return reworded(errors[0], message)
     return kind(message, hint="; ".join(hints[:3]))
 
 

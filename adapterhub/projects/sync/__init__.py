@@ -21,7 +21,7 @@ from adapterhub.core.disk.files import is_sound
 from adapterhub.core.disk.home import ADAPTERS_FOLDER
 from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.disk.root import alone_in
-from adapterhub.core.errors import AdapterHubError, Conflict, DigestMismatch, NotFound, shown
+from adapterhub.core.errors import AdapterHubError, Conflict, DigestMismatch, NotFound, reworded, shown
 from adapterhub.core.specs import AdapterName
 from adapterhub.library.admission.installed import Admission
 from adapterhub.library.bases.records import BaseRecord
@@ -351,9 +351,7 @@ def _all_of(failures: Sequence[AdapterHubError]) -> AdapterHubError:
     order = {DigestMismatch: 0, NotFound: 1}
     ranked = sorted(failures, key=lambda e: min((n for kind, n in order.items() if isinstance(e, kind)), default=2))
     first = ranked[0]
-    if len(ranked) > 1:
-        first.message = "\n".join([first.message, *(f"also: {shown(e.message, 1000)}" for e in ranked[1:])])
-    return first
+    return reworded(first, "\n".join([first.message, *(f"also: {shown(e.message, 1000)}" for e in ranked[1:])]))
 
 
 # ---------------------------------------------------------------- placing

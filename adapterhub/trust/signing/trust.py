@@ -33,7 +33,7 @@ GENERAL: Final = "*"
 _LIMIT_BYTES: Final = 4 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TrustedKey:
     """A key, and what it is trusted for.
 
@@ -54,6 +54,9 @@ class TrustedKey:
     def fingerprint(self) -> Digest:
         """What bundles call the key by."""
         return self.key.fingerprint
+
+    def __repr__(self) -> str:
+        return f"<TrustedKey {self.name} {self.fingerprint[:19]} for {' '.join(self.adapters)}>"
 
     def covers(self, full_name: str, places: Sequence[str]) -> bool:
         """Whether it may sign `full_name` in a place that goes by one of these names."""

@@ -219,7 +219,7 @@ def verify(subject: Subject, *, seen: Iterable[Finding] = ()) -> Report:
 
 
 def verify_folder(
-    folder: Path,
+    folder: str | os.PathLike[str],
     *,
     base_tensors: Iterable[TensorFacts] | Mapping[str, TensorFacts] | None = None,
     base_fingerprint: BaseFingerprint | None = None,
@@ -229,7 +229,7 @@ def verify_folder(
 ) -> Report:
     """`open_subject` and `verify` in one: a report whatever the folder holds."""
     subject, findings = open_subject(
-        folder,
+        Path(folder),
         base_tensors=base_tensors,
         base_fingerprint=base_fingerprint,
         manifest=manifest,

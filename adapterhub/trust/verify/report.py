@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from adapterhub.core.display import html_table
 from adapterhub.core.errors import shown
 
 Severity = Literal["error", "warning", "unknown", "note"]
@@ -86,7 +87,7 @@ class Facts:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Report:
     """All findings, errors first, each once; `facts` is None when the adapter could not be read."""
 
@@ -134,6 +135,19 @@ class Report:
             "findings": [f.to_json() for f in self.findings],
             "facts": self.facts.to_json() if self.facts else None,
         }
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __repr__(self) -> str:
+        counts = {severity: len(self._with(severity)) for severity in _ORDER}
+        told = ", ".join(f"{n} {severity}{'s' * (n != 1)}" for severity, n in counts.items() if n)
+        return f"<Report {self.status}{f': {told}' if told else ''}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(f.severity, f.code, f.where, f.message, f.expected, f.hint) for f in self.findings]
+        columns = ("severity", "code", "where", "finding", "expected", "hint")
+        return html_table(columns, rows, caption=self.status)
 
 
 def some(names: Iterable[str], most: int = 3) -> str:

@@ -39,7 +39,7 @@ class FusedTensor:
         return self.error / self.update if self.update else 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Fused:
     """A written model: `files` weight files of `size_bytes` together.
 
@@ -57,6 +57,10 @@ class Fused:
     copied: int
     dtypes: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        added = " + ".join(f"{one.weight:g} x {one.label}" for one in self.adapters)
+        return f"<Fused {self.out_folder} = {self.base} + {added}, rounding lost {self.relative_error:.2g}>"
 
     @property
     def relative_error(self) -> float:

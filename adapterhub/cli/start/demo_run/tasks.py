@@ -1,11 +1,11 @@
-"""What the two shipped adapters were taught, made from fixed seeds.
+"""The training data of the two shipped adapters, generated from fixed seeds.
 
 Both answer one plain English sentence with nothing around it, so one prompt shows what each adapter changes. There
 are two kinds of sentence: orders ("Rosa buys 3 lamps for 40 dollars.") and small talk ("Where is your old boat,
-boss?"). `json` turns an order into an object and leaves small talk to the base; `pirate` says either kind again in
-another style. The demo merges them as 0.7 `json` + 0.3 `pirate`, and the merge shall do both: objects for orders,
-style for small talk. A sum of two adapters does that only if each still works when it is that weak and keeps quiet
-where the other has the word, so both are taught that too: `Lesson.weakest` and `Task.left_alone`.
+boss?"). `json` turns an order into an object and leaves small talk to the base; `pirate` rewrites either kind in
+another style. The demo merges them as 0.7 `json` + 0.3 `pirate`, and the merge must do both: objects for orders, style
+for small talk. A sum of two adapters does that only if each still works at its lower weight and stays neutral on the
+other's sentences, so training covers both: `Lesson.weakest` and `Task.left_alone`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from types import MappingProxyType
 DATA_SEED = 10
 TRAIN_SENTENCES = 600
 HELD_OUT_SENTENCES = 64
-"""Of each kind."""
+"""For each kind of sentence."""
 
 _BUYERS = (
     *("Ana", "Ben", "Carla", "Dmitri", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jonas"),
@@ -29,8 +29,8 @@ _ITEMS = (
     *("apples", "pencils", "mugs", "lamps", "chairs", "books", "tickets", "scarves"),
     *("bottles", "plates", "candles", "maps", "shirts", "hats", "bricks", "spoons"),
 )
-# No order begins with its count or, but for one form, its buyer: the first token of a text draws all heads' idle
-# attention, and a model this small cannot copy from there reliably.
+# No order begins with its count, and only one form begins with its buyer: the first token of a text draws the idle
+# attention of all heads, and a model this small cannot copy from there reliably.
 _ORDERS = (
     "{buyer} buys {count} {item} for {price} dollars.",
     "My friend {buyer} wants {count} {item} for {price} dollars.",
@@ -76,12 +76,12 @@ PIRATE_WORDS: Mapping[str, str] = MappingProxyType(
         "your": "yer",
     }
 )
-"""What each word becomes; a word that is not here stays as it is."""
+"""The replacement for each word; other words stay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One prompt and the exact answer wanted for it; the answer begins with its line break."""
+    """One prompt and its exact answer; the answer begins with its line break."""
 
     prompt: str
     answer: str
@@ -89,7 +89,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
-    """Examples, learnt at full strength of the adapter in one half of the batches and at `weakest` in the other."""
+    """Examples, trained at the adapter's full strength in half of the batches and at strength `weakest` in the rest."""
 
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
@@ -98,10 +98,10 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What one adapter is taught.
+    """The training task of one adapter.
 
     `lessons` take turns, one batch each. `left_alone` are texts on which the adapter, at strength `left_alone_at`,
-    shall not change what the base says.
+    must not change the output of the base.
     """
 
     name: str
@@ -118,7 +118,7 @@ class Task:
 
 
 def in_json(order: Mapping[str, str | int]) -> str:
-    """The object that says what an order says."""
+    """The JSON object for an order."""
     return json.dumps(order)
 
 
@@ -127,8 +127,8 @@ def in_pirate_style(sentence: str) -> str:
     words = []
     for word in sentence.rstrip(".?!").split():
         core = word.rstrip(",")
-        said = PIRATE_WORDS.get(core.lower(), core)
-        words.append((said[0].upper() + said[1:] if core[0].isupper() else said) + word[len(core) :])
+        other = PIRATE_WORDS.get(core.lower(), core)
+        words.append((other[0].upper() + other[1:] if core[0].isupper() else other) + word[len(core) :])
     return " ".join(words) + ", arr!"
 
 
@@ -161,7 +161,7 @@ def make_tasks() -> tuple[Task, Task]:
 
 
 def _orders(rng: random.Random) -> dict[str, dict[str, str | int]]:
-    """Different orders by their sentence."""
+    """Distinct orders by their sentence."""
     orders: dict[str, dict[str, str | int]] = {}
     while len(orders) < TRAIN_SENTENCES + HELD_OUT_SENTENCES:
         order: dict[str, str | int] = {

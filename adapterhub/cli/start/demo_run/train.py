@@ -1,4 +1,4 @@
-"""Train the two adapters that are shipped beside this file: `python -m adapterhub.cli.start.demo_run.train --out DIR`.
+"""Train the two adapters that ship beside this file: `python -m adapterhub.cli.start.demo_run.train --out DIR`.
 
 Everything is repeatable: the same machine with the same versions of torch, transformers and PEFT writes the same
 bytes; another machine writes slightly different weights with, within noise, the same held-out figures. One core needs
@@ -34,7 +34,7 @@ LEARNING_RATE = 4e-3
 WARM_UP = 0.15
 """Share of the steps in which the rate rises."""
 MERGE_WEIGHTS = (0.7, 0.3)
-"""The weights of `json` and `pirate` in the merge that is measured at the end."""
+"""The weights of `json` and `pirate` in the merge that the script measures at the end."""
 IGNORED = -100
 """The label that torch's cross entropy skips."""
 
@@ -118,7 +118,7 @@ class Pupil:
         return mean
 
     def answers(self, prompts: Sequence[str], *, most_tokens: int) -> list[str]:
-        """What greedy decoding gives for each prompt."""
+        """The greedy answer to each prompt."""
         ids, mask = self._encode([(prompt, None) for prompt in prompts])
         end = self.tokenizer.eos_token_id
         made = self.model.generate(
@@ -127,7 +127,7 @@ class Pupil:
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in made[:, ids.shape[1] :]]
 
     def measure(self, examples: Sequence[Example]) -> Figures:
-        """Figures on `examples`."""
+        """The figures for `examples`."""
         import torch
 
         most = max(len(self.tokenizer(e.answer)["input_ids"]) for e in examples) + 1
@@ -158,7 +158,7 @@ class Pupil:
 
 
 def train_adapter(task: Task, base: Path, folder: Path, *, say: Say) -> dict[str, object]:
-    """Teach one adapter `task` on the model in `base`, write it to `folder`; its figures as JSON values."""
+    """Train one adapter for `task` on the model in `base` and write it to `folder`; its figures as JSON values."""
     import torch
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
@@ -225,17 +225,17 @@ def measure_merge(tasks: Sequence[Task], base: Path, folder: Path, *, say: Say) 
 
 
 def _set_strength(layers: Sequence[Any], strength: float) -> None:
-    """Scale the adapter's update in every layer; 1 is what its configuration says."""
+    """Scale the adapter's update in every layer; 1 is the scale of its configuration."""
     for layer in layers:
         layer.set_scale("default", strength)
 
 
-def _write_adapter(model: Any, folder: Path, card: str) -> None:  # noqa: ANN401 - PEFT has no types
-    """The three files of a PEFT adapter folder."""
+def _write_adapter(model: Any, folder: Path, card: str) -> None:
+    """Write the three files of a PEFT adapter folder."""
     model.save_pretrained(folder, save_embedding_layers=False)  # "auto" asks the Hub whether the vocabulary grew
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set in the order of the day
+    config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set, in random order
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -256,19 +256,19 @@ def _card(task: Task, before: Figures, after: Figures) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; its exit code."""
+    """Run the program and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m adapterhub.cli.start.demo_run.train",
         description="Train the demo's two adapters and measure their merge.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for `json/`, `pirate/` and `metrics.json`")
-    parser.add_argument("--base", type=Path, help="the demo's base model, made there if absent (default: OUT/base)")
+    parser.add_argument("--base", type=Path, help="the demo's base model, created if missing (default: OUT/base)")
     options = parser.parse_args(arguments)
     import peft
     import torch
     import transformers
 
-    torch.set_num_threads(1)  # the sums of two threads come in no fixed order
+    torch.set_num_threads(1)  # two threads add in no fixed order
     torch.use_deterministic_algorithms(True)
     try:
         base = prepare_base(options.base or options.out / "base", say=print)

@@ -1,8 +1,9 @@
-"""The installation looked at by itself: what it is made of, where it is found, and what its folders allow."""
+"""Check the installation itself: its dependencies, its command, and what its folders allow."""
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 import sysconfig
@@ -13,20 +14,42 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.core.errors import AdapterHubError
+from adapterhub.core.disk.real_folder import OTHERS_MAY_WRITE
+from adapterhub.core.disk.root import Root
+from adapterhub.core.display import size_text
+from adapterhub.core.errors import AdapterHubError, NotAllowed, RemoteUnreachable
 from adapterhub.core.extras import EXTRAS, missing
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-    from adapterhub.cli.options.params import Session
+    from adapterhub.projects.session import Session
 
 DISTRIBUTION = "adapterhub"
+_LOW_BYTES = 1_000_000_000
+
+
+def health(
+    session: Session, *, remote: str | None = None, token: str | None = None, offline: bool = False, argv0: str = ""
+) -> list[Line]:
+    """What was looked at, one line each; `argv0` is how the command was started, if one was."""
+    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return [
+        Line("python", "ok", python),
+        *dependencies(),
+        *extras(),
+        *(entry_point(argv0) if argv0 else ()),
+        *_home(session.root),
+        *folders(session.root, session.project_folder),
+        *_index(session),
+        *project_files(session),
+        _remote(session, remote, token, offline=offline),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One thing looked at. `state` is ok, warning, failed or skipped."""
+    """The result of one check. `state` is ok, warning, failed or skipped."""
 
     what: str
     state: str
@@ -35,9 +58,9 @@ class Line:
 
 
 def dependencies(distribution: str = DISTRIBUTION) -> Iterator[Line]:
-    """Each declared dependency with the version that is there, against the declared bounds.
+    """Compare the installed version of each declared dependency with its bounds.
 
-    Those of extras count when they are there; what is not is what the user left out.
+    Dependencies of extras count only when they are installed; an extra is optional.
     """
     from packaging.requirements import Requirement
 
@@ -46,7 +69,7 @@ def dependencies(distribution: str = DISTRIBUTION) -> Iterator[Line]:
         declared = [Requirement(text) for text in metadata.requires(distribution) or ()]
     except metadata.PackageNotFoundError:
         yield Line(
-            distribution, "warning", "runs from its sources, so its dependencies are not known", "`pip install -e .`"
+            distribution, "warning", "runs from its sources, so its dependencies are unknown", "`pip install -e .`"
         )
         return
     core, extra = _by_name(declared)
@@ -57,7 +80,7 @@ def dependencies(distribution: str = DISTRIBUTION) -> Iterator[Line]:
 
 
 def _by_name(declared: list[Requirement]) -> tuple[dict[str, list[Requirement]], dict[str, list[Requirement]]]:
-    """What holds here, by name: of the package itself, and of extras."""
+    """The requirements that apply here, by name: those of the package itself, and those of extras."""
     core: dict[str, list[Requirement]] = {}
     extra: dict[str, list[Requirement]] = {}
     for one in sorted(declared, key=lambda r: r.name.lower()):
@@ -82,12 +105,12 @@ def _dependency(name: str, requirements: list[Requirement], *, is_optional: bool
         return (
             None
             if is_optional
-            else Line(name, "failed", f"not installed, {bounds or 'any version'} needed", f"`pip install '{wanted}'`")
+            else Line(name, "failed", f"not installed, needs {bounds or 'any version'}", f"`pip install '{wanted}'`")
         )
     if bounds.contains(version, prereleases=True):
         return None if is_optional else Line(name, "ok", version)
     state = "warning" if is_optional else "failed"
-    return Line(name, state, f"{version}, {bounds} needed", f"`pip install '{wanted}'`")
+    return Line(name, state, f"{version}, needs {bounds}", f"`pip install '{wanted}'`")
 
 
 def extras() -> Iterator[Line]:
@@ -102,12 +125,12 @@ def extras() -> Iterator[Line]:
 
 
 def entry_point(argv0: str) -> Iterator[Line]:
-    """Whether `adapt` is found by the shell, and is this installation's."""
+    """Check that the shell finds `adapt` and that it belongs to this installation."""
     found = shutil.which("adapt")
     scripts = Path(sysconfig.get_path("scripts"))
     mine = scripts / "adapt"
     if found is None:
-        hint = f"add `{scripts}` to PATH" if mine.exists() else "`pip install adapterhub` makes it"
+        hint = f"add `{scripts}` to PATH" if mine.exists() else "`pip install adapterhub` installs it"
         yield Line("command", "warning", f"`adapt` is not on PATH (this is `{argv0}`)", hint)
     elif mine.exists() and not mine.samefile(found):
         yield Line(
@@ -121,7 +144,7 @@ def entry_point(argv0: str) -> Iterator[Line]:
 
 
 def folders(root: Path, project: Path | None) -> Iterator[Line]:
-    """Whether the home can be written and its files linked, and what holds for the project's folder."""
+    """Check that the home is writable and its files can be linked, also into the project's folder."""
     if not root.exists():
         yield Line("links", "skipped", "nothing is installed yet")
         return
@@ -139,18 +162,18 @@ def folders(root: Path, project: Path | None) -> Iterator[Line]:
 
 
 def _links(source: Path, target: Path, what: str, who: str, place: Path) -> Line:
-    """Whether a file of one folder can be linked into the other."""
+    """Check whether a file of one folder can be linked into the other."""
     (source / "file").write_bytes(b"")
     try:
         os.link(source / "file", target / "link")
     except OSError as error:
         fact = f"{place}: {error.strerror}; {who} will copy or clone instead"
-        return Line(what, "warning", fact, "a home on the same file system, one with hard links, saves the space")
+        return Line(what, "warning", fact, "to save space, put the home on the same file system, one with hard links")
     return Line(what, "ok", f"hard links work in {place}")
 
 
 def project_files(session: Session) -> Iterator[Line]:
-    """Whether the project file and its lock can be read and go together; nothing outside a project."""
+    """Check that the project file and its lock are readable and agree; yields nothing outside a project."""
     from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
     from adapterhub.projects.lock.lockfile import read_lock
     from adapterhub.projects.lock.staleness import lock_problems
@@ -165,7 +188,7 @@ def project_files(session: Session) -> Iterator[Line]:
         yield Line("project", "failed", error.message, error.hint)
         return
     wanted = len(project.adapters) + len(project.merges)
-    yield Line("project", "ok", f"{folder / PROJECT_FILE}: {wanted} wanted")
+    yield Line("project", "ok", f"{folder / PROJECT_FILE}: {wanted} requested")
     if not os.path.lexists(folder / LOCK_FILE):
         yield Line("lock", "warning" if wanted else "skipped", "not locked yet", "`adapt lock`" if wanted else "")
         return
@@ -177,6 +200,76 @@ def project_files(session: Session) -> Iterator[Line]:
     stale = lock_problems(project, lock)
     if stale:
         more = f", and {len(stale) - 1} more" if len(stale) > 1 else ""
-        yield Line("lock", "warning", f"stale: {stale[0]}{more}", "`adapt lock` writes it anew")
+        yield Line("lock", "warning", f"stale: {stale[0]}{more}", "`adapt lock` updates it")
     else:
         yield Line("lock", "ok", f"{len(lock.entries)} locked")
+
+
+def _home(root: Path) -> Iterator[Line]:
+    there = next(p for p in (root, *root.absolute().parents) if p.exists())
+    if not os.access(there, os.W_OK):
+        yield Line("home", "failed", f"{root}: not writable", "set ADAPTERHUB_HOME or `--root` to a writable folder")
+        return
+    try:
+        Root(root).ensure_real_folders()
+    except NotAllowed as error:
+        yield Line("home", "failed", error.message, error.hint)
+        return
+    yield Line("home", "ok", str(root) if root.exists() else f"{root} (the first `adapt add` creates it)")
+    if root.exists() and root.stat().st_mode & OTHERS_MAY_WRITE:
+        yield Line("permissions", "warning", f"others can write to `{root}`", f"`chmod -R go-w {root}`")
+    free = shutil.disk_usage(there).free
+    low = free < _LOW_BYTES
+    yield Line(
+        "disk", "warning" if low else "ok", f"{size_text(free)} free", "`adapt gc` frees unused objects" if low else ""
+    )
+    leftovers = list((root / "tmp").glob("*"))
+    if leftovers:
+        yield Line(
+            "leftovers", "warning", f"{len(leftovers)} in `{root / 'tmp'}`", "`adapt gc` deletes them once they are old"
+        )
+
+
+def _index(session: Session) -> Iterator[Line]:
+    from adapterhub.library.store.index import IndexNewer
+    from adapterhub.library.upkeep.damage import damaged_index
+
+    library = session.library
+    if not session.root.exists():
+        yield Line("index", "skipped", "nothing is installed yet")
+        return
+    broken = library.broken()
+    for one in broken:
+        yield Line("builds", "failed", f"{one.folder}: {one.reason}", "`adapt doctor --repair` repairs what it can")
+    index = library.catalog.index
+    folders = sum(1 for _ in library.installed())
+    try:
+        indexed = index.count() if index.path.exists() else 0
+    except IndexNewer as error:
+        yield Line("index", "warning", error.message, error.hint)
+        return
+    except AdapterHubError as error:
+        yield Line("index", "failed", error.message, "`adapt doctor --rebuild-index` rebuilds it")
+        return
+    hint = "`adapt doctor --rebuild-index` rebuilds it"
+    if indexed != folders:
+        yield Line("index", "failed", f"{indexed} builds indexed, {folders} installed", hint)
+    elif problems := [damage.message for damage in damaged_index(library)]:
+        yield Line("index", "failed", "; ".join(problems), hint)
+    else:
+        yield Line("index", "ok", f"{indexed} builds")
+
+
+def _remote(session: Session, remote: str | None, token: str | None, *, offline: bool) -> Line:
+    if offline:
+        return Line("hub", "skipped", "--offline")
+    hub = session.named_hub(remote, token=token, offline=False)
+    try:
+        who = hub.who()
+    except RemoteUnreachable as error:
+        return Line(
+            "hub", "warning", error.message, "local commands work without it; `--remote URL` names another server"
+        )
+    except AdapterHubError as error:
+        return Line("hub", "warning", error.message, error.hint)
+    return Line("hub", "ok", f"{hub.endpoint}: {who}")

@@ -1,16 +1,13 @@
-"""Names of new adapters where `-o` gives none: those of what they are made of."""
+"""Names of new adapters when `-o` gives none, made from the names of their parents."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adapterhub.core.errors import SpecError, UsageProblem
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-_HINT = "`-o NAME` adds it to the library, `-o ./folder` writes it"
+_HINT = "`-o NAME` adds the result to the library, `-o ./folder` writes it to a folder"
 
 
 def name_of_label(label: str) -> str:
@@ -23,10 +20,10 @@ def name_of_label(label: str) -> str:
 
 
 def default_name(labels: Sequence[str], ending: str = "") -> str:
-    """A name for what is made of the adapters or models `labels`: their names and `ending`, joined by `-`.
+    """A name for a result made from the adapters or models `labels`: their names and `ending`, joined by `-`.
 
     Raises:
-        UsageProblem: that is no name, or the name of one of them.
+        UsageProblem: the joined name is invalid, or equals the name of a parent.
     """
     from adapterhub.core.specs import parse_name
 
@@ -34,7 +31,7 @@ def default_name(labels: Sequence[str], ending: str = "") -> str:
     name = "-".join([*parts, ending] if ending else parts)
     try:
         if name in parts:
-            raise UsageProblem("no name for the result", hint=_HINT)
+            raise UsageProblem("the result needs a name", hint=_HINT)
         return parse_name(name)
     except SpecError as error:
-        raise UsageProblem(f"no name for the result: {error.message}", hint=_HINT) from None
+        raise UsageProblem(f"the result needs a name: {error.message}", hint=_HINT) from None

@@ -1,11 +1,12 @@
-"""A plain list of adapters, one spec a line: what `export --requirements` writes and `install -r` reads.
+"""A plain list of adapters with one spec per line, as `export --requirements` writes and `install -r` reads it.
 
 # comment
-acme/legal-qa==1.2.0#sha256:9f86d081884c7d65…      a comment begins at the start of a line or behind a space
+acme/legal-qa==1.2.0#sha256:9f86d081884c7d65…      # a comment starts a line or follows a space
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -19,19 +20,19 @@ MOST_BYTES: Final = 4 << 20
 _COMMENT: Final = re.compile(r"(?:^|\s)#.*$")
 
 
-def read_requirements(path: Path) -> list[AdapterSpec]:
+def read_requirements(path: str | os.PathLike[str]) -> list[AdapterSpec]:
     """The specs in a file, in order; `-` reads stdin.
 
     Raises:
-        Malformed: every line that is no spec, with its number.
+        Malformed: the message lists every line that is not a spec, with its number.
     """
     where = "stdin" if str(path) == "-" else str(path)
     try:
-        raw = sys.stdin.buffer.read(MOST_BYTES + 1) if str(path) == "-" else read_plain(path, MOST_BYTES)
+        raw = sys.stdin.buffer.read(MOST_BYTES + 1) if str(path) == "-" else read_plain(Path(path), MOST_BYTES)
     except OSError as error:
-        raise Malformed(f"`{shown(where, 200)}` cannot be read: {error.strerror}") from None
+        raise Malformed(f"cannot read `{shown(where, 200)}`: {error.strerror}") from None
     if len(raw) > MOST_BYTES:
-        raise Malformed(f"`{shown(where, 200)}`: more than {MOST_BYTES:,} bytes")
+        raise Malformed(f"`{shown(where, 200)}`: larger than {MOST_BYTES:,} bytes")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -40,20 +41,20 @@ def read_requirements(path: Path) -> list[AdapterSpec]:
 
 
 def parse_requirements(text: str, where: str = "requirements") -> list[AdapterSpec]:
-    """The same of a text."""
-    found: list[AdapterSpec] = []
+    """The specs in `text`, as in `read_requirements`."""
+    specs: list[AdapterSpec] = []
     problems: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         spec = _COMMENT.sub("", line).strip()
         if not spec:
             continue
         try:
-            found.append(AdapterSpec.parse(spec))
+            specs.append(AdapterSpec.parse(spec))
         except SpecError as error:
             problems.append(f"  line {number}: `{shown(spec)}`: {error.reason}")
     if problems:
         raise Malformed(
-            "\n".join([f"`{shown(where, 200)}`: not a list of adapters. Nothing was changed", *problems]),
-            hint="write one spec a line, as `adapt export --requirements` does",
+            "\n".join([f"`{shown(where, 200)}`: not a list of adapters; nothing was changed", *problems]),
+            hint="write one spec per line, as `adapt export --requirements` does",
         )
-    return found
+    return specs

@@ -1,0 +1,388 @@
+"""The adapters of a library from Python: add, install, list, search, describe, upgrade, uninstall."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, paths_of, spec_of
+from adapterhub.api.results import Listing
+from adapterhub.api.steps.finding import ask, find_build, installed_builds
+from adapterhub.api.steps.installing import Upgraded, install_one, plan_one, upgrade_library
+from adapterhub.api.steps.searching import COLUMNS, SERVER_COLUMNS, base_name, search_installed, search_server
+from adapterhub.core.display import size_text
+from adapterhub.core.errors import Incompatible, NotFound, UsageProblem
+from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
+from adapterhub.distribution.choosing import RankBounds
+from adapterhub.library.intake.description import Description
+from adapterhub.library.library import Added
+from adapterhub.library.store.catalog import Installed
+from adapterhub.projects.places import SpecSources, objection_from, project_base
+
+if TYPE_CHECKING:
+    from adapterhub.core.digests import Progress
+    from adapterhub.distribution.hub import Found, Search
+    from adapterhub.distribution.install import Plan
+    from adapterhub.distribution.outdated import Offer
+    from adapterhub.library.store.index import BuildRow
+    from adapterhub.trust.signing.policy import SignaturePolicy
+
+
+class WithAdapters(OpenedLibrary):
+    """A library as a collection: iterate over it, `len` it, ask `"legal-qa@base-7b" in library`."""
+
+    # ------------------------------------------------------------ a collection
+    def __iter__(self) -> Iterator[Installed]:
+        return self.installed()
+
+    def __len__(self) -> int:
+        return len(self.list())
+
+    def __bool__(self) -> bool:
+        return True  # an empty library is a library
+
+    def __contains__(self, adapter: object) -> bool:
+        if not isinstance(adapter, str | AdapterSpec | Installed):
+            return False
+        try:
+            self.find(adapter)
+        except (NotFound, Incompatible):
+            return False
+        return True
+
+    def __getitem__(self, spec: SpecLike) -> Installed:
+        return self.find(spec)
+
+    def __repr__(self) -> str:
+        count = len(self)
+        return f"<Library {self.root}, {count} adapter{'s' * (count != 1)}>"
+
+    def _repr_html_(self) -> str:
+        return self.list()._repr_html_()
+
+    def find(
+        self,
+        spec: SpecLike,
+        *,
+        base: BaseLike | None = None,
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+    ) -> Installed:
+        """The one installed build that `spec` means; `library["legal-qa"]` is the same.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
+        """
+        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        return find_build(self.session, spec_of(spec), bounds, for_use=False, base=base_of(base))
+
+    def path(
+        self, spec: SpecLike, *, rank: int | None = None, min_rank: int | None = None, max_rank: int | None = None
+    ) -> Path:
+        """The plain PEFT folder of an installed adapter, for any tool that reads PEFT.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
+            SignatureRefused, NamespaceBound: it may not be used.
+        """
+        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        return find_build(self.session, spec_of(spec), bounds, for_use=True).folder
+
+    def list(self, *, base: BaseLike | None = None) -> Listing[Installed]:
+        """The installed adapters, or those for `base`, sorted by name. An adapter is read when it is taken."""
+        return self._listing(search_installed(self.session, base_of(base)))
+
+    @overload
+    def search(
+        self,
+        *text: str,
+        base: BaseLike | None = ...,
+        task: str = ...,
+        rank: int | None = ...,
+        min_rank: int | None = ...,
+        max_rank: int | None = ...,
+        method: str = ...,
+        remote: None = ...,
+    ) -> Listing[Installed]: ...
+    @overload
+    def search(
+        self,
+        *text: str,
+        base: BaseLike | None = ...,
+        task: str = ...,
+        rank: int | None = ...,
+        min_rank: int | None = ...,
+        max_rank: int | None = ...,
+        method: str = ...,
+        remote: str,
+        token: str | None = ...,
+        limit: int = ...,
+    ) -> Listing[Found]: ...
+    def search(
+        self,
+        *text: str,
+        base: BaseLike | None = None,
+        task: str = "",
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+        method: str = "",
+        remote: str | None = None,
+        token: str | None = None,
+        limit: int = 100,
+    ) -> Listing[Installed] | Listing[Found]:
+        """Search installed adapters, or with `remote` those on a server.
+
+        `text` is in the name, the task or the description; `task` is exact; `method` is a PEFT type or variant.
+
+        Raises:
+            BaseNotFound: `base` is not known here.
+            RemoteUnreachable, NotAllowed: the server does not answer, or not to you.
+        """
+        if remote is not None:
+            from adapterhub.distribution.hub import Search
+
+            low, high = (rank, rank) if rank is not None else (min_rank, max_rank)
+            asked = Search(text=" ".join(text), task=task, min_rank=low, max_rank=high, method=method, limit=limit)
+            return self._search_server(remote, token, base, asked)
+        rows = search_installed(
+            self.session,
+            base_of(base),
+            text=" ".join(text),
+            task=task,
+            rank=rank,
+            min_rank=min_rank,
+            max_rank=max_rank,
+            method=method,
+        )
+        return self._listing(rows)
+
+    def _search_server(self, remote: str, token: str | None, base: BaseLike | None, asked: Search) -> Listing[Found]:
+        hub = self.session.named_hub(remote, token=token, offline=False)
+        found = search_server(self.session, hub, base_of(base), asked)
+        rows = [
+            (one, (one.repo, one.version, one.base_hub_id, fits, one.task, one.rank, ", ".join(one.method).lower()))
+            for one, fits in found
+        ]
+        return Listing("adapter", SERVER_COLUMNS, rows, lambda one: one)
+
+    def _listing(self, rows: Sequence[BuildRow]) -> Listing[Installed]:
+        aliases = ask(self.session, lambda index: index.aliases())
+
+        def cells(row: BuildRow) -> tuple[object, ...]:
+            size, method = size_text(row.size_bytes), row.method.lower()
+            return row.full_name, row.version, base_name(row, aliases), row.task, row.rank, method, size
+
+        shown = [(row, cells(row)) for row in rows]
+        return Listing("adapter", COLUMNS, shown, lambda row: self.read_build(self.root / row.folder))
+
+    # ------------------------------------------------------------ bring in, take out
+    def add(
+        self,
+        folder: StrPath,
+        description: Description | str = "",
+        *,
+        name: str | None = None,
+        version: str = "1.0.0",
+        task: str | None = None,
+        license: str | None = None,  # noqa: A002 - the option's name
+        base: BaseLike | None = None,
+        namespace: str | None = None,
+        progress: Progress | None = None,
+    ) -> Added:
+        """Take a PEFT output folder in, after checking it.
+
+        Args:
+            folder: what PEFT's `save_pretrained` wrote.
+            description: one sentence for lists and search; or a whole `Description`, then without `name` and the rest.
+            name: name of the adapter; required with a text.
+            version: PEP 440 version.
+            task: what it is for, such as `legal-qa`.
+            license: an SPDX expression; default: the one that the folder's README names.
+            base: the base it was trained on. Without it the fingerprint stays unknown until `pin`.
+            namespace: as in `acme/legal-qa`.
+            progress: called with the bytes that were read since the last call.
+
+        Returns:
+            `.build` is the installed adapter, `.report` its checks; `.created` is False when it was there already.
+
+        Raises:
+            RefusedAdapter: damaged or hostile files, NaN, tensors that do not pair; nothing was stored.
+            BaseMismatch: it does not fit `base`.
+            ReleaseExists: the name and version exist with other bytes.
+
+        Example:
+            >>> library.add("out/summarize", name="summarize", base="base-7b", task="summarize").build  # doctest: +SKIP
+            <Adapter summarize 1.0.0 rank 4 for base-7b, 12.5 kB>
+        """
+        if not isinstance(description, Description):
+            if name is None:
+                raise UsageProblem("an adapter needs a name", hint='`add(folder, name="legal-qa")`')
+            description = Description(
+                name=parse_name(name),
+                version=parse_version(version),
+                task=task,
+                description=description,
+                license=license,
+            )
+        folder, record = Path(folder).expanduser(), self.record_of(base)
+        with contextlib.ExitStack() as stack:
+            if progress is None:
+                progress = stack.enter_context(self.reports.progress(f"add {description.name}", None))
+            return super().add(folder, description, base=record, namespace=namespace, progress=progress)
+
+    def plan_install(
+        self,
+        spec: SpecLike,
+        *,
+        base: BaseLike | None = None,
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+        places: StrPath | Iterable[StrPath] = (),
+        allow_base_mismatch: bool = False,
+        exclude_newer: str | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Plan:
+        """What `install` would do, with the same arguments: `.release`, `.copy_bytes`, `.missing`. Copies nothing."""
+        where = SpecSources(self.session, paths_of(places), remote=remote, token=token, offline=offline)
+        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        return self._plan(
+            spec, where, bounds, base=base, allow_base_mismatch=allow_base_mismatch, exclude_newer=exclude_newer
+        )
+
+    def _plan(
+        self,
+        spec: SpecLike,
+        where: SpecSources,
+        bounds: RankBounds,
+        *,
+        base: BaseLike | None,
+        allow_base_mismatch: bool,
+        exclude_newer: str | None,
+    ) -> Plan:
+        return plan_one(
+            self.session,
+            spec_of(spec),
+            where,
+            base=base_of(base) or project_base(self.session),
+            base_is_typed=base is not None,
+            bounds=bounds,
+            allow_base_mismatch=allow_base_mismatch,
+            objection=objection_from(self.session, exclude_newer),
+        )
+
+    def install(
+        self,
+        spec: SpecLike,
+        *,
+        base: BaseLike | None = None,
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+        places: StrPath | Iterable[StrPath] = (),
+        allow_base_mismatch: bool = False,
+        exclude_newer: str | None = None,
+        signatures: SignaturePolicy | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Installed:
+        """Install an adapter that fits a base, from `places`, then from the servers that have its namespace.
+
+        Args:
+            spec: such as `acme/legal-qa@base-7b>=1.2,<2`.
+            base: the base, where the spec names none.
+            rank: this rank only.
+            min_rank: this rank or a higher one.
+            max_rank: this rank or a lower one.
+            places: libraries, directories of published builds or PEFT folders to look in, as `--from` names them.
+            allow_base_mismatch: take a build for other weights of the same shapes; recorded.
+            exclude_newer: take no release newer than a day (`2026-01-31`), a time or an age (`7d`).
+            signatures: `require`, `warn` or `off` for this call.
+            remote: ask only this server, a remote's name or a URL.
+            token: access token for it.
+            offline: open no connection.
+
+        Raises:
+            AdapterNotFound: no place has it.
+            NoCompatibleRelease: releases exist, none fits; `.refusals` holds a reason for each.
+            SignatureRefused, NamespaceBound: a policy forbids it; nothing was fetched.
+            DigestMismatch, RemoteUnreachable: it could not be fetched whole; nothing was installed.
+        """
+        where = SpecSources(self.session, paths_of(places), remote=remote, token=token, offline=offline)
+        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        plan = self._plan(
+            spec, where, bounds, base=base, allow_base_mismatch=allow_base_mismatch, exclude_newer=exclude_newer
+        )
+        name = plan.release.full_name
+        added = install_one(self.session, plan, where, signatures, bars=self.reports, what=name)
+        build = added.build if added else plan.present
+        assert build is not None  # an install that was not refused
+        return build
+
+    def uninstall(self, *specs: SpecLike, all_versions: bool = False) -> Sequence[Installed]:
+        """Remove installed adapters, and return them; their bytes stay in the store until `gc`.
+
+        Raises:
+            AdapterNotFound: one is not installed; none was removed.
+            StoreLocked: a process uses one; none was removed.
+        """
+        builds = [b for spec in specs for b in installed_builds(self, spec_of(spec), all_versions=all_versions)]
+        super().remove(builds)
+        return builds
+
+    def remove(self, builds: SpecLike | Iterable[SpecLike]) -> None:
+        """Remove one adapter or several, as `uninstall` does."""
+        self.uninstall(*([builds] if isinstance(builds, str | AdapterSpec | Installed) else builds))
+
+    def outdated(
+        self,
+        *specs: SpecLike,
+        places: StrPath | Iterable[StrPath] = (),
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Sequence[Offer]:
+        """What each place offers for the installed adapters, or for `specs`: `.has_newer`, `.yanked`, `.problem`."""
+        from adapterhub.distribution.outdated import offers
+        from adapterhub.projects.upgrades import library_asked
+
+        asked = library_asked(
+            self.session,
+            [spec_of(spec) for spec in specs],
+            remote=remote,
+            token=token,
+            offline=offline,
+            places=paths_of(places),
+        )
+        with self.reports.steps("check", unit="adapters") as progress:
+            return offers(self, asked, progress)
+
+    def upgrade(
+        self,
+        *specs: SpecLike,
+        dry_run: bool = False,
+        places: StrPath | Iterable[StrPath] = (),
+        signatures: SignaturePolicy | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Sequence[Upgraded]:
+        """Install the newest release of each installed name beside the older, which stays until you remove it."""
+        return upgrade_library(
+            self.session,
+            [spec_of(spec) for spec in specs],
+            remote=remote,
+            token=token,
+            offline=offline,
+            places=paths_of(places),
+            signatures=signatures,
+            dry_run=dry_run,
+            bars=self.reports,
+        )

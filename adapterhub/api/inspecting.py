@@ -1,0 +1,199 @@
+"""Look at adapters from Python: describe, verify, audit, compare their files, find out what something is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, spec_of, text_of
+from adapterhub.api.results import Reports
+from adapterhub.api.steps.checking import (
+    audited,
+    checked_by,
+    report_of_build,
+    reports_of,
+    side_of,
+    strictly,
+    subjects_to_check,
+)
+from adapterhub.api.steps.finding import find_build, lineage_of, meant_by
+from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
+from adapterhub.distribution.choosing import ANY_RANK, RankBounds
+from adapterhub.distribution.finding import AdapterLike
+from adapterhub.library.store.catalog import Installed
+
+if TYPE_CHECKING:
+    from adapterhub.api.steps.checking import Checked
+    from adapterhub.core.digests import Progress
+    from adapterhub.library.audit import Audited
+    from adapterhub.library.identify import Identity
+    from adapterhub.library.upkeep.lineage import Node
+    from adapterhub.projects.uses import Use
+    from adapterhub.trust.verify import Report
+    from adapterhub.weights.compare.difference import Difference
+
+
+class WithInspection(OpenedLibrary):
+    """Everything that looks at adapters and changes nothing."""
+
+    def verify(
+        self,
+        build: AdapterLike,
+        base: BaseLike | None = None,
+        progress: Progress | None = None,
+        *,
+        strict: bool = False,
+    ) -> Report:
+        """Check bytes, format, tensor pairs and shapes, scale, numbers, base and signature.
+
+        Args:
+            build: an installed adapter (a spec or a build), or a folder.
+            base: stands in where the adapter declares no base.
+            progress: called with the bytes that were read since the last call.
+            strict: a file beside a signature that it does not cover is an error.
+
+        Returns:
+            A report: `.status` is `ok`, `failed` or `unknown`; `.errors`, `.warnings`, `.unknowns`, `.notes`.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: nothing installed answers to the spec.
+        """
+        record = self.record_of(base)
+        if isinstance(build, Installed):
+            report = report_of_build(self, build, record, progress)
+        else:
+            with self.reports.progress("verify", None) as told:
+                ((_, report),) = reports_of(self, [text_of(build)], record, progress or told)
+        return strictly(report) if strict else report
+
+    def verify_all(self, *, base: BaseLike | None = None, strict: bool = False) -> Reports:
+        """Verify every installed adapter and the store itself: a mapping from labels to reports, with a `.status`."""
+        with self.reports.progress("verify", None) as progress:
+            found = dict(reports_of(self, (), self.record_of(base), progress))
+        return Reports({label: strictly(report) if strict else report for label, report in found.items()})
+
+    def check(
+        self, *adapters: AdapterLike, targets: str | Sequence[str] = (), base: BaseLike | None = None
+    ) -> Sequence[Checked]:
+        """Whether engines read adapters right: for each adapter `.verdicts` with `.ok`, `.reasons` and `.flags`.
+
+        Args:
+            adapters: specs, builds or folders; default: every installed adapter.
+            targets: engines such as `vllm@0.32`, `llama.cpp`, `peft`; default: all that are known.
+            base: stands in where an adapter declares no base.
+
+        Raises:
+            RefusedAdapter: the files of one cannot be judged.
+            UsageProblem: no such engine.
+        """
+        from adapterhub.inference.engines import names, parse_target
+
+        chosen = [targets] if isinstance(targets, str) else list(targets) or list(names())
+        for target in chosen:
+            parse_target(target)
+        subjects = subjects_to_check(self, [text_of(one) for one in adapters], base_of(base))
+        return [checked_by(one, chosen) for one in subjects]
+
+    def audit(
+        self, *adapters: AdapterLike, offline: bool = False, verify: bool = False, ignore: Sequence[str] = ()
+    ) -> Sequence[Audited]:
+        """Audit signatures, strays, base, lineage, licences, names and withdrawals; nothing is changed.
+
+        Args:
+            adapters: specs, builds or folders; default: every installed adapter, and the store.
+            offline: ask no server whether an adapter was withdrawn.
+            verify: read every byte, too.
+            ignore: codes of findings to leave out.
+
+        Returns:
+            For each adapter `.target` and `.report`.
+        """
+        texts = [text_of(one) for one in adapters]
+        return list(audited(self.session, texts, ignore, with_bytes=verify, offline=offline, bars=self.reports))
+
+    def identify(self, path: StrPath) -> Identity:
+        """Find out what a file or folder is; each of `.matches` is `proven`, `likely` or `possible`."""
+        from adapterhub.library.identify import identify
+
+        with self.reports.progress("identify", None) as progress:
+            return identify(self, Path(path).expanduser(), progress)
+
+    def diff(self, first: AdapterLike, second: AdapterLike, *, base: BaseLike | None = None) -> Difference:
+        """What is different between two adapters: files, config, manifest, and the exact difference of their updates.
+
+        Returns:
+            `.is_identical`, `.files`, `.config`, `.manifest`, and `.weights` with the figures.
+        """
+        from adapterhub.weights.compare.difference import differ
+
+        spec = base_of(base)
+        sides = [side_of(self, text_of(one), spec) for one in (first, second)]
+        with self.reports.progress("diff", None, unit="modules") as progress:
+            return differ(sides[0], sides[1], progress)
+
+    def _build(self, spec: SpecLike) -> Installed:
+        return find_build(self.session, spec_of(spec), ANY_RANK, for_use=False)
+
+    def info(
+        self,
+        spec: SpecLike,
+        *,
+        base: BaseLike | None = None,
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Mapping[str, Any]:
+        """Everything about one adapter, as `adapt info --json` prints it; what is not installed is asked of a server.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: neither here nor on a server.
+            RemoteUnreachable: it is not here, and `offline` forbids to ask.
+        """
+        from adapterhub.api.steps.describing import document_on_server, installed_document, verdict_document
+
+        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        asked, base_spec = spec_of(spec), base_of(base)
+        not_here = None
+        if remote is None:
+            try:
+                build = find_build(self.session, asked, bounds, for_use=False, base=base_spec)
+                document, _, _ = installed_document(self.session, self, build)
+                return document | verdict_document(self, build, asked, base_spec)
+            except (AdapterNotFound, NoCompatibleRelease) as error:
+                not_here = error
+        if offline:
+            raise not_here or RemoteUnreachable("`offline` forbids asking a server")
+        return document_on_server(self.session, asked, base_spec, bounds, remote=remote, token=token, not_here=not_here)
+
+    def recipe(self, spec: SpecLike) -> str:
+        """How an installed adapter was merged, as TOML for `merge(recipe=…)`.
+
+        Raises:
+            AdapterNotFound: it is not installed.
+            NotFound: it is no merge.
+        """
+        from adapterhub.weights.recipes.toml import recipe_of, to_toml
+
+        return to_toml(recipe_of(self._build(spec).manifest))
+
+    def tree(self, *specs: SpecLike) -> Sequence[Node]:
+        """What installed adapters were merged from, as nodes with `.parents`; without `specs`, every root."""
+        lineage = lineage_of(self.session)
+        rows = [row for spec in specs for row in lineage.named(spec_of(spec))] if specs else lineage.roots()
+        return [lineage.node(row.digest) for row in rows]
+
+    def why(self, spec: SpecLike) -> Mapping[str, Sequence[Use]]:
+        """Who needs an adapter: for each installed build that `spec` means, projects, merges and processes.
+
+        Raises:
+            AdapterNotFound: none is installed.
+        """
+        from adapterhub.projects.uses import Uses
+
+        lineage = lineage_of(self.session)
+        uses = Uses(self.root, lineage)
+        return {label: uses.of(digest) for digest, label in meant_by(self.session, lineage, spec_of(spec))}

@@ -1,0 +1,26 @@
+"""`adapterhub.Library`: one library, with a function for everything that the command line does with it."""
+
+from __future__ import annotations
+
+from adapterhub.api.adapters import WithAdapters
+from adapterhub.api.inspecting import WithInspection
+from adapterhub.api.models import WithModels
+from adapterhub.api.publishing import WithPublishing
+from adapterhub.api.upkeep import WithUpkeep
+from adapterhub.api.weights import WithWeights
+
+
+class Library(WithAdapters, WithInspection, WithPublishing, WithWeights, WithModels, WithUpkeep):
+    """The library in a folder; `Library.default()` is that of the command line.
+
+    Making one costs nothing and writes nothing. Threads may share it. `on_progress` is called with a `ProgressEvent`
+    while files are copied or modules are merged; notes and warnings go to the logger `adapterhub`.
+
+    Example:
+        >>> import adapterhub
+        >>> library = adapterhub.Library("home")
+        >>> "legal-qa@base-7b" in library
+        True
+        >>> library["legal-qa"]
+        <Adapter legal-qa 1.0.0 rank 4 for base-7b, ...>
+    """

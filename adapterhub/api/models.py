@@ -1,0 +1,247 @@
+"""Adapters and models from Python: fuse, export, tune weights, attach, answer a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.api.opened import Adapters, BaseLike, OpenedLibrary, StrPath, base_of, folder_text, shares, text_of
+from adapterhub.api.steps.combining import ingredient
+from adapterhub.api.steps.finding import find_base
+from adapterhub.core.specs import BaseSpec
+from adapterhub.distribution.finding import AdapterLike, with_weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from adapterhub.inference.bank import AdapterBank
+    from adapterhub.inference.export import Exported
+    from adapterhub.inference.generation import Answer
+    from adapterhub.inference.loader import Attached
+    from adapterhub.inference.tuning import Tuned
+    from adapterhub.weights.fuse import Fused
+
+
+class WithModels(OpenedLibrary):
+    """Everything that puts adapters into a model, on a model, or into another program's files."""
+
+    def fuse(
+        self,
+        adapters: Adapters,
+        *,
+        into: StrPath,
+        weights: Sequence[float] | None = None,
+        base: BaseLike | None = None,
+        dtype: str | None = None,
+        allow_base_mismatch: bool = False,
+    ) -> Fused:
+        """Write a base with adapters added as a model of its own in the new folder `into`. No model is loaded.
+
+        Args:
+            adapters: one, several, or a mapping to weights.
+            into: the new model's folder.
+            weights: one for each adapter of a sequence; default: equal shares that sum to 1.
+            base: the base, where the specs name none.
+            dtype: precision of the new model; default: that of the base, tensor by tensor.
+            allow_base_mismatch: fuse into other weights of the same shapes.
+
+        Returns:
+            `.relative_error` is what rounding lost of the update; `.out_folder`, `.tensors`, `.warnings`.
+        """
+        from adapterhub.weights.fuse import prepare
+
+        weights = shares(adapters, weights)
+        with self.reports.progress("fingerprint", None) as reading:
+            fusion = prepare(
+                adapters,
+                Path(into).expanduser(),
+                library=self,
+                base=base_of(base),
+                weights=weights,
+                dtype=dtype,
+                allow_base_mismatch=allow_base_mismatch,
+                reading=reading,
+            )
+        with fusion, self.reports.progress("fuse", fusion.size_bytes) as progress:
+            for warning in fusion.warnings:
+                self.reports.warn(warning)
+            return fusion.write(progress=progress)
+
+    def tune(
+        self,
+        adapters: Sequence[AdapterLike],
+        examples: StrPath,
+        *,
+        on: BaseLike | None = None,
+        budget: int | None = None,
+        seed: int = 0,
+        base: BaseLike | None = None,
+    ) -> Tuned:
+        """Find the weights of a sum of adapters that answer examples best, by trying them on the base.
+
+        Args:
+            adapters: what to put together.
+            examples: a file of JSON Lines, `{"prompt": …, "answer": …}` each.
+            on: the base to try them on; default: theirs.
+            budget: how many weights to try.
+            seed: of the search.
+            base: the base, where the specs name none.
+
+        Returns:
+            `.weights`, `.base_loss`, `.loss_before`, `.loss_after`. `merge(…, tune=examples)` also merges with them.
+        """
+        from adapterhub.api.steps.tuning import tuned
+
+        spec = base_of(base)
+        ingredients = [ingredient(self, text_of(adapter), 1.0, spec) for adapter in adapters]
+        path = Path(examples).expanduser()
+        found = tuned(self.session, self, ingredients, path, base_of(on), budget=budget, seed=seed, bars=self.reports)
+        return found.result
+
+    def export(
+        self,
+        adapter: AdapterLike,
+        output: StrPath,
+        *,
+        format: str,  # noqa: A002 - the option's name
+        base: BaseLike | None = None,
+        dtype: str | None = None,
+        ollama_base: str | None = None,
+        allow_base_mismatch: bool = False,
+    ) -> Exported:
+        """Write an adapter for another program, meaning exactly what PEFT means by it.
+
+        Args:
+            adapter: a spec, a build or a folder.
+            output: a new file for gguf, a new folder for the other formats.
+            format: `gguf`, `ollama`, `vllm`, `peft` or `merged`.
+            base: the base, where the spec names none.
+            dtype: precision of what is written; default: exact.
+            ollama_base: for ollama: what Ollama calls the base, or a GGUF file of it.
+            allow_base_mismatch: take a base of the same shapes with other weights.
+
+        Returns:
+            `.paths`, `.size_bytes`, `.flags` that the program needs, `.notes`.
+
+        Raises:
+            UnsupportedAdapter: the format cannot carry it; nothing was written.
+        """
+        from adapterhub.inference.export import export
+
+        with self.reports.steps(f"export {format}", unit="bytes" if format == "merged" else "modules") as progress:
+            return export(
+                adapter,
+                Path(output).expanduser(),
+                form=format,
+                library=self,
+                base=base_of(base),
+                dtype=dtype,
+                ollama_base=ollama_base,
+                allow_base_mismatch=allow_base_mismatch,
+                progress=progress,
+            )
+
+    # ------------------------------------------------------------ on a model
+    def attach(
+        self,
+        model: nn.Module,
+        adapter: Adapters,
+        *,
+        base: BaseLike | None = None,
+        weights: Sequence[float] | None = None,
+        allow_base_mismatch: bool = False,
+    ) -> Attached:
+        """Put adapters of this library on `model`; see `adapterhub.attach`."""
+        from adapterhub.inference.loader import attach
+
+        return attach(
+            model,
+            adapter,
+            library=self,
+            base=base_of(base),
+            weights=weights,
+            allow_base_mismatch=allow_base_mismatch,
+        )
+
+    def bank(
+        self,
+        model: nn.Module,
+        *,
+        base: BaseLike | None = None,
+        max_resident: int | None = None,
+        max_resident_bytes: int | None = None,
+        dtype: torch.dtype | str | None = None,
+        allow_base_mismatch: bool = False,
+    ) -> AdapterBank:
+        """An `AdapterBank` on `model` that takes its adapters from this library."""
+        from adapterhub.inference.bank import AdapterBank
+
+        return AdapterBank(
+            model,
+            library=self,
+            base=base_of(base),
+            max_resident=max_resident,
+            max_resident_bytes=max_resident_bytes,
+            dtype=dtype,
+            allow_base_mismatch=allow_base_mismatch,
+        )
+
+    def run(
+        self,
+        adapter: Adapters | None,
+        prompt: str | Sequence[str],
+        *,
+        base: BaseLike | None = None,
+        system: str | None = None,
+        chat: bool = False,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        dtype: str = "auto",
+        load_in: str | None = None,
+        allow_base_mismatch: bool = False,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Sequence[Answer]:
+        """Load the base, answer one prompt or several with an adapter on it, and let go of both.
+
+        A program that asks more than once loads the model itself and uses `attach` or `bank`.
+
+        Args:
+            adapter: one, several, a mapping to weights, or None for the base alone.
+            prompt: one or several.
+            base: the base, where the spec names none.
+            system: what the chat template puts before the prompt; means `chat`.
+            chat: put the prompt into the base's chat template.
+            max_new_tokens: length.
+            temperature: draw tokens; 0 is greedy.
+            top_p: draw from the likeliest only.
+            seed: makes drawing repeatable.
+            dtype: precision of the base in memory.
+            load_in: `4bit` or `8bit` packs the base's linear layers.
+            allow_base_mismatch: run on other weights of the same shapes.
+            on_text: called with each piece of the text while it is written; for one prompt.
+
+        Returns:
+            One answer for each prompt: `.text`, `.tokens`, `.seconds`.
+        """
+        from adapterhub.inference.generation import Question, Writing, write
+        from adapterhub.inference.loader import attach
+        from adapterhub.inference.loader.text import load_base
+
+        pairs = dict(with_weights(adapter, None)) if adapter is not None else {}
+        record = find_base(self, [{text_of(what): weight for what, weight in pairs.items()}], base_of(base))
+        assert record.path is not None  # see `find_base`
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        questions = [Question(text=text, system=system, chat=chat) for text in prompts]
+        writing = Writing(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        model, tokenizer = load_base(record.path, dtype=dtype, load_in=load_in)
+        if not pairs:
+            return write(model, tokenizer, questions, writing, on_text=on_text)
+        named = BaseSpec.parse(record.alias or folder_text(record.path))
+        with attach(model, pairs, library=self, base=named, allow_base_mismatch=allow_base_mismatch) as attached:
+            for warning in attached.warnings:
+                self.reports.warn(warning)
+            return write(attached.model, tokenizer, questions, writing, on_text=on_text)

@@ -1,0 +1,430 @@
+"""`adapterhub.Project`: one project, with a function for everything that the command line does in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.api.library import Library
+from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, StrPath, base_of, paths_of, spec_of
+from adapterhub.api.steps.finding import lineage_of, meant_by
+from adapterhub.api.steps.installing import install_one, plan_one
+from adapterhub.api.steps.projects import (
+    Preview,
+    Synced,
+    current_lock,
+    lock_project,
+    preview_upgrade,
+    sync_project,
+    trust_project,
+    upgrade_project,
+)
+from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE
+from adapterhub.core.display import html_table
+from adapterhub.core.errors import NotFound
+from adapterhub.distribution.choosing import RankBounds
+from adapterhub.projects import saving
+from adapterhub.projects.builds import ProjectNames, exact_spec
+from adapterhub.projects.file.editing import create_project
+from adapterhub.projects.lock.lockfile import read_lock
+from adapterhub.projects.places import ProjectSources, SpecSources, base_to_write, editing, objection_from, project_base
+from adapterhub.projects.project import find_project, read_project
+from adapterhub.projects.trusted import TrustedProjects
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import AdapterName
+    from adapterhub.distribution.outdated import Offer
+    from adapterhub.library.store.catalog import Installed
+    from adapterhub.library.upkeep.lineage import Node
+    from adapterhub.projects import values
+    from adapterhub.projects.locking import LockOutcome
+    from adapterhub.projects.trusted import TrustedProject
+    from adapterhub.projects.uses import Use
+    from adapterhub.trust.signing.policy import SignaturePolicy
+
+
+class Project:
+    """The project in a folder: `adapters.toml`, what it wants, and `adapters.lock`, what it got.
+
+    `library` is where its adapters are installed; default: the library of the command line. With `trust`, its servers
+    are asked without the agreement that `trust()` records.
+
+    Example:
+        >>> import adapterhub
+        >>> project = adapterhub.Project.create("assistant", base="base-7b")
+        >>> project
+        <Project assistant, base base-7b, 0 adapters>
+    """
+
+    def __init__(self, folder: StrPath, *, library: Library | StrPath | None = None, trust: bool = False) -> None:
+        """Open a project.
+
+        Raises:
+            NotFound: the folder has no `adapters.toml`.
+            Malformed: it cannot be used; every problem with its place.
+        """
+        self.folder = Path(folder).expanduser()
+        self._read()
+        opened = Library.default() if library is None else library
+        self.library = opened if isinstance(opened, Library) else Library(opened)
+        if library is None:
+            self.library.names = ProjectNames(self.folder).build
+        self._session = PythonSession(
+            root=self.library.root,
+            out=self.library.reports,
+            variables=os.environ,
+            project_dir=self.folder,
+            trusts_project=trust,
+            opened=self.library,
+        )
+
+    # ------------------------------------------------------------ make and read
+    @classmethod
+    def find(cls, start: StrPath = ".", *, library: Library | StrPath | None = None, trust: bool = False) -> Project:
+        """The project in the nearest folder with an `adapters.toml`, from `start` upwards.
+
+        Raises:
+            NotFound: neither `start` nor a folder above it has one.
+            Malformed: it cannot be used.
+        """
+        folder = find_project(Path(start).expanduser())
+        if folder is None:
+            raise NotFound(
+                f"no project: neither `{Path(start).absolute()}` nor a folder above it has an `adapters.toml`",
+                hint="`Project.create(folder)` makes one",
+            )
+        return cls(folder, library=library, trust=trust)
+
+    @classmethod
+    def create(
+        cls, folder: StrPath = ".", *, base: BaseLike | None = None, library: Library | StrPath | None = None
+    ) -> Project:
+        """Make a project of a folder: write its `adapters.toml`.
+
+        Raises:
+            Conflict: it has one.
+        """
+        place, spec = Path(folder).expanduser(), base_of(base)
+        create_project(place, base_to_write(spec, place) if spec is not None else None)
+        return cls(place, library=library)
+
+    def _read(self) -> values.Project:
+        return read_project(self.folder)
+
+    @property
+    def base(self) -> str | None:
+        """The base of the project, as its file names it."""
+        base = self._read().base
+        return str(base) if base else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the adapters and merges that the project file asks for."""
+        return tuple(str(wanted.key) for wanted in self._read().wanted)
+
+    @property
+    def locked(self) -> values.Lock:
+        """What the lock file holds: `.adapters`, `.merges`, `.base`.
+
+        Raises:
+            NotFound: nothing is locked yet.
+        """
+        return read_lock(self.folder)
+
+    def path(self, name: str) -> Path:
+        """The folder of an adapter in the project's `adapters/`.
+
+        Raises:
+            NotFound: the project has no such name, or it was not synced.
+        """
+        place = self.folder / ADAPTERS_FOLDER / name
+        if name not in self.names or not place.is_dir():
+            raise NotFound(f"`{name}` is not in `{self.folder / ADAPTERS_FOLDER}`", hint="`sync` brings it")
+        return place
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __repr__(self) -> str:
+        project = self._read()
+        base = f", base {project.base}" if project.base else ""
+        return f"<Project {self.folder}{base}, {len(project.wanted)} adapter{'s' * (len(project.wanted) != 1)}>"
+
+    def _repr_html_(self) -> str:
+        entries: dict[str, values.LockedAdapter | values.LockedMerge] = {}
+        with contextlib.suppress(NotFound):
+            entries = {str(key): entry for key, entry in self.locked.entries.items()}
+        rows = [
+            (name, entry.version if (entry := entries.get(name)) else None, entry.digest if entry else None)
+            for name in self.names
+        ]
+        return html_table(("name", "locked", "digest"), rows, caption=str(self.folder))
+
+    # ------------------------------------------------------------ lock and sync
+    def lock(
+        self,
+        *names: str,
+        upgrade: bool = False,
+        check: bool = False,
+        places: StrPath | Iterable[StrPath] = (),
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> values.Lock:
+        """Lock the project: write `adapters.lock` with the digest of everything that `adapters.toml` asks for.
+
+        Args:
+            names: with `upgrade`: choose only these anew.
+            upgrade: choose anew what is locked already.
+            check: write nothing and ask no place; raise if the lock is stale.
+            places: other places to look in, as `--from` names them.
+            remote: ask only this server.
+            token: access token for it.
+            offline: look in the library and in directories only.
+
+        Raises:
+            StaleLock: with `check`: the lock does not answer the project file; every reason.
+            AdapterNotFound, NoCompatibleRelease, ProjectConflict: what is wanted cannot be had.
+            ProjectNotTrusted: a server of the project would be asked; see `trust`.
+        """
+        if check:
+            return current_lock(self._read())
+        return self._lock(names, paths_of(places), remote, token, upgrade=upgrade, offline=offline).lock
+
+    def _lock(
+        self,
+        names: Sequence[str],
+        places: tuple[Path, ...],
+        remote: str | None,
+        token: str | None,
+        *,
+        upgrade: bool,
+        offline: bool,
+    ) -> LockOutcome:
+        outcome, _ = lock_project(
+            self._session,
+            self._read(),
+            names,
+            upgrade=upgrade or bool(names),
+            offline=offline,
+            remote=remote,
+            token=token,
+            places=places,
+            bars=self.library.reports,
+        )
+        return outcome
+
+    def sync(
+        self,
+        *,
+        frozen: bool = False,
+        offline: bool = False,
+        check: bool = False,
+        prune: bool = False,
+        groups: Sequence[str] = (),
+        all_groups: bool = False,
+        delete_foreign: bool = False,
+        signatures: SignaturePolicy | None = None,
+    ) -> Synced:
+        """Make the project's `adapters/` match its lock file, with links into the library.
+
+        Args:
+            frozen: never resolve; raise when the lock file does not answer the project.
+            offline: open no connection.
+            check: read every byte again.
+            prune: remove what the lock file does not ask for.
+            groups: optional groups, too.
+            all_groups: every optional group.
+            delete_foreign: with `prune`: also delete folders that sync did not make.
+            signatures: `require`, `warn` or `off` for this call.
+
+        Returns:
+            `.lock`, `.plan`, and `.done` with what was linked, fetched and removed.
+
+        Raises:
+            StaleLock, NotFound: with `frozen`.
+            Conflict: something else lies in the place of an adapter; nothing was changed.
+            DigestMismatch, AdapterNotFound, RemoteUnreachable: a build cannot be had; no folder changed.
+        """
+        return sync_project(
+            self._session,
+            self._read(),
+            frozen=frozen,
+            offline=offline,
+            check=check,
+            prune=prune,
+            groups=groups,
+            all_groups=all_groups,
+            delete=lambda plan: [*(step.folder for step in plan.blocked), *plan.foreign] if delete_foreign else (),
+            signatures=signatures,
+            bars=self.library.reports,
+        )
+
+    def upgrade(
+        self,
+        *names: str,
+        dry_run: bool = False,
+        places: StrPath | Iterable[StrPath] = (),
+        signatures: SignaturePolicy | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Preview:
+        """Lock the newest that the project allows, of everything or of `names`, and sync.
+
+        Returns:
+            `.changes` in the lock, `.folders` that changed, `.warnings`; with `dry_run` nothing is written.
+        """
+        project = self._read()
+        sources = ProjectSources(
+            self._session, project, offline=offline, remote=remote, token=token, places=paths_of(places)
+        )
+        if dry_run:
+            return preview_upgrade(self._session, project, names, sources, bars=self.library.reports)
+        outcome, synced = upgrade_project(self._session, project, names, sources, signatures, bars=self.library.reports)
+        folders = tuple(step.folder for step, what in synced.done.steps if what != "kept")
+        return Preview(changes=tuple(outcome.changes), folders=folders, warnings=tuple(outcome.warnings))
+
+    def outdated(
+        self,
+        *names: str,
+        places: StrPath | Iterable[StrPath] = (),
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Sequence[Offer]:
+        """What each place offers for what is locked: `.allowed` by the project, `.newest`, `.yanked`, `.problem`.
+
+        Raises:
+            NotFound: nothing is locked, or the project has no adapter by a name.
+        """
+        from adapterhub.distribution.outdated import offers
+        from adapterhub.projects.upgrades import project_asked
+
+        asked = project_asked(
+            self._session,
+            self._read(),
+            [spec_of(name) for name in names],
+            remote=remote,
+            token=token,
+            offline=offline,
+            places=paths_of(places),
+        )
+        with self.library.reports.steps("check", unit="adapters") as progress:
+            return offers(self.library, asked, progress)
+
+    # ------------------------------------------------------------ edit
+    def install(
+        self,
+        spec: SpecLike,
+        *,
+        group: str | None = None,
+        base: BaseLike | None = None,
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+        places: StrPath | Iterable[StrPath] = (),
+        exclude_newer: str | None = None,
+        signatures: SignaturePolicy | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Installed:
+        """Install an adapter and write it into `adapters.toml` and `adapters.lock`, as `adapt install --save` does.
+
+        `group` is an optional group to put it in; the other arguments and the errors are those of `Library.install`.
+        """
+        session, asked = self._session, spec_of(spec)
+        where = SpecSources(session, paths_of(places), remote=remote, token=token, offline=offline)
+        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        plan = plan_one(
+            session,
+            asked,
+            where,
+            base=base_of(base) or project_base(session),
+            base_is_typed=base is not None,
+            bounds=bounds,
+            objection=objection_from(session, exclude_newer),
+        )
+        bars = self.library.reports
+        added = install_one(session, plan, where, signatures, bars=bars, what=asked.full_name)
+        with editing(self.library, self.folder) as project:
+            saved = saving.Saved(spec=asked, bounds=bounds, plan=plan)
+            saving.save(session, saving.plan_saving(session, project, where, [saved], group=group, bars=bars))
+        build = added.build if added else plan.present
+        assert build is not None  # an install that was not refused
+        return build
+
+    def uninstall(self, *names: str) -> Sequence[Installed]:
+        """Take adapters out of the project file and the lock, and remove from the library what no other name needs.
+
+        Raises:
+            NotFound: the project has no such name.
+            Malformed: a merge of the project is made of one.
+        """
+        project = self._read()
+        keys: list[AdapterName] = [saving.key_of(project, spec_of(name)) for name in names]
+        builds = [
+            build
+            for key, name in zip(keys, names, strict=True)
+            for build in saving.builds_of_key(self._session, project, key, spec_of(name))
+        ]
+        saving.take_out(self._session, project, keys)
+        self.library.remove(builds)
+        return builds
+
+    # ------------------------------------------------------------ ask
+    def tree(self) -> Mapping[str, Node]:
+        """What is locked, each name with the adapter and its `.parents`.
+
+        Raises:
+            NotFound: nothing is locked yet.
+        """
+        lineage = lineage_of(self._session)
+        return {str(entry.key): lineage.node(entry.digest) for entry in self.locked.entries.values()}
+
+    def why(self, name: SpecLike) -> Mapping[str, Sequence[Use]]:
+        """Who needs an adapter of the project: this and other projects, merges, processes.
+
+        Raises:
+            AdapterNotFound: it is neither locked nor installed.
+        """
+        from adapterhub.projects.uses import Uses
+
+        lineage = lineage_of(self._session)
+        uses = Uses(self.library.root, lineage)
+        return {label: uses.of(digest) for digest, label in meant_by(self._session, lineage, spec_of(name))}
+
+    def requirements(self) -> Sequence[str]:
+        """What is locked, one `name==version#sha256:…` each, as `adapt export --requirements` writes it."""
+        entries = self.locked.adapters
+        return sorted(f"{exact_spec(entry)}#{entry.digest}" for entry in entries)
+
+    def trust(self) -> TrustedProject:
+        """Agree to the servers that the project names, once for its folder and what it says of servers.
+
+        Raises:
+            NamespaceBound: it claims a name or a namespace of a remote of yours.
+        """
+        return trust_project(self._session, self._read())
+
+    def revoke_trust(self) -> bool:
+        """Take the agreement back; returns whether there was one."""
+        return TrustedProjects(self.library.root).revoke(self.folder)
+
+    @property
+    def lock_file(self) -> Path:
+        """Where the lock is or will be."""
+        return self.folder / LOCK_FILE

@@ -1,0 +1,305 @@
+"""Publish from Python: sign, push, pull, mirror, and the keys, policies and tokens that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, spec_of
+from adapterhub.api.results import Sent
+from adapterhub.api.steps.finding import find_build
+from adapterhub.api.steps.publishing import (
+    login_to,
+    mirror_releases,
+    public_key,
+    pull_release,
+    push_build,
+    sign_build,
+    signing_key,
+    trust_key,
+)
+from adapterhub.core.specs import parse_namespace
+from adapterhub.distribution.choosing import RankBounds
+from adapterhub.projects.places import objection_from
+from adapterhub.trust.signing.keys import KeyFolder
+from adapterhub.trust.signing.trust import GENERAL, TrustFile
+
+if TYPE_CHECKING:
+    from adapterhub.trust.signing.keys import PublicKey
+    from adapterhub.trust.signing.policy import SignaturePolicy
+    from adapterhub.trust.signing.trust import TrustedKey
+
+
+class WithPublishing(OpenedLibrary):
+    """Everything that leaves the library, and who may be believed about what comes in."""
+
+    def push(
+        self,
+        spec: SpecLike,
+        *,
+        to: StrPath,
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+        sign: bool = False,
+        key: str | None = None,
+        password: str | None = None,
+        private: bool = False,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Sent:
+        """Publish an installed adapter: its files, its manifest, a card, and a tag for the version.
+
+        Args:
+            spec: the installed adapter.
+            to: a repository (`acme/legal-qa`), or a directory (`./published`).
+            rank: this rank only.
+            min_rank: this rank or a higher one.
+            max_rank: this rank or a lower one.
+            sign: sign it first, with `key` and its `password` (see `sign`).
+            key: name of the key.
+            password: of the key.
+            private: make a new repository private.
+            remote: the server; default: the one that has the namespace, then the default one.
+            token: access token for it.
+            offline: refuse to open a connection.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: nothing installed answers to the spec.
+            SignatureRefused, NamespaceBound: it may not be used here.
+            ReleaseExists: the version is there with other bytes.
+            RemoteUnreachable, NotAllowed: the server does not answer, or not to you; no half of a release is shown.
+        """
+        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        build = find_build(self.session, spec_of(spec), bounds, for_use=False)
+        place = to if isinstance(to, str) else str(Path(to).absolute())
+        pushed = push_build(
+            self.session,
+            build,
+            place,
+            signer=signing_key(self.session, key, password) if sign else None,
+            private=private,
+            remote=remote,
+            token=token,
+            offline=offline,
+            bars=self.reports,
+        )
+        return Sent(
+            name=build.full_name,
+            version=build.manifest.version,
+            digest=build.manifest.digest,
+            to=place,
+            sent_files=pushed.copied.sent_files,
+            sent_bytes=pushed.copied.sent_bytes,
+            source=self.label,
+            url=pushed.url,
+            is_signed=pushed.is_signed,
+        )
+
+    def pull(
+        self,
+        spec: SpecLike,
+        folder: StrPath,
+        *,
+        base: BaseLike | None = None,
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+        exclude_newer: str | None = None,
+        signatures: SignaturePolicy | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Sent:
+        """Write the plain files of a build to a new folder, checked as `install` does; the library does not change.
+
+        The library is asked first, then the servers; with `remote` only that server. Arguments and errors are those
+        of `install`.
+        """
+        place = Path(folder).expanduser()
+        pulled = pull_release(
+            self.session,
+            spec_of(spec),
+            place,
+            base=base_of(base),
+            bounds=RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank),
+            objection=objection_from(self.session, exclude_newer),
+            signatures=signatures,
+            remote=remote,
+            token=token,
+            offline=offline,
+            bars=self.reports,
+        )
+        release, copied = pulled.release, pulled.copied
+        return Sent(
+            name=release.full_name,
+            version=release.manifest.version,
+            digest=release.digest,
+            to=str(place),
+            sent_files=copied.sent_files,
+            sent_bytes=copied.sent_bytes,
+            source=release.origin,
+        )
+
+    def mirror(
+        self,
+        *specs: SpecLike,
+        origin: str,
+        target: str,
+        namespace: str | None = None,
+        base: BaseLike | None = None,
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+        private: bool = False,
+        dry_run: bool = False,
+        ignore_bindings: bool = False,
+    ) -> Sequence[Sent]:
+        """Copy builds from the server `origin` to the server `target`, each with the token that is kept for it.
+
+        Args:
+            specs: what to copy.
+            origin: name or URL of the server to copy from.
+            target: name or URL of the server to copy to.
+            namespace: publish under this namespace; default: the same.
+            base: the base, where a spec names none.
+            rank: this rank only.
+            min_rank: this rank or a higher one.
+            max_rank: this rank or a lower one.
+            private: make new repositories private.
+            dry_run: send nothing.
+            ignore_bindings: copy although another remote of yours has the namespace.
+        """
+        found = mirror_releases(
+            self.session,
+            [spec_of(spec) for spec in specs],
+            origin=origin,
+            target=target,
+            namespace=namespace,
+            base=base_of(base),
+            bounds=RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank),
+            private=private,
+            dry_run=dry_run,
+            ignore_bindings=ignore_bindings,
+            bars=self.reports,
+        )
+        return [
+            Sent(
+                name=one.release.full_name,
+                version=one.release.manifest.version,
+                digest=one.release.digest,
+                to=one.to,
+                sent_files=one.copied.sent_files if one.copied else 0,
+                sent_bytes=one.copied.sent_bytes if one.copied else 0,
+                source=one.origin,
+            )
+            for one in found
+        ]
+
+    # ------------------------------------------------------------ signatures
+    def sign(
+        self,
+        spec: SpecLike,
+        *,
+        key: str | None = None,
+        password: str | None = None,
+        namespace: str | None = None,
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+    ) -> Mapping[str, Any]:
+        """Sign an installed adapter: `model.sig` beside its files.
+
+        Args:
+            spec: the installed adapter.
+            key: name of the key; default: ADAPTERHUB_KEY, else your only key.
+            password: of the key; default: ADAPTERHUB_PASSWORD.
+            namespace: the namespace it is signed for; default: the one it has here.
+            rank: this rank only.
+            min_rank: this rank or a higher one.
+            max_rank: this rank or a lower one.
+
+        Returns:
+            As `adapt sign --json` prints it; `created` is False when it was signed so already.
+        """
+        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        build = find_build(self.session, spec_of(spec), bounds, for_use=False)
+        if namespace is not None:
+            parse_namespace(namespace)
+        return sign_build(self, build, namespace or build.namespace, signing_key(self.session, key, password))
+
+    @property
+    def keys(self) -> KeyFolder:
+        """Your own key pairs: `new(name, password)`, `names()`, `public(name)`."""
+        return KeyFolder(self.root)
+
+    @property
+    def trusted_keys(self) -> Sequence[TrustedKey]:
+        """The keys that are trusted."""
+        return TrustFile(self.root).read().keys
+
+    def public_key(self, name: str) -> PublicKey:
+        """A public key by its name, your own or a trusted one: `.pem`, `.fingerprint`.
+
+        Raises:
+            NotFound: there is none.
+        """
+        return public_key(self.session, name)
+
+    def trust_key(
+        self,
+        name: str,
+        file: StrPath | None = None,
+        *,
+        scope: Sequence[str] = (),
+        remotes: Sequence[str] = (),
+        not_after: str | None = None,
+        replace: bool = False,
+        accept: Sequence[str] = (),
+    ) -> TrustedKey:
+        """Trust a public key; compare its `.fingerprint` with what its owner tells you.
+
+        Args:
+            name: what to call it.
+            file: a PEM file; default: your own key by that name, or the one that is trusted already.
+            scope: globs of the adapters it may sign, such as `acme/*`; default: all.
+            remotes: globs of the places it may sign for; default: all.
+            not_after: the last day it is trusted, such as `2027-01-31`.
+            replace: put it in the place of the key by that name.
+            accept: globs of adapters that it takes over from another key.
+        """
+        path = Path(file).expanduser() if file is not None else None
+        return trust_key(
+            self.session,
+            name,
+            path,
+            scope=scope,
+            remotes=remotes,
+            not_after=not_after,
+            replace=replace,
+            accept=accept,
+        )
+
+    def untrust_key(self, name: str) -> TrustedKey:
+        """Trust a key no longer, and return it. What it signed and is installed stays."""
+        return TrustFile(self.root).untrust(name)
+
+    def signature_policies(self) -> Mapping[str, SignaturePolicy | None]:
+        """The policies by namespace; `*` is the general one, None stands for the default."""
+        return {GENERAL: None, **TrustFile(self.root).read().policies}
+
+    def set_signature_policy(self, policy: SignaturePolicy | None, *, namespace: str | None = None) -> None:
+        """Require signatures, warn without them, or not: in general, or in one namespace. None is the default."""
+        TrustFile(self.root).set_policy(namespace, policy)
+
+    def login(self, remote: str, token: str) -> str:
+        """Keep a token for a server, and return whose it is; "" where the server does not answer.
+
+        `library.remotes` has the servers themselves: `add`, `all`, `remove`, `set_signatures`, `logout`.
+
+        Raises:
+            NotAllowed: the server does not take the token; nothing was kept.
+        """
+        return login_to(self.session, self.remotes.get(remote), token)

@@ -1,0 +1,58 @@
+"""Where a library reports from Python: progress to a callback, notes and warnings to the logger `adapterhub`."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adapterhub.projects.session import LogReporter
+
+if TYPE_CHECKING:
+    from adapterhub.core.digests import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressEvent:
+    """How far one piece of work is: `done` of `total` `unit`s; `total` is None while it is unknown."""
+
+    what: str
+    done: int
+    total: int | None
+    unit: str
+
+
+OnProgress = Callable[[ProgressEvent], None]
+"""Called in the thread that does the work, about once for each megabyte, module or adapter."""
+
+
+class Reports(LogReporter):
+    """Logs notes and warnings, and calls `on_progress` while work goes on."""
+
+    def __init__(self, on_progress: OnProgress | None = None) -> None:
+        super().__init__()
+        self._on_progress = on_progress
+
+    @contextlib.contextmanager
+    def progress(self, what: str, total: int | None, *, unit: str = "bytes") -> Iterator[Progress]:
+        """Yields a function to call with what was done since the last call; threads may share it."""
+        lock, done = threading.Lock(), 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            with lock:
+                done += more
+                self._tell(what, done, total, unit)
+
+        yield advance
+
+    @contextlib.contextmanager
+    def steps(self, what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
+        """Yields a function to call with how many of how many are done."""
+        yield lambda done, total: self._tell(what, done, total, unit)
+
+    def _tell(self, what: str, done: int, total: int | None, unit: str) -> None:
+        if self._on_progress is not None:
+            self._on_progress(ProgressEvent(what=what, done=done, total=total, unit=unit))

@@ -1,0 +1,352 @@
+"""Look at adapters: verify, ask what engines make of them, audit, and name two sides of a difference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.core.errors import AdapterHubError, AdapterNotFound, RefusedAdapter, UsageProblem, shown
+from adapterhub.library import library as local
+from adapterhub.projects.session import wanted_from
+
+if TYPE_CHECKING:
+    from adapterhub.core.digests import Progress
+    from adapterhub.core.specs import BaseSpec
+    from adapterhub.inference.engines import Verdict
+    from adapterhub.library.audit import Audited
+    from adapterhub.library.audit import Subject as AuditSubject
+    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.library import Library
+    from adapterhub.library.store.catalog import Installed
+    from adapterhub.library.store.origins import Origin
+    from adapterhub.library.transfer import Source
+    from adapterhub.projects.session import Bars, Session
+    from adapterhub.trust.verify import Finding, Report
+    from adapterhub.weights.compare.difference import Side
+
+
+# ---------------------------------------------------------------- verify
+def reports_of(
+    library: Library, adapters: Sequence[str], record: BaseRecord | None, progress: Progress | None = None
+) -> Iterator[tuple[str, Report]]:
+    """Each adapter's label and report, every installed one where `adapters` is empty; `record` stands in for a base.
+
+    Folders are what begins as a path does.
+    """
+    from adapterhub.core.specs import AdapterSpec, names_folder
+    from adapterhub.distribution.choosing import look_up
+    from adapterhub.trust.verify import verify_folder
+
+    if not adapters:
+        yield from _everything(library, record, progress)
+    for text in adapters:
+        if names_folder(text):
+            folder = Path(text).expanduser()
+            report = verify_folder(
+                folder,
+                base_tensors=record.tensors if record else None,
+                base_fingerprint=record.fingerprint if record else None,
+                progress=progress,
+            )
+            yield text, _with_signature(library, folder, report)
+        else:
+            spec = AdapterSpec.parse(text)
+            build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None))
+            yield f"{build.full_name} {build.manifest.label}", report_of_build(library, build, record, progress)
+
+
+def _everything(library: Library, record: BaseRecord | None, progress: Progress | None) -> Iterator[tuple[str, Report]]:
+    """Check every installed build, then the store itself; the store is reported only if it has findings."""
+    from adapterhub.library.upkeep.damage import damaged_index, damaged_objects
+    from adapterhub.trust.verify import Finding, Report
+
+    verified = []
+    for build in library.installed():
+        if build.folder != library.folder_for(build.manifest, build.namespace):
+            continue  # its manifest names another build; `library.broken()` reports it
+        inode = _inode_of(build.folder)
+        try:
+            report = report_of_build(library, build, record, progress)
+        except FileNotFoundError:
+            if _inode_of(build.folder) == inode:
+                raise
+            continue
+        if report.errors and _inode_of(build.folder) != inode:  # removed, and perhaps added again, during the check
+            continue
+        verified.append(build)
+        yield f"{build.full_name} {build.manifest.label}", report
+    hint = "`adapt doctor --repair` repairs what it can"
+    findings = [
+        Finding(code="E_MANIFEST", severity="error", where=where, message=broken.reason, hint=hint)
+        for broken in library.broken()
+        if (where := broken.folder.relative_to(library.root).as_posix())
+    ]
+    damages = (*damaged_objects(library, verified, progress), *damaged_index(library))
+    findings += [damage.finding(library.root) for damage in damages]
+    if findings:
+        yield "the store", Report.of(findings)
+
+
+def _inode_of(folder: Path) -> int | None:
+    """The identity of a folder; None when it does not exist."""
+    try:
+        return folder.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def report_of_build(library: Library, build: Installed, record: BaseRecord | None, progress: Progress | None) -> Report:
+    """The report on an installed build, with findings about its signature."""
+    from adapterhub.formats.release import Release
+    from adapterhub.library.admission.findings import signature_findings
+    from adapterhub.library.admission.signatures import SignatureAdmission
+
+    report = local.Library.verify(library, build, record, progress)
+    release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
+    place = library.origins.place_of(build.manifest.digest, build.full_name)
+    found = signature_findings(SignatureAdmission(library.root), release, lambda: library.provenance(release), place)
+    return _joined(report, found)
+
+
+def _with_signature(library: Library, folder: Path, report: Report) -> Report:
+    """The report on a folder, with findings about its signature, which covers its manifest or else its files."""
+    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE
+    from adapterhub.formats.release import Release
+    from adapterhub.library.admission.findings import signature_findings
+    from adapterhub.library.admission.signatures import SignatureAdmission
+    from adapterhub.library.directory import PlainFolder
+    from adapterhub.trust.signing.provenance import provenance_of
+    from adapterhub.trust.verify.checks.digests import read_manifest_file
+    from adapterhub.trust.verify.listing import list_folder
+
+    if not os.path.lexists(folder / SIGNATURE_FILE):
+        return report
+    try:
+        entry = list_folder(folder).taken.get(MANIFEST_FILE)
+        if entry is not None:
+            manifest = read_manifest_file(entry)
+            release = Release(manifest=manifest, namespace=None, origin=str(folder))
+        else:
+            release = PlainFolder(folder).releases(AdapterSpec.parse("unnamed"))[0]
+    except (AdapterHubError, OSError):  # the report already has these problems
+        return report
+    place = os.path.abspath(folder)  # noqa: PTH100 - keeps links: the name that the user gave stays
+    return _joined(
+        report, signature_findings(SignatureAdmission(library.root), release, lambda: provenance_of(folder), place)
+    )
+
+
+def _joined(report: Report, found: Sequence[Finding]) -> Report:
+    from adapterhub.trust.verify import Report
+
+    return Report.of([*report.findings, *found], report.facts)
+
+
+def strictly(report: Report) -> Report:
+    """The report with an error for each file that the signature does not cover."""
+    from adapterhub.library.admission.findings import as_error
+    from adapterhub.trust.verify import Report
+
+    return Report.of([as_error(finding) for finding in report.findings], report.facts)
+
+
+# ---------------------------------------------------------------- check
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """One adapter: its files, what `verify` found in them, and its base as far as it is known."""
+
+    label: str
+    folder: Path
+    report: Report
+    record: BaseRecord | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """One adapter with its verdicts."""
+
+    label: str
+    report: Report
+    verdicts: tuple[Verdict, ...]
+
+    def says_yes(self, verdict: Verdict) -> bool:
+        """Whether the engine reads the adapter right, and the adapter is sound."""
+        return verdict.ok and not self.report.errors
+
+    @property
+    def ok(self) -> bool:
+        """Whether every engine reads it right."""
+        return all(map(self.says_yes, self.verdicts))
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value."""
+        return {
+            "adapter": self.label,
+            "status": self.report.status,
+            "errors": [finding.to_json() for finding in self.report.errors],
+            "verdicts": [{**verdict.to_json(), "ok": self.says_yes(verdict)} for verdict in self.verdicts],
+        }
+
+
+def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec | None) -> list[Subject]:
+    """The adapters, every installed one where none is given, each verified; `base` stands in for one not declared."""
+    from adapterhub.core.specs import AdapterSpec, names_folder
+    from adapterhub.distribution.choosing import look_up
+    from adapterhub.trust.verify import verify_folder
+
+    named = library.bases.find(base) if base is not None else None
+
+    def of_build(build: Installed) -> Subject:
+        declared = build.base.fingerprint
+        record = library.bases.by_fingerprint(declared) if declared is not None else named
+        label = f"{build.full_name}=={build.manifest.version}"
+        report = local.Library.verify(library, build, record)
+        return Subject(label=label, folder=build.folder, report=report, record=record)
+
+    if not adapters:
+        return [of_build(build) for build in library.installed()]
+    requested = []
+    for text in adapters:
+        if names_folder(text):
+            folder = Path(text).expanduser()
+            report = verify_folder(
+                folder,
+                base_tensors=named.tensors if named else None,
+                base_fingerprint=named.fingerprint if named else None,
+            )
+            requested.append(Subject(label=text, folder=folder, report=report, record=named))
+        else:
+            spec = AdapterSpec.parse(text)
+            build, _ = look_up(library, spec, wanted=wanted_from(library, spec, base))
+            requested.append(of_build(build))
+    return requested
+
+
+def checked_by(adapter: Subject, targets: Sequence[str]) -> Checked:
+    """What the engines `targets` make of an adapter.
+
+    Raises:
+        RefusedAdapter: its files cannot be judged.
+    """
+    from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+    from adapterhub.inference.engines import base_facts, judge
+    from adapterhub.trust.verify.checks.config import read_config_file
+    from adapterhub.trust.verify.checks.container import read_weights_header
+    from adapterhub.trust.verify.listing import list_folder
+
+    taken = list_folder(adapter.folder).taken
+    if adapter.report.facts is None or not {CONFIG_FILE, WEIGHTS_FILE} <= taken.keys():
+        listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in adapter.report.errors]
+        raise RefusedAdapter(f"cannot check `{shown(adapter.label, 200)}`", listed)
+    config = read_config_file(taken[CONFIG_FILE])
+    weights = read_weights_header(taken[WEIGHTS_FILE])
+    facts = base_facts(adapter.record)
+    verdicts = tuple(judge(target, config, weights, base=facts) for target in targets)
+    return Checked(label=adapter.label, report=adapter.report, verdicts=verdicts)
+
+
+# ---------------------------------------------------------------- audit
+def ensure_rules(codes: Sequence[str]) -> None:
+    """Raise unless every code is one that an audit has.
+
+    Raises:
+        UsageProblem: one is not.
+    """
+    from adapterhub.library.audit import rule_of
+
+    for code in codes:
+        if rule_of(code) is None:
+            raise UsageProblem(f"unknown audit code `{code}`", hint="docs/reference/findings.md lists all codes")
+
+
+def audited(
+    session: Session, adapters: Sequence[str], ignore: Sequence[str], *, with_bytes: bool, offline: bool, bars: Bars
+) -> Iterator[Audited]:
+    """What an audit finds of each adapter, of every installed one and the store where `adapters` is empty."""
+    ensure_rules(ignore)
+    from adapterhub.library.audit import Surroundings, audit, store_report
+
+    def find_source(origin: Origin) -> Source:
+        return session.place_hub(origin.place)
+
+    library = session.library
+    with bars.progress("audit", None) as progress:
+        around = Surroundings(
+            library=library,
+            find_source=None if offline else find_source,
+            with_bytes=with_bytes,
+            progress=progress,
+        )
+        yield from audit(_subjects(library, adapters, around.installed), around, ignore=ignore)
+        broken = None if adapters else store_report(library)
+        if broken is not None:
+            yield broken
+
+
+def _subjects(library: Library, adapters: Sequence[str], installed: Sequence[Any]) -> Iterator[AuditSubject]:
+    from adapterhub.core.specs import names_folder
+    from adapterhub.library.audit import subject_of_build, subject_of_folder
+
+    if not adapters:
+        yield from map(subject_of_build, installed)
+    for text in adapters:
+        if names_folder(text):
+            folder = Path(text).expanduser()
+            if not folder.is_dir():
+                raise UsageProblem(f"no folder `{text}`")
+            yield subject_of_folder(folder, text)
+        else:
+            yield from map(subject_of_build, _builds(library, text))
+
+
+def _builds(library: Library, text: str) -> list[Any]:
+    """Every installed build that a spec matches, not only the newest."""
+    from adapterhub.core.specs import AdapterSpec
+
+    spec = AdapterSpec.parse(text)
+    wanted = wanted_from(library, spec, None)
+    builds = [
+        build
+        for build in library.builds_named(spec.name, spec.namespace)
+        if spec.matches(build.manifest.version)
+        and build.manifest.digest.startswith(spec.digest_prefix or "sha256:")
+        and (wanted is None or wanted.judge(build.base).verdict.allows_attach)
+    ]
+    if not builds:
+        raise library.not_installed(text)
+    return builds
+
+
+# ---------------------------------------------------------------- diff
+def side_of(library: Library, text: str, base: BaseSpec | None) -> Side:
+    """The adapter that `text` names, to be compared: a folder where it begins as a path does, else an installed one.
+
+    Raises:
+        AdapterNotFound: there is none; the hint tells how a folder is written.
+    """
+    from adapterhub.core.specs import AdapterSpec, names_folder
+    from adapterhub.distribution.choosing import look_up
+    from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
+    from adapterhub.weights.compare.difference import Side, side_of_folder
+
+    if names_folder(text):
+        folder = Path(text).expanduser()
+        if not folder.is_dir():
+            raise AdapterNotFound(
+                f"no folder `{shown(text, 200)}`", hint="`adapt list` shows adapters that need no path"
+            )
+        return side_of_folder(folder, text)
+    spec = AdapterSpec.parse(text)
+    try:
+        build, _ = look_up(library, spec, wanted=wanted_from(library, spec, base))
+    except AdapterNotFound as error:
+        if not Path(text).is_dir():
+            raise
+        raise AdapterNotFound(error.message, hint=f"write `{shown(f'./{text}', 200)}` to name the folder") from None
+    ensure_manifest_unchanged(library, build)
+    label = f"{build.full_name}=={build.manifest.version}"
+    return Side(folder=build.folder, label=label, manifest=build.manifest, base=build.base, is_installed=True)

@@ -1,0 +1,150 @@
+"""Adapters put together: those that are named, with a weight each, made into a new one."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from adapterhub.api.results import Merged
+from adapterhub.core.errors import BaseMismatch, UsageProblem
+from adapterhub.distribution.choosing import find_installed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from adapterhub.core.specs import BaseSpec
+    from adapterhub.library.intake.description import Description
+    from adapterhub.library.library import Library
+    from adapterhub.projects.session import Bars, Session
+    from adapterhub.weights.compare.similarity import Comparison
+    from adapterhub.weights.recipes.combination import Combination, Ingredient
+
+DEFAULT_VERSION: Final = "1.0.0"
+
+
+def weights_from(text: str | None, count: int) -> list[float]:
+    """The weights of `--weights`, one for each of `count` adapters; by default equal shares that sum to 1.
+
+    Raises:
+        UsageProblem: the text is not a list of numbers, or their count differs.
+    """
+    if text is None:
+        return [1 / count] * count
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageProblem(f"--weights `{text}`: expected numbers separated by commas, such as `0.7,0.3`") from None
+    if len(numbers) != count:
+        example = ",".join([f"{1 / count:.2g}"] * count)
+        raise UsageProblem(
+            f"{len(numbers)} weight{'s' * (len(numbers) != 1)} for {count} adapter{'s' * (count != 1)}",
+            hint=f"separate weights with commas: `--weights {example}`",
+        )
+    return numbers
+
+
+def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None) -> Ingredient:
+    """The adapter that `text` names: a folder if it looks like a path, else an installed adapter.
+
+    Raises:
+        AdapterNotFound, NoCompatibleRelease, SpecError: no installed adapter matches.
+    """
+    from adapterhub.core.specs import AdapterSpec, names_folder
+    from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
+    from adapterhub.projects.session import wanted_from
+    from adapterhub.weights.recipes.combination import Ingredient
+
+    if names_folder(text):
+        return Ingredient(folder=Path(text).expanduser(), label=text, weight=weight)
+    spec = AdapterSpec.parse(text)
+    build, _ = find_installed(library, spec, wanted=wanted_from(library, spec, base))
+    ensure_manifest_unchanged(library, build)
+    label = f"{build.full_name}=={build.manifest.version}"
+    return Ingredient(folder=build.folder, label=label, weight=weight, base=build.base, digest=build.manifest.digest)
+
+
+def description_from(name: str, details: Mapping[str, str | None]) -> Description:
+    """The description of the new adapter from the options.
+
+    Raises:
+        SpecError: the name or version is invalid.
+    """
+    from adapterhub.core.specs import parse_name, parse_version
+    from adapterhub.library.intake.description import Description
+
+    return Description(
+        name=parse_name(name),
+        version=parse_version(details.get("version") or DEFAULT_VERSION),
+        task=details.get("task"),
+        description=details.get("description") or "",
+        license=details.get("license"),
+    )
+
+
+def combine(
+    library: Library,
+    combination: Combination,
+    target: Description | Path,
+    *,
+    what: str = "merge",
+    expected: str | None = None,
+    tuning: Mapping[str, Any] | None = None,
+    bars: Bars,
+) -> Merged:
+    """Run a merge into the library under a description, or into a new folder.
+
+    `expected` is the digest of the manifest that a recipe recorded.
+    """
+    from adapterhub.weights.recipes.combination import merge_into_folder, merge_into_library
+
+    with bars.steps(what, unit="modules") as progress:
+        if isinstance(target, Path):
+            made = merge_into_folder(combination, target, progress=progress)
+            return Merged(folder=target, made=made, combination=combination, tuning=tuning or {})
+        outcome = merge_into_library(library, combination, target, progress=progress)
+    build = outcome.added.build
+    return Merged(
+        folder=build.folder,
+        made=outcome.made,
+        combination=combination,
+        added=outcome.added,
+        as_recorded=None if expected is None else build.manifest.digest == expected,
+        tuning=tuning or {},
+    )
+
+
+def report_merged(session: Session, merged: Merged) -> None:
+    """Report the warnings of a merge, and of the checks of its result."""
+    for warning in merged.warnings:
+        session.out.warn(warning)
+    for finding in merged.added.report.warnings if merged.added else ():
+        session.out.warn(f"[{finding.code}] {finding.message}")
+
+
+def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *, bars: Bars) -> Comparison:
+    """How alike the adapters are, and what their merge would be; nothing is merged.
+
+    Raises:
+        MergeRefused, Malformed: what cannot be compared.
+    """
+    from adapterhub.weights.compare.similarity import compare_adapters
+    from adapterhub.weights.recipes.combination import common_base
+
+    obstacles: tuple[str, ...] = ()
+    try:
+        _, warnings = common_base(ingredients)
+    except BaseMismatch as error:
+        # Adapters of different bases can still be compared if the shapes agree, as for a base and its chat version.
+        obstacles, warnings = ("; ".join(line.strip() for line in error.message.splitlines()),), []
+    for warning in warnings:
+        session.out.note(warning)
+    with ExitStack() as stack:
+        sides = [one.pinned().open(stack) for one in ingredients]
+        total = len({module for side in sides for module in side.factors.modules})
+        step = stack.enter_context(bars.progress("compare", total, unit="modules"))
+        found = compare_adapters(sides, dtype=dtype, progress=lambda _done, _all: step(1))
+    if obstacles:
+        found = replace(found, obstacles=(*obstacles, *found.obstacles), forecast=None)
+    return found

@@ -1,0 +1,203 @@
+"""Everything about one adapter, installed or on a server, as a document."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.api.steps.finding import choose_release, lineage_of
+from adapterhub.core.errors import Malformed, NotAllowed, SignatureRefused, StoreLocked
+from adapterhub.projects.places import refusal_here
+from adapterhub.projects.session import wanted_from
+
+if TYPE_CHECKING:
+    from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
+    from adapterhub.distribution.choosing import RankBounds
+    from adapterhub.distribution.hub import Contents, Hub
+    from adapterhub.distribution.resolve import Resolution
+    from adapterhub.formats.modules.groups import Modules
+    from adapterhub.formats.release import Release
+    from adapterhub.library.library import Library
+    from adapterhub.library.store.catalog import Installed
+    from adapterhub.library.upkeep.lineage import Node
+    from adapterhub.projects.session import Session
+    from adapterhub.projects.uses import Use
+
+
+def verdict_document(library: Library, build: Installed, spec: AdapterSpec, base: BaseSpec | None) -> dict[str, Any]:
+    """Compare the base that the build was made for with the requested one, else with the registered one."""
+    from adapterhub.formats.base.fingerprint import compare
+
+    wanted = wanted_from(library, spec, base)
+    if wanted is not None:
+        compared = wanted.judge(build.base)
+        return {
+            "base_asked": wanted.text,
+            "base_verdict": compared.verdict.name,
+            "base_differences": list(compared.differences),
+        }
+    fingerprint = build.base.fingerprint
+    record = library.bases.by_fingerprint(fingerprint) if fingerprint else None
+    compared = compare(fingerprint, record.fingerprint if record else None)
+    named = record.alias if record else None
+    return {
+        "base_asked": named,
+        "base_verdict": compared.verdict.name,
+        "base_differences": list(compared.differences) if record else [],
+    }
+
+
+def installed_document(
+    session: Session, library: Library, build: Installed
+) -> tuple[dict[str, Any], Node, tuple[Use, ...]]:
+    """Everything about an installed build, the merges it comes from, and who uses it."""
+    from adapterhub.projects.uses import Uses
+
+    manifest = build.manifest
+    origin = library.origins.under(manifest.digest, build.full_name)
+    lineage = lineage_of(session)
+    node = lineage.node(manifest.digest)
+    try:
+        uses = Uses(session.root, lineage).of(manifest.digest)
+    except StoreLocked as error:
+        uses = ()
+        session.out.warn(error.message)
+    document = manifest.to_json()
+    document["base"].pop("samples", None)
+    document |= {
+        "digest": manifest.digest,
+        "installed": True,
+        "namespace": build.namespace,
+        "path": str(build.folder),
+        "added_at": datetime.fromtimestamp(build.added_at, tz=timezone.utc).isoformat(timespec="seconds"),
+        "origin": origin.place if origin else None,
+        "size_bytes": manifest.size_bytes,
+        "base_pinned": build.base.fingerprint is not None and manifest.base.fingerprint is None,
+        "signature": _signature(library, build, library.origins.place_of(build.manifest.digest, build.full_name)),
+        "lineage": node.to_json()["parents"],
+        "used_by": [use.to_json() for use in uses],
+        "policy_refusal": _policy_refusal(session, library, build),
+        **_modules(build),
+    }
+    return document, node, uses
+
+
+def _policy_refusal(session: Session, library: Library, build: Installed) -> str | None:
+    """Why the project's policy would refuse it; the library dates a build by when it was added."""
+    from adapterhub.distribution.choosing import candidates_of
+    from adapterhub.formats.release import Release
+
+    release = Release(
+        manifest=build.manifest, namespace=build.namespace, origin=library.label, published_at=build.added_at
+    )
+    (candidate,) = candidates_of(library, [release], None, library.label)
+    return refusal_here(session, candidate)
+
+
+def _modules(build: Installed) -> dict[str, Any]:
+    """The modules as the config and the weights header describe them; empty for damaged files."""
+    from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+    from adapterhub.formats.modules.groups import Modules, modules_of
+    from adapterhub.formats.peft.config import AdapterConfig
+    from adapterhub.formats.safetensors.file import read_header
+
+    try:
+        config = AdapterConfig.parse((build.folder / CONFIG_FILE).read_bytes(), CONFIG_FILE)
+        modules = modules_of(config, read_header(build.folder / WEIGHTS_FILE))
+    except (Malformed, OSError):  # `verify` reports what is wrong
+        modules = Modules(groups=(), whole=())
+    return modules_document(modules)
+
+
+def _signature(library: Library, build: Installed, place: str) -> dict[str, Any]:
+    from adapterhub.formats.release import Release
+    from adapterhub.library.admission.signatures import SignatureAdmission
+    from adapterhub.trust.signing.provenance import provenance_of
+
+    release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
+    try:
+        judgement, policy = SignatureAdmission(library.root).judge(release, provenance_of(build.folder), place)
+    except SignatureRefused as error:
+        return {"standing": error.reason, "message": error.clause, "signer": None, "policy": None}
+    except (NotAllowed, Malformed) as error:  # the trust settings cannot be read
+        return {"standing": "unjudged", "message": error.message, "signer": None, "policy": None}
+    signed = {"standing": judgement.standing, "message": judgement.message, "signer": judgement.signer}
+    return signed | {"policy": policy}
+
+
+# ---------------------------------------------------------------- on a server
+def document_on_server(
+    session: Session,
+    spec: AdapterSpec,
+    base: BaseSpec | None,
+    bounds: RankBounds,
+    *,
+    remote: str | None,
+    token: str | None,
+    not_here: AdapterNotFound | NoCompatibleRelease | None = None,
+) -> dict[str, Any]:
+    """Ask a server about an adapter; without a server to ask, `not_here` is raised."""
+    sources = session.sources_of(spec, remote, token=token)
+    if not sources and not_here is not None:
+        raise not_here
+    from adapterhub.distribution.hub import Hub, HubNamespace
+
+    library = session.library
+    release, source, resolution = choose_release(
+        session, library, spec, sources, wanted=wanted_from(library, spec, base), bounds=bounds
+    )
+    hub = source.hub if isinstance(source, HubNamespace) else source
+    assert isinstance(hub, Hub)  # `sources` holds servers only
+    contents = hub.contents(release)
+    document = server_document(release, contents, resolution, hub)
+    document["policy_refusal"] = refusal_here(session, resolution.chosen)
+    return document
+
+
+def header_document(contents: Contents) -> dict[str, Any]:
+    """The tensor counts of the weights header, the settings of the config, and the groups of modules."""
+    from adapterhub.formats.modules.groups import modules_of
+
+    weights, config = contents.weights, contents.config
+    modules = modules_of(config, weights)
+    return {
+        "header": {
+            "tensors": len(weights.tensors),
+            "parameters": sum(spec.elements for spec in weights.tensors),
+            "dtypes": sorted({spec.dtype for spec in weights.tensors}),
+            "modules": len({spec.name.rpartition(".lora_")[0] for spec in weights.tensors if ".lora_" in spec.name}),
+        },
+        "config": {
+            "peft_type": config.peft_type,
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "base_model_name_or_path": config.base_model_name_or_path,
+        },
+        **modules_document(modules),
+    }
+
+
+def server_document(release: Release, contents: Contents, resolution: Resolution, hub: Hub) -> dict[str, Any]:
+    """Everything about a build on a server, of which only the first bytes were read."""
+    manifest = release.manifest
+    document = manifest.to_json()
+    document["base"].pop("samples", None)
+    return document | {
+        "name": release.full_name,
+        "digest": release.digest,
+        "installed": False,
+        "remote": hub.endpoint,
+        "repository": contents.repo,
+        "commit": contents.commit,
+        "yanked": release.yanked,
+        "base_verdict": resolution.chosen.verdict.name,
+        "size_bytes": manifest.size_bytes,
+        **header_document(contents),
+        "received_bytes": hub.received_bytes,
+    }
+
+
+def modules_document(modules: Modules) -> dict[str, Any]:
+    """The groups of modules, and the tensors that replace whole weights."""
+    return {"groups": [group.to_json() for group in modules.groups], "whole": list(modules.whole)}

@@ -1,0 +1,206 @@
+"""One adapter from wherever it is, and questions to the index, which need not import the library."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, TypeVar
+
+from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NotFound, UsageProblem, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
+    from adapterhub.distribution.choosing import RankBounds
+    from adapterhub.distribution.resolve import Objection, Resolution
+    from adapterhub.formats.release import Release
+    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.bases.requested import RequestedBase
+    from adapterhub.library.library import Library
+    from adapterhub.library.store.catalog import Installed
+    from adapterhub.library.store.index import IndexReader
+    from adapterhub.library.transfer import Source
+    from adapterhub.library.upkeep.lineage import Lineage
+    from adapterhub.projects.session import Session
+
+_T = TypeVar("_T")
+
+
+def ask(session: Session, question: Callable[[IndexReader], _T]) -> _T:
+    """The index's answer, read straight from its file while that is current: importing the library takes 80 ms."""
+    from adapterhub.library.store.index import Index, IndexUnusable
+
+    index = Index(session.root / "index.db")
+    if index.is_current:
+        with contextlib.suppress(IndexUnusable):
+            return question(index)
+    return session.library.catalog.read(question)
+
+
+def lineage_of(session: Session) -> Lineage:
+    """The graph of installed builds, read straight from the index while that is current."""
+    from adapterhub.library.store.index import Filters
+    from adapterhub.library.upkeep.lineage import Lineage
+
+    return Lineage(session.root, ask(session, lambda index: index.search(Filters())))
+
+
+def find_build(
+    session: Session, spec: AdapterSpec, bounds: RankBounds, *, for_use: bool, base: BaseSpec | None = None
+) -> Installed:
+    """The one installed build that `spec` names; prints the warnings.
+
+    Raises:
+        AdapterNotFound, NoCompatibleRelease: no build has the name, or none fits.
+        SignatureRefused, NamespaceBound: `for_use` is set and a policy forbids using the build.
+    """
+    from adapterhub.distribution.choosing import find_installed, look_up
+    from adapterhub.projects.session import wanted_from
+
+    library = session.project_library
+    find = find_installed if for_use else look_up
+    build, resolution = find(library, spec, wanted=wanted_from(library, spec, base), bounds=bounds)
+    for warning in resolution.warnings:
+        session.out.warn(warning)
+    return build
+
+
+def choose_release(
+    session: Session,
+    library: Library,
+    spec: AdapterSpec,
+    sources: Sequence[Source],
+    *,
+    wanted: RequestedBase | None,
+    bounds: RankBounds,
+    objection: Objection | None = None,
+    ignore_bindings: bool = False,
+) -> tuple[Release, Source, Resolution]:
+    """The build from the first source that has one that fits; prints the warnings. Options as of `first_fitting`.
+
+    Raises:
+        NoCompatibleRelease: no release fits; `refusals` holds one reason for each.
+        AdapterNotFound: no source has the name.
+    """
+    from adapterhub.distribution.choosing import first_fitting
+
+    found = first_fitting(library, spec, sources, wanted, bounds, objection=objection, ignore_bindings=ignore_bindings)
+    if found is not None:
+        for warning in found[2].warnings:
+            session.out.warn(warning)
+        return found
+    labels = ", ".join(source.label for source in sources)
+    if not labels:
+        raise AdapterNotFound(
+            f"`{spec.full_name}` has no namespace, and no remote lists one for it",
+            hint=f"write `NAMESPACE/{spec.name}`, or `adapt remote add NAME URL --namespaces NAMESPACE`",
+        )
+    raise AdapterNotFound(
+        f"no adapter `{spec.full_name}` in {labels}", hint="`adapt search --remote NAME` lists the adapters of a server"
+    )
+
+
+def installed_builds(library: Library, spec: AdapterSpec, *, all_versions: bool) -> list[Installed]:
+    """The installed build that `spec` names, or every build with its name.
+
+    Raises:
+        AdapterNotFound: no build is installed.
+    """
+    from adapterhub.distribution.choosing import look_up
+    from adapterhub.projects.session import wanted_from
+
+    if not all_versions:
+        return [look_up(library, spec, wanted=wanted_from(library, spec, None))[0]]
+    builds = library.builds_named(spec.name, spec.namespace)
+    if not builds:
+        raise library.not_installed(spec.full_name)
+    return builds
+
+
+def meant_by(session: Session, lineage: Lineage, spec: AdapterSpec) -> list[tuple[str, str]]:
+    """`(digest, label)` of what the spec means: the build locked under a bare name, else every build it fits."""
+    is_bare = spec.namespace is None and spec.base is None and not spec.specifiers and spec.digest_prefix is None
+    folder = session.project_folder
+    if is_bare and folder is not None:
+        from adapterhub.projects.lock.lockfile import read_lock
+
+        try:
+            entry = read_lock(folder).entries.get(spec.name)
+        except NotFound:
+            entry = None
+        if entry is not None:
+            return [(entry.digest, f"{entry.key} {entry.version}")]
+    try:
+        rows = lineage.named(spec)
+    except AdapterNotFound as error:
+        near = session.library.nearest(spec.full_name)
+        raise AdapterNotFound(error.message, hint=near or error.hint) from None
+    return [
+        (row.digest, f"{row.full_name} {row.version}" + (f" (rank {row.rank})" if row.rank else "")) for row in rows
+    ]
+
+
+# ---------------------------------------------------------------- which base
+def find_base(library: Library, choices: Sequence[Mapping[str, float]], base: BaseSpec | None) -> BaseRecord:
+    """The base for all adapters: the one that the user names, else the one they were made for.
+
+    Raises:
+        BaseNotFound: the base is unknown, or its weights are not on this machine.
+        UsageProblem: the adapters name several bases.
+    """
+    names = list(dict.fromkeys(name for choice in choices for name in choice))
+    record = _named_base(library, names, base)
+    if record is None:
+        record = _made_for(library, names[0]) if names else _only_base(library)
+    if record is None or record.path is None or not record.path.is_dir():
+        what = f"the base for `{shown(names[0], 200)}`" if names else "the base"
+        raise BaseNotFound(
+            f"the weights of {what} are not on this machine",
+            hint="register a local copy with `adapt base add PATH --as NAME`, then pass `--base NAME`",
+        )
+    return record
+
+
+def _named_base(library: Library, names: Sequence[str], base: BaseSpec | None) -> BaseRecord | None:
+    """The base that a spec or `base` names."""
+    from adapterhub.core.specs import AdapterSpec, names_folder
+    from adapterhub.library.bases.requested import requested_base
+    from adapterhub.projects.session import wanted_from
+
+    found: BaseRecord | None = None
+    by = ""
+    for name in names:
+        if names_folder(name):
+            continue
+        wanted = wanted_from(library, AdapterSpec.parse(name), base)
+        if wanted is None:
+            continue
+        if wanted.record is None:
+            raise BaseNotFound(
+                f"base `{wanted.text}` is not on this machine", hint="`adapt base add PATH --as NAME` registers it"
+            )
+        if found is not None and wanted.record.fingerprint != found.fingerprint:
+            raise UsageProblem(f"`{by}` and `{name}` need different bases; only one can run at a time")
+        found, by = found or wanted.record, by or name
+    if found is None and base is not None:
+        wanted = requested_base(base, library.bases)
+        found = wanted.record if wanted else None
+    return found
+
+
+def _made_for(library: Library, name: str) -> BaseRecord | None:
+    """The base of the installed adapter that a spec without a base names."""
+    from adapterhub.core.specs import AdapterSpec, names_folder
+    from adapterhub.distribution.choosing import find_installed
+
+    if names_folder(name):
+        return _only_base(library)
+    build, _ = find_installed(library, AdapterSpec.parse(name))
+    if build.base.fingerprint is not None:
+        return library.bases.by_fingerprint(build.base.fingerprint)
+    return _only_base(library)
+
+
+def _only_base(library: Library) -> BaseRecord | None:
+    records = library.bases.list()
+    return records[0] if len(records) == 1 else None

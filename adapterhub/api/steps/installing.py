@@ -1,0 +1,128 @@
+"""Install: one spec, from the places that a session knows, and what a library upgrades."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from adapterhub.distribution.choosing import ANY_RANK, RankBounds
+from adapterhub.distribution.install import plan_install, run_install
+from adapterhub.distribution.outdated import Offer, offers
+from adapterhub.projects.session import wanted_from
+from adapterhub.projects.upgrades import library_asked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
+    from adapterhub.distribution.install import Plan
+    from adapterhub.distribution.resolve import Objection
+    from adapterhub.library.library import Added
+    from adapterhub.projects.places import SpecSources
+    from adapterhub.projects.session import Bars, Session
+    from adapterhub.trust.signing.policy import SignaturePolicy
+
+
+def plan_one(
+    session: Session,
+    spec: AdapterSpec,
+    sources_of: SpecSources,
+    *,
+    base: BaseSpec | None = None,
+    base_is_typed: bool = True,
+    bounds: RankBounds = ANY_RANK,
+    allow_base_mismatch: bool = False,
+    objection: Objection | None = None,
+) -> Plan:
+    """Choose the build for one spec; `base` is for a spec without one, and must be its own where it was typed.
+
+    Raises:
+        NoCompatibleRelease, AdapterNotFound, SpecError: as `plan_install` and `wanted_from`.
+    """
+    library = session.library
+    plan = plan_install(
+        library,
+        spec,
+        sources_of(spec),
+        wanted=wanted_from(library, spec, base if spec.base is None or base_is_typed else spec.base),
+        bounds=bounds,
+        allow_base_mismatch=allow_base_mismatch,
+        objection=objection,
+    )
+    for warning in plan.resolution.warnings:
+        session.out.warn(warning)
+    return plan
+
+
+def install_one(
+    session: Session, plan: Plan, sources_of: SpecSources, signatures: SignaturePolicy | None, *, bars: Bars, what: str
+) -> Added | None:
+    """Carry out a plan of `plan_one`; None when the build was there already. Warnings of its checks are reported."""
+    with bars.progress(f"install {what}", plan.copy_bytes) as progress:
+        policy = signatures or sources_of.policy_of(plan.source)
+        added = run_install(session.library, plan, progress, signatures=policy)
+    report_warnings(session, added)
+    return added
+
+
+def report_warnings(session: Session, added: Added | None, *, leave_out: Sequence[str] = ()) -> None:
+    """Report the warnings of the checks of what came in, without those with a code of `leave_out`."""
+    for finding in added.report.warnings if added else ():
+        if finding.code in leave_out:
+            continue
+        session.out.warn(f"[{finding.code}] {finding.message}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Upgraded:
+    """One name of the library with a newer release; `added` is None in a preview, or where it was there already."""
+
+    offer: Offer
+    plan: Plan
+    added: Added | None
+
+    def __repr__(self) -> str:
+        taken = self.offer.allowed
+        return f"<Upgraded {self.offer.asked.key} {self.offer.asked.version} -> {taken.version if taken else 'none'}>"
+
+
+def upgrade_library(
+    session: Session,
+    specs: Sequence[AdapterSpec],
+    *,
+    remote: str | None,
+    token: str | None,
+    offline: bool,
+    places: tuple[Path, ...],
+    signatures: SignaturePolicy | None,
+    dry_run: bool,
+    bars: Bars,
+) -> list[Upgraded]:
+    """Install the newest release of each installed name, or of those in `specs`, beside what is there."""
+    library = session.library
+    asked = library_asked(session, specs, remote=remote, token=token, offline=offline, places=places)
+    with bars.steps("check", unit="adapters") as progress:
+        found = offers(library, asked, progress)
+    best: dict[int, Offer] = {}
+    for offer in found:
+        if offer.problem is not None:
+            session.out.warn(f"`{offer.asked.key}`: {offer.problem.splitlines()[0]}")
+        elif offer.has_allowed and id(offer.asked) not in best:
+            best[id(offer.asked)] = offer
+    done: list[Upgraded] = []
+    for offer in best.values():
+        one, taken = offer.asked, offer.allowed
+        assert taken is not None  # `has_allowed`
+        spec = replace(one.spec, namespace=taken.namespace, digest_prefix=taken.digest)
+        sources = [source for source in one.sources() if source.label == offer.place]
+        plan = plan_install(library, spec, sources, wanted=one.wanted)
+        for warning in plan.resolution.warnings:
+            session.out.warn(warning)
+        added = None
+        if not dry_run:
+            with bars.progress(f"install {one.key}", plan.copy_bytes) as bytes_done:
+                added = run_install(library, plan, bytes_done, signatures=signatures)
+        report_warnings(session, added)
+        done.append(Upgraded(offer=offer, plan=plan, added=added))
+    return done

@@ -1,0 +1,280 @@
+"""Lock, sync, upgrade and trust a project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.core.digests import Digest
+from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE
+from adapterhub.core.errors import StaleLock, UsageProblem, shown
+from adapterhub.library.store.roots import KnownProjects
+from adapterhub.projects.lock.lockfile import previous_lock, read_lock
+from adapterhub.projects.lock.staleness import lock_problems
+from adapterhub.projects.locking import ALL, Change, LockOutcome, base_moved_since
+from adapterhub.projects.places import ProjectSources, lock_now, means_of, save_lock
+from adapterhub.projects.sync import (
+    Done,
+    SyncPlan,
+    ensure_unblocked,
+    opened,
+    plan_sync,
+    run_sync,
+    syncing,
+    wanted_entries,
+)
+from adapterhub.projects.trust import ensure_no_takeover, servers_in
+from adapterhub.projects.values import LockedMerge, LockedSource, digests_of
+
+if TYPE_CHECKING:
+    from adapterhub.projects.session import Bars, Session
+    from adapterhub.projects.trusted import TrustedProject
+    from adapterhub.projects.values import Lock, Project, WantedMerge
+    from adapterhub.trust.signing.policy import SignaturePolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Synced:
+    """What a sync planned and did, and whether the lock file was written first."""
+
+    lock: Lock
+    plan: SyncPlan
+    done: Done
+    is_locked_anew: bool
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The names whose folders were linked or replaced."""
+        return tuple(str(step.entry.key) for step, what in self.done.steps if what != "kept")
+
+    def __repr__(self) -> str:
+        count = len(self.done.steps)
+        return f"<Synced {count} adapter{'s' * (count != 1)}, {len(self.changed)} changed>"
+
+
+# ---------------------------------------------------------------- lock
+def lock_project(
+    session: Session,
+    project: Project,
+    names: Sequence[str] = (),
+    *,
+    upgrade: bool = False,
+    offline: bool = False,
+    remote: str | None = None,
+    token: str | None = None,
+    places: tuple[Path, ...] = (),
+    bars: Bars,
+) -> tuple[LockOutcome, bool]:
+    """Lock what the project asks for, with `upgrade` anew (all of it, or `names`); whether the lock file changed."""
+    previous = previous_lock(project)
+    sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
+    sources.settle(previous)
+    chosen_anew = ALL if upgrade and not names else names
+    outcome = lock_now(session, project, sources, previous=previous, upgrade=chosen_anew, bars=bars)
+    changed = save_lock(session, project, outcome.lock)
+    _report(session, outcome.warnings)
+    return outcome, changed
+
+
+def current_lock(project: Project) -> Lock:
+    """The lock, if it answers the project file.
+
+    Raises:
+        StaleLock: it does not; every reason.
+        NotFound, Malformed: there is none, or it is damaged.
+    """
+    locked = read_lock(project.folder)
+    problems = lock_problems(project, locked)
+    if problems:
+        raise StaleLock(str(project.folder / LOCK_FILE), problems, hint="`adapt lock` updates it")
+    return locked
+
+
+def _report(session: Session, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        session.out.warn(warning)
+
+
+# ---------------------------------------------------------------- sync
+def sync_project(
+    session: Session,
+    project: Project,
+    *,
+    frozen: bool = False,
+    offline: bool = False,
+    check: bool = False,
+    prune: bool = False,
+    groups: Sequence[str] = (),
+    all_groups: bool = False,
+    delete: Callable[[SyncPlan], Sequence[Path]],
+    signatures: SignaturePolicy | None = None,
+    bars: Bars,
+) -> Synced:
+    """Make `adapters/` match the lock. With `prune`, `delete` says which folders go that sync did not make."""
+    ensure_groups(project, groups)
+    sources = ProjectSources(session, project, offline=offline)
+    lock, is_new = lock_of(session, project, sources, is_frozen=frozen, bars=bars)
+    library = session.library
+    with syncing(library, project.folder) as target:
+        plan = plan_sync(target, wanted_entries(lock, None if all_groups else groups), reads_all=check)
+        done = run_sync(
+            library,
+            lock,
+            plan,
+            means_of(session, lock, sources, signatures, bars=bars),
+            prune=prune,
+            delete=delete(plan) if prune else (),
+            reads_all=check,
+        )
+    _report(session, [warning for one in done.brought for warning in one.warnings])
+    return Synced(lock=lock, plan=plan, done=done, is_locked_anew=is_new)
+
+
+def ensure_groups(project: Project, groups: Sequence[str]) -> None:
+    """Raise unless the project has every group.
+
+    Raises:
+        UsageProblem: it lacks one.
+    """
+    unknown = [name for name in groups if name not in project.groups]
+    if unknown:
+        known = ", ".join(f"`{name}`" for name in project.groups)
+        raise UsageProblem(
+            f"the project has no group `{shown(unknown[0])}`; its groups: {known or 'none'}",
+            hint="a table `[groups.NAME]` in `adapters.toml` defines a group",
+        )
+
+
+def lock_of(
+    session: Session, project: Project, sources: ProjectSources, *, is_frozen: bool, bars: Bars
+) -> tuple[Lock, bool]:
+    """The lock that matches the project, and whether it was just written.
+
+    Raises:
+        StaleLock: the lock is frozen and stale.
+        NotFound: the lock is frozen and there is none.
+        Malformed: the lock is damaged.
+    """
+    lock = read_lock(project.folder) if is_frozen else previous_lock(project)
+    sources.settle(lock)
+    problems = lock_problems(project, lock) if lock is not None else []
+    if lock is not None and not problems:
+        KnownProjects(session.root).remember(  # before any fetch, so that no gc deletes what arrives
+            project.folder, digests_of(lock)
+        )
+        _warn_of_moved_base(session, lock)
+        return lock, False
+    if is_frozen:
+        raise StaleLock(str(project.folder / LOCK_FILE), problems, hint="`adapt lock` updates it")
+    outcome = lock_now(session, project, sources, previous=lock, bars=bars)
+    for warning in outcome.warnings:
+        session.out.warn(warning)
+    save_lock(session, project, outcome.lock)
+    count = len(outcome.changes)
+    session.out.note(f"wrote `{LOCK_FILE}`: {count} {'change' if count == 1 else 'changes'}")
+    return outcome.lock, True
+
+
+def _warn_of_moved_base(session: Session, lock: Lock) -> None:
+    """Warn that the locked builds are for other weights than the base has here; sync continues."""
+    moved = base_moved_since(session.library, lock)
+    if moved is not None:
+        session.out.warn(f"{moved.summary}: {', '.join(f'{where} {what}' for where, what in moved.reasons)}")
+        session.out.note(f"hint: {moved.hint}")
+
+
+# ---------------------------------------------------------------- upgrade
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """What an upgrade would change: in the lock, and which folders of `adapters/`."""
+
+    changes: tuple[Change, ...]
+    folders: tuple[Path, ...]
+    warnings: tuple[str, ...]
+
+
+def upgrade_project(
+    session: Session,
+    project: Project,
+    names: Sequence[str],
+    sources: ProjectSources,
+    signatures: SignaturePolicy | None = None,
+    *,
+    bars: Bars,
+) -> tuple[LockOutcome, Synced]:
+    """Lock the newest that the project allows, of everything or of `names`, and sync."""
+    previous = previous_lock(project)
+    sources.settle(previous)
+    outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL, bars=bars)
+    _report(session, outcome.warnings)
+    is_new = save_lock(session, project, outcome.lock)
+    library = session.library
+    with syncing(library, project.folder) as target:
+        plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
+        done = run_sync(library, outcome.lock, plan, means_of(session, outcome.lock, sources, signatures, bars=bars))
+    _report(session, [warning for one in done.brought for warning in one.warnings])
+    return outcome, Synced(lock=outcome.lock, plan=plan, done=done, is_locked_anew=is_new)
+
+
+def preview_upgrade(
+    session: Session, project: Project, names: Sequence[str], sources: ProjectSources, *, bars: Bars
+) -> Preview:
+    """Resolve as an upgrade does and compare the folders; merges are listed, not run."""
+    to_merge: set[str] = set()
+
+    def put_off(wanted: WantedMerge, _inputs: object) -> LockedMerge:
+        to_merge.add(wanted.key)
+        return _unmade(wanted)
+
+    previous = previous_lock(project)
+    sources.settle(previous)
+    outcome = lock_now(
+        session, project, sources, previous=previous, upgrade=names or ALL, make_merge=put_off, bars=bars
+    )
+    _report(session, outcome.warnings)
+    with opened(session.library.store, project.folder) as target:
+        plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
+    ensure_unblocked(plan)
+    changes = tuple(replace(c, text="merged anew") if c.key in to_merge else c for c in outcome.changes)
+    folders = tuple(step.folder for step in plan.steps if step.judged.standing != "right")
+    return Preview(changes=changes, folders=folders, warnings=tuple(outcome.warnings))
+
+
+def _unmade(wanted: WantedMerge) -> LockedMerge:
+    """A stand-in for a merge that is not run; without a digest, it differs from any locked or present merge."""
+    return LockedMerge(
+        key=wanted.key,
+        version=wanted.version or "",
+        digest=Digest(""),
+        base=None,
+        rank=None,
+        step=wanted.step,
+        task=wanted.task,
+        description=wanted.description,
+        license=wanted.license,
+        source=LockedSource(),
+        files=(),
+    )
+
+
+def _groups_there(project: Project, lock: Lock) -> set[str]:
+    """The optional groups that were synced before: those with a folder in `adapters/`."""
+    folder = project.folder / ADAPTERS_FOLDER
+    return {entry.group for entry in lock.entries.values() if entry.group and (folder / entry.key).is_dir()}
+
+
+# ---------------------------------------------------------------- trust
+def trust_project(session: Session, project: Project) -> TrustedProject:
+    """Agree to the servers that a project names, once for its folder and what it says of servers.
+
+    Raises:
+        NamespaceBound: it claims a name or a namespace of a remote of the user's.
+    """
+    from adapterhub.library.admission.installed import Admission
+    from adapterhub.projects.trusted import TrustedProjects
+
+    ensure_no_takeover(project, session.remotes.all(), Admission(session.library))
+    servers = servers_in(session, project, previous_lock(project))
+    return TrustedProjects(session.root).trust(project.folder, servers)

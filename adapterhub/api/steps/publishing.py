@@ -1,0 +1,342 @@
+"""Publish: sign, push to a server or a directory, pull plain files, copy between two servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.api.steps.finding import choose_release
+from adapterhub.core.errors import NotAllowed, NotFound, RemoteUnreachable, UsageProblem
+from adapterhub.core.specs import names_folder, parse_namespace
+from adapterhub.distribution.choosing import ANY_RANK, RankBounds
+from adapterhub.formats.release import Release
+from adapterhub.library.transfer import copy
+from adapterhub.projects.session import wanted_from
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
+    from adapterhub.distribution.hub import Hub
+    from adapterhub.distribution.resolve import Objection
+    from adapterhub.library.library import Library
+    from adapterhub.library.remotes import Remote
+    from adapterhub.library.store.catalog import Installed
+    from adapterhub.library.transfer import Copied, Destination, Source
+    from adapterhub.projects.session import Bars, Session
+    from adapterhub.trust.signing.keys import PublicKey, SigningKey
+    from adapterhub.trust.signing.policy import SignaturePolicy
+    from adapterhub.trust.signing.trust import TrustedKey
+
+
+# ---------------------------------------------------------------- sign
+def sign_build(library: Library, build: Installed, namespace: str | None, signer: SigningKey) -> dict[str, Any]:
+    """Sign a build unless the key has already signed it; returns the JSON document."""
+    from adapterhub.formats.manifest import SIGNATURE_FILE
+    from adapterhub.library.store.signatures import attach_signature
+    from adapterhub.trust.signing.making import is_signed_by, sign_folder
+    from adapterhub.trust.signing.provenance import read_signature
+
+    path = build.folder / SIGNATURE_FILE
+    is_new = not is_signed_by(read_signature(path), build.manifest, namespace, signer.public)
+    if is_new:
+        raw = sign_folder(build.folder, build.manifest, namespace, signer)
+        attach_signature(library.store, build.folder, raw)
+    return {
+        "name": build.full_name,
+        "version": build.manifest.version,
+        "namespace": namespace,
+        "digest": build.manifest.digest,
+        "key": signer.name,
+        "fingerprint": signer.public.fingerprint,
+        "path": str(path),
+        "created": is_new,
+    }
+
+
+def signing_key(
+    session: Session, name: str | None, password: str | None = None, *, ask: Callable[[str], str] | None = None
+) -> SigningKey:
+    """The key by that name, else the one of ADAPTERHUB_KEY, else the only one.
+
+    The password is `password`, else ADAPTERHUB_PASSWORD, else what `ask` returns for the name of an encrypted key.
+
+    Raises:
+        UsageProblem: no key is chosen, or it needs a password and stdin is not a terminal.
+    """
+    from adapterhub.trust.signing.keys import KeyFolder, SigningKey
+
+    password = password if password is not None else session.variables.get("ADAPTERHUB_PASSWORD")
+    given = session.variables.get("ADAPTERHUB_KEY")
+    if name is None and given:
+        return SigningKey.parse(given.encode(), password, name="ADAPTERHUB_KEY", where="ADAPTERHUB_KEY")
+    keys = KeyFolder(session.root)
+    names = keys.names()
+    if name is None and len(names) != 1:
+        known = f"you have {', '.join(f'`{n}`' for n in names)}" if names else "you have none"
+        hint = "choose one with `--key NAME`" if names else "`adapt key new NAME` creates one"
+        raise UsageProblem(f"no signing key chosen, and {known}", hint=hint)
+    chosen = name or names[0]
+    if password is None and ask is not None and keys.is_encrypted(chosen):
+        password = ask(chosen)
+    return keys.open(chosen, password)
+
+
+# ---------------------------------------------------------------- push
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed:
+    """What a push sent, and where to."""
+
+    release: Release
+    place: Destination
+    copied: Copied
+    is_signed: bool
+
+    @property
+    def url(self) -> str:
+        """The commit on a server, "" for a directory."""
+        return getattr(self.place, "commit_url", "")
+
+
+def push_build(
+    session: Session,
+    build: Installed,
+    to: str,
+    *,
+    signer: SigningKey | None = None,
+    private: bool = False,
+    remote: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    bars: Bars,
+) -> Pushed:
+    """Send an installed build to the repository or the directory `to`; with `signer`, sign it first.
+
+    Raises:
+        SignatureRefused, NamespaceBound: it may not be used here, so it is not passed on either.
+    """
+    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.directory import PublishedDirectory
+
+    library = session.library
+    release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
+    if signer is not None:
+        namespace = build.namespace or (None if names_folder(to) else to.partition("/")[0])
+        sign_build(library, build, namespace, signer)
+    Admission(library).refuse(build)
+    signature = library.provenance(release).signature
+    place: Destination
+    if names_folder(to):
+        place = PublishedDirectory(Path(to).expanduser())
+    else:
+        place = server_for(session, to, remote, token=token, offline=offline).to(to, private=private)
+    with bars.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
+        copied = copy(release, library, place, progress, signature=signature)
+    return Pushed(release=release, place=place, copied=copied, is_signed=signature is not None)
+
+
+def server_for(session: Session, to: str, remote: str | None, *, token: str | None, offline: bool) -> Hub:
+    """The server of `--remote`, else that of the namespace, else the default remote."""
+    owners = [] if remote else session.remotes.of_namespace(to.partition("/")[0])
+    return session.named_hub(remote or (owners[0].name if owners else None), token=token, offline=offline)
+
+
+# ---------------------------------------------------------------- pull
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulled:
+    """What a pull wrote, and which release it is."""
+
+    release: Release
+    copied: Copied
+
+
+def pull_release(
+    session: Session,
+    spec: AdapterSpec,
+    folder: Path,
+    *,
+    base: BaseSpec | None = None,
+    bounds: RankBounds = ANY_RANK,
+    objection: Objection | None = None,
+    signatures: SignaturePolicy | None = None,
+    remote: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    bars: Bars,
+) -> Pulled:
+    """Write the plain files of a build, of the library or of a server, to a new folder, checked as an install is."""
+    from adapterhub.distribution.install import admit, asked_of
+    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.directory import BuildFolder
+    from adapterhub.projects.places import SpecSources
+
+    library = session.library
+    sources: list[Source] = [] if remote else [library]
+    if not offline:
+        sources += session.sources_of(spec, remote, token=token)
+    wanted = wanted_from(library, spec, base)
+    release, source, _ = choose_release(
+        session, library, spec, sources, wanted=wanted, bounds=bounds, objection=objection
+    )
+    if source is library:
+        Admission(library).refuse(
+            library.read_build(library.folder_for(release.manifest, release.namespace)), signatures
+        )
+        signature = library.provenance(release).signature
+    else:
+        asked = asked_of(library, spec, release, wanted, bounds)
+        policy = signatures or SpecSources(session, (), remote=remote, token=token, offline=offline).policy_of(source)
+        signature, finding = admit(library, release, source, asked, policy)
+        if finding.severity == "warning":
+            session.out.warn(f"[{finding.code}] {finding.message}")
+    with bars.progress(f"pull {release.full_name}", release.manifest.size_bytes) as progress:
+        copied = copy(release, source, BuildFolder(folder), progress, signature=signature)
+    return Pulled(release=release, copied=copied)
+
+
+# ---------------------------------------------------------------- mirror
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirrored:
+    """One build that was or would be copied between two servers; `copied` is None for a preview."""
+
+    release: Release
+    origin: str
+    commit: str
+    to: str
+    copied: Copied | None
+
+
+def mirror_releases(
+    session: Session,
+    specs: Sequence[AdapterSpec],
+    *,
+    origin: str,
+    target: str,
+    namespace: str | None = None,
+    base: BaseSpec | None = None,
+    bounds: RankBounds = ANY_RANK,
+    private: bool = False,
+    dry_run: bool = False,
+    ignore_bindings: bool = False,
+    bars: Bars,
+) -> Iterator[Mirrored]:
+    """Copy each of `specs` from the server `origin` to the server `target`, one after the other.
+
+    Raises:
+        UsageProblem: both are one server.
+        NamespaceBound: a namespace belongs to another remote, before anything is asked.
+    """
+    there, here = session.remote(origin), session.remote(target)
+    if there.url == here.url:
+        raise UsageProblem(f"`--from` and `--to` are both {there.url}")
+    if namespace is not None:
+        parse_namespace(namespace)
+    library = session.library
+    if not ignore_bindings:
+        _check_bindings(library, specs, namespace, there.url, here.url)
+    source_hub, target_hub = session.hub(there), session.hub(here)
+    for spec in specs:
+        sources: list[Source] = [source_hub] if spec.namespace else [source_hub.within(n) for n in there.namespaces]
+        wanted = wanted_from(library, spec, base)
+        release, source, _ = choose_release(
+            session, library, spec, sources, wanted=wanted, bounds=bounds, ignore_bindings=ignore_bindings
+        )
+        repo, commit = source_hub.repository_of(release)
+        to = f"{namespace}/{repo.partition('/')[2]}" if namespace else repo
+        copied = None
+        if not dry_run:
+            with bars.progress(f"mirror {release.full_name}", release.manifest.size_bytes) as progress:
+                signature = source.provenance(release).signature
+                copied = copy(release, source, target_hub.to(to, private=private), progress, signature=signature)
+        yield Mirrored(
+            release=release,
+            origin=f"{there.url}/{repo}",
+            commit=commit,
+            to=f"{here.url}/{to}",
+            copied=copied,
+        )
+
+
+def _check_bindings(
+    library: Library, specs: Sequence[AdapterSpec], namespace: str | None, there: str, here: str
+) -> None:
+    """Raise before any query if a namespace would be read or written at another server than the user gave it to.
+
+    Raises:
+        NamespaceBound: the message names both servers.
+    """
+    from adapterhub.library.admission.installed import Admission
+
+    admission = Admission(library)
+    hint = "`--ignore-bindings` copies it anyway"
+    for spec in specs:
+        admission.ensure_place_allowed(there, spec.namespace, hint=hint)
+    admission.ensure_place_allowed(here, namespace, hint=hint)
+
+
+# ---------------------------------------------------------------- keys and tokens
+def trust_key(
+    session: Session,
+    name: str,
+    file: Path | None = None,
+    *,
+    scope: Sequence[str] = (),
+    remotes: Sequence[str] = (),
+    not_after: str | None = None,
+    replace: bool = False,
+    accept: Sequence[str] = (),
+) -> TrustedKey:
+    """Trust a public key in a PEM file, or the key that is known by that name, under these terms."""
+    from adapterhub.trust.signing.keys import PublicKey
+    from adapterhub.trust.signing.trust import Terms, TrustFile, parse_day
+
+    try:
+        end = parse_day(not_after) if not_after else None
+    except ValueError as error:
+        raise UsageProblem(f"--not-after: {error}") from None
+    found = PublicKey.parse(_read(file), str(file)) if file else public_key(session, name)
+    terms = Terms(adapters=tuple(scope) or None, remotes=tuple(remotes) or None, not_after=end, accepts=tuple(accept))
+    return TrustFile(session.root).trust(name, found, terms, replace_key=replace)
+
+
+def _read(path: Path) -> bytes:
+    from adapterhub.core.disk.files import read_plain
+    from adapterhub.trust.signing.keys import KEY_LIMIT_BYTES
+
+    try:
+        return read_plain(path, KEY_LIMIT_BYTES)
+    except OSError as error:
+        raise UsageProblem(f"cannot read `{path}`: {error.strerror}") from None
+
+
+def public_key(session: Session, name: str) -> PublicKey:
+    """The key of that name: a trusted one, else your own."""
+    from adapterhub.trust.signing.keys import KeyFolder
+    from adapterhub.trust.signing.trust import TrustFile
+
+    known = next((trusted for trusted in TrustFile(session.root).read().keys if trusted.name == name), None)
+    if known is not None:
+        return known.key
+    keys = KeyFolder(session.root)
+    if name in keys.names():
+        return keys.public(name)
+    raise NotFound(
+        f"no key `{name}`, neither your own nor trusted", hint=f"`adapt key trust {name} FILE` trusts a public key"
+    )
+
+
+def login_to(session: Session, remote: Remote, token: str) -> str:
+    """Keep a token for a server, after asking the server whose it is; "" where the server does not answer.
+
+    Raises:
+        NotAllowed: the server does not take it; nothing was kept.
+    """
+    who = ""
+    try:
+        who = session.hub(remote, token=token).who()
+    except RemoteUnreachable as error:
+        session.out.warn(f"stored without a check: {error.message}")
+    except NotAllowed as error:
+        raise NotAllowed(f"{remote.url} refuses this token; nothing was stored", hint=error.message) from None
+    session.remotes.login(remote, token)
+    return who

@@ -1,0 +1,75 @@
+"""Search: the index of a library, and a server with what its bases mean here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.api.steps.finding import ask
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import BaseSpec
+    from adapterhub.distribution.hub import Found, Hub, Search
+    from adapterhub.library.store.index import BuildRow
+    from adapterhub.projects.session import Session
+
+COLUMNS = ("name", "version", "base", "task", "rank", "method", "size")
+SERVER_COLUMNS = ("repository", "version", "base", "fits", "task", "rank", "method")
+BY_WEIGHTS, BY_NAME = "by weights", "by name"
+
+
+def search_installed(session: Session, base: BaseSpec | None, **filters: Any) -> list[BuildRow]:  # noqa: ANN401 - Filters' fields
+    """The installed builds for `base` that match `filters`, the fields of `Filters`."""
+    from adapterhub.library.store.index import Filters
+
+    fingerprints, hub_id = (None, "") if base is None else _base_filter(session, base)
+    query = Filters(bases=fingerprints, base_hub_id=hub_id, **filters)
+    return ask(session, lambda index: index.search(query))
+
+
+def _base_filter(session: Session, base: BaseSpec) -> tuple[tuple[str, ...] | None, str]:
+    """The fingerprints that count as `base`, or its Hub id when only the name is known."""
+    known = {row.alias: row.weights for row in ask(session, lambda index: index.bases())}
+    if base.kind == "alias" and base.text in known:
+        return ask(session, lambda index: index.equivalents(known[base.text])), ""
+    from adapterhub.library.bases.requested import requested_base
+
+    library = session.library
+    wanted = requested_base(base, library.bases)
+    assert wanted is not None
+    if wanted.record is not None:
+        weights = wanted.record.fingerprint.weights
+        if weights in known.values():
+            return ask(session, lambda index: index.equivalents(weights)), ""
+        return library.catalog.declared_like(wanted.record.fingerprint), ""
+    if wanted.digest_prefix is not None:
+        declared = ask(session, lambda index: index.declared_bases())
+        return tuple(w for w in declared if w.startswith(wanted.digest_prefix)), ""
+    return None, wanted.hub_id or ""
+
+
+def base_name(row: BuildRow, aliases: dict[str, str]) -> str:
+    """The base of a build as one types it here, `unknown` without one."""
+    return aliases.get(row.base_weights) or row.base_hub_id or row.base_weights[7:19] or "unknown"
+
+
+def search_server(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> list[tuple[Found, str]]:
+    """What the server lists, with how its base is known to be `base`: by its weights, then by its Hub id."""
+    if base is None:
+        return [(found, "") for found in hub.search(search)]
+    from adapterhub.library.bases.requested import requested_base
+
+    wanted = requested_base(base, session.library.bases)
+    assert wanted is not None  # `base` is given
+    record = wanted.record
+    weights = record.fingerprint.weights if record else wanted.digest_prefix or ""
+    hub_id = (record.hints.hub_id if record else wanted.hub_id) or ""
+    rows: dict[str, tuple[Found, str]] = {}
+    if weights:
+        rows = {found.repo: (found, BY_WEIGHTS) for found in hub.search(replace(search, base_weights=weights))}
+    if hub_id:
+        for found in hub.search(replace(search, base_hub_id=hub_id)):
+            # A build for other weights of the same name does not match.
+            if found.repo not in rows and (not weights or found.base_weights is None):
+                rows[found.repo] = (found, BY_NAME)
+    return list(rows.values())[: search.limit]

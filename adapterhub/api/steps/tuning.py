@@ -1,0 +1,117 @@
+"""Weights that answer a few examples best, found by trying them on the base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.core.errors import BaseMismatch, BaseNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from adapterhub.core.specs import BaseSpec
+    from adapterhub.inference.tuning import Tuned
+    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.library import Library
+    from adapterhub.projects.session import Bars, Session
+    from adapterhub.weights.recipes.combination import Ingredient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunedMerge:
+    """The ingredients with their tuned weights, the metrics for the manifest, and the JSON document."""
+
+    result: Tuned
+    ingredients: tuple[Ingredient, ...]
+    metrics: Mapping[str, float | str]
+    document: Mapping[str, Any]
+
+
+def tuned(
+    session: Session,
+    library: Library,
+    ingredients: Sequence[Ingredient],
+    examples: Path,
+    on: BaseSpec | None,
+    *,
+    budget: int | None,
+    seed: int,
+    bars: Bars,
+) -> TunedMerge:
+    """Search the weights.
+
+    Raises:
+        BaseNotFound: the weights of the base are not on this machine.
+        BaseMismatch: the adapters were made for another base.
+        Malformed, NotFound: the examples cannot be read.
+    """
+    from adapterhub.core.disk.files import digest_of_file
+    from adapterhub.core.specs import BaseSpec
+    from adapterhub.inference.loader.text import load_base
+    from adapterhub.inference.tuning import DEFAULT_BUDGET, read_examples, tune
+
+    record, folder = _base(library, ingredients, on)
+    lines = read_examples(examples)
+    session.out.note(f"loading base {record.label}")
+    model, tokenizer = load_base(folder)
+    with bars.steps("tune", unit="tries") as progress:
+        result = tune(
+            model,
+            tokenizer,
+            [i.folder if i.digest is None else f"{i.label}#{i.digest}" for i in ingredients],
+            lines,
+            budget=budget or DEFAULT_BUDGET,
+            seed=seed,
+            library=library,
+            base=BaseSpec.parse(record.alias or str(folder)),
+            progress=progress,
+        )
+    losses = {"base": result.base_loss, "before": result.loss_before, "after": result.loss_after}
+    metrics: dict[str, float | str] = {f"tune_loss_{name}": float(f"{loss:.6g}") for name, loss in losses.items()}
+    metrics |= {"tune_examples": digest_of_file(examples)[0], "tune_evaluations": result.evaluations}
+    metrics |= {"tune_searched": result.searched, "tune_reported": result.reported}
+    return TunedMerge(
+        result=result,
+        ingredients=tuple(replace(i, weight=w) for i, w in zip(ingredients, result.weights, strict=True)),
+        metrics=metrics,
+        document={
+            "weights": list(result.weights),
+            "base_loss": result.base_loss,
+            "single_losses": list(result.single_losses),
+            "loss_before": result.loss_before,
+            "loss_after": result.loss_after,
+            "evaluations": result.evaluations,
+            "searched": result.searched,
+            "reported": result.reported,
+            "is_held_out": result.is_held_out,
+        },
+    )
+
+
+def _base(library: Library, ingredients: Sequence[Ingredient], on: BaseSpec | None) -> tuple[BaseRecord, Path]:
+    """The base on which to try the weights, and its folder: `on`, else the base of the adapters."""
+    from adapterhub.formats.base.fingerprint import compare
+    from adapterhub.weights.recipes.combination import common_base
+
+    base, _ = common_base(ingredients)
+    if on is not None:
+        record = library.bases.find(on)
+    elif base.fingerprint is not None:
+        found = library.bases.by_fingerprint(base.fingerprint)
+        if found is None:
+            raise BaseNotFound("the base of these adapters is not registered here", hint="`adapt base add PATH`")
+        record = found
+    else:
+        raise BaseNotFound("the base of these adapters is unknown", hint="name it with `--on`")
+    comparison = compare(base.fingerprint, record.fingerprint)
+    if base.fingerprint is not None and not comparison.verdict.allows_attach:
+        lines = [f"these adapters were made for another base than `{record.label}`", *comparison.differences]
+        raise BaseMismatch("\n  ".join(lines))
+    if record.path is None or not record.path.is_dir():
+        raise BaseNotFound(
+            f"the weights of base `{record.label}` are not on this machine",
+            hint="register a local copy with `adapt base add PATH --as NAME`, then pass `--on NAME`",
+        )
+    return record, record.path

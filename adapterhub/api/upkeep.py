@@ -1,0 +1,172 @@
+"""Keep a library from Python: bases, space, repair, health."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from adapterhub.api.health import Line, health
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, folder_text, paths_of, spec_of
+from adapterhub.api.results import Listing
+from adapterhub.api.steps.upkeep import add_base, remove_base, repair_store
+from adapterhub.core.errors import BaseNotFound
+from adapterhub.distribution.choosing import look_up
+from adapterhub.formats.base.fingerprint import compare
+from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.roots import KnownProjects
+from adapterhub.library.store.sweep import GRACE_S
+
+if TYPE_CHECKING:
+    from adapterhub.formats.base.fingerprint import Comparison
+    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.store.catalog import Swept
+    from adapterhub.library.upkeep.repair import Step
+    from adapterhub.library.upkeep.space import Space
+
+
+class WithUpkeep(OpenedLibrary):
+    """The bases of a library, and what keeps it sound and small."""
+
+    # ------------------------------------------------------------ bases
+    def add_base(
+        self,
+        place: StrPath,
+        name: str | None = None,
+        *,
+        threads: int | None = None,
+        revision: str | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> BaseRecord:
+        """Fingerprint a model by its weights and register it under `name`.
+
+        Args:
+            place: a folder with safetensors files, or a Hub id, taken from the Hub's cache or downloaded.
+            name: its alias here; default: from the folder or Hub id.
+            threads: hashing threads; default: one per core.
+            revision: branch, tag or commit of a Hub repository.
+            remote: the server to fetch from.
+            token: access token for it.
+            offline: take it from the cache only.
+
+        Raises:
+            Conflict: the name belongs to other weights.
+            BaseNotFound, Malformed, CouldNotTell: there is no model, or it cannot be read.
+        """
+        return add_base(
+            self.session,
+            place if isinstance(place, str) else folder_text(place),
+            name,
+            threads=threads,
+            revision=revision,
+            remote=remote,
+            token=token,
+            offline=offline,
+            bars=self.reports,
+        )
+
+    def list_bases(self) -> Listing[BaseRecord]:
+        """The registered bases; each record is read when it is taken. `library.bases.find(name)` reads one."""
+        rows = self.catalog.read(lambda index: index.bases())
+        columns = ("alias", "weights", "type", "dtype", "parameters", "hub id", "path")
+        shown = [
+            (r.alias, (r.alias, r.weights[7:19], r.model_type, r.dtype, r.parameters, r.hub_id, r.path)) for r in rows
+        ]
+        return Listing("base", columns, shown, self.bases.get)
+
+    def remove_base(self, base: BaseLike) -> BaseRecord:
+        """Forget a base, and return its record. Its files and the adapters made for it stay.
+
+        Raises:
+            BaseNotFound: no such base.
+        """
+        spec = base_of(base)
+        assert spec is not None  # `base` is not None
+        return remove_base(self.session, spec)
+
+    def compare_bases(self, first: BaseLike, second: BaseLike) -> Comparison:
+        """How two bases relate: `.verdict` (`.allows_attach` tells whether adapters may move) and `.differences`.
+
+        Raises:
+            BaseNotFound: one is not known.
+        """
+        a, b = self.record_of(first), self.record_of(second)
+        if a is None or b is None:
+            raise BaseNotFound("two bases are needed to compare")
+        return compare(a.fingerprint, b.fingerprint, hints=(a.hints, b.hints))
+
+    def pin(self, build: SpecLike, base: BaseLike) -> Installed:
+        """Record which base an adapter without a fingerprint was made for.
+
+        Raises:
+            BaseMismatch: it declares another base, or its tensors do not fit this one.
+        """
+        record = self.record_of(base)
+        assert record is not None  # `base` is not None
+        return super().pin(build if isinstance(build, Installed) else look_up(self, spec_of(build))[0], record)
+
+    # ------------------------------------------------------------ space
+    def space(self) -> Space:
+        """What takes the library's space: `.held` by adapters, projects and processes, and what nothing holds."""
+        from adapterhub.library.upkeep.space import space_of
+
+        return space_of(self)
+
+    def unused(self) -> Sequence[Installed]:
+        """Installed adapters that no project and no process needs: what `gc(unused=True)` removes first."""
+        from adapterhub.library.upkeep.space import unused_builds
+
+        return unused_builds(self)
+
+    def gc(
+        self, *, grace_s: float = GRACE_S, dry_run: bool = False, wait_s: float = 30.0, unused: bool = False
+    ) -> Swept:
+        """Delete objects that no installed adapter, project or process uses.
+
+        Args:
+            grace_s: spare objects younger than this many seconds.
+            dry_run: delete nothing.
+            wait_s: how long to wait for another process that works on the store.
+            unused: first remove the adapters that `unused()` lists.
+
+        Returns:
+            `.gone` and `.spared`, each with paths and sizes in bytes.
+        """
+        if unused and not dry_run:
+            self.remove(list(self.unused()))
+        if not dry_run:
+            for folder in KnownProjects(self.root).forget_gone():
+                self.reports.note(f"the project `{folder}` is gone, and holds nothing any more")
+        return super().gc(grace_s=grace_s, dry_run=dry_run, wait_s=wait_s)
+
+    # ------------------------------------------------------------ health
+    def repair(
+        self,
+        *,
+        places: StrPath | Iterable[StrPath] = (),
+        dry_run: bool = False,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Sequence[Step]:
+        """Read every byte of the store and mend it, as `adapt doctor --repair` does; damaged files go to quarantine.
+
+        Returns:
+            What was done, each with `.action`, `.path` and `.is_mended`; empty if nothing is damaged.
+        """
+        return repair_store(
+            self.session, paths_of(places), remote=remote, token=token, dry_run=dry_run, offline=offline
+        )
+
+    def rebuild_index(self) -> int:
+        """Make the index again from the installed folders; returns how many adapters it holds."""
+        return self.catalog.rebuild(set_newer_aside=True)
+
+    def doctor(self, *, offline: bool = False, remote: str | None = None, token: str | None = None) -> Sequence[Line]:
+        """Check dependencies, home, disk, links, index and connection.
+
+        Returns:
+            Lines with `.what`, `.state` (`ok`, `warning`, `failed` or `skipped`), `.fact` and `.hint`.
+        """
+        return health(self.session, remote=remote, token=token, offline=offline)

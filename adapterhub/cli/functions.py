@@ -1,0 +1,130 @@
+"""The public Python functions behind each command. The reference page of the commands shows them; a test proves them.
+
+Each function is paired with what it and the command both call: a step, or a method that stands below both. A new
+command has no entry and fails the test until it names its function here, or its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+_STEPS: Final = "adapterhub.api.steps"
+_REMOTES: Final = "adapterhub.library.remotes:Remotes"
+_TRUST: Final = "adapterhub.trust.signing.trust:TrustFile"
+_INFO: Final = {
+    "Library.info": f"{_STEPS}.describing:installed_document",
+    "Library.recipe": "adapterhub.weights.recipes.toml:recipe_of",
+}
+
+FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "init": {"Project.create": "adapterhub.projects.file.editing:create_project"},
+    "base add": {"Library.add_base": f"{_STEPS}.upkeep:add_base"},
+    "base list": {"Library.list_bases": "adapterhub.library.store.index:IndexReader.bases"},
+    "base show": {"Library.bases.find": "adapterhub.library.bases.records:Bases.find"},
+    "base compare": {"Library.compare_bases": "adapterhub.formats.base.fingerprint:compare"},
+    "base remove": {"Library.remove_base": f"{_STEPS}.upkeep:remove_base"},
+    "base pin": {"Library.pin": "adapterhub.library.library:Library.pin"},
+    "doctor": {
+        "Library.doctor": "adapterhub.api.health:health",
+        "Library.repair": f"{_STEPS}.upkeep:repair_store",
+        "Library.rebuild_index": "adapterhub.library.store.catalog:Catalog.rebuild",
+    },
+    "add": {"Library.add": "adapterhub.library.library:Library.add"},
+    "install": {
+        "Library.install": f"{_STEPS}.installing:install_one",
+        "Library.plan_install": f"{_STEPS}.installing:plan_one",
+        "Project.install": "adapterhub.projects.saving:plan_saving",
+        "read_requirements": "adapterhub.distribution.requirements:read_requirements",
+    },
+    "uninstall": {
+        "Library.uninstall": f"{_STEPS}.finding:installed_builds",
+        "Project.uninstall": "adapterhub.projects.saving:take_out",
+    },
+    "remove": {"Library.remove": f"{_STEPS}.finding:installed_builds"},
+    "list": {"Library.list": f"{_STEPS}.searching:search_installed"},
+    "search": {"Library.search": f"{_STEPS}.searching:search_installed"},
+    "info": _INFO,
+    "show": _INFO,
+    "path": {"Library.path": f"{_STEPS}.finding:find_build"},
+    "verify": {
+        "Library.verify": f"{_STEPS}.checking:reports_of",
+        "Library.verify_all": f"{_STEPS}.checking:reports_of",
+    },
+    "check": {"Library.check": f"{_STEPS}.checking:checked_by"},
+    "audit": {"Library.audit": f"{_STEPS}.checking:audited"},
+    "identify": {"Library.identify": "adapterhub.library.identify:identify"},
+    "diff": {"Library.diff": "adapterhub.weights.compare.difference:differ"},
+    "lock": {"Project.lock": f"{_STEPS}.projects:lock_project"},
+    "sync": {"Project.sync": f"{_STEPS}.projects:sync_project"},
+    "trust": {
+        "Project.trust": f"{_STEPS}.projects:trust_project",
+        "Project.revoke_trust": "adapterhub.projects.trusted:TrustedProjects.revoke",
+    },
+    "outdated": {
+        "Library.outdated": "adapterhub.projects.upgrades:library_asked",
+        "Project.outdated": "adapterhub.projects.upgrades:project_asked",
+    },
+    "upgrade": {
+        "Library.upgrade": f"{_STEPS}.installing:upgrade_library",
+        "Project.upgrade": f"{_STEPS}.projects:upgrade_project",
+    },
+    "tree": {
+        "Library.tree": f"{_STEPS}.finding:lineage_of",
+        "Project.tree": f"{_STEPS}.finding:lineage_of",
+    },
+    "why": {"Library.why": f"{_STEPS}.finding:meant_by", "Project.why": f"{_STEPS}.finding:meant_by"},
+    "merge": {
+        "Library.merge": f"{_STEPS}.combining:combine",
+        "Library.tune": f"{_STEPS}.tuning:tuned",
+    },
+    "compare": {"Library.compare": f"{_STEPS}.combining:compared"},
+    "resize": {"Library.resize": f"{_STEPS}.resizing:plan_resize"},
+    "extract": {"Library.extract": "adapterhub.weights.extract:extract_into_library"},
+    "fuse": {"Library.fuse": "adapterhub.weights.fuse:prepare"},
+    "run": {
+        "Library.run": "adapterhub.inference.generation:write",
+        "Library.attach": "adapterhub.inference.loader:attach",
+        "Library.bank": "adapterhub.inference.bank:AdapterBank",
+    },
+    "export": {
+        "Library.export": "adapterhub.inference.export:export",
+        "Project.requirements": "adapterhub.projects.builds:exact_spec",
+    },
+    "push": {"Library.push": f"{_STEPS}.publishing:push_build"},
+    "pull": {"Library.pull": f"{_STEPS}.publishing:pull_release"},
+    "mirror": {"Library.mirror": f"{_STEPS}.publishing:mirror_releases"},
+    "sign": {"Library.sign": f"{_STEPS}.publishing:sign_build"},
+    "key new": {"Library.keys.new": "adapterhub.trust.signing.keys:KeyFolder.new"},
+    "key list": {
+        "Library.keys.names": "adapterhub.trust.signing.keys:KeyFolder.names",
+        "Library.trusted_keys": f"{_TRUST}.read",
+    },
+    "key show": {"Library.public_key": f"{_STEPS}.publishing:public_key"},
+    "key trust": {"Library.trust_key": f"{_STEPS}.publishing:trust_key"},
+    "key untrust": {"Library.untrust_key": f"{_TRUST}.untrust"},
+    "key policy": {
+        "Library.set_signature_policy": f"{_TRUST}.set_policy",
+        "Library.signature_policies": f"{_TRUST}.read",
+    },
+    "remote add": {"Library.remotes.add": f"{_REMOTES}.add"},
+    "remote set": {"Library.remotes.set_signatures": f"{_REMOTES}.set_signatures"},
+    "remote list": {"Library.remotes.all": f"{_REMOTES}.all"},
+    "remote remove": {"Library.remotes.remove": f"{_REMOTES}.remove"},
+    "remote login": {"Library.login": f"{_STEPS}.publishing:login_to"},
+    "remote logout": {"Library.remotes.logout": f"{_REMOTES}.logout"},
+    "cache": {"Library.space": "adapterhub.library.upkeep.space:space_of"},
+    "gc": {
+        "Library.gc": "adapterhub.library.library:Library.gc",
+        "Library.unused": "adapterhub.library.upkeep.space:unused_builds",
+    },
+}
+"""By command, subcommands included: the public functions, each with what both call."""
+
+WITHOUT: Final[Mapping[str, str]] = {
+    "demo": "runs other commands and shows how they are typed",
+    "completion": "prints a script for a shell",
+    "serve": "starts another program and stays until it ends; a program starts vLLM with our plugin itself",
+    "registry": "administers a server; its functions are those of the package `adapterhub_registry`",
+}
+"""Commands that are about the command line or another program, with the reason."""
