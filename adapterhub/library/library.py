@@ -40,7 +40,7 @@ from adapterhub.library.intake.description import Description, describe
 from adapterhub.library.intake.refusals import checked, ensure_no_errors, exists_otherwise, refused
 from adapterhub.library.intake.staging import Staging
 from adapterhub.library.store.blobs import Store, WriteIntent
-from adapterhub.library.store.catalog import Broken, Catalog, Installed, Swept, build_folders
+from adapterhub.library.store.catalog import Broken, Catalog, Installed, Swept, build_folders, folder_below
 from adapterhub.library.store.origins import Origin, Origins
 from adapterhub.library.store.signatures import link_signature, signature_objects
 from adapterhub.library.store.sweep import GRACE_S, sweep
@@ -87,9 +87,12 @@ class Library:
         return os.path.abspath(self.root)  # noqa: PTH100 - `resolve` would lose the user's own name for it
 
     # ------------------------------------------------------------ what is installed
-    def installed(self) -> Iterator[Installed]:
-        """Every installed build, read from the folders; those that cannot be read are told by `broken`."""
-        for folder in build_folders(self.root):
+    def installed(self, *names: str) -> Iterator[Installed]:
+        """Every installed build, read from the folders; `broken` lists those that cannot be read.
+
+        `names` are patterns for the names of folders, such as `acme--*`.
+        """
+        for folder in build_folders(self.root, *names):
             with contextlib.suppress(FileNotFoundError, MalformedManifest):  # removed since it was listed, or broken
                 yield self.read_build(folder)
 
@@ -318,12 +321,12 @@ class Library:
                     with contextlib.suppress(OSError):  # other versions are still there
                         build.folder.parent.rmdir()
                         build.folder.parent.parent.rmdir()
-                self.catalog.forget([build.manifest.digest for build in builds])
+                self.catalog.forget(builds)
 
     def _refuse_leased(self, builds: Sequence[Installed]) -> None:
         leases = living(self._leases)
         for build in builds:
-            holders = [str(c.holder) for c in leases if c.what == self._name_of(build)]
+            holders = [str(c.holder) for c in leases if c.what == folder_below(self.root, build)]
             if holders:
                 raise StoreLocked(
                     f"`{build.full_name}` {build.manifest.label} is in use by {', '.join(holders)}. "
@@ -351,15 +354,12 @@ class Library:
             ):
                 if not (build.folder / MANIFEST_FILE).is_file():
                     raise self.not_installed(build.full_name)
-                stack.enter_context(claim(self._leases, self._name_of(build), _objects_of(build.manifest)))
+                stack.enter_context(claim(self._leases, folder_below(self.root, build), _objects_of(build.manifest)))
             yield build.folder
 
     @property
     def _leases(self) -> Path:
         return self.root / "leases"
-
-    def _name_of(self, build: Installed) -> str:
-        return build.folder.relative_to(self.root).as_posix()
 
     def gc(self, *, grace_s: float = GRACE_S, dry_run: bool = False, wait_s: float = 30.0) -> Swept:
         """Delete objects that no installed build, project, running add or lease names, sparing those under `grace_s`.
@@ -393,10 +393,12 @@ class Library:
             )
         ensure_no_errors(build.full_name, checked(build.folder, build.manifest, base, ()).findings)
         self.store.write(self._pin_path(build.manifest), canonical_json(base.fingerprint.to_json()))
-        pinned = replace(build, base=self._pinned(build.manifest))
+        name, digest = build.manifest.name, build.manifest.digest
         with self.store.lock("publish", exclusive=True), self.catalog.changing():
-            self.catalog.put(pinned)
-        return pinned
+            for same in self.installed(name, f"*--{name}"):  # the pin holds under every full name
+                if same.manifest.digest == digest:
+                    self.catalog.put(same)
+        return replace(build, base=self._pinned(build.manifest))
 
     def allow_mismatch(self, build: Installed, base: BaseRecord) -> None:
         """Record that somebody chose to run `build` on `base`, which has other weights of the same shapes."""

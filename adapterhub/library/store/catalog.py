@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -154,9 +154,10 @@ class Catalog:
             pairs = [p for record in self._bases.list() for p in _matches(record.fingerprint, [fingerprint])]
         self._write(lambda: self.index.upsert_builds([row_of(build, self._store.root)], pairs))
 
-    def forget(self, digests: Sequence[str]) -> None:
+    def forget(self, builds: Iterable[Installed]) -> None:
         """Take builds out."""
-        self._write(lambda: self.index.remove_builds(digests))
+        folders = [folder_below(self._store.root, build) for build in builds]
+        self._write(lambda: self.index.remove_builds(folders))
 
     def _write(self, write: Callable[[], None]) -> None:
         try:
@@ -260,6 +261,11 @@ def _inside(folder: Path) -> list[os.DirEntry[str]]:
         raise
 
 
+def folder_below(root: Path, build: Installed) -> str:
+    """The folder of an installed build as a path below the library's root, which names it in the index and leases."""
+    return build.folder.relative_to(root).as_posix()
+
+
 def row_of(build: Installed, root: Path) -> BuildRow:
     """The index row of a build that is installed in the library under `root`."""
     manifest, fingerprint = build.manifest, build.base.fingerprint
@@ -281,7 +287,7 @@ def row_of(build: Installed, root: Path) -> BuildRow:
         size_bytes=manifest.size_bytes,
         target_modules=",".join(manifest.target_modules),
         parents=len(manifest.parents),
-        folder=build.folder.relative_to(root).as_posix(),
+        folder=folder_below(root, build),
         added_at=build.added_at,
     )
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import Malformed
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _BUSY_MS = 30_000
 _UNSURE_S = 120.0
 
@@ -41,7 +41,8 @@ class IndexNewer(IndexUnusable):
 class BuildRow(NamedTuple):
     """One installed build as lists show it; `base_weights` is the pinned or declared fingerprint, "" if unknown.
 
-    `folder` is a path below the library's root, so that the index holds wherever the library lies.
+    `folder` is the key: one build may be installed under two full names. It is a path below the library's root, so
+    that the index holds wherever the library lies.
     """
 
     digest: str
@@ -283,10 +284,10 @@ class Index:
             _put(connection, "bases", BaseRow._fields, [row])
             _put(connection, "matches", _MATCH, matches)
 
-    def remove_builds(self, digests: Sequence[str]) -> None:
-        """Forget builds."""
+    def remove_builds(self, folders: Iterable[str]) -> None:
+        """Forget the builds in these folders, which are paths below the library's root."""
         with self._writing() as connection:
-            connection.executemany("DELETE FROM builds WHERE digest = ?", [(digest,) for digest in digests])
+            connection.executemany("DELETE FROM builds WHERE folder = ?", [(folder,) for folder in folders])
 
     def remove_base(self, alias: str) -> None:
         """Forget a registered base."""
@@ -385,7 +386,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     integers, reals = {"rank", "parameters", "size_bytes", "parents"}, {"alpha", "added_at"}
     types = {c: int if c in integers else float if c in reals else str for c in _COLUMNS}
     builds = database["builds"]
-    builds.create(types, pk="digest", not_null={"name", "version", "base_weights", "folder"})
+    builds.create(types, pk="folder", not_null={"digest", "name", "version", "base_weights"})
     builds.create_index(["base_weights", "task", "rank"])
     builds.create_index(["name", "namespace"])
     builds.create_index(["task", "rank"])

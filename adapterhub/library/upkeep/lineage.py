@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -58,12 +58,17 @@ class Lineage:
 
     def __init__(self, root: Path, rows: Sequence[BuildRow]) -> None:
         self._root = root
-        self.rows: Mapping[str, BuildRow] = {row.digest: row for row in rows}
+        self.rows = rows
+        self._by_digest: Mapping[str, BuildRow] = {row.digest: row for row in reversed(rows)}
         self._manifests: dict[str, Manifest | None] = {}
+
+    def node_of(self, row: BuildRow) -> Node:
+        """An installed build and all its ancestors, under its own full name."""
+        return replace(self.node(row.digest), name=row.full_name)
 
     def node(self, digest: str, *, weight: float | None = None, spec: str = "", level: int = 0) -> Node:
         """The adapter with that manifest and all its ancestors; `spec` names one that is not here."""
-        row = self.rows.get(digest)
+        row = self._by_digest.get(digest)
         manifest = self._manifest(digest) if row is None or row.parents else None
         if row is None and manifest is None:
             name, _, rest = spec.partition("==")
@@ -98,7 +103,7 @@ class Lineage:
 
     def children(self, digest: str) -> Iterator[tuple[BuildRow, float]]:
         """Installed merges that were made from the adapter directly, each with the weight it has there."""
-        for row in self.rows.values():
+        for row in self.rows:
             if row.parents and (manifest := self._manifest(row.digest)) is not None:
                 weights = [parent.weight for parent in manifest.parents if parent.digest == digest]
                 if weights:
@@ -107,10 +112,10 @@ class Lineage:
     def roots(self) -> list[BuildRow]:
         """Installed builds that no installed merge was made from, in the order of the index."""
         inside: set[str] = set()
-        for row in self.rows.values():
+        for row in self.rows:
             if row.parents and (manifest := self._manifest(row.digest)) is not None:
                 inside |= {parent.digest for parent in manifest.parents if parent.digest}
-        return [row for row in self.rows.values() if row.digest not in inside]
+        return [row for row in self.rows if row.digest not in inside]
 
     def named(self, spec: AdapterSpec) -> list[BuildRow]:
         """Every installed build that a spec fits, for any base.
@@ -120,7 +125,7 @@ class Lineage:
         """
         found = [
             row
-            for row in self.rows.values()
+            for row in self.rows
             if row.name == spec.name
             and spec.namespace in (None, row.namespace)
             and spec.matches(row.version)
@@ -134,7 +139,7 @@ class Lineage:
         if digest not in self._manifests:
             from adapterhub.formats.manifest import MANIFEST_FILE  # its import costs more than a tree without merges
 
-            row = self.rows.get(digest)
+            row = self._by_digest.get(digest)
             places = [self._root / row.folder / MANIFEST_FILE] if row else []
             with suppress(ValueError):
                 places.append(self._root / "manifests" / "sha256" / f"{hex_of(Digest(parse_digest(digest)))}.json")
