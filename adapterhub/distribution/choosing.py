@@ -15,7 +15,7 @@ from adapterhub.distribution.resolve import Candidate, Objection, Resolution, re
 from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison
 from adapterhub.formats.manifest import BaseRef
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.installed import Admission
+from adapterhub.library.admission.admission import Admission
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
@@ -153,7 +153,7 @@ def find_installed(
         SignatureRefused, NamespaceBound: it may not be used; see `Admission`.
     """
     build, resolution = look_up(library, spec, wanted=wanted, bounds=bounds, allow_base_mismatch=allow_base_mismatch)
-    Admission(library).refuse(build)
+    Admission(library).ensure_usable(build)
     return build, resolution
 
 

@@ -289,7 +289,9 @@ SPECIFIERS = st.sampled_from(["", "==1.0", ">=1.2,<2", "~=1.4", ">=1,!=1.5", "==
 RANKS = st.none() | st.integers(1, 64)
 
 
-NAMES = KEYS.filter(lambda name: not re.fullmatch(r"v\d+", name))  # which a project file reads as a version, and refuses
+NAMES = KEYS.filter(
+    lambda name: not re.fullmatch(r"v\d+", name)
+)  # which a project file reads as a version, and refuses
 
 
 @given(key=KEYS, name=NAMES, namespace=st.none() | KEYS, specifiers=SPECIFIERS, max_rank=RANKS, group=st.none() | KEYS)

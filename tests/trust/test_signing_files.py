@@ -41,7 +41,7 @@ from adapterhub.trust.signing.bundle import (
 from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile, is_older
 from adapterhub.trust.signing.keys import KeyFolder, PublicKey, SigningKey, parse_key_name
 from adapterhub.trust.signing.trust import (
-    Demand,
+    EffectivePolicy,
     Terms,
     Trust,
     TrustedKey,
@@ -808,15 +808,15 @@ def test_a_key_is_called_by_its_name_or_the_start_of_its_fingerprint() -> None:
 
 
 def test_a_demand_is_that_of_the_namespace_then_the_remote_then_in_general() -> None:
-    remote = Demand(policy="off", where="the remote")
+    remote = EffectivePolicy(policy="off", where="the remote")
     trust = Trust(policies={"acme": "warn", "*": "require"})
 
     policies = [trust.demand(*each) for each in (("acme", remote), ("b", remote), (None, None))]
     assert [d.policy for d in policies if d] == ["warn", "off", "require"]
     assert Trust().demand("acme", None) is None
-    assert (Demand.of(None), Demand.of("warn")) == (
+    assert (EffectivePolicy.of(None), EffectivePolicy.of("warn")) == (
         None,
-        Demand(policy="warn", where="the option `--signatures`"),
+        EffectivePolicy(policy="warn", where="the option `--signatures`"),
     )
 
 

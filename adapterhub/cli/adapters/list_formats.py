@@ -55,11 +55,11 @@ def library_adapters(session: Session, rows: Sequence[BuildRow]) -> list[dict[st
     Raises:
         SignatureRefused, NamespaceBound: a build may not be used, which other programs would do.
     """
-    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.admission.admission import Admission
 
     library = session.library
     admission = Admission(library)
-    asked = [row for row in rows if admission.asks_of(row.namespace or None)]
+    asked = [row for row in rows if admission.restricts(row.namespace or None)]
     admission.ensure_all_usable((library.read_build(session.root / row.folder), None) for row in asked)
     count = Counter(row.full_name for row in rows)
     named = Counter(_long_name(row) for row in rows)

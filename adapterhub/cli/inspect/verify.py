@@ -137,13 +137,13 @@ def _inode_of(folder: Path) -> int | None:
 def _of_build(library: Library, build: Installed, record: BaseRecord | None, progress: Progress) -> Report:
     """The checks of an installed build, and what its signature says."""
     from adapterhub.formats.release import Release
+    from adapterhub.library.admission.admission import Admission
     from adapterhub.library.admission.findings import signature_findings
-    from adapterhub.library.admission.signatures import SignatureAdmission
 
     report = library.verify(build, record, progress)
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
     place = library.origins.place_of(build.manifest.digest, build.full_name)
-    found = signature_findings(SignatureAdmission(library.root), release, lambda: library.provenance(release), place)
+    found = signature_findings(Admission(library), release, lambda: library.provenance(release), place)
     return _joined(report, found)
 
 
@@ -152,8 +152,8 @@ def _with_signature(library: Library, folder: Path, report: Report) -> Report:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE
     from adapterhub.formats.release import Release
+    from adapterhub.library.admission.admission import Admission
     from adapterhub.library.admission.findings import signature_findings
-    from adapterhub.library.admission.signatures import SignatureAdmission
     from adapterhub.library.directory import PlainFolder
     from adapterhub.trust.signing.provenance import provenance_of
     from adapterhub.trust.verify.checks.digests import read_manifest_file
@@ -171,9 +171,7 @@ def _with_signature(library: Library, folder: Path, report: Report) -> Report:
     except (AdapterHubError, OSError):  # the report says what is wrong with it
         return report
     place = os.path.abspath(folder)  # noqa: PTH100 - as the user names it, links and all
-    return _joined(
-        report, signature_findings(SignatureAdmission(library.root), release, lambda: provenance_of(folder), place)
-    )
+    return _joined(report, signature_findings(Admission(library), release, lambda: provenance_of(folder), place))
 
 
 def _joined(report: Report, found: Sequence[Finding]) -> Report:

@@ -54,7 +54,7 @@ def trust(session: Session, folder: Path | None, revoke: bool, is_list: bool) ->
 
 
 def _agree(session: Session, place: Path, trusted: Any) -> None:  # noqa: ANN401 - TrustedProjects
-    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.admission.admission import Admission
     from adapterhub.projects.lock.lockfile import previous_lock
     from adapterhub.projects.project import read_project
     from adapterhub.projects.trust import ensure_no_takeover, servers_in

@@ -114,7 +114,7 @@ def _refuse_bound(library: Library, specs: Sequence[AdapterSpec], namespace: str
     Raises:
         NamespaceBound: with both sides, before anything is asked.
     """
-    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.admission.admission import Admission
 
     admission = Admission(library)
     hint = "`--ignore-bindings` copies it all the same"

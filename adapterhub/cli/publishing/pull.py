@@ -53,7 +53,7 @@ def pull(
     from adapterhub.cli.options.choice import choose_release
     from adapterhub.distribution.choosing import RankBounds
     from adapterhub.distribution.install import admit, asked_of
-    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.admission.admission import Admission
     from adapterhub.library.directory import BuildFolder
     from adapterhub.library.transfer import Source, copy
 
@@ -73,7 +73,7 @@ def pull(
         objection=objection,
     )
     if source is library:
-        Admission(library).refuse(
+        Admission(library).ensure_usable(
             library.read_build(library.folder_for(release.manifest, release.namespace)), signatures
         )
         signature = library.provenance(release).signature

@@ -62,7 +62,7 @@ def push(
     from adapterhub.core.specs import names_folder
     from adapterhub.distribution.choosing import RankBounds, look_up
     from adapterhub.formats.release import Release
-    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.admission.admission import Admission
     from adapterhub.library.directory import PublishedDirectory
     from adapterhub.library.transfer import copy
 
@@ -78,7 +78,7 @@ def push(
         namespace = build.namespace or (None if to_directory else to.partition("/")[0])
         sign_build(library, build, namespace, signer)
     if not (sign_it and dry_run):  # then it is not signed yet
-        Admission(library).refuse(build)
+        Admission(library).ensure_usable(build)
     signature = library.provenance(release).signature
     if dry_run:
         document = _dry_document(build, to, to_directory=to_directory, is_signed=sign_it or signature is not None)

@@ -36,7 +36,7 @@ class FirstUseBuild:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class FirstUse:
     """What is known of one name. `signer` is the fingerprint of the key that signed what was taken last."""
 
     signer: Digest
@@ -50,7 +50,7 @@ class FirstUseFile:
         self._root = root
         self.path = root / "seen_signatures.json"
 
-    def of(self, full_name: str) -> Seen | None:
+    def of(self, full_name: str) -> FirstUse | None:
         """What was seen under a name.
 
         Raises:
@@ -68,11 +68,11 @@ class FirstUseFile:
             before = builds.get((build.base, build.rank))
             if before is None or is_older(before.version, build.version):
                 builds[build.base, build.rank] = build
-            found = Seen(signer=signer, builds=tuple(builds.values()))
+            found = FirstUse(signer=signer, builds=tuple(builds.values()))
             if found != known:
                 self._write({**everything, full_name: found})
 
-    def _read(self) -> dict[str, Seen]:
+    def _read(self) -> dict[str, FirstUse]:
         try:
             raw = read_owned(self.path, "says which signed versions were seen", limit_bytes=_LIMIT_BYTES)
             value = strict_json(raw, limit_bytes=_LIMIT_BYTES)
@@ -86,7 +86,7 @@ class FirstUseFile:
                 f"`{self.path}`: {error}", hint="mend the file; deleted, it forgets which signed versions were seen"
             ) from None
 
-    def _write(self, everything: Mapping[str, Seen]) -> None:
+    def _write(self, everything: Mapping[str, FirstUse]) -> None:
         value = {
             name: {"signer": seen.signer, "builds": [b.to_json() for b in seen.builds]}
             for name, seen in everything.items()
@@ -104,11 +104,11 @@ def is_older(version: str, other: str) -> bool:
     return Version(version) < Version(other)
 
 
-def _seen(item: Any) -> Seen:  # noqa: ANN401 - any JSON value
+def _seen(item: Any) -> FirstUse:  # noqa: ANN401 - any JSON value
     builds = []
     for build in item["builds"]:
         rank = build["rank"]
         if not isinstance(build["base"], str) or not (rank is None or type(rank) is int):
             raise ValueError("builds: expected a text `base` and a number `rank`")
         builds.append(FirstUseBuild(base=build["base"], rank=rank, version=parse_version(build["version"])))
-    return Seen(signer=parse_digest(item["signer"]), builds=tuple(builds))
+    return FirstUse(signer=parse_digest(item["signer"]), builds=tuple(builds))

@@ -98,16 +98,20 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """A policy, and in words where it was set."""
+class EffectivePolicy:
+    """The signature policy that holds for a build; `where` says in words where it was set."""
 
     policy: Policy
     where: str
 
     @classmethod
-    def of(cls, given: Demand | Policy | None) -> Demand | None:
-        """The demand of one run: a policy alone was given by the option `--signatures`, or by an argument like it."""
+    def of(cls, given: EffectivePolicy | Policy | None) -> EffectivePolicy | None:
+        """The policy of one run; a policy alone counts as given by the option `--signatures`."""
         return cls(policy=given, where="the option `--signatures`") if isinstance(given, str) else given
+
+
+GivenPolicy = EffectivePolicy | Policy | None
+"""The policy that the caller of one run gives, if any; it overrides what the user set."""
 
 
 def _matches(full_name: str, globs: Sequence[str]) -> bool:
@@ -132,15 +136,15 @@ class Trust:
         key = self.key_of(fingerprint)
         return f"`{key.name}`" if key else f"{fingerprint[:19]}…"
 
-    def demand(self, namespace: str | None, of_remote: Demand | None) -> Demand | None:
+    def policy_for(self, namespace: str | None, of_remote: EffectivePolicy | None) -> EffectivePolicy | None:
         """The policy for a build: that of its namespace, else `of_remote`, that of its remote, else the general one."""
         if namespace and namespace in self.policies:
             where = f"the policy of the namespace `{namespace}` (`adapt key policy`)"
-            return Demand(policy=self.policies[namespace], where=where)
+            return EffectivePolicy(policy=self.policies[namespace], where=where)
         if of_remote is not None:
             return of_remote
         if GENERAL in self.policies:
-            return Demand(policy=self.policies[GENERAL], where="the general policy (`adapt key policy`)")
+            return EffectivePolicy(policy=self.policies[GENERAL], where="the general policy (`adapt key policy`)")
         return None
 
 
