@@ -106,7 +106,7 @@ def default_library() -> Library:
     from adapterhub.projects.builds import ProjectNames
 
     library = Library(default_root(os.environ))
-    library.names = ProjectNames(Path.cwd()).build
+    library.resolve_name = ProjectNames(Path.cwd()).build
     return library
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.choosing import RankBounds
     from adapterhub.library.store.catalog import Installed
-    from adapterhub.library.store.index import IndexReader
+    from adapterhub.library.store.index_reader import IndexReader
     from adapterhub.library.upkeep.lineage import Lineage
     from adapterhub.projects.session import Session
 
