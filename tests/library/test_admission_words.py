@@ -271,7 +271,7 @@ def test_a_broken_signature_is_refused_with_its_own_reason_and_hint(library: Lib
 
     assert (told.value.reason, told.value.what) == ("broken", "`acme/legal-qa` 1.0.0")
     assert told.value.clause == "`model.sig` is empty"
-    assert told.value.hint.startswith("what is there is not what was signed; ")
+    assert told.value.hint.startswith("the files are not the signed ones; ")
     assert told.value.message == f"refused `acme/legal-qa` 1.0.0: `model.sig` is empty. {KEPT}"
 
 

@@ -64,7 +64,7 @@ def test_a_name_is_given_once(homes):
     assert (homes.folder / "ann" / "keys" / "ann.pem").read_bytes() == before
 
 
-@pytest.mark.parametrize(("password", "told"), [(None, "no password was given"), ("wrong", "not its password")])
+@pytest.mark.parametrize(("password", "told"), [(None, "no password was given"), ("wrong", "password is wrong")])
 def test_an_encrypted_key_opens_with_its_password_only(homes, monkeypatch, password, told):
     monkeypatch.setenv("ADAPTERHUB_PASSWORD", "open sesame")
     homes.ann.ok("key", "new", "safe")

@@ -33,7 +33,7 @@ from tests.support.signed_offers import ANN, BEN, key, manifest, release, signed
 PLACE = "/published"
 ASKED = InstallRequest(spec=AdapterSpec.parse("acme/legal-qa"))
 UNKNOWN = f"is signed by the unknown key {BEN.public.fingerprint}"
-GONE = "get it from its author, and tell whoever runs the place"
+GONE = "get them from the author, and inform the operator of the server"
 
 
 @pytest.fixture
@@ -389,7 +389,7 @@ def false(provenance: Provenance, offered: Release | None = None) -> tuple[str, 
     with pytest.raises(SignatureRefused) as told:
         judge(provenance, offered=offered)
     assert told.value.what == "`acme/legal-qa` 1.0.0"
-    assert told.value.hint == f"what is there is not what was signed; {GONE}"
+    assert told.value.hint == f"the files are not the signed ones; {GONE}"
     assert told.value.message.endswith(". Nothing was stored")
     return told.value.reason, told.value.clause
 
@@ -493,7 +493,7 @@ def test_files_that_the_signature_does_not_fit_are_refused() -> None:
     actual = digest_of(WEIGHTS_FILE.encode())[:19]
     assert false(signed(release(), ANN, resources(swap))) == (
         "changed_file",
-        f"`{WEIGHTS_FILE}` is {actual}…, signed was sha256:{'a' * 12}…",
+        f"`{WEIGHTS_FILE}` is {actual}…, but sha256:{'a' * 12}… was signed",
     )
     assert false(signed(release(), ANN, resources(lambda items: [i for i in items if i["name"] != WEIGHTS_FILE]))) == (
         "extra_file",
@@ -534,9 +534,9 @@ def test_a_strangers_signature_need_not_name_the_manifest() -> None:
         ("evil.py", "file", ("extra_file", "`evil.py` was not there when it was signed")),
         ("evil", "folder", ("extra_file", "`evil`, a folder, was not there when it was signed")),
         ("evil", "other", ("extra_file", "`evil`, no file, was not there when it was signed")),
-        ("evil", "link", ("link", "`evil` is a link, signed was a file")),
-        (".git", "link", ("link", "`.git` is a link, signed was a file")),
-        ("README.md", "link", ("link", "`README.md` is a link, signed was a file")),
+        ("evil", "link", ("link", "`evil` is a link, but a file was signed")),
+        (".git", "link", ("link", "`.git` is a link, but a file was signed")),
+        ("README.md", "link", ("link", "`README.md` is a link, but a file was signed")),
         ("README.md", "folder", ("extra_file", "`README.md`, a folder, was not there when it was signed")),
         ("README.md", "file", None),
         (".git", "folder", None),
@@ -611,7 +611,7 @@ def test_a_false_signature_is_an_error_with_its_hint(root: Path) -> None:
 
     assert (finding.code, finding.severity, finding.where) == ("E_SIGNATURE", "error", "model.sig")
     assert finding.message == "`model.sig` is empty"
-    assert finding.hint == f"what is there is not what was signed; {GONE}"
+    assert finding.hint == f"the files are not the signed ones; {GONE}"
 
 
 @pytest.mark.parametrize(
@@ -688,7 +688,7 @@ def test_a_folder_or_pipe_in_the_place_of_a_signature_is_refused(tmp_path: Path)
     (tmp_path / "sub").mkdir()
     os.mkfifo(tmp_path / "pipe")
     for name in ("sub", "pipe"):
-        with pytest.raises(SignatureRefused, match="it is no plain file"):
+        with pytest.raises(SignatureRefused, match="it is not a regular file"):
             read_signature(tmp_path / name)
 
 

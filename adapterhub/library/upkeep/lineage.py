@@ -1,6 +1,6 @@
-"""What adapters were merged from, and what was merged from them: a graph over the index, the store and the manifests.
+"""The graph of merges: the parents and the children of adapters, from the index, the store and the manifests.
 
-An adapter is a node by the digest of its manifest. Manifests are read only of what is a merge.
+A node is an adapter by the digest of its manifest. Only the manifests of merges are read.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 State = Literal["installed", "stored", "missing", "unknown"]
 MOST_LEVELS: Final = 64
-"""Merges of merges that are followed; digests allow no circle, a damaged store might."""
+"""Levels that are followed; digests allow no circle, but a damaged store might."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One adapter in a lineage. `weight` is the one it was merged with; `parents` are what it was merged from itself.
+    """One adapter in a lineage. `weight` is its weight in the merge; `parents` are its own parents.
 
     `state`: `installed`; `stored` (removed, and the store still has its manifest); `missing` from here; `unknown`, a
     parent that was a folder or is named without a digest.
@@ -102,7 +102,7 @@ class Lineage:
         )
 
     def children(self, digest: str) -> Iterator[tuple[BuildRow, float]]:
-        """Installed merges that were made from the adapter directly, each with the weight it has there."""
+        """Installed merges made directly from the adapter, each with the adapter's weight."""
         for row in self.rows:
             if row.parents and (manifest := self._manifest(row.digest)) is not None:
                 weights = [parent.weight for parent in manifest.parents if parent.digest == digest]
@@ -118,7 +118,7 @@ class Lineage:
         return [row for row in self.rows if row.digest not in inside]
 
     def named(self, spec: AdapterSpec) -> list[BuildRow]:
-        """Every installed build that a spec fits, for any base.
+        """Every installed build that matches a spec, for any base.
 
         Raises:
             AdapterNotFound: none.
@@ -152,7 +152,7 @@ def _read(path: Path) -> Manifest | None:
 
     try:
         return Manifest.read(path)
-    except (FileNotFoundError, MalformedManifest):  # damage is for `verify` to tell
+    except (FileNotFoundError, MalformedManifest):  # `verify` reports the damage
         return None
 
 

@@ -48,7 +48,7 @@ class TensorNumbers:
 
 
 def scan_weights(held: HeldFile, file: TensorFile, progress: Progress | None = None) -> Mapping[str, TensorNumbers]:
-    """What the numbers of each tensor in `FLOATS` are, by its name; the pass in which the file is hashed.
+    """The numbers of each tensor in `FLOATS` by its name; the same pass hashes the file.
 
     Memory is a few pieces, whatever the size. Raises OSError when the file ends early or grew.
     """
@@ -97,7 +97,7 @@ def _chunks(file: TensorFile) -> Iterator[_Run]:
 
 
 class _Looks:
-    """The largest code met so far in each tensor, and where the first odd one was."""
+    """The largest code so far in each tensor, and the index of the first odd one."""
 
     def __init__(self) -> None:
         import numpy as np  # 60 ms of import that only a look at numbers needs
