@@ -22,6 +22,7 @@ from adapterhub.core.disk.files import open_plain, sync_folder, write_durably
 from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.disk.new_folder import not_written, sync_tree
 from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import (
     AdapterNotFound,
     Conflict,
@@ -83,7 +84,7 @@ class PublishedDirectory:
     @property
     def place(self) -> str:
         """The absolute path of the root."""
-        return os.path.abspath(self.root)  # noqa: PTH100 - `resolve` would lose the user's own name for it
+        return absolute(self.root)
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """Builds with that name in any subfolder; they count as builds of the namespace in `spec`."""
@@ -274,7 +275,7 @@ class PlainFolder:
     @property
     def place(self) -> str:
         """The absolute path of the root."""
-        return os.path.abspath(self.folder)  # noqa: PTH100 - as above
+        return absolute(self.folder)
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """The one build."""

@@ -21,6 +21,7 @@ from adapterhub.core.digests import Progress, hex_of
 from adapterhub.core.disk.claims import living
 from adapterhub.core.disk.files import sync_folder, write_file
 from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import (
     AdapterNotFound,
     BaseMismatch,
@@ -87,7 +88,7 @@ class Library:
     @property
     def place(self) -> str:
         """The absolute path of the root."""
-        return os.path.abspath(self.root)  # noqa: PTH100 - `resolve` would lose the user's own name for it
+        return absolute(self.root)
 
     # ------------------------------------------------------------ what is installed
     def installed(self, *names: str) -> Iterator[Installed]:
@@ -163,8 +164,7 @@ class Library:
 
     def read_build(self, folder: Path) -> Installed:
         """The build in an installed folder."""
-        path = folder / MANIFEST_FILE
-        manifest = Manifest.read(path)
+        manifest = Manifest.read(folder / MANIFEST_FILE)
         namespace, _, _name = folder.parent.name.rpartition("--")
         return Installed(
             manifest=manifest,
@@ -222,7 +222,7 @@ class Library:
             manifest = describe(subject, entries, description, base)
             release = Release(manifest=manifest, namespace=namespace, origin=str(folder))
             added = self.publish_staged(intent, release, base, findings)
-        self.note_origin(added.build, os.path.abspath(folder))  # noqa: PTH100 - as in `place`
+        self.note_origin(added.build, absolute(folder))
         return added
 
     @contextlib.contextmanager

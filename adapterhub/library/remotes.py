@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,7 @@ class Remotes:
                     f"`{name}` is {same.url}",
                     hint=f"`adapt remote remove {name}` first" if name != HUB_NAME else "choose another name",
                 )
-            self._refuse_taken(known, made)
+            self._ensure_free(known, made)
             if same is not None and signatures is None:
                 made = replace(made, signatures=same.signatures)
             others = [replace(r, is_default=r.is_default and not default) for r in known]
@@ -268,10 +269,10 @@ class Remotes:
         return there
 
     # ------------------------------------------------------------ files
-    def _changing(self) -> Any:  # noqa: ANN401 - the store's context manager
+    def _changing(self) -> AbstractContextManager[None]:
         return Root(self._root).lock("remotes", exclusive=True)
 
-    def _refuse_taken(self, known: Sequence[Remote], made: Remote) -> None:
+    def _ensure_free(self, known: Sequence[Remote], made: Remote) -> None:
         for other in known:
             taken = [n for n in made.namespaces if n in other.namespaces and other.name != made.name]
             if taken:

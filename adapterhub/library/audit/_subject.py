@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from adapterhub.core.digests import Digest, Progress
+from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import AdapterHubError, RefusedAdapter, RemoteUnreachable, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint
@@ -137,7 +137,7 @@ def subject_of_build(build: Installed) -> Subject:
 
 def subject_of_folder(folder: Path, label: str) -> Subject:
     """A folder that is not installed, with a manifest or without; never raises for what is in it."""
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - `resolve` would lose the user's own name for it
+    folder = Path(absolute(folder))
     try:
         manifest, is_named = _manifest_in(folder)
     except AdapterHubError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.digests import Progress, canonical_json, strict_json
-from adapterhub.core.disk.root import Root
+from adapterhub.core.disk.root import Root, absolute
 from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, SpecError, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec, looks_like_revision
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_folder
@@ -187,7 +187,7 @@ class Bases:
         progress: Progress | None = None,
     ) -> BaseRecord:
         """The base in the folder `path` now, without registering it; see `fingerprint_folder`."""
-        folder = Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` would lose the Hub cache's names
+        folder = Path(absolute(path))
         fingerprint, hints, tensors = fingerprint_folder(
             folder, cache_folder=self.cache_folder, threads=threads, progress=progress, hub_id=hub_id, commit=commit
         )
@@ -237,7 +237,7 @@ class Bases:
         with self._root.lock("bases", exclusive=True):
             taken = next((name for name in self.aliases() if name.casefold() == record.alias.casefold()), None)
             if taken is not None:
-                self._refuse_other_weights(self.get(taken), record)
+                self._ensure_same_weights(self.get(taken), record)
             self._root.write(self._path(record.alias), record.to_bytes())
         return record
 
@@ -255,7 +255,7 @@ class Bases:
             except OSError as error:
                 raise self._root.explain(error) from error
 
-    def _refuse_other_weights(self, old: BaseRecord, new: BaseRecord) -> None:
+    def _ensure_same_weights(self, old: BaseRecord, new: BaseRecord) -> None:
         if old.alias != new.alias:
             raise Conflict(
                 f"`{new.alias}` differs only in case from `{old.alias}`, which some file systems cannot tell apart",

@@ -10,13 +10,13 @@ name it counts: under a namespace that the user gave to a server, a build answer
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from adapterhub.core.digests import Digest, canonical_json, hex_of, parse_digest
 from adapterhub.core.disk.files import read_json
+from adapterhub.core.disk.root import absolute
 from adapterhub.library.store.blobs import Store
 
 _KEYS: Final = ("adapter", "name", "place")
@@ -68,7 +68,7 @@ class Origins:
     def place_of(self, adapter: Digest, name: str) -> str:
         """The place that a build came from under this full name; the library itself if no record exists."""
         origin = self.under(adapter, name)
-        return origin.place if origin else os.path.abspath(self._store.root)  # noqa: PTH100 - as `Library.place`
+        return origin.place if origin else absolute(self._store.root)
 
     @staticmethod
     def _read(path: Path) -> Origin | None:

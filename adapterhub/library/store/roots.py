@@ -20,7 +20,7 @@ from typing import Final
 from adapterhub.core.digests import Digest, canonical_json, parse_digest
 from adapterhub.core.disk.files import read_json, read_plain
 from adapterhub.core.disk.home import LOCK_FILE
-from adapterhub.core.disk.root import Root, place_key
+from adapterhub.core.disk.root import Root, absolute, place_key
 
 _DIGEST: Final = re.compile(rb"sha256:[0-9a-f]{64}")
 _LIMIT_BYTES: Final = 64 << 20
@@ -52,7 +52,7 @@ class KnownProjects:
         Raises:
             NotAllowed: the library cannot be written.
         """
-        place = os.path.abspath(folder)  # noqa: PTH100 - `resolve` would lose the user's own name for it
+        place = absolute(folder)
         value = {"folder": place, "digests": sorted(set(digests))}
         path = self._path(place)
         data = canonical_json(value)

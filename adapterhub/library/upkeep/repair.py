@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from adapterhub.core.digests import Digest, copy_hashed
 from adapterhub.core.disk.files import digest_of_file, is_sound, write_durably, write_file, write_new
@@ -308,7 +308,7 @@ class _Repair:
                         return True
         return False
 
-    def _take(self, stream: Any, entry: FileEntry) -> bool:  # noqa: ANN401 - any binary stream
+    def _take(self, stream: IO[bytes], entry: FileEntry) -> bool:
         """Store the bytes of a stream as a blob, if they are the right ones."""
         if self._intent is None:
             return True

@@ -18,7 +18,7 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -174,7 +174,7 @@ def read_statement(payload: bytes) -> Statement:
     for resource in resources:
         resource.expect("algorithm", "sha256")
         name = resource.text("name")
-        _refuse_odd_name(name)
+        _check_name(name)
         if name in files:
             raise ValueError(f"names `{shown(name)}` twice")
         files[name] = resource.hexadecimal("digest")
@@ -190,14 +190,14 @@ def signed_files(manifest: Manifest, card: Digest | None = None) -> dict[str, Di
     return files | ({CARD_FILE: card} if card else {})
 
 
-def _root(digests: Any) -> Digest:  # noqa: ANN401 - any iterable of digests
+def _root(digests: Iterable[Digest]) -> Digest:
     hasher = hashlib.sha256()
     for digest in digests:
         hasher.update(bytes.fromhex(hex_of(digest)))
     return Digest("sha256:" + hasher.hexdigest())
 
 
-def _refuse_odd_name(name: str) -> None:
+def _check_name(name: str) -> None:
     parts = name.split("/")
     odd = not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in parts)
     if odd or len(name) > _ROOM_FOR_NAMES:

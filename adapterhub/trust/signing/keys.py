@@ -230,7 +230,7 @@ def _bounded(raw: bytes) -> bytes:
     return raw
 
 
-def _public(key: Any, where: str) -> PublicKey:  # noqa: ANN401 - any key the parser knows
+def _public(key: object, where: str) -> PublicKey:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 

@@ -270,7 +270,7 @@ def clock() -> float:
     return time.time()
 
 
-def _trust(value: Any) -> Trust:  # noqa: ANN401 - any JSON value
+def _trust(value: object) -> Trust:
     if not isinstance(value, dict) or not isinstance(value.get("keys"), list):
         raise ValueError("keys: expected a list")  # noqa: TRY004 - one class for the caller
     policies = value.get("policies", {})
@@ -282,7 +282,7 @@ def _trust(value: Any) -> Trust:  # noqa: ANN401 - any JSON value
     return Trust(keys=keys, policies={name: parse_policy(policy) for name, policy in policies.items()})
 
 
-def _key(item: Any, where: str) -> TrustedKey:  # noqa: ANN401 - any JSON value
+def _key(item: object, where: str) -> TrustedKey:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str) or not isinstance(item.get("key"), str):
         raise ValueError(f"{where}: expected the texts `name` and `key`")  # noqa: TRY004 - as above
     lists: dict[str, Any] = {name: item.get(name, []) for name in ("adapters", "remotes", "accepts", "replaces")}
