@@ -807,13 +807,13 @@ def test_a_key_is_called_by_its_name_or_the_start_of_its_fingerprint() -> None:
     assert trust.key_of(ANN.public.fingerprint) == trusted()
 
 
-def test_a_demand_is_that_of_the_namespace_then_the_remote_then_in_general() -> None:
+def test_a_policy_is_that_of_the_namespace_then_the_remote_then_in_general() -> None:
     remote = EffectivePolicy(policy="off", where="the remote")
     trust = Trust(policies={"acme": "warn", "*": "require"})
 
-    policies = [trust.demand(*each) for each in (("acme", remote), ("b", remote), (None, None))]
+    policies = [trust.policy_for(*each) for each in (("acme", remote), ("b", remote), (None, None))]
     assert [d.policy for d in policies if d] == ["warn", "off", "require"]
-    assert Trust().demand("acme", None) is None
+    assert Trust().policy_for("acme", None) is None
     assert (EffectivePolicy.of(None), EffectivePolicy.of("warn")) == (
         None,
         EffectivePolicy(policy="warn", where="the option `--signatures`"),
