@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Final
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import NamespaceBound, NotAllowed, SignatureRefused
+from adapterhub.core.errors import NamespaceBound, SignatureRefused
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.admission.decision import Decision, InstallRequest, ensure_consistent
 from adapterhub.library.library import Library
@@ -240,15 +240,19 @@ class Admission:
         Raises:
             SignatureRefused, NamespaceBound: as `ensure_usable`.
         """
-        refused: list[NotAllowed] = []
+        refused: list[SignatureRefused | NamespaceBound] = []
         for build, given in builds:
             try:
                 self.ensure_usable(build, given)
             except (SignatureRefused, NamespaceBound) as error:
                 refused.append(error)
-        if refused:
-            refused[0].message = "\n".join([refused[0].message, *(f"also: {error.message}" for error in refused[1:])])
-            raise refused[0]
+        if not refused:
+            return
+        first, rest = refused[0], "".join(f"\nalso: {error.message}" for error in refused[1:])
+        if isinstance(first, SignatureRefused):
+            what, clause, ending = first.what, first.clause, _KEPT + rest
+            raise SignatureRefused(what, clause, reason=first.reason, hint=first.hint, ending=ending)
+        raise NamespaceBound(first.message + rest, hint=first.hint)
 
     def _remote_at(self, place: str) -> Remote | None:
         if "://" not in place:

@@ -1,41 +1,16 @@
-"""What a reader of the index may look up, and the index of an empty library."""
+"""What answers questions about installed builds: the index, or an empty one for a library without files."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TypeAlias
 
-from adapterhub.library.store.index import BaseRow, BuildRow, Filters
-
-
-class IndexReader(Protocol):
-    """The reading half of an index."""
-
-    def search(self, filters: Filters) -> list[BuildRow]:
-        """Builds that match every filter, by name, then newest first."""
-
-    def names(self) -> list[str]:
-        """Every full name, once."""
-
-    def bases(self) -> list[BaseRow]:
-        """Registered bases by alias."""
-
-    def equivalents(self, weights: str) -> tuple[str, ...]:
-        """Fingerprints that builds declare and that are the registered base `weights`, in any precision or layout."""
-
-    def aliases(self) -> dict[str, str]:
-        """Alias for every base fingerprint that is a registered base, in any precision or file layout."""
-
-    def declared_bases(self) -> dict[str, str]:
-        """Every base fingerprint that a build declares, with the digest of one such build."""
-
-    def count(self) -> int:
-        """How many builds are indexed."""
+from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Index
 
 
 class EmptyIndex:
     """The index of a library without files: reading it makes none."""
 
-    def search(self, filters: Filters) -> list[BuildRow]:  # noqa: ARG002 - as IndexReader
+    def search(self, filters: Filters) -> list[BuildRow]:  # noqa: ARG002 - as Index
         """Nothing."""
         return []
 
@@ -62,3 +37,7 @@ class EmptyIndex:
     def count(self) -> int:
         """None."""
         return 0
+
+
+IndexReader: TypeAlias = Index | EmptyIndex
+"""Either one; the methods that both have are those of a reader."""
