@@ -271,7 +271,7 @@ def test_a_signature_is_read_from_a_plain_file_only(tmp_path):
 
     with pytest.raises(SignatureRefused, match="is a link"):
         read_signature(tmp_path / SIGNATURE)
-    with pytest.raises(SignatureRefused, match="no plain file"):
+    with pytest.raises(SignatureRefused, match="not a regular file"):
         read_signature(tmp_path)
     assert read_signature(tmp_path / "nothing") is None
 
