@@ -132,7 +132,7 @@ class OpenedLibrary(local.Library):
         library.session = PythonSession(
             root=library.root, out=library.reports, variables=os.environ, opened=library, follows_folder=True
         )
-        library.names = ProjectNames(Path.cwd()).build
+        library.resolve_name = ProjectNames(Path.cwd()).build
         return library
 
     @property

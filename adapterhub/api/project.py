@@ -71,7 +71,7 @@ class Project:
         opened = Library.default() if library is None else library
         self.library = opened if isinstance(opened, Library) else Library(opened)
         if library is None:
-            self.library.names = ProjectNames(self.folder).build
+            self.library.resolve_name = ProjectNames(self.folder).build
         self._session = PythonSession(
             root=self.library.root,
             out=self.library.reports,

@@ -15,7 +15,7 @@ from adapterhub.distribution.resolve import Candidate, Objection, Resolution, re
 from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison
 from adapterhub.formats.manifest import BaseRef
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.installed import Admission
+from adapterhub.library.admission.admission import Admission
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
@@ -153,7 +153,7 @@ def find_installed(
         SignatureRefused, NamespaceBound: it may not be used; see `Admission`.
     """
     build, resolution = look_up(library, spec, wanted=wanted, bounds=bounds, allow_base_mismatch=allow_base_mismatch)
-    Admission(library).refuse(build)
+    Admission(library).ensure_usable(build)
     return build, resolution
 
 
@@ -167,13 +167,13 @@ def look_up(
 ) -> tuple[Installed, Resolution]:
     """The same to look at or to remove, also where it may not be used: what uses a build calls `find_installed`.
 
-    Where `library.names` gives the name a meaning, that build is the one, or is refused for what does not fit.
+    Where `library.resolve_name` gives the name a meaning, that build is the one, or is refused for what does not fit.
 
     Raises:
         AdapterNotFound: no adapter by that name is installed.
         NoCompatibleRelease: installed, but none fits.
     """
-    named = library.names(library, spec) if library.names and bounds == ANY_RANK else None
+    named = library.resolve_name(library, spec) if library.resolve_name and bounds == ANY_RANK else None
     if named is not None:
         spec = AdapterSpec.parse(named.spec)
     builds = [named] if named else library.builds_named(spec.name, spec.namespace)

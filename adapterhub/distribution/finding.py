@@ -21,7 +21,7 @@ from adapterhub.core.specs import AdapterSpec, BaseSpec, hint_for_unknown_base, 
 from adapterhub.distribution.choosing import find_installed
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.manifest import BaseRef, Manifest
-from adapterhub.library.admission.installed import Admission
+from adapterhub.library.admission.admission import Admission
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
@@ -130,7 +130,7 @@ class Finder:
         if folder is not None:
             return self._in_folder(folder, weight)
         if isinstance(what, Installed):
-            Admission(self.library).refuse(what)
+            Admission(self.library).ensure_usable(what)
             return self._installed(what, weight, requested_base(self.base, self.library.bases))
         spec = what if isinstance(what, AdapterSpec) else _parse_spec(str(what))
         wanted = requested_base(spec.base or self.base, self.library.bases, hint=hint_for_unknown_base(spec))

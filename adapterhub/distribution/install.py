@@ -18,8 +18,8 @@ from adapterhub.distribution.resolve import Objection, Resolution
 from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.formats.manifest import SIGNATURE_FILE, FileEntry
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.installed import Admission
-from adapterhub.library.admission.signatures import Asked, SignatureAdmission
+from adapterhub.library.admission.admission import Admission
+from adapterhub.library.admission.decision import InstallRequest
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.intake.staging import Staging
@@ -27,9 +27,8 @@ from adapterhub.library.library import Added, Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.signatures import attach_signature
 from adapterhub.library.transfer import Source, copy
-from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.trust.signing.provenance import read_signature
-from adapterhub.trust.signing.trust import Demand
+from adapterhub.trust.signing.trust import GivenPolicy
 from adapterhub.trust.verify import Finding, Report
 
 
@@ -43,7 +42,7 @@ class Plan:
     resolution: Resolution
     present: Installed | None
     missing: tuple[FileEntry, ...]
-    asked: Asked
+    asked: InstallRequest
 
     @property
     def copy_bytes(self) -> int:
@@ -88,7 +87,7 @@ def run_install(
     plan: Plan,
     progress: Progress | None = None,
     *,
-    signatures: Demand | SignaturePolicy | None = None,
+    signatures: GivenPolicy = None,
 ) -> Added | None:
     """Carry a plan out; None when the build was there already.
 
@@ -105,7 +104,7 @@ def run_install(
     if plan.present is not None:
         if plan.source is not library and not Admission(library).is_ours(plan.present):
             vouch(library, plan.present, plan.release, plan.source, plan.asked, signatures)
-        Admission(library).refuse(plan.present, signatures)
+        Admission(library).ensure_usable(plan.present, signatures)
     else:
         destination = Expecting(library, record)
         signature, finding = admit(library, plan.release, plan.source, plan.asked, signatures)
@@ -127,7 +126,7 @@ def _plan(
     source: Source,
     wanted: RequestedBase | None,
     resolution: Resolution,
-    asked: Asked,
+    asked: InstallRequest,
 ) -> Plan:
     here = []
     place = library.folder_for(release.manifest, release.namespace)
@@ -150,12 +149,12 @@ def _plan(
 
 def asked_of(
     library: Library, spec: AdapterSpec, release: Release, wanted: RequestedBase | None, bounds: RankBounds
-) -> Asked:
+) -> InstallRequest:
     """What was asked for, as far as the memory of signed versions needs it."""
     declared = release.manifest.base.fingerprint
     record = wanted.record if wanted else library.bases.by_fingerprint(declared) if declared else None
     named = [record.fingerprint.weights] if record else []
-    return Asked(
+    return InstallRequest(
         spec=spec,
         bases=tuple(dict.fromkeys([*named, declared.weights if declared else ""])),
         min_rank=bounds.rank or bounds.min_rank,
@@ -168,8 +167,8 @@ def vouch(
     build: Installed,
     release: Release,
     source: Source,
-    asked: Asked,
-    policy: Demand | SignaturePolicy | None,
+    asked: InstallRequest,
+    policy: GivenPolicy,
 ) -> Finding:
     """Note that `source` offers an installed build, too, and keep its signature; what to tell the user.
 
@@ -184,7 +183,11 @@ def vouch(
 
 
 def admit(
-    library: Library, release: Release, source: Source, asked: Asked, policy: Demand | SignaturePolicy | None
+    library: Library,
+    release: Release,
+    source: Source,
+    asked: InstallRequest,
+    policy: GivenPolicy,
 ) -> tuple[bytes | None, Finding]:
     """Let a build of `source` in by its signature: its bytes, to be kept beside the files, and what to tell the user.
 
@@ -192,12 +195,13 @@ def admit(
         SignatureRefused: the policy forbids it, or the signature is false.
         NamespaceBound: the namespace belongs to another server.
     """
-    Admission(library).ensure_place_allowed(source.place, release.namespace)
+    admission = Admission(library)
+    admission.ensure_place_allowed(source.place, release.namespace)
     provenance = source.provenance(release)
-    admitted = SignatureAdmission(library.root).admit(release, provenance, source.place, asked, policy)
-    message = f"`{release.full_name}` {release.manifest.version} {admitted.judgement.message}"
+    decision = admission.admit(release, provenance, source.place, asked, policy)
+    message = f"`{release.full_name}` {release.manifest.version} {decision.appraisal.message}"
     found = Finding(code="N_SIGNATURE", severity="note", where=SIGNATURE_FILE, message=message)
-    return provenance.signature, replace(found, code="W_SIGNATURE", severity="warning") if admitted.warn else found
+    return provenance.signature, replace(found, code="W_SIGNATURE", severity="warning") if decision.warns else found
 
 
 class Expecting:

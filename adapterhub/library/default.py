@@ -1,4 +1,4 @@
-"""Which library a Python function uses when its caller names none: the one that the command line uses."""
+"""The library that a Python function uses by default, which is the one that the command line uses."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Places on disk other than a library: a directory of published builds, and a plain PEFT folder.
 
 A published directory holds one folder per build, `<name>/<version>[-r<rank>]/`, with the adapter's files and its
-`adapterhub.json`; a clone or download of a hub repository is one, too. It can be read from any file share.
+`adapterhub.json`; so does a clone or download of a hub repository. Any file share can hold one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from adapterhub.core.disk.files import open_plain, sync_folder, write_durably
 from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.disk.new_folder import not_written, sync_tree
 from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import (
     AdapterNotFound,
     Conflict,
@@ -70,23 +71,23 @@ class PublishedDirectory:
         self._keeps = False
 
     def read_once(self) -> PublishedDirectory:
-        """The same directory, whose manifests are read once for whatever is asked: for many names in a row."""
+        """The same directory with manifests read only once, for many names in a row."""
         kept = PublishedDirectory(self.root)
         kept._keeps = True
         return kept
 
     @property
     def label(self) -> str:
-        """The place in words."""
+        """The place in words, for messages."""
         return f"directory `{self.root}`"
 
     @property
     def place(self) -> str:
-        """Where it can be found again."""
-        return os.path.abspath(self.root)  # noqa: PTH100 - `resolve` would lose the user's own name for it
+        """The absolute path of the root."""
+        return absolute(self.root)
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
-        """Builds by that name, in any subfolder; they are taken to be of the namespace that `spec` asks for."""
+        """Builds with that name in any subfolder; they count as builds of the namespace in `spec`."""
         found = []
         for folder, manifest, written_at in self._named(spec.name):
             listed = {entry.path for entry in manifest.files}  # `open` follows their links, inside this directory
@@ -99,7 +100,7 @@ class PublishedDirectory:
         return found
 
     def _named(self, name: str) -> list[tuple[Path, Manifest, float]]:
-        """Folder, manifest and date of every build by that name."""
+        """Folder, manifest and date of every build with that name."""
         if not self._keeps:
             return [build for build in self._builds() if build[1].name == name]
         with self._reading:
@@ -117,7 +118,7 @@ class PublishedDirectory:
                 yield folder, manifest, os.fstat(stream.fileno()).st_mtime
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
-        """One file of a build; a link is followed only inside the directory."""
+        """Open one file of a build; links are followed only inside the directory."""
         return _open_inside(self._folders[release.digest], entry.path, self.root)
 
     def provenance(self, release: Release) -> Provenance:
@@ -142,14 +143,14 @@ class PublishedDirectory:
 
 
 class BuildFolder:
-    """One folder as a destination for one build: its plain files, `adapterhub.json` and a card, all at once."""
+    """One folder as a destination for one build: plain files, `adapterhub.json` and a card, written all at once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @property
     def label(self) -> str:
-        """The place in words."""
+        """The place in words, for messages."""
         return f"folder `{self.folder}`"
 
     @contextlib.contextmanager
@@ -157,13 +158,13 @@ class BuildFolder:
         """See `transfer.Destination`.
 
         Raises:
-            Conflict: the folder holds something else.
-            NotAllowed: it would be in a library, or a link leads there out of a project.
+            Conflict: the folder holds other files.
+            NotAllowed: the folder lies in a library, or a link in its path leads out of a project.
         """
         final = output_place(self.folder)
         manifest_file = final / MANIFEST_FILE
         if self.folder.is_symlink() or (final.exists() and not final.is_dir()):
-            raise Conflict(f"`{self.folder}` is no folder", hint="give a folder that does not exist yet")
+            raise Conflict(f"`{self.folder}` is not a folder", hint="give a folder that does not exist yet")
         if final.is_dir() and any(final.iterdir()) and not manifest_file.is_file():
             raise Conflict(f"`{self.folder}` is not empty. Nothing was written", hint="give a new or empty folder")
         with _receiving(release, final, check=True) as receiver:
@@ -183,13 +184,13 @@ def _receiving(release: Release, final: Path, *, check: bool = False) -> Iterato
         raise not_written(error, final) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-        for path in absent:  # and stays empty when nothing was published
+        for path in absent:  # removes only folders that stayed empty
             with contextlib.suppress(OSError):
                 path.rmdir()
 
 
 def _clear_leftovers(final: Path) -> None:
-    """Take away what writers of the same folder left that were killed at least a day ago."""
+    """Delete the temporary folders of writers of the same folder that were killed a day ago or more."""
     for path in final.parent.glob(f".{glob.escape(final.name)}.*-*"):
         with contextlib.suppress(OSError):
             if time.time() - path.lstat().st_mtime > _LEFTOVER_S:
@@ -202,7 +203,7 @@ class _DirectoryReceiver:
         self._signature: bytes | None = None
 
     def has(self, entry: FileEntry) -> bool:
-        """Whether this very build is there already."""
+        """Whether the same build is there already."""
         there = self._final / MANIFEST_FILE
         return there.is_file() and (self._final / entry.path).is_file() and self._same(there)
 
@@ -217,7 +218,7 @@ class _DirectoryReceiver:
             raise DigestMismatch(entry.path, expected=entry.sha256, actual=digest, hint=REPAIR_HINT)
 
     def sign(self, signature: bytes) -> bool:
-        """Take the signature; one that is there already gives way to it."""
+        """Store the signature; it replaces an earlier one."""
         self._signature = signature
         return read_signature(self._final / SIGNATURE_FILE) != signature
 
@@ -238,7 +239,7 @@ class _DirectoryReceiver:
         (self._temp / CARD_FILE).write_text(card_for(manifest), encoding="utf-8")
         if self._signature is not None:
             (self._temp / SIGNATURE_FILE).write_bytes(self._signature)
-        if self._check:  # a build of a library was checked when it came in, one from a server was not
+        if self._check:  # builds of a library were checked before, those of a server were not
             ensure_no_errors(self._release.origin, verify_folder(self._temp, manifest=manifest).findings)
         sync_tree(self._temp)
         self._temp.rename(self._final)
@@ -246,7 +247,7 @@ class _DirectoryReceiver:
 
 
 class PlainFolder:
-    """One PEFT output folder without a manifest, offered under whatever name is asked for.
+    """One PEFT output folder without a manifest, offered under any requested name.
 
     Its version is the one the spec pins with `==`, else `0+<first 12 hex of its weights' sha256>`; its base is a
     hint taken from the config.
@@ -260,7 +261,7 @@ class PlainFolder:
         origin: str = "",
         known: Mapping[str, FileEntry] | None = None,
     ) -> None:
-        """`known` are files whose digest somebody else vouches for; they are not read to find it."""
+        """`known` are files with a digest that the caller vouches for; they are not hashed again."""
         self.folder = folder
         self._version = version
         self._origin = origin or f"`{folder}`"
@@ -268,13 +269,13 @@ class PlainFolder:
 
     @property
     def label(self) -> str:
-        """The place in words."""
+        """The place in words, for messages."""
         return f"folder {self._origin}"
 
     @property
     def place(self) -> str:
-        """Where it can be found again."""
-        return os.path.abspath(self.folder)  # noqa: PTH100 - as above
+        """The absolute path of the root."""
+        return absolute(self.folder)
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """The one build."""
@@ -294,7 +295,7 @@ class PlainFolder:
         weights = next(e for e in entries if e.path == WEIGHTS_FILE)
         version = self._version or spec.pinned_version or f"0+{hex_of(weights.sha256)[:12]}"
         manifest = describe(subject, entries, Description(name=spec.name, version=parse_version(version)), None)
-        written = written_at or None  # a folder with files that others vouch for is a look at a server, not a place
+        written = written_at or None  # with `known`, the folder is a view of a server
         return [Release(manifest=manifest, namespace=spec.namespace, origin=self._origin, published_at=written)]
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:  # noqa: ARG002 - the Source protocol
@@ -302,7 +303,7 @@ class PlainFolder:
         return list_folder(self.folder).taken[entry.path].open()
 
     def provenance(self, release: Release) -> Provenance:  # noqa: ARG002 - the Source protocol
-        """The signature in the folder, which somebody made with a tool of his own: it names no adapter.
+        """The signature in the folder; other tools make such signatures, which name no adapter.
 
         Links are followed as for the files: this may be a folder of the hub's cache.
         """
@@ -310,10 +311,10 @@ class PlainFolder:
 
 
 def open_source(path: Path) -> Source:
-    """The source that lies at `path`: a library root, a plain PEFT folder, or a directory of published builds.
+    """The source at `path`: a library root, a plain PEFT folder, or a directory of published builds.
 
     Raises:
-        AdapterNotFound: nothing there looks like any of them.
+        AdapterNotFound: the path is none of them.
     """
     if (path / "manifests" / "sha256").is_dir():
         return Library(path)
@@ -341,7 +342,7 @@ def _build_folders(root: Path) -> Iterator[Path]:
 
 
 def _open_inside(folder: Path, name: str, root: Path) -> IO[bytes]:
-    """A plain file of a build; a link is followed inside `root` and in the blobs of a hub's cache, nowhere else."""
+    """Open a plain file of a build; links are followed only inside `root` and into the blobs of a hub's cache."""
     path = folder / name
     found: tuple[str, str] | None = None
     try:

@@ -4,8 +4,8 @@ An adapter is installed when its folder exists:
 
     adapters/<12 hex of the base, or unknown>/<[namespace--]name>/<version>[-r<rank>]/
 
-a plain PEFT folder of hard links into the store, usable by PEFT, vLLM and llama.cpp tools as it is. The index is a
-cache over these folders. A library is a `Source` and a `Destination` (`transfer.py`).
+a plain PEFT folder of hard links into the store, which PEFT, vLLM and llama.cpp tools can read. The index is a cache
+over these folders. A library is a `Source` and a `Destination` (`transfer.py`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from adapterhub.core.digests import Digest, Progress, canonical_json, hex_of, strict_json
-from adapterhub.core.disk.claims import claim, living
-from adapterhub.core.disk.files import read_plain, sync_folder, write_file
+from adapterhub.core.digests import Progress, hex_of
+from adapterhub.core.disk.claims import living
+from adapterhub.core.disk.files import sync_folder, write_file
 from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import (
     AdapterNotFound,
     BaseMismatch,
     MalformedManifest,
     NotAllowed,
     RefusedAdapter,
-    StoreLocked,
     shown,
 )
 from adapterhub.core.specs import AdapterSpec
@@ -35,12 +35,14 @@ from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
 from adapterhub.formats.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, BaseRef, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release
+from adapterhub.library.bases.pins import Pins
 from adapterhub.library.bases.records import BaseRecord, Bases
 from adapterhub.library.intake.description import Description, describe
 from adapterhub.library.intake.refusals import checked, ensure_no_errors, exists_otherwise, refused
 from adapterhub.library.intake.staging import Staging
 from adapterhub.library.store.blobs import Store, WriteIntent
-from adapterhub.library.store.catalog import Broken, Catalog, Installed, Swept, build_folders
+from adapterhub.library.store.catalog import Broken, Catalog, Installed, Swept, build_folders, objects_of
+from adapterhub.library.store.leases import Leases
 from adapterhub.library.store.origins import Origin, Origins
 from adapterhub.library.store.signatures import link_signature, signature_objects
 from adapterhub.library.store.sweep import GRACE_S, sweep
@@ -49,12 +51,12 @@ from adapterhub.trust.verify import Finding, Report, open_subject, verify_folder
 
 UNKNOWN_BASE = "unknown"
 _OWN_MANIFEST = ".manifest"
-"""Where the manifest is staged, under a name that no file of an adapter has."""
+"""The name of the staged manifest, which no file of an adapter has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Added:
-    """What `add` or an install did; `created` is False when the build was there already."""
+    """The result of `add` or of an install; `created` is False when the build was installed before."""
 
     build: Installed
     report: Report
@@ -64,12 +66,12 @@ class Added:
         return f"<{'Added' if self.created else 'Already there:'} {self.build!r}>"
 
 
-Names = Callable[["Library", AdapterSpec], "Installed | None"]
-"""What a name means where somebody works, before the newest build by that name: in a project, what it locks."""
+NameResolver = Callable[["Library", AdapterSpec], "Installed | None"]
+"""Finds the build that a name means in some context, such as the build that a project locks; None: no such meaning."""
 
 
 class Library:
-    """The library under `root`. Cheap to make; nothing is written until something is added."""
+    """The library under `root`. Cheap to make; the first write makes the folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -77,7 +79,9 @@ class Library:
         self.bases = Bases(root / "bases", root / "cache" / "fingerprints")
         self.catalog = Catalog(self.store, self.bases, self.installed)
         self.origins = Origins(self.store)
-        self.names: Names | None = None
+        self._pins = Pins(root)
+        self._leases = Leases(self.store)
+        self.resolve_name: NameResolver | None = None
 
     @property
     def label(self) -> str:
@@ -86,18 +90,21 @@ class Library:
 
     @property
     def place(self) -> str:
-        """Where it can be found again."""
-        return os.path.abspath(self.root)  # noqa: PTH100 - `resolve` would lose the user's own name for it
+        """The absolute path of the root."""
+        return absolute(self.root)
 
     # ------------------------------------------------------------ what is installed
-    def installed(self) -> Iterator[Installed]:
-        """Every installed build, read from the folders; those that cannot be read are told by `broken`."""
-        for folder in build_folders(self.root):
+    def installed(self, *names: str) -> Iterator[Installed]:
+        """Every installed build, read from the folders; `broken` lists those that cannot be read.
+
+        `names` are patterns for the names of folders, such as `acme--*`.
+        """
+        for folder in build_folders(self.root, *names):
             with contextlib.suppress(FileNotFoundError, MalformedManifest):  # removed since it was listed, or broken
                 yield self.read_build(folder)
 
     def broken(self) -> list[Broken]:
-        """Folders that should hold a build and do not say which, with the reason."""
+        """Folders under `adapters/` that hold no readable build in its place, with the reason."""
         found = [Broken(folder=path, reason="is a link") for path in build_folders(self.root, links=True)]
         for folder in build_folders(self.root):
             try:
@@ -110,14 +117,14 @@ class Library:
                     found.append(Broken(folder=folder, reason=f"`{MANIFEST_FILE}`: {error.strerror}"))
                 continue
             if build.folder != self.folder_for(build.manifest, build.namespace):
-                found.append(Broken(folder=folder, reason=f"holds `{build.spec}`, which belongs elsewhere"))
+                found.append(Broken(folder=folder, reason=f"holds `{build.spec}`, which belongs in another folder"))
             elif not self.store.has_manifest(build.manifest.digest) and os.path.lexists(folder):
-                reason = f"its manifest {build.manifest.digest} is not one that the store has"
+                reason = f"the store does not have its manifest {build.manifest.digest}"
                 found.append(Broken(folder=folder, reason=reason))
         return found
 
     def builds_named(self, name: str, namespace: str | None = None) -> list[Installed]:
-        """Installed builds by that name; without a namespace, those of every namespace."""
+        """Installed builds with that name, in one namespace or in all."""
         found = []
         for folder in build_folders(self.root, *([f"{namespace}--{name}"] if namespace else [name, f"*--{name}"])):
             with contextlib.suppress(FileNotFoundError):  # removed since it was listed
@@ -125,34 +132,34 @@ class Library:
         return found
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
-        """This library as a source."""
+        """The builds with a name, as releases: this library as a source."""
         return [
             Release(manifest=build.manifest, namespace=build.namespace, origin=self.label, published_at=build.added_at)
             for build in self.builds_named(spec.name, spec.namespace)
         ]
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:  # noqa: ARG002 - the Source protocol
-        """One file of a build."""
+        """Open one file of a build."""
         return self.store.open_blob(entry.sha256)
 
     def provenance(self, release: Release) -> Provenance:
-        """The signature beside an installed build."""
+        """The signature in the folder of an installed build, and what lies beside it."""
         return provenance_of(self.folder_for(release.manifest, release.namespace))
 
     def not_installed(self, name: str) -> AdapterNotFound:
-        """The refusal for a name that is not installed, with the nearest one that is."""
+        """The error for a name that is not installed; its hint offers the nearest name that is."""
         hint = self.nearest(name) or "`adapt list` shows what is installed"
         return AdapterNotFound(f"no adapter `{shown(name)}` is installed here", hint=hint)
 
     def nearest(self, name: str) -> str:
-        """A question with the installed name nearest to `name`; "" when none is near."""
+        """`did you mean …?` with the nearest installed name; "" when none is near."""
         import difflib
 
         near = difflib.get_close_matches(name, self.catalog.read(lambda index: index.names()), n=1)
         return f"did you mean `{near[0]}`?" if near else ""
 
     def base_label(self, base: BaseRef) -> str:
-        """A base as one would type it after `@` here: its alias, else its digest, else its Hub id; "" if unknown."""
+        """A base as the user types it after `@`: its alias, else its digest, else its Hub id; "" if unknown."""
         if base.fingerprint is None:
             return base.hints.hub_id or ""
         record = self.bases.by_fingerprint(base.fingerprint)
@@ -160,14 +167,13 @@ class Library:
 
     def read_build(self, folder: Path) -> Installed:
         """The build in an installed folder."""
-        path = folder / MANIFEST_FILE
-        manifest = Manifest.read(path)
+        manifest = Manifest.read(folder / MANIFEST_FILE)
         namespace, _, _name = folder.parent.name.rpartition("--")
         return Installed(
             manifest=manifest,
             namespace=namespace or None,
             folder=folder,
-            base=self._pinned(manifest),
+            base=self._pins.base_of(manifest),
             added_at=folder.stat().st_mtime,
             label_of=self.base_label,
         )
@@ -190,13 +196,13 @@ class Library:
         namespace: str | None = None,
         progress: Progress | None = None,
     ) -> Added:
-        """Take a PEFT output folder in, under the name and version in `description`.
+        """Install a PEFT output folder under the name and version in `description`.
 
-        With `base`, its fingerprint is recorded as what the adapter was made for; without, the base that the config
-        names is kept as a hint and the fingerprint stays unknown until it is pinned.
+        The manifest records the fingerprint of `base`. Without `base` it keeps the base that the config names as a
+        hint, and the fingerprint stays unknown until it is pinned.
 
         Raises:
-            RefusedAdapter: the findings say why; nothing was stored.
+            RefusedAdapter: the findings give the reasons; nothing was stored.
             BaseMismatch: it does not fit `base`.
             ReleaseExists: the name and version exist with other bytes.
         """
@@ -213,49 +219,49 @@ class Library:
                 try:
                     with file.open() as source:
                         digest, size = self.store.stage_file(source, intent.folder / name, progress, file.size_bytes)
-                except ValueError:  # longer than it was: without this bound a file that grows would fill the disk
-                    found = ("E_CONTAINER", f"{name}: became longer while it was read")
+                except ValueError:  # it grew: without this bound a growing file would fill the disk
+                    found = ("E_CONTAINER", f"{name}: grew while it was read")
                     raise RefusedAdapter(f"refused `{shown(str(folder), 200)}`. Nothing was stored", [found]) from None
                 entries.append(FileEntry(path=name, sha256=digest, size_bytes=size, media_type=MEDIA_TYPES[name]))
             manifest = describe(subject, entries, description, base)
             release = Release(manifest=manifest, namespace=namespace, origin=str(folder))
             added = self.publish_staged(intent, release, base, findings)
-        self.note_origin(added.build, os.path.abspath(folder))  # noqa: PTH100 - as in `place`
+        self.note_origin(added.build, absolute(folder))
         return added
 
     @contextlib.contextmanager
     def receive(self, release: Release, base: BaseRecord | None = None) -> Iterator[Staging]:
-        """This library as a destination; see `transfer.Destination`.
+        """Take a build in: this library as a destination; see `transfer.Destination`.
 
-        `base` is what the build is checked against when it declares no fingerprint, or one not registered here.
+        The build is checked against `base` if it declares no fingerprint, or one of no registered base.
         """
         missing = [entry for entry in release.manifest.files if not self.store.has_blob(entry.sha256)]
         self.store.need_room(sum(entry.size_bytes for entry in missing))
         with self.store.intent(f"install {release.full_name}") as intent:
-            intent.need(_objects_of(release.manifest))
+            intent.need(objects_of(release.manifest))
             fingerprint = release.manifest.base.fingerprint
             declared = self.bases.by_fingerprint(fingerprint) if fingerprint else None
-            held_against = declared or base
-            yield Staging(self.store, intent, release, lambda: self.publish_staged(intent, release, held_against))
+            checked_against = declared or base
+            yield Staging(self.store, intent, release, lambda: self.publish_staged(intent, release, checked_against))
 
     def note_origin(self, build: Installed, place: str) -> None:
-        """Remember that `build` can be had at `place`, a URL or an absolute path."""
-        if Path(place).is_relative_to(self.place):  # a merge, made in a folder that is gone
+        """Record that `place`, a URL or an absolute path, offers `build`."""
+        if Path(place).is_relative_to(self.place):  # a merge, whose folder is deleted at once
             return
-        with contextlib.suppress(NotAllowed):  # only a help: an install that changed nothing needs no right to write
+        with contextlib.suppress(NotAllowed):  # optional: an install that changes nothing also works read-only
             self.origins.record(Origin(adapter=build.manifest.digest, name=build.full_name, place=place))
 
     def publish_staged(
-        self, intent: WriteIntent, release: Release, base: BaseRecord | None, seen: Sequence[Finding] = ()
+        self, intent: WriteIntent, release: Release, base: BaseRecord | None, earlier: Sequence[Finding] = ()
     ) -> Added:
         """Check the staged files against the manifest and make them an installed build."""
         manifest, namespace = release.manifest, release.namespace
-        report = checked(intent.folder, manifest, base, seen)
+        report = checked(intent.folder, manifest, base, earlier)
         ensure_no_errors(release.origin, report.findings)
         final = self.folder_for(manifest, namespace)
         if present := self._present(final, manifest):
             return Added(build=present, report=report, created=False)
-        intent.need([*_objects_of(manifest), *signature_objects(intent.folder)])
+        intent.need([*objects_of(manifest), *signature_objects(intent.folder)])
         # the slow part, bytes to the disk, comes before the lock that all writers share
         for entry in manifest.files:
             self.store.adopt(intent.folder / entry.path, entry.sha256)
@@ -272,11 +278,11 @@ class Library:
         return Added(build=build, report=report, created=True)
 
     def _present(self, final: Path, manifest: Manifest) -> Installed | None:
-        """What is installed in that folder, if it is the very same.
+        """The build in that folder if it is the same one; None where the folder does not exist.
 
         Raises:
-            ReleaseExists: it is something else.
-            MalformedManifest: it cannot be read any more.
+            ReleaseExists: the folder holds another build.
+            MalformedManifest: its manifest is missing or damaged.
         """
         if not os.path.lexists(final):
             return None
@@ -292,7 +298,7 @@ class Library:
         return existing
 
     def _link_folder(self, manifest: Manifest, view: Path, final: Path) -> None:
-        """The plain PEFT folder of links, complete before it gets its name."""
+        """Make the plain PEFT folder of links; it is complete before it gets its name."""
         with self.store.os_errors_as_refusals():
             make_folder(view)
             for entry in manifest.files:
@@ -303,89 +309,60 @@ class Library:
             make_folder(final.parent)
             view.rename(final)
             try:
-                # The one sync of a folder: journals keep the order of names, so the objects' own names and the links
-                # in this folder, all made earlier, are on the disk with it.
+                # The only sync of a folder: journals keep the order of names, so the names of objects and the links
+                # in this folder, all made earlier, reach the disk with it.
                 sync_folder(final.parent)
             except OSError:
-                final.rename(view)  # nobody knows what is on the disk: a failed sync is a failed add
+                final.rename(view)  # the state on the disk is unknown: a failed sync is a failed add
                 raise
 
     # ------------------------------------------------------------ remove, gc, pin
     def remove(self, builds: Sequence[Installed]) -> None:
-        """Take builds out of the library; their bytes stay in the store until `gc`."""
+        """Remove installed builds; their bytes stay in the store until `gc`."""
         with self.store.staging() as trash, self.store.lock("publish", exclusive=True):
-            self._refuse_leased(builds)
+            self._leases.ensure_none(builds)
             with self.catalog.changing(), self.store.os_errors_as_refusals():
                 for number, build in enumerate(builds):
-                    with contextlib.suppress(FileNotFoundError):  # somebody else was quicker
+                    with contextlib.suppress(FileNotFoundError):  # another process removed it
                         build.folder.rename(trash / str(number))
                     with contextlib.suppress(OSError):  # other versions are still there
                         build.folder.parent.rmdir()
                         build.folder.parent.parent.rmdir()
-                self.catalog.forget([build.manifest.digest for build in builds])
-
-    def _refuse_leased(self, builds: Sequence[Installed]) -> None:
-        leases = living(self._leases)
-        for build in builds:
-            holders = [str(c.holder) for c in leases if c.what == self._name_of(build)]
-            if holders:
-                raise StoreLocked(
-                    f"`{build.full_name}` {build.manifest.label} is in use by {', '.join(holders)}. "
-                    "Nothing was removed",
-                    hint="stop that process first, or remove the adapter later",
-                )
+                self.catalog.forget(builds)
 
     @contextlib.contextmanager
     def lease(self, build: Installed) -> Iterator[Path]:
-        """The build's folder, kept as it is while the block runs: `remove` refuses it and `gc` spares its objects.
+        """Keep the build's folder unchanged while the block runs: `remove` refuses it and `gc` spares its objects.
 
-        For processes that read it for long. The lease is a file in `leases/` that the process holds by `flock`, so it
-        ends with the process however that ends; children made by fork hold it, too.
+        Meant for processes that read the folder for a long time.
 
         Raises:
             AdapterNotFound: it is not installed any more.
             NotAllowed: the library cannot be written.
         """
-        with contextlib.ExitStack() as stack:
-            # both locks shared: no remove and no gc is between its look at the leases and what it does then
-            with (
-                self.store.lock("store", exclusive=False),
-                self.store.lock("publish", exclusive=False),
-                self.store.os_errors_as_refusals(),
-            ):
-                if not (build.folder / MANIFEST_FILE).is_file():
-                    raise self.not_installed(build.full_name)
-                stack.enter_context(claim(self._leases, self._name_of(build), _objects_of(build.manifest)))
+        with self._leases.hold(build) as is_here:
+            if not is_here:
+                raise self.not_installed(build.full_name)
             yield build.folder
 
-    @property
-    def _leases(self) -> Path:
-        return self.root / "leases"
-
-    def _name_of(self, build: Installed) -> str:
-        return build.folder.relative_to(self.root).as_posix()
-
     def gc(self, *, grace_s: float = GRACE_S, dry_run: bool = False, wait_s: float = 30.0) -> Swept:
-        """Delete objects that no installed build, project, running add or lease names, sparing those under `grace_s`.
+        """Delete objects that no installed build, project, running add or lease needs, except those under `grace_s`.
 
-        It waits for nobody who is at work for long: what they need is written in their claims.
+        Long-running writers do not delay it: their claims list the objects that they need.
         """
-        from adapterhub.library.store.roots import (  # reads recipes, for which no other use waits
-            KnownProjects,
-            roots_of,
-        )
+        from adapterhub.library.store.roots import KnownProjects, roots_of  # only `gc` needs it
 
         with self.store.lock("store", exclusive=True, wait_s=wait_s):
             # claims before folders: one that ends in between has made its folder by then
-            claims = (*living(self.root / "intents"), *living(self._leases))
+            claims = (*living(self.root / "intents"), *self._leases.living())
             keep = {digest for one in claims for digest in one.digests} | roots_of(KnownProjects(self.root).all())
             for build in self.installed():
-                keep.update([*_objects_of(build.manifest), *signature_objects(build.folder)])
+                keep.update([*objects_of(build.manifest), *signature_objects(build.folder)])
             gone, spared = sweep(self.store, keep, grace_s=grace_s, dry_run=dry_run)
         return Swept(gone=tuple(gone), spared=tuple(spared), claims=claims)
 
     def pin(self, build: Installed, base: BaseRecord) -> Installed:
-        """Record that `build`, which declares no fingerprint, was made for `base`; the manifest stays as it is.
+        """Record that `build`, which declares no fingerprint, was made for `base`; its manifest does not change.
 
         Raises:
             BaseMismatch: it declares another base, or its tensors do not fit this one.
@@ -396,43 +373,25 @@ class Library:
                 f"`{build.full_name}` {build.manifest.version} is for base {build.base.label}, not `{base.alias}`"
             )
         ensure_no_errors(build.full_name, checked(build.folder, build.manifest, base, ()).findings)
-        self.store.write(self._pin_path(build.manifest), canonical_json(base.fingerprint.to_json()))
-        pinned = replace(build, base=self._pinned(build.manifest))
+        self._pins.pin(build.manifest, base)
+        name, digest = build.manifest.name, build.manifest.digest
         with self.store.lock("publish", exclusive=True), self.catalog.changing():
-            self.catalog.put(pinned)
-        return pinned
+            for same in self.installed(name, f"*--{name}"):  # the pin holds under every full name
+                if same.manifest.digest == digest:
+                    self.catalog.put(same)
+        return replace(build, base=self._pins.base_of(build.manifest))
 
     def allow_mismatch(self, build: Installed, base: BaseRecord) -> None:
-        """Record that somebody chose to run `build` on `base`, which has other weights of the same shapes."""
-        note = {"adapter": build.manifest.digest, "base": base.fingerprint.weights, "named": base.label}
-        self.store.write(self._mismatch_path(build.manifest, base.fingerprint), canonical_json(note))
+        """Record that the user chose to run `build` on `base`, which has other weights of the same shapes."""
+        self._pins.allow_mismatch(build.manifest, base)
 
     def mismatch_allowed(self, build: Installed, base: BaseFingerprint) -> bool:
-        """Whether `allow_mismatch` was recorded for this build and these weights."""
-        return self._mismatch_path(build.manifest, base).is_file()
-
-    def _mismatch_path(self, manifest: Manifest, base: BaseFingerprint) -> Path:
-        return self.root / "mismatches" / f"{hex_of(manifest.digest)}-{hex_of(base.weights)[:12]}.json"
-
-    def _pin_path(self, manifest: Manifest) -> Path:
-        return self.root / "pins" / f"{hex_of(manifest.digest)}.json"
-
-    def _pinned(self, manifest: Manifest) -> BaseRef:
-        if manifest.base.fingerprint is not None:
-            return manifest.base
-        path = self._pin_path(manifest)
-        try:
-            value = strict_json(read_plain(path, 64 << 20), limit_bytes=64 << 20)
-            fingerprint = BaseFingerprint.from_json(value, "pin")
-        except FileNotFoundError:
-            return manifest.base
-        except ValueError as error:
-            raise MalformedManifest(str(path), [str(error)], hint="delete it and pin the base again") from None
-        return BaseRef(fingerprint=fingerprint, hints=manifest.base.hints)
+        """Whether `allow_mismatch` was called for this build and these weights."""
+        return self._pins.mismatch_allowed(build.manifest, base)
 
     # ------------------------------------------------------------ verify
     def verify(self, build: Installed, base: BaseRecord | None = None, progress: Progress | None = None) -> Report:
-        """Every check over an installed build, against `base` or the registered base it was made for."""
+        """Run every check on an installed build, against `base` or the registered base that it was made for."""
         fingerprint = build.base.fingerprint
         record = base or (self.bases.by_fingerprint(fingerprint) if fingerprint else None)
         manifest = build.manifest.with_base(build.base)
@@ -443,8 +402,3 @@ class Library:
             manifest=manifest,
             progress=progress,
         )
-
-
-def _objects_of(manifest: Manifest) -> list[Digest]:
-    """Everything in the store that a build is made of."""
-    return [manifest.digest, *(entry.sha256 for entry in manifest.files)]

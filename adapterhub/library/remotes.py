@@ -1,10 +1,10 @@
-"""The servers a library knows by name, which namespaces belong to which, and the tokens for them.
+"""The servers that a library knows by name, their namespaces, and their tokens.
 
     remotes.json      names, URLs, namespaces, the default; may be shared
     credentials.json  tokens, readable by their owner only
 
-`hub`, the Hugging Face Hub, is always there. A token is kept for a URL, not for a name: a name that is given another
-URL takes no token along, and no server ever sees the token of another.
+`hub`, the Hugging Face Hub, always exists. A token belongs to a URL, not to a name: changing the URL of a remote drops
+its token, and no server ever sees the token of another.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,10 @@ _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remote:
-    """One server. `name` is "" when it was given by its URL alone.
+    """One server. `name` is "" for a server that the user names by its URL.
 
-    `namespaces` are asked of this server, and of no other: in their order for a name without a namespace.
-    `signatures` is what is asked of signatures there: require, warn, off; None leaves it to the general policy.
+    Only this server offers builds of its `namespaces`; a name without a namespace is looked up in their order.
+    `signatures` is the signature policy: require, warn or off; None leaves it to the general policy.
     """
 
     name: str
@@ -66,10 +67,10 @@ HUB = Remote(name=HUB_NAME, url=HUB_URL)
 
 
 def parse_url(text: str) -> str:
-    """The one spelling of a server's URL: lower-case scheme and host, no default port, no slash at the end.
+    """The canonical form of a server's URL: lower-case scheme and host, no default port, no slash at the end.
 
     Raises:
-        UsageProblem: unless it is http or https with a host, and nothing but a path behind it.
+        UsageProblem: unless it is http or https with a host and at most a path.
     """
     problem = ""
     try:
@@ -86,7 +87,7 @@ def parse_url(text: str) -> str:
     elif place.query or place.fragment:
         problem = "expected nothing after the path"
     elif not _is_host(host) or ("[" in place.netloc and ":" not in host):
-        problem = f"`{shown(host)}` is no name or address of a host"
+        problem = f"`{shown(host)}` is not the name or address of a host"
     elif port == 0:
         problem = "no server listens on port 0"
     elif "\\" in place.path or not {".", ".."}.isdisjoint(place.path.split("/")):
@@ -99,7 +100,7 @@ def parse_url(text: str) -> str:
 
 
 def _is_host(host: str) -> bool:
-    """Whether `host` is a name as DNS has them, without a dot at its end, or an address written in full."""
+    """Whether `host` is a DNS name without a final dot, or a complete IP address."""
     import ipaddress  # 2 ms of import that `list` and `search` do not need
 
     if ":" in host or host.rpartition(".")[2].isdecimal() or host.startswith("0x"):
@@ -116,12 +117,12 @@ def parse_remote_name(text: str) -> str:
         UsageProblem: unless it is 1 to 64 of `a-z0-9._-` and begins with a letter or digit.
     """
     if not _NAME.fullmatch(text):
-        raise UsageProblem(f"`{shown(text)}` is no name for a remote: expected 1 to 64 of a-z, 0-9 and `._-`")
+        raise UsageProblem(f"`{shown(text)}` is not a valid name for a remote: expected 1 to 64 of a-z, 0-9 and `._-`")
     return text
 
 
 class Remotes:
-    """The named servers of the library under `root`. Cheap to make; files are read when asked."""
+    """The named servers of the library under `root`. Cheap to make; files are read when needed."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -130,20 +131,20 @@ class Remotes:
 
     # ------------------------------------------------------------ names
     def all(self) -> list[Remote]:
-        """Every remote in the order of asking; `hub` comes last unless it was placed."""
+        """Every remote in the order of lookup; `hub` comes last unless the user moved it."""
         added = self._read()
         return added if any(remote.name == HUB_NAME for remote in added) else [*added, HUB]
 
     def default(self) -> Remote | None:
-        """The remote that was made the default, if one was."""
+        """The default remote, if one is set."""
         return next((remote for remote in self._read() if remote.is_default), None)
 
     def get(self, text: str) -> Remote:
-        """The remote by that name or URL; a URL need not be known.
+        """The remote with that name or URL; any URL is accepted.
 
         Raises:
-            NotFound: no remote by that name.
-            UsageProblem: a URL that is none.
+            NotFound: no remote has that name.
+            UsageProblem: the URL is not valid.
         """
         everything = self.all()
         if "://" in text:
@@ -158,7 +159,7 @@ class Remotes:
         return found
 
     def of_namespace(self, namespace: str) -> list[Remote]:
-        """The remotes that were given this namespace, in order."""
+        """The remotes that this namespace belongs to, in order."""
         return [remote for remote in self.all() if namespace in remote.namespaces]
 
     def add(
@@ -170,12 +171,12 @@ class Remotes:
         default: bool = False,
         signatures: SignaturePolicy | None = None,
     ) -> Remote:
-        """Name a server, last in the order. The same again with other namespaces or default changes those.
+        """Add a server at the end of the order. Adding it again changes its namespaces and the default.
 
-        The policy for signatures stays as it is unless one is given, so that nobody drops it by accident.
+        The signature policy does not change unless one is given, so that no one drops it by accident.
 
         Raises:
-            Conflict: the name stands for another URL, or another remote has one of the namespaces.
+            Conflict: the name belongs to another URL, or another remote has one of the namespaces.
         """
         made = Remote(
             name=parse_remote_name(name),
@@ -192,7 +193,7 @@ class Remotes:
                     f"`{name}` is {same.url}",
                     hint=f"`adapt remote remove {name}` first" if name != HUB_NAME else "choose another name",
                 )
-            self._refuse_taken(known, made)
+            self._ensure_free(known, made)
             if same is not None and signatures is None:
                 made = replace(made, signatures=same.signatures)
             others = [replace(r, is_default=r.is_default and not default) for r in known]
@@ -204,10 +205,10 @@ class Remotes:
         return made
 
     def set_signatures(self, name: str, policy: SignaturePolicy | None) -> Remote:
-        """What is asked of signatures on a server; None leaves it to the general policy.
+        """Set the signature policy of a server; None leaves it to the general policy.
 
         Raises:
-            NotFound: no remote by that name.
+            NotFound: no remote has that name.
         """
         with self._changing():
             made = replace(self.get(name), signatures=policy)
@@ -217,10 +218,10 @@ class Remotes:
         return made
 
     def remove(self, name: str) -> Remote:
-        """Forget a remote; its token goes, too, unless another name has the same URL.
+        """Delete a remote, and its token unless another name has the same URL.
 
         Raises:
-            NotFound: no remote by that name was added.
+            NotFound: no remote has that name.
         """
         with self._changing():
             known = self._read()
@@ -236,22 +237,22 @@ class Remotes:
 
     # ------------------------------------------------------------ tokens
     def token(self, url: str) -> str | None:
-        """The token kept for this URL and no other.
+        """The token stored for exactly this URL.
 
         Raises:
-            NotAllowed: others may read the file.
+            NotAllowed: others can read the file.
         """
         return self._tokens().get(url)
 
     def has_token(self, remote: Remote) -> bool:
-        """Whether a token is kept for it."""
+        """Whether a token is stored for it."""
         return self.token(remote.url) is not None
 
     def login(self, remote: Remote, token: str) -> None:
-        """Keep a token.
+        """Store a token.
 
         Raises:
-            UsageProblem: text that cannot be a token.
+            UsageProblem: the text cannot be a token.
         """
         if not _TOKEN.fullmatch(token):
             raise UsageProblem("a token is one line of printable characters without spaces")
@@ -259,7 +260,7 @@ class Remotes:
             self._write_tokens({**self._tokens(), remote.url: token})
 
     def logout(self, remote: Remote) -> bool:
-        """Forget the token; whether there was one."""
+        """Delete the token; returns whether there was one."""
         with self._changing():
             tokens = self._tokens()
             there = tokens.pop(remote.url, None) is not None
@@ -268,16 +269,16 @@ class Remotes:
         return there
 
     # ------------------------------------------------------------ files
-    def _changing(self) -> Any:  # noqa: ANN401 - the store's context manager
+    def _changing(self) -> AbstractContextManager[None]:
         return Root(self._root).lock("remotes", exclusive=True)
 
-    def _refuse_taken(self, known: Sequence[Remote], made: Remote) -> None:
+    def _ensure_free(self, known: Sequence[Remote], made: Remote) -> None:
         for other in known:
             taken = [n for n in made.namespaces if n in other.namespaces and other.name != made.name]
             if taken:
                 raise Conflict(
                     f"the namespace `{taken[0]}` belongs to remote `{other.name}`",
-                    hint="a namespace lives on one remote, so that nobody else can publish under it",
+                    hint="a namespace belongs to one remote, so that no one else can publish under it",
                 )
 
     def _read(self) -> list[Remote]:
@@ -332,7 +333,7 @@ class Remotes:
         value = self._json(self._secrets)
         if self._secrets.exists() and self._secrets.stat().st_mode & 0o077:
             raise NotAllowed(
-                f"`{self._secrets}` holds tokens, and others may read it", hint=f"`chmod 600 {self._secrets}`"
+                f"`{self._secrets}` holds tokens that others can read", hint=f"`chmod 600 {self._secrets}`"
             )
         tokens = value.get("tokens", {})
         if not isinstance(tokens, dict) or not all(isinstance(t, str) for t in tokens.values()):

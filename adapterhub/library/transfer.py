@@ -1,4 +1,4 @@
-"""Moving one build between two places: the ends and the one `copy` that install, push and mirror share."""
+"""Copy one build between two places: the protocols of both ends, and the `copy` that install, push and mirror share."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ class Source(Protocol):
 
     @property
     def place(self) -> str:
-        """A URL or an absolute path by which it can be found again."""
+        """The URL or absolute path of the place."""
 
     def releases(self, spec: AdapterSpec) -> Sequence[Release]:
-        """Every build by the name in `spec` (its base, versions and rank are not looked at)."""
+        """Every build with the name in `spec`, whatever its base, version and rank."""
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
-        """The bytes of one file of a build."""
+        """Open one file of a build."""
 
     def provenance(self, release: Release) -> Provenance:
-        """The signature of a build that `releases` gave, and what lies beside it."""
+        """The signature of a build that `releases` returned, and what lies beside it."""
 
 
 class Receiver(Protocol):
-    """One build on its way in; nobody sees it before `publish`."""
+    """Takes one build; the build is invisible before `publish`."""
 
     def has(self, entry: FileEntry) -> bool:
-        """Whether the bytes are there already and need not be sent."""
+        """Whether the destination already has the bytes."""
 
     def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
-        """Take one file; refused with `DigestMismatch` unless the bytes are those of `entry`."""
+        """Take one file; raises `DigestMismatch` unless the bytes are those of `entry`."""
 
     def sign(self, signature: bytes) -> bool:
-        """Take the signature that stands beside the files, after them; whether it is another than is there already."""
+        """Take the signature, after the files; returns whether it differs from the one already there."""
 
     def publish(self) -> None:
         """Make the build visible, all at once."""
@@ -60,12 +60,12 @@ class Destination(Protocol):
         """The place in words, for messages."""
 
     def receive(self, release: Release) -> AbstractContextManager[Receiver]:
-        """Begin to take a build; leaving the block without `publish` leaves the place as it was."""
+        """Begin to take a build; leaving the block without `publish` changes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copied:
-    """What a copy moved: files and bytes sent, files that were there already, and whether a signature was sent."""
+    """The result of a copy: files and bytes sent, files already there, and whether a signature was sent."""
 
     sent_files: int
     sent_bytes: int
@@ -74,10 +74,10 @@ class Copied:
 
 
 def check_sizes(release: Release) -> None:
-    """Refuse a build whose manifest announces more than an adapter may have, before a byte of it is asked for.
+    """Raise if a manifest announces more bytes than an adapter may have; call it before fetching any.
 
     Raises:
-        RefusedAdapter: with every file that is too large.
+        RefusedAdapter: lists every file that is too large.
     """
     most = limits()
     bounds = {WEIGHTS_FILE: most.file_bytes, CONFIG_FILE: most.config_bytes}
@@ -101,7 +101,7 @@ def copy(
     """Bring one build from `source` to `destination`: blobs first, then the manifest with the release.
 
     Each stream is hashed against its entry by the receiver; right length with wrong bytes is refused.
-    An interrupted copy never shows half a release. `signature` is passed on as it is; whoever calls has judged it.
+    An interrupted copy never shows half a release. The caller has checked `signature`, which is passed on unchanged.
     """
     sent_files = sent_bytes = present = 0
     check_sizes(release)

@@ -15,17 +15,17 @@ from adapterhub.core.disk.home import LOCK_FILE
 from adapterhub.core.errors import AdapterNotFound, Malformed, NotFound, shown
 from adapterhub.core.specs import AdapterName, AdapterSpec
 from adapterhub.formats.manifest import MANIFEST_FILE
-from adapterhub.library.admission.installed import Admission
+from adapterhub.library.admission.admission import Admission
 from adapterhub.library.library import UNKNOWN_BASE, Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.project import find_project
 from adapterhub.projects.values import LockedAdapter, LockedMerge
 from adapterhub.trust.signing.policy import SignaturePolicy
-from adapterhub.trust.signing.trust import Demand
+from adapterhub.trust.signing.trust import EffectivePolicy
 
 Locked = LockedAdapter | LockedMerge
-Given = Demand | SignaturePolicy | None
+Given = EffectivePolicy | SignaturePolicy | None
 """What is asked of signatures in one run, before the policies that the user has set."""
 
 _SHOWN_DIGEST: Final = 19
@@ -150,14 +150,14 @@ def ensure_admissible(
     `folders`, by key, stand in for builds that the library lost.
 
     Raises:
-        SignatureRefused, NamespaceBound: as `Admission.refuse`.
+        SignatureRefused, NamespaceBound: as `Admission.ensure_usable`.
     """
     admission = Admission(library)
 
     def asked() -> Iterator[tuple[Installed, Given]]:
         for entry in entries:
             namespace, given = namespace_of(entry), policy(entry)
-            if not admission.asks_of(namespace, given):
+            if not admission.restricts(namespace, given):
                 continue
             build = locked_build(library, entry)
             folder = folders.get(entry.key)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         WantedMerge,
     )
     from adapterhub.trust.signing.policy import SignaturePolicy
-    from adapterhub.trust.signing.trust import Demand
+    from adapterhub.trust.signing.trust import EffectivePolicy
 
 
 class ProjectSources:
@@ -71,7 +71,7 @@ class ProjectSources:
         self._places = places
         self._disk: list[Source] | None = None
         self._directories: dict[str, Source] = {}
-        from adapterhub.library.admission.installed import Admission
+        from adapterhub.library.admission.admission import Admission
 
         self._admission = Admission(session.library)
         self._trust = ProjectTrust(session, project)
@@ -186,18 +186,18 @@ class ProjectSources:
                 hint="`adapt sync` without `--offline` brings it into the library once",
             )
 
-    def policy_for(self, entry: Locked) -> Demand | None:
+    def policy_for(self, entry: Locked) -> EffectivePolicy | None:
         """What the project asks of signatures on the remote that a build was locked from; None: nothing of its own."""
         return self.policy_of(entry.source.remote)
 
-    def policy_of(self, remote: str) -> Demand | None:
+    def policy_of(self, remote: str) -> EffectivePolicy | None:
         """The same by the name of a remote; a project file may ask for more than its user does, never for less."""
-        from adapterhub.trust.signing.trust import Demand
+        from adapterhub.trust.signing.trust import EffectivePolicy
 
         named = next((r for r in self._project.remotes if r.name == remote), None)
         if named is None or named.signatures != "require":
             return None
-        return Demand(policy="require", where=f"remote `{named.name}` of `adapters.toml`")
+        return EffectivePolicy(policy="require", where=f"remote `{named.name}` of `adapters.toml`")
 
 
 class SpecSources:
@@ -226,7 +226,7 @@ class SpecSources:
         servers = [] if self._offline else self._session.sources_of(spec, self.remote, token=self._token)
         return [*self._disk, *servers]
 
-    def policy_of(self, source: Source) -> Demand | None:
+    def policy_of(self, source: Source) -> EffectivePolicy | None:
         """What the project asks of signatures of what comes from there; None: nothing of its own."""
         from adapterhub.projects.locking import remote_of
 

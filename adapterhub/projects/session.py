@@ -98,7 +98,7 @@ class Session:
         if folder is not None:
             from adapterhub.projects.builds import ProjectNames
 
-            library.names = ProjectNames(folder, self.out.note).build
+            library.resolve_name = ProjectNames(folder, self.out.note).build
         return library
 
     @property

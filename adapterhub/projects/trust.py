@@ -11,7 +11,7 @@ from adapterhub.core.errors import NamespaceBound, ProjectNotTrusted, shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.admission.admission import Admission
     from adapterhub.library.remotes import Remote
     from adapterhub.projects.session import Session
     from adapterhub.projects.trusted import Servers

@@ -76,7 +76,7 @@ class Uses:
 
     def needed_by(self, claim: Claim) -> list[BuildRow]:
         """The installed builds that a claim needs."""
-        return [row for digest, row in self._lineage.rows.items() if digest in claim.digests]
+        return [row for row in self._lineage.rows if row.digest in claim.digests]
 
     def _of_projects(self, digest: str) -> Iterator[Use]:
         for holding in self.projects:

@@ -331,7 +331,7 @@ def test_a_build_without_a_note_of_origin_is_refused_until_the_owner_has_it(worl
 
     told = world.ben.fails(14, "path", SPEC)
 
-    assert "no note of where it came from" in told
+    assert "no recorded origin" in told
     world.ben.ok("install", SPEC)
     world.ben.ok("path", SPEC)
 

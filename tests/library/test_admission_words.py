@@ -11,13 +11,13 @@ import pytest
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import NamespaceBound, SignatureRefused
 from adapterhub.formats.manifest import SIGNATURE_FILE
-from adapterhub.library.admission.installed import Admission
+from adapterhub.library.admission.admission import Admission
 from adapterhub.library.library import Added, Library
 from adapterhub.library.remotes import Remotes
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.origins import Origin
 from adapterhub.trust.signing.making import sign_folder
-from adapterhub.trust.signing.trust import Demand, Terms, TrustFile
+from adapterhub.trust.signing.trust import EffectivePolicy, Terms, TrustFile
 from tests.support.signed_offers import ANN, BEN, manifest
 
 CORP, OTHER = "https://corp.example", "https://other.example"
@@ -83,9 +83,9 @@ def test_a_foreign_place_is_refused_with_both_sides_and_the_way_out(library: Lib
         admission.ensure_place_allowed(OTHER, "acme")
 
     assert told.value.message == (
-        f"you gave the namespace `acme` to remote `corp` ({CORP}); `{OTHER}` cannot answer for it. Nothing was changed"
+        f"you gave the namespace `acme` to remote `corp` ({CORP}); `{OTHER}` may not offer it. Nothing was changed"
     )
-    assert told.value.hint == (f"`adapt remote add corp {CORP}` takes the namespace away from it, if you mean that")
+    assert told.value.hint == f"to take the namespace away from `corp`: `adapt remote add corp {CORP}`"
     assert told.value.exit_code == 14
     with pytest.raises(NamespaceBound) as told:
         admission.ensure_place_allowed(OTHER, "acme", hint="do that")
@@ -96,7 +96,7 @@ def test_the_way_out_keeps_the_other_namespaces(library: Library, build: Install
     bind(library, "corp", CORP, "one", "acme", "two")
 
     assert Admission(library).unbind("acme") == (
-        f"`adapt remote add corp {CORP} --namespaces one,two` takes the namespace away from it, if you mean that"
+        f"to take the namespace away from `corp`: `adapt remote add corp {CORP} --namespaces one,two`"
     )
 
 
@@ -118,7 +118,7 @@ def test_strangers_are_refused_by_the_first_where_none_may_answer(library: Libra
     with pytest.raises(NamespaceBound) as told:
         admission.ensure_owner_asked(strangers, "acme")
 
-    assert "; `/shelf` cannot answer for it" in told.value.message
+    assert "; `/shelf` may not offer it" in told.value.message
     assert "--namespaces" not in told.value.hint
     admission.ensure_owner_asked([*strangers, Place(CORP)], "acme")  # type: ignore[list-item]
     admission.ensure_owner_asked(strangers, "beta")
@@ -133,7 +133,7 @@ def test_a_build_of_the_owner_is_ours(library: Library, build: Installed) -> Non
 
     assert Admission(library).is_ours(build)
     Admission(library).ensure_own_origin(build)
-    Admission(library).refuse(build)
+    Admission(library).ensure_usable(build)
 
 
 def test_a_build_without_a_bound_namespace_is_ours(library: Library, build: Installed) -> None:
@@ -152,17 +152,17 @@ def test_a_build_from_elsewhere_is_refused(library: Library, build: Installed, p
     admission = Admission(library)
 
     assert not admission.is_ours(build)
-    for decide in (admission.ensure_own_origin, admission.refuse):
+    for decide in (admission.ensure_own_origin, admission.ensure_usable):
         with pytest.raises(NamespaceBound) as told:
             decide(build)
 
-        came = f"came from `{place}`" if place else "has no note of where it came from"
+        came = f"came from `{place}`" if place else "has no recorded origin"
         assert told.value.message == (
             f"refused `acme/legal-qa` 1.0.0: you gave the namespace `acme` to remote `corp` ({CORP}), "
             f"and this build {came}. {KEPT}"
         )
         assert told.value.hint == (
-            f"`adapt install '{text(build)}'` keeps it if that server has the same build; "
+            f"`adapt install '{text(build)}'` keeps it if the server has the same build; "
             f"`adapt remove '{text(build)}' --yes` makes room for another"
         )
 
@@ -178,15 +178,15 @@ def test_a_note_of_origin_counts_for_its_own_full_name_only(library: Library, bu
 def test_something_is_asked_where_a_namespace_is_bound_or_a_policy_may_require(
     library: Library, build: Installed
 ) -> None:
-    assert Admission(library).asks_of("acme") is False
-    assert Admission(library).asks_of("acme", "require") is True
-    assert Admission(library).asks_of("acme", "warn") is False
+    assert Admission(library).restricts("acme") is False
+    assert Admission(library).restricts("acme", "require") is True
+    assert Admission(library).restricts("acme", "warn") is False
     bind(library)
-    assert Admission(library).asks_of("acme") is True
-    assert Admission(library).asks_of("beta") is False
+    assert Admission(library).restricts("acme") is True
+    assert Admission(library).restricts("beta") is False
     TrustFile(library.root).set_policy("beta", "require")
-    assert Admission(library).asks_of("beta") is True
-    assert Admission(library).asks_of("beta", "off") is False
+    assert Admission(library).restricts("beta") is True
+    assert Admission(library).restricts("beta", "off") is False
 
 
 def test_one_admission_tells_namespaces_and_policies_apart(library: Library, build: Installed) -> None:
@@ -194,9 +194,9 @@ def test_one_admission_tells_namespaces_and_policies_apart(library: Library, bui
     admission = Admission(library)
 
     for _ in range(2):
-        answers = [admission.asks_of("beta"), admission.asks_of("gamma"), admission.asks_of("gamma", "require")]
+        answers = [admission.restricts("beta"), admission.restricts("gamma"), admission.restricts("gamma", "require")]
         assert answers == [True, False, True]
-        assert [admission.asks_of("beta", "off"), admission.asks_of("beta", "warn")] == [False, False]
+        assert [admission.restricts("beta", "off"), admission.restricts("beta", "warn")] == [False, False]
 
 
 def test_proof_is_needed_for_bound_namespaces_and_required_signatures(library: Library, build: Installed) -> None:
@@ -220,36 +220,36 @@ def test_proof_is_needed_for_bound_namespaces_and_required_signatures(library: L
 def test_nothing_is_refused_without_a_policy_that_requires(library: Library, build: Installed) -> None:
     (build.folder / SIGNATURE_FILE).write_bytes(b"no signature at all")
     for given in (None, "warn", "off"):
-        Admission(library).refuse(build, given)  # type: ignore[arg-type]
+        Admission(library).ensure_usable(build, given)  # type: ignore[arg-type]
     TrustFile(library.root).set_policy("beta", "require")
-    Admission(library).refuse(build)
+    Admission(library).ensure_usable(build)
 
 
 def test_the_signature_is_not_judged_where_another_place_requires_one(library: Library, build: Installed) -> None:
     (build.folder / SIGNATURE_FILE).write_bytes(b"no signature at all")
     Remotes(library.root).add("corp", CORP, signatures="require")
     came_from(library, build, OTHER)
-    Admission(library).refuse(build)
+    Admission(library).ensure_usable(build)
     TrustFile(library.root).set_policy(None, "warn")
-    Admission(library).refuse(build)
+    Admission(library).ensure_usable(build)
     came_from(library, build, CORP)
 
     with pytest.raises(SignatureRefused) as told:
-        Admission(library).refuse(build)
+        Admission(library).ensure_usable(build)
 
     assert told.value.reason == "broken"
 
 
 def test_a_build_that_is_not_signed_is_refused(library: Library, build: Installed) -> None:
     with pytest.raises(SignatureRefused) as told:
-        Admission(library).refuse(build, "require")
+        Admission(library).ensure_usable(build, "require")
 
     assert told.value.reason == "unsigned"
     assert told.value.message == (
         f"refused `acme/legal-qa` 1.0.0: it is not signed, and {GIVEN} requires a signature. {KEPT}"
     )
     assert told.value.hint == (
-        f"`adapt sign '{text(build)}'` if it is yours; else ask its author to sign it, then "
+        f"if it is yours: `adapt sign '{text(build)}'`; otherwise ask its author to sign it, then "
         f"`adapt remove '{text(build)}' --yes` and install it again"
     )
 
@@ -257,21 +257,21 @@ def test_a_build_that_is_not_signed_is_refused(library: Library, build: Installe
 def test_a_refusal_names_the_policy_that_holds(library: Library, build: Installed) -> None:
     TrustFile(library.root).set_policy("acme", "require")
     with pytest.raises(SignatureRefused, match="and the policy of the namespace `acme` "):
-        Admission(library).refuse(build)
+        Admission(library).ensure_usable(build)
     with pytest.raises(SignatureRefused, match="and the project requires"):
-        Admission(library).refuse(build, Demand(policy="require", where="the project"))
-    Admission(library).refuse(build, "warn")
+        Admission(library).ensure_usable(build, EffectivePolicy(policy="require", where="the project"))
+    Admission(library).ensure_usable(build, "warn")
 
 
 def test_a_broken_signature_is_refused_with_its_own_reason_and_hint(library: Library, build: Installed) -> None:
     (build.folder / SIGNATURE_FILE).write_bytes(b"")
 
     with pytest.raises(SignatureRefused) as told:
-        Admission(library).refuse(build, "require")
+        Admission(library).ensure_usable(build, "require")
 
     assert (told.value.reason, told.value.what) == ("broken", "`acme/legal-qa` 1.0.0")
     assert told.value.clause == "`model.sig` is empty"
-    assert told.value.hint.startswith("what is there is not what was signed; ")
+    assert told.value.hint.startswith("the files are not the signed ones; ")
     assert told.value.message == f"refused `acme/legal-qa` 1.0.0: `model.sig` is empty. {KEPT}"
 
 
@@ -282,22 +282,22 @@ def test_a_signature_is_judged_from_the_place_in_the_note_of_origin(
     (build.folder / SIGNATURE_FILE).write_bytes(sign_folder(build.folder, build.manifest, "acme", ANN))
 
     with pytest.raises(SignatureRefused) as told:
-        Admission(library).refuse(build, "require")
+        Admission(library).ensure_usable(build, "require")
     assert (told.value.reason, told.value.hint[:15]) == ("unknown_key", "`adapt key trus")
     assert told.value.message.endswith(f". {KEPT}")
 
     TrustFile(library.root).trust("ann", ANN.public, Terms(adapters=("acme/*",), remotes=(CORP,)))
     with pytest.raises(SignatureRefused) as told:
-        Admission(library).refuse(build, "require")
+        Admission(library).ensure_usable(build, "require")
     assert told.value.reason == "out_of_scope"
 
     came_from(library, build, CORP)
-    Admission(library).refuse(build, "require")
+    Admission(library).ensure_usable(build, "require")
 
     (build.folder / SIGNATURE_FILE).unlink()
     (build.folder / SIGNATURE_FILE).write_bytes(sign_folder(build.folder, build.manifest, "acme", BEN))
     with pytest.raises(SignatureRefused, match="unknown key"):
-        Admission(library).refuse(build, "require")
+        Admission(library).ensure_usable(build, "require")
 
 
 # ------------------------------------------------------------ several at once

@@ -11,6 +11,7 @@ from adapterhub.distribution.choosing import find_installed
 from adapterhub.formats.manifest import Manifest
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import folder_below
 from adapterhub.library.store.index import Filters
 from tests.support.tiny import make_adapter, make_base
 
@@ -214,7 +215,7 @@ def test_a_damaged_index_is_made_again_from_the_folders(library, base, add, dama
 def test_a_crash_between_folder_and_index_is_mended_by_the_next_reader(library, add):
     add("legal-qa")
     add("summarize")
-    library.catalog.index.remove_builds([library.builds_named("summarize")[0].manifest.digest])
+    library.catalog.index.remove_builds([folder_below(library.root, library.builds_named("summarize")[0])])
     (library.root / "index.stale").touch()
 
     assert [r.name for r in library.catalog.search(Filters())] == ["legal-qa", "summarize"]

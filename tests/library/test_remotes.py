@@ -95,7 +95,7 @@ def test_tokens_that_others_may_read_are_not_used(remotes, tmp_path):
     remotes.login(remotes.add("ours", OURS), "adp_secret")
     (tmp_path / "home" / "credentials.json").chmod(0o644)
 
-    with pytest.raises(NotAllowed, match="others may read"):
+    with pytest.raises(NotAllowed, match="others can read"):
         remotes.token(OURS)
 
 

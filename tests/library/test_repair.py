@@ -177,7 +177,7 @@ def test_what_no_place_has_is_named_and_stays_named(stand, adapt):
 
     assert done.exit_code == 3
     assert "not mended" in done.stdout
-    assert "published` : is not there any more" in done.stdout.replace("`:", "` :")
+    assert "published` : does not exist any more" in done.stdout.replace("`:", "` :")
     assert "--from" in done.stderr
     found = adapt("verify", "--all")
     assert (found.exit_code, "three 1.0.0 (rank 4): FAILED" in found.stdout) == (12, True)

@@ -56,7 +56,7 @@ class Target:
 
 TARGETS = {
     "signing": Target(
-        modules=("adapterhub/trust/signing/*", "adapterhub/library/admission/installed.py"),
+        modules=("adapterhub/trust/signing/*", "adapterhub/library/admission/*"),
         tests=(
             "tests/trust/test_signing.py",
             "tests/trust/test_signing_history.py",

@@ -64,7 +64,7 @@ def test_a_name_is_given_once(homes):
     assert (homes.folder / "ann" / "keys" / "ann.pem").read_bytes() == before
 
 
-@pytest.mark.parametrize(("password", "told"), [(None, "no password was given"), ("wrong", "not its password")])
+@pytest.mark.parametrize(("password", "told"), [(None, "no password was given"), ("wrong", "password is wrong")])
 def test_an_encrypted_key_opens_with_its_password_only(homes, monkeypatch, password, told):
     monkeypatch.setenv("ADAPTERHUB_PASSWORD", "open sesame")
     homes.ann.ok("key", "new", "safe")
@@ -271,7 +271,7 @@ def test_a_signature_is_read_from_a_plain_file_only(tmp_path):
 
     with pytest.raises(SignatureRefused, match="is a link"):
         read_signature(tmp_path / SIGNATURE)
-    with pytest.raises(SignatureRefused, match="no plain file"):
+    with pytest.raises(SignatureRefused, match="not a regular file"):
         read_signature(tmp_path)
     assert read_signature(tmp_path / "nothing") is None
 

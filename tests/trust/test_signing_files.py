@@ -41,7 +41,7 @@ from adapterhub.trust.signing.bundle import (
 from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile, is_older
 from adapterhub.trust.signing.keys import KeyFolder, PublicKey, SigningKey, parse_key_name
 from adapterhub.trust.signing.trust import (
-    Demand,
+    EffectivePolicy,
     Terms,
     Trust,
     TrustedKey,
@@ -370,7 +370,7 @@ def test_a_name_of_a_key_is_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", ".a", "-a", "_a", "@a", "a b", "a/b", "é", "x" * 65, "a\n"])
 def test_what_is_no_name_of_a_key_is_refused(name: str) -> None:
-    with pytest.raises(UsageProblem, match=r"is no name for a key: expected 1 to 64 of a-z, A-Z, 0-9 and"):
+    with pytest.raises(UsageProblem, match=r"is not a valid key name: expected 1 to 64 of a-z, A-Z, 0-9 and"):
         parse_key_name(name)
 
 
@@ -418,17 +418,17 @@ def test_what_is_no_public_key_is_refused() -> None:
         "write each key to a file of its own, and trust each under its own name",
     )
     message, hint = refused(Malformed, lambda: parse(b"x", "w"))
-    assert message.startswith("`w` is no public key in PEM: ")
-    assert (hint, len(message) <= len("`w` is no public key in PEM: ") + 120) == ("", True)
-    other = "`w` is no key on P-256, P-384 or P-521"
+    assert message.startswith("`w` is not a public key in PEM: ")
+    assert (hint, len(message) <= len("`w` is not a public key in PEM: ") + 120) == ("", True)
+    other = "`w` is not a key on P-256, P-384 or P-521"
     assert refused(Malformed, lambda: parse(pem_of(curve_key(ec.SECP256K1())), "w")) == (other, new)
     rsa_key = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505 - refused
     assert refused(Malformed, lambda: parse(pem_of(rsa_key), "w")) == (other, new)
     assert refused(Malformed, lambda: SigningKey.parse(private_pem(rsa_key), None, name="n", where="w")) == (
-        "`w` is no elliptic-curve key",
+        "`w` is not an elliptic-curve key",
         new,
     )
-    with pytest.raises(Malformed, match="`n` is no key on P-256"):
+    with pytest.raises(Malformed, match="`n` is not a key on P-256"):
         SigningKey(curve_key(ec.SECP256K1()), "n")
 
 
@@ -444,7 +444,7 @@ def test_a_key_file_may_be_just_as_large_as_the_limit() -> None:
     assert SigningKey.parse(full, None, name="n", where="w").name == "n"
     parse = SigningKey.parse
     assert refused(Malformed, lambda: parse(full + b"\n", None, name="n", where="w"))[0] == (
-        "`w` is no private key in PEM: more than 16384 bytes"
+        "`w` is not a private key in PEM: more than 16384 bytes"
     )
 
 
@@ -458,13 +458,13 @@ def test_a_password_opens_its_key_and_no_other_does() -> None:
     for password in (None, ""):
         assert refused(NotAllowed, lambda p=password: parse(locked, p, name="n", where="w")) == (  # type: ignore[misc]
             "`w` is encrypted, and no password was given",
-            "ADAPTERHUB_PASSWORD gives it in CI",
+            "in CI, set ADAPTERHUB_PASSWORD",
         )
     wrong = refused(NotAllowed, lambda: parse(locked, "wrong", name="n", where="w"))
-    assert wrong == ("`w`: this is not its password", "")
+    assert wrong == ("`w`: the password is wrong", "")
     for password in (None, "some"):
         message, _ = refused(Malformed, lambda p=password: parse(b"x", p, name="n", where="w"))  # type: ignore[misc]
-        assert message.startswith("`w` is no private key in PEM: ")
+        assert message.startswith("`w` is not a private key in PEM: ")
 
 
 def test_a_new_key_is_written_for_its_owner_only(root: Path) -> None:
@@ -523,7 +523,7 @@ def test_a_private_key_that_others_may_use_is_refused(root: Path, mode: int) -> 
     path.chmod(mode)
 
     assert refused(NotAllowed, lambda: KeyFolder(root).open("ann", None)) == (
-        f"`{path}` is a private key, and others may read it",
+        f"`{path}` is a private key that others can read",
         f"`chmod 600 {path}`",
     )
 
@@ -607,7 +607,7 @@ def test_another_key_by_the_same_name_needs_replace(root: Path) -> None:
 
     assert refused(Conflict, lambda: file.trust("ann", BEN.public, Terms())) == (
         f"`ann` is the key {ANN.public.fingerprint}, not this one; nothing was changed",
-        "if its owner made a new one and told you so, add `--replace`",
+        "if its owner announced a new key to you, add `--replace`",
     )
     assert refused(Conflict, lambda: file.trust("other", ANN.public, Terms(), replace_key=True))[0] == (
         "this key is trusted as `ann` already; nothing was changed"
@@ -665,7 +665,7 @@ TRUSTED = {"name": "ann", "key": "PEM"}
         ({"keys": [{"key": "PEM"}]}, "keys[0]: expected the texts `name` and `key`"),
         ({"keys": [{"name": 1, "key": "PEM"}]}, "keys[0]: expected the texts `name` and `key`"),
         ({"keys": [TRUSTED, TRUSTED]}, "keys: a name is given twice"),
-        ({"keys": [TRUSTED | {"name": "a b"}]}, "`a b` is no name for a key"),
+        ({"keys": [TRUSTED | {"name": "a b"}]}, "`a b` is not a valid key name"),
         ({"keys": [TRUSTED | {"not_after": "soon"}]}, "expected a day as in 2027-01-31, got soon"),
         *(
             ({"keys": [TRUSTED | {name: wrong}]}, f"keys[0].{name}: expected a list of texts")
@@ -682,7 +682,7 @@ def test_a_damaged_trust_file_is_refused(root: Path, value: object, words: str) 
     message, hint = refused(Malformed, TrustFile(root).read)
 
     assert message.startswith(f"`{path}`: {words}")
-    assert hint == "mend the file, or move it away and trust the keys anew"
+    assert hint == "mend the file, or move it away and trust the keys again"
 
 
 def test_a_key_that_lists_nothing_may_sign_nothing(root: Path) -> None:
@@ -807,16 +807,16 @@ def test_a_key_is_called_by_its_name_or_the_start_of_its_fingerprint() -> None:
     assert trust.key_of(ANN.public.fingerprint) == trusted()
 
 
-def test_a_demand_is_that_of_the_namespace_then_the_remote_then_in_general() -> None:
-    remote = Demand(policy="off", where="the remote")
+def test_a_policy_is_that_of_the_namespace_then_the_remote_then_in_general() -> None:
+    remote = EffectivePolicy(policy="off", where="the remote")
     trust = Trust(policies={"acme": "warn", "*": "require"})
 
-    policies = [trust.demand(*each) for each in (("acme", remote), ("b", remote), (None, None))]
+    policies = [trust.policy_for(*each) for each in (("acme", remote), ("b", remote), (None, None))]
     assert [d.policy for d in policies if d] == ["warn", "off", "require"]
-    assert Trust().demand("acme", None) is None
-    assert (Demand.of(None), Demand.of("warn")) == (
+    assert Trust().policy_for("acme", None) is None
+    assert (EffectivePolicy.of(None), EffectivePolicy.of("warn")) == (
         None,
-        Demand(policy="warn", where="the option `--signatures`"),
+        EffectivePolicy(policy="warn", where="the option `--signatures`"),
     )
 
 
@@ -941,7 +941,7 @@ def test_a_damaged_memory_is_refused(root: Path, value: object, words: str) -> N
     message, hint = refused(Malformed, lambda: FirstUseFile(root).of("x"))
 
     assert message.startswith(f"`{path}`: {words}")
-    assert hint == "mend the file; deleted, it forgets which signed versions were seen"
+    assert hint == "mend the file; deleting it forgets which signed versions were seen"
 
 
 def test_signatures_of_tests_are_genuine() -> None:

@@ -86,4 +86,7 @@ def test_the_signature_of_a_folder_is_an_object_to_keep(tmp_path: Path) -> None:
         signature_objects(tmp_path)
     assert (told.value.reason, told.value.clause) == ("broken", "it is a link")
     assert told.value.what.endswith(f"{SIGNATURE_FILE}`")
-    assert told.value.hint == "`adapt doctor --repair` sets it aside, and fetches the signature again where it can"
+    assert (
+        told.value.hint
+        == "`adapt doctor --repair` moves it to quarantine, and fetches the signature again where it can"
+    )

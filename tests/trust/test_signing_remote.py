@@ -125,7 +125,7 @@ def test_a_mirror_that_hides_the_newest_version_or_its_signature_is_found_out(ho
         wanted = ("install", f"{mine}/legal-qa@base-7b", "--remote", "mirror")
 
         mirror.fault = lambda r: _without("1.1.0") if r.path.endswith("/legal-qa/versions") else None
-        assert "offers 1.0.0, you have seen 1.1.0" in homes.ben.fails(14, *wanted)
+        assert "offers 1.0.0, but 1.1.0 is known here" in homes.ben.fails(14, *wanted)
 
         gone = lambda r: ("redirect", mirror.url + r.path.replace(SIGNATURE, "no.sig"))  # noqa: E731
         mirror.fault = lambda r: gone(r) if r.path.endswith(SIGNATURE) else None

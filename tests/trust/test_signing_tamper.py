@@ -208,7 +208,7 @@ def key_of_another_place(homes: Homes, folder: Path) -> None:
 FALSE = {  # refused whatever the policy
     byte_of_weights: (12, "digest"),
     byte_of_config: (12, "digest"),
-    byte_with_its_digest: (14, "signed was"),
+    byte_with_its_digest: (14, "… was signed"),
     extra_file: (14, "`more.py` was not there when it was signed"),
     extra_folder: (14, "`more`, a folder, was not there"),
     missing_file: (16, "[E_CONFIG] adapter_config.json: is missing"),

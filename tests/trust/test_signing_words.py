@@ -15,23 +15,25 @@ from adapterhub.core.errors import SignatureRefused, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.manifest import SIGNATURE_FILE, WEIGHTS_FILE
 from adapterhub.formats.release import Provenance, Release
-from adapterhub.library.admission import signatures
+from adapterhub.library.admission import admission
+from adapterhub.library.admission.admission import Admission
+from adapterhub.library.admission.decision import Decision, InstallRequest
 from adapterhub.library.admission.findings import as_error, signature_findings
-from adapterhub.library.admission.signatures import Asked, SignatureAdmission, check_standing, refuses
+from adapterhub.library.library import Library
 from adapterhub.library.remotes import Remotes
 from adapterhub.trust.signing import provenance
 from adapterhub.trust.signing.appraisal import UNSIGNED, Appraisal, examine, unsigned_beside
 from adapterhub.trust.signing.bundle import SIGNATURE_LIMIT_BYTES
 from adapterhub.trust.signing.first_use import FirstUseBuild, FirstUseFile
 from adapterhub.trust.signing.provenance import bounded, provenance_of, read_signature
-from adapterhub.trust.signing.trust import Demand, Policy, Terms, Trust, TrustedKey, TrustFile, day_text
+from adapterhub.trust.signing.trust import EffectivePolicy, Policy, Terms, Trust, TrustedKey, TrustFile, day_text
 from adapterhub.trust.verify import Finding
 from tests.support.signed_offers import ANN, BEN, key, manifest, release, signed
 
 PLACE = "/published"
-ASKED = Asked(spec=AdapterSpec.parse("acme/legal-qa"))
+ASKED = InstallRequest(spec=AdapterSpec.parse("acme/legal-qa"))
 UNKNOWN = f"is signed by the unknown key {BEN.public.fingerprint}"
-GONE = "get it from its author, and tell whoever runs the place"
+GONE = "get them from the author, and inform the operator of the server"
 
 
 @pytest.fixture
@@ -66,11 +68,11 @@ MESSAGES = {
     "expired": "is signed by `ann`, a key that ended on 1970-01-01",
 }
 HINTS = {
-    "unsigned": "ask its author to `adapt sign` it and push it again",
+    "unsigned": "ask its author to sign it with `adapt sign` and push it again",
     "unknown_key": "`adapt key trust NAME FILE --scope acme/legal-qa` trusts a key; get its file from its owner, "
-    "not from the place",
+    "not from the server",
     "out_of_scope": "`adapt key trust ann --scope GLOB` changes what the key may sign",
-    "other_name": "ask its author to sign it with `adapt sign`, which says for which adapter",
+    "other_name": "ask its author to sign it with `adapt sign`, which names the adapter in the signature",
     "expired": "ask its owner for a new key; `adapt key trust ann --not-after DAY` moves the end",
 }
 TABLE: dict[str, tuple[str, str, str, str]] = {  # require, no policy, warn, off
@@ -89,14 +91,14 @@ ROWS = [(s, p, row[n]) for s, row in TABLE.items() for n, p in enumerate(POLICIE
 def test_the_gate_does_what_its_table_says(root: Path, standing: str, policy: Policy | None, expected: str) -> None:
     offered, provenance = offer(standing, root)
     if expected != "refused":
-        admitted = SignatureAdmission(root).admit(offered, provenance, PLACE, ASKED, policy)
+        admitted = Admission(Library(root)).admit(offered, provenance, PLACE, ASKED, policy)
 
-        assert (admitted.judgement.standing, admitted.judgement.message) == (standing, MESSAGES[standing])
-        assert admitted.warn is (expected == "warned")
-        assert not refuses(policy, admitted.judgement.standing)
+        assert (admitted.appraisal.standing, admitted.appraisal.message) == (standing, MESSAGES[standing])
+        assert admitted.warns is (expected == "warned")
+        assert not admitted.is_refused
         return
     with pytest.raises(SignatureRefused) as told:
-        SignatureAdmission(root).admit(offered, provenance, PLACE, ASKED, policy)
+        Admission(Library(root)).admit(offered, provenance, PLACE, ASKED, policy)
 
     where = ", and the option `--signatures` requires a signature" if policy else ""
     clause = f"it {MESSAGES[standing]}{where}"
@@ -106,20 +108,9 @@ def test_the_gate_does_what_its_table_says(root: Path, standing: str, policy: Po
     assert FirstUseFile(root).of("acme/legal-qa") is None
 
 
-def test_another_hint_and_ending_replace_the_usual_ones() -> None:
-    demand = Demand(policy="require", where="a law")
-    with pytest.raises(SignatureRefused) as told:
-        check_standing(release(), UNSIGNED, demand, hint="do that", ending="It stays")
-
-    assert told.value.hint == "do that"
-    assert told.value.message == (
-        "refused `acme/legal-qa` 1.0.0: it is not signed, and a law requires a signature. It stays"
-    )
-
-
 def test_a_policy_that_does_not_refuse_lets_the_standing_pass() -> None:
-    check_standing(release(), UNSIGNED, Demand(policy="warn", where="a law"))
-    check_standing(release(), UNSIGNED, None)
+    for effective in (EffectivePolicy(policy="warn", where="a law"), None):
+        Decision(appraisal=UNSIGNED, effective=effective).ensure_allowed(release())
 
 
 # ------------------------------------------------------------ against what was seen
@@ -130,7 +121,7 @@ def remember(root: Path, version: str = "1.0.0", by: str | None = None, **build:
 
 def refusal(root: Path, offered: Release, provenance: Provenance, **more: Any) -> SignatureRefused:
     with pytest.raises(SignatureRefused) as told:
-        SignatureAdmission(root).admit(offered, provenance, PLACE, ASKED, **more)
+        Admission(Library(root)).admit(offered, provenance, PLACE, ASKED, **more)
     assert told.value.exit_code == 14
     assert str(told.value).endswith(". Nothing was stored")
     assert told.value.what == f"`acme/legal-qa` {offered.manifest.version}"
@@ -155,7 +146,7 @@ def test_a_key_that_is_not_trusted_any_more_is_refused(root: Path) -> None:
     told = refusal(root, release(), signed(release(), BEN))
 
     assert told.reason == "unknown_key"
-    assert told.clause == f"it {UNKNOWN}, which was trusted and is not any more"
+    assert told.clause == f"it {UNKNOWN}, which you trusted before and no longer trust"
     assert told.hint == HINTS["unknown_key"]
 
 
@@ -171,7 +162,9 @@ def test_another_key_than_before_is_refused(root: Path, trusted: bool, command: 
     said = "is signed by `ben`" if trusted else UNKNOWN
     assert told.reason == "other_key"
     assert told.clause == f"it {said}, and until now it was signed by `ann`"
-    assert told.hint == (f"if its author told you of the new key: `adapt key trust {command} --accept acme/legal-qa`")
+    assert told.hint == (
+        f"if its author announced a new key to you: `adapt key trust {command} --accept acme/legal-qa`"
+    )
 
 
 @pytest.mark.parametrize("accept", ["acme/legal-qa", "acme", "*"])
@@ -179,7 +172,7 @@ def test_a_key_that_was_accepted_takes_a_name_over(root: Path, accept: str) -> N
     TrustFile(root).trust("ben", BEN.public, Terms(accepts=(accept,)))
     remember(root)
 
-    SignatureAdmission(root).admit(release(), signed(release(), BEN), PLACE, ASKED)
+    Admission(Library(root)).admit(release(), signed(release(), BEN), PLACE, ASKED)
 
     seen = FirstUseFile(root).of("acme/legal-qa")
     assert seen is not None
@@ -195,22 +188,22 @@ def test_an_older_version_is_refused(root: Path) -> None:
     told = refusal(root, release("1.1.0"), signed(release("1.1.0")))
 
     assert told.reason == "rolled_back"
-    assert told.clause == "the shelf offers 1.1.0, you have seen 2.0.0"
-    assert told.hint == "if the newer one was taken back: `acme/legal-qa==1.1.0` asks for this one"
+    assert told.clause == "the shelf offers 1.1.0, but 2.0.0 is known here"
+    assert told.hint == "if the author withdrew 2.0.0: `acme/legal-qa==1.1.0` selects this version"
 
 
 def test_the_version_that_was_seen_is_taken_again(root: Path) -> None:
     TrustFile(root).trust("ann", ANN.public, Terms())
     remember(root, "2.0.0")
 
-    assert not SignatureAdmission(root).admit(release("2.0.0"), signed(release("2.0.0")), PLACE, ASKED).warn
+    assert not Admission(Library(root)).admit(release("2.0.0"), signed(release("2.0.0")), PLACE, ASKED).warns
 
 
 def test_off_takes_what_contradicts_and_does_not_remember_another_signer(root: Path) -> None:
     TrustFile(root).trust("ben", BEN.public, Terms())
     remember(root, "2.0.0")
 
-    SignatureAdmission(root).admit(release(), signed(release(), BEN), PLACE, ASKED, "off")
+    Admission(Library(root)).admit(release(), signed(release(), BEN), PLACE, ASKED, "off")
 
     seen = FirstUseFile(root).of("acme/legal-qa")
     assert seen is not None
@@ -223,7 +216,7 @@ def test_off_remembers_a_first_signer_and_the_same_one(root: Path, known: bool) 
     if known:
         remember(root)
 
-    SignatureAdmission(root).admit(release("3.0.0"), signed(release("3.0.0")), PLACE, ASKED, "off")
+    Admission(Library(root)).admit(release("3.0.0"), signed(release("3.0.0")), PLACE, ASKED, "off")
 
     seen = FirstUseFile(root).of("acme/legal-qa")
     assert seen is not None
@@ -235,16 +228,16 @@ def test_off_remembers_a_first_signer_and_the_same_one(root: Path, known: bool) 
 
 def test_only_a_trusted_signature_is_remembered(root: Path) -> None:
     for standing in ("unsigned", "unknown_key", "out_of_scope"):
-        SignatureAdmission(root).admit(*offer(standing, root), PLACE, ASKED)
+        Admission(Library(root)).admit(*offer(standing, root), PLACE, ASKED)
 
         assert FirstUseFile(root).of("acme/legal-qa") is None
 
 
 def test_what_is_remembered_is_the_first_base_the_rank_and_the_version(root: Path) -> None:
     TrustFile(root).trust("ann", ANN.public, Terms())
-    asked = Asked(spec=ASKED.spec, bases=("sha256:first", "sha256:second"))
+    asked = InstallRequest(spec=ASKED.spec, bases=("sha256:first", "sha256:second"))
 
-    SignatureAdmission(root).admit(release("1.2.0", rank=16), signed(release("1.2.0", rank=16)), PLACE, asked)
+    Admission(Library(root)).admit(release("1.2.0", rank=16), signed(release("1.2.0", rank=16)), PLACE, asked)
 
     seen = FirstUseFile(root).of("acme/legal-qa")
     assert seen is not None
@@ -281,62 +274,73 @@ def test_a_seen_build_counts_where_it_would_have_answered(
 ) -> None:
     seen = FirstUseBuild(**({"base": "", "rank": 4, "version": "1.0.0"} | build))
 
-    assert Asked(spec=AdapterSpec.parse(spec), **asked).means(seen) is expected
+    assert InstallRequest(spec=AdapterSpec.parse(spec), **asked).includes(seen) is expected
 
 
 # ------------------------------------------------------------ policies and places
 URL = "https://corp.example"
 
 
+def decided(root: Path, offered: Release, provenance: Provenance, place: str) -> tuple[Appraisal, Policy | None]:
+    decision = Admission(Library(root)).decide(offered, provenance, place)
+    return decision.appraisal, decision.policy
+
+
 def test_the_policy_of_this_run_comes_first_then_namespace_then_remote_then_general(root: Path) -> None:
     Remotes(root).add("corp", URL, signatures="warn")
     TrustFile(root).set_policy("acme", "off")
     TrustFile(root).set_policy(None, "require")
-    gate = SignatureAdmission(root)
+    rules = Admission(Library(root))
 
-    assert gate.demand("acme", URL, "require") == Demand(policy="require", where="the option `--signatures`")
-    own = Demand(policy="warn", where="the project")
-    assert gate.demand("acme", URL, own) is own
-    assert gate.demand("acme", URL) == Demand(
+    assert rules.policy_for("acme", URL, "require") == EffectivePolicy(
+        policy="require", where="the option `--signatures`"
+    )
+    own = EffectivePolicy(policy="warn", where="the project")
+    assert rules.policy_for("acme", URL, own) is own
+    assert rules.policy_for("acme", URL) == EffectivePolicy(
         policy="off", where="the policy of the namespace `acme` (`adapt key policy`)"
     )
-    assert gate.demand("beta", URL) == Demand(policy="warn", where="the policy of remote `corp` (`adapt remote set`)")
+    assert rules.policy_for("beta", URL) == EffectivePolicy(
+        policy="warn", where="the policy of remote `corp` (`adapt remote set`)"
+    )
     for place in ("/some/folder", "https://other.example"):
-        assert gate.demand("beta", place) == Demand(policy="require", where="the general policy (`adapt key policy`)")
-    assert gate.demand(None, URL).policy == "warn"  # type: ignore[union-attr]
+        assert rules.policy_for("beta", place) == EffectivePolicy(
+            policy="require", where="the general policy (`adapt key policy`)"
+        )
+    assert rules.policy_for(None, URL).policy == "warn"  # type: ignore[union-attr]
 
 
 def test_nothing_is_demanded_where_nothing_was_set(root: Path) -> None:
-    assert SignatureAdmission(root).demand("acme", URL) is None
-    assert SignatureAdmission(root).judge(release(), Provenance(signature=None), PLACE) == (UNSIGNED, None)
-    assert SignatureAdmission(root).may_require("acme") is False
+    assert Admission(Library(root)).policy_for("acme", URL) is None
+    assert decided(root, release(), Provenance(signature=None), PLACE) == (UNSIGNED, None)
+    assert Admission(Library(root)).may_require("acme") is False
 
 
 def test_judge_tells_the_policy_of_the_namespace_and_the_place(root: Path) -> None:
     TrustFile(root).set_policy("acme", "require")
     Remotes(root).add("corp", URL, signatures="warn")
 
-    assert SignatureAdmission(root).judge(release(), Provenance(signature=None), PLACE) == (UNSIGNED, "require")
-    assert SignatureAdmission(root).judge(release(namespace="b"), Provenance(signature=None), URL) == (UNSIGNED, "warn")
+    assert decided(root, release(), Provenance(signature=None), PLACE) == (UNSIGNED, "require")
+    assert decided(root, release(namespace="b"), Provenance(signature=None), URL) == (UNSIGNED, "warn")
 
 
 def test_a_signature_may_be_required_by_any_place(root: Path) -> None:
-    assert SignatureAdmission(root).may_require("acme", "require") is True
-    assert SignatureAdmission(root).may_require("acme", "warn") is False
+    assert Admission(Library(root)).may_require("acme", "require") is True
+    assert Admission(Library(root)).may_require("acme", "warn") is False
     Remotes(root).add("corp", URL, signatures="require")
-    assert SignatureAdmission(root).may_require("acme") is True
-    assert SignatureAdmission(root).may_require(None, "off") is False
+    assert Admission(Library(root)).may_require("acme") is True
+    assert Admission(Library(root)).may_require(None, "off") is False
     Remotes(root).remove("corp")
     TrustFile(root).set_policy("acme", "require")
-    assert SignatureAdmission(root).may_require("acme") is True
-    assert SignatureAdmission(root).may_require("beta") is False
+    assert Admission(Library(root)).may_require("acme") is True
+    assert Admission(Library(root)).may_require("beta") is False
 
 
 def test_the_general_policy_holds_for_places_that_are_no_remote(root: Path) -> None:
     Remotes(root).set_signatures("hub", "off")
     TrustFile(root).set_policy(None, "require")
 
-    assert SignatureAdmission(root).may_require("acme") is True
+    assert Admission(Library(root)).may_require("acme") is True
 
 
 @pytest.mark.parametrize(
@@ -358,7 +362,7 @@ def test_the_scope_of_a_key_names_places_by_address_or_remote(
     Remotes(root).add("corp", URL)
     TrustFile(root).trust("ann", ANN.public, Terms(remotes=(scope,)))
 
-    judged = SignatureAdmission(root).examine(release(), signed(release()), place)
+    judged = Admission(Library(root)).decide(release(), signed(release()), place).appraisal
 
     assert (judged.standing, judged.signer, judged.fingerprint) == (expected, "ann", ANN.public.fingerprint)
 
@@ -366,9 +370,9 @@ def test_the_scope_of_a_key_names_places_by_address_or_remote(
 def test_a_key_ends_after_its_last_second(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     TrustFile(root).trust("ann", ANN.public, Terms(not_after=1000))
     for now, expected in ((999.0, "trusted"), (1000.0, "trusted"), (1000.5, "expired")):
-        monkeypatch.setattr(signatures, "clock", lambda now=now: now)
+        monkeypatch.setattr(admission, "clock", lambda now=now: now)
 
-        assert SignatureAdmission(root).examine(release(), signed(release()), PLACE).standing == expected
+        assert Admission(Library(root)).decide(release(), signed(release()), PLACE).appraisal.standing == expected
 
 
 # ------------------------------------------------------------ what is false in any case
@@ -385,7 +389,7 @@ def false(provenance: Provenance, offered: Release | None = None) -> tuple[str, 
     with pytest.raises(SignatureRefused) as told:
         judge(provenance, offered=offered)
     assert told.value.what == "`acme/legal-qa` 1.0.0"
-    assert told.value.hint == f"what is there is not what was signed; {GONE}"
+    assert told.value.hint == f"the files are not the signed ones; {GONE}"
     assert told.value.message.endswith(". Nothing was stored")
     return told.value.reason, told.value.clause
 
@@ -489,7 +493,7 @@ def test_files_that_the_signature_does_not_fit_are_refused() -> None:
     actual = digest_of(WEIGHTS_FILE.encode())[:19]
     assert false(signed(release(), ANN, resources(swap))) == (
         "changed_file",
-        f"`{WEIGHTS_FILE}` is {actual}…, signed was sha256:{'a' * 12}…",
+        f"`{WEIGHTS_FILE}` is {actual}…, but sha256:{'a' * 12}… was signed",
     )
     assert false(signed(release(), ANN, resources(lambda items: [i for i in items if i["name"] != WEIGHTS_FILE]))) == (
         "extra_file",
@@ -530,9 +534,9 @@ def test_a_strangers_signature_need_not_name_the_manifest() -> None:
         ("evil.py", "file", ("extra_file", "`evil.py` was not there when it was signed")),
         ("evil", "folder", ("extra_file", "`evil`, a folder, was not there when it was signed")),
         ("evil", "other", ("extra_file", "`evil`, no file, was not there when it was signed")),
-        ("evil", "link", ("link", "`evil` is a link, signed was a file")),
-        (".git", "link", ("link", "`.git` is a link, signed was a file")),
-        ("README.md", "link", ("link", "`README.md` is a link, signed was a file")),
+        ("evil", "link", ("link", "`evil` is a link, but a file was signed")),
+        (".git", "link", ("link", "`.git` is a link, but a file was signed")),
+        ("README.md", "link", ("link", "`README.md` is a link, but a file was signed")),
         ("README.md", "folder", ("extra_file", "`README.md`, a folder, was not there when it was signed")),
         ("README.md", "file", None),
         (".git", "folder", None),
@@ -571,12 +575,12 @@ def test_what_git_left_is_told_unless_it_is_signed() -> None:
 
 
 # ------------------------------------------------------------ findings
-NOT_SIGNED_HINT = "look into them, and delete them or copy the adapter's own files out"
+NOT_SIGNED_HINT = "inspect them, then delete them or copy the adapter's own files to another folder"
 
 
 def found(root: Path, provenance: Provenance, policy: Policy | None = None) -> list[Finding]:
     TrustFile(root).set_policy(None, policy)
-    return signature_findings(SignatureAdmission(root), release(), lambda: provenance, PLACE)
+    return signature_findings(Admission(Library(root)), release(), lambda: provenance, PLACE)
 
 
 @pytest.mark.parametrize(("standing", "policy", "expected"), ROWS)
@@ -587,7 +591,7 @@ def test_a_finding_says_what_the_policy_makes_of_a_signature(
     code, severity, hint = {
         "yes": ("N_SIGNATURE", "note", ""),
         "warned": ("W_SIGNATURE", "warning", ""),
-        "refused": ("E_SIGNATURE", "error", "`adapt key policy` shows what is asked"),
+        "refused": ("E_SIGNATURE", "error", "`adapt key policy` shows the policies in force"),
     }[expected if (standing, policy) != ("unsigned", "warn") else "yes"]
 
     assert [f.to_json() for f in found(root, provenance, policy)] == [
@@ -607,7 +611,7 @@ def test_a_false_signature_is_an_error_with_its_hint(root: Path) -> None:
 
     assert (finding.code, finding.severity, finding.where) == ("E_SIGNATURE", "error", "model.sig")
     assert finding.message == "`model.sig` is empty"
-    assert finding.hint == f"what is there is not what was signed; {GONE}"
+    assert finding.hint == f"the files are not the signed ones; {GONE}"
 
 
 @pytest.mark.parametrize(
@@ -684,7 +688,7 @@ def test_a_folder_or_pipe_in_the_place_of_a_signature_is_refused(tmp_path: Path)
     (tmp_path / "sub").mkdir()
     os.mkfifo(tmp_path / "pipe")
     for name in ("sub", "pipe"):
-        with pytest.raises(SignatureRefused, match="it is no plain file"):
+        with pytest.raises(SignatureRefused, match="it is not a regular file"):
             read_signature(tmp_path / name)
 
 

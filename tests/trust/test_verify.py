@@ -436,7 +436,7 @@ def test_layers_and_shapes_that_the_base_lacks_are_counted(make: Make) -> None:
     report = verify_folder(make(attention(4)), base_tensors=llama(2))
 
     assert codes(report) == ["E_BASE_MISMATCH"]
-    assert "4 of 8 modules are not there" in report.errors[0].message
+    assert "4 of 8 modules are missing" in report.errors[0].message
 
 
 def test_targets_of_the_base_that_were_left_out_are_warned_of(make: Make) -> None:
@@ -478,7 +478,7 @@ def test_no_rule_takes_one_layer_for_another(make: Make, layers: tuple[int, ...]
 
     report = verify_folder(make(tensors, target_modules=["q_proj"]), base_tensors=llama(2))
 
-    assert f"1 of {len(layers)} modules are not there" in messages(report)
+    assert f"1 of {len(layers)} modules are missing" in messages(report)
 
 
 def test_no_rule_leads_to_where_other_modules_are() -> None:

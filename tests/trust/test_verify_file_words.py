@@ -35,8 +35,8 @@ from adapterhub.trust.verify.scan import as_floats
 from tests.support.verify_world import make, pair, say, weight
 
 CONVERT = (
-    "convert it where you trust it: load it with PEFT on its base in a place of its own, call "
-    "`save_pretrained(folder)`, and give that folder"
+    "if you trust it, convert it: load it with PEFT on its base in isolation, call "
+    "`save_pretrained(folder)`, and use that folder"
 )
 GIVE = "give the folder that `save_pretrained` wrote"
 
@@ -94,7 +94,7 @@ def test_what_is_not_taken_is_noted_up_to_six_names(folder: Path) -> None:
         note("S_PICKLE", names(".bin"), "can run code when opened; never opened"),
         note("S_CODE", names(".py"), "can hold or name code; never opened"),
         note("S_TEMPLATE", names(".jinja"), "tokenizer and chat template are the base's; not taken"),
-        note("S_OTHER", names(".txt"), "no part of an adapter; not taken"),
+        note("S_OTHER", names(".txt"), "not part of an adapter; not taken"),
     ]
     assert (len(listing.others), sorted(listing.taken)) == (28, [CONFIG_FILE, WEIGHTS_FILE])
 
@@ -129,9 +129,9 @@ def test_what_is_no_folder_is_told_by_what_it_is(tmp_path: Path) -> None:
     assert found("y.txt", b"GGUF").code == "E_KIND"
     os.mkfifo(tmp_path / "pipe")
     assert errors(tmp_path / "pipe") == [error("E_KIND", "pipe", "is neither a folder nor a file")]
-    missing = "cannot be looked at: No such file or directory"
+    missing = "cannot be inspected: No such file or directory"
     assert errors(tmp_path / "gone") == [error("E_KIND", "gone", missing)]
-    assert errors(tmp_path / "a\0b")[0].message == "cannot be looked at: embedded null byte"
+    assert errors(tmp_path / "a\0b")[0].message == "cannot be inspected: embedded null byte"
 
 
 def test_names_that_are_one_file_elsewhere_are_refused(folder: Path) -> None:
@@ -143,7 +143,7 @@ def test_names_that_are_one_file_elsewhere_are_refused(folder: Path) -> None:
         error(
             "E_NAME",
             "`Adapter_Config.json`, `adapter_config.json`",
-            "one and the same file on systems that ignore case",
+            "are the same file on systems that ignore case",
             hint="rename or delete one of them",
         )
     ]
@@ -164,7 +164,7 @@ def test_links_and_odd_kinds_are_refused(folder: Path, tmp_path: Path) -> None:
             "README.md",
             "is a link out of its folder, to ../outside",
             "a plain file",
-            "replace the link by the file",
+            "replace the link with the file",
         ),
         error("E_KIND", MANIFEST_FILE, "is a folder", "a plain file"),
         error("E_KIND", "model.sig", "is a pipe, socket or device", "a plain file"),
@@ -178,7 +178,7 @@ def test_a_text_may_be_just_as_large_as_the_limit(folder: Path) -> None:
     assert errors(folder) == []
     (folder / "LICENSE").write_bytes(b"12345")
     assert errors(folder) == [
-        error("E_LIMIT", "LICENSE", "holds 5 bytes, expected at most 4", hint="leave it out, or cut it down")
+        error("E_LIMIT", "LICENSE", "holds 5 bytes, expected at most 4", hint="remove or shorten it")
     ]
 
 
@@ -193,7 +193,7 @@ def test_a_safe_listing_holds_each_file_to_its_limit(folder: Path, name: str, li
     with pytest.raises(RefusedAdapter) as told:
         safe_listing(folder)
 
-    assert told.value.hint == "leave it out, or cut it down"
+    assert told.value.hint == "remove or shorten it"
     text = str(told.value)
     assert f"`{folder}` is not read. Nothing was changed" in text
     assert f"{name}: holds {size} bytes, expected at most {size - 1}" in text
@@ -216,7 +216,7 @@ def test_missing_files_are_told_by_what_is_there(folder: Path) -> None:
         CONFIG_FILE,
         "is missing",
         "the settings PEFT writes beside the weights",
-        f"{GIVE}; weights alone do not say rank, alpha and targets",
+        f"{GIVE}; weights alone do not give rank, alpha and targets",
     )
     assert errors(folder) == [config, error("E_CONTAINER", WEIGHTS_FILE, "is missing", WEIGHTS_FILE, GIVE)]
     (folder / "b.pt").touch()
@@ -291,7 +291,7 @@ def test_notes_of_the_config_have_their_severity(folder: Path) -> None:
     assert "E_CONFIG" not in named
     assert (named["W_BASE_PATH"].severity, named["W_BASE_PATH"].message) == ("warning", path)
     assert "W_BASE_PATH" in {f.code for f in say("config", made, base_tensors=[weight("q.weight", 8, 8)])}
-    text = "the targets are left to the model's type; the tensors say which modules they are"
+    text = "the config leaves the targets to the model's type; the tensors show which modules they are"
     assert say("config", make(folder, target_modules="all-linear")) == [note("N_TARGETS", CONFIG_FILE, text)]
 
 
@@ -364,12 +364,12 @@ def test_damage_is_refused_with_both_digests() -> None:
 @pytest.mark.parametrize(
     ("fields", "message", "expected"),
     [
-        ({"method": ("LOHA",)}, "says it is LOHA", "LORA"),
-        ({"rank": 4}, "says rank 4", "2, as its tensors have"),
-        ({"alpha": 8.0}, "says alpha 8.0", "4, as its config has"),
-        ({"dtype": "float16"}, "says its numbers are float16", "float32, as its tensors are"),
-        ({"parameters": 33}, "says 33 parameters", "32, as its tensors have"),
-        ({"target_modules": ("q", "v")}, "says it changes `v`", "only `q`"),
+        ({"method": ("LOHA",)}, "states the method LOHA", "LORA"),
+        ({"rank": 4}, "states rank 4", "2, the rank of its tensors"),
+        ({"alpha": 8.0}, "states alpha 8.0", "4, the alpha of its config"),
+        ({"dtype": "float16"}, "states dtype float16", "float32, the dtype of its tensors"),
+        ({"parameters": 33}, "states 33 parameters", "32, the size of its tensors"),
+        ({"target_modules": ("q", "v")}, "states the targets `v`", "only `q`"),
         ({"method": ()}, "", ""),
         ({"rank": 2, "alpha": 4.0, "dtype": "float32", "parameters": 32, "target_modules": ("q",)}, "", ""),
         ({}, "", ""),
@@ -379,7 +379,7 @@ def test_what_a_manifest_states_is_held_against_the_tensors(
     folder: Path, fields: dict[str, Any], message: str, expected: str
 ) -> None:
     found = say("stated", folder, manifest=manifest_of(make(folder), **fields))
-    hint = "manifest and weights are of two adapters; ask whoever published it"
+    hint = "the manifest and the weights belong to different adapters; ask the publisher"
 
     assert found == ([error("E_MANIFEST", MANIFEST_FILE, message, expected, hint)] if message else [])
 
@@ -467,7 +467,7 @@ def test_a_hash_that_the_config_claims_is_held_against_the_base(folder: Path, ke
         code="U_BASE",
         severity="unknown",
         where=CONFIG_FILE,
-        message=f"`{key}` says which base it needs; none was given to compare",
+        message=f"`{key}` names the base it needs; none was given for comparison",
     )
     assert say("base", make(folder, **{key: "short"}), base_fingerprint=given) == [
         error("E_CONFIG", CONFIG_FILE, f"`{key}` is short", "sha256:<64 lower-case hex digits>")

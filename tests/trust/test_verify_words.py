@@ -240,9 +240,9 @@ def test_what_is_no_matrix_is_refused(folder: Path, shape: tuple[int, ...]) -> N
     assert say("pairing", make(folder, shaped(shape, (8, 2)))) == [
         error(
             "E_SHAPE",
-            f"no matrix, or one with an empty side: `{P}q.lora_A.weight {list(shape)}`",
+            f"not a matrix, or one with an empty side: `{P}q.lora_A.weight {list(shape)}`",
             "A [r, in] and B [out, r]",
-            "weights that a distributed trainer kept in shards were saved before they were gathered",
+            "a distributed trainer saved the weights before gathering its shards",
         )
     ]
 
@@ -252,7 +252,7 @@ def test_halves_of_two_layouts_are_refused(folder: Path, a: tuple[int, ...], b: 
     assert say("pairing", make(folder, shaped(a, b))) == [
         error(
             "E_SHAPE",
-            f"A and B do not go together on `q (A {list(a)}, B {list(b)})`",
+            f"A and B do not fit together on `q (A {list(a)}, B {list(b)})`",
             "those of a matrix or a convolution",
         )
     ]
@@ -283,7 +283,7 @@ def test_ranks_that_differ_are_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize(("a", "b"), [((3, 2), (8, 3)), ((3, 8), (2, 3)), ((9, 4, 2), (9, 9, 1))])
 def test_a_rank_larger_than_the_matrix_is_warned_of(folder: Path, a: tuple[int, ...], b: tuple[int, ...]) -> None:
-    message = "the rank is larger than the matrix on `q`; a smaller one can say the same"
+    message = "the rank is larger than the matrix on `q`; a lower rank can hold the same update"
     assert say("pairing", make(folder, shaped(a, b), r=a[0])) == [other("warning", "W_RANK", message)]
 
 
@@ -305,7 +305,7 @@ def test_pairs_and_targets_that_do_not_meet_are_told(folder: Path) -> None:
     assert say("pairing", make(folder, pair("q") | pair("0.k"))) == [
         error(
             "E_PAIR",
-            "pairs on `0.k`, which the config does not target: PEFT would leave them out without a word",
+            "pairs on `0.k`, which the config does not target: PEFT would silently ignore them",
             "modules that `target_modules` in adapter_config.json names",
         )
     ]
@@ -313,7 +313,7 @@ def test_pairs_and_targets_that_do_not_meet_are_told(folder: Path) -> None:
         other(
             "warning",
             "W_TARGETS",
-            "names `v`, `0.q` as targets, of which the weights hold nothing",
+            "targets `v`, `0.q`, for which there are no weights",
             where=CONFIG_FILE,
         )
     ]
@@ -327,17 +327,17 @@ def test_tensors_that_have_no_place_are_refused(folder: Path) -> None:
     memory = f"{P}0.q.lora_A.default.weight"
 
     assert say("pairing", make(folder, pair("q") | {memory: one})) == [
-        error("E_PAIR", f"the adapter's name in memory is in `{memory}`, so PEFT would not find them", names)
+        error("E_PAIR", f"`{memory}` contain the adapter's name in memory, so PEFT would not find them", names)
     ]
     assert say("pairing", make(folder, pair("q") | {"x.lora_C": one})) == [
-        error("E_PAIR", "no tensors of a LoRA adapter: `x.lora_C`", f"`{P}….lora_A.weight` and such")
+        error("E_PAIR", "not tensors of a LoRA adapter: `x.lora_C`", f"`{P}….lora_A.weight` and such")
     ]
     trained = f"{P}x.trainable_tokens_delta"
     assert [f.code for f in say("pairing", make(folder, pair("q") | {trained: one}))] == ["E_PAIR"]
     assert say("pairing", make(folder, pair("q") | {f"{P}norm.weight": one, "k.default": one})) == [
         error(
             "E_BASE_WEIGHT",
-            f"carries weights of the base model, which an adapter must not replace: `{P}norm.weight`, `k.default`",
+            f"contains weights of the base model, which an adapter must not replace: `{P}norm.weight`, `k.default`",
             "`lora_` tensors, or modules that `modules_to_save` names",
             hint,
         )
@@ -346,7 +346,7 @@ def test_tensors_that_have_no_place_are_refused(folder: Path) -> None:
 
 def test_modules_shipped_whole_and_biases_are_warned_of(folder: Path) -> None:
     tensors = pair("q") | {f"{P}head.weight": np.ones((300, 2), "f4"), f"{P}head.bias": np.ones(300, "f4")}
-    text = "ships `head` whole (3,600 bytes); they replace the base's while the adapter is on"
+    text = "contains `head` whole (3,600 bytes); they replace the base's while the adapter is on"
     assert say("pairing", make(folder, tensors, modules_to_save=["head"])) == [other("warning", "W_FULL_WEIGHT", text)]
     tensors = pair("q") | {f"{P}{name}.bias": np.ones(2, "f4") for name in ("a", "b")}
     text = "changes 2 biases of the base (`bias: all`), on or off"
@@ -355,18 +355,18 @@ def test_modules_shipped_whole_and_biases_are_warned_of(folder: Path) -> None:
 
 def test_another_method_is_known_by_its_tensors(folder: Path) -> None:
     tensors = {f"{P}q.hada_w1_a": np.ones((2, 2), "f4")}
-    said = "pairing for LOHA is checked on attaching, not here; only LoRA can be merged"
+    said = "pairs of LOHA are checked when it is attached, not here; only LoRA can be merged"
     assert say("pairing", make(folder, tensors, peft_type="LOHA", lora_alpha=...)) == [
         other("unknown", "U_METHOD", said)
     ]
-    said = "no tensor is one of LOHA, which the config says it is; found "
+    said = "no tensor belongs to LOHA, the method of the config; found "
     found = say("pairing", make(folder, peft_type="LOHA", lora_alpha=...))
     expected = f"`{P}q.lora_A.weight`, `{P}q.lora_B.weight`"
     assert found == [error("E_UNSUPPORTED", said + expected, "names with `hada_`")]
 
 
 # ------------------------------------------------------------ variants
-PARTS = "config and weights are of two adapters, or the training was saved by an older PEFT; save it again"
+PARTS = "the config and the weights belong to different adapters, or an older PEFT saved them; save them again"
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def test_a_start_that_changes_the_base_is_warned_of(folder: Path, start: str) ->
 
     message = (
         f"started from `{start}`, which changes the base before training: the update is not B @ A alone, "
-        "and on the frozen base the adapter acts otherwise than it was trained"
+        "and on the plain base the adapter acts differently than in training"
     )
     hint = "convert it with PEFT: `save_pretrained(path, path_initial_model_for_weight_conversion=…)`"
     assert found == other("warning", "W_INIT", message, hint, CONFIG_FILE)
@@ -413,7 +413,7 @@ def test_a_start_that_leaves_the_base_is_passed_over(folder: Path, start: object
 
 
 def test_a_start_of_a_later_peft_is_noted(folder: Path) -> None:
-    message = "started from `later`, which PEFT 0.21 does not know; it matters for training only"
+    message = "started from `later`, which PEFT 0.21 does not know; it affects training only"
     assert say("variants", make(folder, init_lora_weights="later")) == [
         other("note", "N_INIT", message, where=CONFIG_FILE)
     ]
@@ -434,7 +434,7 @@ def test_an_adapter_that_fits_its_base_has_no_findings(folder: Path) -> None:
 
 def test_a_base_without_the_modules_is_another_base(folder: Path) -> None:
     tensors = pair("0.q") | pair("1.q")
-    text = "the base has no `1.q`: 1 of 2 modules are not there"
+    text = "the base lacks `1.q`: 1 of 2 modules are missing"
     assert fit(folder, weight("0.q.weight", 8, 8), tensors=tensors) == [error("E_BASE_MISMATCH", text, hint=FIT)]
 
 
@@ -469,7 +469,7 @@ def test_a_base_whose_weights_are_packed_under_another_name_cannot_be_compared(f
 
 def test_targets_that_the_weights_leave_out_are_warned_of(folder: Path) -> None:
     base = [weight("q.weight", 8, 8), weight("1.q.weight", 8, 8), weight("2.q.weight", 8), weight("k.weight", 8, 8)]
-    text = "targets 1 more modules of this base, which the weights leave out: `1.q`"
+    text = "targets 1 more modules of this base, for which there are no weights: `1.q`"
     assert fit(folder, *base) == [other("warning", "W_TARGETS", text, where=CONFIG_FILE)]
     assert fit(folder, *base, target_modules="all-linear") == []
 
@@ -484,7 +484,7 @@ def test_variants_that_rearrange_shapes_are_not_compared(folder: Path) -> None:
 def test_modules_shipped_whole_have_the_shape_of_the_base(folder: Path) -> None:
     tensors = pair("q") | {f"{P}head.weight": np.ones((3, 2), "f4")}
     base = [weight("q.weight", 8, 8), weight("head.weight", 2, 3)]
-    text = "ships modules of other shapes: `head.weight ([3, 2], base [2, 3])`"
+    text = "contains modules of other shapes: `head.weight ([3, 2], base [2, 3])`"
 
     assert fit(folder, *base, tensors=tensors, modules_to_save=["head"]) == [error("E_BASE_MISMATCH", text, hint=FIT)]
     assert fit(folder, base[0], tensors=tensors, modules_to_save=["head"]) == []
@@ -502,24 +502,24 @@ def test_a_copy_of_a_base_weight_is_held_against_it(folder: Path) -> None:
         return fit(folder, *base, tensors=tensors)
 
     assert copied(3, 2, sha256=sha256) == [
-        other("warning", "W_FULL_WEIGHT", f"carries `{name}`, a copy of the base's own")
+        other("warning", "W_FULL_WEIGHT", f"contains `{name}`, a copy of the base's own")
     ]
     differs = error(
         "E_BASE_WEIGHT",
-        f"carries `{name}`, which differs from the base's and would replace it",
+        f"contains `{name}`, which differs from the base's and would replace it",
         hint="save the adapter again with `save_embedding_layers=False`",
     )
     assert (copied(3, 2), copied(2, 3, sha256=sha256)) == ([differs], [differs])
-    tell = "nobody can tell whether it is the base's"
+    tell = "it cannot be compared with the base's"
     assert copied(3, 2, dtype="F16", sha256=sha256) == [
-        other("unknown", "U_BASE_WEIGHT", f"carries `{name}`, in F32 (the base has F16); {tell}")
+        other("unknown", "U_BASE_WEIGHT", f"contains `{name}`, in F32 (the base has F16); {tell}")
     ]
-    assert copied() == [other("unknown", "U_BASE_WEIGHT", f"carries `{name}`, which the base does not have; {tell}")]
+    assert copied() == [other("unknown", "U_BASE_WEIGHT", f"contains `{name}`, which the base does not have; {tell}")]
     assert say("fit", make(folder, tensors)) == [
         other(
             "unknown",
             "U_BASE_WEIGHT",
-            "carries `embed_tokens.weight`, said to be a copy of the base's; without the base nobody can tell",
+            "contains `embed_tokens.weight`, which claims to be a copy of the base's; only a comparison with the base can tell",
             "give the base with `--base`",
         )
     ]

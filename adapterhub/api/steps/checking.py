@@ -101,13 +101,13 @@ def _inode_of(folder: Path) -> int | None:
 def report_of_build(library: Library, build: Installed, record: BaseRecord | None, progress: Progress | None) -> Report:
     """The report on an installed build, with findings about its signature."""
     from adapterhub.formats.release import Release
+    from adapterhub.library.admission.admission import Admission
     from adapterhub.library.admission.findings import signature_findings
-    from adapterhub.library.admission.signatures import SignatureAdmission
 
     report = local.Library.verify(library, build, record, progress)
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
     place = library.origins.place_of(build.manifest.digest, build.full_name)
-    found = signature_findings(SignatureAdmission(library.root), release, lambda: library.provenance(release), place)
+    found = signature_findings(Admission(library), release, lambda: library.provenance(release), place)
     return _joined(report, found)
 
 
@@ -116,8 +116,8 @@ def _with_signature(library: Library, folder: Path, report: Report) -> Report:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE
     from adapterhub.formats.release import Release
+    from adapterhub.library.admission.admission import Admission
     from adapterhub.library.admission.findings import signature_findings
-    from adapterhub.library.admission.signatures import SignatureAdmission
     from adapterhub.library.directory import PlainFolder
     from adapterhub.trust.signing.provenance import provenance_of
     from adapterhub.trust.verify.checks.digests import read_manifest_file
@@ -135,9 +135,7 @@ def _with_signature(library: Library, folder: Path, report: Report) -> Report:
     except (AdapterHubError, OSError):  # the report already has these problems
         return report
     place = os.path.abspath(folder)  # noqa: PTH100 - keeps links: the name that the user gave stays
-    return _joined(
-        report, signature_findings(SignatureAdmission(library.root), release, lambda: provenance_of(folder), place)
-    )
+    return _joined(report, signature_findings(Admission(library), release, lambda: provenance_of(folder), place))
 
 
 def _joined(report: Report, found: Sequence[Finding]) -> Report:

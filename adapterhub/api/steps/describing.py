@@ -112,18 +112,19 @@ def _modules(build: Installed) -> dict[str, Any]:
 
 def _signature(library: Library, build: Installed, place: str) -> dict[str, Any]:
     from adapterhub.formats.release import Release
-    from adapterhub.library.admission.signatures import SignatureAdmission
+    from adapterhub.library.admission.admission import Admission
     from adapterhub.trust.signing.provenance import provenance_of
 
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
     try:
-        judgement, policy = SignatureAdmission(library.root).judge(release, provenance_of(build.folder), place)
+        decision = Admission(library).decide(release, provenance_of(build.folder), place)
     except SignatureRefused as error:
         return {"standing": error.reason, "message": error.clause, "signer": None, "policy": None}
     except (NotAllowed, Malformed) as error:  # the trust settings cannot be read
         return {"standing": "unjudged", "message": error.message, "signer": None, "policy": None}
-    signed = {"standing": judgement.standing, "message": judgement.message, "signer": judgement.signer}
-    return signed | {"policy": policy}
+    appraisal = decision.appraisal
+    signed = {"standing": appraisal.standing, "message": appraisal.message, "signer": appraisal.signer}
+    return signed | {"policy": decision.policy}
 
 
 # ---------------------------------------------------------------- on a server

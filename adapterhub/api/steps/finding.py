@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.library.bases.requested import RequestedBase
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
-    from adapterhub.library.store.index import IndexReader
+    from adapterhub.library.store.index_reader import IndexReader
     from adapterhub.library.transfer import Source
     from adapterhub.library.upkeep.lineage import Lineage
     from adapterhub.projects.session import Session

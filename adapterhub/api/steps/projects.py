@@ -272,7 +272,7 @@ def trust_project(session: Session, project: Project) -> TrustedProject:
     Raises:
         NamespaceBound: it claims a name or a namespace of a remote of the user's.
     """
-    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.admission.admission import Admission
     from adapterhub.projects.trusted import TrustedProjects
 
     ensure_no_takeover(project, session.remotes.all(), Admission(session.library))

@@ -115,7 +115,7 @@ def push_build(
     Raises:
         SignatureRefused, NamespaceBound: it may not be used here, so it is not passed on either.
     """
-    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.admission.admission import Admission
     from adapterhub.library.directory import PublishedDirectory
 
     library = session.library
@@ -123,7 +123,7 @@ def push_build(
     if signer is not None:
         namespace = build.namespace or (None if names_folder(to) else to.partition("/")[0])
         sign_build(library, build, namespace, signer)
-    Admission(library).refuse(build)
+    Admission(library).ensure_usable(build)
     signature = library.provenance(release).signature
     place: Destination
     if names_folder(to):
@@ -166,7 +166,7 @@ def pull_release(
 ) -> Pulled:
     """Write the plain files of a build, of the library or of a server, to a new folder, checked as an install is."""
     from adapterhub.distribution.install import admit, asked_of
-    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.admission.admission import Admission
     from adapterhub.library.directory import BuildFolder
     from adapterhub.projects.places import SpecSources
 
@@ -179,7 +179,7 @@ def pull_release(
         session, library, spec, sources, wanted=wanted, bounds=bounds, objection=objection
     )
     if source is library:
-        Admission(library).refuse(
+        Admission(library).ensure_usable(
             library.read_build(library.folder_for(release.manifest, release.namespace)), signatures
         )
         signature = library.provenance(release).signature
@@ -265,7 +265,7 @@ def _check_bindings(
     Raises:
         NamespaceBound: the message names both servers.
     """
-    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.admission.admission import Admission
 
     admission = Admission(library)
     hint = "`--ignore-bindings` copies it anyway"

@@ -54,11 +54,11 @@ def library_adapters(session: Session, rows: Sequence[BuildRow]) -> list[dict[st
     Raises:
         SignatureRefused, NamespaceBound: a policy forbids using a build, so other programs must not get it.
     """
-    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.admission.admission import Admission
 
     library = session.library
     admission = Admission(library)
-    restricted = [row for row in rows if admission.asks_of(row.namespace or None)]
+    restricted = [row for row in rows if admission.restricts(row.namespace or None)]
     admission.ensure_all_usable((library.read_build(session.root / row.folder), None) for row in restricted)
     count = Counter(row.full_name for row in rows)
     named = Counter(_long_name(row) for row in rows)

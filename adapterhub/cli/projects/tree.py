@@ -56,7 +56,7 @@ def tree(session: Session, specs: tuple[AdapterSpec, ...], holders: bool, is_lib
 # ---------------------------------------------------------------- library
 def _show_library(session: Session, lineage: Lineage, specs: Sequence[AdapterSpec]) -> None:
     rows = [row for spec in specs for row in lineage.named(spec)] if specs else lineage.roots()
-    nodes = [lineage.node(row.digest) for row in rows]
+    nodes = [lineage.node_of(row) for row in rows]
     session.out.result(
         lambda: {"project": None, "adapters": [node.to_json() for node in nodes]}, lambda: _draw(session, nodes)
     )
@@ -208,7 +208,7 @@ def _show_holders(session: Session, lineage: Lineage) -> None:
         rows = uses_there.needed_by(claim)
         held = [{"key": row.full_name, "version": row.version, "digest": row.digest} for row in rows]
         groups.append({"kind": "process", "who": f"{claim.holder}, {claim.what}", "adapters": held})
-    unheld = [row for row in lineage.rows.values() if not uses_there.of(row.digest)]
+    unheld = [row for row in lineage.rows if not uses_there.of(row.digest)]
     rest = [{"key": row.full_name, "version": row.version, "digest": row.digest} for row in unheld]
     groups.append({"kind": "nobody", "who": None, "adapters": rest})
 

@@ -111,11 +111,11 @@ def _dry_document(library: Library, build: Installed, to: str, *, sign_it: bool)
     from adapterhub.core.specs import names_folder
     from adapterhub.formats.card import card_for, tags_for
     from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE
-    from adapterhub.library.admission.installed import Admission
+    from adapterhub.library.admission.admission import Admission
     from adapterhub.trust.signing.provenance import read_signature
 
     if not sign_it:  # else it is not signed yet
-        Admission(library).refuse(build)
+        Admission(library).ensure_usable(build)
     manifest = build.manifest
     texts = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: card_for(manifest).encode()}
     files = [{"path": e.path, "size_bytes": e.size_bytes, "sha256": e.sha256} for e in manifest.files]

@@ -152,6 +152,11 @@ def alone_in(project: Path, root: Root, what: str) -> Iterator[None]:
         yield
 
 
+def absolute(path: Path) -> str:
+    """The absolute path as text, with the links that the user named; `resolve` would replace them."""
+    return os.path.abspath(path)  # noqa: PTH100 - `absolute` would keep `..`
+
+
 def place_key(place: str) -> str:
     """The name of a project's records in a library: 16 hex digits of the hash of its path."""
     return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]

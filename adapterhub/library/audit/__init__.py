@@ -1,7 +1,7 @@
-"""What is installed, looked at for trust: where it is from, who signed it, what lies beside it, whether it may be used.
+"""Audit installed adapters: origin, signer, files beside them, licences, and whether they may be used.
 
-One check a file; a check yields findings with `check(subject, around)` and reads, but never changes. Files that begin
-with an underscore are no checks. `verify` asks whether an adapter is sound; here its soundness is asked only on demand.
+Each file is one check: `check(subject, around)` yields findings and changes nothing. Files that begin with an
+underscore are not checks. Whether an adapter is intact is a question for `verify`, which an audit runs only on demand.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ def audit(subjects: Iterable[Subject], around: Surroundings, *, ignore: Sequence
 
 
 def _run(name: str, subject: Subject, around: Surroundings) -> list[Finding]:
-    """What a check finds; one that cannot be carried out is told, and the others go on."""
+    """The findings of a check; a check that cannot run becomes a finding, and the others go on."""
     module = importlib.import_module(f"adapterhub.library.audit.{name}")
     try:
         return list(module.check(subject, around))
     except AdapterHubError as error:
-        message = f"the check `{name}` could not be carried out: {error.message}"
+        message = f"the check `{name}` could not run: {error.message}"
         return [Finding(code="U_CHECK", severity="unknown", where="", message=message, hint=error.hint)]
 
 
 def store_report(library: Library) -> Audited | None:
-    """Folders under `adapters/` that nothing else can be said of, because they do not say what they hold."""
+    """Findings for folders under `adapters/` whose content is unknown, so that no other check applies."""
     hint = "`adapt doctor --repair` mends what it can"
     findings = [
         Finding(code="E_MANIFEST", severity="error", where=where, message=broken.reason, hint=hint)

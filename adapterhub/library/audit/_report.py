@@ -1,4 +1,4 @@
-"""What an audit says of one adapter."""
+"""The result of an audit of one adapter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STORE: Final = "the store"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What was looked at. `label` is a full name and version, a folder as it was typed, or `the store`."""
+    """The audited thing. `label` is a full name and version, a folder as typed, or `the store`."""
 
     label: str
     folder: Path
@@ -27,7 +27,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Audited:
-    """One target and what was found; `license` is what its licences come to, `ignored` counts hidden findings."""
+    """One target and its findings; `license` is the composition of its licences, `ignored` counts hidden findings."""
 
     target: Target
     report: Report
@@ -38,7 +38,7 @@ class Audited:
         return f"<Audited {self.target.label}: {self.report!r}>"
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON value; every key is always there."""
+        """The JSON value; every key is always present."""
         target = self.target
         return {
             "adapter": target.label,

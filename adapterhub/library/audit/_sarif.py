@@ -1,6 +1,6 @@
 """An audit as SARIF 2.1.0 (OASIS, errata 01): the format that code scanning services read.
 
-What could not be told is a result of kind `open`, and a note one of kind `informational`; both have the level `none`,
+An undecided finding has the kind `open`, and a note the kind `informational`; both have the level `none`,
 as section 3.27.10 wants it.
 """
 

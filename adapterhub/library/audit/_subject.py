@@ -1,14 +1,14 @@
-"""What the checks look at: one adapter, and the library and places around it."""
+"""The input of the checks: one adapter, and the library and places around it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from adapterhub.core.digests import Digest, Progress
+from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import AdapterHubError, RefusedAdapter, RemoteUnreachable, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint
@@ -33,7 +33,7 @@ _UNNAMED = AdapterSpec.parse("unnamed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """An installed build, or a folder (`build` is None). Without `manifest`, `seen` says why it has none.
+    """An installed build, or a folder (`build` is None). Without `manifest`, `seen` holds the reasons.
 
     `base` is what the manifest declares or what was pinned since.
     """
@@ -57,9 +57,9 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """The library, and the places that may be asked; `find_source` is None where nobody may be.
+    """The library and the places to look up; `find_source` is None where no place may be contacted.
 
-    `with_bytes`: every byte is read and held against its digest. What takes time to find out is found out once.
+    `with_bytes`: every byte is compared with its digest. Slow results are cached.
     """
 
     library: Library
@@ -91,7 +91,7 @@ class Surroundings:
         return self._bases[fingerprint.weights]
 
     def manifest_of(self, digest: Digest) -> Manifest | None:
-        """The manifest with that digest, as far as it is here."""
+        """The manifest with that digest, if the library has it."""
         if (build := self.by_digest.get(digest)) is not None:
             return build.manifest
         try:
@@ -100,10 +100,10 @@ class Surroundings:
             return None
 
     def ask(self, origin: Origin) -> Sequence[Release]:
-        """What the place of an origin offers under its name; each place is asked once for each name.
+        """The releases that an origin offers under its name, cached for each place and name.
 
         Raises:
-            AdapterHubError: it does not answer. A place that could not be reached is not tried again.
+            AdapterHubError: the place does not answer. An unreachable place is not tried again.
         """
         assert self.find_source is not None  # callers say "cannot tell" without it
         for key in ((origin.place, ""), (origin.place, origin.name)):
@@ -137,7 +137,7 @@ def subject_of_build(build: Installed) -> Subject:
 
 def subject_of_folder(folder: Path, label: str) -> Subject:
     """A folder that is not installed, with a manifest or without; never raises for what is in it."""
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - `resolve` would lose the user's own name for it
+    folder = Path(absolute(folder))
     try:
         manifest, is_named = _manifest_in(folder)
     except AdapterHubError as error:

@@ -1,4 +1,4 @@
-"""The base of an adapter: whether it is known by content and here, and where somebody let a mismatch pass."""
+"""The base of an adapter: whether its content is known and registered here, and which mismatches a user allowed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
     record = around.base_of(fingerprint)
     if record is None:
         message = f"its base {fingerprint.weights[:19]}… ({shown(subject.base.label)}) is not registered here"
-        hint = "`adapt base add PATH --as NAME` registers it, so that what it is used on can be checked"
+        hint = "`adapt base add PATH --as NAME` registers it, so that the base it runs on can be checked"
         yield Finding(code="W_BASE_UNREGISTERED", severity="warning", where=MANIFEST_FILE, message=message, hint=hint)
         return
     yield from _fit(subject, record)
@@ -74,19 +74,19 @@ def _allowed(subject: Subject, around: Surroundings) -> Iterator[Finding]:
             named = shown(str(value["named"])) if isinstance(value, dict) else "unknown"
         except (OSError, ValueError, KeyError):
             named = "unknown"
-        message = f"was let run on the base `{named}`, which has other weights than the one it was made for"
-        hint = f"delete `{path}` to take that back"
+        message = f"was allowed to run on the base `{named}`, whose weights differ from those of its own base"
+        hint = f"delete `{path}` to undo that"
         yield Finding(code="W_BASE_ALLOWED", severity="warning", where=MANIFEST_FILE, message=message, hint=hint)
 
 
 def _changed(record: BaseRecord, around: Surroundings) -> Iterator[Finding]:
-    """Whether the folder of the base still holds the weights that were registered; each base is looked at once."""
+    """Whether the folder of the base still holds the registered weights; each base is checked once."""
     if record.path is None or not record.path.is_dir():
         return
     if record.alias not in around.looked_at:
         around.looked_at[record.alias] = around.library.bases.look(record.path, progress=around.progress).fingerprint
     comparison = compare(record.fingerprint, around.looked_at[record.alias])
     if not comparison.verdict.allows_attach:
-        message = f"`{record.path}` holds other weights than were registered as `{record.alias}`"
+        message = f"`{record.path}` holds weights that differ from those registered as `{record.alias}`"
         hint = f"find out who changed them; `adapt base add {record.path} --as NAME` registers what is there"
         yield Finding(code=_MISMATCH, severity="error", where=str(record.path), message=message, hint=hint)

@@ -1,4 +1,4 @@
-"""Whether every byte is what it should be, and every number usable: the checks of `verify`, on demand."""
+"""Whether every byte is correct and every number usable: the checks of `verify`, on demand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adapterhub.trust.verify import Finding, verify_folder
 
 
 def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
-    """The errors of `verify`; what it warns of is about use, not trust."""
+    """The errors of `verify`; its warnings concern use, not trust."""
     if not around.with_bytes:
         return
     if subject.build is not None:

@@ -1,7 +1,7 @@
-"""Pickles and code beside an adapter. Nothing here opens them; another program that is pointed at the folder may.
+"""Pickles and code beside an adapter. We never open them; another program that is given the folder may.
 
-Files are told by their names (the rules of `verify`) and by their first bytes, in subfolders as well. A pickle of
-protocol 0 or 1 has no mark in its first bytes, and is told by its name only.
+Names (the rules of `verify`) and first bytes identify the files, in subfolders too. A pickle of
+protocol 0 or 1 has no mark in its first bytes, so only its name identifies it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _PROGRAMS: Final = {
 _ADVICE: Final = {
     "E_BESIDE_PICKLE": "move it away; `torch.load`, and loaders that prefer `.bin` files, would run what it says",
     "E_BESIDE_CODE": "move it away; a loader with `trust_remote_code`, or a curious user, would run it",
-    "W_BESIDE_OTHER": "find out who put it there; `adapt remove` and `adapt install` give the folder anew",
-    "U_BESIDE": "look at the folder yourself, or give a folder that holds one adapter",
+    "W_BESIDE_OTHER": "find out who put it there; `adapt remove` and `adapt install` make the folder again",
+    "U_BESIDE": "inspect the folder yourself, or give a folder that holds one adapter",
 }
 
 
 def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:  # noqa: ARG001 - every check is called alike
-    """One finding a file. What else lies in an installed folder, where nobody has put anything, is told as well."""
+    """One finding for each file; in an installed folder also for every other file that does not belong there."""
     manifest = subject.manifest
     ours = {e.path for e in manifest.files} if manifest else set()
     ours |= {MANIFEST_FILE, CARD_FILE, SIGNATURE_FILE}
@@ -47,16 +47,16 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:  # noqa:
         count += 1
         name = path.relative_to(subject.folder).as_posix()
         if count > limits().entries:
-            yield _finding("U_BESIDE", shown(name), f"not looked at: there are more than {limits().entries} files")
+            yield _finding("U_BESIDE", shown(name), f"not searched: it holds more than {limits().entries} files")
             return
         if name in TAKEN and (subject.build is None or name in ours):
             continue  # the adapter's own
         if is_link is None:
-            yield _finding("U_BESIDE", shown(name), f"not looked at: folders deeper than {MAX_DEPTH}, or not readable")
+            yield _finding("U_BESIDE", shown(name), f"not searched: folders deeper than {MAX_DEPTH}, or not readable")
         elif found := _judged(path, name, is_link=is_link):
             yield _finding(*found)
         elif subject.build is not None:
-            yield _finding("W_BESIDE_OTHER", shown(name), "is no file of the adapter, and was put there by somebody")
+            yield _finding("W_BESIDE_OTHER", shown(name), "is not part of the adapter: something else put it there")
 
 
 def _finding(code: str, where: str, message: str) -> Finding:
@@ -89,7 +89,7 @@ def _start_of(path: Path) -> bytes:
 
 
 def _files_below(folder: Path, passed_over: Sequence[str], depth: int = 0) -> Iterator[tuple[Path, bool | None]]:
-    """Every file, and whether it is a link; None for a folder that is not looked into. Links are not followed."""
+    """Every file, and whether it is a link; None for a folder that is not searched. Links are not followed."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)

@@ -1,7 +1,7 @@
 """The licences of an adapter, of every adapter it was merged from, and of the base, taken together.
 
 Whether an adapter is a work derived from its base is not settled; here the terms of all parts are taken to reach the
-whole, which errs to the careful side. What a card does not say, nobody can tell, and that is said.
+whole, which errs to the careful side. A licence that no card states is reported as unknown.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from adapterhub.library.audit._subject import Subject, Surroundings
 from adapterhub.trust.verify import Finding
 
 MAX_PARTS: Final = 200
-"""Ancestors beyond these are not followed, and it is said."""
+"""Further ancestors are not followed, and a finding says so."""
 
 _CODES: Final = {
     Term.NONCOMMERCIAL: "W_LICENSE_NONCOMMERCIAL",
@@ -35,7 +35,7 @@ _CODES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One thing with a licence of its own: the adapter, a parent, the base. `stated` is what is said of it, as text."""
+    """One part with a licence of its own: the adapter, a parent, the base. `stated` is the stated licence as text."""
 
     role: str
     name: str
@@ -60,7 +60,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composition:
-    """All parts, and the expression that all that are known come to; None where none is known."""
+    """All parts, and the expression for those that are known; None where none is."""
 
     parts: tuple[Part, ...]
     whole: Expression | None
@@ -78,7 +78,7 @@ class Composition:
 
 
 def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
-    """What cannot be told, what is asked, and what cannot be asked together."""
+    """Unknown licences, their conditions, and licences that conflict."""
     if subject.manifest is None:
         return
     composition = composition_of(subject, around)
@@ -92,8 +92,8 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
     for term, code in _CODES.items():
         asking = [part for part in _known(composition) if term in _terms(part)]
         if asking and term in composition.whole.best.terms:
-            said = ", ".join(f"{p.expression.text} of {p.title}" for p in asking if p.expression)
-            yield Finding(code=code, severity="warning", where=MANIFEST_FILE, message=f"{said} {term.value}")
+            parts = ", ".join(f"{p.expression.text} of {p.title}" for p in asking if p.expression)
+            yield Finding(code=code, severity="warning", where=MANIFEST_FILE, message=f"{parts} {term.value}")
     yield from _wider(composition)
     yield from _conflicts(composition)
 
@@ -192,7 +192,7 @@ def _untold(composition: Composition) -> Iterator[Finding]:
             why = f"`{shown(part.stated)}` is no SPDX expression" if part.stated else part.why_not
             message = f"cannot tell the licence of {part.title}: {why}"
         elif Term.UNKNOWN in _terms(part):
-            message = f"cannot tell what {part.expression.text} of {part.title} asks: there is no rule for it here"
+            message = f"cannot tell what {part.expression.text} of {part.title} requires: there is no rule for it here"
         else:
             continue
         hint = "read its card; `adapt add --license SPDX` and `license:` in a README state it"
@@ -214,17 +214,17 @@ def _wider(composition: Composition) -> Iterator[Finding]:
 
 
 def _conflicts(composition: Composition) -> Iterator[Finding]:
-    """Licences that no one can meet at once, and share-alike ones of which nobody here knows whether one can."""
+    """Licences that no one can meet at once, and share-alike licences that may conflict."""
     assert composition.whole is not None  # `check` made sure
     identifiers = sorted(composition.whole.best.identifiers)
     for pattern, term in CANNOT_JOIN:
         strict = [one for one in identifiers if re.fullmatch(pattern, one)]
         adding = [one for one in identifiers if term in terms_of(one.partition(" WITH ")[0]) and one not in strict]
         if strict and adding:
-            message = f"{strict[0]} forbids to add restrictions, and {adding[0]} {term.value}: no one can meet both"
+            message = f"{strict[0]} forbids adding restrictions, and {adding[0]} {term.value}: no one can meet both"
             yield Finding(code="W_LICENSE_CONFLICT", severity="warning", where=MANIFEST_FILE, message=message)
             return
     alike = [one for one in identifiers if Term.SHARE_ALIKE in terms_of(one.partition(" WITH ")[0])]
     if len(alike) > 1:
-        message = f"cannot tell whether {' and '.join(alike)} can be met at once: each wants the whole for itself"
+        message = f"cannot tell whether {' and '.join(alike)} can be met at once: each claims the whole for itself"
         yield Finding(code="U_LICENSE_CONFLICT", severity="unknown", where=MANIFEST_FILE, message=message)

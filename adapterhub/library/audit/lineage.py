@@ -1,4 +1,4 @@
-"""What a merged adapter was made from: recorded by digest, and here to be looked at."""
+"""The parents of a merged adapter: whether each is recorded by its digest and installed here."""
 
 from __future__ import annotations
 
@@ -20,21 +20,19 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
         return
     method = manifest.recipe.get("method")
     if manifest.recipe and not manifest.parents and method != _FROM_MODELS:
-        message = f"was made by `{shown(str(method))}`, and names no adapter that it was made from"
+        message = f"was made by `{shown(str(method))}`, but names no adapter that it was made from"
         hint = "merge it again with `adapt merge`, which records its parents"
         yield Finding(code="W_LINEAGE", severity="warning", where=MANIFEST_FILE, message=message, hint=hint)
     for index, parent in enumerate(manifest.parents):
         where = f"{MANIFEST_FILE}: parents[{index}]"
         if parent.digest is None:
             held = ", only the digests of its files" if _is_held_to_bytes(manifest.recipe, parent) else ""
-            message = (
-                f"its parent `{shown(parent.spec)}` has no digest of a manifest{held}: nothing says which build it was"
-            )
+            message = f"its parent `{shown(parent.spec)}` has no digest of a manifest{held}: so its build is unknown"
             hint = "`adapt add` the parent first, and merge again by its name"
             yield Finding(code="W_PARENT_DIGEST", severity="warning", where=where, message=message, hint=hint)
         elif parent.digest not in around.by_digest:
             message = f"its parent `{shown(parent.spec)}` ({parent.digest[:19]}…) is not installed here"
-            hint = f"`adapt install '{shown(_exact(parent))}'` brings it, to be looked at as well"
+            hint = f"`adapt install '{shown(_exact(parent))}'` installs it, so that it is audited too"
             yield Finding(code="W_PARENT_ABSENT", severity="warning", where=where, message=message, hint=hint)
 
 

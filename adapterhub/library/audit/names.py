@@ -1,4 +1,4 @@
-"""Installed names that people take for one another: one of the two may be there to be mistaken for the other."""
+"""Installed names that are easily confused: one may be an imitation of the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who signed an adapter, whether that key is trusted, and whether the user's policy is content with it."""
+"""Who signed an adapter, whether the user trusts the key, and whether the policy accepts the signature."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from adapterhub.core.errors import Malformed, NotAllowed, SignatureRefused
 from adapterhub.formats.manifest import SIGNATURE_FILE
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.signatures import SignatureAdmission, refuses
+from adapterhub.library.admission.admission import Admission
 from adapterhub.library.audit._subject import Subject, Surroundings
 from adapterhub.trust.signing.appraisal import Appraisal
 from adapterhub.trust.signing.first_use import FirstUseFile
@@ -15,56 +15,56 @@ from adapterhub.trust.signing.provenance import provenance_of
 from adapterhub.trust.signing.trust import TrustFile
 from adapterhub.trust.verify import Finding, Severity
 
-_POLICY: str = "`adapt key policy` shows what is asked"
+_POLICY: str = "`adapt key policy` shows the policies in force"
 _SIGN: str = "ask its author to `adapt sign` it; if that is you, `adapt key new NAME` makes a key"
-_TRUST: str = "`adapt key trust NAME FILE` trusts a key; get its file from its owner, not from the place"
+_TRUST: str = "`adapt key trust NAME FILE` trusts a key; get its file from its owner, not from the server"
 
 
 def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
-    """One finding on the signature, and one where it is another than the one seen before under that name."""
+    """One finding about the signature, and another if a different key signed the name before."""
     if subject.manifest is None:
         return
     release = Release(manifest=subject.manifest, namespace=subject.namespace, origin=subject.target.label)
     try:
-        judgement, policy = SignatureAdmission(around.library.root).judge(
-            release, provenance_of(subject.folder), _place(subject, around)
-        )
+        decision = Admission(around.library).decide(release, provenance_of(subject.folder), _place(subject, around))
     except SignatureRefused as error:
         yield _finding("E_SIGNATURE", "error", error.clause, hint=error.hint)
         return
     except (NotAllowed, Malformed) as error:  # the files that say whom to trust
         yield _finding("E_TRUST", "error", f"cannot be judged: {error.message}", hint=error.hint)
         return
-    asked = f"; the policy is `{policy}`" if policy else "; no policy is set"
-    is_trusted = judgement.standing == "trusted"
-    if refuses(policy, judgement.standing):
-        yield _finding("E_SIGNATURE", "error", judgement.message + asked, hint=_POLICY)
+    policy, appraisal = decision.policy, decision.appraisal
+    message = appraisal.message + (f"; the policy is `{policy}`" if policy else "; no policy is set")
+    is_trusted = appraisal.standing == "trusted"
+    if decision.is_refused:
+        yield _finding("E_SIGNATURE", "error", message, hint=_POLICY)
     elif is_trusted or policy == "off":
-        yield _finding("N_SIGNATURE", "note", judgement.message + asked)
-    elif judgement.standing == "unsigned":
-        yield _finding("W_UNSIGNED", "warning", judgement.message + asked, hint=_SIGN)
+        yield _finding("N_SIGNATURE", "note", message)
+    elif appraisal.standing == "unsigned":
+        yield _finding("W_UNSIGNED", "warning", message, hint=_SIGN)
     else:
-        yield _finding("W_SIGNATURE", "warning", judgement.message + asked, hint=_TRUST)
+        yield _finding("W_SIGNATURE", "warning", message, hint=_TRUST)
     if policy != "off" and subject.build is not None:
-        yield from _seen_before(subject, around, judgement)
+        yield from _seen_before(subject, around, appraisal)
 
 
-def _seen_before(subject: Subject, around: Surroundings, judgement: Appraisal) -> Iterator[Finding]:
-    """The memory of who signed a name, against what is installed under it."""
-    assert subject.build is not None  # only what is installed has a name that is remembered
-    seen = FirstUseFile(around.library.root).of(subject.build.full_name)
-    if seen is None or judgement.fingerprint == seen.signer:
+def _seen_before(subject: Subject, around: Surroundings, appraisal: Appraisal) -> Iterator[Finding]:
+    """Compare the signer of an installed build with the one recorded for its name."""
+    assert subject.build is not None  # only installed builds have a recorded name
+    known = FirstUseFile(around.library.root).of(subject.build.full_name)
+    if known is None or appraisal.fingerprint == known.signer:
         return
     trust = TrustFile(around.library.root).read()
-    key = trust.key_of(judgement.fingerprint) if judgement.fingerprint else None
-    if key is not None and key.takes_over(subject.build.full_name, [seen.signer]):
+    key = trust.key_of(appraisal.fingerprint) if appraisal.fingerprint else None
+    if key is not None and key.takes_over(subject.build.full_name, [known.signer]):
         return
-    message = f"{judgement.message}, and what was taken last under this name was signed by {trust.name_of(seen.signer)}"
+    signer = trust.name_of(known.signer)
+    message = f"{appraisal.message}, but {signer} signed what was installed last under this name"
     yield _finding("W_SIGNER", "warning", message, hint="ask its author which of the two is theirs")
 
 
 def _place(subject: Subject, around: Surroundings) -> str:
-    """Where it is offered, for policies and keys that hold in one place."""
+    """The place that offered it: policies and keys may be limited to one."""
     if subject.build is None:
         return str(subject.folder)
     return around.library.origins.place_of(subject.build.manifest.digest, subject.build.full_name)

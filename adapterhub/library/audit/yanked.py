@@ -16,14 +16,14 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
         return
     origin = around.library.origins.of(subject.manifest.digest)
     if origin is None and subject.manifest.recipe:
-        return  # of what is made in the library no place is noted, of what is installed always
+        return  # a merge, made in the library, has no origin; an installed build always has one
     if origin is None:
-        yield _finding("U_YANKED", "unknown", "cannot tell whether it was withdrawn: nobody noted where it came from")
+        yield _finding("U_YANKED", "unknown", "cannot tell whether it was withdrawn: it has no recorded origin")
         return
     if not origin.is_server:
         return
     if around.find_source is None:
-        message = f"cannot tell whether it was withdrawn: {shown(origin.place, 200)} was not asked (`--offline`)"
+        message = f"cannot tell whether it was withdrawn: {shown(origin.place, 200)} was not contacted (`--offline`)"
         yield _finding("U_YANKED", "unknown", message)
         return
     try:
@@ -37,10 +37,10 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
     same = [release for release in releases if release.digest == subject.manifest.digest]
     if not same:
         message = f"{shown(origin.place, 200)} does not offer it any more as `{shown(origin.name)}`"
-        yield _finding("W_GONE", "warning", message, hint="ask whoever runs the place why it was taken away")
+        yield _finding("W_GONE", "warning", message, hint="ask the operator of the server why it is gone")
     for reason in (release.yanked for release in same if release.yanked is not None):
         message = f"was withdrawn on {shown(origin.place, 200)}: {shown(reason or 'no reason given', 200)}"
-        hint = f"`adapt install {shown(origin.name)}` takes one that is not; `adapt remove` takes this one away"
+        hint = f"`adapt install {shown(origin.name)}` installs another version; `adapt remove` removes this one"
         yield _finding("E_YANKED", "error", message, hint=hint)
         return
 

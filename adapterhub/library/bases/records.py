@@ -1,4 +1,4 @@
-"""The bases this library knows: one JSON file for each alias, and finding the base that somebody means."""
+"""The registered bases, one JSON file for each alias, and the lookup of the base that a spec names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.digests import Progress, canonical_json, strict_json
-from adapterhub.core.disk.root import Root
+from adapterhub.core.disk.root import Root, absolute
 from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, SpecError, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec, looks_like_revision
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_folder
@@ -25,7 +25,7 @@ _KEYS: Final = ("schema", "alias", "path", "hub", "fingerprint", "hints", "tenso
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class BaseRecord:
-    """One base. `alias` is "" for a folder that was only looked at; `tensors` are sorted by name, buffers too."""
+    """One base. `alias` is "" for a folder that is not registered; `tensors` are sorted by name, buffers too."""
 
     alias: str
     path: Path | None
@@ -36,7 +36,7 @@ class BaseRecord:
 
     @property
     def label(self) -> str:
-        """How to call it: alias, else Hub id, else folder."""
+        """Its name in messages: alias, else Hub id, else folder."""
         return self.alias or self.hub or str(self.path or self.fingerprint.weights)
 
     def __repr__(self) -> str:
@@ -57,10 +57,10 @@ class BaseRecord:
 
     @classmethod
     def parse(cls, raw: bytes, where: str) -> BaseRecord:
-        """Strict read of what `to_bytes` gives.
+        """Read what `to_bytes` writes, strictly.
 
         Raises:
-            Malformed: naming the file, the place in it and what is wrong.
+            Malformed: the message names the file, the place in it, and the problem.
         """
         try:
             return cls._read(strict_json(raw, limit_bytes=_LIMIT_BYTES))
@@ -94,14 +94,14 @@ class BaseRecord:
 
 @lru_cache(maxsize=8)
 def _parsed(raw: bytes, where: str) -> BaseRecord:
-    """As `BaseRecord.parse`: every look at an adapter asks for its base, whose record takes 15 ms to read."""
+    """As `BaseRecord.parse`, cached: every look at an adapter needs its base, whose record takes 15 ms to read."""
     return BaseRecord.parse(raw, where)
 
 
 class Bases:
     """Records under `folder`, facts of weight files under `cache_folder` (None: nothing is cached).
 
-    Cheap to make; nothing is written until a base is added or looked at.
+    Cheap to make; the first base that is added or fingerprinted makes the folder.
     """
 
     def __init__(self, folder: Path, cache_folder: Path | None) -> None:
@@ -122,7 +122,7 @@ class Bases:
         """The base registered as `alias`.
 
         Raises:
-            BaseNotFound: with the nearest alias.
+            BaseNotFound: the hint offers the nearest alias.
             Malformed: its file is damaged.
         """
         if alias not in self.aliases():
@@ -153,11 +153,11 @@ class Bases:
     def find(self, base: BaseSpec | str, *, threads: int | None = None, progress: Progress | None = None) -> BaseRecord:
         """The base that `base` names: by alias, Hub id, start of its weights digest, or folder.
 
-        A folder is looked at as it is now (at no cost while its files are as they were). It is the registered base
-        only if its weights are still those that were registered; otherwise the record has no alias.
+        A folder is fingerprinted again, at no cost while its files are unchanged. It counts as the registered base only
+        while its weights are the registered ones; otherwise the record has no alias.
 
         Raises:
-            BaseNotFound: no such base; the hint has the nearest name.
+            BaseNotFound: no such base; the hint offers the nearest name.
             UsageProblem: several bases have that Hub id or digest; all are listed.
             Malformed, CouldNotTell: for a folder, as `fingerprint_folder`.
         """
@@ -189,8 +189,8 @@ class Bases:
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> BaseRecord:
-        """The base in the folder `path` as it is now, not registered and without alias; see `fingerprint_folder`."""
-        folder = Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` would lose the Hub cache's names
+        """The base in the folder `path` now, without registering it; see `fingerprint_folder`."""
+        folder = Path(absolute(path))
         fingerprint, hints, tensors = fingerprint_folder(
             folder, cache_folder=self.cache_folder, threads=threads, progress=progress, hub_id=hub_id, commit=commit
         )
@@ -199,7 +199,7 @@ class Bases:
         )
 
     def _at(self, seen: BaseRecord) -> BaseRecord:
-        """The registered base in the same folder with the same weights, else `seen`."""
+        """The registered base in the same folder with the same weights, else the given record."""
         place = os.path.realpath(seen.path or "")
         for record in self.list():
             is_here = record.path is not None and os.path.realpath(record.path) == place
@@ -223,8 +223,8 @@ class Bases:
         Adding the same weights again is no error: the record then names the folder given last.
 
         Raises:
-            Conflict: the alias belongs to other weights; both hashes are told.
-            SpecError: the alias is none, or none can be made of the folder's name.
+            Conflict: the alias belongs to other weights; the message has both hashes.
+            SpecError: the alias is not valid, or the folder's name gives none.
             BaseNotFound, Malformed, CouldNotTell: as `fingerprint_folder`.
         """
         if alias is not None:
@@ -240,15 +240,15 @@ class Bases:
         with self._root.lock("bases", exclusive=True):
             taken = next((name for name in self.aliases() if name.casefold() == record.alias.casefold()), None)
             if taken is not None:
-                self._refuse_other_weights(self.get(taken), record)
+                self._ensure_same_weights(self.get(taken), record)
             self._root.write(self._path(record.alias), record.to_bytes())
         return record
 
     def remove(self, alias: str) -> None:
-        """Forget the base registered as `alias`; its folder is left alone. A damaged record can be removed too.
+        """Delete the record of the base `alias`, even a damaged one; the folder of the base does not change.
 
         Raises:
-            BaseNotFound: with the nearest alias.
+            BaseNotFound: the hint offers the nearest alias.
         """
         with self._root.lock("bases", exclusive=True):
             if alias not in self.aliases():
@@ -258,7 +258,7 @@ class Bases:
             except OSError as error:
                 raise self._root.explain(error) from error
 
-    def _refuse_other_weights(self, old: BaseRecord, new: BaseRecord) -> None:
+    def _ensure_same_weights(self, old: BaseRecord, new: BaseRecord) -> None:
         if old.alias != new.alias:
             raise Conflict(
                 f"`{new.alias}` differs only in case from `{old.alias}`, which some file systems cannot tell apart",
@@ -266,10 +266,10 @@ class Bases:
             )
         comparison = compare(old.fingerprint, new.fingerprint, hints=(old.hints, new.hints))
         if comparison.verdict is not BaseVerdict.SAME_WEIGHTS:
-            said = "; ".join(comparison.differences)
+            differences = "; ".join(comparison.differences)
             raise Conflict(
                 f"the alias `{old.alias}` belongs to other weights: {old.fingerprint.weights} there,"
-                f" {new.fingerprint.weights} here" + (f" ({said})" if said else ""),
+                f" {new.fingerprint.weights} here" + (f" ({differences})" if differences else ""),
                 hint=f"`adapt base add {new.path} --as NAME` gives it a name of its own;"
                 f" `adapt base remove {old.alias}` frees this one",
             )
@@ -295,7 +295,7 @@ def _check_alias(alias: str) -> None:
 
 
 def _default_alias(record: BaseRecord) -> str:
-    """The repository's or the folder's name, in lower case, with what an alias cannot hold made a dash."""
+    """The name of the repository or folder in lower case; a dash replaces each character that aliases forbid."""
     name = record.hub.rpartition("/")[2] if record.hub else record.path.name if record.path else ""
     alias = re.sub(r"[^a-z0-9._]+", "-", name.lower())
     alias = re.sub(r"\.{2,}", ".", re.sub(r"-{2,}", "-", alias)).strip("._-")[:64].rstrip(".-")

@@ -1,4 +1,4 @@
-"""The base a request names, and how the base of a build is judged against it."""
+"""The base that a request names, and the comparison of a build's base with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RequestedBase:
     digest_prefix: str | None = None
 
     def judge(self, base: BaseRef) -> Comparison:
-        """How the base a build declares stands to this one."""
+        """Compare the base that a build declares with this one."""
         if self.record is not None:
             verdict = compare(base.fingerprint, self.record.fingerprint)
             if verdict.verdict is BaseVerdict.UNKNOWN and base.hints.hub_id:
@@ -43,11 +43,11 @@ class RequestedBase:
 
 
 def requested_base(spec: BaseSpec | None, bases: Bases, hint: str = "") -> RequestedBase | None:
-    """The base that `spec` names, looked up in `bases`; None for no base. `hint` is said when nothing has the name.
+    """The base that `spec` names, looked up in `bases`; None for no base. `hint` is for a name that nothing has.
 
     Raises:
         BaseNotFound: no alias or folder by that name.
-        SpecError: nor has any base that name, and it reads as something else; `hint` says as what.
+        SpecError: as `BaseNotFound`, for a name that reads as something else; `hint` says what.
     """
     if spec is None:
         return None

@@ -1,11 +1,11 @@
-"""What an orphan is: a file or folder that nobody remembers, matched by content before names.
+"""Identify an orphan, a file or folder of unknown origin, by its content and then by names.
 
     digests of its files     the same bytes as a file of an adapter that is, or was, installed
     digests of its tensors   the same numbers in another file: other names, order, metadata or precision
     names and shapes         which registered base, and which well-known family, has these modules in these sizes
 
 Each match says how sure it is. *proven*: the bytes are the same. *likely*: nothing else that is known here fits.
-*possible*: it fits, and so do others; or somebody says so and nothing shows it.
+*possible*: it fits, as do others, or only a claim supports it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["FAMILIES", "Family", "Identity", "Match", "Sureness", "identify"]
 
 
 def identify(library: Library, path: Path, progress: Progress | None = None) -> Identity:
-    """What is at `path`, by what `library` knows; matches are in order of sureness. Nothing is changed or asked.
+    """Match the file or folder at `path` with `library`, the surest match first; offline and without changes.
 
     Every byte of the files is read once (`progress` gets them); an installed adapter is read whole only when samples of
     its numbers agree.

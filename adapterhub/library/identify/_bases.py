@@ -1,4 +1,4 @@
-"""Which registered base an orphan is for: by what its adapter declares, by copied tensors, by names and shapes."""
+"""Match an orphan with registered bases: by its adapter's declaration, by copied tensors, by names and shapes."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def base_matches(
 ) -> Iterator[Match]:
     """Bases that it is or may be for, and what its config names where that is not registered."""
     records = library.bases.list()
-    told: set[str] = set()
+    matched: set[str] = set()
     for record, match in [*_declared(library, orphan, builds, adapters), *_copied(orphan, records)]:
-        if match.name not in told:
-            told |= {match.name, *(r.alias for r in records if record and r.fingerprint == record.fingerprint)}
+        if match.name not in matched:
+            matched |= {match.name, *(r.alias for r in records if record and r.fingerprint == record.fingerprint)}
             yield match
-    fits = [fit for record in records if record.alias not in told and (fit := _fit(orphan, record)) is not None]
+    fits = [fit for record in records if record.alias not in matched and (fit := _fit(orphan, record)) is not None]
     kinds = {fit.record.fingerprint.structure for fit in fits}
     for fit in sorted(fits, key=lambda f: (not f.is_named, f.record.alias)):
         rivals = len({other.record.fingerprint.weights for other in fits})
-        is_sure = not fit.is_quantised and (fit.is_named or (rivals == 1 and not fit.short and not told))
+        is_sure = not fit.is_quantised and (fit.is_named or (rivals == 1 and not fit.short and not matched))
         sure: Sureness = "likely" if is_sure else "possible"
         yield _match(fit.record, sure, _how(orphan, fit, rivals=rivals, shapes=len(kinds)))
     named = orphan.config.base_model_name_or_path if orphan.config else None
-    if named and not told and not any(_is_named(orphan, record) for record in records):
+    if named and not matched and not any(_is_named(orphan, record) for record in records):
         yield Match(what="base", name=named, sure="possible", how="its config names it, and a name proves nothing")
 
 

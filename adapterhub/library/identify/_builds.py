@@ -1,4 +1,4 @@
-"""Which adapter of the library an orphan is: by the digests of its files, then by those of its tensors."""
+"""Match an orphan with adapters of the library: by the digests of its files, then of its tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adapterhub.library.identify._report import Match
 from adapterhub.library.library import Library
 
 _LOOKED_AT: Final = 12
-"""Tensors whose samples tell whether an installed adapter is worth reading whole."""
+"""Tensors whose samples decide whether an installed adapter is read whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ def builds_known(library: Library) -> list[Known]:
     ]
     seen = {known.manifest.digest for known in found}
     for path in sorted(library.root.glob("manifests/sha256/*.json")):
-        with suppress(AdapterHubError, ValueError, OSError):  # damage is for `verify` to tell
+        with suppress(AdapterHubError, ValueError, OSError):  # `verify` reports the damage
             digest = parse_digest(f"sha256:{path.stem}")
             if digest in seen:
                 continue

@@ -1,4 +1,4 @@
-"""The orphan as it was read: its header, its config, and its LoRA pairs in PEFT's names."""
+"""The readable parts of an orphan: its header, its config, and its LoRA pairs in PEFT's names."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Orphan:
 
 
 def read_orphan(path: Path, files: Mapping[str, Path]) -> Orphan:
-    """As much as can be read of `files`; what cannot is told in `notes`."""
+    """The readable parts of `files`; `notes` list the others."""
     notes: list[str] = []
     weights = _weights(files, notes)
     config = _config(files, notes)

@@ -1,4 +1,4 @@
-"""What identifying found, as values."""
+"""The results of `identify`, as values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ What = Literal["adapter", "object", "base", "family"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """One thing that it is or may be; `how` is the reason as a clause. `digest` and `folder` are those of the match."""
+    """One possible match; `how` is the reason as a clause. `digest` and `folder` are those of the match."""
 
     what: What
     name: str
@@ -33,7 +33,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What was looked at, with the digests of its files, and what it matches; `notes` say what could not be used."""
+    """The orphan with the digests of its files, and its matches; `notes` list what could not be used."""
 
     path: Path
     files: Mapping[str, Digest]

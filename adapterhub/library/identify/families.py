@@ -1,7 +1,7 @@
-"""Well-known families of base models, told by the names and sizes of the modules that an adapter is on.
+"""Well-known families of base models, recognised by the names and sizes of an adapter's modules.
 
 The table holds the sizes that the models' own configs give. It is a help: fine-tunes and other models may have the
-same sizes, so what it says is at most *likely*.
+same sizes, so a match is at most *likely*.
 """
 
 from __future__ import annotations

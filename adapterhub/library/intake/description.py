@@ -1,4 +1,4 @@
-"""From a checked PEFT folder to its manifest: what the files say, and what the author says."""
+"""From a checked PEFT folder to its manifest: facts of the files, and the author's description."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def _empty() -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What the author says of an adapter; everything else is read from its files.
+    """The author's description of an adapter; everything else comes from its files.
 
-    `base` is what is known of its base when no base record is at hand.
+    `base` is the reference to its base where no base record exists.
     """
 
     name: AdapterName

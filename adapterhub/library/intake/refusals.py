@@ -1,4 +1,4 @@
-"""Whether a folder may become a build, and the refusals for those that may not."""
+"""The checks that a folder must pass to become a build, and the errors for those that fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adapterhub.trust.verify import Finding, Report, verify_folder
 
 
 def checked(folder: Path, manifest: Manifest, base: BaseRecord | None, seen: Sequence[Finding]) -> Report:
-    """Every check over a folder that is meant to be `manifest`."""
+    """Run every check on a folder that should match `manifest`."""
     report = verify_folder(
         folder,
         base_tensors=base.tensors if base else None,
@@ -24,13 +24,13 @@ def checked(folder: Path, manifest: Manifest, base: BaseRecord | None, seen: Seq
 
 
 def ensure_no_errors(what: str, findings: Sequence[Finding]) -> None:
-    """Raise `refused` when a finding is an error."""
+    """Raise `refused` if a finding is an error."""
     if any(f.severity == "error" for f in findings):
         raise refused(what, findings)
 
 
 def refused(what: str, findings: Sequence[Finding]) -> RefusedAdapter | BaseMismatch:
-    """The refusal that the errors among `findings` call for."""
+    """The exception for the errors among `findings`."""
     errors = [f for f in findings if f.severity == "error"]
     hint = next((f.hint for f in errors if f.hint), "`adapt verify FOLDER` shows every finding")
     head = f"refused `{shown(what.strip('`'), 200)}`. Nothing was stored"
@@ -40,7 +40,7 @@ def refused(what: str, findings: Sequence[Finding]) -> RefusedAdapter | BaseMism
 
 
 def exists_otherwise(existing: Installed, manifest: Manifest) -> ReleaseExists:
-    """The refusal for a release that is installed with other content."""
+    """The exception for a release that is installed with other content."""
     old, new = existing.manifest.to_json(), manifest.to_json()
     differs = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     return ReleaseExists(

@@ -1,4 +1,4 @@
-"""One build on its way into a library: what is there already is linked, the rest staged and hashed while it flows."""
+"""Staging of one build for a library: known files are linked, the rest is hashed while it is written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LINK = ".link"
 
 
 class Staging:
-    """One build on its way into a library; see `transfer.Receiver`. `publish` installs the staged files."""
+    """The staging folder of one build; see `transfer.Receiver`. `publish` installs the staged files."""
 
     def __init__(self, store: Store, intent: WriteIntent, release: Release, publish: Callable[[], Added]) -> None:
         self._store = store
@@ -37,7 +37,7 @@ class Staging:
         self.added: Added | None = None
 
     def has(self, entry: FileEntry) -> bool:
-        """Take the bytes from the store, if they are there and sound; a damaged object goes into quarantine."""
+        """Link the file from the store, if its bytes are there and correct; a damaged object goes into quarantine."""
         store, target = self._store, self._staging / entry.path
         if not os.path.lexists(store.blob_path(entry.sha256)):
             return False
@@ -49,9 +49,9 @@ class Staging:
         return True
 
     def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
-        """Stage one file, hashed while it flows; what an earlier try left is not asked for again.
+        """Stage one file and hash it while it is written, continuing after the bytes of an earlier try.
 
-        Where that has gone bad, all of it is asked for once more.
+        If the earlier bytes are bad, the whole file is fetched again.
         """
         begun = self._continued(self._store.part_path(entry.sha256), stream)
         digest = self._stage(entry, begun, progress)
@@ -63,11 +63,11 @@ class Staging:
                 f"{self._release.full_name} {entry.path} from {self._release.origin}",
                 expected=entry.sha256,
                 actual=digest,
-                hint="nothing was stored; ask whoever runs the source",
+                hint="nothing was stored; ask the operator of the source",
             )
 
     def _stage(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None) -> Digest:
-        """The digest of what came; when it is cut off, what came is kept for the next try."""
+        """Write a file and return its digest; after an interruption the bytes are kept for the next try."""
         target = self._staging / entry.path
         try:
             digest, _ = self._store.stage_file(stream, target, progress, limit_bytes=entry.size_bytes)
@@ -80,7 +80,7 @@ class Staging:
         return digest
 
     def _continued(self, part: Path, stream: IO[bytes]) -> IO[bytes]:
-        """The stream, begun with what an earlier try left, where the stream can go on from there."""
+        """The stream, preceded by the bytes of an earlier try if it can seek."""
         begun = self._staging / part.name
         if not stream.seekable():
             return stream
@@ -91,7 +91,7 @@ class Staging:
             return stream
 
     def sign(self, signature: bytes) -> bool:
-        """Stage the signature; it is judged before it comes here."""
+        """Stage the signature, which the caller has checked."""
         with self._store.os_errors_as_refusals():
             write_file(self._staging / SIGNATURE_FILE, signature)
         self._signature = signature
@@ -106,7 +106,7 @@ class Staging:
             attach_signature(self._store, self.added.build.folder, self._signature)
 
     def _mend(self, build: Installed) -> None:
-        """Give the store and the folder of a build that is installed already the objects that they lost."""
+        """Restore lost objects in the store and the folder of a build that is installed already."""
         store = self._store
         for entry in build.manifest.files:
             blob, file, fresh = store.blob_path(entry.sha256), build.folder / entry.path, self._staging / _LINK
@@ -127,7 +127,7 @@ def _is_same(file: Path, blob: Path) -> bool:
 
 
 class Continued(io.RawIOBase):
-    """`begun`, then what comes after as many bytes in `rest`."""
+    """`begun`, then the rest of the stream after as many bytes."""
 
     def __init__(self, begun: IO[bytes], rest: IO[bytes]) -> None:
         super().__init__()

@@ -2,16 +2,16 @@
 
     blobs/sha256/ab/<64 hex>       files of adapters
     manifests/sha256/<64 hex>.json canonical JSON of manifests
-    tmp/                           where writes begin; whatever a crash leaves here has no name in the store
-    intents/                       what running writers will name, and which folder of tmp/ is theirs (`claims.py`)
+    tmp/                           where writes begin; leftovers of a crash have no name in the store
+    intents/                       the objects that running writers need, and their folder of tmp/ (`claims.py`)
     quarantine/                    damaged objects, moved out of the way and never deleted
     locks/                         advisory locks (flock): they vanish with the process that holds them
 
 Order of a write: temp file, fsync, rename to the final name, and one fsync of the folder that makes a build visible,
-after all its objects have theirs. Any stop leaves old or new.
+after all its objects have theirs. An interruption at any point leaves the old or the new state.
 
-The root may be reached by links; the folders below it are real ones, and a command that would change anything refuses a
-link in their place. Nobody else may write in what is made here, whatever the umask.
+Links may lead to the root, but not replace folders below it: commands that change anything refuse them. No other user
+can write to the files and folders made here, whatever the umask.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from adapterhub.formats.manifest import LIMIT_BYTES, Manifest
 
 
 class WriteIntent:
-    """A writer at work: the folder it stages files in, and the objects it will name, which no sweep takes."""
+    """A running writer: its staging folder, and the objects it will need, which no sweep deletes."""
 
     def __init__(self, store: Store, held: Held, folder: Path) -> None:
         self.folder = folder
         self._store, self._held = store, held
 
     def need(self, digests: Iterable[Digest]) -> None:
-        """Say which objects will be named; from here on no sweep takes them.
+        """Declare the objects that the writer needs; from now on no sweep deletes them.
 
         Raises:
             StoreLocked: a sweep is running and did not end.
@@ -64,16 +64,16 @@ class Store(Root):
 
     # ------------------------------------------------------------ names
     def blob_path(self, digest: Digest) -> Path:
-        """Where the blob lies or would lie."""
+        """The path of a blob, whether it exists or not."""
         return Path(self.blob_name(digest))
 
     def blob_name(self, digest: Digest) -> str:
-        """The same as text, for those who look at thousands: a `Path` costs as much as a `stat`."""
+        """The same as text, for thousands of lookups: a `Path` costs as much as a `stat`."""
         name = hex_of(digest)
         return f"{self.root}/blobs/sha256/{name[:2]}/{name}"
 
     def manifest_path(self, digest: Digest) -> Path:
-        """Where the manifest lies or would lie."""
+        """The path of a manifest, whether it exists or not."""
         return Path(self.manifest_name(digest))
 
     def manifest_name(self, digest: Digest) -> str:
@@ -81,22 +81,22 @@ class Store(Root):
         return f"{self.root}/manifests/sha256/{hex_of(digest)}.json"
 
     def part_path(self, digest: Digest) -> Path:
-        """Where the beginning of a blob is kept when its way here was cut; `gc` takes it when it is old."""
+        """Where the beginning of an interrupted blob is kept; `gc` deletes old ones."""
         return self.root / "tmp" / f"part-{hex_of(digest)}"
 
     def has_blob(self, digest: Digest) -> bool:
-        """Whether the blob is there; its bytes are not looked at."""
+        """Whether the blob exists; its bytes are not checked."""
         return self.blob_path(digest).is_file()
 
     def has_manifest(self, digest: Digest) -> bool:
-        """Whether the manifest is there."""
+        """Whether the manifest exists."""
         return self.manifest_path(digest).is_file()
 
     # ------------------------------------------------------------ write
     def adopt(self, path: Path, digest: Digest) -> None:
         """Make the finished file `path` (on the store's own file system) the blob `digest`, which its bytes have.
 
-        A blob that is there already stays, so that hard links keep sharing it; a damaged one is put in quarantine.
+        An existing blob stays, so that hard links keep sharing it; a damaged one goes into quarantine.
         """
         self._adopt(path, digest, self.blob_path(digest))
 
@@ -107,7 +107,7 @@ class Store(Root):
     def _adopt(self, path: Path, digest: Digest, final: Path) -> None:
         with self.os_errors_as_refusals():
             if final.exists() and (final.samefile(path) or is_sound(final, digest)):
-                os.utime(final)  # young again: a sweep on another host must not take what is being named right now
+                os.utime(final)  # young again, so that a sweep on another host spares it
                 return
             if os.path.lexists(final):
                 self.quarantine(final)
@@ -116,7 +116,7 @@ class Store(Root):
             path.rename(final)
 
     def quarantine(self, path: Path) -> Path:
-        """Move a damaged file of the store out of the way; where it lies now. Nothing in quarantine is ever deleted."""
+        """Move a damaged file of the store into quarantine, and return its new path. Nothing there is ever deleted."""
         folder = self.root / "quarantine"
         self.ensure_real_folders()
         with self.os_errors_as_refusals():
@@ -129,7 +129,7 @@ class Store(Root):
     def intent(self, what: str) -> Iterator[WriteIntent]:
         """A fresh folder on the store's file system, for the objects of an add; gone when the block ends.
 
-        What a killed writer left is cleared away first, so that a full disk does not stay full.
+        The leftovers of killed writers are deleted first, so that a full disk does not stay full.
 
         Raises:
             StoreLocked: a sweep is running and did not end.
@@ -150,7 +150,7 @@ class Store(Root):
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
-        """A fresh folder on the store's file system for things in the making; gone when the block ends."""
+        """A fresh folder on the store's file system for unfinished objects; deleted when the block ends."""
         with self.intent("scratch") as intent:
             yield intent.folder
 

@@ -1,6 +1,6 @@
-"""What is installed, as the index shows it, and the index kept in step with the folders.
+"""The installed builds, and the index that is kept in step with their folders.
 
-The folders are the truth. While they change, a mark says that the index is stale; a crash leaves the mark, and the
+The folders are the truth. While they change, a mark shows that the index is stale. A crash leaves the mark, and the
 next reader makes the index again.
 """
 
@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,20 +27,19 @@ from adapterhub.library.store.blobs import Store
 from adapterhub.library.store.index import (
     BaseRow,
     BuildRow,
-    EmptyIndex,
     Filters,
     Index,
     IndexNewer,
-    IndexReader,
     IndexUnusable,
 )
+from adapterhub.library.store.index_reader import EmptyIndex, IndexReader
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Installed:
-    """One installed build. `base` is what the manifest declares, or the fingerprint pinned for it since.
+    """One installed build. `base` is the one that the manifest declares, or the one pinned for it.
 
     `label_of` names a base as the library does that the build was read from.
     """
@@ -59,7 +58,7 @@ class Installed:
 
     @property
     def spec(self) -> str:
-        """A spec that means exactly this build."""
+        """A spec that selects exactly this build."""
         return f"{self.full_name}=={self.manifest.version}#{self.manifest.digest[:19]}"
 
     @property
@@ -95,9 +94,9 @@ class Installed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swept:
-    """What `gc` took, or would take, and what it spared for being young; sizes in bytes.
+    """The objects that `gc` deleted, or would delete, and the ones it spared for their youth; sizes in bytes.
 
-    `claims` are the running adds and leases whose objects were kept.
+    `claims` are the running adds and leases whose objects it kept.
     """
 
     gone: tuple[tuple[Path, int], ...]
@@ -107,7 +106,7 @@ class Swept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broken:
-    """A folder under `adapters/` that is no whole build any more, and why."""
+    """A folder under `adapters/` that holds no intact build, and the reason."""
 
     folder: Path
     reason: str
@@ -129,14 +128,14 @@ class Catalog:
         return self.read(lambda index: index.search(filters))
 
     def read(self, question: Callable[[IndexReader], _T]) -> _T:
-        """The answer; an index that is missing, damaged or left stale by a crash is made again first.
+        """The answer to `question`; a missing, damaged or stale index is made again first.
 
-        Where it may not be written, or is a newer version's, the folders answer through an index for this question.
+        If the index cannot be written, or a newer version wrote it, a temporary index of the folders answers.
         """
         if not self.index.path.exists() and not self._has_anything():
             return question(EmptyIndex())
         if self.index.path.exists() and not self.index.is_current:
-            # a writer at work right now: what is indexed still holds
+            # a writer is at work: the rows still hold
             with contextlib.suppress(StoreLocked, IndexUnusable, NotAllowed):
                 self.rebuild(wait_s=0.0)
         try:
@@ -160,7 +159,7 @@ class Catalog:
         return (self._store.root / "adapters").exists() or bool(self._bases.aliases())
 
     def declared_like(self, fingerprint: BaseFingerprint) -> tuple[str, ...]:
-        """Base fingerprints that installed builds declare and that are the base `fingerprint`, in any precision."""
+        """Base fingerprints that installed builds declare for the base `fingerprint`, in any precision."""
         examples = self.read(lambda index: index.declared_bases())
         found = [self._read_manifest(parse_digest(d)) for w, d in examples.items() if w != fingerprint.weights]
         others = [m.base.fingerprint for m in found if m.base.fingerprint]
@@ -172,7 +171,7 @@ class Catalog:
     # ------------------------------------------------------------ write; the caller holds the lock `publish`
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """Marks the index stale while folders change; the mark stays when that fails or the index cannot be written."""
+        """Mark the index as stale while folders change; the mark stays after a failure."""
         with self._store.os_errors_as_refusals():
             self.index.stale_mark.touch(0o644)
         self._unwritten = False
@@ -182,46 +181,47 @@ class Catalog:
                 self.index.stale_mark.unlink(missing_ok=True)
 
     def put(self, build: Installed) -> None:
-        """Index a build, with the registered bases that are its base."""
+        """Index a build, and the registered bases that match its base."""
         fingerprint = build.base.fingerprint
         pairs: list[tuple[str, str]] = []
         if fingerprint is not None:
             pairs = [p for record in self._bases.list() for p in _matches(record.fingerprint, [fingerprint])]
         self._write(lambda: self.index.upsert_builds([row_of(build, self._store.root)], pairs))
 
-    def forget(self, digests: Sequence[str]) -> None:
-        """Take builds out."""
-        self._write(lambda: self.index.remove_builds(digests))
+    def forget(self, builds: Iterable[Installed]) -> None:
+        """Remove builds from the index."""
+        folders = [folder_below(self._store.root, build) for build in builds]
+        self._write(lambda: self.index.remove_builds(folders))
 
     def _write(self, write: Callable[[], None]) -> None:
         try:
             write()
         except IndexNewer:
-            self._unwritten = True  # the newer version sees the mark and makes its index again
+            self._unwritten = True  # the newer version sees the mark and rebuilds its index
         except IndexUnusable:
             try:
                 self._rebuild_locked()
-            except (IndexUnusable, OSError):  # the disk is full; the folders are there, and that is what counts
+            except (IndexUnusable, OSError):  # the disk is full; the folders, which count, are complete
                 self._unwritten = True
 
     # ------------------------------------------------------------ write; these take the lock
     def put_base(self, record: BaseRecord) -> None:
-        """Index a registered base, with the builds that are for it."""
+        """Index a registered base, and the builds that are for it."""
         with self._store.lock("publish", exclusive=True), self.changing():
             declared = {b.base.fingerprint.weights: b.base.fingerprint for b in self._installed() if b.base.fingerprint}
             pairs = _matches(record.fingerprint, declared.values())
             self._write(lambda: self.index.upsert_base(base_row_of(record), pairs))
 
     def forget_base(self, alias: str) -> None:
-        """Take a base out."""
+        """Remove a base from the index."""
         with self._store.lock("publish", exclusive=True), self.changing():
             self._write(lambda: self.index.remove_base(alias))
 
     def rebuild(self, wait_s: float = 30.0, *, set_newer_aside: bool = False) -> int:
-        """Make the index again from the folders; how many builds it holds.
+        """Make the index again from the folders, and return how many builds it holds.
 
         Raises:
-            IndexNewer: it is a newer version's, which is only moved out of the way when `set_newer_aside` asks for it.
+            IndexNewer: a newer version wrote the index, and `set_newer_aside`, which moves it away, is not set.
         """
         with self._store.lock("publish", exclusive=True, wait_s=wait_s), self._store.os_errors_as_refusals():
             count = self._rebuild_locked(set_newer_aside=set_newer_aside)
@@ -240,16 +240,16 @@ class Catalog:
         return self.index.rebuild(*self._rows())
 
     def differences(self) -> list[str]:
-        """What is wrong in the index, compared with the folders; nothing for one that is missing or newer.
+        """Problems in the index, compared with the folders; none for a missing or newer one.
 
-        An index that a writer has at hand is not judged: it is out of step for that moment.
+        An index with the stale mark is passed over: it differs, and the next reader makes it again.
         """
         if not self.index.path.exists():
             return []
         try:
             with self._store.lock("publish", exclusive=False):
                 if self.index.stale_mark.exists():
-                    return []  # known, and made again by the next reader
+                    return []
                 return self.index.differences(*self._rows())
         except (IndexNewer, NotAllowed):
             return []
@@ -257,7 +257,7 @@ class Catalog:
             return [error.message]
 
     def _rows(self) -> tuple[list[BuildRow], list[BaseRow], list[tuple[str, str]]]:
-        """All that the index should hold."""
+        """Every row that the index should hold."""
         rows: list[BuildRow] = []
         declared: dict[str, BaseFingerprint] = {}
         for build in self._installed():
@@ -270,10 +270,10 @@ class Catalog:
 
 
 def build_folders(root: Path, *names: str, links: bool = False) -> list[Path]:
-    """Where builds lie in the library `root`, sorted; with `names`, only under names that match one of these patterns.
+    """The folders of builds in the library `root`, sorted; `names` are patterns that limit them to some names.
 
-    Nothing behind a link is installed: with `links`, the links that stand in the place of a folder.
-    Not by `glob`, which fails when a folder is removed while it looks.
+    Links are not followed; with `links`, the links themselves are returned instead. `glob` is not used, because it
+    fails when a folder disappears while it lists.
     """
     found, strange = [root / "adapters"], []
     for level in range(3):
@@ -293,6 +293,16 @@ def _inside(folder: Path) -> list[os.DirEntry[str]]:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return []
         raise
+
+
+def objects_of(manifest: Manifest) -> list[Digest]:
+    """Everything in the store that a build is made of, without its signature."""
+    return [manifest.digest, *(entry.sha256 for entry in manifest.files)]
+
+
+def folder_below(root: Path, build: Installed) -> str:
+    """The folder of an installed build as a path below the library's root, which names it in the index and leases."""
+    return build.folder.relative_to(root).as_posix()
 
 
 def row_of(build: Installed, root: Path) -> BuildRow:
@@ -316,7 +326,7 @@ def row_of(build: Installed, root: Path) -> BuildRow:
         size_bytes=manifest.size_bytes,
         target_modules=",".join(manifest.target_modules),
         parents=len(manifest.parents),
-        folder=build.folder.relative_to(root).as_posix(),
+        folder=folder_below(root, build),
         added_at=build.added_at,
     )
 

@@ -1,12 +1,12 @@
 """The index: installed builds by base, task and rank, and full text over name, task and description.
 
-A SQLite file that is only a cache: everything in it can be read again from the installed folders and the base records.
-Reads and writes use `sqlite3` (11 ms to import). The schema is made with sqlite_utils, which costs 150 ms and numpy.
-Its upserts are not used: it tries out what SQLite can do by making a table, and takes a full disk for an old SQLite,
-whose `INSERT OR IGNORE` then loses the row without an error.
+The SQLite file is only a cache: the installed folders and the base records hold everything in it. Reads and writes use
+`sqlite3` (11 ms to import). Only the schema needs sqlite_utils, which costs 150 ms and numpy. Its upserts are not used:
+it probes SQLite's features by making a table, and mistakes a full disk for an old SQLite, whose `INSERT OR IGNORE` then
+loses the row without an error.
 
-Nothing of it is synced to the disk. A killed writer leaves a rollback journal or the mark `index.stale`; what a power
-cut may have half-written is known by its age (`is_current`). Either way it is made again.
+The file is never synced to the disk. A killed writer leaves a rollback journal or the mark `index.stale`, and the age
+of the file shows whether a power cut may have torn it (`is_current`). In each case the next reader makes it again.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import Malformed
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _BUSY_MS = 30_000
 _UNSURE_S = 120.0
 
-# Rows are named tuples, not dataclasses as values are elsewhere: `list` makes a thousand of them, and a tuple straight
-# from SQLite costs a tenth.
+# Rows are named tuples, unlike other values: `list` makes a thousand of them, and a tuple straight from SQLite costs a
+# tenth of a dataclass.
 
 
 class IndexUnusable(Malformed):
-    """Missing, damaged, or of another schema; rebuild it."""
+    """The index is missing, damaged, or of another schema; rebuild it."""
 
 
 class IndexNewer(IndexUnusable):
-    """Written by a newer adapterhub: left as it is, and the folders are read instead."""
+    """A newer adapterhub wrote the index: it stays unchanged, and the folders are read instead."""
 
 
 class BuildRow(NamedTuple):
     """One installed build as lists show it; `base_weights` is the pinned or declared fingerprint, "" if unknown.
 
-    `folder` is a path below the library's root, so that the index holds wherever the library lies.
+    `folder` is the key: one build may be installed under two full names. It is a path below the library's root, so
+    that the index holds wherever the library lies.
     """
 
     digest: str
@@ -84,7 +85,7 @@ class BaseRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """What a search asks for; empty fields ask for nothing. `bases` are fingerprints any of which will do."""
+    """The conditions of a search; empty fields set none. A build matches `bases` by any of the fingerprints."""
 
     text: str = ""
     bases: tuple[str, ...] | None = None
@@ -103,63 +104,6 @@ _COLUMNS = BuildRow._fields
 _MATCH = ("registered", "declared")
 
 
-class IndexReader(Protocol):
-    """What can be asked of an index."""
-
-    def search(self, filters: Filters) -> list[BuildRow]:
-        """Builds that match every filter, by name, then newest first."""
-
-    def names(self) -> list[str]:
-        """Every adapter's full name, once."""
-
-    def bases(self) -> list[BaseRow]:
-        """Registered bases by alias."""
-
-    def equivalents(self, weights: str) -> tuple[str, ...]:
-        """Fingerprints declared by builds that are the registered base `weights`, in any precision or file layout."""
-
-    def aliases(self) -> dict[str, str]:
-        """Alias for every base fingerprint that is a registered base, in any precision or file layout."""
-
-    def declared_bases(self) -> dict[str, str]:
-        """Every base fingerprint that some build declares, with the digest of one such build."""
-
-    def count(self) -> int:
-        """How many builds are indexed."""
-
-
-class EmptyIndex:
-    """The index of a library that nobody has written to: reading it makes no file."""
-
-    def search(self, filters: Filters) -> list[BuildRow]:  # noqa: ARG002 - as IndexReader
-        """Nothing."""
-        return []
-
-    def names(self) -> list[str]:
-        """Nothing."""
-        return []
-
-    def bases(self) -> list[BaseRow]:
-        """Nothing."""
-        return []
-
-    def equivalents(self, weights: str) -> tuple[str, ...]:
-        """Only the base itself."""
-        return (weights,)
-
-    def aliases(self) -> dict[str, str]:
-        """Nothing."""
-        return {}
-
-    def declared_bases(self) -> dict[str, str]:
-        """Nothing."""
-        return {}
-
-    def count(self) -> int:
-        """None."""
-        return 0
-
-
 class Index:
     """The SQLite file at `path`."""
 
@@ -169,13 +113,13 @@ class Index:
 
     @property
     def is_current(self) -> bool:
-        """Whether the file is there, no change to the folders was left half-indexed, and no power cut tore it."""
+        """Whether the file exists, no change to the folders is left half-indexed, and no power cut tore it."""
         try:
             written_at = self.path.stat().st_mtime
         except OSError:
             return False
-        # The kernel writes within half a minute what it was given; what was written just before the machine started
-        # anew may have been lost in part.
+        # The kernel writes its buffers within half a minute; what was written just before a restart of the machine may
+        # have been lost in part.
         age_at_boot_s = _started_at() - written_at
         return not self.stale_mark.exists() and not 0 <= age_at_boot_s < _UNSURE_S
 
@@ -214,7 +158,7 @@ class Index:
             return [BuildRow._make(row) for row in connection.execute(sql, values)]
 
     def names(self) -> list[str]:
-        """Every adapter name, once."""
+        """Every full name, once."""
         with self._reading() as connection:
             rows = connection.execute("SELECT DISTINCT namespace, name FROM builds ORDER BY name")
             return [f"{ns}/{name}" if ns else name for ns, name in rows]
@@ -283,10 +227,10 @@ class Index:
             _put(connection, "bases", BaseRow._fields, [row])
             _put(connection, "matches", _MATCH, matches)
 
-    def remove_builds(self, digests: Sequence[str]) -> None:
-        """Forget builds."""
+    def remove_builds(self, folders: Iterable[str]) -> None:
+        """Forget the builds in these folders, which are paths below the library's root."""
         with self._writing() as connection:
-            connection.executemany("DELETE FROM builds WHERE digest = ?", [(digest,) for digest in digests])
+            connection.executemany("DELETE FROM builds WHERE folder = ?", [(folder,) for folder in folders])
 
     def remove_base(self, alias: str) -> None:
         """Forget a registered base."""
@@ -294,9 +238,9 @@ class Index:
             connection.execute("DELETE FROM bases WHERE alias = ?", (alias,))
 
     def rebuild(self, builds: Iterable[BuildRow], bases: Iterable[BaseRow], matches: Iterable[tuple[str, str]]) -> int:
-        """Make the file again from nothing; how many builds it holds. The caller holds the publish lock.
+        """Make the file from nothing and return how many builds it holds. The caller holds the lock `publish`.
 
-        The new file takes the old one's name when it is complete, so that a reader has one or the other.
+        The new file takes the name of the old one when it is complete, so a reader gets one or the other.
         """
         fresh = self.path.with_suffix(".new")
         _remove(fresh)
@@ -310,7 +254,7 @@ class Index:
         return count
 
     def set_aside(self) -> Path:
-        """Move a newer index out of the way without changing it; where it lies now."""
+        """Move a newer index out of the way without changing it, and return its new path."""
         with contextlib.closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             schema = connection.execute("PRAGMA user_version").fetchone()[0]
         aside = self.path.with_name(f"{self.path.stem}.schema-{schema}.db")
@@ -320,7 +264,7 @@ class Index:
     def differences(
         self, builds: Iterable[BuildRow], bases: Iterable[BaseRow], matches: Iterable[tuple[str, str]]
     ) -> list[str]:
-        """What is wrong in the file, given what it should hold; every page and the full-text index are looked at.
+        """Problems in the file, compared with the rows it should hold; checks every page and the full-text index.
 
         Raises:
             IndexUnusable: it cannot be read at all.
@@ -332,14 +276,14 @@ class Index:
             if not problems:
                 copy.execute("INSERT INTO builds_fts(builds_fts, rank) VALUES ('integrity-check', 1)")
             for table, names, wanted in (
-                # without `added_at`, the time of a folder, which anybody may touch
+                # without `added_at`, the time of a folder, which any program may change
                 ("builds", _COLUMNS[:-1], {tuple(row[:-1]) for row in builds}),
                 ("bases", BaseRow._fields, {tuple(row) for row in bases}),
                 ("matches", _MATCH, set(matches)),
             ):
                 columns = ", ".join(names)
                 found = set(copy.execute(f"SELECT {columns} FROM {table}"))  # noqa: S608 - own names
-                if table == "matches":  # pairs of bases that are gone do no harm
+                if table == "matches":  # pairs of removed bases do no harm
                     found &= wanted
                 if found != wanted:
                     problems.append(f"`{table}`: {len(wanted - found)} rows missing, {len(found - wanted)} wrong")
@@ -352,7 +296,7 @@ def _remove(path: Path, *, only_beside: bool = False) -> None:
 
 
 def _started_at() -> float:
-    """When this machine was started, as a time stamp; infinity, for "cannot tell", where the system does not say."""
+    """The time stamp of this machine's start; infinity where the system does not give it."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.time() - time.clock_gettime(clock) if clock is not None else float("inf")
 
@@ -361,18 +305,18 @@ def _check_schema(version: int, path: Path) -> None:
     if version > SCHEMA_VERSION:
         raise IndexNewer(
             f"`{path}` has schema {version}, written by a newer adapterhub; this one knows {SCHEMA_VERSION}",
-            hint="update adapterhub; until then the folders are read instead, which is slower",
+            hint="update adapterhub; until then commands read the folders, which is slower",
         )
     if version != SCHEMA_VERSION:
         raise IndexUnusable(f"`{path}` has schema {version}, this version reads {SCHEMA_VERSION}")
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring an empty or current file to the current schema.
+    """Give an empty file the current schema.
 
     Raises:
-        IndexUnusable: the file is of another schema; a rebuild replaces it.
-        IndexNewer: it is of a later one.
+        IndexUnusable: the file has an older schema; a rebuild replaces it.
+        IndexNewer: it has a newer one.
     """
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version == SCHEMA_VERSION:
@@ -385,7 +329,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     integers, reals = {"rank", "parameters", "size_bytes", "parents"}, {"alpha", "added_at"}
     types = {c: int if c in integers else float if c in reals else str for c in _COLUMNS}
     builds = database["builds"]
-    builds.create(types, pk="digest", not_null={"name", "version", "base_weights", "folder"})
+    builds.create(types, pk="folder", not_null={"digest", "name", "version", "base_weights"})
     builds.create_index(["base_weights", "task", "rank"])
     builds.create_index(["name", "namespace"])
     builds.create_index(["task", "rank"])
@@ -399,7 +343,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 def _put(
     connection: sqlite3.Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[str | float | None]]
 ) -> None:
-    """Add rows, each in the place of one with the same key."""
+    """Add rows; each replaces one with the same key."""
     marks = ", ".join("?" * len(columns))
     sql = f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - own names
     connection.executemany(sql, rows)
@@ -435,7 +379,7 @@ def _conditions(filters: Filters) -> tuple[list[str], list[Any]]:
 
 
 def fts_query(text: str) -> str:
-    """An FTS5 query for what a person typed: every word must begin some word of the row."""
+    """An FTS5 query for typed text: every word must be the beginning of a word in the row."""
     words = ["".join(c if c.isalnum() else " " for c in word).split() for word in text.split()]
     flat = [part for word in words for part in word]
     return " ".join(f'"{word}"*' for word in flat) or '""'

@@ -1,22 +1,22 @@
-"""Where installed builds came from, so that a damaged file can be fetched again by its digest.
+"""The origins of installed builds, so that a damaged file can be fetched again by its digest.
 
     origins/<64 hex of the manifest>.json               {"adapter", "name", "place"}
     origins/<64 hex of the manifest>.<namespace>.json   an earlier one under another full name; `-` for none
 
-`place` is a URL or an absolute path. For the bytes the record is only a help: whatever comes from there is hashed. For
-the name it counts: under a namespace that the user gave to a server, a build answers only if it came from there
+`place` is a URL or an absolute path. Bytes from there are hashed, so the record need not be trusted for them. For the
+name it counts: under a namespace that the user gave to a server, a build answers only if it came from there
 (`admission.py`).
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from adapterhub.core.digests import Digest, canonical_json, hex_of, parse_digest
 from adapterhub.core.disk.files import read_json
+from adapterhub.core.disk.root import absolute
 from adapterhub.library.store.blobs import Store
 
 _KEYS: Final = ("adapter", "name", "place")
@@ -32,7 +32,7 @@ class Origin:
 
     @property
     def is_server(self) -> bool:
-        """Whether it is asked by HTTP."""
+        """Whether the place is an HTTP server."""
         return self.place.startswith(("http://", "https://"))
 
 
@@ -43,7 +43,7 @@ class Origins:
         self._store = store
 
     def record(self, origin: Origin) -> None:
-        """Remember where a build came from under its full name; an older record of that name gives way."""
+        """Record the origin of a build under its full name; this replaces an older record of that name."""
         latest = self.of(origin.adapter)
         if latest == origin:
             return
@@ -56,19 +56,19 @@ class Origins:
         self._store.write(path, canonical_json(value), sync=False)
 
     def of(self, adapter: Digest) -> Origin | None:
-        """Where the build came from last, under whatever name; None without a note, or where the note is damaged."""
+        """The latest origin of a build under any name; None if the record is missing or damaged."""
         return self._read(self._path(adapter))
 
     def under(self, adapter: Digest, name: str) -> Origin | None:
-        """Where the build came from under this full name; None without a note, or where the note is damaged."""
+        """The origin of a build under this full name; None if the record is missing or damaged."""
         latest = self.of(adapter)
         found = latest if latest is not None and latest.name == name else self._read(self._path_under(adapter, name))
         return found if found is not None and (found.adapter, found.name) == (adapter, name) else None
 
     def place_of(self, adapter: Digest, name: str) -> str:
-        """Where the build came from under this full name; the library itself where no note says."""
+        """The place that a build came from under this full name; the library itself if no record exists."""
         origin = self.under(adapter, name)
-        return origin.place if origin else os.path.abspath(self._store.root)  # noqa: PTH100 - as `Library.place`
+        return origin.place if origin else absolute(self._store.root)
 
     @staticmethod
     def _read(path: Path) -> Origin | None:

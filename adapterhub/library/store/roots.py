@@ -3,8 +3,8 @@
     projects/<16 hex of the folder>.json   {"folder", "digests"}
     synced/<16 hex of the folder>.json     {"project", …}, which `sync` writes of what it made there
 
-What a record says was needed when the project was locked or synced last; what its lock file names today counts, too,
-so that a lock which came by `git pull` is safe before anybody syncs. A project whose folder is gone needs nothing.
+A record lists what the project needed when it was locked or synced last. The objects in its lock file count too, so
+that a lock that came by `git pull` is safe before the next sync. A project whose folder is gone needs nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final
 from adapterhub.core.digests import Digest, canonical_json, parse_digest
 from adapterhub.core.disk.files import read_json, read_plain
 from adapterhub.core.disk.home import LOCK_FILE
-from adapterhub.core.disk.root import Root, place_key
+from adapterhub.core.disk.root import Root, absolute, place_key
 
 _DIGEST: Final = re.compile(rb"sha256:[0-9a-f]{64}")
 _LIMIT_BYTES: Final = 64 << 20
@@ -35,24 +35,24 @@ class KnownProject:
 
 
 class KnownProjects:
-    """The projects of the library under `root`. Cheap to make; files are read when asked."""
+    """The projects of the library under `root`. Cheap to make; files are read when needed."""
 
     def __init__(self, root: Path) -> None:
         self._root = Root(root)
         self._folder = root / "projects"
 
     def all(self) -> list[KnownProject]:
-        """Every project whose folder is there, by folder. A record that cannot be read is passed over."""
+        """Every project whose folder exists, by folder. Unreadable records are passed over."""
         found = [self._read(path) for path in sorted(self._folder.glob("[!.]*.json"))]
         return sorted((p for p in found if p is not None and p.folder.is_dir()), key=lambda p: p.folder)
 
     def remember(self, folder: Path, digests: Iterable[Digest]) -> None:
-        """Note that the project in `folder` needs the objects `digests`, in the place of what was noted before.
+        """Record that the project in `folder` needs the objects `digests`; this replaces its earlier record.
 
         Raises:
             NotAllowed: the library cannot be written.
         """
-        place = os.path.abspath(folder)  # noqa: PTH100 - `resolve` would lose the user's own name for it
+        place = absolute(folder)
         value = {"folder": place, "digests": sorted(set(digests))}
         path = self._path(place)
         data = canonical_json(value)
@@ -62,7 +62,7 @@ class KnownProjects:
         self._root.write(path, data)
 
     def forget_gone(self) -> list[Path]:
-        """Delete the records of projects whose folder is gone; those folders."""
+        """Delete the records of projects whose folder is gone, and return those folders."""
         gone = []
         for path in sorted(self._folder.glob("[!.]*.json")):
             project = self._record(path)
@@ -96,7 +96,7 @@ class KnownProjects:
 
 
 def synced_path(root: Path, project: Path) -> Path:
-    """Where the library under `root` notes what `sync` made in a project, by whichever links one came there."""
+    """The record of what `sync` made in a project, the same for every link that leads to the project."""
     return root / "synced" / f"{place_key(os.path.realpath(project))}.json"
 
 

@@ -1,6 +1,6 @@
 """`model.sig` in the store: a blob like other files, linked into the folder of the build that it signs.
 
-It is not listed in the manifest, because it covers it; what keeps it from a sweep is the folder it stands in.
+The manifest does not list it, because the signature covers the manifest. Its folder protects it from a sweep.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ def signature_objects(folder: Path) -> list[Digest]:
     """The digest of the signature in a folder, if there is one: an object to keep.
 
     Raises:
-        SignatureRefused: what stands in its place is none.
+        SignatureRefused: `model.sig` is not a signature file.
     """
     path = folder / SIGNATURE_FILE
     try:
         raw = read_signature(path) if os.path.lexists(path) else None
     except SignatureRefused as error:
-        hint = "`adapt doctor --repair` sets it aside, and fetches the signature again where it can"
+        hint = "`adapt doctor --repair` moves it to quarantine, and fetches the signature again where it can"
         raise SignatureRefused(error.what, error.clause, reason=error.reason, hint=hint) from None
     return [] if raw is None else [digest_of(raw)]
 
 
 def link_signature(store: Store, staged: Path, view: Path) -> None:
-    """Put the signature that was staged in one folder beside the files in another; none is none."""
+    """Link the signature staged in one folder, if there is one, into another."""
     for digest in signature_objects(staged):
         store.adopt(staged / SIGNATURE_FILE, digest)
         store.link(digest, view / SIGNATURE_FILE)
 
 
 def attach_signature(store: Store, folder: Path, raw: bytes) -> None:
-    """Give an installed build this signature, in the place of another; at any moment it has the old or the new one."""
+    """Give an installed build this signature; at any moment it has the old or the new one."""
     with store.intent("sign") as intent:
         intent.need([digest_of(raw)])
         with store.os_errors_as_refusals():

@@ -1,4 +1,4 @@
-"""Deleting what nothing in a library names: objects, what killed writers left, and claims whose process is gone.
+"""Delete what nothing in a library needs: objects, leftovers of killed writers, and claims of ended processes.
 
 Everything is found and deleted below open folders, so that a link anywhere below the root leads to nothing.
 """
@@ -21,7 +21,7 @@ GRACE_S = 3600.0
 """Objects younger than this are spared by `sweep`: a writer on another host (no shared locks) may name them next."""
 
 _TEMP_GRACE_S: Final = 3600.0
-"""A temp file beside a small record is nobody's when it is older than this, whatever `grace_s` says."""
+"""A temp file beside a small record is abandoned when it is older than this, whatever `grace_s` is."""
 
 
 def sweep(
@@ -30,7 +30,7 @@ def sweep(
     """Delete what is not in `keep` and older than `grace_s`, stale temp files too.
 
     The caller holds the exclusive lock, and `keep` holds what living claims need. A writer's folder goes with the
-    writer, at any age. Gives what went and what only its youth saved, each with sizes in bytes.
+    writer, at any age. Returns the deleted and the spared files with their sizes in bytes.
     """
     names = {hex_of(d) for d in keep}
     now = time.time()

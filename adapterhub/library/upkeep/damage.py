@@ -1,6 +1,6 @@
-"""What is damaged in a library: objects that are not what their name says, builds without theirs, an index out of step.
+"""Damage in a library: objects that do not match their name, builds without objects, an outdated index.
 
-Looking changes nothing. What disappears while it is looked at was removed by somebody, and is no damage.
+The search changes nothing. An object that disappears meanwhile was removed by another process, and is no damage.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OBJECTS: Final = ((("blobs", "sha256", "*"), "*"), (("manifests", "sha256"), "[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """One damaged thing at `path`. `digest` is that of the object that should lie there, None for other things."""
+    """Damage at `path`. `digest` is that of the object that should be there, None for other things."""
 
     kind: Kind
     path: Path
@@ -59,9 +59,9 @@ class Damage:
 def damaged_objects(
     library: Library, looked_at: Collection[Installed] = (), progress: Progress | None = None
 ) -> Iterator[Damage]:
-    """Objects of the store that are damaged, writable, or missing though a build names them.
+    """Objects of the store that are damaged, writable, or missing although a build needs them.
 
-    Every byte is read but those of files that the builds `looked_at` share, which were hashed with them.
+    Every byte is read, except those of files of the builds `looked_at`, which were hashed before.
     """
     hashed = {facts for build in looked_at for facts in _hashed_with(build)}
     yield from _linked_folders(library.root)
@@ -80,14 +80,14 @@ def damaged_objects(
 
 
 def _objects(root: Path) -> Iterator[Path]:
-    """Everything in the place of an object; nothing behind a link."""
+    """Everything where objects belong; links are not followed."""
     with contextlib.suppress(FileNotFoundError), RealFolder.open(root) as top:
         for levels, pattern in _OBJECTS:
             yield from (folder.path / name for folder, name in matching(top, levels, pattern))
 
 
 def _linked_folders(root: Path) -> Iterator[Damage]:
-    """Links in the place of folders of blobs."""
+    """Links where folders of blobs belong."""
     with contextlib.suppress(FileNotFoundError), RealFolder.open(root) as top:
         for folder, name in matching(top, ("blobs", "sha256"), "*"):
             if folder.is_link(name):
@@ -95,13 +95,13 @@ def _linked_folders(root: Path) -> Iterator[Damage]:
 
 
 def damaged_index(library: Library) -> Iterator[Damage]:
-    """What is wrong in the index."""
+    """The problems of the index."""
     for message in library.catalog.differences():
         yield Damage(kind="index", path=library.catalog.index.path, digest=None, message=message)
 
 
 def ensure_manifest_unchanged(library: Library, build: Installed) -> None:
-    """Refuse a build whose manifest is not the one that was stored: everything else is held to what a manifest says.
+    """Raise unless a build's manifest is one that was stored: all other checks rely on the manifest.
 
     Raises:
         DigestMismatch: the store has no manifest of that digest.
@@ -131,7 +131,7 @@ def _hashed_with(build: Installed) -> Iterator[tuple[int, int, str]]:
 def _damage_of(path: Path, hashed: set[tuple[int, int, str]], progress: Progress | None) -> Damage | None:
     facts, name = path.lstat(), path.name.removesuffix(".json")
     if not _HEX.fullmatch(name) or (path.parent.name not in ("sha256", name[:2])):
-        return Damage(kind="bytes", path=path, digest=None, message="has no name of an object")
+        return Damage(kind="bytes", path=path, digest=None, message="is not named like an object")
     digest = Digest(f"sha256:{name}")
     if not stat.S_ISREG(facts.st_mode):
         kind = "a link" if stat.S_ISLNK(facts.st_mode) else "no plain file"
@@ -146,5 +146,5 @@ def _damage_of(path: Path, hashed: set[tuple[int, int, str]], progress: Progress
         if found != digest:
             return Damage(kind="bytes", path=path, digest=digest, message=f"is {found} ({size_bytes:,} bytes)")
     if facts.st_mode & 0o222:
-        return Damage(kind="writable", path=path, digest=digest, message="can be written; objects never change")
+        return Damage(kind="writable", path=path, digest=digest, message="is writable; objects never change")
     return None

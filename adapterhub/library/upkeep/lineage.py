@@ -1,13 +1,13 @@
-"""What adapters were merged from, and what was merged from them: a graph over the index, the store and the manifests.
+"""The graph of merges: the parents and the children of adapters, from the index, the store and the manifests.
 
-An adapter is a node by the digest of its manifest. Manifests are read only of what is a merge.
+A node is an adapter by the digest of its manifest. Only the manifests of merges are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 State = Literal["installed", "stored", "missing", "unknown"]
 MOST_LEVELS: Final = 64
-"""Merges of merges that are followed; digests allow no circle, a damaged store might."""
+"""Levels that are followed; digests allow no circle, but a damaged store might."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Node:
-    """One adapter in a lineage. `weight` is the one it was merged with; `parents` are what it was merged from itself.
+    """One adapter in a lineage. `weight` is its weight in the merge; `parents` are its own parents.
 
     `state`: `installed`; `stored` (removed, and the store still has its manifest); `missing` from here; `unknown`, a
     parent that was a folder or is named without a digest.
@@ -62,12 +62,17 @@ class Lineage:
 
     def __init__(self, root: Path, rows: Sequence[BuildRow]) -> None:
         self._root = root
-        self.rows: Mapping[str, BuildRow] = {row.digest: row for row in rows}
+        self.rows = rows
+        self._by_digest: Mapping[str, BuildRow] = {row.digest: row for row in reversed(rows)}
         self._manifests: dict[str, Manifest | None] = {}
+
+    def node_of(self, row: BuildRow) -> Node:
+        """An installed build and all its ancestors, under its own full name."""
+        return replace(self.node(row.digest), name=row.full_name)
 
     def node(self, digest: str, *, weight: float | None = None, spec: str = "", level: int = 0) -> Node:
         """The adapter with that manifest and all its ancestors; `spec` names one that is not here."""
-        row = self.rows.get(digest)
+        row = self._by_digest.get(digest)
         manifest = self._manifest(digest) if row is None or row.parents else None
         if row is None and manifest is None:
             name, _, rest = spec.partition("==")
@@ -101,8 +106,8 @@ class Lineage:
         )
 
     def children(self, digest: str) -> Iterator[tuple[BuildRow, float]]:
-        """Installed merges that were made from the adapter directly, each with the weight it has there."""
-        for row in self.rows.values():
+        """Installed merges made directly from the adapter, each with the adapter's weight."""
+        for row in self.rows:
             if row.parents and (manifest := self._manifest(row.digest)) is not None:
                 weights = [parent.weight for parent in manifest.parents if parent.digest == digest]
                 if weights:
@@ -111,20 +116,20 @@ class Lineage:
     def roots(self) -> list[BuildRow]:
         """Installed builds that no installed merge was made from, in the order of the index."""
         inside: set[str] = set()
-        for row in self.rows.values():
+        for row in self.rows:
             if row.parents and (manifest := self._manifest(row.digest)) is not None:
                 inside |= {parent.digest for parent in manifest.parents if parent.digest}
-        return [row for row in self.rows.values() if row.digest not in inside]
+        return [row for row in self.rows if row.digest not in inside]
 
     def named(self, spec: AdapterSpec) -> list[BuildRow]:
-        """Every installed build that a spec fits, for any base.
+        """Every installed build that matches a spec, for any base.
 
         Raises:
             AdapterNotFound: none.
         """
         found = [
             row
-            for row in self.rows.values()
+            for row in self.rows
             if row.name == spec.name
             and spec.namespace in (None, row.namespace)
             and spec.matches(row.version)
@@ -138,7 +143,7 @@ class Lineage:
         if digest not in self._manifests:
             from adapterhub.formats.manifest import MANIFEST_FILE  # its import costs more than a tree without merges
 
-            row = self.rows.get(digest)
+            row = self._by_digest.get(digest)
             places = [self._root / row.folder / MANIFEST_FILE] if row else []
             with suppress(ValueError):
                 places.append(self._root / "manifests" / "sha256" / f"{hex_of(Digest(parse_digest(digest)))}.json")
@@ -151,7 +156,7 @@ def _read(path: Path) -> Manifest | None:
 
     try:
         return Manifest.read(path)
-    except (FileNotFoundError, MalformedManifest):  # damage is for `verify` to tell
+    except (FileNotFoundError, MalformedManifest):  # `verify` reports the damage
         return None
 
 

@@ -1,22 +1,22 @@
-"""Mend a library: damaged files into quarantine, their bytes from wherever they still are, the index made again.
+"""Mend a library: move damaged files into quarantine, fetch their bytes again, rebuild the index.
 
-Bytes are taken from the store, from other installed folders, then from the places that builds came from. All are hashed
-before they count. Nothing is deleted: what was damaged lies in `quarantine/`.
+Bytes come from the store, then from other installed folders, then from the places that offered the builds. All are
+hashed before use. Nothing is deleted: damaged files lie in `quarantine/`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any
 
 from adapterhub.core.digests import Digest, copy_hashed
 from adapterhub.core.disk.files import digest_of_file, is_sound, write_durably, write_file, write_new
 from adapterhub.core.disk.real_folder import make_folder
-from adapterhub.core.errors import AdapterHubError, AdapterNotFound, Malformed, SignatureRefused
+from adapterhub.core.errors import AdapterHubError, Malformed, SignatureRefused
 from adapterhub.core.specs import AdapterName, AdapterSpec
 from adapterhub.formats.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
@@ -25,22 +25,17 @@ from adapterhub.library.library import Library
 from adapterhub.library.store.blobs import WriteIntent
 from adapterhub.library.store.catalog import Broken, Installed, build_folders
 from adapterhub.library.store.index import BuildRow, Filters
-from adapterhub.library.store.origins import Origin
 from adapterhub.library.store.signatures import attach_signature, signature_objects
 from adapterhub.library.transfer import Source
 from adapterhub.library.upkeep.damage import damaged_index, damaged_objects
+from adapterhub.library.upkeep.places import FindSource, Places
 from adapterhub.trust.verify import open_subject
 from adapterhub.trust.verify.listing import Entry, list_folder
-
-T = TypeVar("T")
-
-FindSource = Callable[[Origin], Source]
-"""The place of an origin as a source; it may raise any `AdapterHubError`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One thing that was done, or would be. `is_mended` is False where damage stays."""
+    """One step that was taken, or would be. `is_mended` is False where damage remains."""
 
     action: str
     path: Path
@@ -55,9 +50,9 @@ class Step:
 def repair(
     library: Library, find_source: FindSource, sources: Sequence[Source] = (), *, dry_run: bool = False
 ) -> list[Step]:
-    """Mend what can be mended, and say what was done; with `dry_run`, only say.
+    """Mend what can be mended and return the steps; with `dry_run`, change nothing.
 
-    `sources` are asked after the place that a build came from.
+    `sources` are tried after the place that offered a build.
     """
     if not library.root.exists():
         return []
@@ -68,20 +63,20 @@ def repair(
 
 
 class _Repair:
-    """One run; without an intent nothing is changed."""
+    """One run; without an intent it changes nothing."""
 
     def __init__(
         self, library: Library, find_source: FindSource, sources: Sequence[Source], intent: WriteIntent | None
     ) -> None:
         self._library, self._store = library, library.store
-        self._find_source, self._sources = find_source, sources
+        self._places = Places(library, find_source, sources)
         self._intent = intent
         self._manifests_at: dict[tuple[int, int], Digest] = {}
         self._indexed = self._rows_by_folder()
         self._needed: set[Digest] = set()
 
     def _rows_by_folder(self) -> dict[str, BuildRow]:
-        """What the index says of each folder: the only witness of a manifest that is lost everywhere else."""
+        """The index rows by folder: the only trace of a manifest that is lost everywhere else."""
         try:
             rows = self._library.catalog.index.search(Filters())
             return {os.fspath(self._library.root / row.folder): row for row in rows}
@@ -117,22 +112,22 @@ class _Repair:
         return Step(action="quarantined", path=path, detail=f"{why}; now `{where}`")
 
     def _no_folders(self) -> Iterator[Step]:
-        """Set aside what stands where folders of adapters are, and is none: nothing can be installed under it."""
+        """Move away links and files that stand where folders of adapters belong: they block installs."""
         level = [self._library.root / "adapters"]
         for _ in ("base", "name"):
             level = [path for folder in level if folder.is_dir() for path in sorted(folder.glob("[!.]*"))]
             for path in level:
                 if path.is_symlink() or not path.is_dir():
-                    yield self._quarantine(path, "is no folder")
+                    yield self._quarantine(path, "is not a folder")
             level = [path for path in level if not path.is_symlink()]
 
     # ------------------------------------------------------------ manifests
     def _manifest_of(self, broken: Broken) -> Iterator[Step]:
-        """Give a folder its manifest again."""
+        """Restore the manifest of a folder."""
         path = broken.folder / MANIFEST_FILE
         wanted = self._wanted_manifest(broken.folder)
         if broken.folder.is_symlink() or not broken.folder.is_dir():
-            yield self._quarantine(broken.folder, "is no folder")
+            yield self._quarantine(broken.folder, "is not a folder")
             if wanted is None:
                 return
             if self._intent:
@@ -141,11 +136,11 @@ class _Repair:
         if wanted is None:
             yield Step(action="not mended", path=broken.folder, detail=broken.reason, is_mended=False)
             return
-        manifest, told = self._manifest(wanted)
+        manifest, origin = self._manifest(wanted)
         if manifest is None and (manifest := self._made_again(broken.folder, wanted)) is not None:
-            told = "made again from its files"
+            origin = "made again from its files"
         if manifest is None:
-            yield Step(action="not mended", path=path, detail=f"{broken.reason}; {wanted}: {told}", is_mended=False)
+            yield Step(action="not mended", path=path, detail=f"{broken.reason}; {wanted}: {origin}", is_mended=False)
             return
         if self._intent:
             staged = self._intent.folder / ".manifest"
@@ -154,12 +149,12 @@ class _Repair:
             self._need(wanted)
             self._store.adopt_manifest(staged, wanted)
         if is_sound(path, wanted):
-            yield Step(action="restored", path=self._store.manifest_path(wanted), detail=told)
+            yield Step(action="restored", path=self._store.manifest_path(wanted), detail=origin)
         else:
-            yield from self._replace(path, wanted, self._store.manifest_path(wanted), broken.reason, told)
+            yield from self._replace(path, wanted, self._store.manifest_path(wanted), broken.reason, origin)
 
     def _wanted_manifest(self, folder: Path) -> Digest | None:
-        """Which manifest belongs there: by the damaged object that the folder shares, the index, or the store."""
+        """The digest of the folder's manifest, found by the damaged object that it shares, the index, or the store."""
         with contextlib.suppress(OSError):
             facts = (folder / MANIFEST_FILE).lstat()
             if (shared := self._manifests_at.get((facts.st_dev, facts.st_ino))) is not None:
@@ -175,7 +170,7 @@ class _Repair:
         return self._own_manifest(folder)
 
     def _own_manifest(self, folder: Path) -> Digest | None:
-        """The digest of the folder's own manifest, where it is in its place and all files are as it says."""
+        """The digest of the folder's own manifest, if it belongs in this folder and all files match it."""
         try:
             manifest = Manifest.read(folder / MANIFEST_FILE)
         except (OSError, Malformed):
@@ -197,13 +192,13 @@ class _Repair:
         def released(source: Source, spec: AdapterSpec) -> Manifest | None:
             return next((r.manifest for r in source.releases(spec) if r.digest == wanted), None)
 
-        return self._had_from_a_place(released, wanted)
+        return self._places.first_with(released, wanted)
 
     def _made_again(self, folder: Path, wanted: Digest) -> Manifest | None:
-        """The manifest as `adapt add` made it, if that is the one that is wanted.
+        """The manifest as `adapt add` made it, if it has the digest `wanted`.
 
-        It is made of the files, the index, the base records, the licence in the card that we wrote, and the author's
-        own card, for which the folder that was added has to be there.
+        It is made from the files, the index, the base records, the licence in our card, and the author's own card,
+        which is read from the folder that was added.
         """
         row = self._indexed.get(os.fspath(folder))
         subject, _ = open_subject(folder)
@@ -227,7 +222,7 @@ class _Repair:
 
     # ------------------------------------------------------------ files
     def _files_of(self, build: Installed) -> Iterator[Step]:
-        """Make the blobs and the folder's files of one build whole."""
+        """Restore the blobs and the files of one build."""
         for entry in build.manifest.files:
             blob, file = self._store.blob_path(entry.sha256), build.folder / entry.path
             is_blob_sound = is_sound(blob, entry.sha256)
@@ -236,18 +231,18 @@ class _Repair:
             if is_blob_sound and is_file_sound:
                 continue
             why = f"`{build.full_name}` {build.manifest.label}"
-            told = "from the store"
+            origin = "from the store"
             if not is_blob_sound:
-                told = self._fetch(build, entry, file if is_file_sound else None)
-                if told.startswith("!"):
-                    yield Step(action="not mended", path=file, detail=f"{why}: {told[1:]}", is_mended=False)
+                is_back, origin = self._fetch(build, entry, file if is_file_sound else None)
+                if not is_back:
+                    yield Step(action="not mended", path=file, detail=f"{why}: {origin}", is_mended=False)
                     continue
-                yield Step(action="restored", path=blob, detail=f"{entry.sha256} {told}")
+                yield Step(action="restored", path=blob, detail=f"{entry.sha256} {origin}")
             if not is_file_sound:
-                yield from self._replace(file, entry.sha256, blob, why, told)
+                yield from self._replace(file, entry.sha256, blob, why, origin)
 
-    def _fetch(self, build: Installed, entry: FileEntry, whole: Path | None) -> str:
-        """Put the blob back, and say from where; text that begins with `!` says why that failed."""
+    def _fetch(self, build: Installed, entry: FileEntry, whole: Path | None) -> tuple[bool, str]:
+        """Restore a blob: whether that worked, and where the bytes came from, else why it failed."""
         copies = [whole] if whole else [
             other.folder / e.path
             for other in self._library.installed()
@@ -258,16 +253,16 @@ class _Repair:
             if is_sound(copy, entry.sha256):
                 with copy.open("rb") as stream:
                     self._take(stream, entry)
-                return f"from `{copy}`"
+                return True, f"from `{copy}`"
 
         def taken(source: Source, spec: AdapterSpec) -> bool:
             return self._from(source, spec, build.manifest.digest, entry)
 
-        is_back, told = self._had_from_a_place(taken, build.manifest.digest, build.full_name)
-        return told if is_back else f"!{told}"
+        is_back, origin = self._places.first_with(taken, build.manifest.digest, build.full_name)
+        return bool(is_back), origin
 
     def _signature_of(self, build: Installed) -> Iterator[Step]:
-        """Set aside what stands in the place of the signature and is none; a sweep would stop at it."""
+        """Move away a `model.sig` that is no signature file; a sweep would stop at it."""
         path = build.folder / SIGNATURE_FILE
         try:
             signature_objects(build.folder)
@@ -285,12 +280,12 @@ class _Repair:
                 return raw is not None
             return False
 
-        is_back, told = self._had_from_a_place(attached, build.manifest.digest, build.full_name)
+        is_back, origin = self._places.first_with(attached, build.manifest.digest, build.full_name)
         if is_back:
-            yield Step(action="restored", path=path, detail=f"{told}; whose it is, `adapt verify` tells")
+            yield Step(action="restored", path=path, detail=f"{origin}; `adapt verify` shows who signed")
 
     def _strays_of(self, build: Installed) -> Iterator[Step]:
-        """Set aside what has the name of an adapter's file and is no plain file, where the build has no such file."""
+        """Move away links and folders that have the name of an adapter's file which the build does not have."""
         own = {MANIFEST_FILE, SIGNATURE_FILE, *(entry.path for entry in build.manifest.files)}
         for found in list_folder(build.folder).findings:
             if found.code in ("E_KIND", "E_LINK") and found.where not in own:
@@ -303,7 +298,7 @@ class _Repair:
                     yield Step(action="restored", path=path, detail="from the manifest")
 
     def _from(self, source: Source, spec: AdapterSpec, build: Digest, entry: FileEntry) -> bool:
-        """Take the bytes of `entry` from `source`, from the same build or from one that has the same file."""
+        """Take the bytes of `entry` from `source`: from the same build, or from one with the same file."""
         for release in sorted(source.releases(spec), key=lambda r: r.digest != build):
             for same in (e for e in release.manifest.files if e.sha256 == entry.sha256):
                 if self._intent is None:
@@ -313,8 +308,8 @@ class _Repair:
                         return True
         return False
 
-    def _take(self, stream: Any, entry: FileEntry) -> bool:  # noqa: ANN401 - any binary stream
-        """Make the stream the blob, if it has the right bytes."""
+    def _take(self, stream: IO[bytes], entry: FileEntry) -> bool:
+        """Store the bytes of a stream as a blob, if they are the right ones."""
         if self._intent is None:
             return True
         staged = self._intent.folder / "fetched"
@@ -330,13 +325,13 @@ class _Repair:
         return True
 
     def _need(self, digest: Digest) -> None:
-        """Keep an object from every sweep until the end of this run."""
+        """Protect an object from every sweep until this run ends."""
         if self._intent:
             self._needed.add(digest)
             self._intent.need(self._needed)
 
-    def _replace(self, path: Path, digest: Digest, source: Path, why: str, told: str) -> Iterator[Step]:
-        """Put the object `source` in the place of the file `path` of a build."""
+    def _replace(self, path: Path, digest: Digest, source: Path, why: str, origin: str) -> Iterator[Step]:
+        """Replace the file `path` of a build with a link to the object `source`."""
         if os.path.lexists(path):
             yield self._quarantine(path, why)
         if self._intent:
@@ -345,49 +340,14 @@ class _Repair:
                 link = self._store.link_manifest if source.suffix == ".json" else self._store.link
                 link(digest, fresh)
                 fresh.replace(path)
-        yield Step(action="relinked", path=path, detail=told)
-
-    # ------------------------------------------------------------ places
-    def _places_of(self, build: Digest, name: str = "") -> Iterator[tuple[str, Origin | Source, AdapterSpec]]:
-        """Where a build may be had: its origin, then the sources that were given."""
-        origin = self._library.origins.of(build)
-        with contextlib.suppress(AdapterHubError):
-            if origin is not None:
-                yield f"`{origin.place}`", origin, AdapterSpec.parse(origin.name)
-        name = origin.name if origin is not None else name
-        if name:
-            for source in self._sources:
-                yield source.label, source, AdapterSpec.parse(name)
-
-    def _had_from_a_place(
-        self, what: Callable[[Source, AdapterSpec], T | None], build: Digest, name: str = ""
-    ) -> tuple[T | None, str]:
-        """What the first place gives that has it, and from where; else None, and why each place does not."""
-        reasons = []
-        for label, place, spec in self._places_of(build, name):
-            try:
-                found = what(self._asked(place), spec)
-            except AdapterHubError as error:
-                reasons.append(f"{label}: {error.message.splitlines()[0]}")
-                continue
-            if found:
-                return found, f"from {label}"
-            reasons.append(f"{label}: does not have it")
-        return None, "; ".join(reasons) or "no place is known that has it"
-
-    def _asked(self, place: Origin | Source) -> Source:
-        if not isinstance(place, Origin):
-            return place
-        if not place.is_server and not Path(place.place).exists():
-            raise AdapterNotFound("is not there any more")
-        return self._find_source(place)
+        yield Step(action="relinked", path=path, detail=origin)
 
     # ------------------------------------------------------------ index
     def _index(self) -> Iterator[Step]:
         catalog = self._library.catalog
         path = catalog.index.path
         if os.path.lexists(path) and not (path.is_file() and not path.is_symlink()):
-            yield self._quarantine(path, "is no plain file")
+            yield self._quarantine(path, "is not a regular file")
         problems = [damage.message for damage in damaged_index(self._library)] if self._intent or path.is_file() else []
         if not catalog.index.path.exists() or catalog.index.stale_mark.exists():
             if not next(self._library.installed(), None):

@@ -1,6 +1,6 @@
-"""Who needs what in a library: installed builds, projects and running processes, and the space that each takes.
+"""The holders of objects in a library (installed builds, projects, running processes), and the space of each.
 
-An object may have several holders; what a holder has alone is what its end would free.
+An object may have several holders; removing a holder frees what it holds alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OTHER: Final = ("quarantine", "tmp", "cache", "index.db", "bases", "keys")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Who holds objects of the store: an installed build, a project by its folder, or a process by what it does."""
+    """A holder of objects: an installed build, a project by its folder, or a process by its task."""
 
     kind: Kind
     name: str
@@ -34,7 +34,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """A holder, how many objects of the store it names, their bytes, and the bytes that nobody else names."""
+    """A holder, the number and bytes of its objects, and the bytes that it holds alone."""
 
     holder: Holder
     objects: int
@@ -44,7 +44,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """What takes the space of a library. `unused_bytes` are of objects without a holder, `other` what is no object."""
+    """The space of a library. `unused_bytes` are of objects without a holder; `other` is everything but objects."""
 
     held: tuple[Held, ...]
     objects: int
@@ -58,7 +58,7 @@ def holders_of(library: Library) -> list[Holder]:
     """Every holder: installed builds, then projects, then processes at work.
 
     Raises:
-        StoreLocked: a process holds objects, and what it needs cannot be read.
+        StoreLocked: a process holds objects, and its claim cannot be read.
     """
     found = [
         Holder(kind="installed", name=f"{build.full_name} {build.manifest.label}", digests=frozenset(objects_of(build)))
@@ -80,7 +80,7 @@ def objects_of(build: Installed) -> list[Digest]:
 
 
 def space_of(library: Library) -> Space:
-    """What takes the space, the largest holders first."""
+    """The space of a library, the largest holders first."""
     sizes = dict(_stored(library.root))
     holders = holders_of(library)
     named = Counter(digest for holder in holders for digest in holder.digests)
@@ -119,7 +119,7 @@ def _bytes_below(path: Path) -> int:
 def unused_builds(library: Library) -> list[Installed]:
     """Installed builds that no project and no process needs, nor any merge that one of them needs.
 
-    A merge that nobody needs does not keep what it was made of.
+    An unused merge does not keep its parents.
     """
     installed = list(library.installed())
     builds = {build.manifest.digest: build for build in installed}

@@ -15,7 +15,7 @@ from adapterhub.distribution.choosing import candidates_of
 from adapterhub.distribution.resolve import Candidate, Objection, Resolution, resolve
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.installed import Admission
+from adapterhub.library.admission.admission import Admission
 from adapterhub.library.bases.requested import requested_base
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
@@ -170,7 +170,7 @@ class _Search:
         release = next(r for r in offer.releases if r.digest == resolution.chosen.digest)
         if offer.source is self._asking.library:
             place = self._asking.library.folder_for(release.manifest, release.namespace)
-            Admission(self._asking.library).refuse(self._asking.library.read_build(place))
+            Admission(self._asking.library).ensure_usable(self._asking.library.read_build(place))
         entry = locked_adapter(self._asking.project, self._asking.library, self._wanted, release, offer.source)
         return Chosen(entry=entry, warnings=(*resolution.warnings, *([notice] if notice else [])))
 

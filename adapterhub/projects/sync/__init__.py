@@ -23,7 +23,7 @@ from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.disk.root import alone_in
 from adapterhub.core.errors import AdapterHubError, Conflict, DigestMismatch, NotFound, reworded, shown
 from adapterhub.core.specs import AdapterName
-from adapterhub.library.admission.installed import Admission
+from adapterhub.library.admission.admission import Admission
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Library

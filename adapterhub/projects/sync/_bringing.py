@@ -24,8 +24,8 @@ from adapterhub.core.errors import (
 from adapterhub.distribution.install import Expecting, admit
 from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.installed import Admission
-from adapterhub.library.admission.signatures import Asked
+from adapterhub.library.admission.admission import Admission
+from adapterhub.library.admission.decision import InstallRequest
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source, copy
@@ -181,8 +181,8 @@ def _take(
     if source is not library:
         declared = release.manifest.base.fingerprint
         spec = replace(exact_spec(entry), digest_prefix=entry.digest)
-        asked = Asked(spec=spec, bases=(declared.weights if declared else "",))
-        signature, finding = admit(library, release, source, asked, policy)
+        request = InstallRequest(spec=spec, bases=(declared.weights if declared else "",))
+        signature, finding = admit(library, release, source, request, policy)
         if finding.severity == "warning":
             warnings.append(f"[{finding.code}] {finding.message}")
     destination = Expecting(library, base)

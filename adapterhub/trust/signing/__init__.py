@@ -1,9 +1,11 @@
-"""Signatures: who made an adapter, said by a key that the user trusts, for this name and version and no other.
+"""Signatures: who made an adapter, proven by a key that the user trusts, for exactly this name and version.
 
-    bundle   the file `model.sig`, read and written          keys     key pairs
-    judge    what one signature proves                       trust    whom the user trusts, and the policies
-    gate     what may come in                                seen     the versions and signers that were seen
-    making   sign a build                                    beside   `model.sig` in a folder
+    appraisal    the worth of one signature             keys         key pairs
+    bundle       reads and writes `model.sig`           making       signs a build
+    first_use    versions and signers seen before       provenance   `model.sig` in a folder
+    policy       the words of a policy                  trust        trusted keys and policies
+
+`library.admission` decides what the signatures permit.
 
 Reasons of `SignatureRefused`: `broken`, `forged`, `renamed`, `changed_file`, `missing_file`, `extra_file`, `link`;
 `unsigned`, `unknown_key`, `out_of_scope`, `expired`, `other_name`; `signature_gone`, `other_key`, `rolled_back`.

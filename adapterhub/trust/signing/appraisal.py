@@ -1,7 +1,7 @@
-"""What a signature proves about a build: who signed it, whether for this very adapter, and whether it is still whole.
+"""What a signature proves about a build: who signed it, whether for this adapter, and whether it is unchanged.
 
-`examine` looks at one signature. What is false in any case (broken, forged, over other files, for another adapter) is
-refused; what depends on whom the user trusts is told as a `Appraisal`, and the policy decides (`gate.py`).
+`examine` checks one signature. A false one (broken, forged, over other files, for another adapter) is refused. Where
+the result depends on the user's trust, it is an `Appraisal`, and the policy decides (`library.admission`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OURS: Final = frozenset({*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Appraisal:
-    """What is known of a build by its signature. `message` is a clause: `signed by …`, `is not signed`."""
+    """The worth of a build's signature. `message` is a clause: `is signed by …`, `is not signed`."""
 
     standing: Standing
     message: str
@@ -47,10 +47,10 @@ def examine(
     places: Sequence[str] = (),
     now: float,
 ) -> Appraisal:
-    """Judge the signature of a build that is offered as `manifest` in `namespace`.
+    """Appraise the signature of a build that is offered as `manifest` in `namespace`.
 
-    `places` are the names of where it is offered: its address and that of the remote. Whether the files have
-    the digests of the manifest is for whoever reads them to find out.
+    `places` are the address of the place that offers it, and the name of the remote. The caller compares the files
+    with the digests of the manifest.
 
     Raises:
         SignatureRefused: the signature is broken, forged, over other files, or for another adapter.
@@ -87,7 +87,7 @@ def _is_genuine(key: TrustedKey, bundle: Bundle) -> bool:
 
 
 def _standing(key: TrustedKey, statement: Statement, offered: Identity, places: Sequence[str], now: float) -> Appraisal:
-    """What a genuine signature by a trusted key is worth here."""
+    """The worth of a genuine signature by a trusted key."""
 
     def judged(standing: Standing, message: str) -> Appraisal:
         return Appraisal(standing=standing, message=message, signer=key.name, fingerprint=key.fingerprint)
@@ -105,14 +105,14 @@ def _standing(key: TrustedKey, statement: Statement, offered: Identity, places: 
 
 
 def known_name(signed: Identity, offered: Identity) -> str:
-    """The full name that is remembered and that scopes are about: in the namespace that either side names."""
+    """The full name for first use and scopes, in the namespace that the offer or the signature names."""
     return offered.full_name if offered.namespace else signed.full_name
 
 
 def _contradictions(
     statement: Statement, manifest: Manifest, offered: Identity, provenance: Provenance
 ) -> Iterator[tuple[str, str]]:
-    """`(word, clause)` for everything that the signature denies; the one that says most comes first."""
+    """`(reason, clause)` for everything that contradicts the signature, the most important first."""
     if statement.identity is not None:
         for difference in statement.identity.differences(offered):
             yield "renamed", f"it was signed as another adapter: {difference}"
@@ -124,7 +124,7 @@ def _contradictions(
         if name not in signed:
             yield "extra_file", f"`{name}` is not signed"
         elif signed[name] != digest:
-            yield "changed_file", f"`{name}` is {digest[:19]}…, signed was {signed[name][:19]}…"
+            yield "changed_file", f"`{name}` is {digest[:19]}…, but {signed[name][:19]}… was signed"
     for name in sorted(signed.keys() - expected.keys() - {CARD_FILE}):
         # a stranger's signature over a whole repository also names files that no adapter has, which are not taken
         if statement.identity is not None or name in _OURS:
@@ -134,30 +134,30 @@ def _contradictions(
 
 
 def _strays(signed: Mapping[str, Digest], beside: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """What lies in the folder and was not there when it was signed, and the other way round."""
+    """Files that were added to the folder after signing, and signed files that are missing."""
     for name in sorted(signed.keys() & _OURS - {CARD_FILE} - beside.keys()):
         yield "missing_file", f"`{name}` is signed and missing"
     for name, kind in sorted(beside.items()):
         is_passed_over = name == SIGNATURE_FILE or name in OF_GIT or (name == CARD_FILE and kind == "file")
         is_signed = name in signed if kind == "file" else any(path.startswith(f"{name}/") for path in signed)
         if kind == "link":
-            yield "link", f"`{shown(name)}` is a link, signed was a file"
+            yield "link", f"`{shown(name)}` is a link, but a file was signed"
         elif not is_passed_over and not is_signed:
             what = "" if kind == "file" else f", a {kind}," if kind == "folder" else ", no file,"
             yield "extra_file", f"`{shown(name)}`{what} was not there when it was signed"
 
 
 def unsigned_beside(provenance: Provenance) -> tuple[str, ...]:
-    """What of `OF_GIT` lies beside a signature that does not name it, sorted; nothing where there is no signature.
+    """The files of `OF_GIT` beside a signature that does not cover them, sorted; none without a signature.
 
-    A signature says nothing of these files, so anyone can have put anything into them. A policy that requires
-    signatures takes no folder with them in it as it stands.
+    Such a signature proves nothing about these files, so anyone may have changed them. A policy that requires
+    signatures refuses a folder that holds them.
     """
     if provenance.signature is None or provenance.files is None:
         return ()
     try:
         signed = read_statement(Bundle.parse(provenance.signature).payload).files
-    except ValueError:  # said by `examine`
+    except ValueError:  # `examine` reports it
         return ()
     names = sorted(OF_GIT & provenance.files.keys())
     return tuple(name for name in names if name not in signed and not any(p.startswith(f"{name}/") for p in signed))
@@ -168,5 +168,5 @@ def _refusal(offered: Identity, clause: str, reason: str) -> SignatureRefused:
         f"`{offered.full_name}` {shown(offered.version)}",
         clause,
         reason=reason,
-        hint="what is there is not what was signed; get it from its author, and tell whoever runs the place",
+        hint="the files are not the signed ones; get them from the author, and inform the operator of the server",
     )

@@ -4,9 +4,9 @@
     envelope   the signed bytes, base64, and one signature over their pre-authentication encoding
     statement  in-toto v1: the SHA-256 of each file, the digest over these as the subject, and what was signed
 
-`model_signing` reads it. Our one addition is the field `adapter` of the predicate, which says which adapter, version,
-base, rank and parents were meant; verifiers of OMS v1.0 pass over it. What is read here was written by a stranger:
-size, depth, repeated keys, types and names are all checked, and nothing is taken from it but claims.
+`model_signing` reads it. Our one addition is the field `adapter` of the predicate, with the adapter, version, base,
+rank and parents that were signed; verifiers of OMS v1.0 ignore it. The bytes come from strangers: size, depth, repeated
+keys, types and names are all checked, and the content counts as claims only.
 
 Sources: OMS v1.0 (github.com/ossf/model-signing-spec), DSSE v1.0 protocol (secure-systems-lab), in-toto Statement v1.
 """
@@ -18,7 +18,7 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -39,7 +39,7 @@ _ROOM_FOR_NAMES: Final = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a signature was made for. `namespace` is None when the signer named none; `base` when nobody knew it."""
+    """What a signature was made for. `namespace` is None if the signer gave none, `base` if it was unknown."""
 
     name: str
     version: str
@@ -66,17 +66,17 @@ class Identity:
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
     def differences(self, other: Identity) -> list[str]:
-        """What `other`, which is offered, says otherwise; a namespace that one side leaves open differs from none."""
+        """The differences of `other`, which is offered; a namespace that one side leaves open matches any."""
         mine = self if other.namespace else replace(self, namespace=None)
         theirs = other if self.namespace else replace(other, namespace=None)
         pairs: list[tuple[str, object, object]] = [("name", mine.full_name, theirs.full_name)]
         pairs += [(field, getattr(self, field), getattr(other, field)) for field in ("version", "base", "rank")]
-        told = [
+        found = [
             f"{field} {shown(signed)}, offered {shown(offered)}"
             for field, signed, offered in pairs
             if signed != offered
         ]
-        return told if self.parents == other.parents else [*told, "other parents"]
+        return found if self.parents == other.parents else [*found, "other parents"]
 
     def to_json(self) -> dict[str, Any]:
         """The field `adapter`."""
@@ -95,7 +95,7 @@ class Statement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A `model.sig`, taken apart and not yet believed. `hint` is the fingerprint of the key it names."""
+    """A parsed `model.sig`, not yet verified. `hint` is the fingerprint of the key it names."""
 
     hint: Digest
     payload: bytes
@@ -117,7 +117,7 @@ class Bundle:
         """Strict read.
 
         Raises:
-            ValueError: with the one reason.
+            ValueError: the message is the reason.
         """
         if not raw:
             raise ValueError("is empty")
@@ -152,10 +152,10 @@ def statement_bytes(files: Mapping[str, Digest], identity: Identity) -> bytes:
 
 
 def read_statement(payload: bytes) -> Statement:
-    """Strict read of the signed bytes.
+    """Read the signed bytes strictly.
 
     Raises:
-        ValueError: with the one reason.
+        ValueError: the message is the reason.
     """
     top = _Object(strict_json(payload, limit_bytes=SIGNATURE_LIMIT_BYTES), "statement")
     top.expect("_type", STATEMENT_TYPE)
@@ -174,7 +174,7 @@ def read_statement(payload: bytes) -> Statement:
     for resource in resources:
         resource.expect("algorithm", "sha256")
         name = resource.text("name")
-        _refuse_odd_name(name)
+        _check_name(name)
         if name in files:
             raise ValueError(f"names `{shown(name)}` twice")
         files[name] = resource.hexadecimal("digest")
@@ -185,19 +185,19 @@ def read_statement(payload: bytes) -> Statement:
 
 
 def signed_files(manifest: Manifest, card: Digest | None = None) -> dict[str, Digest]:
-    """What a signature of ours covers: the files of a build, its manifest and, where there is one, its card."""
+    """The files that our signatures cover: those of the build, its manifest and, if there is one, its card."""
     files = {entry.path: entry.sha256 for entry in manifest.files} | {MANIFEST_FILE: manifest.digest}
     return files | ({CARD_FILE: card} if card else {})
 
 
-def _root(digests: Any) -> Digest:  # noqa: ANN401 - any iterable of digests
+def _root(digests: Iterable[Digest]) -> Digest:
     hasher = hashlib.sha256()
     for digest in digests:
         hasher.update(bytes.fromhex(hex_of(digest)))
     return Digest("sha256:" + hasher.hexdigest())
 
 
-def _refuse_odd_name(name: str) -> None:
+def _check_name(name: str) -> None:
     parts = name.split("/")
     odd = not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in parts)
     if odd or len(name) > _ROOM_FOR_NAMES:
@@ -226,7 +226,7 @@ _KINDS: Final[Mapping[type, str]] = {str: "a text", int: "an integer", dict: "an
 
 
 class _Object:
-    """A JSON object of a stranger, read by the types that are expected; every complaint names its path."""
+    """An untrusted JSON object, read by expected types; every error names its path."""
 
     def __init__(self, value: object, path: str) -> None:
         if not isinstance(value, dict):

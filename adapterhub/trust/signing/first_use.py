@@ -1,8 +1,7 @@
-"""What was seen of each signed adapter: who signed it, and the newest version for each base and rank.
+"""Trust on first use: the signer of each signed adapter, and its newest version for each base and rank.
 
-Kept in `seen_signatures.json`, replaced whole under a lock, so that neither a crash nor a second process loses a step.
-With it a mirror that offers an old state as the newest is told from one that has nothing newer, and a new owner of a
-known name from the old one.
+The records are in `seen_signatures.json`, which is replaced whole under a lock, so that neither a crash nor a second
+process loses a record. They expose a mirror that offers an old version as the newest, and a new owner of a known name.
 """
 
 from __future__ import annotations
@@ -36,31 +35,31 @@ class FirstUseBuild:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What is known of one name. `signer` is the fingerprint of the key that signed what was taken last."""
+class FirstUse:
+    """The record of one name. `signer` is the fingerprint of the key that signed the latest admitted build."""
 
     signer: Digest
     builds: tuple[FirstUseBuild, ...]
 
 
 class FirstUseFile:
-    """The memory of the library under `root`."""
+    """The records of the library under `root`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self.path = root / "seen_signatures.json"
 
-    def of(self, full_name: str) -> Seen | None:
-        """What was seen under a name.
+    def of(self, full_name: str) -> FirstUse | None:
+        """The record of a full name; None if it was never admitted with a signature.
 
         Raises:
-            Malformed: the file is not as we write it; nothing may be taken for unseen then.
-            NotAllowed: others may write or own it or its folder.
+            Malformed: the file is damaged; no name may count as new then.
+            NotAllowed: others own or can write the file or its folder.
         """
         return self._read().get(full_name)
 
     def remember(self, full_name: str, build: FirstUseBuild, signer: Digest) -> None:
-        """Keep a version that a trusted key signed; an older one than is known changes only the signer."""
+        """Record a version that a trusted key signed; an older one changes only the signer."""
         with Root(self._root).lock("trust", exclusive=True):
             everything = self._read()
             known = everything.get(full_name)
@@ -68,11 +67,11 @@ class FirstUseFile:
             before = builds.get((build.base, build.rank))
             if before is None or is_older(before.version, build.version):
                 builds[build.base, build.rank] = build
-            found = Seen(signer=signer, builds=tuple(builds.values()))
+            found = FirstUse(signer=signer, builds=tuple(builds.values()))
             if found != known:
                 self._write({**everything, full_name: found})
 
-    def _read(self) -> dict[str, Seen]:
+    def _read(self) -> dict[str, FirstUse]:
         try:
             raw = read_owned(self.path, "says which signed versions were seen", limit_bytes=_LIMIT_BYTES)
             value = strict_json(raw, limit_bytes=_LIMIT_BYTES)
@@ -83,10 +82,10 @@ class FirstUseFile:
             raise NotAllowed(f"`{self.path}` cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError, SpecError) as error:
             raise Malformed(
-                f"`{self.path}`: {error}", hint="mend the file; deleted, it forgets which signed versions were seen"
+                f"`{self.path}`: {error}", hint="mend the file; deleting it forgets which signed versions were seen"
             ) from None
 
-    def _write(self, everything: Mapping[str, Seen]) -> None:
+    def _write(self, everything: Mapping[str, FirstUse]) -> None:
         value = {
             name: {"signer": seen.signer, "builds": [b.to_json() for b in seen.builds]}
             for name, seen in everything.items()
@@ -104,11 +103,11 @@ def is_older(version: str, other: str) -> bool:
     return Version(version) < Version(other)
 
 
-def _seen(item: Any) -> Seen:  # noqa: ANN401 - any JSON value
+def _seen(item: Any) -> FirstUse:  # noqa: ANN401 - any JSON value
     builds = []
     for build in item["builds"]:
         rank = build["rank"]
         if not isinstance(build["base"], str) or not (rank is None or type(rank) is int):
             raise ValueError("builds: expected a text `base` and a number `rank`")
         builds.append(FirstUseBuild(base=build["base"], rank=rank, version=parse_version(build["version"])))
-    return Seen(signer=parse_digest(item["signer"]), builds=tuple(builds))
+    return FirstUse(signer=parse_digest(item["signer"]), builds=tuple(builds))

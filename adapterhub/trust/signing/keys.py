@@ -1,7 +1,7 @@
 """ECDSA keys: the public half as a value, the private half in a file of its owner.
 
-    keys/<name>.pem   private key, PKCS #8, encrypted unless the user said otherwise; mode 0600
-    keys/<name>.pub   the public half, to be handed out
+    keys/<name>.pem   private key, PKCS #8, encrypted unless the user chose otherwise; mode 0600
+    keys/<name>.pub   public key, to give to others
 
 New keys are P-256; P-384 and P-521, which OMS allows as well, are checked too. `cryptography` is imported where a key
 is made, opened or used, and nowhere else.
@@ -37,7 +37,7 @@ def parse_key_name(text: str) -> str:
         UsageProblem: unless it is 1 to 64 letters, digits and `._@-` and begins with a letter or digit.
     """
     if not _NAME.fullmatch(text):
-        raise UsageProblem(f"`{shown(text)}` is no name for a key: expected 1 to 64 of a-z, A-Z, 0-9 and `._@-`")
+        raise UsageProblem(f"`{shown(text)}` is not a valid key name: expected 1 to 64 of a-z, A-Z, 0-9 and `._@-`")
     return text
 
 
@@ -49,7 +49,7 @@ class PublicKey:
 
     @property
     def fingerprint(self) -> Digest:
-        """What bundles call the key by."""
+        """The name of the key in bundles."""
         return digest_of(self.pem.encode())
 
     @classmethod
@@ -57,7 +57,7 @@ class PublicKey:
         """The key in a PEM text, in its normal form.
 
         Raises:
-            Malformed: it is none, or of a kind that OMS does not use.
+            Malformed: it is not a key, or of a kind that OMS does not use.
         """
         from cryptography.hazmat.primitives import serialization
 
@@ -71,7 +71,7 @@ class PublicKey:
         try:
             key = serialization.load_pem_public_key(_bounded(raw))
         except Exception as error:  # noqa: BLE001 - whatever the parser raises means that this is no key
-            raise Malformed(f"`{where}` is no public key in PEM: {shown(str(error), 120)}") from None
+            raise Malformed(f"`{where}` is not a public key in PEM: {shown(str(error), 120)}") from None
         return _public(key, where)
 
     def verifies(self, signature: bytes, data: bytes) -> bool:
@@ -108,8 +108,8 @@ class SigningKey:
         """Open a private key in PEM.
 
         Raises:
-            NotAllowed: a password is needed, or this is not it.
-            Malformed: it is no private key, or of a kind that OMS does not use.
+            NotAllowed: the password is missing or wrong.
+            Malformed: it is not a private key, or of a kind that OMS does not use.
         """
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -120,14 +120,14 @@ class SigningKey:
             if password:  # a password for a key that has none
                 return cls.parse(raw, None, name=name, where=where)
             raise NotAllowed(
-                f"`{where}` is encrypted, and no password was given", hint="ADAPTERHUB_PASSWORD gives it in CI"
+                f"`{where}` is encrypted, and no password was given", hint="in CI, set ADAPTERHUB_PASSWORD"
             ) from error
         except Exception as error:  # noqa: BLE001 - the library has many classes for the same two facts
             if password and b"ENCRYPTED" in raw:
-                raise NotAllowed(f"`{where}`: this is not its password") from None
-            raise Malformed(f"`{where}` is no private key in PEM: {shown(str(error), 120)}") from None
+                raise NotAllowed(f"`{where}`: the password is wrong") from None
+            raise Malformed(f"`{where}` is not a private key in PEM: {shown(str(error), 120)}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise Malformed(f"`{where}` is no elliptic-curve key", hint="`adapt key new NAME` makes one")
+            raise Malformed(f"`{where}` is not an elliptic-curve key", hint="`adapt key new NAME` makes one")
         return cls(key, name)
 
 
@@ -139,22 +139,22 @@ class KeyFolder:
         self._folder = root / "keys"
 
     def names(self) -> list[str]:
-        """Keys that are there."""
+        """The names of all keys."""
         return sorted(path.stem for path in self._folder.glob("*.pem"))
 
     def path(self, name: str) -> Path:
-        """Where the private half lies or would lie."""
+        """The path of the private key, whether it exists or not."""
         return self._folder / f"{parse_key_name(name)}.pem"
 
     def public_path(self, name: str) -> Path:
-        """Where the public half lies or would lie."""
+        """The path of the public key, whether it exists or not."""
         return self._folder / f"{parse_key_name(name)}.pub"
 
     def public(self, name: str) -> PublicKey:
         """The public half.
 
         Raises:
-            NotFound: there is no key by that name.
+            NotFound: no key has that name.
         """
         path = self.public_path(name)
         try:
@@ -170,16 +170,16 @@ class KeyFolder:
         """The private half.
 
         Raises:
-            NotFound: there is no key by that name.
+            NotFound: no key has that name.
             NotAllowed: others may read the file, or the password is missing or wrong.
         """
         return SigningKey.parse(self._read(name), password, name=name, where=str(self.path(name)))
 
     def new(self, name: str, password: str | None) -> PublicKey:
-        """Make a P-256 pair; without a password the private half is written as it is.
+        """Make a P-256 pair; without a password the private key is not encrypted.
 
         Raises:
-            Conflict: there is a key by that name.
+            Conflict: a key has that name already.
         """
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -198,7 +198,7 @@ class KeyFolder:
                 make_folder(self._folder)
                 self._folder.chmod(0o700)
                 write_durably(self.public_path(name), public.pem.encode(), mode=0o644)
-                write_durably(path, pem, mode=0o600)  # last: a name is taken when its private half is there
+                write_durably(path, pem, mode=0o600)  # last: the private key takes the name
             except OSError as error:
                 raise Root(self._root).explain(error) from error
         return public
@@ -213,7 +213,7 @@ class KeyFolder:
         except OSError as error:
             raise NotAllowed(f"`{path}` cannot be read: {error.strerror}") from None
         if stat.S_IMODE(facts.st_mode) & _OTHERS_MAY_READ:
-            raise NotAllowed(f"`{path}` is a private key, and others may read it", hint=f"`chmod 600 {path}`")
+            raise NotAllowed(f"`{path}` is a private key that others can read", hint=f"`chmod 600 {path}`")
         return raw
 
     def _missing(self, name: str) -> NotFound:
@@ -230,12 +230,12 @@ def _bounded(raw: bytes) -> bytes:
     return raw
 
 
-def _public(key: Any, where: str) -> PublicKey:  # noqa: ANN401 - any key the parser knows
+def _public(key: object, where: str) -> PublicKey:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _CURVES:
-        raise Malformed(f"`{where}` is no key on P-256, P-384 or P-521", hint="`adapt key new NAME` makes one")
+        raise Malformed(f"`{where}` is not a key on P-256, P-384 or P-521", hint="`adapt key new NAME` makes one")
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     return PublicKey(pem=key.public_bytes(serialization.Encoding.PEM, form).decode())
 

@@ -1,4 +1,4 @@
-"""Sign an installed build: read its files again, and write down what they are and for whom."""
+"""Sign an installed build: hash its files again, and sign the digests with the identity of the build."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from adapterhub.trust.signing.keys import PublicKey, SigningKey
 def sign_folder(
     folder: Path, manifest: Manifest, namespace: str | None, key: SigningKey, progress: Progress | None = None
 ) -> bytes:
-    """The bytes of `model.sig` for the build in `folder`, every file of it read and found to be that of `manifest`.
+    """The bytes of `model.sig` for the build in `folder`, after comparing every file with `manifest`.
 
     Raises:
-        DigestMismatch: a file is not; nothing is signed.
+        DigestMismatch: a file differs; nothing is signed.
     """
     expected = signed_files(manifest)
     for name, digest in expected.items():
@@ -45,7 +45,7 @@ def sign_folder(
 
 
 def is_signed_by(raw: bytes | None, manifest: Manifest, namespace: str | None, key: PublicKey) -> bool:
-    """Whether `raw` is already what `key` would sign for this build, apart from the card."""
+    """Whether `raw` is a signature by `key` over this build, apart from the card."""
     if raw is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""What a signature policy may say: `require`, `warn` or `off`."""
+"""The values of a signature policy: `require`, `warn` or `off`."""
 
 from __future__ import annotations
 

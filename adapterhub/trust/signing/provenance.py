@@ -17,10 +17,10 @@ MAX_ENTRIES: Final = 20_000
 
 
 def provenance_of(folder: Path, *, follow_links: bool = False) -> Provenance:
-    """The signature in a folder and what lies beside it; links are told as links unless they may be followed.
+    """The signature in a folder and what lies beside it; links count as links unless `follow_links` is set.
 
     Raises:
-        SignatureRefused: `model.sig` is no plain file, or too large.
+        SignatureRefused: `model.sig` is not a regular file, or is too large.
     """
     files: dict[str, str] = {}
     with os.scandir(folder) as entries:
@@ -29,7 +29,7 @@ def provenance_of(folder: Path, *, follow_links: bool = False) -> Provenance:
             kind = "link" if is_link else "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
             files[entry.name] = kind
             if len(files) > MAX_ENTRIES:
-                break  # a folder that is no adapter; whatever is not signed is told by its first names
+                break  # not an adapter; the first names suffice to report unsigned files
     return Provenance(signature=read_signature(folder / SIGNATURE_FILE, follow_links=follow_links), files=files)
 
 
@@ -37,7 +37,7 @@ def read_signature(path: Path, *, follow_links: bool = False) -> bytes | None:
     """The bytes of a signature file; None where there is none.
 
     Raises:
-        SignatureRefused: it is no plain file, or too large.
+        SignatureRefused: it is not a regular file, or is too large.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW))
@@ -46,16 +46,16 @@ def read_signature(path: Path, *, follow_links: bool = False) -> bytes | None:
     except OSError as error:
         what = "is a link" if error.errno == errno.ELOOP else f"cannot be read: {error.strerror}"
         raise _odd(path, what) from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):  # before `fdopen`, which refuses a folder in words of its own
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # before `fdopen`, which has its own error for a folder
         os.close(handle)
-        raise _odd(path, "is no plain file")
+        raise _odd(path, "is not a regular file")
     with os.fdopen(handle, "rb") as stream:
         raw = stream.read(SIGNATURE_LIMIT_BYTES + 1)
     return bounded(raw, str(path))
 
 
 def bounded(raw: bytes, where: str) -> bytes:
-    """The bytes, if they are few enough for a signature.
+    """The bytes, unless they are too many for a signature.
 
     Raises:
         SignatureRefused: more than 1 MiB.

@@ -1,8 +1,7 @@
-"""Whom the user trusts: `trusted_keys.json`, the one place that keys are believed from.
+"""The keys that the user trusts, in `trusted_keys.json`, the only source of trust.
 
-A key stands there under a name, with the adapters and places it may sign for and the day it ends. Beside the keys stand
-the policies: what is asked of signatures in a namespace, and in general. The file is readable by its owner only, and is
-replaced whole.
+The file lists each key by name, with the adapters and places it may sign for and the day it expires, and the signature
+policies of namespaces and in general. Only its owner can read it, and it is replaced whole.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class TrustedKey:
 
     @property
     def fingerprint(self) -> Digest:
-        """What bundles call the key by."""
+        """The name of the key in bundles."""
         return self.key.fingerprint
 
     def __repr__(self) -> str:
@@ -81,7 +80,7 @@ class TrustedKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What a user says of a key that is to be trusted; None keeps what was said before. `accepts` are added."""
+    """The terms on which a user trusts a key; None keeps the earlier term. `accepts` are added to the earlier ones."""
 
     adapters: tuple[str, ...] | None = None
     remotes: tuple[str, ...] | None = None
@@ -101,27 +100,31 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """A policy, and in words where it was set."""
+class EffectivePolicy:
+    """The signature policy that holds for a build; `where` says in words where it was set."""
 
     policy: Policy
     where: str
 
     @classmethod
-    def of(cls, given: Demand | Policy | None) -> Demand | None:
-        """The demand of one run: a policy alone was given by the option `--signatures`, or by an argument like it."""
+    def of(cls, given: EffectivePolicy | Policy | None) -> EffectivePolicy | None:
+        """The policy of one run; a policy alone counts as given by the option `--signatures`."""
         return cls(policy=given, where="the option `--signatures`") if isinstance(given, str) else given
 
 
+GivenPolicy = EffectivePolicy | Policy | None
+"""The policy that the caller of one run gives, if any; it overrides what the user set."""
+
+
 def _matches(full_name: str, globs: Sequence[str]) -> bool:
-    """Whether a name fits one; a namespace alone means everything in it."""
+    """Whether a name matches one of the globs; a namespace alone matches everything in it."""
     namespace = full_name.partition("/")[0] if "/" in full_name else None
     return any(fnmatchcase(full_name, g) or g == namespace for g in globs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """What the trust file says."""
+    """The content of the trust file."""
 
     keys: tuple[TrustedKey, ...] = ()
     policies: Mapping[str, Policy] = field(default_factory=dict)
@@ -131,35 +134,35 @@ class Trust:
         return next((key for key in self.keys if key.fingerprint == fingerprint), None)
 
     def name_of(self, fingerprint: str) -> str:
-        """A key in words: its name here, or the start of its fingerprint."""
+        """A key for messages: its name here, or the start of its fingerprint."""
         key = self.key_of(fingerprint)
         return f"`{key.name}`" if key else f"{fingerprint[:19]}…"
 
-    def demand(self, namespace: str | None, of_remote: Demand | None) -> Demand | None:
+    def policy_for(self, namespace: str | None, of_remote: EffectivePolicy | None) -> EffectivePolicy | None:
         """The policy for a build: that of its namespace, else `of_remote`, that of its remote, else the general one."""
         if namespace and namespace in self.policies:
             where = f"the policy of the namespace `{namespace}` (`adapt key policy`)"
-            return Demand(policy=self.policies[namespace], where=where)
+            return EffectivePolicy(policy=self.policies[namespace], where=where)
         if of_remote is not None:
             return of_remote
         if GENERAL in self.policies:
-            return Demand(policy=self.policies[GENERAL], where="the general policy (`adapt key policy`)")
+            return EffectivePolicy(policy=self.policies[GENERAL], where="the general policy (`adapt key policy`)")
         return None
 
 
 class TrustFile:
-    """The trust file of the library under `root`. Cheap to make; read when asked."""
+    """The trust file of the library under `root`. Cheap to make; read when needed."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self.path = root / "trusted_keys.json"
 
     def read(self) -> Trust:
-        """What it says; nothing where there is none.
+        """The content of the file; empty if it does not exist.
 
         Raises:
             NotAllowed: others may write or own it or its folder, or it cannot be read.
-            Malformed: it is not as we write it.
+            Malformed: it is damaged.
         """
         try:
             raw = read_owned(self.path, "says which keys to trust", limit_bytes=_LIMIT_BYTES)
@@ -171,16 +174,16 @@ class TrustFile:
             return _trust(strict_json(raw, limit_bytes=_LIMIT_BYTES))
         except (ValueError, KeyError, TypeError, UsageProblem) as error:
             reason = f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else str(error)
-            hint = "mend the file, or move it away and trust the keys anew"
+            hint = "mend the file, or move it away and trust the keys again"
             raise Malformed(f"`{self.path}`: {shown(reason, 200)}", hint=hint) from None
 
     def trust(self, name: str, key: PublicKey, terms: Terms, *, replace_key: bool = False) -> TrustedKey:
-        """Take a key in. The same key again changes the terms that are given and keeps the others.
+        """Trust a key. Trusting it again changes the given terms and keeps the others.
 
-        `replace_key` puts it in the place of another key by that name, whose adapters it may then sign.
+        `replace_key` lets it replace another key of that name, whose adapters it may then sign.
 
         Raises:
-            Conflict: the name stands for another key, or the key has another name.
+            Conflict: the name belongs to another key, or the key has another name.
         """
         parse_key_name(name)
         with self._changing() as trust:
@@ -193,7 +196,7 @@ class TrustFile:
                 if not replace_key:
                     raise Conflict(
                         f"`{name}` is the key {known.fingerprint}, not this one; nothing was changed",
-                        hint="if its owner made a new one and told you so, add `--replace`",
+                        hint="if its owner announced a new key to you, add `--replace`",
                     )
                 replaces = (*replaces, known.fingerprint)
             made = terms.on(replace(known, key=key) if known else TrustedKey(name=name, key=key), replaces)
@@ -202,10 +205,10 @@ class TrustFile:
         return made
 
     def untrust(self, name: str) -> TrustedKey:
-        """Forget a key.
+        """Stop trusting a key.
 
         Raises:
-            NotFound: no key by that name is trusted.
+            NotFound: no trusted key has that name.
         """
         with self._changing() as trust:
             gone = next((key for key in trust.keys if key.name == name), None)
@@ -215,7 +218,7 @@ class TrustFile:
         return gone
 
     def set_policy(self, namespace: str | None, policy: Policy | None) -> None:
-        """What is asked of signatures in `namespace`, or in general; None takes it back."""
+        """Set the policy of `namespace`, or the general one; None removes it."""
         place = GENERAL if namespace is None else parse_namespace(namespace)
         with self._changing() as trust:
             kept = {name: p for name, p in trust.policies.items() if name != place}
@@ -261,16 +264,16 @@ def parse_day(text: str) -> int:
 
 
 def day_text(moment: int) -> str:
-    """A moment in the form that `parse_day` reads back."""
+    """A moment in the form that `parse_day` reads."""
     return datetime.fromtimestamp(moment, tz=timezone.utc).isoformat()
 
 
 def clock() -> float:
-    """The clock that keys end by."""
+    """The time that decides whether a key has expired."""
     return time.time()
 
 
-def _trust(value: Any) -> Trust:  # noqa: ANN401 - any JSON value
+def _trust(value: object) -> Trust:
     if not isinstance(value, dict) or not isinstance(value.get("keys"), list):
         raise ValueError("keys: expected a list")  # noqa: TRY004 - one class for the caller
     policies = value.get("policies", {})
@@ -282,7 +285,7 @@ def _trust(value: Any) -> Trust:  # noqa: ANN401 - any JSON value
     return Trust(keys=keys, policies={name: parse_policy(policy) for name, policy in policies.items()})
 
 
-def _key(item: Any, where: str) -> TrustedKey:  # noqa: ANN401 - any JSON value
+def _key(item: object, where: str) -> TrustedKey:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str) or not isinstance(item.get("key"), str):
         raise ValueError(f"{where}: expected the texts `name` and `key`")  # noqa: TRY004 - as above
     lists: dict[str, Any] = {name: item.get(name, []) for name in ("adapters", "remotes", "accepts", "replaces")}

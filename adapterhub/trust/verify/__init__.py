@@ -58,12 +58,12 @@ def open_subject(
     in_memory: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Subject | None, list[Finding]]:
-    """The adapter in `folder` and what was found on the way; never raises for what is in the folder.
+    """The adapter in `folder`, and findings; never raises for the content of the folder.
 
-    Without a subject the findings hold an error that says why. With `manifest`, the folder's own `adapterhub.json` is
-    not read. `base_named` says that somebody names the base; giving its tensors or a manifest with a fingerprint says
-    so too. `progress` gets the bytes read of the weights when the checks run. `in_memory` reads the weights whole, for
-    those who keep them in memory anyway: then they are hashed once, and nothing that is done to the file reaches them.
+    Without a subject the findings hold the reason as an error. With `manifest`, the folder's own `adapterhub.json` is
+    not read. `base_named`: the caller knows the base; its tensors or a manifest with a fingerprint imply it. `progress`
+    gets the number of bytes of the weights that the checks read. `in_memory` reads the weights whole, for callers that
+    keep them in memory anyway: they are hashed once, and later changes to the file have no effect.
     """
     listing = list_folder(folder)
     findings = list(listing.findings)
@@ -105,7 +105,7 @@ def open_subject(
 
 def _load(entry: Entry) -> None:
     try:
-        if entry.held.size_bytes <= limits().file_bytes:  # what is larger is refused by its reader, unread
+        if entry.held.size_bytes <= limits().file_bytes:  # the reader refuses a larger file unread
             entry.held.load()
     except OSError as error:
         raise MalformedTensorFile(entry.name, f"cannot be read: {error.strerror}") from None
@@ -118,10 +118,10 @@ def open_files(
     opened: Mapping[str, Entry] = MappingProxyType({}),
     in_memory: bool = False,
 ) -> Subject:
-    """Config and weights in `folder`, opened once and hashed; nothing else in it is looked at, and no check runs.
+    """Config and weights in `folder`, opened once and hashed; no other file is read, and no check runs.
 
-    For those who read an adapter's numbers and look at them themselves. `expected` are digests that files must have, by
-    name; None stands for those in the folder's own manifest, if it has one. What is in `opened` is not opened again.
+    For callers that check an adapter's numbers themselves. `expected` are digests that files must have, by
+    name; None stands for those in the folder's own manifest, if it has one. Files in `opened` are not opened again.
     Errors name the files by their paths; `in_memory` as above.
 
     Raises:
@@ -145,15 +145,15 @@ def open_files(
         try:
             header = read_weights_header(weights, str(folder / WEIGHTS_FILE))
         finally:
-            _hold(weights, expected)  # a file that was changed is called changed, whatever it breaks
-        _ = weights.held.digest  # from here on nothing but these bytes is read
+            _hold(weights, expected)  # a changed file is reported as changed, whatever it breaks
+        _ = weights.held.digest  # from here on only these bytes are read
     except OSError as error:
         raise MalformedTensorFile(str(folder / WEIGHTS_FILE), f"cannot be read: {error.strerror}") from None
     return Subject(folder=folder, listing=Listing(taken=taken), config=settings, weights=header)
 
 
 def manifest_in(folder: Path) -> Manifest | None:
-    """The manifest that lies in `folder`; None where there is none.
+    """The manifest in `folder`; None if there is none.
 
     Raises:
         MalformedManifest: it cannot be read, or breaks its format.
@@ -185,7 +185,7 @@ def _plain_file(
 
 
 def _hold(entry: Entry, expected: Mapping[str, Digest]) -> None:
-    if entry.held.size_bytes <= limits().file_bytes:  # what is larger is refused by its reader, unread
+    if entry.held.size_bytes <= limits().file_bytes:  # the reader refuses a larger file unread
         entry.held.hold_to(expected.get(entry.name))
 
 
@@ -213,7 +213,7 @@ def verify(subject: Subject, *, seen: Iterable[Finding] = ()) -> Report:
             findings.append(changed(error))
     try:
         facts = subject.facts
-    except MalformedConfig:  # said above
+    except MalformedConfig:  # reported above
         facts = None
     return Report.of(findings, facts)
 

@@ -28,11 +28,11 @@ _SCHEMES: Final = (
 _HINTS: Final = {
     "PEFT weights under another name": "rename it to `adapter_model.safetensors`",
 }
-NO_PEFT: Final = "only what PEFT's `save_pretrained` writes can be taken; convert or train it with PEFT"
+NO_PEFT: Final = "only adapters that PEFT's `save_pretrained` wrote are accepted; convert or train it with PEFT"
 
 
 def weights_of_others(folder: Path, names: list[str]) -> Finding | None:
-    """What the folder holds instead of PEFT's weights, as an error; None when nothing is recognised."""
+    """An error that names the foreign weights of a folder; None when nothing is recognised."""
     if "adapters.npz" in names:
         kind = "a LoRA of Apple's MLX in a numpy archive"
         return _error("E_UNSUPPORTED", "adapters.npz", f"is {kind}, not PEFT's weights", NO_PEFT)

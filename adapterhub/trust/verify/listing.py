@@ -1,4 +1,4 @@
-"""Which files of a folder are taken, and that they are plain files of that folder.
+"""The files of a folder that are taken, all plain files of that folder.
 
 Only allow-listed names are opened (of a folder without PEFT's weights also the headers of other safetensors files, to
 say what they are). A taken file may be a link inside its folder, or the link into the `blobs` of
@@ -29,11 +29,11 @@ TAKEN: Final = frozenset({*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE, SIGNATURE_FILE
 
 
 _MEASURED: Final = frozenset({CONFIG_FILE, WEIGHTS_FILE})
-"""The files whose own readers hold them against a limit."""
+"""Files with a limit of their own in their readers."""
 
 
 _UNSAFE: Final = frozenset({"E_LINK", "E_KIND", "E_LIMIT", "E_NAME"})
-"""Findings of a listing that say more than that a file is missing."""
+"""Findings of a listing about more than a missing file."""
 
 
 _PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5")
@@ -62,8 +62,8 @@ _TEXTS: Final = frozenset(
 
 
 _CONVERT: Final = (
-    "convert it where you trust it: load it with PEFT on its base in a place of its own, call "
-    "`save_pretrained(folder)`, and give that folder"
+    "if you trust it, convert it: load it with PEFT on its base in isolation, call "
+    "`save_pretrained(folder)`, and use that folder"
 )
 
 
@@ -77,18 +77,18 @@ class Entry:
 
     @cached_property
     def held(self) -> HeldFile:
-        """The file, opened once: what one check sees of it, every other one and whoever uses it see, too.
+        """The file, opened once: every check and every later reader sees the same bytes.
 
         Raises:
-            OSError: it is gone, a link by now, or no regular file.
+            OSError: it is gone, has become a link, or is not a regular file.
         """
         return HeldFile(self.path)
 
     def open(self) -> IO[bytes]:
-        """The file, opened anew for reading from the start.
+        """The file, opened again for reading from the start.
 
         Raises:
-            OSError: it is gone, a link by now, or no regular file.
+            OSError: it is gone, has become a link, or is not a regular file.
         """
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         handle = os.open(self.path, flags)
@@ -100,7 +100,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What a folder holds. `others` are the names that are never opened; `findings` what was seen on the way."""
+    """What a folder holds. `others` are names that are never opened; `findings` are those of the listing."""
 
     taken: Mapping[str, Entry]
     others: tuple[str, ...] = ()
@@ -108,12 +108,12 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """Look at a folder without opening anything that is not taken; never raises for what is in it."""
+    """List a folder without opening other files; never raises for its content."""
     try:
         facts = folder.stat()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        return _refused(folder, "E_KIND", f"cannot be looked at: {shown(reason)}")
+        return _refused(folder, "E_KIND", f"cannot be inspected: {shown(reason)}")
     if not stat.S_ISDIR(facts.st_mode):
         return _not_a_folder(folder, is_regular=stat.S_ISREG(facts.st_mode))
     names: list[str] = []
@@ -147,7 +147,7 @@ def safe_listing(folder: Path) -> Listing:
     files beyond the limits are refused before any of them is read.
 
     Raises:
-        RefusedAdapter: with each error that is not about a file that is missing or a pickle.
+        RefusedAdapter: lists each error, except missing files and pickles.
     """
     listing = list_folder(folder)
     errors = [f for f in listing.findings if f.severity == "error" and f.code in _UNSAFE]
@@ -192,13 +192,13 @@ def _clashes(names: list[str]) -> Iterator[Finding]:
                 code="E_NAME",
                 severity="error",
                 where=some(sorted(same)),
-                message="one and the same file on systems that ignore case",
+                message="are the same file on systems that ignore case",
                 hint="rename or delete one of them",
             )
 
 
 def take(folder: Path, name: str) -> Entry | Finding:
-    """The regular file behind a taken name, or why there is none."""
+    """The regular file behind a taken name, or a finding with the reason why there is none."""
     path = folder / name
     try:
         facts = path.lstat()
@@ -211,7 +211,7 @@ def take(folder: Path, name: str) -> Entry | Finding:
                     where=name,
                     message=f"is a link out of its folder, to {shown(str(path.readlink()))}",
                     expected="a plain file",
-                    hint="replace the link by the file",
+                    hint="replace the link with the file",
                 )
             path, facts = target, target.lstat()
     except (OSError, RuntimeError) as error:
@@ -227,12 +227,12 @@ def take(folder: Path, name: str) -> Entry | Finding:
 
 
 def _too_large(name: str, size_bytes: int, most: int) -> Finding:
-    message, hint = f"holds {size_bytes} bytes, expected at most {most}", "leave it out, or cut it down"
+    message, hint = f"holds {size_bytes} bytes, expected at most {most}", "remove or shorten it"
     return Finding(code="E_LIMIT", severity="error", where=name, message=message, hint=hint)
 
 
 def behind_link(folder: Path, path: Path) -> Path | None:
-    """Where a link leads, fully resolved, if that is inside its folder or in the blobs of the same hub cache."""
+    """The resolved target of a link, if it lies inside the folder or in the blobs of the same hub cache."""
     target, home = path.resolve(strict=True), folder.resolve(strict=True)
     if target.is_relative_to(home):
         return target
@@ -244,7 +244,7 @@ def behind_link(folder: Path, path: Path) -> Path | None:
 
 
 def kind_of_name(name: str) -> str:
-    """What a file that is not taken is by its name: `S_PICKLE`, `S_CODE`, `S_TEMPLATE` or `S_OTHER`."""
+    """The kind of a file that is not taken, by its name: `S_PICKLE`, `S_CODE`, `S_TEMPLATE` or `S_OTHER`."""
     low = name.lower()
     if low.endswith(_PICKLES):
         return "S_PICKLE"
@@ -261,7 +261,7 @@ def _skipped(others: tuple[str, ...]) -> Iterator[Finding]:
         "S_PICKLE": "can run code when opened; never opened",
         "S_CODE": "can hold or name code; never opened",
         "S_TEMPLATE": "tokenizer and chat template are the base's; not taken",
-        "S_OTHER": "no part of an adapter; not taken",
+        "S_OTHER": "not part of an adapter; not taken",
     }
     for code, names in groups.items():
         if names:
@@ -269,7 +269,7 @@ def _skipped(others: tuple[str, ...]) -> Iterator[Finding]:
 
 
 def _missing(folder: Path, names: list[str]) -> Iterator[Finding]:
-    """What is said when config or weights are not there, which depends on what is."""
+    """Findings for a missing config or missing weights, which depend on the other files."""
     foreign = weights_of_others(folder, names) if WEIGHTS_FILE not in names else None
     if foreign is not None:
         yield foreign
@@ -280,7 +280,7 @@ def _missing(folder: Path, names: list[str]) -> Iterator[Finding]:
             where=CONFIG_FILE,
             message="is missing",
             expected="the settings PEFT writes beside the weights",
-            hint="give the folder that `save_pretrained` wrote; weights alone do not say rank, alpha and targets",
+            hint="give the folder that `save_pretrained` wrote; weights alone do not give rank, alpha and targets",
         )
     if WEIGHTS_FILE not in names and foreign is None:
         every = sorted(n for n in names if n.lower().endswith(_PICKLES))

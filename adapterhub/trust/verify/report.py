@@ -17,10 +17,10 @@ _ORDER: Final = ("error", "unknown", "warning", "note")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing a check found.
+    """One result of a check.
 
     `code` begins with E, W, U, N or S (a file that was skipped); `where` is a file, a tensor or a module; `expected`
-    is empty where the message says it all; `hint` is a step that would help. Texts of the file are shown escaped.
+    is empty where the message is enough; `hint` is a step that helps. Texts from files are escaped.
     """
 
     code: str
@@ -31,7 +31,7 @@ class Finding:
     hint: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """The JSON value; every key is always there."""
+        """The JSON value; every key is always present."""
         return {
             "code": self.code,
             "severity": self.severity,
@@ -54,7 +54,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What the files of an adapter say it is. `rank` and `alpha` are the largest over all modules.
+    """The facts in an adapter's files. `rank` and `alpha` are the largest over all modules.
 
     `target_modules` are the leaf names of the modules that carry an update, sorted; `ranks` and `scales` pair a value
     with the number of modules that have it, most frequent first; `dtype` is torch's name of the most frequent dtype.
@@ -96,7 +96,7 @@ class Report:
 
     @classmethod
     def of(cls, findings: Iterable[Finding], facts: Facts | None = None) -> Report:
-        """A report in its order, without what was said twice."""
+        """A report in its order, without repetitions."""
         once = {(f.code, f.severity, f.where, f.message): f for f in findings}
         return cls(findings=tuple(sorted(once.values(), key=lambda f: _ORDER.index(f.severity))), facts=facts)
 
@@ -105,22 +105,22 @@ class Report:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """Why the adapter must not be stored or loaded."""
+        """Reasons not to store or load the adapter."""
         return self._with("error")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """What its user should know."""
+        """Facts that users should know."""
         return self._with("warning")
 
     @property
     def unknowns(self) -> tuple[Finding, ...]:
-        """What could not be told either way."""
+        """Questions that the checks cannot decide."""
         return self._with("unknown")
 
     @property
     def notes(self) -> tuple[Finding, ...]:
-        """What was found and is in order, and what was passed over."""
+        """Facts in order, and skipped files."""
         return self._with("note")
 
     @property

@@ -67,7 +67,7 @@ class TensorNumbers:
 
 
 def scan_weights(held: HeldFile, file: TensorFile, progress: Progress | None = None) -> Mapping[str, TensorNumbers]:
-    """What the numbers of each tensor in `FLOATS` are, by its name; the pass in which the file is hashed.
+    """The numbers of each tensor in `FLOATS` by its name; the same pass hashes the file.
 
     Memory is a few pieces, whatever the size. Raises OSError when the file ends early or grew.
     """
@@ -116,7 +116,7 @@ def _chunks(file: TensorFile) -> Iterator[_Run]:
 
 
 class _Looks:
-    """The largest code met so far in each tensor, and where the first odd one was."""
+    """The largest code so far in each tensor, and the index of the first odd one."""
 
     def __init__(self, look: _Look) -> None:
         self.look_at = look

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Subject:
     """An adapter folder whose config and header could be read. `base_tensors` are by name, None when no base is given.
 
-    `base_named`: somebody says which base it is, so a base path in the config does no harm. What takes time (digests
-    and numbers) is read when a check first asks, and once.
+    `base_named`: the caller knows the base, so a base path in the config does no harm. Digests and numbers, which take
+    time, are read once, when a check first needs them.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class Subject:
 
     @property
     def numbers(self) -> Mapping[str, TensorNumbers]:
-        """What the numbers of each tensor are, by its name; the first use reads the weights file, and hashes it.
+        """The numbers of each tensor by its name; the first use reads and hashes the weights file.
 
         Raises:
             MalformedTensorFile: the file cannot be read or changed meanwhile.
@@ -69,12 +69,12 @@ class Subject:
 
     @property
     def held(self) -> HeldFile:
-        """The weights file, opened once: it gives no byte but those that were checked."""
+        """The weights file, opened once: it returns only bytes that were checked."""
         return self.listing.taken[WEIGHTS_FILE].held
 
     @property
     def given_base(self) -> BaseFingerprint | None:
-        """Fingerprint of the base that was given, made from its tensors when only those are known."""
+        """Fingerprint of the given base, computed from its tensors if only those are known."""
         if self.base_fingerprint is None and self.base_tensors and "base" not in self._known:
             self._known["base"] = fingerprint_tensors(self.base_tensors.values())
         made: BaseFingerprint | None = self._known.get("base")
@@ -82,7 +82,7 @@ class Subject:
 
     @property
     def facts(self) -> Facts:
-        """What the files say the adapter is; patterns are not run, ranks are those of the tensors."""
+        """The facts in the files; patterns are not run, and ranks are those of the tensors."""
         if "facts" not in self._known:
             self._known["facts"] = _facts(self)
         found: Facts = self._known["facts"]

@@ -21,7 +21,7 @@ from adapterhub.core.specs import AdapterSpec, hint_for_unknown_base
 from adapterhub.distribution.choosing import find_installed
 from adapterhub.distribution.install import Plan, plan_install, run_install
 from adapterhub.formats.release import Release
-from adapterhub.library.admission.installed import Admission
+from adapterhub.library.admission.admission import Admission
 from adapterhub.library.bases.requested import requested_base
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
@@ -150,7 +150,7 @@ class _Search:
         name = self.library.store.read_manifest(digest).name
         build = next((b for b in self.library.builds_named(name) if b.manifest.digest == digest), None)
         if build is not None:
-            Admission(self.library).refuse(build)
+            Admission(self.library).ensure_usable(build)
         return build
 
     def as_typed(self, spec: AdapterSpec, where: str) -> Installed | None:

@@ -20,12 +20,12 @@ _FORCE: Final = "get the adapter that was made for this base; `--allow-base-mism
 
 
 def claims_base(config: AdapterConfig) -> bool:
-    """Whether the config says by a hash which base it is for."""
+    """Whether the config names its base by a hash."""
     return any(config.extra.get(key) is not None for key in CLAIM_KEYS)
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """The verdict of the manifest's fingerprint against the given base, and hashes that the config claims."""
+    """Compare the manifest's fingerprint, and hashes in the config, with the given base."""
     yield from _claims(subject)
     given, manifest = subject.given_base, subject.manifest
     if given is None:
@@ -55,7 +55,7 @@ def check(subject: Subject) -> Iterator[Finding]:
 
 
 def _claims(subject: Subject) -> Iterator[Finding]:
-    """A claim that cannot be read is refused, and so is one that the given base does not meet."""
+    """Errors for hashes that cannot be read, and for those that the given base does not have."""
     given = subject.given_base
     known = {given.weights, given.tensors, given.structure, given.files} if given else set()
     for key in CLAIM_KEYS:
@@ -69,7 +69,7 @@ def _claims(subject: Subject) -> Iterator[Finding]:
             yield Finding(code="E_CONFIG", severity="error", where=CONFIG_FILE, message=message, expected=expected)
             continue
         if given is None:
-            message = f"`{key}` says which base it needs; none was given to compare"
+            message = f"`{key}` names the base it needs; none was given for comparison"
             yield Finding(code="U_BASE", severity="unknown", where=CONFIG_FILE, message=message)
         elif digest not in known:
             yield Finding(

@@ -40,7 +40,7 @@ def read_config_file(entry: Entry, where: str = CONFIG_FILE) -> AdapterConfig:
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """What the reader noted, and a base that only its author's machine has."""
+    """The notes of the reader, and a base path that exists only on its author's machine."""
     for code, text in subject.config.notes:
         severity: Severity = "note" if code in _NOTES else "warning"
         if code == "W_BASE_PATH" and not subject.base_named:
@@ -59,5 +59,5 @@ def check(subject: Subject) -> Iterator[Finding]:
             code="N_TARGETS",
             severity="note",
             where=CONFIG_FILE,
-            message="the targets are left to the model's type; the tensors say which modules they are",
+            message="the config leaves the targets to the model's type; the tensors show which modules they are",
         )

@@ -32,20 +32,20 @@ def read_manifest_file(entry: Entry) -> Manifest:
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """Missing files, and files that are not what the manifest says. Without a manifest there is nothing to compare."""
-    _ = subject.numbers  # so that the one pass in which the weights are hashed looks at these, too
+    """Missing files, and files that differ from the manifest; nothing without a manifest."""
+    _ = subject.numbers  # so that the pass that hashes the weights reads the numbers too
     yield from differing(subject.listing, subject.manifest)
 
 
 def differing(listing: Listing, manifest: Manifest | None) -> Iterator[Finding]:
-    """What `check` finds, of a folder whose files may break their format."""
+    """As `check`, for a folder whose files may break their format."""
     for entry in manifest.files if manifest else ():
         if entry.path not in listing.taken:
             yield _error(entry.path, "is missing", entry.sha256)
             continue
         try:
             held = listing.taken[entry.path].held
-            if held.size_bytes > limits().file_bytes:  # too much to be hashed for what is known already
+            if held.size_bytes > limits().file_bytes:  # too large to hash, and known to differ
                 yield _error(entry.path, f"holds {held.size_bytes} bytes", f"{entry.size_bytes} bytes")
                 continue
             digest = held.digest
@@ -59,10 +59,10 @@ def differing(listing: Listing, manifest: Manifest | None) -> Iterator[Finding]:
 
 
 def ensure_undamaged(findings: Iterable[Finding], where: str) -> None:
-    """Refuse an adapter one of whose files is not what its manifest says; `where` is what holds the file.
+    """Raise if a file differs from the manifest; `where` is the path before the file's name.
 
     Raises:
-        DigestMismatch: naming the first such file and both digests.
+        DigestMismatch: names the first such file and both digests.
     """
     damaged = next((f for f in findings if f.code == "E_DIGEST"), None)
     if damaged is not None:
@@ -71,7 +71,7 @@ def ensure_undamaged(findings: Iterable[Finding], where: str) -> None:
 
 
 def changed(error: DigestMismatch) -> Finding:
-    """A file that changed while it was looked at."""
+    """The finding for a file that changed during the checks."""
     return Finding(
         code="E_DIGEST",
         severity="error",

@@ -9,5 +9,5 @@ from adapterhub.trust.verify.subject import Subject
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """What was skipped, and what is wrong with names and links."""
+    """Skipped files, and problems with names and links."""
     yield from subject.listing.findings

@@ -1,4 +1,4 @@
-"""Compares the modules of an adapter with its base: they exist, have the right shape, and none is left out."""
+"""Compares the modules of an adapter with its base: whether they exist, have the right shape, and are complete."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def _copies_unseen(subject: Subject) -> Iterator[Finding]:
             code="U_BASE_WEIGHT",
             severity="unknown",
             where=WEIGHTS_FILE,
-            message=f"carries {some(name for name, _ in subject.keys.copies)}, said to be a copy of the base's; "
-            "without the base nobody can tell",
+            message=f"contains {some(name for name, _ in subject.keys.copies)}, which claims to be a copy of the "
+            "base's; only a comparison with the base can tell",
             hint="give the base with `--base`",
         )
 
@@ -88,7 +88,7 @@ class _Fit:
                 differing.append(f"{pair.module} (A {_shape(pair.a)}, B {_shape(pair.b)}, base {list(weight.shape)})")
         total = len(self.pairs)
         if lacking:
-            yield _mismatch(f"the base has no {some(lacking)}: {len(lacking)} of {total} modules are not there")
+            yield _mismatch(f"the base lacks {some(lacking)}: {len(lacking)} of {total} modules are missing")
         if differing:
             yield _mismatch(f"made for other shapes: {some(differing)}; {len(differing)} of {total} modules differ")
         if packed:
@@ -119,7 +119,7 @@ class _Fit:
         return any(f"{name}.{tail}" in self.tensors for tail in ("qweight", "weight_packed", "weight.absmax"))
 
     def _left_out(self) -> Iterator[Finding]:
-        """Modules of the base that the config targets and the weights say nothing of; PEFT gives them zeros."""
+        """Modules of the base that the config targets and that have no weights; PEFT fills them with zeros."""
         config = self.subject.config
         if config.targets_all or not self.pairs:
             return
@@ -131,11 +131,13 @@ class _Fit:
             if (module := name.removesuffix(".weight")) not in having and config.targets(self.names.there(module))
         ]
         if missing:
-            message = f"targets {len(missing)} more modules of this base, which the weights leave out: {some(missing)}"
+            message = (
+                f"targets {len(missing)} more modules of this base, for which there are no weights: {some(missing)}"
+            )
             yield Finding(code="W_TARGETS", severity="warning", where=CONFIG_FILE, message=message)
 
     def _whole(self) -> Iterator[Finding]:
-        """Modules shipped whole must have the base's shape, unless the base has no such module."""
+        """Whole modules must have the base's shape, unless the base has no such module."""
         groups = (*self.subject.keys.saved, *self.subject.keys.biases)
         wrong = [
             f"{name} ({list(spec.shape)}, base {list(facts.shape)})"
@@ -143,30 +145,30 @@ class _Fit:
             if (facts := self.tensors.get(self.names.tensor(name))) is not None and facts.shape != spec.shape
         ]
         if wrong:
-            yield _mismatch(f"ships modules of other shapes: {some(wrong)}")
+            yield _mismatch(f"contains modules of other shapes: {some(wrong)}")
         for module, spec in self.subject.keys.tokens:
             facts = self.tensors.get(f"{self.names.here(module)}.weight")
             if facts is None or (len(spec.shape) == _MATRIX and spec.shape[1] != facts.shape[-1]):
                 yield _mismatch(f"trains tokens of `{shown(module)}`, which the base does not have in that width")
 
     def _copy(self, name: str, spec: TensorSpec) -> Finding:
-        """A copy of a base weight is harmless exactly when it is one."""
+        """Compare a claimed copy of a base weight with the base."""
         facts = self.tensors.get(name)
         place = f"`{shown(spec.name)}`"
         if facts is None or facts.dtype != spec.dtype:
             reason = (
                 "which the base does not have" if facts is None else f"in {spec.dtype} (the base has {facts.dtype})"
             )
-            message = f"carries {place}, {reason}; nobody can tell whether it is the base's"
+            message = f"contains {place}, {reason}; it cannot be compared with the base's"
             return Finding(code="U_BASE_WEIGHT", severity="unknown", where=WEIGHTS_FILE, message=message)
         if facts.shape == spec.shape and self._sha256(spec) == facts.sha256:
-            message = f"carries {place}, a copy of the base's own"
+            message = f"contains {place}, a copy of the base's own"
             return Finding(code="W_FULL_WEIGHT", severity="warning", where=WEIGHTS_FILE, message=message)
         return Finding(
             code="E_BASE_WEIGHT",
             severity="error",
             where=WEIGHTS_FILE,
-            message=f"carries {place}, which differs from the base's and would replace it",
+            message=f"contains {place}, which differs from the base's and would replace it",
             hint="save the adapter again with `save_embedding_layers=False`",
         )
 

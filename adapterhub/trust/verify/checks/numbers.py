@@ -13,7 +13,7 @@ _LISTED = 5
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """NaN or infinity anywhere, with the place of the first one in each tensor; and updates that do nothing."""
+    """NaN and infinity, with the index of the first one in each tensor, and updates that do nothing."""
     numbers = subject.numbers
     odd = [(name, found.odd) for name, found in numbers.items() if found.odd is not None]
     for name, index in odd[:_LISTED]:

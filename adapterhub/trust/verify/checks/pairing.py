@@ -54,9 +54,9 @@ def _shapes(subject: Subject) -> Iterator[Finding]:
     if flat:
         yield _error(
             "E_SHAPE",
-            f"no matrix, or one with an empty side: {some(flat)}",
+            f"not a matrix, or one with an empty side: {some(flat)}",
             "A [r, in] and B [out, r]",
-            hint="weights that a distributed trainer kept in shards were saved before they were gathered",
+            hint="a distributed trainer saved the weights before gathering its shards",
         )
     unlike = [
         f"{pair.module} (A {list(pair.whole[0].shape)}, B {list(pair.whole[1].shape)})"
@@ -64,7 +64,7 @@ def _shapes(subject: Subject) -> Iterator[Finding]:
         if pair.whole and not _is_layout(pair)
     ]
     if unlike:
-        yield _error("E_SHAPE", f"A and B do not go together on {some(unlike)}", "those of a matrix or a convolution")
+        yield _error("E_SHAPE", f"A and B do not fit together on {some(unlike)}", "those of a matrix or a convolution")
     vectors = [text for pair in pairs for text in _vectors(pair)]
     if vectors:
         yield _error("E_SHAPE", f"not one number for each output: {some(vectors)}")
@@ -79,7 +79,7 @@ def _is_layout(pair: Pair) -> bool:
 
 
 def _vectors(pair: Pair) -> Iterator[str]:
-    """DoRA's magnitudes and B's bias, where they do not have one number for each output."""
+    """DoRA's magnitudes and B's bias that do not have one number for each output."""
     out = pair.b.shape[0] if pair.b and pair.b.shape else None
     for spec in (pair.magnitude, pair.bias):
         if spec is not None and out is not None and spec.elements != out:
@@ -109,10 +109,10 @@ def _ranks(subject: Subject) -> Iterator[Finding]:
             high.append(pair.module)
     if apart:
         yield _error("E_RANK", f"A and B differ in rank on {some(apart)}")
-    for (found, said), modules in sorted(against.items()):
-        yield _error("E_RANK", f"rank {found} on {some(modules)}", f"rank {said}, as {CONFIG_FILE} says")
+    for (found, stated), modules in sorted(against.items()):
+        yield _error("E_RANK", f"rank {found} on {some(modules)}", f"rank {stated}, as {CONFIG_FILE} says")
     if high:
-        message = f"the rank is larger than the matrix on {some(high)}; a smaller one can say the same"
+        message = f"the rank is larger than the matrix on {some(high)}; a lower rank can hold the same update"
         yield Finding(code="W_RANK", severity="warning", where=WEIGHTS_FILE, message=message)
 
 
@@ -131,14 +131,14 @@ def _targets(subject: Subject) -> Iterator[Finding]:
     if stray:
         yield _error(
             "E_PAIR",
-            f"pairs on {some(stray)}, which the config does not target: PEFT would leave them out without a word",
+            f"pairs on {some(stray)}, which the config does not target: PEFT would silently ignore them",
             f"modules that `target_modules` in {CONFIG_FILE} names",
         )
     if isinstance(config.target_modules, tuple):
         there = {ending for pair in pairs for ending in endings(pair.module)}
         absent = [target for target in config.target_modules if target not in there]
         if absent:
-            message = f"names {some(absent)} as targets, of which the weights hold nothing"
+            message = f"targets {some(absent)}, for which there are no weights"
             yield Finding(code="W_TARGETS", severity="warning", where=CONFIG_FILE, message=message)
 
 
@@ -148,7 +148,7 @@ def _method(subject: Subject) -> Iterator[Finding]:
     if marks and not keys.marked:
         yield _error(
             "E_UNSUPPORTED",
-            f"no tensor is one of {config.peft_type}, which the config says it is; found {some(_names(subject))}",
+            f"no tensor belongs to {config.peft_type}, the method of the config; found {some(_names(subject))}",
             f"names with {' or '.join(f'`{m}`' for m in marks)}",
         )
         return
@@ -156,7 +156,7 @@ def _method(subject: Subject) -> Iterator[Finding]:
         code="U_METHOD",
         severity="unknown",
         where=WEIGHTS_FILE,
-        message=f"pairing for {config.peft_type} is checked on attaching, not here; only LoRA can be merged",
+        message=f"pairs of {config.peft_type} are checked when it is attached, not here; only LoRA can be merged",
     )
 
 
@@ -165,26 +165,26 @@ def _names(subject: Subject) -> list[str]:
 
 
 def _rest(subject: Subject) -> Iterator[Finding]:
-    """Tensors that the method does not account for: nearly all would overwrite the base."""
+    """Tensors that do not belong to the method: nearly all would overwrite the base."""
     config, others = subject.config, subject.keys.others
     if not config.is_lora and not subject.keys.marked:
-        return  # said once by `_method`
+        return  # `_method` reports it
     strange = [spec.name for spec in others if not spec.name.startswith(PREFIX)]
     in_memory = [n for n in strange + [s.name for s in others] if ".default" in n and "lora_" in n]
     parts = [s.name for s in others if ("lora_" in s.name or "trainable_tokens" in s.name) and s.name not in in_memory]
     if in_memory:
         yield _error(
             "E_PAIR",
-            f"the adapter's name in memory is in {some(dict.fromkeys(in_memory))}, so PEFT would not find them",
+            f"{some(dict.fromkeys(in_memory))} contain the adapter's name in memory, so PEFT would not find them",
             "names as `save_pretrained` writes them",
         )
     base = [s.name for s in others if s.name not in in_memory and s.name not in parts]
     if parts:
-        yield _error("E_PAIR", f"no tensors of a LoRA adapter: {some(parts)}", f"`{PREFIX}….lora_A.weight` and such")
+        yield _error("E_PAIR", f"not tensors of a LoRA adapter: {some(parts)}", f"`{PREFIX}….lora_A.weight` and such")
     if base:
         yield _error(
             "E_BASE_WEIGHT",
-            f"carries weights of the base model, which an adapter must not replace: {some(base)}",
+            f"contains weights of the base model, which an adapter must not replace: {some(base)}",
             "`lora_` tensors, or modules that `modules_to_save` names",
             hint="save the adapter again with PEFT, or name those modules in `modules_to_save`",
         )
@@ -195,7 +195,7 @@ def _whole_modules(subject: Subject) -> Iterator[Finding]:
     if keys.saved:
         modules = dict.fromkeys(name.rpartition(".")[0] for name, _ in keys.saved)
         size = sum(spec.size_bytes for _, spec in keys.saved)
-        message = f"ships {some(modules)} whole ({size:,} bytes); they replace the base's while the adapter is on"
+        message = f"contains {some(modules)} whole ({size:,} bytes); they replace the base's while the adapter is on"
         yield Finding(code="W_FULL_WEIGHT", severity="warning", where=WEIGHTS_FILE, message=message)
     if keys.biases:
         message = f"changes {len(keys.biases)} biases of the base (`bias: {subject.config.bias}`), on or off"

@@ -13,9 +13,9 @@ _LARGEST_F32: Final = 3.4028234663852886e38
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """Adapters run in float32 or less: what overflows on the way there is an infinity like any other."""
+    """Adapters run in float32 or less, where a larger number becomes infinity."""
     numbers = subject.numbers
-    found = [name for name, told in numbers.items() if told.odd is None and told.largest > _LARGEST_F32]
+    found = [name for name, tensor in numbers.items() if tensor.odd is None and tensor.largest > _LARGEST_F32]
     if found:
         largest = max(numbers[name].largest for name in found)
         yield Finding(

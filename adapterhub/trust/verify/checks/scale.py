@@ -19,7 +19,7 @@ from adapterhub.trust.verify.scan import as_floats
 from adapterhub.trust.verify.subject import Subject
 
 _MOST_GROUPS: Final = 12
-# Whatever it is kept in, an adapter runs in float32 or less.
+# An adapter runs in float32 or less, whatever its file holds.
 _LARGEST: Final = {name: min(layout.maximum, F32.maximum) for name in FACTOR_DTYPES if (layout := DTYPES[name].layout)}
 _MAX_MULTIPLICATIONS: Final = 2_000_000_000  # about a second; a folder with more of them has one warned of already
 _MAX_ELEMENTS: Final = 16_000_000  # 128 MB in float64
@@ -45,7 +45,7 @@ def check(subject: Subject) -> Iterator[Finding]:
 
 
 def _place(subject: Subject, pair: Pair) -> str:
-    """What the patterns of the config are matched against; of several parameters, the first."""
+    """The name that the config's patterns are matched against; the first of several parameters."""
     return next(iter(subject.config.parameters_of(pair.module)), owner(pair.module))
 
 
@@ -89,7 +89,7 @@ def _bound(subject: Subject, pair: Pair) -> float | None:
 
 
 def _factor(subject: Subject, pair: Pair) -> float:
-    """The scale, or 1 where that is greater: a program multiplies B and A first, and infinity stays infinity."""
+    """The scale, but at least 1: programs multiply B and A first, and infinity stays infinity."""
     return max(1.0, abs(subject.config.scaling_of(_place(subject, pair))))
 
 

@@ -21,22 +21,22 @@ def check(subject: Subject) -> Iterator[Finding]:
         return
     facts = subject.facts
     if manifest.method[:1] and manifest.method[0] != facts.peft_type:
-        yield _error(f"says it is {shown(manifest.method[0])}", facts.peft_type)
+        yield _error(f"states the method {shown(manifest.method[0])}", facts.peft_type)
     if manifest.rank is not None and manifest.rank != facts.rank:
-        yield _error(f"says rank {shown(manifest.rank)}", f"{facts.rank}, as its tensors have")
+        yield _error(f"states rank {shown(manifest.rank)}", f"{facts.rank}, the rank of its tensors")
     if manifest.alpha is not None and manifest.alpha != facts.alpha:
-        yield _error(f"says alpha {shown(manifest.alpha)}", f"{facts.alpha}, as its config has")
+        yield _error(f"states alpha {shown(manifest.alpha)}", f"{facts.alpha}, the alpha of its config")
     if manifest.dtype and manifest.dtype != facts.dtype:
-        yield _error(f"says its numbers are {shown(manifest.dtype)}", f"{facts.dtype}, as its tensors are")
+        yield _error(f"states dtype {shown(manifest.dtype)}", f"{facts.dtype}, the dtype of its tensors")
     if manifest.parameters and manifest.parameters != facts.parameters:
-        yield _error(f"says {shown(manifest.parameters)} parameters", f"{facts.parameters}, as its tensors have")
+        yield _error(f"states {shown(manifest.parameters)} parameters", f"{facts.parameters}, the size of its tensors")
     strange = sorted(set(manifest.target_modules) - set(facts.target_modules))
     if strange and facts.target_modules:
-        yield _error(f"says it changes {some(strange)}", f"only {some(facts.target_modules)}")
+        yield _error(f"states the targets {some(strange)}", f"only {some(facts.target_modules)}")
 
 
 def _error(message: str, expected: str) -> Finding:
-    hint = "manifest and weights are of two adapters; ask whoever published it"
+    hint = "the manifest and the weights belong to different adapters; ask the publisher"
     return Finding(
         code="E_MANIFEST", severity="error", where=MANIFEST_FILE, message=message, expected=expected, hint=hint
     )

@@ -15,18 +15,18 @@ def check(subject: Subject) -> Iterator[Finding]:
     config = subject.config
     if not config.is_lora:
         return
-    yield from _parts(subject, "use_dora", "DoRA's magnitudes", lambda pair: pair.magnitude, said=config.use_dora)
-    yield from _parts(subject, "lora_bias", "a bias of B", lambda pair: pair.bias, said=config.lora_bias)
+    yield from _parts(subject, "use_dora", "DoRA's magnitudes", lambda pair: pair.magnitude, is_set=config.use_dora)
+    yield from _parts(subject, "lora_bias", "a bias of B", lambda pair: pair.bias, is_set=config.lora_bias)
     yield from _start(subject)
 
 
-def _parts(subject: Subject, key: str, what: str, part: Callable[[Pair], object], *, said: bool) -> Iterator[Finding]:
+def _parts(subject: Subject, key: str, what: str, part: Callable[[Pair], object], *, is_set: bool) -> Iterator[Finding]:
     pairs = subject.keys.pairs
     having = [p.module for p in pairs if part(p) is not None]
     lacking = [p.module for p in pairs if part(p) is None]
-    if having and not said:
+    if having and not is_set:
         message, expected = f"holds {what} on {some(having)}", f"none, since `{key}` is false in {CONFIG_FILE}"
-    elif lacking and said:
+    elif lacking and is_set:
         message, expected = (
             f"lacks {what} on {some(lacking)}",
             f"one for each pair, since `{key}` is true in {CONFIG_FILE}",
@@ -39,7 +39,7 @@ def _parts(subject: Subject, key: str, what: str, part: Callable[[Pair], object]
         where=WEIGHTS_FILE,
         message=message,
         expected=expected,
-        hint="config and weights are of two adapters, or the training was saved by an older PEFT; save it again",
+        hint="the config and the weights belong to different adapters, or an older PEFT saved them; save them again",
     )
 
 
@@ -52,9 +52,9 @@ def _start(subject: Subject) -> Iterator[Finding]:
             severity="warning",
             where=CONFIG_FILE,
             message=f"started from `{name}`, which changes the base before training: the update is not B @ A alone, "
-            "and on the frozen base the adapter acts otherwise than it was trained",
+            "and on the plain base the adapter acts differently than in training",
             hint="convert it with PEFT: `save_pretrained(path, path_initial_model_for_weight_conversion=…)`",
         )
     elif subject.config.start_is_unknown:
-        message = f"started from `{start}`, which PEFT 0.21 does not know; it matters for training only"
+        message = f"started from `{start}`, which PEFT 0.21 does not know; it affects training only"
         yield Finding(code="N_INIT", severity="note", where=CONFIG_FILE, message=message)

@@ -1,0 +1,43 @@
+"""What answers questions about installed builds: the index, or an empty one for a library without files."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Index
+
+
+class EmptyIndex:
+    """The index of a library without files: reading it makes none."""
+
+    def search(self, filters: Filters) -> list[BuildRow]:  # noqa: ARG002 - as Index
+        """Nothing."""
+        return []
+
+    def names(self) -> list[str]:
+        """Nothing."""
+        return []
+
+    def bases(self) -> list[BaseRow]:
+        """Nothing."""
+        return []
+
+    def equivalents(self, weights: str) -> tuple[str, ...]:
+        """Only the base itself."""
+        return (weights,)
+
+    def aliases(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+    def declared_bases(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+    def count(self) -> int:
+        """None."""
+        return 0
+
+
+IndexReader: TypeAlias = Index | EmptyIndex
+"""Either one; the methods that both have are those of a reader."""
