@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.core.errors import AdapterNotFound, RemoteUnreachable
+from adapterhub.core.errors import RemoteUnreachable
+from adapterhub.distribution.kind import Access
+from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.projects.session import sources_from
 from adapterhub.projects.trust import ProjectTrust, ensure_no_takeover, keeping_trust
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
+    from adapterhub.distribution.kind import Kind
     from adapterhub.distribution.resolve import Candidate, Objection
     from adapterhub.library.library import Library
     from adapterhub.library.transfer import Source
@@ -70,7 +73,7 @@ class ProjectSources:
         self._named, self._token = remote, token
         self._places = places
         self._disk: list[Source] | None = None
-        self._directories: dict[str, Source] = {}
+        self._directories: dict[tuple[str, str], Source] = {}
         from adapterhub.library.admission.installed import Admission
 
         self._admission = Admission(session.library)
@@ -92,13 +95,13 @@ class ProjectSources:
         """
         if wanted.remote is not None:
             named = next(r for r in self._project.remotes if r.name == wanted.remote)
-            self._admission.ensure_place_allowed(named.url or named.path or "", wanted.spec.namespace)
+            self._admission.ensure_place_allowed(named.address, wanted.spec.namespace)
             return self._of(named, wanted.spec)
         return self.of_spec(wanted.spec)
 
     def of_spec(self, spec: AdapterSpec) -> list[Source]:
         """The same for any spec."""
-        remotes = [r for r in self._project.remotes if self._admission.may_offer(r.url or "", spec.namespace)]
+        remotes = [r for r in self._project.remotes if self._admission.may_offer(r.address, spec.namespace)]
         if self._named is not None:
             named = next((r for r in remotes if r.name == self._named), None)
             return self._of(named, spec) if named else [*self._disk_places(), *self._servers(spec)]
@@ -116,32 +119,27 @@ class ProjectSources:
         return [] if self._offline else self._session.sources_of(spec, self._named, token=self._token)
 
     def _of(self, remote: ProjectRemote, spec: AdapterSpec) -> list[Source]:
-        if remote.path is not None:
-            return [self._directory(remote.path)]
-        if self._offline or remote.url is None:
+        kind = kind_named(remote.kind)
+        if not kind.is_server:
+            return [self._opened(kind, remote.address)]
+        if self._offline:
             return []
-        from adapterhub.library.remotes import Remote
-
         self._trust.require()
-        hub = self._session.project_hub(Remote(name=remote.name, url=remote.url, namespaces=remote.namespaces))
+        source = self._opened(kind, remote.address, remote.name)
         if spec.namespace is not None:
-            return [hub]
-        return [hub.within(namespace) for namespace in remote.namespaces]
+            return [source]
+        return [kind.within(source, namespace) for namespace in remote.namespaces]
 
-    def _directory(self, path: str) -> Source:
-        """A directory as the project writes it, read once."""
-        from adapterhub.library.directory import PublishedDirectory, open_source
+    def _opened(self, kind: Kind, address: str, name: str = "") -> Source:
+        """A place as the project writes it; a directory is read once, and a server is opened by the session."""
+        if kind.is_server:
+            from adapterhub.library.remotes import Remote
 
-        if path not in self._directories:
-            place = self._project.folder / Path(path).expanduser()
-            if not place.is_dir():
-                raise AdapterNotFound(
-                    f"the project looks for adapters in `{path}`, and `{place}` is no folder",
-                    hint="`[remotes]` of the project file names it",
-                )
-            source = open_source(place)
-            self._directories[path] = source.read_once() if isinstance(source, PublishedDirectory) else source
-        return self._directories[path]
+            return self._session.project_source(Remote(name=name, url=address, kind=kind.name))
+        key = kind.name, address
+        if key not in self._directories:
+            self._directories[key] = kind.open(address, Access(folder=self._project.folder))
+        return self._directories[key]
 
     def _disk_places(self) -> list[Source]:
         from adapterhub.library.directory import PublishedDirectory
@@ -163,26 +161,20 @@ class ProjectSources:
         from adapterhub.projects.builds import exact_spec
 
         source, spec = entry.source, exact_spec(entry)
-        if not source.is_library:
+        kind = None if source.is_library else kind_named(source.kind)
+        is_forbidden = kind is not None and kind.is_server and self._offline
+        if kind is not None:
             hint = f"`adapt lock --upgrade {entry.key}` asks the server that it belongs to"
-            self._admission.ensure_place_allowed(source.url or source.path, spec.namespace, hint=hint)
-        if source.path:
-            yield self._directory(source.path)
-        elif source.url and not self._offline:
-            from adapterhub.library.remotes import Remote
-
-            self._trust.require_for(source.url)
-            named = next((r for r in self._project.remotes if r.url == source.url), None)
-            known = Remote(name=named.name if named else "", url=source.url)
-            hub = self._session.project_hub(known)
-            if source.repo:
-                yield hub.at(source.repo, source.commit)
-            if spec.namespace is not None:
-                yield hub
+            self._admission.ensure_place_allowed(source.address, spec.namespace, hint=hint)
+        if kind is not None and not is_forbidden:
+            if kind.is_server:
+                self._trust.require_for(source.address)
+            name = next((r.name for r in self._project.remotes if r.address == source.address), "")
+            yield from kind.pinned(self._opened(kind, source.address, name), source.pin, spec)
         yield from self.of_spec(spec)
-        if source.url and self._offline:
+        if is_forbidden:
             raise RemoteUnreachable(
-                f"`{entry.key}` is locked from {source.url}, and `--offline` forbids asking a server",
+                f"`{entry.key}` is locked from {source.address}, and `--offline` forbids asking a server",
                 hint="`adapt sync` without `--offline` brings it into the library once",
             )
 
@@ -211,7 +203,8 @@ class SpecSources:
         self.remote = remote
         self._project = session.project
         self._inside = None if self._project is None else self.project_sources(self._project)
-        if self._inside is not None and self._project is not None and any(r.url for r in self._project.remotes):
+        servers = [] if self._project is None else [r for r in self._project.remotes if kind_named(r.kind).is_server]
+        if self._inside is not None and self._project is not None and servers:
             from adapterhub.projects.lock.lockfile import previous_lock
 
             self._inside.settle(previous_lock(self._project))

@@ -82,7 +82,7 @@ class Session:
     project_dir: Path | None = None
     trusts_project: bool = False
     agree: Callable[[Project, Servers], bool] | None = None
-    _hubs: dict[tuple[str, str | None], Hub] = field(default_factory=dict, repr=False, compare=False)
+    _opened: dict[tuple[str, str, str | None], Source] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def library(self) -> Library:
@@ -162,35 +162,52 @@ class Session:
         default = None if for_bases else remotes.default()
         return default or remotes.get(self.variables.get("HF_ENDPOINT") or HUB_NAME)
 
-    def hub(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Hub:
-        """The remote end; `token` is one that was given for this server.
+    def open_remote(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Source:
+        """The remote as a source; `token` is one that was given for it.
 
         Raises:
             RemoteUnreachable: `offline` forbids it.
+            UsageProblem: this version has no such kind of remote.
         """
-        if offline:
+        from adapterhub.distribution.kind import Access
+        from adapterhub.distribution.remote_kinds import kind_named
+
+        kind = kind_named(remote.kind)
+        if offline and kind.is_server:
             raise RemoteUnreachable("`--offline` forbids asking a server")
-        from huggingface_hub import constants
+        access = Access(
+            label=f"remote `{remote.name}` ({remote.url})" if remote.name else f"server `{remote.url}`",
+            token=token or self._token_for(remote),
+            silence_s=_silence_s(self.variables),
+            allows_telemetry="HF_HUB_DISABLE_TELEMETRY" in self.variables,
+        )
+        key = remote.kind, remote.url, access.token
+        if key not in self._opened:  # one for all specs of a command: a server's features are requested once
+            self._opened[key] = kind.open(kind.parse_address(remote.url), access)
+        return self._opened[key]
 
-        from adapterhub.distribution.hub import Hub, bound_client
+    def hub(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Hub:
+        """The remote as a server of the Hub's protocol, which alone can be written to and searched.
 
-        if "HF_HUB_DISABLE_TELEMETRY" not in self.variables:
-            constants.HF_HUB_DISABLE_TELEMETRY = True  # else the client calls its maker's server from any endpoint
-        silence_s = _silence_s(self.variables)
-        bound_client(silence_s)
-        label = f"remote `{remote.name}` ({remote.url})" if remote.name else f"server `{remote.url}`"
-        key = remote.url, token or self._token_for(remote)
-        if key not in self._hubs:  # one for all specs of a command: what a server can do is asked once
-            self._hubs[key] = Hub(endpoint=key[0], token=key[1], label=label, silence_s=silence_s)
-        return self._hubs[key]
+        Raises:
+            RemoteUnreachable: `offline` forbids it.
+            UsageProblem: the remote is of another kind.
+        """
+        return hub_of(self.open_remote(remote, token=token, offline=offline))
 
-    def project_hub(self, remote: Remote) -> Hub:
-        """A server that a project file names; it sees a token only if the user gave one for this very URL."""
-        return self._hub_with(remote, None, None)
+    def project_source(self, remote: Remote) -> Source:
+        """A remote that a project file names; it sees a token only if the user gave one for this very URL."""
+        return self._source_with(remote, None, None)
 
-    def place_hub(self, url: str, *, token: str | None = None) -> Hub:
-        """A server that something was installed from once; `token` is for the default server, and goes to no other."""
-        return self._hub_with(self.remotes.get(url), None, token)
+    def place_source(self, place: str, *, token: str | None = None) -> Source:
+        """The server that a build was installed from; `token` is for the default server, and goes to no other."""
+        from adapterhub.distribution.remote_kinds import kind_of
+        from adapterhub.library.remotes import Remote
+
+        kind = kind_of(place)
+        url = kind.parse_address(place)
+        known = (remote for remote in self.remotes.all() if remote.url == url)
+        return self._source_with(next(known, Remote(name="", url=url, kind=kind.name)), None, token)
 
     def named_hub(self, named: str | None, *, token: str | None, offline: bool, for_bases: bool = False) -> Hub:
         """The server that `--remote` and `--token` name, or the default one."""
@@ -203,23 +220,24 @@ class Session:
         A namespace is asked of the remotes that were given it, else of the default server. A bare name is asked in the
         namespaces of each remote, never in a whole hub. `--remote` leaves that one server.
         """
+        from adapterhub.distribution.remote_kinds import kind_named
+
         remotes = self.remotes
         if spec.namespace is not None:
             asked = [] if named else remotes.of_namespace(spec.namespace)
             asked = asked or [self.remote(named)]
-            return [self._hub_with(remote, named, token) for remote in asked]
+            return [self._source_with(remote, named, token) for remote in asked]
         asked = [self.remote(named)] if named else [r for r in remotes.all() if r.namespaces]
-        found: list[Source] = []
-        for remote in asked:
-            if remote.namespaces:
-                hub = self._hub_with(remote, named, token)
-                found += [hub.within(namespace) for namespace in remote.namespaces]
-        return found
+        return [
+            kind_named(remote.kind).within(self._source_with(remote, named, token), namespace)
+            for remote in asked
+            for namespace in remote.namespaces
+        ]
 
-    def _hub_with(self, remote: Remote, named: str | None, token: str | None) -> Hub:
-        # --token belongs to the one server that is named or the default, not to whoever has the namespace
+    def _source_with(self, remote: Remote, named: str | None, token: str | None) -> Source:
+        # --token belongs to the one server that is named or the default, not to the owner of the namespace
         mine = token if remote.url == self.remote(named).url else None
-        return self.hub(remote, token=mine or self._environment_token(remote, named))
+        return self.open_remote(remote, token=mine or self._environment_token(remote, named))
 
     def _environment_token(self, remote: Remote, named: str | None) -> str | None:
         """ADAPTERHUB_TOKEN, for ADAPTERHUB_REMOTE; without that, for the one server that is named or the default."""
@@ -249,6 +267,23 @@ def _silence_s(variables: Mapping[str, str]) -> float | None:
     if not 0 < seconds <= 86_400:  # noqa: PLR2004 - a day; false for NaN, too
         raise UsageProblem(f"ADAPTERHUB_TIMEOUT_S is `{shown(text)}`, expected seconds above 0")
     return seconds
+
+
+def hub_of(source: Source) -> Hub:
+    """The server of the Hub's protocol that a source is, or is a part of.
+
+    Raises:
+        UsageProblem: the source is of another kind.
+    """
+    from adapterhub.distribution.hub import Hub
+
+    hub = getattr(source, "hub", source)
+    if not isinstance(hub, Hub):
+        raise UsageProblem(
+            f"{source.label} is no server of the Hugging Face Hub's protocol, which this needs. Nothing was changed",
+            hint="`adapt remote list` shows the remotes; `--remote NAME` names another",
+        )
+    return hub
 
 
 def wanted_from(library: Library, spec: AdapterSpec, base: BaseSpec | None) -> RequestedBase | None:

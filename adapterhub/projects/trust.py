@@ -25,7 +25,7 @@ def ensure_no_takeover(project: Project, own: Sequence[Remote], admission: Admis
         NamespaceBound: with both sides, and the command that would allow it.
     """
     for remote in project.remotes:
-        place = remote.url or remote.path or ""
+        place = remote.address
         mine = next((known for known in own if known.name == remote.name), None)
         if mine is not None and mine.url != place:
             raise NamespaceBound(
@@ -113,7 +113,7 @@ def lines_of(servers: Servers) -> list[str]:
     found = []
     for remote in servers.remotes:
         what = f"for {', '.join(remote.namespaces)}" if remote.namespaces else "for every name"
-        found.append(f"{remote.name}  {remote.url}  {what}")
+        found.append(f"{remote.name}  {remote.address}  {what}")
     return [*found, *(f"adapters.lock  {shown(url, 200)}" for url in servers.sources)]
 
 

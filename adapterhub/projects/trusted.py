@@ -19,6 +19,7 @@ from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.owned_file import read_owned
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Malformed, NotAllowed, shown
+from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
 from adapterhub.library.remotes import Remote
 from adapterhub.projects.values import Lock, Project, ProjectRemote
 
@@ -45,17 +46,18 @@ class Servers:
 
 def servers_of(project: Project, lock: Lock | None, own: Sequence[Remote]) -> Servers:
     """The servers of a project; `own` are the remotes of the user, with the default server."""
-    remotes = tuple(remote for remote in project.remotes if remote.url is not None)
-    known = {"", *(remote.url for remote in own), *(remote.url for remote in remotes)}
-    entries = [] if lock is None else list(lock.entries.values())
-    sources = tuple(sorted({entry.source.url for entry in entries if entry.source.url not in known}))
-    strange = [remote.url or "" for remote in remotes if not _is_own(remote, own)]
+    remotes = tuple(remote for remote in project.remotes if kind_named(remote.kind).is_server)
+    known = {*(remote.url for remote in own), *(remote.address for remote in remotes)}
+    locked = [] if lock is None else [entry.source for entry in lock.entries.values() if not entry.source.is_library]
+    servers = {source.address for source in locked if kind_named(source.kind).is_server}
+    sources = tuple(sorted(servers - known))
+    strange = [remote.address for remote in remotes if not _is_own(remote, own)]
     return Servers(remotes=remotes, sources=sources, needed=tuple(dict.fromkeys([*strange, *sources])))
 
 
 def _is_own(remote: ProjectRemote, own: Sequence[Remote]) -> bool:
     """Whether the user would ask that server for the same namespaces anyway."""
-    given = {n for mine in own if mine.url == remote.url for n in mine.namespaces}
+    given = {n for mine in own if mine.url == remote.address for n in mine.namespaces}
     return bool(remote.namespaces) and given >= set(remote.namespaces)
 
 
@@ -152,9 +154,10 @@ class TrustedProjects:
 def _remote_value(remote: ProjectRemote) -> dict[str, Any]:
     return {
         "name": remote.name,
-        "url": remote.url,
+        "url": remote.address,
         "namespaces": list(remote.namespaces),
         "signatures": remote.signatures,
+        **({"kind": kind} if (kind := kind_to_write(kind_named(remote.kind))) else {}),
     }
 
 

@@ -156,7 +156,7 @@ def _sources(
                 found.append(place)
         elif not offline:
             if remote is None and origin is not None:
-                found.append(session.place_hub(origin.place, token=token))
+                found.append(session.place_source(origin.place, token=token))
             else:
                 found += session.sources_of(AdapterSpec.parse(build.full_name), remote, token=token)
         return list({(source.place, source.label): source for source in found}.values())

@@ -18,14 +18,11 @@ from adapterhub.weights.recipes.toml.values import Step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectRemote:
-    """A place that a project names itself: a server (`url`) or a directory of builds (`path`, as written).
-
-    Exactly one of the two is given. `path` is relative to the project.
-    """
+    """A place that a project names itself. `address` is what its kind takes: a URL, or a path from the project."""
 
     name: str
-    url: str | None = None
-    path: str | None = None
+    kind: str
+    address: str
     namespaces: tuple[str, ...] = ()
     signatures: SignaturePolicy | None = None
 
@@ -114,22 +111,21 @@ class LockedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedSource:
-    """Where a locked build was found.
+    """Where a locked build was found; without a kind, in the library of the one who locked.
 
-    `url`, `repo` and `commit` for a server, `path` for a directory as the project file writes it; `remote` is its name
-    in the project or in the library, "" if none. Nothing at all: the library of the one who locked.
+    `remote` is the name of the place in the project, "" if it has none. `address` is written as the project file
+    writes it. `pin` is what its kind needs to find this one build there, such as a repository and a commit.
     """
 
     remote: str = ""
-    url: str = ""
-    repo: str = ""
-    commit: str = ""
-    path: str = ""
+    kind: str = ""
+    address: str = ""
+    pin: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_library(self) -> bool:
         """Whether no place is known but the library that it was locked from."""
-        return not self.url and not self.path
+        return not self.kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -341,11 +341,11 @@ def test_a_build_of_a_server_is_locked_with_repository_and_commit(adapt, server,
     adapt.ok("lock")
     lock = read_lock(adapt.folder)
 
-    assert {(e.key, e.name, e.source.remote, e.source.url, e.source.repo) for e in lock.adapters} == {
+    assert {(e.key, e.name, e.source.remote, e.source.address, e.source.pin["repo"]) for e in lock.adapters} == {
         ("legal-qa", "acme/legal-qa", "team", server.url, "acme/legal-qa"),
         ("same", "acme/legal-qa", "team", server.url, "acme/legal-qa"),
     }
-    assert all(len(e.source.commit) == 40 for e in lock.adapters)
+    assert all(len(e.source.pin["commit"]) == 40 for e in lock.adapters)
     # nobody is asked again: the server may be gone
     write(adapt, project_text(adapt).partition("\n")[2].partition("\n")[2].replace("same = 'acme/legal-qa'", ""))
     assert "- same" in adapt.ok("lock", "--offline")

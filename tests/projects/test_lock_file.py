@@ -28,6 +28,7 @@ from adapterhub.projects.values import (
     Project,
 )
 from adapterhub.weights.recipes.toml.values import Inner, Leaf, Step
+from tests.support.locks import in_directory, on_hub
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,9 +56,9 @@ file_lists = st.lists(
 ).map(lambda files: tuple(sorted(files, key=lambda file: file.path)))
 sources = st.one_of(
     st.just(LockedSource()),
-    st.builds(LockedSource, path=words, remote=names),
+    st.builds(in_directory, words, names),
     st.builds(
-        LockedSource,
+        on_hub,
         url=st.just("https://a.example"),
         repo=st.just("acme/x"),
         commit=st.text(HEX, min_size=40, max_size=40),
@@ -215,7 +216,7 @@ def test_the_text_of_a_lock():
                 "legal-qa",
                 wanted="acme/legal-qa>=1.2,<2 max-rank=16",
                 name="acme/legal-qa",
-                source=LockedSource(remote="ours", url="https://a.example", repo="acme/legal-qa", commit="0" * 40),
+                source=on_hub("https://a.example", "acme/legal-qa", "0" * 40, "ours"),
             ),
         ),
         merges=(
@@ -385,7 +386,7 @@ def test_a_newer_schema_is_not_called_damage():
 
 @pytest.mark.parametrize("repository", ["acme/tables-base-7b", "Acme/Tables"])
 def test_a_build_of_a_repository_has_a_name_of_its_owner(repository):
-    source = LockedSource(url="https://a.example", repo=repository, commit="0" * 40)
+    source = on_hub("https://a.example", repository, "0" * 40)
     entry = replace(LOCK.adapters[0], name="acme/tables", source=source)
     text = lock_text(Lock(base=None, adapters=(entry,)))
 
@@ -509,7 +510,7 @@ def test_a_remote_that_moved_makes_what_came_from_it_stale():
     text = PROJECT + '[remotes.ours]\nurl = "https://new.example"\n'
     old = replace(
         current().adapters[0],
-        source=LockedSource(remote="ours", url="https://old.example", repo="acme/x", commit="0" * 40),
+        source=on_hub("https://old.example", "acme/x", "0" * 40, "ours"),
     )
     lock = replace(current(), adapters=(old, current().adapters[1]))
 

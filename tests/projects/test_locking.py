@@ -22,6 +22,7 @@ from adapterhub.projects.lock.lockfile import lock_text
 from adapterhub.projects.lock.staleness import lock_problems, locked_step
 from adapterhub.projects.locking import ALL, LockOutcome, lock_project
 from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, LockedSource, Project, Wanted, WantedMerge
+from tests.support.locks import in_directory
 from tests.support.tiny import make_base
 
 
@@ -99,7 +100,7 @@ def test_the_library_is_asked_last_so_that_every_machine_locks_the_same(tmp_path
     lock = lock_project(library, wanted, Asked(PublishedDirectory(tmp_path / "published"))).lock
 
     assert lock.adapters[0].digest == release.digest
-    assert lock.adapters[0].source == LockedSource(remote="pub", path="./published")
+    assert lock.adapters[0].source == in_directory("./published", "pub")
 
 
 def test_an_adapter_that_names_its_remote_is_not_locked_from_another(tmp_path, library, add):
@@ -116,7 +117,7 @@ def test_an_adapter_that_names_its_remote_is_not_locked_from_another(tmp_path, l
     with pytest.raises(AdapterNotFound, match="no adapter `legal-qa` in remote `there`") as refused:
         lock_project(library, asks_there, Asked(PublishedDirectory(tmp_path / "there")))
 
-    assert entry.source == LockedSource(remote="here", path="here")
+    assert entry.source == in_directory("here", "here")
     assert refused.value.hint == '`legal-qa` names `remote = "there"`, so no other place is asked for it'
 
 
@@ -139,7 +140,7 @@ def test_a_directory_inside_the_project_is_written_from_there(tmp_path, library,
 
     lock = lock_project(library, project(tmp_path / "work", "[adapters]\nlegal-qa = ''\ntables = ''"), places).lock
 
-    assert [entry.source for entry in lock.adapters] == [LockedSource(path="./published"), LockedSource()]
+    assert [entry.source for entry in lock.adapters] == [in_directory("./published"), LockedSource()]
     assert str(tmp_path) not in lock_text(lock)
 
 

@@ -73,8 +73,10 @@ def test_a_project_file_is_read_as_values():
 
     assert project.base == BaseSpec.parse("base-7b")
     assert project.remotes == (
-        ProjectRemote(name="ours", url="https://adapters.example.com", namespaces=("acme",), signatures="require"),
-        ProjectRemote(name="published", path="./published"),
+        ProjectRemote(
+            name="ours", kind="hub", address="https://adapters.example.com", namespaces=("acme",), signatures="require"
+        ),
+        ProjectRemote(name="published", kind="directory", address="./published"),
     )
     assert project.adapters == (
         wanted("legal-qa", "legal-qa>=1.2,<2"),
@@ -289,7 +291,9 @@ SPECIFIERS = st.sampled_from(["", "==1.0", ">=1.2,<2", "~=1.4", ">=1,!=1.5", "==
 RANKS = st.none() | st.integers(1, 64)
 
 
-NAMES = KEYS.filter(lambda name: not re.fullmatch(r"v\d+", name))  # which a project file reads as a version, and refuses
+NAMES = KEYS.filter(
+    lambda name: not re.fullmatch(r"v\d+", name)
+)  # which a project file reads as a version, and refuses
 
 
 @given(key=KEYS, name=NAMES, namespace=st.none() | KEYS, specifiers=SPECIFIERS, max_rank=RANKS, group=st.none() | KEYS)

@@ -153,7 +153,9 @@ print(constants.HF_HUB_DISABLE_TELEMETRY)
 
 
 def test_neither_a_session_nor_the_plugin_of_vllm_needs_the_commands():
-    names = "session, project_sources, project_trust, project_saving, upgrades, vllm_plugin.resolver"
+    names = (
+        "projects.session, projects.places, projects.trust, projects.saving, projects.upgrades, vllm_plugin.resolver"
+    )
     modules = "; ".join(f"import adapterhub.{name}" for name in names.split(", "))
     code = f"{modules}\nimport sys\nprint([m for m in sys.modules if m.startswith(('click', 'adapterhub.cli'))])"
 

@@ -39,6 +39,16 @@ def entry_of(
     )
 
 
+def in_directory(path: str, remote: str = "") -> LockedSource:
+    """A directory, as the project writes it."""
+    return LockedSource(remote=remote, kind="directory", address=path)
+
+
+def on_hub(url: str, repo: str, commit: str, remote: str = "") -> LockedSource:
+    """A commit of a repository on a server."""
+    return LockedSource(remote=remote, kind="hub", address=url, pin={"repo": repo, "commit": commit})
+
+
 def lock_of(*entries: Locked, base: LockedBase | None = None) -> Lock:
     """A lock of these."""
     ordered = sorted(entries, key=lambda e: e.key)

@@ -90,7 +90,7 @@ def _audited(
     from adapterhub.library.audit import Surroundings, audit, store_report
 
     def find_source(origin: Origin) -> Source:
-        return session.place_hub(origin.place)
+        return session.place_source(origin.place)
 
     library = session.library
     with session.out.progress("audit", None) as progress:

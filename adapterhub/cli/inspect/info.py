@@ -91,14 +91,13 @@ def _show_remote(
     if not sources and not_here is not None:
         raise not_here
     from adapterhub.cli.options.choice import choose_release
-    from adapterhub.distribution.hub import Hub, HubNamespace
+    from adapterhub.projects.session import hub_of
 
     library = session.library
     release, source, resolution = choose_release(
         session, library, spec, sources, wanted=wanted_from(library, spec, base), bounds=bounds
     )
-    hub = source.hub if isinstance(source, HubNamespace) else source
-    assert isinstance(hub, Hub)  # no other place was asked
+    hub = hub_of(source)
     contents = hub.contents(release)
     document = _document(release, contents, resolution, hub)
     document["policy_refusal"] = refusal_here(session, resolution.chosen)

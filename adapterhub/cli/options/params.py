@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.distribution.hub import Hub
     from adapterhub.library.remotes import Remote
+    from adapterhub.library.transfer import Source
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,11 +33,11 @@ class Session(library_session.Session):
 
     out: Output
 
-    def hub(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Hub:
+    def open_remote(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Source:
         """The remote end, without the bars of the hub's client where ours are not shown."""
         if not offline and (self.out.quiet or not sys.stderr.isatty()):
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # which the client reads once, when imported
-        return library_session.Session.hub(self, remote, token=token, offline=offline)
+        return library_session.Session.open_remote(self, remote, token=token, offline=offline)
 
 
 def common(command: F) -> F:

@@ -99,7 +99,7 @@ def _repair(
         if origin.is_server:
             if remote or offline:
                 return session.named_hub(remote, token=token, offline=offline)
-            return session.place_hub(origin.place, token=token)
+            return session.place_source(origin.place, token=token)
         return open_source(Path(origin.place))
 
     steps = repair(session.library, find_source, sources_from(session, places), dry_run=dry_run)

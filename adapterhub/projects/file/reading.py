@@ -23,7 +23,8 @@ from adapterhub.core.specs import (
     parse_namespace,
     parse_version,
 )
-from adapterhub.library.remotes import parse_remote_name, parse_url
+from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys
+from adapterhub.library.remotes import parse_remote_name
 from adapterhub.projects.file.positions import both_sides, line_of, lines_of
 from adapterhub.projects.values import Policy, Project, ProjectRemote, Wanted, WantedMerge
 from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
@@ -37,7 +38,7 @@ PROBLEMS_SHOWN: Final = 50
 MAX_TEXT_CHARACTERS: Final = 4096
 
 _TABLES: Final = ("project", "remotes", "adapters", "groups", "merges", "policy")
-_REMOTE_KEYS: Final = ("url", "path", "namespaces", "signatures")
+_REMOTE_KEYS: Final = (*KIND_OF_KEY, "namespaces", "signatures", "kind")
 _ADAPTER_KEYS: Final = ("spec", "rank", "min-rank", "max-rank", "remote")
 _STEP_KEYS: Final = ("method", "dtype", "seed", "options", "inputs")
 _MERGE_KEYS: Final = (*_STEP_KEYS, "version", "task", "description", "license", "group")
@@ -246,19 +247,22 @@ class _Reader:
         item = self.take(holder, name, dict, "remotes.")
         if item is None or self.parsed(name, parse_remote_name, path) is None:
             return None
-        self.known(item, _REMOTE_KEYS, f"{path}.")
-        if ("url" in item) == ("path" in item):
+        named = self.text(item, "kind", f"{path}.")
+        kind = self.parsed(named or "", lambda text: kind_by_keys(item, text or None), f"{path}.kind")
+        self.known(item, (*_REMOTE_KEYS, *([kind.address_key] if kind else [])), f"{path}.")
+        if kind is not None:
+            address = self.checked(item, kind.address_key, kind.parse_address, f"{path}.")
+        if kind is None or {*KIND_OF_KEY, kind.address_key} & item.keys() != {kind.address_key}:
             self.say(path, "expected one of `url`, a server, and `path`, a directory of builds")
-        place = self.text(item, "path", f"{path}.")
-        if place is not None and (not place or not place.isprintable()):
-            self.say(f"{path}.path", "expected the path of a directory, from here")
         signatures = self.text(item, "signatures", f"{path}.")
         if signatures is not None and signatures not in SIGNATURE_POLICIES:
             self.say(f"{path}.signatures", f"`{shown(signatures)}`, expected one of {', '.join(SIGNATURE_POLICIES)}")
+        if kind is None or address is None:
+            return None
         return ProjectRemote(
             name=name,
-            url=self.checked(item, "url", parse_url, f"{path}."),
-            path=place,
+            kind=kind.name,
+            address=address,
             namespaces=self.texts(item, "namespaces", parse_namespace, f"{path}."),
             signatures=signatures if signatures in SIGNATURE_POLICIES else None,
         )

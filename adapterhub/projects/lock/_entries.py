@@ -9,9 +9,9 @@ from typing import Any, Final, cast
 
 from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import AdapterHubError, SpecError, shown
-from adapterhub.core.hub_ids import is_hub_id, parse_hub_id
+from adapterhub.core.hub_ids import parse_hub_id
 from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
-from adapterhub.library.remotes import parse_url
+from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys, kind_named
 from adapterhub.projects.lock._lines import value_of
 from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource, Policy
 from adapterhub.weights.recipes.toml import step_from
@@ -24,8 +24,6 @@ _MERGE: Final = (
 _RECIPE: Final = ("method", "dtype", "seed", "options", "inputs")
 _BASE: Final = tuple(one.name for one in fields(LockedBase))
 _POLICY: Final = {one.name.replace("_", "-"): one.name for one in fields(Policy)}
-_SOURCE: Final = tuple(one.name for one in fields(LockedSource))
-_COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -174,7 +172,8 @@ class EntryReader:
         if len(self.problems) > found:
             return None
         namespace, slash, _ = entry.name.rpartition("/")
-        owner = entry.source.repo.partition("/")[0]
+        source = entry.source
+        owner = "" if source.is_library else kind_named(source.kind).publisher(source.pin)
         if slash and owner and owner.lower() != namespace.lower():
             line = section.line_of("source")
             self.say(line, f"source.repo: `{entry.name}` is not published by `{owner}`, but by `{namespace}`")
@@ -208,20 +207,23 @@ class EntryReader:
     def source(self, section: Section) -> LockedSource:
         table = self.take(section, "source", dict, needed=True) or {}
         line = section.line_of("source")
-        if odd := [key for key in table if key not in _SOURCE]:
-            self.say(line, f"source: no such key `{shown(odd[0])}`{near_name(odd[0], _SOURCE)}")
-        told = {key: self.parsed(table.get(key, ""), _text_or_none, line, f"source.{key}") or "" for key in _SOURCE}
-        if told["url"]:
-            self.parsed(told["url"], _url, line, "source.url")
-        if told["url"] and told["path"]:
-            self.say(line, "source: expected one of `url` and `path`")
-        if told["repo"] and not ("/" in told["repo"] and is_hub_id(told["repo"])):
-            self.say(line, f"source.repo: expected `org/name`, got `{shown(told['repo'])}`")
-        if told["commit"] and not _COMMIT.fullmatch(told["commit"]):
-            self.say(line, f"source.commit: expected 40 hex digits, got `{shown(told['commit'])}`")
-        if bool(told["repo"]) != bool(told["commit"]) or (told["repo"] and not told["url"]):
-            self.say(line, "source: `url`, `repo` and `commit` stand together")
-        return LockedSource(**told)
+        texts = {key: self.parsed(value, _text_or_none, line, f"source.{shown(key)}") for key, value in table.items()}
+        keys: tuple[str, ...] = ("remote", *KIND_OF_KEY)
+        remote = texts.get("remote") or ""
+        kind = self.parsed(texts.get("kind"), lambda named: kind_by_keys(texts, named), line, "source.kind")
+        if kind is not None:
+            keys = ("remote", *(["kind"] if "kind" in texts else []), kind.address_key, *kind.pin_keys)
+        if odd := [key for key in table if key not in keys]:
+            self.say(line, f"source: no such key `{shown(odd[0])}`{near_name(odd[0], keys)}")
+        if kind is None:
+            if len(KIND_OF_KEY.keys() & texts) > 1:
+                self.say(line, "source: expected one of `url` and `path`")
+            return LockedSource(remote=remote)
+        address = texts.get(kind.address_key) or ""
+        pin = {key: text for key in kind.pin_keys if (text := texts.get(key))}
+        for problem in kind.problems(address, pin):
+            self.say(line, f"source.{problem}" if problem[0] != "`" else f"source: {problem}")
+        return LockedSource(remote=remote, kind=kind.name, address=address, pin=pin)
 
     def files(self, section: Section) -> tuple[LockedFile, ...]:
         listed = self.take(section, "files", list, needed=True)
@@ -274,12 +276,6 @@ def _texts(value: object) -> tuple[str, ...]:
 
 def _version(text: str) -> str:
     if (normal := parse_version(text)) != text:
-        raise ValueError(f"expected `{normal}`, got `{shown(text)}`")
-    return text
-
-
-def _url(text: str) -> str:
-    if (normal := parse_url(text)) != text:
         raise ValueError(f"expected `{normal}`, got `{shown(text)}`")
     return text
 

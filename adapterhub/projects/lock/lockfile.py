@@ -15,6 +15,7 @@ from adapterhub.core.disk.files import read_plain, write_durably
 from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Malformed, NotAllowed, NotFound, shown
+from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
 from adapterhub.projects.file.positions import both_sides
 from adapterhub.projects.lock._entries import EntryReader, Section
 from adapterhub.projects.lock._lines import parse_value, text_of, value_of
@@ -144,12 +145,21 @@ def _merge(entry: LockedMerge) -> str:
 
 
 def _bytes(source: LockedSource, files: Iterable[LockedFile]) -> str:
-    place = {one.name: value for one in fields(LockedSource) if (value := getattr(source, one.name))}
     listed = [
         f"  {{ path = {text_of(file.path)}, sha256 = {text_of(file.sha256)}, size = {file.size_bytes} }},\n"
         for file in sorted(files, key=lambda file: file.path)
     ]
-    return f"source = {value_of(place)}\nfiles = [\n{''.join(listed)}]\n"
+    return f"source = {value_of(source_table(source))}\nfiles = [\n{''.join(listed)}]\n"
+
+
+def source_table(source: LockedSource) -> dict[str, str]:
+    """A source as the lock file has it; its kind only where the key of the address does not show it."""
+    table = {"remote": source.remote}
+    if not source.is_library:
+        kind = kind_named(source.kind)
+        table |= {"kind": kind_to_write(kind) or "", kind.address_key: source.address}
+        table |= {key: source.pin.get(key, "") for key in kind.pin_keys}
+    return {key: text for key, text in table.items() if text}
 
 
 def _recipe(step: Step) -> dict[str, Any]:

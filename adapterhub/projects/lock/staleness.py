@@ -71,11 +71,9 @@ def adapter_problems(project: Project, wanted: Wanted, entry: LockedAdapter) -> 
         remote = next((r for r in project.remotes if r.name == source.remote), None)
         if remote is None:
             problems.append(f"`{wanted.key}` is locked from remote `{source.remote}`, which the project does not name")
-        elif (remote.url or "", remote.path or "") != (source.url, source.path):
-            place, now = source.url or source.path, remote.url or remote.path
-            problems.append(
-                f"`{wanted.key}` is locked from {shown(place)}, remote `{remote.name}` is {shown(str(now))}"
-            )
+        elif (remote.kind, remote.address) != (source.kind, source.address):
+            place, now = shown(source.address), shown(remote.address)
+            problems.append(f"`{wanted.key}` is locked from {place}, remote `{remote.name}` is {now}")
     return problems
 
 

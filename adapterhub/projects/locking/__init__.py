@@ -17,6 +17,7 @@ from typing import Final
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, Incompatible, NotFound, RemoteUnreachable, UsageProblem, shown
 from adapterhub.core.specs import AdapterName
+from adapterhub.distribution.remote_kinds import kind_of
 from adapterhub.distribution.resolve import Objection
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
@@ -168,7 +169,7 @@ class _Search:
     ) -> list[Chosen]:
         """The choice for each, or a refusal that tells of every one that has none."""
         places = [self.sources_for(wanted) for wanted, _ in to_ask]
-        are_servers = any(source.place.startswith(("http://", "https://")) for one in places for source in one)
+        are_servers = any(kind_of(source.place).is_server for one in places for source in one)
 
         def choose(number: int) -> Chosen | AdapterHubError:
             wanted, old = to_ask[number]

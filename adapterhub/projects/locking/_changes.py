@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from adapterhub.core.errors import shown
 from adapterhub.core.specs import AdapterName
+from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.projects.lock.staleness import policy_changes
 from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedMerge, LockedSource
 
@@ -58,10 +59,9 @@ def _about(entry: LockedAdapter | LockedMerge) -> str:
 
 def place_text(source: LockedSource) -> str:
     """Where a locked build is from, in words."""
-    if source.url:
-        where = f"{source.repo} at {source.commit[:12]} of {source.url}" if source.repo else source.url
-        return f"from {shown(where, 200)}"
-    return f"from {shown(source.path, 200)}" if source.path else "from the library"
+    if source.is_library:
+        return "from the library"
+    return f"from {shown(kind_named(source.kind).describe(source.address, source.pin), 200)}"
 
 
 def _difference(one: LockedAdapter | LockedMerge, other: LockedAdapter | LockedMerge) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, NoCompatibleRelease, NotFound
 from adapterhub.distribution.choosing import candidates_of
+from adapterhub.distribution.remote_kinds import kind_named, kind_of
 from adapterhub.distribution.resolve import Candidate, Objection, Resolution, resolve
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.release import Release
@@ -22,7 +21,7 @@ from adapterhub.library.transfer import Source
 from adapterhub.projects.lock.conflicts import conflict, in_two_remotes, kept_out, other_remotes_notice
 from adapterhub.projects.lock.staleness import wanted_text
 from adapterhub.projects.locking._base import BaseChoice, in_project
-from adapterhub.projects.values import LockedAdapter, LockedFile, LockedSource, Project, Wanted
+from adapterhub.projects.values import LockedAdapter, LockedFile, LockedSource, Project, ProjectRemote, Wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,44 +200,29 @@ def locked_adapter(
 def locked_source(project: Project, library: Library, release: Release, source: Source) -> LockedSource:
     """Where a build of `source` can be had, in words that mean the same on every machine.
 
-    A server by its URL, with repository and commit; a directory as the project file writes it, or by its path from
-    the project where it lies inside. A build of the library is from where that got it, if a server; else from nowhere.
+    A build of the library comes from where the library got it, as long as others can reach that place.
     """
-    place = source.place
-    if source is library:
+    place, is_library = source.place, source is library
+    if is_library:
         origin = library.origins.of(release.digest)
         if origin is None:
             return LockedSource()
-        if not origin.is_server:
-            # a folder that was added is no place to get the build from: it has no manifest
-            was_added = (Path(origin.place) / CONFIG_FILE).is_file()
-            return LockedSource() if was_added else _directory(project, origin.place)
-        return LockedSource(remote=remote_of(project, origin.place), url=origin.place)
-    if not place.startswith(("http://", "https://")):
-        return _directory(project, place)
-    hub: Any = getattr(source, "hub", source)  # a namespace of a server, or the server
-    repo, commit = hub.repository_of(release)
-    return LockedSource(remote=remote_of(project, place), url=place, repo=repo, commit=commit)
+        place = origin.place
+    kind = kind_of(place)
+    if is_library and not kind.is_server and (Path(place) / CONFIG_FILE).is_file():
+        return LockedSource()  # a folder that was added has no manifest, so the build cannot be had from it
+    remote = next((one for one in project.remotes if _is_at(project, one, place)), None)
+    address = remote.address if remote else kind.address_of(place, project.folder)
+    if not address:
+        return LockedSource()
+    pin = {} if is_library else kind.pin(source, release)
+    return LockedSource(remote=remote.name if remote else "", kind=kind.name, address=address, pin=pin)
 
 
 def remote_of(project: Project, place: str) -> str:
-    """The name under which the project has this place, "" when it does not; places are as a `Source` tells them."""
-    for remote in project.remotes:
-        if remote.url == place:
-            return remote.name
-        if remote.path is not None and not place.startswith(("http://", "https://")):
-            there = project.folder / Path(remote.path).expanduser()
-            if os.path.realpath(there) == os.path.realpath(place):
-                return remote.name
-    return ""
+    """The project's name for a place as `Source.place` writes it; "" when the project does not name it."""
+    return next((remote.name for remote in project.remotes if _is_at(project, remote, place)), "")
 
 
-def _directory(project: Project, place: str) -> LockedSource:
-    """A directory that others can find, too: one that the project names, or inside the project."""
-    name = remote_of(project, place)
-    if name:
-        return LockedSource(remote=name, path=next(r.path for r in project.remotes if r.name == name) or "")
-    here, folder = os.path.realpath(place), os.path.realpath(project.folder)
-    if here.startswith(folder + os.sep):
-        return LockedSource(path="./" + Path(here).relative_to(folder).as_posix())
-    return LockedSource()
+def _is_at(project: Project, remote: ProjectRemote, place: str) -> bool:
+    return kind_named(remote.kind).is_at(remote.address, place, project.folder)
