@@ -6,10 +6,9 @@ A place listed later never overrides one listed earlier.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
 
 from adapterhub.core.errors import NoCompatibleRelease
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.resolve import Candidate, Objection, Resolution, resolve
 from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison
@@ -20,18 +19,6 @@ from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankBounds:
-    """The ranks a request accepts; None asks for nothing."""
-
-    rank: int | None = None
-    min_rank: int | None = None
-    max_rank: int | None = None
-
-
-ANY_RANK: Final = RankBounds()
 
 
 def candidates_of(
@@ -69,7 +56,7 @@ def first_fitting(
     spec: AdapterSpec,
     sources: Sequence[Source],
     wanted: RequestedBase | None,
-    bounds: RankBounds,
+    bounds: RankRange,
     *,
     allow_base_mismatch: bool = False,
     objection: Objection | None = None,
@@ -119,7 +106,7 @@ def choose(
     spec: AdapterSpec,
     candidates: Sequence[Candidate],
     wanted: RequestedBase | None,
-    bounds: RankBounds,
+    bounds: RankRange,
     *,
     allow_base_mismatch: bool = False,
     objection: Objection | None = None,
@@ -128,9 +115,7 @@ def choose(
     return resolve(
         spec,
         candidates,
-        rank=bounds.rank,
-        min_rank=bounds.min_rank,
-        max_rank=bounds.max_rank,
+        ranks=bounds,
         allow_base_mismatch=allow_base_mismatch,
         base_given=wanted is not None,
         objection=objection,
@@ -142,7 +127,7 @@ def find_installed(
     spec: AdapterSpec,
     *,
     wanted: RequestedBase | None = None,
-    bounds: RankBounds = ANY_RANK,
+    bounds: RankRange = ANY_RANK,
     allow_base_mismatch: bool = False,
 ) -> tuple[Installed, Resolution]:
     """The one installed build that `spec` means, for use, and how it was chosen.
@@ -162,7 +147,7 @@ def look_up(
     spec: AdapterSpec,
     *,
     wanted: RequestedBase | None = None,
-    bounds: RankBounds = ANY_RANK,
+    bounds: RankRange = ANY_RANK,
     allow_base_mismatch: bool = False,
 ) -> tuple[Installed, Resolution]:
     """The same to look at or to remove, also where it may not be used: what uses a build calls `find_installed`.

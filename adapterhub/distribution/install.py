@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import AdapterNotFound
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.choosing import ANY_RANK, RankBounds, first_fitting
+from adapterhub.distribution.choosing import first_fitting
 from adapterhub.distribution.resolve import Objection, Resolution
 from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.formats.manifest import SIGNATURE_FILE, FileEntry
@@ -57,7 +58,7 @@ def plan_install(
     sources: Sequence[Source],
     *,
     wanted: RequestedBase | None,
-    bounds: RankBounds = ANY_RANK,
+    bounds: RankRange = ANY_RANK,
     allow_base_mismatch: bool = False,
     objection: Objection | None = None,
 ) -> Plan:
@@ -149,7 +150,7 @@ def _plan(
 
 
 def asked_of(
-    library: Library, spec: AdapterSpec, release: Release, wanted: RequestedBase | None, bounds: RankBounds
+    library: Library, spec: AdapterSpec, release: Release, wanted: RequestedBase | None, bounds: RankRange
 ) -> Asked:
     """What was asked for, as far as the memory of signed versions needs it."""
     declared = release.manifest.base.fingerprint
@@ -158,8 +159,7 @@ def asked_of(
     return Asked(
         spec=spec,
         bases=tuple(dict.fromkeys([*named, declared.weights if declared else ""])),
-        min_rank=bounds.rank or bounds.min_rank,
-        max_rank=bounds.rank or bounds.max_rank,
+        ranks=bounds,
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, Incompatible, UsageProblem
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.choosing import RankBounds, candidates_of, choose
+from adapterhub.distribution.choosing import candidates_of, choose
 from adapterhub.distribution.resolve import Candidate, Objection
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.library import Library
@@ -33,7 +34,7 @@ class Asked:
     rank: int | None
     wanted: RequestedBase | None
     sources: Callable[[], Sequence[Source]]
-    bounds: RankBounds = field(default_factory=RankBounds)
+    ranks: RankRange = ANY_RANK
     objection: Objection | None = None
 
 
@@ -123,8 +124,8 @@ def _of(library: Library, asked: Asked) -> Iterable[Offer]:
         yield Offer(
             asked=asked,
             place=source.label,
-            allowed=_choice(asked.spec, candidates, asked, asked.bounds, asked.objection),
-            newest=_choice(anything, candidates, asked, RankBounds(), None),
+            allowed=_choice(asked.spec, candidates, asked, asked.ranks, asked.objection),
+            newest=_choice(anything, candidates, asked, ANY_RANK, None),
             yanked=next((r.yanked for r in releases if r.digest == asked.digest and r.yanked is not None), None),
         )
 
@@ -133,7 +134,7 @@ def _choice(
     spec: AdapterSpec,
     candidates: Sequence[Candidate],
     asked: Asked,
-    bounds: RankBounds,
+    bounds: RankRange,
     objection: Objection | None,
 ) -> Candidate | None:
     """The build that would be taken, of the rank that one has where the same release has it; None when none fits."""
@@ -141,9 +142,9 @@ def _choice(
         chosen = choose(spec, candidates, asked.wanted, bounds, objection=objection).chosen
     except (Incompatible, UsageProblem, AdapterNotFound):
         return None
-    if asked.rank is None or chosen.rank == asked.rank or bounds != RankBounds():
+    if asked.rank is None or chosen.rank == asked.rank or bounds != ANY_RANK:
         return chosen
-    same = RankBounds(rank=asked.rank)
+    same = RankRange(rank=asked.rank)
     try:
         other = choose(spec, candidates, asked.wanted, same, objection=objection).chosen
     except (Incompatible, UsageProblem, AdapterNotFound):

@@ -19,8 +19,8 @@ from adapterhub.projects.values import LockedAdapter, Wanted
 from adapterhub.weights.recipes.toml.values import near_name
 
 if TYPE_CHECKING:
+    from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterName, AdapterSpec
-    from adapterhub.distribution.choosing import RankBounds
     from adapterhub.distribution.install import Plan
     from adapterhub.library.store.catalog import Installed
     from adapterhub.projects.locking import LockOutcome
@@ -34,7 +34,7 @@ class Saved:
     """One adapter that was installed and is to be saved."""
 
     spec: AdapterSpec
-    bounds: RankBounds
+    bounds: RankRange
     plan: Plan
 
 
@@ -102,9 +102,7 @@ def _wanted(one: Saved, project: Project, group: str | None, remote: str | None)
     return Wanted(
         key=spec.name,
         spec=saved,
-        rank=one.bounds.rank,
-        min_rank=one.bounds.min_rank,
-        max_rank=one.bounds.max_rank,
+        ranks=one.bounds,
         group=group if group is not None or before is None else before.group,
         remote=remote,
     )

@@ -13,7 +13,6 @@ from packaging.version import Version
 
 from adapterhub.core.errors import AdapterHubError, NotFound, shown
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.choosing import RankBounds
 from adapterhub.distribution.outdated import Asked
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.directory import PublishedDirectory, open_source
@@ -68,7 +67,7 @@ def project_asked(
                 rank=entry.rank,
                 wanted=judged,
                 sources=lambda wanted=wanted: sources(wanted),  # type: ignore[misc]  # bound for this turn
-                bounds=RankBounds(rank=wanted.rank, min_rank=wanted.min_rank, max_rank=wanted.max_rank),
+                ranks=wanted.ranks,
                 objection=objection,
             )
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapterhub.core.digests import Digest
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.weights.recipes.toml.values import Step
@@ -36,9 +37,7 @@ class Wanted:
 
     key: AdapterName
     spec: AdapterSpec
-    rank: int | None = None
-    min_rank: int | None = None
-    max_rank: int | None = None
+    ranks: RankRange = ANY_RANK
     group: str | None = None
     remote: str | None = None
 

@@ -16,6 +16,7 @@ from adapterhub.core.errors import (
     NoCompatibleRelease,
     UsageProblem,
 )
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.resolve import Candidate, Resolution, resolve
 from adapterhub.formats.base.fingerprint import BaseVerdict
@@ -37,7 +38,8 @@ def build(version="1.0.0", verdict=SAME, rank=8, **changes) -> Candidate:
 
 
 def ask(text: str, *candidates: Candidate, base_given: bool = True, **options) -> Resolution:
-    return resolve(AdapterSpec.parse(text), candidates, base_given=base_given, **options)
+    ranks = RankRange(**{key: options.pop(key) for key in ("rank", "min_rank", "max_rank") if key in options})
+    return resolve(AdapterSpec.parse(text), candidates, base_given=base_given, ranks=ranks, **options)
 
 
 # ---------------------------------------------------------------- versions

@@ -10,6 +10,7 @@ import pytest
 
 from adapterhub.core.dates import parse_time
 from adapterhub.core.digests import digest_of
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, BaseSpec, parse_name
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
@@ -38,7 +39,7 @@ NOW, DAY = parse_time("2026-06-15T12:00:00Z"), 86_400.0
 
 def wanted(text: str, **bounds) -> Wanted:
     spec = AdapterSpec.parse(text)
-    return Wanted(key=parse_name(spec.name), spec=spec, **bounds)
+    return Wanted(key=parse_name(spec.name), spec=spec, ranks=RankRange(**bounds))
 
 
 def project(*adapters: Wanted, base: str | None = None, **policy) -> Project:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.core.errors import Conflict, Malformed, NotFound
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, BaseSpec, parse_name
 from adapterhub.projects.file.editing import create_project, project_of, remove_adapter, save_adapter, with_adapter
 from adapterhub.projects.file.reading import parse_project
@@ -80,7 +81,7 @@ def test_a_project_file_is_read_as_values():
     )
     assert project.adapters == (
         wanted("legal-qa", "legal-qa>=1.2,<2"),
-        wanted("summarize", "acme/summarize~=1.0", max_rank=16, remote="ours"),
+        wanted("summarize", "acme/summarize~=1.0", ranks=RankRange(max_rank=16), remote="ours"),
         wanted("brief", "acme/summarize==1.0"),
         wanted("any", "any"),
         wanted("whatever", "whatever"),
@@ -217,7 +218,7 @@ def test_saving_keeps_comments_order_and_spaces(tmp_path):
     (tmp_path / "adapters.toml").write_text(WHOLE)
 
     save_adapter(tmp_path, wanted("legal-qa", "legal-qa>=2"))
-    save_adapter(tmp_path, wanted("new", "acme/new>=1", min_rank=4))
+    save_adapter(tmp_path, wanted("new", "acme/new>=1", ranks=RankRange(min_rank=4)))
 
     expected = WHOLE.replace('legal-qa = ">=1.2,<2" ', 'legal-qa = ">=2" ').replace(
         'whatever = ""\n', 'whatever = ""\nnew = {spec = "acme/new>=1", min-rank = 4}\n'
@@ -299,7 +300,7 @@ NAMES = KEYS.filter(
 @given(key=KEYS, name=NAMES, namespace=st.none() | KEYS, specifiers=SPECIFIERS, max_rank=RANKS, group=st.none() | KEYS)
 def test_what_is_saved_is_what_is_read(key, name, namespace, specifiers, max_rank, group):
     full = f"{namespace}/{name}" if namespace else name
-    one = wanted(key, f"{full}{specifiers}", max_rank=max_rank, group=group)
+    one = wanted(key, f"{full}{specifiers}", ranks=RankRange(max_rank=max_rank), group=group)
 
     project = project_of(with_adapter("[adapters]\nother-one = '*'\n", one), Path())
 
@@ -308,6 +309,6 @@ def test_what_is_saved_is_what_is_read(key, name, namespace, specifiers, max_ran
 
 
 def test_a_requirement_is_one_text():
-    one = wanted("summarize", "acme/summarize~=1.0", min_rank=4, max_rank=16, remote="ours")
+    one = wanted("summarize", "acme/summarize~=1.0", ranks=RankRange(min_rank=4, max_rank=16), remote="ours")
 
     assert wanted_text(one) == "acme/summarize~=1.0 min-rank=4 max-rank=16 remote=ours"

@@ -99,7 +99,7 @@ def install(
       adapt install 'acme/legal-qa~=1.2' --save
       adapt install -r adapters.txt
     """
-    from adapterhub.distribution.choosing import RankBounds
+    from adapterhub.core.ranks import RankRange
     from adapterhub.distribution.install import plan_install, run_install
     from adapterhub.projects.saving import Saved
 
@@ -117,7 +117,7 @@ def install(
     sources_of = SpecSources(session, places, remote=remote, token=token, offline=offline)
     base_is_typed = base is not None
     base = base or project_base(session)
-    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     documents: list[dict[str, Any]] = []
     installed: list[Saved] = []
     for spec in specs:

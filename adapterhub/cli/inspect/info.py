@@ -15,8 +15,8 @@ from adapterhub.projects.places import refusal_here
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
+    from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.distribution.choosing import RankBounds
     from adapterhub.distribution.hub import Contents, Hub
     from adapterhub.distribution.resolve import Resolution
     from adapterhub.formats.release import Release
@@ -53,9 +53,9 @@ def info(
       adapt info acme/legal-qa@base-7b --remote ours
       adapt show legal-summary --recipe > merge.toml
     """
-    from adapterhub.distribution.choosing import RankBounds
+    from adapterhub.core.ranks import RankRange
 
-    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     not_here: AdapterNotFound | NoCompatibleRelease | None = None
     if remote is None:
         from adapterhub.cli.inspect.info_local import show_installed
@@ -82,7 +82,7 @@ def _show_remote(
     session: Session,
     spec: AdapterSpec,
     base: BaseSpec | None,
-    bounds: RankBounds,
+    bounds: RankRange,
     remote: str | None,
     token: str | None,
     not_here: AdapterNotFound | NoCompatibleRelease | None,

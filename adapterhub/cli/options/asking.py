@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.distribution.choosing import RankBounds
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.store.index import IndexReader
     from adapterhub.library.upkeep.lineage import Lineage
@@ -38,7 +38,7 @@ def lineage_of(session: Session) -> Lineage:
 
 
 def find_build(
-    session: Session, spec: AdapterSpec, bounds: RankBounds, *, for_use: bool, base: BaseSpec | None = None
+    session: Session, spec: AdapterSpec, bounds: RankRange, *, for_use: bool, base: BaseSpec | None = None
 ) -> Installed:
     """The one installed build that `spec` means, with warnings reported.
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapterhub.cli.options.params import Session
+    from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.distribution.choosing import RankBounds
     from adapterhub.distribution.resolve import Objection, Resolution
     from adapterhub.formats.release import Release
     from adapterhub.library.bases.requested import RequestedBase
@@ -26,7 +26,7 @@ def choose_release(
     sources: Sequence[Source],
     *,
     wanted: RequestedBase | None,
-    bounds: RankBounds,
+    bounds: RankRange,
     objection: Objection | None = None,
     ignore_bindings: bool = False,
 ) -> tuple[Release, Source, Resolution]:

@@ -67,8 +67,8 @@ def mirror(
       adapt mirror acme/legal-qa@base-7b acme/summarize@base-7b --from hub --to ours
     """
     from adapterhub.cli.options.choice import choose_release
+    from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import parse_namespace
-    from adapterhub.distribution.choosing import RankBounds
     from adapterhub.library.transfer import copy
 
     there, here = session.remote(origin), session.remote(target)
@@ -80,7 +80,7 @@ def mirror(
     if not ignore_bindings:
         _refuse_bound(library, specs, namespace, there.url, here.url)
     source_hub, target_hub = session.hub(there), session.hub(here)
-    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     documents: list[dict[str, Any]] = []
     for spec in specs:
         sources: list[Source] = [source_hub] if spec.namespace else [source_hub.within(n) for n in there.namespaces]

@@ -51,7 +51,7 @@ def pull(
       adapt pull acme/legal-qa@base-7b==1.0 ./legal-qa --remote ours
     """
     from adapterhub.cli.options.choice import choose_release
-    from adapterhub.distribution.choosing import RankBounds
+    from adapterhub.core.ranks import RankRange
     from adapterhub.distribution.install import admit, asked_of
     from adapterhub.library.admission.installed import Admission
     from adapterhub.library.directory import BuildFolder
@@ -62,7 +62,7 @@ def pull(
     sources: list[Source] = [] if remote else [library]
     if not offline:
         sources += session.sources_of(spec, remote, token=token)
-    wanted, bounds = wanted_from(library, spec, base), RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    wanted, bounds = wanted_from(library, spec, base), RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     release, source, _ = choose_release(
         session,
         library,

@@ -59,8 +59,9 @@ def push(
       adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --remote ours
       adapt push legal-qa@base-7b --to ./published --sign
     """
+    from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import names_folder
-    from adapterhub.distribution.choosing import RankBounds, look_up
+    from adapterhub.distribution.choosing import look_up
     from adapterhub.formats.release import Release
     from adapterhub.library.admission.installed import Admission
     from adapterhub.library.directory import PublishedDirectory
@@ -69,7 +70,7 @@ def push(
     if key and not sign_it:
         raise UsageProblem("`--key` names the key to sign with", hint="add `--sign`")
     library = session.library
-    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
     to_directory = names_folder(to)

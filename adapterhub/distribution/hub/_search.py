@@ -9,6 +9,7 @@ from typing import Any
 
 from adapterhub.core.errors import RemoteUnreachable
 from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.hub._wire import Wire
 
 PAGE = 100
@@ -27,16 +28,9 @@ class Search:
     base_weights: str = ""
     base_hub_id: str = ""
     task: str = ""
-    min_rank: int | None = None
-    max_rank: int | None = None
+    ranks: RankRange = ANY_RANK
     method: str = ""
     limit: int = PAGE
-
-    def takes_rank(self, rank: int | None) -> bool:
-        """Whether an adapter of this rank is inside the range."""
-        if self.min_rank is None and self.max_rank is None:
-            return True
-        return rank is not None and (self.min_rank or rank) <= rank <= (self.max_rank or rank)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +56,8 @@ def search_registry(wire: Wire, search: Search) -> list[Found]:
         "base_sha256": search.base_weights,
         "base": search.base_hub_id,
         "task": search.task,
-        "rank_min": search.min_rank,
-        "rank_max": search.max_rank,
+        "rank_min": search.ranks.low,
+        "rank_max": search.ranks.high,
         "peft_type": search.method,
         "limit": min(search.limit, PAGE),
     }
@@ -91,13 +85,13 @@ def search_tags(wire: Wire, search: Search) -> list[Found]:
         tags.append(f"base_model:adapter:{search.base_hub_id}")
     if search.task:
         tags.append(f"adapter-task:{search.task}")
-    if search.min_rank is not None and search.min_rank == search.max_rank:
-        tags.append(f"lora-rank:{search.min_rank}")
+    if search.ranks.low is not None and search.ranks.low == search.ranks.high:
+        tags.append(f"lora-rank:{search.ranks.low}")
     asked: dict[str, Any] = {"filter": tags, "sort": "lastModified", "limit": SCANNED}
     listed = wire.json("api/models", asked | ({"search": search.text} if search.text else {}))
     if not isinstance(listed, list) or not all(isinstance(item, dict) and "id" in item for item in listed):
         raise RemoteUnreachable(f"search: {wire.endpoint} gave no list of repositories")
-    fitting = (found for found in map(_of_model, listed) if search.takes_rank(found.rank) and _is(search, found))
+    fitting = (found for found in map(_of_model, listed) if search.ranks.includes(found.rank) and _is(search, found))
     return list(islice(fitting, search.limit))
 
 

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from adapterhub.core.errors import AdapterNotFound, AmbiguousSpec, NoCompatibleRelease, SpecError, shown
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec, BaseSpec
 from adapterhub.distribution.resolve._builds import (
     Build,
     Candidate,
     Objection,
-    RankRange,
     Request,
     builds_named,
     version_in,
@@ -48,14 +48,12 @@ class Resolution:
     warnings: tuple[str, ...]
 
 
-def resolve(  # noqa: PLR0913 - the sides of one request
+def resolve(
     spec: AdapterSpec,
     candidates: Iterable[Candidate],
     *,
     base_given: bool,
-    rank: int | None = None,
-    min_rank: int | None = None,
-    max_rank: int | None = None,
+    ranks: RankRange = ANY_RANK,
     allow_base_mismatch: bool | None = False,
     objection: Objection | None = None,
     known_names: Sequence[str] = (),
@@ -74,9 +72,10 @@ def resolve(  # noqa: PLR0913 - the sides of one request
         AmbiguousSpec: what fits spans several namespaces, digests with the same start or, with no base given, bases.
         NoCompatibleRelease: candidates, but none that fits; one reason each.
     """
+    ranks.check()
     request = Request(
         spec=spec,
-        ranks=RankRange.of(rank, min_rank, max_rank),
+        ranks=ranks,
         base_given=base_given,
         allow_base_mismatch=allow_base_mismatch,
         objection=objection,

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import AmbiguousSpec, UsageProblem, shown
+from adapterhub.core.errors import AmbiguousSpec, shown
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseVerdict
 
@@ -72,42 +73,6 @@ class Build:
     @property
     def title(self) -> str:
         return f"`{self.candidate.full_name}=={shown(self.candidate.version)}`"
-
-
-@dataclass(frozen=True, slots=True)
-class RankRange:
-    """The ranks asked for; both ends are inside, None is open."""
-
-    low: int | None
-    high: int | None
-
-    @classmethod
-    def of(cls, rank: int | None, low: int | None, high: int | None) -> RankRange:
-        for asked in (rank, low, high):
-            if asked is not None and asked < 1:
-                raise UsageProblem(f"rank {asked}: a rank is at least 1")
-        if low is not None and high is not None and low > high:
-            raise UsageProblem(f"no rank is at least {low} and at most {high}")
-        if rank is None:
-            return cls(low, high)
-        if rank < (low or rank) or rank > (high or rank):
-            raise UsageProblem(f"rank {rank} is not inside the range of ranks asked for, {cls(low, high)}")
-        return cls(rank, rank)
-
-    def __str__(self) -> str:
-        if self.low == self.high:
-            return str(self.low)
-        ends = [f"at least {self.low}" if self.low else "", f"at most {self.high}" if self.high else ""]
-        return " and ".join(filter(None, ends))
-
-    def refusal(self, rank: int | None) -> str | None:
-        """Why a build of `rank` is outside, or None."""
-        if self.low is None and self.high is None:
-            return None
-        if rank is None:
-            return f"rank not recorded, {self} asked"
-        inside = (self.low or rank) <= rank <= (self.high or rank)
-        return None if inside else f"rank {rank}, {self} asked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

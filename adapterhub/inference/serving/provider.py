@@ -21,8 +21,8 @@ from adapterhub.core.errors import (
     UnsupportedAdapter,
     shown,
 )
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.choosing import RankBounds
 from adapterhub.distribution.install import Plan, plan_install, run_install
 from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef
@@ -84,7 +84,7 @@ class AdapterProvider:
         self.base = base
         self.engine = engine
         self._sources = sources
-        self._bounds = RankBounds(max_rank=max_rank)
+        self._bounds = RankRange(max_rank=max_rank)
         self._signatures = signatures
         self._wanted = RequestedBase(text=base.label, record=base)
         self._base_facts = facts_of(base)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from adapterhub.core.errors import SignatureRefused, shown
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.remotes import Remote, Remotes
@@ -54,8 +55,7 @@ class Asked:
 
     spec: AdapterSpec
     bases: tuple[str, ...] = ("",)
-    min_rank: int | None = None
-    max_rank: int | None = None
+    ranks: RankRange = ANY_RANK
 
     def means(self, seen: FirstUseBuild) -> bool:
         """Whether a build that was seen before would have answered."""
@@ -63,10 +63,8 @@ class Asked:
 
         if self.spec.pinned_version is not None or self.spec.digest_prefix is not None or seen.base not in self.bases:
             return False
-        rank = seen.rank or 0
         is_wanted = not Version(seen.version).is_prerelease or self.spec.asks_for_prereleases
-        inside = (self.min_rank or rank) <= rank <= (self.max_rank or rank)
-        return is_wanted and inside and self.spec.matches(seen.version)
+        return is_wanted and self.ranks.includes(seen.rank or 0) and self.spec.matches(seen.version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

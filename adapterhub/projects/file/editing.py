@@ -167,12 +167,11 @@ def _entry(wanted: Wanted) -> Any:  # noqa: ANN401 - text or a table, as tomlkit
         short = text.removeprefix(wanted.key)
         text = short or "*"
     assert wanted_spec(wanted.key, text) == wanted.spec
-    bounds = {"rank": wanted.rank, "min-rank": wanted.min_rank, "max-rank": wanted.max_rank, "remote": wanted.remote}
-    told = {name: value for name, value in bounds.items() if value is not None}
-    if not told:
+    more = wanted.ranks.written | ({} if wanted.remote is None else {"remote": wanted.remote})
+    if not more:
         return text
     table = tomlkit.inline_table()
-    table.update({"spec": text, **told})
+    table.update({"spec": text, **more})
     return table
 
 

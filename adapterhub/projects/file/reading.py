@@ -14,6 +14,7 @@ from adapterhub.core.dates import parse_newest_allowed
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.disk.home import PROJECT_FILE
 from adapterhub.core.errors import Malformed, NotFound, SpecError, UsageProblem, shown
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import (
     AdapterName,
     AdapterSpec,
@@ -284,16 +285,14 @@ class _Reader:
                 continue
             text = self.text(item, "spec", f"{path}{name}.")
             spec = self.parsed(text or "", functools.partial(wanted_spec, key), where)
-            ranks = {k: self.rank(item, k, f"{path}{name}.") for k in ("rank", "min-rank", "max-rank")}
-            low, exact, high = ranks["min-rank"], ranks["rank"], ranks["max-rank"]
+            low, exact, high = (self.rank(item, k, f"{path}{name}.") for k in ("min-rank", "rank", "max-rank"))
             bounds = [bound for bound in (low, exact, high) if bound is not None]
             if bounds != sorted(bounds):
                 self.say(f"{path}{name}", "no rank is inside of `rank`, `min-rank` and `max-rank`")
             remote = self.text(item, "remote", f"{path}{name}.")
             if spec is not None:
-                found.append(
-                    Wanted(key=key, spec=spec, rank=exact, min_rank=low, max_rank=high, group=group, remote=remote)
-                )
+                ranks = RankRange(rank=exact, min_rank=low, max_rank=high)
+                found.append(Wanted(key=key, spec=spec, ranks=ranks, group=group, remote=remote))
         return found
 
     def merge(self, holder: Mapping[str, Any], name: str) -> WantedMerge | None:

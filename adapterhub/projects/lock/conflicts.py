@@ -146,11 +146,10 @@ def _way_back(base: str) -> str:
 # ---------------------------------------------------------------- ranks and the rest of the policy
 def rank_over_maximum(policy: Policy, wanted: Wanted) -> Found | None:
     """A rank that an adapter has to have at least, over the largest that the project takes."""
-    least = max((rank for rank in (wanted.rank, wanted.min_rank) if rank is not None), default=None)
-    most = policy.max_rank
+    least, most = wanted.ranks.low, policy.max_rank
     if least is None or most is None or least <= most:
         return None
-    asks = f"rank {wanted.rank}" if wanted.rank is not None else f"a rank of at least {wanted.min_rank}"
+    asks = f"rank {least}" if wanted.ranks.rank is not None else f"a rank of at least {least}"
     return Found(
         summary="an adapter asks for a larger rank than the project takes",
         reasons=((wanted.key, f"asks for {asks}"), ("policy", f"`max-rank` is {most}")),

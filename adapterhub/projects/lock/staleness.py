@@ -15,8 +15,8 @@ _Locked = LockedAdapter | LockedMerge
 
 def wanted_text(wanted: Wanted) -> str:
     """What a project asks for, as a lock records it: `acme/legal-qa>=1.2,<2 max-rank=16 remote=ours`."""
-    bounds = {"rank": wanted.rank, "min-rank": wanted.min_rank, "max-rank": wanted.max_rank, "remote": wanted.remote}
-    return " ".join([str(wanted.spec), *(f"{name}={value}" for name, value in bounds.items() if value is not None)])
+    more = wanted.ranks.written | ({} if wanted.remote is None else {"remote": wanted.remote})
+    return " ".join([str(wanted.spec), *(f"{name}={value}" for name, value in more.items())])
 
 
 def exact_spec(entry: _Locked) -> str:

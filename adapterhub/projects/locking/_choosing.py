@@ -152,9 +152,7 @@ class _Search:
         return resolve(
             replace(self._spec, digest_prefix=digest) if digest else self._spec,
             candidates,
-            rank=wanted.rank,
-            min_rank=wanted.min_rank,
-            max_rank=wanted.max_rank,
+            ranks=wanted.ranks,
             allow_base_mismatch=None,
             objection=self._asking.refuse,
             base_given=self._judged is not None,
