@@ -37,7 +37,7 @@ MAX_WEIGHT = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class FoundAdapter:
     """One adapter to attach. `base` is what it declares; `build` is None for a folder outside the library.
 
     `wanted` is the base that the caller named for it. `subject` holds the files as they were checked: whoever uses the
@@ -52,6 +52,9 @@ class Found:
     wanted: RequestedBase | None
     warnings: tuple[str, ...] = ()
     subject: Subject | None = None
+
+
+Found = FoundAdapter  # until its users in `inference` and `weights` have the new name
 
 
 def with_weights(
@@ -116,7 +119,7 @@ class Finder:
         self.allow_base_mismatch = allow_base_mismatch
         self.base = BaseSpec.parse(base) if isinstance(base, str) else base
 
-    def find(self, what: AdapterLike, weight: float) -> Found:
+    def find(self, what: AdapterLike, weight: float) -> FoundAdapter:
         """The adapter, its bytes checked against its manifest and its contents by `verify`.
 
         Raises:
@@ -154,11 +157,11 @@ class Finder:
         builds = self.library.builds_named(spec.name, spec.namespace)
         return any(self.library.mismatch_allowed(build, wanted.record.fingerprint) for build in builds)
 
-    def _installed(self, build: Installed, weight: float, wanted: RequestedBase | None) -> Found:
+    def _installed(self, build: Installed, weight: float, wanted: RequestedBase | None) -> FoundAdapter:
         ensure_manifest_unchanged(self.library, build)
         label = f"{build.full_name}=={build.manifest.version}"
         subject, warnings = self.check(build.folder, label, build.manifest, None)
-        return Found(
+        return FoundAdapter(
             label=label,
             folder=build.folder,
             weight=weight,
@@ -169,7 +172,7 @@ class Finder:
             subject=subject,
         )
 
-    def _in_folder(self, folder: Path, weight: float) -> Found:
+    def _in_folder(self, folder: Path, weight: float) -> FoundAdapter:
         if not folder.is_dir():
             raise AdapterNotFound(
                 f"no folder `{shown(str(folder), 200)}`", hint="give the folder that PEFT's `save_pretrained` wrote"
@@ -177,7 +180,7 @@ class Finder:
         manifest = manifest_in(folder)
         label = str(folder)
         subject, warnings = self.check(folder, label, manifest, None if self.allow_base_mismatch else self.identify)
-        return Found(
+        return FoundAdapter(
             label=label,
             folder=folder,
             weight=weight,

@@ -20,7 +20,7 @@ from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.formats.manifest import SIGNATURE_FILE, FileEntry
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.installed import Admission
-from adapterhub.library.admission.signatures import Asked, SignatureAdmission
+from adapterhub.library.admission.signatures import RequestedVersions, SignatureAdmission
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.intake.staging import Staging
@@ -35,7 +35,7 @@ from adapterhub.trust.verify import Finding, Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class InstallPlan:
     """What an install would do. `present` is the build when it is installed already; then nothing is copied."""
 
     release: Release
@@ -44,7 +44,7 @@ class Plan:
     resolution: Resolution
     present: Installed | None
     missing: tuple[FileEntry, ...]
-    asked: Asked
+    asked: RequestedVersions
 
     @property
     def copy_bytes(self) -> int:
@@ -61,7 +61,7 @@ def plan_install(
     bounds: RankRange = ANY_RANK,
     allow_base_mismatch: bool = False,
     objection: Objection | None = None,
-) -> Plan:
+) -> InstallPlan:
     """Choose the build for `spec`; `objection` is the say of a policy, as in `resolve`.
 
     Raises:
@@ -86,7 +86,7 @@ def plan_install(
 
 def run_install(
     library: Library,
-    plan: Plan,
+    plan: InstallPlan,
     progress: Progress | None = None,
     *,
     signatures: Demand | SignaturePolicy | None = None,
@@ -128,8 +128,8 @@ def _plan(
     source: Source,
     wanted: RequestedBase | None,
     resolution: Resolution,
-    asked: Asked,
-) -> Plan:
+    asked: RequestedVersions,
+) -> InstallPlan:
     here = []
     place = library.folder_for(release.manifest, release.namespace)
     for build in library.builds_named(release.manifest.name, release.namespace):
@@ -138,7 +138,7 @@ def _plan(
         elif build.folder == place:  # another build has the version; one from elsewhere is told as that
             Admission(library).ensure_own_origin(build)
     missing = () if here else tuple(e for e in release.manifest.files if not library.store.has_blob(e.sha256))
-    return Plan(
+    return InstallPlan(
         release=release,
         source=source,
         wanted=wanted,
@@ -151,12 +151,12 @@ def _plan(
 
 def asked_of(
     library: Library, spec: AdapterSpec, release: Release, wanted: RequestedBase | None, bounds: RankRange
-) -> Asked:
+) -> RequestedVersions:
     """What was asked for, as far as the memory of signed versions needs it."""
     declared = release.manifest.base.fingerprint
     record = wanted.record if wanted else library.bases.by_fingerprint(declared) if declared else None
     named = [record.fingerprint.weights] if record else []
-    return Asked(
+    return RequestedVersions(
         spec=spec,
         bases=tuple(dict.fromkeys([*named, declared.weights if declared else ""])),
         ranks=bounds,
@@ -168,7 +168,7 @@ def vouch(
     build: Installed,
     release: Release,
     source: Source,
-    asked: Asked,
+    asked: RequestedVersions,
     policy: Demand | SignaturePolicy | None,
 ) -> Finding:
     """Note that `source` offers an installed build, too, and keep its signature; what to tell the user.
@@ -184,7 +184,11 @@ def vouch(
 
 
 def admit(
-    library: Library, release: Release, source: Source, asked: Asked, policy: Demand | SignaturePolicy | None
+    library: Library,
+    release: Release,
+    source: Source,
+    asked: RequestedVersions,
+    policy: Demand | SignaturePolicy | None,
 ) -> tuple[bytes | None, Finding]:
     """Let a build of `source` in by its signature: its bytes, to be kept beside the files, and what to tell the user.
 

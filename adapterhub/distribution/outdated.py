@@ -21,7 +21,7 @@ AT_ONCE: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class UpgradeRequest:
     """One adapter that is had, and what may take its place. `key` is its name in the project or in the library.
 
     `rank` is the one it has: of the newest release, a build of that rank is taken where there is one.
@@ -45,7 +45,7 @@ class Offer:
     `yanked` is the reason why the very build that is had was withdrawn there; `problem` why the place did not answer.
     """
 
-    asked: Asked
+    request: UpgradeRequest
     place: str
     allowed: Candidate | None = None
     newest: Candidate | None = None
@@ -70,15 +70,15 @@ class Offer:
     def _is_newer(self, candidate: Candidate) -> bool:
         from packaging.version import Version
 
-        return candidate.digest != self.asked.digest and Version(candidate.version) > Version(self.asked.version)
+        return candidate.digest != self.request.digest and Version(candidate.version) > Version(self.request.version)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, with the digests of what could be taken."""
         return {
-            "name": self.asked.key,
-            "spec": str(self.asked.spec),
-            "current": self.asked.version,
-            "current_digest": self.asked.digest,
+            "name": self.request.key,
+            "spec": str(self.request.spec),
+            "current": self.request.version,
+            "current_digest": self.request.digest,
             "allowed": self.allowed.version if self.allowed else None,
             "allowed_digest": self.allowed.digest if self.allowed else None,
             "newest": self.newest.version if self.newest else None,
@@ -89,64 +89,66 @@ class Offer:
         }
 
 
-def offers(library: Library, asked: Sequence[Asked], progress: Callable[[int, int], None] | None = None) -> list[Offer]:
+def offers(
+    library: Library, requests: Sequence[UpgradeRequest], progress: Callable[[int, int], None] | None = None
+) -> list[Offer]:
     """What every place of every adapter offers, in their order; places are asked at the same time.
 
     A place that does not answer is an offer with a problem; one that has nothing by the name is left out.
     """
     found: list[Offer] = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for done, some in enumerate(pool.map(lambda one: list(_of(library, one)), asked), 1):
+        for done, some in enumerate(pool.map(lambda one: list(_of(library, one)), requests), 1):
             found += some
             if progress is not None:
-                progress(done, len(asked))
+                progress(done, len(requests))
     return found
 
 
-def _of(library: Library, asked: Asked) -> Iterable[Offer]:
+def _of(library: Library, request: UpgradeRequest) -> Iterable[Offer]:
     try:
-        sources = asked.sources()
+        sources = request.sources()
     except AdapterHubError as error:
-        yield Offer(asked=asked, place="", problem=error.message)
+        yield Offer(request=request, place="", problem=error.message)
         return
     for source in sources:
         try:
-            releases = source.releases(asked.spec)
+            releases = source.releases(request.spec)
         except AdapterNotFound:
             continue
         except AdapterHubError as error:
-            yield Offer(asked=asked, place=source.label, problem=error.message)
+            yield Offer(request=request, place=source.label, problem=error.message)
             continue
         if not releases:
             continue
-        candidates = candidates_of(library, releases, asked.wanted, source.label)
-        anything = replace(asked.spec, specifiers="", digest_prefix=None)
+        candidates = candidates_of(library, releases, request.wanted, source.label)
+        anything = replace(request.spec, specifiers="", digest_prefix=None)
         yield Offer(
-            asked=asked,
+            request=request,
             place=source.label,
-            allowed=_choice(asked.spec, candidates, asked, asked.ranks, asked.objection),
-            newest=_choice(anything, candidates, asked, ANY_RANK, None),
-            yanked=next((r.yanked for r in releases if r.digest == asked.digest and r.yanked is not None), None),
+            allowed=_choice(request.spec, candidates, request, request.ranks, request.objection),
+            newest=_choice(anything, candidates, request, ANY_RANK, None),
+            yanked=next((r.yanked for r in releases if r.digest == request.digest and r.yanked is not None), None),
         )
 
 
 def _choice(
     spec: AdapterSpec,
     candidates: Sequence[Candidate],
-    asked: Asked,
+    request: UpgradeRequest,
     bounds: RankRange,
     objection: Objection | None,
 ) -> Candidate | None:
     """The build that would be taken, of the rank that one has where the same release has it; None when none fits."""
     try:
-        chosen = choose(spec, candidates, asked.wanted, bounds, objection=objection).chosen
+        chosen = choose(spec, candidates, request.wanted, bounds, objection=objection).chosen
     except (Incompatible, UsageProblem, AdapterNotFound):
         return None
-    if asked.rank is None or chosen.rank == asked.rank or bounds != ANY_RANK:
+    if request.rank is None or chosen.rank == request.rank or bounds != ANY_RANK:
         return chosen
-    same = RankRange(rank=asked.rank)
+    same = RankRange(rank=request.rank)
     try:
-        other = choose(spec, candidates, asked.wanted, same, objection=objection).chosen
+        other = choose(spec, candidates, request.wanted, same, objection=objection).chosen
     except (Incompatible, UsageProblem, AdapterNotFound):
         return chosen
     return other if other.version == chosen.version else chosen

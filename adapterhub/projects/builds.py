@@ -20,12 +20,11 @@ from adapterhub.library.library import UNKNOWN_BASE, Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.project import find_project
-from adapterhub.projects.values import LockedAdapter, LockedMerge
+from adapterhub.projects.values import Locked, LockedAdapter
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.trust.signing.trust import Demand
 
-Locked = LockedAdapter | LockedMerge
-Given = Demand | SignaturePolicy | None
+SignatureRequirement = Demand | SignaturePolicy | None
 """What is asked of signatures in one run, before the policies that the user has set."""
 
 _SHOWN_DIGEST: Final = 19
@@ -140,7 +139,7 @@ def locked_build(library: Library, entry: Locked) -> Installed | None:
 def ensure_admissible(
     library: Library,
     entries: Iterable[Locked],
-    policy: Callable[[Locked], Given] = lambda _: None,
+    policy: Callable[[Locked], SignatureRequirement] = lambda _: None,
     *,
     folders: Mapping[AdapterName, Path] = MappingProxyType({}),
 ) -> None:
@@ -154,7 +153,7 @@ def ensure_admissible(
     """
     admission = Admission(library)
 
-    def asked() -> Iterator[tuple[Installed, Given]]:
+    def asked() -> Iterator[tuple[Installed, SignatureRequirement]]:
         for entry in entries:
             namespace, given = namespace_of(entry), policy(entry)
             if not admission.asks_of(namespace, given):

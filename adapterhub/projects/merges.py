@@ -19,17 +19,18 @@ from adapterhub.formats.release import Release
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
-from adapterhub.projects.builds import Locked, label_of
+from adapterhub.projects.builds import label_of
 from adapterhub.projects.lock.staleness import locked_step
-from adapterhub.projects.sync import Bar, Brought, Means, Places, PolicyFor, bring, bring_locked
+from adapterhub.projects.sync import Bar, Brought, BuildSources, Places, PolicyFor, bring, bring_locked
 from adapterhub.projects.values import (
     Lock,
+    Locked,
     LockedAdapter,
     LockedBase,
     LockedFile,
     LockedMerge,
     LockedSource,
-    WantedMerge,
+    MergeRequirement,
 )
 from adapterhub.weights.merge import MergeProgress
 from adapterhub.weights.recipes.combination import Outcome, merge_into_library
@@ -68,11 +69,11 @@ class Merges:
     warn: Callable[[str], None] = _silent
 
     @property
-    def means(self) -> Means:
+    def means(self) -> BuildSources:
         """The same for a sync, which has these merges made again."""
-        return Means(places=self.places, rebuild=self.rebuild, policy=self.policy, bar=self.bar)
+        return BuildSources(places=self.places, rebuild=self.rebuild, policy=self.policy, bar=self.bar)
 
-    def make(self, wanted: WantedMerge, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
+    def make(self, wanted: MergeRequirement, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
         """Run a merge of the project on what is locked under its names; the result is installed, and described.
 
         Raises:

@@ -28,20 +28,21 @@ if TYPE_CHECKING:
     from adapterhub.distribution.resolve import Candidate, Objection
     from adapterhub.library.library import Library
     from adapterhub.library.transfer import Source
-    from adapterhub.projects.builds import Given, Locked
+    from adapterhub.projects.builds import SignatureRequirement
     from adapterhub.projects.locking import LockOutcome, MakeMerge
     from adapterhub.projects.merges import Merges
     from adapterhub.projects.session import Bars, Session
-    from adapterhub.projects.sync import Brought, Means
+    from adapterhub.projects.sync import Brought, BuildSources
     from adapterhub.projects.values import (
+        AdapterRequirement,
         Lock,
+        Locked,
         LockedAdapter,
         LockedBase,
         LockedMerge,
+        MergeRequirement,
         Project,
         ProjectRemote,
-        Wanted,
-        WantedMerge,
     )
     from adapterhub.trust.signing.policy import SignaturePolicy
     from adapterhub.trust.signing.trust import Demand
@@ -85,7 +86,7 @@ class ProjectSources:
         self._trust.settle(lock, offline=self._offline)
 
     # ------------------------------------------------------------ for locking
-    def __call__(self, wanted: Wanted) -> list[Source]:
+    def __call__(self, wanted: AdapterRequirement) -> list[Source]:
         """The places that may be asked for an adapter of the project, in order.
 
         Raises:
@@ -315,7 +316,7 @@ def lock_now(
 
     library = session.library
 
-    def run_merge(wanted: WantedMerge, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
+    def run_merge(wanted: MergeRequirement, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
         from adapterhub.projects.locking import ALL, base_choice
 
         base = base_choice(library, project, previous, takes_new=upgrade == ALL).locked
@@ -338,7 +339,7 @@ def _merges(
     session: Session,
     base: LockedBase | None,
     sources: ProjectSources,
-    policy: Callable[[Locked], Given],
+    policy: Callable[[Locked], SignatureRequirement],
     key: AdapterName,
     bars: Bars | None,
 ) -> Merges:
@@ -355,27 +356,27 @@ def _merges(
     )
 
 
-def means_of(
+def build_sources(
     session: Session,
     lock: Lock,
     sources: ProjectSources,
     signatures: SignaturePolicy | None = None,
     *,
     bars: Bars | None = None,
-) -> Means:
+) -> BuildSources:
     """How `sync` brings what is locked into the library: from its places, or a merge by its recipe.
 
     `signatures` is the policy of this run; None leaves it to the project.
     """
-    from adapterhub.projects.sync import Means
+    from adapterhub.projects.sync import BuildSources
 
-    def policy(entry: Locked) -> Given:
+    def policy(entry: Locked) -> SignatureRequirement:
         return signatures or sources.policy_for(entry)
 
     def rebuild(entry: LockedMerge) -> Brought:
         return _merges(session, lock.base, sources, policy, entry.key, bars).rebuild(entry)
 
-    return Means(places=sources.of_locked, rebuild=rebuild, policy=policy, bar=bars.progress if bars else None)
+    return BuildSources(places=sources.of_locked, rebuild=rebuild, policy=policy, bar=bars.progress if bars else None)
 
 
 def save_lock(session: Session, project: Project, lock: Lock) -> bool:

@@ -15,13 +15,13 @@ from adapterhub.projects.file.editing import project_of, text_of_project, with_a
 from adapterhub.projects.lock.lockfile import previous_lock
 from adapterhub.projects.locking import locked_adapter
 from adapterhub.projects.places import base_to_write, editing, lock_now, save_lock
-from adapterhub.projects.values import LockedAdapter, Wanted
+from adapterhub.projects.values import AdapterRequirement, LockedAdapter
 from adapterhub.weights.recipes.toml.values import near_name
 
 if TYPE_CHECKING:
     from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterName, AdapterSpec
-    from adapterhub.distribution.install import Plan
+    from adapterhub.distribution.install import InstallPlan
     from adapterhub.library.store.catalog import Installed
     from adapterhub.projects.locking import LockOutcome
     from adapterhub.projects.places import SpecSources
@@ -35,7 +35,7 @@ class Saved:
 
     spec: AdapterSpec
     bounds: RankRange
-    plan: Plan
+    plan: InstallPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ def save(session: Session, saving: Saving) -> None:
     save_lock(session, saving.project, saving.outcome.lock)
 
 
-def _wanted(one: Saved, project: Project, group: str | None, remote: str | None) -> Wanted:
+def _wanted(one: Saved, project: Project, group: str | None, remote: str | None) -> AdapterRequirement:
     """What the project asks for from now on: what was typed, and where no version was, this one or a newer."""
     release, spec = one.plan.release, one.spec
     specifiers = spec.specifiers
@@ -99,7 +99,7 @@ def _wanted(one: Saved, project: Project, group: str | None, remote: str | None)
             f"`{spec.name}` is `{before.spec.full_name}` in this project, not `{saved.full_name}`",
             hint=f'give one of them another name in the project file, as in `other-name = "{saved}"`',
         )
-    return Wanted(
+    return AdapterRequirement(
         key=spec.name,
         spec=saved,
         ranks=one.bounds,
@@ -114,7 +114,7 @@ def key_of(project: Project, spec: AdapterSpec) -> AdapterName:
     Raises:
         NotFound: the project has neither.
     """
-    keys = [wanted.key for wanted in project.wanted]
+    keys = [wanted.key for wanted in project.requirements]
     if spec.namespace is None and spec.name in keys:
         return spec.name
     found = [wanted.key for wanted in project.adapters if wanted.spec.full_name == spec.full_name]

@@ -13,7 +13,7 @@ from packaging.version import Version
 
 from adapterhub.core.errors import AdapterHubError, NotFound, shown
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.outdated import Asked
+from adapterhub.distribution.outdated import UpgradeRequest
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.directory import PublishedDirectory, open_source
 from adapterhub.library.library import Library
@@ -27,7 +27,7 @@ from adapterhub.projects.session import Session, sources_from
 from adapterhub.projects.values import LockedAdapter, Project
 
 
-def project_asked(
+def project_requests(
     session: Session,
     project: Project,
     specs: Sequence[AdapterSpec],
@@ -36,7 +36,7 @@ def project_asked(
     token: str | None = None,
     offline: bool = False,
     places: tuple[Path, ...] = (),
-) -> list[Asked]:
+) -> list[UpgradeRequest]:
     """What is locked, or what of it is named, with the places of the project.
 
     Raises:
@@ -51,7 +51,7 @@ def project_asked(
     objection = objection_of(project.policy, time.time())
     sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
     sources.settle(lock)
-    found: list[Asked] = []
+    found: list[UpgradeRequest] = []
     for wanted in project.adapters:
         entry = lock.entries.get(wanted.key)
         if (names and wanted.key not in names) or not isinstance(entry, LockedAdapter):
@@ -59,7 +59,7 @@ def project_asked(
         own = wanted.spec.base
         judged = base.wanted if own is None else requested_base(in_project(own, project.folder), library.bases)
         found.append(
-            Asked(
+            UpgradeRequest(
                 key=wanted.key,
                 spec=wanted.spec,
                 version=entry.version,
@@ -74,7 +74,7 @@ def project_asked(
     return found
 
 
-def library_asked(
+def library_requests(
     session: Session,
     specs: Sequence[AdapterSpec],
     *,
@@ -82,7 +82,7 @@ def library_asked(
     token: str | None = None,
     offline: bool = False,
     places: tuple[Path, ...] = (),
-) -> list[Asked]:
+) -> list[UpgradeRequest]:
     """The newest installed build of each name for each base, with the places that it can be had at.
 
     Raises:
@@ -104,7 +104,7 @@ def library_asked(
     # a merge of one's own is published nowhere
     builds = [build for build in newest.values() if not build.manifest.recipe]
     return [
-        Asked(
+        UpgradeRequest(
             key=build.full_name,
             spec=AdapterSpec.parse(build.full_name),
             version=build.manifest.version,

@@ -14,7 +14,7 @@ from adapterhub.library.store.index import BuildRow
 from adapterhub.library.store.roots import KnownProject, KnownProjects
 from adapterhub.library.upkeep.lineage import Lineage
 from adapterhub.projects.lock.lockfile import read_lock
-from adapterhub.projects.values import LockedAdapter, LockedMerge
+from adapterhub.projects.values import Locked, LockedMerge
 
 Kind = Literal["project", "merge", "process"]
 
@@ -46,7 +46,7 @@ class Holding:
     """A known project with what its lock says, by its own names; `entries` is None where there is no readable lock."""
 
     project: KnownProject
-    entries: Mapping[str, LockedAdapter | LockedMerge] | None
+    entries: Mapping[str, Locked] | None
 
 
 class Uses:
@@ -105,7 +105,7 @@ class Uses:
                 yield Use(kind="process", who=str(claim.holder), why=why)
 
 
-def _in_lock(entries: Mapping[str, LockedAdapter | LockedMerge], folder: str, digest: str) -> Iterator[Use]:
+def _in_lock(entries: Mapping[str, Locked], folder: str, digest: str) -> Iterator[Use]:
     """What a lock names an adapter as, and the merges in it that are made from it."""
     for entry in entries.values():
         if entry.digest == digest:
@@ -126,7 +126,7 @@ def _holding(project: KnownProject) -> Holding:
     return Holding(project=project, entries={str(key): entry for key, entry in entries.items()})
 
 
-def _wanted(entry: LockedAdapter | LockedMerge) -> str:
+def _wanted(entry: Locked) -> str:
     group = f" in the group `{entry.group}`" if entry.group else ""
     if isinstance(entry, LockedMerge):
         return f"`{entry.key}`{group}, a merge of its own"

@@ -29,7 +29,7 @@ class ProjectRemote:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class AdapterRequirement:
     """One adapter that a project asks for. `key` is its name in the project, and its folder in `adapters/`.
 
     `group` is None for what `sync` always brings. `remote` leaves one remote of the project to be asked.
@@ -43,7 +43,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WantedMerge:
+class MergeRequirement:
     """One merge that a project asks for. The leaves of `step` name adapters or merges of the project by their keys.
 
     `version` None: `1.0.0+<12 hex of the recipe with the digests of its inputs>`, so that another recipe or other
@@ -84,19 +84,19 @@ class Project:
     folder: Path
     base: BaseSpec | None = None
     remotes: tuple[ProjectRemote, ...] = ()
-    adapters: tuple[Wanted, ...] = ()
-    merges: tuple[WantedMerge, ...] = ()
+    adapters: tuple[AdapterRequirement, ...] = ()
+    merges: tuple[MergeRequirement, ...] = ()
     policy: Policy = field(default_factory=Policy)
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Names of the optional groups, sorted."""
-        return tuple(sorted({wanted.group for wanted in self.wanted if wanted.group}))
+        return tuple(sorted({wanted.group for wanted in self.requirements if wanted.group}))
 
     @property
-    def wanted(self) -> tuple[Wanted | WantedMerge, ...]:
+    def requirements(self) -> tuple[AdapterRequirement | MergeRequirement, ...]:
         """Adapters, then merges."""
-        return tuple[Wanted | WantedMerge, ...]([*self.adapters, *self.merges])
+        return tuple[AdapterRequirement | MergeRequirement, ...]([*self.adapters, *self.merges])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +167,10 @@ class LockedMerge:
     group: str | None = None
 
 
+Locked = LockedAdapter | LockedMerge
+"""Anything that a lock names."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedBase:
     """The base of the project: as the project file writes it, and its fingerprint's digests where it is known."""
@@ -188,9 +192,9 @@ class Lock:
     merges: tuple[LockedMerge, ...] = ()
 
     @property
-    def entries(self) -> Mapping[AdapterName, LockedAdapter | LockedMerge]:
+    def entries(self) -> Mapping[AdapterName, Locked]:
         """Everything locked, by its name in the project."""
-        entries = list[LockedAdapter | LockedMerge]([*self.adapters, *self.merges])
+        entries = list[Locked]([*self.adapters, *self.merges])
         return {entry.key: entry for entry in entries}
 
 

@@ -19,7 +19,7 @@ from adapterhub.projects.file.reading import parse_project
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.lock.staleness import lock_problems
 from adapterhub.projects.locking import changes_between
-from adapterhub.projects.places import ProjectSources, lock_now, means_of, save_lock
+from adapterhub.projects.places import ProjectSources, build_sources, lock_now, save_lock
 from adapterhub.projects.session import Session
 from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
 from adapterhub.projects.values import Lock
@@ -77,7 +77,7 @@ def sync(session: Session, **options: bool) -> None:
     with syncing(session.library, project.folder) as target:
         plan = plan_sync(target, wanted_entries(locked))
         sources = ProjectSources(session, project, **options)
-        run_sync(session.library, locked, plan, means_of(session, locked, sources))
+        run_sync(session.library, locked, plan, build_sources(session, locked, sources))
 
 
 def test_a_kind_in_one_file_is_locked_and_synced(world):

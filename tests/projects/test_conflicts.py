@@ -29,7 +29,7 @@ from adapterhub.projects.lock.conflicts import (
     rank_over_maximum,
     yanked_notice,
 )
-from adapterhub.projects.values import LockedAdapter, LockedBase, LockedSource, Policy, Project, Wanted
+from adapterhub.projects.values import AdapterRequirement, LockedAdapter, LockedBase, LockedSource, Policy, Project
 from tests.distribution.test_resolve import build
 from tests.support.command_line import Adapt, Done
 from tests.support.tiny import make_base
@@ -37,12 +37,12 @@ from tests.support.tiny import make_base
 NOW, DAY = parse_time("2026-06-15T12:00:00Z"), 86_400.0
 
 
-def wanted(text: str, **bounds) -> Wanted:
+def wanted(text: str, **bounds) -> AdapterRequirement:
     spec = AdapterSpec.parse(text)
-    return Wanted(key=parse_name(spec.name), spec=spec, ranks=RankRange(**bounds))
+    return AdapterRequirement(key=parse_name(spec.name), spec=spec, ranks=RankRange(**bounds))
 
 
-def project(*adapters: Wanted, base: str | None = None, **policy) -> Project:
+def project(*adapters: AdapterRequirement, base: str | None = None, **policy) -> Project:
     return Project(
         folder=Path("/work"), base=BaseSpec.parse(base) if base else None, adapters=adapters, policy=Policy(**policy)
     )

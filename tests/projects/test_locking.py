@@ -21,7 +21,15 @@ from adapterhub.projects.file.reading import parse_project
 from adapterhub.projects.lock.lockfile import lock_text
 from adapterhub.projects.lock.staleness import lock_problems, locked_step
 from adapterhub.projects.locking import ALL, LockOutcome, lock_project
-from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, LockedSource, Project, Wanted, WantedMerge
+from adapterhub.projects.values import (
+    AdapterRequirement,
+    Lock,
+    LockedAdapter,
+    LockedMerge,
+    LockedSource,
+    MergeRequirement,
+    Project,
+)
 from tests.support.locks import in_directory
 from tests.support.tiny import make_base
 
@@ -32,7 +40,7 @@ class Asked:
     def __init__(self, *places: Source) -> None:
         self.places, self.names = places, list[str]()
 
-    def __call__(self, _wanted: Wanted) -> Sequence[Source]:
+    def __call__(self, _wanted: AdapterRequirement) -> Sequence[Source]:
         return [_Counting(place, self.names) for place in self.places]
 
 
@@ -75,7 +83,7 @@ def versions(lock: Lock) -> dict[str, str]:
     return {entry.key: entry.version for entry in lock.adapters}
 
 
-def no_merge(_wanted: WantedMerge, _inputs: object) -> LockedMerge:
+def no_merge(_wanted: MergeRequirement, _inputs: object) -> LockedMerge:
     raise AssertionError("no merge is run")
 
 
@@ -376,7 +384,7 @@ inputs = [ { adapter = "legal-qa", weight = 0.5 }, { adapter = "tables", weight 
 def as_if_merged(made: list[str]) -> Callable[..., LockedMerge]:
     """Notes which merges are run, and gives what a run would be described as."""
 
-    def make(wanted: WantedMerge, inputs) -> LockedMerge:
+    def make(wanted: MergeRequirement, inputs) -> LockedMerge:
         made.append(wanted.key)
         some: LockedAdapter = next(e for e in inputs.values())
         return LockedMerge(

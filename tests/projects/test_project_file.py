@@ -16,7 +16,7 @@ from adapterhub.projects.file.editing import create_project, project_of, remove_
 from adapterhub.projects.file.reading import parse_project
 from adapterhub.projects.lock.staleness import wanted_text
 from adapterhub.projects.project import find_project, read_project
-from adapterhub.projects.values import Policy, ProjectRemote, Wanted
+from adapterhub.projects.values import AdapterRequirement, Policy, ProjectRemote
 from adapterhub.weights.recipes.toml.values import Inner, Leaf
 
 WHOLE = """\
@@ -64,8 +64,8 @@ def problems(text: str) -> list[str]:
     return [line.strip() for line in refused.value.message.split("\n")[1:]]
 
 
-def wanted(key: str, spec: str, **more) -> Wanted:
-    return Wanted(key=parse_name(key), spec=AdapterSpec.parse(spec), **more)
+def wanted(key: str, spec: str, **more) -> AdapterRequirement:
+    return AdapterRequirement(key=parse_name(key), spec=AdapterSpec.parse(spec), **more)
 
 
 # ---------------------------------------------------------------- reading
@@ -103,7 +103,7 @@ def test_a_project_file_is_read_as_values():
 def test_an_empty_file_is_a_project_that_wants_nothing():
     project = parsed("")
 
-    assert (project.base, project.wanted, project.policy) == (None, (), Policy())
+    assert (project.base, project.requirements, project.policy) == (None, (), Policy())
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_what_a_merge_is_made_of_is_not_taken_out_without_it(tmp_path):
     assert (tmp_path / "adapters.toml").read_text() == WHOLE
 
     project = remove_adapter(tmp_path, parse_name("brief"), parse_name("legal-summary"))
-    assert [w.key for w in project.wanted] == ["legal-qa", "summarize", "any", "whatever", "judge"]
+    assert [w.key for w in project.requirements] == ["legal-qa", "summarize", "any", "whatever", "judge"]
 
 
 def test_a_merge_keeps_its_name(tmp_path):

@@ -18,7 +18,7 @@ from adapterhub.formats.manifest import SIGNATURE_FILE, WEIGHTS_FILE
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.admission import signatures
 from adapterhub.library.admission.findings import as_error, signature_findings
-from adapterhub.library.admission.signatures import Asked, SignatureAdmission, check_standing, refuses
+from adapterhub.library.admission.signatures import RequestedVersions, SignatureAdmission, check_standing, refuses
 from adapterhub.library.remotes import Remotes
 from adapterhub.trust.signing import provenance
 from adapterhub.trust.signing.appraisal import UNSIGNED, Appraisal, examine, unsigned_beside
@@ -30,7 +30,7 @@ from adapterhub.trust.verify import Finding
 from tests.support.signed_offers import ANN, BEN, key, manifest, release, signed
 
 PLACE = "/published"
-ASKED = Asked(spec=AdapterSpec.parse("acme/legal-qa"))
+ASKED = RequestedVersions(spec=AdapterSpec.parse("acme/legal-qa"))
 UNKNOWN = f"is signed by the unknown key {BEN.public.fingerprint}"
 GONE = "get it from its author, and tell whoever runs the place"
 
@@ -243,7 +243,7 @@ def test_only_a_trusted_signature_is_remembered(root: Path) -> None:
 
 def test_what_is_remembered_is_the_first_base_the_rank_and_the_version(root: Path) -> None:
     TrustFile(root).trust("ann", ANN.public, Terms())
-    asked = Asked(spec=ASKED.spec, bases=("sha256:first", "sha256:second"))
+    asked = RequestedVersions(spec=ASKED.spec, bases=("sha256:first", "sha256:second"))
 
     SignatureAdmission(root).admit(release("1.2.0", rank=16), signed(release("1.2.0", rank=16)), PLACE, asked)
 
@@ -282,7 +282,7 @@ def test_a_seen_build_counts_where_it_would_have_answered(
 ) -> None:
     seen = FirstUseBuild(**({"base": "", "rank": 4, "version": "1.0.0"} | build))
 
-    assert Asked(spec=AdapterSpec.parse(spec), **asked).means(seen) is expected
+    assert RequestedVersions(spec=AdapterSpec.parse(spec), **asked).means(seen) is expected
 
 
 # ------------------------------------------------------------ policies and places

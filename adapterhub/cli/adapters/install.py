@@ -30,7 +30,7 @@ from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.distribution.install import Plan
+    from adapterhub.distribution.install import InstallPlan
     from adapterhub.library.library import Added
     from adapterhub.trust.signing.policy import SignaturePolicy
 
@@ -167,7 +167,7 @@ def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) ->
             session.out.line(f"installed {what} from {d['source']}  {d['path']}")
 
 
-def _plan_document(plan: Plan) -> dict[str, Any]:
+def _plan_document(plan: InstallPlan) -> dict[str, Any]:
     manifest, chosen = plan.release.manifest, plan.resolution.chosen
     fetch = {entry.path for entry in plan.missing}
     return {
@@ -188,7 +188,7 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _done_document(plan: Plan, added: Added | None) -> dict[str, Any]:
+def _done_document(plan: InstallPlan, added: Added | None) -> dict[str, Any]:
     document = _plan_document(plan)
     if added is not None:
         document |= added_document(added)

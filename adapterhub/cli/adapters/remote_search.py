@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adapterhub.cli.options.params import Session
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.distribution.hub import Found, Hub, Search
+    from adapterhub.distribution.hub import Hub, Search, SearchHit
 
 _COLUMNS = ("repository", "version", "base", "fits", "task", "rank", "method")
 BY_WEIGHTS, BY_NAME = "by weights", "by name"
@@ -28,7 +28,7 @@ def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Sea
         session.out.hint(f"nothing matches on {hub.endpoint}; fewer conditions find more")
 
 
-def _rows(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> list[tuple[Found, str]]:
+def _rows(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> list[tuple[SearchHit, str]]:
     if base is None:
         return [(found, "") for found in hub.search(search)]
     from adapterhub.library.bases.requested import requested_base
@@ -38,7 +38,7 @@ def _rows(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> 
     record = wanted.record
     weights = record.fingerprint.weights if record else wanted.digest_prefix or ""
     hub_id = (record.hints.hub_id if record else wanted.hub_id) or ""
-    rows: dict[str, tuple[Found, str]] = {}
+    rows: dict[str, tuple[SearchHit, str]] = {}
     if weights:
         rows = {found.repo: (found, BY_WEIGHTS) for found in hub.search(replace(search, base_weights=weights))}
     if hub_id:
@@ -49,7 +49,7 @@ def _rows(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> 
     return list(rows.values())[: search.limit]
 
 
-def _document(found: Found, fits: str, aliases: dict[str, str]) -> dict[str, Any]:
+def _document(found: SearchHit, fits: str, aliases: dict[str, str]) -> dict[str, Any]:
     base = aliases.get(found.base_weights or "") or found.base_hub_id or (found.base_weights or "")[7:19] or "unknown"
     return {
         "repository": found.repo,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapterhub.projects.places import ProjectSources
-    from adapterhub.projects.sync import Done, SyncPlan
+    from adapterhub.projects.sync import SyncPlan, SyncResult
     from adapterhub.projects.values import Lock, Project
     from adapterhub.trust.signing.policy import SignaturePolicy
 
@@ -62,7 +62,7 @@ def sync(
       adapt sync --frozen --check
       adapt sync --group eval --prune
     """
-    from adapterhub.projects.places import ProjectSources, means_of
+    from adapterhub.projects.places import ProjectSources, build_sources
     from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
 
     if yes and not prune:
@@ -78,7 +78,7 @@ def sync(
             library,
             lock,
             plan,
-            means_of(session, lock, sources, signatures, bars=session.out),
+            build_sources(session, lock, sources, signatures, bars=session.out),
             prune=prune,
             delete=_to_delete(session, plan, yes=yes) if prune else (),
             reads_all=check,
@@ -176,7 +176,7 @@ def _listed(paths: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")  # noqa: PLR2004 - a line
 
 
-def document_of(project: Project, plan: SyncPlan, done: Done, *, is_new: bool) -> dict[str, Any]:
+def document_of(project: Project, plan: SyncPlan, done: SyncResult, *, is_new: bool) -> dict[str, Any]:
     """What a sync did, for programs."""
     from adapterhub.projects.builds import full_name_of
 
@@ -196,7 +196,7 @@ def document_of(project: Project, plan: SyncPlan, done: Done, *, is_new: bool) -
                 "path": str(step.folder),
                 "done": what,
                 "from": brought[step.entry.key].origin if step.entry.key in brought else None,
-                "repaired": list(step.judged.reasons) if what == "replaced" else [],
+                "repaired": list(step.state.reasons) if what == "replaced" else [],
             }
             for step, what in done.steps
         ],

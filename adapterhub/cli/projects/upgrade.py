@@ -20,7 +20,7 @@ from adapterhub.cli.options.params import (
 
 if TYPE_CHECKING:
     from adapterhub.projects.places import ProjectSources
-    from adapterhub.projects.values import Lock, LockedMerge, Project, WantedMerge
+    from adapterhub.projects.values import Lock, LockedMerge, MergeRequirement, Project
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 _NOTHING = "nothing newer is allowed; `adapt outdated` shows what else there is"
@@ -86,7 +86,7 @@ def _upgrade_project(
     from adapterhub.cli.projects.sync import document_of, say
     from adapterhub.projects.lock.lockfile import previous_lock
     from adapterhub.projects.locking import ALL
-    from adapterhub.projects.places import lock_now, means_of, save_lock
+    from adapterhub.projects.places import build_sources, lock_now, save_lock
     from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
 
     previous = previous_lock(project)
@@ -98,7 +98,7 @@ def _upgrade_project(
     library = session.library
     with syncing(library, project.folder) as target:
         plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
-        means = means_of(session, outcome.lock, sources, signatures, bars=session.out)
+        means = build_sources(session, outcome.lock, sources, signatures, bars=session.out)
         done = run_sync(library, outcome.lock, plan, means)
     for one in done.brought:
         for warning in one.warnings:
@@ -127,7 +127,7 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
 
     to_merge: set[str] = set()
 
-    def put_off(wanted: WantedMerge, _inputs: object) -> LockedMerge:
+    def put_off(wanted: MergeRequirement, _inputs: object) -> LockedMerge:
         to_merge.add(wanted.key)
         return _unmade(wanted)
 
@@ -142,7 +142,7 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
         plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
     ensure_unblocked(plan)
     changes = [replace(c, text="merged anew") if c.key in to_merge else c for c in outcome.changes]
-    folders = [step.folder for step in plan.steps if step.judged.standing != "right"]
+    folders = [step.folder for step in plan.steps if step.state.standing != "right"]
     document = {
         "project": str(project.folder),
         "changes": [change_document(change) for change in changes],
@@ -161,7 +161,7 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
         session.out.note(_NOTHING)
 
 
-def _unmade(wanted: WantedMerge) -> LockedMerge:
+def _unmade(wanted: MergeRequirement) -> LockedMerge:
     """What stands for a merge that is not run: no digest, so that it differs from whatever is locked or there."""
     from adapterhub.core.digests import Digest
     from adapterhub.projects.values import LockedMerge, LockedSource
@@ -205,22 +205,22 @@ def _upgrade_library(
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.install import plan_install, run_install
     from adapterhub.distribution.outdated import Offer, offers
-    from adapterhub.projects.upgrades import library_asked
+    from adapterhub.projects.upgrades import library_requests
 
     library = session.library
     specs = [AdapterSpec.parse(name) for name in names]
-    asked = library_asked(session, specs, remote=remote, token=token, offline=offline, places=places)
+    asked = library_requests(session, specs, remote=remote, token=token, offline=offline, places=places)
     with session.out.steps("ask", unit="adapters") as progress:
         found = offers(library, asked, progress)
     best: dict[int, Offer] = {}
     for offer in found:
         if offer.problem is not None:
-            session.out.warn(f"`{offer.asked.key}`: {offer.problem.splitlines()[0]}")
-        elif offer.has_allowed and id(offer.asked) not in best:
-            best[id(offer.asked)] = offer
+            session.out.warn(f"`{offer.request.key}`: {offer.problem.splitlines()[0]}")
+        elif offer.has_allowed and id(offer.request) not in best:
+            best[id(offer.request)] = offer
     documents: list[dict[str, Any]] = []
     for offer in best.values():
-        one, taken = offer.asked, offer.allowed
+        one, taken = offer.request, offer.allowed
         assert taken is not None  # `has_allowed`
         spec = replace(one.spec, namespace=taken.namespace, digest_prefix=taken.digest)
         sources = [source for source in one.sources() if source.label == offer.place]

@@ -29,7 +29,7 @@ from adapterhub.distribution.hub._listing import commit_in, dates_of, refs_of, r
 from adapterhub.distribution.hub._namespace import HubNamespace
 from adapterhub.distribution.hub._plain import header_of, plain_release
 from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
-from adapterhub.distribution.hub._search import Found, Search, search_registry, search_tags
+from adapterhub.distribution.hub._search import Search, SearchHit, search_registry, search_tags
 from adapterhub.distribution.hub._session import bound_client
 from adapterhub.distribution.hub._stream import RemoteFile
 from adapterhub.distribution.hub._wire import Wire, file_path, is_missing
@@ -41,12 +41,12 @@ from adapterhub.library.remotes import HUB_URL
 
 __all__ = [
     "Contents",
-    "Found",
     "Hub",
     "HubCommit",
     "HubNamespace",
     "HubRepository",
     "Search",
+    "SearchHit",
     "bound_client",
     "version_tag",
 ]
@@ -330,7 +330,7 @@ class Hub:
             repo=repo, commit=commit, config=AdapterConfig.parse(raw, f"{repo}: {CONFIG_FILE}"), weights=tensors
         )
 
-    def search(self, search: Search) -> list[Found]:
+    def search(self, search: Search) -> list[SearchHit]:
         """Adapters on this server that meet all of `search`, the newest first."""
         with self._wire.plainly("search"):
             if "adapters" in self.features:

@@ -34,7 +34,7 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class SearchHit:
     """One repository with an adapter, as the server's index has it; nothing of it was checked yet."""
 
     repo: str
@@ -49,7 +49,7 @@ class Found:
     digest: str | None
 
 
-def search_registry(wire: Wire, search: Search) -> list[Found]:
+def search_registry(wire: Wire, search: Search) -> list[SearchHit]:
     """Ask `/api/adapt/v1/adapters`, page by page."""
     asked: dict[str, Any] = {
         "q": search.text,
@@ -62,7 +62,7 @@ def search_registry(wire: Wire, search: Search) -> list[Found]:
         "limit": min(search.limit, PAGE),
     }
     asked = {name: value for name, value in asked.items() if value not in (None, "")}
-    found: list[Found] = []
+    found: list[SearchHit] = []
     while len(found) < search.limit:
         try:
             page = wire.json("api/adapt/v1/adapters", asked)
@@ -76,7 +76,7 @@ def search_registry(wire: Wire, search: Search) -> list[Found]:
     return found[: search.limit]
 
 
-def search_tags(wire: Wire, search: Search) -> list[Found]:
+def search_tags(wire: Wire, search: Search) -> list[SearchHit]:
     """Ask `/api/models`, which every hub has: tags find base, task and exact rank; a range is picked from one page."""
     tags = ["peft" if not search.base_weights and not search.task else "adapterhub"]
     if search.base_weights:
@@ -95,7 +95,7 @@ def search_tags(wire: Wire, search: Search) -> list[Found]:
     return list(islice(fitting, search.limit))
 
 
-def _is(search: Search, found: Found) -> bool:
+def _is(search: Search, found: SearchHit) -> bool:
     return not search.method or search.method.lower() in {m.lower() for m in found.method}
 
 
@@ -104,9 +104,9 @@ def _hub_id(text: str | None) -> str | None:
     return text if text is not None and is_hub_id(text) else None
 
 
-def _of_row(row: Mapping[str, Any]) -> Found:
+def _of_row(row: Mapping[str, Any]) -> SearchHit:
     weights = row["base_sha256"]
-    return Found(
+    return SearchHit(
         repo=str(row["repo"]),
         name=row["name"],
         version=row["version"],
@@ -120,7 +120,7 @@ def _of_row(row: Mapping[str, Any]) -> Found:
     )
 
 
-def _of_model(model: Mapping[str, Any]) -> Found:
+def _of_model(model: Mapping[str, Any]) -> SearchHit:
     told = model.get("tags")
     tags = [str(tag) for tag in told] if isinstance(told, list) else []
 
@@ -128,7 +128,7 @@ def _of_model(model: Mapping[str, Any]) -> Found:
         return next(_values(tags, kind), None)
 
     rank, weights = said("lora-rank:"), max(_values(tags, "base-sha256:"), key=len, default=None)
-    return Found(
+    return SearchHit(
         repo=str(model["id"]),
         name=said("adapter-name:"),
         version=None,

@@ -23,7 +23,7 @@ from adapterhub.core.errors import (
 )
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.install import Plan, plan_install, run_install
+from adapterhub.distribution.install import InstallPlan, plan_install, run_install
 from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef
 from adapterhub.inference.engines import BaseFacts, Verdict, judge
@@ -149,7 +149,7 @@ class AdapterProvider:
         assert build is not None  # it was there, or was added
         return build
 
-    def _planned(self, spec: AdapterSpec, *, allow_base_mismatch: bool) -> Plan:
+    def _planned(self, spec: AdapterSpec, *, allow_base_mismatch: bool) -> InstallPlan:
         return plan_install(
             self.library,
             spec,

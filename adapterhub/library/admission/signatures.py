@@ -46,7 +46,7 @@ NOWHERE: Final = Remote(name="", url="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class RequestedVersions:
     """What the user asked for, as far as it says whether an older build may be meant.
 
     `bases` are digests of weights: of the base that was asked for and of the one that the build declares, the one to
@@ -106,7 +106,7 @@ class SignatureAdmission:
         release: Release,
         provenance: Provenance,
         place: str,
-        asked: Asked,
+        asked: RequestedVersions,
         given: Demand | Policy | None = None,
     ) -> Admitted:
         """Let a build in that is about to be fetched from `place`, a URL or a path, and remember its version.
@@ -176,7 +176,9 @@ def check_standing(
         raise _refused(release, clause, judgement.standing, hint, ending)
 
 
-def _refuse_contradiction(release: Release, judgement: Appraisal, seen: Seen, asked: Asked, trust: Trust) -> None:
+def _refuse_contradiction(
+    release: Release, judgement: Appraisal, seen: Seen, asked: RequestedVersions, trust: Trust
+) -> None:
     """Refuse what does not go with what was seen of the name before."""
     before = f"and until now it was signed by {trust.name_of(seen.signer)}"
     if judgement.fingerprint is None:
@@ -198,7 +200,7 @@ def _refuse_contradiction(release: Release, judgement: Appraisal, seen: Seen, as
         raise _refused(release, text, "rolled_back", hint)
 
 
-def _newest(asked: Asked, builds: Collection[FirstUseBuild]) -> str | None:
+def _newest(asked: RequestedVersions, builds: Collection[FirstUseBuild]) -> str | None:
     newest: str | None = None
     for build in builds:
         if asked.means(build) and (newest is None or is_older(newest, build.version)):

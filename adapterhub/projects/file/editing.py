@@ -12,7 +12,7 @@ from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Conflict, NotAllowed, NotFound, shown
 from adapterhub.core.specs import AdapterName, BaseSpec
 from adapterhub.projects.file.reading import parse_project, project_bytes, wanted_spec
-from adapterhub.projects.values import Project, Wanted
+from adapterhub.projects.values import AdapterRequirement, Project
 from adapterhub.weights.recipes.toml.values import near_name
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def create_project(folder: Path, base: BaseSpec | None = None) -> Project:
     return _write(folder, new_project_text(base))
 
 
-def save_adapter(folder: Path, wanted: Wanted) -> Project:
+def save_adapter(folder: Path, wanted: AdapterRequirement) -> Project:
     """Write what is wanted under its name into the project file; the name's older entry gives way, wherever it stood.
 
     Raises:
@@ -91,7 +91,7 @@ def text_of_project(folder: Path) -> str:
 
 
 # ---------------------------------------------------------------- text to text
-def with_adapter(text: str, wanted: Wanted) -> str:
+def with_adapter(text: str, wanted: AdapterRequirement) -> str:
     """The text with this adapter in it; see `save_adapter`."""
     document, line_end = _parsed(text)
     if wanted.key in document.get("merges", {}):
@@ -110,7 +110,7 @@ def with_adapter(text: str, wanted: Wanted) -> str:
 def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
     """The text without these adapters or merges; see `remove_adapter`."""
     project = parse_project(text.encode(), Path(), PROJECT_FILE)
-    known = [wanted.key for wanted in project.wanted]
+    known = [wanted.key for wanted in project.requirements]
     for key in keys:
         if key not in known:
             near = near_name(key, known)
@@ -158,7 +158,7 @@ def _put(table: Any, key: AdapterName, entry: Any) -> None:  # noqa: ANN401 - as
     body.extend(held)
 
 
-def _entry(wanted: Wanted) -> Any:  # noqa: ANN401 - text or a table, as tomlkit has them
+def _entry(wanted: AdapterRequirement) -> Any:  # noqa: ANN401 - text or a table, as tomlkit has them
     """The shortest form that reads as `wanted`."""
     import tomlkit
 

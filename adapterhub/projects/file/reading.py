@@ -27,7 +27,7 @@ from adapterhub.core.specs import (
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys
 from adapterhub.library.remotes import parse_remote_name
 from adapterhub.projects.file.positions import both_sides, line_of, lines_of
-from adapterhub.projects.values import Policy, Project, ProjectRemote, Wanted, WantedMerge
+from adapterhub.projects.values import AdapterRequirement, MergeRequirement, Policy, Project, ProjectRemote
 from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
 from adapterhub.weights.recipes.toml import step_from, toml_of
 from adapterhub.weights.recipes.toml.values import near_name
@@ -268,7 +268,7 @@ class _Reader:
             signatures=signatures if signatures in SIGNATURE_POLICIES else None,
         )
 
-    def adapters(self, holder: Mapping[str, Any], group: str | None, path: str) -> list[Wanted]:
+    def adapters(self, holder: Mapping[str, Any], group: str | None, path: str) -> list[AdapterRequirement]:
         found = []
         for name, item in holder.items():
             where = f"{path}{name}"
@@ -292,10 +292,10 @@ class _Reader:
             remote = self.text(item, "remote", f"{path}{name}.")
             if spec is not None:
                 ranks = RankRange(rank=exact, min_rank=low, max_rank=high)
-                found.append(Wanted(key=key, spec=spec, ranks=ranks, group=group, remote=remote))
+                found.append(AdapterRequirement(key=key, spec=spec, ranks=ranks, group=group, remote=remote))
         return found
 
-    def merge(self, holder: Mapping[str, Any], name: str) -> WantedMerge | None:
+    def merge(self, holder: Mapping[str, Any], name: str) -> MergeRequirement | None:
         path = f"merges.{name}"
         item = self.take(holder, name, dict, "merges.")
         key = self.parsed(name, parse_name, path)
@@ -306,7 +306,7 @@ class _Reader:
         for problem in problems:
             place, _, text = problem.partition(": ")
             self.say(place, text)
-        return WantedMerge(
+        return MergeRequirement(
             key=key,
             step=step,
             version=self.checked(item, "version", parse_version, f"{path}."),
@@ -335,8 +335,8 @@ class _Reader:
     def names_agree(self, project: Project, remotes: Mapping[str, Any]) -> None:
         """Names are given once, and what is named is there."""
         places: dict[str, str] = {}
-        for wanted in project.wanted:
-            table = "merges" if isinstance(wanted, WantedMerge) else "adapters"
+        for wanted in project.requirements:
+            table = "merges" if isinstance(wanted, MergeRequirement) else "adapters"
             path = (
                 f"groups.{wanted.group}.{wanted.key}"
                 if wanted.group and table == "adapters"

@@ -5,8 +5,8 @@
     ranks                 an adapter has to have a larger rank than the project takes
     remotes               two remotes of the project have other bytes for one release
 
-Each function looks at values that are at hand, and gives what it found as a `Found`, or None; `conflict` makes one
-refusal of all of them, so that a user learns everything at once.
+Each function reads values only and returns a `ProjectClash` or None. `conflict` makes one refusal of all clashes, so
+that a user sees them together.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from adapterhub.distribution.resolve import Candidate
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.projects.file.policy import parse_exclude_newer, refusal
-from adapterhub.projects.values import LockedAdapter, LockedBase, Policy, Project, Wanted
+from adapterhub.projects.values import AdapterRequirement, LockedAdapter, LockedBase, Policy, Project
 
 SHOWN_DIGEST: Final = 19  # `sha256:` and 12 hex digits
 _SAME: Final = (BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class ProjectClash:
     """One conflict. `reasons` holds `(place, what is there)` each; `hint` says what to type."""
 
     summary: str
@@ -40,14 +40,14 @@ class Found:
     hint: str
 
 
-def conflict(found: Sequence[Found]) -> ProjectConflict:
+def conflict(found: Sequence[ProjectClash]) -> ProjectConflict:
     """One refusal for all of `found`, which is not empty."""
     reasons = tuple(reason for one in found for reason in one.reasons)
     summary = "; ".join(dict.fromkeys(one.summary for one in found))
     return ProjectConflict(summary, reasons, hint="; ".join(dict.fromkeys(one.hint for one in found)))
 
 
-def conflicts_in(project: Project, weights_of: Callable[[BaseSpec], str | None] | None = None) -> list[Found]:
+def conflicts_in(project: Project, weights_of: Callable[[BaseSpec], str | None] | None = None) -> list[ProjectClash]:
     """What the project file alone shows: bases that differ, and ranks over the maximum.
 
     `weights_of` gives the weights digest of a base that is known here, so that two names of one base are no conflict.
@@ -58,7 +58,9 @@ def conflicts_in(project: Project, weights_of: Callable[[BaseSpec], str | None] 
 
 
 # ---------------------------------------------------------------- bases
-def bases_asked_for(project: Project, weights_of: Callable[[BaseSpec], str | None] | None = None) -> Found | None:
+def bases_asked_for(
+    project: Project, weights_of: Callable[[BaseSpec], str | None] | None = None
+) -> ProjectClash | None:
     """Adapters whose specs name another base than the project, or each other."""
     look_up = weights_of or (lambda _: None)
 
@@ -77,7 +79,7 @@ def bases_asked_for(project: Project, weights_of: Callable[[BaseSpec], str | Non
     reasons += [(one.key, f"asks for base `{one.spec.base}`") for one in (others if reasons else asking)]
     other = others[0]
     bare = replace(other.spec, base=None)
-    return Found(
+    return ProjectClash(
         summary="a project has one base, and its adapters ask for others",
         reasons=tuple(reasons),
         hint=f"`adapt install --save {_typed(bare)}` asks for a build for `{mine}`; `adapt init DIR --base "
@@ -87,7 +89,7 @@ def bases_asked_for(project: Project, weights_of: Callable[[BaseSpec], str | Non
 
 def built_for_several_bases(
     adapters: Sequence[LockedAdapter], label_of: Callable[[Digest], str] | None = None
-) -> Found | None:
+) -> ProjectClash | None:
     """What a project without a base came to, when it is made for different bases.
 
     `label_of` names a base by its weights. A build that declares no base speaks against none.
@@ -100,7 +102,7 @@ def built_for_several_bases(
         return None
     names = {base: shown(label_of(base) if label_of else "") or _short(base) for base in by_base}
     most = names[max(by_base, key=lambda base: len(by_base[base]))]
-    return Found(
+    return ProjectClash(
         summary="the adapters of this project are made for different bases",
         reasons=tuple(
             (one.key, f"{shown(one.version)} is made for base `{names[base]}`")
@@ -112,7 +114,7 @@ def built_for_several_bases(
     )
 
 
-def moved_base(locked: LockedBase, here: BaseRecord, evidence: Iterable[BaseFingerprint] = ()) -> Found | None:
+def moved_base(locked: LockedBase, here: BaseRecord, evidence: Iterable[BaseFingerprint] = ()) -> ProjectClash | None:
     """A base whose weights are not those that were locked under its name.
 
     `evidence` are fingerprints that builds of the lock declare: one of the locked weights tells another precision of
@@ -127,7 +129,7 @@ def moved_base(locked: LockedBase, here: BaseRecord, evidence: Iterable[BaseFing
         return None
     same_shapes = locked.structure is not None and locked.structure == now.structure
     what = "other values in the same shapes" if same_shapes else "tensors of other names or shapes"
-    return Found(
+    return ProjectClash(
         summary=f"the weights of base `{shown(locked.spec)}` changed since they were locked",
         reasons=(
             ("locked", f"{locked.weights}"),
@@ -144,13 +146,13 @@ def _way_back(base: str) -> str:
 
 
 # ---------------------------------------------------------------- ranks and the rest of the policy
-def rank_over_maximum(policy: Policy, wanted: Wanted) -> Found | None:
+def rank_over_maximum(policy: Policy, wanted: AdapterRequirement) -> ProjectClash | None:
     """A rank that an adapter has to have at least, over the largest that the project takes."""
     least, most = wanted.ranks.low, policy.max_rank
     if least is None or most is None or least <= most:
         return None
     asks = f"rank {least}" if wanted.ranks.rank is not None else f"a rank of at least {least}"
-    return Found(
+    return ProjectClash(
         summary="an adapter asks for a larger rank than the project takes",
         reasons=((wanted.key, f"asks for {asks}"), ("policy", f"`max-rank` is {most}")),
         hint=f"`adapt install --save {_typed(wanted.spec)} --max-rank {most}` asks for less; "
@@ -158,7 +160,7 @@ def rank_over_maximum(policy: Policy, wanted: Wanted) -> Found | None:
     )
 
 
-def kept_out(policy: Policy, wanted: Wanted, candidates: Iterable[Candidate], now: float) -> str:
+def kept_out(policy: Policy, wanted: AdapterRequirement, candidates: Iterable[Candidate], now: float) -> str:
     """The hint for an adapter of which the policy keeps out every release: which rule does, and what would let one in.
 
     Empty when no single rule does.
@@ -184,14 +186,14 @@ def kept_out(policy: Policy, wanted: Wanted, candidates: Iterable[Candidate], no
     return ""
 
 
-def _is_asked_for(wanted: Wanted, candidate: Candidate) -> bool:
+def _is_asked_for(wanted: AdapterRequirement, candidate: Candidate) -> bool:
     try:
         return wanted.spec.matches(candidate.version)
     except SpecError:
         return False
 
 
-def _rank_hint(policy: Policy, wanted: Wanted, held: Sequence[Candidate]) -> str:
+def _rank_hint(policy: Policy, wanted: AdapterRequirement, held: Sequence[Candidate]) -> str:
     ranks = [one.rank for one in held if one.rank is not None]
     if not ranks:
         return "its rank is not recorded, so no `max-rank` lets it in"
@@ -213,7 +215,7 @@ def _date_hint(policy: Policy, held: Sequence[Candidate], now: float) -> str:
 
 
 # ---------------------------------------------------------------- remotes
-def in_two_remotes(wanted: Wanted, offers: Mapping[str, Sequence[Candidate]]) -> Found | None:
+def in_two_remotes(wanted: AdapterRequirement, offers: Mapping[str, Sequence[Candidate]]) -> ProjectClash | None:
     """Remotes of a project, by name, that have other bytes for one and the same build of an adapter.
 
     A release never changes, so one of them is not what it says it is; which one, only the user can tell.
@@ -235,14 +237,16 @@ def in_two_remotes(wanted: Wanted, offers: Mapping[str, Sequence[Candidate]]) ->
     reasons = [
         (f"{wanted.key} in `{shown(remote)}`", _described(one)) for remote, one in named if _identity(one) in torn
     ]
-    return Found(
+    return ProjectClash(
         summary=f"two remotes of this project have other bytes for the same release of `{wanted.spec.full_name}`",
         reasons=tuple(reasons),
         hint=f"`{_entry(wanted, min(offers))}` in the project file says which of them is meant",
     )
 
 
-def other_remotes_notice(wanted: Wanted, taken: tuple[str, Candidate], others: Mapping[str, Candidate]) -> str | None:
+def other_remotes_notice(
+    wanted: AdapterRequirement, taken: tuple[str, Candidate], others: Mapping[str, Candidate]
+) -> str | None:
     """What to say when other remotes of a project would give another build than `taken`, of the one named first.
 
     `others` holds the build that each would give, by its name.
@@ -261,7 +265,7 @@ def _identity(one: Candidate) -> tuple[object, ...]:
     return one.namespace, one.version, one.rank, one.base_label
 
 
-def _entry(wanted: Wanted, remote: str) -> str:
+def _entry(wanted: AdapterRequirement, remote: str) -> str:
     return f'{wanted.key} = {{ spec = "{wanted.spec}", remote = "{shown(remote)}" }}'
 
 

@@ -7,24 +7,31 @@ from dataclasses import fields, replace
 
 from adapterhub.core.errors import shown
 from adapterhub.core.specs import AdapterName
-from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, Policy, Project, Wanted, WantedMerge
+from adapterhub.projects.values import (
+    AdapterRequirement,
+    Lock,
+    Locked,
+    LockedAdapter,
+    LockedMerge,
+    MergeRequirement,
+    Policy,
+    Project,
+)
 from adapterhub.weights.recipes.toml.values import Inner, Leaf, Step
 
-_Locked = LockedAdapter | LockedMerge
 
-
-def wanted_text(wanted: Wanted) -> str:
+def wanted_text(wanted: AdapterRequirement) -> str:
     """What a project asks for, as a lock records it: `acme/legal-qa>=1.2,<2 max-rank=16 remote=ours`."""
     more = wanted.ranks.written | ({} if wanted.remote is None else {"remote": wanted.remote})
     return " ".join([str(wanted.spec), *(f"{name}={value}" for name, value in more.items())])
 
 
-def exact_spec(entry: _Locked) -> str:
+def exact_spec(entry: Locked) -> str:
     """A spec that means this locked build, with its version: `acme/legal-qa==1.2.0`."""
     return f"{entry.name if isinstance(entry, LockedAdapter) else entry.key}=={entry.version}"
 
 
-def locked_step(step: Step, entries: Mapping[AdapterName, _Locked]) -> Step:
+def locked_step(step: Step, entries: Mapping[AdapterName, Locked]) -> Step:
     """A merge of a project with each name in it replaced by what is locked under that name: exact spec and digest.
 
     Raises:
@@ -56,11 +63,11 @@ def lock_problems(project: Project, lock: Lock) -> list[str]:
             problems += merge_problems(merge, entry, entries)
         else:
             problems.append(f"`{merge.key}` is not locked")
-    asked = {wanted.key for wanted in project.wanted}
+    asked = {wanted.key for wanted in project.requirements}
     return problems + [f"`{key}` is locked, and the project does not ask for it" for key in entries if key not in asked]
 
 
-def adapter_problems(project: Project, wanted: Wanted, entry: LockedAdapter) -> list[str]:
+def adapter_problems(project: Project, wanted: AdapterRequirement, entry: LockedAdapter) -> list[str]:
     """Why a locked adapter does not answer what is wanted under its name."""
     problems = []
     if entry.wanted != (text := wanted_text(wanted)):
@@ -77,7 +84,7 @@ def adapter_problems(project: Project, wanted: Wanted, entry: LockedAdapter) -> 
     return problems
 
 
-def merge_problems(wanted: WantedMerge, entry: LockedMerge, entries: Mapping[AdapterName, _Locked]) -> list[str]:
+def merge_problems(wanted: MergeRequirement, entry: LockedMerge, entries: Mapping[AdapterName, Locked]) -> list[str]:
     """Why a locked merge does not answer what is wanted under its name."""
     problems = []
     try:
@@ -114,7 +121,7 @@ def _base_problems(project: Project, lock: Lock) -> list[str]:
     return [f"the base is locked as {_said(locked)}, the project asks for {_said(asked)}"]
 
 
-def _group_problems(wanted: Wanted | WantedMerge, entry: _Locked) -> list[str]:
+def _group_problems(wanted: AdapterRequirement | MergeRequirement, entry: Locked) -> list[str]:
     if wanted.group == entry.group:
         return []
     return [f"`{wanted.key}` is locked in {_group(entry.group)}, the project has it in {_group(wanted.group)}"]

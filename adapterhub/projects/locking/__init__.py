@@ -27,7 +27,15 @@ from adapterhub.projects.lock.staleness import adapter_problems, locked_step, me
 from adapterhub.projects.locking._base import base_choice, base_moved_since, in_project, weights_of
 from adapterhub.projects.locking._changes import Change, changes_between
 from adapterhub.projects.locking._choosing import Asking, Chosen, choose_build, locked_adapter, locked_source, remote_of
-from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, Project, Wanted, WantedMerge
+from adapterhub.projects.values import (
+    AdapterRequirement,
+    Lock,
+    Locked,
+    LockedAdapter,
+    LockedMerge,
+    MergeRequirement,
+    Project,
+)
 
 __all__ = [
     "ALL",
@@ -53,10 +61,9 @@ ALL: Final = frozenset({"*"})
 AT_ONCE: Final = 8
 """Adapters whose places are asked at the same time."""
 
-Locked = LockedAdapter | LockedMerge
-SourcesFor = Callable[[Wanted], Sequence[Source]]
+SourcesFor = Callable[[AdapterRequirement], Sequence[Source]]
 """The places that may be asked for an adapter, in order, without the library."""
-MakeMerge = Callable[[WantedMerge, Mapping[AdapterName, Locked]], LockedMerge]
+MakeMerge = Callable[[MergeRequirement, Mapping[AdapterName, Locked]], LockedMerge]
 """Runs a merge whose inputs are locked, and says what came out."""
 
 
@@ -141,9 +148,9 @@ class _Search:
         project, known = self.asking.project, self.previous.entries if self.previous else {}
         policy_is_new = self.previous is not None and bool(policy_changes(self.previous.policy, project.policy))
         found: dict[AdapterName, LockedAdapter] = {}
-        to_ask: list[tuple[Wanted, LockedAdapter | None]] = []
+        to_ask: list[tuple[AdapterRequirement, LockedAdapter | None]] = []
 
-        def must_ask(wanted: Wanted, old: LockedAdapter) -> bool:
+        def must_ask(wanted: AdapterRequirement, old: LockedAdapter) -> bool:
             if self.asking.base.is_new or upgrade == ALL or wanted.key in upgrade:
                 return True
             return bool(adapter_problems(project, wanted, replace(old, group=wanted.group)))
@@ -165,7 +172,9 @@ class _Search:
         return [found[wanted.key] for wanted in project.adapters], warnings
 
     def ask(
-        self, to_ask: Sequence[tuple[Wanted, LockedAdapter | None]], progress: Callable[[int, int], None] | None
+        self,
+        to_ask: Sequence[tuple[AdapterRequirement, LockedAdapter | None]],
+        progress: Callable[[int, int], None] | None,
     ) -> list[Chosen]:
         """The choice for each, or a refusal that tells of every one that has none."""
         places = [self.sources_for(wanted) for wanted, _ in to_ask]
@@ -217,7 +226,7 @@ def _refusal(failed: Sequence[tuple[AdapterName, AdapterHubError]]) -> AdapterHu
 
 
 def _refuse_unknown(project: Project, upgrade: Collection[str]) -> None:
-    names = [wanted.key for wanted in project.wanted]
+    names = [wanted.key for wanted in project.requirements]
     unknown = [name for name in upgrade if name not in names] if upgrade != ALL else []
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, n=1)
@@ -227,12 +236,12 @@ def _refuse_unknown(project: Project, upgrade: Collection[str]) -> None:
         raise NotFound(f"the project has nothing named {', '.join(f'`{shown(n)}`' for n in unknown)}", hint=hint)
 
 
-def _in_order(merges: Sequence[WantedMerge]) -> list[WantedMerge]:
+def _in_order(merges: Sequence[MergeRequirement]) -> list[MergeRequirement]:
     """Merges after those that go into them; the project's reader has refused circles."""
     by_key = {merge.key: merge for merge in merges}
-    done: dict[AdapterName, WantedMerge] = {}
+    done: dict[AdapterName, MergeRequirement] = {}
 
-    def visit(merge: WantedMerge) -> None:
+    def visit(merge: MergeRequirement) -> None:
         if merge.key in done:
             return
         for leaf in merge.step.leaves():
@@ -246,7 +255,7 @@ def _in_order(merges: Sequence[WantedMerge]) -> list[WantedMerge]:
 
 
 def _merge(
-    wanted: WantedMerge,
+    wanted: MergeRequirement,
     entries: Mapping[AdapterName, Locked],
     old: Locked | None,
     make_merge: MakeMerge | None,

@@ -12,7 +12,7 @@ from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
-from adapterhub.projects.lock.conflicts import Found, conflict, moved_base
+from adapterhub.projects.lock.conflicts import ProjectClash, conflict, moved_base
 from adapterhub.projects.values import Lock, LockedBase, Project
 
 
@@ -64,7 +64,7 @@ def base_choice(library: Library, project: Project, previous: Lock | None, *, ta
     return BaseChoice(wanted=wanted, locked=locked, is_new=is_new)
 
 
-def base_moved_since(library: Library, lock: Lock) -> Found | None:
+def base_moved_since(library: Library, lock: Lock) -> ProjectClash | None:
     """The base of a lock when its name stands for other weights in this library by now; no file of it is looked at."""
     if lock.base is None or (spec := BaseSpec.parse(lock.base.spec)).kind == "path":
         return None  # what lies in a folder now, only its bytes can tell

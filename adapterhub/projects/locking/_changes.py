@@ -9,7 +9,7 @@ from adapterhub.core.errors import shown
 from adapterhub.core.specs import AdapterName
 from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.projects.lock.staleness import policy_changes
-from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedMerge, LockedSource
+from adapterhub.projects.values import Lock, Locked, LockedAdapter, LockedBase, LockedMerge, LockedSource
 
 _SHORT: Final = 19
 _SIGNS: Final = {"added": "+", "removed": "-", "changed": "~"}
@@ -22,8 +22,8 @@ class Change:
     kind: Literal["added", "removed", "changed"]
     key: AdapterName | None
     text: str
-    before: LockedAdapter | LockedMerge | None = None
-    after: LockedAdapter | LockedMerge | None = None
+    before: Locked | None = None
+    after: Locked | None = None
 
     @property
     def line(self) -> str:
@@ -51,7 +51,7 @@ def changes_between(before: Lock | None, after: Lock) -> tuple[Change, ...]:
     return tuple(found)
 
 
-def _about(entry: LockedAdapter | LockedMerge) -> str:
+def _about(entry: Locked) -> str:
     name = entry.name if isinstance(entry, LockedAdapter) else "merge"
     rank = f" rank {entry.rank}" if entry.rank else ""
     return f"{name} {entry.version}{rank}  {entry.digest[:_SHORT]}  {place_text(entry.source)}"
@@ -64,7 +64,7 @@ def place_text(source: LockedSource) -> str:
     return f"from {shown(kind_named(source.kind).describe(source.address, source.pin), 200)}"
 
 
-def _difference(one: LockedAdapter | LockedMerge, other: LockedAdapter | LockedMerge) -> str:
+def _difference(one: Locked, other: Locked) -> str:
     """The fields that differ, the most telling first."""
     told = []
     if isinstance(one, LockedAdapter) and isinstance(other, LockedAdapter):

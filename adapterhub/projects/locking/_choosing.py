@@ -21,7 +21,14 @@ from adapterhub.library.transfer import Source
 from adapterhub.projects.lock.conflicts import conflict, in_two_remotes, kept_out, other_remotes_notice
 from adapterhub.projects.lock.staleness import wanted_text
 from adapterhub.projects.locking._base import BaseChoice, in_project
-from adapterhub.projects.values import LockedAdapter, LockedFile, LockedSource, Project, ProjectRemote, Wanted
+from adapterhub.projects.values import (
+    AdapterRequirement,
+    LockedAdapter,
+    LockedFile,
+    LockedSource,
+    Project,
+    ProjectRemote,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +61,7 @@ class _Offer:
 
 
 def choose_build(
-    asking: Asking, wanted: Wanted, sources: Sequence[Source], *, keep: LockedAdapter | None = None
+    asking: Asking, wanted: AdapterRequirement, sources: Sequence[Source], *, keep: LockedAdapter | None = None
 ) -> Chosen:
     """The build for `wanted` out of the first place that has a fitting one; with `keep` that one, if it may stay.
 
@@ -73,7 +80,7 @@ def choose_build(
 class _Search:
     """One adapter's places, each asked at most once."""
 
-    def __init__(self, asking: Asking, wanted: Wanted, sources: Sequence[Source]) -> None:
+    def __init__(self, asking: Asking, wanted: AdapterRequirement, sources: Sequence[Source]) -> None:
         self._asking, self._wanted = asking, wanted
         self._every_source = (*sources, asking.library)
         self._sources = Admission(asking.library).of_places(self._every_source, wanted.spec.namespace)
@@ -173,7 +180,7 @@ class _Search:
 
 
 def locked_adapter(
-    project: Project, library: Library, wanted: Wanted, release: Release, source: Source
+    project: Project, library: Library, wanted: AdapterRequirement, release: Release, source: Source
 ) -> LockedAdapter:
     """A build of `source` as the lock has it."""
     manifest = release.manifest

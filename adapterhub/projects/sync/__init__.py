@@ -28,40 +28,33 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
-from adapterhub.projects.builds import (
-    Locked,
-    ensure_admissible,
-    has_objects,
-    is_installed,
-    locked_build,
-    namespace_of,
-)
+from adapterhub.projects.builds import ensure_admissible, has_objects, is_installed, locked_build, namespace_of
 from adapterhub.projects.sync._bringing import Brought, Places, PolicyFor, bring
 from adapterhub.projects.sync._folders import (
-    Judged,
+    FolderState,
     clear_leftovers,
     folders_in,
     is_ours,
-    judge,
     place,
     stamps_of,
+    state_of,
     take_away,
 )
 from adapterhub.projects.sync._state import Placed, read_state, write_state
 from adapterhub.projects.sync._target import Target, opened
-from adapterhub.projects.values import Lock, LockedMerge
+from adapterhub.projects.values import Lock, Locked, LockedMerge
 
 __all__ = [
     "AT_ONCE",
     "Bar",
     "Brought",
-    "Done",
-    "Means",
+    "BuildSources",
     "Places",
     "PolicyFor",
     "Rebuild",
-    "Step",
     "SyncPlan",
+    "SyncResult",
+    "SyncStep",
     "Target",
     "bring",
     "bring_locked",
@@ -82,7 +75,7 @@ Bar = Callable[[str, int], AbstractContextManager[Progress]]
 Rebuild = Callable[[LockedMerge], Brought]
 """Makes a locked merge, whose inputs are in the library, out of its recipe."""
 
-What = Literal["kept", "linked", "replaced"]
+FolderChange = Literal["kept", "linked", "replaced"]
 
 
 def _no_policy(_entry: Locked) -> None:
@@ -90,7 +83,7 @@ def _no_policy(_entry: Locked) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Means:
+class BuildSources:
     """How a locked build that is not in the library gets there."""
 
     places: Places
@@ -100,12 +93,12 @@ class Means:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class SyncStep:
     """One locked adapter and how its folder stands."""
 
     entry: Locked
     folder: Path
-    judged: Judged
+    state: FolderState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,21 +106,21 @@ class SyncPlan:
     """What a sync would do. `left` are folders of ours that the lock does not ask for, `foreign` those of others."""
 
     target: Target
-    steps: tuple[Step, ...]
+    steps: tuple[SyncStep, ...]
     left: tuple[Path, ...]
     foreign: tuple[Path, ...]
 
     @property
-    def blocked(self) -> tuple[Step, ...]:
+    def blocked(self) -> tuple[SyncStep, ...]:
         """Locked adapters in whose place lies something that sync did not make."""
-        return tuple(step for step in self.steps if step.judged.standing == "foreign")
+        return tuple(step for step in self.steps if step.state.standing == "foreign")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
+class SyncResult:
     """What was done: with each locked adapter, where a missing one came from, and what was removed."""
 
-    steps: tuple[tuple[Step, What], ...]
+    steps: tuple[tuple[SyncStep, FolderChange], ...]
     brought: tuple[Brought, ...]
     removed: tuple[Path, ...]
 
@@ -155,10 +148,10 @@ def plan_sync(target: Target, entries: Iterable[Locked], *, reads_all: bool = Fa
     """Compare `adapters/` of the project with what is locked; with `reads_all`, every byte of it."""
     adapters, ours = target.adapters, read_state(target.store, target.project)
     steps = [
-        Step(
+        SyncStep(
             entry=entry,
             folder=target.path / entry.key,
-            judged=judge(adapters, entry, ours.get(entry.key), reads_all=reads_all),
+            state=state_of(adapters, entry, ours.get(entry.key), reads_all=reads_all),
         )
         for entry in entries
     ]
@@ -176,12 +169,12 @@ def run_sync(
     library: Library,
     lock: Lock,
     plan: SyncPlan,
-    means: Means,
+    means: BuildSources,
     *,
     prune: bool = False,
     delete: Collection[Path] = (),
     reads_all: bool = False,
-) -> Done:
+) -> SyncResult:
     """Carry a plan out. `prune` removes what sync made and the lock does not ask for any more.
 
     `reads_all` hashes the objects that are linked now, too; one that is damaged is fetched anew.
@@ -193,14 +186,14 @@ def run_sync(
         SignatureRefused, NamespaceBound: a build may not be used; no folder changed.
     """
     ensure_unblocked(plan, delete)
-    here = {step.entry.key: step.folder for step in plan.steps if step.judged.standing == "right"}
+    here = {step.entry.key: step.folder for step in plan.steps if step.state.standing == "right"}
     _refuse_damaged_objects(library, plan, reads_all=reads_all)
     entries = [step.entry for step in plan.steps]
     brought = bring_locked(library, lock, entries, means, here=here)
     ensure_admissible(library, entries, means.policy)
     steps = tuple(_place_all(library, plan))
     removed = tuple(_remove(plan, [*(plan.left if prune else ()), *(f for f in plan.foreign if f in delete)]))
-    return Done(steps=steps, brought=tuple(brought), removed=removed)
+    return SyncResult(steps=steps, brought=tuple(brought), removed=removed)
 
 
 def ensure_unblocked(plan: SyncPlan, delete: Collection[Path] = ()) -> None:
@@ -211,7 +204,7 @@ def ensure_unblocked(plan: SyncPlan, delete: Collection[Path] = ()) -> None:
     """
     steps = [step for step in plan.blocked if step.folder not in delete]
     if steps:
-        lines = [f"  {ADAPTERS_FOLDER}/{step.folder.name}  {'; '.join(step.judged.reasons)}" for step in steps]
+        lines = [f"  {ADAPTERS_FOLDER}/{step.folder.name}  {'; '.join(step.state.reasons)}" for step in steps]
         message = f"not made by sync, and not what is locked; nothing was changed in `{ADAPTERS_FOLDER}/`"
         raise Conflict("\n".join([message, *lines]), hint="move it away, or `adapt sync --prune` asks to delete it")
 
@@ -219,8 +212,8 @@ def ensure_unblocked(plan: SyncPlan, delete: Collection[Path] = ()) -> None:
 def _refuse_damaged_objects(library: Library, plan: SyncPlan, *, reads_all: bool) -> None:
     """Put damaged objects into quarantine where a folder that shares them is not as it was: they are fetched anew."""
     for step in plan.steps:
-        was_changed = step.judged.standing == "replace" and step.judged.reasons
-        if was_changed or (reads_all and step.judged.standing != "right"):
+        was_changed = step.state.standing == "replace" and step.state.reasons
+        if was_changed or (reads_all and step.state.standing != "right"):
             for file in step.entry.files:
                 path = library.store.blob_path(file.sha256)
                 if path.exists() and not is_sound(path, file.sha256):
@@ -232,7 +225,7 @@ def bring_locked(
     library: Library,
     lock: Lock,
     entries: Sequence[Locked],
-    means: Means,
+    means: BuildSources,
     *,
     here: Mapping[AdapterName, Path] = MappingProxyType({}),
 ) -> list[Brought]:
@@ -357,23 +350,23 @@ def _all_of(failures: Sequence[AdapterHubError]) -> AdapterHubError:
 
 
 # ---------------------------------------------------------------- placing
-def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[Step, What]]:
+def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[SyncStep, FolderChange]]:
     """Make every folder that is not right. No fsync: what a power cut takes away, the next sync makes again."""
     target = plan.target
     before = read_state(target.store, target.project)
-    after = before | {step.entry.key: step.judged.placed for step in plan.steps if step.judged.placed is not None}
-    todo = [step for step in plan.steps if step.judged.standing != "right"]
-    done: dict[str, What] = {}
+    after = before | {step.entry.key: step.state.placed for step in plan.steps if step.state.placed is not None}
+    todo = [step for step in plan.steps if step.state.standing != "right"]
+    done: dict[str, FolderChange] = {}
     if todo:
         adapters = target.make()
         # said before it is done, so that a sync which is killed leaves nothing that the next one takes for another's
-        making = {step.entry.key: step.judged.placed or Placed(step.entry.digest) for step in todo}
+        making = {step.entry.key: step.state.placed or Placed(step.entry.digest) for step in todo}
         write_state(target.store, target.project, after | making)
         for step in todo:
-            if step.judged.standing == "foreign" and adapters.has(step.entry.key):  # it was asked for
+            if step.state.standing == "foreign" and adapters.has(step.entry.key):  # it was asked for
                 take_away(adapters, step.entry.key)
             place(library, step.entry, adapters, replaces=_is_as_judged(adapters, step))
-            done[step.entry.key] = "replaced" if step.judged.standing == "replace" else "linked"
+            done[step.entry.key] = "replaced" if step.state.standing == "replace" else "linked"
         for step in todo:  # after all, since each further link of an object changes the time of its inode
             try:
                 with adapters.inside(step.entry.key) as folder:
@@ -387,13 +380,11 @@ def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[Step, What]]:
         yield step, done.get(step.entry.key, "kept")
 
 
-def _is_as_judged(adapters: RealFolder, step: Step) -> bool:
+def _is_as_judged(adapters: RealFolder, step: SyncStep) -> bool:
     """Whether the folder to replace is still the one that was looked at; where another came, a rename is refused."""
     with contextlib.suppress(FileNotFoundError):
         inode = adapters.facts(step.entry.key).st_ino
-        return (
-            step.judged.standing == "replace" and step.judged.placed is not None and inode == step.judged.placed.inode
-        )
+        return step.state.standing == "replace" and step.state.placed is not None and inode == step.state.placed.inode
     return False
 
 

@@ -25,13 +25,12 @@ from adapterhub.distribution.install import Expecting, admit
 from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.installed import Admission
-from adapterhub.library.admission.signatures import Asked
+from adapterhub.library.admission.signatures import RequestedVersions
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source, copy
 from adapterhub.projects.builds import (
-    Given,
-    Locked,
+    SignatureRequirement,
     ensure_locked_build,
     exact_spec,
     full_name_of,
@@ -41,12 +40,12 @@ from adapterhub.projects.builds import (
     namespace_of,
 )
 from adapterhub.projects.lock.conflicts import yanked_notice
-from adapterhub.projects.values import LockedAdapter, LockedMerge
+from adapterhub.projects.values import Locked, LockedAdapter, LockedMerge
 
 Places = Callable[[Locked], Iterable[Source]]
 """Where a locked build may be, in the order of asking: the place it was locked from first. It may raise."""
 
-PolicyFor = Callable[[Locked], Given]
+PolicyFor = Callable[[Locked], SignatureRequirement]
 """What is asked of signatures for this build, before the policies that the user has set; None for those alone."""
 
 _SHOWN_DIGEST: Final = 19
@@ -70,7 +69,7 @@ def bring(
     places: Places,
     *,
     base: BaseRecord | None,
-    policy: Given,
+    policy: SignatureRequirement,
     progress: Progress | None,
 ) -> Brought:
     """Install the locked build; `base` is what it is checked against when it declares no fingerprint.
@@ -169,7 +168,7 @@ def _take(
     source: Source,
     *,
     base: BaseRecord | None,
-    policy: Given,
+    policy: SignatureRequirement,
     progress: Progress | None,
 ) -> Brought:
     """Copy one build in, by its digest and by its signature."""
@@ -181,7 +180,7 @@ def _take(
     if source is not library:
         declared = release.manifest.base.fingerprint
         spec = replace(exact_spec(entry), digest_prefix=entry.digest)
-        asked = Asked(spec=spec, bases=(declared.weights if declared else "",))
+        asked = RequestedVersions(spec=spec, bases=(declared.weights if declared else "",))
         signature, finding = admit(library, release, source, asked, policy)
         if finding.severity == "warning":
             warnings.append(f"[{finding.code}] {finding.message}")

@@ -25,8 +25,9 @@ from adapterhub.core.errors import DigestMismatch
 from adapterhub.formats.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE
 from adapterhub.library.library import Library
-from adapterhub.projects.builds import Locked, ensure_locked_build, installed_folder
+from adapterhub.projects.builds import ensure_locked_build, installed_folder
 from adapterhub.projects.sync._state import Placed, Stamp, stamp_of
+from adapterhub.projects.values import Locked
 
 Standing = Literal["right", "new", "replace", "foreign"]
 
@@ -35,7 +36,7 @@ _OURS: Final = {*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE, SIGNATURE_FILE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class FolderState:
     """How a folder stands to the lock. `reasons` say what is wrong with it.
 
     `placed` is what to note of it: of a right one all, of one to replace its inode.
@@ -46,7 +47,9 @@ class Judged:
     placed: Placed | None = None
 
 
-def judge(adapters: RealFolder | None, entry: Locked, placed: Placed | None, *, reads_all: bool = False) -> Judged:
+def state_of(
+    adapters: RealFolder | None, entry: Locked, placed: Placed | None, *, reads_all: bool = False
+) -> FolderState:
     """Whether the folder holds exactly what is locked.
 
     A file whose stamp is as sync left it is not read again, unless `reads_all` asks for every byte.
@@ -56,33 +59,35 @@ def judge(adapters: RealFolder | None, entry: Locked, placed: Placed | None, *, 
     except FileNotFoundError:
         facts = None
     if adapters is None or facts is None:
-        return Judged(standing="new")
+        return FolderState(standing="new")
     if not stat.S_ISDIR(facts.st_mode):
-        return Judged(standing="foreign", reasons=("is no folder",))
+        return FolderState(standing="foreign", reasons=("is no folder",))
     known = placed.files if placed is not None and placed.digest == entry.digest and not reads_all else {}
     if placed is not None and known and placed.inode == facts.st_ino and _is_untouched(adapters, entry, known):
-        return Judged(standing="right", placed=placed)
+        return FolderState(standing="right", placed=placed)
     try:
         with adapters.inside(entry.key) as folder:
             return _judge_read(folder, entry, placed, known)
     except OSError as error:
-        return Judged(standing="foreign", reasons=(f"cannot be read: {error.strerror}",))
+        return FolderState(standing="foreign", reasons=(f"cannot be read: {error.strerror}",))
 
 
-def _judge_read(folder: RealFolder, entry: Locked, placed: Placed | None, known: Mapping[str, Stamp]) -> Judged:
+def _judge_read(folder: RealFolder, entry: Locked, placed: Placed | None, known: Mapping[str, Stamp]) -> FolderState:
     """The verdict by the bytes of those files that have not the stamps in `known`."""
     inode = os.fstat(folder.handle).st_ino
     stamps = stamps_of(folder)  # before a byte is read: what is written to meanwhile has another one next time
     wrong = list(_differences(folder, entry, {name for name in known if known[name] == stamps.get(name)}))
     if not wrong:
-        return Judged(standing="right", placed=Placed(entry.digest, inode, stamps))
+        return FolderState(standing="right", placed=Placed(entry.digest, inode, stamps))
     if placed is None or not _is_ours(folder, placed, inode):
-        return Judged(standing="foreign", reasons=tuple(wrong))
+        return FolderState(standing="foreign", reasons=tuple(wrong))
     if strange := strangers_in(folder):
         reason = f"holds `{'`, `'.join(strange)}`, which sync did not put there"
-        return Judged(standing="foreign", reasons=(reason,))
+        return FolderState(standing="foreign", reasons=(reason,))
     was_changed = placed.digest == entry.digest
-    return Judged(standing="replace", reasons=tuple(wrong) if was_changed else (), placed=Placed(entry.digest, inode))
+    return FolderState(
+        standing="replace", reasons=tuple(wrong) if was_changed else (), placed=Placed(entry.digest, inode)
+    )
 
 
 def is_ours(adapters: RealFolder, key: str, placed: Placed) -> bool:
