@@ -1,4 +1,4 @@
-"""Choose a build: the releases of several places as candidates, and the first place that has one that fits.
+"""Chooses a build: turns the releases of several places into candidates and takes the first place with a fitting one.
 
 A place listed later never overrides one listed earlier.
 """
@@ -62,14 +62,14 @@ def first_fitting(
     objection: Objection | None = None,
     ignore_bindings: bool = False,
 ) -> tuple[Release, Source, Resolution] | None:
-    """The build of the first of `sources` that has a fitting one; None when none has an adapter by that name.
+    """The build of the first of `sources` that has a fitting one; None when no source has an adapter of that name.
 
-    A namespace that belongs to a remote is asked of that alone, unless `ignore_bindings`.
+    A namespace that belongs to a remote is looked up there only, unless `ignore_bindings`.
 
     Raises:
-        NoCompatibleRelease: one reason per release of every place that was asked.
-        NamespaceBound: the namespace belongs to a server that is not among the places, or that has nothing, while
-            the library has a build under it from elsewhere.
+        NoCompatibleRelease: one reason per release of every place.
+        NamespaceBound: the namespace belongs to a server that is not among the places, or that has nothing while
+            the library has a build in this namespace from another place.
     """
     everything: dict[str, Candidate] = {}
     admission = Admission(library)
@@ -130,7 +130,7 @@ def find_installed(
     bounds: RankRange = ANY_RANK,
     allow_base_mismatch: bool = False,
 ) -> tuple[Installed, Resolution]:
-    """The one installed build that `spec` means, for use, and how it was chosen.
+    """The installed build that `spec` means, checked for use, and how it was chosen.
 
     Raises:
         AdapterNotFound: no adapter by that name is installed.
@@ -150,9 +150,9 @@ def look_up(
     bounds: RankRange = ANY_RANK,
     allow_base_mismatch: bool = False,
 ) -> tuple[Installed, Resolution]:
-    """The same to look at or to remove, also where it may not be used: what uses a build calls `find_installed`.
+    """Like `find_installed`, but without the admission check: for showing and removing a build, not for using it.
 
-    Where `library.names` gives the name a meaning, that build is the one, or is refused for what does not fit.
+    If `library.names` maps the name to a build, only that build is considered.
 
     Raises:
         AdapterNotFound: no adapter by that name is installed.

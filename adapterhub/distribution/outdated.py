@@ -1,4 +1,4 @@
-"""What places offer beside what one has: the newest release that is allowed, and the newest that fits at all."""
+"""Compares what you have with what places offer: the newest allowed release, and the newest that fits the base."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ AT_ONCE: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpgradeRequest:
-    """One adapter that is had, and what may take its place. `key` is its name in the project or in the library.
+    """One adapter that you have, and what may replace it. `key` is its name in the project or in the library.
 
-    `rank` is the one it has: of the newest release, a build of that rank is taken where there is one.
+    `rank` is its rank now: among the builds of the newest release, one of the same rank is preferred.
     """
 
     key: str
@@ -40,9 +40,9 @@ class UpgradeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """What one place offers. `allowed` is what the requirement would take, `newest` the newest that fits the base.
+    """What one place offers. `allowed` meets the requirement; `newest` is the newest that fits the base.
 
-    `yanked` is the reason why the very build that is had was withdrawn there; `problem` why the place did not answer.
+    `yanked` is the reason why the present build was withdrawn there; `problem` is why the place did not answer.
     """
 
     request: UpgradeRequest
@@ -54,7 +54,7 @@ class Offer:
 
     @property
     def has_allowed(self) -> bool:
-        """Whether an upgrade would take another, newer build from here."""
+        """Whether an upgrade would take a newer build from this place."""
         return self.allowed is not None and self._is_newer(self.allowed)
 
     @property
@@ -64,7 +64,7 @@ class Offer:
 
     @property
     def is_worth_telling(self) -> bool:
-        """Whether anything is not as it should be."""
+        """Whether there is anything to report."""
         return self.has_allowed or self.has_newer or self.yanked is not None or self.problem is not None
 
     def _is_newer(self, candidate: Candidate) -> bool:
@@ -92,9 +92,9 @@ class Offer:
 def offers(
     library: Library, requests: Sequence[UpgradeRequest], progress: Callable[[int, int], None] | None = None
 ) -> list[Offer]:
-    """What every place of every adapter offers, in their order; places are asked at the same time.
+    """What every place of every adapter offers, in order; requests run at the same time.
 
-    A place that does not answer is an offer with a problem; one that has nothing by the name is left out.
+    A place that does not answer gives an offer with a `problem`; a place without the name gives none.
     """
     found: list[Offer] = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -139,7 +139,7 @@ def _choice(
     bounds: RankRange,
     objection: Objection | None,
 ) -> Candidate | None:
-    """The build that would be taken, of the rank that one has where the same release has it; None when none fits."""
+    """The build that an upgrade would take, of the present rank if the release has one; None when none fits."""
     try:
         chosen = choose(spec, candidates, request.wanted, bounds, objection=objection).chosen
     except (Incompatible, UsageProblem, AdapterNotFound):

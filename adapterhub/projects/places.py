@@ -1,8 +1,8 @@
-"""The places of a project, and its lock made with them: what `lock`, `sync`, `upgrade` and `install --save` share.
+"""The places of a project, and locking with them: the part that `lock`, `sync`, `upgrade` and `install --save` share.
 
-A project file is somebody else's. It may name servers, but none is asked before the user agreed to it (`adapt trust`),
-none sees a token that the user did not give for that very URL, and none answers for a namespace or a name that the user
-gave to a remote of his own.
+A project file comes from another person. It may name servers, but none is contacted before the user trusts it
+(`adapt trust`), none receives a token that the user did not give for its URL, and none can answer for a namespace or a
+name that belongs to one of the user's own remotes.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 
 
 class ProjectSources:
-    """Where the adapters of a project are looked for: its own remotes, then the user's places.
+    """The places to look up a project's adapters in: its own remotes, then the user's places.
 
-    A namespace belongs to the remote that the user gave it to; else to the remote of the project that claims it. Each
-    place is opened once.
+    A namespace belongs to the user's remote that has it, else to the remote of the project that claims it. Each place
+    is opened once.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class ProjectSources:
         token: str | None = None,
         places: tuple[Path, ...] = (),
     ) -> None:
-        """`offline`: no server is among the places. `remote` and `token` are those of the command line.
+        """`offline` leaves out servers. `remote` and `token` are the options of the command line.
 
         Raises:
-            NamespaceBound: the project claims a name or a namespace of a remote of the user's.
+            NamespaceBound: the project claims a name or a namespace of one of the user's remotes.
         """
         self._session, self._project, self._offline = session, project, offline
         self._named, self._token = remote, token
@@ -82,17 +82,17 @@ class ProjectSources:
         ensure_no_takeover(project, session.remotes.all(), self._admission)
 
     def settle(self, lock: Lock | None) -> None:
-        """On a terminal, ask the user to agree to the project's servers; `lock` is what its lock file holds now."""
+        """Ask the user on a terminal to trust the project's servers. `lock` is the content of the lock file."""
         self._trust.settle(lock, offline=self._offline)
 
     # ------------------------------------------------------------ for locking
     def __call__(self, wanted: AdapterRequirement) -> list[Source]:
-        """The places that may be asked for an adapter of the project, in order.
+        """The places to look up an adapter of the project in, in order.
 
         Raises:
-            AdapterNotFound: a directory that the project names is not there, or holds no builds.
-            NamespaceBound: the adapter names a remote, and its namespace belongs to another one.
-            ProjectNotTrusted: a server of the project would be asked, and the user has not agreed to it.
+            AdapterNotFound: a directory that the project names does not exist, or holds no builds.
+            NamespaceBound: the adapter names a remote, but its namespace belongs to another one.
+            ProjectNotTrusted: a server of the project is needed, and the user has not trusted it.
         """
         if wanted.remote is not None:
             named = next(r for r in self._project.remotes if r.name == wanted.remote)
@@ -109,14 +109,14 @@ class ProjectSources:
         claimed = [r for r in remotes if spec.namespace is not None and spec.namespace in r.namespaces]
         if claimed:
             return [source for remote in claimed for source in self._of(remote, spec)]
-        # a remote with namespaces is asked for those, and for names without any; one with none, for whatever there is
+        # a remote with namespaces serves those and bare names; a remote without serves every name
         asked = [r for r in remotes if not r.namespaces or spec.namespace is None]
         found = [source for remote in asked for source in self._of(remote, spec)]
         found += [*self._disk_places(), *self._servers(spec)]
         return list({(source.place, source.label): source for source in found}.values())  # each place once
 
     def _servers(self, spec: AdapterSpec) -> list[Source]:
-        """The servers that the user would ask outside of any project."""
+        """The servers that the user would use outside a project."""
         return [] if self._offline else self._session.sources_of(spec, self._named, token=self._token)
 
     def _of(self, remote: ProjectRemote, spec: AdapterSpec) -> list[Source]:
@@ -132,7 +132,7 @@ class ProjectSources:
         return [kind.within(source, namespace) for namespace in remote.namespaces]
 
     def _opened(self, kind: Kind, address: str, name: str = "") -> Source:
-        """A place as the project writes it; a directory is read once, and a server is opened by the session."""
+        """Open a place as the project writes it; a directory is read once, the session opens servers."""
         if kind.is_server:
             from adapterhub.library.remotes import Remote
 
@@ -152,11 +152,11 @@ class ProjectSources:
 
     # ------------------------------------------------------------ for what is locked
     def of_locked(self, entry: Locked) -> Iterator[Source]:
-        """Where a locked build may be: the place that it was locked from first, at its commit, then all others.
+        """The places that may have a locked build: first where it was locked from, then all others.
 
         Raises:
-            RemoteUnreachable: it was locked from a server, no place before has it, and this is offline.
-            NamespaceBound: it was locked from another place than the remote that has its namespace.
+            RemoteUnreachable: it was locked from a server, no other place has it, and this is offline.
+            NamespaceBound: it was locked from a place other than the remote that owns its namespace.
             ProjectNotTrusted: as above.
         """
         from adapterhub.projects.builds import exact_spec
@@ -165,7 +165,7 @@ class ProjectSources:
         kind = None if source.is_library else kind_named(source.kind)
         is_forbidden = kind is not None and kind.is_server and self._offline
         if kind is not None:
-            hint = f"`adapt lock --upgrade {entry.key}` asks the server that it belongs to"
+            hint = f"`adapt lock --upgrade {entry.key}` looks it up on the server that owns it"
             self._admission.ensure_place_allowed(source.address, spec.namespace, hint=hint)
         if kind is not None and not is_forbidden:
             if kind.is_server:
@@ -175,16 +175,16 @@ class ProjectSources:
         yield from self.of_spec(spec)
         if is_forbidden:
             raise RemoteUnreachable(
-                f"`{entry.key}` is locked from {source.address}, and `--offline` forbids asking a server",
-                hint="`adapt sync` without `--offline` brings it into the library once",
+                f"`{entry.key}` is locked from {source.address}, and `--offline` forbids contacting a server",
+                hint="run `adapt sync` once without `--offline`",
             )
 
     def policy_for(self, entry: Locked) -> Demand | None:
-        """What the project asks of signatures on the remote that a build was locked from; None: nothing of its own."""
+        """The project's signature policy for the remote that a build was locked from; None if it sets none."""
         return self.policy_of(entry.source.remote)
 
     def policy_of(self, remote: str) -> Demand | None:
-        """The same by the name of a remote; a project file may ask for more than its user does, never for less."""
+        """The project's signature policy for a remote. A project may require more than its user, never less."""
         from adapterhub.trust.signing.trust import Demand
 
         named = next((r for r in self._project.remotes if r.name == remote), None)
@@ -194,7 +194,7 @@ class ProjectSources:
 
 
 class SpecSources:
-    """Where `install` looks for a spec: inside a project its places, else those of the user."""
+    """The places where `install` looks up a spec: those of the project, else those of the user."""
 
     def __init__(
         self, session: Session, places: tuple[Path, ...], *, remote: str | None, token: str | None, offline: bool
@@ -212,7 +212,7 @@ class SpecSources:
         self._disk: list[Source] | None = None
 
     def __call__(self, spec: AdapterSpec) -> Sequence[Source]:
-        """The places to be asked, in order."""
+        """The places to look in, in order."""
         if self._inside is not None:
             return self._inside.of_spec(spec)
         if self._disk is None:
@@ -221,7 +221,7 @@ class SpecSources:
         return [*self._disk, *servers]
 
     def policy_of(self, source: Source) -> Demand | None:
-        """What the project asks of signatures of what comes from there; None: nothing of its own."""
+        """The project's signature policy for builds from `source`; None if it sets none."""
         from adapterhub.projects.locking import remote_of
 
         if self._inside is None or self._project is None:
@@ -242,10 +242,10 @@ class SpecSources:
 
 @contextmanager
 def editing(library: Library, folder: Path) -> Iterator[Project]:
-    """The project in `folder` as it is now, for one command at a time that edits its file.
+    """The project in `folder`, locked so that one command at a time edits its file.
 
     Raises:
-        StoreLocked: another command that does so did not end.
+        StoreLocked: another command is still editing it.
     """
     from adapterhub.core.disk.root import alone_in
     from adapterhub.projects.project import read_project
@@ -255,7 +255,7 @@ def editing(library: Library, folder: Path) -> Iterator[Project]:
 
 
 def project_base(session: Session) -> BaseSpec | None:
-    """The base of the session's project; None outside of any project, or where it names none."""
+    """The base of the session's project; None outside a project, or if the project names none."""
     from adapterhub.projects.locking import in_project
 
     project = session.project
@@ -263,7 +263,7 @@ def project_base(session: Session) -> BaseSpec | None:
 
 
 def objection_from(session: Session, exclude_newer: str | None) -> Objection | None:
-    """What the project's policy has against builds, with `exclude_newer` instead of its own where that is given.
+    """The objection of the project's policy, with its own `exclude_newer` replaced if one is given.
 
     Raises:
         UsageProblem: `exclude_newer` cannot be read.
@@ -279,13 +279,13 @@ def objection_from(session: Session, exclude_newer: str | None) -> Objection | N
 
 
 def refusal_here(session: Session, candidate: Candidate) -> str | None:
-    """Why the session's project would not take a build; None where it would, and outside of any project."""
+    """Why the policy of the session's project refuses a build; None if it does not, and outside a project."""
     objection = objection_from(session, None)
     return objection(candidate) if objection else None
 
 
 def base_to_write(base: BaseSpec, folder: Path) -> BaseSpec:
-    """A base as the project file in `folder` writes it: a path, typed from the working directory, is from there."""
+    """A base as the project file in `folder` writes it: paths become relative to that folder."""
     from adapterhub.core.specs import BaseSpec
 
     if base.kind != "path" or Path(base.text).expanduser().is_absolute():
@@ -305,9 +305,9 @@ def lock_now(
     make_merge: MakeMerge | None = None,
     bars: Bars | None = None,
 ) -> LockOutcome:
-    """What the project wants, resolved. Nothing is written but what merges bring into the library.
+    """Resolve the project's requirements. Writes nothing, except that merges go into the library.
 
-    Merges are run, unless `make_merge` stands in for that. `bars` show how far it is.
+    `make_merge` replaces running the merges. `bars` show the progress.
 
     Raises:
         As `locking.lock_project`.
@@ -364,9 +364,9 @@ def build_sources(
     *,
     bars: Bars | None = None,
 ) -> BuildSources:
-    """How `sync` brings what is locked into the library: from its places, or a merge by its recipe.
+    """Where `sync` gets locked builds from: their places, or for merges their recipe.
 
-    `signatures` is the policy of this run; None leaves it to the project.
+    `signatures` is the policy of this run; None means the project's.
     """
     from adapterhub.projects.sync import BuildSources
 
@@ -380,7 +380,7 @@ def build_sources(
 
 
 def save_lock(session: Session, project: Project, lock: Lock) -> bool:
-    """Write the lock, and note in the library that the project needs what it names; whether the file changed."""
+    """Write the lock, and record in the library which builds the project needs. Returns whether the file changed."""
     from adapterhub.library.store.roots import KnownProjects
     from adapterhub.projects.lock.lockfile import write_lock
     from adapterhub.projects.values import digests_of

@@ -1,7 +1,7 @@
-"""What every face starts from: a library's root, the servers that are known, tokens, and the places to look in.
+"""The starting point of every face: the library's root, the known remotes, tokens, and the places to look in.
 
-The command line and the plugin of vLLM make a `Session`, and so can a program. Nothing here reads the environment or
-asks a person: a face hands in its variables, where to report, and who agrees to a project's servers.
+The command line, the vLLM plugin and Python programs each make a `Session`. It never reads the environment or prompts
+the user: the face passes in its variables, a reporter, and a function that asks about a project's servers.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from adapterhub.projects.values import Project
 
 HUB_NAME, HUB_URL = "hub", "https://huggingface.co"
-"""As in `remotes.py`, which is imported when a server is needed."""
+"""The same as in `library.remotes`, which is imported only when a server is needed."""
 
 
 class Reporter(Protocol):
-    """Where a session reports what happens beside the result."""
+    """Receives notes and warnings, which are not part of the result."""
 
     def note(self, text: str) -> None:
         """Report something worth knowing."""
@@ -41,17 +41,17 @@ class Reporter(Protocol):
 
 
 class Bars(Protocol):
-    """Where long work shows how far it is."""
+    """Shows the progress of long work."""
 
     def progress(self, what: str, total: int | None) -> AbstractContextManager[Progress]:
-        """Show that so many bytes are on their way; call what is entered with those that arrived since."""
+        """A bar for a number of bytes; call the entered value with the bytes that arrived since the last call."""
 
     def steps(self, what: str, *, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Show counted steps; call what is entered with how many of how many are done."""
+        """A bar for counted steps; call the entered value with the steps done and their total."""
 
 
 class LogReporter:
-    """Reports to the logger of that name, for programs without a terminal."""
+    """Reports to the logger `name`, for programs without a terminal."""
 
     def __init__(self, name: str = "adapterhub") -> None:
         import logging
@@ -69,11 +69,11 @@ class LogReporter:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A library and all that finding adapters needs.
+    """A library and everything needed to find adapters.
 
-    `variables` are the environment variables of the face. `project_dir` names the project instead of the nearest one
-    above the working directory. `trusts_project` agrees to the project's servers for this session; otherwise `agree`
-    asks the user before any of them is used, and a True is remembered. It is None where no one can answer.
+    `variables` are the environment variables of the face. `project_dir` overrides the nearest project above the
+    working directory. `trusts_project` trusts the project's servers for this session; otherwise `agree` asks the user
+    before any of them is contacted, and a True is saved. `agree` is None when there is no user to ask.
     """
 
     root: Path
@@ -86,14 +86,14 @@ class Session:
 
     @property
     def library(self) -> Library:
-        """The library, which is imported when it is needed."""
+        """The library."""
         from adapterhub.library.library import Library
 
         return Library(self.root)
 
     @property
     def project_library(self) -> Library:
-        """The library, in which a bare name of the project is the build that the lock file names."""
+        """The library, with bare names resolved by the project's lock file."""
         library, folder = self.library, self.project_folder
         if folder is not None:
             from adapterhub.projects.builds import ProjectNames
@@ -103,14 +103,14 @@ class Session:
 
     @property
     def remotes(self) -> Remotes:
-        """The servers that are known by name."""
+        """The named remotes."""
         from adapterhub.library.remotes import Remotes
 
         return Remotes(self.root)
 
     @property
     def project_folder(self) -> Path | None:
-        """The folder of the project: `project_dir`, else the nearest from here upwards; None outside of any.
+        """The folder of the project: `project_dir`, else the nearest one upwards; None outside a project.
 
         Raises:
             NotFound: `project_dir` holds no project.
@@ -122,15 +122,15 @@ class Session:
         if named is None:
             return find_project(Path.cwd())
         if not (named / PROJECT_FILE).is_file():
-            raise NotFound(f"`{named}` has no `{PROJECT_FILE}`", hint=f"`adapt init {named}` makes a project of it")
+            raise NotFound(f"`{named}` has no `{PROJECT_FILE}`", hint=f"`adapt init {named}` creates one")
         return named
 
     @property
     def project(self) -> Project | None:
-        """The project of this session; None outside of any.
+        """The project of this session; None outside a project.
 
         Raises:
-            NotFound, Malformed: `project_dir` holds none, or its file cannot be used.
+            NotFound, Malformed: `project_dir` holds no project, or its file is unusable.
         """
         from adapterhub.projects.project import read_project
 
@@ -141,18 +141,18 @@ class Session:
         """The project of this session.
 
         Raises:
-            NotFound, Malformed: there is none, or its file cannot be used.
+            NotFound, Malformed: there is no project, or its file is unusable.
         """
         project = self.project
         if project is None:
             raise NotFound(
                 f"no project: neither `{Path.cwd()}` nor a folder above it has an `adapters.toml`",
-                hint="`adapt init` makes one of this folder, `--project DIR` names another",
+                hint="create one here with `adapt init`, or name another with `--project DIR`",
             )
         return project
 
     def remote(self, named: str | None, *, for_bases: bool = False) -> Remote:
-        """The server that `--remote` names, else the default one; for bases that is never a remote of adapters."""
+        """The remote that `--remote` names, else the default; the default for bases is never a remote of adapters."""
         remotes = self.remotes
         if named:
             return remotes.get(named)
@@ -174,7 +174,7 @@ class Session:
 
         kind = kind_named(remote.kind)
         if offline and kind.is_server:
-            raise RemoteUnreachable("`--offline` forbids asking a server")
+            raise RemoteUnreachable("`--offline` forbids contacting a server")
         access = Access(
             label=f"remote `{remote.name}` ({remote.url})" if remote.name else f"server `{remote.url}`",
             token=token or self._token_for(remote),
@@ -215,10 +215,10 @@ class Session:
         return self.hub(remote, token=token or self._environment_token(remote, named), offline=offline)
 
     def sources_of(self, spec: AdapterSpec, named: str | None, *, token: str | None) -> list[Source]:
-        """The servers that may be asked for `spec`, in order.
+        """The remotes to look up `spec` in, in order.
 
-        A namespace is asked of the remotes that were given it, else of the default server. A bare name is asked in the
-        namespaces of each remote, never in a whole hub. `--remote` leaves that one server.
+        A namespace is looked up on the remotes that own it, else on the default one. A bare name is looked up in the
+        namespaces of each remote, never on a whole hub. `--remote` restricts the lookup to that remote.
         """
         from adapterhub.distribution.remote_kinds import kind_named
 
@@ -240,13 +240,13 @@ class Session:
         return self.open_remote(remote, token=mine or self._environment_token(remote, named))
 
     def _environment_token(self, remote: Remote, named: str | None) -> str | None:
-        """ADAPTERHUB_TOKEN, for ADAPTERHUB_REMOTE; without that, for the one server that is named or the default."""
+        """ADAPTERHUB_TOKEN: for ADAPTERHUB_REMOTE, else for the named or the default remote."""
         configured = self.variables.get("ADAPTERHUB_REMOTE")
         owner = self.remotes.get(configured) if configured else self.remote(named)
         return self.variables.get("ADAPTERHUB_TOKEN") if owner.url == remote.url else None
 
     def _token_for(self, remote: Remote) -> str | None:
-        """The token of `adapt remote login`, else the one that the hub's own client saved for this very server."""
+        """The token of `adapt remote login`, else the one that the Hub's client saved for this server."""
         kept = self.remotes.token(remote.url)
         if kept is not None or remote.url != (self.variables.get("HF_ENDPOINT") or HUB_URL).rstrip("/"):
             return kept
@@ -256,7 +256,7 @@ class Session:
 
 
 def _silence_s(variables: Mapping[str, str]) -> float | None:
-    """ADAPTERHUB_TIMEOUT_S: how long to wait for a server's next byte; None leaves it to the library."""
+    """ADAPTERHUB_TIMEOUT_S: how long to wait for a server's next byte; None means the default."""
     text = variables.get("ADAPTERHUB_TIMEOUT_S", "")
     if not text:
         return None
@@ -287,17 +287,17 @@ def hub_of(source: Source) -> Hub:
 
 
 def wanted_from(library: Library, spec: AdapterSpec, base: BaseSpec | None) -> RequestedBase | None:
-    """The base that is asked for: in the spec after `@`, or as `base` (`--base`).
+    """The requested base: the one in the spec after `@`, or `base` (`--base`).
 
     Raises:
-        SpecError: they differ.
-        BaseNotFound: it is not known.
+        SpecError: the two differ.
+        BaseNotFound: no such base is known.
     """
     from adapterhub.core.specs import hint_for_unknown_base
     from adapterhub.library.bases.requested import requested_base
 
     if spec.base is not None and base is not None and spec.base != base:
-        raise SpecError(str(spec), f"names the base `{spec.base}`, but --base names `{base}`", hint="name it once")
+        raise SpecError(str(spec), f"names base `{spec.base}`, but --base names `{base}`", hint="name it once")
     return requested_base(spec.base or base, library.bases, hint_for_unknown_base(spec))
 
 

@@ -1,6 +1,6 @@
-"""What to ask places for: a newer release of everything that a project has locked, or that a library has installed.
+"""Makes upgrade requests for everything that a project has locked or a library has installed.
 
-`outdated.offers` asks. In a project the places are the project's; a library asks where each build came from.
+`outdated.offers` answers them. A project looks in its own places; a library looks where each build came from.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def project_requests(
     offline: bool = False,
     places: tuple[Path, ...] = (),
 ) -> list[UpgradeRequest]:
-    """What is locked, or what of it is named, with the places of the project.
+    """One request for each locked adapter, or for those in `specs`, with the places of the project.
 
     Raises:
-        NotFound: the project is not locked, or has no adapter by a name.
+        NotFound: the project is not locked, or has no adapter of that name.
     """
     lock, library = read_lock(project.folder), session.library
     names = [str(spec) for spec in specs]
@@ -83,10 +83,10 @@ def library_requests(
     offline: bool = False,
     places: tuple[Path, ...] = (),
 ) -> list[UpgradeRequest]:
-    """The newest installed build of each name for each base, with the places that it can be had at.
+    """One request for the newest installed build of each name and base, with the places that may have it.
 
     Raises:
-        AdapterNotFound: nothing by a name is installed.
+        AdapterNotFound: nothing of that name is installed.
     """
     library = session.library
     newest: dict[tuple[str, str], Installed] = {}
@@ -101,7 +101,7 @@ def library_requests(
         if not any(_is_named(build, spec) for build in newest.values()):
             raise library.not_installed(spec.full_name)
     disk = sources_from(session, places)
-    # a merge of one's own is published nowhere
+    # a local merge is not published
     builds = [build for build in newest.values() if not build.manifest.recipe]
     return [
         UpgradeRequest(
@@ -141,7 +141,7 @@ def _sources(
     token: str | None,
     offline: bool,
 ) -> Callable[[], Sequence[Source]]:
-    """Where a build came from, else where one would look for its name."""
+    """Where a build came from, else the places where its name is looked up."""
 
     def find() -> Sequence[Source]:
         origin = library.origins.of(build.manifest.digest)

@@ -1,7 +1,7 @@
-"""A project and its lock as values: what a project wants, and what it got.
+"""A project and its lock as values.
 
-adapters.toml   what a project wants: base, remotes, adapters, merges, policy
-adapters.lock   exactly what it got
+adapters.toml   the requirements: base, remotes, adapters, merges, policy
+adapters.lock   the exact builds that meet them
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class ProjectRemote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterRequirement:
-    """One adapter that a project asks for. `key` is its name in the project, and its folder in `adapters/`.
+    """One adapter that a project requires. `key` is its name in the project, and its folder in `adapters/`.
 
-    `group` is None for what `sync` always brings. `remote` leaves one remote of the project to be asked.
+    `group` is None if `sync` always brings it. `remote` restricts the lookup to one remote of the project.
     """
 
     key: AdapterName
@@ -44,10 +44,10 @@ class AdapterRequirement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeRequirement:
-    """One merge that a project asks for. The leaves of `step` name adapters or merges of the project by their keys.
+    """One merge that a project requires. The leaves of `step` name adapters or merges of the project by key.
 
-    `version` None: `1.0.0+<12 hex of the recipe with the digests of its inputs>`, so that another recipe or other
-    inputs never claim a version that is taken.
+    `version` None means `1.0.0+<12 hex of the recipe and its inputs' digests>`, so that a changed recipe or input
+    never claims a version that is taken.
     """
 
     key: AdapterName
@@ -61,10 +61,10 @@ class MergeRequirement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What a project lets in. Empty tuples and None ask for nothing; `deny` wins over `allow`.
+    """What a project allows. Empty tuples and None restrict nothing; `deny` wins over `allow`.
 
-    Licences are SPDX ids, compared without regard to case; an adapter that names none is outside every `allow`.
-    Methods are those of a manifest (`lora`, `dora`, `rslora`). `exclude_newer` is as written: a date or `7d`.
+    Licences are SPDX ids, compared without case; an adapter without a licence fails every `allow`. Methods are those
+    of a manifest (`lora`, `dora`, `rslora`). `exclude_newer` is text as written: a date or `7d`.
     """
 
     allow_namespaces: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
-    """`adapters.toml` as read. Adapters and merges are in the order of the file; keys are unique over both."""
+    """`adapters.toml` as a value. Adapters and merges keep the order of the file; keys are unique across both."""
 
     folder: Path
     base: BaseSpec | None = None
@@ -129,9 +129,9 @@ class LockedSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedAdapter:
-    """Exactly one build. `wanted` is the requirement that it answers, as text: `acme/legal-qa>=1.2,<2 max-rank=16`.
+    """Exactly one build. `wanted` is its requirement as text: `acme/legal-qa>=1.2,<2 max-rank=16`.
 
-    `base` is the weights digest that the build declares; None when it declares none.
+    `base` is the weights digest that the build declares; None if it declares none.
     """
 
     key: AdapterName
@@ -148,9 +148,9 @@ class LockedAdapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedMerge:
-    """A merge as its recipe and its result. The leaves of `step` are exact specs with the digests of the inputs.
+    """A merge: its recipe and its result. The leaves of `step` are exact specs with the digests of the inputs.
 
-    `source` tells where its bytes can be had without running it; a merge that was never published has the library.
+    `source` is where its bytes are without running it; for a merge that was never published, the library.
     """
 
     key: AdapterName
@@ -173,7 +173,7 @@ Locked = LockedAdapter | LockedMerge
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedBase:
-    """The base of the project: as the project file writes it, and its fingerprint's digests where it is known."""
+    """The base of the project as the project file writes it, and the digests of its fingerprint if known."""
 
     spec: str
     weights: Digest | None = None
@@ -184,7 +184,7 @@ class LockedBase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lock:
-    """`adapters.lock`: adapters and merges sorted by key. `policy` is the one that the choices were made under."""
+    """`adapters.lock`: adapters and merges sorted by key. `policy` is the policy at the time of locking."""
 
     base: LockedBase | None
     policy: Policy = field(default_factory=Policy)
@@ -199,7 +199,7 @@ class Lock:
 
 
 def digests_of(lock: Lock) -> set[Digest]:
-    """Every object that a lock names: manifests and files."""
+    """The digest of every object that a lock names: manifests and files."""
     found: set[Digest] = set()
     for entry in lock.entries.values():
         found |= {entry.digest, *(file.sha256 for file in entry.files)}

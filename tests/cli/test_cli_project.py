@@ -49,7 +49,7 @@ def test_init_makes_a_project_once(tmp_path):
     done = adapt("init", "new", "--base", "base-7b", "--json")
     assert '"base": "base-7b"' in done.stdout
     assert "no base `base-7b` here yet" in done.stderr
-    assert "has an `adapters.toml` already. It was left as it is" in adapt.fails(15, "init", "new")
+    assert "already has an `adapters.toml`. It was not changed" in adapt.fails(15, "init", "new")
     assert "adapters.toml" in adapt.ok("init")
 
 
@@ -202,8 +202,8 @@ def test_check_tells_all_that_is_stale_and_changes_nothing(adapt):
 
     told = adapt.fails(15, "lock", "--check")
 
-    assert "policy `max-rank` was nothing, is `8`" in told
-    assert "`legal-qa` is locked for `legal-qa>=1`, the project asks for `legal-qa>=2`" in told
+    assert "policy `max-rank` changed from nothing to `8`" in told
+    assert "`legal-qa` is locked for `legal-qa>=1`, but the project requires `legal-qa>=2`" in told
     assert "`tables` is not locked" in told
     assert "hint: `adapt lock` brings it up to date" in told
     assert lock_bytes(adapt) == before
@@ -287,7 +287,7 @@ def test_a_part_of_a_merge_goes_only_with_the_merge(adapt):
 
     told = adapt.fails(15, "uninstall", "legal-qa", "--save", "--yes")
 
-    assert "`legal-qa` goes into `both` of this project. Nothing was changed" in told
+    assert "`legal-qa` is part of `both`. Nothing was changed" in told
     assert (project_text(adapt), lock_bytes(adapt)) == before
     adapt.ok("uninstall", "legal-qa", "both", "--save", "--yes")
     assert read_lock(adapt.folder).entries == {}

@@ -162,9 +162,9 @@ def whole_weights(proxy: net.Proxy, request: net.Request) -> bytes:
 
 # ---------------------------------------------------------------- refused
 REFUSED: dict[str, tuple[str, net.Fault, tuple[int, ...], str]] = {
-    "cut again and again": (WEIGHTS, net.cut(0), (13,), "broke off"),
-    "reset again and again": (WEIGHTS, net.reset(), (13,), "broke off"),
-    "one byte at a time": (WEIGHTS, net.slow, (13,), "broke off"),
+    "cut again and again": (WEIGHTS, net.cut(0), (13,), "stopped after"),
+    "reset again and again": (WEIGHTS, net.reset(), (13,), "stopped after"),
+    "one byte at a time": (WEIGHTS, net.slow, (13,), "stopped after"),
     "one byte at a time, of a listing": ("/refs", net.slow, (13,), "bytes came in"),
     "silent": ("/info", net.silent, (13,), "could not be reached"),
     "silent, of a manifest": (MANIFEST, net.silent, (13,), "could not be reached"),

@@ -268,7 +268,7 @@ def test_another_precision_is_said_once():
     resolution = ask("acme/poem", build(verdict=OTHER_PRECISION, differences=("bf16 there, f16 here",)))
 
     assert resolution.warnings == (
-        "`acme/poem==1.0.0` was made for the same weights in another precision: bf16 there, f16 here",
+        "`acme/poem==1.0.0` was made for the same weights in a different precision: bf16 there, f16 here",
     )
 
 
@@ -430,7 +430,7 @@ def test_a_name_that_nothing_has_is_not_found():
         ask("acme/poem", build(name="prose"), build(namespace="bob"))
 
     assert str(refusal.value) == "no adapter is named `acme/poem`"
-    assert refusal.value.hint == "`adapt search poem` lists what there is"
+    assert refusal.value.hint == "`adapt search poem` lists what is available"
     assert refusal.value.exit_code == 10
 
 

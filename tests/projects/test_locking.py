@@ -126,7 +126,7 @@ def test_an_adapter_that_names_its_remote_is_not_locked_from_another(tmp_path, l
         lock_project(library, asks_there, Asked(PublishedDirectory(tmp_path / "there")))
 
     assert entry.source == in_directory("here", "here")
-    assert refused.value.hint == '`legal-qa` names `remote = "there"`, so no other place is asked for it'
+    assert refused.value.hint == '`legal-qa` names `remote = "there"`, so it is not looked up anywhere else'
 
 
 def test_what_only_the_library_has_is_locked_without_a_place(tmp_path, library, add):
@@ -251,7 +251,7 @@ def test_a_new_policy_keeps_what_it_lets_in_and_replaces_the_rest(tmp_path, libr
     assert versions(newer) == {"legal-qa": "2.0.0", "tables": "1.0.0"}
     assert versions(again.lock) == {"legal-qa": "1.0.0", "tables": "1.0.0"}
     assert again.lock.policy.max_rank == 4
-    assert again.changes[0].line == "~ policy `max-rank` was nothing, is `4`"
+    assert again.changes[0].line == "~ policy `max-rank` changed from nothing to `4`"
 
 
 def test_a_build_that_is_given_is_locked_from_where_it_is_found(library, locked):
@@ -286,7 +286,7 @@ def test_one_refusal_keeps_its_reasons(tmp_path, library, add):
         lock_project(library, project(tmp_path, "[adapters]\nnothing=''\n"), Asked())
 
     assert refused.value.refusals == (("1.0.0", "rank 8, policy `max-rank` is 4"),)
-    assert refused.value.hint.startswith("`max-rank = 8` under `[policy]` lets it in")
+    assert refused.value.hint.startswith("`max-rank = 8` under `[policy]` allows it")
 
 
 def test_a_refusal_names_no_option_that_locking_lacks(tmp_path, library, add):

@@ -117,9 +117,9 @@ def test_an_empty_file_is_a_project_that_wants_nothing():
         ("[adapters]\nx = { sepc = '>=1' }", "line 2, adapters.x.sepc: no such key; did you mean `spec`?"),
         ("[adapters]\nx = { rank = 0 }", "line 2, adapters.x.rank: a rank is at least 1, got 0"),
         ("[adapters]\nx = { rank = true }", "line 2, adapters.x.rank: expected a whole number, got true or false"),
-        ("[adapters]\nx = { min-rank = 9, max-rank = 8 }", "line 2, adapters.x: no rank is inside of"),
+        ("[adapters]\nx = { min-rank = 9, max-rank = 8 }", "line 2, adapters.x: no rank satisfies"),
         ("[adapters]\nx = { remote = 'our' }\n[remotes.ours]\npath='p'", "line 2, adapters.x.remote: no remote `our`; did you mean `ours`?"),
-        ("[adapters]\nx = '>=1'\n[groups.eval]\nx = '>=2'", "line 4, groups.eval.x: the name is given twice, here and by adapters.x"),
+        ("[adapters]\nx = '>=1'\n[groups.eval]\nx = '>=2'", "line 4, groups.eval.x: the name is used twice, here and by adapters.x"),
         ("[remotes.a]", "line 1, remotes.a: expected one of `url`, a server, and `path`"),
         ("[remotes.a]\nurl = 'u'\npath = 'p'", "line 1, remotes.a: expected one of `url`"),
         ("[remotes.a]\nurl = 'ftp://x'", "line 2, remotes.a.url: `ftp://x` is not the URL of a server"),
@@ -129,7 +129,7 @@ def test_an_empty_file_is_a_project_that_wants_nothing():
         ("[policy]\nexclude-newer = 'soon'", "line 2, policy.exclude-newer: expected an age as in `7d`"),
         ("[policy]\nallow-licenses = 'MIT'", "line 2, policy.allow-licenses: expected a list, got text"),
         ("[policy]\nallow-licenses = ['']", "policy.allow-licenses[0]: expected a word"),
-        ("[merges.m]\ninputs = [{ adapter = 'x', weight = 1 }]", "line 2, merges.m.inputs: nothing in this project is named `x`"),
+        ("[merges.m]\ninputs = [{ adapter = 'x', weight = 1 }]", "line 2, merges.m.inputs: this project has nothing named `x`"),
         ("[merges.m]\ninputs = [{ spec = 'x', weight = 1 }]", "merges.m.inputs[0].spec: no such key"),
         ("[merges.m]\nmethod = 'tise'\ninputs = []", "line 2, merges.m.method: no merge method `tise`; did you mean `ties`?"),
         ("[merges.m]\ninputs = [{ adapter = 'm', weight = 1 }]", "line 1, merges.m: made of itself: m -> m"),
@@ -165,7 +165,7 @@ def test_problems_are_told_in_the_order_of_the_file():
     ("raw", "told"),
     [
         (b"\xef\xbb\xbf[project]\n", "line 1: begins with a byte order mark"),
-        ("[project]\n".encode("utf-16"), "written as UTF-16; save it as UTF-8"),
+        ("[project]\n".encode("utf-16"), "the file is UTF-16; save it as UTF-8"),
         (b"[project]\n<<<<<<< HEAD\n[adapters]\n=======\n>>>>>>> main\n", "line 2: holds both sides of a merge"),
     ],
 )
@@ -210,7 +210,7 @@ def test_a_folder_without_a_project_file_is_none(tmp_path):
     with pytest.raises(NotFound) as refused:
         read_project(tmp_path)
 
-    assert refused.value.hint == "`adapt init` makes a project of this folder"
+    assert refused.value.hint == "`adapt init` creates a project in this folder"
 
 
 # ---------------------------------------------------------------- editing
@@ -261,7 +261,7 @@ def test_an_adapter_moves_between_groups_and_leaves_no_second_entry(tmp_path):
 def test_what_a_merge_is_made_of_is_not_taken_out_without_it(tmp_path):
     (tmp_path / "adapters.toml").write_text(WHOLE)
 
-    with pytest.raises(Conflict, match="`brief` goes into `legal-summary`"):
+    with pytest.raises(Conflict, match="`brief` is part of `legal-summary`"):
         remove_adapter(tmp_path, parse_name("brief"))
     with pytest.raises(NotFound, match="no `breif`; did you mean `brief`"):
         remove_adapter(tmp_path, parse_name("breif"))
@@ -283,7 +283,7 @@ def test_a_project_is_not_made_twice(tmp_path):
 
     assert project == read_project(tmp_path)
     assert str(project.base) == "./models/base-7b"
-    with pytest.raises(Conflict, match="It was left as it is"):
+    with pytest.raises(Conflict, match="It was not changed"):
         create_project(tmp_path)
 
 

@@ -164,8 +164,8 @@ class Hub:
                 found.setdefault(release.digest, release)
         if unfinished and not found:
             raise AdapterNotFound(
-                f"`{unfinished[0]}` on {self.endpoint} has an adapter but no version tag: its push was cut",
-                hint="`adapt push` again finishes it",
+                f"`{unfinished[0]}` on {self.endpoint} has an adapter but no version tag: its push was interrupted",
+                hint="run `adapt push` again to finish it",
             )
         return list(found.values())
 
@@ -231,7 +231,7 @@ class Hub:
                 )
         except (KeyError, TypeError, AttributeError, ValueError, SpecError) as error:
             reason = shown(repr(error), 160)
-            raise RemoteUnreachable(f"`{repo}`: {self.endpoint} gave no list of versions: {reason}") from None
+            raise RemoteUnreachable(f"`{repo}`: {self.endpoint} sent no list of versions: {reason}") from None
 
     def _with_manifests(self, places: list[_Place]) -> Iterable[tuple[_Place, Manifest | None]]:
         """Each place with its date, where that can be known, and its manifest."""
@@ -350,7 +350,7 @@ class Hub:
         told = self._wire.json("api/whoami-v2")
         name = told.get("name") if isinstance(told, dict) else None
         if not isinstance(name, str):
-            raise RemoteUnreachable(f"{self.endpoint} does not say whom it takes us for")
+            raise RemoteUnreachable(f"{self.endpoint} did not say which user the token belongs to")
         return shown(name)
 
     def fetch_base(self, repo: str, *, revision: str | None = None, offline: bool = False) -> Path:

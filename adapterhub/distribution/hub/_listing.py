@@ -143,4 +143,4 @@ def _file(wire: Wire, repo: str, item: dict[str, Any]) -> ListedFile:
 
 
 def _nonsense(wire: Wire, what: str, expected: str) -> RemoteUnreachable:
-    return RemoteUnreachable(f"`{shown(what)}`: {wire.endpoint} gave no {expected}")
+    return RemoteUnreachable(f"`{shown(what)}`: {wire.endpoint} sent no valid {expected}")

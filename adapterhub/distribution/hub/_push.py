@@ -86,7 +86,7 @@ class HubRepository:
             how = "without a signature" if there is None else "with another signature"
             raise ReleaseExists(
                 f"`{self.repo}` has {manifest.version} {how}; a published version never changes. Nothing was sent",
-                hint="sign before the first push, or give it a new version",
+                hint="sign before the first push, or publish a new version",
             )
 
     def publish(self, manifest: Manifest, folder: Path, signature: bytes | None = None) -> None:
@@ -102,7 +102,7 @@ class HubRepository:
                 api.create_repo(repo, private=self._private or None, exist_ok=True)
             head = api.model_info(repo)
             if self._private and head.private is False:
-                raise NotAllowed(f"`{repo}` exists and is public; only a new repository is made private")
+                raise NotAllowed(f"`{repo}` exists and is public; only a new repository can be made private")
             before = {item.rfilename for item in head.siblings or []}
             contents: dict[str, Any] = {n: io.BytesIO(data) for n, data in texts_of(manifest).items()}
             if signature is not None:

@@ -69,7 +69,7 @@ def search_registry(wire: Wire, search: Search) -> list[SearchHit]:
             found += [_of_row(row) for row in page["adapters"]]
             cursor = page["next_cursor"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RemoteUnreachable(f"search: {wire.endpoint} gave no list of adapters: {error!r}") from None
+            raise RemoteUnreachable(f"search: {wire.endpoint} sent no list of adapters: {error!r}") from None
         if not cursor:
             break
         asked["cursor"] = cursor
@@ -90,7 +90,7 @@ def search_tags(wire: Wire, search: Search) -> list[SearchHit]:
     asked: dict[str, Any] = {"filter": tags, "sort": "lastModified", "limit": SCANNED}
     listed = wire.json("api/models", asked | ({"search": search.text} if search.text else {}))
     if not isinstance(listed, list) or not all(isinstance(item, dict) and "id" in item for item in listed):
-        raise RemoteUnreachable(f"search: {wire.endpoint} gave no list of repositories")
+        raise RemoteUnreachable(f"search: {wire.endpoint} sent no list of repositories")
     fitting = (found for found in map(_of_model, listed) if search.ranks.includes(found.rank) and _is(search, found))
     return list(islice(fitting, search.limit))
 

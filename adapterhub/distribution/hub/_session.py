@@ -94,8 +94,8 @@ class _Bounds:
             response.stream = _Body(response.stream, MAX_ERROR_BYTES if packing == "identity" else 0, None)
             return
         if packing != "identity":
-            raise RemoteUnreachable(f"{where}: sent packed bytes (`{shown(packing, 40)}`), asked for plain ones")
-        refusal = RemoteUnreachable(f"{where}: sent more than {most:,} bytes, which is more than such an answer has")
+            raise RemoteUnreachable(f"{where}: sent compressed bytes (`{shown(packing, 40)}`), expected plain ones")
+        refusal = RemoteUnreachable(f"{where}: sent more than {most:,} bytes, more than such a response may have")
         response.stream = _Body(response.stream, most, refusal)
 
 

@@ -22,7 +22,7 @@ PROGRESS_BYTES = 1 << 20
 """A connection that brought as much counts as a good one: the tries begin anew."""
 
 _PARTIAL = 206
-_CHANGED = "the file was changed on the server while it was read; nothing was stored, try again"
+_CHANGED = "the file changed on the server during the download; nothing was stored, try again"
 
 
 class RemoteFile(io.RawIOBase):
@@ -96,7 +96,7 @@ class RemoteFile(io.RawIOBase):
             with self._wire.plainly(self._what):
                 raise
         except StopIteration:
-            self._again(f"the connection ended {self._size - self._at} bytes too early")
+            self._again(f"the connection closed {self._size - self._at} bytes early")
             return b""
         except (HttpError, OSError) as error:
             if self._answer is not None and self._answer.status not in (200, _PARTIAL, *PASSING):
@@ -125,7 +125,9 @@ class RemoteFile(io.RawIOBase):
         begins = _begin_of(answer)
         if answer.status == _PARTIAL and begins not in (None, self._at):
             asked, got = f"the bytes from {self._at}", f"those from {begins}"
-            raise DigestMismatch(self._what, expected=asked, actual=got, hint="the server does not keep to ranges")
+            raise DigestMismatch(
+                self._what, expected=asked, actual=got, hint="the server does not honor range requests"
+            )
         if self._at and answer.status != _PARTIAL:  # a server without ranges sends it all again
             left = self._at
             while left:
@@ -141,8 +143,8 @@ class RemoteFile(io.RawIOBase):
         self._since_failure = 0
         if self._failures >= len(PAUSES_S):
             raise RemoteUnreachable(
-                f"{self._what}: {self._wire.endpoint} broke off after {self._at:,} of {self._size:,} bytes: {why}",
-                hint="run it again: it goes on where it stopped",
+                f"{self._what}: {self._wire.endpoint} stopped after {self._at:,} of {self._size:,} bytes: {why}",
+                hint="run the command again; it resumes where it stopped",
             )
         time.sleep(PAUSES_S[self._failures])
         self._failures += 1

@@ -160,21 +160,21 @@ class Wire:
                 if answer.status < 400 and answer.packing:  # noqa: PLR2004 - HTTP
                     answer.close()
                     packing = shown(answer.packing, 40)
-                    raise RemoteUnreachable(f"{self.endpoint} sent packed bytes (`{packing}`), asked for plain ones")
+                    raise RemoteUnreachable(f"{self.endpoint} sent compressed bytes (`{packing}`), expected plain ones")
                 return answer
             answer.close()
             if form is not None:
-                raise RemoteUnreachable(f"{self.endpoint} leads a question elsewhere that it should answer itself")
+                raise RemoteUnreachable(f"{self.endpoint} redirected a POST request")
             target = _target(url, answer.headers["location"])
             if not target:
                 place = shown(answer.headers["location"])
-                raise RemoteUnreachable(f"{self.endpoint} led to `{place}`, which is no web address")
+                raise RemoteUnreachable(f"{self.endpoint} led to `{place}`, which is not a web address")
             if url.startswith("https:") and target.startswith("http:"):
                 raise unencrypted(self.endpoint, target)
             if _origin(target) != _origin(self.endpoint):
                 sent = {name: value for name, value in sent.items() if name.lower() != "authorization"}
             url = target
-        raise RemoteUnreachable(f"{self.endpoint} led from one address to the next {MAX_REDIRECTS} times")
+        raise RemoteUnreachable(f"{self.endpoint} redirected more than {MAX_REDIRECTS} times")
 
     def get(self, path: str, params: Mapping[str, Any] | None = None) -> bytes:
         """A small body, whole; raises what the hub client raises. A digest that the server gives is held against it.
@@ -202,7 +202,7 @@ class Wire:
             return strict_json(raw, limit_bytes=MAX_SMALL_BYTES)
         except ValueError as error:
             reason = shown(str(error), 160)
-            raise RemoteUnreachable(f"`{shown(path)}`: {self.endpoint} gave no JSON: {reason}") from None
+            raise RemoteUnreachable(f"`{shown(path)}`: {self.endpoint} sent no valid JSON: {reason}") from None
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
         """The bytes `[start, end)` of a file, fewer where it ends earlier; nothing beyond them is read."""
@@ -263,7 +263,7 @@ class Wire:
         try:
             request = session.build_request(method, url, headers=dict(headers), timeout=times, data=form)
         except Exception as error:  # noqa: BLE001 - httpx's InvalidURL is no child of its other errors
-            raise RemoteUnreachable(f"{self.endpoint}: `{shown(url)}` is no address: {shown(str(error))}") from None
+            raise RemoteUnreachable(f"{self.endpoint}: `{shown(url)}` is not an address: {shown(str(error))}") from None
         return session.send(request, stream=True, follow_redirects=False)
 
     # ------------------------------------------------------------ words
@@ -273,7 +273,7 @@ class Wire:
         try:
             yield
         except GatedRepoError:
-            raise NotAllowed(f"{what}: access to it must be requested at {self.endpoint}") from None
+            raise NotAllowed(f"{what}: request access at {self.endpoint}") from None
         except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
             raise AdapterNotFound(
                 f"{what}: not found on {self.endpoint}, or private and no token given",
@@ -293,7 +293,9 @@ class Wire:
             if not _is_of_the_client(error):
                 raise
             reason = shown(repr(error), 160)
-            raise RemoteUnreachable(f"{what}: {self.endpoint} answered what the client cannot read: {reason}") from None
+            raise RemoteUnreachable(
+                f"{what}: {self.endpoint} sent a response that the client cannot read: {reason}"
+            ) from None
 
     def _unreached(self, what: str, error: BaseException) -> RemoteUnreachable:
         return RemoteUnreachable(
@@ -319,9 +321,9 @@ class Wire:
             hint = "`adapt remote login NAME`, `--token` or ADAPTERHUB_TOKEN gives a token with this right"
             return NotAllowed(text, hint=hint)
         if status == _CONFLICT:
-            return Conflict(text, hint="what is published stays; publish under another version or name")
+            return Conflict(text, hint="a published release never changes; publish under another version or name")
         if status == _STALE:
-            return Conflict(text, hint="somebody published at the same time; look, and try again")
+            return Conflict(text, hint="someone published at the same time; check, then try again")
         wait = "; wait and try again" if status == _TOO_MANY else ""
         return RemoteUnreachable(text + wait)
 
@@ -357,16 +359,16 @@ def check_etag(body: bytes, headers: Mapping[str, str], what: str) -> None:
 
 def unencrypted(what: str, target: str) -> RemoteUnreachable:
     """What is said of an encrypted address that leads to one that is not."""
-    return RemoteUnreachable(f"{what} led from an encrypted address to `{shown(target)}`. Nothing was sent there")
+    return RemoteUnreachable(f"{what} redirected from https to `{shown(target)}`. Nothing was sent there")
 
 
 def unusable_proxy(error: Exception) -> RemoteUnreachable:
     """What is said when no client can be made with the proxies of the environment; their URLs may hold passwords."""
     names = ", ".join(f"{scheme.upper()}_PROXY" for scheme in sorted(getproxies()) if scheme != "no")
     if isinstance(error, ImportError):
-        reason, hint = "SOCKS needs a package that is not installed", "`pip install socksio` brings it"
+        reason, hint = "SOCKS needs a package that is not installed", "run `pip install socksio`"
     else:
-        reason, hint = "it is no address of a proxy", "expected one such as http://proxy.example:3128"
+        reason, hint = "it is not the address of a proxy", "expected one such as http://proxy.example:3128"
     return RemoteUnreachable(
         f"the proxy that the environment names ({names or 'ALL_PROXY'}) cannot be used: {reason}. Nothing was sent",
         hint=f"{hint}, or unset it",

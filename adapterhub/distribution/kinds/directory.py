@@ -35,7 +35,7 @@ class DirectoryKind(Kind):
         place = access.folder / Path(address).expanduser()
         if not place.is_dir():
             raise AdapterNotFound(
-                f"the project looks for adapters in `{address}`, and `{place}` is no folder",
+                f"the project looks for adapters in `{address}`, but `{place}` is not a folder",
                 hint="`[remotes]` of the project file names it",
             )
         source = open_source(place)

@@ -1,4 +1,4 @@
-"""What places offer, and what was asked for, as values."""
+"""Candidates and requests as values."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 class Candidate:
     """One build that a place offers.
 
-    `verdict` and `differences` compare the base it was made for with the base asked for; neither is looked at when
-    none is given. `base_label` names the base it was made for as it would be typed after `@`; "" if it declares none.
-    `yanked` is the reason, which may be "", or None. `source` is where it is. `published_at` is the Unix time by which
-    it was published, or None where nobody knows.
+    `verdict` and `differences` compare its base with the requested one, and are ignored when none is requested.
+    `base_label` is its base as you would type it after `@`; "" if it declares none. `yanked` is the reason, which may
+    be "", or None. `source` names the place. `published_at` is the Unix time of publication; None if unknown.
     """
 
     namespace: str | None
@@ -48,12 +47,12 @@ class Candidate:
 
 
 Objection = Callable[[Candidate], str | None]
-"""Why a build that would fit is not taken all the same, or None."""
+"""The reason against a build that would fit otherwise, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """A candidate with its version as a value; None if it is not one."""
+    """A candidate with its parsed version; None if the version is invalid."""
 
     candidate: Candidate
     version: Version | None
@@ -77,7 +76,7 @@ class Build:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What was asked for, in one value."""
+    """The sides of one request."""
 
     spec: AdapterSpec
     ranks: RankRange
@@ -94,7 +93,7 @@ def builds_named(spec: AdapterSpec, candidates: Iterable[Candidate]) -> list[Bui
     """The builds with the name in `spec`, each digest once, newest first.
 
     Raises:
-        AmbiguousSpec: a bare name that several namespaces have, none of them the empty one.
+        AmbiguousSpec: a bare name that exists in several namespaces, and not without one.
     """
     named = [c for c in candidates if c.name == spec.name and spec.namespace in {None, c.namespace}]
     namespaces = {c.namespace for c in named}
@@ -115,7 +114,7 @@ def builds_named(spec: AdapterSpec, candidates: Iterable[Candidate]) -> list[Bui
 
 
 def _merged(copies: Sequence[Candidate]) -> Candidate:
-    """One candidate for copies of the same bytes: a place that knows the base, a yank, or an earlier date is right."""
+    """One candidate for copies of the same bytes; known bases, yanks and earlier dates win."""
     best = min(copies, key=lambda c: (c.verdict is BaseVerdict.UNKNOWN, c.source, repr(c)))
     yanks = sorted(copy.yanked for copy in copies if copy.yanked is not None)
     dates = [copy.published_at for copy in copies if copy.published_at is not None]
@@ -132,6 +131,6 @@ def _version_of(candidate: Candidate) -> Version | None:
 
 
 def version_in(build: Build) -> Version:
-    """Sort key of builds that fit, or that have a version at all."""
+    """The version of a build that has one, as a sort key."""
     assert build.version is not None
     return build.version

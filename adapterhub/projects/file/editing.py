@@ -47,8 +47,8 @@ def create_project(folder: Path, base: BaseSpec | None = None) -> Project:
     path = folder / PROJECT_FILE
     output_place(path)
     if path.exists() or path.is_symlink():
-        hint = "edit it, or give another folder"
-        raise Conflict(f"`{shown(str(folder), 200)}` has an `{PROJECT_FILE}` already. It was left as it is", hint=hint)
+        hint = "edit it, or name another folder"
+        raise Conflict(f"`{shown(str(folder), 200)}` already has an `{PROJECT_FILE}`. It was not changed", hint=hint)
     return _write(folder, new_project_text(base))
 
 
@@ -97,7 +97,7 @@ def with_adapter(text: str, wanted: AdapterRequirement) -> str:
     if wanted.key in document.get("merges", {}):
         raise Conflict(
             f"`{wanted.key}` is a merge of this project. Nothing was changed",
-            hint=f"`adapt uninstall {wanted.key} --save` takes it out, or choose another name",
+            hint=f"`adapt uninstall {wanted.key} --save` removes it; or choose another name",
         )
     table = _holder(document, wanted.group)
     for other in _tables(document):
@@ -114,7 +114,7 @@ def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
     for key in keys:
         if key not in known:
             near = near_name(key, known)
-            raise NotFound(f"the project has no `{shown(key)}`{near}", hint=f"its `{PROJECT_FILE}` lists all")
+            raise NotFound(f"the project has no `{shown(key)}`{near}", hint=f"`{PROJECT_FILE}` lists all names")
         users = [
             merge.key
             for merge in project.merges
@@ -123,8 +123,8 @@ def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
         if users:
             together = " ".join([*users, *keys])
             raise Conflict(
-                f"`{key}` goes into {', '.join(f'`{user}`' for user in users)} of this project. Nothing was changed",
-                hint=f"`adapt uninstall {together} --save` takes that out, too; or write its recipe without `{key}`",
+                f"`{key}` is part of {', '.join(f'`{user}`' for user in users)}. Nothing was changed",
+                hint=f"`adapt uninstall {together} --save` removes all of them; or remove `{key}` from the recipe",
             )
     document, line_end = _parsed(text)
     for table in (*_tables(document), document.get("merges", {})):

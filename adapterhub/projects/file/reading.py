@@ -64,7 +64,7 @@ def project_bytes(folder: Path) -> bytes:
         return read_plain(path, LIMIT_BYTES)
     except OSError as error:
         raise NotFound(
-            f"`{shown(str(path), 200)}`: {error.strerror}", hint="`adapt init` makes a project of this folder"
+            f"`{shown(str(path), 200)}`: {error.strerror}", hint="`adapt init` creates a project in this folder"
         ) from None
 
 
@@ -75,15 +75,13 @@ def parse_project(raw: bytes, folder: Path, where: str) -> Project:
         Malformed: it is none; every problem with its place.
     """
     if len(raw) > LIMIT_BYTES:
-        raise Malformed(f"`{shown(where, 200)}`: more than the {LIMIT_BYTES:,} bytes that a project file may have")
+        raise Malformed(f"`{shown(where, 200)}`: larger than the limit of {LIMIT_BYTES:,} bytes for a project file")
     try:
         document = toml_of(raw)
     except ValueError as error:
         raise _malformed(where, [_unreadable(raw) or str(error)]) from None
     if (entries := _entries_in(document)) > MAX_ENTRIES:
-        raise _malformed(
-            where, [f"{entries:,} adapters, groups, merges and remotes; a project has at most {MAX_ENTRIES:,}"]
-        )
+        raise _malformed(where, [f"{entries:,} adapters, groups, merges and remotes; the limit is {MAX_ENTRIES:,}"])
     reader = _Reader()
     project = reader.project(document, folder)
     if reader.problems:
@@ -143,9 +141,9 @@ def _malformed(where: str, problems: Sequence[str]) -> Malformed:
 def _unreadable(raw: bytes) -> str | None:
     """Why a text that is no TOML is none, where a reader of TOML would only name a character that nobody sees."""
     if raw.startswith(codecs.BOM_UTF8):
-        return "line 1: begins with a byte order mark, which editors do not show; save it as UTF-8 without one"
+        return "line 1: begins with a byte order mark (editors hide it); save the file as UTF-8 without one"
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "written as UTF-16; save it as UTF-8"
+        return "the file is UTF-16; save it as UTF-8"
     return both_sides(raw.decode("utf-8", "replace"))
 
 
@@ -254,7 +252,7 @@ class _Reader:
         if kind is not None:
             address = self.checked(item, kind.address_key, kind.parse_address, f"{path}.")
         if kind is None or {*KIND_OF_KEY, kind.address_key} & item.keys() != {kind.address_key}:
-            self.say(path, "expected one of `url`, a server, and `path`, a directory of builds")
+            self.say(path, "expected either `url` (a server) or `path` (a directory of builds)")
         signatures = self.text(item, "signatures", f"{path}.")
         if signatures is not None and signatures not in SIGNATURE_POLICIES:
             self.say(f"{path}.signatures", f"`{shown(signatures)}`, expected one of {', '.join(SIGNATURE_POLICIES)}")
@@ -288,7 +286,7 @@ class _Reader:
             low, exact, high = (self.rank(item, k, f"{path}{name}.") for k in ("min-rank", "rank", "max-rank"))
             bounds = [bound for bound in (low, exact, high) if bound is not None]
             if bounds != sorted(bounds):
-                self.say(f"{path}{name}", "no rank is inside of `rank`, `min-rank` and `max-rank`")
+                self.say(f"{path}{name}", "no rank satisfies `rank`, `min-rank` and `max-rank` together")
             remote = self.text(item, "remote", f"{path}{name}.")
             if spec is not None:
                 ranks = RankRange(rank=exact, min_rank=low, max_rank=high)
@@ -343,18 +341,18 @@ class _Reader:
                 else f"{table}.{wanted.key}"
             )
             if wanted.key in places:
-                self.say(path, f"the name is given twice, here and by {places[wanted.key]}")
+                self.say(path, f"the name is used twice, here and by {places[wanted.key]}")
             places.setdefault(wanted.key, path)
         for one in project.adapters:
             if one.remote is not None and one.remote not in remotes:
-                near = self.near(one.remote, remotes) or "; `[remotes]` of this file has none of that name"
+                near = self.near(one.remote, remotes) or "; `[remotes]` of this file does not name it"
                 self.say(f"{places[one.key]}.remote", f"no remote `{shown(one.remote)}`{near}")
         inputs = {str(merge.key): [leaf.spec for leaf in merge.step.leaves()] for merge in project.merges}
         for key, named in inputs.items():
             for name in dict.fromkeys(named):
                 if name not in places:
-                    near = self.near(name, places.keys() - {key}) or "; write it under `[adapters]`"
-                    self.say(f"merges.{key}.inputs", f"nothing in this project is named `{shown(name)}`{near}")
+                    near = self.near(name, places.keys() - {key}) or "; add it under `[adapters]`"
+                    self.say(f"merges.{key}.inputs", f"this project has nothing named `{shown(name)}`{near}")
         if loop := _loop(inputs):
             self.say(f"merges.{loop[0]}", f"made of itself: {' -> '.join(loop)}")
 

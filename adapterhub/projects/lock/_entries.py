@@ -1,4 +1,4 @@
-"""From the tables of a lock file to its values: strict, with the line of every problem."""
+"""Turns the tables of a lock file into values; strict, and every problem has its line."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass
 class Section:
-    """One table: its header as written, the line of that, and `(line, value)` by key.
+    """One table: its header, the header's line, and `(line, value)` for each key.
 
-    The values of a list over lines are `(line, value)`, too.
+    A list that spans lines holds `(line, value)` pairs as well.
     """
 
     header: str
@@ -39,22 +39,22 @@ class Section:
     values: dict[str, tuple[int, Any]] = field(default_factory=dict)
 
     def line_of(self, key: str) -> int:
-        """The line of a key, or of the table when it lacks the key."""
+        """The line of a key, or of the table if the key is missing."""
         return self.values[key][0] if key in self.values else self.line
 
 
 class EntryReader:
-    """Reads the tables into a `Lock` and gathers every problem on the way."""
+    """Reads the tables into a `Lock` and collects every problem."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
 
     def say(self, line: int, text: str) -> None:
-        """One problem."""
+        """Record a problem."""
         self.problems.append(f"line {line}: {text}")
 
     def lock(self, sections: Sequence[Section]) -> Lock | None:
-        """The lock; None when a problem was found."""
+        """The lock; None if there is a problem."""
         base: LockedBase | None = None
         policy: Policy | None = None
         adapters: list[LockedAdapter | None] = []
@@ -77,7 +77,7 @@ class EntryReader:
             elif section.header == "[policy]" and policy is None:
                 policy = self.policy(section)
             else:
-                self.say(section.line, f"no table `{shown(section.header)}` stands here")
+                self.say(section.line, f"no table `{shown(section.header)}` is expected here")
         if pending is not None:
             self.say(pending.line, "merge: has no `[merge.recipe]`")
         self.keys_differ(sections)
@@ -193,7 +193,7 @@ class EntryReader:
         return entry if len(self.problems) == found else None
 
     def build(self, section: Section) -> dict[str, Any]:
-        """What adapters and merges have in common."""
+        """The fields that adapters and merges share."""
         return {
             "version": self.checked(section, "version", _version, needed=True),
             "digest": self.checked(section, "digest", parse_digest, needed=True),
@@ -217,7 +217,7 @@ class EntryReader:
             self.say(line, f"source: no such key `{shown(odd[0])}`{near_name(odd[0], keys)}")
         if kind is None:
             if len(KIND_OF_KEY.keys() & texts) > 1:
-                self.say(line, "source: expected one of `url` and `path`")
+                self.say(line, "source: expected either `url` or `path`")
             return LockedSource(remote=remote)
         address = texts.get(kind.address_key) or ""
         pin = {key: text for key in kind.pin_keys if (text := texts.get(key))}
@@ -228,7 +228,7 @@ class EntryReader:
     def files(self, section: Section) -> tuple[LockedFile, ...]:
         listed = self.take(section, "files", list, needed=True)
         if listed is not None and not listed:
-            self.say(section.line_of("files"), "files: none; every file is locked with its hash, or nothing is")
+            self.say(section.line_of("files"), "files: none; every file of a build is locked with its hash")
         found = []
         for line, item in listed or []:
             if not isinstance(item, dict) or set(item) != {"path", "sha256", "size"}:
@@ -252,7 +252,7 @@ class EntryReader:
             line = inputs[int(numbered[1])][0] if numbered else section.line_of(re.split(r"[.:]", problem)[0])
             self.say(line, f"recipe: {problem}")
         if not problems and any(leaf.digest is None for leaf in step.leaves()):
-            self.say(section.line_of("inputs"), "recipe: every input has its digest, or nothing is locked")
+            self.say(section.line_of("inputs"), "recipe: an input has no digest; every input is locked with its digest")
         return step
 
 

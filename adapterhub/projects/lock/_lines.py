@@ -158,7 +158,7 @@ def _unescaped(text: str) -> str:
         number = found[1] or found[2]
         if number is None:
             if found[3] not in _UNESCAPES:
-                raise ValueError(f"`\\{found[3]}` stands for nothing in TOML")
+                raise ValueError(f"`\\{found[3]}` is not an escape of TOML")
             return _UNESCAPES[found[3]]
         code = int(number, 16)
         if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:  # noqa: PLR2004 - what Unicode has

@@ -1,4 +1,4 @@
-"""One adapter of a project: which build its places offer for it, and where that was found."""
+"""Chooses the build of one adapter of a project, and records where it was found."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from adapterhub.projects.values import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """The build that is locked, and whole sentences about it."""
+    """The build to lock, and warnings as whole sentences."""
 
     entry: LockedAdapter
     warnings: tuple[str, ...]
@@ -41,7 +41,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """What every adapter of a project is held against. `now` is Unix time."""
+    """What every adapter of a project has to fit. `now` is Unix time."""
 
     library: Library
     project: Project
@@ -52,7 +52,7 @@ class Asking:
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """What one place has by a name. `remote` is its name in the project, "" for a place of the user's own."""
+    """What one place has of one name. `remote` is its name in the project; "" for one of the user's places."""
 
     source: Source
     remote: str
@@ -63,12 +63,12 @@ class _Offer:
 def choose_build(
     asking: Asking, wanted: AdapterRequirement, sources: Sequence[Source], *, keep: LockedAdapter | None = None
 ) -> Chosen:
-    """The build for `wanted` out of the first place that has a fitting one; with `keep` that one, if it may stay.
+    """The build for `wanted` from the first place with a fitting one; `keep` is preferred if it still fits.
 
     Raises:
         AdapterNotFound: no place has the name.
         NoCompatibleRelease: one reason per release of every place.
-        ProjectConflict: remotes of the project have different builds for it.
+        ProjectConflict: remotes of the project have different bytes for it.
     """
     search = _Search(asking, wanted, sources)
     chosen = (search.first(keep.digest) if keep else None) or search.first(None)
@@ -78,7 +78,7 @@ def choose_build(
 
 
 class _Search:
-    """One adapter's places, each asked at most once."""
+    """The places of one adapter, each queried at most once."""
 
     def __init__(self, asking: Asking, wanted: AdapterRequirement, sources: Sequence[Source]) -> None:
         self._asking, self._wanted = asking, wanted
@@ -92,11 +92,11 @@ class _Search:
         self._spec = replace(wanted.spec, base=base or project.base)
 
     def first(self, digest: Digest | None) -> Chosen | None:
-        """The choice of the first place that has one, with this digest if one is given."""
+        """The choice of the first place with a fitting build, restricted to `digest` if given."""
         found: list[tuple[_Offer, Resolution]] = []
         by_remote: defaultdict[str, list[Candidate]] = defaultdict(list)
         for offer in self._each():
-            # every remote of the project is asked: one that has other bytes for the same release is worth a refusal
+            # query every remote of the project: different bytes for one release are refused
             if found and (not offer.remote or not found[0][0].remote or digest is not None):
                 break
             if offer.remote:
@@ -116,13 +116,13 @@ class _Search:
         if not everything:
             Admission(library).ensure_owner_asked(self._every_source, wanted.spec.namespace)
         if not everything and wanted.remote is not None:
-            hint = f'`{wanted.key}` names `remote = "{wanted.remote}"`, so no other place is asked for it'
+            hint = f'`{wanted.key}` names `remote = "{wanted.remote}"`, so it is not looked up anywhere else'
             return AdapterNotFound(f"no adapter `{self._spec.full_name}` in remote `{wanted.remote}`", hint=hint)
         if not everything:
             asked = ", ".join(source.label for source in self._sources)
             hint = library.nearest(self._spec.full_name) or (
-                f"`adapt search {self._spec.name} --remote NAME` looks on a server; `[remotes]` of the project file "
-                "or `adapt remote add` names places to ask"
+                f"`adapt search {self._spec.name} --remote NAME` searches a server; name places under `[remotes]` "
+                "of the project file or with `adapt remote add`"
             )
             return AdapterNotFound(f"no adapter `{self._spec.full_name}` in {asked}", hint=hint)
         try:
@@ -135,7 +135,7 @@ class _Search:
         raise AssertionError("a release fits all places together but none alone")
 
     def _each(self) -> Iterator[_Offer]:
-        """What the places have, in order; those that have nothing are passed over."""
+        """What the places have, in order; empty places are skipped."""
         library, project = self._asking.library, self._asking.project
         for number, source in enumerate(self._sources):
             if number == len(self._offers):
@@ -147,7 +147,7 @@ class _Search:
                 yield self._offers[number]
 
     def _may_be_from(self, source: Source, release: Release) -> bool:
-        """Whether a build is of the one remote that the adapter names, where it does: the library has them of all."""
+        """Whether a build of the library came from the remote that the adapter names, if it names one."""
         library, remote = self._asking.library, self._wanted.remote
         if remote is None or source is not library:
             return True
@@ -182,7 +182,7 @@ class _Search:
 def locked_adapter(
     project: Project, library: Library, wanted: AdapterRequirement, release: Release, source: Source
 ) -> LockedAdapter:
-    """A build of `source` as the lock has it."""
+    """A build of `source` as a lock entry."""
     manifest = release.manifest
     fingerprint = manifest.base.fingerprint
     return LockedAdapter(
