@@ -84,9 +84,7 @@ def _is_manifest(library: Library, path: str, entry: Locked) -> bool:
 
 def is_installed(library: Library, entry: Locked) -> bool:
     """Whether the locked build is installed and the store has each of its objects."""
-    return installed_folder(library, entry) is not None and _has_files(
-        library, entry
-    )  # `installed_folder` has checked the manifest
+    return installed_folder(library, entry) is not None and _has_files(library, entry)
 
 
 def has_objects(library: Library, entry: Locked) -> bool:

@@ -37,9 +37,9 @@ from tests.support.tiny import make_base
 NOW, DAY = parse_time("2026-06-15T12:00:00Z"), 86_400.0
 
 
-def wanted(text: str, **bounds) -> AdapterRequirement:
+def wanted(text: str, *, remote: str | None = None, **bounds) -> AdapterRequirement:
     spec = AdapterSpec.parse(text)
-    return AdapterRequirement(key=parse_name(spec.name), spec=spec, ranks=RankRange(**bounds))
+    return AdapterRequirement(key=parse_name(spec.name), spec=spec, ranks=RankRange(**bounds), remote=remote)
 
 
 def project(*adapters: AdapterRequirement, base: str | None = None, **policy) -> Project:

@@ -1,4 +1,4 @@
-"""Searching a server: by our registry's own index, or by tags, which every hub has."""
+"""Searches a server: by our registry's index, or by tags, which every hub has."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TAG_HEX = 32
 """Hex digits of a base's digest in a tag: hubs bound the length of tags."""
 
 SCANNED = 1000
-"""Repositories with the right tags that are looked at for ranges, which tags cannot ask for."""
+"""How many repositories with the right tags are checked for a range of ranks, which tags cannot express."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """What is looked for; all of it has to hold. `base_weights` is a digest or the beginning of one."""
+    """The conditions of a search, all of which have to hold. `base_weights` is a digest or a prefix of one."""
 
     text: str = ""
     base_weights: str = ""
@@ -35,7 +35,7 @@ class Search:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchHit:
-    """One repository with an adapter, as the server's index has it; nothing of it was checked yet."""
+    """One repository with an adapter, from the server's index; not checked."""
 
     repo: str
     name: str | None
@@ -50,7 +50,7 @@ class SearchHit:
 
 
 def search_registry(wire: Wire, search: Search) -> list[SearchHit]:
-    """Ask `/api/adapt/v1/adapters`, page by page."""
+    """Search by `/api/adapt/v1/adapters`, page by page."""
     asked: dict[str, Any] = {
         "q": search.text,
         "base_sha256": search.base_weights,
@@ -77,7 +77,7 @@ def search_registry(wire: Wire, search: Search) -> list[SearchHit]:
 
 
 def search_tags(wire: Wire, search: Search) -> list[SearchHit]:
-    """Ask `/api/models`, which every hub has: tags find base, task and exact rank; a range is picked from one page."""
+    """Search by `/api/models`, which every hub has: tags match base, task and exact rank; a range filters one page."""
     tags = ["peft" if not search.base_weights and not search.task else "adapterhub"]
     if search.base_weights:
         tags.append(f"base-sha256:{search.base_weights.removeprefix('sha256:')[:TAG_HEX]}")
@@ -100,7 +100,7 @@ def _is(search: Search, found: SearchHit) -> bool:
 
 
 def _hub_id(text: str | None) -> str | None:
-    """The base that a server names, where it can be one."""
+    """The base that a server names, if it is a valid id."""
     return text if text is not None and is_hub_id(text) else None
 
 

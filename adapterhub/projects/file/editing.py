@@ -1,4 +1,4 @@
-"""Changes to `adapters.toml` that leave everything else in it as somebody wrote it: order, comments, spaces."""
+"""Edits `adapters.toml` and keeps everything else in it: order, comments, spaces."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _NO_BASE: Final = '\n# base = "base-7b"   the base model that all adapters of th
 
 
 def new_project_text(base: BaseSpec | None = None) -> str:
-    """The text of a project file to begin with."""
+    """The text of a new project file."""
     import tomlkit
 
     return _START.format(base=f"\nbase = {tomlkit.item(base.text).as_string()}" if base else _NO_BASE)
 
 
 def create_project(folder: Path, base: BaseSpec | None = None) -> Project:
-    """Make a project of `folder`.
+    """Create a project in `folder`.
 
     Raises:
-        Conflict: it is one already.
-        NotAllowed: it cannot be written, or it would be in a library.
+        Conflict: it already is a project.
+        NotAllowed: it cannot be written, or it is inside a library.
     """
     path = folder / PROJECT_FILE
     output_place(path)
@@ -72,20 +72,20 @@ def remove_adapter(folder: Path, *keys: AdapterName) -> Project:
 
 
 def project_of(text: str, folder: Path) -> Project:
-    """The project that the text of a project file is, before it is written to `folder`."""
+    """Parse the text of a project file of `folder` that is not written yet."""
     return parse_project(text.encode(), folder, str(folder / PROJECT_FILE))
 
 
 def write_project(folder: Path, text: str) -> Project:
-    """Write a whole project file, all at once, if it is one."""
+    """Write a whole project file atomically, if it is valid."""
     return _write(folder, text)
 
 
 def text_of_project(folder: Path) -> str:
-    """The project file as it is.
+    """The text of the project file.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is no project file.
     """
     return _text(folder)
 
@@ -135,22 +135,22 @@ def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
 
 
 def _parsed(text: str) -> tuple[TOMLDocument, str]:
-    """The document with plain line ends, and the line end that its text has."""
+    """The document with Unix line ends, and the line end of the text."""
     import tomlkit
 
     return tomlkit.parse(text.replace("\r\n", "\n")), "\r\n" if "\r\n" in text else "\n"
 
 
 def _put(table: Any, key: AdapterName, entry: Any) -> None:  # noqa: ANN401 - as tomlkit has them
-    """Set `key`. A new one goes behind the last, before the blank lines and comments that belong to the next table."""
+    """Set `key`. A new key goes after the last one, before blank lines and comments of the next table."""
     from tomlkit.items import Table
 
     if key in table or type(table) is not Table or any(isinstance(item, Table) for _, item in table.value.body):
-        table[key] = entry  # in place, or before the tables inside, which tomlkit sees to
+        table[key] = entry  # in place, or before nested tables, which tomlkit handles
         return
     body = table.value.body
     end = max((at + 1 for at, (one, _) in enumerate(body) if one is not None), default=None)
-    if end is None:  # comments at the top of an empty table are its own, up to the last blank line
+    if end is None:  # an empty table owns its comments up to the last blank line
         end = max((at for at, (_, item) in enumerate(body) if not item.as_string().strip()), default=len(body))
     held = body[end:]
     del body[end:]
@@ -176,7 +176,7 @@ def _entry(wanted: AdapterRequirement) -> Any:  # noqa: ANN401 - text or a table
 
 
 def _holder(document: TOMLDocument, group: str | None) -> Table:
-    """`[adapters]` or `[groups.GROUP]`, made when it is not there."""
+    """`[adapters]` or `[groups.GROUP]`, created if missing."""
     import tomlkit
 
     if group is None:
@@ -192,19 +192,19 @@ def _holder(document: TOMLDocument, group: str | None) -> Table:
 
 
 def _tables(document: TOMLDocument) -> list[Any]:
-    """Every table that adapters stand in."""
+    """Every table that holds adapters."""
     return [document.get("adapters", {}), *document.get("groups", {}).values()]
 
 
 # ---------------------------------------------------------------- files
 def _text(folder: Path) -> str:
     raw = project_bytes(folder)
-    parse_project(raw, folder, str(folder / PROJECT_FILE))  # refuses what is no project, and what is not UTF-8
+    parse_project(raw, folder, str(folder / PROJECT_FILE))  # raises if it is not a valid project in UTF-8
     return raw.decode("utf-8")
 
 
 def _write(folder: Path, text: str) -> Project:
-    """Write the project file, if it is one."""
+    """Write the project file, if it is valid."""
     project = project_of(text, folder)
     path = folder / PROJECT_FILE
     output_place(folder / LOCK_FILE)  # which is written next: both or neither

@@ -1,4 +1,4 @@
-"""From the text of `adapters.toml` to a `Project`: strict, with every problem and its place."""
+"""Parses `adapters.toml` into a `Project`: strict, and reports every problem with its place."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ _KINDS: Final[Mapping[type, str]] = {
 
 
 def project_bytes(folder: Path) -> bytes:
-    """What the project file in `folder` holds; of one beyond `LIMIT_BYTES` so much that `parse_project` refuses it.
+    """The bytes of the project file in `folder`; `parse_project` refuses a file beyond `LIMIT_BYTES`.
 
     Raises:
-        NotFound: there is none, or it is no plain file.
+        NotFound: there is no project file, or it is not a regular file.
     """
     path = folder / PROJECT_FILE
     try:
@@ -69,10 +69,10 @@ def project_bytes(folder: Path) -> bytes:
 
 
 def parse_project(raw: bytes, folder: Path, where: str) -> Project:
-    """The project that a TOML document is, in `folder`; `where` names the file in refusals.
+    """Parse a project file of `folder`; `where` names the file in errors.
 
     Raises:
-        Malformed: it is none; every problem with its place.
+        Malformed: lists every problem with its place.
     """
     if len(raw) > LIMIT_BYTES:
         raise Malformed(f"`{shown(where, 200)}`: larger than the limit of {LIMIT_BYTES:,} bytes for a project file")
@@ -93,10 +93,10 @@ def parse_project(raw: bytes, folder: Path, where: str) -> Project:
 
 
 def wanted_spec(key: AdapterName, text: str) -> AdapterSpec:
-    """What a project asks for under `key` when it writes `text`: versions of the adapter `key`, or a spec of any name.
+    """The spec that `text` means for the entry `key`: versions of the adapter `key`, or a whole spec.
 
     Raises:
-        SpecError: neither.
+        SpecError: `text` is neither.
     """
     text = text.strip()
     if text in ("", "*"):
@@ -109,7 +109,7 @@ def wanted_spec(key: AdapterName, text: str) -> AdapterSpec:
 
 
 def _range_meant(text: str) -> str | None:
-    """What is a range for other package managers, as a range of ours: `^1.2`, `1.x`, `latest`, `1.2`; else None."""
+    """Our form of a range of other package managers (`^1.2`, `1.x`, `latest`, `1.2`); else None."""
     bare = text.lstrip("vV^ ")
     if wild := re.fullmatch(r"([0-9]+(?:\.[0-9]+)*)\.[xX*]", bare):
         return f"=={wild[1]}.*"
@@ -125,7 +125,7 @@ def _range_meant(text: str) -> str | None:
 
 
 def _entries_in(document: Mapping[str, Any]) -> int:
-    """How many adapters, groups, merges and remotes a document names, before any of them is looked at."""
+    """The number of adapters, groups, merges and remotes in a document, counted before any is read."""
     groups = document.get("groups")
     tables = [document.get(name) for name in ("adapters", "merges", "remotes")]
     tables += [groups, *groups.values()] if isinstance(groups, dict) else []
@@ -139,7 +139,7 @@ def _malformed(where: str, problems: Sequence[str]) -> Malformed:
 
 
 def _unreadable(raw: bytes) -> str | None:
-    """Why a text that is no TOML is none, where a reader of TOML would only name a character that nobody sees."""
+    """A clearer reason than the TOML parser's for an encoding or a merge conflict; None otherwise."""
     if raw.startswith(codecs.BOM_UTF8):
         return "line 1: begins with a byte order mark (editors hide it); save the file as UTF-8 without one"
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -153,7 +153,7 @@ def _told(line: int | None, path: str, text: str) -> str:
 
 
 class _Reader:
-    """Reads a parsed document into a Project and gathers every problem on the way."""
+    """Reads a parsed document into a `Project` and collects every problem."""
 
     def __init__(self) -> None:
         self.problems: list[tuple[str, str]] = []
@@ -168,11 +168,11 @@ class _Reader:
                 self.say(f"{path}{key}", f"no such key{near}")
 
     def near(self, name: str, names: Collection[str]) -> str:
-        """What `name` was meant to be; looked for while few problems are known, since a search costs all names."""
+        """A suggestion for a misspelt name; none after many problems, because each search compares all names."""
         return near_name(name, names) if len(self.problems) < PROBLEMS_SHOWN else ""
 
     def take(self, holder: Mapping[str, Any], key: str, kind: type, path: str) -> Any:  # noqa: ANN401 - any TOML value
-        """`holder[key]` when it has the type `kind`, else None."""
+        """`holder[key]` if it has the type `kind`, else None."""
         item = holder.get(key)
         if item is None or type(item) is kind:
             return item
@@ -187,7 +187,7 @@ class _Reader:
         return cast("str | None", item)
 
     def parsed(self, text: str | None, parse: Callable[[str], Any], path: str) -> Any:  # noqa: ANN401 - what `parse` gives
-        """`text` as a value; None, and a problem told, when it is none."""
+        """`text` as a value; None if it is invalid, which is recorded as a problem."""
         if text is None:
             return None
         try:
@@ -331,7 +331,7 @@ class _Reader:
 
     # ------------------------------------------------------------ what stands in two places
     def names_agree(self, project: Project, remotes: Mapping[str, Any]) -> None:
-        """Names are given once, and what is named is there."""
+        """Record names that are used twice, and references to names that do not exist."""
         places: dict[str, str] = {}
         for wanted in project.requirements:
             table = "merges" if isinstance(wanted, MergeRequirement) else "adapters"
@@ -358,7 +358,7 @@ class _Reader:
 
 
 def _loop(inputs: Mapping[str, Sequence[str]]) -> list[str]:
-    """Merges that are made of each other, from one back to itself; empty when there are none."""
+    """A cycle of merges, from one back to itself; empty if there is none."""
     done: set[str] = set()
     for start in inputs:
         trail = {start: [*inputs[start]]}
@@ -384,7 +384,7 @@ def _word(text: str) -> str:
 
 
 def _exclude_newer(text: str) -> str:
-    """`text`, if it can be read."""
+    """`text` in its normal form."""
     try:
         return parse_newest_allowed(text).text
     except ValueError as error:

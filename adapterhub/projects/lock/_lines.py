@@ -1,11 +1,11 @@
-"""The few forms of TOML that a lock file is written in, each value on a line of its own.
+"""The subset of TOML that lock files use, with each value on one line.
 
     text       "…", with the escapes of TOML
     number     16   0.7   1e-05
     list       [ … ]     inside a line
     table      { a = …, b = … }
 
-Any TOML reader reads them. This one knows the line of every value, and reads a file of a thousand adapters at once.
+Any TOML reader can read it. This one knows the line of every value, and reads a file of a thousand adapters quickly.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LONGEST_NUMBER: Final = 40
 
 # ---------------------------------------------------------------- printing
 def text_of(text: str) -> str:
-    """`text` as TOML has it; what does not print is written by its number."""
+    """`text` as a TOML string; unprintable characters are escaped by number."""
     if text.isprintable() and '"' not in text and "\\" not in text:
         return f'"{text}"'
     return '"' + "".join(_ESCAPES.get(c) or (c if c.isprintable() else _numbered(c)) for c in text) + '"'
@@ -70,12 +70,12 @@ def value_of(value: object) -> str:
 
 # ---------------------------------------------------------------- reading
 def parse_value(text: str) -> Any:  # noqa: ANN401 - any value
-    """The value that stands alone in `text`.
+    """The single value in `text`.
 
     Raises:
-        ValueError: there is none, or something stands behind it.
+        ValueError: there is no value, or something follows it.
     """
-    # most values of a lock are one of these two
+    # fast path: most values of a lock are one of these two
     if len(text) > 1 and text[0] == text[-1] == '"' and "\\" not in text and '"' not in text[1:-1]:
         return text[1:-1]
     if file := _FILE.fullmatch(text):
@@ -138,7 +138,7 @@ class _Tokens:
         return found
 
     def closed(self, mark: str, *, first: bool) -> bool:
-        """Whether the list or table ends here; the comma before what follows is taken."""
+        """Whether the list or table ends here; consumes the comma before the next item."""
         start = self._at
         found = self.next()["mark"]
         if found == mark:
