@@ -58,15 +58,15 @@ class Kind(ABC):
     def claims(self, place: str) -> bool:
         """Whether `place`, as `Source.place` writes it, is of this kind."""
 
-    def within(self, source: Source, namespace: str) -> Source:  # noqa: ARG002 - for kinds that have namespaces
+    def within(self, source: Source, namespace: str) -> Source:
         """The source to look up a bare name in `namespace`."""
         return source
 
-    def pin(self, source: Source, release: Release) -> Mapping[str, str]:  # noqa: ARG002 - for kinds that pin
+    def pin(self, source: Source, release: Release) -> Mapping[str, str]:
         """What fixes a build that `source` gave, by `pin_keys`."""
         return {}
 
-    def pinned(self, source: Source, pin: Mapping[str, str], spec: AdapterSpec) -> Iterable[Source]:  # noqa: ARG002 - as above
+    def pinned(self, source: Source, pin: Mapping[str, str], spec: AdapterSpec) -> Iterable[Source]:
         """The sources that can still have a locked build, the most exact one first."""
         return [source]
 
@@ -79,18 +79,18 @@ class Kind(ABC):
         found = [] if normal == address else [f"{self.address_key}: expected `{normal}`, got `{shown(address)}`"]
         return found + [f"{key}: missing" for key in self.pin_keys if key not in pin]
 
-    def publisher(self, pin: Mapping[str, str]) -> str:  # noqa: ARG002 - for kinds that know it
+    def publisher(self, pin: Mapping[str, str]) -> str:
         """The namespace that a pinned build belongs to; "" when the pin does not show it."""
         return ""
 
-    def describe(self, address: str, pin: Mapping[str, str]) -> str:  # noqa: ARG002 - for kinds that pin
+    def describe(self, address: str, pin: Mapping[str, str]) -> str:
         """A locked source in words."""
         return address
 
-    def is_at(self, address: str, place: str, folder: Path) -> bool:  # noqa: ARG002 - for relative addresses
+    def is_at(self, address: str, place: str, folder: Path) -> bool:
         """Whether `address`, in a file in `folder`, leads to `place`."""
         return address == place
 
-    def address_of(self, place: str, folder: Path) -> str:  # noqa: ARG002 - as above
+    def address_of(self, place: str, folder: Path) -> str:
         """How a lock in `folder` writes `place`; "" when another machine could not find it by that."""
         return place

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from adapterhub.core.errors import NotFound, RemoteUnreachable, SpecError, UsageProblem, shown
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from adapterhub.projects.trusted import Servers
     from adapterhub.projects.values import Project
 
+_DAY_S: Final = 86_400.0
 HUB_NAME, HUB_URL = "hub", "https://huggingface.co"
 """The same as in `library.remotes`, which is imported only when a server is needed."""
 
@@ -264,7 +265,7 @@ def _silence_s(variables: Mapping[str, str]) -> float | None:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds <= 86_400:  # noqa: PLR2004 - a day; false for NaN, too
+    if not 0 < seconds <= _DAY_S:  # also refuses NaN
         raise UsageProblem(f"ADAPTERHUB_TIMEOUT_S is `{shown(text)}`, expected seconds above 0")
     return seconds
 

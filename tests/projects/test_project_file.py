@@ -11,12 +11,19 @@ from hypothesis import strategies as st
 
 from adapterhub.core.errors import Conflict, Malformed, NotFound
 from adapterhub.core.ranks import RankRange
-from adapterhub.core.specs import AdapterSpec, BaseSpec, parse_name
-from adapterhub.projects.file.editing import create_project, project_of, remove_adapter, save_adapter, with_adapter
+from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec, parse_name
+from adapterhub.projects.file.editing import (
+    create_project,
+    project_of,
+    text_of_project,
+    with_adapter,
+    without_adapters,
+    write_project,
+)
 from adapterhub.projects.file.reading import parse_project
 from adapterhub.projects.lock.staleness import wanted_text
 from adapterhub.projects.project import find_project, read_project
-from adapterhub.projects.values import AdapterRequirement, Policy, ProjectRemote
+from adapterhub.projects.values import AdapterRequirement, Policy, Project, ProjectRemote
 from adapterhub.weights.recipes.toml.values import Inner, Leaf
 
 WHOLE = """\
@@ -66,6 +73,14 @@ def problems(text: str) -> list[str]:
 
 def wanted(key: str, spec: str, **more) -> AdapterRequirement:
     return AdapterRequirement(key=parse_name(key), spec=AdapterSpec.parse(spec), **more)
+
+
+def save_adapter(folder: Path, one: AdapterRequirement) -> Project:
+    return write_project(folder, with_adapter(text_of_project(folder), one))
+
+
+def remove_adapter(folder: Path, *keys: AdapterName) -> Project:
+    return write_project(folder, without_adapters(text_of_project(folder), keys))
 
 
 # ---------------------------------------------------------------- reading

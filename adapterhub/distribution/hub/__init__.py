@@ -236,7 +236,7 @@ class Hub:
     def _with_manifests(self, places: list[_Place]) -> Iterable[tuple[_Place, Manifest | None]]:
         """Each place with its date, if known, and its manifest."""
         undated = sorted((p for p in places if p.released_at is None), key=_newest_last, reverse=True)
-        if len(places) + len(undated) < 2:  # noqa: PLR2004 - one request needs no threads
+        if len(places) + len(undated) <= 1:  # one request needs no threads
             return [(place, self._manifest(place)) for place in places]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             asked = pool.submit(dates_of, self._wire, places[0].repo, [place.commit for place in undated])

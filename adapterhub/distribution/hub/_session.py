@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any, Final
 
 from huggingface_hub import set_client_factory
@@ -17,6 +18,7 @@ from adapterhub.distribution.hub._wire import (
     MAX_ERROR_BYTES,
     MAX_SMALL_BYTES,
     HttpError,
+    HttpObject,
     unencrypted,
     unusable_proxy,
 )
@@ -36,7 +38,7 @@ def bound_client(silence_s: float | None = None) -> None:
         return
     from huggingface_hub.utils._http import default_client_factory  # keeps the user's proxies and certificates
 
-    def bounded() -> Any:  # noqa: ANN401 - of whichever HTTP library
+    def bounded() -> HttpObject:
         try:
             client = default_client_factory()
         except Exception as error:  # noqa: BLE001 - httpx raises ImportError, ValueError, and an InvalidURL of its own
@@ -56,14 +58,14 @@ class _Bounds:
     client always requests first. A stream without that size is bounded by its reader (`Wire`).
     """
 
-    def __init__(self, client: Any) -> None:  # noqa: ANN401 - of whichever HTTP library
+    def __init__(self, client: HttpObject) -> None:
         self._send = client.send
         self._announced: dict[str, int] = {}
         client.send = self.send
         client.headers["accept-encoding"] = "identity"  # the size of a compressed response cannot be bounded
         client.event_hooks = {**client.event_hooks, "response": [*client.event_hooks["response"], self._bound]}
 
-    def send(self, request: Any, *, stream: bool = False, **more: Any) -> Any:  # noqa: ANN401 - as above
+    def send(self, request: HttpObject, *, stream: bool = False, **more: HttpObject) -> HttpObject:
         """Replaces the client's `send`, which all its calls use; the hook reads the bound from the request."""
         request.extensions[_MOST] = self._announced.get(str(request.url)) if stream else MAX_SMALL_BYTES
         response = self._send(request, stream=stream, **more)
@@ -71,7 +73,7 @@ class _Bounds:
             self._note(response)
         return response
 
-    def _note(self, response: Any) -> None:  # noqa: ANN401 - as above
+    def _note(self, response: HttpObject) -> None:
         size = response.headers.get("x-linked-size") or response.headers.get("content-length", "")
         if size.isascii() and size.isdigit():
             # the client fetches the file from this URL, or directly from the redirect's target
@@ -79,7 +81,7 @@ class _Bounds:
                 self._announced[str(one.url)] = int(size)
 
     @staticmethod
-    def _bound(response: Any) -> None:  # noqa: ANN401 - as above
+    def _bound(response: HttpObject) -> None:
         if response.has_redirect_location and response.url.scheme == "https":
             target = response.url.join(response.headers["location"])
             if target.scheme == "http":
@@ -89,7 +91,7 @@ class _Bounds:
             return
         where = shown(str(response.url).partition("?")[0])  # the query may hold a signature
         packing = response.headers.get("content-encoding", "identity").strip().lower()
-        if response.has_redirect_location or response.status_code >= 400:  # noqa: PLR2004 - HTTP
+        if response.has_redirect_location or response.status_code >= HTTPStatus.BAD_REQUEST:
             response.headers.pop("content-encoding", None)
             response.stream = _Body(response.stream, MAX_ERROR_BYTES if packing == "identity" else 0, None)
             return
@@ -102,7 +104,7 @@ class _Bounds:
 class _Body(_HTTP.SyncByteStream):  # type: ignore[misc]  # of whichever HTTP library
     """A body that ends after `most` bytes: with `refusal`, or silently."""
 
-    def __init__(self, stream: Any, most: int, refusal: RemoteUnreachable | None) -> None:  # noqa: ANN401 - as above
+    def __init__(self, stream: HttpObject, most: int, refusal: RemoteUnreachable | None) -> None:
         self._stream, self._most, self._refusal = stream, most, refusal
 
     def __iter__(self) -> Iterator[bytes]:

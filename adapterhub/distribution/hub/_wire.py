@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 from urllib.request import getproxies
@@ -49,7 +50,6 @@ MAX_ERROR_BYTES = 64 << 10
 LEAST_BYTES_A_SECOND = 1024
 """A server that is slower than this over `silence_s` counts as silent."""
 
-_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT, _STALE, _TOO_MANY = 401, 403, 404, 409, 412, 429
 _REDIRECTS = (301, 302, 303, 307, 308)
 PASSING = (408, 429, 500, 502, 503, 504)
 """Temporary failures."""
@@ -57,10 +57,17 @@ PASSING = (408, 429, 500, 502, 503, 504)
 LONGEST_PAUSE_S = 30.0
 
 
+HttpObject = Any
+"""A client, request or response of the HTTP library that the Hub's client uses."""
+
+JsonValue = Any
+"""Any JSON value."""
+
+
 class Answer:
     """One response: status, headers (lower-case names), and the body in chunks."""
 
-    def __init__(self, response: Any, *, silence_s: float = SILENCE_S) -> None:  # noqa: ANN401 - of whichever HTTP library
+    def __init__(self, response: HttpObject, *, silence_s: float = SILENCE_S) -> None:
         self._response = response
         self._silence_s = silence_s
         self.status = int(response.status_code)
@@ -99,10 +106,10 @@ class Answer:
 
     def raise_for_status(self) -> None:
         """Raise the Hub client's error for a status of 400 or more."""
-        if self.status >= 400:  # noqa: PLR2004 - HTTP
+        if self.status >= HTTPStatus.BAD_REQUEST:
             hf_raise_for_status(self._with_short_body())
 
-    def _with_short_body(self) -> Any:  # noqa: ANN401 - as above
+    def _with_short_body(self) -> HttpObject:
         """The response with the beginning of its body, for the error message; empty if compressed or cut off."""
         body = bytearray()
         with contextlib.suppress(HttpError, OSError):
@@ -157,7 +164,7 @@ class Wire:
         for _ in range(MAX_REDIRECTS + 1):
             answer = Answer(self._send(url, sent, form), silence_s=self.silence_s)
             if answer.status not in _REDIRECTS or "location" not in answer.headers:
-                if answer.status < 400 and answer.packing:  # noqa: PLR2004 - HTTP
+                if answer.status < HTTPStatus.BAD_REQUEST and answer.packing:
                     answer.close()
                     packing = shown(answer.packing, 40)
                     raise RemoteUnreachable(f"{self.endpoint} sent compressed bytes (`{packing}`), expected plain ones")
@@ -187,7 +194,9 @@ class Wire:
         with self.answering(url) as answer:
             return self._whole(answer, path)
 
-    def json(self, path: str, params: Mapping[str, Any] | None = None, *, form: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - any JSON value
+    def json(
+        self, path: str, params: Mapping[str, Any] | None = None, *, form: Mapping[str, Any] | None = None
+    ) -> JsonValue:
         """The JSON value of a small response, to a POST if there is a `form`; raises the errors of `get`.
 
         Raises:
@@ -207,7 +216,7 @@ class Wire:
     def get_range(self, path: str, start: int, end: int) -> bytes:
         """The bytes `[start, end)` of a file, fewer if it ends earlier; reads nothing beyond them."""
         with self.answering(f"{self.endpoint}/{path}", {"Range": f"bytes={start}-{end - 1}"}) as answer:
-            skip = 0 if answer.status == 206 else start  # noqa: PLR2004 - HTTP: partial content
+            skip = 0 if answer.status == HTTPStatus.PARTIAL_CONTENT else start
             found = bytearray()
             for chunk in answer.chunks():
                 self.received_bytes += len(chunk)
@@ -242,7 +251,7 @@ class Wire:
         check_etag(bytes(body), answer.headers, what)
         return bytes(body)
 
-    def _client(self) -> Any:  # noqa: ANN401 - of whichever HTTP library
+    def _client(self) -> HttpObject:
         """The Hub's client, which uses the proxies of the environment.
 
         Raises:
@@ -255,7 +264,7 @@ class Wire:
         except Exception as error:  # noqa: BLE001 - httpx raises ImportError, ValueError, and an InvalidURL of its own
             raise unusable_proxy(error) from None
 
-    def _send(self, url: str, headers: Mapping[str, str], form: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - a response of whichever HTTP library
+    def _send(self, url: str, headers: Mapping[str, str], form: Mapping[str, Any] | None) -> HttpObject:
         session = self._client()
         method = "GET" if form is None else "POST"
         connect_s = min(CONNECT_S, self.silence_s)
@@ -317,20 +326,24 @@ class Wire:
     def _answered(self, what: str, error: HfHubHTTPError) -> AdapterHubError:
         status = error.response.status_code if error.response is not None else 0
         text = f"{what}: {self.endpoint} answered {status}: {shown(error.server_message or str(error), 300)}"
-        if status in (_UNAUTHORIZED, _FORBIDDEN):
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             hint = "`adapt remote login NAME`, `--token` or ADAPTERHUB_TOKEN gives a token with this right"
             return NotAllowed(text, hint=hint)
-        if status == _CONFLICT:
+        if status == HTTPStatus.CONFLICT:
             return Conflict(text, hint="a published release never changes; publish under another version or name")
-        if status == _STALE:
+        if status == HTTPStatus.PRECONDITION_FAILED:
             return Conflict(text, hint="someone published at the same time; check, then try again")
-        wait = "; wait and try again" if status == _TOO_MANY else ""
+        wait = "; wait and try again" if status == HTTPStatus.TOO_MANY_REQUESTS else ""
         return RemoteUnreachable(text + wait)
 
 
 def is_missing(error: BaseException) -> bool:
     """Whether the server responded with 404."""
-    return isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code == _NOT_FOUND
+    return (
+        isinstance(error, HfHubHTTPError)
+        and error.response is not None
+        and error.response.status_code == HTTPStatus.NOT_FOUND
+    )
 
 
 def file_path(repo: str, commit: str, name: str) -> str:

@@ -30,6 +30,10 @@ _START: Final = """\
 _NO_BASE: Final = '\n# base = "base-7b"   the base model that all adapters of this project are for'
 
 
+TomlItem = Any
+"""Text or a table, as tomlkit has them."""
+
+
 def new_project_text(base: BaseSpec | None = None) -> str:
     """The text of a new project file."""
     import tomlkit
@@ -49,26 +53,7 @@ def create_project(folder: Path, base: BaseSpec | None = None) -> Project:
     if path.exists() or path.is_symlink():
         hint = "edit it, or name another folder"
         raise Conflict(f"`{shown(str(folder), 200)}` already has an `{PROJECT_FILE}`. It was not changed", hint=hint)
-    return _write(folder, new_project_text(base))
-
-
-def save_adapter(folder: Path, wanted: AdapterRequirement) -> Project:
-    """Write what is wanted under its name into the project file; the name's older entry gives way, wherever it stood.
-
-    Raises:
-        Conflict: a merge has the name.
-    """
-    return _write(folder, with_adapter(_text(folder), wanted))
-
-
-def remove_adapter(folder: Path, *keys: AdapterName) -> Project:
-    """Take adapters or merges out of the project file.
-
-    Raises:
-        NotFound: the project has none of that name.
-        Conflict: merges are made of it.
-    """
-    return _write(folder, without_adapters(_text(folder), keys))
+    return write_project(folder, new_project_text(base))
 
 
 def project_of(text: str, folder: Path) -> Project:
@@ -76,23 +61,13 @@ def project_of(text: str, folder: Path) -> Project:
     return parse_project(text.encode(), folder, str(folder / PROJECT_FILE))
 
 
-def write_project(folder: Path, text: str) -> Project:
-    """Write a whole project file atomically, if it is valid."""
-    return _write(folder, text)
-
-
-def text_of_project(folder: Path) -> str:
-    """The text of the project file.
-
-    Raises:
-        NotFound: there is no project file.
-    """
-    return _text(folder)
-
-
 # ---------------------------------------------------------------- text to text
 def with_adapter(text: str, wanted: AdapterRequirement) -> str:
-    """The text with this adapter in it; see `save_adapter`."""
+    """The text with this adapter in it; an older entry of the name is replaced, in whichever table it is.
+
+    Raises:
+        Conflict: a merge has the name.
+    """
     document, line_end = _parsed(text)
     if wanted.key in document.get("merges", {}):
         raise Conflict(
@@ -108,7 +83,12 @@ def with_adapter(text: str, wanted: AdapterRequirement) -> str:
 
 
 def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
-    """The text without these adapters or merges; see `remove_adapter`."""
+    """The text without these adapters or merges.
+
+    Raises:
+        NotFound: the project has none of that name.
+        Conflict: merges are made of it.
+    """
     project = parse_project(text.encode(), Path(), PROJECT_FILE)
     known = [wanted.key for wanted in project.requirements]
     for key in keys:
@@ -141,7 +121,7 @@ def _parsed(text: str) -> tuple[TOMLDocument, str]:
     return tomlkit.parse(text.replace("\r\n", "\n")), "\r\n" if "\r\n" in text else "\n"
 
 
-def _put(table: Any, key: AdapterName, entry: Any) -> None:  # noqa: ANN401 - as tomlkit has them
+def _put(table: TomlItem, key: AdapterName, entry: TomlItem) -> None:
     """Set `key`. A new key goes after the last one, before blank lines and comments of the next table."""
     from tomlkit.items import Table
 
@@ -158,7 +138,7 @@ def _put(table: Any, key: AdapterName, entry: Any) -> None:  # noqa: ANN401 - as
     body.extend(held)
 
 
-def _entry(wanted: AdapterRequirement) -> Any:  # noqa: ANN401 - text or a table, as tomlkit has them
+def _entry(wanted: AdapterRequirement) -> TomlItem:
     """The shortest form that reads as `wanted`."""
     import tomlkit
 
@@ -197,14 +177,19 @@ def _tables(document: TOMLDocument) -> list[Any]:
 
 
 # ---------------------------------------------------------------- files
-def _text(folder: Path) -> str:
+def text_of_project(folder: Path) -> str:
+    """The text of the project file.
+
+    Raises:
+        NotFound: there is no project file.
+    """
     raw = project_bytes(folder)
     parse_project(raw, folder, str(folder / PROJECT_FILE))  # raises if it is not a valid project in UTF-8
     return raw.decode("utf-8")
 
 
-def _write(folder: Path, text: str) -> Project:
-    """Write the project file, if it is valid."""
+def write_project(folder: Path, text: str) -> Project:
+    """Write a whole project file atomically, if it is valid."""
     project = project_of(text, folder)
     path = folder / PROJECT_FILE
     output_place(folder / LOCK_FILE)  # which is written next: both or neither

@@ -152,6 +152,10 @@ def _told(line: int | None, path: str, text: str) -> str:
     return f"{where}: {text}" if line is None else f"line {line}, {where}: {text}"
 
 
+Value = Any
+"""Any value of a project file."""
+
+
 class _Reader:
     """Reads a parsed document into a `Project` and collects every problem."""
 
@@ -171,7 +175,7 @@ class _Reader:
         """A suggestion for a misspelt name; none after many problems, because each search compares all names."""
         return near_name(name, names) if len(self.problems) < PROBLEMS_SHOWN else ""
 
-    def take(self, holder: Mapping[str, Any], key: str, kind: type, path: str) -> Any:  # noqa: ANN401 - any TOML value
+    def take(self, holder: Mapping[str, Any], key: str, kind: type, path: str) -> Value:
         """`holder[key]` if it has the type `kind`, else None."""
         item = holder.get(key)
         if item is None or type(item) is kind:
@@ -186,7 +190,7 @@ class _Reader:
             return None
         return cast("str | None", item)
 
-    def parsed(self, text: str | None, parse: Callable[[str], Any], path: str) -> Any:  # noqa: ANN401 - what `parse` gives
+    def parsed(self, text: str | None, parse: Callable[[str], Any], path: str) -> Value:
         """`text` as a value; None if it is invalid, which is recorded as a problem."""
         if text is None:
             return None
@@ -196,7 +200,7 @@ class _Reader:
             reason = f"`{shown(error.text)}`: {error.reason}" if isinstance(error, SpecError) else error.message
             return self.say(path, reason + (f"; {error.hint}" if error.hint else ""))
 
-    def checked(self, holder: Mapping[str, Any], key: str, parse: Callable[[str], Any], path: str) -> Any:  # noqa: ANN401 - what `parse` gives
+    def checked(self, holder: Mapping[str, Any], key: str, parse: Callable[[str], Any], path: str) -> Value:
         return self.parsed(self.text(holder, key, path), parse, f"{path}{key}")
 
     def texts(self, holder: Mapping[str, Any], key: str, parse: Callable[[str], str], path: str) -> tuple[str, ...]:
@@ -273,21 +277,20 @@ class _Reader:
             key = self.parsed(name, parse_name, where)
             if key is None:
                 continue
-            if isinstance(item, str):
-                item = {"spec": item}  # noqa: PLW2901 - the short form of the same
-            elif isinstance(item, dict):
+            table = {"spec": item} if isinstance(item, str) else item  # the short form of the same
+            if isinstance(item, dict):
                 self.known(item, _ADAPTER_KEYS, f"{where}.")
                 where += ".spec"
-            else:
+            elif not isinstance(item, str):
                 self.say(where, f"expected text or a table, got {_KINDS.get(type(item), type(item).__name__)}")
                 continue
-            text = self.text(item, "spec", f"{path}{name}.")
+            text = self.text(table, "spec", f"{path}{name}.")
             spec = self.parsed(text or "", functools.partial(wanted_spec, key), where)
-            low, exact, high = (self.rank(item, k, f"{path}{name}.") for k in ("min-rank", "rank", "max-rank"))
+            low, exact, high = (self.rank(table, k, f"{path}{name}.") for k in ("min-rank", "rank", "max-rank"))
             bounds = [bound for bound in (low, exact, high) if bound is not None]
             if bounds != sorted(bounds):
                 self.say(f"{path}{name}", "no rank satisfies `rank`, `min-rank` and `max-rank` together")
-            remote = self.text(item, "remote", f"{path}{name}.")
+            remote = self.text(table, "remote", f"{path}{name}.")
             if spec is not None:
                 ranks = RankRange(rank=exact, min_rank=low, max_rank=high)
                 found.append(AdapterRequirement(key=key, spec=spec, ranks=ranks, group=group, remote=remote))

@@ -12,7 +12,7 @@ from adapterhub.core.errors import AdapterHubError, SpecError, shown
 from adapterhub.core.hub_ids import parse_hub_id
 from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys, kind_named
-from adapterhub.projects.lock._lines import value_of
+from adapterhub.projects.lock._lines import Value, value_of
 from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource, Policy
 from adapterhub.weights.recipes.toml import step_from
 from adapterhub.weights.recipes.toml.values import Step, near_name
@@ -105,7 +105,7 @@ class EntryReader:
             if key not in known:
                 self.say(line, f"{shown(key)}: no such key{near_name(key, known)}")
 
-    def take(self, section: Section, key: str, kind: type, *, needed: bool = False) -> Any:  # noqa: ANN401 - any value
+    def take(self, section: Section, key: str, kind: type, *, needed: bool = False) -> Value:
         if key not in section.values:
             if needed:
                 self.say(section.line, f"{key}: missing")
@@ -116,11 +116,11 @@ class EntryReader:
         expected = {str: "text", int: "a whole number", dict: "a table", list: "a list"}[kind]
         return self.say(line, f"{key}: expected {expected}, got {shown(value_of(value), 100)}")
 
-    def checked(self, section: Section, key: str, parse: Callable[[str], Any], *, needed: bool = False) -> Any:  # noqa: ANN401 - what `parse` gives
+    def checked(self, section: Section, key: str, parse: Callable[[str], Any], *, needed: bool = False) -> Value:
         text = self.take(section, key, str, needed=needed)
         return None if text is None else self.parsed(text, parse, section.line_of(key), key)
 
-    def parsed(self, value: Any, parse: Callable[[Any], Any], line: int, what: str) -> Any:  # noqa: ANN401 - any value
+    def parsed(self, value: Value, parse: Callable[[Any], Any], line: int, what: str) -> Value:
         try:
             return parse(value)
         except SpecError as error:

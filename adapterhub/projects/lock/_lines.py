@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -34,7 +35,12 @@ _FILE: Final = re.compile(
     r'\{ path = "([A-Za-z0-9._-]+)", sha256 = "(sha256:[0-9a-f]{64})", size = (0|[1-9][0-9]{0,17}) \}'
 )
 _DEEPEST: Final = 40
+_SURROGATES: Final = range(0xD800, 0xE000)
 _LONGEST_NUMBER: Final = 40
+
+
+Value = Any
+"""Any value of a lock file."""
 
 
 # ---------------------------------------------------------------- printing
@@ -69,7 +75,7 @@ def value_of(value: object) -> str:
 
 
 # ---------------------------------------------------------------- reading
-def parse_value(text: str) -> Any:  # noqa: ANN401 - any value
+def parse_value(text: str) -> Value:
     """The single value in `text`.
 
     Raises:
@@ -103,7 +109,7 @@ class _Tokens:
         if self._at != len(self._text):
             raise ValueError(f"nothing may follow, got `{self._text[self._at :].strip()[:40]}`")
 
-    def value(self, depth: int) -> Any:  # noqa: ANN401 - any value
+    def value(self, depth: int) -> Value:
         if depth > _DEEPEST:
             raise ValueError("nested too deeply")
         token = self.next()
@@ -161,7 +167,7 @@ def _unescaped(text: str) -> str:
                 raise ValueError(f"`\\{found[3]}` is not an escape of TOML")
             return _UNESCAPES[found[3]]
         code = int(number, 16)
-        if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:  # noqa: PLR2004 - what Unicode has
+        if code > sys.maxunicode or code in _SURROGATES:
             raise ValueError(f"`{found[0]}` is no character")
         return chr(code)
 

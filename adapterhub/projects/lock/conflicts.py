@@ -69,7 +69,7 @@ def bases_asked_for(
 
     asking = [wanted for wanted in project.adapters if wanted.spec.base is not None]
     asked = [base for base in (project.base, *(wanted.spec.base for wanted in asking)) if base is not None]
-    if len({identity(base) for base in asked}) < 2:  # noqa: PLR2004 - one base is what a project has
+    if len({identity(base) for base in asked}) <= 1:
         return None
     mine = asked[0]
     others = [
@@ -98,7 +98,7 @@ def built_for_several_bases(
     for one in sorted(adapters, key=lambda one: one.key):
         if one.base is not None:
             by_base[one.base].append(one)
-    if len(by_base) < 2:  # noqa: PLR2004 - one base is what a project has
+    if len(by_base) <= 1:
         return None
     names = {base: shown(label_of(base) if label_of else "") or _short(base) for base in by_base}
     most = names[max(by_base, key=lambda base: len(by_base[base]))]

@@ -18,7 +18,7 @@ from adapterhub.core.errors import Malformed, NotAllowed, NotFound, shown
 from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
 from adapterhub.projects.file.positions import both_sides
 from adapterhub.projects.lock._entries import EntryReader, Section
-from adapterhub.projects.lock._lines import parse_value, text_of, value_of
+from adapterhub.projects.lock._lines import Value, parse_value, text_of, value_of
 from adapterhub.projects.values import (
     Lock,
     LockedAdapter,
@@ -249,7 +249,7 @@ def _sections(text: str) -> Iterator[Section]:
     yield section
 
 
-def _value(text: str, number: int) -> Any:  # noqa: ANN401 - any value
+def _value(text: str, number: int) -> Value:
     try:
         return parse_value(text)
     except ValueError as error:
