@@ -67,7 +67,7 @@ def test_a_base_in_a_folder_is_written_as_the_project_finds_it(adapt):
 def test_without_a_project_the_way_to_one_is_told(tmp_path):
     adapt = Adapt(tmp_path)
 
-    assert "hint: `adapt init` makes one of this folder" in adapt.fails(10, "lock")
+    assert "hint: create one here with `adapt init`" in adapt.fails(10, "lock")
     assert f"`{tmp_path}` has no `adapters.toml`" in adapt.fails(10, "lock", "--project", str(tmp_path))
 
 

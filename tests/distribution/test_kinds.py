@@ -143,8 +143,8 @@ def test_each_known_kind_claims_its_places():
     ("table", "told"),
     [
         ('kind = "oci"\nurl = "oci://a"', "remotes.x.kind: no kind of remote `oci`; there are `directory`, `hub`"),
-        ('kind = "hub"\npath = "p"', "remotes.x: expected one of `url`"),
-        ('kind = "directory"\nurl = "https://a.example"', "remotes.x: expected one of `url`"),
+        ('kind = "hub"\npath = "p"', "remotes.x: expected either `url`"),
+        ('kind = "directory"\nurl = "https://a.example"', "remotes.x: expected either `url`"),
     ],
 )
 def test_a_project_file_with_a_kind_that_does_not_fit_is_refused(table, told, tmp_path):

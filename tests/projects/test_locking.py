@@ -350,7 +350,7 @@ def test_remotes_with_other_bytes_for_one_release_are_a_conflict(tmp_path, libra
     folder = tmp_path / "b" / "legal-qa" / "1.0.0-r4"
     publish_other(other, folder, tmp_path)
 
-    with pytest.raises(ProjectConflict, match="other bytes for the same release"):
+    with pytest.raises(ProjectConflict, match="different bytes for the same release"):
         lock_project(library, project(tmp_path, text.replace("{more}", "''")), Asked(*places))
 
     pinned = lock_project(library, project(tmp_path, text.replace("{more}", "{ remote = 'b' }")), Asked(places[1]))
