@@ -188,10 +188,10 @@ def test_ranks_that_the_project_takes_are_no_conflict():
             {"published_at": NOW - DAY},
             '`exclude-newer = "2026-06-14T12:00:01Z"` under `[policy]`',
         ),
-        ({"exclude_newer": "7d"}, {}, "without `exclude-newer` under `[policy]`"),
-        ({"deny_licenses": ("MIT",)}, {"license": "MIT"}, "without `deny-licenses` under `[policy]`"),
-        ({"allow_methods": ("dora",)}, {}, "without `allow-methods` under `[policy]`"),
-        ({"allow_namespaces": ("eve",)}, {}, "without `allow-namespaces` under `[policy]`"),
+        ({"exclude_newer": "7d"}, {}, "remove `exclude-newer` from `[policy]`"),
+        ({"deny_licenses": ("MIT",)}, {"license": "MIT"}, "remove `deny-licenses` from `[policy]`"),
+        ({"allow_methods": ("dora",)}, {}, "remove `allow-methods` from `[policy]`"),
+        ({"allow_namespaces": ("eve",)}, {}, "remove `allow-namespaces` from `[policy]`"),
         ({"allow_namespaces": ("eve",), "max_rank": 1}, {}, ""),  # no single rule does
     ],
 )
