@@ -84,7 +84,10 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands fo
         return version("adapterhub")
     if name not in _MODULES:
         raise AttributeError(f"module `adapterhub` has no attribute `{name}`")
-    value = getattr(importlib.import_module(f"adapterhub.{_MODULES[name]}"), _NAMES_THERE.get(name, name))
+    from adapterhub.core.extras import extra_named
+
+    with extra_named(f"`adapterhub.{name}`"):
+        value = getattr(importlib.import_module(f"adapterhub.{_MODULES[name]}"), _NAMES_THERE.get(name, name))
     globals()[name] = value
     return value
 
@@ -120,7 +123,10 @@ def attach(
     allow_base_mismatch: bool = False,
 ) -> Attached:
     """Put adapters on `model`; see `adapterhub.inference.loader.attach`. The default library is the command line's."""
-    from adapterhub.inference.loader import attach as attach_adapters
+    from adapterhub.core.extras import extra_named
+
+    with extra_named("`adapterhub.attach`"):
+        from adapterhub.inference.loader import attach as attach_adapters
 
     return attach_adapters(
         model,

@@ -76,7 +76,7 @@ _OF_VERIFY: Final[Mapping[str, Mapping[str, str]]] = {
         "W_INIT": "Training began by changing the base (PiSSA, OLoRA and such); on the plain base it acts differently.",
         "W_NOT_SIGNED": "Files beside the signature, left by git or a download, are not covered by it.",
         "W_NOOP": "Every A or every B is zero: the adapter does nothing.",
-        "W_OVERFLOW": "The scaled update is too large for its dtype.",
+        "W_OVERFLOW": "The scaled update is, or without numpy may be, too large for its dtype.",
         "W_RANK": "The rank exceeds the size of the matrix; a lower rank can hold the same update.",
         "W_TARGETS": "The config targets modules for which there are no weights.",
         "W_TASK_TYPE": "PEFT refuses to load this `task_type`.",

@@ -23,6 +23,7 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Added, Library
 from tests.support.outside import Recording
+from tests.support.speed import is_slow
 from tests.support.tiny import make_adapter, make_base
 
 if TYPE_CHECKING:
@@ -37,13 +38,35 @@ settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--update-goldens` writes the golden files anew; look at the diff."""
+    """`--update-goldens` writes the golden files anew; look at the diff. `--exhaustive` takes all where CI takes a sample."""
     parser.addoption("--update-goldens", action="store_true", help="write golden files anew instead of comparing")
+    parser.addoption("--exhaustive", action="store_true", help="run every case where the default is a sample")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Which tests ask for what lies outside the repository is known."""
     config.pluginmanager.register(Recording())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The fast set, `-m "not slow"`, is without every test that starts a process or a server, or makes a model.
+
+    Without `--exhaustive`, tests with that mark are left out.
+    """
+    for item in items:
+        if is_slow(item):
+            item.add_marker(pytest.mark.slow)
+    if not config.getoption("--exhaustive"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def amount(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """`amount(30, 100)` is 30, or 100 with `--exhaustive`."""
+    exhaustive = request.config.getoption("--exhaustive")
+    return lambda few, many: many if exhaustive else few
 
 
 @pytest.fixture(autouse=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -63,7 +63,18 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@cache
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def plain_code(path: Path) -> list[str]:
+    """The lines of the code, without comments."""
+    return ast.unparse(parsed(path)).splitlines()
+
+
+@functools.cache
 def imports_of(path: Path) -> list[tuple[str, bool, int]]:
     """`(module, at module level, line)` of every import that runs; those under TYPE_CHECKING do not."""
     found: list[tuple[str, bool, int]] = []
@@ -86,7 +97,7 @@ def imports_of(path: Path) -> list[tuple[str, bool, int]]:
             inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             visit(child, top=top and not inner)
 
-    visit(ast.parse(path.read_text(encoding="utf-8")), top=True)
+    visit(parsed(path), top=True)
     return found
 
 
@@ -98,6 +109,7 @@ def sources(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
+@functools.cache
 def own_imports(path: Path) -> list[tuple[str, int]]:
     """Modules of this project that a file imports, and where."""
     return [(name, line) for name, _, line in imports_of(path) if name in MODULES and name != "adapterhub"]
@@ -223,7 +235,7 @@ def test_adapterhub_never_imports_the_registry_and_the_registry_only_the_lowest_
 def test_only_faces_and_the_front_door_read_the_environment() -> None:
     readers = set()
     for path in sources(PACKAGE):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}:
                 readers.add(wing_of(path))
 
@@ -232,12 +244,10 @@ def test_only_faces_and_the_front_door_read_the_environment() -> None:
 
 @pytest.mark.parametrize("name", ["torch.load", "pickle", "joblib", "cloudpickle", "eval(", "exec("])
 def test_no_file_can_be_run(name: str) -> None:
-    code = [
-        line for p in sources(PACKAGE) for line in ast.unparse(ast.parse(p.read_text(encoding="utf-8"))).splitlines()
-    ]
     calls = [
         line
-        for line in code
+        for path in sources(PACKAGE)
+        for line in plain_code(path)
         if f"import {name}" in line
         or (
             name.endswith(("(", "load"))

@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,11 +20,12 @@ import pytest
 
 from adapterhub.cli import cli
 from tests.support.docs_sandbox import make_sandbox
+from tests.support.warm_adapt import warm_adapt
 from tests.test_architecture import FLOORS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *sorted(DOCS.rglob("*.md"))]
 STARTS_EMPTY = {"README.md", "docs/tutorial/first-adapter.md"}
 """Pages that begin without a library; all others find the one that the tutorial makes first (`docs_sandbox.py`)."""
 
@@ -42,7 +43,6 @@ SKIPPED = {
 """Commands that are shown and not run, with the reason."""
 MOST_SKIPPED = 36
 
-ADAPT = '#!/bin/sh\nexec {python} -c "from adapterhub.cli import main; main()" "$@"\n'
 _FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -99,19 +99,25 @@ def cases(holds: Callable[[Path], object]) -> list[object]:
     return [pytest.param(page, page, id=name_of(page)) for page in PAGES if holds(page)]
 
 
+@pytest.fixture(scope="module")
+def adapt_command() -> Iterator[str]:
+    with warm_adapt() as program:
+        yield program
+
+
 @pytest.fixture
 def sandbox(tmp_path, request):
     page = name_of(request.param)
     make_sandbox(tmp_path, filled=page not in STARTS_EMPTY)
-    shim = tmp_path / ".bin" / "adapt"
-    shim.parent.mkdir()
-    shim.write_text(ADAPT.format(python=shlex.quote(sys.executable)))
-    shim.chmod(0o755)
     return tmp_path
 
 
 @pytest.mark.parametrize(("sandbox", "page"), cases(steps), indirect=["sandbox"])
-def test_commands_do_what_the_page_shows(sandbox, page):
+def test_commands_do_what_the_page_shows(sandbox, page, adapt_command):
+    program = sandbox / ".bin" / "adapt"
+    program.parent.mkdir()
+    program.write_text(adapt_command)
+    program.chmod(0o755)
     environ = {k: v for k, v in os.environ.items() if not k.startswith("ADAPTERHUB_")}
     environ |= {"ADAPTERHUB_HOME": str(sandbox / "home"), "PATH": f"{sandbox / '.bin'}:{os.environ['PATH']}"}
     environ["PYTHONPATH"] = str(ROOT)
@@ -288,8 +294,9 @@ def test_the_floors_of_the_page_are_those_of_the_test():
     ]
 
 
-def test_every_file_that_the_architecture_names_is_there():
-    page = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["docs/explanation/architecture.md", "CONTRIBUTING.md"])
+def test_every_file_that_a_page_for_contributors_names_is_there(name):
+    page = (ROOT / name).read_text(encoding="utf-8")
     named = {path for path in re.findall(r"`([\w./]+/[\w.]*)`", page) if "<" not in path}
     roots = (ROOT, ROOT / "adapterhub", ROOT / "registry" / "adapterhub_registry")
 

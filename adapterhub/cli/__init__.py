@@ -17,6 +17,7 @@ import click
 
 from adapterhub.cli.output import report_failure
 from adapterhub.core.errors import EXIT_BUG, EXIT_INTERRUPTED, AdapterHubError, NotAllowed, UsageProblem
+from adapterhub.core.extras import extra_named
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -112,13 +113,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        try:
+        with extra_named(f"`adapt {cmd_name}`"):
             command = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            if module.startswith("adapterhub."):
-                raise
-            hint = "`pip install 'adapterhub[registry]'` brings it"
-            raise UsageProblem(f"`adapt {cmd_name}` needs the package `{error.name}`", hint=hint) from None
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}:{attribute} is not a command")
         return command
@@ -147,6 +143,9 @@ class LazyGroup(click.Group):
         """Run the command; a reader of its output that went away ends it as an interruption does, not as a bug."""
         try:
             return super().invoke(ctx)
+        except ModuleNotFoundError:
+            with extra_named(f"`adapt {ctx.invoked_subcommand}`"):
+                raise
         except BrokenPipeError:  # click would make it exit code 1
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
@@ -216,6 +215,10 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _run() -> int:
+    if sys.platform == "win32":  # before any module that needs `fcntl`
+        problem = UsageProblem("adapt runs on Linux and macOS; on Windows, install and run it in WSL (`wsl --install`)")
+        report_failure(problem, as_json="--json" in sys.argv)
+        return problem.exit_code
     if asked := os.environ.get("_ADAPT_COMPLETE"):  # set by the script of `adapt completion`, never by a user
         from adapterhub.cli.completion.shells import answer
 

@@ -1,4 +1,4 @@
-"""Moments as text, and how far back a cooldown reaches: everything in UTC, so that it means the same on any machine."""
+"""Times as text, and the cooldown before a release is taken. All times are in UTC, the same on every machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UNITS_S: Final = {"h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewestAllowed:
-    """How new a release may be: `text` as written, and either a moment or an age in seconds."""
+    """How new a release may be. `text` is the setting as written; either `at` or `age_s` is set."""
 
     text: str
     at: float | None = None
@@ -29,10 +29,10 @@ class NewestAllowed:
 
 
 def parse_newest_allowed(text: str) -> NewestAllowed:
-    """What `exclude-newer` means: `2026-01-31` (that day and before, in UTC), an RFC 3339 time, or an age as in `7d`.
+    """Parse `exclude-newer`: `2026-01-31` (that day and earlier, in UTC), an RFC 3339 time, or an age such as `7d`.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the text is none of these.
     """
     if age := _AGE.fullmatch(text):
         return NewestAllowed(text=text, age_s=int(age[1]) * _UNITS_S[age[2]])
@@ -42,26 +42,27 @@ def parse_newest_allowed(text: str) -> NewestAllowed:
             return NewestAllowed(text=text, at=(day + timedelta(days=1)).timestamp() - 1e-6)
         return NewestAllowed(text=text, at=parse_time(text))
     except (ValueError, OverflowError):
-        expected = "an age as in `7d`, `2w` or `12h`, a day as in `2026-01-31`, or a time as in `2026-01-31T12:00:00Z`"
+        ages, days = "an age such as `7d`, `2w` or `12h`", "a day such as `2026-01-31`"
+        expected = f"{ages}, {days} or a time such as `2026-01-31T12:00:00Z`"
         raise ValueError(f"expected {expected}, got {shown(text)}") from None
 
 
 def parse_time(text: str) -> float:
-    """The Unix time that an RFC 3339 text names, which has to say its offset; a leap second is none.
+    """The Unix time of an RFC 3339 text with an offset. Leap seconds are refused.
 
     Raises:
-        ValueError: it is not such a text.
+        ValueError: the text is not such a time.
     """
     found = _TIME.fullmatch(text)
     if found is None:
-        raise ValueError(f"expected a time as in 2026-01-31T12:00:00Z, got {shown(text)}")
+        raise ValueError(f"expected a time such as 2026-01-31T12:00:00Z, got {shown(text)}")
     day, clock, fraction, offset = found.groups()
     moment = datetime.fromisoformat(f"{day}T{clock}{'+00:00' if offset in 'Zz' else offset}")
     return moment.timestamp() + (float(f"0.{fraction}") if fraction else 0.0)
 
 
 def time_text(at: float) -> str:
-    """A Unix time in words, to the second: `2026-01-31T12:00:00Z`; one that no calendar has as a number."""
+    """A Unix time as text, to the second: `2026-01-31T12:00:00Z`. One outside the calendar is shown as a number."""
     try:
         moment = datetime.fromtimestamp(at, tz=timezone.utc)
     except (ValueError, OverflowError, OSError):

@@ -1,4 +1,4 @@
-"""Digests, written as OCI writes them (`sha256:<64 hex>`), and bytes that are hashed while they move."""
+"""Digests in OCI notation (`sha256:<64 hex>`), copying with a hash, and strict JSON."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from adapterhub.core.errors import shown
 
 Digest = NewType("Digest", str)
 """`sha256:` and 64 lower-case hex digits; only `parse_digest` and the hashing functions make one."""
+
+Json = Any
+"""A parsed JSON or TOML value, whose type its reader checks."""
 
 Progress = Callable[[int], None]
 """Called with the number of bytes done since the last call."""
@@ -41,17 +44,17 @@ def digest_of(data: bytes | memoryview) -> Digest:
 
 
 def digest_of_hash(hasher: Any) -> Digest:  # noqa: ANN401 - hashlib's type has no public name before 3.12
-    """Digest that a `hashlib.sha256()` object has reached."""
+    """The digest of all bytes that a `hashlib.sha256()` object has hashed so far."""
     return Digest("sha256:" + hasher.hexdigest())
 
 
 def copy_hashed(
     source: IO[bytes], sink: IO[bytes] | None, progress: Progress | None = None, limit_bytes: int | None = None
 ) -> tuple[Digest, int]:
-    """Copy `source` to `sink` (or only read it); digest and size of what passed.
+    """Copy `source` to `sink` (or only read it) and return the digest and size of the bytes.
 
     Raises:
-        ValueError: more than `limit_bytes` came.
+        ValueError: `source` holds more than `limit_bytes`.
     """
     hasher, size, buffer = hashlib.sha256(), 0, bytearray(CHUNK_BYTES)
     view = memoryview(buffer)
@@ -67,7 +70,7 @@ def copy_hashed(
             return digest_of_hash(hasher), size
         size += count
         if limit_bytes is not None and size > limit_bytes:
-            raise ValueError(f"more than the {limit_bytes} bytes that were announced")
+            raise ValueError(f"more than the announced {limit_bytes} bytes")
         hasher.update(chunk)
         if sink is not None:
             sink.write(chunk)
@@ -75,20 +78,20 @@ def copy_hashed(
             progress(count)
 
 
-def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+def canonical_json(value: Json) -> bytes:
     """The one byte string for a JSON value: RFC 8785 (JSON Canonicalization Scheme)."""
     import rfc8785  # 10 ms of import that `list` and `search` do not need
 
     return rfc8785.dumps(value)
 
 
-def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20, finite: bool = True) -> Any:  # noqa: ANN401 - any JSON value
-    """Parse JSON that somebody else wrote: UTF-8, no duplicate keys, no NaN or infinity, bounded size and depth.
+def strict_json(raw: bytes, *, limit_bytes: int = 1 << 20, finite: bool = True) -> Json:
+    """Parse untrusted JSON: UTF-8, no duplicate keys, no NaN or infinity, bounded size and depth.
 
-    `finite=False` takes `NaN` and `Infinity` as Python writes them, which some models have in their config.
+    `finite=False` accepts `NaN` and `Infinity`, which Python writes and some model configs contain.
 
     Raises:
-        ValueError: with the one reason; callers re-raise it in the class of the format they read.
+        ValueError: the first problem. Callers re-raise it as the error class of their format.
     """
     import json
 

@@ -3,7 +3,8 @@
 AdapterHubError                  exit code
 ├── UsageProblem                  2   the request is invalid as typed
 │   ├── SpecError                     an adapter spec or base name does not parse
-│   └── AmbiguousSpec                 a spec matches several builds
+│   ├── AmbiguousSpec                 a spec matches several builds
+│   └── MissingExtra                  an extra that is needed is not installed
 ├── NotFound                     10   nothing has that name
 │   ├── AdapterNotFound
 │   ├── BaseNotFound
@@ -45,18 +46,26 @@ EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 
 SHOWN_CHARACTERS = 80
+PROBLEMS_SHOWN = 50
 
 
 def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
-    """`value` fit for one line of a terminal: control characters escaped, cut at `limit` characters.
+    """`value` made safe for one line of a terminal: control characters escaped, cut at `limit` characters.
 
-    Text from a file or a server never reaches the terminal in any other way (escape sequences, bidi marks).
+    Pass all text from files and servers through it: such text may hold escape sequences or bidi marks.
     """
     text = (value if isinstance(value, str) else repr(value))[: limit + 1]  # escapes only make it longer
     if len(text) <= limit and text.isprintable():
         return text
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+def problem_list(title: str, problems: Sequence[str], most: int = PROBLEMS_SHOWN) -> str:
+    """A title and one indented line for each problem; beyond `most` only their number."""
+    rest = len(problems) - most
+    lines = [*problems[:most], *([f"and {rest:,} more"] if rest > 0 else [])]
+    return "\n".join([title, *(f"  {line}" for line in lines)])
 
 
 class AdapterHubError(Exception):
@@ -92,6 +101,19 @@ class AmbiguousSpec(UsageProblem):
         super().__init__("\n".join([message, *(f"  {spec}  {what}" for spec, what in choices)]), hint=hint)
         self.summary = message
         self.choices = tuple(choices)
+
+
+class MissingExtra(UsageProblem):
+    """It needs an extra that is not installed; `extra` is its name, `packages` are those that were not found."""
+
+    def __init__(self, what: str, packages: Sequence[str], extra: str) -> None:
+        several = len(packages) > 1
+        names = " and ".join(filter(None, [", ".join(f"`{name}`" for name in packages[:-1]), f"`{packages[-1]}`"]))
+        needed = f"the packages {names}, which are" if several else f"the package {names}, which is"
+        hint = f"`pip install 'adapterhub[{extra}]'` brings {'them' if several else 'it'}"
+        super().__init__(f"{what} needs {needed} not installed", hint=hint)
+        self.extra = extra
+        self.packages = tuple(packages)
 
 
 class NotFound(AdapterHubError):
@@ -229,7 +251,7 @@ class StaleLock(Conflict):
     """The lock file no longer matches its project; `problems` says why, one sentence each."""
 
     def __init__(self, where: str, problems: Sequence[str], *, hint: str = "") -> None:
-        summary = f"`{shown(where, 200)}` is not what the project asks for. Nothing was changed"
+        summary = f"`{shown(where, 200)}` does not match the project. Nothing was changed"
         super().__init__("\n".join([summary, *(f"  {p}" for p in problems)]), hint=hint)
         self.problems = tuple(problems)
 

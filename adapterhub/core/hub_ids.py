@@ -1,4 +1,4 @@
-"""What a repository on a Hub can be called: the one grammar for every id that comes from a file or a server."""
+"""The grammar of Hub repository ids, for every id that comes from a file or a server."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def is_hub_id(text: str) -> bool:
 
 
 def parse_hub_id(text: str) -> str:
-    """`text`, if it is an id.
+    """`text`, checked to be a Hub id.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not.
     """
     if not is_hub_id(text):
         raise ValueError(f"expected a Hub id such as org/model, got {shown(text)}")

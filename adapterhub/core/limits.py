@@ -1,8 +1,8 @@
-"""How much of a stranger's adapter is read; one place, and the only settings of the process as a whole.
+"""Limits on untrusted adapters: the only settings that apply to the whole process.
 
-The checks of `verify` are made deep inside other calls (`add`, `install`, `attach`), whose arguments would all have to
-carry the limits along. So they are set once, before the first adapter is looked at: the command line does it from
-ADAPTERHUB_LIMITS, a program with `use_limits`.
+`verify` runs deep inside other calls (`add`, `install`, `attach`), so passing the limits along would add an argument to
+each of them. Set them once, before the first adapter is read: the command line reads ADAPTERHUB_LIMITS, a program calls
+`use_limits`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The most that is taken. Names that end in `_bytes` are sizes, all others counts.
+    """The largest accepted values. Names that end in `_bytes` are sizes, all others counts.
 
     `header_bytes`, `tensors`, `metadata_entries`, `name_bytes`: of the header of a safetensors file. `file_bytes`: of
-    the weights. `text_bytes`: of any other file that is copied. `config_bytes`: of `adapter_config.json`. `entries`:
+    the weights. `text_bytes`: of each other copied file. `config_bytes`: of `adapter_config.json`. `entries`:
     files and folders in an adapter's folder, whatever they are. `rank`: of one pair.
     """
 
@@ -48,15 +48,15 @@ def limits() -> Limits:
 
 
 def use_limits(chosen: Limits = DEFAULT_LIMITS) -> None:
-    """Put `chosen` in force for all that is read from now on; without an argument, what was built in."""
+    """Apply `chosen` to everything read from now on; without an argument, restore the built-in limits."""
     _in_force[0] = chosen
 
 
 def parse_limits(text: str) -> Limits:
-    """The limits that `text` spells: `file_bytes=8GiB tensors=200000`; what is not named stays as built in.
+    """Parse limits such as `file_bytes=8GiB tensors=200000`; limits that are not named keep their built-in values.
 
     Raises:
-        UsageProblem: a name that is no limit, or no whole number above 0 behind it.
+        UsageProblem: an unknown limit, or a value that is not a whole number above 0.
     """
     known = {field.name for field in fields(Limits)}
     chosen: dict[str, int] = {}

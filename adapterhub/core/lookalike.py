@@ -1,4 +1,4 @@
-"""Names that people take for one another."""
+"""Detection of names that people confuse."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ _LOOK_ALIKE: Final = str.maketrans({"-": None, "_": None, ".": None, "0": "o", "
 
 
 def fold(name: str) -> str:
-    """What look-alikes have in common: case, `-_.`, 0 and O, 1 and l and I do not tell names apart."""
+    """The key that look-alike names share. It ignores case and `-_.`, and treats 0 and O, and 1, l and I, as equal."""
     return name.casefold().translate(_LOOK_ALIKE) or name.casefold()
 
 
 def is_one_edit_apart(a: str, b: str) -> bool:
-    """Whether one character put in, left out or replaced makes one name the other, or two neighbours changing places.
+    """Whether the names differ by one inserted, deleted or replaced character, or by two swapped neighbours.
 
-    One digit for another is no such edit: people tell `qa-r4` and `qa-r8` apart, and number their adapters so.
+    Replacing one digit by another does not count: people number adapters (`qa-r4`, `qa-r8`) and tell them apart.
     """
     if a == b or abs(len(a) - len(b)) > 1:
         return False

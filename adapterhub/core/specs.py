@@ -1,4 +1,4 @@
-"""Adapter names, bases and specs: what a user types becomes a value here, once.
+"""Adapter names, bases and specs: the only parser of what users type for them.
 
     spec       = [ namespace "/" ] name [ "@" base ] [ specifiers ] [ "#sha256:" hex{8,64} ]
     base       = alias | org "/" model | "sha256:" hex{8,64} | path (starts with ".", "/" or "~/")
@@ -12,8 +12,8 @@ would refuse or change it: `..`, `--` (it joins namespace and name in the store)
 device names of Windows.
 
 A path may hold spaces, `@` and single `=`, `!` or `~`. The first specifier operator (`==`, `~=`, `!=`, `<`, `>`)
-or `#` ends it, so a folder with one of these in its name is given an alias first. Spaces may also stand inside the
-specifiers, as PEP 440 allows, and nowhere else.
+or `#` ends it, so a folder with one of these in its name needs an alias. Spaces are also allowed inside the
+specifiers, as in PEP 440, and nowhere else.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ def parse_name(text: str) -> AdapterName:
     Raises:
         SpecError: with the first thing that is wrong.
     """
-    _refuse_unreadable(text)
+    _check_readable(text)
     return AdapterName(_word(text, "a name", text, upper=False))
 
 
 def parse_namespace(text: str) -> str:
-    """The namespace that `text` spells: as a name, and upper case may stand in it, as organisations on hubs have it.
+    """The namespace that `text` spells: like a name, but upper case is allowed, as organisations on hubs use it.
 
     Raises:
         SpecError: with the first thing that is wrong.
     """
-    _refuse_unreadable(text)
+    _check_readable(text)
     return _word(text, "a namespace", text)
 
 
@@ -85,19 +85,8 @@ def parse_version(text: str) -> str:
     return str(version)
 
 
-def parse_specifiers(text: str) -> str:
-    """`text`, a PEP 440 specifier set, in its one normal form: versions normal, no spaces, repeats or odd order.
-
-    "" stays "", and means any version. `===` is refused: it compares text, and every version here has a normal form.
-
-    Raises:
-        SpecError: unless it is one, of at most 256 characters.
-    """
-    return _specifiers(text, text) if text else ""
-
-
 def looks_like_revision(text: str) -> bool:
-    """`text` is what other tools write after `@`: a version, main, master, latest, or the start of a commit."""
+    """Whether other tools would write `text` after `@`: a version, main, master, latest, or the start of a commit."""
     if text in {"main", "master", "latest"} or re.fullmatch(r"[0-9a-f]{7,40}", text):
         return True
     # `7b` reads as "7, beta 0" in PEP 440, but people call a base so by its size.
@@ -118,7 +107,7 @@ class BaseSpec:
         Raises:
             SpecError: with the first thing that is wrong.
         """
-        _refuse_unreadable(text)
+        _check_readable(text)
         return cls(kind=_base_kind(text, text), text=text)
 
     def __str__(self) -> str:
@@ -145,7 +134,7 @@ class AdapterSpec:
         Raises:
             SpecError: with the first thing that is wrong and, where one can be guessed, what to type instead.
         """
-        _refuse_unreadable(text)
+        _check_readable(text)
         if text[:1] in {".", "/"}:
             raise SpecError(text, f"a path is not an adapter name, {_EXAMPLE}",
                             hint="`adapt add FOLDER --name NAME` takes a folder into the store")  # fmt: skip
@@ -196,7 +185,7 @@ class AdapterSpec:
         return any(Version(c.lstrip("<>=~").removesuffix(".*")).is_prerelease for c in clauses)
 
     def matches(self, version: str) -> bool:
-        """`version` is inside the specifiers by PEP 440; a pre-release counts like any other version.
+        """Whether `version` satisfies the specifiers by PEP 440; a pre-release counts like any other version.
 
         A local part (`0+abcdef123456`) is compared only where a clause has one, so `==0` takes it and `>0` does not.
 
@@ -209,7 +198,7 @@ class AdapterSpec:
 
 
 def hint_for_unknown_base(spec: AdapterSpec) -> str:
-    """What to type when no base has the name in `spec`, if that name reads as something else; else ""."""
+    """What to type instead when no base has the name in `spec` and that name looks like something else; else ""."""
     if spec.base is None or spec.base.kind not in {"alias", "hub"}:
         return ""
     text, name = spec.base.text, spec.full_name
@@ -239,7 +228,7 @@ def _parts(body: str, whole: str) -> tuple[str, str | None, str]:
 
 
 def names_folder(text: str) -> bool:
-    """Whether what may be a folder or an adapter's name or spec is a folder: by its beginning, never by what is there.
+    """Whether `text` is a folder rather than a name or spec. Only its first character counts, not what is on disk.
 
     So no folder of the working directory can take the place of an adapter of the library.
     """
@@ -253,7 +242,7 @@ def _is_path(text: str) -> bool:
 def _base_kind(text: str, whole: str) -> BaseKind:
     """What kind of base `text` names; refused as a part of `whole`."""
     if _is_path(text):
-        _refuse_unwritable_path(text, whole)
+        _check_path(text, whole)
         return "path"
     if _URL.match(text):
         raise SpecError(whole, "a URL does not name a base", hint="write its id on the hub, `org/model`")
@@ -277,8 +266,8 @@ def _base_kind(text: str, whole: str) -> BaseKind:
     return "hub"
 
 
-def _refuse_unwritable_path(text: str, whole: str) -> None:
-    """Refuse a path that would print as another spec: `parse(str(spec))` has to give the spec back."""
+def _check_path(text: str, whole: str) -> None:
+    """Raise for a path that would print as another spec: `parse(str(spec))` must return the spec."""
     clash = _OPERATOR.search(text) or re.search(r"#|[ =!~]\Z", text)
     if clash:
         where = "at its end" if clash.end() == len(text) else "in it"
@@ -286,8 +275,8 @@ def _refuse_unwritable_path(text: str, whole: str) -> None:
                         hint="`adapt base add FOLDER --as NAME` gives the folder a name")  # fmt: skip
 
 
-def _refuse_unreadable(text: str) -> None:
-    """Refuse what is too long to be meant, or holds a character that does not print."""
+def _check_readable(text: str) -> None:
+    """Raise for text that is too long or holds a character that does not print."""
     if len(text) > MAX_SPEC_CHARACTERS:
         raise SpecError(text, f"at most {MAX_SPEC_CHARACTERS} characters are read, this has {len(text)}")
     odd = next((c for c in text if not c.isprintable()), None)
@@ -311,7 +300,10 @@ def _is_version(text: str) -> bool:
 
 
 def _specifiers(text: str, whole: str) -> str:
-    """`text`, not empty, as a normal specifier set; refused as a part of `whole`."""
+    """`text`, not empty, as a PEP 440 set in normal form: no spaces, no repeats, one order. Errors name `whole`.
+
+    `===` is refused: it compares text, and every version here has a normal form.
+    """
     from packaging.specifiers import InvalidSpecifier, Specifier
     from packaging.version import Version
 
@@ -336,7 +328,7 @@ def _specifiers(text: str, whole: str) -> str:
 
 
 def _better_clause(clause: str, whole: str) -> str:
-    """What may have been meant by `clause`, as a hint, or ""."""
+    """A hint with the likely meaning of `clause`, or ""."""
     version = clause.lstrip("=~<>!^ ")
     if (parted := _parted(clause)) != clause:
         return f"write `{_instead(whole, clause, parted)}`"
@@ -355,7 +347,7 @@ def _parted(text: str) -> str:
 
 
 def _word(word: str, what: str, whole: str, *, upper: bool = True, folder: bool = True) -> str:
-    """`word`, checked; refused as a part of `whole`. `folder` adds what only matters for a folder of our own."""
+    """`word`, checked; errors name `whole`. `folder` adds the rules that only matter for folders made here."""
     if not word:
         raise SpecError(whole, f"{what} is missing, {_EXAMPLE}")
     if len(word) > MAX_WORD_CHARACTERS:

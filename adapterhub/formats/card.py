@@ -1,7 +1,7 @@
-"""The model card `README.md`: YAML front matter with the tags a hub indexes, then text for people.
+"""The model card `README.md`: YAML front matter with the tags that a hub indexes, then text for people.
 
-The card is written from the manifest, which carries the author's own card in its field `card`: editing a card on a
-hub never changes what an adapter is. Tags are those of `docs/reference/hub.md`.
+The card is generated from the manifest, whose field `card` holds the author's own card. So editing a card on a hub
+never changes the adapter. `docs/reference/hub.md` lists the tags.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _facts(manifest: Manifest) -> str:
 
 
 def split_card(text: str) -> tuple[dict[str, Any], str]:
-    """Front matter and body of a card; front matter that is not a plain YAML mapping of bounded size is dropped."""
+    """Front matter and body of a card. Front matter that is not a plain YAML mapping of bounded size is dropped."""
     lines = text.replace("\r\n", "\n").split("\n")
     if lines[0].strip() != _FENCE or _FENCE not in (line.rstrip() for line in lines[1:]):
         return {}, text
@@ -82,9 +82,9 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
 
 
 def _front_matter(text: str) -> dict[Any, Any]:
-    """The mapping in front of a stranger's card; empty when it cannot be read without risk.
+    """The front matter of an untrusted card; empty when reading it is unsafe.
 
-    A few hundred characters of YAML can stand for gigabytes, by aliases that repeat what holds aliases.
+    Nested aliases let a few hundred characters of YAML expand to gigabytes.
     """
     import yaml
 
@@ -104,17 +104,17 @@ def _front_matter(text: str) -> dict[Any, Any]:
 
 
 def _without_facts(body: str) -> str:
-    """The body without the facts table of an earlier card of ours, so that a card read back does not grow."""
+    """The body without a generated facts table, so that a card that is read back does not grow."""
     return body.partition("\n## Adapter facts\n")[0]
 
 
 def _plain(matter: dict[Any, Any]) -> dict[str, Any]:
-    """Only keys and values that YAML writes back as they were."""
+    """The keys and values that YAML writes back unchanged."""
     return {key: value for key, value in matter.items() if isinstance(key, str) and _is_plain(value)}
 
 
 def _is_plain(value: object) -> bool:
-    """Text, lists and objects of JSON, and numbers that can be printed (one of 5,000 digits cannot)."""
+    """Whether it is text, a list or an object of JSON, or a number that can be printed (5,000 digits cannot)."""
     if not isinstance(value, str | int | float | list | dict):
         return False
     try:

@@ -1,4 +1,4 @@
-"""A release: one build that a place offers, and its provenance, the proof of where the build comes from."""
+"""A build that a place offers, and its provenance: the proof of where the build comes from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from adapterhub.formats.manifest import Manifest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """One build that a place offers. `origin` is where it came from, in words; `yanked` is the reason, or None.
+    """One build that a place offers. `origin` names its source for people; `yanked` is the reason, or None.
 
-    `published_at` is the Unix time by which it was published, as far as the place can tell: when a registry released
-    it, how another hub dates its commit, when its manifest was written in a directory, when it came into a library.
+    `published_at` is the Unix time of publication as the place knows it: the release in a registry, the date of the
+    commit on another hub, the writing of the manifest in a directory, the arrival in a library.
     """
 
     manifest: Manifest
@@ -36,10 +36,10 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What a place gives beside a build to prove where it is from.
+    """What a place offers beside a build to prove its origin.
 
-    `signature` holds the bytes of its `model.sig`, of bounded size, or None. `files` says what lies beside it, by
-    name: `file`, `link`, `folder` or `other`; None where a place does not list what it was not asked for.
+    `signature` holds the bytes of its `model.sig`, of bounded size, or None. `files` gives the kind of each entry
+    beside the build, by name: `file`, `link`, `folder` or `other`; None where a place does not list them.
     """
 
     signature: bytes | None

@@ -343,7 +343,10 @@ def _merges(
     key: AdapterName,
     bars: Bars | None,
 ) -> Merges:
-    from adapterhub.projects.merges import Merges  # imports torch, for which a project without merges need not wait
+    from adapterhub.core.extras import extra_named
+
+    with extra_named(f"making the merge `{key}`"):  # imports torch, for which a project without merges need not wait
+        from adapterhub.projects.merges import Merges
 
     return Merges(
         library=session.library,

@@ -10,13 +10,13 @@ from packaging.version import Version
 
 from adapterhub.core.disk.home import PROJECT_FILE
 from adapterhub.core.errors import Conflict, NotFound
+from adapterhub.formats.documents import near_name
 from adapterhub.projects.builds import locked_build
 from adapterhub.projects.file.editing import project_of, text_of_project, with_adapter, without_adapters, write_project
 from adapterhub.projects.lock.lockfile import previous_lock
 from adapterhub.projects.locking import locked_adapter
 from adapterhub.projects.places import base_to_write, editing, lock_now, save_lock
 from adapterhub.projects.values import AdapterRequirement, LockedAdapter
-from adapterhub.weights.recipes.toml.values import near_name
 
 if TYPE_CHECKING:
     from adapterhub.core.ranks import RankRange

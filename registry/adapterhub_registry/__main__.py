@@ -1,4 +1,4 @@
-"""`python -m adapterhub_registry`: serve a registry from a folder; the same as `adapt registry serve`."""
+"""Runs `python -m adapterhub_registry`, which serves a registry like `adapt registry serve`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adapterhub_registry.operations.commands import serve
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     try:
         serve.main(arguments, prog_name="python -m adapterhub_registry", standalone_mode=False)
     except click.ClickException as problem:

@@ -1,4 +1,4 @@
-"""The application: the parts of a registry put together, its routes, and one form for every error."""
+"""Assembles the application: the parts of a registry, its routes, and one format for every error."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from adapterhub.core.errors import AdapterHubError, DiskFull, UsageProblem, shown
+from adapterhub.core.errors import AdapterHubError, DiskFull, shown
+from adapterhub.core.extras import extra_named
 from adapterhub_registry.access.downloads import FLUSH_EVERY_S, Downloads
 from adapterhub_registry.access.rates import Rates
 from adapterhub_registry.access.telemetry import Telemetry
 from adapterhub_registry.access.tokens import Tokens
 from adapterhub_registry.api import adapt_api, operations_api
-from adapterhub_registry.api.bodies import Places
+from adapterhub_registry.api.bodies import UploadSlots
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.api.edge import Edge
 from adapterhub_registry.api.hub import files as hub_files
@@ -35,7 +36,7 @@ from adapterhub_registry.database.db import Database
 from adapterhub_registry.errors import Refusal, conflict, refusal_of
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
-from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs, StoreUnreachable, full_disk_told
+from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs, StoreUnreachable, raising_disk_full
 from adapterhub_registry.storage.xorbs import DiskXorbs, XorbStore
 
 log = logging.getLogger("adapterhub_registry")
@@ -48,10 +49,11 @@ _CODE_OF = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
 
 
 def open_registry(settings: Settings) -> Registry:
-    """The registry over `settings.root` and what else they name, with its folders and tables made when absent.
+    """Open the registry that `settings` describe; create its folders and tables when they are absent.
 
     Raises:
-        UsageProblem: an optional package is missing, or the database was made by a newer version.
+        MissingExtra: the extra `scale` is not installed.
+        UsageProblem: a newer version made the database.
     """
     database = Database(settings.database, connections=settings.limits.database_connections)
     blobs, xorbs = _stores(settings)
@@ -71,31 +73,26 @@ def open_registry(settings: Settings) -> Registry:
 def _stores(settings: Settings) -> tuple[BlobStore, XorbStore]:
     if settings.s3 is None:
         return DiskBlobs(settings.root), DiskXorbs(settings.root / "xorbs")
-    try:
-        from adapterhub_registry.storage.s3_blobs import S3Blobs  # noqa: PLC0415 - `obstore` is an optional package
-        from adapterhub_registry.storage.s3_bucket import Bucket  # noqa: PLC0415 - as above
-        from adapterhub_registry.storage.s3_xorbs import S3Xorbs  # noqa: PLC0415 - as above
-    except ImportError:
-        hint = "`pip install 'adapterhub[scale]'` brings it"
-        raise UsageProblem("keeping blobs in S3 needs the package `obstore`", hint=hint) from None
-    bucket = Bucket(settings.s3)
-    return S3Blobs(bucket), S3Xorbs(bucket)
+    with extra_named("keeping blobs in S3"):
+        from adapterhub_registry.storage import s3_blobs, s3_bucket, s3_xorbs  # noqa: PLC0415 - `obstore` is optional
+    bucket = s3_bucket.Bucket(settings.s3)
+    return s3_blobs.S3Blobs(bucket), s3_xorbs.S3Xorbs(bucket)
 
 
 def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
-    """The server as an ASGI application; `registry` when it is open already."""
+    """The server as an ASGI application. Pass `registry` when it is open already."""
     registry = registry or open_registry(settings)
     app = FastAPI(
         title="adapterhub registry",
-        summary="The adapter routes. The Hub's own API is served as well and documented there.",
+        summary="The adapter routes. The server also speaks the Hub's API, which the Hub documents.",
         lifespan=_lifespan,
         openapi_url="/api/adapt/v1/openapi.json",
-        docs_url=None,  # the pages would load scripts from another host
+        docs_url=None,  # these pages would load scripts from another host
         redoc_url=None,
-        redirect_slashes=False,  # it would redirect to whatever Host a request names
+        redirect_slashes=False,  # redirects would go to the Host that a request names
     )
     app.state.registry = registry
-    app.state.upload_places = Places(settings.limits.uploads_at_once)
+    app.state.upload_slots = UploadSlots(settings.limits.uploads_at_once)
     app.add_middleware(Edge, limits=settings.limits, telemetry=registry.telemetry)
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(AdapterHubError, _on_library_error)
@@ -123,7 +120,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             try:
                 await run_in_threadpool(what)
             except (SQLAlchemyError, StoreUnreachable, OSError):
-                log.warning("upkeep failed and is tried again", exc_info=True)
+                log.warning("maintenance failed; the server tries again", exc_info=True)
 
     tasks = [
         asyncio.create_task(repeat(registry.downloads.flush, FLUSH_EVERY_S)),
@@ -134,7 +131,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         for task in tasks:
             task.cancel()
-        with contextlib.suppress(SQLAlchemyError):  # the database may be stopped at the same time
+        with contextlib.suppress(SQLAlchemyError):  # the database may stop at the same time
             registry.downloads.flush()
         registry.db.close()
 
@@ -150,15 +147,15 @@ def _on_library_error(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _on_race(_request: Request, error: Exception) -> JSONResponse:
-    """Two requests made the same thing at once, where the database runs them side by side: one of them was first."""
+    """Two requests created the same thing at the same time, and the database took the other one."""
     log.info("a request lost a race", exc_info=error)
-    return conflict("another request came first; look again").response()
+    return conflict("another request was faster; read the current state, then try again").response()
 
 
 def _on_busy(request: Request, error: Exception) -> JSONResponse:
-    """The database is away, locked too long, or broke off a transaction: clients try 503 again by themselves.
+    """The database is unreachable, locked for too long, or aborted a transaction: clients retry 503 by themselves.
 
-    A full disk is another matter: what did not fit will not fit in two seconds either.
+    A full disk gets another answer: a retry two seconds later would fail, too.
     """
     if _is_full(error, request.app.state.registry.blobs):
         log.error("the disk of the database is full")
@@ -171,22 +168,22 @@ def _is_full(error: Exception, blobs: BlobStore) -> bool:
     cause = getattr(error, "orig", None)
     if getattr(cause, "sqlstate", "") == _POSTGRESQL_FULL or "disk is full" in str(cause):
         return True
-    return "disk I/O error" in str(cause) and blobs.room() == 0  # SQLite, where it cannot make its files larger
+    return "disk I/O error" in str(cause) and blobs.room() == 0  # SQLite's error when it cannot enlarge its files
 
 
 def _on_os_error(_request: Request, error: Exception) -> JSONResponse:
-    """A full disk, wherever it was met; anything else is a fault of this program."""
+    """A full disk, wherever the error arose; any other error is a bug of this program."""
     try:
-        with full_disk_told():
+        with raising_disk_full():
             raise error
     except DiskFull as full:
         return refusal_of(full).response()
 
 
 def _on_unreachable(_request: Request, error: Exception) -> JSONResponse:
-    """The bucket is away: clients try 503 again by themselves."""
-    log.error("the blobs cannot be reached", exc_info=error)
-    return _busy("the stored files cannot be reached; try again").response()
+    """The bucket does not answer: clients retry 503 by themselves."""
+    log.error("the blob store does not answer", exc_info=error)
+    return _busy("the blob store does not answer; try again").response()
 
 
 def _busy(message: str) -> Refusal:
@@ -194,7 +191,7 @@ def _busy(message: str) -> Refusal:
 
 
 def _on_invalid(request: Request, error: Exception) -> JSONResponse:
-    """Parameters of the wrong type, each with its place."""
+    """Parameters of the wrong type, each with its position."""
     assert isinstance(error, RequestValidationError)
     problems = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
     status = 422 if request.url.path.startswith(ADAPT_PREFIX) else 400
@@ -202,7 +199,7 @@ def _on_invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 def _on_http(_request: Request, error: Exception) -> JSONResponse:
-    """What the framework refuses by itself: no such route, no such method."""
+    """A refusal by the framework: no such route, or no such method."""
     assert isinstance(error, HTTPException)
     code = _CODE_OF.get(error.status_code, "BadRequest")
     return Refusal(error.status_code, code, str(error.detail), headers=error.headers).response()

@@ -1,4 +1,4 @@
-"""Names that arrive in requests, checked once: repository ids, branches and tags, commits, paths of files."""
+"""Parses the names in requests: repository ids, branches and tags, commits, file paths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adapterhub.core.errors import shown
 from adapterhub_registry.errors import Refusal, bad_request, repo_not_found
 
 RepoId = NewType("RepoId", str)
-"""`ns/name`; only `parse_repo_id` makes one."""
+"""`namespace/name`; only `parse_repo_id` makes one."""
 
 _KINDS = ("models", "datasets", "spaces", "kernels", "buckets")
 _PAGES = ("api", "oauth", "login", "settings", "docs", "static", "metrics", "healthz", "_xet", "_lfs", ".well-known")
@@ -17,27 +17,27 @@ RESERVED_NAMESPACES = frozenset({*_KINDS, *_PAGES})
 MAX_PATH_BYTES = 1024
 MAX_SEGMENT_BYTES = 255
 MAX_FOLDERS = 32
-"""How many folders deep a file may lie that is committed. The Hub names no bound of its own."""
+"""The depth limit of a committed file. The Hub documents no such limit."""
 MAX_REF_CHARACTERS = 200
 COMMIT = re.compile(r"[0-9a-f]{40}")
 COMMIT_PREFIX = re.compile(r"[0-9a-f]{7,40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
-_PART = re.compile(r"[A-Za-z0-9_.-]{1,96}")
-_REF_PREFIXES = ("refs/", "heads/", "tags/", "remotes/")  # git reads these as the place of a ref
+PART = re.compile(r"[A-Za-z0-9_.-]{1,96}")
+_REF_PREFIXES = ("refs/", "heads/", "tags/", "remotes/")  # git reads these as prefixes of a ref
 _REF_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 _PATH_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
 def parse_repo_id(namespace: str, name: str) -> RepoId:
-    """The id, for a new repository or one that is looked up.
+    """Parse the id of a new or existing repository.
 
     Raises:
-        Refusal: 400, with the rule that is broken.
+        Refusal: 400, with the rule that the id breaks.
     """
     text = f"{namespace}/{name}"
     for part in (namespace, name):
-        if not _PART.fullmatch(part) or "--" in part or ".." in part or part.strip(".") == "":
+        if not PART.fullmatch(part) or "--" in part or ".." in part or part.strip(".") == "":
             raise bad_request(
                 f"repository `{shown(text)}`: expected `namespace/name`, each of 1 to 96 letters, digits, "
                 "`.`, `_`, `-`, without `--` or `..`"
@@ -50,7 +50,7 @@ def parse_repo_id(namespace: str, name: str) -> RepoId:
 
 
 def known_repo_id(namespace: str, name: str) -> RepoId:
-    """The id of a repository in a URL; one that could not exist does not exist."""
+    """The id of a repository in a URL; a malformed id is a 404, like any repository that does not exist."""
     try:
         return parse_repo_id(namespace, name)
     except Refusal:
@@ -58,7 +58,7 @@ def known_repo_id(namespace: str, name: str) -> RepoId:
 
 
 def parse_ref_name(text: str) -> str:
-    """A name for a branch or tag, by git's rules; one that reads as a commit is refused.
+    """Parse the name of a branch or tag by git's rules; a name that looks like a commit id is refused.
 
     Raises:
         Refusal: 400.
@@ -73,14 +73,14 @@ def parse_ref_name(text: str) -> str:
         or not text.isprintable()
     )
     if wrong:
-        raise bad_request(f"`{shown(text)}` cannot name a branch or tag")
+        raise bad_request(f"`{shown(text)}` is not a valid name for a branch or tag")
     if COMMIT_PREFIX.fullmatch(text):
-        raise bad_request(f"`{text}` would read as a commit and cannot name a branch or tag")
+        raise bad_request(f"`{text}` is not a valid name for a branch or tag: it looks like a commit id")
     return text
 
 
 def parse_path(text: str, *, what: str = "path") -> str:
-    """A path inside a repository: relative, with `/`, without `.`, `..`, `.git` or control characters.
+    """Parse a path in a repository: relative, with `/`, without `.`, `..`, `.git` or control characters.
 
     Raises:
         Refusal: 400.
@@ -102,7 +102,7 @@ def parse_path(text: str, *, what: str = "path") -> str:
 
 
 def parse_sha256(text: str, *, what: str = "oid") -> str:
-    """64 lower-case hex digits.
+    """Parse the 64 lower-case hex digits of a sha256.
 
     Raises:
         Refusal: 400.

@@ -1,4 +1,4 @@
-"""What one server is told at its start: where it keeps things, who may read, and how much it takes."""
+"""The settings of one server: where it stores data, who may read, and its limits."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ _SECRET_LIMIT_BYTES: Final = 64 << 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds on what strangers send; sizes in bytes, times in seconds. Where 0 stands, there is no bound."""
+    """Limits on what clients send; sizes in bytes, times in seconds. A default of 0 means no limit."""
 
     json_body_bytes: int = 4 * MEBIBYTE
     commit_body_bytes: int = 512 * MEBIBYTE
-    regular_file_bytes: int = 10 * MEBIBYTE  # larger files go by LFS or Xet
+    regular_file_bytes: int = 10 * MEBIBYTE  # larger files need LFS or Xet
     file_bytes: int = 1 << 40
     multipart_from_bytes: int = 256 * MEBIBYTE
     part_bytes: int = 64 * MEBIBYTE
     operations: int = 20_000  # of one commit
     files: int = 20_000  # of one repository at one commit
-    refs: int = 5_000  # branches and tags of one repository: the Hub's clients read them in one answer
+    refs: int = 5_000  # branches and tags of one repository; clients read all of them in one answer
     href_ttl_s: int = 3600
-    uploads_at_once: int = 64  # of one server; a token gets another place while more are free than it holds
-    head_s: float = 10  # from the first byte of a request, or the connection, to the end of its head
-    body_grace_s: float = 30  # a body may be this much later than its least rate says
-    body_bytes_per_second: int = 1024  # least rate of a body, over the time that the server waits for it
-    body_s: float = 4 * 3600  # all time that the server waits for one body
-    answer_stall_s: float = 120  # a client that takes nothing of its answer for so long is cut off
+    uploads_at_once: int = 64  # of one server; a token gets another slot while more are free than it holds
+    head_s: float = 10  # from a request's first byte, or the connection's start, to the end of the head
+    body_grace_s: float = 30  # how far a body may fall behind the minimum rate
+    body_bytes_per_second: int = 1024  # minimum rate of a body while the server waits for it
+    body_s: float = 4 * 3600  # total time that the server waits for one body
+    answer_stall_s: float = 120  # how long a client may read nothing of its answer before the server disconnects
     database_connections: int = 20  # of one server to PostgreSQL
-    token_requests_per_minute: int = 0  # of one token, at one server; a minute's worth may come at once
-    address_requests_per_minute: int = 0  # of one address without a good token, at one server
+    token_requests_per_minute: int = 0  # of one token, at one server; a burst may use a whole minute's share
+    address_requests_per_minute: int = 0  # of one address without a valid token, at one server
     token_upload_bytes_per_day: int = 0  # of one token, by LFS and Xet
-    xet_free_bytes: int = 256 * MEBIBYTE  # of one user in a day, whatever the chunks weigh that make them
-    xet_ratio: int = 16  # bytes of files that one byte of chunks is good for, beyond these
-    namespace_bytes: int = 0  # of all commits and uploads, each file of a repository counted once
+    xet_free_bytes: int = 256 * MEBIBYTE  # of files that one user may unpack in a day, however few chunks they need
+    xet_ratio: int = 16  # bytes of files that each sent byte of chunks allows beyond these
+    namespace_bytes: int = 0  # of all commits and uploads; each file counts once in a repository
     namespace_repos: int = 0
 
     def with_values(self, assignments: tuple[str, ...]) -> Limits:
         """These limits with `NAME=VALUE` applied.
 
         Raises:
-            UsageProblem: a name that is no limit, or a value that is no whole number, or 0 where a bound must be.
+            UsageProblem: an unknown limit, a value that is not a whole number, or 0 for a limit that needs a bound.
         """
         known = {f.name: f.default for f in fields(self)}
         changed: dict[str, Any] = {}
@@ -69,9 +69,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Place:
-    """A bucket and where to reach it.
+    """A bucket and its address.
 
-    `prefix` is empty or ends in a slash. `endpoint` is None for AWS; `public_endpoint` is what clients reach, where
+    `prefix` is empty or ends in a slash. `endpoint` is None for AWS; `public_endpoint` is the address for clients where
     that differs. Credentials come from the environment as for every S3 client (`AWS_ACCESS_KEY_ID` and so on, a web
     identity, or the machine's own role).
     """
@@ -86,10 +86,11 @@ class S3Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """One server. `public_url` is what clients see when a proxy stands before it; None: what each request was sent to.
+    """The settings of one server.
 
-    `secret` signs short-lived links; whoever has it can upload. Servers that share a database share it, too. `s3` is
-    None where blobs lie under `root`. Only `trusted_proxies` are believed when they say for whom they ask.
+    `public_url` is the address that clients use when the server is behind a proxy; None takes the address of each
+    request. `secret` signs short-lived links, and its holder can upload; servers that share a database share it. `s3`
+    is None when blobs lie under `root`. The server believes X-Forwarded-For only from `trusted_proxies`.
     """
 
     root: Path
@@ -104,7 +105,7 @@ class Settings:
 
     @property
     def database(self) -> str:
-        """SQLAlchemy URL of the database: the given one, or a SQLite file under `root`."""
+        """The SQLAlchemy URL of the database; by default, a SQLite file under `root`."""
         return self.database_url or f"sqlite:///{self.root / 'registry.db'}"
 
 
@@ -116,9 +117,9 @@ def load_settings(
     limits: Limits | None = None,
     **more: Any,  # noqa: ANN401 - further members of Settings
 ) -> Settings:
-    """Settings over `root`, which is made when absent, with the secret of `secret_file`.
+    """The settings of a server over `root`, which is created when absent; `secret_file` holds its secret.
 
-    Without one, it is the secret that lies in `root`, made on the first start.
+    Without `secret_file`, the secret lies in `root`; the first start creates it.
     """
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     return Settings(
@@ -131,10 +132,10 @@ def load_settings(
 
 
 def parse_s3(url: str, *, endpoint: str | None, public_endpoint: str | None, region: str, link_ttl_s: int) -> S3Place:
-    """The place that `s3://bucket[/prefix]` names.
+    """Parse `s3://bucket[/prefix]`.
 
     Raises:
-        UsageProblem: it is no such URL, or an endpoint is none.
+        UsageProblem: `url` or an endpoint is malformed.
     """
     scheme, _, rest = url.partition("://")
     bucket, _, prefix = rest.partition("/")
@@ -155,10 +156,10 @@ def parse_s3(url: str, *, endpoint: str | None, public_endpoint: str | None, reg
 
 
 def parse_networks(texts: tuple[str, ...]) -> tuple[Network, ...]:
-    """Addresses and networks such as `10.0.0.0/8`.
+    """Parse addresses and networks such as `10.0.0.0/8`.
 
     Raises:
-        UsageProblem: one that is neither.
+        UsageProblem: a text that is neither.
     """
     found = []
     for text in texts:
@@ -177,7 +178,7 @@ def _secret(path: Path) -> bytes:
             stream.flush()
             os.fsync(stream.fileno())
         try:
-            os.link(temporary, path)  # two first starts at once agree on one secret
+            os.link(temporary, path)  # two servers that start at the same time agree on one secret
         except FileExistsError:
             pass
         finally:
@@ -186,7 +187,7 @@ def _secret(path: Path) -> bytes:
     if len(secret) != SECRET_BYTES:
         raise UsageProblem(
             f"`{shown(str(path))}`: expected {SECRET_BYTES} bytes, found {len(secret)}",
-            hint="remove the file; links that were handed out in the last hour stop working",
+            hint="remove the file to make a new secret; upload links of the last hour stop working",
         )
     return secret
 
@@ -200,6 +201,6 @@ def _read_secret(path: Path) -> bytes:
         raise UsageProblem(
             f"secret file `{shown(str(path))}`: expected {SECRET_BYTES} to {_SECRET_LIMIT_BYTES} bytes, "
             f"found {len(secret)}",
-            hint="`openssl rand -hex 32 > secret` makes one",
+            hint="make a secret: `openssl rand -hex 32 > secret`",
         )
     return secret

@@ -24,13 +24,13 @@ from tests.support.tiny import make_adapter, make_base
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "adapterhub"
 OWN_JSON = {
     "cli/output.py": "writes only",
-    "digests.py": "the strict reader itself",
-    "demo/train.py": "the maker of the demo's own adapters",
-    "serving/front.py": "the front of an engine that was started here, on loopback",
-    "serving/llama_cpp.py": "what an engine that was started here says, on loopback",
-    "serving/vllm.py": "what a child of our own printed",
-    "sync/_folders.py": "a manifest of the store, whose digest was compared a line before",
-    "cli/completing.py": "the list of remotes that this program wrote",
+    "core/digests.py": "the strict reader itself",
+    "cli/start/demo_run/train.py": "the maker of the demo's own adapters",
+    "inference/serving/front.py": "the front of an engine that was started here, on loopback",
+    "inference/serving/llama_cpp.py": "what an engine that was started here says, on loopback",
+    "inference/serving/vllm.py": "what a child of our own printed",
+    "projects/sync/_folders.py": "a manifest of the store, whose digest was compared a line before",
+    "cli/completion/completing.py": "the list of remotes that this program wrote",
 }
 """Modules that may call `json.loads`: what they read was written or checked by this program a moment ago."""
 

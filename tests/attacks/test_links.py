@@ -22,6 +22,8 @@ from tests.support.command_line import Adapt
 from tests.support.locks import entry_of, lock_of, means, sync
 from tests.support.tiny import make_adapter, make_base
 
+pytestmark = pytest.mark.slow
+
 NOT_ALLOWED, CONFLICT, NOT_FOUND, SOME_FAILED, USAGE = 14, 15, 10, 3, 2
 
 

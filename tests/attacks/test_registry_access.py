@@ -87,4 +87,4 @@ def test_no_commit_takes_private_bytes_by_their_digest(server: Running, user: st
         )
 
     assert taken.status_code == 400
-    assert "was not uploaded" in taken.json()["error"]
+    assert "is missing or has another size" in taken.json()["error"]

@@ -328,7 +328,7 @@ def test_a_commit_does_not_name_bytes_that_are_gone(server: Running, on_disk: Di
         named = client.post(f"/api/models/{push.repo}/commit/main", content=push._lines())
 
     assert (verified.status_code, named.status_code) == (404, 400)
-    assert "was not uploaded" in named.json()["error"]
+    assert "is missing or has another size" in named.json()["error"]
 
 
 def test_what_is_stored_and_right_is_not_written_again(server: Running, on_disk: DiskPlace) -> None:

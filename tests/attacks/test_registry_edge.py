@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from adapterhub_registry.access.telemetry import Told
+from adapterhub_registry.access.telemetry import RequestRecord
 from adapterhub_registry.api import edge
-from adapterhub_registry.api.bodies import Places
+from adapterhub_registry.api.bodies import UploadSlots
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.settings import Limits
 
@@ -361,7 +361,7 @@ def read_body(pieces: list[bytes], seconds_each: float, monkeypatch: pytest.Monk
 
     async def read() -> None:
         nonlocal got
-        bounded = edge._bounded(receive, 1 << 30, Limits(**limits), Told())
+        bounded = edge._bounded(receive, 1 << 30, Limits(**limits), RequestRecord())
         while got < len(pieces):
             await bounded()
             got += 1
@@ -391,12 +391,12 @@ def test_a_body_below_the_least_rate_or_beyond_the_longest_time_is_given_up(
 
 
 def test_places_are_shared_by_halves() -> None:
-    places = Places(64)
+    slots = UploadSlots(64)
 
     def take_all(token: int) -> int:
         for number in range(100):
             try:
-                held.enter_context(places.one_for(token))
+                held.enter_context(slots.hold(token))
             except Refusal:
                 return number
         return 100

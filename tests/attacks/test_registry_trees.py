@@ -213,7 +213,7 @@ def test_a_path_that_is_too_deep_is_refused_and_nothing_is_committed(small: http
     refused = [commit(small, make(too_deep)) for make in (known, lambda path: regular(path, b"x"))]
 
     assert [answer.status_code for answer in refused] == [400, 400]
-    assert "at most 32 folders deep" in refused[0].json()["error"]
+    assert "expected a path of at most 32 folders" in refused[0].json()["error"]
     assert small.get(API).json()["sha"] == head
 
 

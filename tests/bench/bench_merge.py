@@ -83,7 +83,8 @@ def write_adapter(folder: Path, seed: int, dtype_name: str) -> None:
     import torch
 
     from adapterhub.formats.safetensors.header import TensorSpec
-    from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, TensorFileWriter
+    from adapterhub.weights.dtypes import FORMAT_DTYPES
+    from adapterhub.weights.lowrank.factors import TensorFileWriter
 
     folder.mkdir()
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 32, "task_type": "CAUSAL_LM", "bias": "none"}

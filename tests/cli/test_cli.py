@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from adapterhub.cli import cli
+from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
 
 ADAPT = [sys.executable, "-c", "from adapterhub.cli import main; main()"]
@@ -61,9 +62,10 @@ def adapt(tmp_path):
 
 @pytest.fixture
 def filled(adapt):
-    adapt.ok("base", "add", "./base", "--as", "base-7b")
-    adapt.ok("add", "out/legal-qa", "--name", "legal-qa", "--base", "base-7b", "--task", "legal-qa")
-    adapt.ok("add", "out/summarize", "--name", "summarize", "--base", "base-7b", "--task", "summary")
+    here = Adapt(adapt.folder)  # in this process, which is much quicker; each test starts its own
+    here.ok("base", "add", "./base", "--as", "base-7b")
+    here.ok("add", "out/legal-qa", "--name", "legal-qa", "--base", "base-7b", "--task", "legal-qa")
+    here.ok("add", "out/summarize", "--name", "summarize", "--base", "base-7b", "--task", "summary")
     return adapt
 
 
@@ -343,3 +345,23 @@ main()
     )  # fmt: skip
 
     assert (done.returncode, "bug" in done.stderr) == (code, False), done.stderr
+
+
+ON_WINDOWS = """
+import sys
+import click  # looks at the platform, too, and finds the console of Windows there
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+sys.platform = "win32"
+from adapterhub.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["verify", "--all"]])
+def test_windows_is_answered_with_one_line_that_names_wsl(arguments):
+    done = subprocess.run([sys.executable, "-c", ON_WINDOWS, *arguments], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: adapt runs on Linux and macOS; ")
+    assert "WSL" in done.stderr

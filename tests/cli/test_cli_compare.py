@@ -248,6 +248,7 @@ def test_the_picture_of_one_of_three_and_of_many(adapt):
     assert many[2].values[0][many[2].columns.index("q_proj")] == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_names_are_no_markup_and_a_hostile_shape_no_huge_picture(tmp_path):
     shapes = {f"layers.{i}.$x^{{{i}}}$": (2, 2) for i in range(100)}
     folder = write_folder(tmp_path / "a$_$", shapes, ranks=1, target_modules=list(shapes))
@@ -277,7 +278,7 @@ def test_matplotlib_is_loaded_for_a_picture_only(adapt):
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("adapterhub.weights.compare.heatmap.find_spec", lambda _name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
 
     with pytest.raises(UsageProblem) as caught:
         check_picture(tmp_path / "x.png")

@@ -506,7 +506,8 @@ def test_doctor_looks_at_the_installation_and_the_project(project, tmp_path):
     assert found["project links"][0] == "ok"
     assert found["project"] == ("ok", f"{tmp_path / 'adapters.toml'}: 4 wanted")
     assert found["lock"] == ("ok", "4 locked")
-    assert found["torch"][0] == "ok"
+    assert found["click"][0] == "ok"
+    assert found["extra weights"] == ("ok", "installed")
     (tmp_path / "adapters.toml").write_text(PROJECT.replace('"<2"', '"<3"'))
     assert checks(project.user)["lock"][0] == "warning"
     (tmp_path / "adapters.lock").write_text("nonsense")

@@ -16,6 +16,8 @@ from tests.bad_inputs import CASES, SECRET
 from tests.support.hostile_corpus import Case, bad_inputs
 from tests.support.hostile_kinds import MODULES
 
+pytestmark = pytest.mark.slow
+
 OTHER_CODES = {
     "C16": "W_CONFIG_DEFAULT",  # PEFT's default rank, and the tensors agree with it
     "C21": "E_UNSUPPORTED",  # well-formed, but of no method there is

@@ -10,7 +10,7 @@ from tests.crash.flips import flip_bits
 from tests.crash.stand import Stand, make_stand
 from tests.crash.stops import stops
 
-SAMPLES = {"add": 9, "install": 11, "push": 5, "remove": 11, "gc": 4, "merge": 80}
+SAMPLES = {"add": 15, "install": 19, "push": 9, "remove": 19, "gc": 7, "merge": 130}
 """Of the other calls, one in so many; a command is killed at every rename, which is where things appear."""
 
 

@@ -40,7 +40,7 @@ def test_exclude_newer_is_a_day_with_all_its_hours_a_time_or_an_age(text, moment
      "2026-01-31T12:00:00", "2026-01-31T25:00:00Z", "2026-01-31T12:00:60Z", "2026-01-31T12:00:00+99:00", "\x1b[31m"],
 )  # fmt: skip
 def test_any_other_text_is_refused_and_the_forms_are_named(text):
-    with pytest.raises(UsageProblem, match=r"expected an age as in `7d`.*`2026-01-31`") as refusal:
+    with pytest.raises(UsageProblem, match=r"expected an age such as `7d`.*`2026-01-31`") as refusal:
         parse_exclude_newer(text)
 
     assert str(refusal.value).isprintable()

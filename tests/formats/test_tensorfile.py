@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.core.errors import MalformedTensorFile
+from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.file import Limits, header_bytes, read_header
-from adapterhub.formats.safetensors.header import ADAPTER_LIMITS, BASE_LIMITS, DTYPE_BITS, TensorSpec
+from adapterhub.formats.safetensors.header import ADAPTER_LIMITS, BASE_LIMITS, TensorSpec
 
 FUZZ_S = 6.0
 

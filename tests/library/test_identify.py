@@ -15,6 +15,8 @@ from adapterhub.library.identify.families import Family
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base, tensors_of_base
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 

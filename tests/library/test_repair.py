@@ -14,6 +14,8 @@ from tests.registry.running import running
 from tests.support import faulty_proxy as net
 from tests.support.command_line import Adapt
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stand(tmp_path):

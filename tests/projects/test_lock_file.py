@@ -167,6 +167,7 @@ def test_parse_is_the_inverse_of_print(lock):
     assert lock_text(parse_lock(text)) == text
 
 
+@pytest.mark.slow
 @given(lock=locks(), seed=st.integers(0, 1000))
 def test_the_order_of_the_parts_does_not_matter(lock, seed):
     shuffle = random.Random(seed)
@@ -309,10 +310,10 @@ def line_of(text: str, start: str) -> int:
     ("old", "new", "told"),
     [
         ('digest = "sha256:', 'digest = "sha512:', "digest: expected sha256:<64 lower-case hex digits>"),
-        ('version = "1.0.0"', 'version = "1.0.0.0-x"', "version: not a version"),
+        ('version = "1.0.0"', 'version = "1.0.0.0-x"', "version: `1.0.0.0-x`: not a version"),
         ('version = "1.0.0"', 'version = "v1.0"', "version: expected `1.0`, got `v1.0`"),
-        ("rank = 4", "rank = 0", "rank: at least 1, got 0"),
-        ("rank = 4", 'rank = "4"', 'rank: expected a whole number, got "4"'),
+        ("rank = 4", "rank = 0", "rank: a rank is at least 1, got 0"),
+        ("rank = 4", 'rank = "4"', "rank: expected a whole number, got text `4`"),
         ("rank = 4", "rnak = 4", "rnak: no such key; did you mean `rank`?"),
         ("rank = 4", "rank = 4\nrank = 4", "key `rank` is given twice"),
         ("rank = 4", "rank: 4", "expected `key = value`, got `rank: 4`"),
@@ -323,7 +324,7 @@ def line_of(text: str, start: str) -> int:
         ("source = {}", 'source = { url = "https://A.example" }', "source.url: expected `https://a.example`"),
         ("source = {}", 'source = { url = "https://a.example", repo = "a/b" }', "`url`, `repo` and `commit` stand together"),
         ("source = {}", 'source = { url = "https://a.example", path = "p" }', "expected either `url` or `path`"),
-        ("source = {}", "source = { where = 1 }", "source: no such key `where`"),
+        ("source = {}", "source = { where = 1 }", "source.where: no such key; there are"),
         ('name = "legal-qa"', 'name = "legal-qa>=1"', "name: expected a name"),
         ('key = "legal-qa"', 'key = "tables"', "`tables` is locked twice"),
         ('name = "legal-qa"', "", "name: missing"),

@@ -336,7 +336,7 @@ def test_install_refuses_a_text_that_is_no_date_before_it_looks_anywhere(two_ver
     done = two_versions("install", "legal-qa", "--exclude-newer", "last-week")
 
     assert done.exit_code == 2
-    assert "expected an age as in `7d`" in done.stderr
+    assert "expected an age such as `7d`" in done.stderr
 
 
 @pytest.mark.parametrize(

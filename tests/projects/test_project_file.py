@@ -141,7 +141,7 @@ def test_an_empty_file_is_a_project_that_wants_nothing():
         ("[remotes.a]\npath = 'p'\nsignatures = 'maybe'", "line 3, remotes.a.signatures: `maybe`, expected one of require, warn, off"),
         ("[remotes.a]\npath = 'p'\nnamespaces = ['a b']", "remotes.a.namespaces[0]: `a b`:"),
         ("[policy]\nmax-rang = 4", "line 2, policy.max-rang: no such key; did you mean `max-rank`?"),
-        ("[policy]\nexclude-newer = 'soon'", "line 2, policy.exclude-newer: expected an age as in `7d`"),
+        ("[policy]\nexclude-newer = 'soon'", "line 2, policy.exclude-newer: expected an age such as `7d`"),
         ("[policy]\nallow-licenses = 'MIT'", "line 2, policy.allow-licenses: expected a list, got text"),
         ("[policy]\nallow-licenses = ['']", "policy.allow-licenses[0]: expected a word"),
         ("[merges.m]\ninputs = [{ adapter = 'x', weight = 1 }]", "line 2, merges.m.inputs: this project has nothing named `x`"),

@@ -1,11 +1,14 @@
 """Phrases that make our prose read like a translation, each with what to write instead.
 
-Code is left out: fenced blocks, inline code, targets of links and comments. So what a command prints may hold a phrase.
+Of a page, code is left out: fenced blocks, inline code, targets of links and comments. Of the source, only comments and
+texts count, which are docstrings and messages.
 """
 
 from __future__ import annotations
 
+import io
 import re
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -84,3 +87,21 @@ def pages() -> list[Path]:
     """The pages of the documentation that are held to the list."""
     every = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return [page for page in every if not page.relative_to(ROOT).as_posix().startswith(NOT_YET)]
+
+
+def texts(source: str) -> str:
+    """Python source with all but its comments and texts blanked, so that every word keeps its line."""
+    lines = source.split("\n")
+    kept = [[" "] * len(line) for line in lines]
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT or tokenize.tok_name[token.type] in {"STRING", "FSTRING_MIDDLE"}:
+            (first, start), (last, end) = token.start, token.end
+            for number in range(first, last + 1):
+                begin, stop = start if number == first else 0, end if number == last else len(lines[number - 1])
+                kept[number - 1][begin:stop] = lines[number - 1][begin:stop]
+    return "\n".join(map("".join, kept))
+
+
+def sources() -> list[Path]:
+    """The files of both packages."""
+    return sorted(path for folder in ("adapterhub", "registry") for path in (ROOT / folder).rglob("*.py"))

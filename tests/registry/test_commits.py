@@ -316,7 +316,7 @@ def test_a_branch_that_moved_meanwhile_refuses_the_commit(desk: Desk, monkeypatc
     def move(*_args: Any) -> None:  # as a transaction would that does not wait for the lock
         desk.connection.execute(update(refs).where(refs.c.name == "main").values(commit_id="f" * 40))
 
-    monkeypatch.setattr(commits_module, "refuse_impossible", move)
+    monkeypatch.setattr(commits_module, "check_tree", move)
     with pytest.raises(Refusal, match=f"parent commit {head} is not the head") as refused:
         desk.commit(put("a"))
     assert (refused.value.status, desk.head()) == (412, "f" * 40)
@@ -345,7 +345,7 @@ def test_a_commit_moves_its_own_branch_only(desk: Desk) -> None:
 def test_a_commit_holds_as_many_files_as_it_may(desk: Desk) -> None:
     desk.commit(put("a"), put("b"), max_files=2)
 
-    with pytest.raises(Refusal, match="at most 2 files, this would be 3"):
+    with pytest.raises(Refusal, match="at most 2 files; this commit would make 3"):
         desk.commit(put("c"), max_files=2)
     desk.commit(put("c"), Delete(path="a"), max_files=2)
     assert desk.files(desk.head()).keys() == {"b", "c"}

@@ -12,6 +12,7 @@ import yaml
 from adapterhub_registry.operations.commands import registry
 from adapterhub_registry.settings import Limits, parse_networks
 
+from adapterhub.core.extras import EXTRAS
 from tests.registry.conftest import ROOT
 
 DEPLOY = ROOT / "registry" / "deploy"
@@ -57,6 +58,15 @@ def test_the_container_names_variables_that_exist() -> None:
 
     assert named
     assert named <= VARIABLES
+
+
+def test_the_container_installs_extras_that_exist_with_all_they_need() -> None:
+    text = (DEPLOY / "Containerfile").read_text()
+    (extras,) = re.findall(r"pip install --no-cache-dir \"\.\[([a-z,]+)\]\"$", text, re.MULTILINE)
+
+    assert text.count("pip install") == 1
+    assert "--no-deps" not in text
+    assert {"registry", "scale"} <= set(extras.split(",")) <= set(EXTRAS)
 
 
 def test_the_page_names_every_option_and_its_variable() -> None:

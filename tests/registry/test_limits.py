@@ -203,9 +203,9 @@ def test_what_comes_by_xet_is_counted_once_and_what_does_not_fit_is_not_kept(tmp
 
         assert (taken.status_code, again.status_code, filled.status_code) == (200, 200, 200)
         assert (refused.status_code, refused.headers["x-error-code"]) == (403, "QuotaExceeded")
-        assert refused.json()["error"] == "`acme` holds 60000 of 100000 bytes; 60000 more do not fit"
+        assert refused.json()["error"] == "quota reached: `acme` has 60000 of 100000 bytes; 60000 more do not fit"
         assert (full.status_code, full.headers["x-error-code"]) == (403, "QuotaExceeded")
-        assert "holds 100000 of 100000 bytes" in full.json()["error"]
+        assert "has 100000 of 100000 bytes" in full.json()["error"]
         assert commit.status_code == 400
         assert ann.get("/api/models/acme/two/tree/main").json() == []
         held = {path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file()}
@@ -233,7 +233,7 @@ def test_a_token_that_sent_its_share_by_xet_waits_for_tomorrow(tmp_path: Path) -
 
         assert (taken.status_code, refused.status_code, bobs.status_code) == (200, 429, 200)
         assert int(refused.headers["retry-after"]) > 0
-        assert "this token sent 60000 of 100000 bytes within a day; 60000 more do not fit" in refused.json()["error"]
+        assert "this token sent 60000 of 100000 bytes in a day; 60000 more do not fit" in refused.json()["error"]
 
 
 @pytest.mark.parametrize("text", ["part_bytes=0", "namespace_bytes=-1", "namespace_bytes=", "no_such=1"])

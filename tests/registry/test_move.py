@@ -153,7 +153,7 @@ def test_a_folder_whose_server_runs_is_refused(shared: Shared, tmp_path: Path) -
         still = server.get("/api/models/acme/large").status_code
 
     assert (refused.returncode, still) == (15, 200)
-    assert "stop its server first" in refused.stderr
+    assert "stop its server" in refused.stderr
     assert set(rows_of(shared.database).values()) == {0}
 
 

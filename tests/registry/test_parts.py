@@ -19,7 +19,7 @@ from adapterhub_registry.api.edge import routed_path
 from adapterhub_registry.database.db import Database, facts
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import known_repo_id, parse_path, parse_ref_name, parse_repo_id
-from adapterhub_registry.repos.card import parse_card
+from adapterhub_registry.repos.card import parse_card, read_config
 from adapterhub_registry.settings import Limits, load_settings
 from adapterhub_registry.storage.blobs import LEFTOVER_S, DiskBlobs
 from hypothesis import given
@@ -276,6 +276,17 @@ def test_a_routed_path_gives_every_segment_back(segments: list[str]) -> None:
 
 
 # ------------------------------------------------------------ cards
+@pytest.mark.parametrize(("names", "shown"), [(["LlamaForCausalLM"], True), (["a", 1], False), ("a", False)])
+def test_model_info_shows_architectures_only_when_they_are_strings(
+    blobs: DiskBlobs, names: object, *, shown: bool
+) -> None:
+    stored = blobs.put([json.dumps({"architectures": names}).encode()])
+
+    config = read_config(blobs, {"config.json": stored.sha256})
+
+    assert config == ({"architectures": names} if shown else {})
+
+
 @given(st.text(max_size=200))
 def test_any_card_is_read_as_json_or_refused(text: str) -> None:
     from adapterhub_registry.repos.card import UnreadableCard

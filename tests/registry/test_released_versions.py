@@ -29,7 +29,7 @@ from sqlalchemy.engine import Connection
 NOW = 1_700_000_000_000
 ANN = Caller(user="ann", role="write", namespaces=("ann/*", "bob/*"))
 DIGEST, OTHER = "d" * 64, "e" * 64
-ADAPTER = AdapterFacts(digest=DIGEST, name="qa", base="org/base", base_weights="b" * 64, rank=8)
+ADAPTER = AdapterFacts(digest=DIGEST, name="qa", base_model="org/base", base_sha256="b" * 64, rank=8)
 GRAVE = {
     "full_name": "ann/gone",
     "version": "1.0.0",
@@ -169,33 +169,31 @@ def test_a_removed_version_gets_no_other_bytes_here_or_for_the_same_adapter(
     if refused:
         holder = grave.get("full_name", "ann/gone")
         with pytest.raises(Refusal, match=rf"release 1\.0\.0 of `{holder}` was removed") as told:
-            tombstones.refuse_other_bytes(connection, row, "1.0.0", ADAPTER)
+            tombstones.check_release(connection, row, "1.0.0", ADAPTER)
         assert told.value.status == 409
     else:
-        tombstones.refuse_other_bytes(connection, row, "1.0.0", ADAPTER)
+        tombstones.check_release(connection, row, "1.0.0", ADAPTER)
 
 
-@pytest.mark.parametrize(
-    ("unknown", "column"), [("base_weights", "base_sha256"), ("base", "base_model"), ("rank", "rank")]
-)
+@pytest.mark.parametrize("unknown", ["base_sha256", "base_model", "rank"])
 def test_what_is_unknown_of_an_adapter_equals_what_was_unknown(
-    connection: Connection, desk: Repos, unknown: str, column: str
+    connection: Connection, desk: Repos, unknown: str
 ) -> None:
     row = create(connection, desk)
-    bury(connection, **{column: None})
+    bury(connection, **{unknown: None})
 
     with pytest.raises(Refusal, match="release 1"):
-        tombstones.refuse_other_bytes(connection, row, "1.0.0", replace(ADAPTER, **{unknown: None}))
+        tombstones.check_release(connection, row, "1.0.0", replace(ADAPTER, **{unknown: None}))
 
 
 def test_an_adapter_without_a_name_is_compared_within_its_repository_only(connection: Connection, desk: Repos) -> None:
     row, nameless = create(connection, desk), replace(ADAPTER, name=None)
     bury(connection, name=None)
 
-    tombstones.refuse_other_bytes(connection, row, "1.0.0", nameless)
+    tombstones.check_release(connection, row, "1.0.0", nameless)
     bury(connection, name=None, full_name="ann/x")
     with pytest.raises(Refusal, match="of `ann/x` was removed"):
-        tombstones.refuse_other_bytes(connection, row, "1.0.0", nameless)
+        tombstones.check_release(connection, row, "1.0.0", nameless)
 
 
 @pytest.mark.parametrize(
@@ -213,12 +211,12 @@ def test_a_commit_without_an_adapter_is_no_removed_version(
     row = create(connection, desk)
     bury(connection, **grave)
 
-    tombstones.refuse_without_adapter(connection, row, None)
+    tombstones.check_tag_without_adapter(connection, row, None)
     if refused:
         with pytest.raises(Refusal, match=r"release 1\.0\.0 of `ann/x` was removed"):
-            tombstones.refuse_without_adapter(connection, row, "1.0.0")
+            tombstones.check_tag_without_adapter(connection, row, "1.0.0")
     else:
-        tombstones.refuse_without_adapter(connection, row, "1.0.0")
+        tombstones.check_tag_without_adapter(connection, row, "1.0.0")
 
 
 @pytest.mark.parametrize(
@@ -235,9 +233,9 @@ def test_a_repository_brings_no_other_bytes_to_a_name(
 
     if refused:
         with pytest.raises(Refusal, match=r"release 1\.0\.0 of `ann/gone` was removed"):
-            tombstones.refuse_arrival(connection, row, "ann/gone")
+            tombstones.check_arrival(connection, row, "ann/gone")
     else:
-        tombstones.refuse_arrival(connection, row, "ann/gone")
+        tombstones.check_arrival(connection, row, "ann/gone")
 
 
 # ---------------------------------------------------------------- names of refs
@@ -289,11 +287,13 @@ def test_no_new_ref_takes_the_name_of_a_released_version(
         bury(connection)
 
     if refused and "here" in where and "elsewhere" not in where:
-        with pytest.raises(Refusal, match=rf"`{re.escape(name)}` names version 1\.0\.0 of `ann/x`") as told:
-            ref_names.refuse_new(connection, row, kind, name, most=9)
+        with pytest.raises(
+            Refusal, match=rf"`{re.escape(name)}` names the released version 1\.0\.0 of `ann/x`"
+        ) as told:
+            ref_names.check_new(connection, row, kind, name, most=9)
         assert told.value.status == 409
     else:
-        ref_names.refuse_new(connection, row, kind, name, most=9)
+        ref_names.check_new(connection, row, kind, name, most=9)
 
 
 def test_the_name_that_counts_is_the_one_that_the_repository_has_now(connection: Connection, desk: Repos) -> None:
@@ -301,8 +301,8 @@ def test_the_name_that_counts_is_the_one_that_the_repository_has_now(connection:
     bury(connection, full_name="ann/y")
     connection.execute(repos.update().where(repos.c.id == row.id).values(full_name="ann/y"))
 
-    with pytest.raises(Refusal, match="names version"):
-        ref_names.refuse_new(connection, row, "branch", "v1.0.0", most=9)
+    with pytest.raises(Refusal, match="names the released version"):
+        ref_names.check_new(connection, row, "branch", "v1.0.0", most=9)
 
 
 @pytest.mark.parametrize("kind", ["branch", "tag"])
@@ -313,11 +313,11 @@ def test_a_branch_and_a_tag_never_share_a_name(connection: Connection, desk: Rep
     create(connection, desk, "ann/y")
 
     for name, has in (("one", "branch"), ("two", "tag")):
-        with pytest.raises(Refusal, match=f"`ann/x` has a {has} named `{name}`") as refused:
-            ref_names.refuse_new(connection, row, kind, name, most=9)
+        with pytest.raises(Refusal, match=f"`ann/x` already has a {has} named `{name}`") as refused:
+            ref_names.check_new(connection, row, kind, name, most=9)
         assert refused.value.status == 409
         desk_y = connection.execute(select(repos).where(repos.c.full_name == "ann/y")).one()
-        ref_names.refuse_new(connection, desk_y, kind, name, most=9)
+        ref_names.check_new(connection, desk_y, kind, name, most=9)
 
 
 def test_a_repository_has_as_many_refs_as_it_may(connection: Connection, desk: Repos) -> None:
@@ -329,13 +329,13 @@ def test_a_repository_has_as_many_refs_as_it_may(connection: Connection, desk: R
     with pytest.raises(Refusal, match="at most 3 branches and tags") as refused:
         desk.create_tag(connection, ANN, RepoId("ann/x"), "three", at="main", message=None)
     assert (refused.value.status, refused.value.code) == (413, "TooLarge")
-    ref_names.refuse_new(connection, row, "tag", "three", most=4)
+    ref_names.check_new(connection, row, "tag", "three", most=4)
 
 
 @pytest.mark.parametrize("name", ["", "refs/heads/x", "a b", "0123abc", "HEAD"])
 def test_what_cannot_name_a_ref_is_refused(connection: Connection, desk: Repos, name: str) -> None:
-    with pytest.raises(Refusal, match="cannot name a branch or tag") as refused:
-        ref_names.refuse_new(connection, create(connection, desk), "tag", name, most=9)
+    with pytest.raises(Refusal, match="is not a valid name for a branch or tag") as refused:
+        ref_names.check_new(connection, create(connection, desk), "tag", name, most=9)
     assert refused.value.status == 400
 
 
@@ -345,10 +345,10 @@ def test_refs_of_one_repository_are_made_one_after_the_other(
     x, y = create(connection, desk), create(connection, desk, "ann/y")
     locked: list[str] = []
     monkeypatch.setattr(ref_names, "lock_name", lambda _connection, name: locked.append(name))
-    ref_names.refuse_new(connection, x, "branch", "one", most=9)
-    ref_names.refuse_new(connection, x, "tag", "two", most=9)
-    ref_names.refuse_arrival(connection, x, "ann/z")
-    ref_names.refuse_new(connection, y, "tag", "two", most=9)
+    ref_names.check_new(connection, x, "branch", "one", most=9)
+    ref_names.check_new(connection, x, "tag", "two", most=9)
+    ref_names.check_arrival(connection, x, "ann/z")
+    ref_names.check_new(connection, y, "tag", "two", most=9)
 
     assert locked[0] == locked[1] == locked[2] != locked[3]
 
@@ -376,20 +376,20 @@ def test_no_ref_arrives_at_a_name_where_it_would_stand_for_another_release(
     release(connection, row if own else other)
     bury(connection)
 
-    ref_names.refuse_arrival(connection, row, "ann/elsewhere")
+    ref_names.check_arrival(connection, row, "ann/elsewhere")
     if refused:
-        with pytest.raises(Refusal, match=rf"`{name}` names version 1\.0\.0 of `ann/gone`") as told:
-            ref_names.refuse_arrival(connection, row, "ann/gone")
+        with pytest.raises(Refusal, match=rf"`{name}` names the released version 1\.0\.0 of `ann/gone`") as told:
+            ref_names.check_arrival(connection, row, "ann/gone")
         assert told.value.status == 409
     else:
-        ref_names.refuse_arrival(connection, row, "ann/gone")
+        ref_names.check_arrival(connection, row, "ann/gone")
 
 
 def test_refs_that_name_no_version_arrive_anywhere(connection: Connection, desk: Repos) -> None:
     row = create(connection, desk)
     bury(connection)
 
-    ref_names.refuse_arrival(connection, row, "ann/gone")
+    ref_names.check_arrival(connection, row, "ann/gone")
 
 
 def test_only_the_versions_that_are_named_are_found_under_a_name(connection: Connection) -> None:

@@ -17,7 +17,7 @@ from adapterhub_registry.repos import damage
 from adapterhub_registry.repos import repos as repos_module
 from adapterhub_registry.repos.changes import Put
 from adapterhub_registry.repos.commits import Proposal, commit, find_commit
-from adapterhub_registry.repos.repos import Change, Repos, refuse_pull_request
+from adapterhub_registry.repos.repos import Change, Repos, check_no_pull_request
 from adapterhub_registry.settings import Limits
 from adapterhub_registry.storage.blobs import DiskBlobs, StoredBlob
 from sqlalchemy import insert, select, update
@@ -203,7 +203,7 @@ def test_a_pattern_becomes_one_of_sql() -> None:
 
 
 def test_refusals_name_the_repository_and_the_token(four: Desk) -> None:
-    with pytest.raises(Refusal, match="the token `bob-write` \\(write\\) may not change `ann/open`"):
+    with pytest.raises(Refusal, match="the token `bob-write` \\(write\\) cannot change `ann/open`"):
         four.repos.find_writable(four.connection, STRANGER, REPO)
     with pytest.raises(Refusal, match="repository `ann/private` not found"):
         four.repos.find(four.connection, STRANGER, PRIVATE)
@@ -276,8 +276,8 @@ def test_one_readable_holder_of_the_bytes_is_enough(four: Desk) -> None:
 def test_bytes_are_known_where_they_were_sent_and_nowhere_else(four: Desk) -> None:
     here, there = row_of(four, PRIVATE).id, create(four, "bob/mine").id
     blob, other = StoredBlob("a" * 64, "b" * 40, 5), StoredBlob("c" * 64, "d" * 40, 6)
-    four.repos.note_upload(four.connection, here, "ann", blob, token_id=7)
-    four.repos.note_upload(four.connection, there, "bob", other)
+    four.repos.record_upload(four.connection, here, "ann", blob, token_id=7)
+    four.repos.record_upload(four.connection, there, "bob", other)
 
     def known(repo_id: int, sha256: str) -> StoredBlob | None:
         return four.repos.known_blob(four.connection, STRANGER, repo_id, sha256)
@@ -289,10 +289,10 @@ def test_bytes_are_known_where_they_were_sent_and_nowhere_else(four: Desk) -> No
 def test_an_upload_is_written_down_once_with_who_sent_it_and_its_mark_of_damage_goes(four: Desk) -> None:
     number = row_of(four, REPO).id
     blob = StoredBlob("a" * 64, "b" * 40, 5)
-    four.repos.note_upload(four.connection, number, "ann", blob, token_id=7)
+    four.repos.record_upload(four.connection, number, "ann", blob, token_id=7)
     damage.mark(four.connection, [blob.sha256])
     damaged = four.repos.known_blob(four.connection, ANN, number, blob.sha256)
-    four.repos.note_upload(four.connection, number, "bob", blob, token_id=8)
+    four.repos.record_upload(four.connection, number, "bob", blob, token_id=8)
 
     assert damaged is None
     assert four.connection.execute(select(blobs)).all() == [("a" * 64, "b" * 40, 5, NOW, None)]
@@ -302,8 +302,8 @@ def test_an_upload_is_written_down_once_with_who_sent_it_and_its_mark_of_damage_
 def test_an_upload_for_a_repository_that_is_gone_is_refused(four: Desk) -> None:
     gone = max(row_of(four, name).id for name in ORDER) + 1
 
-    with pytest.raises(Refusal, match="was removed while its files were on their way") as refused:
-        four.repos.note_upload(four.connection, gone, "ann", StoredBlob("a" * 64, "b" * 40, 5))
+    with pytest.raises(Refusal, match="was removed during the upload") as refused:
+        four.repos.record_upload(four.connection, gone, "ann", StoredBlob("a" * 64, "b" * 40, 5))
 
     assert (refused.value.status, refused.value.code) == (404, "RepoNotFound")
     assert four.connection.execute(select(blobs)).all() == []
@@ -366,7 +366,7 @@ def test_a_private_namespace_is_not_told_of(desk: Desk) -> None:
 def test_refusals_of_a_name_say_which_one_it_is_near(desk: Desk) -> None:
     create(desk, REPO)
 
-    with pytest.raises(Refusal, match="repository `ann/open` exists"):
+    with pytest.raises(Refusal, match="repository `ann/open` already exists"):
         create(desk, REPO)
     with pytest.raises(Refusal, match="`ann/0pen` looks too much like `ann/open`"):
         create(desk, "ann/0pen")
@@ -480,7 +480,7 @@ def test_what_is_public_or_stays_private_is_compared_with_nothing(desk: Desk, mo
     create(desk, "ann/open")
     create(desk, "ann/secret", private=True)
     compared: list[object] = []
-    monkeypatch.setattr(Repos, "_refuse_taken", lambda *_args, **_more: compared.append(1))
+    monkeypatch.setattr(Repos, "_check_name_is_free", lambda *_args, **_more: compared.append(1))
     for name, private in (("ann/open", False), ("ann/open", True), ("ann/secret", True)):
         desk.repos.change(desk.connection, ANN, RepoId(name), Change(private=private))
 
@@ -583,10 +583,10 @@ def test_a_branch_that_is_not_there_is_named(desk: Desk) -> None:
     ("asked", "refused"), [(None, 200), ("", 200), ("0", 200), ("1", 501), ("true", 501), ("True", 501)]
 )
 def test_a_pull_request_is_refused(asked: str | None, refused: int) -> None:
-    assert status_of(lambda: refuse_pull_request(asked)) == refused
+    assert status_of(lambda: check_no_pull_request(asked)) == refused
 
 
 def test_the_refusal_of_a_pull_request_says_what_to_do() -> None:
     with pytest.raises(Refusal, match="no pull requests; commit to a branch") as refused:
-        refuse_pull_request("1")
+        check_no_pull_request("1")
     assert refused.value.code == "NotImplemented"

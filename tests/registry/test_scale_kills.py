@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +20,6 @@ import pytest
 from tests.registry.pushing import Push
 from tests.registry.shared_servers import CREDENTIALS, ROOT, S3, Balancer, Postgres, Shared
 
-KILLS = 100
 LETTERS = "abcdefghjkmnpqrstuvw"
 
 
@@ -128,8 +127,9 @@ def start(forks: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def test_kills_at_any_moment_of_a_push_leave_no_row_without_its_bytes(
-    shared: Shared, forks: subprocess.Popen[str]
+    shared: Shared, forks: subprocess.Popen[str], amount: Callable[[int, int], int]
 ) -> None:
+    kills = amount(30, 100)
     draw, answered = random.Random(8), []
     headers = {"Authorization": f"Bearer {shared.token}"}
     latest_s = 0.0
@@ -142,7 +142,7 @@ def test_kills_at_any_moment_of_a_push_leave_no_row_without_its_bytes(
             return
         answered.append(wanted)
 
-    for number in range(KILLS + 3):
+    for number in range(kills + 3):
         pid, url = start(forks)
         wanted = adapter(number, 100_000)
         began = time.perf_counter()
@@ -159,11 +159,11 @@ def test_kills_at_any_moment_of_a_push_leave_no_row_without_its_bytes(
         pushing.join()
 
     held(shared, "--bytes")
-    assert 3 < len(answered) < KILLS, "the kills came too early or too late to tell anything"
+    assert 3 < len(answered) < kills, "the kills came too early or too late to tell anything"
     with shared.replica() as server, httpx.Client(base_url=server.url, headers=headers) as client:
         assert all(wanted.is_whole(client, wanted.version) for wanted in answered)
-        half_done = [adapter(number, 100_000) for number in range(KILLS + 3)]
+        half_done = [adapter(number, 100_000) for number in range(kills + 3)]
         for wanted in half_done:  # what was cut off goes through when it is run again
             wanted.run(client)
             assert wanted.is_whole(client, wanted.version)
-    assert held(shared)["blobs"] == KILLS + 4
+    assert held(shared)["blobs"] == kills + 4

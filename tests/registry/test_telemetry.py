@@ -133,10 +133,10 @@ def test_errors_are_lines_too() -> None:
 def test_a_request_that_is_broken_off_is_counted() -> None:
     stream = io.StringIO()
     telemetry = Telemetry(stream)
-    from adapterhub_registry.access.telemetry import Told
+    from adapterhub_registry.access.telemetry import RequestRecord
 
     telemetry.began()
-    telemetry.ended({"type": "http", "method": "BREW", "path": "/a"}, Told(), "n")
+    telemetry.ended({"type": "http", "method": "BREW", "path": "/a"}, RequestRecord(), "n")
 
     assert json.loads(stream.getvalue())["status"] == 0
     assert 'method="other"' in telemetry.exposition().decode()

@@ -10,7 +10,7 @@ from adapterhub_registry.database.db import Database, nodes, repos
 from adapterhub_registry.database.trees.nodes import NODE_BYTES, FileEntry, Totals, key_of
 from adapterhub_registry.database.trees.trees import EMPTY, Tree, stored_nodes
 from adapterhub_registry.errors import Refusal
-from adapterhub_registry.repos.changes import Delete, DeleteFolder, Operation, Put, changes_of, refuse_impossible
+from adapterhub_registry.repos.changes import Delete, DeleteFolder, Operation, Put, changes_of, check_tree
 from adapterhub_registry.storage.blobs import StoredBlob
 from hypothesis import given
 from hypothesis import strategies as st
@@ -171,10 +171,10 @@ def test_operations_change_what_they_would_change_in_a_plain_list(
         assert all(held.get(path) != (put and put.blob.size) for path, put in changes.items())
         if not any(_is_file_and_folder(held)):
             if any(_is_file_and_folder(plain)):
-                with pytest.raises(Refusal, match="cannot be a file and a folder"):
-                    refuse_impossible(tree, changes, 100)
+                with pytest.raises(Refusal, match="cannot be both a file and a folder"):
+                    check_tree(tree, changes, 100)
             else:
-                refuse_impossible(tree, changes, 100)
+                check_tree(tree, changes, 100)
 
 
 def _is_file_and_folder(paths: dict[str, int]) -> Iterator[bool]:

@@ -149,9 +149,9 @@ def header(*, version: int = 0, packed: int = 4, scheme: int = 0, unpacked: int 
         (header(unpacked=5), "sizes are 4 and 5"),
         (header(unpacked=MAX_CHUNK_BYTES + 1, scheme=1), "unpacked bytes are 131073"),
         (header(packed=0xFFFFFF, scheme=1), "packed bytes are 16777215"),
-        (header()[:-1], "cut off"),
-        (header()[:5], "cut off"),
-        (header() + b"XETBLO", "cut off"),
+        (header()[:-1], "truncated"),
+        (header()[:5], "truncated"),
+        (header() + b"XETBLO", "truncated"),
         (header() * (MAX_CHUNKS + 1), "one too many"),
         (chunk_bytes(bytes(MAX_CHUNK_BYTES), 1) * 513, "unpacked bytes of the xorb"),
     ],
@@ -197,16 +197,16 @@ def test_a_cut_or_lengthened_frame_is_refused(cut: int) -> None:
         (b"HFRepoMetaData\0", "header of a shard"),
         (b"x" * 96, "header of a shard"),
         (shard_bytes([], version=1), "version is 1"),
-        (shard_bytes([])[:-48], "cut off"),
-        (shard_bytes([(A, [(B, 5, 0, 1)])])[:-100], "cut off"),
-        (shard_bytes([(A, [(B, 5, 0, 1)])], flags=0x80000000), "without its sha256"),
+        (shard_bytes([])[:-48], "truncated"),
+        (shard_bytes([(A, [(B, 5, 0, 1)])])[:-100], "truncated"),
+        (shard_bytes([(A, [(B, 5, 0, 1)])], flags=0x80000000), "has no sha256"),
         (shard_bytes([(A, [(B, 5, 0, 1)])], flags=0x40000001), "flags are 0x40000001"),
         (shard_bytes([(A, [(B, 5, 1, 1)])]), r"chunks \[1, 1\)"),
         (shard_bytes([(A, [(B, 5, 2, 1)])]), r"chunks \[2, 1\)"),
         (shard_bytes([(A, [(B, 5, 0, MAX_CHUNKS + 1)])]), r"chunks \[0, 8193\)"),
-        (shard_bytes([(A, [(B, 0, 0, 1)])]), "said to hold 0 bytes"),
-        (shard_bytes([(A, [(B, MAX_CHUNK_BYTES + 1, 0, 1)])]), "said to hold 131073 bytes"),
-        (shard_bytes([(A, [(B, (64 << 20) + 1, 0, MAX_CHUNKS)])]), "said to hold 67108865 bytes"),
+        (shard_bytes([(A, [(B, 0, 0, 1)])]), "announces 0 bytes"),
+        (shard_bytes([(A, [(B, MAX_CHUNK_BYTES + 1, 0, 1)])]), "announces 131073 bytes"),
+        (shard_bytes([(A, [(B, (64 << 20) + 1, 0, MAX_CHUNKS)])]), "announces 67108865 bytes"),
         (shard_bytes([(A, [(B, 64 << 20, 0, MAX_CHUNKS)] * 17)]), "unpack to more than"),
         (bytes((64 << 20) + 1), "expected at most"),
         (shard_bytes([(A, [])] * (MAX_FILES + 1)), "more than 20000 files"),
@@ -221,7 +221,7 @@ def test_a_count_of_segments_that_is_not_there_costs_nothing() -> None:
     shard = bytearray(shard_bytes([(A, [(B, 5, 0, 1)])]))
     shard[48 + 36 : 48 + 40] = b"\xff" * 4
 
-    with pytest.raises(MalformedXet, match="cut off"):
+    with pytest.raises(MalformedXet, match="truncated"):
         parse_shard(bytes(shard), limit_bytes=LIMIT)
 
 

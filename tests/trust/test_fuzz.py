@@ -15,6 +15,8 @@ from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.header import ADAPTER_LIMITS, parse_header_text
 from tests import fuzz
 
+pytestmark = pytest.mark.slow
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),

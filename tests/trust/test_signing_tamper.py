@@ -14,6 +14,8 @@ from adapterhub.formats.manifest import Manifest
 from adapterhub.trust.signing.bundle import Bundle
 from tests.support.signing_homes import SIGNATURE, Homes, make_homes, replace_file
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "adapterhub.json"
 
 

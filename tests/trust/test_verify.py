@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from adapterhub.core.digests import digest_of
@@ -26,7 +28,8 @@ from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import header_bytes, parse_header
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import Finding, Report, check_names, open_subject, verify, verify_folder
-from adapterhub.trust.verify.scan import TensorNumbers, scan_weights
+from adapterhub.trust.verify import scan as _scan
+from adapterhub.trust.verify.scan import TensorNumbers
 from tests.support.wild import wild
 
 HID, KV, RANK = 8, 4, 2
@@ -631,6 +634,15 @@ QUIET = {"F64": 1 << 51, "F32": 1 << 22, "F16": 1 << 9, "BF16": 1 << 6, "F8_E4M3
 INFINITY = {"F64": 0x7FF << 52, "F32": 0x7F80_0000, "F16": 0x7C00, "BF16": 0x7F80, "F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
 
 
+LOOKS = {"numpy": _scan.look_with_numpy(), "bytes": _scan.look_at_bytes}
+
+
+@pytest.fixture(params=LOOKS)
+def _look(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers are looked at in both ways, of which the size of the file and what is installed decide."""
+    monkeypatch.setattr(_scan, "_look_for", lambda _file: LOOKS[request.param])
+
+
 def scanned(tmp_path: Path, parts: list[tuple[str, str, int, bytes]]) -> Mapping[str, TensorNumbers]:
     """What the numbers of tensors (name, dtype, elements, bytes) are, in a file of them."""
     specs = [TensorSpec.planned(name, dtype, (count,)) for name, dtype, count, _ in parts]
@@ -638,11 +650,12 @@ def scanned(tmp_path: Path, parts: list[tuple[str, str, int, bytes]]) -> Mapping
     path.write_bytes(header_bytes(specs) + b"".join(raw for *_, raw in parts))
     held = HeldFile(path)
     header = parse_header(held.beginning(), path=path, size_bytes=held.size_bytes)
-    numbers = scan_weights(held, header)
+    numbers = _scan.scan_weights(held, header)
     assert held.digest == digest_of(path.read_bytes())
     return numbers
 
 
+@pytest.mark.usefixtures("_look")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sign", [0, 1])
 def test_nan_and_infinity_are_found_at_their_place_in_every_dtype(tmp_path: Path, dtype: str, sign: int) -> None:
@@ -656,6 +669,7 @@ def test_nan_and_infinity_are_found_at_their_place_in_every_dtype(tmp_path: Path
         assert (numbers["x"].odd, numbers["y"].odd) == (6, None)
 
 
+@pytest.mark.usefixtures("_look")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_largest_finite_number_is_no_infinity(tmp_path: Path, dtype: str) -> None:
     width = DTYPES[dtype]
@@ -668,6 +682,7 @@ def test_the_largest_finite_number_is_no_infinity(tmp_path: Path, dtype: str) ->
     assert math.isclose(numbers["x"].largest, expected[dtype], rel_tol=1e-3)
 
 
+@pytest.mark.usefixtures("_look")
 def test_numbers_across_chunks_are_read_whole(tmp_path: Path) -> None:
     count = PIECE_BYTES  # four chunks of F32, begun at an odd offset
     values = np.zeros(count, "<f4")
@@ -681,6 +696,29 @@ def test_numbers_across_chunks_are_read_whole(tmp_path: Path) -> None:
         assert numbers["x"].odd == place
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(data=st.data())
+def test_bytes_tell_of_numbers_what_numpy_tells(dtype: str, data: st.DataObject) -> None:
+    kind = _scan._KINDS[dtype]
+    code = st.integers(0, kind.mask) | st.integers(0, 255).map(lambda low: kind.largest + 128 - low & kind.mask)
+    sign = kind.mask + 1
+    codes = data.draw(st.lists(st.tuples(code | st.just(0), st.sampled_from([0, sign])), min_size=1, max_size=40))
+    raw = memoryview(b"".join((size | sign).to_bytes(kind.width, "little") for size, sign in codes))
+
+    exact, bound = LOOKS["numpy"](raw, kind), LOOKS["bytes"](raw, kind)
+
+    assert bound[1] == exact[1]
+    assert exact[0] <= bound[0]
+    first = 8 * (kind.width - 1)
+    assert bound[0] >> first == exact[0] >> first
+    f32 = _scan._KINDS["F32"].layout.magnitude(_scan._KINDS["F32"].largest)
+    if not exact[0] or exact[1] is not None or _scan._KINDS[dtype].layout.magnitude(exact[0]) > f32 or kind.width == 1:
+        assert bound == exact
+    else:
+        assert _scan._KINDS[dtype].layout.magnitude(bound[0]) <= f32
+
+
+@pytest.mark.usefixtures("_look")
 def test_not_finite_numbers_name_tensor_and_element(make: Make) -> None:
     tensors = attention()
     name = f"{P}{ATTENTION.format(1, 'v_proj')}.lora_B.weight"
@@ -692,12 +730,14 @@ def test_not_finite_numbers_name_tensor_and_element(make: Make) -> None:
     assert f"`{name}` holds NaN or infinity, first at element 7" in report.errors[0].message
 
 
+@pytest.mark.usefixtures("_look")
 def test_an_update_of_zeros_is_warned_of(make: Make) -> None:
     nothing = {name: value * ("lora_A" in name) for name, value in attention().items()}
 
     assert codes(verify_folder(make(nothing))) == ["W_NOOP"]
 
 
+@pytest.mark.usefixtures("_look")
 def test_an_overflow_is_measured_and_not_guessed(make: Make) -> None:
     a, b = np.zeros((RANK, HID), "f2"), np.zeros((HID, RANK), "f2")
     a[0, 0], b[0, 1] = 300, 300  # their product never meets: the bound is exceeded, the update is zero

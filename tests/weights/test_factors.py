@@ -126,7 +126,7 @@ def test_what_was_written_is_read_by_the_library_and_by_us(tmp_path: Path) -> No
     path = tmp_path / "out.safetensors"
     first, second = torch.randn(3, 5), torch.randn(7).bfloat16()
 
-    with TensorFileWriter(path, planned(first=(300, 5), second=(7000,)), durable=True) as writer:
+    with TensorFileWriter(path, planned(first=(300, 5), second=(7000,))) as writer:
         writer.add("first", first)
         writer.add("second", second)
 

@@ -26,6 +26,7 @@ QV = {f"model.layers.{i}.self_attn.{m}": s for i in range(3) for m, s in {"q_pro
 MLP = {f"model.layers.{i}.mlp.up_proj": (20, 8) for i in range(3)}
 
 
+@pytest.mark.slow
 class TestMethods(MergeMethodContract):
     """The contract, over every method there is."""
 
@@ -380,6 +381,7 @@ def test_an_empty_folder_is_filled_and_a_full_one_is_not_touched(tmp_path: Path)
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine"]
 
 
+@pytest.mark.slow
 def test_three_real_trainings_of_one_recipe_add_up(tmp_path: Path) -> None:
     root = shared("wild") / "ao-wei__gemma3-270m-svg-lora-partb"
     folders = [root / "669c4e5/adapter", root / "0740c0a/adapter", root / "0740c0a/adapter_seed123"]

@@ -17,6 +17,8 @@ from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.merge.spaces.prune import random_keep
 from tests.support.adapter_folders import dense, random_delta, relative
 
+pytestmark = pytest.mark.slow
+
 VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("knots", {}),
     ("knots", {"majority": "frequency"}),

@@ -14,6 +14,8 @@ from torch import Tensor
 from adapterhub.core.errors import UsageProblem
 from adapterhub.weights.lowrank.randomized import closest
 
+pytestmark = pytest.mark.slow
+
 ROUNDING = 2.0**-22
 """What float32 numbers leave open, relative to the matrix (1.02 times 2**-23 was seen): below it there is no truncation error to speak of."""
 

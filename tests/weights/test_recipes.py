@@ -22,6 +22,8 @@ from adapterhub.weights.recipes.toml.values import MAX_WHOLE
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 24
 DIGEST = "sha256:" + "a" * 64
 NUMBERS = itertools.count()

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused, UsageProblem
-from adapterhub.weights.compare.similarity import CHANGES_THE_UPDATE, Comparison, Energies, Pair, Side, compare_adapters
+from adapterhub.formats.peft.methods import VARIANTS
+from adapterhub.weights.compare.similarity import Comparison, Energies, Pair, Side, compare_adapters
 from adapterhub.weights.compare.similarity._module import ModuleComparison, compare_module
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import AdapterFactors
 from adapterhub.weights.lowrank.layouts import Layout
 from adapterhub.weights.merge import MergeInput, merge
-from adapterhub.weights.merge._refusals import _VARIANTS, SHARED
 from tests.support.adapter_folders import PREFIX, dense, random_delta, updates_in, write_folder
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
@@ -401,8 +401,8 @@ def test_every_variant_was_thought_of() -> None:
     # One that is new in the refusals of merging either changes what an update is, or can be compared all the same.
     comparable = {"arrow_config", "megatron_config", "ensure_weight_tying"}
 
-    assert set(_VARIANTS) == set(CHANGES_THE_UPDATE) | comparable
-    assert set(SHARED) == {"alora_invocation_tokens", "layer_replication"}
+    refused = {key for key, variant in VARIANTS.items() if variant.merging == "never"}
+    assert refused == {key for key, variant in VARIANTS.items() if variant.changes_update} | comparable
 
 
 @pytest.mark.parametrize(

@@ -183,3 +183,16 @@ def signatures_option(command: F) -> F:
     """`--signatures`, a policy for this run."""
     text = "What is asked of signatures in this run [default: the policy of the namespace, the remote, or in general]."
     return click.option("--signatures", type=click.Choice(["require", "warn", "off"]), help=text)(command)
+
+
+def needing(extra: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """A callback for an option that needs an extra: without the extra, the option is refused before any work."""
+
+    def check(_ctx: click.Context, param: click.Parameter, value: object) -> object:
+        if value is not None:
+            from adapterhub.core.extras import require
+
+            require(extra, f"`{param.opts[0]}`")
+        return value
+
+    return check

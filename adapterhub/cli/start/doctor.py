@@ -13,7 +13,7 @@ import click
 
 from adapterhub.cli.options.params import Session, common, places_option, project_option, remote_options
 from adapterhub.cli.output import size_text
-from adapterhub.cli.start.self_check import Line, dependencies, entry_point, folders, project_files
+from adapterhub.cli.start.self_check import Line, dependencies, entry_point, extras, folders, project_files
 from adapterhub.core.disk.real_folder import OTHERS_MAY_WRITE
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import EXIT_SOME_FAILED, AdapterHubError, NotAllowed, RemoteUnreachable, UsageProblem
@@ -123,6 +123,7 @@ def _repair(
 def _versions() -> Iterator[Line]:
     yield Line("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield from dependencies()
+    yield from extras()
 
 
 def _home(root: Path) -> Iterator[Line]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.core.errors import AdapterHubError
+from adapterhub.core.extras import EXTRAS, missing
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -87,6 +88,17 @@ def _dependency(name: str, requirements: list[Requirement], *, is_optional: bool
         return None if is_optional else Line(name, "ok", version)
     state = "warning" if is_optional else "failed"
     return Line(name, state, f"{version}, {bounds} needed", f"`pip install '{wanted}'`")
+
+
+def extras() -> Iterator[Line]:
+    """Each extra with whether it is installed; one that is not is what the user left out."""
+    for extra in EXTRAS:
+        if names := missing(extra):
+            what = ", ".join(names)
+            fact = f"without {what}; `pip install 'adapterhub[{extra}]'` brings {'it' if len(names) == 1 else 'them'}"
+            yield Line(f"extra {extra}", "skipped", fact)
+        else:
+            yield Line(f"extra {extra}", "ok", "installed")
 
 
 def entry_point(argv0: str) -> Iterator[Line]:

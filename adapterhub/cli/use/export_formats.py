@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import shown
+from adapterhub.core.extras import require
 
 if TYPE_CHECKING:
     from adapterhub.cli.options.params import Session
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.export import Exported
 
 _SHOWN_PATHS = 6
+_AS_GGUF = frozenset({"gguf", "ollama"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,7 @@ class Asked:
 
 def write_format(session: Session, asked: Asked) -> None:
     """Write it and report; see `adapterhub.inference.export.export` for what is raised."""
+    require("export" if asked.form in _AS_GGUF else "weights", f"`--format {asked.form}`")
     from adapterhub.inference.export import export
 
     out = session.out

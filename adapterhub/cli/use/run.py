@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from adapterhub.cli.completion.completing import complete_first_spec, complete_specs_with_commas
-from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.cli.options.params import BASE, Session, common, needing
 from adapterhub.cli.use.run_model import (
     Choice,
     Loading,
@@ -71,7 +71,12 @@ _QUOTES: Final = 'put the prompt in quotes: `adapt run legal-qa@base-7b "The par
     show_default=True,
     help="Precision of the base in memory.",
 )
-@click.option("--load-in", type=click.Choice(["4bit", "8bit"]), help="Pack the base's linear layers (bitsandbytes).")
+@click.option(
+    "--load-in",
+    type=click.Choice(["4bit", "8bit"]),
+    callback=needing("quantized"),
+    help="Pack the base's linear layers (bitsandbytes).",
+)
 @click.option("--allow-base-mismatch", is_flag=True, help="Run on other weights of the same shapes.")
 @click.option("--prove-base", is_flag=True, help="Hash every base parameter before and after, and compare.")
 @common

@@ -12,7 +12,7 @@ from typing import Any, Final
 from adapterhub.cli.use.run_model import Choice, choice_from
 from adapterhub.core.digests import strict_json
 from adapterhub.core.disk.files import read_plain
-from adapterhub.core.errors import AdapterHubError, Malformed, NotFound, shown
+from adapterhub.core.errors import AdapterHubError, Malformed, NotFound, problem_list, shown
 
 MAX_FILE_BYTES: Final = 256 << 20
 MAX_LINE_BYTES: Final = 4 << 20
@@ -60,10 +60,8 @@ class RowProblems:
         """
         if not self.found:
             return
-        rest = len(self.found) - PROBLEMS_SHOWN
-        listed = [*self.found[:PROBLEMS_SHOWN], *([f"and {rest:,} more"] if rest > 0 else [])]
-        lines = [f"{self.where}: not usable as prompts. Nothing was answered", *(f"  {line}" for line in listed)]
-        raise Malformed("\n".join(lines), hint=f"one JSON object a line: {_FORM}")
+        title = f"{self.where}: not usable as prompts. Nothing was answered"
+        raise Malformed(problem_list(title, self.found, PROBLEMS_SHOWN), hint=f"one JSON object a line: {_FORM}")
 
 
 def read_rows(path: Path, default: Choice | None) -> tuple[list[Row], RowProblems]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from adapterhub.cli.options.params import Session
 from adapterhub.cli.use.serve_engine import Asked, checked, document_of, model_of, say_dry, started, stay
 from adapterhub.core.errors import NotAllowed, UsageProblem
+from adapterhub.core.extras import require
 
 if TYPE_CHECKING:
     from adapterhub.inference.serving import Handed
@@ -33,6 +34,8 @@ def serve_llama(
             "`--engine llama.cpp` needs the base as GGUF, and `--gguf` names no file",
             hint="llama.cpp's `convert_hf_to_gguf.py` makes one of the base's folder",
         )
+    if not asked.dry_run:
+        require("export", "`--engine llama.cpp`")
     program = find_llama_server(llama_server)
     engine_port = free_port("127.0.0.1")
     extra = ["--parallel", str(slots or _SLOTS), *asked.extra]

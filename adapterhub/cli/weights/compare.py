@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completion.completing import complete_spec_or_folder
-from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.cli.options.params import BASE, Session, common, needing
 from adapterhub.cli.output import count_text, size_text
 from adapterhub.cli.weights.ingredients import ingredient, weights_from
 from adapterhub.core.errors import BaseMismatch, UsageProblem, shown
@@ -44,6 +44,7 @@ _FEW = 5
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
+    callback=needing("plot"),
     help="Draw layers x modules into a .png, .svg or .pdf.",
 )
 @common

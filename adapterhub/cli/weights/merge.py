@@ -10,7 +10,7 @@ import click
 
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.output_names import default_name
-from adapterhub.cli.options.params import BASE, Session, common, places_option
+from adapterhub.cli.options.params import BASE, Session, common, needing, places_option
 from adapterhub.cli.weights.merge_options import CHOICE_FLAGS, choice_from, choice_options, list_methods
 from adapterhub.cli.weights.merge_result import (
     DEFAULT_VERSION,
@@ -58,11 +58,18 @@ FLAGS: Final = {
 @click.option("--offline", is_flag=True, help="With --recipe: ask no server for adapters that are not installed.")
 @click.option("--force", is_flag=True, help="With --recipe: its name may be that of an installed adapter.")
 @click.option("--analyze", is_flag=True, help="Merge nothing; show how alike the adapters are.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="With --analyze: draw it as well.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    callback=needing("plot"),
+    help="With --analyze: draw it as well.",
+)
 @click.option(
     "--tune",
     type=click.Path(path_type=Path),
     metavar="FILE",
+    callback=needing("tune"),
     help="Find the weights that answer these examples best (JSON Lines).",
 )
 @click.option(

@@ -152,8 +152,9 @@ def choice_from(
     Raises:
         UsageProblem: two that exclude each other, or one that the method does not have.
     """
+    from adapterhub.formats.documents import near_name
     from adapterhub.weights.catalogue import describe
-    from adapterhub.weights.recipes.toml.values import converted, default_method, near_name, options_of
+    from adapterhub.weights.recipes.toml.values import converted, default_method, options_of
 
     given: dict[str, object] = _cut(rank, energy, max_error)
     about = describe(method or default_method(given))

@@ -159,7 +159,8 @@ class _Resizing:
 
 def _weights_in(folder: Path, expected: Mapping[str, Digest] | None) -> tuple[_Weights, str | None]:
     """What the files hold, and the dtype of all factors if they have one that a result can have."""
-    from adapterhub.weights.lowrank.factors import TORCH_DTYPES, AdapterFactors
+    from adapterhub.weights.dtypes import TORCH_DTYPES
+    from adapterhub.weights.lowrank.factors import AdapterFactors
     from adapterhub.weights.merge import DTYPES
 
     with AdapterFactors(folder, expected) as factors:

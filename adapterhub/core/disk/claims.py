@@ -1,10 +1,10 @@
-"""Claims: small files that say what a running process needs, held by `flock` for as long as it lives.
+"""Claims: small files that record what a running process needs, locked by `flock` while it runs.
 
-    intents/<name>   an add or install on its way: the digests it will name, and its folder `tmp/<name>`
+    intents/<name>   an add or install in progress: the digests it will name, and its folder `tmp/<name>`
     leases/<name>    an installed build that a long-running process reads
 
-A claim ends with its process, however that ends: what counts is the lock, not the file. Between machines `flock` may
-tell nothing, so a claim that another machine left counts for a day after it was made.
+A claim ends with its process, even after a crash, because the lock counts and not the file. `flock` may not work
+between machines, so a claim from another machine counts for a day after it was made.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import StoreLocked, shown
 
 FOREIGN_S: Final = 24 * 3600.0
-"""How long the claim of another machine counts when nothing tells whether its process lives."""
+"""How long a claim from another machine counts when it is unknown whether its process still runs."""
 
 _UNBORN: Final = "."
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -39,7 +39,7 @@ class Holder:
     """The process behind a lock or claim.
 
     `since` is a time stamp in seconds. `boot` is the same for all processes of one running kernel, in containers too;
-    "" where the system does not tell.
+    "" where the system has no such id.
     """
 
     pid: int
@@ -49,13 +49,13 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """Whether it ran under the kernel that runs us, where `flock` tells the truth about it."""
+        """Whether it runs under the same kernel as this process, so that `flock` is reliable."""
         ours = myself()
         return self.boot == ours.boot if self.boot and ours.boot else self.host == ours.host
 
     @property
     def was_here(self) -> bool:
-        """Whether it ran on this machine before it was started anew: it is certainly gone."""
+        """Whether it ran on this machine before the last boot, so that it has certainly ended."""
         return self.host == myself().host and not self.is_here
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What a claim's file says: who holds it, the digests it needs, and what for."""
+    """The content of a claim: its holder, the digests it needs, and the purpose."""
 
     path: Path
     holder: Holder
@@ -96,7 +96,7 @@ class Held:
         self._what = what
 
     def write(self, digests: Iterable[Digest]) -> None:
-        """Say anew what is needed. Whoever reads claims must be kept away meanwhile, by the caller's lock."""
+        """Replace the digests that are needed. The caller's lock must keep readers of claims away meanwhile."""
         facts = {**holder_facts(), "what": self._what, "digests": sorted(digests)}
         data = json.dumps(facts).encode()
         os.pwrite(self._handle, data, 0)
@@ -107,7 +107,7 @@ class Held:
 def claim(folder: Path, what: str, digests: Iterable[Digest] = ()) -> Iterator[Held]:
     """Hold a new claim in `folder` while the block runs.
 
-    It appears under its name with its lock held, so that nobody takes it for one whose process is gone.
+    It appears under its name with its lock held, so no reader takes it for a claim whose process has ended.
 
     Raises:
         OSError: it cannot be written.
@@ -130,10 +130,10 @@ def claim(folder: Path, what: str, digests: Iterable[Digest] = ()) -> Iterator[H
 
 
 def living(folder: Path) -> list[Claim]:
-    """Claims whose process lives, or may live on another machine.
+    """Claims whose process runs, or may run on another machine.
 
     Raises:
-        StoreLocked: one is held and cannot be read, so nobody knows what it needs.
+        StoreLocked: a held claim cannot be read, so what it needs is unknown.
     """
     found = []
     for path in _paths(folder):
@@ -144,7 +144,7 @@ def living(folder: Path) -> list[Claim]:
 
 
 def finished(folder: Path) -> list[Path]:
-    """Claims whose process is gone."""
+    """Claims whose process has ended."""
     found = []
     for path in _paths(folder):
         with _opened(path) as handle:
@@ -161,7 +161,7 @@ def _paths(folder: Path) -> list[Path]:
 def _opened(path: Path) -> Iterator[int | None]:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:  # ended since it was listed, or no claim at all
+    except OSError:  # ended since it was listed, or not a claim
         yield None
         return
     try:
@@ -172,7 +172,7 @@ def _opened(path: Path) -> Iterator[int | None]:
 
 def _is_over(handle: int, path: Path) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not mistake each other for it
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two readers do not take each other for the holder
     except OSError:
         return False
     holder = read_holder(handle)
@@ -214,7 +214,7 @@ def _parsed(handle: int, path: Path) -> Claim:
     holder, digests = _holder(facts), facts.get("digests")
     if holder is None or not isinstance(digests, list) or not all(isinstance(d, str) for d in digests):
         raise StoreLocked(
-            f"`{path}` is held by a process, but what it needs cannot be read. Nothing was deleted",
+            f"`{path}` is held by a process, but its content cannot be read. Nothing was deleted",
             hint=f"wait for it, or find it with `fuser {path}`",
         )
     return Claim(path=path, holder=holder, digests=frozenset(digests), what=str(facts.get("what", "")))

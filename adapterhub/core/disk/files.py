@@ -1,4 +1,4 @@
-"""Files read and written with care: regular files alone are read, and a write leaves the old bytes or the new ones."""
+"""Safe file access: reads accept regular files only; a write leaves either the old bytes or the new ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import os
 import secrets
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
-from adapterhub.core.digests import CHUNK_BYTES, Digest, Progress, copy_hashed, strict_json
+from adapterhub.core.digests import CHUNK_BYTES, Digest, Json, Progress, copy_hashed, strict_json
 from adapterhub.core.disk.real_folder import RealFolder, make_folder
 
 
@@ -27,10 +28,10 @@ def digest_of_file(path: Path, progress: Progress | None = None) -> tuple[Digest
 
 
 def open_plain(path: Path) -> IO[bytes]:
-    """A regular file, open for reading; links are followed.
+    """A regular file, opened for reading; links are followed.
 
     Raises:
-        OSError: it cannot be opened, or is a folder, pipe, socket or device, which would wait or never end.
+        OSError: it cannot be opened, or is a folder, pipe, socket or device, whose reading may never end.
     """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -40,7 +41,7 @@ def open_plain(path: Path) -> IO[bytes]:
 
 
 def read_plain(path: Path, limit_bytes: int) -> bytes:
-    """The bytes of a regular file, and of a larger one just so many more that a reader sees the excess.
+    """At most `limit_bytes + 1` bytes of a regular file, so that the caller can tell when it is too large.
 
     Raises:
         OSError: as `open_plain`.
@@ -49,7 +50,7 @@ def read_plain(path: Path, limit_bytes: int) -> bytes:
         return stream.read(limit_bytes + 1)
 
 
-def read_json(path: Path, limit_bytes: int = 1 << 20, *, finite: bool = True) -> Any:  # noqa: ANN401 - any JSON value
+def read_json(path: Path, limit_bytes: int = 1 << 20, *, finite: bool = True) -> Json:
     """The JSON in a regular file, read as `strict_json` reads it.
 
     Raises:
@@ -60,7 +61,7 @@ def read_json(path: Path, limit_bytes: int = 1 << 20, *, finite: bool = True) ->
 
 
 NO_LINKS: Final = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
-"""Answers of file systems that make no hard link here."""
+"""Error numbers of file systems that cannot make a hard link here."""
 
 
 def is_sound(path: Path, digest: Digest) -> bool:
@@ -72,7 +73,7 @@ def is_sound(path: Path, digest: Digest) -> bool:
 
 
 def sync_file(path: Path, *, mode: int | None = None) -> None:
-    """Make a file's bytes durable, and its mode `mode`."""
+    """Make a file's bytes durable, and set its mode to `mode`."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if mode is not None:
@@ -83,7 +84,7 @@ def sync_file(path: Path, *, mode: int | None = None) -> None:
 
 
 def write_new(path: Path) -> IO[bytes]:
-    """A file of the library to write from its beginning; a link in its place is refused, and nobody else may write it.
+    """Open a file of the library for writing and empty it; links are refused, and only the owner may write it.
 
     Raises:
         OSError: it cannot be made.
@@ -107,27 +108,37 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_durably(path: Path, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:
-    """Replace `path` by `data`: temp file beside it, fsync, rename, fsync of the folder.
+@contextlib.contextmanager
+def replaced(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """A path in the same folder to write a file at; it takes the place of `path` when the block ends without an error.
 
-    Without `sync` a crash of the process still leaves old or new, but a power cut may lose it.
+    With `sync`, the file and its name are durable then. Without it a crash of the process still leaves the old bytes
+    or the new ones, but a power cut may lose both. After an error nothing is left of the new file.
+
+    Raises:
+        OSError: the folder cannot be made, or the file cannot be put in its place.
     """
     make_folder(path.parent)
     temp = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        # private until it is whole: what is written may be a token
-        with os.fdopen(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as sink:
-            sink.write(data)
-            sink.flush()
-            os.fchmod(sink.fileno(), mode)
-            if sync:
-                os.fsync(sink.fileno())
+        yield temp
+        if sync:
+            sync_file(temp)
         temp.rename(path)
         if sync:
             sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temp.unlink(missing_ok=True)
+
+
+def write_durably(path: Path, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:
+    """Replace `path` by `data`; see `replaced`."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    # private until it is whole: the data may be a token
+    with replaced(path, sync=sync) as temp, os.fdopen(os.open(temp, flags, 0o600), "wb") as sink:
+        sink.write(data)
+        os.fchmod(sink.fileno(), mode)
 
 
 _FICLONE = 0x40049409  # linux/fs.h: share the extents of another file (btrfs, xfs, bcachefs)

@@ -1,13 +1,13 @@
-"""A file that is opened once, and of which no byte is used that was not hashed.
+"""A file that is opened once and whose bytes are used only if they were hashed.
 
-A check of a file by its path says nothing about the bytes that a later `open` of that path reads: another file may
-have its name by then, or another process may have written into this one. A `HeldFile` keeps the descriptor, which
-shuts out the first, and hashes the file in one pass, which shuts out the second: on the way it keeps the state of the
-hash at marks, the beginnings of tensors. A later read of a stretch goes on from the state at its first mark, and gives
-its bytes only if that leads to the state at its last. So any part can be read at any time, in any order and from
-several threads, for the price of hashing it again, and memory does not grow with the file.
+Checking a file by its path does not protect a later `open` of that path: another file may have the name by then, or
+another process may have written into the file. A `HeldFile` keeps the descriptor, which rules out the first, and
+hashes the file in one pass, which rules out the second. During the pass it keeps the state of the hash at marks, the
+beginnings of tensors. A later read of a part continues from the state at its first mark and returns the bytes only if
+the hash reaches the state at its last mark. So any part can be read at any time, in any order and from several threads,
+at the cost of hashing it again, and memory does not grow with the file.
 
-`load` reads the whole file into memory instead. What lies there is ours: it is hashed once.
+`load` reads the whole file into memory instead, where no other process can change it, and hashes it once.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ REPAIR_HINT: Final = "the file was changed or damaged; `adapt doctor --repair` f
 
 _BUFFERS: Final = 12
 _NEAREST_MARKS: Final = 16 << 10
-"""Marks are no nearer, or sixty thousand small tensors would cost more memory than their bytes."""
+"""The least distance of marks: without it, sixty thousand small tensors would cost more memory than their bytes."""
 
 
 class HeldFile:
     """A regular file, open for reading until it is closed or no longer used.
 
     Raises:
-        OSError: it is gone, a link, or no regular file; a pipe is not waited for.
+        OSError: it does not exist, is a link, or is not a regular file; opening never waits for a pipe.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,18 +62,18 @@ class HeldFile:
         self._digest: Digest | None = None
 
     def close(self) -> None:
-        """Close the file; what was loaded stays."""
+        """Close the file; loaded bytes stay available."""
         handle, self._handle = self._handle, -1
         if handle >= 0:
             os.close(handle)
 
     def __del__(self) -> None:
-        """Close the file, which many of its users only look at."""
+        """Close the file; most users never call `close`."""
         self.close()
 
     # ------------------------------------------------------------ before the pass
     def start(self, count: int) -> bytes:
-        """The first `count` bytes, or all. They are kept, and hashed as they were read here."""
+        """The first `count` bytes, or all. They are kept, so the pass hashes the same bytes."""
         if self._digest is not None:
             return bytes(self.read(0, min(count, self.size_bytes)))
         if len(self._start) < count:
@@ -87,7 +87,7 @@ class HeldFile:
         return cast("IO[bytes]", _Beginning(self))
 
     def mark(self, places: Iterable[int]) -> None:
-        """Say where parts that will be read begin, in rising order; without it, reading one takes hashing more."""
+        """Set where the parts that will be read begin, in rising order; otherwise reading a part hashes more bytes."""
         if self._digest is None:
             self._marks = _spaced(places, self.size_bytes)
 
@@ -97,7 +97,7 @@ class HeldFile:
         """Digest of the whole file; the first use reads it.
 
         Raises:
-            OSError: it cannot be read, or became shorter or longer while it was read.
+            OSError: the file cannot be read, or its size changed during the pass.
         """
         if self._digest is None:
             start = len(self._start)
@@ -107,10 +107,10 @@ class HeldFile:
         return self._digest
 
     def hold_to(self, expected: Digest | None) -> None:
-        """Refuse the file unless it has this digest; None is no demand.
+        """Raise unless the file has this digest; None accepts any.
 
         Raises:
-            DigestMismatch: naming the file and both digests.
+            DigestMismatch: it has another one; the message names both.
         """
         if expected is not None and self.digest != expected:
             raise DigestMismatch(str(self.path), expected=expected, actual=self.digest, hint=REPAIR_HINT)
@@ -118,12 +118,12 @@ class HeldFile:
     def pieces(self, start: int, sizes: Iterable[int]) -> Iterator[memoryview]:
         """The bytes from `start` to the end in pieces of these sizes, while a second thread hashes them: the one pass.
 
-        A piece has at most `PIECE_BYTES` and is good until the next one. When the file was hashed before, every piece
-        is held to that.
+        A piece has at most `PIECE_BYTES` and is valid until the next one. If the file was hashed before, every piece
+        is checked against that hash.
 
         Raises:
             OSError: as `digest`.
-            DigestMismatch: the file changed since it was hashed.
+            DigestMismatch: the file changed after it was hashed.
         """
         if self._digest is not None:
             for size in sizes:
@@ -145,7 +145,7 @@ class HeldFile:
         self._digest = digest_of_hash(self._states[-1])
 
     def load(self) -> memoryview:
-        """The whole file in memory, from which every later read is answered. The memory is writable and page-aligned.
+        """Read the whole file into memory; later reads use it. The memory is writable and page-aligned.
 
         Raises:
             OSError: as `digest`.
@@ -170,10 +170,10 @@ class HeldFile:
 
     # ------------------------------------------------------------ after it
     def read(self, start: int, stop: int) -> bytearray | memoryview:
-        """The bytes from `start` to `stop`, in memory that may be written to.
+        """The bytes from `start` to `stop`, in writable memory.
 
         Raises:
-            DigestMismatch: they are not those that were hashed.
+            DigestMismatch: they changed after the file was hashed.
             OSError: as `digest`.
         """
         if self._memory is not None:
@@ -185,7 +185,7 @@ class HeldFile:
         return room
 
     def read_into(self, room: memoryview, start: int) -> None:
-        """As `read`, into memory of the caller, which holds nothing of use when this raises."""
+        """As `read`, into the caller's memory, whose content is undefined after an error."""
         stop = start + len(room)
         if self._memory is not None:
             room[:] = self._memory[start:stop]
@@ -209,7 +209,7 @@ class HeldFile:
             yield self.read(at, min(at + size_bytes, stop))
 
     def copy_to(self, path: Path) -> None:
-        """Write the bytes that were hashed to a new file."""
+        """Write the hashed bytes to a new file."""
         with path.open("xb") as sink:
             for chunk in self.chunks(0, self.size_bytes, PIECE_BYTES):
                 sink.write(chunk)
@@ -219,14 +219,14 @@ class HeldFile:
             raise OSError(0, "became shorter while it was read", str(self.path))
 
     def _fill(self, view: memoryview, at: int) -> int:
-        """Bytes read from `at` on; fewer than the view has room for only at the end of the file."""
+        """How many bytes were read from `at`; fewer than the view holds only at the end of the file."""
         done = 0
         while done < len(view) and (count := os.preadv(self._handle, [view[done:]], at + done)):
             done += count
         return done
 
     def _changed(self) -> DigestMismatch:
-        """The refusal of bytes that changed under us."""
+        """The error for bytes that changed after the file was hashed."""
         hasher, room, at = hashlib.sha256(), memoryview(bytearray(PIECE_BYTES)), 0
         while count := self._fill(room, at):
             hasher.update(room[:count])
@@ -256,7 +256,7 @@ class _Beginning(io.RawIOBase):
 
 
 class _Hashing:
-    """A thread that hashes what it is given and keeps its states at the marks; a context manager.
+    """A thread that hashes the bytes put into it and keeps the states at the marks; a context manager.
 
     Queues rather than futures, and enough buffers that the hash never waits: together a tenth of the time.
     """
@@ -286,11 +286,11 @@ class _Hashing:
         return self._free.get()
 
     def put(self, data: bytes | memoryview, buffer: bytearray | None = None) -> None:
-        """Have these bytes hashed after all before them; `buffer`, where they lie, is free afterwards."""
+        """Queue these bytes for hashing; `buffer`, which holds them, is reused afterwards."""
         self._filled.put((memoryview(data), buffer))
 
     def end(self) -> list[Any]:
-        """The states at the marks, when all is hashed."""
+        """Wait for the hash and return the states at the marks."""
         self._filled.put(None)
         self._thread.join()
         return self._states
@@ -312,7 +312,7 @@ class _Hashing:
 
 
 def _spaced(marks: Iterable[int], size_bytes: int) -> tuple[int, ...]:
-    """Marks from 0 to the end of the file, near enough that little is read beside a part, and not too near."""
+    """Marks from 0 to the end of the file: close enough that reading a part hashes little else, but not too close."""
     found = [0]
     for mark in (*marks, size_bytes):
         while mark - found[-1] > PIECE_BYTES:
@@ -328,7 +328,7 @@ def _even(size_bytes: int) -> Iterator[int]:
 
 
 def _memory(size_bytes: int) -> bytearray | mmap.mmap:
-    """Room for a file. A mapping of its own is not filled with zeros first, and goes back to the system at its end."""
+    """Memory for a file. A private mapping is not zeroed first, and returns to the system when it is released."""
     if size_bytes < PIECE_BYTES:
         return bytearray(size_bytes)
     room = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

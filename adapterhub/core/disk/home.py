@@ -1,4 +1,4 @@
-"""Names on disk: where a library lies by default, the folders in it, and the files of a project."""
+"""Names on disk: the default root of the library, its folders, and the files of a project."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FOLDERS: Final = (
     "adapters", "bases", "blobs", "blobs/sha256", "cache", "cache/fingerprints", "intents", "keys", "leases", "locks",
     "manifests", "manifests/sha256", "mismatches", "origins", "pins", "projects", "quarantine", "synced", "tmp",
 )  # fmt: skip
-"""Folders of a library by fixed names."""
+"""The folders of a library that have fixed names."""
 
 PROJECT_FILE: Final = "adapters.toml"
 LOCK_FILE: Final = "adapters.lock"
@@ -19,7 +19,7 @@ ADAPTERS_FOLDER: Final = "adapters"
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
-    """`ADAPTERHUB_HOME` of `environ`, else the user's data folder as the platform has it."""
+    """`ADAPTERHUB_HOME` of `environ`, else the platform's data folder of the user."""
     home = environ.get("ADAPTERHUB_HOME")
     if home:
         return Path(home).expanduser()

@@ -1,4 +1,4 @@
-"""A folder that appears complete under its name, or not at all."""
+"""Outputs that appear complete under their names, or not at all: folders, and single files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from adapterhub.core.disk.files import sync_folder
+from adapterhub.core.disk.files import replaced, sync_file, sync_folder
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.errors import AdapterHubError, Conflict, DiskFull, NotAllowed, shown
@@ -22,14 +22,14 @@ _HINT_TAKEN: Final = "give a name that does not exist yet"
 
 @contextlib.contextmanager
 def new_folder(out_folder: Path, *, size_bytes: int = 0, durable: bool = False) -> Iterator[Path]:
-    """A folder to write into; it gets its name when the block ends without an error, and is gone otherwise.
+    """A folder to write into. It gets its name when the block ends without an error; otherwise it is removed.
 
-    `size_bytes`, where it is given, must be free on that disk beforehand. `durable` adds an fsync of everything.
+    `size_bytes`, if given, must be free on that disk beforehand. `durable` adds an fsync of every file and folder.
 
     Raises:
         Conflict: `out_folder` exists and is not empty.
-        DiskFull: there is less room than `size_bytes`, or it ran out.
-        NotAllowed: it cannot be written, or not there; see `output_place`.
+        DiskFull: fewer than `size_bytes` are free, or the disk became full.
+        NotAllowed: the folder cannot be written, or not at this path; see `output_place`.
     """
     ensure_new(out_folder)
     final = output_place(out_folder)
@@ -38,7 +38,7 @@ def new_folder(out_folder: Path, *, size_bytes: int = 0, durable: bool = False) 
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             if size_bytes:
-                _refuse_without_room(final.parent, size_bytes + _SPARE_BYTES)
+                _ensure_room(final.parent, size_bytes + _SPARE_BYTES)
             around = stack.enter_context(RealFolder.open(final.parent))
             stack.callback(_clear, around, partial)
             os.mkdir(partial, dir_fd=around.handle)
@@ -54,18 +54,33 @@ def new_folder(out_folder: Path, *, size_bytes: int = 0, durable: bool = False) 
             raise not_written(error, final) from error
 
 
+@contextlib.contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """A file to write. It takes the place of `out` when the block ends without an error; otherwise it is removed.
+
+    Raises:
+        DiskFull, NotAllowed: the file cannot be written, or not at this path; see `output_place`.
+    """
+    final = output_place(out)
+    try:
+        with replaced(final) as partial:
+            yield partial
+    except OSError as error:
+        raise not_written(error, final) from error
+
+
 def _clear(around: RealFolder, partial: str) -> None:
     with contextlib.suppress(OSError):
         around.remove(partial)
 
 
 def ensure_new(out_folder: Path) -> None:
-    """Whether the folder can be made.
+    """Raise unless the folder can be made.
 
     Raises:
-        Conflict: it exists and is not empty, or is no folder; or it is the working directory, of which a shell would
-            be left with the one that was replaced.
-        NotAllowed: it would be in a library, or a link leads there out of a project; see `output_place`.
+        Conflict: it exists and is not empty, or is not a folder; or it is the working directory, and replacing it
+            would leave the shell in a deleted folder.
+        NotAllowed: it is in a library, or a link leads there out of a project; see `output_place`.
     """
     output_place(out_folder)
     is_there = out_folder.exists() or out_folder.is_symlink()
@@ -78,20 +93,16 @@ def ensure_new(out_folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make a folder and all that is in it durable."""
+    """Make a folder and everything in it durable."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             sync_tree(path)
             continue
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_file(path)
     sync_folder(folder)
 
 
-def _refuse_without_room(folder: Path, needed: int) -> None:
+def _ensure_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DiskFull(
@@ -101,7 +112,7 @@ def _refuse_without_room(folder: Path, needed: int) -> None:
 
 
 def not_written(error: OSError, final: Path) -> AdapterHubError:
-    """The plain refusal for an operating-system error met while `final` was written."""
+    """The refusal for an operating-system error while `final` was written."""
     where = f"`{shown(str(final), 200)}` cannot be written: {error.strerror}. Nothing was kept"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskFull(where, hint="free some space, or name a folder on another disk")

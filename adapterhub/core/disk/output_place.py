@@ -1,7 +1,7 @@
-"""Where an output really goes: never out of a folder that somebody else prepared, never into a library's own folders.
+"""Where an output is written: never out of a folder that a stranger prepared, never into a library's own folders.
 
-Whoever clones a repository gets its links as files of their own. So a path that begins in a project or a checkout and
-leads out of it through a link is refused, and the path behind the link can be named instead.
+A cloned repository brings its author's links along. So a path that begins in a project or a checkout and leads out of
+it through a link is refused; the user can name the target of the link instead.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from adapterhub.core.disk.home import FOLDERS
 from adapterhub.core.errors import NotAllowed, shown
 
 _PREPARED: Final = ("adapters.toml", ".git")
-"""What makes a folder one that may have come from somebody else: a project, a checkout."""
+"""A folder that holds one of these (a project, a checkout) may come from a stranger."""
 
 _OF_LIBRARIES: Final = frozenset(name.partition("/")[0] for name in FOLDERS)
 
 
 def output_place(out: Path) -> Path:
-    """The path of an output without the links above it; a link in its own place is followed inside the same project.
+    """The path of an output with the links above it resolved; a link at the path is followed inside the same project.
 
     Raises:
         NotAllowed: a link leads out of the project or checkout in which the path begins, or it ends in a library.
@@ -34,14 +34,14 @@ def output_place(out: Path) -> Path:
                 raise NotAllowed(
                     f"`{shown(str(out), 200)}` leads out of `{shown(str(folder), 200)}` through a link. "
                     "Nothing was written",
-                    hint=f"if that is what you want, name the place itself: `{shown(str(real), 200)}`",
+                    hint=f"to write there, name the path itself: `{shown(str(real), 200)}`",
                 )
     ensure_outside_library(real)
     return real if named.is_symlink() else Path(os.path.realpath(named.parent), named.name)
 
 
 def ensure_outside_library(real: Path) -> None:
-    """Whether the path without links is outside of every library's own folders, or where a running command stages.
+    """Raise if a resolved path is in the folders of a library, other than the staging folder of a running command.
 
     Raises:
         NotAllowed: a library keeps its own files there.
@@ -51,7 +51,7 @@ def ensure_outside_library(real: Path) -> None:
         if below[0] not in _OF_LIBRARIES or not is_library(root):
             continue
         if below[0] == "tmp" and below[1:] and (root / "intents" / below[1]).exists():
-            return  # the folder of a writer, which it gives to what it runs
+            return  # the staging folder of a command, which passes it to a child
         raise NotAllowed(
             f"`{shown(str(real), 200)}` is in the library `{shown(str(root), 200)}`, which keeps its own files there. "
             "Nothing was written",
@@ -60,7 +60,7 @@ def ensure_outside_library(real: Path) -> None:
 
 
 def is_library(folder: Path) -> bool:
-    """Whether anything was ever written to a library there: the first thing it makes is a lock."""
+    """Whether `folder` is the root of a library that was written to at least once."""
     return (folder / "locks").is_dir() and any(
         (folder / name).exists() for name in ("blobs", "bases", "adapters", "intents", "index.db", "remotes.json")
     )

@@ -1,4 +1,4 @@
-"""Reading the files that decide what may come in: only the user, or root, may have written them."""
+"""Reading of files that decide what is trusted: only the user or root may be able to write them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from adapterhub.core.errors import NotAllowed, shown
 
 
 def read_owned(path: Path, says: str, *, limit_bytes: int) -> bytes:
-    """The bytes of `path`, which `says` something that others may not change; one more than the limit at most.
+    """At most `limit_bytes + 1` bytes of `path`. `says` completes the sentence "`path` …" in refusals.
 
-    Its folder counts, too: who may write there can put another file in its place.
+    Its folder is checked too: anyone who may write there can put another file in its place.
 
     Raises:
         NotAllowed: others may write the file or its folder, or own one of them.

@@ -1,7 +1,7 @@
-"""A folder held by its descriptor: what happens below it happens there, whatever its path names by now.
+"""A folder held by its descriptor: operations act on that folder even if its path now names another one.
 
-Names are looked up in the open folder, one at a time, and a link is never followed. So a link that somebody prepared
-leads nowhere, and one that is swapped in between a check and the use of what was checked changes nothing.
+Names are looked up in the open folder, one at a time, and links are never followed. So a prepared link has no effect,
+and neither has one that is swapped in between a check and the use of the checked file.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from types import TracebackType
 from typing import Final, final
 
 FOLDER_MODE: Final = 0o755
-"""Of every folder that is made here, less what the umask takes away."""
+"""The mode of every folder made here, before the umask."""
 
 OTHERS_MAY_WRITE: Final = 0o022
 
 _EXCHANGE: Final = 2  # linux/fs.h: RENAME_EXCHANGE
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _DEEPEST: Final = 200
-"""Levels of folders that `remove` goes down: each costs a descriptor, of which a process has a thousand."""
+"""How many levels `remove` descends: each costs a descriptor, and a process has about a thousand."""
 
 
 @final
@@ -37,7 +37,7 @@ class RealFolder:
 
     @classmethod
     def open(cls, path: Path) -> RealFolder:
-        """The folder at a path of the user's own, through whatever links that has.
+        """The folder at a path that the user gave; links in it are followed.
 
         Raises:
             OSError: there is none.
@@ -53,7 +53,7 @@ class RealFolder:
         try:
             return RealFolder(self.path / name, os.open(name, _OPEN | os.O_NOFOLLOW, dir_fd=self.handle))
         except OSError as error:
-            code = errno.ENOTDIR if error.errno == errno.ELOOP else error.errno  # systems differ in what a link is
+            code = errno.ENOTDIR if error.errno == errno.ELOOP else error.errno  # systems differ here
             raise OSError(code, error.strerror, str(self.path / name)) from None
 
     def __enter__(self) -> RealFolder:
@@ -65,39 +65,39 @@ class RealFolder:
         self.close()
 
     def close(self) -> None:
-        """Let the descriptor go."""
+        """Close the descriptor."""
         os.close(self.handle)
 
     # ------------------------------------------------------------ look
     def names(self) -> list[str]:
-        """What is in it, sorted."""
+        """The names in it, sorted."""
         return sorted(os.listdir(self.handle))  # noqa: PTH208 - of a descriptor
 
     def facts(self, name: str) -> os.stat_result:
-        """What `name` is, a link as itself. A `name` with a slash goes through a folder that may be a link."""
+        """The status of `name`, without following a link. A `name` with a slash may pass through a link."""
         return os.stat(name, dir_fd=self.handle, follow_symlinks=False)
 
     def has(self, name: str) -> bool:
-        """Whether there is anything by that name."""
+        """Whether something has that name."""
         with contextlib.suppress(FileNotFoundError):
             self.facts(name)
             return True
         return False
 
     def is_folder(self, name: str) -> bool:
-        """Whether it is a folder, and no link to one."""
+        """Whether it is a folder and not a link to one."""
         with contextlib.suppress(OSError):
             return stat.S_ISDIR(self.facts(name).st_mode)
         return False
 
     def is_link(self, name: str) -> bool:
-        """Whether it is a link, to whatever."""
+        """Whether it is a link."""
         with contextlib.suppress(OSError):
             return stat.S_ISLNK(self.facts(name).st_mode)
         return False
 
     def open_file(self, name: str) -> int:
-        """A descriptor to read the plain file `name`.
+        """A descriptor for reading the plain file `name`.
 
         Raises:
             OSError: there is none, or it is a link, a pipe or a device.
@@ -110,7 +110,7 @@ class RealFolder:
 
     # ------------------------------------------------------------ change
     def make(self, name: str) -> RealFolder:
-        """A new folder in it.
+        """Make and open a new folder in it.
 
         Raises:
             OSError: something has the name.
@@ -119,7 +119,7 @@ class RealFolder:
         return self.inside(name)
 
     def write_new(self, name: str, data: bytes) -> None:
-        """A new file in it.
+        """Write a new file in it.
 
         Raises:
             OSError: something has the name.
@@ -129,11 +129,11 @@ class RealFolder:
             sink.write(data)
 
     def rename(self, old: str, new: str) -> None:
-        """Give `old` the name `new`."""
+        """Rename `old` to `new`."""
         os.rename(old, new, src_dir_fd=self.handle, dst_dir_fd=self.handle)
 
     def exchange(self, one: str, other: str) -> bool:
-        """Change the names of two things in one step; False where the system cannot."""
+        """Swap the names of two entries atomically; False where the system cannot."""
         import ctypes
 
         rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -151,7 +151,7 @@ class RealFolder:
         os.unlink(name, dir_fd=self.handle)
 
     def remove(self, name: str, *, only_look: bool = False) -> None:
-        """Delete `name` with all that is in it; of a link, the link. With `only_look`, see whether that can be done.
+        """Delete `name` and everything in it; for a link, the link only. `only_look` checks whether that is possible.
 
         Raises:
             OSError: it cannot be deleted; EBUSY when another file system is mounted in it, which is left alone.
@@ -175,9 +175,9 @@ class RealFolder:
 
 
 def matching(folder: RealFolder, levels: Sequence[str], pattern: str) -> Iterator[tuple[RealFolder, str]]:
-    """The names that match in the real folders below `folder` that `levels` name, each level a name or `*`.
+    """The names that match `pattern` in the folders below `folder` given by `levels`, each a name or `*`.
 
-    Each comes with its folder, which is open until the next one is asked for.
+    Each comes with its folder, which stays open until the next one is requested. Links are not entered.
     """
     if not levels:
         yield from ((folder, name) for name in folder.names() if fnmatchcase(name, pattern))
@@ -189,7 +189,7 @@ def matching(folder: RealFolder, levels: Sequence[str], pattern: str) -> Iterato
 
 
 def mount_of(handle: int) -> int:
-    """A number for the mount that an open folder lies on; where the system does not tell, that of its device."""
+    """The id of the mount that an open folder lies on, or of its device where the system has no mount ids."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/self/fdinfo/{handle}").read_text(encoding="ascii").splitlines():
             if line.startswith("mnt_id:"):
@@ -198,7 +198,7 @@ def mount_of(handle: int) -> int:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it where they are missing; nobody else may write in what is made, at any umask.
+    """Make a folder and its missing parents. Others may not write in the new folders, whatever the umask.
 
     Raises:
         OSError: it cannot be made.

@@ -1,4 +1,4 @@
-"""The root folder of a library: its locks, its small records, and plain refusals where the system refuses."""
+"""The root folder of a library: its locks, its small records, and refusals in place of operating-system errors."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _RESERVE_BYTES: Final = 16 << 20
 
 
 class Root:
-    """The folder `root`. Cheap to make; nothing appears on disk before the first write."""
+    """The folder `root`. Cheap to construct; nothing is written to disk before the first write."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @contextlib.contextmanager
     def os_errors_as_refusals(self) -> Iterator[None]:
-        """Whatever the operating system refuses in the block, as a plain refusal."""
+        """Turn operating-system errors in the block into refusals."""
         try:
             yield
         except OSError as error:
             raise self.explain(error) from error
 
     def explain(self, error: OSError) -> AdapterHubError:
-        """The plain refusal for an operating-system error met while writing below the root."""
+        """The refusal for an operating-system error while writing below the root."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             free = shutil.disk_usage(self.root if self.root.exists() else self.root.parent).free
             return DiskFull(
@@ -59,14 +59,14 @@ class Root:
         """Replace a small record of the library; see `write_durably`.
 
         Raises:
-            NotAllowed, DiskFull: it cannot be written; what was there is there.
+            NotAllowed, DiskFull: it cannot be written; the old record stays.
         """
         self.ensure_real_folders()
         with self.os_errors_as_refusals():
             write_durably(path, data, mode=mode, sync=sync)
 
     def ensure_real_folders(self) -> None:
-        """Whether every folder of the library is one of its own, so that what is done below it is done in the library.
+        """Raise if a folder of the library is a link, which would lead writes out of the library.
 
         Raises:
             NotAllowed: one is a link.
@@ -80,10 +80,10 @@ class Root:
                 )
 
     def need_room(self, size_bytes: int) -> None:
-        """See beforehand that `size_bytes` fit, and a reserve for what else is written here.
+        """Raise unless `size_bytes` and a reserve for other writes are free.
 
         Raises:
-            DiskFull: they do not.
+            DiskFull: too little is free.
         """
         usage = shutil.disk_usage(next(p for p in (self.root, *self.root.absolute().parents) if p.exists()))
         reserve = min(_RESERVE_BYTES, usage.total // 100)
@@ -96,10 +96,10 @@ class Root:
 
     @contextlib.contextmanager
     def lock(self, name: str, *, exclusive: bool, wait_s: float = 30.0) -> Iterator[None]:
-        """Hold the advisory lock `name`, shared or exclusive, for the length of a `with` block.
+        """Hold the advisory lock `name`, shared or exclusive, during the block.
 
         Raises:
-            StoreLocked: another process held it for all of `wait_s` seconds; the message says which.
+            StoreLocked: another process held it for `wait_s` seconds; the message names it.
         """
         self.ensure_real_folders()
         path = self.root / "locks" / name
@@ -109,7 +109,7 @@ class Root:
         try:
             self._acquire(handle, name, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, wait_s)
             if exclusive:
-                with contextlib.suppress(OSError):  # only for the message of those who wait
+                with contextlib.suppress(OSError):  # only for the message of waiting processes
                     data = json.dumps(holder_facts()).encode()
                     os.ftruncate(handle, os.pwrite(handle, data, 0))
             yield
@@ -143,15 +143,15 @@ class Root:
 
 @contextlib.contextmanager
 def alone_in(project: Path, root: Root, what: str) -> Iterator[None]:
-    """One command at a time that does `what` in a project, by whichever links each of them came there.
+    """Let one command at a time do `what` in a project, whatever path leads to it.
 
     Raises:
-        StoreLocked: another one did not end.
+        StoreLocked: another command still does.
     """
     with root.lock(f"{what}-{place_key(os.path.realpath(project))}", exclusive=True):
         yield
 
 
 def place_key(place: str) -> str:
-    """The name of a project's files in a library: 16 hex digits of the hash of its path."""
+    """The name of a project's records in a library: 16 hex digits of the hash of its path."""
     return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]

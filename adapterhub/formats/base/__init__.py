@@ -1,1 +1,1 @@
-"""Base models: their weights as files and the fingerprint that tells them apart."""
+"""Base models: their weight files, and the fingerprint that identifies them."""

@@ -1,6 +1,7 @@
-"""The identity of a base model by content, and what two of them say about each other.
+"""The identity of a base model by its content, and the comparison of two models.
 
-A name in a config proves nothing: it moves, it is a path on somebody's machine, it stays when the weights change.
+A name in a config proves nothing: it can be renamed, it can be a path on another machine, and it stays when the weights
+change.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from adapterhub.core.digests import Digest, Progress, canonical_json, digest_of, parse_digest
+from adapterhub.core.digests import Digest, Json, Progress, canonical_json, digest_of, parse_digest
 from adapterhub.core.errors import Malformed, shown
 from adapterhub.formats.base.hints import BaseHints, digest_at, read_hints
 from adapterhub.formats.base.precision import may_be_same, number_text, stored_bytes
 from adapterhub.formats.base.weight_files import INDEX_FILE, SINGLE_FILE, indexed_tensors, weight_files
 from adapterhub.formats.base.weight_reader import read_facts
+from adapterhub.formats.documents import object_at
+from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.facts import SAMPLES, TensorFacts
-from adapterhub.formats.safetensors.header import DTYPE_BITS
 
 __all__ = [
     "BaseFingerprint",
@@ -44,10 +46,10 @@ MANY_TENSORS: Final = 4096
 """Models with more tensors than this (large mixtures of experts) keep the first 4 samples of each tensor, not 16."""
 
 MOST_TIED_COPIES: Final = 4
-"""How many tensors may be there twice on one side only and the model still count as the same.
+"""How many tensors one side may hold twice while both still count as the same model.
 
 Libraries drop or keep tied copies of an embedding: at most three in one model (T5: two inputs and one output). A
-model that repeats whole layers of another has as many repeated tensors as a layer has, nine and more.
+model that repeats whole layers of another repeats all tensors of a layer, nine or more.
 """
 
 
@@ -62,13 +64,13 @@ class BaseVerdict(enum.Enum):
 
     @property
     def allows_attach(self) -> bool:
-        """Whether an adapter made for the one may run on the other; UNKNOWN may, with a warning."""
+        """Whether an adapter made for one may run on the other; UNKNOWN may, with a warning."""
         return self not in (BaseVerdict.SAME_SHAPES, BaseVerdict.DIFFERENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseFingerprint:
-    """What a base is, whatever it is called and however its files are cut.
+    """The identity of a base, independent of its name and of how its files are split.
 
     Digests are sha256 over canonical JSON (RFC 8785) of lists in code point order, buffers (see `is_buffer`) left out.
     `weights`: of each tensor's [name, dtype, shape, sha256 hex]. `tensors`: of the distinct [dtype, shape, sha256 hex].
@@ -91,17 +93,14 @@ class BaseFingerprint:
         return value | ({"files": self.files} if self.files else {})
 
     @classmethod
-    def from_json(cls, value: object, path: str = "base") -> BaseFingerprint:
-        """Strict read; other keys are passed over, since hints are written beside these.
+    def from_json(cls, value: Json, path: str = "base") -> BaseFingerprint:
+        """Read the value strictly; other keys are ignored, since hints stand beside these.
 
         Raises:
             ValueError: with the path of the first wrong value.
         """
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}: expected object, got {type(value).__name__}")  # noqa: TRY004 - readers gather ValueErrors
-        samples = value.get("samples")
-        if not isinstance(samples, dict):
-            raise ValueError(f"{path}.samples: expected object, got {type(samples).__name__}")  # noqa: TRY004 - as above
+        value = object_at(value, path)
+        samples = object_at(value.get("samples"), f"{path}.samples")
         read = {name: _sample_from_json(item, f"{path}.samples[{shown(name)}]") for name, item in samples.items()}
         return cls(
             weights=digest_at(value.get("weights"), f"{path}.weights"),
@@ -127,10 +126,10 @@ def _sample_from_json(item: object, path: str) -> tuple[str, bytes]:
 
 
 def fingerprint_tensors(facts: Iterable[TensorFacts], *, files: Digest | None = None) -> BaseFingerprint:
-    """The fingerprint of a model that holds exactly these tensors, in any order; buffers are left out.
+    """The fingerprint of a model with exactly these tensors, in any order; buffers are left out.
 
     Raises:
-        ValueError: no weights, or a name given twice.
+        ValueError: there are no weights, or two have one name.
     """
     weights = sorted((f for f in facts if not is_buffer(f.name, f.shape)), key=lambda f: f.name)
     names = Counter(fact.name for fact in weights)
@@ -160,13 +159,13 @@ def fingerprint_folder(
 ) -> tuple[BaseFingerprint, BaseHints, tuple[TensorFacts, ...]]:
     """Fingerprint, hints and every tensor (sorted by name, buffers too) of the model in `folder`.
 
-    Reads all weights once, about as fast as `sha256sum` on each processor; nothing when `cache_folder` knows the files
-    (see `read_facts`, also for `threads` and `progress`). `hub_id` and `commit` go before what the folder's place says.
+    Reads all weights once, about as fast as `sha256sum` on each processor, or nothing if `cache_folder` knows the files
+    (see `read_facts`, also for `threads` and `progress`). `hub_id` and `commit` override what the folder's path says.
 
     Raises:
-        BaseNotFound: no such folder.
-        Malformed: no complete model in safetensors.
-        CouldNotTell: a file that cannot be read, or changed while it was read.
+        BaseNotFound: there is no such folder.
+        Malformed: the folder holds no complete model in safetensors.
+        CouldNotTell: a file cannot be read, or changed while it was read.
     """
     files = weight_files(folder)
     read = read_facts(files, cache_folder=cache_folder, threads=threads, progress=progress)
@@ -183,7 +182,7 @@ def fingerprint_folder(
 
 
 def _check_names(folder: Path, read: Mapping[Path, tuple[TensorFacts, ...]]) -> None:
-    """Refuse a tensor in two files, and a tensor that the index promises but no file holds."""
+    """Raise for a tensor in two files, and for a tensor of the index that no file holds."""
     place: dict[str, Path] = {}
     for path, facts in read.items():
         for fact in facts:
@@ -205,7 +204,7 @@ def _check_names(folder: Path, read: Mapping[Path, tuple[TensorFacts, ...]]) -> 
 
 
 def _digest_of_links(files: Iterable[Path]) -> Digest | None:
-    """The `files` digest when all are links of a Hub cache, which names each blob by the sha256 of its bytes."""
+    """The `files` digest if all are links of a Hub cache, which names each blob by the sha256 of its bytes."""
     blobs = [(path.name, Path(path.readlink()) if path.is_symlink() else Path()) for path in files]
     if not all(blob.parent.name == "blobs" for _, blob in blobs):
         return None
@@ -216,12 +215,12 @@ def _digest_of_links(files: Iterable[Path]) -> Digest | None:
 
 
 def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is no weight but a constant that libraries drop or add when they save a model again.
+    """Whether a tensor is not a weight but a constant that libraries drop or add when they save a model.
 
     - `*.rotary_emb.inv_freq`: frequencies that the config determines
     - `*.position_ids`: 0, 1, 2, …
     - `*.attn.bias` and `*.attention.bias` of shape [1, 1, n, n]: causal masks of GPT-2, GPT-J, GPT-Neo and GPT-NeoX
-    - `*.attn.masked_bias` and `*.attention.masked_bias`: the number that those masks put in
+    - `*.attn.masked_bias` and `*.attention.masked_bias`: the value of masked entries
     """
     dotted = f".{name}"
     if dotted.endswith((".rotary_emb.inv_freq", ".position_ids", ".attn.masked_bias", ".attention.masked_bias")):
@@ -233,10 +232,10 @@ def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
 def files_digest(entries: Iterable[tuple[str, str]]) -> Digest:
     """Digest over the weight files of a base as a hub lists them: `(path, sha256 hex)` each, in any order.
 
-    It lets two sides agree on a base that neither has read.
+    With it, two sides can identify a base that neither has read.
 
     Raises:
-        ValueError: no entries, or a sha256 that is not 64 lower-case hex digits.
+        ValueError: there are no entries, or a sha256 that is not 64 lower-case hex digits.
     """
     listed = sorted((path, parse_digest(f"sha256:{sha256}")[7:]) for path, sha256 in entries)
     if not listed:
@@ -247,7 +246,7 @@ def files_digest(entries: Iterable[tuple[str, str]]) -> Digest:
 # ---------------------------------------------------------------- compare
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A verdict, and in plain sentences what differs between the first and the second base."""
+    """A verdict, and the differences between the first and the second base as sentences."""
 
     verdict: BaseVerdict
     differences: tuple[str, ...] = ()
@@ -259,10 +258,10 @@ def compare(
     *,
     hints: tuple[BaseHints, BaseHints] | None = None,
 ) -> Comparison:
-    """How base `a` relates to base `b`, in either order; `hints` only make the sentences say more.
+    """How base `a` relates to base `b`; `hints` only add detail to the sentences.
 
-    Equal digests are proof. Another precision is told by samples, so a change smaller than the rounding of the
-    coarser dtype, or one that misses all samples of every tensor, goes unseen between two precisions.
+    Equal digests are proof. Two precisions are compared by samples, so between them a change goes unnoticed that is
+    smaller than the rounding of the coarser dtype, or that misses all samples of every tensor.
     """
     if a is None or b is None:
         both = "neither base has a known fingerprint"
@@ -291,26 +290,26 @@ def compare(
 
 
 def _is_rearranged(a: Samples, b: Samples) -> bool:
-    """Whether two models made of the same set of tensors put them in other places: layers repeated or exchanged."""
+    """Whether two models with the same set of tensors differ in their places: layers were repeated or swapped."""
     moved = any(_starts(a[name], b[name]) != _starts(b[name], a[name]) for name in a.keys() & b.keys())
     if moved or abs(len(a) - len(b)) > MOST_TIED_COPIES:
         return True
     larger, smaller = (a, b) if len(a) > len(b) else (b, a)
     spare = {name: sample for name, sample in larger.items() if name not in smaller}
-    # With names of its own on either side it is a renaming, and nothing tells which names are the copies.
+    # If both sides have names of their own, it is a renaming, and the copies cannot be identified.
     return smaller.keys() < larger.keys() and not _are_tied_copies(spare, smaller.values())
 
 
 def _starts(sample: tuple[str, bytes], other: tuple[str, bytes]) -> tuple[str, bytes]:
-    """As much of `sample` as `other` holds: a model of many tensors keeps fewer numbers of each."""
+    """`sample` cut to the length of `other`: a model of many tensors keeps fewer numbers of each."""
     return sample[0], sample[1][: len(other[1])]
 
 
 def _pairs(a: Samples, b: Samples) -> dict[str, str] | None:
-    """Name in `b` for each name in `a`, when they name the same places; tied copies on one side stay without.
+    """The name in `b` for each name in `a`, if they name the same places; tied copies on one side have none.
 
-    Besides equal names, one side may have a prefix more, as the same model has when it is saved with its head
-    (`transformer.h.0…`) and without (`h.0…`).
+    Names are equal, or those of one side have one more prefix: a model saved with its head has `transformer.h.0…`, and
+    without it `h.0…`.
     """
     candidates = [{name: name for name in a.keys() & b.keys()}]
     candidates += [{name: part + name for name in a if part + name in b} for part in _leading_parts(b)]
@@ -331,7 +330,7 @@ def _leading_parts(names: Iterable[str]) -> list[str]:
 
 
 def _are_tied_copies(spare: Samples, others: Iterable[tuple[str, bytes]]) -> bool:
-    """Whether a library may have kept or dropped these: few, each there a second time, none a mere constant."""
+    """Whether a library may have kept or dropped these: few, each present a second time, none constant."""
     is_constant = any(len(set(_numbers(dtype, raw))) == 1 for dtype, raw in spare.values())
     return len(spare) <= MOST_TIED_COPIES and set(spare.values()) <= set(others) and not is_constant
 
@@ -345,7 +344,7 @@ def _dtype_differences(a: Samples, b: Samples, pairs: Mapping[str, str]) -> tupl
 
 
 def _value_differences(a: Samples, b: Samples, pairs: Mapping[str, str]) -> tuple[tuple[str, ...], bool]:
-    """A sentence on the sampled numbers, and whether any two of them cannot be the same number (or none were seen)."""
+    """A sentence on the sampled numbers, and whether some pair of them must differ (or none were compared)."""
     apart = seen = 0
     example = ""
     for x, y in sorted(pairs.items()):

@@ -1,6 +1,6 @@
-"""Names and counts of a base, to show beside its fingerprint. They help people; they prove nothing.
+"""Names and counts of a base, shown beside its fingerprint. They help people but prove nothing.
 
-So reading them never fails: a file that is absent or damaged leaves its hints unknown.
+So reading them never fails: an absent or damaged file leaves its hints unknown.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from adapterhub.core.digests import Digest, canonical_json, digest_of, parse_digest
+from adapterhub.core.digests import Digest, Json, canonical_json, digest_of, parse_digest
 from adapterhub.core.disk.files import digest_of_file, read_json, read_plain
 from adapterhub.core.errors import shown
 from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.formats.documents import object_at
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseHints:
-    """Names and counts to show beside a fingerprint; they prove nothing. None: not known."""
+    """Names and counts to show beside a fingerprint; they prove nothing. None: unknown."""
 
     hub_id: str | None = None
     commit: str | None = None
@@ -39,14 +40,13 @@ class BaseHints:
         return {key: value for key in _HINT_KINDS if (value := getattr(self, key)) is not None}
 
     @classmethod
-    def from_json(cls, value: object, path: str = "hints") -> BaseHints:
-        """Strict read of the known keys; keys of a newer version are passed over.
+    def from_json(cls, value: Json, path: str = "hints") -> BaseHints:
+        """Read the known keys strictly; other keys are ignored.
 
         Raises:
             ValueError: with the path of the first wrong value.
         """
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}: expected object, got {type(value).__name__}")  # noqa: TRY004 - readers gather ValueErrors
+        value = object_at(value, path)
         known: dict[str, Any] = {}
         for key, kind in _HINT_KINDS.items():
             item = value.get(key)
@@ -77,13 +77,13 @@ _VOCABULARIES: Final = (
 
 
 def read_hints(folder: Path) -> BaseHints:
-    """What the files beside the weights say: config, tokenizer, chat template, and the place in a Hub cache.
+    """Hints from the files beside the weights: config, tokenizer, chat template, and the path in a Hub cache.
 
-    `parameters` is left to those who read the weights.
+    `parameters` stays unknown, as it takes reading the weights.
     """
     config = _object(folder / "config.json")
     text = config.get("text_config")
-    inner = text if isinstance(text, dict) else {}  # models that also see or hear keep the language model's here
+    inner = text if isinstance(text, dict) else {}  # multimodal models keep those of the language model here
     dtype = _first(str, config, inner, keys=("dtype", "torch_dtype"))
     place = _SNAPSHOT.search(folder.absolute().as_posix()) or _SNAPSHOT.search(folder.resolve().as_posix())
     named = f"{place['org']}/{place['name']}" if place else ""
@@ -113,7 +113,7 @@ def _first(kind: type[_T], *holders: Mapping[str, Any], keys: tuple[str, ...]) -
 
 
 def _tokenizer_digest(folder: Path) -> Digest | None:
-    """Digest of the tokenizer's file; of one in several files, over their names and digests."""
+    """Digest of the tokenizer's file; for several files, the digest over their names and digests."""
     for names in _VOCABULARIES:
         try:
             digests = [digest_of_file(folder / name)[0] for name in names]
@@ -128,7 +128,7 @@ def _tokenizer_digest(folder: Path) -> Digest | None:
 
 
 def _chat_template_digest(folder: Path) -> Digest | None:
-    """Digest of the template's text, wherever it is kept; of several named ones, of their canonical JSON."""
+    """Digest of the template's text, in whichever file; for several named templates, of their canonical JSON."""
     try:
         raw = read_plain(folder / "chat_template.jinja", CONFIG_LIMIT_BYTES)
         return digest_of(raw) if len(raw) <= CONFIG_LIMIT_BYTES else None

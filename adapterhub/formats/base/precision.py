@@ -1,89 +1,41 @@
-"""What a stored number stands for: the interval of reals that its dtype rounds to it.
+"""Comparison of stored numbers across dtypes: each stands for the interval of reals that its dtype rounds to it.
 
-Two copies of one model in different dtypes hold different numbers, yet every number of one lies within rounding of
-its twin. Rounding one copy and asking for equality fails where the copies were made from a third (float32 to bfloat16
-and to float16 round twice); asking whether the two intervals meet does not.
+Two copies of one model in different dtypes hold different numbers, but each number lies within rounding of its twin.
+Rounding one copy and comparing for equality fails if both were made from a third (float32 to bfloat16 and to float16);
+comparing the intervals does not.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Final
 
-from adapterhub.formats.safetensors.header import DTYPE_BITS
+from adapterhub.formats.safetensors.dtypes import DTYPES
 
 Interval = tuple[float, float]
 
-_INTEGERS: Final = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layout:
-    """A binary float: sign, then `exponent` bits, then `mantissa` bits; codes without sign grow with the magnitude.
-
-    `largest` is the code of the largest finite magnitude; with `infinity`, the next code is infinity. Every other
-    code above is a NaN. `nan_is_minus_zero`: the code of -0 is the only NaN instead (the FNUZ kinds).
-    """
-
-    exponent: int
-    mantissa: int
-    bias: int
-    largest: int
-    infinity: bool = True
-    nan_is_minus_zero: bool = False
-
-    def magnitude(self, code: int) -> float:
-        """The value of a code without sign; one above `largest` it is what the next power of two would be."""
-        exponent, fraction = code >> self.mantissa, code & ((1 << self.mantissa) - 1)
-        if exponent:
-            return math.ldexp((1 << self.mantissa) | fraction, exponent - self.bias - self.mantissa)
-        return math.ldexp(fraction, 1 - self.bias - self.mantissa)
-
-    def is_nan(self, sign: int, code: int) -> bool:
-        """Whether sign and code spell a NaN."""
-        if self.nan_is_minus_zero:
-            return bool(sign) and code == 0
-        return code > self.largest + self.infinity
-
-
-_LAYOUTS: Final[Mapping[str, _Layout]] = MappingProxyType(
-    {
-        "F32": _Layout(exponent=8, mantissa=23, bias=127, largest=0x7F7F_FFFF),
-        "BF16": _Layout(exponent=8, mantissa=7, bias=127, largest=0x7F7F),
-        "F16": _Layout(exponent=5, mantissa=10, bias=15, largest=0x7BFF),
-        "F8_E5M2": _Layout(exponent=5, mantissa=2, bias=15, largest=0x7B),
-        "F8_E4M3": _Layout(exponent=4, mantissa=3, bias=7, largest=0x7E, infinity=False),
-        "F8_E5M2FNUZ": _Layout(exponent=5, mantissa=2, bias=16, largest=0x7F, infinity=False, nan_is_minus_zero=True),
-        "F8_E4M3FNUZ": _Layout(exponent=4, mantissa=3, bias=8, largest=0x7F, infinity=False, nan_is_minus_zero=True),
-    }
-)
-
 
 def stored_bytes(dtype: str) -> int:
-    """Bytes that hold one number of `dtype`; 1 for the kinds that pack several numbers in a byte or across bytes."""
-    return max(1, DTYPE_BITS[dtype] // 8)
+    """Bytes of one number of `dtype`; 1 for dtypes that pack several numbers in a byte or across bytes."""
+    return max(1, DTYPES[dtype].bits // 8)
 
 
 def interval(dtype: str, raw: bytes) -> Interval | None:
     """The closed interval of reals that a number of `dtype` stands for; `(nan, nan)` for a NaN.
 
-    It reaches half a unit in the last place to each side, so both neighbours of a tie contain it. Infinity begins
-    where overflow begins; where a dtype has no infinity its largest number reaches on, since conversion saturates.
-    A float64 stands for itself: no dtype is finer. None when the dtype is no float (integers, complex, scales and
-    the kinds below 8 bits), whose numbers are compared exactly.
+    The interval reaches half a unit in the last place to each side, so both neighbours contain a tie. Infinity begins
+    where overflow begins; without infinity, the interval of the largest number has no end, since conversion saturates.
+    A float64 stands for itself, as no dtype is finer. None for dtypes that are compared exactly: integers, complex
+    numbers, scales and dtypes below 8 bits.
     """
     if dtype == "F64":
         (value,) = struct.unpack("<d", raw)
         return value, value
-    layout = _LAYOUTS.get(dtype)
+    layout = DTYPES[dtype].layout
     if layout is None:
         return None
     code = int.from_bytes(raw, "little")
-    sign_bit = 1 << (layout.exponent + layout.mantissa)
+    sign_bit = layout.sign_bit
     sign, code = code & sign_bit, code & (sign_bit - 1)
     if layout.is_nan(sign, code):
         return math.nan, math.nan
@@ -95,14 +47,14 @@ def interval(dtype: str, raw: bytes) -> Interval | None:
 
 
 def may_be_same(a_dtype: str, a: bytes, b_dtype: str, b: bytes) -> bool:
-    """Whether two stored numbers can be one number, each rounded to its dtype.
+    """Whether two stored numbers can be roundings of one number.
 
-    In one dtype only equal bytes are the same number. Across dtypes: floats when their intervals meet, integers when
-    they are equal, anything else never.
+    In one dtype, the bytes must be equal. Across dtypes, the intervals of floats must meet, and integers must be equal;
+    other pairs never match.
     """
     if a_dtype == b_dtype:
         return a == b
-    if a_dtype in _INTEGERS and b_dtype in _INTEGERS:
+    if DTYPES[a_dtype].is_integer and DTYPES[b_dtype].is_integer:
         return _integer(a_dtype, a) == _integer(b_dtype, b)
     first, second = interval(a_dtype, a), interval(b_dtype, b)
     if first is None or second is None:
@@ -113,21 +65,21 @@ def may_be_same(a_dtype: str, a: bytes, b_dtype: str, b: bytes) -> bool:
 
 
 def number_text(dtype: str, raw: bytes) -> str:
-    """A stored number for people: six digits, or the hex of its bytes for kinds that are no plain number."""
-    if dtype in _INTEGERS:
+    """A stored number as text: six digits, or the hex of its bytes for dtypes without a plain number."""
+    if DTYPES[dtype].is_integer:
         return str(_integer(dtype, raw))
     if dtype == "F64":
         return f"{struct.unpack('<d', raw)[0]:.6g}"
-    layout = _LAYOUTS.get(dtype)
+    layout = DTYPES[dtype].layout
     if layout is None:
         return f"0x{raw[::-1].hex()}"
     code = int.from_bytes(raw, "little")
-    sign_bit = 1 << (layout.exponent + layout.mantissa)
+    sign_bit = layout.sign_bit
     sign, code = code & sign_bit, code & (sign_bit - 1)
     if layout.is_nan(sign, code):
         return "nan"
-    magnitude = math.inf if code > layout.largest else layout.magnitude(code)
-    return f"{-magnitude if sign else magnitude:.6g}"
+    size = math.inf if code > layout.largest else layout.magnitude(code)
+    return f"{-size if sign else size:.6g}"
 
 
 def _integer(dtype: str, raw: bytes) -> int:

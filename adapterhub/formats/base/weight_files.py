@@ -1,4 +1,4 @@
-"""Which files of a base's folder hold its weights: the ones transformers would load, safetensors only."""
+"""The weight files in a base's folder: those that transformers would load, safetensors only."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _LISTED = 8
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files of the model in `folder`, sorted by name; links (as a Hub cache has them) are kept as they are.
+    """The weight files of the model in `folder`, sorted by name; links are not resolved.
 
-    In the order of transformers: `model.safetensors`, else the files that `model.safetensors.index.json` names, else
-    every `*.safetensors` whose name does not begin with `adapter`.
+    As in transformers, the first match wins: `model.safetensors`, else the files that `model.safetensors.index.json`
+    names, else every `*.safetensors` whose name does not begin with `adapter`.
 
     Raises:
-        BaseNotFound: no such folder.
-        Malformed: no weights in safetensors, a file that the index names is missing, or a pipeline of several models.
+        BaseNotFound: there is no such folder.
+        Malformed: no weights in safetensors, a missing file of the index, or a pipeline of several models.
         CouldNotTell: the folder cannot be read.
     """
     try:
@@ -52,10 +52,10 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def indexed_tensors(folder: Path) -> dict[str, str]:
-    """File name by tensor name as the index in `folder` promises them.
+    """The file of each tensor, by name, from the index in `folder`.
 
     Raises:
-        Malformed: not an index, or one that names a file outside the folder.
+        Malformed: the file is not an index, or names a file outside the folder.
     """
     path = folder / INDEX_FILE
     try:
@@ -89,7 +89,7 @@ def _refuse_missing(folder: Path, names: list[str], reason: str) -> NoReturn:
 
 def _refuse_what_is_no_folder(folder: Path) -> NoReturn:
     if not folder.exists():
-        raise BaseNotFound(f"no folder `{folder}`", hint="`adapt base list` lists the bases that are known")
+        raise BaseNotFound(f"no folder `{folder}`", hint="`adapt base list` lists the registered bases")
     if folder.suffix == ".gguf":
         raise Malformed(
             f"`{folder}` is a GGUF file, expected the folder of a model in safetensors",

@@ -1,7 +1,7 @@
-"""Facts of every tensor in a base's weight files, read once: several threads, and a cache.
+"""Facts of every tensor in a base's weight files, read once by several threads, with a cache.
 
-Threads take tensors, the largest first, and stream each with `pread` through one small buffer of their own. (A
-memory map would be charged to the process, and would kill it with SIGBUS when the file is cut short meanwhile.)
+Each thread takes tensors, the largest first, and streams them with `pread` through one small buffer. (A memory map
+would count as memory of the process, and would kill it with SIGBUS if the file became shorter.)
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import threading
 import time
 from collections import deque
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from adapterhub.core.digests import Progress
-from adapterhub.core.disk.files import read_json
-from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.disk.files import read_json, write_durably
 from adapterhub.core.errors import CouldNotTell, shown
 from adapterhub.formats.base.precision import stored_bytes
 from adapterhub.formats.safetensors.facts import TensorFacts, sample_offsets
@@ -28,13 +26,13 @@ from adapterhub.formats.safetensors.file import read_header
 from adapterhub.formats.safetensors.header import BASE_LIMITS, TensorSpec
 
 BUFFER_BYTES: Final = 1 << 20
-"""Read at once by each thread: a multiple of the widest number, small enough to stay in a core's cache."""
+"""Read at once by each thread: a multiple of the widest number that fits a core's cache."""
 
 MOST_THREADS: Final = 8
 
 _SETTLED_NS: Final = 2_000_000_000
-"""A file younger than this when it was read may change again without a change of its time (coarse clocks of some
-file systems tick every 2 s), so what was read of it is not cached."""
+"""A file younger than this may change again without a new time stamp (the clocks of some file systems tick every 2 s),
+so its facts are not cached."""
 
 _CACHE_SCHEMA: Final = "adapterhub/tensors/1"
 _CACHE_LIMIT_BYTES: Final = 512 << 20
@@ -50,8 +48,8 @@ def read_facts(
     of them, never from two at once.
 
     Raises:
-        MalformedTensorFile: a file that is not safetensors.
-        CouldNotTell: a file that cannot be read, or changed while it was read.
+        MalformedTensorFile: a file is not safetensors.
+        CouldNotTell: a file cannot be read, or changed while it was read.
     """
     facts: dict[Path, tuple[TensorFacts, ...]] = {}
     to_read: list[_WeightFile] = []
@@ -72,7 +70,7 @@ def read_facts(
 
 
 class _WeightFile:
-    """One weight file as it stood when it was first looked at."""
+    """One weight file, and its state when it was first seen."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,7 +80,7 @@ class _WeightFile:
         self.size_bytes = self.identity["size_bytes"]
 
     def identity_now(self) -> dict[str, int]:
-        """What changes when the file does. The change time also tells a write that put the old time back."""
+        """Facts that change when the file does. The change time also shows a write that reset the modification time."""
         try:
             found = self.real_path.stat()
         except OSError as error:
@@ -95,7 +93,7 @@ class _WeightFile:
         }
 
     def cached(self, folder: Path) -> tuple[TensorFacts, ...] | None:
-        """Facts from an earlier look at the very same file; anything odd in the cache counts as no earlier look."""
+        """Cached facts of the unchanged file; None when the cache has none or is damaged."""
         try:
             value = read_json(self._cache_path(folder), _CACHE_LIMIT_BYTES)
             known = {key: value[key] for key in ("schema", "path", *self.identity)}
@@ -106,22 +104,14 @@ class _WeightFile:
             return None
 
     def cache(self, folder: Path, facts: tuple[TensorFacts, ...]) -> None:
-        """Keep `facts` for the next look, unless the file is too young to be told from its next version."""
+        """Cache `facts`, unless the file is too young to be told from its next version."""
         if self.looked_at_ns - self.identity["mtime_ns"] < _SETTLED_NS:
             return
         known = {"schema": _CACHE_SCHEMA, "path": str(self.real_path), **self.identity}
         data = json.dumps({**known, "tensors": [fact.to_json() for fact in facts]}, separators=(",", ":"))
-        path = self._cache_path(folder)
-        temp = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
         # A cache that cannot be written (full disk, read-only home) costs time, never the result.
         with contextlib.suppress(OSError):
-            make_folder(folder)
-            try:
-                with os.fdopen(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as sink:
-                    sink.write(data.encode())
-                temp.replace(path)
-            finally:
-                temp.unlink(missing_ok=True)
+            write_durably(self._cache_path(folder), data.encode(), sync=False)
 
     def _cache_path(self, folder: Path) -> Path:
         name = hashlib.sha256(os.fsencode(self.real_path)).hexdigest()
@@ -140,7 +130,7 @@ class _Reading:
 
     def run(self, threads: int) -> list[tuple[_WeightFile, tuple[TensorFacts, ...]]]:
         """Facts by file, in file order; the first error of any thread ends all of them."""
-        from concurrent.futures import ThreadPoolExecutor  # 4 ms of import that a cached look does not need
+        from concurrent.futures import ThreadPoolExecutor  # a cached look saves this import of 4 ms
 
         headers = [read_header(file.path, limits=BASE_LIMITS) for file in self.files]
         if self.progress is not None:

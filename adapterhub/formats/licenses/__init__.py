@@ -1,1 +1,1 @@
-"""Licences: SPDX expressions, and what each lets a merge do."""
+"""Licences: SPDX expressions and their terms."""

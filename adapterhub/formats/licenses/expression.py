@@ -1,7 +1,7 @@
-"""SPDX licence expressions: read, and boiled down to the choice that asks least.
+"""SPDX licence expressions, and the least restrictive way to satisfy each.
 
-`packaging` knows the identifiers and the grammar; the tree is ours, because terms of both sides of `AND` hold, while
-one side of `OR` may be chosen. Source: SPDX specification 2.3, annex D.
+`packaging` knows the identifiers and the grammar. The tree is built here, because the terms of both sides of `AND`
+apply, while `OR` lets the user choose a side. Source: SPDX specification 2.3, annex D.
 """
 
 from __future__ import annotations
@@ -30,44 +30,44 @@ _WEIGHTS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One way to meet an expression: every identifier that applies then, `WITH` exceptions included."""
+    """One way to satisfy an expression: the identifiers that apply then, `WITH` exceptions included."""
 
     identifiers: frozenset[str]
 
     @property
     def terms(self) -> frozenset[Term]:
-        """What all of them ask together."""
+        """The terms of all its identifiers."""
         return frozenset(t for one in self.identifiers for t in terms_of(one.partition(" WITH ")[0].removesuffix("+")))
 
     @property
     def cost(self) -> tuple[int, int, tuple[str, ...]]:
-        """Sort key: the choice that asks least comes first; what nobody knows weighs more than all but a ban."""
+        """Sort key: the least restrictive choice comes first. An unknown licence outweighs all but a prohibition."""
         return sum(_WEIGHTS[t] for t in self.terms), len(self.identifiers), tuple(sorted(self.identifiers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expression:
-    """A licence expression in its one spelling, and the ways to meet it."""
+    """A licence expression in normal form, and the ways to satisfy it."""
 
     text: str
     choices: tuple[Choice, ...]
 
     @property
     def best(self) -> Choice:
-        """The choice that asks least."""
+        """The least restrictive choice."""
         return min(self.choices, key=lambda choice: choice.cost)
 
     @classmethod
     def parse(cls, text: str) -> Expression | None:
-        """The expression that a card or manifest states; None where it states none or nobody can read it.
+        """The expression that a card or manifest states; None if it states none or is not an expression.
 
-        The names that hubs have for licences that are not on SPDX's list count as well (`llama3.1`, `gemma`).
+        Hub names of licences outside SPDX's list count as well (`llama3.1`, `gemma`).
         """
         text = text.strip()
         if text.lower() in NOTHING_SAID or len(text) > MAX_CHARACTERS or not text.isascii() or not text.isprintable():
             return None
         tokens = _TOKEN.findall(text)
-        if _depth(tokens) > MAX_DEPTH:  # the grammar is checked by Python's own parser, which minds
+        if _depth(tokens) > MAX_DEPTH:  # `packaging` uses Python's own parser, which fails on deep nesting
             return None
         is_name = not _WORDS & {token.lower() for token in tokens}
         named = spdx_name(text) if is_name else " ".join(t if t.lower() in _WORDS else spdx_name(t) for t in tokens)
@@ -79,7 +79,7 @@ class Expression:
 
 
 def _normal(text: str) -> str | None:
-    """An expression in its one spelling; None where it is none."""
+    """An expression in normal form; None when the text is not one."""
     from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
     try:
@@ -89,7 +89,7 @@ def _normal(text: str) -> str | None:
 
 
 def joined(expressions: Iterable[Expression]) -> Expression | None:
-    """All of them together; None for none. Equal ones are said once."""
+    """All expressions joined by `AND`, without duplicates; None for none."""
     distinct = {expression.text: expression for expression in expressions}
     if not distinct:
         return None
@@ -101,7 +101,7 @@ def joined(expressions: Iterable[Expression]) -> Expression | None:
 
 
 def _both(some: Iterable[Choice], others: Iterable[Choice]) -> list[Choice]:
-    """Every choice of the one with every choice of the other; only the best few are kept, so that none explode."""
+    """Each choice of one with each of the other; only the best are kept, which bounds their number."""
     sets = {a.identifiers | b.identifiers for a, b in itertools.product(some, others)}
     return sorted((Choice(identifiers=one) for one in sets), key=lambda choice: choice.cost)[:MAX_CHOICES]
 

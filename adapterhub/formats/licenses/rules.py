@@ -1,6 +1,6 @@
-"""The one table of what licences ask, and the names that hubs have for those without an SPDX identifier.
+"""The table of licence terms, and hub names of licences without an SPDX identifier.
 
-Terms are sorted coarsely: enough to say that somebody should read the licence, never that nobody need.
+The terms are coarse. A term shows that you should read the licence; the lack of one never shows that you need not.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Final
 
 
 class Term(enum.Enum):
-    """What a licence asks of whoever uses or passes on what is under it; the text is how findings say it."""
+    """A condition on use or distribution. The value is the wording in findings."""
 
     NONCOMMERCIAL = "forbids commercial use"
-    NO_DERIVATIVES = "forbids passing on changed versions"
-    SHARE_ALIKE = "asks that what is made from it stays under the same licence"
-    CONDITIONS = "has conditions of its own on use, names or scale"
+    NO_DERIVATIVES = "forbids sharing changed versions"
+    SHARE_ALIKE = "requires the same licence for whatever is made from it"
+    CONDITIONS = "sets its own conditions on use, names or scale"
     UNKNOWN = "is not known here"
 
 
@@ -40,7 +40,7 @@ _RULES: Final[tuple[tuple[str, frozenset[Term]], ...]] = (
     # licences of models
     (r"C-UDA-1\.0|LicenseRef-(Llama|Gemma|OpenRAIL|CustomModel).*", frozenset({Term.CONDITIONS})),
 )
-"""A pattern over whole SPDX identifiers, and what these licences ask. The first that fits counts."""
+"""Patterns over whole SPDX identifiers, with the terms of those licences. The first match counts."""
 
 CANNOT_JOIN: Final[tuple[tuple[str, Term], ...]] = (
     (r"A?GPL-.*", Term.NONCOMMERCIAL),
@@ -48,7 +48,7 @@ CANNOT_JOIN: Final[tuple[tuple[str, Term], ...]] = (
     (r"A?GPL-.*|CC-BY-SA-.*", Term.NO_DERIVATIVES),
     (r"CC-BY-SA-.*", Term.NONCOMMERCIAL),
 )
-"""A licence that forbids adding restrictions, and a term of another part that is one."""
+"""Pairs that cannot be joined: a licence that forbids further restrictions, and a restriction in another part."""
 
 _NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -78,7 +78,7 @@ _NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "tongyi-qianwen": "LicenseRef-CustomModel-Qwen",
     }
 )
-"""Names that cards on hubs use, in lower case; for a licence that SPDX does not list, as SPDX writes such."""
+"""Names on hub cards, in lower case, and their SPDX names; licences outside SPDX's list get a `LicenseRef-` name."""
 
 _FAMILIES: Final = (
     (re.compile(r"llama[ -]?(\d(?:\.\d)?)?(?:[ -].*)?"), "LicenseRef-Llama"),
@@ -86,11 +86,11 @@ _FAMILIES: Final = (
     (re.compile(r".*(?:non-?commercial|research).*"), "LicenseRef-NonCommercial"),
 )
 NOTHING_SAID: Final = frozenset({"", "other", "unknown", "none", "unlicensed", "proprietary"})
-"""What cards say when they do not say a licence."""
+"""Values on cards that state no licence."""
 
 
 def spdx_name(token: str) -> str:
-    """What a hub's name for a licence is in SPDX; any other text as it came."""
+    """The SPDX name for a hub's name of a licence; other text unchanged."""
     low = token.lower()
     if low in _NAMES:
         return _NAMES[low]
@@ -101,5 +101,5 @@ def spdx_name(token: str) -> str:
 
 
 def terms_of(identifier: str) -> frozenset[Term]:
-    """What a licence asks, by its SPDX identifier (without an exception); UNKNOWN where no rule is for it."""
+    """The terms of a licence, by its SPDX identifier (without an exception); UNKNOWN when no rule matches."""
     return next((terms for pattern, terms in _RULES if re.fullmatch(pattern, identifier)), frozenset({Term.UNKNOWN}))

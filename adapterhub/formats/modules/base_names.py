@@ -1,11 +1,11 @@
-"""How an adapter's module names become those of a base that it is for.
+"""Mapping of an adapter's module names to those of its base.
 
-Names may differ in front, by one rule for the whole adapter: the file of `BertModel` says `encoder.layer.0…` where an
-adapter for classification says `bert.encoder.layer.0…`. The rule drops up to three leading parts from the adapter's
-names and puts one prefix before what is left, but never takes one layer for another. Of all such rules the one that
-finds most modules is taken, and of equals the one that changes least. Where no rule finds all of them, the names that
-the base has in another release of transformers are tried: weight files of ViT keep those of transformers 4, which an
-adapter made with transformers 5 does not have. They count only if they have every module.
+The beginnings of the names may differ, by one rule for the whole adapter: `BertModel` has `encoder.layer.0…` where an
+adapter for classification has `bert.encoder.layer.0…`. A rule drops up to three leading parts from the adapter's names
+and puts one prefix before the rest; it never maps one layer to another. The rule that finds the most modules wins, and
+among equals the one that changes least. If no rule finds all modules, the names that the base has in
+another release of transformers are tried: weight files of ViT keep the names of transformers 4, which adapters made
+with transformers 5 lack. Those names count only if they cover every module.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _JUDGED: Final = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """How an adapter's module name becomes the base's: without `dropped`, behind `added`."""
+    """Turns an adapter's module name into the base's: removes `dropped` in front and puts `added` there."""
 
     dropped: str = ""
     added: str = ""
 
     def apply(self, name: str) -> str:
-        """The base's name for an adapter's; a name without the dropped part stays as it is."""
+        """The base's name for an adapter's; a name without the dropped part stays unchanged."""
         if self.dropped and not name.startswith(self.dropped):
             return name
         return self.added + name[len(self.dropped) :]
@@ -44,7 +44,7 @@ class Rule:
 
 
 def find_rule(modules: list[str], base: frozenset[str]) -> Rule:
-    """The rule that leads most of `modules` to a name in `base`."""
+    """The rule that maps the most of `modules` to names in `base`."""
     best, most = Rule(), sum(m in base for m in modules)
     if most == len(modules):
         return best
@@ -70,7 +70,7 @@ def find_rule(modules: list[str], base: frozenset[str]) -> Rule:
 
 
 class BaseNames:
-    """The names of an adapter's modules in a base, and back: by `rule`, then by `other`, those of another release."""
+    """Maps module names of an adapter to the base and back: by `rule`, then by `other`, names of another release."""
 
     def __init__(self, rule: Rule, other: OtherNames | None = None) -> None:
         self.rule, self.other = rule, other
@@ -87,7 +87,7 @@ class BaseNames:
         return self.rule.undo(self._there.get(module, module))
 
     def mapped(self, modules: Iterable[str]) -> str:
-        """What a key map did with the names of `modules`, to stand behind "its"; empty where none was needed."""
+        """How a key map changed the names of `modules`, as a text after "its"; empty when none was needed."""
         return self.other.note(map(self.rule.apply, modules)) if self.other else ""
 
     def tensor(self, name: str) -> str:
@@ -97,7 +97,7 @@ class BaseNames:
 
 
 def find_names(modules: list[str], base: frozenset[str]) -> BaseNames:
-    """The rule for the base's own names, or the first that finds all modules among its names of another release."""
+    """The rule for the base's own names, or the first one that finds all modules among the names of another release."""
     rule = find_rule(modules, base)
     if all(rule.apply(m) in base for m in modules):
         return BaseNames(rule)
@@ -109,10 +109,10 @@ def find_names(modules: list[str], base: frozenset[str]) -> BaseNames:
 
 
 def _is_fair(rule: Rule, modules: list[str]) -> bool:
-    """Whether a rule renames what holds the layers and does not take one layer for another.
+    """Whether a rule renames only what holds the layers and never maps one layer to another.
 
-    A number may be dropped only where it is no layer: in front of every module, with numbers left behind it. What
-    already lies where the rule leads to would share that place with modules of another name.
+    A number may be dropped only if it is not a layer: it stands before every module, and more numbers follow. A rule is
+    unfair when a module with another name already has the target name's prefix.
     """
     if _is_numbered(rule.added):
         return False

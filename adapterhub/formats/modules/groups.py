@@ -1,4 +1,4 @@
-"""The modules that an adapter is on, in groups of one kind, size, rank and scale: what a person asks of it first."""
+"""The modules of an adapter, in groups of equal kind, size, rank and scale."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from adapterhub.formats.safetensors.file import TensorFile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleGroup:
-    """`modules` modules named `name` in `layers` (`0-31`; "" for one that is in no layer).
+    """`modules` modules named `name` in `layers` (`0-31`; "" outside of layers).
 
-    `out` and `width` are the outputs and inputs of the update. `alpha` and `scale` are None where the config's patterns
-    take too long to tell.
+    `out` and `width` are the outputs and inputs of the update. `alpha` and `scale` are None when matching the config's
+    patterns takes too long.
     """
 
     name: str
@@ -32,7 +32,7 @@ class ModuleGroup:
     width: int
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure."""
+        """All fields as a JSON value."""
         names = ("name", "modules", "layers", "rank", "alpha", "scale", "out", "width")
         return {name: getattr(self, name) for name in names}
 
@@ -44,14 +44,14 @@ class ModuleGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Modules:
-    """The groups of an adapter, and the tensors that it ships whole beside them (heads, biases, embeddings)."""
+    """The groups of an adapter, and the tensors that it ships whole (heads, biases, embeddings)."""
 
     groups: tuple[ModuleGroup, ...]
     whole: tuple[str, ...]
 
 
 def modules_of(config: AdapterConfig, weights: TensorFile) -> Modules:
-    """The modules of the adapter whose config and header these are; no groups for methods other than LoRA."""
+    """The modules of an adapter with this config and header; no groups for methods other than LoRA."""
     keys = sort_keys(weights, config)
     found: dict[tuple[Any, ...], list[Pair]] = {}
     for pair in keys.pairs:

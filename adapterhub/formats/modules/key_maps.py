@@ -1,13 +1,13 @@
-"""Module names that transformers 5 changed, and how an adapter made under the other names finds its modules.
+"""Module names that transformers 5 changed, so that adapters made under the other names find their modules.
 
-A key map says, for the model types it is for, how a name of transformers 4 is written in transformers 5. It works in
-both directions and on whole names only: `encoder.layer.3.attention.attention.query` is `layers.3.attention.q_proj` in
-a ViT. A base seen under its other names is one more set of names to look an adapter up in; an adapter belongs to a set
-that has all of its modules, or to none. So no adapter is ever mapped in part.
+A key map translates the names of some model types between transformers 4 and 5, in both directions and for whole names
+only: `encoder.layer.3.attention.attention.query` is `layers.3.attention.q_proj` in a ViT. The other names of a
+base are one more set of names in which an adapter is looked up. A set must hold all modules of the adapter, so no
+adapter is ever mapped in part.
 
-The table was read off the modules of the same models in transformers 4.57 and 5.24. Layers that were split or fused
-(the gated feed-forward of DINOv2 giant, the experts of mixture models) have no other name: what an adapter says of them
-is not said of any one module of the other release.
+The table comes from the modules of the same models in transformers 4.57 and 5.24. Layers that were split or fused (the
+gated feed-forward of DINOv2 giant, the experts of mixture models) have no other name, as they match no single module of
+the other release.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ ANY: Final = "*"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A repeated part of a model: its place in both releases, and what changed inside of it, old to new.
+    """A repeated part of a model: its place in both releases, and the names that changed inside it, old to new.
 
-    A place stands anywhere in a name, at a dot. What `inside` does not name keeps its name inside the block.
+    A place may occur anywhere in a name, at a dot. Names that `inside` lacks stay the same inside the block.
     """
 
     old: str
@@ -46,7 +46,7 @@ class KeyMap:
     blocks: tuple[Block, ...]
 
     def new_name(self, old: str) -> str:
-        """The name that transformers 5 has for a module or tensor of transformers 4; itself where it is the same."""
+        """The name in transformers 5 of a module or tensor of transformers 4; unchanged where both agree."""
         for block in self.blocks:
             found = _renamed(old, block.old, block.new, block.inside)
             if found is not None:
@@ -184,7 +184,7 @@ KEY_MAPS: Final[tuple[KeyMap, ...]] = (
     ),
     KeyMap(name="gpt_neox", model_types=("gpt_neox",), blocks=(Block(old="embed_out", new="lm_head", inside={}),)),
 )
-"""Every key map; a model type is in at most one."""
+"""Every key map. A model type is in at most one."""
 
 _BY_TYPE: Final[Mapping[str, KeyMap]] = MappingProxyType({kind: each for each in KEY_MAPS for kind in each.model_types})
 
@@ -193,8 +193,8 @@ _BY_TYPE: Final[Mapping[str, KeyMap]] = MappingProxyType({kind: each for each in
 class OtherNames:
     """The names that another release of transformers has for the modules of a base.
 
-    `here` leads from each of them to the base's own name, for every module; `release` is the one that has these names,
-    `own` the one that has the base's.
+    `here` maps each of them to the base's own name, for every module. `release` is the release with these names, `own`
+    the one with the base's names.
     """
 
     key_maps: tuple[str, ...]
@@ -203,7 +203,7 @@ class OtherNames:
     here: Mapping[str, str]
 
     def note(self, modules: Iterable[str]) -> str:
-        """What was done with `modules`, to stand behind "its"; the first that has another name here is the example."""
+        """How the names of `modules` were mapped, as a text after "its"; the first changed name is the example."""
         rule = " and ".join(self.key_maps)
         example = next((f": `{shown(m)}` is `{shown(self.here[m])}`" for m in modules if self.here.get(m, m) != m), "")
         return (
@@ -213,11 +213,11 @@ class OtherNames:
 
 
 def other_names(names: Collection[str], model_types: Mapping[str, str] | None = None) -> tuple[OtherNames, ...]:
-    """The sets of names that a base with the modules (or tensors) `names` has in other releases of transformers.
+    """The names that a base with the modules (or tensors) `names` has in other releases of transformers.
 
     `model_types` gives the model type of each part of the base by the name of the module that holds it ("" for the
-    whole), so that only a part of that type is renamed; without it, every key map is tried on the whole base. Sets in
-    which two modules would have one name, and such as change nothing, are left out.
+    whole), so that only a part of that type is renamed; without it, every key map is tried on the whole base. Sets
+    that change nothing, or that give two modules the same name, are left out.
     """
     if model_types is None:
         rules: list[Callable[[str], KeyMap | None]] = [partial(_whole_base, key_map) for key_map in KEY_MAPS]
@@ -228,7 +228,7 @@ def other_names(names: Collection[str], model_types: Mapping[str, str] | None = 
 
 
 def names_with_all(modules: Collection[str], names: Collection[str], others: Iterable[OtherNames]) -> OtherNames | None:
-    """The first of `others` that has all of `modules`; None when `names` themselves have them, or nothing has."""
+    """The first of `others` that has all of `modules`; None when `names` has them all, or no set does."""
     if all(module in names for module in modules):
         return None
     return next((other for other in others if all(module in other.here for module in modules)), None)
@@ -271,7 +271,7 @@ def _innermost(model_types: Mapping[str, str], name: str) -> KeyMap | None:
 
 
 def _renamed(name: str, place: str, other_place: str, inside: Mapping[str, str]) -> str | None:
-    """The name with the block's other place and what is inside under its other name; None when not in such a block."""
+    """The name with the block's other place and the other names inside it; None when it is not in such a block."""
     found = _pattern(place).search(name)
     if found is None:
         return None
@@ -288,7 +288,7 @@ def _pattern(place: str) -> re.Pattern[str]:
 
 
 def _renamed_inside(rest: str, inside: Mapping[str, str]) -> str:
-    """The longest beginning that `inside` has, under its other name, and what follows it."""
+    """`rest` with the longest beginning that `inside` has replaced by its other name."""
     beginnings = [start for start in inside if f"{rest}.".startswith(f"{start}.")]
     longest = max(beginnings, key=len, default=None)
     return rest if longest is None else inside[longest] + rest[len(longest) :]

@@ -1,7 +1,7 @@
-"""Where a module stands in its model, read off its name: which layer, and what kind of module of that layer.
+"""The place of a module in its model, by its name: the layer, and the kind of module in that layer.
 
 Names are those of `named_modules()`: `model.layers.12.self_attn.q_proj` is `q_proj` of layer 12. The first number is
-the layer; further ones (experts, blocks inside a stage) belong to the kind and are written `*`.
+the layer; further numbers (experts, blocks inside a stage) belong to the kind, as `*`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 ANY = "*"
-"""Stands in a kind where the names have a number."""
+"""Stands for a number in a kind."""
 
 _MOST_DIGITS = 9
 
 
 class Place(NamedTuple):
-    """`kind` is the module's name with `*` for every number; `layer` is the first number, None where there is none."""
+    """`kind` is the module's name with `*` for every number; `layer` is the first number, or None."""
 
     kind: str
     layer: int | None
@@ -31,7 +31,7 @@ def place_of(module: str) -> Place:
 
 
 def short_names(kinds: Iterable[str]) -> dict[str, str]:
-    """For each kind the shortest end of it, at a dot, that no other one ends with: `q_proj` for most models."""
+    """For each kind its shortest ending, at a dot, that no other kind has: `q_proj` in most models."""
     every = list(dict.fromkeys(kinds))
     endings: dict[str, set[str]] = {}
     for kind in every:
@@ -45,7 +45,7 @@ def _is_number(part: str) -> bool:
 
 
 def _ends(kind: str) -> list[str]:
-    """Ends of a kind, shortest first; one that is all numbers says nothing and is left out where there is more."""
+    """The endings of a kind, shortest first. Endings of numbers only are left out, unless that is the whole kind."""
     parts = kind.split(".")
     ends = [parts[i:] for i in range(len(parts) - 1, -1, -1)]
     return [".".join(end) for end in ends if any(part != ANY for part in end) or len(end) == len(parts)]

@@ -1,8 +1,8 @@
-"""`adapter_config.json` as PEFT writes it: read strictly, kept whole, and matched to modules as PEFT 0.21 does.
+"""`adapter_config.json` as PEFT writes it: read strictly, kept whole, and matched to modules as in PEFT 0.21.
 
-Two other programs use the same file name (Apple's MLX, AdapterHub's `adapters`); they are recognised and refused by
-name. Configs of other PEFT methods than LoRA are read as well: what they share with LoRA has a field, the rest is kept
-in `extra`.
+Two other programs use the same file name (Apple's MLX, AdapterHub's `adapters`); their configs are recognised and
+refused. Configs of other PEFT methods are read as well: settings that they share with LoRA have a field, and the others
+stay in `extra`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,12 @@ from typing import Any, Final
 
 from adapterhub.core.errors import MalformedConfig, shown
 from adapterhub.formats.peft.fields import Note
+from adapterhub.formats.peft.methods import BASE_CHANGING_STARTS, HARMLESS_STARTS, METHODS, VARIANTS, Method, Variant
 from adapterhub.formats.peft.names import base_is_path
 from adapterhub.formats.peft.patterns import AnyPattern, Budget, FullPattern, KeyPatterns, PatternTooSlow
-from adapterhub.formats.peft.reading import ALL_LINEAR, PEFT_TYPES, TASK_TYPES, read_config
+from adapterhub.formats.peft.reading import ALL_LINEAR, TASK_TYPES, read_config
 
-__all__ = ["ALL_LINEAR", "PEFT_TYPES", "TASK_TYPES", "AdapterConfig", "endings", "owner", "saved_name"]
-
-_VARIANT_CONFIGS: Final = (
-    ("use_bdlora", "bdlora"),
-    ("use_qalora", "qalora"),
-    ("kasa_config", "kasa"),
-    ("velora_config", "velora"),
-    ("monteclora_config", "monteclora"),
-    ("arrow_config", "arrow"),
-)
-
+__all__ = ["ALL_LINEAR", "TASK_TYPES", "AdapterConfig", "endings", "owner", "saved_name"]
 
 _IMPLIED_HEADS: Final[Mapping[str | None, tuple[str, ...]]] = MappingProxyType(
     {
@@ -43,7 +34,7 @@ _CONTAINER: Final = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)")
 
 
 def saved_name(tensor: str) -> str:
-    """The name of a saved module's tensor as PEFT writes it; some writers leave PEFT's own container in it."""
+    """The name of a saved module's tensor as PEFT writes it, without the container that some writers leave in it."""
     return _CONTAINER.sub("", tensor)
 
 
@@ -56,7 +47,7 @@ class AdapterConfig:
     """One adapter config. Fields are named as in the file; a `str` in `target_modules` is a pattern or `all-linear`.
 
     `r` and `lora_alpha` are never None for LoRA (PEFT's defaults are filled in, with a note). Module names are those of
-    the base model, without `base_model.model.` in front.
+    the base model, without the prefix `base_model.model.`.
     """
 
     peft_type: str
@@ -98,22 +89,52 @@ class AdapterConfig:
 
     @property
     def is_lora(self) -> bool:
-        """Whether this is plain LoRA or one of its variants, which is what can be attached and merged here."""
+        """Whether this is plain LoRA or one of its variants."""
         return self.peft_type == "LORA"
 
     @property
+    def method(self) -> Method:
+        """The row of its `peft_type`."""
+        return METHODS[self.peft_type]
+
+    @property
+    def adds(self) -> bool:
+        """Whether its update is added to a module's output, so that several can be added up with weights."""
+        return self.method.adds and not self.use_dora
+
+    @property
+    def variants(self) -> Mapping[str, Variant]:
+        """The variants of LoRA that it uses, by key."""
+        return {key: one for key, one in VARIANTS.items() if self._value(key) not in (None, False, (), [], {})}
+
+    def _value(self, key: str) -> object:
+        return getattr(self, key, None) or self.extra.get(key)
+
+    @property
+    def start_changes_base(self) -> bool:
+        """Whether its initialisation changed the base weights, so that the update is relative to the changed ones."""
+        start = self.init_lora_weights
+        return isinstance(start, str) and start.lower().startswith(BASE_CHANGING_STARTS)
+
+    @property
+    def start_is_unknown(self) -> bool:
+        """Whether its initialisation is unknown, so that it may have changed the base weights."""
+        start = self.init_lora_weights
+        return isinstance(start, str) and not self.start_changes_base and start.lower() not in HARMLESS_STARTS
+
+    @property
     def saved_modules(self) -> tuple[str, ...]:
-        """`modules_to_save`, and the heads that PEFT's own classes add for a task without writing them down."""
+        """`modules_to_save`, and the heads that PEFT's classes add for a task without writing them to the config."""
         return (*self.modules_to_save, *_IMPLIED_HEADS.get(self.task_type, ()))
 
     @property
     def base_is_path(self) -> bool:
-        """Whether the base is named by a folder of the author's machine; such a name finds nothing elsewhere."""
+        """Whether the base is named by a folder of the author's machine, which exists nowhere else."""
         return self.base_model_name_or_path is not None and base_is_path(self.base_model_name_or_path)
 
     @property
     def targets_all(self) -> bool:
-        """Whether the targets depend on the model: `all-linear`, or none given (PEFT then goes by the model type)."""
+        """Whether the targets depend on the model: `all-linear`, or none at all (PEFT then uses the model type)."""
         if isinstance(self.target_modules, str):
             return self.target_modules.lower() == ALL_LINEAR
         return self.target_modules is None and not self.target_parameters
@@ -179,7 +200,7 @@ class AdapterConfig:
             "target_parameters": bool(self.target_parameters),
             "layer_replication": bool(self.layer_replication),
             "alora": self.alora_invocation_tokens is not None,
-            **{name: bool(self.extra.get(key)) for key, name in _VARIANT_CONFIGS if self.is_lora},
+            **{one.label: bool(self.extra.get(key)) for key, one in VARIANTS.items() if one.label and self.is_lora},
         }
         return (self.peft_type, *(name for name, is_used in marks.items() if is_used))
 
@@ -226,7 +247,7 @@ class AdapterConfig:
 
 
 class _Matchers:
-    """The patterns of one config, compiled on first use, sharing one budget of time."""
+    """The patterns of one config, compiled on first use, with one time budget for all."""
 
     def __init__(self, config: AdapterConfig) -> None:
         budget = Budget()
@@ -251,20 +272,20 @@ class _Matchers:
 
 
 def _ends_with_one(module: str, names: frozenset[str]) -> bool:
-    """Whether `module` is one of `names`, or lies behind one dot before it; the time does not grow with the names."""
+    """Whether `module` is one of `names` or ends with one after a dot; the time does not grow with the names."""
     return not names.isdisjoint(endings(module))
 
 
 def owner(module: str) -> str:
-    """The module of the base that PEFT was told to put a pair on.
+    """The module of the base that a pair belongs to.
 
-    PEFT wraps a module once for each parameter that is a target, so that the pairs are on `experts`,
-    `experts.base_layer` and so on; and it puts pairs inside of what it wraps where a layer is made of layers
-    (`attn.base_layer.out_proj` belongs to `attn`).
+    PEFT wraps a module once for each target parameter, so the pairs are on `experts`, `experts.base_layer` and so on.
+    Where a layer consists of layers, PEFT puts pairs inside the wrapped one (`attn.base_layer.out_proj` belongs to
+    `attn`).
     """
     return module.partition(".base_layer")[0]
 
 
 def endings(module: str) -> list[str]:
-    """A module's name and what is left of it after each dot."""
+    """A module's name and its endings after each dot."""
     return [module, *(module[at + 1 :] for at, character in enumerate(module) if character == ".")]

@@ -1,10 +1,11 @@
-"""Reads typed fields out of one JSON object that a stranger wrote, collecting every problem."""
+"""Reads typed fields from one untrusted JSON object and collects every problem."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from adapterhub.core.digests import Json
 from adapterhub.core.errors import shown
 from adapterhub.core.limits import limits
 
@@ -13,7 +14,7 @@ MAX_LIST_ITEMS = 65_536
 _MAX_ALPHA = 1e30
 
 Note = tuple[str, str]
-"""A code and a sentence: something the reader of a config should know, but no reason to refuse it."""
+"""A code and a sentence: worth knowing, but no reason to refuse the config."""
 
 
 class Fields:
@@ -25,21 +26,21 @@ class Fields:
         self.problems: list[str] = []
         self.notes: list[Note] = []
 
-    def take(self, key: str) -> Any:  # noqa: ANN401 - any JSON value
-        """The raw value, None when the key is missing; the key counts as known from now on."""
+    def take(self, key: str) -> Json:
+        """The raw value, None when the key is missing. The key then counts as known."""
         self.taken.add(key)
         return self.value.get(key)
 
     def has(self, key: str) -> bool:
-        """Whether the key is there with a value other than null."""
+        """Whether the key has a value other than null."""
         return self.value.get(key) is not None
 
     def wrong(self, key: str, expected: str) -> None:
-        """Record that a field holds what it must not."""
+        """Record that a field has a wrong value."""
         self.problems.append(f"`{key}` is {shown(as_json(self.value.get(key)))}, expected {expected}")
 
     def flag(self, key: str, *, default: bool = False) -> bool:
-        """A boolean. Some writers spell it 0 or 1."""
+        """A boolean. Some writers use 0 or 1."""
         value = self.take(key)
         if value is None:
             return default
@@ -113,7 +114,7 @@ class Fields:
         return None if value is None else names
 
     def integers(self, key: str) -> tuple[int, ...] | None:
-        """A list of natural numbers (one alone counts as a list), or None."""
+        """A list of natural numbers (a single number counts as a list), or None."""
         value = self.take(key)
         if value is None:
             return None
@@ -153,7 +154,7 @@ def _is_list(value: object, check: Callable[[Any], bool]) -> bool:
 
 
 def as_json(value: object) -> str:
-    """A value as it stands in the file, so that `true` is not shown as `True`, nor the text "8" as the number."""
+    """A value as the file has it: `true` and not `True`, and the text "8" with its quotes."""
     import json
 
     return json.dumps(value, ensure_ascii=False)

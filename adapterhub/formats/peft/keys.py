@@ -19,25 +19,11 @@ EMBEDDINGS: Final = frozenset(
 )
 """Names of input embeddings and output heads, which PEFT may copy into the file (`save_embedding_layers`)."""
 
-# `.weight` after a magnitude and `.default` (the adapter's name in memory) are not how PEFT writes them, but some do.
+# PEFT writes neither `.weight` after a magnitude nor `.default` (the adapter's name in memory), but other writers do.
 _UPDATE: Final = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(?P<tail>weight|bias))?"
 )
 _TOKENS: Final = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tokens_delta")
-_PROMPTS: Final = ("prompt_embeddings", "prefix_task_cols", "prefix_task_rows")
-_MARKS: Final = {
-    **dict.fromkeys(
-        ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"), _PROMPTS
-    ),
-    "ADALORA": ("lora_",),
-    "ADAPTION_PROMPT": ("adaption_",),
-    "LOHA": ("hada_",),
-    "TRAINABLE_TOKENS": ("trainable_tokens_", "token_adapter"),
-    "PVERA": ("pvera_",),
-    "VERA": ("vera_",),
-    "XLORA": ("xlora",),
-}
-_UNMARKED: Final = frozenset({"FINEGATES", "SHADOW"})  # never released, or several names of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +58,11 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterKeys:
-    """Every tensor of an adapter, in exactly one of the groups. Module names are those of the base."""
+    """Every tensor of an adapter, each in one group. Module names are those of the base."""
 
     pairs: tuple[Pair, ...]
     saved: tuple[tuple[str, TensorSpec], ...]
-    """Modules trained as a whole: the name of the base tensor they stand for, and the tensor."""
+    """Tensors of modules trained as a whole, with the name of the base tensor that each replaces."""
     biases: tuple[tuple[str, TensorSpec], ...]
     """Biases of the base, as `bias: all` or `lora_only` saves them, by the base tensor's name."""
     tokens: tuple[tuple[str, TensorSpec], ...]
@@ -84,20 +70,20 @@ class AdapterKeys:
     copies: tuple[tuple[str, TensorSpec], ...]
     """Copies of a targeted module's own weight, by the base tensor's name."""
     others: tuple[TensorSpec, ...]
-    """What the method of the config does not account for."""
+    """Tensors that the config does not account for."""
     marked: tuple[TensorSpec, ...] = ()
     """For methods other than LoRA: the tensors that carry the method's name."""
 
 
 def sort_keys(weights: TensorFile, config: AdapterConfig) -> AdapterKeys:
-    """The tensors of `weights`, sorted by what PEFT would do with them under `config`."""
+    """Sort the tensors of `weights` by what PEFT would do with them under `config`."""
     parts: dict[str, dict[str, TensorSpec]] = {}
     rest: list[TensorSpec] = []
     marked: list[TensorSpec] = []
     for spec in weights.tensors:
         if config.is_lora and _take_update(spec, parts):
             continue
-        if not config.is_lora and _is_marked(spec.name, config.peft_type):
+        if not config.is_lora and _is_marked(spec.name, config.method.marks):
             marked.append(spec)
         else:
             rest.append(spec)
@@ -115,15 +101,7 @@ def sort_keys(weights: TensorFile, config: AdapterConfig) -> AdapterKeys:
     )
 
 
-def marks_of(peft_type: str) -> tuple[str, ...]:
-    """What the tensor names of a method other than LoRA carry; empty when that is not known here."""
-    if peft_type in _UNMARKED:
-        return ()
-    return _MARKS.get(peft_type, (f"{peft_type.lower()}_",))
-
-
-def _is_marked(name: str, peft_type: str) -> bool:
-    marks = marks_of(peft_type)
+def _is_marked(name: str, marks: tuple[str, ...]) -> bool:
     return not marks or any(part.startswith(mark) or f"_{mark}" in part for part in name.split(".") for mark in marks)
 
 
@@ -191,13 +169,13 @@ def _keeps_bias(config: AdapterConfig, module: str, targets: frozenset[str]) -> 
 
 
 def _is_saved(module: str, config: AdapterConfig) -> bool:
-    """Whether a module lies in one that is trained as a whole. PEFT compares the ends of names, dots or not."""
+    """Whether a module lies in one that is trained as a whole. PEFT compares the ends of names, even without a dot."""
     names = config.saved_modules
     return any(path.endswith(names) for path in _paths(module)) if names else False
 
 
 def _paths(module: str) -> Iterator[str]:
-    """The module and everything that holds it."""
+    """The module and all modules that contain it."""
     while module:
         yield module
         module = module.rpartition(".")[0]

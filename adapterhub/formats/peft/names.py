@@ -1,11 +1,11 @@
-"""What the names in an adapter config may be: a base that can be looked up, and no code to import."""
+"""Rules for names in an adapter config: a base that can be looked up, and no code to import."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from adapterhub.core.errors import shown
@@ -29,12 +29,12 @@ _SYSTEM_FOLDERS: Final = (
 
 
 def base_is_path(text: str) -> bool:
-    """Whether a base is named by a folder of the author's machine and not by a hub id (`org/model` or `model`)."""
+    """Whether `text` is a path on the author's machine rather than a hub id (`org/model` or `model`)."""
     return not is_hub_id(text)
 
 
 def base_problem(text: str) -> str:
-    """Why `text` must not be used as the name of a base, as the end of a sentence; empty when it may."""
+    """Why `text` must not name a base, as the end of a sentence; empty when it may."""
     parts = re.split(r"[\\/]", text)
     rules = (
         (text.startswith("-"), "which begins with a dash, as an option does"),
@@ -65,16 +65,16 @@ _MODEL_LIBRARIES: Final = frozenset(
         "__main__",
     }
 )
-"""Where the model classes of adapters come from; PEFT's own list of what it may import, and what it wrote before."""
+"""Packages with model classes of adapters: PEFT's list of allowed imports, and packages that it wrote before."""
 
 _CODE_KEYS: Final = ("auto_map", "_attn_implementation_internal", "custom_pipelines")
 
 
 def code_problem(value: Mapping[str, Any]) -> str:
-    """Which field of a config would make a loader import or run code, as a sentence; empty when none would.
+    """The field of a config that would make a loader import or run code, as a sentence; empty when there is none.
 
-    Nothing named by a file is ever imported here. But the files of an adapter stay as they are and reach other
-    loaders, some of which do import: PEFT before 0.20 took any module from `auto_mapping`.
+    This package never imports what a file names. But an adapter's files reach other loaders unchanged, and some of them
+    do import: PEFT before 0.20 took any module from `auto_mapping`.
     """
     for key in _CODE_KEYS:
         if value.get(key) is not None:
@@ -90,8 +90,8 @@ def code_problem(value: Mapping[str, Any]) -> str:
 def _auto_mapping_problem(mapping: object, base: object) -> str:
     """PEFT writes the class of the author's model here whenever no task type was given.
 
-    With a base named, that class must be one of a model library. A toy without a base (PEFT's own regression
-    artefacts are such) carries the name of the author's own script: harmless, as long as no machine has it.
+    If the config names a base, the class must be from a model library. A test adapter without a base (such as PEFT's
+    regression artefacts) may name its author's script, which is harmless as long as no machine has such a module.
     """
     if mapping is None:
         return ""
@@ -112,7 +112,7 @@ def _auto_mapping_problem(mapping: object, base: object) -> str:
 
 
 def auto_mapping_note(value: Mapping[str, Any]) -> str:
-    """A sentence about a model class that is not of a model library; empty when there is none."""
+    """A sentence about a model class that is not from a model library; empty when there is none."""
     mapping = value.get("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     if not isinstance(library, str) or library.split(".")[0] in _MODEL_LIBRARIES:
@@ -130,7 +130,7 @@ _TASKS_IN_FULL: Final = {
 }
 
 
-def nearest(text: str, known: tuple[str, ...]) -> str:
+def nearest(text: str, known: Sequence[str]) -> str:
     """The known word nearest to a mistyped one, as ` (did you mean X?)`; empty when none is near."""
     word = text[:64].upper().replace("-", "_")
     close = [_TASKS_IN_FULL[word]] if word in _TASKS_IN_FULL else difflib.get_close_matches(word, known, n=1)

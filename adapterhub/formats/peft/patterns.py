@@ -1,8 +1,8 @@
 r"""Module-name patterns of an adapter config, matched as PEFT 0.21 matches them, but within a time budget.
 
-PEFT and vLLM hand these patterns to `re`, which has no timeout: one `((\w|\.)+)+!` hangs the process that loads the
-adapter. So a pattern is refused by its structure when it could backtrack without bound, and what passes is still run
-by `regex` under a budget of CPU time. Plain names, nearly all patterns there are, never meet an engine at all.
+PEFT and vLLM pass these patterns to `re`, which has no timeout: one `((\w|\.)+)+!` hangs the process that loads the
+adapter. So a pattern whose structure allows unbounded backtracking is refused, and the others run in `regex` under a
+budget of CPU time. Plain names, which nearly all patterns are, need no regular expression engine.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from adapterhub.core.errors import shown
 
 MAX_PATTERN_CHARACTERS = 1 << 16
 BUDGET_S = 1.0
-"""CPU seconds that all matching of one config may take; an honest one needs milliseconds."""
+"""CPU seconds for all matching of one config; an honest one needs milliseconds."""
 
 _SINGLE_MATCH_S = 0.25
 _MAX_GROUP_DEPTH = 40
 _MANY = 16  # `x{0,17}` and above is treated as if it had no upper bound
-# What may stand in a row with no fixed character between, in unbounded repeats: `.*\w*name` is quadratic, which names
-# of 512 characters can bear; cubic they cannot. Smaller repeats and options multiply too, by at most 16 and 2 each.
+# Unbounded repeats in a row without a fixed character between them: `.*\w*name` is quadratic, which is affordable for
+# names of 512 characters; cubic is not. Smaller repeats and options multiply too, by at most 16 and 2 each.
 _MAX_IN_ROW = 2.0
 _SHORT_REPEAT, _OPTION = 0.5, 0.1
 _MAX_REPEATS = 8.0  # on one way through the whole pattern, fixed characters between or not
@@ -43,7 +43,7 @@ class PatternTooSlow(Exception):
 
 
 class Budget:
-    """CPU seconds left for the matching of one config. Matches are remembered, so a long life costs nothing more."""
+    """CPU seconds left for the matching of one config. Matches are cached, so repeated calls cost nothing."""
 
     __slots__ = ("left_s",)
 
@@ -85,15 +85,34 @@ def pattern_problem(pattern: str) -> str:
     return ""
 
 
-class FullPattern:
-    """One pattern that must match a whole module name (`target_modules` and `exclude_modules` given as text)."""
+class _Matcher:
+    """Finds something for a name, once for each name and within the budget of the config."""
 
-    __slots__ = ("_budget", "_compiled", "_known")
+    __slots__ = ("_budget", "_known")
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._known: dict[str, str | None] = {}
+
+    def _cached(self, name: str) -> str | None:
+        if name not in self._known:
+            since = time.thread_time()
+            self._known[name] = self._find(name)
+            self._budget.spend(since)
+        return self._known[name]
+
+    def _find(self, name: str) -> str | None:
+        raise NotImplementedError
+
+
+class FullPattern(_Matcher):
+    """One pattern that must match a whole module name (`target_modules` or `exclude_modules` as text)."""
+
+    __slots__ = ("_compiled",)
 
     def __init__(self, pattern: str, budget: Budget) -> None:
+        super().__init__(budget)
         self._compiled = _guarded(pattern)
-        self._budget = budget
-        self._known: dict[str, bool] = {}
 
     def matches(self, name: str) -> bool:
         """As `re.fullmatch`.
@@ -101,25 +120,23 @@ class FullPattern:
         Raises:
             PatternTooSlow: the config's budget is used up.
         """
-        if name not in self._known:
-            since = time.thread_time()
-            self._known[name] = _run(self._compiled.fullmatch, name)
-            self._budget.spend(since)
-        return self._known[name]
+        return self._cached(name) is not None
+
+    def _find(self, name: str) -> str | None:
+        return name if _run(self._compiled.fullmatch, name) else None
 
 
-class KeyPatterns:
+class KeyPatterns(_Matcher):
     r"""The keys of `rank_pattern` or `alpha_pattern`: the first one, in order, whose pattern ends a module's name.
 
-    PEFT's rule: `re.match(rf"(.*\.)?({key})$", name)`. Keys that are plain names are found by a dictionary: the end of
-    the name that is as long as the key, with a dot put wherever the key has one.
+    PEFT's rule: `re.match(rf"(.*\.)?({key})$", name)`. Plain names are found in a dictionary, by the end of the
+    module's name that is as long as the key, with a dot wherever the key has one.
     """
 
-    __slots__ = ("_budget", "_by_length", "_known", "_others")
+    __slots__ = ("_by_length", "_others")
 
     def __init__(self, keys: Iterable[str], budget: Budget) -> None:
-        self._budget = budget
-        self._known: dict[str, str | None] = {}
+        super().__init__(budget)
         self._others: list[tuple[int, str, Any]] = []
         self._by_length: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
         for order, key in enumerate(keys):
@@ -135,11 +152,7 @@ class KeyPatterns:
         Raises:
             PatternTooSlow: the config's budget is used up.
         """
-        if name not in self._known:
-            since = time.thread_time()
-            self._known[name] = self._find(name)
-            self._budget.spend(since)
-        return self._known[name]
+        return self._cached(name)
 
     def _find(self, name: str) -> str | None:
         found: tuple[int, str] | None = None
@@ -161,15 +174,14 @@ class KeyPatterns:
         return found[1] if found else None
 
 
-class AnyPattern:
+class AnyPattern(_Matcher):
     """Whether any of several wrapped patterns matches the beginning of a name, `{}` standing for the pattern."""
 
-    __slots__ = ("_budget", "_compiled", "_known")
+    __slots__ = ("_compiled",)
 
     def __init__(self, wrapped: str, patterns: Sequence[str], budget: Budget) -> None:
+        super().__init__(budget)
         self._compiled = [_guarded(wrapped.replace("{}", pattern)) for pattern in patterns]
-        self._budget = budget
-        self._known: dict[str, str | None] = {}
 
     def first_group(self, name: str) -> str | None:
         """Group `idx` of the first match, the empty string if there is no such group; None when nothing matches.
@@ -177,42 +189,33 @@ class AnyPattern:
         Raises:
             PatternTooSlow: the config's budget is used up.
         """
-        if name not in self._known:
-            since = time.thread_time()
-            self._known[name] = self._find(name)
-            self._budget.spend(since)
-        return self._known[name]
+        return self._cached(name)
 
     def _find(self, name: str) -> str | None:
-        for compiled in self._compiled:
-            try:
-                match = compiled.match(name, timeout=_SINGLE_MATCH_S)
-            except TimeoutError:
-                raise PatternTooSlow from None
-            if match is not None:
-                return str(match.groupdict().get("idx", ""))
-        return None
+        matches = (_run(compiled.match, name) for compiled in self._compiled)
+        match = next((match for match in matches if match is not None), None)
+        return None if match is None else str(match.groupdict().get("idx", ""))
 
 
 def _guarded(pattern: str) -> Any:  # noqa: ANN401 - a `regex` pattern; the package has no types
-    import regex  # 30 ms of import that configs of plain names do not need
+    import regex  # plain names save this import of 30 ms
 
     return regex.compile(pattern, regex.VERSION0)
 
 
-def _run(match: Any, name: str) -> bool:  # noqa: ANN401 - a bound method of a `regex` pattern
+def _run(match: Any, name: str) -> Any:  # noqa: ANN401 - a bound method of a `regex` pattern, and its result
     try:
-        return match(name, timeout=_SINGLE_MATCH_S) is not None
+        return match(name, timeout=_SINGLE_MATCH_S)
     except TimeoutError:
         raise PatternTooSlow from None
 
 
 class _Refused(Exception):
-    """The end of the sentence that says why."""
+    """The end of a sentence with the reason."""
 
 
 class _Shape:
-    """What a part of a pattern can do.
+    """The costs of a part of a pattern.
 
     `run` counts the unbounded repeats at its end with no fixed character after them, `total` those on the costliest
     way from the pattern's beginning to its end. `doublings` is the logarithm of how many ways there are to match one
@@ -231,7 +234,7 @@ class _Shape:
 
 
 def _alike(beginnings: Iterable[str]) -> int:
-    """The most branches of a choice that one text can take, told by the fixed characters that they begin with."""
+    """The most branches of a choice that one text can match, judged by the fixed characters at their beginnings."""
     holding: list[str] = []  # each a beginning of the next
     most = 1
     for beginning in sorted(text.casefold() for text in beginnings):  # whatever the flags
@@ -243,7 +246,7 @@ def _alike(beginnings: Iterable[str]) -> int:
 
 
 class _Structure:
-    """Walks a pattern once. A repeated group may hold nothing that varies; repeats in a row are counted."""
+    """Walks a pattern once. A repeated group must not vary in length; repeats in a row are counted."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern, self.at = pattern, 0
@@ -257,7 +260,7 @@ class _Structure:
         return self.pattern[self.at : self.at + count]
 
     def alternatives(self, run: float, total: float, depth: int) -> _Shape:
-        """Everything up to the closing parenthesis (not taken) or the end."""
+        """Everything up to the closing parenthesis (not consumed) or the end."""
         if depth > _MAX_GROUP_DEPTH:
             raise _Refused(f"nests groups deeper than {_MAX_GROUP_DEPTH}")
         begins = [self.at]
@@ -376,7 +379,7 @@ class _Structure:
         self.at += 1
 
     def quantifier(self) -> tuple[int, int]:
-        """Least and greatest number of repeats that stand here; (1, 1) when none do."""
+        """The least and greatest number of repeats at this point; (1, 1) without a quantifier."""
         endless = 1 << 30
         found = self.peek()
         low, high = 1, 1

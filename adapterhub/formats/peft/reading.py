@@ -10,6 +10,7 @@ from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import MalformedConfig, shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.peft.fields import Fields, is_number, is_rank
+from adapterhub.formats.peft.methods import METHODS
 from adapterhub.formats.peft.names import auto_mapping_note, base_is_path, base_problem, code_problem, nearest
 from adapterhub.formats.peft.patterns import is_literal, pattern_problem
 
@@ -17,63 +18,11 @@ MAX_PATTERNS = 256
 MAX_SAVED_MODULES = 64
 MAX_TARGET_PARAMETERS = 512
 MAX_REPLICATED_LAYERS = 4096
-_LEAST_ALPHA = 1e-30  # what is smaller vanishes in every dtype that weights are kept in
+_LEAST_ALPHA = 1e-30  # smaller values vanish in every dtype of weights
 _UNKNOWN_NOTED = 20
 DEFAULT_RANK = 8
 DEFAULT_ALPHA = 8
 ALL_LINEAR = "all-linear"
-
-PEFT_TYPES: Final = (
-    "ADALORA",
-    "ADAMSS",
-    "ADAPTION_PROMPT",
-    "BEFT",
-    "BOFT",
-    "BONE",
-    "C3A",
-    "CARTRIDGE",
-    "CPT",
-    "DEFT",
-    "DELORA",
-    "FINEGATES",
-    "FOURIERFT",
-    "FROD",
-    "GLORA",
-    "GRALORA",
-    "HIRA",
-    "HRA",
-    "IA3",
-    "LILY",
-    "LN_TUNING",
-    "LOHA",
-    "LOKR",
-    "LORA",
-    "MISS",
-    "MULTITASK_PROMPT_TUNING",
-    "OFT",
-    "OSF",
-    "PEANUT",
-    "POLY",
-    "PREFIX_TUNING",
-    "PROMPT_TUNING",
-    "PSOFT",
-    "PVERA",
-    "P_TUNING",
-    "RANDLORA",
-    "ROAD",
-    "SHADOW",
-    "SHIRA",
-    "SUPERTUNING",
-    "TINYLORA",
-    "TRAINABLE_TOKENS",
-    "UILINLORA",
-    "UNILORA",
-    "VBLORA",
-    "VERA",
-    "WAVEFT",
-    "XLORA",
-)
-"""Every `peft_type` that a PEFT release or its repository ever had."""
 
 TASK_TYPES: Final = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
@@ -119,12 +68,12 @@ def read_config(raw: bytes, where: str) -> dict[str, Any]:
         raise MalformedConfig(where, str(error)) from None
     if not isinstance(value, dict):
         raise MalformedConfig(where, f"holds {shown(value, 40)}, expected an object of settings")
-    _refuse_foreign(value, where)
+    _check_not_foreign(value, where)
     return _read(value, where)
 
 
-def _refuse_foreign(value: Mapping[str, Any], where: str) -> None:
-    """Refuse the configs of other programs that use this file name."""
+def _check_not_foreign(value: Mapping[str, Any], where: str) -> None:
+    """Raise for configs of other programs that use this file name."""
     if "peft_type" in value:
         return
     if {"fine_tune_type", "lora_parameters", "adapter_path"} & set(value) or {"lora_layers", "iters"} <= set(value):
@@ -149,9 +98,11 @@ def _read(value: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(peft_type, str):
         got = "missing" if peft_type is None else shown(peft_type, 40)
         raise MalformedConfig(where, f"`peft_type` is {got}, expected LORA or another method of PEFT")
-    if peft_type not in PEFT_TYPES:
-        reason = f"`peft_type` is {shown(peft_type, 40)}, which no release of PEFT has{nearest(peft_type, PEFT_TYPES)}"
-        raise MalformedConfig(where, reason, code="E_UNSUPPORTED", hint="LORA is what can be attached and merged here")
+    if peft_type not in METHODS:
+        reason = (
+            f"`peft_type` is {shown(peft_type, 40)}, which no release of PEFT has{nearest(peft_type, sorted(METHODS))}"
+        )
+        raise MalformedConfig(where, reason, code="E_UNSUPPORTED", hint="`LORA` can be attached and merged here")
     code = code_problem(value)
     if code:
         raise MalformedConfig(where, code, code="E_CODE", hint="delete that field; an adapter does not need it")
@@ -169,16 +120,16 @@ def _read(value: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise MalformedConfig(where, "; ".join(patterns[:5]), code="E_REGEX", hint=hint)
     extra = {k: v for k, v in value.items() if k not in fields.taken}
     unknown = tuple(sorted(set(extra) - _LORA_KEYS)) if peft_type == "LORA" else ()
-    noted = [f"`{shown(key, 40)}` is not a setting of PEFT 0.21; kept as it is" for key in unknown[:_UNKNOWN_NOTED]]
+    noted = [f"`{shown(key, 40)}` is not a setting of PEFT 0.21; kept unchanged" for key in unknown[:_UNKNOWN_NOTED]]
     if unknown[_UNKNOWN_NOTED:]:
-        noted.append(f"{len(unknown) - _UNKNOWN_NOTED} more are no settings of PEFT 0.21; kept as they are")
+        noted.append(f"{len(unknown) - _UNKNOWN_NOTED} more are not settings of PEFT 0.21; kept unchanged")
     fields.notes += [("W_CONFIG_UNKNOWN_KEY", text) for text in noted]
     found |= {"peft_type": peft_type, "extra": MappingProxyType(extra), "unknown_keys": unknown}
     return found | {"notes": tuple(fields.notes)}
 
 
 def _common(fields: Fields) -> dict[str, Any]:
-    """The fields that every method of PEFT has, or has under the same name and meaning."""
+    """The fields that all methods of PEFT share, with the same name and meaning."""
     fields.take("peft_type")
     task = fields.text("task_type", 64)
     if task is not None and task not in TASK_TYPES:
@@ -283,7 +234,7 @@ def _replication(fields: Fields) -> tuple[tuple[int, int], ...]:
 
 
 def _other(fields: Fields) -> dict[str, Any]:
-    """Methods other than LoRA: a rank when they have a plain one; everything else stays in `extra`."""
+    """Methods other than LoRA: a rank if it is a plain number; all other settings stay in `extra`."""
     value = fields.value.get("r")
     return {"r": fields.rank("r") if is_rank(value) else None}
 
@@ -303,7 +254,7 @@ def _check_base(fields: Fields, base: str | None) -> None:
 
 
 def _pattern_problems(value: Mapping[str, Any]) -> list[str]:
-    """Why the patterns of a config must not be run. Names that PEFT puts into a pattern unescaped count as patterns."""
+    """Why patterns of a config must not be run. Names that PEFT puts into a pattern unescaped count as patterns."""
     patterns: list[tuple[str, object]] = []
     for key, setting in value.items():
         if key in ("target_modules", "exclude_modules", "feedforward_modules") and isinstance(setting, str):
@@ -325,7 +276,7 @@ def _pattern_problems(value: Mapping[str, Any]) -> list[str]:
 
 
 def _check_together(fields: Fields, found: Mapping[str, Any]) -> None:
-    """Settings that PEFT refuses in combination."""
+    """Record settings that PEFT refuses in combination."""
     target = found["target_modules"]
     if target == () and not found.get("target_parameters"):
         fields.wrong("target_modules", "at least one module")

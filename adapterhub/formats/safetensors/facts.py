@@ -1,4 +1,4 @@
-"""What is known of a tensor once its bytes were read: name, dtype, shape, digest and a few of its numbers."""
+"""Facts of a tensor whose bytes were read: name, dtype, shape, digest and a few of its numbers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import base64
 from dataclasses import dataclass
 from typing import Any, Final
 
-from adapterhub.core.digests import parse_digest
+from adapterhub.core.digests import Json, parse_digest
 from adapterhub.core.errors import shown
-from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
+from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
+from adapterhub.formats.safetensors.header import TensorSpec
 
 SAMPLES: Final = 16
 """Numbers kept of each tensor."""
@@ -32,17 +33,17 @@ class TensorFacts:
         return [self.name, self.dtype, list(self.shape), self.sha256, samples]
 
     @classmethod
-    def from_json(cls, value: object, path: str = "tensor") -> TensorFacts:
-        """Strict read of what `to_json` gives.
+    def from_json(cls, value: Json, path: str = "tensor") -> TensorFacts:
+        """Read the value that `to_json` makes, strictly.
 
         Raises:
             ValueError: with the path of the first wrong value.
         """
-        if not isinstance(value, list) or len(value) != 5:  # noqa: PLR2004 - the five fields
-            raise ValueError(f"{path}: expected [name, dtype, shape, sha256, samples], got {shown(value)}")
-        name, dtype, shape, sha256, samples = value
-        if not isinstance(name, str) or not isinstance(samples, str):
-            raise ValueError(f"{path}: expected name and samples to be text")  # noqa: TRY004 - readers gather ValueErrors
+        match value:
+            case [str() as name, dtype, shape, sha256, str() as samples]:
+                pass
+            case _:
+                raise ValueError(f"{path}: expected [name, dtype, shape, sha256, samples], got {shown(value)}")
         if dtype not in DTYPE_BITS:
             raise ValueError(f"{path}: dtype {shown(dtype)} is not one of safetensors")
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
@@ -58,8 +59,8 @@ class TensorFacts:
 def sample_offsets(spec: TensorSpec) -> tuple[int, ...]:
     """Where in the tensor's bytes its `SAMPLES` numbers lie; empty for an empty tensor.
 
-    Number k is element `((k + 1) * 0x9E3779B97F4A7C15 mod 2**64) * elements >> 64` of the flattened tensor: spread
-    evenly whatever the shape, the first few as well as all of them. Of kinds below 8 bits the byte around it is taken.
+    Number k is element `((k + 1) * 0x9E3779B97F4A7C15 mod 2**64) * elements >> 64` of the flattened tensor: they
+    spread evenly whatever the shape, and so do the first few alone. For dtypes below 8 bits it is the byte around it.
     """
     bits, elements = DTYPE_BITS[spec.dtype], spec.elements
     if not elements:

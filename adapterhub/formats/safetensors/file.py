@@ -4,9 +4,9 @@ The format (safetensors 0.8, format section of its README): eight bytes little e
 header, JSON that begins with a brace and may end in spaces; then the tensors, which fill the rest of the file without
 a gap or an overlap.
 
-The library's own reader is Rust and quick, but it takes headers we refuse (dimensions that overflow behind a zero,
-names that are paths, a hundred megabytes of spaces) and says little about what is wrong. So every file passes here
-first.
+The library's own reader, in Rust, is fast, but it accepts headers that this one refuses (dimensions that overflow
+behind a zero, names that are paths, a hundred megabytes of spaces), and its errors are brief. So every file is checked
+here first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.formats.safetensors.header import (
     ADAPTER_LIMITS,
     BASE_LIMITS,
-    DTYPE_BITS,
     Limits,
     TensorSpec,
     adapter_limits,
@@ -37,7 +36,6 @@ from adapterhub.formats.safetensors.kinds import LOOKED_AT, recognise
 __all__ = [
     "ADAPTER_LIMITS",
     "BASE_LIMITS",
-    "DTYPE_BITS",
     "Limits",
     "TensorFile",
     "TensorSpec",
@@ -68,7 +66,7 @@ class TensorFile:
 
 
 def read_header(path: Path, *, limits: Limits | None = None) -> TensorFile:
-    """The checked header of the safetensors file at `path`; no tensor is read. `limits` None: those of an adapter.
+    """The checked header of the safetensors file at `path`; no tensor is read. By default, `adapter_limits` apply.
 
     Raises:
         MalformedTensorFile: with code E_CONTAINER, E_LIMIT or E_TENSOR_NAME. A file that cannot be opened or is not
@@ -106,21 +104,21 @@ def parse_header(
 
 
 def _header_text(stream: IO[bytes], size_bytes: int, where: str, limits: Limits) -> str:
-    """The header's text, after the checks that need nothing but sizes and the first byte."""
+    """The header's text, after the checks of sizes and of the first byte."""
 
     def refuse(reason: str, code: str = "E_CONTAINER", hint: str = "") -> NoReturn:
         raise MalformedTensorFile(where, reason, code=code, hint=hint)
 
     prefix = _read(stream, LENGTH_BYTES, where)
     if len(prefix) < LENGTH_BYTES:
-        refuse(f"holds {size_bytes} bytes; a safetensors file begins with the 8 bytes of its header's length")
+        refuse(f"holds {size_bytes} bytes; a safetensors file begins with 8 bytes for the length of its header")
     length = int.from_bytes(prefix, "little")
     if length > size_bytes - LENGTH_BYTES:
         kind = recognise(prefix + _read(stream, LOOKED_AT, where))
         if kind is not None:
             refuse(f"is not safetensors but {kind.name}", hint=kind.hint)
         refuse(
-            f"its header is said to hold {length} bytes, the file holds {size_bytes}",
+            f"claims a header of {length} bytes, but the file holds {size_bytes}",
             hint="the file is cut off or not safetensors; download it again",
         )
     if limits.file_bytes is not None and size_bytes > limits.file_bytes:
@@ -146,7 +144,7 @@ def _read(stream: IO[bytes], count: int, where: str) -> bytes:
 
 
 def _check_tiling(specs: list[TensorSpec], data_start: int, size_bytes: int, where: str) -> None:
-    """Refuse unless the tensors, in file order, fill the data section without gap, overlap or rest."""
+    """Raise unless the tensors, in file order, fill the data section without gap, overlap or rest."""
     reached, before = data_start, ""
     for spec in specs:
         if spec.start != reached:
@@ -167,11 +165,11 @@ def _check_tiling(specs: list[TensorSpec], data_start: int, size_bytes: int, whe
 def header_bytes(
     specs: Iterable[TensorSpec], metadata: Mapping[str, str] | None = None, pad_to: int | None = None
 ) -> bytes:
-    """Length and header of a file whose tensors follow in the order given, one after another.
+    """Length and header of a file whose tensors follow in the given order, one after another.
 
-    `start` and `end` of the specs count for their difference only, so `TensorSpec.planned` ones serve. The data
-    begins at a multiple of 8 as the library writes it, or at byte `pad_to` for a writer that reserved room. Same
-    arguments, same bytes: metadata is written by sorted key.
+    Only the difference of `start` and `end` matters, so planned specs will do. The data begins at a multiple of 8, as
+    the library writes it, or at byte `pad_to` for a writer that reserved room. Equal arguments give equal bytes:
+    metadata is sorted by key.
 
     Raises:
         ValueError: a name is given twice, or the header does not fit before `pad_to`.

@@ -1,7 +1,7 @@
-"""The JSON header of a safetensors file: its words, its limits, and a reader that trusts nothing.
+"""The JSON header of a safetensors file: its terms, its limits, and a reader for untrusted files.
 
-A tensor entry holds no nested object, which lets us read the header entry by entry: memory and time follow the limits
-and not the input.
+A tensor entry holds no nested object, so the header is read entry by entry: the limits bound memory and time, not the
+input.
 """
 
 from __future__ import annotations
@@ -9,47 +9,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from types import MappingProxyType
-from typing import Any, Final, NoReturn, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.core.limits import DEFAULT_LIMITS, limits
-
-DTYPE_BITS: Final[Mapping[str, int]] = MappingProxyType(
-    {
-        "BOOL": 8,
-        "F4": 4,
-        "F6_E2M3": 6,
-        "F6_E3M2": 6,
-        "U8": 8,
-        "I8": 8,
-        "F8_E5M2": 8,
-        "F8_E4M3": 8,
-        "F8_E8M0": 8,
-        "F8_E4M3FNUZ": 8,
-        "F8_E5M2FNUZ": 8,
-        "I16": 16,
-        "U16": 16,
-        "F16": 16,
-        "BF16": 16,
-        "I32": 32,
-        "U32": 32,
-        "F32": 32,
-        "C64": 64,
-        "F64": 64,
-        "I64": 64,
-        "U64": 64,
-    }
-)
-"""Bits of one element, for every dtype of the format."""
+from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 
 MAX_DIMENSIONS = 32
-_ENTRY_CHARACTERS = 4096  # 32 dimensions and two offsets of 20 digits each fit many times over
+_ENTRY_CHARACTERS = 4096  # far more than 32 dimensions and two offsets of 20 digits need
 _ENTRY_KEYS = frozenset({"dtype", "shape", "data_offsets"})
 _SPACE = re.compile(r"[ \t\n\r]*")
-# An entry as every writer spells it; 18 digits always fit in 64 bits, all else goes the long way through JSON.
+# An entry as every writer spells it; 18 digits always fit in 64 bits. Other entries take the slow way through JSON.
 _PLAIN_ENTRY = re.compile(
     r'\{"dtype":"(?P<dtype>[A-Z0-9_]{1,16})","shape":\[(?P<shape>(?:\d{1,18}(?:, ?\d{1,18}){0,31})?)\],'
     r'"data_offsets":\[(?P<begin>\d{1,18}), ?(?P<stop>\d{1,18})\]\}',
@@ -61,7 +32,7 @@ _INT64_MAX = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much of a file is read. `file_bytes` None: any size. `strict_names`: as an adapter needs them."""
+    """Limits of one file. `file_bytes` None: any size. `strict_names`: names must be dotted module paths."""
 
     header_bytes: int = DEFAULT_LIMITS.header_bytes
     tensors: int = DEFAULT_LIMITS.tensors
@@ -72,7 +43,7 @@ class Limits:
 
 
 ADAPTER_LIMITS = Limits()
-"""For a stranger's file, as built in; `adapter_limits` gives those in force."""
+"""The built-in limits for untrusted files; `adapter_limits` returns those in force."""
 
 BASE_LIMITS = Limits(
     header_bytes=100_000_000,
@@ -82,11 +53,11 @@ BASE_LIMITS = Limits(
     file_bytes=None,
     strict_names=False,
 )
-"""For the base model, whose bytes are trusted: the header cap of the safetensors library."""
+"""Limits for base models, which are trusted: the header limit of the safetensors library."""
 
 
 def adapter_limits() -> Limits:
-    """The limits in force for a stranger's file."""
+    """The limits in force for untrusted files."""
     chosen = limits()
     return Limits(**{f.name: getattr(chosen, f.name) for f in fields(Limits) if f.name != "strict_names"})
 
@@ -103,10 +74,10 @@ class TensorSpec:
 
     @classmethod
     def planned(cls, name: str, dtype: str, shape: tuple[int, ...]) -> TensorSpec:
-        """A tensor that is still to be written; `start` is 0 until it has a place.
+        """A tensor that is yet to be written; its `start` is 0.
 
         Raises:
-            ValueError: the dtype is not of the format, or the tensor does not fill whole bytes.
+            ValueError: the format has no such dtype, or the tensor does not fill whole bytes.
         """
         if dtype not in DTYPE_BITS:
             raise ValueError(f"dtype {shown(dtype)} is not one of safetensors")
@@ -122,7 +93,7 @@ class TensorSpec:
 
     @property
     def elements(self) -> int:
-        """How many numbers the tensor holds; 1 for a scalar."""
+        """The count of its numbers; 1 for a scalar."""
         return math.prod(self.shape)
 
 
@@ -136,7 +107,7 @@ def parse_header_text(text: str, where: str, limits: Limits) -> tuple[dict[str, 
 
 
 class _HeaderText:
-    """Reads the header's JSON one entry at a time: at no moment is more than one entry a Python object."""
+    """Reads the header's JSON one entry at a time, so that only one entry exists as a Python object."""
 
     def __init__(self, text: str, where: str, limits: Limits) -> None:
         self.text, self.where, self.limits = text, where, limits
@@ -195,7 +166,7 @@ class _HeaderText:
         self.at += 1
 
     def closes(self, *, first: bool) -> bool:
-        """Whether the object ends here; steps over the brace, or over the comma before the next key."""
+        """Whether the object ends here; skips the brace, or the comma before the next key."""
         if self.peek() == "}":
             self.at += 1
             return True
@@ -239,7 +210,7 @@ class _HeaderText:
         return TensorSpec(name=name, dtype=dtype, shape=tuple(shape), start=offsets[0], end=offsets[1])
 
     def plain_entry(self) -> tuple[Any, Any, Any] | None:
-        """Dtype, shape and offsets of an entry in the usual spelling; a quick way to what `spelt_entry` gives."""
+        """Dtype, shape and offsets of an entry in the usual spelling; None for another. A fast `spelt_entry`."""
         plain = _PLAIN_ENTRY.match(self.text, self.at)
         if plain is None or _LEADING_ZERO.search(plain.group()):
             return None
@@ -248,12 +219,12 @@ class _HeaderText:
         return plain["dtype"], shape, [int(plain["begin"]), int(plain["stop"])]
 
     def spelt_entry(self, name: str) -> tuple[Any, Any, Any]:
-        """The same from any spelling that JSON allows."""
+        """Dtype, shape and offsets from any spelling that JSON allows."""
         value = self.entry_value(name)
         return value["dtype"], value["shape"], value["data_offsets"]
 
     def entry_value(self, name: str) -> dict[str, Any]:
-        """The object that describes one tensor, with exactly the keys of the format."""
+        """The object that describes one tensor; it has exactly the keys of the format."""
         if self.peek() != "{":
             self.refuse(f"tensor `{shown(name)}` is not described by an object")
         end = self.text.find("}", self.at, self.at + _ENTRY_CHARACTERS)
@@ -292,7 +263,7 @@ def _entry_problem(dtype: object, shape: object, offsets: object) -> str:
     if not _naturals(offsets) or len(offsets) != 2:  # noqa: PLR2004 - begin and end
         return f"data_offsets is {shown(offsets, 40)}, expected two natural numbers"
     begin, stop = offsets
-    # Zeros are left out: a reader that multiplies in another order would overflow before it meets the zero.
+    # Zeros are left out: a reader that multiplies in another order could overflow before it reaches the zero.
     if max(math.prod(d for d in shape if d) * DTYPE_BITS[dtype], stop) > _INT64_MAX:
         return f"shape {shown(shape, 40)} does not fit in 64 bits"
     bits = math.prod(shape) * DTYPE_BITS[dtype]
@@ -304,8 +275,8 @@ def _entry_problem(dtype: object, shape: object, offsets: object) -> str:
 def name_problem(name: str, limits: Limits = ADAPTER_LIMITS) -> str:
     """What is wrong with a tensor's name, as the end of a sentence; empty when nothing is.
 
-    Adapters name parts of a module path, so their names are dot-separated, printable and free of path separators:
-    tools that write one file a tensor must not be led out of their folder.
+    The names of an adapter are module paths: dot-separated, printable and free of path separators, so that no tool that
+    writes one file per tensor is led out of its folder.
     """
     if not name:
         return "is empty"

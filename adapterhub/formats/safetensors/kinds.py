@@ -1,4 +1,4 @@
-"""What a file is, told from its first bytes: the kinds people mistake for an adapter's weights."""
+"""Detection of files that people mistake for an adapter's weights, by their first bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LOOKED_AT = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """What the first bytes of a file say it is, and the step that helps."""
+    """A kind of file, and the step that helps."""
 
     name: str
     hint: str
@@ -41,7 +41,7 @@ _KINDS: Final[tuple[tuple[bytes, Kind], ...]] = (
 
 
 def recognise(start: bytes) -> Kind | None:
-    """What a file is that begins with `start` (`LOOKED_AT` bytes are plenty); None when it is of no known kind."""
+    """The kind of a file that begins with `start` (`LOOKED_AT` bytes suffice); None when it is unknown."""
     for magic, kind in _KINDS:
         if start.startswith(magic):
             return kind

@@ -22,12 +22,13 @@ from adapterhub.core.disk.new_folder import ensure_new
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike
+from adapterhub.formats.safetensors.dtypes import CHOICES
 from adapterhub.inference.export._job import Adapter, Exported, Job, Steps
 from adapterhub.library.default import LibraryLike, open_library
 
 __all__ = ["DTYPES", "Adapter", "Exported", "Job", "export", "forms", "load"]
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = tuple(CHOICES)
 """What factors can be written as."""
 
 

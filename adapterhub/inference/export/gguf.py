@@ -8,11 +8,8 @@ and its kin), the rows of B are put in that order for q and k, as they are in th
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,22 +17,20 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from adapterhub.core.disk.files import sync_folder
-from adapterhub.core.disk.new_folder import not_written
-from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.disk.new_folder import new_file
 from adapterhub.core.errors import Conflict, Incompatible, Malformed, NotFound, UnsupportedAdapter, shown
+from adapterhub.core.extras import extra_named
 from adapterhub.formats.peft.config import owner
 from adapterhub.inference.engines import engine
 from adapterhub.inference.export._job import Adapter, Exported, Job
+from adapterhub.weights.dtypes import CHOSEN_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import AdapterFactors
 from adapterhub.weights.lowrank.layouts import is_finite
 
-_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _QUERIES: Final = ".q_proj"
 _KEYS: Final = ".k_proj"
 _EMBEDDING: Final = "token_embd.weight"
-_RANDOM_BYTES: Final = 4
 
 _EXPERTS: Final = re.compile(
     r"\blayers\.(?P<layer>\d+)\.(?:mlp|block_sparse_moe)\.experts(?:\.(?P<expert>\d+)\.(?P<leaf>\w+))?$"
@@ -55,7 +50,7 @@ def export(job: Job, out: Path) -> Exported:
     """Write the GGUF file `out`; `dtype` float32 where none is asked for.
 
     Raises:
-        NotFound: the package `gguf` is not installed.
+        MissingExtra: the package `gguf` is not installed.
         UnsupportedAdapter: what GGUF cannot carry, all of it named.
         Incompatible: numbers that are too large for the dtype.
     """
@@ -65,7 +60,7 @@ def export(job: Job, out: Path) -> Exported:
             f"`{shown(str(out), 200)}` exists. Nothing was written", hint="name a file that does not exist yet"
         )
     with job.opened("llama.cpp", needs_base=True) as adapter:
-        with _new_file(out) as partial:
+        with new_file(out) as partial:
             write_gguf(adapter, partial, dtype=job.dtype or "float32", job=job)
         return Exported(
             paths=(out,),
@@ -143,29 +138,6 @@ def turned(b: Tensor, heads: int) -> Tensor:
     return b.reshape(heads, 2, out // heads // 2, rank).transpose(1, 2).reshape(out, rank)
 
 
-@contextlib.contextmanager
-def _new_file(out: Path) -> Iterator[Path]:
-    """A file to write, which gets its name when the block ends without an error and is gone otherwise.
-
-    Raises:
-        DiskFull, NotAllowed: it cannot be written.
-    """
-    out = output_place(out)
-    partial = out.with_name(f".{out.name}.partial-{secrets.token_hex(_RANDOM_BYTES)}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-        partial.rename(out)
-        sync_folder(out.parent)
-    except OSError as error:
-        raise not_written(error, out) from error
-    finally:
-        with contextlib.suppress(OSError):  # it may be that its folder could not be made
-            partial.unlink()
-
-
 def write_gguf(adapter: Adapter, path: Path, *, dtype: str, job: Job) -> None:
     """The file, written module by module.
 
@@ -178,7 +150,7 @@ def write_gguf(adapter: Adapter, path: Path, *, dtype: str, job: Job) -> None:
 
     gguf = _package()
     places = _places(adapter)
-    kind = _DTYPES[dtype]
+    kind = CHOSEN_DTYPES[dtype]
     raw = {"bfloat16": gguf.GGMLQuantizationType.BF16}.get(dtype)
     stored = np.dtype({"float32": "f4", "float16": "f2", "bfloat16": "u2"}[dtype])
     writer = gguf.GGUFWriter(path, _base(adapter).architecture)
@@ -339,9 +311,6 @@ def _heads(adapter: Adapter, module: str) -> int:
 
 
 def _package() -> Any:  # noqa: ANN401 - the module; it has no types
-    try:
+    with extra_named("writing GGUF"):
         import gguf
-    except ModuleNotFoundError:
-        hint = "`pip install 'adapterhub[export]'` brings it"
-        raise NotFound("writing GGUF needs the package `gguf`, not installed here", hint=hint) from None
     return gguf

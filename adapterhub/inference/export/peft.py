@@ -21,7 +21,8 @@ from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.engines import FEATURES, SETTINGS, BaseFacts, Traits
 from adapterhub.inference.export._job import Adapter, Exported, Job, other_way
-from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, TORCH_DTYPES, TensorFileWriter
+from adapterhub.weights.dtypes import CHOSEN_DTYPES, FORMAT_DTYPES, TORCH_DTYPES
+from adapterhub.weights.lowrank.factors import TensorFileWriter
 from adapterhub.weights.lowrank.layouts import is_finite
 
 _MORE: Final = (
@@ -86,7 +87,7 @@ def _refuse(adapter: Adapter) -> None:
 
 def _dtype(adapter: Adapter, asked: str | None) -> torch.dtype:
     if asked is not None:
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
+        return CHOSEN_DTYPES[asked]
     modules = adapter.factors.modules.values()
     own = {TORCH_DTYPES[spec.dtype] for factors in modules for spec in (factors.a, factors.b)}
     exact = all(math.frexp(factors.scale)[0] == 0.5 for factors in modules)  # noqa: PLR2004 - a power of two

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -20,24 +19,13 @@ from adapterhub.core.errors import shown
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, Comparison, is_buffer
 from adapterhub.formats.base.precision import Interval, interval, may_be_same, number_text, stored_bytes
 from adapterhub.formats.modules.key_maps import OtherNames, other_names
+from adapterhub.formats.safetensors.dtypes import DTYPES
 from adapterhub.formats.safetensors.facts import sample_offsets
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.base.model import BaseModel, model_types
 from adapterhub.inference.loader.base.quantised import source_intervals, source_shape
 from adapterhub.library.bases.records import BaseRecord, Bases
-from adapterhub.weights.lowrank.factors import FORMAT_DTYPES
-
-_OTHER_DTYPES: Final = {
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_INTEGERS: Final = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
+from adapterhub.weights.dtypes import FORMAT_DTYPES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +49,7 @@ def look_at(base: BaseModel) -> LoadedBase:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor, is_kept in base.tensors():
         shape = tuple(tensor.shape)
-        dtype = FORMAT_DTYPES.get(tensor.dtype) or _OTHER_DTYPES.get(tensor.dtype)
+        dtype = FORMAT_DTYPES.get(tensor.dtype)
         if not is_kept or dtype is None or is_buffer(name, shape):
             continue
         samples[name] = (dtype, _numbers_at_samples(tensor, TensorSpec.planned(name, dtype, shape)))
@@ -197,7 +185,9 @@ def _compare_packed(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mappin
     seen = apart = unread = 0
     example = ""
     tensors = [
-        n for n, h in pairs.items() if loaded.samples[h][0] in _INTEGERS and declared.samples[n][0] not in _INTEGERS
+        n
+        for n, h in pairs.items()
+        if DTYPES[loaded.samples[h][0]].is_integer and not DTYPES[declared.samples[n][0]].is_integer
     ]
     for name in sorted(tensors):
         (dtype, raw), rooms = declared.samples[name], loaded.packed.get(pairs[name])

@@ -37,13 +37,11 @@ class Scale:
 class Setup:
     """A config for PEFT, and the scale of each module (empty for methods without one).
 
-    `is_additive`: the update is added to the module's output, so that several can be added up with weights.
     `ranks`: rank by module where PEFT's config cannot say it.
     """
 
     config: Any
     scales: Mapping[str, Scale]
-    is_additive: bool
     ranks: Mapping[str, int]
     warnings: tuple[str, ...] = ()
 
@@ -58,43 +56,20 @@ def set_up(contents: AdapterContents, base: BaseModel) -> Setup:
     reasons = _reasons(contents)
     if reasons:
         raise UnsupportedAdapter(f"`{shown(contents.label)}` cannot be attached here", reasons)
-    make = _MAKERS[contents.config.peft_type]
+    make = MAKERS[contents.config.peft_type]
     return make(contents, base, _common(contents, base))
-
-
-_BASE_CHANGING_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_HARMLESS_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
-_VARIANTS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "trainable_token_indices": "it replaces rows of the embedding (trainable_token_indices)",
-        "alora_invocation_tokens": "it is switched on by tokens in the prompt (aLoRA)",
-        "layer_replication": "it repeats layers of the base (layer_replication)",
-        "use_qalora": "it pools its inputs (QALoRA)",
-        "use_bdlora": "it has block-diagonal factors (BD-LoRA)",
-        "arrow_config": "it routes between other adapters (Arrow)",
-        "kasa_config": "it cuts directions out of the base weights (KaSA)",
-        "monteclora_config": "it samples its weights (MonteCLoRA)",
-        "velora_config": "it compresses its inputs (VeLoRA)",
-        "megatron_config": "it is made for Megatron's parallel layers",
-        "ensure_weight_tying": "it ties the factors of two layers to each other (ensure_weight_tying)",
-    }
-)
 
 
 def _reasons(contents: AdapterContents) -> list[str]:
     config = contents.config
-    reasons = [
-        reason
-        for key, reason in _VARIANTS.items()
-        if (getattr(config, key, None) or config.extra.get(key)) not in (None, False, (), [], {})
-    ]
+    reasons = [f"it {variant.what}" for variant in config.variants.values() if not variant.attaches]
     init = config.init_lora_weights
-    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+    if config.start_changes_base:
         reasons.append(
             f"it was initialised from the base weights (init_lora_weights {shown(init)}) and changed them: its update"
             " is relative to those. PEFT saves it as a plain LoRA with `path_initial_model_for_weight_conversion`"
         )
-    elif isinstance(init, str) and init.lower() not in _HARMLESS_INITS:
+    elif config.start_is_unknown:
         reasons.append(f"its initialisation {shown(init)} is not known here; it may have changed the base")
     return reasons
 
@@ -142,7 +117,7 @@ def _lora(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) ->
         target_parameters=sorted(contents.parameters.values()) or None,
         **common,
     )
-    return Setup(config=made, scales=scales, is_additive=not config.use_dora, ranks={})
+    return Setup(config=made, scales=scales, ranks={})
 
 
 def _ranks(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
@@ -175,7 +150,7 @@ def _adalora(contents: AdapterContents, base: BaseModel, common: dict[str, Any])
         init_lora_weights=False,
         **common,
     )
-    return Setup(config=made, scales={}, is_additive=False, ranks=ranks)
+    return Setup(config=made, scales={}, ranks=ranks)
 
 
 def _ia3(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
@@ -194,7 +169,7 @@ def _ia3(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> 
 
     feedforward = [name for name in contents.factors if scales_inputs(contents.adapters_name(name))]
     made = IA3Config(feedforward_modules=feedforward, init_ia3_weights=False, **common)
-    return Setup(config=made, scales={}, is_additive=False, ranks={})
+    return Setup(config=made, scales={}, ranks={})
 
 
 def _lycoris(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
@@ -221,7 +196,7 @@ def _lycoris(contents: AdapterContents, base: BaseModel, common: dict[str, Any])
     usual, pattern = _ranks(ranks)
     common = {key: value for key, value in common.items() if key != "fan_in_fan_out"}
     made = made_by(r=usual, rank_pattern=pattern, init_weights=False, **settings, **common)
-    return Setup(config=made, scales=scales, is_additive=True, ranks={})
+    return Setup(config=made, scales=scales, ranks={})
 
 
 def _vera(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) -> Setup:  # noqa: ARG001 - a maker's form
@@ -238,10 +213,10 @@ def _vera(contents: AdapterContents, base: BaseModel, common: dict[str, Any]) ->
     warnings: tuple[str, ...] = ()
     if not contents.shared:
         warnings = ("its file has no projections; they are made again from its random seed, as PEFT does",)
-    return Setup(config=made, scales={}, is_additive=False, ranks={}, warnings=warnings)
+    return Setup(config=made, scales={}, ranks={}, warnings=warnings)
 
 
-_MAKERS: Final[Mapping[str, Callable[[AdapterContents, BaseModel, dict[str, Any]], Setup]]] = MappingProxyType(
+MAKERS: Final[Mapping[str, Callable[[AdapterContents, BaseModel, dict[str, Any]], Setup]]] = MappingProxyType(
     {"LORA": _lora, "ADALORA": _adalora, "IA3": _ia3, "LOHA": _lycoris, "LOKR": _lycoris, "VERA": _vera}
 )
 

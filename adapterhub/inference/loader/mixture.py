@@ -77,7 +77,7 @@ def check_mixture(adapters: Sequence[Ready]) -> None:
     """
     reasons = []
     for adapter in adapters:
-        if adapter.setup.is_additive or (len(adapters) == 1 and adapter.weight == 1):
+        if adapter.contents.config.adds or (len(adapters) == 1 and adapter.weight == 1):
             continue
         method = (
             "DoRA, whose magnitudes"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 
 from adapterhub.core.errors import Incompatible, UsageProblem, shown
+from adapterhub.core.extras import require
 from adapterhub.inference.generation import Question, Writing, write
 from adapterhub.inference.loader.base.quantised import hold_layout
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from adapterhub.weights.dtypes import CHOSEN_DTYPES
 
 
 def load_base(folder: Path, *, dtype: str = "auto", load_in: str | None = None) -> tuple[Any, Any]:
@@ -24,13 +23,11 @@ def load_base(folder: Path, *, dtype: str = "auto", load_in: str | None = None) 
 
     Raises:
         Incompatible: transformers cannot load it as a model that writes text.
-        UsageProblem: it cannot be packed: bitsandbytes is not installed, or the weights are packed already.
+        MissingExtra: packing needs bitsandbytes, which is not installed.
+        UsageProblem: the weights are packed already.
     """
-    if load_in is not None and importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageProblem(
-            f"loading in {load_in} needs bitsandbytes, which is not installed",
-            hint="pip install 'adapterhub[quantized]'",
-        )
+    if load_in is not None:
+        require("quantized", f"loading in {load_in}")
     import transformers
 
     # its notes on attention kernels and tied weights are no concern of somebody who asks for one answer
@@ -45,9 +42,9 @@ def load_base(folder: Path, *, dtype: str = "auto", load_in: str | None = None) 
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         if load_in is not None:
             _refuse_packed(folder, config)
-            precision = _DTYPES.get(dtype) or getattr(config, "dtype", None) or torch.float32
+            precision = CHOSEN_DTYPES.get(dtype) or getattr(config, "dtype", None) or torch.float32
             options |= {"quantization_config": _packing(load_in, precision), "device_map": {"": place}}
-        model = kind.from_pretrained(folder, dtype=_DTYPES.get(dtype, "auto"), use_safetensors=True, **options)
+        model = kind.from_pretrained(folder, dtype=CHOSEN_DTYPES.get(dtype, "auto"), use_safetensors=True, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise Incompatible(
             f"`{folder}` cannot be loaded as a model that writes text: {shown(str(error).strip(), 200)}",

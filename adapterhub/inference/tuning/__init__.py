@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.errors import CouldNotTell, UsageProblem
+from adapterhub.core.extras import extra_named
 from adapterhub.inference.tuning._examples import Example, Turn, read_examples
 from adapterhub.inference.tuning._losses import Encoded, Losses, encode
 
@@ -87,7 +88,8 @@ def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
     `attach`.
 
     Raises:
-        UsageProblem: fewer than two adapters, an option out of range, a model of another kind, `cma` not installed.
+        UsageProblem: fewer than two adapters, an option out of range, a model of another kind.
+        MissingExtra: `cma` is not installed.
         Malformed: examples that this base cannot run; every one is named.
         CouldNotTell: the loss is no number.
         BaseMismatch, MergeRefused and what else `attach` raises.
@@ -159,12 +161,10 @@ def _optimiser() -> Callable[[_Trials, int], None]:
     """What searches from the best trial on until the budget is used up or nothing changes any more.
 
     Raises:
-        UsageProblem: its package is not installed.
+        MissingExtra: its package is not installed.
     """
-    try:
+    with extra_named("finding weights"):
         import cma
-    except ImportError:
-        raise UsageProblem("finding weights needs the package `cma`", hint="pip install 'adapterhub[tune]'") from None
     import numpy as np
 
     def search(trials: _Trials, seed: int) -> None:

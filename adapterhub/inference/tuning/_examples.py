@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from adapterhub.core.digests import strict_json
 from adapterhub.core.disk.files import read_plain
-from adapterhub.core.errors import Malformed, NotFound, shown
+from adapterhub.core.errors import Malformed, NotFound, problem_list, shown
 
 MAX_FILE_BYTES: Final = 16 << 20
 MAX_LINE_BYTES: Final = 1 << 20
@@ -64,12 +64,8 @@ def read_examples(path: Path) -> tuple[Example, ...]:
         except ValueError as error:
             problems.append(f"line {number}: {error}")
     if problems:
-        rest = len(problems) - PROBLEMS_SHOWN
-        listed = [*problems[:PROBLEMS_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
-        raise Malformed(
-            "\n".join([f"{where}: not usable as examples", *(f"  {line}" for line in listed)]),
-            hint=f"one JSON object a line: {_FORMS}",
-        )
+        text = problem_list(f"{where}: not usable as examples", problems, PROBLEMS_SHOWN)
+        raise Malformed(text, hint=f"one JSON object a line: {_FORMS}")
     if not examples:
         raise Malformed(f"{where}: holds no examples", hint=f"one JSON object a line: {_FORMS}")
     if len(examples) > MAX_EXAMPLES:

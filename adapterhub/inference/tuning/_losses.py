@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.core.errors import CouldNotTell, Malformed, UsageProblem, shown
+from adapterhub.core.errors import CouldNotTell, Malformed, UsageProblem, problem_list, shown
 from adapterhub.inference.tuning._examples import PROBLEMS_SHOWN, Example
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def encode(tokenizer: Any, model: Any, examples: Sequence[Example]) -> list[Enco
             raise CouldNotTell(f"the tokenizer makes token {max(one.tokens)}, the model has {known}")
         encoded.append(one)
     if problems:
-        rest = len(problems) - PROBLEMS_SHOWN
-        listed = [*problems[:PROBLEMS_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
-        raise Malformed("\n".join(["these examples cannot be used with this base", *(f"  {line}" for line in listed)]))
+        raise Malformed(problem_list("these examples cannot be used with this base", problems, PROBLEMS_SHOWN))
     return encoded
 
 

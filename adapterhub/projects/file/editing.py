@@ -11,9 +11,9 @@ from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Conflict, NotAllowed, NotFound, shown
 from adapterhub.core.specs import AdapterName, BaseSpec
+from adapterhub.formats.documents import near_name
 from adapterhub.projects.file.reading import parse_project, project_bytes, wanted_spec
 from adapterhub.projects.values import AdapterRequirement, Project
-from adapterhub.weights.recipes.toml.values import near_name
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument

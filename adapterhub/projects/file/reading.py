@@ -6,14 +6,14 @@ import codecs
 import datetime as dt
 import functools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from adapterhub.core.dates import parse_newest_allowed
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.disk.home import PROJECT_FILE
-from adapterhub.core.errors import Malformed, NotFound, SpecError, UsageProblem, shown
+from adapterhub.core.errors import Malformed, NotFound, SpecError, UsageProblem, problem_list, shown
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import (
     AdapterName,
@@ -25,18 +25,16 @@ from adapterhub.core.specs import (
     parse_version,
 )
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys
+from adapterhub.formats.documents import DocumentReader, toml_of
 from adapterhub.library.remotes import parse_remote_name
 from adapterhub.projects.file.positions import both_sides, line_of, lines_of
 from adapterhub.projects.values import AdapterRequirement, MergeRequirement, Policy, Project, ProjectRemote
 from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
-from adapterhub.weights.recipes.toml import step_from, toml_of
-from adapterhub.weights.recipes.toml.values import near_name
+from adapterhub.weights.recipes.toml import step_from
 
 LIMIT_BYTES: Final = 4 << 20
 MAX_ENTRIES: Final = 10_000
 """Adapters, groups, merges and remotes of a project, all together."""
-PROBLEMS_SHOWN: Final = 50
-MAX_TEXT_CHARACTERS: Final = 4096
 
 _TABLES: Final = ("project", "remotes", "adapters", "groups", "merges", "policy")
 _REMOTE_KEYS: Final = (*KIND_OF_KEY, "namespaces", "signatures", "kind")
@@ -47,10 +45,6 @@ _LISTS: Final = (
     "allow-namespaces", "deny-namespaces", "allow-licenses", "deny-licenses", "allow-methods", "deny-methods",
 )  # fmt: skip
 _POLICY_KEYS: Final = (*_LISTS, "max-rank", "exclude-newer")
-_KINDS: Final[Mapping[type, str]] = {
-    str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list", bool: "true or false",
-    dt.date: "a date", dt.datetime: "a time",
-}  # fmt: skip
 
 
 def project_bytes(folder: Path) -> bytes:
@@ -133,9 +127,7 @@ def _entries_in(document: Mapping[str, Any]) -> int:
 
 
 def _malformed(where: str, problems: Sequence[str]) -> Malformed:
-    rest = len(problems) - PROBLEMS_SHOWN
-    lines = [*problems[:PROBLEMS_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
-    return Malformed("\n".join([f"`{shown(where, 200)}`: not a usable project file", *(f"  {line}" for line in lines)]))
+    return Malformed(problem_list(f"`{shown(where, 200)}`: not a usable project file", problems))
 
 
 def _unreadable(raw: bytes) -> str | None:
@@ -152,74 +144,8 @@ def _told(line: int | None, path: str, text: str) -> str:
     return f"{where}: {text}" if line is None else f"line {line}, {where}: {text}"
 
 
-Value = Any
-"""Any value of a project file."""
-
-
-class _Reader:
+class _Reader(DocumentReader):
     """Reads a parsed document into a `Project` and collects every problem."""
-
-    def __init__(self) -> None:
-        self.problems: list[tuple[str, str]] = []
-
-    def say(self, path: str, text: str) -> None:
-        self.problems.append((path, text))
-
-    def known(self, holder: Mapping[str, Any], keys: Sequence[str], path: str) -> None:
-        for key in holder:
-            if key not in keys:
-                near = self.near(key, keys) or f"; there are {', '.join(keys)}"
-                self.say(f"{path}{key}", f"no such key{near}")
-
-    def near(self, name: str, names: Collection[str]) -> str:
-        """A suggestion for a misspelt name; none after many problems, because each search compares all names."""
-        return near_name(name, names) if len(self.problems) < PROBLEMS_SHOWN else ""
-
-    def take(self, holder: Mapping[str, Any], key: str, kind: type, path: str) -> Value:
-        """`holder[key]` if it has the type `kind`, else None."""
-        item = holder.get(key)
-        if item is None or type(item) is kind:
-            return item
-        self.say(f"{path}{key}", f"expected {_KINDS[kind]}, got {_KINDS.get(type(item), type(item).__name__)}")
-        return None
-
-    def text(self, holder: Mapping[str, Any], key: str, path: str) -> str | None:
-        item = self.take(holder, key, str, path)
-        if item is not None and len(item) > MAX_TEXT_CHARACTERS:
-            self.say(f"{path}{key}", f"at most {MAX_TEXT_CHARACTERS} characters, got {len(item)}")
-            return None
-        return cast("str | None", item)
-
-    def parsed(self, text: str | None, parse: Callable[[str], Any], path: str) -> Value:
-        """`text` as a value; None if it is invalid, which is recorded as a problem."""
-        if text is None:
-            return None
-        try:
-            return parse(text)
-        except UsageProblem as error:
-            reason = f"`{shown(error.text)}`: {error.reason}" if isinstance(error, SpecError) else error.message
-            return self.say(path, reason + (f"; {error.hint}" if error.hint else ""))
-
-    def checked(self, holder: Mapping[str, Any], key: str, parse: Callable[[str], Any], path: str) -> Value:
-        return self.parsed(self.text(holder, key, path), parse, f"{path}{key}")
-
-    def texts(self, holder: Mapping[str, Any], key: str, parse: Callable[[str], str], path: str) -> tuple[str, ...]:
-        """A list of texts, each once."""
-        found: list[str] = []
-        for number, item in enumerate(self.take(holder, key, list, path) or []):
-            where = f"{path}{key}[{number}]"
-            if type(item) is not str:
-                self.say(where, f"expected text, got {_KINDS.get(type(item), type(item).__name__)}")
-            else:
-                found.append(self.parsed(item, parse, where) or "")
-        return tuple(dict.fromkeys(found))
-
-    def rank(self, holder: Mapping[str, Any], key: str, path: str) -> int | None:
-        item = self.take(holder, key, int, path)
-        if item is not None and item < 1:
-            self.say(f"{path}{key}", f"a rank is at least 1, got {item}")
-            return None
-        return cast("int | None", item)
 
     # ------------------------------------------------------------ the tables
     def project(self, top: Mapping[str, Any], folder: Path) -> Project:
@@ -266,7 +192,7 @@ class _Reader:
             name=name,
             kind=kind.name,
             address=address,
-            namespaces=self.texts(item, "namespaces", parse_namespace, f"{path}."),
+            namespaces=tuple(dict.fromkeys(self.texts(item, "namespaces", f"{path}.", parse_namespace))),
             signatures=signatures if signatures in SIGNATURE_POLICIES else None,
         )
 
@@ -282,7 +208,7 @@ class _Reader:
                 self.known(item, _ADAPTER_KEYS, f"{where}.")
                 where += ".spec"
             elif not isinstance(item, str):
-                self.say(where, f"expected text or a table, got {_KINDS.get(type(item), type(item).__name__)}")
+                self.wrong(where, "text or a table", item)
                 continue
             text = self.text(table, "spec", f"{path}{name}.")
             spec = self.parsed(text or "", functools.partial(wanted_spec, key), where)
@@ -304,9 +230,7 @@ class _Reader:
             return None
         self.known(item, _MERGE_KEYS, f"{path}.")
         step, problems = step_from({k: item[k] for k in _STEP_KEYS if k in item}, f"{path}.", inputs_by="adapter")
-        for problem in problems:
-            place, _, text = problem.partition(": ")
-            self.say(place, text)
+        self.problems += problems
         return MergeRequirement(
             key=key,
             step=step,
@@ -320,10 +244,9 @@ class _Reader:
     def policy(self, holder: Mapping[str, Any]) -> Policy:
         self.known(holder, _POLICY_KEYS, "policy.")
         lists = {
-            key.replace("-", "_"): self.texts(
-                holder, key, parse_namespace if key.endswith("namespaces") else _word, "policy."
-            )
+            key.replace("-", "_"): tuple(dict.fromkeys(self.texts(holder, key, "policy.", parse)))
             for key in _LISTS
+            for parse in [parse_namespace if key.endswith("namespaces") else _word]
         }
         newest = holder.get("exclude-newer")
         if isinstance(newest, dt.date):  # a time is a date, too

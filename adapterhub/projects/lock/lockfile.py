@@ -14,10 +14,10 @@ from typing import Any, Final
 from adapterhub.core.disk.files import read_plain, write_durably
 from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.core.disk.output_place import output_place
-from adapterhub.core.errors import Malformed, NotAllowed, NotFound, shown
+from adapterhub.core.errors import Malformed, NotAllowed, NotFound, problem_list, shown
 from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
 from adapterhub.projects.file.positions import both_sides
-from adapterhub.projects.lock._entries import EntryReader, Section
+from adapterhub.projects.lock._entries import LockReader, Section
 from adapterhub.projects.lock._lines import Value, parse_value, text_of, value_of
 from adapterhub.projects.values import (
     Lock,
@@ -198,8 +198,8 @@ def parse_lock(text: str, where: str = LOCK_FILE) -> Lock:
         sections = list(_sections(text))
     except ValueError as error:
         raise _damaged(where, [str(error)]) from None
-    reader = EntryReader()
-    schema = sections[0].values.get("schema", (1, None))[1]
+    reader = LockReader()
+    schema = sections[0].values.get("schema")
     if schema != SCHEMA:
         newer = isinstance(schema, str) and schema.startswith("adapterhub-lock/")
         hint = "a newer adapterhub wrote it: `pip install -U adapterhub`" if newer else _HINT
@@ -222,12 +222,14 @@ def _sections(text: str) -> Iterator[Section]:
     """
     section = Section("", 1)
     items: list[Any] | None = None  # of the list that is open
+    lines: list[int] = []  # of the last key and its items
     for number, line in enumerate(text.split("\n"), 1):
         if items is not None:
             if line == "]":
                 items = None
             else:
-                items.append((number, _value(line.strip().removesuffix(","), number)))
+                items.append(_value(line.strip().removesuffix(","), number))
+                lines.append(number)
         elif not line or line.startswith("#"):
             continue
         elif line.startswith("["):
@@ -239,11 +241,9 @@ def _sections(text: str) -> Iterator[Section]:
                 raise ValueError(f"line {number}: expected `key = value`, got `{shown(line)}`")
             if key in section.values:
                 raise ValueError(f"line {number}: key `{shown(key)}` is given twice")
-            if value == "[":
-                items = []
-                section.values[key] = number, items
-            else:
-                section.values[key] = number, _value(value, number)
+            items = [] if value == "[" else None
+            section.values[key] = _value(value, number) if items is None else items
+            section.lines[key] = lines = [number]
     if items is not None:
         raise ValueError(f"line {number}: ends inside a list")
     yield section
@@ -265,7 +265,5 @@ def _first_difference(text: str, printed: str) -> str:
 
 
 def _damaged(where: str, problems: list[str], hint: str = _HINT) -> Malformed:
-    rest = len(problems) - PROBLEMS_SHOWN
-    lines = [*problems[:PROBLEMS_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
-    told = "\n".join([f"`{shown(where, 200)}`: not what `adapt lock` wrote", *(f"  {line}" for line in lines)])
-    return Malformed(f"{told}\nNothing was changed", hint=hint)
+    text = problem_list(f"`{shown(where, 200)}`: not what `adapt lock` wrote", problems, PROBLEMS_SHOWN)
+    return Malformed(f"{text}\nNothing was changed", hint=hint)

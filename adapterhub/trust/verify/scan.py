@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import struct
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Final
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.held_file import PIECE_BYTES, HeldFile
+from adapterhub.formats.safetensors.dtypes import DTYPES, FloatLayout
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 
@@ -16,22 +21,34 @@ from adapterhub.formats.safetensors.header import TensorSpec
 class _Kind:
     """How to read a dtype as unsigned integers: without the sign bit, codes order like magnitudes.
 
-    Codes above `largest` are infinity or NaN.
+    A number whose leading byte, without sign, is `doubtful` or more may be odd, or more than float32 holds.
     """
 
-    code: str
-    mask: int
-    largest: int
+    width: int
+    layout: FloatLayout
+    doubtful: int
+
+    @property
+    def mask(self) -> int:
+        """All bits but the sign."""
+        return self.layout.sign_bit - 1
+
+    @property
+    def largest(self) -> int:
+        """Codes above this one are infinity or NaN."""
+        return self.layout.largest
 
 
+_DOUBTFUL: Final = {"F64": 0x47, "F32": 0x7F, "F16": 0x7B, "BF16": 0x7F, "F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
 _KINDS: Final[Mapping[str, _Kind]] = {
-    "F64": _Kind(code="<u8", mask=(1 << 63) - 1, largest=0x7FEF_FFFF_FFFF_FFFF),
-    "F32": _Kind(code="<u4", mask=0x7FFF_FFFF, largest=0x7F7F_FFFF),
-    "F16": _Kind(code="<u2", mask=0x7FFF, largest=0x7BFF),
-    "BF16": _Kind(code="<u2", mask=0x7FFF, largest=0x7F7F),
-    "F8_E4M3": _Kind(code="|u1", mask=0x7F, largest=0x7E),
-    "F8_E5M2": _Kind(code="|u1", mask=0x7F, largest=0x7B),
+    name: _Kind(width=DTYPES[name].bits // 8, layout=layout, doubtful=doubtful)
+    for name, doubtful in _DOUBTFUL.items()
+    if (layout := DTYPES[name].layout) is not None
 }
+_WORTH_NUMPY_BYTES: Final = 32 << 20
+_SAMPLE: Final = 512
+_UNSIGNED: Final = bytes(byte & 0x7F for byte in range(256))
+_STRUCT_CODES: Final = {8: "Q", 4: "I", 2: "H"}
 FLOATS: Final = frozenset(_KINDS)
 """The dtypes whose numbers are checked: those that the weights of an adapter may have."""
 
@@ -40,7 +57,9 @@ FLOATS: Final = frozenset(_KINDS)
 class TensorNumbers:
     """`largest` is the greatest magnitude, infinity when some number is not finite.
 
-    `odd` is the index of the first NaN or infinity in the flattened tensor, None when all are finite.
+    It may be greater than that, as far as the leading byte allows (`look_at_bytes`); it is exact when it is zero, and
+    when it is more than float32 holds. `odd` is the index of the first NaN or infinity in the flattened tensor, None
+    when all are finite.
     """
 
     largest: float
@@ -52,7 +71,7 @@ def scan_weights(held: HeldFile, file: TensorFile, progress: Progress | None = N
 
     Memory is a few pieces, whatever the size. Raises OSError when the file ends early or grew.
     """
-    looks = _Looks()
+    looks = _Looks(_look_for(file))
     runs = list(_chunks(file))
     pieces = held.pieces(file.data_start, (run.size_bytes for run in runs))
     for run, view in zip(runs, pieces, strict=True):  # strict: to the end of `pieces`, where the digest is known
@@ -99,11 +118,8 @@ def _chunks(file: TensorFile) -> Iterator[_Run]:
 class _Looks:
     """The largest code met so far in each tensor, and where the first odd one was."""
 
-    def __init__(self) -> None:
-        import numpy as np  # 60 ms of import that only a look at numbers needs
-
-        self.np = np
-        self.scratch = np.empty(PIECE_BYTES, np.uint8)
+    def __init__(self, look: _Look) -> None:
+        self.look_at = look
         self.codes: dict[str, int] = {}
         self.odd: dict[str, int] = {}
         self.dtypes: dict[str, str] = {}
@@ -113,28 +129,76 @@ class _Looks:
             kind = _KINDS.get(spec.dtype)
             if kind is None:
                 continue
-            dtype = self.np.dtype(kind.code)
-            raw = self.np.frombuffer(view[start:end], dtype)
-            codes = self.scratch[: end - start].view(dtype)
-            self.np.bitwise_and(raw, dtype.type(kind.mask), out=codes)
-            largest = int(codes.max())
+            largest, odd = self.look_at(view[start:end], kind)
             self.dtypes[spec.name] = spec.dtype
             self.codes[spec.name] = max(largest, self.codes.get(spec.name, 0))
-            if largest > kind.largest and spec.name not in self.odd:
-                self.odd[spec.name] = before // dtype.itemsize + int((codes > kind.largest).argmax())
+            if odd is not None and spec.name not in self.odd:
+                self.odd[spec.name] = before // kind.width + odd
 
     def result(self) -> dict[str, TensorNumbers]:
         return {
             name: TensorNumbers(
-                largest=float("inf") if name in self.odd else self.magnitude(code, self.dtypes[name]),
+                largest=float("inf") if name in self.odd else _KINDS[self.dtypes[name]].layout.magnitude(code),
                 odd=self.odd.get(name),
             )
             for name, code in self.codes.items()
         }
 
-    def magnitude(self, code: int, dtype: str) -> float:
-        """The number that a code without sign stands for."""
-        return float(as_floats(code.to_bytes(8, "little")[: self.np.dtype(_KINDS[dtype].code).itemsize], dtype)[0])
+
+_Look = Callable[[memoryview, _Kind], tuple[int, int | None]]
+"""The largest code of some numbers, and the index of the first odd one."""
+
+
+def _look_for(file: TensorFile) -> _Look:
+    # numpy is several times as fast, but importing it takes as long as looking at 32 MB without it
+    size_bytes = sum(spec.size_bytes for spec in file.tensors)
+    if "numpy" in sys.modules or (size_bytes > _WORTH_NUMPY_BYTES and find_spec("numpy") is not None):
+        return look_with_numpy()
+    return look_at_bytes
+
+
+def look_with_numpy() -> _Look:
+    """Exact, and faster than a disk."""
+    import numpy as np
+
+    scratch = np.empty(PIECE_BYTES, np.uint8)
+
+    def look(view: memoryview, kind: _Kind) -> tuple[int, int | None]:
+        dtype = np.dtype(f"<u{kind.width}")
+        codes = scratch[: len(view)].view(dtype)
+        np.bitwise_and(np.frombuffer(view, dtype), dtype.type(kind.mask), out=codes)
+        largest = int(codes.max())
+        return largest, int((codes > kind.largest).argmax()) if largest > kind.largest else None
+
+    return look
+
+
+def look_at_bytes(view: memoryview, kind: _Kind) -> tuple[int, int | None]:
+    """As `look_with_numpy`, but the largest code may be any that begins with the same byte as the true one.
+
+    The leading byte holds most of the exponent. The other bytes are looked at where it does not decide: when a number
+    may be odd or more than float32 holds, and when all may be zero.
+    """
+    raw = bytes(view)
+    if raw == bytes(len(raw)):
+        return 0, None
+    leading = raw[kind.width - 1 :: kind.width]
+    top = max(leading[:: len(leading) // _SAMPLE + 1].translate(_UNSIGNED))
+    while (at := leading.translate(_above(top)).find(1)) >= 0:
+        top = leading[at] & 0x7F
+    if kind.width == 1:
+        return top, leading.translate(_above(kind.largest)).find(1) if top > kind.largest else None
+    if 0 < top < kind.doubtful:
+        return ((top + 1) << 8 * (kind.width - 1)) - 1, None
+    codes = [code & kind.mask for code in struct.unpack(f"<{len(leading)}{_STRUCT_CODES[kind.width]}", raw)]
+    largest = max(codes)
+    return largest, next(i for i, code in enumerate(codes) if code > kind.largest) if largest > kind.largest else None
+
+
+@lru_cache(maxsize=128)
+def _above(limit: int) -> bytes:
+    """For `bytes.translate`: 1 for each byte that is greater without its sign bit, else 0."""
+    return bytes((byte & 0x7F) > limit for byte in range(256))
 
 
 def as_floats(raw: bytes | bytearray | memoryview, dtype: str) -> Any:  # noqa: ANN401 - a numpy array; numpy is not imported at module level
@@ -148,7 +212,7 @@ def as_floats(raw: bytes | bytearray | memoryview, dtype: str) -> Any:  # noqa: 
     if dtype == "BF16":
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
     codes = np.frombuffer(raw, "u1").astype("i4")
-    mantissa_bits, bias = (3, 7) if dtype == "F8_E4M3" else (2, 15)
+    mantissa_bits, bias = _KINDS[dtype].layout.mantissa, _KINDS[dtype].layout.bias
     exponent, fraction = (codes & 0x7F) >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
     significand = np.where(exponent > 0, (1 << mantissa_bits) | fraction, fraction).astype("f4")
     size = np.ldexp(significand, np.maximum(exponent, 1) - bias - mantissa_bits)

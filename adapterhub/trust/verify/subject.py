@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.held_file import HeldFile
@@ -15,22 +15,14 @@ from adapterhub.formats.base.fingerprint import BaseFingerprint, fingerprint_ten
 from adapterhub.formats.manifest import WEIGHTS_FILE, Manifest
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.keys import AdapterKeys, sort_keys
+from adapterhub.formats.safetensors.dtypes import DTYPES
 from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.trust.verify.report import Facts
-from adapterhub.trust.verify.scan import TensorNumbers, scan_weights
+from adapterhub.trust.verify.scan import FLOATS, TensorNumbers, scan_weights
 
 if TYPE_CHECKING:
     from adapterhub.trust.verify.listing import Listing
-
-_TORCH_NAMES: Final = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +111,6 @@ def _facts(subject: Subject) -> Facts:
         modules=len(keys.pairs),
         ranks=tuple(ranks.most_common()),
         scales=tuple(scales.most_common()),
-        dtype=_TORCH_NAMES.get(dtype, dtype.lower()),
+        dtype=DTYPES[dtype].torch if dtype in FLOATS else dtype.lower(),
         parameters=sum(spec.elements for spec in subject.weights.tensors),
     )

@@ -25,8 +25,9 @@ from adapterhub.trust.verify import ensure_undamaged, manifest_in, open_files
 from adapterhub.trust.verify.checks.container import read_weights_header
 from adapterhub.trust.verify.checks.digests import differing
 from adapterhub.trust.verify.listing import Listing, safe_listing
+from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank, difference_norms, frobenius_norm
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES, AdapterFactors
+from adapterhub.weights.lowrank.factors import AdapterFactors
 
 ABSENT: Final = "absent"
 """What a field that only the other one has is said to be."""
@@ -36,7 +37,6 @@ _SAYS_NOTHING: Final[Mapping[str, object]] = MappingProxyType(
     {"inference_mode": True, "init_lora_weights": True, "bias": "none", "lora_dropout": 0.0}
 )
 """Values of a config that mean the same as leaving the setting out, beside those that are empty."""
-_NOT_FACTORS: Final = ("use_dora", "use_qalora", "use_bdlora", "kasa_config", "monteclora_config")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,11 +359,11 @@ def _named(factors: AdapterFactors, rule: Rule) -> dict[str, TensorSpec]:
 def _caveats(*sides: tuple[Side, AdapterFactors]) -> Iterator[str]:
     for side, factors in sides:
         config, label = factors.config, shown(side.label)
-        for key in _NOT_FACTORS:
-            if getattr(config, key, None) or config.extra.get(key):
+        for key, variant in config.variants.items():
+            if variant.changes_update:
                 yield f"`{label}` uses `{key}`: its update is not B·A alone, which is what the norms are of"
-        init = config.init_lora_weights
-        if isinstance(init, str) and init.lower() not in ("gaussian", "eva", "orthogonal", "mica"):
-            yield f"`{label}` was begun with `{shown(init)}`, which changes the base: its update is relative to that"
+        if config.start_changes_base or config.start_is_unknown:
+            start = shown(config.init_lora_weights)
+            yield f"`{label}` was begun with `{start}`, which changes the base: its update is relative to that"
         if factors.unclear:
             yield f"`{label}` has {len(factors.unclear)} pairs whose meaning the file does not tell; they are left out"

@@ -7,16 +7,16 @@ for; no display is needed.
 from __future__ import annotations
 
 import math
-import secrets
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from adapterhub.core.disk.new_folder import new_file
 from adapterhub.core.disk.output_place import output_place
-from adapterhub.core.errors import NotAllowed, UsageProblem, shown
+from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.core.extras import require
 from adapterhub.formats.modules.places import place_of, short_names
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def check_picture(path: Path) -> None:
     """Whether a picture can be written there, told before any work.
 
     Raises:
-        UsageProblem: another format, no such folder, or matplotlib is not installed.
+        UsageProblem: another format, or no such folder.
+        MissingExtra: matplotlib is not installed.
     """
     output_place(path)
     if path.suffix.lower() not in FORMATS:
@@ -59,31 +60,21 @@ def check_picture(path: Path) -> None:
         )
     if not path.absolute().parent.is_dir():
         raise UsageProblem(f"there is no folder `{shown(str(path.absolute().parent), 200)}`")
-    if find_spec("matplotlib") is None:
-        hint = "`pip install 'adapterhub[plot]'` brings it"
-        raise UsageProblem("a picture needs the package `matplotlib`", hint=hint)
+    require("plot", "a picture")
 
 
 def write_picture(comparison: Comparison, path: Path) -> None:
     """Draw `comparison` into a file, which appears complete or not at all; one that is there is replaced.
 
     Raises:
-        UsageProblem: as `check_picture`.
-        NotAllowed: the file cannot be written.
+        UsageProblem, MissingExtra: as `check_picture`.
+        DiskFull, NotAllowed: the file cannot be written; see `new_file`.
     """
     check_picture(path)
-    path = output_place(path)
     figure = draw(panels_of(comparison), _title(comparison))
-    partial = path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{path.suffix}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # characters that the font lacks become boxes
-            figure.savefig(partial, format=path.suffix[1:].lower())
-        partial.replace(path)
-    except OSError as error:
-        raise NotAllowed(f"`{shown(str(path), 200)}` cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path) as partial, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # characters that the font lacks become boxes
+        figure.savefig(partial, format=path.suffix[1:].lower())
 
 
 def panels_of(comparison: Comparison) -> tuple[Panel, ...]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from adapterhub.core.errors import shown
+from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.extract._models import Model, Weight, aligned
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 from adapterhub.weights.lowrank.layouts import Layout
 
 _MATRIX: Final = 2

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from adapterhub.core.errors import CouldNotTell, MalformedTensorFile, shown
-from adapterhub.formats.safetensors.header import DTYPE_BITS
+from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
+from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.extract._models import Weight
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 from adapterhub.weights.lowrank.layouts import is_finite
 
 BLOCK_BYTES: Final = 8 << 20

@@ -13,13 +13,15 @@ import torch
 
 from adapterhub.core.errors import Incompatible, shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
+from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
+from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.weights.dtypes import FORMAT_DTYPES
 from adapterhub.weights.extract._config import extracted_config
 from adapterhub.weights.extract._models import Model
 from adapterhub.weights.extract._pairing import Pairing, Target, unit_of
 from adapterhub.weights.extract._reading import WeightReader, error_of
 from adapterhub.weights.lowrank.algebra import LowRank
-from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, TensorFileWriter
+from adapterhub.weights.lowrank.factors import TensorFileWriter
 from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
 from adapterhub.weights.lowrank.randomized import closest
 

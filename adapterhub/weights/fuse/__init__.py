@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Final, final
 
 from adapterhub.core.digests import Progress
@@ -33,6 +33,7 @@ from adapterhub.distribution.finding import AdapterLike, Found
 from adapterhub.formats.base.fingerprint import is_buffer
 from adapterhub.formats.modules.base_names import find_names
 from adapterhub.formats.peft.config import owner
+from adapterhub.formats.safetensors.dtypes import CHOICES
 from adapterhub.library.default import LibraryLike, open_library
 from adapterhub.trust.verify import Subject
 from adapterhub.weights.fuse._change import Landed
@@ -48,7 +49,7 @@ from adapterhub.weights.lowrank.factors import AdapterFactors
 
 __all__ = ["DTYPES", "LARGE_LOSS", "Fused", "FusedAdapter", "FusedTensor", "Fusion", "fuse", "prepare"]
 
-DTYPES: Final[Mapping[str, str]] = MappingProxyType({"float32": "F32", "bfloat16": "BF16", "float16": "F16"})
+DTYPES: Final = CHOICES
 """What a fused model can be stored as: torch's names and the format's."""
 
 LARGE_LOSS: Final = 0.1

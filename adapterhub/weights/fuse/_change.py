@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from adapterhub.core.errors import CouldNotTell, MalformedTensorFile
+from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.fuse._places import Change, Taken, Update
 from adapterhub.weights.lowrank.algebra import LowRank, stack
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 
 
 @final

@@ -9,10 +9,10 @@ import os
 
 import torch
 
+from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.fuse._change import read_into
 from adapterhub.weights.fuse._model import Model
 from adapterhub.weights.fuse._places import Taken
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 
 
 def is_copy(taken: Taken, model: Model, name: str) -> bool:

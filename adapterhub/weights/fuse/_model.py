@@ -19,7 +19,7 @@ from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import TensorFile, read_header
 from adapterhub.formats.safetensors.header import BASE_LIMITS, TensorSpec
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES
+from adapterhub.weights.dtypes import TORCH_DTYPES
 
 CONFIG_FILE: Final = "config.json"
 _MATRIX: Final = 2

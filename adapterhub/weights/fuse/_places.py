@@ -15,10 +15,10 @@ from adapterhub.formats.modules.base_names import BaseNames
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.fuse._model import Model
 from adapterhub.weights.fuse._orientation import OtherShape, Unclear, is_turned, place_on_parameters
 from adapterhub.weights.fuse._source import FuseAdapter
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 from adapterhub.weights.lowrank.layouts import NESTED
 from adapterhub.weights.lowrank.pairs import Factors
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.core.digests import Digest
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES
+from adapterhub.formats.safetensors.dtypes import DTYPES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,4 +78,4 @@ class Fused:
 
 def torch_name(dtype: str) -> str:
     """The name that torch gives to one of the format's floating dtypes."""
-    return str(TORCH_DTYPES[dtype]).removeprefix("torch.")
+    return DTYPES[dtype].torch

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import CouldNotTell, MergeRefused, shown
+from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.file import TensorFile, header_bytes
-from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
+from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.fuse._change import Arithmetic, Grid, Landed, Scratch, load, measure, read_into
 from adapterhub.weights.fuse._places import Change
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES
 
 PIECE_NUMBERS: Final = 1 << 18
 """Numbers worked on at once by a thread: 2 MB in float64, which stay in a core's cache."""

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 from adapterhub.core.errors import shown
 from adapterhub.formats.modules.base_names import BaseNames
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.trust.verify import Subject
 from adapterhub.weights.lowrank.factors import AdapterFactors
-
-_VARIANTS: Final[Mapping[str, str]] = {
-    "alora_invocation_tokens": "is switched on by tokens in the prompt (aLoRA), which a weight cannot be",
-    "layer_replication": "repeats layers of the base (layer_replication), which its files hold once",
-    "use_qalora": "pools its inputs (QALoRA)",
-    "use_bdlora": "has block-diagonal factors (BD-LoRA)",
-    "arrow_config": "routes between other adapters (Arrow), anew for each token",
-    "kasa_config": "cuts directions out of the base weights (KaSA)",
-    "monteclora_config": "samples its weights (MonteCLoRA)",
-    "velora_config": "compresses its inputs (VeLoRA)",
-    "megatron_config": "is made for Megatron's parallel layers",
-    "ensure_weight_tying": "ties the factors of two layers to each other (ensure_weight_tying)",
-}
-_BASE_CHANGING_INITS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_HARMLESS_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,19 +31,17 @@ class FuseAdapter:
 def own_reasons(subject: Subject, *, is_alone: bool) -> Iterator[str]:
     """What rules the adapter out. `is_alone`: nothing is added to it, and its weight is 1."""
     config, keys = subject.config, subject.keys
-    if not config.is_lora:
+    if not config.method.merges:
         yield f"is of type {shown(config.peft_type)}, expected LORA"
         return
-    for key, reason in _VARIANTS.items():
-        if (getattr(config, key, None) or config.extra.get(key)) not in (None, False, (), [], {}):
-            yield reason
+    yield from (one.what for one in config.variants.values() if not one.fuses)
     init = config.init_lora_weights
-    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+    if config.start_changes_base:
         yield (
             f"was initialised from the base weights (init_lora_weights {shown(init)}) and changed them: its update is "
             "relative to those. PEFT saves it as a plain LoRA with `path_initial_model_for_weight_conversion`"
         )
-    elif isinstance(init, str) and init.lower() not in _HARMLESS_INITS:
+    elif config.start_is_unknown:
         yield f"has an initialisation that is not known here ({shown(init)}); it may have changed the base"
     for spec in keys.others:
         yield f"holds `{shown(spec.name)}`, which its config does not account for"

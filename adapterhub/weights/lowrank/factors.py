@@ -6,29 +6,29 @@ size needs the memory of their largest module.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import IO, Final, final
+from types import TracebackType
+from typing import final
 
 import torch
 from torch import Tensor
 
 from adapterhub.core.digests import Digest
+from adapterhub.core.disk.files import replaced
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.safetensors.file import header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import Subject, open_files
+from adapterhub.weights.dtypes import FORMAT_DTYPES, TENSOR_DTYPES, TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.layouts import PEFT_PREFIX, Kind, Layout, Names, is_finite
 from adapterhub.weights.lowrank.pairs import Factors, pair_up
 
 __all__ = [
-    "FORMAT_DTYPES",
     "PEFT_PREFIX",
-    "TORCH_DTYPES",
     "AdapterFactors",
     "Factors",
     "Kind",
@@ -37,14 +37,7 @@ __all__ = [
     "TensorFileWriter",
 ]
 
-TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
-    {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-)
-"""What a factor may be stored as: the format's names and torch's."""
-FORMAT_DTYPES: Final = MappingProxyType({torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()})
-
 _CHUNK_BYTES = 1 << 24  # even, so that no number is torn apart
-_CHECKED_DTYPES: Final = {**TORCH_DTYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 
 @final
@@ -138,7 +131,7 @@ class AdapterFactors:
 
     def is_finite(self, spec: TensorSpec) -> bool:
         """Whether no number of one tensor is NaN or infinite."""
-        dtype = _CHECKED_DTYPES.get(spec.dtype)
+        dtype = TENSOR_DTYPES.get(spec.dtype)
         return dtype is None or all(is_finite(torch.frombuffer(chunk, dtype=dtype)) for chunk in self.chunks(spec))
 
 
@@ -148,17 +141,16 @@ class TensorFileWriter:
 
     `planned` names every tensor with the largest shape it may get: that much room is reserved for the header, and what
     is not needed stays spaces, which the format allows. The file appears under its name, complete, when the block
-    ends without an error; otherwise nothing is left. `durable` adds an fsync before the rename.
+    ends without an error; otherwise nothing is left.
     """
 
-    def __init__(self, path: Path, planned: Iterable[TensorSpec], *, durable: bool = False) -> None:
+    def __init__(self, path: Path, planned: Iterable[TensorSpec]) -> None:
         self.path = path
-        self.durable = durable
-        self._partial = path.with_name(f".{path.name}.partial")
         self._metadata = {"format": "pt"}  # transformers refuses a file without it
         self._room = len(header_bytes(planned, self._metadata))
         self._written: list[TensorSpec] = []
-        self._stream: IO[bytes] = self._partial.open("wb")
+        self._stack = ExitStack()
+        self._stream = self._stack.enter_context(self._stack.enter_context(replaced(path, sync=False)).open("wb"))
         self._stream.seek(self._room)
 
     def __enter__(self) -> TensorFileWriter:
@@ -182,15 +174,9 @@ class TensorFileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            with self._stream:
-                if error is not None:
-                    return
-                self._stream.seek(0)
-                self._stream.write(header_bytes(self._written, self._metadata, pad_to=self._room))
-                self._stream.flush()
-                if self.durable:
-                    os.fsync(self._stream.fileno())
-            self._partial.replace(self.path)
-        finally:
-            self._partial.unlink(missing_ok=True)
+        if error is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._stream.seek(0)
+            self._stream.write(header_bytes(self._written, self._metadata, pad_to=self._room))

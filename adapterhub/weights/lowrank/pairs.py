@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 from adapterhub.core.errors import RefusedAdapter, shown
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.config import AdapterConfig, owner
+from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.layouts import Kind, Layout
 
-FACTOR_DTYPES: Final = ("F64", "F32", "F16", "BF16")
 """What a factor may be stored as, in the format's names."""
 
 _FACTOR: Final = re.compile(

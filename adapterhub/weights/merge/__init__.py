@@ -39,14 +39,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-import torch
-
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.new_folder import new_folder
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
 from adapterhub.weights.catalogue import describe, names
+from adapterhub.weights.dtypes import CHOSEN_DTYPES, FORMAT_DTYPES
 from adapterhub.weights.lowrank.algebra import check_rank, error_of_energy
-from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, AdapterFactors
+from adapterhub.weights.lowrank.factors import AdapterFactors
 from adapterhub.weights.merge._copy import copy_into, dtype_of, ranks_of
 from adapterhub.weights.merge._work import Work
 from adapterhub.weights.merge.plan import plan
@@ -57,9 +56,7 @@ __all__ = ["MergeInput", "MergeProgress", "MergeResult", "merge", "method_names"
 MAX_WEIGHT = 1e6
 """Weights of merges are near 1; anything beyond this is a mistake that would only fill a file with huge numbers."""
 
-DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
-    {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-)
+DTYPES: Final = CHOSEN_DTYPES
 DEFAULT_DTYPE = "float32"
 
 MergeProgress = Callable[[int, int], None]

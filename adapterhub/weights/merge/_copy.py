@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adapterhub.core.errors import shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.weights.lowrank.factors import TORCH_DTYPES
+from adapterhub.formats.safetensors.dtypes import DTYPES
 from adapterhub.weights.merge._refusals import foreign, refuse
 from adapterhub.weights.merge.source import MergeAdapter
 
@@ -39,4 +39,4 @@ def ranks_of(source: MergeAdapter) -> dict[str, int]:
 def dtype_of(source: MergeAdapter) -> str:
     """The dtypes of the factors, in torch's names."""
     formats = {s.dtype for f in source.factors.modules.values() for s in (f.a, f.b)}
-    return ", ".join(sorted(str(TORCH_DTYPES[name]).removeprefix("torch.") for name in formats))
+    return ", ".join(sorted(DTYPES[name].torch for name in formats))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from adapterhub.core.errors import MergeRefused, shown
-from adapterhub.formats.peft.config import AdapterConfig
+from adapterhub.formats.peft.methods import CONVERTIBLE_STARTS, VARIANTS
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
 from adapterhub.weights.merge._carried import recognised
@@ -16,28 +16,8 @@ from adapterhub.weights.merge.source import MergeAdapter
 MODULES_SHOWN = 200
 """A refusal names this many modules; a model has a few hundred, a hostile file may have sixty thousand."""
 
-SHARED: Final[Mapping[str, str]] = {
-    "alora_invocation_tokens": "is switched on by tokens in the prompt (aLoRA)",
-    "layer_replication": "repeats layers of the base (layer_replication)",
-}
-"""Settings under which updates add up as long as all adapters have the same; and what they mean."""
-
-_VARIANTS: Final[Mapping[str, str]] = {
-    "use_dora": "uses DoRA, whose magnitudes do not add up",
-    "use_qalora": "pools its inputs (QALoRA)",
-    "use_bdlora": "has block-diagonal factors (BD-LoRA)",
-    "arrow_config": "routes between adapters (Arrow)",
-    "kasa_config": "cuts directions out of the base weights (KaSA)",
-    "monteclora_config": "samples its weights (MonteCLoRA)",
-    "megatron_config": "is made for Megatron's parallel layers",
-    "ensure_weight_tying": "ties factors of two layers to each other (ensure_weight_tying)",
-}
 _LORA: Final = ".lora_"
 _FOR_TRAINING: Final = ".lora_velora_embed"  # what VeLoRA squeezes inputs with for the backward pass; forward is plain
-_CONVERTED_INITS: Final = ("pissa", "olora", "corda", "lora_ga")
-_BASE_CHANGING_INITS: Final = (*_CONVERTED_INITS, "loftq")
-_HARMLESS_INITS: Final = ("gaussian", "eva", "orthogonal", "mica")
-
 _KINDS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r".*lora_magnitude_vector.*"), "a DoRA magnitude"),
     (re.compile(r".*\.lora_.*\.bias"), "a bias inside a LoRA pair (lora_bias), which its config does not announce"),
@@ -63,7 +43,7 @@ def refuse(reasons: Sequence[str], hint: str = "") -> None:
 def foreign(source: MergeAdapter) -> Iterator[str]:
     """What rules an adapter out even if all that is done is to copy it: it is no LoRA, or not only one."""
     factors = source.factors
-    if factors.config.peft_type != "LORA":
+    if not factors.config.method.merges:
         yield f"is of type {shown(factors.config.peft_type)}, expected LORA"
     elif not any(_LORA in spec.name for spec in factors.header.tensors):
         yield "holds no LoRA factors"
@@ -78,19 +58,19 @@ def own_reasons(source: MergeAdapter, *, nonlinear: str = "") -> Iterator[str]:
     """
     yield from foreign(source)
     config = source.factors.config
-    if config.peft_type != "LORA":
+    if not config.method.merges:
         return
-    variants = [reason for key, reason in _VARIANTS.items() if _has(config, key)]
+    variants = [one.what for one in config.variants.values() if one.merging == "never"]
     yield from variants
     if config.lora_bias and nonlinear:
         yield f"trained a bias inside its factors (lora_bias), which `{nonlinear}` has no rule for"
     init = config.init_lora_weights
-    if changes_base(config):
+    if config.start_changes_base:
         yield (
             f"was initialised from the base weights (init_lora_weights {shown(init)}) and changed them; its update is "
             "relative to those, not to the base"
         )
-    elif isinstance(init, str) and init.lower() not in _HARMLESS_INITS:
+    elif config.start_is_unknown:
         yield f"has an initialisation that is not known here ({shown(init)}); it may have changed the base weights"
     for module, reason in source.factors.unclear.items():
         yield f"holds a pair on `{shown(module)}` that {reason}"
@@ -103,11 +83,11 @@ def way_out(sources: Sequence[MergeAdapter], *, nonlinear: str = "") -> str:
     hints = []
     for source in sources:
         config = source.factors.config
-        if config.peft_type != "LORA":
+        if not config.method.merges:
             continue
         if config.use_dora:
             hints.append(f"a DoRA adapter is exact in a whole model: `adapt fuse {shown(source.label)} --into ./fused`")
-        elif changes_base(config, _CONVERTED_INITS):
+        elif str(config.init_lora_weights).lower().startswith(CONVERTIBLE_STARTS):
             hints.append(
                 "PEFT makes a plain LoRA of it where it was trained: `model.save_pretrained(path, "
                 "path_initial_model_for_weight_conversion=initial)`, `initial` being a folder of the untrained adapter"
@@ -117,30 +97,21 @@ def way_out(sources: Sequence[MergeAdapter], *, nonlinear: str = "") -> str:
     return "; ".join(dict.fromkeys(hints))
 
 
-def changes_base(config: AdapterConfig, inits: tuple[str, ...] = _BASE_CHANGING_INITS) -> bool:
-    """Whether the adapter is relative to weights that its initialisation changed."""
-    init = config.init_lora_weights
-    return isinstance(init, str) and init.lower().startswith(inits)
-
-
 def shared_settings(sources: Sequence[MergeAdapter]) -> tuple[dict[str, object], list[str]]:
-    """The settings of `SHARED` that the result keeps, and a reason for each on which the adapters differ."""
+    """The settings that all adapters must have alike, and a reason for each on which they differ."""
     settings: dict[str, object] = {}
     reasons = []
-    for key, meaning in SHARED.items():
+    for key, variant in VARIANTS.items():
+        if variant.merging != "alike":
+            continue
         values = [getattr(s.factors.config, key) or () for s in sources]
         having = [s for s, value in zip(sources, values, strict=True) if value]
         if having and len(set(values)) > 1:
             each = ", ".join(f"`{shown(s.label)}`" for s in having)
-            reasons.append(f"{each} {meaning}, but not all of these adapters do, or not alike")
+            reasons.append(f"{each} {variant.what}, but not all of these adapters do, or not alike")
         elif having:
             settings[key] = [list(v) if isinstance(v, tuple) else v for v in values[0]]
     return settings, reasons
-
-
-def _has(config: AdapterConfig, key: str) -> bool:
-    value = getattr(config, key, None) or config.extra.get(key)
-    return value not in (None, False, (), [], {})
 
 
 def _not_recognised(source: MergeAdapter) -> Iterator[TensorSpec]:

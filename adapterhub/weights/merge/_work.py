@@ -18,10 +18,12 @@ from torch import Tensor
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import MergeRefused, shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
+from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
+from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.catalogue import Method
+from adapterhub.weights.dtypes import FORMAT_DTYPES
 from adapterhub.weights.lowrank.algebra import Cut, LowRank, cut, difference_norms, nothing
-from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, TensorFileWriter
+from adapterhub.weights.lowrank.factors import TensorFileWriter
 from adapterhub.weights.lowrank.layouts import is_finite
 from adapterhub.weights.merge._carried import remarks
 from adapterhub.weights.merge._refusals import refuse

@@ -1,1 +1,1 @@
-"""Who asks, how often, and what is counted."""
+"""Who makes a request, how often, and what the server counts."""

@@ -1,4 +1,4 @@
-"""Counting downloads without a write for each: counts gather in memory; the app writes them every few seconds."""
+"""Counts downloads in memory; the application writes the counts to the database every few seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEP = 500
 
 
 class Downloads:
-    """The counts of one process. What a kill loses is the last seconds."""
+    """The counts of one process. Killing it loses the last few seconds."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
@@ -25,15 +25,15 @@ class Downloads:
         self._pending: Counter[tuple[int, int]] = Counter()
 
     def count(self, repo_id: int) -> None:
-        """One download of a repository; costs no input or output."""
+        """Count one download of a repository, without any input or output."""
         with self._lock:
             self._pending[repo_id, int(time.time()) // DAY_S] += 1
 
     def flush(self) -> None:
-        """Write what has gathered; what could not be written is kept for the next time."""
+        """Write the pending counts; those that fail stay for the next time."""
         with self._lock:
             pending, self._pending = self._pending, Counter()
-        # in one order: two servers that write the same rows would otherwise wait for each other
+        # sorted: two servers that write the same rows in different orders would deadlock
         items = sorted(pending.items())
         for start in range(0, len(items), STEP):
             try:
@@ -44,15 +44,15 @@ class Downloads:
                 raise
 
     def _write(self, items: Sequence[tuple[tuple[int, int], int]]) -> None:
-        """A few statements for many rows: with some for each row, a busy server had no time left to answer."""
+        """Write many rows with few statements: several statements a row would leave a busy server no time to answer."""
         rows = [{"repo": repo_id, "on": day, "number": number} for (repo_id, day), number in items]
         more: BindParameter[int] = bindparam("number")
         total = update(repos).where(repos.c.id == bindparam("repo")).values(downloads=repos.c.downloads + more)
         of_day = (downloads.c.repo_id == bindparam("repo")) & (downloads.c.day == bindparam("on"))
         with self._db.begin() as connection:
-            known = select(repos.c.id).where(repos.c.id.in_({row["repo"] for row in rows}))
-            there = set(connection.scalars(known))
-            rows = [row for row in rows if row["repo"] in there]  # the others were removed meanwhile
+            wanted = select(repos.c.id).where(repos.c.id.in_({row["repo"] for row in rows}))
+            known = set(connection.scalars(wanted))
+            rows = [row for row in rows if row["repo"] in known]  # skips repositories that were removed meanwhile
             if not rows:
                 return
             connection.execute(total, [{"repo": row["repo"], "number": row["number"]} for row in rows])

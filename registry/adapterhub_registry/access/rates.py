@@ -1,6 +1,6 @@
-"""How often one caller may ask: a bucket of requests for each, which fills up again at an even pace.
+"""Limits how many requests one caller may send: a token bucket for each, refilled at an even rate.
 
-The counts are those of one server: behind a balancer with N servers, a caller gets up to N times as much.
+Each server counts for itself: behind a load balancer with N servers, a caller gets up to N times the rate.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ MOST_CALLERS = 20_000
 
 
 class Rates:
-    """Requests per minute for each caller. One that was quiet for a minute may send a minute's worth at once."""
+    """The rate of each caller, in requests a minute. A quiet caller may send a minute's share at once."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left, and when that was
+        self._buckets: OrderedDict[str, tuple[float, float]] = (
+            OrderedDict()
+        )  # requests left, and the time of that count
 
     def wait_s(self, caller: str, per_minute: int) -> int:
-        """0 when one more request is within the rate, which it then counts for; else in how many seconds it will be."""
+        """0 when one more request is within the rate, and count it; else the seconds until it would be."""
         if per_minute == 0:
             return 0
         now = self._clock()
@@ -37,15 +39,15 @@ class Rates:
             allowed = left >= 1
             self._buckets[caller] = (left - 1 if allowed else left, now)
             if len(self._buckets) > MOST_CALLERS:
-                self._buckets.popitem(last=False)  # quiet for longest
+                self._buckets.popitem(last=False)  # the caller that was quiet for longest
         return 0 if allowed else ceil(round((1 - left) * MINUTE_S / per_minute, 6))
 
 
 def address_of(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
-    """The address that a request came from; an IPv6 one stands for its network of 64 bits, which has one owner.
+    """The address that sent a request. For IPv6 it is the network of 64 bits, which has one owner.
 
-    `forwarded` are the X-Forwarded-For headers. They are read only when `peer` is a trusted proxy, from the end: the
-    first address that is no trusted proxy is the one that a trusted proxy saw.
+    `forwarded` holds the X-Forwarded-For headers. They count only when `peer` is a trusted proxy, and are read from the
+    end: the first address that is not a trusted proxy is the one that a trusted proxy saw.
     """
     hops = [hop.strip() for line in forwarded for hop in line.split(",")]
     address = _address(peer or "")
@@ -56,7 +58,8 @@ def address_of(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Net
         address = before
     if address is None:
         return "unknown"
-    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)  # noqa: PLR2004
+    is_v6 = isinstance(address, ipaddress.IPv6Address)
+    return str(ipaddress.ip_network((address, 64), strict=False) if is_v6 else address)
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

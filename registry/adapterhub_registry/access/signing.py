@@ -1,7 +1,6 @@
-"""Short-lived signed claims: what a link or a Xet token says, bound to one user, repository and object.
+"""Signs short-lived claims: the content of a link or a Xet token, bound to one user, repository and object.
 
-A token is `<base64url of JSON claims>.<base64url of HMAC-SHA256>`. It is no secret store: claims can be read by its
-holder, they cannot be changed.
+A token is `<base64url of JSON claims>.<base64url of HMAC-SHA256>`. Its holder can read the claims but not change them.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ LONGEST_TTL_S = 3600
 
 
 class BadSignature(Exception):
-    """A token that was not signed here, was changed, or has expired; the text says which."""
+    """This server did not sign the token, someone changed it, or it has expired; the text says which."""
 
 
 def sign(claims: Mapping[str, Any], secret: bytes, ttl_s: int) -> str:
-    """A token for `claims` that ends `ttl_s` seconds from now, at most an hour; `exp` (Unix seconds) is added.
+    """A token for `claims` that expires in `ttl_s` seconds, at most an hour; adds the claim `exp` (Unix seconds).
 
     Raises:
-        ValueError: `ttl_s` is not within 1 and 3600.
+        ValueError: unless 1 <= `ttl_s` <= 3600.
     """
     if not 1 <= ttl_s <= LONGEST_TTL_S:
         raise ValueError(f"a signed token lives 1 to {LONGEST_TTL_S} seconds, not {ttl_s}")
@@ -38,10 +37,10 @@ def sign(claims: Mapping[str, Any], secret: bytes, ttl_s: int) -> str:
 
 
 def check(token: str, secret: bytes, *, purpose: str | None = None) -> dict[str, Any]:
-    """The claims of `token`; with `purpose`, only when its claim `purpose` is the same.
+    """The claims of a valid token; with `purpose`, the claim `purpose` must match.
 
     Raises:
-        BadSignature: not signed with `secret`, changed, expired, or for another purpose.
+        BadSignature: the token is not signed with `secret`, changed, expired, or has another purpose.
     """
     if len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
         raise BadSignature("the signature is not valid")
@@ -52,27 +51,27 @@ def check(token: str, secret: bytes, *, purpose: str | None = None) -> dict[str,
     if claims["exp"] < time.time():
         raise BadSignature("the link has expired")
     if purpose is not None and claims.get("purpose") != purpose:
-        raise BadSignature("the link is for something else")
+        raise BadSignature("the link has another purpose")
     return claims
 
 
 def seal(text: str, secret: bytes) -> str:
-    """`text` so that only a server with `secret` reads it, or makes another."""
+    """Encrypt `text`: only a server with `secret` can read or make the result."""
     return _box(secret).encrypt(text.encode()).decode("ascii")
 
 
 def unseal(sealed: str, secret: bytes) -> str:
-    """The text that was sealed.
+    """Decrypt a sealed text.
 
     Raises:
-        BadSignature: not sealed with `secret`, or changed.
+        BadSignature: the text was not sealed with `secret`, or was changed.
     """
     from cryptography.fernet import InvalidToken
 
     try:
         return _box(secret).decrypt(sealed.encode()).decode()
     except (InvalidToken, ValueError):
-        raise BadSignature("was not given by this server") from None
+        raise BadSignature("does not come from this server") from None
 
 
 def _box(secret: bytes) -> Fernet:

@@ -1,7 +1,7 @@
-"""What a server tells of itself: counts for Prometheus, and one JSON line for each request.
+"""Reports on a server: metrics for Prometheus, and one JSON line in the log for each request.
 
-Neither holds a token, a signed link or a name of a file. Metrics name routes, not paths; a line names the path without
-its query, and of a path that carries rights (`/_lfs/…`, `/_xet/…`) only the beginning.
+Neither contains tokens, signed links or file names. Metrics name routes, not paths; a log line names the path without
+its query, and only the beginning of a path that grants access (`/_lfs/…`, `/_xet/…`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _SECRETS: Final = re.compile(
 
 
 @dataclass(slots=True)
-class Told:
-    """What the layers learn of one request on its way, for its line in the log."""
+class RequestRecord:
+    """The facts about one request that the layers collect for its log line."""
 
     user: str | None = None
     token_id: int | None = None
@@ -45,7 +45,7 @@ class Told:
 
 
 class Telemetry:
-    """The counts of one server; `log` gets the lines, None for none."""
+    """The metrics of one server; writes the request lines to `log`, if any."""
 
     def __init__(self, log: TextIO | None = None) -> None:
         self._log = log
@@ -54,7 +54,7 @@ class Telemetry:
         self._requests = Counter("adapterhub_requests", "Requests answered", names, registry=self.collected)
         self._seconds = Histogram(
             "adapterhub_request_seconds",
-            "Time to the last byte of an answer",
+            "Time to the last byte of a response",
             ("method", "route"),
             buckets=BUCKETS,
             registry=self.collected,
@@ -65,22 +65,22 @@ class Telemetry:
         self.refused = Counter("adapterhub_refused", "Requests over a rate", ("kind",), registry=self.collected)
 
     def add(self, collector: Collector) -> None:
-        """Show what `collector` counts, too."""
+        """Include the metrics of `collector`."""
         self.collected.register(collector)
 
     def began(self) -> None:
-        """A request is being answered."""
+        """Count a request that starts."""
         self._running.inc()
 
-    def ended(self, scope: Scope, told: Told, number: str) -> None:
-        """A request was answered, or broken off (status 0)."""
+    def ended(self, scope: Scope, record: RequestRecord, number: str) -> None:
+        """Count and log a request that was answered, or aborted (status 0)."""
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        spent_s = time.perf_counter() - told.began
+        spent_s = time.perf_counter() - record.began
         self._running.dec()
-        self._requests.labels(method, told.route, str(told.status)).inc()
-        self._seconds.labels(method, told.route).observe(spent_s)
-        self._received.inc(told.received_bytes)
-        self._sent.inc(told.sent_bytes)
+        self._requests.labels(method, record.route, str(record.status)).inc()
+        self._seconds.labels(method, record.route).observe(spent_s)
+        self._received.inc(record.received_bytes)
+        self._sent.inc(record.sent_bytes)
         if self._log is None:
             return
         line = {
@@ -89,18 +89,18 @@ class Telemetry:
             "request": number,
             "method": method,
             "path": logged_path(str(scope["path"])),
-            "status": told.status,
+            "status": record.status,
             "ms": round(spent_s * 1000, 1),
-            "received_bytes": told.received_bytes,
-            "sent_bytes": told.sent_bytes,
-            "address": told.address,
-            "user": told.user,
-            "token": told.token_id,
+            "received_bytes": record.received_bytes,
+            "sent_bytes": record.sent_bytes,
+            "address": record.address,
+            "user": record.user,
+            "token": record.token_id,
         }
         self._log.write(without_secrets(json.dumps(line)) + "\n")
 
     def exposition(self) -> bytes:
-        """Everything in the text format of Prometheus."""
+        """All metrics in the text format of Prometheus."""
         return generate_latest(self.collected)
 
 
@@ -108,12 +108,12 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 
 
 def without_secrets(text: str) -> str:
-    """`text` without what opens something: tokens, signed claims, signatures, passwords of URLs."""
+    """`text` without secrets: tokens, signed claims, signatures, passwords in URLs."""
     return _SECRETS.sub("[removed]", text)
 
 
 def logged_path(path: str) -> str:
-    """A path as a log may show it."""
+    """A path in the form that is safe to log."""
     parts = path.split("/")
     if parts[1:2] in (["_lfs"], ["_xet"]):
         return "/".join(parts[:3])
@@ -121,10 +121,10 @@ def logged_path(path: str) -> str:
 
 
 class JsonLines(logging.Formatter):
-    """Log records as JSON lines without secrets, the traceback in a member."""
+    """Formats log records as JSON lines without secrets; a member holds the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """The JSON line of a record."""
         line: dict[str, Any] = {"time": _now(), "level": record.levelname.lower(), "message": record.getMessage()}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

@@ -1,7 +1,7 @@
-"""Who is calling: tokens, kept as digests, and the `Caller` that one stands for.
+"""Issues tokens, stores their digests, and finds the `Caller` of a token.
 
-A token is `adp_<32 characters>_<8 hex>`: 160 random bits, and check digits by which a scanner (or this server, before
-it asks the database) can tell a token from a typo.
+A token is `adp_<32 characters>_<8 hex>`: 160 random bits and check digits. The digits let a scanner, or this server
+before it queries the database, tell a token from a typo.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ ROLES: tuple[Role, ...] = get_args(Role)
 PREFIX = "adp_"
 RANDOM_BYTES = 20
 DAY_MS = 86_400_000
-USED_EVERY_MS = 3_600_000  # the last use is written at most once an hour: reading must not write
+MAX_DAYS = 36_500  # a century
+USED_EVERY_MS = 3_600_000  # records the last use at most once an hour, so that reads need no write
 _SHAPE = re.compile(r"adp_[a-z2-7]{32}_[0-9a-f]{8}")
-_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
-_GLOB = re.compile(r"[A-Za-z0-9_.*?-]{1,96}(/[A-Za-z0-9_.*?-]{1,96})?")
+USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
+GLOB = re.compile(r"[A-Za-z0-9_.*?-]{1,96}(/[A-Za-z0-9_.*?-]{1,96})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Whom a request speaks for. `namespaces` are globs over `ns/name`: what the role reaches beyond public reading."""
+    """The sender of a request. Its role applies in `namespaces`, which are globs over `ns/name`."""
 
     user: str | None
     role: Role
@@ -47,21 +48,21 @@ class Caller:
     token_id: int | None = None
 
     def reaches(self, repo_id: str) -> bool:
-        """Whether the token was given for this repository."""
+        """Whether the token covers this repository."""
         return any(fnmatch.fnmatchcase(repo_id, glob) for glob in self.namespaces)
 
     def writes(self, repo_id: str) -> bool:
-        """Whether the caller may change it."""
+        """Whether the caller may change this repository."""
         return self.role != "read" and self.reaches(repo_id)
 
     @property
     def is_admin(self) -> bool:
-        """Whether the caller may do everything, for everybody."""
+        """Whether the caller may administer the whole registry."""
         return self.role == "admin" and "*" in self.namespaces
 
     @property
     def sees_all(self) -> bool:
-        """Whether no repository is hidden from the caller, so that counts of everything tell nothing new."""
+        """Whether the caller sees every repository, so that total counts disclose nothing."""
         return bool({"*", "*/*"} & set(self.namespaces))
 
 
@@ -70,7 +71,7 @@ ANONYMOUS = Caller(user=None, role="read", namespaces=())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRecord:
-    """What is known of a token, which is never the token. Times in milliseconds since 1970."""
+    """The facts about a token, without the token itself. Times in milliseconds since 1970."""
 
     id: int
     user: str
@@ -98,20 +99,20 @@ class Tokens:
         label: str = "",
         days: float | None = None,
     ) -> str:
-        """A new token, in full: it cannot be shown again. Without `namespaces`: all for an admin, else `USER/*`.
+        """Create a token and return it, this once. Default `namespaces`: all for an admin, else `USER/*`.
 
         Raises:
-            UsageProblem: a user, role, glob or time that cannot be.
+            UsageProblem: an invalid user, role, glob or lifetime.
         """
-        if not _USER.fullmatch(user):
+        if not USER.fullmatch(user):
             raise UsageProblem(f"user `{shown(user)}`: expected 1 to 96 letters, digits, `.`, `_`, `-`")
         if role not in ROLES:
             raise UsageProblem(f"role `{shown(role)}`: expected one of {', '.join(ROLES)}")
         for glob in namespaces:
-            if not _GLOB.fullmatch(glob):
+            if not GLOB.fullmatch(glob):
                 raise UsageProblem(f"namespace `{shown(glob)}`: expected a name or a pattern such as `acme/*`")
-        if days is not None and not 0 < days <= 36_500:  # noqa: PLR2004 - a century
-            raise UsageProblem(f"a token lives up to 36500 days, not {days}")
+        if days is not None and not 0 < days <= MAX_DAYS:
+            raise UsageProblem(f"days {days}: expected more than 0 and at most {MAX_DAYS}")
         globs = [glob if "/" in glob or glob == "*" else f"{glob}/*" for glob in namespaces]
         globs = globs or (["*"] if role == "admin" else [f"{user}/*"])
         token = _new_token()
@@ -121,7 +122,7 @@ class Tokens:
         return token
 
     def create_first(self) -> str | None:
-        """An administrator's token when there is no token yet, else None; one server makes it where several start."""
+        """Create the first administrator's token; None when a token exists. Only one of several servers creates it."""
         token = _new_token()
         with self._db.begin() as connection:
             lock_name(connection, "first token")
@@ -131,13 +132,13 @@ class Tokens:
         return token
 
     def records(self) -> list[TokenRecord]:
-        """Every token, oldest first, the revoked and expired ones too."""
+        """Every token, oldest first, including revoked and expired ones."""
         with self._db.read() as connection:
             rows = connection.execute(_SELECT.order_by(tokens.c.id)).all()
         return [_record(row) for row in rows]
 
     def revoke(self, token_id: int) -> TokenRecord:
-        """The token, which from now on opens nothing.
+        """Revoke a token and return its record.
 
         Raises:
             NotFound: no such token.
@@ -148,21 +149,21 @@ class Tokens:
             )
             row = connection.execute(_SELECT.where(tokens.c.id == token_id)).one_or_none()
         if row is None:
-            raise NotFound(f"no token {token_id}", hint="`adapt registry token list` shows them")
+            raise NotFound(f"no token {token_id}", hint="list the tokens: `adapt registry token list`")
         return _record(row)
 
     def authenticate(self, token: str) -> Caller | None:
-        """Whom `token` stands for; None when it was not made here, has expired or was revoked."""
+        """The caller of `token`; None when it is unknown, expired or revoked."""
         if not _SHAPE.fullmatch(token) or not secrets.compare_digest(_check_digits(token[4:36]), token[37:]):
             return None
         now = now_ms()
         with self._db.read() as connection:
-            # found by digest: how long the search takes tells nothing about a token
+            # searched by digest, so that the time of the search discloses nothing about a token
             row = connection.execute(_SELECT.where(tokens.c.sha256 == _digest(token))).one_or_none()
         if row is None or row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
             return None
         if row.used_at is None or row.used_at < now - USED_EVERY_MS:
-            # a full disk must not stop those who only read
+            # readers must get through even when the disk is full
             with contextlib.suppress(OperationalError), self._db.begin() as connection:
                 connection.execute(update(tokens).where(tokens.c.id == row.id).values(used_at=now))
         record = _record(row)

@@ -1,1 +1,1 @@
-"""HTTP: requests become values, results become answers."""
+"""HTTP: parses requests into values and turns results into responses."""

@@ -1,18 +1,20 @@
-"""`/api/adapt/v1`: what the Hub's API has no words for. Search by base and rank, versions, yanking, tokens, health.
+"""The routes `/api/adapt/v1`, which the Hub's API lacks: search by base and rank, versions, yanking, tokens, health.
 
-Clients of the Hub never come here, and everything that they can do stays possible without it.
+Hub clients never call these routes and need none of them.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy import ColumnElement, Row, Select, Table, func, select
+from sqlalchemy.engine import Connection
 from starlette.routing import Match
 
-from adapterhub_registry.access.tokens import Caller, TokenRecord
+from adapterhub_registry.access.tokens import TokenRecord
 from adapterhub_registry.api.adapt_models import (
     NAME,
     SHA256,
@@ -34,10 +36,10 @@ from adapterhub_registry.api.adapt_models import (
     Yanked,
     YankRequest,
 )
-from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, StrictRoute, opened_cursor, sealed_cursor
+from adapterhub_registry.api.context import CallerOf, RegistryOf, StrictRoute, opened_cursor, sealed_cursor, user_of
 from adapterhub_registry.api.hub.model_info import iso_time
 from adapterhub_registry.database.db import adapters, blobs, commits, releases, repos, tokens
-from adapterhub_registry.errors import Refusal, forbidden, unauthorized
+from adapterhub_registry.errors import Refusal, forbidden
 from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.repos import adapter_search as found
 from adapterhub_registry.repos import adapters as index
@@ -48,12 +50,12 @@ METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 UPLOAD_MODES: Final = ("regular", "lfs", "multipart", "xet")
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "The request cannot be read"},
-    401: {"model": Problem, "description": "A token is needed, or the one sent is not good"},
-    422: {"model": Problem, "description": "A member has the wrong type or is out of bounds"},
+    400: {"model": Problem, "description": "The request is malformed"},
+    401: {"model": Problem, "description": "The request has no token, or an invalid one"},
+    422: {"model": Problem, "description": "A member has the wrong type or exceeds a limit"},
 }
-_FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": Problem, "description": "The token has not this right"}}
-_MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "Nothing by that name"}}
+_FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": Problem, "description": "The token lacks the right"}}
+_MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "Not found"}}
 _BODY: dict[int | str, dict[str, Any]] = {413: {"model": Problem, "description": "The body is too large"}}
 
 router = APIRouter(prefix="/api/adapt/v1", tags=["adapters"], responses=_PROBLEMS, route_class=StrictRoute)
@@ -63,7 +65,7 @@ NamePart = Annotated[str, Path(pattern=NAME)]
 
 @router.get("/info")
 def info(registry: RegistryOf) -> Info:
-    """What this server is and can do."""
+    """The version and the features of this server."""
     return Info(
         version=version("adapterhub"),
         features=list(FEATURES),
@@ -74,8 +76,8 @@ def info(registry: RegistryOf) -> Info:
 
 @router.get("/adapters", responses=_MISSING)
 def search(registry: RegistryOf, caller: CallerOf, query: Annotated[SearchQuery, Query()]) -> AdapterPage:
-    """Adapters that meet all conditions, one for each repository, the newest first."""
-    _refuse_nobody(registry, caller)
+    """Adapters that meet all conditions, one for each repository, newest first."""
+    registry.repos.check_may_read(caller)
     wanted = found.AdapterQuery(**query.model_dump() | {"cursor": opened_cursor(registry, query.cursor)})
     with registry.db.read() as connection:
         page = found.search_adapters(connection, wanted, registry.repos.visible(caller))
@@ -85,39 +87,36 @@ def search(registry: RegistryOf, caller: CallerOf, query: Annotated[SearchQuery,
 
 @router.get("/adapters/{namespace}/{name}/versions", responses=_MISSING)
 def versions(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart) -> Releases:
-    """Every version of an adapter, the newest first, yanked ones marked."""
+    """Every version of an adapter, newest first; yanked versions are marked."""
     with registry.db.read() as connection:
         repo = registry.repos.find(connection, caller, known_repo_id(namespace, name))
-        rows = found.versions_of(connection, repo.id)
-    return Releases(repo=repo.full_name, versions=[_release(row) for row in rows])
+        return _releases(connection, repo)
 
 
 @router.post("/adapters/{namespace}/{name}/yank", responses={**_FORBIDDEN, **_MISSING, **_BODY})
 def yank(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart, wanted: YankRequest) -> Releases:
-    """Mark a version as one that should not be installed any more. Its bytes stay: locked digests still install."""
+    """Yank a version: nothing new installs it. Its bytes stay, so that locked digests still install."""
     with registry.db.begin() as connection:
         repo = registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
         index.yank(connection, repo, wanted.version, reason=wanted.reason, by=str(caller.user))
-        rows = found.versions_of(connection, repo.id)
-    return Releases(repo=repo.full_name, versions=[_release(row) for row in rows])
+        return _releases(connection, repo)
 
 
 @router.post("/adapters/{namespace}/{name}/unyank", responses={**_FORBIDDEN, **_MISSING, **_BODY})
 def unyank(
     registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart, wanted: UnyankRequest
 ) -> Releases:
-    """Take the mark off again."""
+    """Undo a yank."""
     with registry.db.begin() as connection:
         repo = registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
         index.unyank(connection, repo, wanted.version)
-        rows = found.versions_of(connection, repo.id)
-    return Releases(repo=repo.full_name, versions=[_release(row) for row in rows])
+        return _releases(connection, repo)
 
 
 @router.get("/blobs/{sha256}", responses=_MISSING)
 def blob(registry: RegistryOf, caller: CallerOf, sha256: Annotated[str, Path(pattern=SHA256)]) -> Places:
-    """Where a file with these bytes lies, in repositories that the caller may read."""
-    _refuse_nobody(registry, caller)
+    """The locations of a file with these bytes, in repositories that the caller may read."""
+    registry.repos.check_may_read(caller)
     with registry.db.read() as connection:
         rows = found.places_of(connection, sha256, registry.repos.visible(caller))
     rows = [row for row in rows if not row.gated or caller.reaches(row.full_name)]
@@ -129,18 +128,18 @@ def blob(registry: RegistryOf, caller: CallerOf, sha256: Annotated[str, Path(pat
 
 @router.get("/tokens")
 def list_tokens(registry: RegistryOf, caller: CallerOf) -> TokenList:
-    """The caller's tokens; everybody's for an administrator."""
-    _refuse_stranger(caller)
+    """The caller's tokens; for an administrator, all tokens."""
+    user_of(caller)
     records = [r for r in registry.tokens.records() if caller.is_admin or r.user == caller.user]
     return TokenList(tokens=[_token(record) for record in records])
 
 
 @router.post("/tokens", status_code=201, responses={**_FORBIDDEN, **_BODY})
 def create_token(registry: RegistryOf, caller: CallerOf, wanted: TokenRequest) -> NewToken:
-    """A new token. It is shown this once."""
-    _refuse_stranger(caller)
+    """Create a token; only this response shows it."""
+    user_of(caller)
     if not caller.is_admin:
-        raise forbidden("only an administrator makes tokens")
+        raise forbidden("only an administrator can create tokens")
     token = registry.tokens.create(
         wanted.user, wanted.role, namespaces=wanted.namespaces, label=wanted.label, days=wanted.days
     )
@@ -151,17 +150,17 @@ def create_token(registry: RegistryOf, caller: CallerOf, wanted: TokenRequest) -
 def revoke_token(
     registry: RegistryOf, caller: CallerOf, token_id: Annotated[int, Path(ge=1, le=2**31 - 1)]
 ) -> TokenFacts:
-    """The token, which from now on opens nothing. Everybody may revoke their own."""
-    _refuse_stranger(caller)
-    mine = any(record.id == token_id and record.user == caller.user for record in registry.tokens.records())
+    """Revoke a token. Every user may revoke their own."""
+    user = user_of(caller)
+    mine = any(record.id == token_id and record.user == user for record in registry.tokens.records())
     if not (caller.is_admin or mine):
-        raise forbidden("this is not a token of yours")
+        raise forbidden("the token belongs to another user")
     return _token(registry.tokens.revoke(token_id))
 
 
 @router.get("/healthz")
 def healthz(registry: RegistryOf) -> Health:
-    """Whether the server and its database answer."""
+    """Check that the server and its database respond."""
     with registry.db.read() as connection:
         connection.execute(select(1))
     return Health(status="ok")
@@ -169,11 +168,11 @@ def healthz(registry: RegistryOf) -> Health:
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {METRICS_TYPE: {}}}})
 def metrics(registry: RegistryOf, caller: CallerOf) -> Response:
-    """How much is here that the caller may see, in the text format of Prometheus.
+    """The size of the registry as far as the caller may see it, in the text format of Prometheus.
 
-    What cannot be counted by repository is counted for tokens that see all of them.
+    Only a token that sees every repository gets the counts that no repository owns.
     """
-    _refuse_nobody(registry, caller)
+    registry.repos.check_may_read(caller)
     visible = registry.repos.visible(caller)
     mine = select(repos.c.id).where(visible)
 
@@ -183,9 +182,9 @@ def metrics(registry: RegistryOf, caller: CallerOf) -> Response:
     wanted = [
         ("repos", "Repositories", select(func.count()).select_from(repos).where(visible)),
         ("commits", "Commits", number(commits)),
-        ("adapters", "Adapters that searches show", number(adapters, adapters.c.is_listed)),
-        ("releases", "Versions that were released", number(releases)),
-        ("releases_yanked", "Versions yanked", number(releases, releases.c.yanked_at.is_not(None))),
+        ("adapters", "Adapters in search results", number(adapters, adapters.c.is_listed)),
+        ("releases", "Released versions", number(releases)),
+        ("releases_yanked", "Yanked versions", number(releases, releases.c.yanked_at.is_not(None))),
         ("downloads", "Downloads of all repositories", select(func.sum(repos.c.downloads)).where(visible)),
     ]
     if caller.sees_all:
@@ -200,32 +199,18 @@ def metrics(registry: RegistryOf, caller: CallerOf) -> Response:
 
 
 @router.api_route("/{rest:path}", methods=list(METHODS), include_in_schema=False)
-def nothing_else(request: Request, rest: str) -> Response:  # noqa: ARG001 - whatever it is
-    """405 with the methods that a path has, 404 for a path that is not here."""
+def nothing_else(request: Request) -> Response:
+    """405 with the methods of a known path, 404 for an unknown path."""
     matched = [route for route in router.routes if route.matches(request.scope)[0] is Match.PARTIAL]
     allowed = sorted({method for route in matched for method in getattr(route, "methods", ())})
     if allowed:
         headers = {"Allow": ", ".join(allowed)}
-        raise Refusal(405, "MethodNotAllowed", "this path does not take that method", headers=headers)
-    raise Refusal(404, "NotFound", "no such call")
+        raise Refusal(405, "MethodNotAllowed", "the path does not allow this method", headers=headers)
+    raise Refusal(404, "NotFound", "no such route")
 
 
 def _metric(name: str, text: str, value: int | None) -> str:
     return f"# HELP {name} {text}\n# TYPE {name} gauge\n{name} {int(value or 0)}\n"
-
-
-def _refuse_nobody(registry: Registry, caller: Caller) -> None:
-    if caller.user is None and not registry.settings.anonymous_read:
-        raise unauthorized("this registry is read with a token only")
-
-
-def _refuse_stranger(caller: Caller) -> None:
-    if caller.user is None:
-        raise unauthorized()
-
-
-def _when_or_none(at_ms: int | None) -> str | None:
-    return None if at_ms is None else iso_time(at_ms)
 
 
 def _adapter(row: Row[Any]) -> Adapter:
@@ -239,6 +224,11 @@ def _adapter(row: Row[Any]) -> Adapter:
     )
 
 
+def _releases(connection: Connection, repo: Row[Any]) -> Releases:
+    versions = [_release(row) for row in found.versions_of(connection, repo.id)]
+    return Releases(repo=repo.full_name, versions=versions)
+
+
 def _release(row: Row[Any]) -> Release:
     yanked = None
     if row.yanked_at is not None:
@@ -248,14 +238,6 @@ def _release(row: Row[Any]) -> Release:
 
 
 def _token(record: TokenRecord) -> TokenFacts:
-    return TokenFacts(
-        id=record.id,
-        user=record.user,
-        label=record.label,
-        role=record.role,
-        namespaces=list(record.namespaces),
-        created_at=iso_time(record.created_at),
-        expires_at=_when_or_none(record.expires_at),
-        used_at=_when_or_none(record.used_at),
-        revoked_at=_when_or_none(record.revoked_at),
-    )
+    times = {name: value for name, value in asdict(record).items() if name.endswith("_at")}
+    shown = {name: None if at_ms is None else iso_time(at_ms) for name, at_ms in times.items()}
+    return TokenFacts(**asdict(record) | shown)

@@ -1,39 +1,50 @@
-"""What `/api/adapt/v1` takes and gives, as the OpenAPI document shows it."""
+"""The request and response models of `/api/adapt/v1`, as the OpenAPI document shows them."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-NAME = r"^[A-Za-z0-9_.-]{1,96}$"
-SHA256 = r"^[0-9a-f]{64}$"
-MAX_RANK = 1 << 20
+from adapterhub_registry import names
+from adapterhub_registry.access.tokens import GLOB, MAX_DAYS, USER, Role
+from adapterhub_registry.repos.adapter_facts import MAX_RANK
+from adapterhub_registry.repos.adapter_search import BASE_DIGEST, MAX_PAGE
+from adapterhub_registry.repos.adapters import MAX_REASON_CHARACTERS
+
+
+def whole(pattern: re.Pattern[str]) -> str:
+    """The pattern for a whole string, as OpenAPI documents have it."""
+    return f"^{pattern.pattern}$"
+
+
+NAME, SHA256 = whole(names.PART), whole(names.SHA256)
 
 Text = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
-"""One line of text as it stands in a query."""
+"""One line of text in a query."""
 
 
 class Answer(BaseModel):
-    """What is answered; members are added in later versions, never taken away."""
+    """A response; later versions may add members but never remove any."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class Question(BaseModel):
-    """What is sent; a member that is not known is a mistake, and said to be one."""
+    """A request body; an unknown member is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Problem(Answer):
-    """Why something was refused; the header `X-Error-Code` carries the kind."""
+    """Why the server refused a request; the header `X-Error-Code` has the kind."""
 
     error: str
 
 
 class Info(Answer):
-    """What this server is and can do."""
+    """The version and the features of this server."""
 
     version: str
     features: list[str]
@@ -42,21 +53,21 @@ class Info(Answer):
 
 
 class SearchQuery(BaseModel):
-    """What is looked for. `base_sha256` is the beginning of any digest of the base's fingerprint."""
+    """The conditions of a search. `base_sha256` is a prefix of any digest of the base's fingerprint."""
 
     base: Text | None = None
-    base_sha256: Annotated[str, StringConstraints(pattern=r"^(sha256:)?[0-9a-f]{8,64}$")] | None = None
+    base_sha256: Annotated[str, StringConstraints(pattern=whole(BASE_DIGEST))] | None = None
     task: Text | None = None
     rank_min: Annotated[int, Field(ge=0, le=MAX_RANK)] | None = None
     rank_max: Annotated[int, Field(ge=0, le=MAX_RANK)] | None = None
     peft_type: Text | None = None
     q: Text | None = None
     cursor: Text | None = None
-    limit: Annotated[int, Field(ge=1, le=100)] = 50
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 50
 
 
 class Facts(Answer):
-    """What is known of one adapter. `digest` is that of its manifest, or of its list of files."""
+    """The facts about one adapter. `digest` is the digest of its manifest, or of its list of files."""
 
     name: str | None
     version: str | None
@@ -76,7 +87,7 @@ class Facts(Answer):
 
 
 class Adapter(Facts):
-    """The adapter that stands for a repository: its newest release, or without one, the head of `main`."""
+    """The adapter that represents a repository: its newest release, or the head of `main` without releases."""
 
     repo: str
     commit: str
@@ -86,14 +97,14 @@ class Adapter(Facts):
 
 
 class AdapterPage(Answer):
-    """One page; `next_cursor` asks for the next one, null after the last."""
+    """One page; `next_cursor` leads to the next page and is null on the last."""
 
     adapters: list[Adapter]
     next_cursor: str | None
 
 
 class Yanked(Answer):
-    """Why a version should not be installed any more."""
+    """Why, when and by whom a version was yanked."""
 
     reason: str
     by: str
@@ -101,7 +112,7 @@ class Yanked(Answer):
 
 
 class Release(Facts):
-    """One version of an adapter; `version` is that of its tag."""
+    """One version of an adapter; `version` comes from its tag."""
 
     tag: str
     commit: str
@@ -110,27 +121,29 @@ class Release(Facts):
 
 
 class Releases(Answer):
-    """All versions of an adapter, the newest first."""
+    """All versions of an adapter, newest first."""
 
     repo: str
     versions: list[Release]
 
 
 class YankRequest(Question):
-    """Which version, and why; users see the reason."""
+    """The version to yank and the reason, which users see."""
 
     version: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    reason: Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    reason: Annotated[
+        str, StringConstraints(min_length=1, max_length=MAX_REASON_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]+$")
+    ]
 
 
 class UnyankRequest(Question):
-    """Which version."""
+    """The version to restore."""
 
     version: Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
 class Place(Answer):
-    """A file with the bytes that were asked for."""
+    """A file with the requested bytes."""
 
     repo: str
     commit: str
@@ -139,27 +152,24 @@ class Place(Answer):
 
 
 class Places(Answer):
-    """Where these bytes lie, as far as the caller may know; at most 1,000 places, the newest first."""
+    """The files with these bytes that the caller may read; at most 1,000, newest first."""
 
     sha256: str
     places: list[Place]
 
 
 class TokenRequest(Question):
-    """A token to make. Without `namespaces` it reaches all for an admin, else the user's own."""
+    """A token to create. By default it covers all namespaces for an admin, else the user's own."""
 
-    user: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$")]
-    role: Literal["read", "write", "admin"]
-    namespaces: Annotated[
-        list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.*?-]{1,96}(/[A-Za-z0-9_.*?-]{1,96})?$")]],
-        Field(max_length=100),
-    ] = []
+    user: Annotated[str, StringConstraints(pattern=whole(USER))]
+    role: Role
+    namespaces: Annotated[list[Annotated[str, StringConstraints(pattern=whole(GLOB))]], Field(max_length=100)] = []
     label: Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
-    days: Annotated[float, Field(gt=0, le=36_500)] | None = None
+    days: Annotated[float, Field(gt=0, le=MAX_DAYS)] | None = None
 
 
 class TokenFacts(Answer):
-    """What is known of a token, which is never the token."""
+    """The facts about a token, without the token itself."""
 
     id: int
     user: str
@@ -173,18 +183,18 @@ class TokenFacts(Answer):
 
 
 class TokenList(Answer):
-    """Tokens, oldest first, revoked and expired ones too."""
+    """Tokens, oldest first, including revoked and expired ones."""
 
     tokens: list[TokenFacts]
 
 
 class NewToken(Answer):
-    """A new token, in full, this once."""
+    """A new token; no other response shows it."""
 
     token: str
 
 
 class Health(Answer):
-    """The server answers and so does its database."""
+    """The server and its database respond."""
 
     status: Literal["ok"]

@@ -1,4 +1,4 @@
-"""Large request bodies, read in a worker thread: a stream for the blob store, in constant memory."""
+"""Streams large request bodies to a worker thread, in constant memory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ RETRY_AFTER_S = 2
 T = TypeVar("T")
 
 
-class Places:
-    """Places for uploads that run at the same time, shared so that one token leaves room for others.
+class UploadSlots:
+    """Limits the uploads that run at the same time, and shares the slots fairly between tokens.
 
-    A token gets another place only while more are free than it holds. Alone it takes half of them, the next one half of
-    the rest, and so on: one that holds none is refused only when all are taken. (Dynamic thresholds of Choudhury and
-    Hahne, 1998, with alpha = 1.)
+    A token gets another slot only while more are free than it holds. Alone it takes half of them, the next token half
+    of the rest, and so on: a token without a slot is refused only when all are taken. (Dynamic thresholds of Choudhury
+    and Hahne, 1998, with alpha = 1.)
     """
 
     def __init__(self, total: int) -> None:
@@ -33,14 +33,14 @@ class Places:
         self.threads = anyio.CapacityLimiter(total)
 
     @contextlib.contextmanager
-    def one_for(self, token_id: int | None) -> Iterator[None]:
-        """Hold a place for an upload of this token; from the event loop only.
+    def hold(self, token_id: int | None) -> Iterator[None]:
+        """Hold a slot for an upload of this token; call it from the event loop only.
 
         Raises:
-            Refusal: 429 when there is none for it now.
+            Refusal: 429 when no slot is free for this token.
         """
         if self._free <= self._held[token_id]:
-            raise too_many("too many uploads at once", after_s=RETRY_AFTER_S)
+            raise too_many("too many uploads at the same time", after_s=RETRY_AFTER_S)
         self._free -= 1
         self._held[token_id] += 1
         try:
@@ -53,12 +53,12 @@ class Places:
 
 
 async def receive_with(request: Request, token_id: int | None, work: Callable[[Iterator[bytes]], T]) -> T:
-    """What `work` makes of the body, which it gets in blocks of about a mebibyte; it runs in a worker thread.
+    """Run `work` on the body in a worker thread and return its result; it gets blocks of about a mebibyte.
 
     Raises:
-        Refusal: 429 when this token has to wait for a place.
+        Refusal: 429 when no slot is free for this token.
     """
-    places = cast("Places", request.app.state.upload_places)
+    slots = cast("UploadSlots", request.app.state.upload_slots)
     stream = request.stream()
 
     async def next_block() -> bytes:
@@ -73,5 +73,5 @@ async def receive_with(request: Request, token_id: int | None, work: Callable[[I
         while block := from_thread.run(next_block):
             yield block
 
-    with places.one_for(token_id):
-        return await to_thread.run_sync(lambda: work(blocks()), limiter=places.threads)
+    with slots.hold(token_id):
+        return await to_thread.run_sync(lambda: work(blocks()), limiter=slots.threads)

@@ -1,4 +1,4 @@
-"""What every route gets: the registry, the caller, the base URL that the client used, and a body that was bounded."""
+"""The dependencies of the routes: the registry, the caller, the base URL, and a strict JSON body."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import shown
 from adapterhub_registry.access.downloads import Downloads
 from adapterhub_registry.access.rates import Rates, address_of
-from adapterhub_registry.access.signing import BadSignature, seal, unseal
-from adapterhub_registry.access.telemetry import Telemetry, Told
+from adapterhub_registry.access.signing import MAX_TOKEN_CHARACTERS, BadSignature, seal, unseal
+from adapterhub_registry.access.telemetry import RequestRecord, Telemetry
 from adapterhub_registry.access.tokens import ANONYMOUS, Caller, Tokens
 from adapterhub_registry.database.db import Database
 from adapterhub_registry.errors import Refusal, bad_request, too_many, unauthorized
@@ -31,7 +31,6 @@ from adapterhub_registry.storage.blobs import BlobStore
 from adapterhub_registry.storage.xorbs import XorbStore
 
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
-MAX_TOKEN_CHARACTERS = 4096
 WHOLE_ANSWER_BYTES = 1 << 20
 
 
@@ -51,7 +50,7 @@ class Registry:
 
 
 async def registry_of(request: Request) -> Registry:
-    """The registry that answers this request."""
+    """The registry of this application."""
     return cast("Registry", request.app.state.registry)
 
 
@@ -59,41 +58,49 @@ RegistryOf = Annotated[Registry, Depends(registry_of)]
 
 
 async def caller_of(request: Request, registry: RegistryOf) -> Caller:
-    """Whom the request speaks for; anonymous without a token.
+    """The sender of a request; anonymous without a token.
 
     Raises:
-        Refusal: 401 for a token that is not good, even where none is needed: its user thinks it is. 429 for more
-            requests of this token, or of this address without a good one, than are taken in a minute.
+        Refusal: 401 for an invalid token, even where none is needed: its user relies on it. 429 for more requests a
+            minute than this token, or this address without a valid token, may send.
     """
     peer = request.client.host if request.client else None
     address = address_of(peer, request.headers.getlist("x-forwarded-for"), registry.settings.trusted_proxies)
-    told: Told = request.scope.setdefault("adapterhub.told", Told())
-    told.address = address
+    record: RequestRecord = request.scope.setdefault("adapterhub.record", RequestRecord())
+    record.address = address
     limits = registry.settings.limits
     header = request.headers.get("authorization")
     if header is None:
-        _refuse_often(registry, "address", address, limits.address_requests_per_minute)
+        _check_rate(registry, "address", address, limits.address_requests_per_minute)
         return ANONYMOUS
     scheme, _, token = header.partition(" ")
     caller = None
     if scheme.lower() == "bearer" and len(token) <= MAX_TOKEN_CHARACTERS:
         caller = await run_in_threadpool(registry.tokens.authenticate, token.strip())
     if caller is None:
-        _refuse_often(registry, "address", address, limits.address_requests_per_minute)
+        _check_rate(registry, "address", address, limits.address_requests_per_minute)
         raise unauthorized("Invalid credentials in Authorization header")
-    told.user, told.token_id = caller.user, caller.token_id
-    _refuse_often(registry, "token", str(caller.token_id), limits.token_requests_per_minute)
+    record.user, record.token_id = caller.user, caller.token_id
+    _check_rate(registry, "token", str(caller.token_id), limits.token_requests_per_minute)
     return caller
 
 
-def _refuse_often(registry: Registry, kind: str, caller: str, per_minute: int) -> None:
+def _check_rate(registry: Registry, kind: str, caller: str, per_minute: int) -> None:
+    """Raise 429 when the caller exceeds its rate."""
     wait_s = registry.rates.wait_s(f"{kind} {caller}", per_minute)
     if wait_s:
         registry.telemetry.refused.labels(kind).inc()
-        raise too_many(f"more than {per_minute} requests a minute from one {kind}", after_s=wait_s)
+        raise too_many(f"rate limit: at most {per_minute} requests a minute from one {kind}", after_s=wait_s)
 
 
 CallerOf = Annotated[Caller, Depends(caller_of)]
+
+
+def user_of(caller: Caller) -> str:
+    """The user name of a caller; raises 401 without a token."""
+    if caller.user is None:
+        raise unauthorized()
+    return caller.user
 
 
 async def repo_id_of(namespace: str, name: str) -> RepoId:
@@ -105,12 +112,12 @@ RepoOf = Annotated[RepoId, Depends(repo_id_of)]
 
 
 async def base_url(request: Request, registry: RegistryOf) -> str:
-    """What the client calls this server, without a slash at the end.
+    """The address at which the client reached this server, without a trailing slash.
 
-    The hub client refuses URLs of a host that it did not ask, so the answer follows the Host header (or `public_url`).
+    The hub client refuses URLs of other hosts, so links follow the Host header (or `public_url`).
 
     Raises:
-        Refusal: 400 for a Host that is no host.
+        Refusal: 400 for a malformed Host header.
     """
     public = registry.settings.public_url
     if public is not None:
@@ -122,7 +129,7 @@ async def base_url(request: Request, registry: RegistryOf) -> str:
 
 
 def next_link(request: Request, place: str, **position: str) -> str:
-    """The `Link` header to the next page: the same query at `place`, from another position."""
+    """The `Link` header to the next page: the same query at the URL `place`, from another position."""
     kept = [(name, value) for name, value in request.query_params.multi_items() if name not in position]
     return f'<{place}?{urlencode([*kept, *position.items()])}>; rel="next"'
 
@@ -131,15 +138,15 @@ BaseUrl = Annotated[str, Depends(base_url)]
 
 
 def sealed_cursor(registry: Registry, position: str | None) -> str | None:
-    """A place in a listing as clients see it: it holds the number of a repository, which would count private ones."""
+    """Encrypt a position in a listing: it contains a repository number, from which clients could count private ones."""
     return None if position is None else seal(position, registry.settings.secret)
 
 
 def opened_cursor(registry: Registry, cursor: str | None) -> str | None:
-    """The place that a client sent back.
+    """Decrypt the position that a client sent back.
 
     Raises:
-        Refusal: 404 for one that no server of this registry gave.
+        Refusal: 404 for a cursor that does not come from this registry.
     """
     if cursor is None:
         return None
@@ -150,12 +157,12 @@ def opened_cursor(registry: Registry, cursor: str | None) -> str | None:
 
 
 def dumped(value: object) -> bytes:
-    """JSON as every answer has it."""
+    """Compact JSON, as in every response."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def json_answer(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Response:
-    """An answer made piece by piece: a small one goes out whole, of a large one memory never holds more than a part."""
+    """A JSON response in pieces: a small one goes out whole, a large one streams in constant memory."""
     first, size = [], 0
     for piece in pieces:
         first.append(piece)
@@ -166,7 +173,7 @@ def json_answer(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Response
 
 
 async def revision_of(rev: str) -> str:
-    """The branch, tag or commit in the path of a URL; slashes in it arrive percent-encoded (see `edge`)."""
+    """The branch, tag or commit in the path of a URL; its slashes arrive percent-encoded (see `edge`)."""
     return unquote(rev)
 
 
@@ -182,7 +189,7 @@ PathOf = Annotated[str, Depends(path_of)]
 
 
 class JsonObject:
-    """A JSON object of a stranger, read member by member; a wrong type is a `Refusal` 400 that names the place."""
+    """A JSON object from a client, read by member; a wrong type is a `Refusal` 400 that names the member."""
 
     def __init__(self, values: dict[str, Any], where: str = "") -> None:
         self._values = values
@@ -192,18 +199,18 @@ class JsonObject:
         return name in self._values
 
     def text(self, name: str, default: str | None = None, *, limit: int = 4096) -> str:
-        """A text of at most `limit` characters; required unless there is a default."""
+        """A string of at most `limit` characters; required unless there is a default."""
         value = self._values.get(name)
         if value is None and default is not None:
             return default
         if not isinstance(value, str):
-            raise self._wrong(name, "a text")
+            raise self._wrong(name, "a string")
         if len(value) > limit:
-            raise self._wrong(name, f"a text of at most {limit} characters")
+            raise self._wrong(name, f"a string of at most {limit} characters")
         return self._storable(name, value)
 
     def text_or_none(self, name: str, *, limit: int = 4096) -> str | None:
-        """A text, or None when it is absent or null."""
+        """A string, or None when it is absent or null."""
         return None if self._values.get(name) is None else self.text(name, limit=limit)
 
     def flag_or_none(self, name: str) -> bool | None:
@@ -221,13 +228,13 @@ class JsonObject:
         return value
 
     def objects(self, name: str, *, most: int) -> list[JsonObject]:
-        """A list of objects, at most so many."""
+        """A list of at most `most` objects."""
         value = self._values.get(name)
         if not isinstance(value, list) or len(value) > most or not all(isinstance(item, dict) for item in value):
             raise self._wrong(name, f"a list of at most {most} objects")
         return [JsonObject(item, f"{self._where}{name}[{at}].") for at, item in enumerate(value)]
 
-    def object(self, name: str) -> JsonObject:
+    def child(self, name: str) -> JsonObject:
         """An object."""
         value = self._values.get(name)
         if not isinstance(value, dict):
@@ -235,20 +242,20 @@ class JsonObject:
         return JsonObject(value, f"{self._where}{name}.")
 
     def texts(self, name: str, *, most: int) -> list[str]:
-        """A list of texts, at most so many; one text alone is a list of it, an absent one is empty."""
+        """A list of at most `most` strings; one string counts as a list, an absent member as an empty one."""
         value = self._values.get(name, [])
         items = value if isinstance(value, list) else [value]
         if len(items) > most or not all(isinstance(item, str) for item in items):
-            raise self._wrong(name, f"a list of at most {most} texts")
+            raise self._wrong(name, f"a list of at most {most} strings")
         return [self._storable(name, item) for item in items]
 
-    def value(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
-        """Whatever stands there; None when absent."""
+    def value(self, name: str) -> object:
+        """Any JSON value; None when absent."""
         return self._values.get(name)
 
     def _storable(self, name: str, text: str) -> str:
         if "\0" in text or not _is_utf8(text):
-            raise self._wrong(name, "a text without NUL characters and lone surrogates")
+            raise self._wrong(name, "a string without NUL characters and lone surrogates")
         return text
 
     def _wrong(self, name: str, expected: str) -> Exception:
@@ -264,10 +271,10 @@ def _is_utf8(text: str) -> bool:
 
 
 class StrictRequest(Request):
-    """A request whose JSON has each key once, and numbers and depth within bounds."""
+    """A request with strict JSON: each key once, numbers and depth within bounds."""
 
-    async def json(self) -> Any:  # noqa: ANN401 - any JSON value
-        """The body as JSON; its size was bounded before it got here.
+    async def json(self) -> object:
+        """The body as JSON; `Edge` has bounded its size.
 
         Raises:
             Refusal: 400.
@@ -280,10 +287,10 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route whose models are read from strict JSON."""
+    """A route that reads its models from strict JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, given a `StrictRequest`."""
+        """Pass a `StrictRequest` to the handler."""
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
@@ -293,7 +300,7 @@ class StrictRoute(APIRoute):
 
 
 async def json_object(request: Request) -> JsonObject:
-    """The body, which must be a JSON object.
+    """Parse the body as a JSON object.
 
     Raises:
         Refusal: 400.

@@ -1,9 +1,9 @@
-"""The outermost layer: paths as they were sent, bodies that end, a number for each request, and an answer to any error.
+"""The outermost middleware: raw paths, bounded bodies, a number for each request, and a response to every error.
 
-Three things that the server underneath gets wrong for this protocol are put right here. ASGI decodes `%2F` before
-routing, so a branch `feat/x` would fall apart: a path is routed with `%2F` and `%25` still encoded, and route
-parameters are decoded where they are read. A body is read to its end whatever its size: here it is counted. An
-exception that leaves the application closes the connection, on which the client's next call dies: here it becomes JSON.
+It corrects three behaviours of the server below that do not suit this protocol. ASGI decodes `%2F` before routing,
+which would split a branch `feat/x`: this layer routes with `%2F` and `%25` still encoded, and handlers decode route
+parameters. The server reads a body of any size to its end: this layer bounds it. An exception that leaves the
+application closes the connection, and the client's next call fails: this layer turns it into JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub.core.errors import AdapterHubError, shown
-from adapterhub_registry.access.telemetry import Telemetry, Told
+from adapterhub_registry.access.telemetry import RequestRecord, Telemetry
 from adapterhub_registry.errors import Refusal, bad_request, out_of_bounds, refusal_of, too_large, too_slow
 from adapterhub_registry.settings import Limits
 
@@ -28,8 +28,8 @@ log = logging.getLogger("adapterhub_registry")
 _COMMIT = re.compile(r"/api/models/[^/]+/[^/]+/commit/")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/]*)(/.*)?")
-_SIGNED = ("/_lfs/", "/_xet/")  # what such a path holds is checked by its signature, and reaches no database
-MAX_PATH_BYTES = 2048  # of a whole route; the path of a file takes up to 1024 of them
+_SIGNED = ("/_lfs/", "/_xet/")  # a signature protects such a path, and its content reaches no database
+MAX_PATH_BYTES = 2048  # of a whole route, of which a file's path may take 1024
 MAX_PARAMETERS = 200
 MAX_PARAMETER_CHARACTERS = 1024
 
@@ -43,36 +43,36 @@ class Edge:
         self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on, and answer when nothing else does."""
+        """Pass one request on, and respond when nothing else does."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        number, told = secrets.token_hex(8), Told()
-        inner: Scope = {**in_origin_form(scope), "adapterhub.told": told}
+        number, record = secrets.token_hex(8), RequestRecord()
+        inner: Scope = {**in_origin_form(scope), "adapterhub.record": record}
 
-        async def tell(message: Message) -> None:
+        async def respond(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told.status = message["status"]
+                record.status = message["status"]
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", number.encode())]}
             else:
-                told.sent_bytes += len(message.get("body", b""))
+                record.sent_bytes += len(message.get("body", b""))
             await send(message)
 
         self._telemetry.began()
         try:
             inner["path"] = routed_path(inner)
-            _refuse_long(inner["path"], scope["query_string"])
-            _refuse_fields(scope)
+            _check_lengths(inner["path"], scope["query_string"])
+            _check_fields(scope)
             limit = self._limit(inner["path"])
-            _refuse_announced(scope, limit)
-            await self._app(inner, _bounded(receive, limit, self._limits, told), tell)
-        except Exception as error:  # whatever it is, the client gets an answer
-            if told.status:
+            _check_announced(scope, limit)
+            await self._app(inner, _bounded(receive, limit, self._limits, record), respond)
+        except Exception as error:  # the client gets a response to any error
+            if record.status:
                 raise
-            await _answer_to(error, scope, number).response()(scope, receive, tell)
+            await _response_to(error, scope, number).response()(scope, receive, respond)
         finally:
-            told.route = getattr(inner.get("route"), "path", "none")
-            self._telemetry.ended(scope, told, number)
+            record.route = getattr(inner.get("route"), "path", "none")
+            self._telemetry.ended(scope, record, number)
 
     def _limit(self, path: str) -> int:
         if path.startswith(_SIGNED):
@@ -81,7 +81,7 @@ class Edge:
 
 
 def in_origin_form(scope: Scope) -> Scope:
-    """A request for `http://host/path`, as proxies ask, as one for `/path` at that host (RFC 9112, section 3.2.2)."""
+    """Turn a request for `http://host/path`, a proxy's form, into one for `/path` at that host (RFC 9112, 3.2.2)."""
     found = _ABSOLUTE.fullmatch(scope.get("raw_path") or b"")
     if found is None:
         return scope
@@ -90,10 +90,10 @@ def in_origin_form(scope: Scope) -> Scope:
 
 
 def routed_path(scope: Scope) -> str:
-    """The path to route on: decoded once, except `%2F` and `%25`, which stay for whoever reads the parameter.
+    """The path for routing: decoded once, except `%2F` and `%25`, which handlers decode in each parameter.
 
     Raises:
-        Refusal: 400 for a path that is not UTF-8 or holds control characters.
+        Refusal: 400 for a path that is not UTF-8 or contains control characters.
     """
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     kept = re.sub(rb"%(2[fF5])", rb"%25\1", raw.partition(b"?")[0])
@@ -103,18 +103,18 @@ def routed_path(scope: Scope) -> str:
     except UnicodeError:
         raise bad_request("the path is not UTF-8") from None
     if _CONTROL.search(whole):
-        raise bad_request("the path holds control characters")
+        raise bad_request("the path contains control characters")
     return path
 
 
-def _refuse_long(path: str, query: bytes) -> None:
-    """Bound everything that a request names, in one place: what passes may go to a database.
+def _check_lengths(path: str, query: bytes) -> None:
+    """Raise unless the path and every parameter are within bounds; the database sees only what passes.
 
     Raises:
         Refusal: 422.
     """
     if len(unquote_to_bytes(path)) > MAX_PATH_BYTES and not path.startswith(_SIGNED):
-        raise out_of_bounds(f"the path: expected at most {MAX_PATH_BYTES} bytes")
+        raise out_of_bounds(f"path: expected at most {MAX_PATH_BYTES} bytes")
     if not query:
         return
     try:
@@ -128,33 +128,35 @@ def _refuse_long(path: str, query: bytes) -> None:
             raise out_of_bounds(f"{shown(name, 40)}: expected no control characters")
 
 
-def _refuse_fields(scope: Scope) -> None:
-    """Refuse fields that a proxy before this server may read in another way, or that promise what is not done here."""
+def _check_fields(scope: Scope) -> None:
+    """Raise 400 or 415 for fields that a proxy may read differently, or that this server does not support."""
     names = [name for name, _ in scope["headers"]]
     if names.count(b"authorization") > 1:
-        raise bad_request("Authorization: expected it once")
+        raise bad_request("Authorization: expected one field")
     if b"content-encoding" in names:
-        raise Refusal(415, "BadRequest", "Content-Encoding: expected a plain body", headers={"Connection": "close"})
+        raise Refusal(
+            415, "BadRequest", "Content-Encoding: expected an uncompressed body", headers={"Connection": "close"}
+        )
 
 
-def _refuse_announced(scope: Scope, limit: int) -> None:
+def _check_announced(scope: Scope, limit: int) -> None:
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
             raise too_large(limit)
 
 
-def _bounded(receive: Receive, limit_bytes: int, limits: Limits, told: Told) -> Receive:
-    """`receive` for a body of so many bytes, at no less than the least rate.
+def _bounded(receive: Receive, limit_bytes: int, limits: Limits, record: RequestRecord) -> Receive:
+    """Wrap `receive` to bound the size of a body and enforce the minimum rate.
 
-    Only the time in which the server waits for the client counts: a slow disk is not the client's fault.
+    Only the time that the server waits for the client counts: a slow disk is not the client's fault.
     """
     waited_s, is_whole = 0.0, False
 
     async def bounded() -> Message:
         nonlocal waited_s, is_whole
         if is_whole:
-            return await receive()  # waits for the end of the connection, as long as the answer takes
-        allowed_s = min(limits.body_s, limits.body_grace_s + told.received_bytes / limits.body_bytes_per_second)
+            return await receive()  # waits for the end of the connection while the handler responds
+        allowed_s = min(limits.body_s, limits.body_grace_s + record.received_bytes / limits.body_bytes_per_second)
         if waited_s > allowed_s:
             raise too_slow("the body", allowed_s)
         began = time.monotonic()
@@ -165,8 +167,8 @@ def _bounded(receive: Receive, limit_bytes: int, limits: Limits, told: Told) -> 
             raise too_slow("the body", allowed_s) from None
         waited_s += time.monotonic() - began
         if message["type"] == "http.request":
-            told.received_bytes += len(message.get("body", b""))
-            if told.received_bytes > limit_bytes:
+            record.received_bytes += len(message.get("body", b""))
+            if record.received_bytes > limit_bytes:
                 raise too_large(limit_bytes)
             is_whole = not message.get("more_body", False)
         return message
@@ -174,14 +176,14 @@ def _bounded(receive: Receive, limit_bytes: int, limits: Limits, told: Told) -> 
     return bounded
 
 
-def _answer_to(error: Exception, scope: Scope, number: str) -> Refusal:
+def _response_to(error: Exception, scope: Scope, number: str) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, AdapterHubError):
         return refusal_of(error)
     if isinstance(error, ClientDisconnect):
-        return bad_request("the connection ended before the body did")
-    # signed links carry their rights in the path: only its first two segments go to the log
+        return bad_request("the connection closed before the end of the body")
+    # signed links grant access by their path: only its first two segments go to the log
     place = "/".join(str(scope["path"]).split("/")[:3])
     log.error("request %s: %s %s failed", number, scope["method"], shown(place), exc_info=error)
-    return Refusal(500, "InternalError", f"the server failed; its log says more under request {number}")
+    return Refusal(500, "InternalError", f"internal error; see request {number} in the server's log")

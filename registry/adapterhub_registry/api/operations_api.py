@@ -1,4 +1,4 @@
-"""`/healthz` and `/metrics`, where orchestrators and Prometheus look for them."""
+"""The routes `/healthz` and `/metrics` for orchestrators and Prometheus."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ router = APIRouter()
 
 @router.get("/healthz")
 def healthz(registry: RegistryOf) -> JSONResponse:
-    """200 when the database and the blobs answer, else 503; what does not answer is named, why is in the log."""
+    """200 when the database and the blobs respond; else 503 that names the failing part; the log has the cause."""
     parts = {"database": "ok", "blobs": "ok"}
     try:
         with registry.db.read() as connection:
@@ -28,18 +28,18 @@ def healthz(registry: RegistryOf) -> JSONResponse:
         registry.blobs.check()
     except StoreUnreachable:
         parts["blobs"] = "unreachable"
-    well = set(parts.values()) == {"ok"}
-    return JSONResponse({"status": "ok" if well else "unreachable", **parts}, status_code=200 if well else 503)
+    healthy = set(parts.values()) == {"ok"}
+    return JSONResponse({"status": "ok" if healthy else "unreachable", **parts}, status_code=200 if healthy else 503)
 
 
 @router.get("/metrics")
 def metrics(registry: RegistryOf, caller: CallerOf) -> Response:
-    """What this server counted since its start. How much the registry holds is told by `/api/adapt/v1/metrics`.
+    """The counters of this server since its start; `/api/adapt/v1/metrics` measures the content of the registry.
 
-    Traffic of private repositories is in it (creations would count them), so it needs a token that sees all of them.
+    The counters include the traffic of private repositories, so the caller needs a token that sees all of them.
     """
     if caller.user is None:
-        raise unauthorized("metrics need a token that reads everything")
+        raise unauthorized("metrics need a token that reads all namespaces")
     if not caller.sees_all:
-        raise forbidden("metrics need a token that reads everything: `--role read --namespaces '*'`")
+        raise forbidden("metrics need a token that reads all namespaces: `--role read --namespaces '*'`")
     return Response(registry.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)

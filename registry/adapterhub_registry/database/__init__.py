@@ -1,1 +1,1 @@
-"""Tables, their schema and its migrations."""
+"""The tables, their schema and its migrations, and the trees of commits."""

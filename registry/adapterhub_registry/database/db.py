@@ -1,12 +1,13 @@
-"""The tables, and the two ways to use them: `begin()` to change something, `read()` to look.
+"""The tables, and the two kinds of transactions: `begin()` writes, `read()` reads.
 
-SQLAlchemy Core on SQLite (WAL, one writer at a time) or PostgreSQL; nothing here or above is SQL that only one of them
-takes. Times are whole milliseconds since 1970, UTC.
+SQLAlchemy Core on SQLite (WAL, one writer at a time) or PostgreSQL; all SQL runs on both. Times are whole milliseconds
+since 1970, UTC.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from sqlalchemy.engine import URL, Connection, CursorResult, make_url
 from sqlalchemy.exc import ArgumentError
 
 from adapterhub.core.errors import UsageProblem
+from adapterhub.core.extras import extra_named
 from adapterhub_registry.database import schema
 
 BUSY_TIMEOUT_MS = 30_000
@@ -43,7 +45,7 @@ BUSY_TIMEOUT_MS = 30_000
 metadata = MetaData()
 
 facts = Table("facts", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
-"""What the servers of one database agree on: `secret`, by a digest, and when chunks of a repository were lost."""
+"""Facts that the servers of one database share: a digest of the `secret`, and when a repository lost chunks."""
 
 users = Table(
     "users",
@@ -74,24 +76,24 @@ repos = Table(
     Column("id", Integer, primary_key=True),
     Column("full_name", String(200), nullable=False, unique=True),  # ns/name
     Column("namespace", String(96), nullable=False, index=True),
-    Column("folded", String(200), nullable=False, unique=True),  # of public ones, look-alikes share it
+    Column("folded", String(200), nullable=False, unique=True),  # equal for public names that look alike
     Column("folded_namespace", String(96), nullable=False, index=True),
     Column("private", Boolean, nullable=False),
     Column("gated", String(8)),  # None | auto | manual
     Column("created_by", String(96), nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("modified_at", BigInteger, nullable=False),
-    Column("head", String(40), nullable=False),  # of main; the columns below describe that commit
+    Column("head", String(40), nullable=False),  # of `main`; the columns below describe that commit
     Column("downloads", Integer, nullable=False, default=0),
     Column("used_bytes", BigInteger, nullable=False, default=0),
     Column("pipeline_tag", String(200), index=True),
     Column("library_name", String(200)),
     Column("card", Text, nullable=False, default="{}"),  # JSON: the front matter of README.md
-    Column("config", Text, nullable=False, default="{}"),  # JSON: what model info shows of config files
+    Column("config", Text, nullable=False, default="{}"),  # JSON: the facts of config files in model info
     Index("repos_by_modified", "modified_at", "id"),
     Index("repos_by_created", "created_at", "id"),
     Index("repos_by_downloads", "downloads", "id"),
-    sqlite_autoincrement=True,  # a number is never given twice: signed links name it
+    sqlite_autoincrement=True,  # never reuses a number, as signed links contain it
 )
 
 refs = Table(
@@ -111,7 +113,7 @@ commits = Table(
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
     Column("id", String(40), primary_key=True),
     Column("parent", String(40)),
-    Column("root", String(64), nullable=False),  # the top one of the nodes of its files
+    Column("root", String(64), nullable=False),  # the top node of its tree of files
     Column("title", Text, nullable=False),
     Column("message", Text, nullable=False),
     Column("author", String(96), nullable=False),
@@ -121,20 +123,20 @@ commits = Table(
 nodes = Table(
     "nodes",
     metadata,
-    # what trees of files are made of (see `tree_nodes`): never changed, shared by the commits of a repository
+    # the nodes of trees of files (see `trees.nodes`): immutable, shared by the commits of a repository
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
-    Column("id", String(64), primary_key=True),  # sha256 of what is packed in the body
+    Column("id", String(64), primary_key=True),  # sha256 of the unpacked body
     Column("body", LargeBinary, nullable=False),
 )
 
 places = Table(
     "places",
     metadata,
-    # which bytes a repository holds, and where: every path that had them at a commit of it
+    # every path of a repository that had a blob at any commit
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
     Column("sha256", String(64), primary_key=True),
     Column("path", String(1024), primary_key=True),
-    Column("commit_id", String(40), nullable=False),  # the first commit that put them there
+    Column("commit_id", String(40), nullable=False),  # the first commit with this blob at this path
     Index("places_by_sha256", "sha256"),
     sqlite_with_rowid=False,
 )
@@ -146,25 +148,25 @@ blobs = Table(
     Column("git_sha1", String(40), nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
-    Column("damaged_at", BigInteger),  # when a check found other bytes; the next upload of them takes it off
+    Column("damaged_at", BigInteger),  # when a check found wrong bytes; the next upload removes the mark
 )
 
 uploads = Table(
     "uploads",
     metadata,
-    # whose bytes arrived for which repository: knowing a digest alone must not give access to its bytes
+    # who uploaded a blob to which repository: a digest alone must not give access to its bytes
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
     Column("sha256", String(64), primary_key=True),
     Column("user_name", String(96), nullable=False),
     Column("created_at", BigInteger, nullable=False),
-    Column("token_id", Integer),  # with which they came
+    Column("token_id", Integer),  # the token of the upload
     Index("uploads_by_token", "token_id", "created_at"),
 )
 
 xet_use = Table(
     "xet_use",
     metadata,
-    # what the xorbs of a user weighed in an epoch, and what the files of the shards came to
+    # the bytes of a user's xorbs in an epoch, and of the files that their shards describe
     Column("user_name", String(96), primary_key=True),
     Column("epoch", Integer, primary_key=True, autoincrement=False),
     Column("sent_bytes", BigInteger, nullable=False),
@@ -182,10 +184,10 @@ repo_tags = Table(
 adapters = Table(
     "adapters",
     metadata,
-    # one row for the head of main and for every tagged commit that holds an adapter
+    # a row for the head of `main` and for every tagged commit with an adapter
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
     Column("commit_id", String(40), primary_key=True),
-    Column("digest", String(64), nullable=False, index=True),  # of the manifest, or of the adapter's files
+    Column("digest", String(64), nullable=False, index=True),  # of the manifest, or of the list of the adapter's files
     Column("weights_sha256", String(64)),  # of adapter_model.safetensors
     Column("name", String(200)),
     Column("version", String(200)),
@@ -202,9 +204,9 @@ adapters = Table(
     Column("dtype", String(64)),
     Column("parameters", BigInteger),
     Column("description", Text),
-    Column("words", Text, nullable=False),  # lower case: what a text search looks through
+    Column("words", Text, nullable=False),  # lower case: the text that a search matches
     Column("is_head", Boolean, nullable=False),
-    Column("is_listed", Boolean, nullable=False),  # the one row that stands for its repository in searches
+    Column("is_listed", Boolean, nullable=False),  # the row that represents its repository in searches
     Column("created_at", BigInteger, nullable=False),
     Index("adapters_by_base", "base_sha256", "rank"),
     Index("adapters_by_base_model", "base_model", "rank"),
@@ -215,7 +217,7 @@ adapters = Table(
 releases = Table(
     "releases",
     metadata,
-    # a version that was once tagged: kept when the tag goes, so that it never gets other bytes
+    # a version that was tagged once; stays when the tag is removed, so that it never gets other bytes
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
     Column("version", String(200), primary_key=True),
     Column("tag", String(200), nullable=False),
@@ -231,7 +233,7 @@ releases = Table(
 tombstones = Table(
     "tombstones",
     metadata,
-    # a version that a repository released under this name, which it does not have any more
+    # a released version of a repository that lost this name
     Column("full_name", String(200), primary_key=True),
     Column("version", String(200), primary_key=True),
     Column("namespace", String(96), nullable=False),
@@ -254,19 +256,19 @@ downloads = Table(
 
 
 def now_ms() -> int:
-    """Now."""
+    """The current time in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
 def inserted_id(result: CursorResult[Any]) -> int:
-    """The number that the database gave to the row just inserted."""
+    """The number of the inserted row."""
     key = result.inserted_primary_key
     assert key is not None
     return int(key[0])
 
 
 def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert those of `rows` whose key is not there yet. Both databases spell it `ON CONFLICT DO NOTHING`."""
+    """Insert the rows with new keys (`ON CONFLICT DO NOTHING`)."""
     if not rows:
         return
     build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
@@ -274,37 +276,40 @@ def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str,
 
 
 def slices(values: Sequence[str]) -> Iterator[Sequence[str]]:
-    """So few at a time that each fits into one statement."""
+    """Slices that each fit into one SQL statement."""
     for start in range(0, len(values), 500):
         yield values[start : start + 500]
 
 
 def lock_name(connection: Connection, name: str) -> None:
-    """Let one transaction at a time go on that names this; the others wait until it ends. SQLite has one writer anyway.
+    """Hold a lock by this name until the transaction ends; SQLite has one writer anyway.
 
-    For what a unique index cannot express, such as names that look alike.
+    Use it for rules that a unique index cannot express, such as names that look alike.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
 
 
 class Database:
-    """One database, its tables made when absent and brought up to date when old.
+    """One database. Opening it creates missing tables and migrates old ones.
 
     Raises:
-        UsageProblem: the URL is none, its driver is not installed, or the database was made by a newer version.
-        Malformed: the file is no database, or is damaged.
+        MissingExtra: the driver for PostgreSQL is not installed.
+        UsageProblem: the URL is malformed, its driver is not installed, or a newer version made the database.
+        Malformed: the file is damaged or not a database.
     """
 
     def __init__(self, url: str, *, connections: int = 20) -> None:
         parsed = _with_driver(url)
         self.is_shared = parsed.get_backend_name() != "sqlite"
-        # SQLite has one writer; waiting here is fair and quick, its own busy handler sleeps
+        # SQLite has one writer; waiting for this lock is fair and fast, while SQLite's busy handler sleeps
         self._writer = contextlib.nullcontext() if self.is_shared else threading.Lock()
         try:
-            self.engine: Engine = create_engine(parsed, **_options(connections) if self.is_shared else _SQLITE_OPTIONS)
+            with extra_named("keeping metadata in PostgreSQL"):
+                options = _options(connections) if self.is_shared else _SQLITE_OPTIONS
+                self.engine: Engine = create_engine(parsed, **options)
         except ImportError:
-            hint = "`pip install 'adapterhub[scale]'` brings the one for PostgreSQL"
+            hint = "for PostgreSQL: `pip install 'adapterhub[scale]'`"
             raise UsageProblem(f"no driver for {parsed.drivername} databases is installed", hint=hint) from None
         if not self.is_shared:
             _prepare_sqlite(self.engine)
@@ -314,7 +319,7 @@ class Database:
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Connection]:
-        """One transaction that writes: all of it, or nothing when an exception leaves the block."""
+        """A transaction that writes; an exception that leaves the block rolls it back."""
         with self._writer, self.engine.connect() as connection:
             connection.execution_options(writes=True)
             with connection.begin():
@@ -322,7 +327,7 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """One transaction that only reads, over one state of the database."""
+        """A transaction that only reads one snapshot of the database."""
         with self.engine.connect() as connection:
             if self.is_shared:
                 connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -330,7 +335,7 @@ class Database:
                 yield connection
 
     def agree(self, name: str, value: str, *, replace: bool = False) -> bool:
-        """Whether the servers of this database agree on `value`; the first one to ask says what it is."""
+        """Whether the servers of this database share `value`; the first call, or `replace`, sets it."""
         with self.begin() as connection:
             if replace:
                 connection.execute(facts.delete().where(facts.c.name == name))
@@ -357,7 +362,7 @@ def _with_driver(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        # the text may hold a password
+        # the text may contain a password
         raise UsageProblem("database: expected a URL such as postgresql://user@host/name") from None
     if parsed.drivername in {"postgres", "postgresql"}:
         return parsed.set(drivername="postgresql+psycopg")
@@ -365,22 +370,22 @@ def _with_driver(url: str) -> URL:
 
 
 _PRAGMAS = (
-    f"busy_timeout={BUSY_TIMEOUT_MS}",  # first: the next one waits for other processes
+    f"busy_timeout={BUSY_TIMEOUT_MS}",  # first, as the next one waits for other processes
     "journal_mode=WAL",
     "synchronous=FULL",
     "foreign_keys=ON",
-    "case_sensitive_like=ON",  # as PostgreSQL's LIKE: a token for `acme/*` is not one for `ACME/x`
+    "case_sensitive_like=ON",  # like PostgreSQL: a token for `acme/*` does not cover `ACME/x`
 )
 
 
 def _prepare_sqlite(engine: Engine) -> None:
-    def on_connect(connection: Any, _record: Any) -> None:  # noqa: ANN401 - sqlite3.Connection and a pool record
-        connection.isolation_level = None  # the driver starts no transactions of its own; `on_begin` does
+    def on_connect(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # the driver starts no transactions; `on_begin` does
         for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
 
     def on_begin(connection: Connection) -> None:
-        # a read transaction that turned into a write could fail at once with `database is locked`
+        # a read transaction that becomes a write can fail with `database is locked`
         writes = connection.get_execution_options().get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 

@@ -1,7 +1,7 @@
-"""The schema of the database through time: empty, of an earlier version, or of this one.
+"""The schema of the database: create it, or migrate an earlier one.
 
-An empty database gets the tables of `db` at once. An earlier one goes through `migrations/versions`, with Alembic, one
-revision after the other. A test holds that both end in the same schema. Everything happens in one transaction.
+An empty database gets the tables of `db` at once. Alembic migrates an earlier one through `migrations/versions`, one
+revision after the other. A test checks that both ways end in the same schema. Everything happens in one transaction.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Column, MetaData, String, Table, insert, inspect, select
+from sqlalchemy import Column, MetaData, String, Table, delete, insert, inspect, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DatabaseError
 
 from adapterhub.core.errors import Malformed, UsageProblem, shown
 
-FIRST: Final = "0001"
-"""The schema from before revisions were written down."""
+UNRELEASED: Final = ("0001", "0002", "0003", "0004")
+"""Schemas from before the first release, which `initial` migrates; databases of the first one name no revision."""
 HEAD: Final = "0005"
-KNOWN: Final = (FIRST, "0002", "0003", "0004", HEAD)
+KNOWN: Final = (*UNRELEASED, HEAD)
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 _version = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
@@ -29,7 +29,7 @@ _version = Table("alembic_version", MetaData(), Column("version_num", String(32)
 
 @contextlib.contextmanager
 def readable(place: object) -> Iterator[None]:
-    """Turn what SQLite says of a file that is no database, or a damaged one, into `Malformed`."""
+    """Turn SQLite's errors about a damaged file, or one that is not a database, into `Malformed`."""
     try:
         yield
     except (sqlite3.DatabaseError, DatabaseError) as error:
@@ -43,18 +43,18 @@ def readable(place: object) -> Iterator[None]:
 
 
 def revision_of(connection: Connection) -> str | None:
-    """The revision of the schema; None for a database without tables of ours."""
+    """The revision of the schema; None for a database without the registry's tables."""
     tables = set(inspect(connection).get_table_names())
     if _version.name in tables:
         return connection.scalar(select(_version.c.version_num))
-    return FIRST if "facts" in tables else None
+    return UNRELEASED[0] if "facts" in tables else None
 
 
 def bring_up_to_date(connection: Connection, metadata: MetaData) -> None:
-    """Make the tables, or change those of an earlier version into those of this one.
+    """Create the tables, or migrate those of an earlier version.
 
     Raises:
-        UsageProblem: the database is of a later version than this program. It was not changed.
+        UsageProblem: a later version of this program made the database. Nothing was changed.
     """
     revision = revision_of(connection)
     if revision == HEAD:
@@ -66,20 +66,20 @@ def bring_up_to_date(connection: Connection, metadata: MetaData) -> None:
         return
     if revision not in KNOWN:
         raise UsageProblem(
-            f"the database has the schema {shown(revision)}, this version knows up to {HEAD}; nothing was changed",
-            hint="`pip install -U adapterhub` brings a version that knows it",
+            f"the database has schema {shown(revision)}, this version knows schemas up to {HEAD}; nothing was changed",
+            hint="upgrade the program: `pip install -U adapterhub`",
         )
     upgrade(connection, revision)
 
 
-def upgrade(connection: Connection, revision: str | None, target: str = HEAD) -> None:
-    """Run the migrations from `revision` (None: from nothing) up to `target`, in the caller's transaction."""
-    from alembic import command  # noqa: PLC0415 - needed for an old database only
-    from alembic.config import Config  # noqa: PLC0415 - as above
+def upgrade(connection: Connection, revision: str) -> None:
+    """Run the migrations from `revision` on, in the caller's transaction."""
+    from alembic import command, config  # noqa: PLC0415 - only an old database needs Alembic
 
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    if revision == FIRST and _version.name not in inspect(connection).get_table_names():
-        command.stamp(config, FIRST)
-    command.upgrade(config, target)
+    settings = config.Config()
+    settings.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    settings.attributes["connection"] = connection
+    if revision in UNRELEASED:
+        _version.create(connection, checkfirst=True)
+        connection.execute(delete(_version))
+    command.upgrade(settings, "head")

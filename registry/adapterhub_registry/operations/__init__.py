@@ -1,1 +1,1 @@
-"""Starting, moving and looking after a registry."""
+"""The commands that serve, check, move and administer a registry."""

@@ -1,10 +1,10 @@
-"""`adapt registry`: serve a registry, and hand out its tokens."""
+"""The commands `adapt registry`: serve, check and move a registry, and manage its tokens."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from adapterhub_registry.operations.options import place_options, server_options
 from adapterhub_registry.operations.server import serve as serve_forever
 from adapterhub_registry.storage.blobs import StoreUnreachable
 
-_AGAIN = "look at the options and the credentials, then run it again; nothing is half done"
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+_AGAIN = "check the options and the credentials, then run the command again; nothing was lost"
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 
 
 @click.group()
@@ -40,15 +40,20 @@ def registry() -> None:
 @place_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 picks a free one.",
 )
 @server_options
 @_JSON
-def serve(host: str, port: int, replace_secret: bool, as_json: bool, **given: Any) -> None:  # noqa: ANN401
-    """Serve until interrupted. Prints the URL and, on the first start, an administrator's token, once.
+def serve(host: str, port: int, replace_secret: bool, as_json: bool, **given: object) -> None:
+    """Serve a registry until interrupted.
 
-    Any tool that speaks to the Hub uses it with HF_ENDPOINT set to the URL. Each option is read from the environment,
-    too: ADAPTERHUB_REGISTRY_ROOT, ADAPTERHUB_REGISTRY_DATABASE and so on.
+    Prints the URL and, on the first start only, an administrator's token. Any tool for the Hub works with the registry
+    when HF_ENDPOINT is set to the URL. Each option has an environment variable: ADAPTERHUB_REGISTRY_ROOT,
+    ADAPTERHUB_REGISTRY_DATABASE and so on.
 
     \b
     Examples:
@@ -65,20 +70,20 @@ def serve(host: str, port: int, replace_secret: bool, as_json: bool, **given: An
 
 @registry.command()
 @place_options
-@click.option("--bytes", "read_bytes", is_flag=True, help="Read and hash every blob, too, and mark damaged ones.")
+@click.option("--bytes", "read_bytes", is_flag=True, help="Also read and hash every blob, and mark damaged ones.")
 @_JSON
-def check(read_bytes: bool, as_json: bool, **given: Any) -> None:  # noqa: ANN401
-    """Check that everything that commits name is there; exit 12 when something is not.
+def check(read_bytes: bool, as_json: bool, **given: object) -> None:
+    """Check that the registry has everything that its commits name; exit 12 when something is missing.
 
-    With --bytes, a damaged blob is marked in the database: the server then takes its bytes from the next push of them,
-    and a later check removes the mark from a blob that was restored. Nothing else changes.
+    With --bytes, the check marks damaged blobs in the database. The next push of the same bytes replaces a marked
+    blob, and a later check removes the mark from a restored one. Nothing else changes.
 
     \b
     Example:
       adapt registry check --root ./registry-data --bytes
     """
     if not given["database"]:
-        _refuse_nothing(given["root"])
+        _check_holds_registry(given)
     with _reaching():
         opened = _open(given)
         held = check_holdings(opened.db, opened.blobs, read_bytes=read_bytes)
@@ -89,7 +94,7 @@ def check(read_bytes: bool, as_json: bool, **given: Any) -> None:  # noqa: ANN40
         for problem in held.problems:
             click.echo(problem)
     if held.problems:
-        done = "they are marked, and the next push heals them" if read_bytes else "nothing was changed"
+        done = "damaged blobs are now marked, and the next push replaces them" if read_bytes else "nothing was changed"
         click.echo(f"hint: restore the blobs from a backup, or push the same files again; {done}", err=True)
         raise SystemExit(DigestMismatch.exit_code)
 
@@ -97,29 +102,30 @@ def check(read_bytes: bool, as_json: bool, **given: Any) -> None:  # noqa: ANN40
 @registry.command()
 @place_options
 @_JSON
-def move(as_json: bool, **given: Any) -> None:  # noqa: ANN401
-    """Copy the registry in --root to the empty --database, and its files to --blobs. Stop its server first.
+def move(as_json: bool, **given: object) -> None:
+    """Copy the registry in --root to an empty --database, and its files to --blobs. Stop its server first.
 
-    Files are hashed on the way; rows are written at the end, all or none. Cut off, it goes on when it is run again.
-    The folder is not changed.
+    The command hashes every file, and writes all rows at the end, or none. After an interruption, run it again: it
+    skips the files that it has copied. The folder stays unchanged.
 
     \b
     Example:
       adapt registry move --root ./registry-data --database postgresql://registry@db/registry --blobs s3://adapters
     """
-    _refuse_nothing(given["root"])
+    _check_holds_registry(given)
     with _reaching():
-        moved = move_registry(given["root"], _open(given))
+        target = _open(given)
+        moved = move_registry(target.settings.root, target)
     if as_json:
         click.echo(json.dumps({"blobs": moved.blobs, "bytes": moved.bytes, "rows": moved.rows}, indent=1))
     else:
         click.echo(f"blobs\t{moved.blobs}\nbytes\t{moved.bytes}\nrows\t{moved.rows}")
-    click.echo("hint: `adapt registry check --bytes` with the same options reads everything once more", err=True)
+    click.echo("hint: verify the copy: run `adapt registry check --bytes` with the same options", err=True)
 
 
 @registry.group()
 def token() -> None:
-    """Make, list and revoke the tokens of a registry, on the machine that runs it.
+    """Create, list and revoke the tokens of a registry, on the machine that runs it.
 
     \b
     Example:
@@ -129,11 +135,16 @@ def token() -> None:
 
 @token.command()
 @place_options
-@click.option("--user", required=True, metavar="NAME", help="Whose token it is.")
-@click.option("--role", type=click.Choice(ROLES), default="read", show_default=True)
-@click.option("--namespaces", default="", metavar="GLOBS", help="What it reaches, such as `acme/*` [default: USER/*].")
-@click.option("--days", type=float, metavar="N", help="Expire after that many days.")
-@click.option("--label", default="", metavar="TEXT", help="What it is for.")
+@click.option("--user", required=True, metavar="NAME", help="User of the token.")
+@click.option("--role", type=click.Choice(ROLES), default="read", show_default=True, help="What the token may do.")
+@click.option(
+    "--namespaces",
+    default="",
+    metavar="GLOBS",
+    help="Repositories that the token covers, such as `acme/*` [default: USER/*].",
+)
+@click.option("--days", type=float, metavar="N", help="Let the token expire after N days.")
+@click.option("--label", default="", metavar="TEXT", help="Purpose of the token.")
 @_JSON
 def create(
     user: str,
@@ -142,9 +153,9 @@ def create(
     days: float | None,
     label: str,
     as_json: bool,
-    **given: Any,  # noqa: ANN401
+    **given: object,
 ) -> None:
-    """Print a new token, alone on stdout. It cannot be shown again.
+    """Create a token and print it. No command can show it again.
 
     \b
     Example:
@@ -158,8 +169,8 @@ def create(
 @token.command("list")
 @place_options
 @_JSON
-def list_(as_json: bool, **given: Any) -> None:  # noqa: ANN401
-    """List tokens: who, role, reach, times; never the token itself.
+def list_(as_json: bool, **given: object) -> None:
+    """List the tokens with user, role, namespaces and times, but never a token itself.
 
     \b
     Example:
@@ -179,8 +190,8 @@ def list_(as_json: bool, **given: Any) -> None:  # noqa: ANN401
 @click.argument("number", type=int)
 @place_options
 @_JSON
-def revoke(number: int, as_json: bool, **given: Any) -> None:  # noqa: ANN401
-    """Revoke the token NUMBER of `list`: from now on it opens nothing.
+def revoke(number: int, as_json: bool, **given: object) -> None:
+    """Revoke a token by its NUMBER in `list`; it stops working at once.
 
     \b
     Example:
@@ -190,12 +201,14 @@ def revoke(number: int, as_json: bool, **given: Any) -> None:  # noqa: ANN401
     click.echo(json.dumps(record) if as_json else f"revoked token {number} of {record['user']}")
 
 
-def _refuse_nothing(root: Path) -> None:
+def _check_holds_registry(given: Mapping[str, Any]) -> None:
+    """Raise unless --root is the folder of a registry."""
+    root: Path = given["root"]
     if not (root / "registry.db").is_file():
-        raise NotFound(f"`{root}` holds no registry", hint=f"`adapt registry serve --root {root}` makes one")
+        raise NotFound(f"`{root}` is not a registry", hint=f"create one: `adapt registry serve --root {root}`")
 
 
-def _open(given: dict[str, Any]) -> Registry:
+def _open(given: Mapping[str, Any]) -> Registry:
     return open_registry(settings_of(given))
 
 

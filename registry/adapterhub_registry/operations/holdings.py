@@ -1,4 +1,4 @@
-"""Whether everything that commits and uploads name is there: what a restored backup must pass."""
+"""Checks that a registry has everything that its commits and uploads name, for example after restoring a backup."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adapterhub_registry.storage.blobs import BlobStore, digest_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """What was looked at, and every problem found, each a sentence."""
+    """The number and size of the checked blobs, and every problem as a sentence."""
 
     blobs: int
     bytes: int
@@ -26,7 +26,7 @@ class Holdings:
 
 
 def named_blobs(connection: Connection) -> dict[str, int]:
-    """Every blob that a row or a tree names, by its sha256, and its size."""
+    """The size of every blob that a row or a tree names, by sha256."""
     known = select(blobs_table.c.sha256, blobs_table.c.size).order_by(blobs_table.c.sha256)
     named = {row.sha256: row.size for row in connection.execute(known)}
     for _, _, node in stored_nodes(connection):
@@ -36,10 +36,10 @@ def named_blobs(connection: Connection) -> dict[str, int]:
 
 
 def check_holdings(database: Database, blobs: BlobStore, *, read_bytes: bool = False) -> Holdings:
-    """Look for what rows name: each blob, each ref's commit, each commit's tree.
+    """Check that everything that rows name exists: each blob, each ref's commit, each commit's tree.
 
-    With `read_bytes`, hash all bytes: blobs that are damaged are marked in the database, so that the server takes their
-    bytes again, and marks are taken off those that are right again.
+    With `read_bytes`, also hash all bytes. This marks damaged blobs in the database, so that the server accepts their
+    bytes again, and removes the mark from repaired ones.
     """
     with database.read() as connection:
         wanted = named_blobs(connection)
@@ -53,11 +53,11 @@ def check_holdings(database: Database, blobs: BlobStore, *, read_bytes: bool = F
         ).all()
         problems = _tree_problems(connection)
     problems += [
-        f"{ref.full_name}: `{ref.name}` names commit {ref.commit_id}, which is not there"
+        f"{ref.full_name}: `{ref.name}` names commit {ref.commit_id}, which is missing"
         for ref in named_refs
         if (ref.repo_id, ref.commit_id) not in made
     ]
-    problems += [f"blob {sha256}: a row names it that the table of blobs does not" for sha256 in sent - known]
+    problems += [f"blob {sha256}: an upload names it, but the table of blobs does not" for sha256 in sent - known]
     found = {sha256: _problem(blobs, sha256, size, read_bytes=read_bytes) for sha256, size in wanted.items()}
     if read_bytes:
         with database.begin() as connection:
@@ -68,7 +68,7 @@ def check_holdings(database: Database, blobs: BlobStore, *, read_bytes: bool = F
 
 
 def _tree_problems(connection: Connection) -> list[str]:
-    """A sentence for each part of a tree that is missing or is not what its id says."""
+    """A sentence for each part of a tree that is missing or damaged."""
     names = {row.id: row.full_name for row in connection.execute(select(repos.c.id, repos.c.full_name))}
     trees = select(commits_table.c.repo_id, commits_table.c.root).where(commits_table.c.root != EMPTY)
     named = {(row.repo_id, row.root) for row in connection.execute(trees)}
@@ -80,7 +80,7 @@ def _tree_problems(connection: Connection) -> list[str]:
             named |= {(repo_id, link.id) for link in node.items}
     problems = [f"{names[repo_id]}: part {node_id} of a tree is damaged" for repo_id, node_id in sorted(damaged)]
     missing = sorted(named - whole - damaged)
-    return problems + [f"{names[repo_id]}: part {node_id} of a tree is not there" for repo_id, node_id in missing]
+    return problems + [f"{names[repo_id]}: part {node_id} of a tree is missing" for repo_id, node_id in missing]
 
 
 def _problem(blobs: BlobStore, sha256: str, size: int, *, read_bytes: bool) -> str | None:
@@ -93,7 +93,7 @@ def _problem(blobs: BlobStore, sha256: str, size: int, *, read_bytes: bool) -> s
             if digest != sha256:
                 return f"blob {sha256}: its bytes have the digest {digest}"
     except BlobNotFound:
-        return f"blob {sha256}: is not there"
+        return f"blob {sha256}: is missing"
     except OSError as error:
         return f"blob {sha256}: cannot be read: {error.strerror or error}"
     return None

@@ -1,7 +1,7 @@
-"""From one folder to the database and the bucket that several servers share: blobs first, then all rows at once.
+"""Copies a registry from a folder to a database and a bucket that several servers share: blobs first, then all rows.
 
-Blobs that are there already are passed over, so a move that was cut off goes on when it is run again; rows are one
-transaction, so the target holds all of them or none. The source is only read.
+It skips blobs that the target has, so an interrupted move continues on the next run. One transaction writes the rows,
+so the target gets all of them or none. The source stays unchanged.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ AT_ONCE = 8
 
 
 class BlobsDamaged(AdapterHubError):
-    """Files that rows name cannot be moved; `problems` holds a sentence for each."""
+    """Some files that rows name cannot be copied; `problems` holds a sentence for each."""
 
     exit_code = 12
 
     def __init__(self, problems: list[str]) -> None:
-        message = f"{len(problems)} files cannot be moved; no row was written"
-        hint = "restore them from a backup, then run it again: what was copied is not copied twice"
+        message = f"{len(problems)} files cannot be copied; no row was written"
+        hint = "restore them from a backup, then run the command again: it skips copied files"
         super().__init__("\n".join([message, *(f"  {problem}" for problem in problems)]), hint=hint)
         self.problems = tuple(problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
-    """What stands at the target now."""
+    """The content of the target after a move."""
 
     blobs: int
     bytes: int
@@ -51,58 +51,60 @@ class Moved:
 
 
 def move_registry(root: Path, target: Registry) -> Moved:
-    """Copy the registry in the folder `root`, whose server was stopped, to `target`.
+    """Copy the registry in the folder `root` to `target`; stop its server first.
 
     Raises:
-        Conflict: a server runs on the folder, or the target's database holds something.
-        BlobsDamaged: blobs of the folder are missing or are not what their digests say. No row was written.
-        Malformed: the folder's database is not that of a registry, or the target's refuses a row. No row was written.
-        UsageProblem: the target's database is that of the folder.
+        Conflict: a server uses the folder, or the target's database is not empty.
+        BlobsDamaged: blobs of the folder are missing or damaged. No row was written.
+        Malformed: the folder's database is not a registry's, or the target's refuses a row. No row was written.
+        UsageProblem: source and target have the same database.
     """
     url = f"sqlite:///{root / 'registry.db'}"
     if target.settings.database == url:
         raise UsageProblem(
-            "a move needs another database than the one in the folder",
-            hint="`--database postgresql://user@host/name` names it, `--blobs s3://bucket` the place of the files",
+            "the target is the database in the folder; a move needs another one",
+            hint="name the target with `--database postgresql://user@host/name` and `--blobs s3://bucket`",
         )
     with readable(root / "registry.db"):
-        _refuse_running(root)
+        _check_stopped(root)
         return _move(url, root, target)
 
 
 def _move(url: str, root: Path, target: Registry) -> Moved:
-    with contextlib.closing(Database(url)) as source, source.begin() as old:  # nobody else writes meanwhile
+    with contextlib.closing(Database(url)) as source, source.begin() as old:  # blocks other writers
         with target.db.read() as new:
-            _refuse_filled(new)
+            _check_empty(new)
         blobs = named_blobs(old)
         _copy_blobs(DiskBlobs(root), target.blobs, blobs)
         with target.db.begin() as new:
-            lock_name(new, "first token")  # a server that starts now waits, and finds tokens
-            _refuse_filled(new)
+            lock_name(new, "first token")  # a server that starts now waits for the tokens
+            _check_empty(new)
             rows = sum(_copy_rows(old, new, table) for table in metadata.sorted_tables)
             if new.dialect.name == "postgresql":
                 _go_on_counting(old, new)
     return Moved(blobs=len(blobs), bytes=sum(blobs.values()), rows=rows)
 
 
-def _refuse_running(root: Path) -> None:
-    # a server keeps connections open, and beside another connection this mode gets no lock
+def _check_stopped(root: Path) -> None:
+    """Raise when a server uses the folder, or its database is not a registry's."""
+    # a server keeps connections open, and this mode gets no lock while another connection exists
     with contextlib.closing(sqlite3.connect(root / "registry.db", timeout=0, isolation_level=None)) as connection:
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         try:
             connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError:
             raise Conflict(
-                f"`{shown(str(root))}` is in use; what is pushed during a move would be lost, so nothing was moved",
-                hint="stop its server first, and let it stay stopped",
+                f"`{shown(str(root))}` is in use; the move would lose concurrent pushes, so nothing was copied",
+                hint="stop its server, and keep it stopped",
             ) from None
         is_ours = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone()
         connection.execute("ROLLBACK")
     if is_ours is None:
-        raise Malformed(f"`{shown(str(root / 'registry.db'), 200)}` holds no tables of a registry; no row was written")
+        raise Malformed(f"`{shown(str(root / 'registry.db'), 200)}` has no tables of a registry; no row was written")
 
 
-def _refuse_filled(connection: Connection) -> None:
+def _check_empty(connection: Connection) -> None:
+    """Raise unless every table is empty."""
     filled = [
         table.name
         for table in metadata.sorted_tables
@@ -111,8 +113,8 @@ def _refuse_filled(connection: Connection) -> None:
     if filled:
         names = ", ".join(filled)
         raise Conflict(
-            f"the database to move to holds rows already ({names}); expected an empty one, no row was written",
-            hint="make a new one with `createdb`, and start servers on it after the move only",
+            f"the target database has rows ({names}); expected an empty one, no row was written",
+            hint="create a new one with `createdb`, and start servers on it only after the move",
         )
 
 
@@ -147,7 +149,7 @@ def _copy_rows(old: Connection, new: Connection, table: Table) -> int:
 
 
 def _go_on_counting(old: Connection, new: Connection) -> None:
-    """Rows came with their numbers: the next ones are above them, and above those that were given and are gone."""
+    """Continue the numbers of the source: the next ones exceed those of all rows, removed ones included."""
     given = {row.name: row.seq for row in old.execute(text("SELECT name, seq FROM sqlite_sequence"))}
     for table in metadata.sorted_tables:
         number: Any = table.autoincrement_column

@@ -1,11 +1,11 @@
-"""What every command of `adapt registry` is told of where a registry lies, and the settings that this makes.
+"""The common options of `adapt registry`, and the settings that they describe.
 
-Environment variables stand for options, so that a container needs no command line of its own.
+Each option has an environment variable, so that a container needs no command line of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,84 +18,66 @@ PREFIX = "ADAPTERHUB_REGISTRY_"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+def _option(name: str, text: str, *more: str, **attributes: object) -> Callable[[Command], Command]:
+    """An option whose environment variable follows from its name."""
+    variable = PREFIX + name.removeprefix("--").replace("-", "_").upper()
+    return click.option(name, *more, cls=None, **{"envvar": variable, "help": text} | attributes)
+
+
 _PLACE = (
-    click.option(
+    _option(
         "--root",
+        "Folder of the registry: blobs, database, secret.",
         type=click.Path(file_okay=False, path_type=Path),
-        envvar=f"{PREFIX}ROOT",
         default=DEFAULT_ROOT,
         show_default=True,
         metavar="DIR",
-        help="Folder that holds everything: blobs, database, secret.",
     ),
-    click.option(
-        "--database",
-        envvar=f"{PREFIX}DATABASE",
-        metavar="URL",
-        help="SQLAlchemy URL instead of SQLite in --root.",
-    ),
-    click.option("--blobs", envvar=f"{PREFIX}BLOBS", metavar="URL", help="s3://BUCKET[/PREFIX] instead of --root."),
-    click.option("--s3-endpoint", envvar=f"{PREFIX}S3_ENDPOINT", metavar="URL", help="Where S3 is, unless at AWS."),
-    click.option(
-        "--s3-public-endpoint",
-        envvar=f"{PREFIX}S3_PUBLIC_ENDPOINT",
-        metavar="URL",
-        help="Where clients reach S3, if elsewhere.",
-    ),
-    click.option(
-        "--s3-region",
-        envvar=f"{PREFIX}S3_REGION",
-        default="us-east-1",
-        show_default=True,
-        metavar="NAME",
-        help="Region of the bucket.",
-    ),
+    _option("--database", "SQLAlchemy URL of a database [default: SQLite in --root].", metavar="URL"),
+    _option("--blobs", "Bucket for the blobs, s3://BUCKET[/PREFIX] [default: --root].", metavar="URL"),
+    _option("--s3-endpoint", "Address of the S3 service [default: AWS].", metavar="URL"),
+    _option("--s3-public-endpoint", "Address of the S3 service for clients, if it differs.", metavar="URL"),
+    _option("--s3-region", "Region of the bucket.", default="us-east-1", show_default=True, metavar="NAME"),
 )
 _SERVER = (
-    click.option("--public-url", envvar=f"{PREFIX}PUBLIC_URL", metavar="URL", help="What clients call it, by a proxy."),
-    click.option(
+    _option("--public-url", "Address for clients, when the server is behind a proxy.", metavar="URL"),
+    _option(
         "--secret-file",
+        "Secret that signs upload links, the same for all servers of a database [default: in --root].",
         type=click.Path(dir_okay=False, path_type=Path),
-        envvar=f"{PREFIX}SECRET_FILE",
         metavar="FILE",
-        help="Secret that signs upload links, one for all servers of a database [default: in --root].",
     ),
-    click.option("--replace-secret", is_flag=True, help="Make this secret the one of all servers of the database."),
-    click.option(
-        "--no-anonymous-read",
-        is_flag=True,
-        envvar=f"{PREFIX}NO_ANONYMOUS_READ",
-        help="Let nobody read without a token.",
-    ),
-    click.option(
+    # without a variable: set for good, it would replace the secret at every start
+    _option("--replace-secret", "Make this secret valid for all servers of the database.", envvar=None, is_flag=True),
+    _option("--no-anonymous-read", "Require a token for reading, too.", is_flag=True),
+    _option(
         "--limit",
+        "Set a limit; repeat for several.",
         "limits",
-        multiple=True,
         envvar=f"{PREFIX}LIMITS",
-        metavar="NAME=VALUE",
-        help="Change one of the limits.",
-    ),
-    click.option(
-        "--trusted-proxy",
-        "trusted_proxies",
         multiple=True,
+        metavar="NAME=VALUE",
+    ),
+    _option(
+        "--trusted-proxy",
+        "Proxy, or network such as 10.0.0.0/8, whose X-Forwarded-For header the server trusts.",
+        "trusted_proxies",
         envvar=f"{PREFIX}TRUSTED_PROXIES",
+        multiple=True,
         metavar="ADDRESS",
-        help="Proxy whose X-Forwarded-For is believed; a network such as 10.0.0.0/8, too.",
     ),
-    click.option(
-        "--log-requests", is_flag=True, envvar=f"{PREFIX}LOG_REQUESTS", help="One JSON line for each, on stderr."
-    ),
+    _option("--log-requests", "Log each request as a JSON line on stderr.", is_flag=True),
 )
 
 
 def place_options(command: Command) -> Command:
-    """Where the registry lies."""
+    """Add the options that locate a registry."""
     return _with(command, _PLACE)
 
 
 def server_options(command: Command) -> Command:
-    """How it is served."""
+    """Add the options that configure a server."""
     return _with(command, _SERVER)
 
 
@@ -105,11 +87,11 @@ def _with(command: Command, options: tuple[Callable[[Any], Any], ...]) -> Comman
     return command
 
 
-def settings_of(given: dict[str, Any]) -> Settings:
-    """The settings that these options make; those that are missing are at their defaults.
+def settings_of(given: Mapping[str, Any]) -> Settings:
+    """The settings that the options describe; missing options have their defaults.
 
     Raises:
-        UsageProblem: an option that cannot be.
+        UsageProblem: an option has an invalid value.
     """
     limits = Limits().with_values(tuple(given.get("limits", ())))
     s3 = None

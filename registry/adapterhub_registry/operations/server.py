@@ -1,4 +1,4 @@
-"""Running a registry: `serve` binds, says where, and answers until it is told to stop."""
+"""Serves a registry: `serve` binds, announces its URL and runs until interrupted."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def serve(
 ) -> None:
     """Serve until interrupted. `announce` gets the URL and, on the first start, the administrator's token.
 
-    Port 0 takes a free one. `replace_secret`: the secret of `settings` is the one from now on.
+    Port 0 picks a free one. `replace_secret` makes the secret of `settings` the valid one for the database.
 
     Raises:
-        NotAllowed: the address cannot be used.
+        NotAllowed: the server cannot bind the address.
         UsageProblem: another server of the same database has another secret.
     """
     if settings.log_requests:
         log_as_json()
     registry = open_registry(settings)
-    _refuse_other_secret(registry, replace=replace_secret)
+    _check_secret(registry, replace=replace_secret)
     listener = _bind(host, port)
     token = registry.tokens.create_first()
     shown_host = f"[{host}]" if ":" in host else host
@@ -47,37 +47,37 @@ def serve(
 
 
 def config_of(app: FastAPI) -> uvicorn.Config:
-    """How uvicorn serves the application that `create_app` made."""
+    """The uvicorn configuration for the application of `create_app`."""
     settings = cast("Registry", app.state.registry).settings
     return uvicorn.Config(
         app,
-        http=protocol_of(settings.limits),  # whatever else is installed: what is refused does not hang on that
+        http=protocol_of(settings.limits),  # fixed, so that refusals do not depend on installed packages
         ws="none",
         timeout_keep_alive=KEEP_ALIVE_S,
-        access_log=False,  # signed links carry their rights in the path
-        log_config=None if settings.log_requests else LOGGING_CONFIG,  # else as `log_as_json` set it
-        log_level="error",  # not a line for each request that is no HTTP: strangers would fill the disk
-        proxy_headers=False,  # a forwarded host is believed only as `public_url`
+        access_log=False,  # signed links grant access by their path
+        log_config=None if settings.log_requests else LOGGING_CONFIG,  # else `log_as_json` has configured logging
+        log_level="error",  # no line for each malformed request: clients could fill the disk
+        proxy_headers=False,  # `public_url` replaces a forwarded host
         server_header=False,
         lifespan="on",
     )
 
 
-def _refuse_other_secret(registry: Registry, *, replace: bool) -> None:
-    """Links that one server signs must be good at the others."""
+def _check_secret(registry: Registry, *, replace: bool) -> None:
+    """Raise when the servers of this database have another secret: each must accept the links of the others."""
     if not registry.db.is_shared:
         return
     mark = hashlib.sha256(b"secret of a registry " + registry.settings.secret).hexdigest()
     if not registry.db.agree("secret", mark, replace=replace):
         raise UsageProblem(
-            "the servers of this database sign their links with another secret",
-            hint="give all of them the same `--secret-file`; `--replace-secret`, once, makes a new one theirs",
+            "the servers of this database use another secret",
+            hint="give all of them the same `--secret-file`; to change it, start one with `--replace-secret`",
         )
 
 
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # named as TCP: asyncio turns Nagle's delay off only for such sockets, and every answer would take 40 ms longer
+    # IPPROTO_TCP: only then asyncio disables Nagle's delay, which would add 40 ms to every response
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -86,7 +86,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise NotAllowed(
             f"cannot listen on {shown(host)}:{port}: {getattr(error, 'strerror', None) or error}",
-            hint="`--port 0` takes a free port",
+            hint="pick a free port: `--port 0`",
         ) from None
     listener.listen(BACKLOG)
     listener.set_inheritable(True)

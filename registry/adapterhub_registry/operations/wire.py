@@ -1,20 +1,23 @@
-"""HTTP/1.1 below the application: heads that end in time, and requests that every server reads alike.
+"""Hardens HTTP/1.1 below the application: timeouts for slow clients, and no request that two servers parse differently.
 
-uvicorn with h11 leaves four gaps, which only a protocol class can close. It waits for ever for the first byte of a
-connection and for the end of a head. It accepts a request whose end two servers see at different places (Content-Length
-beside Transfer-Encoding, a length twice, a folded field), which is how one request smuggles another past a proxy. Once
-it has answered, it reads the rest of a body for as long as the client sends. It waits for ever for a client that reads
-nothing.
+uvicorn with h11 has four gaps, which only a protocol class can close. It waits for ever for the first byte of a
+connection and for the end of a head. It accepts a request whose end two servers see at different positions
+(Content-Length with Transfer-Encoding, two lengths, a folded field), with which an attacker smuggles a second request
+past a proxy. After its response, it reads the rest of a body as long as the client sends. It waits for ever for a
+client that reads nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from http import HTTPStatus
 from typing import Any, ClassVar
 
 import h11
+from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from adapterhub_registry.errors import Refusal, too_slow
 from adapterhub_registry.settings import Limits
@@ -27,80 +30,86 @@ _FRAMING = re.compile(rb"(?im)^(content-length|transfer-encoding)[ \t]*:[ \t]*(.
 
 
 class StrictConnection(h11.Connection):
-    """h11 that refuses a request whose framing can be read in two ways, where RFC 9112 lets a server choose."""
+    """h11 that refuses requests with ambiguous framing, which RFC 9112 allows a server to do."""
 
     problem: h11.RemoteProtocolError | None = None
-    """Why the last event was refused."""
+    """The reason why it refused the last event."""
 
-    def next_event(self) -> Any:  # noqa: ANN401 - as h11 has it
-        """The next event; a head is looked at before h11 makes one field of several."""
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
+        """The next event. It checks a head before h11 joins repeated fields."""
         head = self.trailing_data[0] if self.their_state is h11.IDLE else b""
         try:
             event = super().next_event()
             if isinstance(event, h11.Request):
-                refuse_ambiguity(head, event.http_version)
+                check_framing(head, event.http_version)
         except h11.RemoteProtocolError as problem:
             self.problem = problem
             raise
         return event
 
 
-def refuse_ambiguity(buffered: bytes, http_version: bytes) -> None:
-    """Refuse a request whose head, at the beginning of `buffered`, does not say in one way where it ends.
+def check_framing(buffered: bytes, http_version: bytes) -> None:
+    """Raise unless the head at the beginning of `buffered` defines the end of the request unambiguously.
 
     Raises:
-        h11.RemoteProtocolError: with the rule that is broken.
+        h11.RemoteProtocolError: with the rule that the head breaks.
     """
     end = _END_OF_HEAD.search(buffered)
     head = buffered[: end.start()] if end else buffered
-    if len(head) > MAX_HEAD_BYTES:  # h11 counts only what is not whole yet, which hangs on how it arrives
+    if len(head) > MAX_HEAD_BYTES:  # h11 counts only incomplete heads, so its limit depends on timing
         raise h11.RemoteProtocolError("too long", error_status_hint=TOO_LARGE)
     if http_version not in {b"1.0", b"1.1"}:
         raise h11.RemoteProtocolError("expected HTTP/1.1 or HTTP/1.0")
     if _FOLD.search(head):
-        raise h11.RemoteProtocolError("a header field goes on in a second line")
+        raise h11.RemoteProtocolError("a header field continues on a second line")
     framing = _FRAMING.findall(head)
     if len(framing) > 1:
-        raise h11.RemoteProtocolError("Content-Length and Transfer-Encoding: expected one of the two, once")
+        raise h11.RemoteProtocolError("Content-Length and Transfer-Encoding: expected at most one of them, once")
     for name, value in framing:
         if name.lower() == b"content-length" and not value.isdigit():
             raise h11.RemoteProtocolError("Content-Length: expected one whole number")
         if name.lower() == b"transfer-encoding" and http_version != b"1.1":
-            raise h11.RemoteProtocolError("Transfer-Encoding in a request of HTTP/1.0")
+            raise h11.RemoteProtocolError("Transfer-Encoding in an HTTP/1.0 request")
 
 
 class Protocol(H11Protocol):
-    """uvicorn's protocol over h11 with the limits of a registry."""
+    """uvicorn's h11 protocol with the limits of a registry."""
 
     limits: ClassVar[Limits] = Limits()
 
     conn: StrictConnection
 
-    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - as uvicorn has it
-        super().__init__(*args, **options)
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
         self.conn = StrictConnection(h11.SERVER, MAX_HEAD_BYTES)
         self._waits_for: str | None = None
         self._timer: Any = None
         self._writing: Any = None
 
-    # ------------------------------------------------------------ what a client must do in time
-    def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - as uvicorn has it
-        """Wait for a first request."""
+    # ------------------------------------------------------------ clients that send slowly
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """Wait for the first request."""
         super().connection_made(transport)
         self._wait("head", self.limits.head_s)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes, and wait for the rest of a head that they began."""
+        """Receive bytes; after an incomplete head, wait for its rest."""
         super().data_received(data)
         self._watch(began=True)
 
     def on_response_complete(self) -> None:
-        """Wait for what of a request is on its way still."""
+        """Wait for the rest of a request that is still arriving."""
         super().on_response_complete()
         self._watch(began=bool(self.conn.trailing_data[0]))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing more."""
+        """Stop waiting."""
         self._wait(None, 0)
         self.resume_writing()
         super().connection_lost(exc)
@@ -116,7 +125,7 @@ class Protocol(H11Protocol):
             self._wait(None, 0)
 
     def _wait(self, what: str | None, seconds: float) -> None:
-        """Wait for `what` from now on; a time that runs for it goes on."""
+        """Start the timeout for `what`, unless it is running already."""
         if what == self._waits_for:
             return
         if self._timer is not None:
@@ -128,37 +137,37 @@ class Protocol(H11Protocol):
         if self.transport.is_closing():
             return
         if self._waits_for == "head" and self.conn.trailing_data[0]:
-            self._refuse(too_slow("the head of a request", self.limits.head_s))
+            self._reject(too_slow("the head of a request", self.limits.head_s))
         self.transport.close()
 
-    # ------------------------------------------------------------ what a client must take in time
+    # ------------------------------------------------------------ clients that read slowly
     def pause_writing(self) -> None:
-        """Give up a client that takes nothing for long."""
+        """Disconnect a client that reads nothing for too long."""
         super().pause_writing()
         self._writing = self.loop.call_later(self.limits.answer_stall_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client took something."""
+        """The client has read something."""
         if self._writing is not None:
             self._writing.cancel()
             self._writing = None
         if self.flow is not None:
             super().resume_writing()
 
-    # ------------------------------------------------------------ what is no request
+    # ------------------------------------------------------------ malformed requests
     def send_400_response(self, msg: str) -> None:
-        """Refuse what h11 could not read, and close: where the next request would begin is not known."""
+        """Refuse a malformed request and close the connection, as the start of the next request is unknown."""
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             if self.conn.problem is not None and self.conn.problem.error_status_hint == TOO_LARGE:
-                refusal = Refusal(431, "TooLarge", f"the head of a request has at most {MAX_HEAD_BYTES} bytes")
+                refusal = Refusal(431, "TooLarge", f"the head of a request may have at most {MAX_HEAD_BYTES} bytes")
             else:
-                refusal = Refusal(400, "BadRequest", f"the request cannot be read: {self.conn.problem or msg}")
-            self._refuse(refusal)
+                refusal = Refusal(400, "BadRequest", f"malformed request: {self.conn.problem or msg}")
+            self._reject(refusal)
         self.transport.close()
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _reject(self, refusal: Refusal) -> None:
         if self.cycle is not None:
-            self.cycle.disconnected = True  # what the application still says goes nowhere
+            self.cycle.disconnected = True  # discards what the application still sends
         answer = refusal.response()
         fields = b"".join(b"%s: %s\r\n" % field for field in answer.raw_headers if field[0] != b"connection")
         line = f"HTTP/1.1 {answer.status_code} {HTTPStatus(answer.status_code).phrase}\r\n".encode("ascii")
@@ -166,7 +175,7 @@ class Protocol(H11Protocol):
 
 
 def protocol_of(bounds: Limits) -> type[Protocol]:
-    """The protocol class of a server with these limits, as uvicorn wants it."""
+    """The protocol class of a server with these limits, in the form that uvicorn expects."""
 
     class Bounded(Protocol):
         limits = bounds

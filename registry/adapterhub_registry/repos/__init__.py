@@ -1,1 +1,1 @@
-"""Repositories, commits, adapters and search."""
+"""Repositories: commits, refs, adapters, quotas and search."""

@@ -1,7 +1,7 @@
-"""What the files of one commit say about the adapter in them, and the tags that follow from it.
+"""Reads the facts about the adapter in a commit from its files, and derives tags from them.
 
-A stranger's file never fails here. What
-cannot be read leaves its facts unknown; refusing odd adapters is for `adapt verify`, a registry only lists them.
+An unreadable file is never an error here; it leaves its facts unknown. A registry only lists adapters, and
+`adapt verify` refuses odd ones.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from adapterhub.core.digests import canonical_json, digest_of, hex_of, strict_json
 from adapterhub.core.errors import AdapterHubError
@@ -32,23 +32,21 @@ from adapterhub.formats.safetensors.header import ADAPTER_LIMITS
 from adapterhub_registry.repos.card import read_card
 from adapterhub_registry.storage.blobs import BlobStore
 
-ReadBlob = Callable[[str, int], tuple[bytes, int]]
-"""`read(sha256, at_most)` gives the first bytes of a blob and its whole size."""
-
 CONFIG_LIMIT_BYTES: Final = 1 << 20
 MAX_TAG_CHARACTERS: Final = 200
 MAX_TEXT_CHARACTERS: Final = 4000
 _LENGTH_BYTES: Final = 8
 _ALPHA_MAX: Final = 1e30
-_RANK_MAX: Final = 1 << 20  # larger numbers in a config are nonsense and would not fit every database's integer
+MAX_RANK: Final = 1 << 20  # larger numbers in a config make no sense and exceed the integers of some databases
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFacts:
-    """One adapter as the index knows it; None and empty mean unknown. Hashes are 64 hex digits.
+    """One adapter in the index; None and empty mean unknown. Digests are 64 hex digits.
 
-    `digest` is that of the manifest, or without one, of the list of the adapter's files. `base_weights`,
-    `base_tensors` and `base_files` are those of the base's fingerprint.
+    The fields are columns of the table `adapters`, except `tags`. `digest` is the digest of the manifest or, without
+    one, of the list of the adapter's files. `base_sha256`, `base_tensors` and `base_files` come from the base's
+    fingerprint.
     """
 
     digest: str
@@ -57,12 +55,12 @@ class AdapterFacts:
     version: str | None = None
     task: str | None = None
     description: str = ""
-    base: str | None = None
-    base_weights: str | None = None
+    base_model: str | None = None
+    base_sha256: str | None = None
     base_tensors: str | None = None
     base_files: str | None = None
     peft_type: str | None = None
-    method: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
     rank: int | None = None
     alpha: float | None = None
     target_modules: tuple[str, ...] = ()
@@ -72,36 +70,31 @@ class AdapterFacts:
 
 
 def facts_of(files: Mapping[str, str], blobs: BlobStore) -> AdapterFacts | None:
-    """The adapter in a commit, if it holds one; costs at most one config, manifest, card and tensor header."""
+    """The adapter in a commit, if any; reads at most one config, manifest, card and tensor header."""
     if CONFIG_FILE not in files:
         return None
-    return _adapter(files, _reader(blobs), read_card(blobs, files))
-
-
-def _reader(blobs: BlobStore) -> ReadBlob:
-    def read(sha256: str, at_most: int) -> tuple[bytes, int]:
-        size = blobs.size(sha256)
-        return b"".join(blobs.open(sha256, 0, min(at_most, size))), size
-
-    return read
-
-
-def _adapter(files: Mapping[str, str], read: ReadBlob, card: Mapping[str, Any]) -> AdapterFacts:
     mine = [[path, files[path]] for path in sorted(MEDIA_TYPES) if path in files]
     found = AdapterFacts(digest=hex_of(digest_of(canonical_json(mine))), weights_sha256=files.get(WEIGHTS_FILE))
-    raw, size = read(files[CONFIG_FILE], CONFIG_LIMIT_BYTES)
+    raw, size = _read(blobs, files[CONFIG_FILE], CONFIG_LIMIT_BYTES)
     if size <= CONFIG_LIMIT_BYTES:
         found = _with_config(found, raw)
-    header = _header(files, read)
+    header = _header(files, blobs)
     if header is not None:
         found = _with_header(found, header)
-    manifest = _manifest(files, read)
+    manifest = _manifest(files, blobs)
     if manifest is not None:
         return _with_manifest(found, manifest)
+    card = read_card(blobs, files)
     task = next((t[len("adapter-task:") :] for t in _texts(card.get("tags")) if t.startswith("adapter-task:")), None)
     if task is None and isinstance(card.get("pipeline_tag"), str):
         task = card["pipeline_tag"]
     return replace(found, task=_bounded(task) or None)
+
+
+def _read(blobs: BlobStore, sha256: str, at_most: int) -> tuple[bytes, int]:
+    """The first bytes of a blob and its whole size."""
+    size = blobs.size(sha256)
+    return b"".join(blobs.open(sha256, 0, min(at_most, size))), size
 
 
 def _with_config(found: AdapterFacts, raw: bytes) -> AdapterFacts:
@@ -109,14 +102,14 @@ def _with_config(found: AdapterFacts, raw: bytes) -> AdapterFacts:
         config = AdapterConfig.parse(raw, CONFIG_FILE)
     except AdapterHubError:
         return _with_odd_config(found, raw)
-    ranks = [r for r in (config.r, *config.rank_pattern.values()) if r is not None and 0 < r <= _RANK_MAX]
+    ranks = [r for r in (config.r, *config.rank_pattern.values()) if r is not None and 0 < r <= MAX_RANK]
     alphas = [a for a in (config.lora_alpha, *config.alpha_pattern.values()) if a is not None and abs(a) <= _ALPHA_MAX]
     targets = config.target_modules
     return replace(
         found,
-        base=None if config.base_is_path else _bounded(config.base_model_name_or_path) or None,
+        base_model=None if config.base_is_path else _bounded(config.base_model_name_or_path) or None,
         peft_type=config.peft_type,
-        method=config.methods(),
+        methods=config.methods(),
         rank=max(ranks, default=None),
         alpha=float(max(alphas)) if alphas else None,
         target_modules=tuple(sorted(targets)) if isinstance(targets, tuple) else (targets,) if targets else (),
@@ -124,7 +117,7 @@ def _with_config(found: AdapterFacts, raw: bytes) -> AdapterFacts:
 
 
 def _with_odd_config(found: AdapterFacts, raw: bytes) -> AdapterFacts:
-    """What a config says that would be refused for use, key by key."""
+    """The readable keys of a config that `AdapterConfig` refuses."""
     try:
         value = strict_json(raw, limit_bytes=CONFIG_LIMIT_BYTES)
     except ValueError:
@@ -134,21 +127,21 @@ def _with_odd_config(found: AdapterFacts, raw: bytes) -> AdapterFacts:
     base, kind, rank = value.get("base_model_name_or_path"), value.get("peft_type"), value.get("r")
     return replace(
         found,
-        base=_bounded(base) or None if isinstance(base, str) and not base_is_path(base) else None,
+        base_model=_bounded(base) or None if isinstance(base, str) and not base_is_path(base) else None,
         peft_type=_bounded(kind).upper() or None if isinstance(kind, str) else None,
         rank=_rank(rank),
     )
 
 
-def _header(files: Mapping[str, str], read: ReadBlob) -> TensorFile | None:
+def _header(files: Mapping[str, str], blobs: BlobStore) -> TensorFile | None:
     sha256 = files.get(WEIGHTS_FILE)
     if sha256 is None:
         return None
-    raw, size = read(sha256, _LENGTH_BYTES)
+    raw, size = _read(blobs, sha256, _LENGTH_BYTES)
     length = int.from_bytes(raw, "little")
     if len(raw) < _LENGTH_BYTES or length > min(ADAPTER_LIMITS.header_bytes, size):
         return None
-    raw, _ = read(sha256, _LENGTH_BYTES + length)
+    raw, _ = _read(blobs, sha256, _LENGTH_BYTES + length)
     try:
         return parse_header(io.BytesIO(raw), path=Path(WEIGHTS_FILE), size_bytes=size)
     except AdapterHubError:
@@ -156,7 +149,7 @@ def _header(files: Mapping[str, str], read: ReadBlob) -> TensorFile | None:
 
 
 def _with_header(found: AdapterFacts, header: TensorFile) -> AdapterFacts:
-    """The tensors have the last word on rank, where they name LoRA pairs."""
+    """Add the facts of the tensors; the rank of LoRA pairs overrides the config's."""
     ranks = [
         spec.shape[0]
         for spec in header.tensors
@@ -167,20 +160,20 @@ def _with_header(found: AdapterFacts, header: TensorFile) -> AdapterFacts:
         sizes[spec.dtype] += spec.elements
     return replace(
         found,
-        rank=min(max(ranks), _RANK_MAX) if ranks else found.rank,
+        rank=min(max(ranks), MAX_RANK) if ranks else found.rank,
         dtype=sizes.most_common(1)[0][0],
         parameters=sizes.total(),
     )
 
 
-def _manifest(files: Mapping[str, str], read: ReadBlob) -> Manifest | None:
-    """The manifest, if it reads and describes the files that lie beside it."""
+def _manifest(files: Mapping[str, str], blobs: BlobStore) -> Manifest | None:
+    """The manifest, if it is readable and describes the files next to it."""
     if MANIFEST_FILE not in files:
         return None
-    raw, size = read(files[MANIFEST_FILE], LIMIT_BYTES)
+    raw, size = _read(blobs, files[MANIFEST_FILE], LIMIT_BYTES)
     if size > LIMIT_BYTES:
         return None
-    # ValueError: texts or numbers that have no canonical form, hence no digest
+    # ValueError: strings or numbers without a canonical form, hence without a digest
     with contextlib.suppress(AdapterHubError, ValueError):
         manifest = Manifest.parse(raw)
         is_of_these = all(files.get(entry.path) == hex_of(entry.sha256) for entry in manifest.files)
@@ -194,7 +187,7 @@ def _with_manifest(found: AdapterFacts, manifest: Manifest) -> AdapterFacts:
     if fingerprint is not None:
         found = replace(
             found,
-            base_weights=hex_of(fingerprint.weights),
+            base_sha256=hex_of(fingerprint.weights),
             base_tensors=hex_of(fingerprint.tensors),
             base_files=hex_of(fingerprint.files) if fingerprint.files else None,
         )
@@ -205,8 +198,8 @@ def _with_manifest(found: AdapterFacts, manifest: Manifest) -> AdapterFacts:
         version=manifest.version,
         task=_bounded(manifest.task) or None,
         description=manifest.description[:MAX_TEXT_CHARACTERS].replace("\0", ""),
-        base=_bounded(manifest.base.hints.hub_id) or found.base,
-        method=manifest.method or found.method,
+        base_model=_bounded(manifest.base.hints.hub_id) or found.base_model,
+        methods=manifest.method or found.methods,
         rank=found.rank or _rank(manifest.rank),
         alpha=found.alpha if manifest.alpha is None else manifest.alpha,
         target_modules=manifest.target_modules or found.target_modules,
@@ -215,22 +208,24 @@ def _with_manifest(found: AdapterFacts, manifest: Manifest) -> AdapterFacts:
 
 
 def tags_of_adapter(adapter: AdapterFacts) -> list[str]:
-    """The tags by which a hub finds an adapter: those of its manifest, or what a plain PEFT folder earns by its files.
+    """The tags by which a hub finds an adapter: those of its manifest, or those derived from a plain PEFT folder.
 
-    The base's digest comes whole as well as in the short form that public hubs have room for.
+    They include the base's full digest besides the short form that fits public hubs.
     """
     tags = list(adapter.tags)
     if not tags:
         tags += ["lora"] if adapter.peft_type == "LORA" else []
         tags += [f"adapter-task:{adapter.task}"] if adapter.task else []
     tags += [f"lora-rank:{adapter.rank}"] if adapter.rank else []
-    tags += [f"base-sha256:{adapter.base_weights}"] if adapter.base_weights else []
-    tags += [f"base_model:{adapter.base}", f"base_model:adapter:{adapter.base}"] if adapter.base else []
+    tags += [f"base-sha256:{adapter.base_sha256}"] if adapter.base_sha256 else []
+    tags += (
+        [f"base_model:{adapter.base_model}", f"base_model:adapter:{adapter.base_model}"] if adapter.base_model else []
+    )
     return [tag for tag in dict.fromkeys(tags) if len(tag) <= MAX_TAG_CHARACTERS and tag.isprintable()]
 
 
 def without_contradictions(card_tags: Iterable[str], adapter_tags: Iterable[str]) -> list[str]:
-    """The tags a card gives, less those that say otherwise of base, rank, task or name than the adapter's files."""
+    """The tags of a card, without those about base, rank, task or name where the adapter's files have their own."""
     known = tuple(kind for kind in _FACTS if any(tag.startswith(kind) for tag in adapter_tags))
     return [tag for tag in card_tags if not (known and tag.startswith(known))]
 
@@ -239,15 +234,15 @@ _FACTS = ("base-sha256:", "lora-rank:", "adapter-task:", "adapter-name:")
 
 
 def _rank(value: object) -> int | None:
-    return value if type(value) is int and 0 < value <= _RANK_MAX else None
+    return value if type(value) is int and 0 < value <= MAX_RANK else None
 
 
 def _texts(value: object) -> list[str]:
-    """The texts in a card's value: one, or a list of them."""
+    """The strings in a value of a card: one, or a list of them."""
     items = value if isinstance(value, list) else [value]
     return [item.strip() for item in items if isinstance(item, str) and item.strip()]
 
 
 def _bounded(text: str | None) -> str:
-    """`text` when it is printable and short enough to be a tag's value, else nothing."""
+    """`text` when it is printable and short enough for the value of a tag, else an empty string."""
     return text if text and text.isprintable() and len(text) <= MAX_TAG_CHARACTERS else ""

@@ -1,4 +1,4 @@
-"""Searching the adapter index: by base, task, rank, method and words, a page at a time."""
+"""Searches the adapter index by base, task, rank, type and words, a page at a time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from packaging.version import Version
 from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select
 from sqlalchemy.engine import Connection
 
@@ -18,12 +19,12 @@ MAX_PAGE: Final = 100
 MAX_WORDS: Final = 16
 MAX_PLACES: Final = 1000
 _CURSOR = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
-_BASE_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{8,64}")
+BASE_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{8,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterQuery:
-    """What is looked for; None means any. `base_sha256` is the beginning of a digest, at least 8 hex digits."""
+    """The conditions of a search; None matches anything. `base_sha256` is a prefix of at least 8 hex digits."""
 
     base: str | None = None
     base_sha256: str | None = None
@@ -38,7 +39,7 @@ class AdapterQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterPage:
-    """One page of rows (adapters joined with their repository) and where the next one begins; None after the last."""
+    """One page of rows (adapters joined with their repository) and the cursor of the next; None on the last."""
 
     rows: Sequence[Row[Any]]
     next_cursor: str | None
@@ -54,17 +55,17 @@ _SHOWN = select(
 
 
 def search_adapters(connection: Connection, query: AdapterQuery, visible: ColumnElement[bool]) -> AdapterPage:
-    """One adapter for each repository that `visible` lets through and that fits, the newest first.
+    """One adapter for each repository that matches and that `visible` admits, newest first.
 
     Raises:
-        Refusal: 400 for a digest or cursor that cannot be one.
+        Refusal: 400 for a malformed digest or cursor.
     """
     found = _SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(
         adapters.c.is_listed, visible, *_conditions(query)
     )
     if query.cursor is not None:
         if not _CURSOR.fullmatch(query.cursor):
-            raise bad_request(f"cursor `{shown(query.cursor)}` was not given by this server")
+            raise bad_request(f"cursor `{shown(query.cursor)}` does not come from this server")
         at, repo_id = map(int, query.cursor.split("-"))
         older = adapters.c.created_at < at
         found = found.where(or_(older, and_(adapters.c.created_at == at, adapters.c.repo_id < repo_id)))
@@ -99,19 +100,17 @@ def _conditions(query: AdapterQuery) -> list[ColumnElement[bool]]:
 
 
 def _base_begins(text: str) -> ColumnElement[bool]:
-    """Any digest of the base's fingerprint begins so: files may be known where weights were never read."""
-    if not _BASE_DIGEST.fullmatch(text):
+    """Match a prefix of any digest of the base's fingerprint: an adapter may know only that of the base's files."""
+    if not BASE_DIGEST.fullmatch(text):
         raise bad_request(f"base_sha256 `{shown(text)}`: expected 8 to 64 lower-case hex digits")
     begin = text.removeprefix("sha256:")
     columns = (adapters.c.base_sha256, adapters.c.base_tensors, adapters.c.base_files)
-    # A range, which an index answers; `g` comes after every hex digit.
+    # a range, so that the database can use an index; `g` sorts after every hex digit
     return or_(*(and_(column >= begin, column < f"{begin}g") for column in columns))
 
 
 def versions_of(connection: Connection, repo_id: int) -> Sequence[Row[Any]]:
-    """Every release of a repository whose tag still exists, with its facts; the newest version first."""
-    from packaging.version import Version  # noqa: PLC0415 - 10 ms that most requests do not need
-
+    """Every release of a repository that has its tag, with its facts; the newest version first."""
     wanted = (
         select(
             adapters,
@@ -137,9 +136,9 @@ def versions_of(connection: Connection, repo_id: int) -> Sequence[Row[Any]]:
 
 
 def places_of(connection: Connection, sha256: str, visible: ColumnElement[bool]) -> Sequence[Row[Any]]:
-    """Where a file with these bytes lies, as `full_name`, `gated`, `commit_id`, `path`, `size`; at most 1,000.
+    """The files with these bytes, as `full_name`, `gated`, `commit_id`, `path`, `size`; at most 1,000.
 
-    The commit is the first one of the repository that put them there.
+    The commit is the first one of the repository that added the file.
     """
     wanted: Select[Any] = (
         select(repos.c.full_name, repos.c.gated, places.c.commit_id, places.c.path, blobs.c.size)

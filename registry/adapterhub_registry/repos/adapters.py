@@ -1,15 +1,17 @@
-"""The adapter index: a row for the head of `main` and for every released commit, and what each version stands for.
+"""The adapter index: a row for the head of `main` and for every released commit, and the releases.
 
-A release is a tag `v<version>` on a commit that holds an adapter. It is written down once and stays when the tag goes:
-a version never gets other bytes. Yanking marks it; its bytes stay, so that locked installs go on working.
+A release is a tag `v<version>` on a commit with an adapter. Its record stays when the tag is removed, so a version
+never gets other bytes. Yanking only marks it; its bytes stay, so that locked installs keep working.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from packaging.version import Version
 from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.engine import Connection
 
@@ -33,14 +35,14 @@ def index_commit(
     *,
     tag: str | None = None,
 ) -> list[str]:
-    """The tags that the adapter of a commit earns, after it was indexed; `files` is the whole tree (path to sha256).
+    """Index the adapter of a commit and return its tags; `files` is the whole tree (path to sha256).
 
-    Without `tag`, the commit is the new head of `main`; with it, the commit that this tag now names, and a version tag
-    is released. Call it inside the transaction of the commit or tag, after the ref was written. A file that cannot be
-    read is no error; its facts stay unknown.
+    Without `tag`, the commit is the new head of `main`. With `tag`, the tag now names the commit, and a version tag
+    releases it. Call it in the transaction of the commit or tag, after writing the ref. An unreadable file is not an
+    error; its facts stay unknown.
 
     Raises:
-        Refusal: 409 when the version was released with other bytes.
+        Refusal: 409 when the version exists with other bytes.
     """
     adapter = facts_of(files, blobs)
     if tag is None:
@@ -50,9 +52,9 @@ def index_commit(
         if tag is not None:
             _release(connection, repo, commit_id, adapter, tag)
         elif adapter.version is not None:
-            _refuse_other_bytes(connection, repo, adapter.version, adapter)
+            _check_release(connection, repo, adapter.version, adapter)
     elif tag is not None:
-        _refuse_without_adapter(connection, repo, tag)
+        _check_tag_without_adapter(connection, repo, tag)
     if tag is None:
         _forget_unreleased(connection, repo.id)
     choose_listed(connection, repo.id)
@@ -60,7 +62,7 @@ def index_commit(
 
 
 def version_of(tag: str) -> str | None:
-    """The version that a tag names: `v1.2.0` is 1.2.0; None for any other tag."""
+    """The version of a tag: 1.2.0 for `v1.2.0`, None for any other tag."""
     try:
         return parse_version(tag[1:]) if tag.startswith("v") else None
     except SpecError:
@@ -68,17 +70,17 @@ def version_of(tag: str) -> str | None:
 
 
 def choose_listed(connection: Connection, repo_id: int) -> None:
-    """Choose the row that stands for a repository in searches; call it after a tag was removed, too.
+    """Choose the row that represents a repository in searches; call it also after removing a tag.
 
-    That is its newest release which is not yanked and still has its tag. Without one, it is the head of `main`, unless
-    those are bytes that were yanked.
+    This is the newest release that has its tag and is not yanked. Without one, it is the head of `main`, unless its
+    bytes were yanked.
     """
     rows = connection.execute(select(releases).where(releases.c.repo_id == repo_id)).all()
     tagged = select(refs.c.name).where(refs.c.repo_id == repo_id, refs.c.kind == "tag")
     tags = set(connection.scalars(tagged))
     live = [row for row in rows if row.tag in tags and row.yanked_at is None]
     if live:
-        chosen = adapters.c.commit_id == max(live, key=lambda row: _order(row.version)).commit_id
+        chosen = adapters.c.commit_id == max(live, key=lambda row: Version(row.version)).commit_id
     else:
         yanked = [row.digest for row in rows if row.yanked_at is not None]
         chosen = adapters.c.is_head & adapters.c.digest.not_in(yanked)
@@ -87,23 +89,17 @@ def choose_listed(connection: Connection, repo_id: int) -> None:
     connection.execute(update(adapters).where(mine, chosen).values(is_listed=True))
 
 
-def _order(version: str) -> Any:  # noqa: ANN401 - packaging's version, which orders itself
-    from packaging.version import Version  # noqa: PLC0415 - 10 ms that most requests do not need
-
-    return Version(version)
-
-
 def yank(connection: Connection, repo: Row[Any], version: str, *, reason: str, by: str) -> None:
-    """Mark a release as yanked; again with another reason replaces the reason.
+    """Mark a release as yanked; yanking it again replaces the reason.
 
     Raises:
-        Refusal: 404 for a version that was never released.
+        Refusal: 404 for an unknown version.
     """
     _mark(connection, repo, version, yanked_at=now_ms(), yanked_by=by, yanked_reason=reason[:MAX_REASON_CHARACTERS])
 
 
 def unyank(connection: Connection, repo: Row[Any], version: str) -> None:
-    """Take the mark off again; raises as `yank`."""
+    """Undo `yank`; raises the same errors."""
     _mark(connection, repo, version, yanked_at=None, yanked_by=None, yanked_reason=None)
 
 
@@ -115,7 +111,7 @@ def _mark(connection: Connection, repo: Row[Any], version: str, **values: object
 
 
 def warning_for(connection: Connection, repo_id: int, commit_id: str) -> str | None:
-    """The text of an `X-HF-Warning` header when a commit holds a yanked release; None when it does not."""
+    """The `X-HF-Warning` header of a commit with a yanked release; None for other commits."""
     yanked = select(releases.c.version, releases.c.yanked_reason).where(
         releases.c.repo_id == repo_id, releases.c.commit_id == commit_id, releases.c.yanked_at.is_not(None)
     )
@@ -127,29 +123,22 @@ def warning_for(connection: Connection, repo_id: int, commit_id: str) -> str | N
 
 
 def adapt_object(connection: Connection, repo_id: int, commit_id: str) -> dict[str, Any] | None:
-    """The member `adapt` of model info at one commit; None when no adapter was indexed there."""
+    """The member `adapt` of model info at one commit; None without an indexed adapter."""
     mine = (adapters.c.repo_id == repo_id) & (adapters.c.commit_id == commit_id)
     row = connection.execute(select(adapters).where(mine)).one_or_none()
     return None if row is None else facts_json(row)
 
 
 def facts_json(row: Row[Any]) -> dict[str, Any]:
-    """An adapter's row as the API shows it."""
+    """An adapter's row in the form of the API."""
+    same = ("name", "version", "base_sha256", "task", "peft_type", "rank", "alpha", "dtype", "parameters")
     return {
-        "name": row.name,
-        "version": row.version,
+        **{name: getattr(row, name) for name in same},
         "digest": f"sha256:{row.digest}",
         "adapter_sha256": row.weights_sha256,
         "base": row.base_model,
-        "base_sha256": row.base_sha256,
-        "task": row.task,
-        "peft_type": row.peft_type,
         "method": json.loads(row.methods),
-        "rank": row.rank,
-        "alpha": row.alpha,
         "target_modules": json.loads(row.target_modules),
-        "dtype": row.dtype,
-        "parameters": row.parameters,
         "description": row.description or "",
     }
 
@@ -157,48 +146,29 @@ def facts_json(row: Row[Any]) -> dict[str, Any]:
 def _put(connection: Connection, repo: Row[Any], commit_id: str, adapter: AdapterFacts, *, is_head: bool) -> None:
     mine = (adapters.c.repo_id == repo.id) & (adapters.c.commit_id == commit_id)
     before = connection.execute(select(adapters.c.is_head).where(mine)).one_or_none()
-    if before is not None:  # the commit is fixed, so what it holds is known already
+    if before is not None:  # a commit never changes, so its facts are known
         connection.execute(update(adapters).where(mine).values(is_head=is_head or before.is_head))
         return
-    said = [adapter.name, adapter.task, adapter.base, adapter.description, *adapter.tags]
-    connection.execute(
-        insert(adapters).values(
-            repo_id=repo.id,
-            commit_id=commit_id,
-            digest=adapter.digest,
-            weights_sha256=adapter.weights_sha256,
-            name=adapter.name,
-            version=adapter.version,
-            base_model=adapter.base,
-            base_sha256=adapter.base_weights,
-            base_tensors=adapter.base_tensors,
-            base_files=adapter.base_files,
-            task=adapter.task,
-            peft_type=adapter.peft_type,
-            methods=json.dumps(adapter.method),
-            rank=adapter.rank,
-            alpha=adapter.alpha,
-            target_modules=json.dumps(adapter.target_modules),
-            dtype=adapter.dtype,
-            parameters=adapter.parameters,
-            description=adapter.description,
-            words=" ".join(text for text in said if text).lower(),
-            is_head=is_head,
-            is_listed=False,
-            created_at=now_ms(),
-        )
-    )
+    words = [adapter.name, adapter.task, adapter.base_model, adapter.description, *adapter.tags]
+    values = asdict(adapter) | {
+        "methods": json.dumps(adapter.methods),
+        "target_modules": json.dumps(adapter.target_modules),
+        "words": " ".join(text for text in words if text).lower(),
+    }
+    del values["tags"]
+    key = {"repo_id": repo.id, "commit_id": commit_id, "is_head": is_head, "is_listed": False, "created_at": now_ms()}
+    connection.execute(insert(adapters).values(**values, **key))
 
 
 def _release(connection: Connection, repo: Row[Any], commit_id: str, adapter: AdapterFacts, tag: str) -> None:
     version = version_of(tag)
     if version is None:
         return
-    # One release at a time in a namespace: its first row is the lock. SQLite has one writer anyway.
+    # One release at a time in a namespace: its first repository is the lock. SQLite has one writer anyway.
     first = select(repos.c.id).where(repos.c.namespace == repo.namespace).order_by(repos.c.id).limit(1)
-    # not its key: a plain FOR UPDATE would wait for whoever inserts a row that refers to it, and that one for this
+    # without its key: a plain FOR UPDATE and an insert that refers to the row would wait for each other
     connection.execute(first.with_for_update(key_share=True)).all()
-    _refuse_other_bytes(connection, repo, version, adapter)
+    _check_release(connection, repo, version, adapter)
     row = {
         "repo_id": repo.id,
         "version": version,
@@ -208,23 +178,23 @@ def _release(connection: Connection, repo: Row[Any], commit_id: str, adapter: Ad
         "created_at": now_ms(),
     }
     insert_new(connection, releases, [row])
-    # Another transaction may have come first, or the same bytes were tagged again: the row says whose bytes count.
-    _refuse_other_bytes(connection, repo, version, adapter)
+    # Another transaction may have been faster, or the same bytes were tagged again: the stored row decides.
+    _check_release(connection, repo, version, adapter)
     key = (releases.c.repo_id == repo.id) & (releases.c.version == version)
     connection.execute(update(releases).where(key).values(tag=tag, commit_id=commit_id))
 
 
-def _refuse_without_adapter(connection: Connection, repo: Row[Any], tag: str) -> None:
-    """Refuse a tag of a released version on a commit that holds no adapter at all."""
+def _check_tag_without_adapter(connection: Connection, repo: Row[Any], tag: str) -> None:
+    """Raise when a tag of a released version would name a commit without an adapter."""
     version = version_of(tag)
     mine = select(releases.c.version).where(releases.c.repo_id == repo.id, releases.c.version == version)
     if connection.scalar(mine) is not None:
         raise _released(f"`{repo.full_name}`", version)
-    tombstones.refuse_without_adapter(connection, repo, version)
+    tombstones.check_tag_without_adapter(connection, repo, version)
 
 
-def _refuse_other_bytes(connection: Connection, repo: Row[Any], version: str, adapter: AdapterFacts) -> None:
-    """Refuse when this version of this adapter, for this base and rank, was released with another digest."""
+def _check_release(connection: Connection, repo: Row[Any], version: str, adapter: AdapterFacts) -> None:
+    """Raise when this version of the adapter, for this base and rank, exists with another digest."""
     same_name = adapters.c.name == adapter.name if adapter.name is not None else repos.c.id == repo.id
     released = (
         select(repos.c.full_name, repos.c.private)
@@ -233,29 +203,25 @@ def _refuse_other_bytes(connection: Connection, repo: Row[Any], version: str, ad
         .where(releases.c.version == version, releases.c.digest != adapter.digest)
         .where(
             (repos.c.id == repo.id)
-            | (
-                (repos.c.namespace == repo.namespace)
-                & same_name
-                & adapters.c.base_sha256.is_not_distinct_from(adapter.base_weights)
-                & adapters.c.base_model.is_not_distinct_from(adapter.base)
-                & adapters.c.rank.is_not_distinct_from(adapter.rank)
-            )
+            | ((repos.c.namespace == repo.namespace) & same_name & tombstones.has_build(adapters, adapter))
         )
     )
     holders = connection.execute(released.order_by(repos.c.full_name)).all()
     if holders:
-        # a private one is not named: the caller may write beside it and still not see it
+        # never names a private repository: the caller may write to the namespace without seeing it
         named = [row.full_name for row in holders if row.full_name == repo.full_name or not row.private]
         raise _released(f"`{named[0]}`" if named else f"adapter `{adapter.name}` in `{repo.namespace}`", version)
-    tombstones.refuse_other_bytes(connection, repo, version, adapter)
+    tombstones.check_release(connection, repo, version, adapter)
 
 
 def _released(holder: str, version: str | None) -> Refusal:
-    return conflict(f"release {version} of {holder} exists with other bytes; releases never change: raise the version")
+    return conflict(
+        f"release {version} of {holder} exists with other bytes; releases never change, so raise the version"
+    )
 
 
 def _forget_unreleased(connection: Connection, repo_id: int) -> None:
-    """Drop rows of earlier heads that no release and no tag names."""
+    """Remove rows of earlier heads that no release and no tag names."""
     kept: Sequence[Any] = (
         select(releases.c.commit_id).where(releases.c.repo_id == repo_id),
         select(refs.c.commit_id).where(refs.c.repo_id == repo_id, refs.c.kind == "tag"),

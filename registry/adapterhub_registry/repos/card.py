@@ -1,6 +1,6 @@
-"""What the model card and the configuration of a repository say: its front matter, and the tags the Hub derives.
+"""Reads the model card and the configuration of a repository, and derives the Hub's tags from them.
 
-Everything here was written by strangers. A card that cannot be read is an empty card; `parse_card` says why.
+The files come from untrusted clients. An unreadable card counts as an empty card; `parse_card` raises the reason.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ _FRONT_MATTER = re.compile(r"\A﻿?---[ \t]*\r?\n(.*?)(?:^|\r?\n)---[ \t]*(?:\r?
 
 
 class UnreadableCard(Exception):
-    """The front matter is not what a card needs; the text says why."""
+    """The front matter is unusable; the text says why."""
 
 
 def parse_card(text: str) -> dict[str, Any]:
-    """The front matter of a README as JSON values; empty when there is none.
+    """The front matter of a README as JSON values; empty without front matter.
 
     Raises:
-        UnreadableCard: not YAML, not a mapping, too large, or with values that JSON does not have.
+        UnreadableCard: it is not YAML, not a mapping, too large, or has values that JSON lacks.
     """
     import yaml
 
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where it was built
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C version, where available
     found = _FRONT_MATTER.match(text)
     if found is None:
         return {}
     source = found.group(1)
     if len(source) > MAX_FRONT_MATTER_CHARACTERS:
-        raise UnreadableCard(f"metadata of more than {MAX_FRONT_MATTER_CHARACTERS} characters")
+        raise UnreadableCard(f"metadata has more than {MAX_FRONT_MATTER_CHARACTERS} characters")
     try:
-        _refuse_bombs(yaml.parse(source, Loader=loader))
+        _check_events(yaml.parse(source, Loader=loader))
         value = yaml.load(source, Loader=loader)  # noqa: S506 - a safe loader, by either name
         if value is None:
             return {}
@@ -60,28 +60,28 @@ def parse_card(text: str) -> dict[str, Any]:
         where = f" in line {place.line + 1}" if place is not None else ""
         raise UnreadableCard(f"metadata is not YAML{where}: {getattr(error, 'problem', None) or 'syntax'}") from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise UnreadableCard(f"metadata holds a value that JSON does not have: {error}") from None
+        raise UnreadableCard(f"metadata has a value that JSON lacks: {error}") from None
     return card
 
 
-def _refuse_bombs(events: Iterable[Any]) -> None:
-    """Refuse what is small to write and large or slow to read: aliases, which repeat values, and deep nesting."""
+def _check_events(events: Iterable[Any]) -> None:
+    """Raise for short YAML that is expensive to read: aliases, which repeat values, and deep nesting."""
     import yaml
 
     depth = 0
     for event in events:
         if isinstance(event, yaml.AliasEvent):
-            raise UnreadableCard("metadata with YAML aliases, which are not read here")
+            raise UnreadableCard("metadata uses YAML aliases, which the registry does not read")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise UnreadableCard(f"metadata nested deeper than {MAX_DEPTH} levels")
+                raise UnreadableCard(f"metadata is nested deeper than {MAX_DEPTH} levels")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
 
 def problems_of(card: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """`(errors, warnings)` about the fields that this server reads."""
+    """The `(errors, warnings)` about the fields that this server reads."""
     errors: list[str] = []
     warnings: list[str] = []
     single = ("license", "pipeline_tag", "library_name")
@@ -97,7 +97,7 @@ def problems_of(card: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def read_card(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
-    """The front matter at one commit (`files`: path to sha256); empty when it cannot be read."""
+    """The front matter at one commit (`files`: path to sha256); empty when it is unreadable."""
     raw = _small_file(blobs, files.get(CARD), MAX_CARD_BYTES)
     try:
         return parse_card(raw.decode("utf-8")) if raw else {}
@@ -106,11 +106,11 @@ def read_card(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
 
 
 def read_config(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
-    """What model info shows of `config.json` and `adapter_config.json`."""
+    """The facts of `config.json` and `adapter_config.json` that model info shows."""
     shown: dict[str, Any] = {}
     model = _json_object(_small_file(blobs, files.get(CONFIG), MAX_CONFIG_BYTES))
     names = model.get("architectures")
-    if isinstance(names, list) and all(isinstance(name, str) for name in files):
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
         shown["architectures"] = names
     if isinstance(model.get("model_type"), str):
         shown["model_type"] = model["model_type"]
@@ -123,7 +123,7 @@ def read_config(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
 
 
 def tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: Digests) -> list[str]:
-    """The tags that the Hub derives: library, format, base, license, datasets, and those the card lists; sorted."""
+    """The tags that the Hub derives, sorted: library, format, base, license, datasets, and those of the card."""
     found = {tag for tag in _tags_of(card, config, files) if tag.isprintable() and 0 < len(tag) <= MAX_TAG_CHARACTERS}
     return sorted(found)[:MAX_TAGS]
 

@@ -1,4 +1,4 @@
-"""What the operations of a commit change: files set and removed, compared with the tree that they are applied to."""
+"""Computes the changes of a commit: which files its operations set and remove in a tree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapterhub_registry.storage.blobs import StoredBlob
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Put:
-    """Set a file to bytes that are stored here."""
+    """Set a file to a stored blob."""
 
     path: str
     blob: StoredBlob
@@ -40,14 +40,14 @@ class DeleteFolder:
 
 Operation = Put | Delete | DeleteFolder
 Changes = dict[str, Put | None]
-"""What becomes of each path that changes, sorted by `key_of`; None: it is removed."""
+"""The new content of each changed path, sorted by `key_of`; None removes the file."""
 
 
 def changes_of(tree: Tree, operations: Sequence[Operation]) -> Changes:
-    """The difference that operations make, applied in their order; empty when all is there already.
+    """The changes that operations make, applied in order; empty when the tree has all of them.
 
     Raises:
-        Refusal: 404 for a file or folder to remove that is not there.
+        Refusal: 404 for removing a file or folder that does not exist.
     """
     named = sorted({step.path for step in operations if not isinstance(step, DeleteFolder)}, key=key_of)
     before = {path: entry.sha256 for path in named if (entry := tree.find(path)) is not None}
@@ -63,12 +63,12 @@ def changes_of(tree: Tree, operations: Sequence[Operation]) -> Changes:
 
 
 class _Changed:
-    """The changes of the operations so far. `before`: the sha256 of all files that operations name, and of others."""
+    """The changes so far. `before` has the sha256 of all files that the operations name, and of others."""
 
     def __init__(self, tree: Tree, before: dict[str, str]) -> None:
         self._tree, self._before = tree, before
-        self._keys: list[str] = []  # of the files that are set
-        self._emptied: set[str] = set()  # folders: what the tree holds there was looked at
+        self._keys: list[str] = []  # of the files that `put` set
+        self._emptied: set[str] = set()  # folders whose files in the tree were read
         self.found: Changes = {}
 
     def put(self, step: Put) -> None:
@@ -108,7 +108,7 @@ class _Changed:
             self.delete(path)
 
     def sorted(self) -> Changes:
-        """The changes, without the files that are again what they were."""
+        """The changes, without files that have their old content again."""
         found = ((path, self.found[path]) for path in sorted(self.found, key=key_of))
         return {path: put for path, put in found if put is None or put.blob.sha256 != self._before.get(path)}
 
@@ -117,8 +117,8 @@ class _Changed:
             del self._keys[bisect_left(self._keys, key_of(path))]
 
 
-def refuse_impossible(tree: Tree, changes: Changes, max_files: int) -> None:
-    """Refuse changes that make a tree which is too large or too deep, or in which a file is a folder.
+def check_tree(tree: Tree, changes: Changes, max_files: int) -> None:
+    """Raise when the changed tree is too large or too deep, or has a path that is both file and folder.
 
     Raises:
         Refusal: 400 or 413.
@@ -127,23 +127,24 @@ def refuse_impossible(tree: Tree, changes: Changes, max_files: int) -> None:
     gone = [path for path, put in changes.items() if put is None]
     count = tree.totals().files + len(new) - len(gone)
     if count > max_files:
-        raise Refusal(413, "TooLarge", f"a repository holds at most {max_files} files, this would be {count}")
+        raise Refusal(413, "TooLarge", f"a repository holds at most {max_files} files; this commit would make {count}")
     gone_keys = [key_of(path) for path in gone]
     last = ""
     for path in new:
         if path.count("/") > MAX_FOLDERS:
             raise bad_request(
-                f"a file lies at most {MAX_FOLDERS} folders deep; nothing was committed because of `{path}`"
+                f"expected a path of at most {MAX_FOLDERS} folders; nothing was committed because of `{path}`"
             )
-        if last and path.startswith(f"{last}/"):  # of all that is new, what is below a path comes after it at once
+        if last and path.startswith(f"{last}/"):  # in sorted order, what is below a new path follows it directly
             raise _file_and_folder(last)
         last = path
-        _refuse_file_and_folder(tree, path, changes, gone_keys)
+        _check_kind(tree, path, changes, gone_keys)
 
 
-def _refuse_file_and_folder(tree: Tree, path: str, changes: Changes, gone_keys: list[str]) -> None:
+def _check_kind(tree: Tree, path: str, changes: Changes, gone_keys: list[str]) -> None:
+    """Raise when a new file's path is a folder, or one of its folders is a file."""
     parents = parents_of(path)
-    # where a folder is, those around it are
+    # when a folder exists, so do all folders above it
     at = bisect_left(range(len(parents)), True, key=lambda at: tree.first_below(parents[at]) is not None)
     folder = parents[at] if at < len(parents) else None
     if folder is not None and changes.get(folder, tree.find(folder)) is not None:
@@ -155,7 +156,7 @@ def _refuse_file_and_folder(tree: Tree, path: str, changes: Changes, gone_keys: 
 
 
 def parents_of(path: str) -> list[str]:
-    """The folders on the way to a path, the innermost first."""
+    """The folders above a path, innermost first."""
     parents = []
     while "/" in path:
         path = path.rpartition("/")[0]
@@ -164,7 +165,7 @@ def parents_of(path: str) -> list[str]:
 
 
 def digest_after(tree: Tree, changes: Changes) -> int:
-    """The digest of all files that `tree` has after the changes."""
+    """The digest of all files of `tree` after the changes."""
     digest = tree.totals().digest
     for path, put in changes.items():
         before, after = tree.find(path), put.blob.sha256 if put is not None else None
@@ -173,7 +174,7 @@ def digest_after(tree: Tree, changes: Changes) -> int:
 
 
 def id_of_changes(changes: Changes) -> str:
-    """A sha256 over the changes, which with the parent says what a commit holds."""
+    """A sha256 over the changes; with the parent, it determines the content of a commit."""
     hasher = hashlib.sha256()
     for path, put in changes.items():
         hasher.update(json.dumps([path, put and put.blob.sha256]).encode())
@@ -185,4 +186,4 @@ def _missing(path: str) -> Refusal:
 
 
 def _file_and_folder(path: str) -> Refusal:
-    return bad_request(f"`{path}` cannot be a file and a folder")
+    return bad_request(f"`{path}` cannot be both a file and a folder")

@@ -1,7 +1,7 @@
-"""Commits: what a repository held at each of them, and how a new one is made.
+"""Reads and makes commits.
 
-A commit is its parent, its files and who wrote what when; its id is the sha1 over these, 40 hex digits, because every
-hub client expects that. Making the same change again makes no commit: clients send one again when an answer is lost.
+A commit has a parent, files, an author, a message and a time; its id is the sha1 over these, 40 hex digits, as every
+hub client expects. Repeating the same change makes no commit: clients repeat a request when a response is lost.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from adapterhub_registry.repos.changes import (
     Operation,
     Put,
     changes_of,
+    check_tree,
     digest_after,
     id_of_changes,
-    refuse_impossible,
 )
 from adapterhub_registry.storage.blobs import BlobStore
 
@@ -40,7 +40,7 @@ HISTORY_CHARACTERS = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """A commit as a client proposes it. `parent`: refuse unless the branch is still there; 7 hex digits will do."""
+    """A commit that a client requests. With `parent` (7 hex digits or more), the branch must still be there."""
 
     branch: str
     title: str
@@ -51,7 +51,7 @@ class Proposal:
 
 
 def find_commit(connection: Connection, repo: Row[Any], revision: str) -> str:
-    """The commit that a branch, tag, `refs/heads/x`, `refs/tags/x` or commit id (7 hex digits or more) names.
+    """The commit of a branch, tag, `refs/heads/x`, `refs/tags/x` or commit id (7 hex digits or more).
 
     Raises:
         Refusal: 404 RevisionNotFound.
@@ -60,7 +60,7 @@ def find_commit(connection: Connection, repo: Row[Any], revision: str) -> str:
     for prefix, kind in (("refs/heads/", "branch"), ("refs/tags/", "tag")):
         if revision.startswith(prefix):
             kinds, name = [kind], revision.removeprefix(prefix)
-    if COMMIT_PREFIX.fullmatch(revision):  # no branch or tag can look like this
+    if COMMIT_PREFIX.fullmatch(revision):  # no branch or tag has such a name
         ids = select(commits.c.id).where(commits.c.repo_id == repo.id)
         ids = ids.where(commits.c.id == revision if COMMIT.fullmatch(revision) else commits.c.id.startswith(revision))
         found = connection.scalars(ids.limit(2)).all()
@@ -93,9 +93,9 @@ def file_at(connection: Connection, repo_id: int, commit_id: str, path: str) -> 
 def history(
     connection: Connection, repo: Row[Any], commit_id: str, *, limit: int
 ) -> tuple[Sequence[Row[Any]], str | None]:
-    """`commit_id` and its ancestors, newest first, and the one that the next page begins with.
+    """`commit_id` and its ancestors, newest first, and the first commit of the next page.
 
-    A page has at most `limit` commits, fewer where their messages are long.
+    A page has at most `limit` commits, and fewer when their messages are long.
     """
     found: list[Row[Any]] = []
     wanted: str | None = commit_id
@@ -110,18 +110,18 @@ def history(
 
 
 def first_commit(connection: Connection, repo_number: int, full_name: str, *, author: str) -> str:
-    """The empty commit with which a repository begins."""
-    # the repository's number is in it: two repositories never share a commit id
+    """Make the empty first commit of a repository."""
+    # includes the repository's number, so that two repositories never share a commit id
     message = f"{full_name} {repo_number}"
     return _write(connection, Tree(connection, repo_number, EMPTY), None, {}, ("initial commit", message, author))
 
 
 def commit(connection: Connection, blobs: BlobStore, repo: Row[Any], proposal: Proposal, *, max_files: int) -> str:
-    """Apply a proposal to its branch and index the result; the new head, or the old one when nothing changed.
+    """Apply a proposal to its branch and index the result; return the new head, or the old one without changes.
 
     Raises:
-        Refusal: 404 for a branch or a file to remove that is not there, 412 when the branch has moved, 400 or 413 for
-            a tree that cannot be, 409 for a released version with other bytes.
+        Refusal: 404 for a missing branch or a missing file to remove, 412 when the branch has moved, 400 or 413 for an
+            invalid tree, 409 for a released version with other bytes.
     """
     branch = (refs.c.repo_id == repo.id) & (refs.c.kind == "branch") & (refs.c.name == proposal.branch)
     head = connection.scalar(select(refs.c.commit_id).where(branch).with_for_update())
@@ -135,20 +135,20 @@ def commit(connection: Connection, blobs: BlobStore, repo: Row[Any], proposal: P
     changes = changes_of(tree, proposal.operations)
     if not changes:
         return str(head)
-    refuse_impossible(tree, changes, max_files)
+    check_tree(tree, changes, max_files)
     made = _write(connection, tree, head, changes, (proposal.title, proposal.message, proposal.author))
     moved = connection.execute(
         update(refs).where(branch, refs.c.commit_id == head).values(commit_id=made, created_at=now_ms())
     )
     if not moved.rowcount:
-        raise stale_parent(head, "another commit by now")
+        raise stale_parent(head, "another commit now")
     if proposal.branch == "main":
         _describe(connection, blobs, repo, made)
     return made
 
 
 def _is_this_already(connection: Connection, repo: Row[Any], proposal: Proposal, head: str, tree: Tree) -> bool:
-    """Whether the head is this very change on this very parent: sent again because the answer was lost."""
+    """Whether the head is the same change on the same parent: a request that the client repeated."""
     wanted = select(commits.c.parent).where(commits.c.repo_id == repo.id, commits.c.id == head)
     parent = connection.scalar(wanted)
     if parent is None or not parent.startswith(proposal.parent or "-"):
@@ -205,12 +205,12 @@ def _entry(put: Put, commit_id: str, now: int) -> FileEntry:
 
 
 def _describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str) -> None:
-    """Bring what listings and searches know of a repository up to its new head of `main`."""
+    """Update the facts for listings and searches to the new head of `main`."""
     tree = tree_of(connection, repo.id, head)
     digests = Digests(tree)
     front_matter, config = card.read_card(blobs, digests), card.read_config(blobs, digests)
     earned = adapters.index_commit(connection, blobs, repo, head, digests)
-    told = adapter_facts.without_contradictions(card.tags_of(front_matter, config, digests), earned)
+    card_tags = adapter_facts.without_contradictions(card.tags_of(front_matter, config, digests), earned)
     task = connection.scalar(
         select(adapters_table.c.task).where(adapters_table.c.repo_id == repo.id, adapters_table.c.commit_id == head)
     )
@@ -229,7 +229,7 @@ def _describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: st
         )
     )
     connection.execute(repo_tags.delete().where(repo_tags.c.repo_id == repo.id))
-    insert_new(connection, repo_tags, [{"repo_id": repo.id, "tag": tag} for tag in sorted({*told, *earned})])
+    insert_new(connection, repo_tags, [{"repo_id": repo.id, "tag": tag} for tag in sorted({*card_tags, *earned})])
 
 
 def _text(value: object) -> str | None:

@@ -1,4 +1,4 @@
-"""Which stored files were found damaged: a check that reads them sets the mark, an upload of their bytes removes it."""
+"""Marks damaged blobs: a check that reads them sets the mark, and an upload of the right bytes removes it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adapterhub_registry.database.db import blobs, now_ms, slices
 
 
 def marked(connection: Connection, digests: Sequence[str]) -> set[str]:
-    """Those of `digests` that are marked."""
+    """The marked ones among `digests`."""
     found: set[str] = set()
     for some in slices(digests):
         found |= set(
@@ -21,13 +21,13 @@ def marked(connection: Connection, digests: Sequence[str]) -> set[str]:
 
 
 def mark(connection: Connection, digests: Sequence[str]) -> None:
-    """Say that other bytes lie under these digests, or bytes that cannot be read."""
+    """Mark blobs whose bytes are wrong or unreadable."""
     for some in slices(digests):
         connection.execute(update(blobs).where(blobs.c.sha256.in_(some)).values(damaged_at=now_ms()))
 
 
 def unmark(connection: Connection, digests: Sequence[str]) -> None:
-    """Say that the right bytes are stored under these digests."""
+    """Remove the mark from blobs whose bytes are right."""
     for some in slices(digests):
         these = blobs.c.sha256.in_(some) & blobs.c.damaged_at.is_not(None)
         connection.execute(update(blobs).where(these).values(damaged_at=None))

@@ -1,6 +1,6 @@
-"""How much may be kept: bytes and repositories of a namespace, bytes that a token sends and chunks unpack to in a day.
+"""Quotas: bytes and repositories of a namespace, and bytes that a token uploads or chunks unpack to in a day.
 
-What arrives at the same time is not seen, so two uploads at once may pass a bound by the size of one of them.
+Concurrent uploads do not see each other, so two of them may exceed a quota by the size of one.
 """
 
 from __future__ import annotations
@@ -18,31 +18,28 @@ DAY_MS = 86_400_000
 RETRY_AFTER_S = 3600
 
 
-def refuse_upload(
+def check_upload(
     connection: Connection, limits: Limits, *, namespace: str, token_id: int | None, more_bytes: int
 ) -> None:
-    """Refuse `more_bytes` that would pass the quota of a namespace or of a token.
+    """Raise when `more_bytes` would exceed the quota of a namespace or of a token.
 
     Raises:
-        Refusal: 403 QuotaExceeded for the namespace's, 429 with Retry-After for the token's.
+        Refusal: 403 QuotaExceeded for the namespace, 429 with Retry-After for the token.
     """
     if limits.namespace_bytes:
         used = bytes_of(connection, namespace)
         if used + more_bytes > limits.namespace_bytes:
-            raise Refusal(
-                403,
-                "QuotaExceeded",
-                f"`{namespace}` holds {used} of {limits.namespace_bytes} bytes; {more_bytes} more do not fit",
-            )
+            message = f"quota reached: `{namespace}` has {used} of {limits.namespace_bytes} bytes"
+            raise Refusal(403, "QuotaExceeded", f"{message}; {more_bytes} more do not fit")
     if limits.token_upload_bytes_per_day and token_id is not None:
         sent = _sent_today(connection, token_id)
         if sent + more_bytes > limits.token_upload_bytes_per_day:
-            message = f"this token sent {sent} of {limits.token_upload_bytes_per_day} bytes within a day"
+            message = f"quota reached: this token sent {sent} of {limits.token_upload_bytes_per_day} bytes in a day"
             raise too_many(f"{message}; {more_bytes} more do not fit", after_s=RETRY_AFTER_S)
 
 
 def sent_before(connection: Connection, repo_id: int, digests: Iterable[str]) -> set[str]:
-    """Those of `digests` that were sent for a repository: they are counted, whether or not their bytes are there."""
+    """Those of `digests` that were uploaded to a repository: they count already, even if their bytes are missing."""
     found: set[str] = set()
     for some in slices(list(digests)):
         mine = (uploads.c.repo_id == repo_id) & uploads.c.sha256.in_(some)
@@ -50,31 +47,31 @@ def sent_before(connection: Connection, repo_id: int, digests: Iterable[str]) ->
     return found
 
 
-def note_chunks(connection: Connection, user: str, epoch: int, sent_bytes: int) -> None:
-    """Remember that `user` sent chunks of so many bytes; rows of epochs that are over go."""
+def record_chunks(connection: Connection, user: str, epoch: int, sent_bytes: int) -> None:
+    """Record that `user` sent chunks of `sent_bytes`, and remove the rows of past epochs."""
     connection.execute(delete(xet_use).where(xet_use.c.user_name == user, xet_use.c.epoch < epoch - 2))
     _use(connection, user, epoch, sent_bytes=sent_bytes)
 
 
-def take_unpacking(connection: Connection, limits: Limits, *, user: str, epoch: int, more_bytes: int) -> None:
-    """Count `more_bytes` of files that are about to be unpacked; a negative number gives them back.
+def count_unpacking(connection: Connection, limits: Limits, *, user: str, epoch: int, more_bytes: int) -> None:
+    """Count `more_bytes` of files before unpacking them; a negative number gives them back.
 
-    A few bytes of chunks can name files of any size, by compression and by repetition. What a user may have unpacked in
-    an epoch therefore follows what the user sent in it.
+    By compression and repetition, a few bytes of chunks can name files of any size. The bytes that a user may unpack in
+    an epoch therefore grow with the bytes that the user sent in it.
 
     Raises:
-        Refusal: 413 when they are more than the chunks are good for.
+        Refusal: 413 when they exceed what the chunks allow.
     """
     _use(connection, user, epoch, unpacked_bytes=more_bytes)
     row = connection.execute(select(xet_use).where(xet_use.c.user_name == user, xet_use.c.epoch == epoch)).one()
-    good_for = limits.xet_free_bytes + limits.xet_ratio * row.sent_bytes
-    if more_bytes > 0 and row.unpacked_bytes > good_for:
+    allowed = limits.xet_free_bytes + limits.xet_ratio * row.sent_bytes
+    if more_bytes > 0 and row.unpacked_bytes > allowed:
         before = row.unpacked_bytes - more_bytes
         raise Refusal(
             413,
             "TooLarge",
-            f"these files have {more_bytes} bytes, but the {row.sent_bytes} bytes of chunks that you sent are good for"
-            f" {good_for}, of which {before} are used; send them whole, with HF_HUB_DISABLE_XET=1",
+            f"the files have {more_bytes} bytes, but the {row.sent_bytes} bytes of chunks that you sent allow"
+            f" {allowed}, of which {before} are used; upload them without Xet: set HF_HUB_DISABLE_XET=1",
         )
 
 
@@ -88,17 +85,19 @@ def _use(connection: Connection, user: str, epoch: int, *, sent_bytes: int = 0, 
     )
 
 
-def refuse_repo(connection: Connection, limits: Limits, namespace: str) -> None:
-    """Refuse one more repository in a namespace that has as many as it may; 403 QuotaExceeded."""
+def check_new_repo(connection: Connection, limits: Limits, namespace: str) -> None:
+    """Raise 403 QuotaExceeded when a namespace cannot have another repository."""
     if not limits.namespace_repos:
         return
     count = connection.scalar(select(func.count()).where(repos.c.namespace == namespace)) or 0
     if count >= limits.namespace_repos:
-        raise Refusal(403, "QuotaExceeded", f"`{namespace}` has {count} repositories, which is as many as it may")
+        raise Refusal(
+            403, "QuotaExceeded", f"quota reached: `{namespace}` has {count} of {limits.namespace_repos} repositories"
+        )
 
 
 def bytes_of(connection: Connection, namespace: str) -> int:
-    """What the repositories of a namespace hold: each file of any commit and each upload, once in each repository."""
+    """The bytes of all files and uploads in a namespace; each counts once in a repository."""
     mine = select(repos.c.id).where(repos.c.namespace == namespace)
     committed = select(places.c.repo_id, places.c.sha256).where(places.c.repo_id.in_(mine))
     sent = select(uploads.c.repo_id, uploads.c.sha256).where(uploads.c.repo_id.in_(mine))

@@ -1,7 +1,7 @@
-"""Which names a new branch or tag may have: the one decision for every way to make a ref, or to bring one along.
+"""Decides which names a new branch or tag may have, for every way to create or move refs.
 
-The name of a released version answers with that version's bytes, or with nothing. So no branch ever takes it, here or
-in a later repository of the same name, and a tag takes it again on the same bytes only (`adapters.index_commit`).
+The name of a released version serves that version's bytes or nothing. No branch may therefore take it, not even in a
+later repository of the same name, and a tag may take it only for the same bytes (`adapters.index_commit`).
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from adapterhub_registry.repos.adapters import version_of
 Kind = Literal["branch", "tag"]
 
 
-def refuse_new(connection: Connection, repo: Row[Any], kind: Kind, name: str, *, most: int) -> None:
-    """Refuse a name that a new branch or tag of `repo` must not have; until the transaction ends, no other ref is made.
+def check_new(connection: Connection, repo: Row[Any], kind: Kind, name: str, *, most: int) -> None:
+    """Raise unless a new branch or tag of `repo` may have this name. Blocks other new refs until the transaction ends.
 
     Raises:
-        Refusal: 400 for what cannot name a ref, 409 for a name that is taken or belongs to a released version, 413 for
-            one more than `most` refs.
+        Refusal: 400 for an invalid name, 409 for a name that is taken or belongs to a released version, 413 when the
+            repository has `most` refs.
     """
     parse_ref_name(name)
     _lock(connection, repo)
     taken = connection.scalar(select(refs.c.kind).where(refs.c.repo_id == repo.id, refs.c.name == name))
     if taken is not None:
-        raise conflict(f"`{repo.full_name}` has a {taken} named `{name}`")
+        raise conflict(f"`{repo.full_name}` already has a {taken} named `{name}`")
     count = connection.scalar(select(func.count()).where(refs.c.repo_id == repo.id)) or 0
     if count >= most:
-        raise Refusal(413, "TooLarge", f"a repository has at most {most} branches and tags; remove some first")
+        raise Refusal(413, "TooLarge", f"a repository has at most {most} branches and tags; remove some")
     full_name = connection.scalars(select(repos.c.full_name).where(repos.c.id == repo.id)).one_or_none()
     version = _version_like(name)
     if version is None or (kind == "tag" and version_of(name) is not None):
-        return  # what a version tag holds is compared with the release when the tag is written
+        return  # writing a version tag compares its bytes with the release
     mine = select(releases.c.version).where(releases.c.repo_id == repo.id, releases.c.version == version)
     if connection.scalar(mine) is not None or version in _buried(connection, full_name, [version]):
         raise _belongs(name, repo.full_name, version)
 
 
-def refuse_arrival(connection: Connection, repo: Row[Any], full_name: str) -> None:
-    """Refuse to move `repo` to a name under which one of its refs would answer for another repository's release.
+def check_arrival(connection: Connection, repo: Row[Any], full_name: str) -> None:
+    """Raise when one of the refs of `repo` would name another repository's release under the new full name.
 
     Raises:
         Refusal: 409.
@@ -63,12 +63,12 @@ def refuse_arrival(connection: Connection, repo: Row[Any], full_name: str) -> No
 
 
 def _lock(connection: Connection, repo: Row[Any]) -> None:
-    # a branch and a tag have different keys, so no index stops two transactions that make one of each
+    # a branch and a tag have different keys, so no unique index stops two transactions that make one each
     lock_name(connection, f"refs of {repo.id}")
 
 
 def _version_like(name: str) -> str | None:
-    """The version that people, and file systems that ignore case, read in a name."""
+    """The version that people, and case-insensitive file systems, read in a name."""
     return version_of(unicodedata.normalize("NFKC", name).casefold())
 
 
@@ -79,6 +79,6 @@ def _buried(connection: Connection, full_name: str | None, versions: list[str]) 
 
 def _belongs(name: str, full_name: str, version: str) -> Refusal:
     return conflict(
-        f"`{name}` names version {version} of `{full_name}`, which was released, and released names never change; "
-        "nothing was made, choose another name"
+        f"`{name}` names the released version {version} of `{full_name}`, and released names never change; "
+        "nothing was created, choose another name"
     )

@@ -1,7 +1,7 @@
-"""Repositories: who may see and change them, how they are made, moved and removed, and their branches and tags.
+"""Repositories: access, life cycle, branches and tags.
 
-Every function works inside the caller's transaction and takes the `Caller`; a repository that the caller may not know
-of is not found. A repository is passed on as its row of the table `repos`.
+Every function works inside the caller's transaction and takes the `Caller`. A repository that the caller may not see
+is not found. The functions pass a repository as its row of the table `repos`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from adapterhub_registry.errors import (
     conflict,
     forbidden,
     gated,
+    not_offered,
     repo_not_found,
     revision_not_found,
     unauthorized,
@@ -35,12 +36,12 @@ from adapterhub_registry.storage.blobs import BlobStore, StoredBlob
 
 RepoRow = Row[Any]
 MAIN: Final = "main"
-HIDDEN: Final = "~"  # before a full name; no id begins so, and private names look like no other
+HIDDEN: Final = "~"  # prefix in `folded` of private repositories; no id begins with it, so they look like no other name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """New settings of a repository; None leaves one as it is. `gated` is `auto`, `manual` or, for open, `no`."""
+    """New settings of a repository; None keeps a setting. `gated` is `auto`, `manual` or, for open, `no`."""
 
     private: bool | None = None
     gated: Literal["auto", "manual", "no"] | None = None
@@ -56,59 +57,60 @@ class Repos:
 
     # ------------------------------------------------------------ access
     def visible(self, caller: Caller) -> ColumnElement[bool]:
-        """The SQL condition on `repos` for what `caller` may know of."""
+        """The SQL condition on `repos` for the repositories that `caller` may see."""
         mine = [repos.c.full_name.like(_like(glob), escape="\\") for glob in caller.namespaces]
         everybody = true() if self._anonymous_read or caller.user is not None else false()
         return or_(repos.c.private.is_(False) & everybody, *mine)
 
-    def refuse_nobody(self, caller: Caller) -> None:
-        """Refuse 401 where even reading needs a token and there is none."""
+    def check_may_read(self, caller: Caller) -> None:
+        """Raise 401 when reading needs a token and the caller has none."""
         if caller.user is None and not self._anonymous_read:
-            raise unauthorized("this registry is read with a token only")
+            raise unauthorized("this registry requires a token for reading")
 
     def find(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
         """A repository that `caller` may see.
 
         Raises:
-            Refusal: 401 where reading needs a token and there is none; else 404.
+            Refusal: 401 when reading needs a token and the caller has none; else 404.
         """
-        self.refuse_nobody(caller)
+        self.check_may_read(caller)
         row = connection.execute(select(repos).where(repos.c.full_name == repo_id)).one_or_none()
         if row is None or (row.private and not caller.reaches(repo_id)):
             raise repo_not_found(repo_id)
         return row
 
     def find_files(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
-        """A repository whose files `caller` may read: those of a gated one need a token that was given for it."""
+        """A repository whose files `caller` may read; a gated one needs a token that covers it."""
         row = self.find(connection, caller, repo_id)
         if row.gated and not caller.reaches(repo_id):
             raise gated(repo_id)
         return row
 
     def find_writable(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
-        """A repository that `caller` may change; 403 when it may only be seen, 401 without a token."""
+        """A repository that `caller` may change; 403 when the caller may only see it, 401 without a token."""
         row = self.find(connection, caller, repo_id)
-        self._refuse_reader(caller, repo_id)
+        self._check_may_write(caller, repo_id)
         return row
 
-    def _refuse_reader(self, caller: Caller, repo_id: RepoId) -> None:
+    def _check_may_write(self, caller: Caller, repo_id: RepoId) -> None:
+        """Raise 401 without a token, 403 when the token cannot change the repository."""
         if caller.user is None:
             raise unauthorized()
         if not caller.writes(repo_id):
-            raise forbidden(f"the token `{caller.label}` ({caller.role}) may not change `{repo_id}`")
+            raise forbidden(f"the token `{caller.label}` ({caller.role}) cannot change `{repo_id}`")
 
     # ------------------------------------------------------------ life
     def create(self, connection: Connection, caller: Caller, repo_id: RepoId, *, private: bool) -> RepoRow:
-        """A new repository with an empty first commit on `main`.
+        """Create a repository with an empty first commit on `main`.
 
         Raises:
-            Refusal: 409 when it exists, 400 when its name looks like that of another.
+            Refusal: 409 when it exists, 400 when its name looks like another one.
         """
-        self._refuse_reader(caller, repo_id)
-        self._refuse_taken(connection, repo_id)
+        self._check_may_write(caller, repo_id)
+        self._check_name_is_free(connection, repo_id)
         folded = self._folded(connection, repo_id, private=private)
         now, namespace = now_ms(), repo_id.partition("/")[0]
-        quotas.refuse_repo(connection, self._limits, namespace)
+        quotas.check_new_repo(connection, self._limits, namespace)
         made = connection.execute(
             insert(repos).values(
                 full_name=repo_id,
@@ -130,17 +132,17 @@ class Repos:
         connection.execute(update(repos).where(repos.c.id == number).values(head=head))
         return connection.execute(select(repos).where(repos.c.id == number)).one()
 
-    def _refuse_taken(self, connection: Connection, repo_id: RepoId, *, besides: int | None = None) -> None:
-        """Refuse a name that is taken or looks like a public one.
+    def _check_name_is_free(self, connection: Connection, repo_id: RepoId, *, besides: int | None = None) -> None:
+        """Raise when a name is taken or looks like a public one.
 
-        Private names are not compared: a refusal would tell of them. They are when they become public.
+        Private names are not compared, as a refusal would disclose them; they are compared when they become public.
         """
         namespace = repo_id.partition("/")[0]
         lock_name(connection, f"namespace {fold(namespace)}")
         others = repos.c.id != (besides or 0)
         if connection.scalar(select(repos.c.id).where(repos.c.full_name == repo_id, others)) is not None:
-            raise conflict(f"repository `{repo_id}` exists")
-        twin = repos.c.folded == _look(repo_id)
+            raise conflict(f"repository `{repo_id}` already exists")
+        twin = repos.c.folded == _folded_id(repo_id)
         near_namespace = (repos.c.folded_namespace == fold(namespace)) & (repos.c.namespace != namespace)
         public = select(repos.c.full_name).where(others, repos.c.private.is_(False))
         near = connection.scalar(public.where(or_(twin, near_namespace)).limit(1))
@@ -148,34 +150,33 @@ class Repos:
             raise bad_request(f"`{repo_id}` looks too much like `{near}`; choose another name")
 
     def _folded(self, connection: Connection, repo_id: RepoId, *, private: bool) -> str:
-        """What the column `folded` says of a repository: of public ones, no two look alike."""
+        """The value of the column `folded`, by which no two public names look alike."""
         if private:
             return HIDDEN + repo_id
-        # versions before this one wrote the look of private ones, too: it makes room
-        stands = (repos.c.folded == _look(repo_id)) & repos.c.private
+        # earlier versions wrote the folded name of private repositories, too; frees it
+        stands = (repos.c.folded == _folded_id(repo_id)) & repos.c.private
         connection.execute(update(repos).where(stands).values(folded=HIDDEN + repos.c.full_name))
-        return _look(repo_id)
+        return _folded_id(repo_id)
 
     def delete(self, connection: Connection, caller: Caller, repo_id: RepoId) -> None:
-        """Remove a repository with all its history; blobs stay for others that hold them, released versions taken."""
+        """Remove a repository with its history; blobs stay for other repositories, and released versions stay taken."""
         row = self.find_writable(connection, caller, repo_id)
         tombstones.bury(connection, row)
         connection.execute(delete(repos).where(repos.c.id == row.id))
 
     def move(self, connection: Connection, caller: Caller, source: RepoId, target: RepoId) -> None:
-        """Give a repository another id. The old id is free, and nothing leads from it to the new one.
+        """Rename a repository. The old id becomes free and does not redirect.
 
         Raises:
-            Refusal: 409 when the new id exists, or a version was released under it that would get other bytes; as
-                `create`.
+            Refusal: 409 when the new id exists, or has a released version with other bytes; else as `create`.
         """
         row = self.find_writable(connection, caller, source)
-        self._refuse_reader(caller, target)
-        self._refuse_taken(connection, target, besides=row.id)
+        self._check_may_write(caller, target)
+        self._check_name_is_free(connection, target, besides=row.id)
         folded = self._folded(connection, target, private=row.private)
         tombstones.bury(connection, row)
-        tombstones.refuse_arrival(connection, row, target)
-        ref_names.refuse_arrival(connection, row, target)
+        tombstones.check_arrival(connection, row, target)
+        ref_names.check_arrival(connection, row, target)
         namespace = target.partition("/")[0]
         connection.execute(
             update(repos)
@@ -184,12 +185,12 @@ class Repos:
         )
 
     def change(self, connection: Connection, caller: Caller, repo_id: RepoId, change: Change) -> RepoRow:
-        """The repository with new settings; 400 when it would become public beside a name that looks like its own."""
+        """Change settings and return the new row; 400 when it becomes public and looks like another public name."""
         row = self.find_writable(connection, caller, repo_id)
         values: dict[str, object] = {}
         if change.private is not None:
             if row.private and not change.private:
-                self._refuse_taken(connection, repo_id, besides=row.id)
+                self._check_name_is_free(connection, repo_id, besides=row.id)
             folded = self._folded(connection, repo_id, private=change.private)
             values |= {"private": change.private, "folded": folded}
         if change.gated is not None:
@@ -202,13 +203,13 @@ class Repos:
     def create_branch(
         self, connection: Connection, caller: Caller, repo_id: RepoId, name: str, *, start: str | None
     ) -> None:
-        """A branch at `start` (default: the head of main); 409 when it exists."""
+        """Create a branch at `start` (default: the head of `main`); 409 when it exists."""
         row = self.find_writable(connection, caller, repo_id)
         commit = commits.find_commit(connection, row, start or MAIN)
         self._create_ref(connection, row, "branch", name, commit, None)
 
     def delete_branch(self, connection: Connection, caller: Caller, repo_id: RepoId, name: str) -> None:
-        """Remove a branch; `main` stays."""
+        """Remove a branch, except `main`."""
         if name == MAIN:
             raise forbidden("the branch `main` cannot be removed")
         self._delete_ref(connection, self.find_writable(connection, caller, repo_id), "branch", name)
@@ -216,7 +217,7 @@ class Repos:
     def create_tag(
         self, connection: Connection, caller: Caller, repo_id: RepoId, name: str, *, at: str, message: str | None
     ) -> None:
-        """A tag at a revision; 409 when it exists. A version tag on an adapter releases that version."""
+        """Create a tag at a revision; 409 when it exists. A version tag on an adapter releases that version."""
         row = self.find_writable(connection, caller, repo_id)
         commit = commits.find_commit(connection, row, at)
         self._create_ref(connection, row, "tag", name, commit, message)
@@ -224,7 +225,7 @@ class Repos:
         adapters.index_commit(connection, self._blobs, row, commit, digests, tag=name)
 
     def delete_tag(self, connection: Connection, caller: Caller, repo_id: RepoId, name: str) -> None:
-        """Remove a tag; the version it released stays taken."""
+        """Remove a tag; the version that it released stays taken."""
         row = self.find_writable(connection, caller, repo_id)
         self._delete_ref(connection, row, "tag", name)
         adapters.choose_listed(connection, row.id)
@@ -232,7 +233,7 @@ class Repos:
     def _create_ref(
         self, connection: Connection, repo: RepoRow, kind: Kind, name: str, commit: str, message: str | None
     ) -> None:
-        ref_names.refuse_new(connection, repo, kind, name, most=self._limits.refs)
+        ref_names.check_new(connection, repo, kind, name, most=self._limits.refs)
         connection.execute(
             insert(refs).values(
                 repo_id=repo.id, kind=kind, name=name, commit_id=commit, message=message, created_at=now_ms()
@@ -247,12 +248,12 @@ class Repos:
             raise revision_not_found(repo.full_name, name)
 
     # ------------------------------------------------------------ blobs
-    def note_upload(
+    def record_upload(
         self, connection: Connection, repo_id: int, user: str, blob: StoredBlob, *, token_id: int | None = None
     ) -> None:
-        """Remember that `user` sent these bytes for this repository: commits to it may name them from now on."""
+        """Record an upload to a repository; commits to it may then name the blob."""
         if connection.scalar(select(repos.c.id).where(repos.c.id == repo_id)) is None:
-            raise Refusal(404, "RepoNotFound", "the repository was removed while its files were on their way")
+            raise Refusal(404, "RepoNotFound", "the repository was removed during the upload")
         now = now_ms()
         row = {"sha256": blob.sha256, "git_sha1": blob.git_sha1, "size": blob.size, "created_at": now}
         insert_new(connection, blobs_table, [row])
@@ -264,10 +265,10 @@ class Repos:
         )
 
     def known_blob(self, connection: Connection, caller: Caller, repo_id: int, sha256: str) -> StoredBlob | None:
-        """The blob, if `caller` may use it here: it was sent for this repository, or lies in one the caller can read.
+        """The blob, if it was uploaded to this repository or is in one that `caller` can read.
 
-        A digest alone must not open bytes of a stranger's private repository. A blob that is marked as damaged is not
-        known. Whether the bytes are there only the store knows.
+        A digest alone must not give access to the bytes of a private repository. A damaged blob counts as unknown. Only
+        the store can tell whether the bytes exist.
         """
         row = connection.execute(select(blobs_table).where(blobs_table.c.sha256 == sha256)).one_or_none()
         if row is None or row.damaged_at is not None:
@@ -288,7 +289,7 @@ class Repos:
         return any(not row.gated or caller.reaches(row.full_name) for row in rows)
 
 
-def _look(repo_id: RepoId) -> str:
+def _folded_id(repo_id: RepoId) -> str:
     namespace, _, name = repo_id.partition("/")
     return f"{fold(namespace)}/{fold(name)}"
 
@@ -298,7 +299,7 @@ def _like(glob: str) -> str:
     return escaped.replace("*", "%").replace("?", "_")
 
 
-def refuse_pull_request(create_pr: str | None) -> None:
-    """501 for what would open a pull request: there are none here."""
+def check_no_pull_request(create_pr: str | None) -> None:
+    """Raise 501 for a commit that would open a pull request."""
     if create_pr in {"1", "true", "True"}:
-        raise Refusal(501, "NotImplemented", "this registry has no pull requests; commit to a branch")
+        raise not_offered("this registry has no pull requests; commit to a branch")

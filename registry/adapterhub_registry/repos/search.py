@@ -1,10 +1,7 @@
-"""Listing repositories: filters over derived tags, words in the id, an order, and a cursor that new entries keep."""
+"""Lists repositories by tags, words in the id and size, in an order, with a cursor that new entries do not shift."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +19,11 @@ SORTS: tuple[Sort, ...] = get_args(Sort)
 MAX_PAGE: Final = 1000
 MAX_FILTERS: Final = 32
 MAX_WORDS: Final = 16
-_CURSOR = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CURSOR = re.compile(r"(\w+) ([0-9]{1,18}) ([0-9]{1,18})")
 _SIZE = re.compile(r"(min|max):([0-9]{1,15}(?:\.[0-9]{1,6})?)([KMBT]?)")
 _FACTOR = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
-# there are no likes and trends here: what is downloaded stands for what is liked
+# the registry has no likes and trends; downloads stand for both
 _ORDER: dict[Sort, Column[Any]] = {
     "createdAt": repos.c.created_at,
     "lastModified": repos.c.modified_at,
@@ -38,9 +35,9 @@ _ORDER: dict[Sort, Column[Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What is looked for; empty and None mean any. Every one of `filters` must be a tag or the pipeline tag.
+    """The conditions of a listing; empty and None match anything. Each of `filters` is a tag or the pipeline tag.
 
-    `num_parameters` reads `min:1M,max:7B`. `never` holds filters over what no repository here has.
+    `num_parameters` has the form `min:1M,max:7B`. `never` holds filters that no repository here can match.
     """
 
     filters: tuple[str, ...] = ()
@@ -56,7 +53,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """One page of repositories, as rows with their number and the head of `main`; `more` come after it."""
+    """One page of repositories, as rows with their number and the head of `main`; with `more`, another page follows."""
 
     rows: Sequence[Row[Any]]
     more: bool
@@ -69,19 +66,19 @@ class Page:
 
     @property
     def next_cursor(self) -> str | None:
-        """Where the next page begins; None after the last."""
-        return _cursor(self.sort, self.rows[-1].place, self.rows[-1].id) if self.more else None
+        """The cursor of the next page; None on the last."""
+        return f"{self.sort} {self.rows[-1].place} {self.rows[-1].id}" if self.more else None
 
     def first(self, count: int) -> Page:
-        """A shorter page; the rest comes on the next one."""
+        """The first `count` rows; the rest moves to the next page."""
         return self if count >= len(self.rows) else replace(self, rows=self.rows[:count], more=True)
 
 
 def list_repos(connection: Connection, wanted: Listing, visible: ColumnElement[bool]) -> Page:
-    """The repositories that `visible` lets through and that fit, greatest first; equal ones newest first.
+    """The repositories that match and that `visible` admits, in descending order; ties newest first.
 
     Raises:
-        Refusal: 400 for a cursor, a number or more filters than are taken.
+        Refusal: 400 for a malformed cursor or number, or too many filters.
     """
     order = _ORDER[wanted.sort]
     query = select(repos.c.id, repos.c.head, order.label("place")).where(visible, *_conditions(wanted))
@@ -100,7 +97,7 @@ def _conditions(wanted: Listing) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     for tag in wanted.filters:
         tagged = repos.c.id.in_(select(repo_tags.c.repo_id).where(repo_tags.c.tag == tag))
-        # no pipeline has a colon in its name; without the `or` a database can join what the filters find
+        # no pipeline tag has a colon; without the `or`, the database can join the matches of several filters
         conditions.append(tagged if ":" in tag else or_(tagged, repos.c.pipeline_tag == tag))
     if wanted.author is not None:
         conditions.append(repos.c.namespace == wanted.author)
@@ -122,7 +119,7 @@ def _of_size(text: str) -> ColumnElement[bool]:
     for part in text.split(","):
         found = _SIZE.fullmatch(part.strip())
         if found is None:
-            raise bad_request(f"num_parameters `{shown(text)}`: expected such as `min:1M,max:7B`")
+            raise bad_request(f"num_parameters `{shown(text)}`: expected a form such as `min:1M,max:7B`")
         bound = int(float(found.group(2)) * _FACTOR[found.group(3)])
         if bound >= 1 << 62:
             raise bad_request(f"num_parameters `{shown(text)}`: too large")
@@ -131,23 +128,9 @@ def _of_size(text: str) -> ColumnElement[bool]:
     return repos.c.id.in_(sized)
 
 
-def _cursor(sort: Sort, value: int, number: int) -> str:
-    raw = json.dumps([SORTS.index(sort), value, number], separators=(",", ":")).encode()
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
-
-
 def _read_cursor(text: str, sort: Sort) -> tuple[int, int]:
-    wrong = bad_request(f"cursor `{shown(text)}` was not given by this server for this order")
-    if not _CURSOR.fullmatch(text):
-        raise wrong
-    try:
-        parts = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-    except (binascii.Error, ValueError, RecursionError):
-        raise wrong from None
-    if not isinstance(parts, list) or [type(part) for part in parts] != [int, int, int]:
-        raise wrong
-    if not all(0 <= part < 1 << 62 for part in parts):
-        raise wrong
-    if parts[0] != SORTS.index(sort):
-        raise wrong
-    return parts[1], parts[2]
+    """The value and the repository number of a cursor, which the API encrypts for clients."""
+    found = _CURSOR.fullmatch(text)
+    if found is None or found[1] != sort:
+        raise bad_request(f"cursor `{shown(text)}` does not come from this server, or has another order")
+    return int(found[2]), int(found[3])

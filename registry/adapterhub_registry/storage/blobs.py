@@ -1,9 +1,10 @@
-"""Bytes by digest. `BlobStore` is all that the rest of the server knows of where they lie; `DiskBlobs` is a folder.
+"""Stores bytes by their digest. The rest of the server uses `BlobStore` only; `DiskBlobs` keeps blobs in a folder.
 
-`S3Blobs` (in `s3_blobs`) is a bucket: clients send and fetch there themselves, by links that this server signs.
+`S3Blobs` (in `s3_blobs`) keeps them in a bucket, which clients write and read directly through links that this server
+signs.
 
 blobs/sha256/ab/cd/<64 hex>   written once: temporary file, fsync, rename, fsync of the folder
-uploads/<random>              what is on its way; removed when it fails, swept at the start when left behind
+uploads/<random>              an upload in progress; removed when it fails, swept at the start after a crash
 uploads/parts/<upload>/<n>    parts of a multipart upload
 """
 
@@ -21,22 +22,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
+from adapterhub.core.disk.files import sync_folder
 from adapterhub.core.errors import BlobNotFound, DigestMismatch, DiskFull, Malformed
+from adapterhub_registry.names import SHA256
 
 CHUNK_BYTES = 1 << 20
 LEFTOVER_S = 24 * 3600
 RESERVE_BYTES = 64 << 20
-HEX = re.compile(r"[0-9a-f]{64}")
 UPLOAD = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class StoreUnreachable(Exception):
-    """The bytes cannot be reached now; the text says why. Clients try again later."""
+    """The blob store does not answer; the text says why. Clients try again later."""
 
 
 class StoredBlob(NamedTuple):
-    """What was stored: `sha256` in hex, the git object name of the same bytes, their number."""
+    """A stored blob: its `sha256` in hex, the git object name of the same bytes, and their number."""
 
     sha256: str
     git_sha1: str
@@ -44,62 +46,62 @@ class StoredBlob(NamedTuple):
 
 
 class BlobStore(Protocol):
-    """Bytes that never change, by the hex of their sha256. Everything is a stream; nothing is a path."""
+    """Immutable bytes by the hex of their sha256. Content goes in and out as streams, never as paths."""
 
     def holds(self, wanted: Mapping[str, int]) -> set[str]:
-        """Those of `wanted` (sha256: size) of which exactly so many bytes lie here now; nothing is remembered."""
+        """The digests of `wanted` (sha256: size) that are stored now with exactly that size; never cached."""
         ...
 
     def room(self) -> int | None:
-        """How many more bytes fit; None where that is not known."""
+        """How many more bytes fit; None when the store cannot tell."""
         ...
 
     def size(self, sha256: str) -> int:
-        """How many bytes; raises `BlobNotFound`."""
+        """The size of a blob in bytes; raises `BlobNotFound`."""
         ...
 
     def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes `[start, end)` in chunks; raises `BlobNotFound` before the first."""
+        """The bytes `[start, end)` in chunks; raises `BlobNotFound` before the first chunk."""
         ...
 
     def put(self, chunks: Iterable[bytes], expected_sha256: str | None = None, size: int | None = None) -> StoredBlob:
-        """Store what `chunks` gives; nothing is kept unless digest and size are those announced.
+        """Store `chunks`; keep nothing unless digest and size match those announced.
 
-        It takes the place of bytes that are stored under the same digest and are damaged.
+        The new bytes replace damaged ones that are stored under the same digest.
         """
         ...
 
     def put_part(self, upload_id: str, number: int, chunks: Iterable[bytes], size: int) -> str:
-        """Keep part `number` (from 1) of an upload, exactly `size` bytes; its ETag. The same part again replaces it."""
+        """Keep part `number` (from 1) of an upload, exactly `size` bytes; its ETag. A repeated part replaces it."""
         ...
 
     def complete(self, upload_id: str, parts: Sequence[tuple[int, str]], expected_sha256: str, size: int) -> StoredBlob:
-        """Join `(number, ETag)` parts into one blob and drop them."""
+        """Join `(number, ETag)` parts into one blob, then remove them."""
         ...
 
-    def upload_link(self, upload_id: str, part: int | None = None) -> str | None:
-        """Where a client may send an upload, or part of it, without passing this server; None when nowhere."""
+    def upload_link(self, upload_id: str, part: int | None = None, /) -> str | None:
+        """A link through which a client sends an upload, or a part, directly to the store; None without such links."""
         ...
 
-    def take(self, upload_id: str, expected_sha256: str, size: int) -> StoredBlob | None:
-        """Check what came by `upload_link` and store it; None when nothing came. What is wrong is dropped."""
+    def take(self, upload_id: str, expected_sha256: str, size: int, /) -> StoredBlob | None:
+        """Check and store what a client sent through `upload_link`; None when it sent nothing. Drops wrong bytes."""
         ...
 
-    def download_link(self, sha256: str) -> str | None:
-        """Where a client may fetch the bytes for a while without passing this server; None when nowhere."""
+    def download_link(self, sha256: str, /) -> str | None:
+        """A short-lived link through which a client reads the blob directly; None without such links."""
         ...
 
     def sweep(self) -> None:
-        """Remove what uploads that were given up left a day ago or longer."""
+        """Remove what abandoned uploads left a day ago or longer."""
         ...
 
     def check(self) -> None:
-        """Raise `StoreUnreachable` when the bytes cannot be reached."""
+        """Raise `StoreUnreachable` when the store does not answer."""
         ...
 
 
 class DiskBlobs:
-    """A `BlobStore` in a folder, which is made when absent. Safe for several processes."""
+    """A `BlobStore` in a folder, created when absent. Several processes can share it."""
 
     def __init__(self, root: Path) -> None:
         self._blobs = root / "blobs" / "sha256"
@@ -110,12 +112,10 @@ class DiskBlobs:
         self.sweep()
 
     def _path(self, sha256: str) -> Path:
-        if not HEX.fullmatch(sha256):
-            raise Malformed(f"blob `{sha256[:80]!r}`: expected 64 lower-case hex digits")
-        return self._blobs / sha256[:2] / sha256[2:4] / sha256
+        return self._blobs / path_of(sha256)
 
     def holds(self, wanted: Mapping[str, int]) -> set[str]:
-        """Those of `wanted` (sha256: size) of which exactly so many bytes lie here."""
+        """The digests of `wanted` (sha256: size) that are stored with exactly that size."""
         found = set()
         for sha256, size in wanted.items():
             with contextlib.suppress(BlobNotFound, OSError):
@@ -124,12 +124,12 @@ class DiskBlobs:
         return found
 
     def room(self) -> int | None:
-        """What is free on the disk, but for a reserve with which the database can go on."""
+        """The free space of the disk, less a reserve for the database."""
         disk = shutil.disk_usage(self._uploads)
         return max(0, disk.free - min(RESERVE_BYTES, disk.total // 100))
 
     def size(self, sha256: str) -> int:
-        """How many bytes."""
+        """The size of a blob in bytes."""
         try:
             return self._path(sha256).stat().st_size
         except FileNotFoundError:
@@ -144,36 +144,26 @@ class DiskBlobs:
         return _read(stream, start, end)
 
     def put(self, chunks: Iterable[bytes], expected_sha256: str | None = None, size: int | None = None) -> StoredBlob:
-        """Store what `chunks` gives, in constant memory.
+        """Store `chunks` in constant memory. Nothing is kept after an error.
 
         Raises:
             DigestMismatch: the digest is not `expected_sha256`.
-            Malformed: more or fewer than `size` bytes came.
-            DiskFull: no room. In every case nothing is kept.
+            Malformed: `chunks` holds more or fewer than `size` bytes.
+            DiskFull: the disk has no room.
         """
-        refuse_no_room(self, size or 0)
+        check_room(self, size or 0)
         with self._temporary() as (stream, temporary):
-            hasher, git, count = hashlib.sha256(), git_hasher(size), 0
-            for chunk in chunks:
-                count += len(chunk)
-                if size is not None and count > size:
-                    raise Malformed(f"more than the {size} bytes that were announced")
-                hasher.update(chunk)
-                git.update(chunk)
+            hashes = Hashes(size)
+            for chunk in hashes.over(chunks):
                 stream.write(chunk)
-            if size is not None and count != size:
-                raise Malformed(f"{count} bytes came, {size} were announced")
-            sha256 = hasher.hexdigest()
-            if expected_sha256 is not None and sha256 != expected_sha256:
-                raise DigestMismatch("upload", expected=expected_sha256, actual=sha256)
-            self._publish(stream, temporary, sha256)
-            git_sha1 = git.hexdigest() if size is not None else self._git_sha1(sha256, count)
-        return StoredBlob(sha256, git_sha1, count)
+            blob = hashes.checked(expected_sha256)
+            self._publish(stream, temporary, blob.sha256)
+        return blob if size is not None else self._stored(blob.sha256, blob.size)
 
     def put_part(self, upload_id: str, number: int, chunks: Iterable[bytes], size: int) -> str:
         """Keep one part."""
         folder = self._part_folder(upload_id)
-        with full_disk_told():
+        with raising_disk_full():
             folder.mkdir(exist_ok=True)
         with self._temporary() as (stream, temporary):
             hasher, count = hashlib.sha256(), 0
@@ -191,27 +181,27 @@ class DiskBlobs:
         return etag
 
     def complete(self, upload_id: str, parts: Sequence[tuple[int, str]], expected_sha256: str, size: int) -> StoredBlob:
-        """Join parts; the parts are kept when the result is not what was announced, so that one can be sent again."""
+        """Join parts. When the result is wrong the parts stay, so that the client can send one of them again."""
         folder = self._part_folder(upload_id)
         paths = [folder / f"{number}-{etag}" for number, etag in parts if UPLOAD.fullmatch(etag)]
         if len(paths) != len(parts) or not all(path.is_file() for path in paths):
-            if self._is_right(expected_sha256):  # completed before, and the answer was lost
-                return StoredBlob(expected_sha256, self._git_sha1(expected_sha256, size), size)
-            raise Malformed("the list of parts names one that was not received")
+            if self._is_right(expected_sha256):  # an earlier call completed the upload, and its answer was lost
+                return self._stored(expected_sha256, size)
+            raise Malformed("the list of parts names a part that the server has not received")
         blob = self.put((chunk for path in paths for chunk in _read(path.open("rb"), 0, None)), expected_sha256, size)
         shutil.rmtree(folder, ignore_errors=True)
         return blob
 
     def _part_folder(self, upload_id: str) -> Path:
         if not UPLOAD.fullmatch(upload_id):
-            raise Malformed("not an upload")
+            raise Malformed("not an upload id")
         return self._parts / upload_id
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[tuple[IO[bytes], Path]]:
         path = self._uploads / secrets.token_hex(16)
         try:
-            with full_disk_told(), path.open("xb") as stream:
+            with raising_disk_full(), path.open("xb") as stream:
                 yield stream, path
         finally:
             path.unlink(missing_ok=True)
@@ -226,41 +216,35 @@ class DiskBlobs:
         os.fsync(stream.fileno())
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(path.parent)
 
     def _is_right(self, sha256: str) -> bool:
-        """Whether the bytes lie here, can be read, and are what their name says."""
+        """Whether the blob is stored, readable and undamaged."""
         try:
             return digest_of(self.open(sha256)) == sha256
         except (BlobNotFound, OSError):
             return False
 
-    def _git_sha1(self, sha256: str, size: int) -> str:
-        hasher = git_hasher(size)
-        for chunk in self.open(sha256):
-            hasher.update(chunk)
-        return hasher.hexdigest()
+    def _stored(self, sha256: str, size: int) -> StoredBlob:
+        """A blob that is stored already, with its git object name."""
+        hashes = Hashes(size)
+        for _ in hashes.over(self.open(sha256)):
+            pass
+        return hashes.checked(None)
 
-    def upload_link(self, upload_id: str, part: int | None = None) -> str | None:  # noqa: ARG002 - of the protocol
-        """None: bytes come through this server."""
-        return None
+    def upload_link(self, _upload_id: str, _part: int | None = None, /) -> None:
+        """None: clients send bytes to this server."""
 
-    def take(self, upload_id: str, expected_sha256: str, size: int) -> StoredBlob | None:  # noqa: ARG002 - as above
-        """None: there is no other way in."""
-        return None
+    def take(self, _upload_id: str, _expected_sha256: str, _size: int, /) -> None:
+        """None: clients send bytes to this server."""
 
-    def download_link(self, sha256: str) -> str | None:  # noqa: ARG002 - as above
-        """None: bytes go through this server."""
-        return None
+    def download_link(self, _sha256: str, /) -> None:
+        """None: clients read bytes from this server."""
 
     def check(self) -> None:
-        """Raise when the folder is gone."""
+        """Raise `StoreUnreachable` when the folder is missing."""
         if not self._blobs.is_dir():
-            raise StoreUnreachable("the folder of the blobs is gone")
+            raise StoreUnreachable("the folder of the blobs is missing")
 
     def sweep(self) -> None:
         """Remove what crashed uploads left a day ago or longer."""
@@ -275,36 +259,69 @@ class DiskBlobs:
                     path.unlink()
 
 
-def refuse_no_room(blobs: BlobStore, more_bytes: int) -> None:
-    """Raise `DiskFull` when so many bytes do not fit."""
+def check_room(blobs: BlobStore, more_bytes: int) -> None:
+    """Raise `DiskFull` unless `more_bytes` fit."""
     room = blobs.room() if more_bytes else None
     if room is not None and more_bytes > room:
-        raise DiskFull(f"the server has room for {room} bytes more, {more_bytes} were announced; nothing was kept")
+        raise DiskFull(
+            f"the server has room for {room} more bytes, not for the announced {more_bytes}; nothing was stored"
+        )
 
 
 @contextlib.contextmanager
-def full_disk_told() -> Iterator[None]:
-    """Turn the errors of a disk without room into `DiskFull`."""
+def raising_disk_full() -> Iterator[None]:
+    """Turn the operating system's errors about a full disk into `DiskFull`."""
     try:
         yield
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise DiskFull("the server has no room for this upload; nothing was kept") from error
+            raise DiskFull("the server has no room for this upload; nothing was stored") from error
         raise
 
 
 def digest_of(chunks: Iterable[bytes]) -> str:
-    """The hex of the sha256 of bytes that come in chunks."""
+    """The sha256 of some chunks, in hex."""
     hasher = hashlib.sha256()
     for chunk in chunks:
         hasher.update(chunk)
     return hasher.hexdigest()
 
 
-def git_hasher(size: int | None) -> hashlib._Hash:
-    """The hasher that makes the git object name of a file of `size` bytes, once it got the bytes."""
-    # git names a blob by the sha1 of `blob <length>\0` and its bytes; it is a name here, no proof
-    return hashlib.sha1(b"blob %d\x00" % (size or 0), usedforsecurity=False)
+def path_of(sha256: str) -> str:
+    """The relative path of a blob, in two levels of folders; raises `Malformed` for anything but a sha256."""
+    if not SHA256.fullmatch(sha256):
+        raise Malformed(f"blob `{sha256[:80]!r}`: expected 64 lower-case hex digits")
+    return f"{sha256[:2]}/{sha256[2:4]}/{sha256}"
+
+
+class Hashes:
+    """The digests of a stream of bytes, `announced` of them; None when their number is not known in advance."""
+
+    def __init__(self, announced: int | None) -> None:
+        self.announced = announced
+        self.size = 0
+        # git names a file by the sha1 of `blob <length>\0` and its bytes; here that is a name and proves nothing
+        self._git = hashlib.sha1(b"blob %d\x00" % (announced or 0), usedforsecurity=False)
+        self._sha256 = hashlib.sha256()
+
+    def over(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The same chunks, hashed on the way; raises `Malformed` when they exceed the announced size."""
+        for chunk in chunks:
+            self.size += len(chunk)
+            if self.announced is not None and self.size > self.announced:
+                raise Malformed(f"more than the {self.announced} bytes that were announced")
+            self._sha256.update(chunk)
+            self._git.update(chunk)
+            yield chunk
+
+    def checked(self, expected_sha256: str | None) -> StoredBlob:
+        """The blob, at the end of the stream; raises `Malformed` for a wrong size, `DigestMismatch` for wrong bytes."""
+        if self.announced is not None and self.size != self.announced:
+            raise Malformed(f"got {self.size} bytes, {self.announced} were announced")
+        sha256 = self._sha256.hexdigest()
+        if expected_sha256 is not None and sha256 != expected_sha256:
+            raise DigestMismatch("upload", expected=expected_sha256, actual=sha256)
+        return StoredBlob(sha256, self._git.hexdigest(), self.size)
 
 
 def _read(stream: IO[bytes], start: int, end: int | None) -> Iterator[bytes]:

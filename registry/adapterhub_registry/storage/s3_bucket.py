@@ -1,6 +1,6 @@
-"""One S3 bucket through `obstore`: whole objects as streams, and links that others may use for a while.
+"""One S3 bucket through `obstore`: whole objects as streams, and short-lived links.
 
-Imported only where blobs lie in S3 (`open_registry`): `obstore` comes with the extra `scale`.
+Only a registry with blobs in S3 imports this module (`open_registry`): `obstore` comes with the extra `scale`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import obstore
 from obstore.exceptions import BaseError
@@ -16,6 +16,9 @@ from obstore.store import S3Store
 
 from adapterhub_registry.settings import S3Place
 from adapterhub_registry.storage.blobs import CHUNK_BYTES, StoreUnreachable
+
+if TYPE_CHECKING:
+    from obstore import GetResult
 
 PART_BYTES: Final = 8 << 20
 MOST_PARTS: Final = 9000
@@ -34,7 +37,7 @@ class Bucket:
         self._ttl = timedelta(seconds=place.link_ttl_s)
 
     def size(self, key: str) -> int | None:
-        """How many bytes; None when it is not there."""
+        """The size of an object in bytes; None without such an object."""
         with _reaching():
             try:
                 return int(obstore.head(self._store, self._prefix + key)["size"])
@@ -42,7 +45,7 @@ class Bucket:
                 return None
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> tuple[Iterator[bytes], int, str] | None:
-        """The bytes `[start, end)` in chunks of about a mebibyte, the size of all, the ETag; None when not there.
+        """The bytes `[start, end)` in chunks of about a mebibyte, the object's size and ETag; None without an object.
 
         `end` must be above `start`.
         """
@@ -57,20 +60,20 @@ class Bucket:
         return _chunks(found), int(found.meta["size"]), _plain(found.meta["e_tag"])
 
     def put(self, key: str, content: bytes | Iterable[bytes], size: int | None = None) -> None:
-        """Write an object. What `content` raises breaks it off: nothing stands there then."""
+        """Write an object. An error that `content` raises aborts the write and leaves no object."""
         with _reaching():
             if isinstance(content, bytes):
                 obstore.put(self._store, self._prefix + key, content)
                 return
             part_bytes = max(PART_BYTES, (size or 0) // MOST_PARTS + 1)
-            # written to, not handed an iterator: one that reads from a bucket itself would stop its runtime
+            # a writer, not an iterator: an iterator that itself reads from a bucket would stop obstore's runtime
             writer = obstore.open_writer(self._store, self._prefix + key, buffer_size=part_bytes)
             for chunk in content:
                 writer.write(chunk)
-            writer.close()  # never after an error: closing is what makes the object
+            writer.close()  # never after an error: closing creates the object
 
     def etag(self, key: str) -> str:
-        """The ETag of an object; empty when it is not there."""
+        """The ETag of an object; empty without such an object."""
         with _reaching():
             try:
                 return _plain(obstore.head(self._store, self._prefix + key)["e_tag"])
@@ -78,7 +81,7 @@ class Bucket:
                 return ""
 
     def copy(self, source: str, target: str) -> bool:
-        """Copy an object of at most `COPY_BYTES` within the bucket; False when there is none."""
+        """Copy an object of at most `COPY_BYTES` within the bucket; False without such an object."""
         with _reaching():
             try:
                 obstore.copy(self._store, self._prefix + source, self._prefix + target)
@@ -87,31 +90,31 @@ class Bucket:
         return True
 
     def remove(self, *keys: str) -> None:
-        """Remove objects, as far as they are there and the bucket answers; a sweep finds what stays."""
+        """Remove those objects that exist. When the bucket does not answer, a later sweep removes them."""
         with contextlib.suppress(StoreUnreachable, FileNotFoundError), _reaching():
             obstore.delete(self._store, [self._prefix + key for key in keys])
 
     def keys(self, folder: str) -> Iterator[tuple[str, datetime]]:
-        """Every key below `folder/`, and when it was written."""
+        """Every key below `folder/`, with the time of its last write."""
         with _reaching():
             for page in obstore.list(self._store, self._prefix + folder):
                 for item in page:
                     yield item["path"].removeprefix(self._prefix), item["last_modified"]
 
     def folders(self, folder: str) -> list[str]:
-        """The names of the folders that lie directly in `folder`."""
+        """The names of the folders directly in `folder`."""
         with _reaching():
             found = obstore.list_with_delimiter(self._store, self._prefix + folder)
         return [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
 
     def link(self, method: Literal["GET", "PUT"], key: str) -> str:
-        """A link with which anybody may read or write this one key for a while."""
+        """A short-lived link whose holder can read or write this one key."""
         with _reaching():
             return obstore.sign(self._signing, method, self._prefix + key, self._ttl)
 
 
 def _open(place: S3Place, endpoint: str | None) -> S3Store:
-    options: Any = {"timeout": "3600s", "connect_timeout": "5s"}  # of a whole transfer; and of its start
+    options: Any = {"timeout": "3600s", "connect_timeout": "5s"}  # of a whole transfer; of its connection
     more: dict[str, Any] = {}
     if endpoint is not None:
         options["allow_http"] = endpoint.startswith("http://")
@@ -124,7 +127,7 @@ def _plain(etag: str | None) -> str:
     return (etag or "").strip('"')
 
 
-def _chunks(found: Any) -> Iterator[bytes]:  # noqa: ANN401 - obstore's result
+def _chunks(found: GetResult) -> Iterator[bytes]:
     with _reaching():
         for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
             yield bytes(chunk)
@@ -132,8 +135,8 @@ def _chunks(found: Any) -> Iterator[bytes]:  # noqa: ANN401 - obstore's result
 
 @contextlib.contextmanager
 def _reaching() -> Iterator[None]:
-    """Turn what goes wrong in a bucket into `StoreUnreachable`, without the links and keys that its texts hold."""
+    """Turn the bucket's errors into `StoreUnreachable`, whose text leaves out the links and keys that theirs hold."""
     try:
         yield
     except BaseError as error:
-        raise StoreUnreachable(f"the bucket does not answer as it should ({type(error).__name__})") from error
+        raise StoreUnreachable(f"the bucket does not answer as expected ({type(error).__name__})") from error

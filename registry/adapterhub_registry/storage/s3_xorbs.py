@@ -1,15 +1,16 @@
-"""A `XorbStore` in an S3 bucket: a xorb sent to one server is there for the shard that arrives at another.
+"""A `XorbStore` in an S3 bucket: one server can receive a xorb, and another the shard that names it.
 
 <prefix>xorbs/<epoch>/<scope>/<hash>
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
-from types import TracebackType
+from typing import IO
 
-from adapterhub_registry.storage.blobs import full_disk_told
+from adapterhub_registry.storage.blobs import raising_disk_full
 from adapterhub_registry.storage.s3_bucket import Bucket
 from adapterhub_registry.storage.xet_format import ChunkSpan, MalformedXet, decode_chunk, scan_xorb
 from adapterhub_registry.storage.xet_hash import XorbCheck, is_xorb
@@ -22,30 +23,32 @@ _PIECE_BYTES = 1 << 20
 
 
 class S3Xorbs:
-    """Xorbs as objects."""
+    """Xorbs as objects of a bucket."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
         self._swept_at = 0.0
 
-    def writer(self, place: XorbPlace) -> XorbWriter:
+    @contextlib.contextmanager
+    def writer(self, place: XorbPlace) -> Iterator[XorbWriter]:
         """A writer for one xorb."""
-        return _S3Writer(self._bucket, place)
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as stream:
+            yield _S3Writer(self._bucket, place, stream)
 
     def chunks(self, place: XorbPlace) -> tuple[ChunkSpan, ...] | None:
-        """Where the chunks of a xorb lie; None when it is not here."""
+        """The position of each chunk of a xorb; None without such a xorb."""
         found = self._bucket.get(_key(place))
         return None if found is None else scan_xorb(found[0])
 
     def read(self, place: XorbPlace, spans: tuple[ChunkSpan, ...]) -> Iterator[bytes]:
-        """The unpacked bytes of some chunks, chunk by chunk; raises `MalformedXet` for chunks that do not unpack.
+        """The unpacked bytes of some chunks, one chunk at a time; raises `MalformedXet` for a damaged chunk.
 
-        They are fetched in one request for each run of chunks that lie close together.
+        One request fetches each run of chunks that lie close together.
         """
         for run in _runs(spans):
             found = self._bucket.get(_key(place), run[0].start, _end(run[-1]))
             if found is None:
-                raise MalformedXet("shard", f"names xorb {place.hash}, which is gone; start the upload again")
+                raise MalformedXet("shard", f"names xorb {place.hash}, which has expired; start the upload again")
             window, at = bytearray(), run[0].start
             pieces = found[0]
             for span in run:
@@ -56,7 +59,7 @@ class S3Xorbs:
                 yield decode_chunk(bytes(window[: span.packed_bytes]), span)
 
     def sweep(self, now_s: float) -> None:
-        """Remove the xorbs of epochs that are closed; looks at most once an hour, for it is called by every upload."""
+        """Remove the xorbs of closed epochs; looks at most once an hour, as every upload calls it."""
         if now_s - self._swept_at < SWEEP_EVERY_S:
             return
         self._swept_at = now_s
@@ -68,22 +71,13 @@ class S3Xorbs:
 
 
 class _S3Writer:
-    def __init__(self, bucket: Bucket, place: XorbPlace) -> None:
-        self._bucket, self._place = bucket, place
+    def __init__(self, bucket: Bucket, place: XorbPlace, stream: IO[bytes]) -> None:
+        self._bucket, self._place, self._stream = bucket, place, stream
         self._check = XorbCheck()
-        self._stream = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115 - closed in __exit__
-
-    def __enter__(self) -> XorbWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stream.close()
 
     def write(self, data: bytes) -> None:
         self._check.feed(data)
-        with full_disk_told():
+        with raising_disk_full():
             self._stream.write(data)
 
     def keep(self) -> None:
@@ -97,7 +91,7 @@ class _S3Writer:
 
 
 def _key(place: XorbPlace) -> str:
-    return f"xorbs/{place.epoch}/{place.scope}/{place.hash}"
+    return f"xorbs/{place.path}"
 
 
 def _end(span: ChunkSpan) -> int:
@@ -116,4 +110,4 @@ def _runs(spans: tuple[ChunkSpan, ...]) -> Iterator[list[ChunkSpan]]:
 
 
 def _cut_off(place: XorbPlace) -> bytes:
-    raise MalformedXet("shard", f"names xorb {place.hash}, which is cut off; start the upload again")
+    raise MalformedXet("shard", f"names xorb {place.hash}, which is truncated; start the upload again")

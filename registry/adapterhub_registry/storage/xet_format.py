@@ -1,20 +1,19 @@
-"""The two formats in which a Xet client sends files: xorbs (chunks back to back) and shards (how files are cut).
+"""Reads the two formats in which a Xet client sends files: xorbs (chunks back to back) and shards (how files are cut).
 
-Only reading, only bytes: nothing here touches a disk or a network. Both come from strangers, so every length is
-checked before it is believed, and the one error that comes out is `MalformedXet`.
+Nothing here touches a disk or a network. Both formats come from untrusted clients, so the reader checks every length
+before it uses it, and raises no other error than `MalformedXet`.
 
-The layout is that of xet-core's public source (Apache-2.0), seen again in the bytes of hf-xet 1.5 to 1.8. All numbers
-are little endian.
+The layout follows xet-core's public source (Apache-2.0) and was checked against the bytes of hf-xet 1.5 to 1.8. All
+numbers are little endian.
 
-    xorb    chunks, then the end or a footer that begins with `XETBLOB` and is not needed here
+    xorb    chunks, then the end or a footer that begins with `XETBLOB` and is ignored
     chunk   u8 version 0 | u24 packed bytes | u8 scheme | u24 unpacked bytes | data
-    shard   48 B header, file blocks, 32 B of 0xFF; what follows (facts about xorbs) is not needed here
+    shard   48 B header, file blocks, 32 B of 0xFF; the rest (facts about xorbs) is ignored
     block   file header, n segments, n verification entries (flag bit 31), 1 metadata entry (flag bit 30); 48 B each
 """
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,19 +22,20 @@ from typing import Final, NewType, NoReturn
 import lz4.frame
 
 from adapterhub.core.errors import Malformed, shown
+from adapterhub_registry.names import SHA256
 
 XetHash = NewType("XetHash", str)
-"""64 lower-case hex digits, in the text form of the Xet protocol: each group of eight bytes is written backwards."""
+"""64 lower-case hex digits in the text form of the Xet protocol, which reverses each group of eight bytes."""
 
 MAX_CHUNK_BYTES: Final = 128 << 10
 MAX_CHUNKS: Final = 8192
 MAX_XORB_BYTES: Final = 64 << 20
-"""Unpacked bytes of all chunks of one xorb."""
+"""The most unpacked bytes that the chunks of one xorb may hold."""
 MAX_XORB_BODY_BYTES: Final = MAX_XORB_BYTES + (1 << 20)
-"""What a xorb may weigh on the wire: its chunks, their headers and a footer."""
+"""The largest xorb on the wire: its chunks, their headers and a footer."""
 MAX_SHARD_BYTES: Final = 64 << 20
 MAX_FILES: Final = 20_000
-"""Files of one shard: as many as one commit names by default."""
+"""The most files of one shard: by default, a commit may name as many."""
 
 SCHEME_NONE, SCHEME_LZ4, SCHEME_GROUPED_LZ4 = 0, 1, 2
 MAX_PACKED_BYTES: Final = 2 * MAX_CHUNK_BYTES  # an LZ4 frame of noise is a little larger than the noise
@@ -50,11 +50,10 @@ _BOOKEND = b"\xff" * _HASH_BYTES
 _HAS_VERIFICATION, _HAS_METADATA = 1 << 31, 1 << 30
 _SEGMENT = struct.Struct("<32s4I")
 _FILE_HEADER = struct.Struct("<32s2I8x")
-_HASH_TEXT = re.compile(r"[0-9a-f]{64}")
 
 
 class MalformedXet(Malformed):
-    """A xorb or shard that breaks its format or its bounds; `what` is `xorb`, `shard` or `hash`."""
+    """A xorb or shard breaks its format or exceeds a bound; `what` is `xorb`, `shard` or `hash`."""
 
     def __init__(self, what: str, reason: str) -> None:
         super().__init__(f"{what}: {reason}")
@@ -63,24 +62,24 @@ class MalformedXet(Malformed):
 
 
 def parse_xet_hash(text: str) -> XetHash:
-    """The hash that `text` spells.
+    """Parse the text form of a hash.
 
     Raises:
         MalformedXet: unless `text` is 64 lower-case hex digits.
     """
-    if not _HASH_TEXT.fullmatch(text):
+    if not SHA256.fullmatch(text):
         raise MalformedXet("hash", f"expected 64 lower-case hex digits, got {shown(text)}")
     return XetHash(text)
 
 
 def hash_text(raw: bytes) -> XetHash:
-    """The text form of the 32 bytes of a hash: each group of eight bytes backwards, then hex."""
+    """The text form of the 32 bytes of a hash: each group of eight bytes reversed, then hex."""
     return XetHash(b"".join(raw[at : at + 8][::-1] for at in range(0, _HASH_BYTES, 8)).hex())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkSpan:
-    """Where one chunk lies in its xorb: its packed data is `[start, start + packed_bytes)`."""
+    """The position of one chunk in its xorb: its packed data is `[start, start + packed_bytes)`."""
 
     start: int
     packed_bytes: int
@@ -90,7 +89,7 @@ class ChunkSpan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A run of chunks `[first, end)` of one xorb, `size_bytes` when unpacked; files are runs after one another."""
+    """A run of chunks `[first, end)` of one xorb, `size_bytes` when unpacked; a file is a sequence of segments."""
 
     xorb: XetHash
     size_bytes: int
@@ -100,7 +99,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardFile:
-    """One file that a shard describes. Segments stay packed (48 bytes each) until `segments` is walked."""
+    """One file that a shard describes. Segments stay packed (48 bytes each) until `segments` yields them."""
 
     sha256: str
     size_bytes: int
@@ -113,18 +112,18 @@ class ShardFile:
 
 
 class XorbScanner:
-    """Reads a xorb as it arrives and keeps only where its chunks lie; memory follows the number of chunks.
+    """Reads a xorb as it arrives and keeps only the positions of its chunks; memory grows with their number.
 
-    `on_chunk` gets the packed bytes of each chunk as soon as they are there.
+    `on_chunk` gets the packed bytes of each chunk as soon as they are complete.
     """
 
     def __init__(self, on_chunk: Callable[[bytes, ChunkSpan], None] | None = None) -> None:
         self._on_chunk = on_chunk
-        self._packed = bytearray()  # of the chunk that is arriving, where somebody wants it
+        self._packed = bytearray()  # of the chunk that is arriving, for `on_chunk`
         self._spans: list[ChunkSpan] = []
         self._pending = bytearray()
-        self._at = 0  # bytes of the xorb that were fed
-        self._skip = 0  # bytes of packed data still to pass
+        self._at = 0  # bytes of the xorb so far
+        self._skip = 0  # bytes of packed data still to come
         self._unpacked = 0
         self._in_footer = False
 
@@ -132,10 +131,10 @@ class XorbScanner:
         """Take the next bytes.
 
         Raises:
-            MalformedXet: as soon as a bound or the layout is broken.
+            MalformedXet: as soon as the bytes exceed a bound or break the layout.
         """
         if self._at + len(data) > MAX_XORB_BODY_BYTES:
-            _refuse_xorb(f"holds more than {MAX_XORB_BODY_BYTES} bytes")
+            _reject_xorb(f"holds more than {MAX_XORB_BODY_BYTES} bytes")
         view, read = memoryview(data), 0
         while read < len(view) and not self._in_footer:
             step = min(self._skip, len(view) - read)
@@ -151,16 +150,16 @@ class XorbScanner:
         self._at += len(data)
 
     def finish(self) -> tuple[ChunkSpan, ...]:
-        """The chunks in order, once all bytes were fed.
+        """The chunks in order, at the end of the xorb.
 
         Raises:
-            MalformedXet: the xorb is cut off or empty.
+            MalformedXet: the xorb is truncated or empty.
         """
-        # The footer's tag is shorter than a chunk header, so a xorb that ends right after it is whole as well.
+        # The footer's tag is shorter than a chunk header, so a xorb that ends right after it is complete.
         if self._skip or (self._pending and not self._pending.startswith(_FOOTER_TAG)):
-            _refuse_xorb(f"is cut off in or before chunk {len(self._spans) - bool(self._skip)}")
+            _reject_xorb(f"is truncated in or before chunk {len(self._spans) - bool(self._skip)}")
         if not self._spans:
-            _refuse_xorb("holds no chunks")
+            _reject_xorb("holds no chunks")
         return tuple(self._spans)
 
     def _pass(self, data: memoryview) -> None:
@@ -189,22 +188,22 @@ class XorbScanner:
         elif not 0 < packed <= MAX_PACKED_BYTES:
             problem = f"packed bytes are {packed}, expected 1 to {MAX_PACKED_BYTES}"
         elif scheme == SCHEME_NONE and packed != unpacked:
-            problem = f"is stored as it is, yet its sizes are {packed} and {unpacked}"
+            problem = f"is stored without compression, but its sizes are {packed} and {unpacked}"
         elif number >= MAX_CHUNKS:
             problem = f"is one too many, expected at most {MAX_CHUNKS} chunks"
         elif self._unpacked > MAX_XORB_BYTES:
             problem = f"unpacked bytes of the xorb come to {self._unpacked}, expected at most {MAX_XORB_BYTES}"
         if problem:
-            _refuse_xorb(f"chunk {number}: {problem}")
+            _reject_xorb(f"chunk {number}: {problem}")
         self._spans.append(ChunkSpan(start=start, packed_bytes=packed, unpacked_bytes=unpacked, scheme=scheme))
         self._skip = packed
 
 
 def scan_xorb(pieces: Iterable[bytes]) -> tuple[ChunkSpan, ...]:
-    """Where the chunks of a xorb lie; `pieces` are its bytes, cut anywhere.
+    """The positions of the chunks of a xorb; `pieces` are its bytes, cut anywhere.
 
     Raises:
-        MalformedXet: the layout or a bound is broken.
+        MalformedXet: the bytes exceed a bound or break the layout.
     """
     scanner = XorbScanner()
     for piece in pieces:
@@ -216,34 +215,34 @@ def spans_of(chunks: tuple[ChunkSpan, ...], segment: Segment) -> tuple[ChunkSpan
     """The chunks that `segment` names.
 
     Raises:
-        MalformedXet: the xorb has fewer chunks, or they unpack to another size than the segment says.
+        MalformedXet: the xorb has fewer chunks, or they unpack to a size other than the segment's.
     """
     if segment.end > len(chunks):
-        _refuse_shard(f"a segment names chunks up to {segment.end}, its xorb {segment.xorb} has {len(chunks)}")
+        _reject_shard(f"a segment names chunks up to {segment.end}, its xorb {segment.xorb} has {len(chunks)}")
     spans = chunks[segment.first : segment.end]
     held = sum(span.unpacked_bytes for span in spans)
     if held != segment.size_bytes:
-        _refuse_shard(f"a segment is said to hold {segment.size_bytes} bytes, its chunks hold {held}")
+        _reject_shard(f"a segment announces {segment.size_bytes} bytes, its chunks hold {held}")
     return spans
 
 
 def decode_chunk(packed: bytes, span: ChunkSpan) -> bytes:
-    """The `span.unpacked_bytes` bytes of one chunk; never more memory than that twice over.
+    """The `span.unpacked_bytes` bytes of one chunk; uses at most twice that memory.
 
     Raises:
         MalformedXet: the data does not unpack to exactly that size.
     """
     if len(packed) != span.packed_bytes:
-        _refuse_xorb(f"a chunk holds {len(packed)} bytes, its header says {span.packed_bytes}")
+        _reject_xorb(f"a chunk holds {len(packed)} bytes, its header announces {span.packed_bytes}")
     if span.scheme == SCHEME_NONE:
         return packed
     decoder = lz4.frame.LZ4FrameDecompressor()
     try:
         data = decoder.decompress(packed, max_length=span.unpacked_bytes + 1)
     except (RuntimeError, ValueError) as error:
-        _refuse_xorb(f"a chunk is not an LZ4 frame: {shown(str(error))}")
+        _reject_xorb(f"a chunk is not an LZ4 frame: {shown(str(error))}")
     if len(data) != span.unpacked_bytes or not decoder.eof or decoder.unused_data:
-        _refuse_xorb(f"a chunk does not unpack to the {span.unpacked_bytes} bytes that its header says")
+        _reject_xorb(f"a chunk does not unpack to the {span.unpacked_bytes} bytes that its header announces")
     return _ungrouped(data) if span.scheme == SCHEME_GROUPED_LZ4 else bytes(data)
 
 
@@ -258,34 +257,34 @@ def _ungrouped(data: bytes) -> bytes:
 
 
 def parse_shard(raw: bytes, *, limit_bytes: int) -> tuple[ShardFile, ...]:
-    """The files that a shard describes, in order; all its files together may unpack to `limit_bytes`.
+    """The files that a shard describes, in order; together they may unpack to `limit_bytes`.
 
     Raises:
-        MalformedXet: the layout or a bound is broken, or a file comes without its sha256.
+        MalformedXet: the bytes exceed a bound or break the layout, or a file has no sha256.
     """
     if len(raw) > MAX_SHARD_BYTES:
-        _refuse_shard(f"holds {len(raw)} bytes, expected at most {MAX_SHARD_BYTES}")
+        _reject_shard(f"holds {len(raw)} bytes, expected at most {MAX_SHARD_BYTES}")
     if not raw.startswith(_SHARD_TAG) or len(raw) < _ENTRY_BYTES:
-        _refuse_shard("does not begin with the header of a shard")
+        _reject_shard("does not begin with the header of a shard")
     version = int.from_bytes(raw[32:40], "little")
     if version != _SHARD_VERSION:
-        _refuse_shard(f"version is {version}, expected {_SHARD_VERSION}")
+        _reject_shard(f"version is {version}, expected {_SHARD_VERSION}")
     entries = _Entries(memoryview(raw))
     files: list[ShardFile] = []
     total = 0
     while (header := entries.take(1))[:_HASH_BYTES] != _BOOKEND:
         if len(files) == MAX_FILES:
-            _refuse_shard(f"describes more than {MAX_FILES} files")
+            _reject_shard(f"describes more than {MAX_FILES} files")
         found = _read_file(header, entries, len(files))
         total += found.size_bytes
         if total > limit_bytes:
-            _refuse_shard(f"its files unpack to more than {limit_bytes} bytes")
+            _reject_shard(f"its files unpack to more than {limit_bytes} bytes")
         files.append(found)
     return tuple(files)
 
 
 class _Entries:
-    """The 48-byte entries of a shard, taken one run after another."""
+    """The 48-byte entries of a shard, in runs."""
 
     def __init__(self, raw: memoryview) -> None:
         self.raw, self.at = raw, _ENTRY_BYTES
@@ -293,7 +292,7 @@ class _Entries:
     def take(self, count: int) -> memoryview:
         end = self.at + count * _ENTRY_BYTES
         if end > len(self.raw):
-            _refuse_shard(f"is cut off: {count} entries are due at byte {self.at}, it ends at {len(self.raw)}")
+            _reject_shard(f"is truncated: {count} entries are due at byte {self.at}, it ends at {len(self.raw)}")
         run = self.raw[self.at : end]
         self.at = end
         return run
@@ -302,9 +301,9 @@ class _Entries:
 def _read_file(header: memoryview, entries: _Entries, number: int) -> ShardFile:
     _, flags, count = _FILE_HEADER.unpack(header)
     if flags & ~(_HAS_VERIFICATION | _HAS_METADATA):
-        _refuse_shard(f"file {number}: flags are {flags:#x}, expected bits 30 and 31 only")
+        _reject_shard(f"file {number}: flags are {flags:#x}, expected bits 30 and 31 only")
     if not flags & _HAS_METADATA:
-        _refuse_shard(f"file {number}: comes without its sha256")
+        _reject_shard(f"file {number}: has no sha256")
     packed = entries.take(count)
     if flags & _HAS_VERIFICATION:
         entries.take(count)
@@ -312,16 +311,16 @@ def _read_file(header: memoryview, entries: _Entries, number: int) -> ShardFile:
     size = 0
     for _, _, unpacked, first, end in _SEGMENT.iter_unpack(packed):
         if not first < end <= MAX_CHUNKS:
-            _refuse_shard(f"file {number}: a segment names chunks [{first}, {end}), expected 0 to {MAX_CHUNKS}")
+            _reject_shard(f"file {number}: a segment names chunks [{first}, {end}), expected 0 to {MAX_CHUNKS}")
         if not 0 < unpacked <= min((end - first) * MAX_CHUNK_BYTES, MAX_XORB_BYTES):
-            _refuse_shard(f"file {number}: a segment of {end - first} chunks is said to hold {unpacked} bytes")
+            _reject_shard(f"file {number}: a segment of {end - first} chunks announces {unpacked} bytes")
         size += unpacked
     return ShardFile(sha256=sha256, size_bytes=size, _packed=packed)
 
 
-def _refuse_xorb(reason: str) -> NoReturn:
+def _reject_xorb(reason: str) -> NoReturn:
     raise MalformedXet("xorb", reason)
 
 
-def _refuse_shard(reason: str) -> NoReturn:
+def _reject_shard(reason: str) -> NoReturn:
     raise MalformedXet("shard", reason)

@@ -1,9 +1,8 @@
-"""The hashes of the Xet protocol, of a chunk and of a xorb by its chunks, and the check that a xorb has its own.
+"""Computes the Xet protocol's hashes of chunks and xorbs, and checks a xorb against its hash.
 
-Both are BLAKE3 with keys of the protocol.
-
-A xorb's hash is the root of a tree over its chunks: nodes are cut where a hash says so, into groups of two to nine, and
-a group is hashed as a text with a line for each member. The rules are those of the protocol's specification.
+Both are BLAKE3 with the protocol's keys. A xorb's hash is the root of a tree over its chunks. The hashes themselves
+decide where a group of two to nine nodes ends, and a group is hashed as a text with a line for each member. The rules
+come from the protocol's specification.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ _LONGEST: Final = 2 * _MEAN + 1
 
 
 class Node(NamedTuple):
-    """A hash, and how many bytes lie below it."""
+    """A hash, and the number of bytes below it."""
 
     hash: bytes
     size: int
 
 
 def chunk_node(data: bytes) -> Node:
-    """The node of one chunk, unpacked."""
+    """The node of one unpacked chunk."""
     return Node(blake3(data, key=_DATA_KEY).digest(), len(data))
 
 
 def xorb_hash(chunks: Sequence[Node]) -> XetHash:
-    """The hash of the xorb that holds these chunks, of which there is at least one."""
+    """The hash of the xorb with these chunks; expects at least one."""
     nodes = list(chunks)
     while len(nodes) > 1:
         merged, start = [], 0
@@ -54,7 +53,7 @@ def xorb_hash(chunks: Sequence[Node]) -> XetHash:
 
 
 def _end_of_group(nodes: Sequence[Node], start: int) -> int:
-    """A group ends after its third node or a later one whose hash is a multiple of four, at the latest its ninth."""
+    """The end of a group: after its ninth node, or from the third on after a node whose hash is a multiple of four."""
     end = min(start + _LONGEST, len(nodes))
     for at in range(start + 2, end):
         if int.from_bytes(nodes[at].hash[24:], "little") % _MEAN == 0:
@@ -68,22 +67,22 @@ def _parent(group: Sequence[Node]) -> Node:
 
 
 class XorbCheck:
-    """Reads a xorb as it arrives and unpacks it chunk by chunk; memory follows the number of chunks."""
+    """Reads a xorb as it arrives and unpacks it chunk by chunk; memory grows with the number of chunks."""
 
     def __init__(self) -> None:
         self._nodes: list[Node] = []
         self._scanner = XorbScanner(self._take)
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes; raises `MalformedXet` as soon as a bound is broken or a chunk does not unpack."""
+        """Take the next bytes; raises `MalformedXet` as soon as they exceed a bound or a chunk does not unpack."""
         self._scanner.feed(data)
 
     def finish(self, expected: XetHash) -> None:
-        """Raise `MalformedXet` when the xorb is cut off, or its chunks do not make the hash `expected`."""
+        """Raise `MalformedXet` when the xorb is truncated, or its chunks do not have the hash `expected`."""
         self._scanner.finish()
         found = xorb_hash(self._nodes)
         if found != expected:
-            raise MalformedXet("xorb", f"its chunks have the hash {found}, its address says {expected}")
+            raise MalformedXet("xorb", f"its chunks have the hash {found}, its address names {expected}")
 
     def _take(self, packed: bytes, span: ChunkSpan) -> None:
         self._nodes.append(chunk_node(decode_chunk(packed, span)))

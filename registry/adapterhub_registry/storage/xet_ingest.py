@@ -1,4 +1,4 @@
-"""From a shard to ordinary blobs: each file is rebuilt from its xorbs, piece by piece, and stored under its sha256."""
+"""Turns a shard into ordinary blobs: rebuilds each file from its xorbs and stores it under its sha256."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TABLES_KEPT: Final = 16  # files name few xorbs at a time; a table of 8,192 chu
 
 
 class Ingest:
-    """Rebuilds files for one upload space, `scope` at `epoch`; no other space's xorbs are looked at."""
+    """Rebuilds files for one upload space, `scope` at `epoch`; it never reads xorbs of another space."""
 
     def __init__(self, *, xorbs: XorbStore, blobs: BlobStore, scope: str, epoch: int) -> None:
         self._xorbs, self._blobs = xorbs, blobs
@@ -22,11 +22,11 @@ class Ingest:
         self._tables: OrderedDict[XetHash, tuple[ChunkSpan, ...]] = OrderedDict()
 
     def store(self, files: Iterable[ShardFile], *, on_stored: Callable[[StoredBlob], None]) -> None:
-        """Store each file and tell `on_stored`, before the next one.
+        """Store the files in order, and call `on_stored` after each.
 
         Raises:
-            MalformedXet: a file names a xorb or chunk that was not sent, or one that does not unpack.
-            DigestMismatch: a file's bytes are not what its sha256 says.
+            MalformedXet: a file names a xorb or chunk that the client did not send, or that does not unpack.
+            DigestMismatch: a file's bytes do not match its sha256.
         """
         for file in files:
             on_stored(self._blobs.put(self._pieces(file), file.sha256, file.size_bytes))
@@ -44,7 +44,9 @@ class Ingest:
         if chunks is None:
             chunks = self._xorbs.chunks(self._place(segment))
             if chunks is None:
-                raise MalformedXet("shard", f"names xorb {segment.xorb}, which was not sent; start the upload again")
+                raise MalformedXet(
+                    "shard", f"names xorb {segment.xorb}, which the client did not send; start the upload again"
+                )
             self._tables[segment.xorb] = chunks
             if len(self._tables) > _TABLES_KEPT:
                 self._tables.popitem(last=False)

@@ -88,7 +88,7 @@ def a_token_that_only_reads(client: Client) -> None:
     error = raises(HfHubHTTPError, lambda: upload(reader, repo))
 
     assert status_of(error) == 403
-    assert "may not change" in str(error)
+    assert "cannot change" in str(error)
     assert status_of(raises(HfHubHTTPError, lambda: reader.create_repo(client.name()))) == 403
 
 

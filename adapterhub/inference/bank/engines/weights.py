@@ -10,7 +10,7 @@ from torch import Tensor
 from adapterhub.core.disk.held_file import HeldFile
 from adapterhub.core.errors import RefusedAdapter, shown
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.inference.loader.reading.contents import DTYPES
+from adapterhub.weights.dtypes import TENSOR_DTYPES
 
 _MUCH_UNUSED = 0.1
 
@@ -34,7 +34,7 @@ class FileMemory:
         Raises:
             RefusedAdapter: a dtype that torch does not have.
         """
-        dtype = DTYPES.get(spec.dtype)
+        dtype = TENSOR_DTYPES.get(spec.dtype)
         if dtype is None:
             found = ("E_DTYPE", f"`{shown(spec.name)}` is stored as {shown(spec.dtype)}")
             raise RefusedAdapter(f"`{shown(label)}` cannot be read", [found])

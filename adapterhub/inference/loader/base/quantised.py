@@ -15,11 +15,15 @@ from torch import Tensor, nn
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.base.precision import Interval
+from adapterhub.formats.safetensors.dtypes import CHOICES, DTYPES
+from adapterhub.weights.dtypes import CHOSEN_DTYPES
 
 _REPACKING: Final = "support_avx512bf16_for_cpu"
 """Where bitsandbytes notes, in each 4-bit layer, that its first forward may repack the weight for this CPU."""
 
-_ROUNDING: Final = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+_ROUNDING: Final = {
+    CHOSEN_DTYPES[choice]: layout.rounding for choice, name in CHOICES.items() if (layout := DTYPES[name].layout)
+}
 """How far a number moves, relative to its size, when it is rounded to the dtype that was packed."""
 
 _LISTED: Final = 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 import torch
@@ -17,38 +16,7 @@ from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.reading.naming import ModuleNames
-
-FACTOR_NAMES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "LORA": ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
-        "ADALORA": ("lora_A", "lora_B", "lora_E"),
-        "IA3": ("ia3_l",),
-        "LOHA": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
-        "LOKR": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-        "VERA": ("vera_lambda_b", "vera_lambda_d"),
-    }
-)
-"""The methods that can be attached, and what PEFT calls their factors."""
-
-SHARED_FACTORS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({"VERA": ("vera_A", "vera_B")})
-"""Factors that all modules share; they stand beside the model in the file (`base_model.vera_A`)."""
-
-DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
-    {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "F8_E4M3": torch.float8_e4m3fn,
-        "F8_E5M2": torch.float8_e5m2,
-        "I64": torch.int64,
-        "I32": torch.int32,
-        "I16": torch.int16,
-        "I8": torch.int8,
-        "U8": torch.uint8,
-        "BOOL": torch.bool,
-    }
-)
+from adapterhub.weights.dtypes import TENSOR_DTYPES
 
 LISTED: Final = 20
 
@@ -97,7 +65,7 @@ class AdapterContents:
             RefusedAdapter: a dtype that torch does not have.
             DigestMismatch: the file has changed since.
         """
-        dtype = DTYPES.get(spec.dtype)
+        dtype = TENSOR_DTYPES.get(spec.dtype)
         if dtype is None:
             found = ("E_DTYPE", f"`{shown(spec.name)}` is stored as {shown(spec.dtype)}")
             raise RefusedAdapter(f"`{shown(self.label)}` cannot be read", [found])

@@ -11,10 +11,11 @@ from types import MappingProxyType
 
 from adapterhub.core.errors import RefusedAdapter, UnsupportedAdapter, shown
 from adapterhub.formats.peft.config import AdapterConfig, saved_name
+from adapterhub.formats.peft.methods import METHODS
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.base.model import BaseModel
-from adapterhub.inference.loader.reading.contents import FACTOR_NAMES, SHARED_FACTORS, AdapterContents, limited
+from adapterhub.inference.loader.reading.contents import AdapterContents, limited
 from adapterhub.inference.loader.reading.lacking import ensure_complete
 from adapterhub.inference.loader.reading.naming import ModuleNames, names_for
 from adapterhub.inference.loader.reading.parameters import holder_of, parameters_in
@@ -31,10 +32,10 @@ def read_contents(subject: Subject, label: str, base: BaseModel) -> AdapterConte
         BaseMismatch: the base lacks modules that the adapter is for.
     """
     config, header = subject.config, subject.weights
-    if config.peft_type not in FACTOR_NAMES:
+    if not config.method.factors:
         raise UnsupportedAdapter(
             f"`{shown(label)}` is of type {config.peft_type}, which cannot be attached here",
-            hint=f"{', '.join(FACTOR_NAMES)} can",
+            hint=f"{', '.join(name for name, method in METHODS.items() if method.factors)} can",
         )
     names = names_for(_modules_in(header, config), base)
     sorter = _Sorter(config, base, names)
@@ -62,7 +63,7 @@ def read_contents(subject: Subject, label: str, base: BaseModel) -> AdapterConte
 
 
 def _factor_pattern(config: AdapterConfig) -> re.Pattern[str]:
-    names = "|".join(FACTOR_NAMES[config.peft_type])
+    names = "|".join(config.method.factors)
     return re.compile(rf"(?P<module>.+)\.(?P<factor>{names})(?P<part>\.weight|\.bias)?")
 
 
@@ -93,7 +94,7 @@ class _Sorter:
     def place(self, spec: TensorSpec) -> None:
         """Find the place of one tensor."""
         shared = spec.name.removeprefix("base_model.")
-        if shared in SHARED_FACTORS.get(self.config.peft_type, ()):
+        if shared in self.config.method.shared:
             self.shared[shared] = spec
             return
         name = saved_name(spec.name.removeprefix(PEFT_PREFIX))

@@ -8,7 +8,7 @@ from typing import Final
 
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.peft.config import endings, owner
-from adapterhub.formats.peft.keys import PREFIX, Pair, marks_of
+from adapterhub.formats.peft.keys import PREFIX, Pair
 from adapterhub.trust.verify.report import Finding, some
 from adapterhub.trust.verify.subject import Subject
 
@@ -144,7 +144,7 @@ def _targets(subject: Subject) -> Iterator[Finding]:
 
 def _method(subject: Subject) -> Iterator[Finding]:
     config, keys = subject.config, subject.keys
-    marks = marks_of(config.peft_type)
+    marks = config.method.marks
     if marks and not keys.marked:
         yield _error(
             "E_UNSUPPORTED",

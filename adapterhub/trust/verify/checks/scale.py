@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Final
 
 from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.peft.keys import Pair
+from adapterhub.formats.safetensors.dtypes import DTYPES, F32, FACTOR_DTYPES
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify.report import Finding
 from adapterhub.trust.verify.scan import as_floats
@@ -18,7 +20,7 @@ from adapterhub.trust.verify.subject import Subject
 
 _MOST_GROUPS: Final = 12
 # Whatever it is kept in, an adapter runs in float32 or less.
-_LARGEST: Final = {"F64": 3.4028e38, "F32": 3.4028e38, "BF16": 3.3895e38, "F16": 65504.0}
+_LARGEST: Final = {name: min(layout.maximum, F32.maximum) for name in FACTOR_DTYPES if (layout := DTYPES[name].layout)}
 _MAX_MULTIPLICATIONS: Final = 2_000_000_000  # about a second; a folder with more of them has one warned of already
 _MAX_ELEMENTS: Final = 16_000_000  # 128 MB in float64
 _ROWS: Final = 1024
@@ -56,8 +58,13 @@ def _overflows(subject: Subject) -> Iterator[Finding]:
             continue
         a, b = pair.whole
         left -= a.elements * b.shape[0]
-        if left < 0 or a.elements + b.elements > _MAX_ELEMENTS:
-            text = f"the update on `{shown(pair.module)}` may overflow {a.dtype}; it is too large to compute"
+        obstacle = ""
+        if find_spec("numpy") is None:
+            obstacle = "computing it needs numpy, which `adapterhub[weights]` brings"
+        elif left < 0 or a.elements + b.elements > _MAX_ELEMENTS:
+            obstacle = "it is too large to compute"
+        if obstacle:
+            text = f"the update on `{shown(pair.module)}` may overflow {a.dtype}; {obstacle}"
             yield Finding(code="W_OVERFLOW", severity="warning", where=WEIGHTS_FILE, message=text)
             return
         largest = _largest_entry(subject, a, b) * _factor(subject, pair)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
 
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.peft.keys import Pair
 from adapterhub.trust.verify.report import Finding, some
 from adapterhub.trust.verify.subject import Subject
-
-_CHANGED_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_KNOWN_STARTS: Final = (*_CHANGED_BASE, "gaussian", "eva", "orthogonal", "mica")
 
 
 def check(subject: Subject) -> Iterator[Finding]:
@@ -48,8 +44,7 @@ def _parts(subject: Subject, key: str, what: str, part: Callable[[Pair], object]
 
 
 def _start(subject: Subject) -> Iterator[Finding]:
-    start = subject.config.init_lora_weights
-    changed = isinstance(start, str) and start.lower().startswith(_CHANGED_BASE)
+    start, changed = subject.config.init_lora_weights, subject.config.start_changes_base
     if changed or subject.config.extra.get("kasa_config"):
         name = start if changed else "kasa"
         yield Finding(
@@ -60,6 +55,6 @@ def _start(subject: Subject) -> Iterator[Finding]:
             "and on the frozen base the adapter acts otherwise than it was trained",
             hint="convert it with PEFT: `save_pretrained(path, path_initial_model_for_weight_conversion=…)`",
         )
-    elif isinstance(start, str) and start.lower() not in _KNOWN_STARTS:
+    elif subject.config.start_is_unknown:
         message = f"started from `{start}`, which PEFT 0.21 does not know; it matters for training only"
         yield Finding(code="N_INIT", severity="note", where=CONFIG_FILE, message=message)

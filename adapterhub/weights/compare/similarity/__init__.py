@@ -49,12 +49,6 @@ __all__ = [
 LARGEST: Final = 1e100
 """Sums of squares of updates whose entries are at most this are far from the end of float64."""
 
-CHANGES_THE_UPDATE: Final = ("use_dora", "use_qalora", "use_bdlora", "kasa_config", "monteclora_config")
-"""Settings under which a module's update is not `scale * B A`."""
-
-KEEPS_THE_BASE: Final = ("gaussian", "eva", "orthogonal", "mica")
-"""Initialisations that leave the base as it was; an update made from another one may be relative to a changed base."""
-
 CompareProgress = Callable[[int, int], None]
 """Called with the number of modules done and the number of all modules."""
 
@@ -187,11 +181,9 @@ def _plan(sides: Sequence[Side]) -> tuple[Plan | None, tuple[str, ...]]:
 def _is_its_factors(factors: AdapterFactors) -> bool:
     """Whether the update of each module is `scale * B A`, and of the base as it is named."""
     config = factors.config
-    settings = (getattr(config, key, None) or config.extra.get(key) for key in CHANGES_THE_UPDATE)
-    if config.peft_type != "LORA" or not factors.modules or any(settings):
-        return False
-    init = config.init_lora_weights
-    return not isinstance(init, str) or init.lower() in KEEPS_THE_BASE
+    changed = any(variant.changes_update for variant in config.variants.values())
+    starts_from_base = not (config.start_changes_base or config.start_is_unknown)
+    return config.method.merges and bool(factors.modules) and not changed and starts_from_base
 
 
 def _layouts(sides: Sequence[Side]) -> tuple[dict[str, Layout], dict[str, str]]:

@@ -13,13 +13,15 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
+from adapterhub.formats.safetensors.dtypes import DTYPES as FORMATS
+from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.file import header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.compare.similarity._signs import Share
 from adapterhub.weights.compare.similarity._spectra import ENERGIES, Energies
-from adapterhub.weights.lowrank.factors import FORMAT_DTYPES, Layout
+from adapterhub.weights.lowrank.factors import Layout
 
-DTYPES: Final = MappingProxyType({str(dtype).removeprefix("torch."): name for dtype, name in FORMAT_DTYPES.items()})
+DTYPES: Final = MappingProxyType({FORMATS[name].torch: name for name in FACTOR_DTYPES})
 """What a merge may be stored as, as users type it, and the format's name for it."""
 
 

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import NotFound, shown
+from adapterhub.formats.documents import toml_of
 from adapterhub.formats.manifest import Manifest
 from adapterhub.weights.recipes.toml._reading import FORMAT, malformed, recipe_from, step_from
-from adapterhub.weights.recipes.toml._toml import toml_of
 from adapterhub.weights.recipes.toml.values import MAX_DEPTH, MEASURED_PREFIX, Inner, Leaf, Recipe, Step
 
-__all__ = ["parse_recipe", "read_recipe", "recipe_of", "step_from", "step_table", "to_toml", "toml_of"]
+__all__ = ["parse_recipe", "read_recipe", "recipe_of", "step_from", "step_table", "to_toml"]
 
 LIMIT_BYTES: Final = 256 << 10
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.core.digests import parse_digest
-from adapterhub.core.errors import Malformed, SpecError, UsageProblem, shown
+from adapterhub.core.errors import Malformed, UsageProblem, problem_list, shown
 from adapterhub.core.specs import AdapterSpec, names_folder, parse_name, parse_version
+from adapterhub.formats.documents import DocumentReader
 from adapterhub.weights.catalogue import Method, describe, names
 from adapterhub.weights.recipes.toml.values import (
     DTYPES,
@@ -24,13 +24,10 @@ from adapterhub.weights.recipes.toml.values import (
     Step,
     converted,
     default_method,
-    near_name,
     options_of,
 )
 
 FORMAT: Final = 1
-MAX_TEXT_CHARACTERS: Final = 4096
-PROBLEMS_SHOWN: Final = 50
 
 
 def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
@@ -42,12 +39,12 @@ def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
     reader = _Reader()
     recipe = reader.recipe(document)
     if reader.problems or recipe is None:
-        raise malformed(where, reader.problems)
+        raise malformed(where, reader.lines)
     return recipe
 
 
-def step_from(holder: Mapping[str, Any], path: str, *, inputs_by: str = "spec") -> tuple[Step, list[str]]:
-    """The merge in a table of a project or a lock, and every problem with it.
+def step_from(holder: Mapping[str, Any], path: str, *, inputs_by: str = "spec") -> tuple[Step, list[tuple[str, str]]]:
+    """The merge in a table of a project or a lock, and `(path, text)` of every problem with it.
 
     `path` stands before each place; keys beside those of a merge are left to the caller. With `inputs_by="adapter"` its
     inputs name adapters of a project by that key.
@@ -58,9 +55,7 @@ def step_from(holder: Mapping[str, Any], path: str, *, inputs_by: str = "spec") 
 
 def malformed(where: str, problems: Sequence[str]) -> Malformed:
     """The refusal of a recipe for these problems."""
-    rest = len(problems) - PROBLEMS_SHOWN
-    lines = [*problems[:PROBLEMS_SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
-    return Malformed("\n".join([f"{shown(where, 200)}: not a usable recipe", *(f"  {line}" for line in lines)]))
+    return Malformed(problem_list(f"{shown(where, 200)}: not a usable recipe", problems))
 
 
 _STEP_KEYS: Final = ("method", "dtype", "seed", "options", "inputs")
@@ -74,62 +69,15 @@ _INPUT_KEYS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     }
 )
 """By the key that names an adapter: `spec` in a recipe, `adapter` in a project, which locks digests elsewhere."""
-_KINDS: Final[Mapping[type, str]] = MappingProxyType(
-    {str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list", bool: "true or false"}
-)
 
 
-class _Reader:
+class _Reader(DocumentReader):
     """Reads a parsed document into a Recipe and gathers every problem on the way."""
 
     def __init__(self, *, inputs_by: str = "spec") -> None:
+        super().__init__()
         self.named = inputs_by
-        self.problems: list[str] = []
         self.inputs = 0
-
-    def say(self, path: str, text: str) -> None:
-        self.problems.append(f"{shown(path, 200)}: {text}")
-
-    def wrong(self, path: str, expected: str, item: object) -> None:
-        got = _KINDS.get(type(item), type(item).__name__)
-        self.say(path, f"expected {expected}, got {got}" + (f" `{shown(item)}`" if isinstance(item, str) else ""))
-
-    def known(self, holder: Mapping[str, Any], keys: Sequence[str], path: str) -> None:
-        for key in holder:
-            if key not in keys:
-                near = near_name(key, keys) or f"; there are {', '.join(keys)}"
-                self.say(f"{path}{key}", f"no such key{near}")
-
-    def take(self, holder: Mapping[str, Any], key: str, kind: type, path: str) -> Any:  # noqa: ANN401 - any TOML value
-        """`holder[key]` when it has the type `kind`, else None."""
-        item = holder.get(key)
-        if item is None or type(item) is kind:
-            return item
-        self.wrong(f"{path}{key}", _KINDS[kind], item)
-        return None
-
-    def text(self, holder: Mapping[str, Any], key: str, path: str = "") -> str | None:
-        """Text of bounded length that UTF-8 can hold."""
-        item = self.take(holder, key, str, path)
-        if item is not None and len(item) > MAX_TEXT_CHARACTERS:
-            self.say(f"{path}{key}", f"at most {MAX_TEXT_CHARACTERS} characters, got {len(item)}")
-            return None
-        if item is not None and any("\ud800" <= c <= "\udfff" for c in item):
-            self.say(f"{path}{key}", "holds half a character (a surrogate)")
-            return None
-        return str(item) if item is not None else None
-
-    def checked(self, holder: Mapping[str, Any], key: str, parse: Callable[[Any], Any], path: str = "") -> Any:  # noqa: ANN401 - what `parse` gives
-        text = self.text(holder, key, path)
-        if text is None:
-            return None
-        try:
-            return parse(text)
-        except SpecError as error:
-            self.say(f"{path}{key}", f"`{shown(text)}`: {error.reason}")
-        except ValueError as error:
-            self.say(f"{path}{key}", str(error))
-        return None
 
     def recipe(self, top: Mapping[str, Any]) -> Recipe | None:
         found = self.take(top, "format", int, "")
@@ -158,7 +106,7 @@ class _Reader:
         try:
             method = describe(name)
         except UsageProblem:
-            self.say(f"{path}method", f"no merge method `{shown(name)}`{near_name(name, names())}")
+            self.say(f"{path}method", f"no merge method `{shown(name)}`{self.near(name, names())}")
         options = self.options(given, method, f"{path}options.") if method else {}
         dtype = self.text(holder, "dtype", path)
         if dtype is not None and dtype not in DTYPES:
@@ -185,7 +133,7 @@ class _Reader:
             if key == "seed":
                 self.say(where, "the seed is written beside `method`, not among the options")
             elif key not in known:
-                near = near_name(key, known) or "; it takes " + ", ".join(known)
+                near = self.near(key, known) or "; it takes " + ", ".join(known)
                 self.say(where, f"`{method.name}` has no such option{near}")
             elif not isinstance(value, str | int | float):
                 self.wrong(where, known[key].kind, value)
@@ -207,7 +155,7 @@ class _Reader:
             return None
         path += "."
         self.known(item, _INPUT_KEYS[self.named], path)
-        weight = self.weight(item, path)
+        weight = self.number(item, "weight", path)
         if ("merge" in item) == (self.named in item):
             self.say(path[:-1], f"expected one of `{self.named}` and `merge`")
             return None
@@ -228,20 +176,6 @@ class _Reader:
             return None
         self.known(inner, _STEP_KEYS, path)
         return Inner(weight=weight, step=self.step(inner, path, depth + 1))
-
-    def weight(self, item: Mapping[str, Any], path: str) -> float:
-        value = item.get("weight")
-        number = math.nan
-        if type(value) in (int, float):
-            with contextlib.suppress(OverflowError):
-                number = float(value)  # type: ignore[arg-type]  # the line above says which
-        if math.isfinite(number):
-            return number
-        if "weight" not in item:
-            self.say(f"{path}weight", "missing, expected a number")
-        else:
-            self.wrong(f"{path}weight", "a finite number", value)
-        return 0.0
 
     def leaf(self, item: Mapping[str, Any], weight: float, path: str) -> Leaf | None:
         spec = self.text(item, "spec", path)

@@ -10,6 +10,7 @@ from typing import Any, Final
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.specs import AdapterName, names_folder
+from adapterhub.formats.safetensors.dtypes import CHOICES
 from adapterhub.weights.catalogue import Method, Option
 
 MAX_DEPTH: Final = 8
@@ -19,7 +20,7 @@ MAX_INPUTS: Final = 1000
 MAX_WHOLE: Final = (1 << 53) - 1
 """The largest whole number that JSON carries safely, so that a manifest can record it: of seeds and options."""
 
-DTYPES: Final = ("float32", "bfloat16", "float16")
+DTYPES: Final = tuple(CHOICES)
 CUTS: Final = (
     Option(name="rank", kind="int", default=None),
     Option(name="energy", kind="float", default=None),
@@ -126,11 +127,3 @@ def converted(option: Option, value: object) -> object:
 
 def _is_too_long(value: object) -> bool:
     return isinstance(value, int) and abs(value) > MAX_WHOLE  # may have too many digits to be shown
-
-
-def near_name(name: str, known: Iterable[str]) -> str:
-    """What to add to a refusal of `name`: the nearest of the known names as a question; nothing when none is near."""
-    import difflib
-
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean `{near[0]}`?" if near else ""

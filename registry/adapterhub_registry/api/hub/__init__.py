@@ -1,1 +1,1 @@
-"""The Hub's HTTP API."""
+"""The routes of the Hub's HTTP API."""

@@ -1,4 +1,4 @@
-"""Hub API: folders, facts about paths, and the files themselves."""
+"""Hub API: listings of folders, facts about paths, and downloads of files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _TRUE = {"true", "True", "1"}
 
 # ------------------------------------------------------------ tree
 class TreeQuery(BaseModel):
-    """`recursive` shows what lies below, too; `expand` adds the commit that last changed an entry."""
+    """`recursive` includes subfolders; `expand` adds the commit that last changed an entry."""
 
     recursive: bool = False
     expand: bool = False
@@ -68,7 +68,7 @@ def list_tree(
     base: BaseUrl,
     query: Annotated[TreeQuery, Query()],
 ) -> JSONResponse:
-    """Files and folders below a folder of a revision, by path; `Link` leads to the next page."""
+    """List files and folders below a folder of a revision, by path; `Link` leads to the next page."""
     folder = unquote(request.path_params.get("path", "")).strip("/")
     if folder:
         parse_path(folder)
@@ -94,8 +94,8 @@ def list_tree(
 async def paths_info(
     request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, revision: RevisionOf
 ) -> Response:
-    """What is known of some paths; those that do not exist are left out. Clients send a form, some of them JSON."""
-    paths, expand = await _asked_paths(request)
+    """The facts about some paths; leaves out missing ones. Clients send a form, or JSON."""
+    paths, expand = await _requested_paths(request)
     if len(paths) > MAX_PATHS:
         raise bad_request(f"{len(paths)} paths, expected at most {MAX_PATHS}")
 
@@ -114,7 +114,7 @@ async def paths_info(
     return Response(await run_in_threadpool(look), media_type="application/json")
 
 
-async def _asked_paths(request: Request) -> tuple[list[str], bool]:
+async def _requested_paths(request: Request) -> tuple[list[str], bool]:
     if request.headers.get("content-type", "").startswith("application/json"):
         body = await json_object(request)
         return body.texts("paths", most=MAX_PATHS), body.value("expand") is True
@@ -132,7 +132,7 @@ class _Folder:
 
 
 def _walk_deep(tree: Tree, folder: str, cursor: str) -> Iterator[FileEntry | _Folder]:
-    """Files and folders below `folder`, each folder before what lies in it, after `cursor`."""
+    """Files and folders below `folder` after `cursor`; each folder precedes its content."""
     listed = max(key_of(cursor), key_of(folder))
     for entry in tree.walk(folder, after=cursor):
         for parent in reversed(parents_of(entry.path)):
@@ -143,7 +143,7 @@ def _walk_deep(tree: Tree, folder: str, cursor: str) -> Iterator[FileEntry | _Fo
 
 
 def _walk_flat(tree: Tree, folder: str, cursor: str) -> Iterator[FileEntry | _Folder]:
-    """Files and folders right in `folder`, after `cursor`."""
+    """Files and folders directly in `folder` after `cursor`."""
     start = len(folder) + 1 if folder else 0
     while (entry := next(tree.walk(folder, past=cursor), None)) is not None:
         end = entry.path.find("/", start)
@@ -174,7 +174,7 @@ def _described(
 
 
 def _folder(entry: _Folder) -> dict[str, Any]:
-    # git's own tree names would need every mode; this one changes with the content below, which is its use
+    # not git's tree id, which needs file modes; clients only need an id that changes with the content
     return {"type": "directory", "path": entry.path, "oid": f"{entry.totals.digest:040x}", "size": 0}
 
 
@@ -190,7 +190,7 @@ def _file(entry: FileEntry) -> dict[str, Any]:
 def resolve(
     request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, revision: RevisionOf, path: PathOf
 ) -> Response:
-    """A file: HEAD tells all about it without a redirect, GET gives its bytes or one range of them."""
+    """A file: HEAD returns its headers without a redirect, GET its bytes or one range of them."""
     with registry.db.read() as connection:
         row = registry.repos.find_files(connection, caller, repo_id)
         commit_id = commits.find_commit(connection, row, revision)
@@ -235,7 +235,7 @@ def resolve(
 
 
 def _stands_for_download(connection: Connection, repo_number: int, commit_id: str, path: str) -> bool:
-    """A download of a repository is many of files: the one of its configuration is counted."""
+    """Whether to count a repository download: of all its files, only the configuration counts."""
     if path == ADAPTER_CONFIG:
         return True
     if path != CONFIG:
@@ -248,10 +248,10 @@ def _stands_for_download(connection: Connection, repo_number: int, commit_id: st
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:
-    """`[start, end)` that a Range header asks for; None (the whole file) for none, several, or what is no range.
+    """Parse a Range header as `[start, end)`; None (the whole file) for no range, several, or a malformed one.
 
     Raises:
-        Refusal: 416, with the size.
+        Refusal: 416, with the file's size.
     """
     found = _RANGE.fullmatch(header)
     if found is None or not any(found.groups()):
@@ -264,5 +264,7 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
         if last and int(last) < int(first):
             return None
     if start >= end:
-        raise Refusal(416, "RangeNotSatisfiable", "no such range", headers={"Content-Range": f"bytes */{size}"})
+        raise Refusal(
+            416, "RangeNotSatisfiable", "the range lies outside the file", headers={"Content-Range": f"bytes */{size}"}
+        )
     return start, end

@@ -36,7 +36,7 @@ FILES_OF_PAGE = 20_000
 
 
 class ListQuery(BaseModel):
-    """What a client may ask of the listing; the names are the Hub's. What is not known here is passed over."""
+    """The parameters of the listing, with the Hub's names; unknown ones are ignored."""
 
     filter: list[str] = []
     author: str | None = None
@@ -50,16 +50,16 @@ class ListQuery(BaseModel):
     sort: str = "lastModified"
     limit: int = Field(default=LIST_PAGE, ge=1, le=1_000_000)
     full: bool = False
-    cardData: bool = False  # noqa: N815 - the Hub's name
+    card_data: bool = Field(default=False, alias="cardData")
     config: bool = False
     expand: list[str] = []
     cursor: str | None = None
 
     def listing(self, position: str | None) -> Listing:
-        """The question in the words of the search, from a position in its order.
+        """The query of the search, from a position in its order.
 
         Raises:
-            Refusal: 400 for an order that is none.
+            Refusal: 400 for an unknown order.
         """
         sort = next((known for known in SORTS if known == self.sort), None)
         if sort is None:
@@ -79,12 +79,12 @@ class ListQuery(BaseModel):
         )
 
     def members(self) -> set[str]:
-        """Which members of each repository are wanted."""
+        """The members that the client requests of each repository."""
         if self.expand:
             return set(self.expand)
         members = set(model_info.LISTED)
         members |= {"siblings"} if self.full else set()
-        members |= {"cardData"} if self.cardData or self.full else set()
+        members |= {"cardData"} if self.card_data or self.full else set()
         return members | ({"config"} if self.config else set())
 
 
@@ -92,8 +92,8 @@ class ListQuery(BaseModel):
 def list_models(
     request: Request, registry: RegistryOf, caller: CallerOf, base: BaseUrl, query: Annotated[ListQuery, Query()]
 ) -> Response:
-    """One page of repositories; `Link` leads to the next. With their files, a page ends at so many of those, too."""
-    registry.repos.refuse_nobody(caller)
+    """One page of repositories; `Link` leads to the next. A page with files ends at `FILES_OF_PAGE`, too."""
+    registry.repos.check_may_read(caller)
     members, visible = query.members(), registry.repos.visible(caller)
     with registry.db.read() as connection:
         page = list_repos(connection, query.listing(opened_cursor(registry, query.cursor)), visible)
@@ -109,7 +109,7 @@ def list_models(
 
 
 class InfoQuery(BaseModel):
-    """`blobs` adds sizes and names of contents; with `expand`, only those members are wanted."""
+    """`blobs` adds sizes and digests of files; `expand` selects members."""
 
     blobs: bool = False
     expand: list[str] = []
@@ -124,7 +124,7 @@ def repo_info(
     repo_id: RepoOf,
     query: Annotated[InfoQuery, Query()],
 ) -> Response:
-    """Everything about a repository at a revision; with `expand`, only the members asked for."""
+    """Everything about a repository at a revision; with `expand`, only the selected members."""
     revision = unquote(request.path_params.get("rev", MAIN))
     with registry.db.read() as connection:
         row = registry.repos.find(connection, caller, repo_id)
@@ -135,7 +135,7 @@ def repo_info(
         root = commits.tree_of(connection, row.id, commit_id).root
         warning = adapters.warning_for(connection, row.id, commit_id)
     if query.expand:
-        # what this server does not know of (likes of a year ago) is left out, not refused
+        # leaves out unknown members (such as past likes) instead of refusing them
         info = {name: info[name] for name in info if name in query.expand or name in model_info.ALWAYS}
     shown_root = root if not query.expand or "siblings" in query.expand else None
     answer = model_info.described(registry.db, info, row.id, shown_root, with_blobs=query.blobs)
@@ -153,9 +153,9 @@ def list_commits(
     limit: Annotated[int, Query(ge=1, le=1000)] = HISTORY_PAGE,
     after: str | None = None,
 ) -> JSONResponse:
-    """A revision and its ancestors, newest first; `Link` leads to the next page."""
+    """List a revision and its ancestors, newest first; `Link` leads to the next page."""
     if after is not None and not COMMIT.fullmatch(after):
-        raise bad_request(f"after `{shown(after)}`: expected a commit")
+        raise bad_request(f"after `{shown(after)}`: expected a commit id")
     with registry.db.read() as connection:
         row = registry.repos.find(connection, caller, repo_id)
         start = commits.find_commit(connection, row, after or revision)

@@ -1,4 +1,4 @@
-"""Hub API: files by LFS. A batch gives signed links, to this server or a bucket; bytes are checked on arrival."""
+"""Hub API: uploads by LFS. A batch returns signed links to this server or a bucket; every upload is checked."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ router = APIRouter()
 MAX_LFS_OBJECTS: Final = 1000
 MAX_PARTS: Final = 10_000
 MAX_LINKS: Final = 4000
-"""Parts of all objects of one batch together: the more bytes a batch announces, the larger its parts."""
-DIRECT_BYTES: Final = 5 << 30  # what S3 takes in one PUT
-LARGEST_NUMBER: Final = (1 << 53) - 1  # of JSON, wherever it is read
-_LOOK_EVERY: Final = 32  # objects between two looks whether the client is still there
+"""The most parts of all objects in one batch: the more bytes a batch announces, the larger its parts."""
+DIRECT_BYTES: Final = 5 << 30  # the largest PUT of S3
+LARGEST_NUMBER: Final = (1 << 53) - 1  # the largest integer that every JSON reader represents exactly
+_LOOK_EVERY: Final = 32  # objects between two checks that the client is still connected
 
 
 @router.post("/{namespace}/{name}.git/info/lfs/objects/batch")
 def lfs_batch(
     request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody, base: BaseUrl
 ) -> JSONResponse:
-    """For each object the signed links to send it to; none when the caller may use what is stored already."""
+    """The signed upload links of each object; none when the object is stored and the caller may use it."""
     if body.text("operation") != "upload":
-        raise bad_request("operation: only uploads go this way, files are read from /resolve")
+        raise bad_request("operation: expected upload; download files from /resolve")
     if body.text("hash_algo", "sha256") != "sha256":
         raise bad_request("hash_algo: expected sha256")
     can_split = "multipart" in body.texts("transfers", most=20)
@@ -50,12 +50,12 @@ def lfs_batch(
     ]
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
-    stored = usable(registry, caller, row.id, [oid for oid, _ in wanted])
+    stored = usable_blobs(registry, caller, row.id, [oid for oid, _ in wanted])
     for oid, size in wanted:
         known = stored.get(oid)
         answer: dict[str, Any] = {"oid": oid, "size": size}
         if size > limits.file_bytes:
-            answer["error"] = {"code": 422, "message": f"{oid} has {size} bytes, at most {limits.file_bytes} go"}
+            answer["error"] = {"code": 422, "message": f"{oid} has {size} bytes, the limit is {limits.file_bytes}"}
         elif known is not None and known.size != size:
             answer["error"] = {"code": 422, "message": f"{oid} has {known.size} bytes, not {size}"}
         elif known is None:
@@ -66,13 +66,13 @@ def lfs_batch(
         counted = quotas.sent_before(connection, row.id, [answer["oid"] for answer in sent])
         wanting = sum(answer["size"] for answer in sent if answer["oid"] not in counted)
         if wanting:
-            quotas.refuse_upload(
+            quotas.check_upload(
                 connection, limits, namespace=row.namespace, token_id=caller.token_id, more_bytes=wanting
             )
     part_bytes = _part_bytes(limits, [answer["size"] for answer in sent]) if can_split else None
     for number, answer in enumerate(sent):
         if number % _LOOK_EVERY == 0 and from_thread.run(request.is_disconnected):
-            raise bad_request("the client has left")
+            raise bad_request("the client has disconnected")
         claims = {"user": caller.user, "repo": row.id, "token": caller.token_id}
         claims |= {"oid": answer["oid"], "size": answer["size"]}
         answer["actions"] = _Links(registry, base, claims).actions(part_bytes=part_bytes, repo_id=repo_id)
@@ -80,10 +80,10 @@ def lfs_batch(
     return JSONResponse({"transfer": "multipart" if split else "basic", "objects": objects})
 
 
-def usable(registry: Registry, caller: Caller, repo_number: int, digests: Iterable[str]) -> dict[str, StoredBlob]:
-    """Those of `digests` that the caller may use in a repository and whose bytes are there, by digest.
+def usable_blobs(registry: Registry, caller: Caller, repo_number: int, digests: Iterable[str]) -> dict[str, StoredBlob]:
+    """The blobs of `digests` that are stored and that the caller may use in a repository, by digest.
 
-    The store is asked for each of them: a row of the database alone is no promise.
+    It looks up each blob in the store: a row of the database alone proves nothing.
     """
     with registry.db.read() as connection:
         known = [registry.repos.known_blob(connection, caller, repo_number, digest) for digest in set(digests)]
@@ -92,10 +92,10 @@ def usable(registry: Registry, caller: Caller, repo_number: int, digests: Iterab
 
 
 def _part_bytes(limits: Limits, sizes: list[int]) -> int:
-    """How large the parts of a batch are, so that it has no more than `MAX_LINKS` and one for the end of each object.
+    """The size of the parts in a batch, so that it has at most `MAX_LINKS` parts and a final one for each object.
 
     Raises:
-        Refusal: 413 when they were larger than a bucket takes.
+        Refusal: 413 when a part would exceed the limit of a bucket.
     """
     split = sum(size for size in sizes if size >= limits.multipart_from_bytes)
     needed = ceil(split / MAX_LINKS)
@@ -103,16 +103,16 @@ def _part_bytes(limits: Limits, sizes: list[int]) -> int:
         raise Refusal(
             413,
             "TooLarge",
-            f"the batch announces {split} bytes in large files, at most {MAX_LINKS * DIRECT_BYTES} go in one batch;"
-            " send fewer files at once",
+            f"the batch announces {split} bytes in large files, the limit is {MAX_LINKS * DIRECT_BYTES};"
+            " send fewer files in a batch",
         )
     return max(limits.part_bytes, needed)
 
 
 class _Links:
-    """Signed links for one object, good for an hour. By one to this server exactly these bytes can be sent.
+    """Signed links for one object. A link to this server accepts exactly the announced bytes.
 
-    Where blobs lie in a bucket, links lead there: what came is checked when the client says that it sent it.
+    With blobs in a bucket, the links lead there, and the server checks the upload when the client reports it.
     """
 
     def __init__(self, registry: Registry, base: str, claims: dict[str, Any]) -> None:
@@ -127,7 +127,7 @@ class _Links:
         return f"{self._base}/_lfs/{place}/{token}"
 
     def actions(self, *, part_bytes: int | None, repo_id: RepoId) -> dict[str, Any]:
-        """The member `actions`: in one piece, or in parts of `part_bytes` for large objects."""
+        """The member `actions`: one upload, or parts of `part_bytes` for a large object."""
         limits, size = self._settings.limits, int(self._claims["size"])
         verify = {"href": f"{self._base}/{repo_id}.git/info/lfs/verify"}
         upload_id = _upload_id(self._claims)
@@ -150,18 +150,18 @@ def _claims(registry: Registry, token: str, purpose: str) -> dict[str, Any]:
 
 
 def _upload_id(claims: Mapping[str, Any]) -> str:
-    # of one object of one user for one repository; the same again goes to the same place
-    told = json.dumps([claims[name] for name in ("repo", "user", "oid", "size")])
-    return hashlib.sha256(told.encode()).hexdigest()[:48]
+    # the same object of the same user for the same repository always gets the same id
+    facts = json.dumps([claims[name] for name in ("repo", "user", "oid", "size")])
+    return hashlib.sha256(facts.encode()).hexdigest()[:48]
 
 
 @router.put("/_lfs/object/{token}")
 async def put_object(request: Request, registry: RegistryOf, token: str) -> Response:
-    """Take an object in one piece; 400, and nothing is kept, unless it is exactly what was announced."""
+    """Receive a whole object; 400, and nothing is kept, unless it matches the announcement."""
     claims = _claims(registry, token, "lfs-object")
 
     def work(chunks: Iterator[bytes]) -> None:
-        _note(registry, claims, registry.blobs.put(chunks, claims["oid"], claims["size"]))
+        _record(registry, claims, registry.blobs.put(chunks, claims["oid"], claims["size"]))
 
     await receive_with(request, claims["token"], work)
     return Response()
@@ -169,7 +169,7 @@ async def put_object(request: Request, registry: RegistryOf, token: str) -> Resp
 
 @router.put("/_lfs/part/{token}")
 async def put_part(request: Request, registry: RegistryOf, token: str) -> Response:
-    """Take one part; its ETag is what the completion must name."""
+    """Receive one part; the completion must name its ETag."""
     claims = _claims(registry, token, "lfs-part")
     upload_id, part, length = _upload_id(claims), claims["part"], claims["length"]
     etag = await receive_with(
@@ -180,41 +180,41 @@ async def put_part(request: Request, registry: RegistryOf, token: str) -> Respon
 
 @router.post("/_lfs/complete/{token}")
 def complete(registry: RegistryOf, token: str, body: JsonBody) -> JSONResponse:
-    """Join the parts; 400 unless they make what was announced."""
+    """Join the parts; 400 unless the object matches the announcement."""
     claims = _claims(registry, token, "lfs-complete")
     listed = body.objects("parts", most=MAX_PARTS)
     parts = [(part.number("partNumber", least=1, most=MAX_PARTS), part.text("etag").strip('"')) for part in listed]
     if [number for number, _ in parts] != list(range(1, len(parts) + 1)):
-        raise bad_request("parts: expected every part once, in order")
+        raise bad_request("parts: expected each part once, in order")
     blob = registry.blobs.complete(_upload_id(claims), parts, claims["oid"], claims["size"])
-    _note(registry, claims, blob)
+    _record(registry, claims, blob)
     return JSONResponse({"success": True})
 
 
-def _note(registry: Registry, claims: dict[str, Any], blob: StoredBlob) -> None:
+def _record(registry: Registry, claims: dict[str, Any], blob: StoredBlob) -> None:
     with registry.db.begin() as connection:
-        registry.repos.note_upload(connection, claims["repo"], claims["user"], blob, token_id=claims["token"])
+        registry.repos.record_upload(connection, claims["repo"], claims["user"], blob, token_id=claims["token"])
 
 
-def take_sent(registry: Registry, caller: Caller, repo_number: int, oid: str, size: int) -> None:
-    """Check and note an object that the caller may have sent to a bucket."""
+def record_sent(registry: Registry, caller: Caller, repo_number: int, oid: str, size: int) -> None:
+    """Check and record an object that the caller may have sent to a bucket."""
     claims = {"user": caller.user, "repo": repo_number, "oid": oid, "size": size, "token": caller.token_id}
     blob = registry.blobs.take(_upload_id(claims), oid, size)
     if blob is not None:
-        _note(registry, claims, blob)
+        _record(registry, claims, blob)
 
 
 @router.post("/{namespace}/{name}.git/info/lfs/verify")
 def verify(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody) -> JSONResponse:
-    """200 when the object is here with that size. One that was sent to a bucket is checked now."""
+    """200 when the object is stored with that size. An object that was sent to a bucket is checked first."""
     oid, size = parse_sha256(body.text("oid")), body.value("size")
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
     for is_last in (False, True):
-        known = usable(registry, caller, row.id, [oid]).get(oid)
+        known = usable_blobs(registry, caller, row.id, [oid]).get(oid)
         if known is not None or is_last or type(size) is not int or size < 0:
             break
-        take_sent(registry, caller, row.id, oid, size)
+        record_sent(registry, caller, row.id, oid, size)
     if known is None or known.size != size:
         raise entry_not_found(oid)
     return JSONResponse({"ok": True})

@@ -1,4 +1,4 @@
-"""A repository as the Hub API describes it: in listings, in model info, and property by property with `expand`."""
+"""Describes a repository as the Hub API does: in listings, in model info, and by member with `expand`."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ LISTED = frozenset({"modelId", "author", "tags", "pipeline_tag", "library_name",
 
 
 def iso_time(at_ms: int) -> str:
-    """`2026-11-24T10:00:00.000Z`, the one form that all clients read."""
+    """A time as `2026-11-24T10:00:00.000Z`, the only form that all clients read."""
     return dt.datetime.fromtimestamp(at_ms / 1000, tz=dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
 def public_number(row: Row[Any]) -> str:
-    """The 24 hex digits that the Hub has for a repository; not its own number, by which private ones are counted."""
+    """The Hub's 24 hex digits for a repository; its own number would let clients count private ones."""
     return hashlib.sha256(f"{row.full_name} {row.created_at}".encode()).hexdigest()[:24]
 
 
 def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[str]]:
-    """The tags of some repositories, each sorted."""
+    """The sorted tags of some repositories."""
     found: dict[int, list[str]] = {number: [] for number in repo_ids}
     wanted = select(repo_tags).where(repo_tags.c.repo_id.in_(found))
     for row in connection.execute(wanted):
@@ -50,9 +50,9 @@ def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[s
 def listed(
     database: Database, blobs: BlobStore, ids: Sequence[int], visible: ColumnElement[bool], wanted: AbstractSet[str]
 ) -> Iterator[bytes]:
-    """JSON of some repositories at their heads, each with the members in `wanted` and those that are always there.
+    """JSON of some repositories at their heads, each with `ALWAYS` and the members in `wanted`.
 
-    One that was removed or hidden meanwhile is left out.
+    Leaves out repositories that were removed or hidden meanwhile.
     """
     before = b"["
     for start in range(0, len(ids), LISTED_AT_ONCE):
@@ -85,7 +85,7 @@ def _chosen(
 def described(
     database: Database, info: Mapping[str, Any], repo_id: int, root: str | None, *, with_blobs: bool
 ) -> Iterator[bytes]:
-    """JSON of one repository, with its files as `siblings` when the tree's `root` is given: read page by page."""
+    """JSON of one repository; with the tree's `root`, it includes the files as `siblings`, read page by page."""
     if root is None:
         yield dumped(info)
         return
@@ -95,7 +95,7 @@ def described(
         with database.read() as connection:
             page = list(islice(Tree(connection, repo_id, root).walk(after=after), SIBLINGS_AT_ONCE))
         if page:
-            yield before + b",".join(dumped(_sibling(entry, with_blobs)) for entry in page)
+            yield before + b",".join(dumped(_sibling(entry, with_blobs=with_blobs)) for entry in page)
             after, before = page[-1].path, b","
         if len(page) < SIBLINGS_AT_ONCE:
             yield b"]}"
@@ -103,7 +103,7 @@ def described(
 
 
 def at_head(row: Row[Any], tags: list[str]) -> dict[str, Any]:
-    """What the row of a repository says of it."""
+    """The facts in the row of a repository."""
     return {
         "_id": public_number(row),
         "id": row.full_name,
@@ -129,7 +129,7 @@ def at_head(row: Row[Any], tags: list[str]) -> dict[str, Any]:
 
 
 def at_commit(connection: Connection, blobs: BlobStore, row: Row[Any], commit_id: str) -> dict[str, Any]:
-    """What the files of one commit add; at an older commit than the head its card and date, too."""
+    """The facts that the files of one commit add; for an older commit than the head also its card and date."""
     info: dict[str, Any] = {"sha": commit_id}
     adapt = adapters.adapt_object(connection, row.id, commit_id)
     if adapt is not None:
@@ -155,7 +155,7 @@ def _of_older(
     }
 
 
-def _sibling(entry: FileEntry, with_blobs: bool) -> dict[str, Any]:  # noqa: FBT001 - private, one caller
+def _sibling(entry: FileEntry, *, with_blobs: bool) -> dict[str, Any]:
     if not with_blobs:
         return {"rfilename": entry.path}
     found: dict[str, Any] = {"rfilename": entry.path, "size": entry.size, "blobId": entry.oid}

@@ -1,4 +1,4 @@
-"""Hub API: who is calling, and repositories with their settings, branches and tags."""
+"""Hub API: the identity of the caller, and repositories with their settings, branches and tags."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from adapterhub_registry.api.context import (
     RepoOf,
     RevisionOf,
     next_link,
+    user_of,
 )
 from adapterhub_registry.api.hub.model_info import iso_time, public_number
 from adapterhub_registry.database.db import refs, repos
-from adapterhub_registry.errors import Refusal, bad_request, conflict, repo_not_found, unauthorized
+from adapterhub_registry.errors import Refusal, bad_request, conflict, not_offered, repo_not_found
 from adapterhub_registry.names import RepoId, parse_repo_id
 from adapterhub_registry.repos.repos import Change
 
 router = APIRouter()
 fallback = APIRouter()
-"""Answers what no other route does; to be included last."""
+"""Catches the paths that no other route handles; include it last."""
 REPOSITORIES_PAGE = 1000
 GATED = {"auto": "auto", "manual": "manual", False: "no"}
 
@@ -38,18 +39,17 @@ GATED = {"auto": "auto", "manual": "manual", False: "no"}
 # ------------------------------------------------------------ identity
 @router.get("/api/whoami-v2")
 def whoami(caller: CallerOf) -> JSONResponse:
-    """The user, the namespaces that the token reaches, and what it may do there."""
-    if caller.user is None:
-        raise unauthorized()
-    spaces = sorted({glob.partition("/")[0] for glob in caller.namespaces} - {caller.user})
+    """The user, the namespaces that the token covers, and its role there."""
+    user = user_of(caller)
+    spaces = sorted({glob.partition("/")[0] for glob in caller.namespaces} - {user})
     orgs = [{"type": "org", "name": name, "fullname": name} for name in spaces if not set(name) & set("*?")]
     access = {"displayName": caller.label, "role": "read" if caller.role == "read" else "write"}
     return JSONResponse(
         {
             "type": "user",
-            "id": caller.user,
-            "name": caller.user,
-            "fullname": caller.user,
+            "id": user,
+            "name": user,
+            "fullname": user,
             "orgs": orgs,
             "auth": {"type": "access_token", "accessToken": access},
         }
@@ -59,7 +59,7 @@ def whoami(caller: CallerOf) -> JSONResponse:
 @router.get("/api/models/{namespace}/{name}/auth-check")
 @router.get("/api/models/{namespace}/{name}/auth-check/{right}")
 def auth_check(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, right: str = "read") -> JSONResponse:
-    """200 when the caller may read the files (or, with `write`, change them); else the error of that."""
+    """200 when the caller may read the files (or, with `write`, change them); else the error of such a request."""
     with registry.db.read() as connection:
         if right == "write":
             registry.repos.find_writable(connection, caller, repo_id)
@@ -72,29 +72,29 @@ def auth_check(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, right: s
 
 @router.get("/api/agent-harnesses")
 async def agent_harnesses() -> JSONResponse:
-    """Nothing: the client asks once a day which tools could be driving it."""
+    """An empty list: once a day, the client requests the known tools that may drive it."""
     return JSONResponse({"standardEnvVars": [], "harnesses": {}})
 
 
 @router.api_route("/api/telemetry/{topic:path}", methods=["HEAD", "GET"])
-async def telemetry(topic: str) -> Response:  # noqa: ARG001 - it is not kept
-    """Nothing is recorded."""
+async def telemetry() -> Response:
+    """Accept and discard a client's telemetry."""
     return Response()
 
 
 # ------------------------------------------------------------ repositories
 @router.post("/api/repos/create")
 def create_repo(registry: RegistryOf, caller: CallerOf, body: JsonBody, base: BaseUrl) -> JSONResponse:
-    """A new repository; when it exists 409 with the URL of the one that is there, which `exist_ok` reads."""
+    """Create a repository; 409 with the URL of an existing one, which the client's `exist_ok` reads."""
     repo_id = _repo_of(caller, body)
     url = f"{base}/{repo_id}"
     try:
         with registry.db.begin() as connection:
             row = registry.repos.create(connection, caller, repo_id, private=_private(body) or False)
-    except (Refusal, IntegrityError) as error:  # the second: another request made it at the same moment
+    except (Refusal, IntegrityError) as error:  # IntegrityError: another request created it at the same moment
         if isinstance(error, Refusal) and error.status != HTTPStatus.CONFLICT:
             raise
-        raise conflict(f"repository `{repo_id}` exists", url=url) from None
+        raise conflict(f"repository `{repo_id}` already exists", url=url) from None
     return JSONResponse({"url": url, "name": repo_id, "id": public_number(row)})
 
 
@@ -110,7 +110,7 @@ def delete_repo(registry: RegistryOf, caller: CallerOf, body: JsonBody) -> JSONR
 @router.post("/api/repos/move")
 def move_repo(registry: RegistryOf, caller: CallerOf, body: JsonBody) -> JSONResponse:
     """Rename a repository."""
-    _refuse_other_types(body)
+    _check_type(body)
     source, target = (parse_repo_id(*_split(body.text(name))) for name in ("fromRepo", "toRepo"))
     with registry.db.begin() as connection:
         registry.repos.move(connection, caller, source, target)
@@ -119,7 +119,7 @@ def move_repo(registry: RegistryOf, caller: CallerOf, body: JsonBody) -> JSONRes
 
 @router.put("/api/models/{namespace}/{name}/settings")
 def change_settings(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody) -> JSONResponse:
-    """Set who may see a repository and whether its files are for all who see it."""
+    """Set who may see a repository, and whether everyone who sees it may read its files."""
     gated = None
     if "gated" in body:
         wanted = body.value("gated")
@@ -143,12 +143,11 @@ def own_repositories(
     namespace: str | None = None,
     cursor: Annotated[int, Query(ge=0, lt=1 << 31)] = 0,
 ) -> JSONResponse:
-    """The repositories of a namespace (default: the caller's own) with what they take; `Link` leads on."""
-    if caller.user is None:
-        raise unauthorized()
+    """The repositories of a namespace (default: the caller's) with their sizes; `Link` leads to the next page."""
+    user = user_of(caller)
     shown_columns = (repos.c.id, repos.c.full_name, repos.c.modified_at, repos.c.private, repos.c.used_bytes)
     wanted = select(*shown_columns).where(
-        repos.c.namespace == (namespace or caller.user), registry.repos.visible(caller), repos.c.id > cursor
+        repos.c.namespace == (namespace or user), registry.repos.visible(caller), repos.c.id > cursor
     )
     with registry.db.read() as connection:
         rows = connection.execute(wanted.order_by(repos.c.id).limit(REPOSITORIES_PAGE + 1)).all()
@@ -196,7 +195,7 @@ def list_refs(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, include_p
 def create_tag(
     registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, revision: RevisionOf, body: JsonBody
 ) -> JSONResponse:
-    """A tag at a revision."""
+    """Create a tag at a revision."""
     tag, message = body.text("tag"), body.text_or_none("message", limit=100_000)
     with registry.db.begin() as connection:
         registry.repos.create_tag(connection, caller, repo_id, tag, at=revision, message=message)
@@ -215,7 +214,7 @@ def delete_tag(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, tag: Rev
 def create_branch(
     registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, branch: RevisionOf, request: JsonBody
 ) -> JSONResponse:
-    """A branch at `startingPoint`, or at the head of main."""
+    """Create a branch at `startingPoint`, or at the head of `main`."""
     start = request.text_or_none("startingPoint")
     with registry.db.begin() as connection:
         registry.repos.create_branch(connection, caller, repo_id, branch, start=start)
@@ -230,42 +229,42 @@ def delete_branch(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, branc
     return JSONResponse({})
 
 
-# ------------------------------------------------------------ what is not here
+# ------------------------------------------------------------ missing features
 @router.api_route("/api/models/{namespace}/{name}/discussions{rest:path}", methods=["GET", "POST", "DELETE"])
-async def discussions(namespace: str, name: str, rest: str) -> Response:  # noqa: ARG001 - any
-    """501: there are no discussions and pull requests."""
-    raise Refusal(501, "NotImplemented", "this registry has no discussions and pull requests; commit to a branch")
+async def discussions() -> Response:
+    """501: the registry has no discussions and pull requests."""
+    raise not_offered("this registry has no discussions and pull requests; commit to a branch")
 
 
 @fallback.api_route("/api/{kind}/{rest:path}", methods=["GET", "POST", "PUT", "DELETE"])
-async def other_kinds(kind: str, rest: str) -> Response:  # noqa: ARG001 - any
-    """404 for datasets, spaces and the like, of which there are none; as of any repository that does not exist."""
+async def other_kinds(kind: str) -> Response:
+    """404 for datasets, spaces and other types, like for any repository that does not exist."""
     if kind in {"models", "datasets", "spaces", "kernels", "buckets"}:
-        raise Refusal(404, "RepoNotFound", f"no such {shown(kind).rstrip('s')} here")
-    raise Refusal(404, "NotFound", "no such call")
+        raise Refusal(404, "RepoNotFound", f"no such {shown(kind).rstrip('s')} in this registry")
+    raise Refusal(404, "NotFound", "no such route")
 
 
 @fallback.api_route("/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
-async def without_namespace(name: str, rest: str) -> Response:  # noqa: ARG001 - any
-    """404: an id without a namespace is an old one of the public hub, and nothing here."""
+async def without_namespace(name: str) -> Response:
+    """404: only old ids of the public Hub have no namespace."""
     raise repo_not_found(shown(name))
 
 
 def _repo_of(caller: Caller, body: JsonObject) -> RepoId:
-    _refuse_other_types(body)
-    if caller.user is None:
-        raise unauthorized()
-    return parse_repo_id(body.text_or_none("organization") or caller.user, body.text("name"))
+    _check_type(body)
+    user = user_of(caller)
+    return parse_repo_id(body.text_or_none("organization") or user, body.text("name"))
 
 
-def _refuse_other_types(body: JsonObject) -> None:
+def _check_type(body: JsonObject) -> None:
+    """Raise 400 unless the body describes a model."""
     kind = body.text("type", "model")
     if kind != "model":
-        raise bad_request(f"type `{shown(kind)}`: this registry holds models only")
+        raise bad_request(f"type `{shown(kind)}`: expected model, the only type of this registry")
 
 
 def _private(body: JsonObject) -> bool | None:
-    """New clients say `visibility`, those before 1.0 said `private`."""
+    """New clients send `visibility`, those before 1.0 `private`."""
     visibility = body.text_or_none("visibility")
     if visibility is None:
         return body.flag_or_none("private")

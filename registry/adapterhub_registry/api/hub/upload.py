@@ -1,4 +1,4 @@
-"""Hub API: what is asked before bytes are sent, and the commit that names them. `hub_lfs` and `xet` bring the bytes."""
+"""Hub API: the requests before an upload, and the commit that names it. `lfs` and `xet` receive the bytes."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from adapterhub_registry.api.context import (
     RepoOf,
     RevisionOf,
 )
-from adapterhub_registry.api.hub.lfs import take_sent, usable
+from adapterhub_registry.api.hub.lfs import record_sent, usable_blobs
 from adapterhub_registry.errors import Refusal, bad_request, too_large
 from adapterhub_registry.names import COMMIT_PREFIX, RepoId, parse_path, parse_sha256
 from adapterhub_registry.repos import commits, damage, quotas
 from adapterhub_registry.repos.card import UnreadableCard, parse_card, problems_of
 from adapterhub_registry.repos.changes import Delete, DeleteFolder, Operation, Put
 from adapterhub_registry.repos.commits import Proposal
-from adapterhub_registry.repos.repos import refuse_pull_request
-from adapterhub_registry.storage.blobs import StoredBlob, refuse_no_room
+from adapterhub_registry.repos.repos import check_no_pull_request
+from adapterhub_registry.storage.blobs import StoredBlob, check_room
 
 router = APIRouter()
 MAX_PREUPLOAD_FILES: Final = 256
@@ -48,13 +48,13 @@ LFS_SUFFIXES: Final = tuple(
     )
     for suffix in group
 )
-"""What goes by LFS whatever its size, as on the Hub: binary kinds, which nobody compares line by line."""
+"""Files that need LFS at any size, as on the Hub: binary formats, which have no line-by-line diff."""
 
 
 # ------------------------------------------------------------ before the bytes
 @router.post("/api/validate-yaml")
 def validate_yaml(body: JsonBody) -> JSONResponse:
-    """What is wrong with the metadata of a README; 400 when a commit of it would be a mistake."""
+    """Check the metadata of a README; 400 when it has errors."""
     errors: list[str]
     try:
         errors, warnings = problems_of(parse_card(body.text("content", limit=1 << 22)))
@@ -79,8 +79,8 @@ def preupload(
     body: JsonBody,
     create_pr: str | None = None,
 ) -> JSONResponse:
-    """For each file the way it is to be sent, and the name of what stands there now."""
-    refuse_pull_request(create_pr)
+    """The upload mode of each file, and the digest of the file that is there now."""
+    check_no_pull_request(create_pr)
     files = body.objects("files", most=MAX_PREUPLOAD_FILES)
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
@@ -97,16 +97,16 @@ def preupload(
         there = before.get(path)
         oid = there.etag if there is not None and there.sha256 in held else None
         if oid is None:
-            coming += 2 * size if by_lfs else size  # by Xet, chunks lie beside the file that is made of them
+            coming += 2 * size if by_lfs else size  # with Xet, the disk holds the chunks and the file
         answer.append(
             {
                 "path": path,
                 "uploadMode": "lfs" if by_lfs else "regular",
                 "shouldIgnore": False,
-                "oid": oid,  # a client does not send again what it finds named here
+                "oid": oid,  # a client does not send a file again whose digest it finds here
             }
         )
-    refuse_no_room(registry.blobs, coming)  # before clients that send by Xet begin, which do not give up soon
+    check_room(registry.blobs, coming)  # early: Xet clients retry a full disk for a long time
     return JSONResponse({"files": answer})
 
 
@@ -126,14 +126,14 @@ async def make_commit(
     create_pr: str | None = None,
 ) -> JSONResponse:
     """Apply the lines of the body to a branch, all or none."""
-    refuse_pull_request(create_pr)
+    check_no_pull_request(create_pr)
 
     def may_write() -> None:
         with registry.db.read() as connection:
             row = registry.repos.find_writable(connection, caller, repo_id)
             commits.find_commit(connection, row, revision)
 
-    await run_in_threadpool(may_write)  # before a byte of the body is kept
+    await run_in_threadpool(may_write)  # before the server stores a byte of the body
     branch = revision.removeprefix("refs/heads/")
 
     def work(chunks: Iterator[bytes]) -> str:
@@ -167,7 +167,7 @@ def _lines(chunks: Iterator[bytes], *, limit_bytes: int) -> Iterator[bytes]:
 
 
 class _Draft:
-    """A commit that is being read, line by line. Contents are stored at once, so memory holds one line."""
+    """A commit while the server reads it, line by line. It stores contents at once, so memory holds one line."""
 
     def __init__(self, registry: Registry, caller: Caller, repo_id: RepoId) -> None:
         self._registry, self._caller, self._repo_id = registry, caller, repo_id
@@ -175,7 +175,7 @@ class _Draft:
         self._operations: list[Operation] = []
         self._regular_bytes = 0
         self._regular: list[str] = []  # digests of the files that came with the lines
-        self._stored: dict[str, StoredBlob] = {}  # what of them is there
+        self._stored: dict[str, StoredBlob] = {}  # the LFS files that the store has
         self._named: list[tuple[str, str, object, int]] = []  # LFS files: path, oid, size, place among the operations
 
     def take(self, line: bytes) -> None:
@@ -189,12 +189,14 @@ class _Draft:
         if not isinstance(value, dict):
             raise bad_request("commit: expected a JSON object on each line")
         item = JsonObject(value)
-        key, content = item.text("key"), item.object("value")
+        key, content = item.text("key"), item.child("value")
         if key == "header":
             self._header = content
             return
         if len(self._operations) >= self._registry.settings.limits.operations:
-            raise Refusal(413, "TooLarge", "too many operations for one commit")
+            raise Refusal(
+                413, "TooLarge", f"a commit has at most {self._registry.settings.limits.operations} operations"
+            )
         self._operations.append(self._operation(key, content))
 
     def _operation(self, key: str, content: JsonObject) -> Operation:
@@ -213,7 +215,7 @@ class _Draft:
                 raise bad_request("algo: expected sha256")
             oid = parse_sha256(content.text("oid"))
             self._named.append((path, oid, content.value("size"), len(self._operations)))
-            return Put(path=path, blob=StoredBlob(oid, "", 0), lfs=True)  # looked up in `commit`
+            return Put(path=path, blob=StoredBlob(oid, "", 0), lfs=True)  # `commit` looks it up
         if key == "deletedFile":
             return Delete(path=path)
         if key == "deletedFolder":
@@ -221,20 +223,20 @@ class _Draft:
         raise bad_request(f"key `{shown(key)}`: expected header, file, lfsFile, deletedFile or deletedFolder")
 
     def _take_unchecked(self) -> None:
-        """Look which LFS files are there; check what the caller sent to a bucket without telling so by `verify`."""
+        """Find the stored LFS files; check those that the caller sent to a bucket without calling `verify`."""
         registry = self._registry
         with registry.db.read() as connection:
             row = registry.repos.find_writable(connection, self._caller, self._repo_id)
         named = {oid: size for _, oid, size, _ in self._named}
-        self._stored = usable(registry, self._caller, row.id, named)
+        self._stored = usable_blobs(registry, self._caller, row.id, named)
         missing = {oid: size for oid, size in named.items() if oid not in self._stored}
         for oid, size in missing.items():
             if type(size) is int and size >= 0:
-                take_sent(registry, self._caller, row.id, oid, size)
-        self._stored |= usable(registry, self._caller, row.id, missing)
+                record_sent(registry, self._caller, row.id, oid, size)
+        self._stored |= usable_blobs(registry, self._caller, row.id, missing)
 
     def commit(self, branch: str) -> str:
-        """The commit that the lines made."""
+        """Make the commit and return its id."""
         if self._header is None:
             raise bad_request("commit: no line with the key `header`")
         header, registry = self._header, self._registry
@@ -244,7 +246,7 @@ class _Draft:
         self._take_unchecked()
         with registry.db.begin() as connection:
             row = registry.repos.find_writable(connection, self._caller, self._repo_id)
-            quotas.refuse_upload(
+            quotas.check_upload(
                 connection,
                 registry.settings.limits,
                 namespace=row.namespace,
@@ -256,7 +258,7 @@ class _Draft:
             for path, oid, size, place in self._named:
                 blob = self._stored.get(oid)
                 if blob is None or known[oid] is None or (size is not None and size != blob.size):
-                    raise bad_request(f"{path}: the LFS object {oid} was not uploaded, or has another size")
+                    raise bad_request(f"{path}: LFS object {oid} is missing or has another size; upload it again")
                 self._operations[place] = Put(path=path, blob=blob, lfs=True)
             damage.unmark(connection, self._regular)
             proposal = Proposal(

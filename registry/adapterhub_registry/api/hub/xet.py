@@ -1,9 +1,9 @@
-"""Uploads by Xet, which the hub client has used since 1.20 for every large file without asking whether a server can.
+"""Uploads by Xet, which the hub client has used since 1.20 for every large file, whatever the server supports.
 
-Write-only: files arrive as xorbs and shards, are rebuilt and stored as ordinary blobs, and are downloaded like any
-other. Nothing is deduplicated across repositories. Each upload space has its own address, which changes daily
-(`xorbs.py` says why) and when chunks turn out to be lost, and its own short-lived token, bound to the user and the
-repository.
+Xet serves uploads only: files arrive as xorbs and shards, the server rebuilds them into ordinary blobs, and clients
+download those like any other file. Nothing is deduplicated across repositories. Each upload space has its own address,
+which changes daily (`xorbs.py` explains why) and after a loss of chunks, and its own short-lived token, bound to the
+user and the repository.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from adapterhub_registry.api.context import BaseUrl, CallerOf, Registry, Registr
 from adapterhub_registry.database.db import facts, now_ms, repos
 from adapterhub_registry.errors import Refusal, forbidden, too_large, unauthorized
 from adapterhub_registry.repos import damage, quotas
-from adapterhub_registry.storage.blobs import StoredBlob, StoreUnreachable, refuse_no_room
+from adapterhub_registry.storage.blobs import StoredBlob, StoreUnreachable, check_room
 from adapterhub_registry.storage.xet_format import (
     MAX_SHARD_BYTES,
     MAX_XORB_BODY_BYTES,
@@ -47,9 +47,9 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """One upload space: a repository, an epoch, and the user that the token was given to.
+    """One upload space: a repository, an epoch, and the user of the token.
 
-    `repository` stands for the repository for ever; `scope` begins with it and is where its xorbs lie.
+    `repository` identifies the repository for ever; `scope` begins with it and names the folder of its xorbs.
     """
 
     repo_id: int
@@ -61,21 +61,21 @@ class Space:
 
 
 def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> Space:
-    """The upload space of a request, once its token was checked against it.
+    """The upload space of a request, after a check of its token.
 
     Raises:
-        Refusal: 401 without a valid token, 403 for one of another space, 404 for an epoch that is closed.
+        Refusal: 401 without a valid token, 403 for a token of another space, 404 for a closed epoch.
     """
     kind, _, token = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not token:
-        raise unauthorized("an upload needs the token that xet-write-token gave")
+        raise unauthorized("an upload needs a token from xet-write-token")
     try:
         claims = signing.check(token, registry.settings.secret, purpose=PURPOSE)
     except signing.BadSignature as error:
-        raise unauthorized(f"{error}: ask for a new xet-write-token") from None
+        raise unauthorized(f"{error}: request a new xet-write-token") from None
     found = _SCOPE.fullmatch(scope)
     if found is None or claims["scope"] != found[1]:
-        raise forbidden("this token was given for another repository")
+        raise forbidden("this token is for another repository")
     if not _EPOCH.fullmatch(epoch) or not is_open(int(epoch), time.time()):
         raise _not_here("upload space")
     return Space(
@@ -92,7 +92,7 @@ SpaceOf = Annotated[Space, Depends(space_of)]
 
 
 def xorbs_of(registry: RegistryOf) -> XorbStore:
-    """Where the xorbs of this registry wait."""
+    """The xorb store of this registry."""
     return registry.xorbs
 
 
@@ -100,12 +100,12 @@ XorbsOf = Annotated[XorbStore, Depends(xorbs_of)]
 
 
 def _repository(repo: Row[Any]) -> str:
-    # a database may give a number again when its repository is gone; together with the time it is one for ever
+    # a database may reuse the number of a removed repository; together with the time it stays unique
     return f"{repo.id}-{repo.created_at}"
 
 
 def _lost(repo_id: int) -> str:
-    """The fact that says when chunks of a repository were last found lost."""
+    """The name of the fact that records when chunks of a repository were last found missing."""
     return f"xet chunks of {repo_id}"
 
 
@@ -115,10 +115,10 @@ def _not_here(what: str) -> Refusal:
 
 @router.get("/api/models/{namespace}/{name}/xet-write-token/{revision:path}")
 def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: BaseUrl, xorbs: XorbsOf) -> JSONResponse:
-    """Where an upload to this repository goes, and the token for it. The client asks again before it expires."""
+    """The address and the token of an upload to this repository. The client requests a new one before it expires."""
     with registry.db.read() as connection:
         repo = registry.repos.find_writable(connection, caller, repo_id)
-        quotas.refuse_upload(
+        quotas.check_upload(
             connection,
             registry.settings.limits,
             namespace=repo.namespace,
@@ -128,7 +128,7 @@ def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: B
         lost = connection.scalar(select(facts.c.value).where(facts.c.name == _lost(repo.id)))
     now = time.time()
     xorbs.sweep(now)
-    refuse_no_room(registry.blobs, 1)  # here clients give up at once; a xorb they send again and again
+    check_room(registry.blobs, 1)  # clients give up here at once, but send a refused xorb again and again
     ttl_s = min(registry.settings.limits.href_ttl_s, signing.LONGEST_TTL_S)
     claims = {
         "purpose": PURPOSE,
@@ -152,21 +152,21 @@ def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: B
 
 @router.get(SPACE + "/v1/chunks/{prefix}/{chunk}", dependencies=[Depends(space_of)])
 def find_chunk() -> JSONResponse:
-    """Never here: what others sent is not told of, and what this client sent it knows itself."""
+    """Always 404: other uploads stay secret, and the client knows its own chunks."""
     raise _not_here("chunk")
 
 
 @router.post(SPACE + "/v1/xorb-grants/{prefix}/{xorb}", dependencies=[Depends(space_of)])
 def grant_xorb() -> JSONResponse:
-    """Never: the client then sends the xorb itself. Any other answer would make it believe that the xorb is here."""
+    """Always 404, so that the client sends the xorb. After any other response it assumes that the server has it."""
     raise _not_here("grant")
 
 
 @router.post(SPACE + "/v1/xorbs/{prefix}/{xorb}")
 async def put_xorb(request: Request, space: SpaceOf, registry: RegistryOf, xorbs: XorbsOf, xorb: str) -> JSONResponse:
-    """Keep a xorb for the shard that will name it."""
-    _refuse_announced(request, MAX_XORB_BODY_BYTES)
-    refuse_no_room(registry.blobs, _announced(request) or 1)
+    """Store a xorb for the shard that will name it."""
+    _check_announced(request, MAX_XORB_BODY_BYTES)
+    check_room(registry.blobs, _announced(request) or 1)
     place = XorbPlace(scope=space.scope, epoch=space.epoch, hash=parse_xet_hash(xorb))
 
     def keep(blocks: Iterator[bytes]) -> None:
@@ -177,7 +177,7 @@ async def put_xorb(request: Request, space: SpaceOf, registry: RegistryOf, xorbs
                 size += len(block)
             writer.keep()
         with registry.db.begin() as connection:
-            quotas.note_chunks(connection, space.user, space.epoch, size)
+            quotas.record_chunks(connection, space.user, space.epoch, size)
 
     await receive_with(request, space.token_id, keep)
     return JSONResponse({"was_inserted": True})
@@ -185,15 +185,15 @@ async def put_xorb(request: Request, space: SpaceOf, registry: RegistryOf, xorbs
 
 @router.post(SPACE + "/v2/shards", dependencies=[Depends(space_of)])
 def put_shard_v2() -> JSONResponse:
-    """Not offered: the client falls back to the first version."""
-    raise _not_here("way to send a shard")
+    """Always 404, so that the client falls back to version 1."""
+    raise _not_here("shard route")
 
 
 @router.post(SPACE + "/v1/shards")
 @router.post(SPACE + "/shards")  # hf-xet 1.5.0 and 1.5.1
 async def put_shard(request: Request, space: SpaceOf, registry: RegistryOf, xorbs: XorbsOf) -> JSONResponse:
-    """Rebuild and store the files of a shard; when this is answered, commits may name them."""
-    _refuse_announced(request, MAX_SHARD_BYTES)
+    """Rebuild and store the files of a shard; after the response, commits may name them."""
+    _check_announced(request, MAX_SHARD_BYTES)
 
     def ingest(blocks: Iterator[bytes]) -> None:
         _ingest(registry, xorbs, space, b"".join(_bounded(blocks, MAX_SHARD_BYTES)))
@@ -204,7 +204,7 @@ async def put_shard(request: Request, space: SpaceOf, registry: RegistryOf, xorb
 
 @router.api_route("/v1/telemetry", methods=["POST", "PUT"])
 def telemetry() -> JSONResponse:
-    """Nothing is kept of what clients tell of themselves."""
+    """Accept and discard a client's telemetry."""
     return JSONResponse({})
 
 
@@ -217,7 +217,7 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
     new = [file for file in named.values() if file.sha256 not in here]
     with registry.db.read() as connection:
         namespace = connection.scalar(select(repos.c.namespace).where(repos.c.id == space.repo_id))
-        quotas.refuse_upload(
+        quotas.check_upload(
             connection,
             registry.settings.limits,
             namespace=str(namespace),
@@ -227,31 +227,35 @@ def _ingest(registry: Registry, xorbs: XorbStore, space: Space, raw: bytes) -> N
 
     def on_stored(blob: StoredBlob) -> None:
         with registry.db.begin() as connection:
-            # the repository may have gone while its files were on their way, and another have got its number
+            # someone may have removed the repository meanwhile, and a new one may have its number
             row = connection.execute(select(repos).where(repos.c.id == space.repo_id)).one_or_none()
             if row is None or _repository(row) != space.repository:
-                raise _not_here("repository any more")
-            registry.repos.note_upload(connection, space.repo_id, space.user, blob, token_id=space.token_id)
+                raise _not_here("repository")
+            registry.repos.record_upload(connection, space.repo_id, space.user, blob, token_id=space.token_id)
 
     total = sum(file.size_bytes for file in new)
-    refuse_no_room(registry.blobs, total)
-    take = partial(quotas.take_unpacking, limits=registry.settings.limits, user=space.user, epoch=space.epoch)
+    check_room(registry.blobs, total)
+    take = partial(quotas.count_unpacking, limits=registry.settings.limits, user=space.user, epoch=space.epoch)
     with registry.db.begin() as connection:
         take(connection, more_bytes=total)
     try:
         ingest = Ingest(xorbs=xorbs, blobs=registry.blobs, scope=space.scope, epoch=space.epoch)
         ingest.store(new, on_stored=on_stored)
-    except (DiskFull, StoreUnreachable):  # not the client's fault; what is refused stays counted, for it cost as much
+    except (
+        DiskFull,
+        StoreUnreachable,
+    ):  # not the client's fault; other refusals stay counted, as they cost as much work
         with registry.db.begin() as connection:
             take(connection, more_bytes=-total)
         raise
     except (MalformedXet, DigestMismatch):
-        # chunks that the client believes to be here are not, or are damaged: at another address it sends them again
+        # the client assumes chunks that are missing or damaged here; at a new address it sends them again
         registry.db.agree(_lost(space.repo_id), str(now_ms()), replace=True)
         raise
 
 
-def _refuse_announced(request: Request, limit_bytes: int) -> None:
+def _check_announced(request: Request, limit_bytes: int) -> None:
+    """Raise 413 when the announced body exceeds `limit_bytes`."""
     if _announced(request) > limit_bytes:
         raise too_large(limit_bytes)
 

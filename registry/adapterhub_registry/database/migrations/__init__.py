@@ -1,1 +1,1 @@
-"""The schema changes, for Alembic: one file each in `versions`, run by `schema.upgrade`."""
+"""The schema changes for Alembic, one file each in `versions`; `schema.upgrade` runs them."""

@@ -1,4 +1,4 @@
-"""Run by Alembic: migrations work on the connection that `schema.upgrade` hands over, inside its transaction."""
+"""Alembic runs this file: it migrates on the connection of `schema.upgrade`, inside its transaction."""
 
 from alembic import context
 

@@ -1,1 +1,1 @@
-"""The shared trees that commits are made of."""
+"""The trees of files that commits share."""

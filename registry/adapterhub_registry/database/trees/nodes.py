@@ -1,7 +1,7 @@
-"""The nodes of a tree of files, each a small immutable block that is named by its sha256.
+"""The nodes of a tree of files: small immutable blocks with their sha256 as id.
 
-A leaf holds files, an index node holds links to nodes one floor below. Both are sorted by `key_of`, the order of a walk
-that enters each folder where its name stands: `a`, `a/x`, `a-b`. So the files of a folder lie side by side.
+A leaf holds files; an index node holds links to nodes one level below. Both are sorted by `key_of`, the order of a walk
+that enters each folder at its name: `a`, `a/x`, `a-b`. The files of a folder are therefore adjacent.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from typing import Any, Final
 
 POINTER: Final = "version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
 NODE_BYTES: Final = 1900
-"""What a node weighs at most: packed, two fit a page of SQLite, and PostgreSQL keeps it in its row."""
+"""The largest node: packed, two fit into a page of SQLite, and PostgreSQL stores it in its row."""
 FEWEST_ITEMS: Final = 4
-"""Heavier nodes hold so many items all the same, since a tree whose nodes have one child each would have no top."""
+"""Every node may hold this many items, whatever their size: with one child a node, a tree would have no top."""
 SPARSE_BYTES: Final = NODE_BYTES // 4
-"""A changed node that weighs less joins its neighbour."""
-_FILE_BYTES, _LINK_BYTES = 95, 115  # packed, without the path: digests do not shrink
+"""A changed node below this size joins its neighbour."""
+_FILE_BYTES, _LINK_BYTES = 95, 115  # packed, without the path: digests do not compress
 _DIGEST_RANGE: Final = 1 << 160
 END: Final = "\U0010ffff" * 1025
-"""A key after those of all paths, which have at most 1,024 bytes."""
+"""A key after the keys of all paths, which have at most 1,024 bytes."""
 
 
 def key_of(path: str) -> str:
-    """What paths are sorted by; no path holds the character that stands for the slash."""
+    """The sort key of a path; no path contains the character that replaces the slash."""
     return path.replace("/", "\0")
 
 
 def keys_below(folder: str) -> tuple[str, str]:
-    """The keys of all files in a folder, from the first on and before the second; of the top folder, all keys."""
+    """The half-open range of the keys in a folder; for the top folder, of all keys."""
     return (f"{key_of(folder)}\0", f"{key_of(folder)}\1") if folder else ("", END)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
-    """One file of a commit. `lfs` files are named to clients by sha256, others by their git object name."""
+    """One file of a commit. Clients know `lfs` files by their sha256, others by their git object name."""
 
     path: str
     sha256: str
@@ -52,24 +52,24 @@ class FileEntry:
 
     @property
     def oid(self) -> str:
-        """The git object name: that of an LFS file is the name of its pointer."""
+        """The git object name; for an LFS file, the name of its pointer."""
         if not self.lfs:
             return self.git_sha1
         return _git_name(self.pointer)
 
     @property
     def etag(self) -> str:
-        """What names the content to a download client."""
+        """The ETag of the content."""
         return self.sha256 if self.lfs else self.git_sha1
 
     @property
     def pointer(self) -> bytes:
-        """The git-lfs pointer file that would stand for it."""
+        """The content of the git-lfs pointer file."""
         return POINTER.format(sha256=self.sha256, size=self.size).encode()
 
     @property
     def totals(self) -> Totals:
-        """What it adds to every folder that it is in."""
+        """The share of the file in the totals of its folders."""
         holds_tensors = int(self.path.endswith(".safetensors"))
         digest = content_digest(self.path, self.sha256)
         return Totals(1, holds_tensors, self.size, digest, self.changed_at, self.changed_in)
@@ -77,9 +77,9 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over some files: how many, how many of them hold tensors, and a digest over their paths and contents.
+    """Sums over some files: their number, the number of tensor files, and a digest over paths and contents.
 
-    The digest does not depend on the shape of the tree. `changed_in` is the newest commit that changed one of them.
+    The digest does not depend on the shape of the tree. `changed_in` is the newest commit that changed a file.
     """
 
     files: int = 0
@@ -104,7 +104,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A node below another one: the path of its first file, its id, and the sums over its files."""
+    """A link to a child node: the path of its first file, its id, and the sums over its files."""
 
     path: str
     id: str
@@ -124,12 +124,12 @@ class Node:
         return [key_of(item.path) for item in self.items]
 
     def file(self, key: str) -> FileEntry | None:
-        """The file of a leaf with this very key."""
+        """The file of a leaf with this key."""
         at = bisect_left(self.keys, key)
         return self.items[at] if at < len(self.keys) and self.keys[at] == key else None
 
     def place_of(self, key: str) -> int:
-        """Which child of an index node holds the key, if any does."""
+        """The position of the only child that can contain the key."""
         return max(bisect_right(self.keys, key) - 1, 0)
 
     @property
@@ -139,7 +139,7 @@ class Node:
 
     @property
     def raw(self) -> bytes:
-        """The content, whose sha256 is the node's id."""
+        """The unpacked content; its sha256 is the node's id."""
         rows = [_row_of(item) for item in self.items]
         return json.dumps([self.height, rows], separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -150,7 +150,7 @@ def id_of(raw: bytes) -> str:
 
 
 def pack(raw: bytes) -> bytes:
-    """The form in which a node is stored."""
+    """Compress a node for storage."""
     return zlib.compress(raw)
 
 
@@ -166,19 +166,19 @@ def read_node(raw: bytes) -> Node:
 
 
 def weight_of(items: Sequence[Any]) -> int:
-    """About how many bytes the items take in a node."""
+    """The approximate size of the items in a node, in bytes."""
     return sum(_weight(item) for item in items)
 
 
 def cut(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """The items in runs that fit a node each, of about equal weight and with some room to grow."""
+    """Split items into runs of about equal size that each fit into a node with room to grow."""
     whole = weight_of(items)
     pieces = 1
     if whole > NODE_BYTES:
         pieces = max(min(-(-whole * 4 // (NODE_BYTES * 3)), len(items) // FEWEST_ITEMS), 1)
     start = done = taken = 0
     for at, item in enumerate(items):
-        # an item goes where its middle lies, so no run is heavier than its share and one item
+        # an item belongs to the run of its middle, so no run exceeds its share by more than one item
         if done + _weight(item) // 2 >= whole * (taken + 1) // pieces and at > start:
             yield items[start:at]
             start, taken = at, taken + 1
@@ -188,12 +188,12 @@ def cut(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def content_digest(path: str, sha256: str) -> int:
-    """What one file adds to `Totals.digest`."""
+    """The share of one file in `Totals.digest`."""
     return int.from_bytes(hashlib.sha256(f"{path}\0{sha256}".encode()).digest()[:20], "big")
 
 
 def changed_digest(digest: int, path: str, before: str | None, after: str | None) -> int:
-    """`Totals.digest` once a path has another sha256; None where there is no file."""
+    """`Totals.digest` after a path changes its sha256; None means no file."""
     less = content_digest(path, before) if before else 0
     return (digest - less + (content_digest(path, after) if after else 0)) % _DIGEST_RANGE
 

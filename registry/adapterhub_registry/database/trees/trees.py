@@ -1,8 +1,8 @@
-"""The files of each commit, as trees that share their nodes: a commit writes the nodes on the way to what it changed.
+"""The files of each commit, as trees that share nodes: a commit writes only the nodes above its changes.
 
-This is a B+ tree whose nodes never change (see `tree_nodes`). Reading needs the nodes on the way and no more, so a
-page of a listing takes the memory of a page. Nodes belong to their repository and go with it; two commits that write
-the same node write one row. The id of the top node stands in the commit.
+A tree is a B+ tree of immutable nodes (see `nodes`). Reading loads only the nodes on the way, so a page of a listing
+needs little memory. Nodes belong to a repository and are removed with it; two commits that write the same node share a
+row. The commit stores the id of the top node.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ KEPT_NODES: Final = 128
 LOADED_AT_ONCE: Final = 16
 WRITTEN_AT_ONCE: Final = 100
 EMPTY: Final = id_of(Node(0, ()).raw)
-"""The id of the tree without files, which needs no row."""
+"""The id of the empty tree, which has no row."""
 
 Edit = tuple[str, FileEntry | None]
-"""A path and what stands there from now on; None: nothing."""
+"""A path and its new file; None removes it."""
 
 
 class Tree:
-    """The files of one commit, read through one connection; the last nodes are kept for the next question."""
+    """The files of one commit, read through one connection; it caches the last nodes."""
 
     def __init__(self, connection: Connection, repo_id: int, root: str) -> None:
         self._connection = connection
@@ -63,7 +63,7 @@ class Tree:
         return node.file(key)
 
     def walk(self, folder: str = "", *, after: str = "", past: str = "") -> Iterator[FileEntry]:
-        """The files below a folder, in order; those after a path only, or past all that lies below a path, too."""
+        """The files below a folder, in order: from `after` a path on, or `past` a path and everything below it."""
         start, end = keys_below(folder)
         if after:
             start = max(start, f"{key_of(after)}\0")
@@ -85,7 +85,7 @@ class Tree:
             at, count = at + count, LOADED_AT_ONCE
 
     def first_below(self, path: str) -> FileEntry | None:
-        """The file with this path, or the first one below it."""
+        """The file with this path, or the first file below it."""
         start = key_of(path)
         found = next(self._walk(self._node(self.root), start), None)
         below = found is not None and (found.path == path or found.path.startswith(f"{path}/"))
@@ -97,7 +97,7 @@ class Tree:
         return self._totals(self._node(self.root), start, end, END) if folder else self._node(self.root).totals
 
     def _totals(self, node: Node, start: str, end: str, bound: str) -> Totals:
-        """Over the files from `start` before `end`, where `bound` comes after all files of the node."""
+        """The sums over the files in `[start, end)`; `bound` is after all files of the node."""
         found, ends = Totals(), [*node.keys[1:], bound]
         for key, item, item_end in zip(node.keys, node.items, ends, strict=True):
             if key >= end:
@@ -120,7 +120,9 @@ class Tree:
             rows = select(nodes.c.id, nodes.c.body).where(nodes.c.repo_id == self.repo_id, nodes.c.id.in_(wanted))
             fresh |= {row.id: read_node(unpack(row.body)) for row in self._connection.execute(rows)}
             if len(fresh) < len(set(missing)):
-                raise Refusal(500, "Incomplete", "a part of this commit is missing; `adapt registry check` names it")
+                raise Refusal(
+                    500, "Incomplete", "a part of this commit is missing; run `adapt registry check` on the server"
+                )
         found = [Node(0, ()) if i == EMPTY else fresh[i] if i in fresh else self._kept[i] for i in ids]
         for node_id, node in zip(ids, found, strict=True):
             self._kept[node_id] = node
@@ -131,7 +133,7 @@ class Tree:
 
     # ------------------------------------------------------------ writing
     def changed(self, edits: Sequence[Edit]) -> Tree:
-        """The tree after some edits, each of another path, sorted by `key_of`; its new nodes are written."""
+        """Apply edits of distinct paths, sorted by `key_of`; write the new nodes and return the new tree."""
         top = self._node(self.root)
         links, height = self._seal(top.height, [self._changed(top, edits)]), top.height
         while len(links) > 1:
@@ -144,10 +146,10 @@ class Tree:
         return Tree(self._connection, self.repo_id, root)
 
     def _changed(self, node: Node, edits: Sequence[Edit]) -> Sequence[Any]:
-        """The items that a node becomes. The nodes below it are made, it is not: it may have to be cut or joined."""
+        """The new items of a node. It makes the nodes below, but the caller may still split or join this one."""
         if not node.height:
             return _merged(node, edits)
-        parts: list[Link | Sequence[Any]] = []  # links to nodes that stay, and the items of those that change
+        parts: list[Link | Sequence[Any]] = []  # links to unchanged nodes, and the items of changed ones
         at = 0
         for place, link in enumerate(node.items):
             end = at
@@ -166,7 +168,7 @@ class Tree:
         return links
 
     def _joined(self, parts: Sequence[Link | Sequence[Any]]) -> Iterator[Link | Sequence[Any]]:
-        """The parts, those that have become sparse joined with the one before them, or after."""
+        """The parts, with every sparse part joined to a neighbour."""
         waiting: Link | Sequence[Any] | None = None
         for part in parts:
             if waiting is None:
@@ -183,7 +185,7 @@ class Tree:
         return self._node(part.id).items if isinstance(part, Link) else part
 
     def _seal(self, height: int, runs: Iterable[Sequence[Any]]) -> list[Link]:
-        """Make nodes of runs of items, to be written; the links to them."""
+        """Make nodes of runs of items, and return the links to them; `_flush` writes the nodes."""
         made = []
         for items in (piece for run in runs for piece in cut(run)):
             node = Node(height, items)
@@ -202,7 +204,7 @@ class Tree:
 
 
 def stored_nodes(connection: Connection) -> Iterator[tuple[int, str, Node | None]]:
-    """Every node that is stored: its repository, its id, and itself; None where its content is not what the id says."""
+    """Every stored node: its repository, its id and the node; None when the content does not match the id."""
     rows = select(nodes).order_by(nodes.c.repo_id, nodes.c.id)
     for row in connection.execute(rows, execution_options={"yield_per": WRITTEN_AT_ONCE}):
         try:
@@ -213,7 +215,7 @@ def stored_nodes(connection: Connection) -> Iterator[tuple[int, str, Node | None
 
 
 class Digests(Mapping[str, str]):
-    """The files of a tree as a mapping of paths to sha256, looked up when they are wanted."""
+    """A mapping from the paths of a tree to sha256; it looks up each path on demand."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree

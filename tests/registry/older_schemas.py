@@ -1,19 +1,43 @@
-"""The first schema, from before revisions were written down.
-
-It stays as it is: databases of that time look so.
-"""
+"""Makes databases as the unreleased versions of the registry left them. Frozen: such databases look like this for ever."""
 
 from __future__ import annotations
 
-from alembic import op
-from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, String, Text
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    create_engine,
+    text,
+)
 
-revision = "0001"
-down_revision = None
+REVISIONS = ("0001", "0002", "0003", "0004")
 
 
-def upgrade() -> None:
-    """Make the tables."""
+def make(url: str, revision: str) -> None:
+    """Make the tables of `revision` in an empty database, and note the revision as that version did."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        op = Operations(MigrationContext.configure(connection))
+        for step in (_first, _limits, _tombstones, _trees)[: REVISIONS.index(revision) + 1]:
+            step(op)
+        if revision == "0001":  # revisions were not written down yet
+            connection.execute(text("INSERT INTO facts VALUES ('schema', '1')"))
+        else:
+            connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
+            connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": revision})
+    engine.dispose()
+
+
+def _first(op: Operations) -> None:
     op.create_table("facts", Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
     op.create_table(
         "users",
@@ -154,3 +178,48 @@ def upgrade() -> None:
         Column("day", Integer, primary_key=True),
         Column("count", Integer, nullable=False),
     )
+
+
+def _limits(op: Operations) -> None:
+    op.add_column("uploads", Column("token_id", Integer))
+    op.create_index("uploads_by_token", "uploads", ["token_id", "created_at"])
+    op.create_index("repos_by_modified", "repos", ["modified_at", "id"])
+    op.create_index("repos_by_created", "repos", ["created_at", "id"])
+    op.create_index("repos_by_downloads", "repos", ["downloads", "id"])
+    op.create_index("adapters_listed", "adapters", ["is_listed", "created_at", "repo_id"])
+
+
+def _tombstones(op: Operations) -> None:
+    op.create_table(
+        "tombstones",
+        Column("full_name", String(200), primary_key=True),
+        Column("version", String(200), primary_key=True),
+        Column("namespace", String(96), nullable=False),
+        Column("digest", String(64), nullable=False),
+        Column("name", String(200)),
+        Column("base_sha256", String(64)),
+        Column("base_model", String(256)),
+        Column("rank", Integer),
+        Column("created_at", BigInteger, nullable=False),
+        Index("tombstones_by_version", "namespace", "version"),
+    )
+
+
+def _trees(op: Operations) -> None:
+    op.execute(text("ALTER TABLE commits RENAME COLUMN tree TO root"))
+    op.create_table(
+        "nodes",
+        Column("repo_id", Integer, ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+        Column("id", String(64), primary_key=True),
+        Column("body", LargeBinary, nullable=False),
+    )
+    op.create_table(
+        "places",
+        Column("repo_id", Integer, ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+        Column("sha256", String(64), primary_key=True),
+        Column("path", String(1024), primary_key=True),
+        Column("commit_id", String(40), nullable=False),
+        Index("places_by_sha256", "sha256"),
+        sqlite_with_rowid=False,
+    )
+    op.drop_table("files")

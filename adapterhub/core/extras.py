@@ -1,0 +1,66 @@
+"""What each extra of the package brings, and the refusal of what needs an extra that is not installed.
+
+`pip install adapterhub` brings the core. An extra (`pip install 'adapterhub[weights]'`) adds the packages that some
+commands and functions need; they import these where they use them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from types import MappingProxyType
+from typing import Final
+
+from adapterhub.core.errors import MissingExtra
+
+_WEIGHTS: Final = ("torch", "transformers", "peft", "numpy")
+
+EXTRAS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "weights": _WEIGHTS,
+        "export": (*_WEIGHTS, "gguf"),
+        "plot": (*_WEIGHTS, "matplotlib"),
+        "quantized": (*_WEIGHTS, "bitsandbytes"),
+        "tune": (*_WEIGHTS, "cma"),
+        "demo": (*_WEIGHTS, "gguf", "sentencepiece"),
+        "registry": (
+            "alembic", "blake3", "fastapi", "h11", "lz4", "prometheus_client", "python_multipart", "sqlalchemy",
+            "uvicorn",
+        ),
+        "scale": ("obstore", "psycopg"),
+    }
+)  # fmt: skip
+"""The modules of each extra for users. A module of several belongs to the first."""
+
+
+def missing(extra: str) -> tuple[str, ...]:
+    """The modules of `extra` that are not installed."""
+    return tuple(name for name in EXTRAS[extra] if find_spec(name) is None)
+
+
+def require(extra: str, what: str) -> None:
+    """Raise unless `extra` is installed; `what` is the subject of the message, as in "a picture".
+
+    Raises:
+        MissingExtra: naming the modules that are missing.
+    """
+    if names := missing(extra):
+        raise MissingExtra(what, names, extra)
+
+
+@contextmanager
+def extra_named(what: str) -> Iterator[None]:
+    """Within, an import that fails for want of an extra says which one; `what` is the subject of the message.
+
+    Raises:
+        MissingExtra: a module of an extra was not found.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        for extra, names in EXTRAS.items():
+            if package in names:
+                raise MissingExtra(what, (package,), extra) from None
+        raise

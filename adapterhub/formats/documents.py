@@ -1,0 +1,227 @@
+"""The strict reader for JSON and TOML documents: takes checked values out and gathers every problem with its place.
+
+A format derives its own reader from `DocumentReader` and names its fields there.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import date, datetime
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
+
+from adapterhub.core.digests import Json
+from adapterhub.core.errors import PROBLEMS_SHOWN, AdapterHubError, SpecError, shown
+
+MAX_TEXT_CHARACTERS: Final = 4096
+MAX_DOTS: Final = 500
+"""In one line of TOML. The TOML parsers of today take a minute for a key of fifty thousand parts."""
+
+JSON_KINDS: Final[Mapping[type, str]] = MappingProxyType(
+    {str: "string", int: "integer", float: "number", dict: "object", list: "list", bool: "boolean", type(None): "null"}
+)
+TOML_KINDS: Final[Mapping[type, str]] = MappingProxyType(
+    {
+        str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list", bool: "true or false",
+        date: "a date", datetime: "a time",
+    }
+)  # fmt: skip
+_LARGEST_SHOWN: Final = 1 << 64
+
+
+def toml_of(raw: bytes) -> dict[str, Any]:
+    """Parse TOML from an untrusted file, within bounds that are checked before the parser runs.
+
+    Raises:
+        ValueError: the bytes are not TOML; the message says why.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # of Python 3.10 only
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    dotted = next((number for number, line in enumerate(text.split("\n"), 1) if line.count(".") > MAX_DOTS), None)
+    if dotted is not None:
+        raise ValueError(f"line {dotted}: more than {MAX_DOTS} dots, which no recipe or project needs")
+    try:
+        return dict(tomllib.loads(text))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValueError as error:  # tomllib's own class derives from it; a number with too many digits raises it plainly
+        raise ValueError(f"not TOML: {shown(str(error), 200)}") from None
+
+
+def near_name(name: str, known: Collection[str]) -> str:
+    """The nearest known name as the end of a refusal, `; did you mean …?`; empty when none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""
+
+
+def object_at(value: Json, path: str) -> dict[str, Any]:
+    """`value`, checked to be an object.
+
+    Raises:
+        ValueError: it is not; the message names `path`.
+    """
+    if isinstance(value, dict):
+        return value
+    raise ValueError(f"{path}: expected object, got {JSON_KINDS.get(type(value), type(value).__name__)}")
+
+
+class DocumentReader:
+    """Base of the readers. `problems` holds `(path, text)` of each problem; reading goes on after one.
+
+    A `path` argument is the prefix of a key's path: empty at the top, else it ends with a dot.
+    """
+
+    kinds: ClassVar[Mapping[type, str]] = TOML_KINDS
+    null_is_absent: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.problems: list[tuple[str, str]] = []
+
+    @property
+    def lines(self) -> list[str]:
+        """Each problem as one line, `path: text`."""
+        return [f"{shown(path, 200)}: {text}" for path, text in self.problems]
+
+    def say(self, path: str, text: str) -> None:
+        """Record one problem."""
+        self.problems.append((path, text))
+
+    def wrong(self, path: str, expected: str, item: object) -> None:
+        """Record that the value at `path` is of another kind than expected."""
+        got = self.kinds.get(type(item), type(item).__name__)
+        is_short = isinstance(item, str | float) or (type(item) is int and abs(item) < _LARGEST_SHOWN)
+        self.say(path, f"expected {expected}, got {got}" + (f" `{shown(item)}`" if is_short else ""))
+
+    def known(self, holder: Mapping[str, Any], keys: Collection[str], path: str = "") -> None:
+        """Record every key that the format does not have, with the nearest one that it has."""
+        for key in holder:
+            if key not in keys:
+                self.say(f"{path}{key}", "no such key" + (self.near(key, keys) or f"; there are {', '.join(keys)}"))
+
+    def near(self, name: str, names: Collection[str]) -> str:
+        """As `near_name` while few problems are known: a search costs all names."""
+        return near_name(name, names) if len(self.problems) < PROBLEMS_SHOWN else ""
+
+    def take(self, holder: Mapping[str, Any], key: str, kind: type, path: str = "", *, required: bool = False) -> Json:
+        """`holder[key]` when it has the type `kind`, else None. For `float`, whole numbers count and must be finite."""
+        item = holder.get(key)
+        if item is None and (key not in holder or self.null_is_absent):
+            if required:
+                self.say(f"{path}{key}", f"missing, expected {self._expected(kind)}")
+            return None
+        if kind is float:
+            try:
+                number = float(item) if type(item) in (int, float) else math.nan  # type: ignore[arg-type]  # a number
+            except OverflowError:
+                number = math.nan
+            if math.isfinite(number):
+                return number
+        elif type(item) is kind:
+            return item
+        self.wrong(f"{path}{key}", self._expected(kind), item)
+        return None
+
+    def _expected(self, kind: type) -> str:
+        name = self.kinds[kind]
+        return name.replace("number", "finite number") if kind is float else name
+
+    def number(self, holder: Mapping[str, Any], key: str, path: str = "") -> float:
+        """A finite number that must be there; 0 after a problem. It keeps the sign of -0."""
+        number = self.take(holder, key, float, path, required=True)
+        return 0.0 if number is None else float(number)
+
+    def text(self, holder: Mapping[str, Any], key: str, path: str = "", *, required: bool = False) -> str | None:
+        """Text of bounded length that UTF-8 can hold, else None."""
+        item = self.take(holder, key, str, path, required=required)
+        if item is None:
+            return None
+        if len(item) > MAX_TEXT_CHARACTERS:
+            self.say(f"{path}{key}", f"at most {MAX_TEXT_CHARACTERS} characters, got {len(item)}")
+        elif not item.isascii() and any("\ud800" <= c <= "\udfff" for c in item):
+            self.say(f"{path}{key}", "holds half a character (a surrogate)")
+        else:
+            return str(item)
+        return None
+
+    def parsed(self, value: Json, parse: Callable[[Any], Any], *path: str) -> Json:
+        """`parse(value)`; None for a value of None, and for one that `parse` refuses. `path` may come in parts."""
+        if value is None:
+            return None
+        try:
+            return parse(value)
+        except AdapterHubError as error:
+            reason = f"`{shown(error.text)}`: {error.reason}" if isinstance(error, SpecError) else error.message
+            self.say("".join(path), reason + (f"; {error.hint}" if error.hint else ""))
+        except ValueError as error:
+            self.say("".join(path), str(error))
+        return None
+
+    def checked(
+        self,
+        holder: Mapping[str, Any],
+        key: str,
+        parse: Callable[[str], Json],
+        path: str = "",
+        *,
+        required: bool = False,
+    ) -> Json:
+        """The text of `key` as `parse` gives it back, else None."""
+        return self.parsed(self.text(holder, key, path, required=required), parse, path, key)
+
+    def texts(
+        self,
+        holder: Mapping[str, Any],
+        key: str,
+        path: str = "",
+        parse: Callable[[str], str] | None = None,
+        *,
+        required: bool = False,
+    ) -> tuple[str, ...]:
+        """A list of texts, each as `parse` gives it back; items with a problem are left out."""
+        found: list[str] = []
+        for place, item in self._items(holder, key, path, required=required):
+            if type(item) is not str:
+                self.wrong(place, self.kinds[str], item)
+            elif (text := self.parsed(item, parse, place) if parse else item) is not None:
+                found.append(text)
+        return tuple(found)
+
+    def tables(
+        self, holder: Mapping[str, Any], key: str, path: str = "", *, most: int = sys.maxsize, required: bool = False
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The tables of a list, each with the prefix of its keys' paths, as in `files[2].`; none of too long a list."""
+        for place, item in self._items(holder, key, path, most=most, required=required):
+            if isinstance(item, dict):
+                yield f"{place}.", item
+            else:
+                self.wrong(place, self.kinds[dict], item)
+
+    def _items(
+        self, holder: Mapping[str, Any], key: str, path: str, *, most: int = sys.maxsize, required: bool
+    ) -> Iterator[tuple[str, Any]]:
+        items = self.take(holder, key, list, path, required=required) or []
+        if len(items) > most:
+            return self.say(f"{path}{key}", f"{len(items)} entries, expected at most {most}")
+        for index, item in enumerate(items):
+            if len(self.problems) > PROBLEMS_SHOWN:  # a list of a million wrong items costs no million messages
+                return None
+            yield f"{path}{key}[{index}]", item
+        return None
+
+    def rank(self, holder: Mapping[str, Any], key: str, path: str = "") -> int | None:
+        """A rank of at least 1, else None."""
+        rank: int | None = self.take(holder, key, int, path)
+        if rank is None or rank >= 1:
+            return rank
+        self.say(f"{path}{key}", f"a rank is at least 1, got {shown(rank)}")
+        return None

@@ -1,0 +1,129 @@
+"""The tuner methods and the variants of LoRA, one row each: every other module reads them here.
+
+A new row makes a method known to configs, to the sorting of tensors, to `verify` and to refusals. To attach it as well,
+give the row its `factors` and write a maker for it in `inference/loader/methods.py`, where torch and PEFT are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One `peft_type`.
+
+    `marks`: a part of each tensor's name begins with one of them, or has one after `_`; empty when that is not known.
+    `factors`: PEFT's names for the tensors of one module; empty for a method that cannot be attached here.
+    `shared`: tensors that all modules share and that stand beside the model in the file (`base_model.vera_A`).
+    `adds`: the update is added to the module's output, so several can be added up with weights.
+    `merges`: files of this method can be merged, fused and compared.
+    """
+
+    marks: tuple[str, ...]
+    factors: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    adds: bool = False
+    merges: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One setting that changes what a LoRA adapter is.
+
+    `what`: the end of a refusal, after "it" or the adapter's name. `label`: its name among the methods of a manifest,
+    "" for the settings that `AdapterConfig.methods` names itself. `merging`: `alike` when all adapters must have the
+    same setting. `changes_update`: the update of a module is not `scale * B A`.
+    """
+
+    what: str
+    label: str = ""
+    attaches: bool = False
+    fuses: bool = False
+    merging: Literal["never", "alike", "always"] = "never"
+    changes_update: bool = False
+
+
+_PROMPTS: Final = Method(marks=("prompt_embeddings", "prefix_task_cols", "prefix_task_rows"))
+_UNMARKED: Final = Method(marks=())  # never released, or several names of their own
+
+
+def _named(peft_type: str) -> tuple[str, Method]:
+    """A method whose tensors carry its own name."""
+    return peft_type, Method(marks=(f"{peft_type.lower()}_",))
+
+
+_METHODS: Final[dict[str, Method]] = {
+    "LORA": Method(
+        marks=("lora_",),
+        factors=("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
+        adds=True,
+        merges=True,
+    ),
+    "ADALORA": Method(marks=("lora_",), factors=("lora_A", "lora_B", "lora_E")),
+    "IA3": Method(marks=("ia3_",), factors=("ia3_l",)),
+    "LOHA": Method(
+        marks=("hada_",),
+        factors=("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+        adds=True,
+    ),
+    "LOKR": Method(
+        marks=("lokr_",),
+        factors=("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+        adds=True,
+    ),
+    "VERA": Method(marks=("vera_",), factors=("vera_lambda_b", "vera_lambda_d"), shared=("vera_A", "vera_B")),
+    **dict(map(_named, ("ADAMSS", "BEFT", "BOFT", "BONE", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA"))),
+    **dict(map(_named, ("GRALORA", "HIRA", "HRA", "LILY", "LN_TUNING", "MISS", "OFT", "OSF", "PEANUT", "POLY"))),
+    **dict(map(_named, ("PSOFT", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA", "UILINLORA"))),
+    **dict(map(_named, ("UNILORA", "VBLORA", "WAVEFT"))),
+    "ADAPTION_PROMPT": Method(marks=("adaption_",)),
+    "CARTRIDGE": _PROMPTS,
+    "CPT": _PROMPTS,
+    "FINEGATES": _UNMARKED,
+    "MULTITASK_PROMPT_TUNING": _PROMPTS,
+    "P_TUNING": _PROMPTS,
+    "PREFIX_TUNING": _PROMPTS,
+    "PROMPT_TUNING": _PROMPTS,
+    "SHADOW": _UNMARKED,
+    "TRAINABLE_TOKENS": Method(marks=("trainable_tokens_", "token_adapter")),
+    "XLORA": Method(marks=("xlora",)),
+}
+METHODS: Final[Mapping[str, Method]] = MappingProxyType(_METHODS)
+"""Every `peft_type` that a PEFT release or its repository ever had."""
+
+VARIANTS: Final[Mapping[str, Variant]] = MappingProxyType(
+    {
+        "use_bdlora": Variant(what="has block-diagonal factors (BD-LoRA)", label="bdlora", changes_update=True),
+        "use_qalora": Variant(what="pools its inputs (QALoRA)", label="qalora", changes_update=True),
+        "kasa_config": Variant(
+            what="cuts directions out of the base weights (KaSA)", label="kasa", changes_update=True
+        ),
+        "velora_config": Variant(what="compresses its inputs (VeLoRA)", label="velora", merging="always"),
+        "monteclora_config": Variant(what="samples its weights (MonteCLoRA)", label="monteclora", changes_update=True),
+        "arrow_config": Variant(what="routes between other adapters (Arrow)", label="arrow"),
+        "use_dora": Variant(
+            what="uses DoRA, whose magnitudes do not add up", attaches=True, fuses=True, changes_update=True
+        ),
+        "alora_invocation_tokens": Variant(what="is switched on by tokens in the prompt (aLoRA)", merging="alike"),
+        "layer_replication": Variant(what="repeats layers of the base (layer_replication)", merging="alike"),
+        "trainable_token_indices": Variant(
+            what="replaces rows of the embedding (trainable_token_indices)", fuses=True, merging="always"
+        ),
+        "megatron_config": Variant(what="is made for Megatron's parallel layers"),
+        "ensure_weight_tying": Variant(what="ties the factors of two layers to each other (ensure_weight_tying)"),
+    }
+)
+"""By the key of the config. The order is that of the names in a manifest's `method`."""
+
+CONVERTIBLE_STARTS: Final = ("pissa", "olora", "corda", "lora_ga")
+"""Initialisations that change the base, and that PEFT can convert to a plain LoRA where the adapter was trained."""
+
+BASE_CHANGING_STARTS: Final = (*CONVERTIBLE_STARTS, "loftq")
+"""How the names of initialisations begin that change the base weights: the update is relative to those."""
+
+HARMLESS_STARTS: Final = ("gaussian", "eva", "orthogonal", "mica")
+"""Initialisations that leave the base as it was."""

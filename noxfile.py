@@ -1,0 +1,73 @@
+"""The development commands, each as a session: `.venv/bin/nox -s fast`; `.venv/bin/nox --list` shows them all.
+
+Sessions run in the environment that nox runs in, so they need no second set-up. Arguments after `--` reach the tool:
+`nox -s fast -- -x tests/core/test_specs.py`. CI calls the same sessions on every supported Python.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "fast"]
+
+BENCHES = sorted(path.stem for path in Path("tests/bench").glob("bench_*.py"))
+
+
+def _run(session: nox.Session, module: str, *arguments: str) -> None:
+    session.run(sys.executable, "-m", module, *arguments, external=True)
+
+
+def _pytest(session: nox.Session, *arguments: str) -> None:
+    _run(session, "pytest", "-n", "auto", *arguments, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check rules and format with ruff."""
+    _run(session, "ruff", "check", ".")
+    _run(session, "ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of both packages with mypy."""
+    _run(session, "mypy")
+
+
+@nox.session
+def fast(session: nox.Session) -> None:
+    """Run the tests that start no process or server and make no model."""
+    _pytest(session, "-m", "not slow")
+
+
+@nox.session(name="all")
+def all_(session: nox.Session) -> None:
+    """Run all tests, as the README's command does."""
+    _pytest(session)
+
+
+@nox.session
+def exhaustive(session: nox.Session) -> None:
+    """Run all tests, with every case where `all` takes a sample."""
+    _pytest(session, "--exhaustive")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Write the generated parts of the reference, check the prose, then run the pages' examples."""
+    session.run(sys.executable, "docs/generate.py", external=True)
+    _run(session, "tests.prose")
+    _pytest(session, "tests/test_docs.py")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run one benchmark: `nox -s bench -- cli --runs 7`; without a name, list them."""
+    if not session.posargs:
+        session.error(f"name one of: {', '.join(name.removeprefix('bench_') for name in BENCHES)}")
+    name, *arguments = session.posargs
+    _run(session, f"tests.bench.bench_{name}", *arguments)
