@@ -209,7 +209,7 @@ def test_a_manifest_that_names_a_file_outside_is_refused(library, far, add, tmp_
     path.unlink()
     path.write_text(json.dumps(value))
 
-    with pytest.raises(Exception, match=r"escape.*not a file that adapters have"):
+    with pytest.raises(Exception, match=r"escape.*not a file of an adapter"):
         install(library, "legal-qa@base-7b", PublishedDirectory(tmp_path / "published"))
 
 
