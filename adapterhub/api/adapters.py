@@ -14,8 +14,8 @@ from adapterhub.api.steps.installing import Upgraded, install_one, plan_one, upg
 from adapterhub.api.steps.searching import COLUMNS, SERVER_COLUMNS, base_name, search_installed, search_server
 from adapterhub.core.display import size_text
 from adapterhub.core.errors import Incompatible, NotFound, UsageProblem
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
-from adapterhub.distribution.choosing import RankBounds
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Added
 from adapterhub.library.store.catalog import Installed
@@ -23,8 +23,8 @@ from adapterhub.projects.places import SpecSources, objection_from, project_base
 
 if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
-    from adapterhub.distribution.hub import Found, Search
-    from adapterhub.distribution.install import Plan
+    from adapterhub.distribution.hub import Search, SearchHit
+    from adapterhub.distribution.install import InstallPlan
     from adapterhub.distribution.outdated import Offer
     from adapterhub.library.store.index import BuildRow
     from adapterhub.trust.signing.policy import SignaturePolicy
@@ -76,7 +76,7 @@ class WithAdapters(OpenedLibrary):
         Raises:
             AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
         """
-        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         return find_build(self.session, spec_of(spec), bounds, for_use=False, base=base_of(base))
 
     def path(
@@ -88,7 +88,7 @@ class WithAdapters(OpenedLibrary):
             AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
             SignatureRefused, NamespaceBound: it may not be used.
         """
-        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         return find_build(self.session, spec_of(spec), bounds, for_use=True).folder
 
     def list(self, *, base: BaseLike | None = None) -> Listing[Installed]:
@@ -120,7 +120,7 @@ class WithAdapters(OpenedLibrary):
         remote: str,
         token: str | None = ...,
         limit: int = ...,
-    ) -> Listing[Found]: ...
+    ) -> Listing[SearchHit]: ...
     def search(
         self,
         *text: str,
@@ -133,7 +133,7 @@ class WithAdapters(OpenedLibrary):
         remote: str | None = None,
         token: str | None = None,
         limit: int = 100,
-    ) -> Listing[Installed] | Listing[Found]:
+    ) -> Listing[Installed] | Listing[SearchHit]:
         """Search installed adapters, or with `remote` those on a server.
 
         `text` is in the name, the task or the description; `task` is exact; `method` is a PEFT type or variant.
@@ -145,8 +145,8 @@ class WithAdapters(OpenedLibrary):
         if remote is not None:
             from adapterhub.distribution.hub import Search
 
-            low, high = (rank, rank) if rank is not None else (min_rank, max_rank)
-            asked = Search(text=" ".join(text), task=task, min_rank=low, max_rank=high, method=method, limit=limit)
+            ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+            asked = Search(text=" ".join(text), task=task, ranks=ranks, method=method, limit=limit)
             return self._search_server(remote, token, base, asked)
         rows = search_installed(
             self.session,
@@ -160,7 +160,9 @@ class WithAdapters(OpenedLibrary):
         )
         return self._listing(rows)
 
-    def _search_server(self, remote: str, token: str | None, base: BaseLike | None, asked: Search) -> Listing[Found]:
+    def _search_server(
+        self, remote: str, token: str | None, base: BaseLike | None, asked: Search
+    ) -> Listing[SearchHit]:
         hub = self.session.named_hub(remote, token=token, offline=False)
         found = search_server(self.session, hub, base_of(base), asked)
         rows = [
@@ -248,10 +250,10 @@ class WithAdapters(OpenedLibrary):
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
-    ) -> Plan:
+    ) -> InstallPlan:
         """What `install` would do, with the same arguments: `.release`, `.copy_bytes`, `.missing`. Copies nothing."""
         where = SpecSources(self.session, paths_of(places), remote=remote, token=token, offline=offline)
-        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         return self._plan(
             spec, where, bounds, base=base, allow_base_mismatch=allow_base_mismatch, exclude_newer=exclude_newer
         )
@@ -260,12 +262,12 @@ class WithAdapters(OpenedLibrary):
         self,
         spec: SpecLike,
         where: SpecSources,
-        bounds: RankBounds,
+        bounds: RankRange,
         *,
         base: BaseLike | None,
         allow_base_mismatch: bool,
         exclude_newer: str | None,
-    ) -> Plan:
+    ) -> InstallPlan:
         return plan_one(
             self.session,
             spec_of(spec),
@@ -316,7 +318,7 @@ class WithAdapters(OpenedLibrary):
             DigestMismatch, RemoteUnreachable: it could not be fetched whole; nothing was installed.
         """
         where = SpecSources(self.session, paths_of(places), remote=remote, token=token, offline=offline)
-        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         plan = self._plan(
             spec, where, bounds, base=base, allow_base_mismatch=allow_base_mismatch, exclude_newer=exclude_newer
         )
@@ -351,9 +353,9 @@ class WithAdapters(OpenedLibrary):
     ) -> Sequence[Offer]:
         """What each place offers for the installed adapters, or for `specs`: `.has_newer`, `.yanked`, `.problem`."""
         from adapterhub.distribution.outdated import offers
-        from adapterhub.projects.upgrades import library_asked
+        from adapterhub.projects.upgrades import library_requests
 
-        asked = library_asked(
+        asked = library_requests(
             self.session,
             [spec_of(spec) for spec in specs],
             remote=remote,

@@ -19,7 +19,7 @@ from adapterhub.api.steps.checking import (
 )
 from adapterhub.api.steps.finding import find_build, lineage_of, meant_by
 from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
-from adapterhub.distribution.choosing import ANY_RANK, RankBounds
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.finding import AdapterLike
 from adapterhub.library.store.catalog import Installed
 
@@ -155,7 +155,7 @@ class WithInspection(OpenedLibrary):
         """
         from adapterhub.api.steps.describing import document_on_server, installed_document, verdict_document
 
-        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         asked, base_spec = spec_of(spec), base_of(base)
         not_here = None
         if remote is None:

@@ -25,7 +25,7 @@ from adapterhub.api.steps.projects import (
 from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE
 from adapterhub.core.display import html_table
 from adapterhub.core.errors import NotFound
-from adapterhub.distribution.choosing import RankBounds
+from adapterhub.core.ranks import RankRange
 from adapterhub.projects import saving
 from adapterhub.projects.builds import ProjectNames, exact_spec
 from adapterhub.projects.file.editing import create_project
@@ -123,7 +123,7 @@ class Project:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the adapters and merges that the project file asks for."""
-        return tuple(str(wanted.key) for wanted in self._read().wanted)
+        return tuple(str(wanted.key) for wanted in self._read().requirements)
 
     @property
     def locked(self) -> values.Lock:
@@ -160,7 +160,8 @@ class Project:
     def __repr__(self) -> str:
         project = self._read()
         base = f", base {project.base}" if project.base else ""
-        return f"<Project {self.folder}{base}, {len(project.wanted)} adapter{'s' * (len(project.wanted) != 1)}>"
+        count = len(project.requirements)
+        return f"<Project {self.folder}{base}, {count} adapter{'s' * (count != 1)}>"
 
     def _repr_html_(self) -> str:
         entries: dict[str, values.LockedAdapter | values.LockedMerge] = {}
@@ -311,9 +312,9 @@ class Project:
             NotFound: nothing is locked, or the project has no adapter by a name.
         """
         from adapterhub.distribution.outdated import offers
-        from adapterhub.projects.upgrades import project_asked
+        from adapterhub.projects.upgrades import project_requests
 
-        asked = project_asked(
+        asked = project_requests(
             self._session,
             self._read(),
             [spec_of(name) for name in names],
@@ -348,7 +349,7 @@ class Project:
         """
         session, asked = self._session, spec_of(spec)
         where = SpecSources(session, paths_of(places), remote=remote, token=token, offline=offline)
-        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         plan = plan_one(
             session,
             asked,

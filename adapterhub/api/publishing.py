@@ -19,8 +19,8 @@ from adapterhub.api.steps.publishing import (
     signing_key,
     trust_key,
 )
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import parse_namespace
-from adapterhub.distribution.choosing import RankBounds
 from adapterhub.projects.places import objection_from
 from adapterhub.trust.signing.keys import KeyFolder
 from adapterhub.trust.signing.trust import GENERAL, TrustFile
@@ -72,7 +72,7 @@ class WithPublishing(OpenedLibrary):
             ReleaseExists: the version is there with other bytes.
             RemoteUnreachable, NotAllowed: the server does not answer, or not to you; no half of a release is shown.
         """
-        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         build = find_build(self.session, spec_of(spec), bounds, for_use=False)
         place = to if isinstance(to, str) else str(Path(to).absolute())
         pushed = push_build(
@@ -124,7 +124,7 @@ class WithPublishing(OpenedLibrary):
             spec_of(spec),
             place,
             base=base_of(base),
-            bounds=RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank),
+            bounds=RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank),
             objection=objection_from(self.session, exclude_newer),
             signatures=signatures,
             remote=remote,
@@ -179,7 +179,7 @@ class WithPublishing(OpenedLibrary):
             target=target,
             namespace=namespace,
             base=base_of(base),
-            bounds=RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank),
+            bounds=RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank),
             private=private,
             dry_run=dry_run,
             ignore_bindings=ignore_bindings,
@@ -224,7 +224,7 @@ class WithPublishing(OpenedLibrary):
         Returns:
             As `adapt sign --json` prints it; `created` is False when it was signed so already.
         """
-        bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         build = find_build(self.session, spec_of(spec), bounds, for_use=False)
         if namespace is not None:
             parse_namespace(namespace)

@@ -62,8 +62,8 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Project.revoke_trust": "adapterhub.projects.trusted:TrustedProjects.revoke",
     },
     "outdated": {
-        "Library.outdated": "adapterhub.projects.upgrades:library_asked",
-        "Project.outdated": "adapterhub.projects.upgrades:project_asked",
+        "Library.outdated": "adapterhub.projects.upgrades:library_requests",
+        "Project.outdated": "adapterhub.projects.upgrades:project_requests",
     },
     "upgrade": {
         "Library.upgrade": f"{_STEPS}.installing:upgrade_library",

@@ -1,4 +1,4 @@
-"""Choose a build: the releases of several places as candidates, and the first place that has one that fits.
+"""Chooses a build: turns the releases of several places into candidates and takes the first place with a fitting one.
 
 A place listed later never overrides one listed earlier.
 """
@@ -6,10 +6,9 @@ A place listed later never overrides one listed earlier.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
 
 from adapterhub.core.errors import NoCompatibleRelease
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.resolve import Candidate, Objection, Resolution, resolve
 from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison
@@ -20,18 +19,6 @@ from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankBounds:
-    """The ranks a request accepts; None asks for nothing."""
-
-    rank: int | None = None
-    min_rank: int | None = None
-    max_rank: int | None = None
-
-
-ANY_RANK: Final = RankBounds()
 
 
 def candidates_of(
@@ -69,20 +56,20 @@ def first_fitting(
     spec: AdapterSpec,
     sources: Sequence[Source],
     wanted: RequestedBase | None,
-    bounds: RankBounds,
+    bounds: RankRange,
     *,
     allow_base_mismatch: bool = False,
     objection: Objection | None = None,
     ignore_bindings: bool = False,
 ) -> tuple[Release, Source, Resolution] | None:
-    """The build of the first of `sources` that has a fitting one; None when none has an adapter by that name.
+    """The build of the first of `sources` that has a fitting one; None when no source has an adapter of that name.
 
-    A namespace that belongs to a remote is asked of that alone, unless `ignore_bindings`.
+    A namespace that belongs to a remote is looked up there only, unless `ignore_bindings`.
 
     Raises:
-        NoCompatibleRelease: one reason per release of every place that was asked.
-        NamespaceBound: the namespace belongs to a server that is not among the places, or that has nothing, while
-            the library has a build under it from elsewhere.
+        NoCompatibleRelease: one reason per release of every place.
+        NamespaceBound: the namespace belongs to a server that is not among the places, or that has nothing while
+            the library has a build in this namespace from another place.
     """
     everything: dict[str, Candidate] = {}
     admission = Admission(library)
@@ -119,7 +106,7 @@ def choose(
     spec: AdapterSpec,
     candidates: Sequence[Candidate],
     wanted: RequestedBase | None,
-    bounds: RankBounds,
+    bounds: RankRange,
     *,
     allow_base_mismatch: bool = False,
     objection: Objection | None = None,
@@ -128,9 +115,7 @@ def choose(
     return resolve(
         spec,
         candidates,
-        rank=bounds.rank,
-        min_rank=bounds.min_rank,
-        max_rank=bounds.max_rank,
+        ranks=bounds,
         allow_base_mismatch=allow_base_mismatch,
         base_given=wanted is not None,
         objection=objection,
@@ -142,10 +127,10 @@ def find_installed(
     spec: AdapterSpec,
     *,
     wanted: RequestedBase | None = None,
-    bounds: RankBounds = ANY_RANK,
+    bounds: RankRange = ANY_RANK,
     allow_base_mismatch: bool = False,
 ) -> tuple[Installed, Resolution]:
-    """The one installed build that `spec` means, for use, and how it was chosen.
+    """The installed build that `spec` means, checked for use, and how it was chosen.
 
     Raises:
         AdapterNotFound: no adapter by that name is installed.
@@ -162,12 +147,12 @@ def look_up(
     spec: AdapterSpec,
     *,
     wanted: RequestedBase | None = None,
-    bounds: RankBounds = ANY_RANK,
+    bounds: RankRange = ANY_RANK,
     allow_base_mismatch: bool = False,
 ) -> tuple[Installed, Resolution]:
-    """The same to look at or to remove, also where it may not be used: what uses a build calls `find_installed`.
+    """Like `find_installed`, but without the admission check: for showing and removing a build, not for using it.
 
-    Where `library.resolve_name` gives the name a meaning, that build is the one, or is refused for what does not fit.
+    If `library.resolve_name` maps the name to a build, only that build is considered.
 
     Raises:
         AdapterNotFound: no adapter by that name is installed.

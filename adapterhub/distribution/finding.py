@@ -1,4 +1,4 @@
-"""From what a caller names to folders of adapters whose bytes are checked."""
+"""Resolves specs, paths and installed builds to adapter folders whose bytes are verified."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ MAX_WEIGHT = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """One adapter to attach. `base` is what it declares; `build` is None for a folder outside the library.
+class FoundAdapter:
+    """One adapter to attach. `base` is the base that it declares; `build` is None for a folder outside the library.
 
-    `wanted` is the base that the caller named for it. `subject` holds the files as they were checked: whoever uses the
-    adapter takes its bytes from there, and leaves it out of what is kept.
+    `wanted` is the base that the caller named for it. `subject` holds the verified files: read the adapter's bytes
+    from there, and drop it from anything that you keep.
     """
 
     label: str
@@ -55,13 +55,16 @@ class Found:
     subject: Subject | None = None
 
 
+Found = FoundAdapter  # until its users in `inference` and `weights` have the new name
+
+
 def with_weights(
     adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float], weights: Sequence[float] | None
 ) -> list[tuple[AdapterLike, float]]:
     """Each adapter with its weight, 1.0 where none is given.
 
     Raises:
-        UsageProblem: nothing asked for, weights given twice or not one each, or a weight that is no sensible number.
+        UsageProblem: no adapter, weights given twice or not one each, or a weight out of range.
     """
     if isinstance(adapter, Mapping):
         if weights is not None:
@@ -86,20 +89,17 @@ def with_weights(
 
 
 Identify = Callable[[], BaseRecord | None]
-"""Gives the registered base that the model in memory is."""
+"""Returns the registered base of the model in memory."""
 
 Check = Callable[[Path, str, "Manifest | None", "Identify | None"], "tuple[Subject | None, tuple[str, ...]]"]
-"""Checks the files of a folder, by its label and against its manifest; raises what is wrong.
-
-Gives the files as they were checked, and warnings.
-"""
+"""Checks the files of a folder, given its label and manifest. Returns the checked files and warnings, or raises."""
 
 
 class Finder:
-    """Finds adapters in a library and in folders. `base` is the base that the caller named for all of them.
+    """Finds adapters in a library and in folders. `base` applies to every adapter that names no base itself.
 
-    `identify` gives the registered base that the model in memory is; it is asked only when a spec needs it. `check`
-    is run on every folder that is found.
+    `identify` returns the registered base of the model in memory and runs only when a spec needs it. `check` runs on
+    every folder that is found.
     """
 
     def __init__(
@@ -117,12 +117,12 @@ class Finder:
         self.allow_base_mismatch = allow_base_mismatch
         self.base = BaseSpec.parse(base) if isinstance(base, str) else base
 
-    def find(self, what: AdapterLike, weight: float) -> Found:
-        """The adapter, its bytes checked against its manifest and its contents by `verify`.
+    def find(self, what: AdapterLike, weight: float) -> FoundAdapter:
+        """The adapter, checked against its manifest and by `verify`.
 
         Raises:
-            AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound: nothing, or not one thing, by that name.
-            DigestMismatch: a file that is not what the manifest says.
+            AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound: no adapter, or several, match.
+            DigestMismatch: a file differs from the manifest.
             RefusedAdapter: `verify` finds an error.
             SignatureRefused, NamespaceBound: an installed build may not be used.
         """
@@ -141,7 +141,7 @@ class Finder:
         try:
             build, _ = find_installed(self.library, spec, wanted=wanted, allow_base_mismatch=allow)
         except AmbiguousSpec:
-            # Builds for several bases, and none was named: the model itself says which.
+            # Builds for several bases and no base named: take the base of the model in memory.
             record = self.identify() if wanted is None else None
             if record is None:
                 raise
@@ -149,17 +149,17 @@ class Finder:
         return build
 
     def _was_allowed(self, spec: AdapterSpec, wanted: RequestedBase | None) -> bool:
-        """Whether somebody installed a build of that name for this base although it was made for another."""
+        """Whether a build of that name was installed with `--allow-base-mismatch` for this base."""
         if wanted is None or wanted.record is None:
             return False
         builds = self.library.builds_named(spec.name, spec.namespace)
         return any(self.library.mismatch_allowed(build, wanted.record.fingerprint) for build in builds)
 
-    def _installed(self, build: Installed, weight: float, wanted: RequestedBase | None) -> Found:
+    def _installed(self, build: Installed, weight: float, wanted: RequestedBase | None) -> FoundAdapter:
         ensure_manifest_unchanged(self.library, build)
         label = f"{build.full_name}=={build.manifest.version}"
         subject, warnings = self.check(build.folder, label, build.manifest, None)
-        return Found(
+        return FoundAdapter(
             label=label,
             folder=build.folder,
             weight=weight,
@@ -170,7 +170,7 @@ class Finder:
             subject=subject,
         )
 
-    def _in_folder(self, folder: Path, weight: float) -> Found:
+    def _in_folder(self, folder: Path, weight: float) -> FoundAdapter:
         if not folder.is_dir():
             raise AdapterNotFound(
                 f"no folder `{shown(str(folder), 200)}`", hint="give the folder that PEFT's `save_pretrained` wrote"
@@ -178,7 +178,7 @@ class Finder:
         manifest = manifest_in(folder)
         label = str(folder)
         subject, warnings = self.check(folder, label, manifest, None if self.allow_base_mismatch else self.identify)
-        return Found(
+        return FoundAdapter(
             label=label,
             folder=folder,
             weight=weight,
@@ -191,7 +191,7 @@ class Finder:
 
 
 def folder_in(what: AdapterLike) -> Path | None:
-    """The folder that `what` names, None when it names an adapter."""
+    """The folder that `what` names; None when `what` is a spec or an installed build."""
     if isinstance(what, os.PathLike):
         return Path(what).expanduser()
     if isinstance(what, str) and names_folder(what):
@@ -216,10 +216,10 @@ def check_folder(
     *,
     in_memory: bool = False,
 ) -> tuple[Subject, tuple[str, ...]]:
-    """Verify the folder, its files against the manifest included; its files as they were seen, and the warnings.
+    """Verify the folder and compare its files with the manifest. Returns the verified files and the warnings.
 
-    The base is left out: it is the model in memory, which `attach` compares itself. Only where the config of a plain
-    folder claims the hash of its base is `identify` asked which registered base the model is.
+    The base is not checked here: `attach` compares the model in memory itself. `identify` runs only when the config
+    of a plain folder states a hash of its base.
     """
     subject, findings = open_subject(folder, manifest=manifest, base_named=True, in_memory=in_memory)
     if subject is not None and manifest is None and identify is not None and claims_base(subject.config):

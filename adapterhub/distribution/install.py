@@ -1,7 +1,7 @@
-"""Install: find the build that fits, say what it would take, bring it in.
+"""Plans an install, then carries it out.
 
-The local library is asked first, then each source in order; the first that has a fitting release decides, so that
-a place listed later can never override one listed earlier.
+The library comes first, then each source in order. The first place with a fitting release decides, so a place listed
+later never overrides one listed earlier.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import AdapterNotFound
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.choosing import ANY_RANK, RankBounds, first_fitting
+from adapterhub.distribution.choosing import first_fitting
 from adapterhub.distribution.resolve import Objection, Resolution
 from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.formats.manifest import SIGNATURE_FILE, FileEntry
@@ -33,8 +34,8 @@ from adapterhub.trust.verify import Finding, Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What an install would do. `present` is the build when it is installed already; then nothing is copied."""
+class InstallPlan:
+    """What an install would do. `present` is the build if it is already installed; then nothing is copied."""
 
     release: Release
     source: Source
@@ -56,15 +57,15 @@ def plan_install(
     sources: Sequence[Source],
     *,
     wanted: RequestedBase | None,
-    bounds: RankBounds = ANY_RANK,
+    bounds: RankRange = ANY_RANK,
     allow_base_mismatch: bool = False,
     objection: Objection | None = None,
-) -> Plan:
-    """Choose the build for `spec`; `objection` is the say of a policy, as in `resolve`.
+) -> InstallPlan:
+    """Choose the build for `spec`. `objection` applies a policy, as in `resolve`.
 
     Raises:
-        NoCompatibleRelease: one reason per release of every place that was asked.
-        AdapterNotFound: no place has an adapter by that name.
+        NoCompatibleRelease: one reason per release of every place.
+        AdapterNotFound: no place has an adapter of that name.
     """
     places = (library, *sources)
     while True:
@@ -84,16 +85,15 @@ def plan_install(
 
 def run_install(
     library: Library,
-    plan: Plan,
+    plan: InstallPlan,
     progress: Progress | None = None,
     *,
     signatures: GivenPolicy = None,
 ) -> Added | None:
-    """Carry a plan out; None when the build was there already.
+    """Carry a plan out. Returns None when the build was already installed; the same policies apply to it.
 
-    A build for other weights than those asked for, which only `allow_base_mismatch` lets through, is noted as such.
-    `signatures` comes before the policies that the user has set; what the signature proves is among the findings. A
-    build that is there already is held against the same policies.
+    `signatures` overrides the user's policies. The findings include what the signature proves. A build for other
+    weights than requested, which only `allow_base_mismatch` permits, is recorded as a mismatch.
 
     Raises:
         SignatureRefused: by policy, or because the signature is false; nothing was fetched.
@@ -127,16 +127,16 @@ def _plan(
     wanted: RequestedBase | None,
     resolution: Resolution,
     asked: InstallRequest,
-) -> Plan:
+) -> InstallPlan:
     here = []
     place = library.folder_for(release.manifest, release.namespace)
     for build in library.builds_named(release.manifest.name, release.namespace):
         if build.manifest.digest == release.digest and build.namespace == release.namespace:
             here.append(build)
-        elif build.folder == place:  # another build has the version; one from elsewhere is told as that
+        elif build.folder == place:  # another build has the version; report one of another origin as such
             Admission(library).ensure_own_origin(build)
     missing = () if here else tuple(e for e in release.manifest.files if not library.store.has_blob(e.sha256))
-    return Plan(
+    return InstallPlan(
         release=release,
         source=source,
         wanted=wanted,
@@ -148,17 +148,16 @@ def _plan(
 
 
 def asked_of(
-    library: Library, spec: AdapterSpec, release: Release, wanted: RequestedBase | None, bounds: RankBounds
+    library: Library, spec: AdapterSpec, release: Release, wanted: RequestedBase | None, bounds: RankRange
 ) -> InstallRequest:
-    """What was asked for, as far as the memory of signed versions needs it."""
+    """The part of a request that decides which signed versions count."""
     declared = release.manifest.base.fingerprint
     record = wanted.record if wanted else library.bases.by_fingerprint(declared) if declared else None
     named = [record.fingerprint.weights] if record else []
     return InstallRequest(
         spec=spec,
         bases=tuple(dict.fromkeys([*named, declared.weights if declared else ""])),
-        min_rank=bounds.rank or bounds.min_rank,
-        max_rank=bounds.rank or bounds.max_rank,
+        ranks=bounds,
     )
 
 
@@ -170,7 +169,7 @@ def vouch(
     asked: InstallRequest,
     policy: GivenPolicy,
 ) -> Finding:
-    """Note that `source` offers an installed build, too, and keep its signature; what to tell the user.
+    """Record that `source` also offers an installed build, and keep its signature. Returns the finding to show.
 
     Raises:
         SignatureRefused, NamespaceBound: as `admit`.
@@ -189,7 +188,7 @@ def admit(
     asked: InstallRequest,
     policy: GivenPolicy,
 ) -> tuple[bytes | None, Finding]:
-    """Let a build of `source` in by its signature: its bytes, to be kept beside the files, and what to tell the user.
+    """Apply the signature policies to a build of `source`. Returns the signature to store and the finding to show.
 
     Raises:
         SignatureRefused: the policy forbids it, or the signature is false.
@@ -205,7 +204,7 @@ def admit(
 
 
 class Expecting:
-    """A library as a destination for builds that should fit `base`; `added` tells what the last copy did."""
+    """A library as a destination for builds that should fit `base`; `added` is the result of the last copy."""
 
     def __init__(self, library: Library, base: BaseRecord | None) -> None:
         self._library = library

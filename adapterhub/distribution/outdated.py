@@ -1,16 +1,17 @@
-"""What places offer beside what one has: the newest release that is allowed, and the newest that fits at all."""
+"""Compares what you have with what places offer: the newest allowed release, and the newest that fits the base."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, Incompatible, UsageProblem
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.choosing import RankBounds, candidates_of, choose
+from adapterhub.distribution.choosing import candidates_of, choose
 from adapterhub.distribution.resolve import Candidate, Objection
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.library import Library
@@ -20,10 +21,10 @@ AT_ONCE: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One adapter that is had, and what may take its place. `key` is its name in the project or in the library.
+class UpgradeRequest:
+    """One adapter that you have, and what may replace it. `key` is its name in the project or in the library.
 
-    `rank` is the one it has: of the newest release, a build of that rank is taken where there is one.
+    `rank` is its rank now: among the builds of the newest release, one of the same rank is preferred.
     """
 
     key: str
@@ -33,18 +34,18 @@ class Asked:
     rank: int | None
     wanted: RequestedBase | None
     sources: Callable[[], Sequence[Source]]
-    bounds: RankBounds = field(default_factory=RankBounds)
+    ranks: RankRange = ANY_RANK
     objection: Objection | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Offer:
-    """What one place offers. `allowed` is what the requirement would take, `newest` the newest that fits the base.
+    """What one place offers. `allowed` meets the requirement; `newest` is the newest that fits the base.
 
-    `yanked` is the reason why the very build that is had was withdrawn there; `problem` why the place did not answer.
+    `yanked` is the reason why the present build was withdrawn there; `problem` is why the place did not answer.
     """
 
-    asked: Asked
+    request: UpgradeRequest
     place: str
     allowed: Candidate | None = None
     newest: Candidate | None = None
@@ -53,7 +54,7 @@ class Offer:
 
     @property
     def has_allowed(self) -> bool:
-        """Whether an upgrade would take another, newer build from here."""
+        """Whether an upgrade would take a newer build from this place."""
         return self.allowed is not None and self._is_newer(self.allowed)
 
     @property
@@ -63,25 +64,25 @@ class Offer:
 
     @property
     def is_worth_telling(self) -> bool:
-        """Whether anything is not as it should be."""
+        """Whether there is anything to report."""
         return self.has_allowed or self.has_newer or self.yanked is not None or self.problem is not None
 
     def _is_newer(self, candidate: Candidate) -> bool:
         from packaging.version import Version
 
-        return candidate.digest != self.asked.digest and Version(candidate.version) > Version(self.asked.version)
+        return candidate.digest != self.request.digest and Version(candidate.version) > Version(self.request.version)
 
     def __repr__(self) -> str:
         newest = self.newest.version if self.newest else "none"
-        return f"<Offer {self.asked.key} {self.asked.version}, newest {newest} in {self.place}>"
+        return f"<Offer {self.request.key} {self.request.version}, newest {newest} in {self.place}>"
 
     def to_json(self) -> dict[str, Any]:
         """Everything, with the digests of what could be taken."""
         return {
-            "name": self.asked.key,
-            "spec": str(self.asked.spec),
-            "current": self.asked.version,
-            "current_digest": self.asked.digest,
+            "name": self.request.key,
+            "spec": str(self.request.spec),
+            "current": self.request.version,
+            "current_digest": self.request.digest,
             "allowed": self.allowed.version if self.allowed else None,
             "allowed_digest": self.allowed.digest if self.allowed else None,
             "newest": self.newest.version if self.newest else None,
@@ -92,64 +93,66 @@ class Offer:
         }
 
 
-def offers(library: Library, asked: Sequence[Asked], progress: Callable[[int, int], None] | None = None) -> list[Offer]:
-    """What every place of every adapter offers, in their order; places are asked at the same time.
+def offers(
+    library: Library, requests: Sequence[UpgradeRequest], progress: Callable[[int, int], None] | None = None
+) -> list[Offer]:
+    """What every place of every adapter offers, in order; requests run at the same time.
 
-    A place that does not answer is an offer with a problem; one that has nothing by the name is left out.
+    A place that does not answer gives an offer with a `problem`; a place without the name gives none.
     """
     found: list[Offer] = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for done, some in enumerate(pool.map(lambda one: list(_of(library, one)), asked), 1):
+        for done, some in enumerate(pool.map(lambda one: list(_of(library, one)), requests), 1):
             found += some
             if progress is not None:
-                progress(done, len(asked))
+                progress(done, len(requests))
     return found
 
 
-def _of(library: Library, asked: Asked) -> Iterable[Offer]:
+def _of(library: Library, request: UpgradeRequest) -> Iterable[Offer]:
     try:
-        sources = asked.sources()
+        sources = request.sources()
     except AdapterHubError as error:
-        yield Offer(asked=asked, place="", problem=error.message)
+        yield Offer(request=request, place="", problem=error.message)
         return
     for source in sources:
         try:
-            releases = source.releases(asked.spec)
+            releases = source.releases(request.spec)
         except AdapterNotFound:
             continue
         except AdapterHubError as error:
-            yield Offer(asked=asked, place=source.label, problem=error.message)
+            yield Offer(request=request, place=source.label, problem=error.message)
             continue
         if not releases:
             continue
-        candidates = candidates_of(library, releases, asked.wanted, source.label)
-        anything = replace(asked.spec, specifiers="", digest_prefix=None)
+        candidates = candidates_of(library, releases, request.wanted, source.label)
+        anything = replace(request.spec, specifiers="", digest_prefix=None)
         yield Offer(
-            asked=asked,
+            request=request,
             place=source.label,
-            allowed=_choice(asked.spec, candidates, asked, asked.bounds, asked.objection),
-            newest=_choice(anything, candidates, asked, RankBounds(), None),
-            yanked=next((r.yanked for r in releases if r.digest == asked.digest and r.yanked is not None), None),
+            allowed=_choice(request.spec, candidates, request, request.ranks, request.objection),
+            newest=_choice(anything, candidates, request, ANY_RANK, None),
+            yanked=next((r.yanked for r in releases if r.digest == request.digest and r.yanked is not None), None),
         )
 
 
 def _choice(
     spec: AdapterSpec,
     candidates: Sequence[Candidate],
-    asked: Asked,
-    bounds: RankBounds,
+    request: UpgradeRequest,
+    bounds: RankRange,
     objection: Objection | None,
 ) -> Candidate | None:
-    """The build that would be taken, of the rank that one has where the same release has it; None when none fits."""
+    """The build that an upgrade would take, of the present rank if the release has one; None when none fits."""
     try:
-        chosen = choose(spec, candidates, asked.wanted, bounds, objection=objection).chosen
+        chosen = choose(spec, candidates, request.wanted, bounds, objection=objection).chosen
     except (Incompatible, UsageProblem, AdapterNotFound):
         return None
-    if asked.rank is None or chosen.rank == asked.rank or bounds != RankBounds():
+    if request.rank is None or chosen.rank == request.rank or bounds != ANY_RANK:
         return chosen
-    same = RankBounds(rank=asked.rank)
+    same = RankRange(rank=request.rank)
     try:
-        other = choose(spec, candidates, asked.wanted, same, objection=objection).chosen
+        other = choose(spec, candidates, request.wanted, same, objection=objection).chosen
     except (Incompatible, UsageProblem, AdapterNotFound):
         return chosen
     return other if other.version == chosen.version else chosen

@@ -39,10 +39,11 @@ _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remote:
-    """One server. `name` is "" for a server that the user names by its URL.
+    """One remote. `name` is "" for a remote that the user names by its URL.
 
-    Only this server offers builds of its `namespaces`; a name without a namespace is looked up in their order.
-    `signatures` is the signature policy: require, warn or off; None leaves it to the general policy.
+    `kind` says which protocol it speaks, see `distribution.remote_kinds`; `hub` is the Hugging Face Hub's. Only this
+    remote offers builds of its `namespaces`; a name without a namespace is looked up in their order. `signatures` is
+    the signature policy: require, warn or off; None leaves it to the general policy.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Remote:
     namespaces: tuple[str, ...] = ()
     is_default: bool = False
     signatures: SignaturePolicy | None = None
+    kind: str = HUB_NAME
 
     @property
     def label(self) -> str:
@@ -97,6 +99,21 @@ def parse_url(text: str) -> str:
     name = f"[{host}]" if ":" in host else host
     shown_port = f":{port}" if port is not None and port != _PORTS[place.scheme] else ""
     return f"{place.scheme}://{name}{shown_port}{place.path.rstrip('/')}"
+
+
+def parse_address(text: str, kind: str) -> str:
+    """The address of a remote. A kind other than the Hub's checks the rest of its addresses when it opens them.
+
+    Raises:
+        UsageProblem: `kind` is no word, or `text` is no address.
+    """
+    if kind == HUB_NAME:
+        return parse_url(text)
+    if not _NAME.fullmatch(kind):
+        raise UsageProblem(f"`{shown(kind)}` is no kind of remote")
+    if not 0 < len(text) <= MAX_URL_CHARACTERS or not text.isascii() or not text.isprintable() or " " in text:
+        raise UsageProblem(f"`{shown(text)}` is no address: expected printable ASCII without spaces")
+    return text
 
 
 def _is_host(host: str) -> bool:
@@ -148,7 +165,7 @@ class Remotes:
         """
         everything = self.all()
         if "://" in text:
-            url = parse_url(text)
+            url = text if any(r.url == text for r in everything) else parse_url(text)
             return next((r for r in everything if r.url == url), Remote(name="", url=url))
         found = next((remote for remote in everything if remote.name == text), None)
         if found is None:
@@ -170,6 +187,7 @@ class Remotes:
         namespaces: Sequence[str] = (),
         default: bool = False,
         signatures: SignaturePolicy | None = None,
+        kind: str = HUB_NAME,
     ) -> Remote:
         """Add a server at the end of the order. Adding it again changes its namespaces and the default.
 
@@ -180,15 +198,16 @@ class Remotes:
         """
         made = Remote(
             name=parse_remote_name(name),
-            url=parse_url(url),
+            url=parse_address(url, kind),
             namespaces=tuple(dict.fromkeys(parse_namespace(n) for n in namespaces)),
             is_default=default,
             signatures=signatures,
+            kind=kind,
         )
         with self._changing():
             known = self._read()
             same = next((r for r in [*known, HUB] if r.name == name), None)
-            if same is not None and same.url != made.url:
+            if same is not None and (same.url, same.kind) != (made.url, made.kind):
                 raise Conflict(
                     f"`{name}` is {same.url}",
                     hint=f"`adapt remote remove {name}` first" if name != HUB_NAME else "choose another name",
@@ -297,6 +316,7 @@ class Remotes:
             not isinstance(item, Mapping)
             or not isinstance(item.get("name"), str)
             or not isinstance(item.get("url"), str)
+            or not isinstance(kind := item.get("kind", HUB_NAME), str)
         ):
             raise self._malformed(self._path, f"{where}: expected an object with the texts `name` and `url`")
         namespaces = item.get("namespaces", [])
@@ -308,7 +328,8 @@ class Remotes:
         try:
             return Remote(
                 name=parse_remote_name(item["name"]),
-                url=parse_url(item["url"]),
+                url=parse_address(item["url"], kind),
+                kind=kind,
                 namespaces=tuple(parse_namespace(n) for n in namespaces),
                 is_default=item["name"] == default,
                 signatures=signatures,
@@ -321,6 +342,7 @@ class Remotes:
             "remotes": [
                 {"name": r.name, "url": r.url, "namespaces": list(r.namespaces)}
                 | ({"signatures": r.signatures} if r.signatures else {})
+                | ({"kind": r.kind} if r.kind != HUB_NAME else {})
                 for r in remotes
             ]
         }

@@ -1,4 +1,4 @@
-"""From what a lock names to what the library holds: the folder of a locked build, and names as a project means them."""
+"""Finds locked builds in the library, and resolves bare names as a project means them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from adapterhub.library.library import UNKNOWN_BASE, Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.project import find_project
-from adapterhub.projects.values import LockedAdapter, LockedMerge
+from adapterhub.projects.values import Locked, LockedAdapter
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.trust.signing.trust import EffectivePolicy
 
-Locked = LockedAdapter | LockedMerge
-Given = EffectivePolicy | SignaturePolicy | None
-"""What is asked of signatures in one run, before the policies that the user has set."""
+SignatureRequirement = EffectivePolicy | SignaturePolicy | None
+"""The signature policy of one run, which comes before the user's policies."""
 
 _SHOWN_DIGEST: Final = 19
 
@@ -47,7 +46,7 @@ def label_of(entry: Locked) -> str:
 
 
 def exact_spec(entry: Locked) -> AdapterSpec:
-    """The spec that asks a place for the locked name and version."""
+    """The spec of the locked name and version."""
     namespace, _, name = full_name_of(entry).rpartition("/")
     return AdapterSpec(
         namespace=namespace or None,
@@ -59,14 +58,14 @@ def exact_spec(entry: Locked) -> AdapterSpec:
 
 
 def installed_folder(library: Library, entry: Locked) -> str | None:
-    """Where the locked build is installed in the library; None when it is not. A few stats, nothing is parsed.
+    """Where the locked build is installed in the library; None if it is not. Costs a few stats and parses nothing.
 
-    As text, since a sync asks for thousands: a `Path` costs as much as a stat.
+    Returns text because a sync looks up thousands, and a `Path` costs as much as a stat.
     """
     name = full_name_of(entry).replace("/", "--")
     rank = f"-r{entry.rank}" if entry.rank else ""
     bases = [hex_of(entry.base)[:12]] if entry.base else []
-    for base in (*bases, UNKNOWN_BASE):  # a pinned base is in the lock, but not in the name of the folder
+    for base in (*bases, UNKNOWN_BASE):  # the lock has a pinned base, the folder's name does not
         folder = f"{library.root}/adapters/{base}/{name}/{entry.version}{rank}"
         if _is_manifest(library, f"{folder}/{MANIFEST_FILE}", entry):
             return folder
@@ -84,12 +83,12 @@ def _is_manifest(library: Library, path: str, entry: Locked) -> bool:
 
 
 def is_installed(library: Library, entry: Locked) -> bool:
-    """Whether the locked build is installed, and the store has every object of it."""
-    return installed_folder(library, entry) is not None and _has_files(library, entry)  # which has seen the manifest
+    """Whether the locked build is installed and the store has each of its objects."""
+    return installed_folder(library, entry) is not None and _has_files(library, entry)
 
 
 def has_objects(library: Library, entry: Locked) -> bool:
-    """Whether the store has every object of a locked build, each of the right size."""
+    """Whether the store has every object of a locked build, with the right sizes."""
     return library.store.has_manifest(entry.digest) and _has_files(library, entry)
 
 
@@ -102,17 +101,17 @@ def _has_files(library: Library, entry: Locked) -> bool:
 
 
 def ensure_locked_build(entry: Locked, manifest: Mapping[str, Any]) -> None:
-    """Whether the lock says of the build what its own manifest, given as its JSON value, says.
+    """Raise unless the lock agrees with the build's manifest, given as a JSON value.
 
     Raises:
-        Malformed: it names another name, version, rank, base or other files.
+        Malformed: the lock has another name, version, rank, base or other files.
     """
     weights = manifest["base"].get("weights")
     said: dict[str, tuple[object, object]] = {
         "name": (full_name_of(entry).rpartition("/")[2], manifest["name"]),
         "version": (entry.version, manifest["version"]),
         "rank": (entry.rank, manifest.get("rank")),
-        "base": (entry.base, weights) if weights else (None, None),  # else it is one that was pinned
+        "base": (entry.base, weights) if weights else (None, None),  # without weights, the base was pinned by the user
     }
     locked = {file.path: (str(file.sha256), file.size_bytes) for file in entry.files}
     files = {file["path"]: (file["sha256"], file["size_bytes"]) for file in manifest["files"]}
@@ -123,7 +122,7 @@ def ensure_locked_build(entry: Locked, manifest: Mapping[str, Any]) -> None:
             raise Malformed(
                 f"`{LOCK_FILE}`: `{entry.key}` has `{shown(what)}` as {shown(str(here or 'none'))}; in its manifest "
                 f"{entry.digest} it is {shown(str(there or 'none'))}. Nothing was changed",
-                hint=f"`adapt lock --upgrade {entry.key}` locks it anew",
+                hint=f"run `adapt lock --upgrade {entry.key}`",
             )
 
 
@@ -132,7 +131,7 @@ def _file_text(file: tuple[str, int] | None) -> str:
 
 
 def locked_build(library: Library, entry: Locked) -> Installed | None:
-    """The locked build as an installed one; None when it is not installed."""
+    """The locked build as an installed one; None if it is not installed."""
     folder = installed_folder(library, entry)
     return None if folder is None else library.read_build(Path(folder))
 
@@ -140,21 +139,21 @@ def locked_build(library: Library, entry: Locked) -> Installed | None:
 def ensure_admissible(
     library: Library,
     entries: Iterable[Locked],
-    policy: Callable[[Locked], Given] = lambda _: None,
+    policy: Callable[[Locked], SignatureRequirement] = lambda _: None,
     *,
     folders: Mapping[AdapterName, Path] = MappingProxyType({}),
 ) -> None:
-    """Refuse locked builds that may not be used, all in one error; what is not here is passed over.
+    """Raise if any locked build may not be used, with all of them in one error; missing builds are skipped.
 
-    Nothing is read of a build of which nothing is asked. `policy` is the signature policy of this run for a build;
-    `folders`, by key, stand in for builds that the library lost.
+    A build that no policy concerns is not read. `policy` returns the signature policy of this run for a build.
+    `folders`, by key, replace builds that the library lost.
 
     Raises:
         SignatureRefused, NamespaceBound: as `Admission.ensure_usable`.
     """
     admission = Admission(library)
 
-    def asked() -> Iterator[tuple[Installed, Given]]:
+    def asked() -> Iterator[tuple[Installed, SignatureRequirement]]:
         for entry in entries:
             namespace, given = namespace_of(entry), policy(entry)
             if not admission.restricts(namespace, given):
@@ -170,9 +169,9 @@ def ensure_admissible(
 
 
 class ProjectNames:
-    """Bare names as the project around a folder means them: those of its lock file. Nothing is read before a name is.
+    """Resolves bare names by the lock file of the project around a folder, which is read on first use.
 
-    `note` is told once of each name what it stands for.
+    `note` is called once for each name that is resolved.
     """
 
     def __init__(self, start: Path, note: Callable[[str], None] | None = None) -> None:
@@ -182,7 +181,7 @@ class ProjectNames:
         self._told: set[str] = set()
 
     def entries(self) -> Mapping[AdapterName, Locked]:
-        """Everything locked; nothing outside a project, or where none is locked yet."""
+        """Every locked entry; none outside a project, or if the project is not locked yet."""
         if self._entries is None:
             self._folder = find_project(self._start)
             try:
@@ -192,7 +191,7 @@ class ProjectNames:
         return self._entries
 
     def build(self, library: Library, spec: AdapterSpec) -> Installed | None:
-        """The locked build that `spec` means; None unless it is a bare name of the project.
+        """The locked build that `spec` means; None unless `spec` is a bare name of the project.
 
         Raises:
             AdapterNotFound: it is locked, but not in this library.
@@ -207,8 +206,8 @@ class ProjectNames:
         if build is None:
             raise AdapterNotFound(
                 f"`{spec.name}` is locked as {label_of(entry)} ({entry.digest[:_SHOWN_DIGEST]}) in "
-                f"`{self._folder}/{LOCK_FILE}`, and is not in this library",
-                hint="`adapt sync` brings it in",
+                f"`{self._folder}/{LOCK_FILE}`, but is not in this library",
+                hint="run `adapt sync`",
             )
         if self._note is not None and spec.name not in self._told:
             self._told.add(spec.name)

@@ -1,7 +1,7 @@
-"""Merges of a project: made when it is locked, and made again from the lock to the very same bytes.
+"""Merges of a project: run when the project is locked, and rebuilt from the lock to identical bytes.
 
-A merge is run apart from the library and comes in only when its digest is the one that is locked, so that numbers of
-another machine never take the name of the locked ones.
+A rebuild runs outside the library and enters it only if its digest matches the lock, so that another machine's rounding
+never takes the name of the locked build.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from adapterhub.formats.release import Release
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
-from adapterhub.projects.builds import Locked, label_of
+from adapterhub.projects.builds import label_of
 from adapterhub.projects.lock.staleness import locked_step
-from adapterhub.projects.sync import Bar, Brought, Means, Places, PolicyFor, bring, bring_locked
+from adapterhub.projects.sync import Bar, Brought, BuildSources, Places, PolicyFor, bring, bring_locked
 from adapterhub.projects.values import (
     Lock,
+    Locked,
     LockedAdapter,
     LockedBase,
     LockedFile,
     LockedMerge,
     LockedSource,
-    WantedMerge,
+    MergeRequirement,
 )
 from adapterhub.weights.merge import MergeProgress
 from adapterhub.weights.recipes.combination import Outcome, merge_into_library
@@ -38,7 +39,7 @@ from adapterhub.weights.recipes.toml import step_table
 from adapterhub.weights.recipes.toml.values import Recipe, Step
 
 Steps = Callable[[], AbstractContextManager[MergeProgress | None]]
-"""Shows how far a merge is."""
+"""Shows the progress of a merge."""
 
 _VERSION: Final = "1.0.0"
 _SHOWN_HEX: Final = 12
@@ -49,14 +50,14 @@ def _no_policy(_entry: Locked) -> None:
 
 
 def _silent(_text: str) -> None:
-    """Nobody is told."""
+    """Discard a warning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merges:
-    """Makes the merges of one project in `library`.
+    """Runs the merges of one project in `library`.
 
-    `places` and `policy` are for inputs that are not there; `warn` is told what the merges warn of.
+    `places` and `policy` apply to missing inputs; `warn` receives the warnings of the merges.
     """
 
     library: Library
@@ -68,17 +69,17 @@ class Merges:
     warn: Callable[[str], None] = _silent
 
     @property
-    def means(self) -> Means:
-        """The same for a sync, which has these merges made again."""
-        return Means(places=self.places, rebuild=self.rebuild, policy=self.policy, bar=self.bar)
+    def means(self) -> BuildSources:
+        """The same as the sources of a sync, which rebuilds these merges."""
+        return BuildSources(places=self.places, rebuild=self.rebuild, policy=self.policy, bar=self.bar)
 
-    def make(self, wanted: WantedMerge, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
-        """Run a merge of the project on what is locked under its names; the result is installed, and described.
+    def make(self, wanted: MergeRequirement, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
+        """Run a merge of the project on its locked inputs, and install the result.
 
         Raises:
-            MergeRefused, BaseMismatch: the inputs cannot be added up.
-            ReleaseExists: the version that the project gives it is taken by another result.
-            DigestMismatch, AdapterNotFound, RemoteUnreachable: an input cannot be had.
+            MergeRefused, BaseMismatch: the inputs cannot be merged.
+            ReleaseExists: another result already has the version.
+            DigestMismatch, AdapterNotFound, RemoteUnreachable: an input is not available.
         """
         step = locked_step(wanted.step, inputs)
         version = wanted.version or version_of(step)
@@ -111,10 +112,10 @@ class Merges:
         )
 
     def rebuild(self, entry: LockedMerge) -> Brought:
-        """Run a locked merge again, or fetch its bytes where a place has them; its inputs are in the library.
+        """Run a locked merge again, or fetch its bytes if a place has them. Its inputs are in the library.
 
         Raises:
-            DigestMismatch: the result is not the one that is locked, and no place has that; nothing came in.
+            DigestMismatch: the result differs from the lock and no place has the locked bytes; nothing was stored.
         """
         description = Description(
             name=entry.key,
@@ -134,11 +135,11 @@ class Merges:
 
     def _fetched(self, entry: LockedMerge, made: Digest) -> Brought:
         mismatch = DigestMismatch(
-            f"the merge `{label_of(entry)}`, made again from its recipe",
+            f"the merge `{label_of(entry)}`, rebuilt from its recipe",
             expected=entry.digest,
             actual=made,
-            hint="its inputs are as locked, so the last digits of the numbers differ, as they do between kinds of CPU, "
-            f"versions of torch and numbers of threads; `adapt lock --upgrade {entry.key}` locks what comes out here",
+            hint="the inputs are as locked, so rounding differs: CPU, torch version or thread count; "
+            f"`adapt lock --upgrade {entry.key}` locks the result of this machine",
         )
         try:
             return bring(self.library, entry, self.places, base=None, policy=self.policy(entry), progress=None)
@@ -146,7 +147,7 @@ class Merges:
             raise mismatch from None
 
     def _bring_inputs(self, step: Step, inputs: Mapping[AdapterName, Locked]) -> None:
-        """What the merge is made of, in the library."""
+        """Bring the inputs of the merge into the library."""
         needed = {leaf.digest for leaf in step.leaves()}
         entries = [entry for entry in inputs.values() if entry.digest in needed]
         lock = Lock(
@@ -160,7 +161,7 @@ class Merges:
                 self.warn(warning)
 
     def _run(self, into: Library, step: Step, description: Description) -> Outcome:
-        """The merge, its inputs from the library and its result into `into`."""
+        """Run the merge with inputs from the library; the result goes into `into`."""
         combination, warnings = combination_of(self.library, Recipe(step=step), Path(), _no_places, _no_bar)
         with self.steps() as progress:
             outcome = merge_into_library(into, combination, description, progress=progress)
@@ -170,7 +171,7 @@ class Merges:
 
 
 def version_of(step: Step) -> str:
-    """The version of a merge that is given none: another recipe or other inputs have another."""
+    """The default version of a merge, which changes with the recipe and the inputs."""
     return f"{_VERSION}+{hex_of(digest_of(canonical_json(step_table(step))))[:_SHOWN_HEX]}"
 
 

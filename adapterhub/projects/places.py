@@ -1,8 +1,8 @@
-"""The places of a project, and its lock made with them: what `lock`, `sync`, `upgrade` and `install --save` share.
+"""The places of a project, and locking with them: the part that `lock`, `sync`, `upgrade` and `install --save` share.
 
-A project file is somebody else's. It may name servers, but none is asked before the user agreed to it (`adapt trust`),
-none sees a token that the user did not give for that very URL, and none answers for a namespace or a name that the user
-gave to a remote of his own.
+A project file comes from another person. It may name servers, but none is contacted before the user trusts it
+(`adapt trust`), none receives a token that the user did not give for its URL, and none can answer for a namespace or a
+name that belongs to one of the user's own remotes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.core.errors import AdapterNotFound, RemoteUnreachable
+from adapterhub.core.errors import RemoteUnreachable
+from adapterhub.distribution.kind import Access
+from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.projects.session import sources_from
 from adapterhub.projects.trust import ProjectTrust, ensure_no_takeover, keeping_trust
 
@@ -22,33 +24,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
+    from adapterhub.distribution.kind import Kind
     from adapterhub.distribution.resolve import Candidate, Objection
     from adapterhub.library.library import Library
     from adapterhub.library.transfer import Source
-    from adapterhub.projects.builds import Given, Locked
+    from adapterhub.projects.builds import SignatureRequirement
     from adapterhub.projects.locking import LockOutcome, MakeMerge
     from adapterhub.projects.merges import Merges
     from adapterhub.projects.session import Bars, Session
-    from adapterhub.projects.sync import Brought, Means
+    from adapterhub.projects.sync import Brought, BuildSources
     from adapterhub.projects.values import (
+        AdapterRequirement,
         Lock,
+        Locked,
         LockedAdapter,
         LockedBase,
         LockedMerge,
+        MergeRequirement,
         Project,
         ProjectRemote,
-        Wanted,
-        WantedMerge,
     )
     from adapterhub.trust.signing.policy import SignaturePolicy
     from adapterhub.trust.signing.trust import EffectivePolicy
 
 
 class ProjectSources:
-    """Where the adapters of a project are looked for: its own remotes, then the user's places.
+    """The places to look up a project's adapters in: its own remotes, then the user's places.
 
-    A namespace belongs to the remote that the user gave it to; else to the remote of the project that claims it. Each
-    place is opened once.
+    A namespace belongs to the user's remote that has it, else to the remote of the project that claims it. Each place
+    is opened once.
     """
 
     def __init__(
@@ -61,16 +65,16 @@ class ProjectSources:
         token: str | None = None,
         places: tuple[Path, ...] = (),
     ) -> None:
-        """`offline`: no server is among the places. `remote` and `token` are those of the command line.
+        """`offline` leaves out servers. `remote` and `token` are the options of the command line.
 
         Raises:
-            NamespaceBound: the project claims a name or a namespace of a remote of the user's.
+            NamespaceBound: the project claims a name or a namespace of one of the user's remotes.
         """
         self._session, self._project, self._offline = session, project, offline
         self._named, self._token = remote, token
         self._places = places
         self._disk: list[Source] | None = None
-        self._directories: dict[str, Source] = {}
+        self._directories: dict[tuple[str, str], Source] = {}
         from adapterhub.library.admission.admission import Admission
 
         self._admission = Admission(session.library)
@@ -78,70 +82,65 @@ class ProjectSources:
         ensure_no_takeover(project, session.remotes.all(), self._admission)
 
     def settle(self, lock: Lock | None) -> None:
-        """On a terminal, ask the user to agree to the project's servers; `lock` is what its lock file holds now."""
+        """Ask the user on a terminal to trust the project's servers. `lock` is the content of the lock file."""
         self._trust.settle(lock, offline=self._offline)
 
     # ------------------------------------------------------------ for locking
-    def __call__(self, wanted: Wanted) -> list[Source]:
-        """The places that may be asked for an adapter of the project, in order.
+    def __call__(self, wanted: AdapterRequirement) -> list[Source]:
+        """The places to look up an adapter of the project in, in order.
 
         Raises:
-            AdapterNotFound: a directory that the project names is not there, or holds no builds.
-            NamespaceBound: the adapter names a remote, and its namespace belongs to another one.
-            ProjectNotTrusted: a server of the project would be asked, and the user has not agreed to it.
+            AdapterNotFound: a directory that the project names does not exist, or holds no builds.
+            NamespaceBound: the adapter names a remote, but its namespace belongs to another one.
+            ProjectNotTrusted: a server of the project is needed, and the user has not trusted it.
         """
         if wanted.remote is not None:
             named = next(r for r in self._project.remotes if r.name == wanted.remote)
-            self._admission.ensure_place_allowed(named.url or named.path or "", wanted.spec.namespace)
+            self._admission.ensure_place_allowed(named.address, wanted.spec.namespace)
             return self._of(named, wanted.spec)
         return self.of_spec(wanted.spec)
 
     def of_spec(self, spec: AdapterSpec) -> list[Source]:
         """The same for any spec."""
-        remotes = [r for r in self._project.remotes if self._admission.may_offer(r.url or "", spec.namespace)]
+        remotes = [r for r in self._project.remotes if self._admission.may_offer(r.address, spec.namespace)]
         if self._named is not None:
             named = next((r for r in remotes if r.name == self._named), None)
             return self._of(named, spec) if named else [*self._disk_places(), *self._servers(spec)]
         claimed = [r for r in remotes if spec.namespace is not None and spec.namespace in r.namespaces]
         if claimed:
             return [source for remote in claimed for source in self._of(remote, spec)]
-        # a remote with namespaces is asked for those, and for names without any; one with none, for whatever there is
+        # a remote with namespaces serves those and bare names; a remote without serves every name
         asked = [r for r in remotes if not r.namespaces or spec.namespace is None]
         found = [source for remote in asked for source in self._of(remote, spec)]
         found += [*self._disk_places(), *self._servers(spec)]
         return list({(source.place, source.label): source for source in found}.values())  # each place once
 
     def _servers(self, spec: AdapterSpec) -> list[Source]:
-        """The servers that the user would ask outside of any project."""
+        """The servers that the user would use outside a project."""
         return [] if self._offline else self._session.sources_of(spec, self._named, token=self._token)
 
     def _of(self, remote: ProjectRemote, spec: AdapterSpec) -> list[Source]:
-        if remote.path is not None:
-            return [self._directory(remote.path)]
-        if self._offline or remote.url is None:
+        kind = kind_named(remote.kind)
+        if not kind.is_server:
+            return [self._opened(kind, remote.address)]
+        if self._offline:
             return []
-        from adapterhub.library.remotes import Remote
-
         self._trust.require()
-        hub = self._session.project_hub(Remote(name=remote.name, url=remote.url, namespaces=remote.namespaces))
+        source = self._opened(kind, remote.address, remote.name)
         if spec.namespace is not None:
-            return [hub]
-        return [hub.within(namespace) for namespace in remote.namespaces]
+            return [source]
+        return [kind.within(source, namespace) for namespace in remote.namespaces]
 
-    def _directory(self, path: str) -> Source:
-        """A directory as the project writes it, read once."""
-        from adapterhub.library.directory import PublishedDirectory, open_source
+    def _opened(self, kind: Kind, address: str, name: str = "") -> Source:
+        """Open a place as the project writes it; a directory is read once, the session opens servers."""
+        if kind.is_server:
+            from adapterhub.library.remotes import Remote
 
-        if path not in self._directories:
-            place = self._project.folder / Path(path).expanduser()
-            if not place.is_dir():
-                raise AdapterNotFound(
-                    f"the project looks for adapters in `{path}`, and `{place}` is no folder",
-                    hint="`[remotes]` of the project file names it",
-                )
-            source = open_source(place)
-            self._directories[path] = source.read_once() if isinstance(source, PublishedDirectory) else source
-        return self._directories[path]
+            return self._session.project_source(Remote(name=name, url=address, kind=kind.name))
+        key = kind.name, address
+        if key not in self._directories:
+            self._directories[key] = kind.open(address, Access(folder=self._project.folder))
+        return self._directories[key]
 
     def _disk_places(self) -> list[Source]:
         from adapterhub.library.directory import PublishedDirectory
@@ -153,45 +152,39 @@ class ProjectSources:
 
     # ------------------------------------------------------------ for what is locked
     def of_locked(self, entry: Locked) -> Iterator[Source]:
-        """Where a locked build may be: the place that it was locked from first, at its commit, then all others.
+        """The places that may have a locked build: first where it was locked from, then all others.
 
         Raises:
-            RemoteUnreachable: it was locked from a server, no place before has it, and this is offline.
-            NamespaceBound: it was locked from another place than the remote that has its namespace.
+            RemoteUnreachable: it was locked from a server, no other place has it, and this is offline.
+            NamespaceBound: it was locked from a place other than the remote that owns its namespace.
             ProjectNotTrusted: as above.
         """
         from adapterhub.projects.builds import exact_spec
 
         source, spec = entry.source, exact_spec(entry)
-        if not source.is_library:
-            hint = f"`adapt lock --upgrade {entry.key}` asks the server that it belongs to"
-            self._admission.ensure_place_allowed(source.url or source.path, spec.namespace, hint=hint)
-        if source.path:
-            yield self._directory(source.path)
-        elif source.url and not self._offline:
-            from adapterhub.library.remotes import Remote
-
-            self._trust.require_for(source.url)
-            named = next((r for r in self._project.remotes if r.url == source.url), None)
-            known = Remote(name=named.name if named else "", url=source.url)
-            hub = self._session.project_hub(known)
-            if source.repo:
-                yield hub.at(source.repo, source.commit)
-            if spec.namespace is not None:
-                yield hub
+        kind = None if source.is_library else kind_named(source.kind)
+        is_forbidden = kind is not None and kind.is_server and self._offline
+        if kind is not None:
+            hint = f"`adapt lock --upgrade {entry.key}` looks it up on the server that owns it"
+            self._admission.ensure_place_allowed(source.address, spec.namespace, hint=hint)
+        if kind is not None and not is_forbidden:
+            if kind.is_server:
+                self._trust.require_for(source.address)
+            name = next((r.name for r in self._project.remotes if r.address == source.address), "")
+            yield from kind.pinned(self._opened(kind, source.address, name), source.pin, spec)
         yield from self.of_spec(spec)
-        if source.url and self._offline:
+        if is_forbidden:
             raise RemoteUnreachable(
-                f"`{entry.key}` is locked from {source.url}, and `--offline` forbids asking a server",
-                hint="`adapt sync` without `--offline` brings it into the library once",
+                f"`{entry.key}` is locked from {source.address}, and `--offline` forbids contacting a server",
+                hint="run `adapt sync` once without `--offline`",
             )
 
     def policy_for(self, entry: Locked) -> EffectivePolicy | None:
-        """What the project asks of signatures on the remote that a build was locked from; None: nothing of its own."""
+        """The project's signature policy for the remote that a build was locked from; None if it sets none."""
         return self.policy_of(entry.source.remote)
 
     def policy_of(self, remote: str) -> EffectivePolicy | None:
-        """The same by the name of a remote; a project file may ask for more than its user does, never for less."""
+        """The project's signature policy for a remote. A project may require more than its user, never less."""
         from adapterhub.trust.signing.trust import EffectivePolicy
 
         named = next((r for r in self._project.remotes if r.name == remote), None)
@@ -201,7 +194,7 @@ class ProjectSources:
 
 
 class SpecSources:
-    """Where `install` looks for a spec: inside a project its places, else those of the user."""
+    """The places where `install` looks up a spec: those of the project, else those of the user."""
 
     def __init__(
         self, session: Session, places: tuple[Path, ...], *, remote: str | None, token: str | None, offline: bool
@@ -211,14 +204,15 @@ class SpecSources:
         self.remote = remote
         self._project = session.project
         self._inside = None if self._project is None else self.project_sources(self._project)
-        if self._inside is not None and self._project is not None and any(r.url for r in self._project.remotes):
+        servers = [] if self._project is None else [r for r in self._project.remotes if kind_named(r.kind).is_server]
+        if self._inside is not None and self._project is not None and servers:
             from adapterhub.projects.lock.lockfile import previous_lock
 
             self._inside.settle(previous_lock(self._project))
         self._disk: list[Source] | None = None
 
     def __call__(self, spec: AdapterSpec) -> Sequence[Source]:
-        """The places to be asked, in order."""
+        """The places to look in, in order."""
         if self._inside is not None:
             return self._inside.of_spec(spec)
         if self._disk is None:
@@ -227,7 +221,7 @@ class SpecSources:
         return [*self._disk, *servers]
 
     def policy_of(self, source: Source) -> EffectivePolicy | None:
-        """What the project asks of signatures of what comes from there; None: nothing of its own."""
+        """The project's signature policy for builds from `source`; None if it sets none."""
         from adapterhub.projects.locking import remote_of
 
         if self._inside is None or self._project is None:
@@ -248,10 +242,10 @@ class SpecSources:
 
 @contextmanager
 def editing(library: Library, folder: Path) -> Iterator[Project]:
-    """The project in `folder` as it is now, for one command at a time that edits its file.
+    """The project in `folder`, locked so that one command at a time edits its file.
 
     Raises:
-        StoreLocked: another command that does so did not end.
+        StoreLocked: another command is still editing it.
     """
     from adapterhub.core.disk.root import alone_in
     from adapterhub.projects.project import read_project
@@ -261,7 +255,7 @@ def editing(library: Library, folder: Path) -> Iterator[Project]:
 
 
 def project_base(session: Session) -> BaseSpec | None:
-    """The base of the session's project; None outside of any project, or where it names none."""
+    """The base of the session's project; None outside a project, or if the project names none."""
     from adapterhub.projects.locking import in_project
 
     project = session.project
@@ -269,7 +263,7 @@ def project_base(session: Session) -> BaseSpec | None:
 
 
 def objection_from(session: Session, exclude_newer: str | None) -> Objection | None:
-    """What the project's policy has against builds, with `exclude_newer` instead of its own where that is given.
+    """The objection of the project's policy, with its own `exclude_newer` replaced if one is given.
 
     Raises:
         UsageProblem: `exclude_newer` cannot be read.
@@ -285,13 +279,13 @@ def objection_from(session: Session, exclude_newer: str | None) -> Objection | N
 
 
 def refusal_here(session: Session, candidate: Candidate) -> str | None:
-    """Why the session's project would not take a build; None where it would, and outside of any project."""
+    """Why the policy of the session's project refuses a build; None if it does not, and outside a project."""
     objection = objection_from(session, None)
     return objection(candidate) if objection else None
 
 
 def base_to_write(base: BaseSpec, folder: Path) -> BaseSpec:
-    """A base as the project file in `folder` writes it: a path, typed from the working directory, is from there."""
+    """A base as the project file in `folder` writes it: paths become relative to that folder."""
     from adapterhub.core.specs import BaseSpec
 
     if base.kind != "path" or Path(base.text).expanduser().is_absolute():
@@ -311,9 +305,9 @@ def lock_now(
     make_merge: MakeMerge | None = None,
     bars: Bars | None = None,
 ) -> LockOutcome:
-    """What the project wants, resolved. Nothing is written but what merges bring into the library.
+    """Resolve the project's requirements. Writes nothing, except that merges go into the library.
 
-    Merges are run, unless `make_merge` stands in for that. `bars` show how far it is.
+    `make_merge` replaces running the merges. `bars` show the progress.
 
     Raises:
         As `locking.lock_project`.
@@ -322,7 +316,7 @@ def lock_now(
 
     library = session.library
 
-    def run_merge(wanted: WantedMerge, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
+    def run_merge(wanted: MergeRequirement, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
         from adapterhub.projects.locking import ALL, base_choice
 
         base = base_choice(library, project, previous, takes_new=upgrade == ALL).locked
@@ -345,7 +339,7 @@ def _merges(
     session: Session,
     base: LockedBase | None,
     sources: ProjectSources,
-    policy: Callable[[Locked], Given],
+    policy: Callable[[Locked], SignatureRequirement],
     key: AdapterName,
     bars: Bars | None,
 ) -> Merges:
@@ -365,31 +359,31 @@ def _merges(
     )
 
 
-def means_of(
+def build_sources(
     session: Session,
     lock: Lock,
     sources: ProjectSources,
     signatures: SignaturePolicy | None = None,
     *,
     bars: Bars | None = None,
-) -> Means:
-    """How `sync` brings what is locked into the library: from its places, or a merge by its recipe.
+) -> BuildSources:
+    """Where `sync` gets locked builds from: their places, or for merges their recipe.
 
-    `signatures` is the policy of this run; None leaves it to the project.
+    `signatures` is the policy of this run; None means the project's.
     """
-    from adapterhub.projects.sync import Means
+    from adapterhub.projects.sync import BuildSources
 
-    def policy(entry: Locked) -> Given:
+    def policy(entry: Locked) -> SignatureRequirement:
         return signatures or sources.policy_for(entry)
 
     def rebuild(entry: LockedMerge) -> Brought:
         return _merges(session, lock.base, sources, policy, entry.key, bars).rebuild(entry)
 
-    return Means(places=sources.of_locked, rebuild=rebuild, policy=policy, bar=bars.progress if bars else None)
+    return BuildSources(places=sources.of_locked, rebuild=rebuild, policy=policy, bar=bars.progress if bars else None)
 
 
 def save_lock(session: Session, project: Project, lock: Lock) -> bool:
-    """Write the lock, and note in the library that the project needs what it names; whether the file changed."""
+    """Write the lock, and record in the library which builds the project needs. Returns whether the file changed."""
     from adapterhub.library.store.roots import KnownProjects
     from adapterhub.projects.lock.lockfile import write_lock
     from adapterhub.projects.values import digests_of

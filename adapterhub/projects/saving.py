@@ -1,4 +1,4 @@
-"""Puts installed adapters into a project, and takes adapters out: its file and its lock change together."""
+"""Adds installed adapters to a project and removes adapters; the project file and the lock change together."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from adapterhub.projects.file.editing import project_of, text_of_project, with_a
 from adapterhub.projects.lock.lockfile import previous_lock
 from adapterhub.projects.locking import locked_adapter
 from adapterhub.projects.places import base_to_write, editing, lock_now, save_lock
-from adapterhub.projects.values import LockedAdapter, Wanted
+from adapterhub.projects.values import AdapterRequirement, LockedAdapter
 
 if TYPE_CHECKING:
+    from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterName, AdapterSpec
-    from adapterhub.distribution.choosing import RankBounds
-    from adapterhub.distribution.install import Plan
+    from adapterhub.distribution.install import InstallPlan
     from adapterhub.library.store.catalog import Installed
     from adapterhub.projects.locking import LockOutcome
     from adapterhub.projects.places import SpecSources
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """One adapter that was installed and is to be saved."""
+    """One installed adapter to save in the project."""
 
     spec: AdapterSpec
-    bounds: RankBounds
-    plan: Plan
+    bounds: RankRange
+    plan: InstallPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saving:
-    """A project with what is to be saved in it: the text of its file, and its lock. Nothing is written yet."""
+    """The new text of a project file and its new lock; nothing is written yet."""
 
     project: Project
     text: str
@@ -56,10 +56,10 @@ def plan_saving(
     group: str | None = None,
     bars: Bars | None = None,
 ) -> Saving:
-    """What the project file and the lock say once they name what was installed.
+    """The project file and the lock with the installed adapters in them.
 
     Raises:
-        Conflict: a name stands for another adapter in this project, or what is wanted cannot be had together.
+        Conflict: the project uses a name for another adapter, or the requirements contradict each other.
     """
     library = session.library
     named = {one.name for one in project.remotes}
@@ -82,8 +82,8 @@ def save(session: Session, saving: Saving) -> None:
     save_lock(session, saving.project, saving.outcome.lock)
 
 
-def _wanted(one: Saved, project: Project, group: str | None, remote: str | None) -> Wanted:
-    """What the project asks for from now on: what was typed, and where no version was, this one or a newer."""
+def _wanted(one: Saved, project: Project, group: str | None, remote: str | None) -> AdapterRequirement:
+    """The requirement to save: the spec as typed, or `>=` the installed version if it has none."""
     release, spec = one.plan.release, one.spec
     specifiers = spec.specifiers
     if not specifiers and spec.digest_prefix is None:
@@ -97,26 +97,24 @@ def _wanted(one: Saved, project: Project, group: str | None, remote: str | None)
     if before is not None and before.spec.full_name not in (saved.full_name, spec.name):
         raise Conflict(
             f"`{spec.name}` is `{before.spec.full_name}` in this project, not `{saved.full_name}`",
-            hint=f'give one of them another name in the project file, as in `other-name = "{saved}"`',
+            hint=f'rename one of them in the project file, as in `other-name = "{saved}"`',
         )
-    return Wanted(
+    return AdapterRequirement(
         key=spec.name,
         spec=saved,
-        rank=one.bounds.rank,
-        min_rank=one.bounds.min_rank,
-        max_rank=one.bounds.max_rank,
+        ranks=one.bounds,
         group=group if group is not None or before is None else before.group,
         remote=remote,
     )
 
 
 def key_of(project: Project, spec: AdapterSpec) -> AdapterName:
-    """The name in the project that `spec` means: that very name, or the only one for that adapter.
+    """The project's name for `spec`: the same name, or the only one for that adapter.
 
     Raises:
-        NotFound: the project has neither.
+        NotFound: the project has no such name, or several for that adapter.
     """
-    keys = [wanted.key for wanted in project.wanted]
+    keys = [wanted.key for wanted in project.requirements]
     if spec.namespace is None and spec.name in keys:
         return spec.name
     found = [wanted.key for wanted in project.adapters if wanted.spec.full_name == spec.full_name]
@@ -124,29 +122,29 @@ def key_of(project: Project, spec: AdapterSpec) -> AdapterName:
         return found[0]
     if found:
         told = ", ".join(f"`{key}`" for key in found)
-        raise NotFound(f"the project has `{spec.full_name}` under several names: {told}", hint="give one of these")
+        raise NotFound(f"the project has `{spec.full_name}` under several names: {told}", hint="name one of these")
     near = near_name(spec.name, keys)
     raise NotFound(f"the project has no `{spec.full_name}`{near}", hint=f"`{project.folder / PROJECT_FILE}` lists them")
 
 
 def builds_of_key(session: Session, project: Project, key: AdapterName, spec: AdapterSpec) -> list[Installed]:
-    """The locked build under `key`, if it is installed and no other name of the project stands for it.
+    """The locked build under `key`, if it is installed and the project has no other name for it.
 
-    `spec` is what the user typed; a note repeats it.
+    `spec` is what the user typed, for the note.
     """
     lock = previous_lock(project)
     entry = lock.entries.get(key) if lock else None
     if lock is None or entry is None:
         return []
     if any(other.digest == entry.digest for other in lock.entries.values() if other.key != key):
-        session.out.note(f"`{spec.full_name}` stays installed: the project has it under another name, too")
+        session.out.note(f"`{spec.full_name}` stays installed: the project uses it under another name")
         return []
     build = locked_build(session.library, entry)
     return [build] if build is not None else []
 
 
 def take_out(session: Session, project: Project, keys: Sequence[AdapterName]) -> None:
-    """Take names out of the project file and the lock, both or neither; what else is stale in the lock stays so."""
+    """Remove names from the project file and the lock, both or neither; the rest of the lock stays as it is."""
     with editing(session.library, project.folder):
         text = without_adapters(text_of_project(project.folder), keys)
         lock = previous_lock(project)

@@ -1,7 +1,7 @@
-"""What every face starts from: a library's root, the servers that are known, tokens, and the places to look in.
+"""The starting point of every face: the library's root, the known remotes, tokens, and the places to look in.
 
-The command line and the plugin of vLLM make a `Session`, and so can a program. Nothing here reads the environment or
-asks a person: a face hands in its variables, where to report, and who agrees to a project's servers.
+The command line, the vLLM plugin and Python programs each make a `Session`. It never reads the environment or prompts
+the user: the face passes in its variables, a reporter, and a function that asks about a project's servers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from adapterhub.core.errors import NotFound, RemoteUnreachable, SpecError, UsageProblem, shown
 
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from adapterhub.projects.trusted import Servers
     from adapterhub.projects.values import Project
 
+_DAY_S: Final = 86_400.0
 HUB_NAME, HUB_URL = "hub", "https://huggingface.co"
-"""As in `remotes.py`, which is imported when a server is needed."""
+"""The same as in `library.remotes`, which is imported only when a server is needed."""
 
 
 class Reporter(Protocol):
-    """Where a session reports what happens beside the result."""
+    """Receives notes and warnings, which are not part of the result."""
 
     def note(self, text: str) -> None:
         """Report something worth knowing."""
@@ -41,17 +42,17 @@ class Reporter(Protocol):
 
 
 class Bars(Protocol):
-    """Where long work shows how far it is."""
+    """Shows the progress of long work."""
 
     def progress(self, what: str, total: int | None, *, unit: str = "bytes") -> AbstractContextManager[Progress]:
-        """Show that so many bytes are on their way; call what is entered with those that arrived since."""
+        """A bar for a number of bytes, or of `unit`; call the entered value with what was done since the last call."""
 
     def steps(self, what: str, *, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Show counted steps; call what is entered with how many of how many are done."""
+        """A bar for counted steps; call the entered value with the steps done and their total."""
 
 
 class LogReporter:
-    """Reports to the logger of that name, for programs without a terminal."""
+    """Reports to the logger `name`, for programs without a terminal."""
 
     def __init__(self, name: str = "adapterhub") -> None:
         import logging
@@ -69,11 +70,11 @@ class LogReporter:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A library and all that finding adapters needs.
+    """A library and everything needed to find adapters.
 
-    `variables` are the environment variables of the face. `project_dir` names the project instead of the nearest one
-    above the working directory. `trusts_project` agrees to the project's servers for this session; otherwise `agree`
-    asks the user before any of them is used, and a True is remembered. It is None where no one can answer.
+    `variables` are the environment variables of the face. `project_dir` overrides the nearest project above the
+    working directory. `trusts_project` trusts the project's servers for this session; otherwise `agree` asks the user
+    before any of them is contacted, and a True is saved. `agree` is None when there is no user to ask.
     """
 
     root: Path
@@ -82,18 +83,18 @@ class Session:
     project_dir: Path | None = None
     trusts_project: bool = False
     agree: Callable[[Project, Servers], bool] | None = None
-    _hubs: dict[tuple[str, str | None], Hub] = field(default_factory=dict, repr=False, compare=False)
+    _opened: dict[tuple[str, str, str | None], Source] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def library(self) -> Library:
-        """The library, which is imported when it is needed."""
+        """The library."""
         from adapterhub.library.library import Library
 
         return Library(self.root)
 
     @property
     def project_library(self) -> Library:
-        """The library, in which a bare name of the project is the build that the lock file names."""
+        """The library, with bare names resolved by the project's lock file."""
         library, folder = self.library, self.project_folder
         if folder is not None:
             from adapterhub.projects.builds import ProjectNames
@@ -103,14 +104,14 @@ class Session:
 
     @property
     def remotes(self) -> Remotes:
-        """The servers that are known by name."""
+        """The named remotes."""
         from adapterhub.library.remotes import Remotes
 
         return Remotes(self.root)
 
     @property
     def project_folder(self) -> Path | None:
-        """The folder of the project: `project_dir`, else the nearest from here upwards; None outside of any.
+        """The folder of the project: `project_dir`, else the nearest one upwards; None outside a project.
 
         Raises:
             NotFound: `project_dir` holds no project.
@@ -122,15 +123,15 @@ class Session:
         if named is None:
             return find_project(Path.cwd())
         if not (named / PROJECT_FILE).is_file():
-            raise NotFound(f"`{named}` has no `{PROJECT_FILE}`", hint=f"`adapt init {named}` makes a project of it")
+            raise NotFound(f"`{named}` has no `{PROJECT_FILE}`", hint=f"`adapt init {named}` creates one")
         return named
 
     @property
     def project(self) -> Project | None:
-        """The project of this session; None outside of any.
+        """The project of this session; None outside a project.
 
         Raises:
-            NotFound, Malformed: `project_dir` holds none, or its file cannot be used.
+            NotFound, Malformed: `project_dir` holds no project, or its file is unusable.
         """
         from adapterhub.projects.project import read_project
 
@@ -141,18 +142,18 @@ class Session:
         """The project of this session.
 
         Raises:
-            NotFound, Malformed: there is none, or its file cannot be used.
+            NotFound, Malformed: there is no project, or its file is unusable.
         """
         project = self.project
         if project is None:
             raise NotFound(
                 f"no project: neither `{Path.cwd()}` nor a folder above it has an `adapters.toml`",
-                hint="`adapt init` makes one of this folder, `--project DIR` names another",
+                hint="create one here with `adapt init`, or name another with `--project DIR`",
             )
         return project
 
     def remote(self, named: str | None, *, for_bases: bool = False) -> Remote:
-        """The server that `--remote` names, else the default one; for bases that is never a remote of adapters."""
+        """The remote that `--remote` names, else the default; the default for bases is never a remote of adapters."""
         remotes = self.remotes
         if named:
             return remotes.get(named)
@@ -162,35 +163,52 @@ class Session:
         default = None if for_bases else remotes.default()
         return default or remotes.get(self.variables.get("HF_ENDPOINT") or HUB_NAME)
 
-    def hub(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Hub:
-        """The remote end; `token` is one that was given for this server.
+    def open_remote(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Source:
+        """The remote as a source; `token` is one that was given for it.
 
         Raises:
             RemoteUnreachable: `offline` forbids it.
+            UsageProblem: this version has no such kind of remote.
         """
-        if offline:
-            raise RemoteUnreachable("`--offline` forbids asking a server")
-        from huggingface_hub import constants
+        from adapterhub.distribution.kind import Access
+        from adapterhub.distribution.remote_kinds import kind_named
 
-        from adapterhub.distribution.hub import Hub, bound_client
+        kind = kind_named(remote.kind)
+        if offline and kind.is_server:
+            raise RemoteUnreachable("`--offline` forbids contacting a server")
+        access = Access(
+            label=f"remote `{remote.name}` ({remote.url})" if remote.name else f"server `{remote.url}`",
+            token=token or self._token_for(remote),
+            silence_s=_silence_s(self.variables),
+            allows_telemetry="HF_HUB_DISABLE_TELEMETRY" in self.variables,
+        )
+        key = remote.kind, remote.url, access.token
+        if key not in self._opened:  # one for all specs of a command: a server's features are requested once
+            self._opened[key] = kind.open(kind.parse_address(remote.url), access)
+        return self._opened[key]
 
-        if "HF_HUB_DISABLE_TELEMETRY" not in self.variables:
-            constants.HF_HUB_DISABLE_TELEMETRY = True  # else the client calls its maker's server from any endpoint
-        silence_s = _silence_s(self.variables)
-        bound_client(silence_s)
-        label = f"remote `{remote.name}` ({remote.url})" if remote.name else f"server `{remote.url}`"
-        key = remote.url, token or self._token_for(remote)
-        if key not in self._hubs:  # one for all specs of a command: what a server can do is asked once
-            self._hubs[key] = Hub(endpoint=key[0], token=key[1], label=label, silence_s=silence_s)
-        return self._hubs[key]
+    def hub(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Hub:
+        """The remote as a server of the Hub's protocol, which alone can be written to and searched.
 
-    def project_hub(self, remote: Remote) -> Hub:
-        """A server that a project file names; it sees a token only if the user gave one for this very URL."""
-        return self._hub_with(remote, None, None)
+        Raises:
+            RemoteUnreachable: `offline` forbids it.
+            UsageProblem: the remote is of another kind.
+        """
+        return hub_of(self.open_remote(remote, token=token, offline=offline))
 
-    def place_hub(self, url: str, *, token: str | None = None) -> Hub:
-        """A server that something was installed from once; `token` is for the default server, and goes to no other."""
-        return self._hub_with(self.remotes.get(url), None, token)
+    def project_source(self, remote: Remote) -> Source:
+        """A remote that a project file names; it sees a token only if the user gave one for this very URL."""
+        return self._source_with(remote, None, None)
+
+    def place_source(self, place: str, *, token: str | None = None) -> Source:
+        """The server that a build was installed from; `token` is for the default server, and goes to no other."""
+        from adapterhub.distribution.remote_kinds import kind_of
+        from adapterhub.library.remotes import Remote
+
+        kind = kind_of(place)
+        url = kind.parse_address(place)
+        known = (remote for remote in self.remotes.all() if remote.url == url)
+        return self._source_with(next(known, Remote(name="", url=url, kind=kind.name)), None, token)
 
     def named_hub(self, named: str | None, *, token: str | None, offline: bool, for_bases: bool = False) -> Hub:
         """The server that `--remote` and `--token` name, or the default one."""
@@ -198,37 +216,38 @@ class Session:
         return self.hub(remote, token=token or self._environment_token(remote, named), offline=offline)
 
     def sources_of(self, spec: AdapterSpec, named: str | None, *, token: str | None) -> list[Source]:
-        """The servers that may be asked for `spec`, in order.
+        """The remotes to look up `spec` in, in order.
 
-        A namespace is asked of the remotes that were given it, else of the default server. A bare name is asked in the
-        namespaces of each remote, never in a whole hub. `--remote` leaves that one server.
+        A namespace is looked up on the remotes that own it, else on the default one. A bare name is looked up in the
+        namespaces of each remote, never on a whole hub. `--remote` restricts the lookup to that remote.
         """
+        from adapterhub.distribution.remote_kinds import kind_named
+
         remotes = self.remotes
         if spec.namespace is not None:
             asked = [] if named else remotes.of_namespace(spec.namespace)
             asked = asked or [self.remote(named)]
-            return [self._hub_with(remote, named, token) for remote in asked]
+            return [self._source_with(remote, named, token) for remote in asked]
         asked = [self.remote(named)] if named else [r for r in remotes.all() if r.namespaces]
-        found: list[Source] = []
-        for remote in asked:
-            if remote.namespaces:
-                hub = self._hub_with(remote, named, token)
-                found += [hub.within(namespace) for namespace in remote.namespaces]
-        return found
+        return [
+            kind_named(remote.kind).within(self._source_with(remote, named, token), namespace)
+            for remote in asked
+            for namespace in remote.namespaces
+        ]
 
-    def _hub_with(self, remote: Remote, named: str | None, token: str | None) -> Hub:
-        # --token belongs to the one server that is named or the default, not to whoever has the namespace
+    def _source_with(self, remote: Remote, named: str | None, token: str | None) -> Source:
+        # --token belongs to the one server that is named or the default, not to the owner of the namespace
         mine = token if remote.url == self.remote(named).url else None
-        return self.hub(remote, token=mine or self._environment_token(remote, named))
+        return self.open_remote(remote, token=mine or self._environment_token(remote, named))
 
     def _environment_token(self, remote: Remote, named: str | None) -> str | None:
-        """ADAPTERHUB_TOKEN, for ADAPTERHUB_REMOTE; without that, for the one server that is named or the default."""
+        """ADAPTERHUB_TOKEN: for ADAPTERHUB_REMOTE, else for the named or the default remote."""
         configured = self.variables.get("ADAPTERHUB_REMOTE")
         owner = self.remotes.get(configured) if configured else self.remote(named)
         return self.variables.get("ADAPTERHUB_TOKEN") if owner.url == remote.url else None
 
     def _token_for(self, remote: Remote) -> str | None:
-        """The token of `adapt remote login`, else the one that the hub's own client saved for this very server."""
+        """The token of `adapt remote login`, else the one that the Hub's client saved for this server."""
         kept = self.remotes.token(remote.url)
         if kept is not None or remote.url != (self.variables.get("HF_ENDPOINT") or HUB_URL).rstrip("/"):
             return kept
@@ -238,7 +257,7 @@ class Session:
 
 
 def _silence_s(variables: Mapping[str, str]) -> float | None:
-    """ADAPTERHUB_TIMEOUT_S: how long to wait for a server's next byte; None leaves it to the library."""
+    """ADAPTERHUB_TIMEOUT_S: how long to wait for a server's next byte; None means the default."""
     text = variables.get("ADAPTERHUB_TIMEOUT_S", "")
     if not text:
         return None
@@ -246,23 +265,40 @@ def _silence_s(variables: Mapping[str, str]) -> float | None:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds <= 86_400:  # noqa: PLR2004 - a day; false for NaN, too
+    if not 0 < seconds <= _DAY_S:  # also refuses NaN
         raise UsageProblem(f"ADAPTERHUB_TIMEOUT_S is `{shown(text)}`, expected seconds above 0")
     return seconds
 
 
-def wanted_from(library: Library, spec: AdapterSpec, base: BaseSpec | None) -> RequestedBase | None:
-    """The base that is asked for: in the spec after `@`, or as `base` (`--base`).
+def hub_of(source: Source) -> Hub:
+    """The server of the Hub's protocol that a source is, or is a part of.
 
     Raises:
-        SpecError: they differ.
-        BaseNotFound: it is not known.
+        UsageProblem: the source is of another kind.
+    """
+    from adapterhub.distribution.hub import Hub
+
+    hub = getattr(source, "hub", source)
+    if not isinstance(hub, Hub):
+        raise UsageProblem(
+            f"{source.label} is no server of the Hugging Face Hub's protocol, which this needs. Nothing was changed",
+            hint="`adapt remote list` shows the remotes; `--remote NAME` names another",
+        )
+    return hub
+
+
+def wanted_from(library: Library, spec: AdapterSpec, base: BaseSpec | None) -> RequestedBase | None:
+    """The requested base: the one in the spec after `@`, or `base` (`--base`).
+
+    Raises:
+        SpecError: the two differ.
+        BaseNotFound: no such base is known.
     """
     from adapterhub.core.specs import hint_for_unknown_base
     from adapterhub.library.bases.requested import requested_base
 
     if spec.base is not None and base is not None and spec.base != base:
-        raise SpecError(str(spec), f"names the base `{spec.base}`, but --base names `{base}`", hint="name it once")
+        raise SpecError(str(spec), f"names base `{spec.base}`, but --base names `{base}`", hint="name it once")
     return requested_base(spec.base or base, library.bases, hint_for_unknown_base(spec))
 
 

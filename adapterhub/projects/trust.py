@@ -1,4 +1,4 @@
-"""Whether the servers that a project names may be asked: once agreed to, for the folder and what it says of servers."""
+"""Decides whether the servers that a project names may be contacted: only after the user has trusted them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 def ensure_no_takeover(project: Project, own: Sequence[Remote], admission: Admission) -> None:
-    """Refuse a project that claims the name or a namespace of a remote of the user's.
+    """Raise if a project claims the name or a namespace of one of the user's remotes.
 
     Raises:
-        NamespaceBound: with both sides, and the command that would allow it.
+        NamespaceBound: names both sides, and the command that would allow it.
     """
     for remote in project.remotes:
-        place = remote.url or remote.path or ""
+        place = remote.address
         mine = next((known for known in own if known.name == remote.name), None)
         if mine is not None and mine.url != place:
             raise NamespaceBound(
                 f"`adapters.toml` calls `{place}` `{remote.name}`, which is your name for {mine.url}. "
                 "Nothing was changed",
-                hint=f"give it another name under `[remotes]`, or `adapt remote remove {remote.name}` gives up yours",
+                hint=f"give it another name under `[remotes]`, or `adapt remote remove {remote.name}` removes yours",
             )
         for namespace in remote.namespaces:
             admission.ensure_place_allowed(place, namespace)
@@ -43,14 +43,14 @@ def own_remotes(session: Session) -> list[Remote]:
 
 
 def servers_in(session: Session, project: Project, lock: Lock | None) -> Servers:
-    """The servers that a project brings along, beside those that the user has."""
+    """The servers that a project adds to those of the user."""
     from adapterhub.projects.trusted import servers_of
 
     return servers_of(project, lock, own_remotes(session))
 
 
 class ProjectTrust:
-    """Whether the user agreed to the servers of one project; looked up when a server is about to be asked."""
+    """Whether the user trusts the servers of one project; looked up before the first contact."""
 
     def __init__(self, session: Session, project: Project) -> None:
         self._session, self._project = session, project
@@ -59,7 +59,7 @@ class ProjectTrust:
         self._is_agreed = session.trusts_project
 
     def settle(self, lock: Lock | None, *, offline: bool) -> None:
-        """Take the lock as given; have the user asked for what has not been agreed to. Not for threads."""
+        """Use `lock` as the current lock, and ask the user about servers that are not trusted yet. Not thread-safe."""
         self._lock, self._is_settled = lock, True
         agree = self._session.agree
         if offline or agree is None or self._agreed():
@@ -72,22 +72,22 @@ class ProjectTrust:
             self._is_agreed = True
 
     def require(self) -> None:
-        """Refuse to ask a server of the project that the user has not agreed to.
+        """Raise unless the user trusts the servers of the project.
 
         Raises:
-            ProjectNotTrusted: with the servers, and the command that agrees to them.
+            ProjectNotTrusted: lists the servers, and the command that trusts them.
         """
         if not self._agreed():
             folder = self._project.folder
             listed = [f"  {line}" for line in lines_of(self._servers())]
             raise ProjectNotTrusted(
-                "\n".join([f"`{folder}` names servers that you have not agreed to. None was asked", *listed]),
-                hint=f"`adapt trust {shlex.quote(str(folder))}` agrees to them; "
-                "`--trust-project` does for one run, as in CI",
+                "\n".join([f"`{folder}` names servers that you have not trusted. None was contacted", *listed]),
+                hint=f"`adapt trust {shlex.quote(str(folder))}` trusts them; "
+                "`--trust-project` trusts them for one run, as in CI",
             )
 
     def require_for(self, url: str) -> None:
-        """The same for a server that the lock names, unless the user has it himself."""
+        """The same for a server of the lock, unless it is one of the user's remotes."""
         if all(known.url != url for known in own_remotes(self._session)):
             self.require()
 
@@ -109,17 +109,17 @@ class ProjectTrust:
 
 
 def lines_of(servers: Servers) -> list[str]:
-    """A line for each server that a project brings along."""
+    """A line for each server that a project adds."""
     found = []
     for remote in servers.remotes:
         what = f"for {', '.join(remote.namespaces)}" if remote.namespaces else "for every name"
-        found.append(f"{remote.name}  {remote.url}  {what}")
+        found.append(f"{remote.name}  {remote.address}  {what}")
     return [*found, *(f"adapters.lock  {shown(url, 200)}" for url in servers.sources)]
 
 
 @contextlib.contextmanager
 def keeping_trust(session: Session, project: Project, lock: Lock) -> Iterator[None]:
-    """Keep what was agreed to while we write `lock` ourselves: its places are those that this run might ask."""
+    """Keep a project trusted while this run writes `lock`, whose servers it was allowed to contact."""
     from adapterhub.projects.lock.lockfile import previous_lock
     from adapterhub.projects.trusted import TrustedProjects
 

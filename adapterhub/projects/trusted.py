@@ -1,8 +1,8 @@
-"""The projects whose servers the user agreed to ask: `trusted_projects.json`, readable by its owner only.
+"""The projects whose servers the user trusts: `trusted_projects.json`, readable by its owner only.
 
-A project file is somebody else's, and may name servers. What is agreed to is the folder together with all that says
-whom it asks for what: the servers under `[remotes]` in their order, with their names, namespaces and signature
-policies, and the servers that the lock file alone names. An edit of these asks again, an edit of other lines does not.
+A project file comes from another person, and may name servers. Trust covers the folder and everything that decides
+which server is contacted for what: the servers under `[remotes]` in order, with names, namespaces and signature
+policies, and the servers that only the lock file names. A change to any of these needs new trust; other edits do not.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.owned_file import read_owned
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Malformed, NotAllowed, shown
+from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
 from adapterhub.library.remotes import Remote
 from adapterhub.projects.values import Lock, Project, ProjectRemote
 
@@ -27,10 +28,10 @@ _LIMIT_BYTES: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Servers:
-    """The servers that a project brings along.
+    """The servers that a project adds.
 
-    `remotes` are those of the project file, in order. `needed` are the URLs that the user has to agree to: a remote of
-    the project that the user does not have himself with these namespaces, and what the lock file alone names.
+    `remotes` are those of the project file, in order. `needed` are the URLs that need trust: remotes that the user
+    does not have with the same namespaces, and servers that only the lock file names.
     """
 
     remotes: tuple[ProjectRemote, ...]
@@ -39,29 +40,30 @@ class Servers:
 
     @property
     def remotes_digest(self) -> str:
-        """Changes with whatever decides which server of the project file is asked for what."""
+        """Changes with everything in the project file that decides which server is contacted for what."""
         return digest_of(canonical_json([_remote_value(remote) for remote in self.remotes]))
 
 
 def servers_of(project: Project, lock: Lock | None, own: Sequence[Remote]) -> Servers:
-    """The servers of a project; `own` are the remotes of the user, with the default server."""
-    remotes = tuple(remote for remote in project.remotes if remote.url is not None)
-    known = {"", *(remote.url for remote in own), *(remote.url for remote in remotes)}
-    entries = [] if lock is None else list(lock.entries.values())
-    sources = tuple(sorted({entry.source.url for entry in entries if entry.source.url not in known}))
-    strange = [remote.url or "" for remote in remotes if not _is_own(remote, own)]
+    """The servers of a project; `own` are the user's remotes and the default server."""
+    remotes = tuple(remote for remote in project.remotes if kind_named(remote.kind).is_server)
+    known = {*(remote.url for remote in own), *(remote.address for remote in remotes)}
+    locked = [] if lock is None else [entry.source for entry in lock.entries.values() if not entry.source.is_library]
+    servers = {source.address for source in locked if kind_named(source.kind).is_server}
+    sources = tuple(sorted(servers - known))
+    strange = [remote.address for remote in remotes if not _is_own(remote, own)]
     return Servers(remotes=remotes, sources=sources, needed=tuple(dict.fromkeys([*strange, *sources])))
 
 
 def _is_own(remote: ProjectRemote, own: Sequence[Remote]) -> bool:
-    """Whether the user would ask that server for the same namespaces anyway."""
-    given = {n for mine in own if mine.url == remote.url for n in mine.namespaces}
+    """Whether the user has the same server for the same namespaces."""
+    given = {n for mine in own if mine.url == remote.address for n in mine.namespaces}
     return bool(remote.namespaces) and given >= set(remote.namespaces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedProject:
-    """A project folder, links resolved, and the servers that were agreed to."""
+    """A project folder (links resolved) and its trusted servers."""
 
     folder: str
     digest: str
@@ -79,7 +81,7 @@ class TrustedProject:
 
 
 class TrustedProjects:
-    """The file of the library under `root`. Cheap to make; read when asked."""
+    """The file of the library under `root`. Cheap to create; each call reads the file."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -90,7 +92,7 @@ class TrustedProjects:
 
         Raises:
             NotAllowed: others may write the file or its folder, or it cannot be read.
-            Malformed: it is not as we write it.
+            Malformed: it is not in our format.
         """
         try:
             raw = read_owned(self.path, "says which projects to trust", limit_bytes=_LIMIT_BYTES)
@@ -106,7 +108,7 @@ class TrustedProjects:
             raise Malformed(f"`{self.path}`: {shown(reason, 200)}", hint=hint) from None
 
     def is_trusted(self, folder: Path, servers: Servers) -> bool:
-        """Whether the user agreed to all that the project would ask."""
+        """Whether the user trusts every server of the project."""
         if not servers.needed:
             return True
         place = os.path.realpath(folder)
@@ -116,7 +118,7 @@ class TrustedProjects:
         return known.digest == servers.remotes_digest and {*servers.sources} <= {*known.sources}
 
     def trust(self, folder: Path, servers: Servers) -> TrustedProject:
-        """Agree to the servers of a project, in the place of what was agreed to before."""
+        """Trust the servers of a project; replaces its earlier record."""
         made = TrustedProject(
             folder=os.path.realpath(folder),
             digest=servers.remotes_digest,
@@ -128,7 +130,7 @@ class TrustedProjects:
         return made
 
     def revoke(self, folder: Path) -> bool:
-        """Take the agreement back; whether there was one."""
+        """Revoke the trust of a project. Returns whether it was trusted."""
         place = os.path.realpath(folder)
         with self._changing() as known:
             kept = [one for one in known if one.folder != place]
@@ -152,9 +154,10 @@ class TrustedProjects:
 def _remote_value(remote: ProjectRemote) -> dict[str, Any]:
     return {
         "name": remote.name,
-        "url": remote.url,
+        "url": remote.address,
         "namespaces": list(remote.namespaces),
         "signatures": remote.signatures,
+        **({"kind": kind} if (kind := kind_to_write(kind_named(remote.kind))) else {}),
     }
 
 

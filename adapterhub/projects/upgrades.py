@@ -1,6 +1,6 @@
-"""What to ask places for: a newer release of everything that a project has locked, or that a library has installed.
+"""Makes upgrade requests for everything that a project has locked or a library has installed.
 
-`outdated.offers` asks. In a project the places are the project's; a library asks where each build came from.
+`outdated.offers` answers them. A project looks in its own places; a library looks where each build came from.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from packaging.version import Version
 
 from adapterhub.core.errors import AdapterHubError, NotFound, shown
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.choosing import RankBounds
-from adapterhub.distribution.outdated import Asked
+from adapterhub.distribution.outdated import UpgradeRequest
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.directory import PublishedDirectory, open_source
 from adapterhub.library.library import Library
@@ -28,7 +27,7 @@ from adapterhub.projects.session import Session, sources_from
 from adapterhub.projects.values import LockedAdapter, Project
 
 
-def project_asked(
+def project_requests(
     session: Session,
     project: Project,
     specs: Sequence[AdapterSpec],
@@ -37,11 +36,11 @@ def project_asked(
     token: str | None = None,
     offline: bool = False,
     places: tuple[Path, ...] = (),
-) -> list[Asked]:
-    """What is locked, or what of it is named, with the places of the project.
+) -> list[UpgradeRequest]:
+    """One request for each locked adapter, or for those in `specs`, with the places of the project.
 
     Raises:
-        NotFound: the project is not locked, or has no adapter by a name.
+        NotFound: the project is not locked, or has no adapter of that name.
     """
     lock, library = read_lock(project.folder), session.library
     names = [str(spec) for spec in specs]
@@ -52,7 +51,7 @@ def project_asked(
     objection = objection_of(project.policy, time.time())
     sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
     sources.settle(lock)
-    found: list[Asked] = []
+    found: list[UpgradeRequest] = []
     for wanted in project.adapters:
         entry = lock.entries.get(wanted.key)
         if (names and wanted.key not in names) or not isinstance(entry, LockedAdapter):
@@ -60,7 +59,7 @@ def project_asked(
         own = wanted.spec.base
         judged = base.wanted if own is None else requested_base(in_project(own, project.folder), library.bases)
         found.append(
-            Asked(
+            UpgradeRequest(
                 key=wanted.key,
                 spec=wanted.spec,
                 version=entry.version,
@@ -68,14 +67,14 @@ def project_asked(
                 rank=entry.rank,
                 wanted=judged,
                 sources=lambda wanted=wanted: sources(wanted),  # type: ignore[misc]  # bound for this turn
-                bounds=RankBounds(rank=wanted.rank, min_rank=wanted.min_rank, max_rank=wanted.max_rank),
+                ranks=wanted.ranks,
                 objection=objection,
             )
         )
     return found
 
 
-def library_asked(
+def library_requests(
     session: Session,
     specs: Sequence[AdapterSpec],
     *,
@@ -83,11 +82,11 @@ def library_asked(
     token: str | None = None,
     offline: bool = False,
     places: tuple[Path, ...] = (),
-) -> list[Asked]:
-    """The newest installed build of each name for each base, with the places that it can be had at.
+) -> list[UpgradeRequest]:
+    """One request for the newest installed build of each name and base, with the places that may have it.
 
     Raises:
-        AdapterNotFound: nothing by a name is installed.
+        AdapterNotFound: nothing of that name is installed.
     """
     library = session.library
     newest: dict[tuple[str, str], Installed] = {}
@@ -102,10 +101,10 @@ def library_asked(
         if not any(_is_named(build, spec) for build in newest.values()):
             raise library.not_installed(spec.full_name)
     disk = sources_from(session, places)
-    # a merge of one's own is published nowhere
+    # a local merge is not published
     builds = [build for build in newest.values() if not build.manifest.recipe]
     return [
-        Asked(
+        UpgradeRequest(
             key=build.full_name,
             spec=AdapterSpec.parse(build.full_name),
             version=build.manifest.version,
@@ -142,7 +141,7 @@ def _sources(
     token: str | None,
     offline: bool,
 ) -> Callable[[], Sequence[Source]]:
-    """Where a build came from, else where one would look for its name."""
+    """Where a build came from, else the places where its name is looked up."""
 
     def find() -> Sequence[Source]:
         origin = library.origins.of(build.manifest.digest)
@@ -156,7 +155,7 @@ def _sources(
                 found.append(place)
         elif not offline:
             if remote is None and origin is not None:
-                found.append(session.place_hub(origin.place, token=token))
+                found.append(session.place_source(origin.place, token=token))
             else:
                 found += session.sources_of(AdapterSpec.parse(build.full_name), remote, token=token)
         return list({(source.place, source.label): source for source in found}.values())

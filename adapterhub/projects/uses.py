@@ -1,4 +1,4 @@
-"""Who needs an adapter: projects that lock it, merges that were made from it, processes that read it right now."""
+"""Finds who needs an adapter: projects that lock it, merges made from it, and processes that read it now."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adapterhub.library.store.index import BuildRow
 from adapterhub.library.store.roots import KnownProject, KnownProjects
 from adapterhub.library.upkeep.lineage import Lineage
 from adapterhub.projects.lock.lockfile import read_lock
-from adapterhub.projects.values import LockedAdapter, LockedMerge
+from adapterhub.projects.values import Locked, LockedMerge
 
 Kind = Literal["project", "merge", "process"]
 
@@ -25,7 +25,7 @@ _MOST_LEVELS: Final = 16
 class Use:
     """One reason to keep an adapter. `who` is a project's folder, a merge as `name==version`, or a process.
 
-    `why` says it in words; `key` is the adapter's name in the project; `uses` are the reasons to keep a merge itself.
+    `why` is the reason in words; `key` is the adapter's name in the project; `uses` are the reasons to keep the merge.
     """
 
     kind: Kind
@@ -36,21 +36,21 @@ class Use:
     uses: tuple[Use, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, with the reasons of a merge inside."""
+        """The JSON value, with the reasons to keep a merge nested."""
         names = ("kind", "who", "why", "key", "digest")
         return {name: getattr(self, name) for name in names} | {"uses": [use.to_json() for use in self.uses]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holding:
-    """A known project with what its lock says, by its own names; `entries` is None where there is no readable lock."""
+    """A known project and its lock's entries by name; `entries` is None without a readable lock."""
 
     project: KnownProject
-    entries: Mapping[str, LockedAdapter | LockedMerge] | None
+    entries: Mapping[str, Locked] | None
 
 
 class Uses:
-    """Everything that needs adapters of the library under `root`; read when it is first asked for."""
+    """Everything that needs adapters of the library under `root`; read on first use."""
 
     def __init__(self, root: Path, lineage: Lineage) -> None:
         self._root = root
@@ -58,12 +58,12 @@ class Uses:
 
     @cached_property
     def projects(self) -> Sequence[Holding]:
-        """Every project that used this library, by folder."""
+        """Every project that has used this library, by folder."""
         return [_holding(project) for project in KnownProjects(self._root).all()]
 
     @cached_property
     def processes(self) -> Sequence[Claim]:
-        """What runs now: leases, then adds and installs on their way.
+        """Running processes: leases, then adds and installs in progress.
 
         Raises:
             StoreLocked: a claim is held and cannot be read.
@@ -71,7 +71,7 @@ class Uses:
         return [*living(self._root / "leases"), *living(self._root / "intents")]
 
     def of(self, digest: str, *, level: int = 0) -> tuple[Use, ...]:
-        """Why the adapter with that manifest is kept, beside being installed; empty when nobody needs it."""
+        """Why the adapter with that manifest is needed; empty if nothing needs it."""
         return (*self._of_projects(digest), *self._of_merges(digest, level), *self._of_processes(digest))
 
     def needed_by(self, claim: Claim) -> list[BuildRow]:
@@ -105,8 +105,8 @@ class Uses:
                 yield Use(kind="process", who=str(claim.holder), why=why)
 
 
-def _in_lock(entries: Mapping[str, LockedAdapter | LockedMerge], folder: str, digest: str) -> Iterator[Use]:
-    """What a lock names an adapter as, and the merges in it that are made from it."""
+def _in_lock(entries: Mapping[str, Locked], folder: str, digest: str) -> Iterator[Use]:
+    """The entries of a lock for an adapter, and its merges made from it."""
     for entry in entries.values():
         if entry.digest == digest:
             yield Use(kind="project", who=folder, why=_wanted(entry), key=entry.key)
@@ -126,7 +126,7 @@ def _holding(project: KnownProject) -> Holding:
     return Holding(project=project, entries={str(key): entry for key, entry in entries.items()})
 
 
-def _wanted(entry: LockedAdapter | LockedMerge) -> str:
+def _wanted(entry: Locked) -> str:
     group = f" in the group `{entry.group}`" if entry.group else ""
     if isinstance(entry, LockedMerge):
         return f"`{entry.key}`{group}, a merge of its own"

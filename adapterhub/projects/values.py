@@ -1,7 +1,7 @@
-"""A project and its lock as values: what a project wants, and what it got.
+"""A project and its lock as values.
 
-adapters.toml   what a project wants: base, remotes, adapters, merges, policy
-adapters.lock   exactly what it got
+adapters.toml   the requirements: base, remotes, adapters, merges, policy
+adapters.lock   the exact builds that meet them
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapterhub.core.digests import Digest
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.weights.recipes.toml.values import Step
@@ -18,40 +19,35 @@ from adapterhub.weights.recipes.toml.values import Step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectRemote:
-    """A place that a project names itself: a server (`url`) or a directory of builds (`path`, as written).
-
-    Exactly one of the two is given. `path` is relative to the project.
-    """
+    """A place that a project names itself. `address` is what its kind takes: a URL, or a path from the project."""
 
     name: str
-    url: str | None = None
-    path: str | None = None
+    kind: str
+    address: str
     namespaces: tuple[str, ...] = ()
     signatures: SignaturePolicy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """One adapter that a project asks for. `key` is its name in the project, and its folder in `adapters/`.
+class AdapterRequirement:
+    """One adapter that a project requires. `key` is its name in the project, and its folder in `adapters/`.
 
-    `group` is None for what `sync` always brings. `remote` leaves one remote of the project to be asked.
+    `group` is None if `sync` always brings it. `remote` restricts the lookup to one remote of the project.
     """
 
     key: AdapterName
     spec: AdapterSpec
-    rank: int | None = None
-    min_rank: int | None = None
-    max_rank: int | None = None
+    ranks: RankRange = ANY_RANK
     group: str | None = None
     remote: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WantedMerge:
-    """One merge that a project asks for. The leaves of `step` name adapters or merges of the project by their keys.
+class MergeRequirement:
+    """One merge that a project requires. The leaves of `step` name adapters or merges of the project by key.
 
-    `version` None: `1.0.0+<12 hex of the recipe with the digests of its inputs>`, so that another recipe or other
-    inputs never claim a version that is taken.
+    `version` None means `1.0.0+<12 hex of the recipe and its inputs' digests>`, so that a changed recipe or input
+    never claims a version that is taken.
     """
 
     key: AdapterName
@@ -65,10 +61,10 @@ class WantedMerge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What a project lets in. Empty tuples and None ask for nothing; `deny` wins over `allow`.
+    """What a project allows. Empty tuples and None restrict nothing; `deny` wins over `allow`.
 
-    Licences are SPDX ids, compared without regard to case; an adapter that names none is outside every `allow`.
-    Methods are those of a manifest (`lora`, `dora`, `rslora`). `exclude_newer` is as written: a date or `7d`.
+    Licences are SPDX ids, compared without case; an adapter without a licence fails every `allow`. Methods are those
+    of a manifest (`lora`, `dora`, `rslora`). `exclude_newer` is text as written: a date or `7d`.
     """
 
     allow_namespaces: tuple[str, ...] = ()
@@ -83,24 +79,24 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
-    """`adapters.toml` as read. Adapters and merges are in the order of the file; keys are unique over both."""
+    """`adapters.toml` as a value. Adapters and merges keep the order of the file; keys are unique across both."""
 
     folder: Path
     base: BaseSpec | None = None
     remotes: tuple[ProjectRemote, ...] = ()
-    adapters: tuple[Wanted, ...] = ()
-    merges: tuple[WantedMerge, ...] = ()
+    adapters: tuple[AdapterRequirement, ...] = ()
+    merges: tuple[MergeRequirement, ...] = ()
     policy: Policy = field(default_factory=Policy)
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Names of the optional groups, sorted."""
-        return tuple(sorted({wanted.group for wanted in self.wanted if wanted.group}))
+        return tuple(sorted({wanted.group for wanted in self.requirements if wanted.group}))
 
     @property
-    def wanted(self) -> tuple[Wanted | WantedMerge, ...]:
+    def requirements(self) -> tuple[AdapterRequirement | MergeRequirement, ...]:
         """Adapters, then merges."""
-        return tuple[Wanted | WantedMerge, ...]([*self.adapters, *self.merges])
+        return tuple[AdapterRequirement | MergeRequirement, ...]([*self.adapters, *self.merges])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,29 +110,28 @@ class LockedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedSource:
-    """Where a locked build was found.
+    """Where a locked build was found; without a kind, in the library of the one who locked.
 
-    `url`, `repo` and `commit` for a server, `path` for a directory as the project file writes it; `remote` is its name
-    in the project or in the library, "" if none. Nothing at all: the library of the one who locked.
+    `remote` is the name of the place in the project, "" if it has none. `address` is written as the project file
+    writes it. `pin` is what its kind needs to find this one build there, such as a repository and a commit.
     """
 
     remote: str = ""
-    url: str = ""
-    repo: str = ""
-    commit: str = ""
-    path: str = ""
+    kind: str = ""
+    address: str = ""
+    pin: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_library(self) -> bool:
         """Whether no place is known but the library that it was locked from."""
-        return not self.url and not self.path
+        return not self.kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedAdapter:
-    """Exactly one build. `wanted` is the requirement that it answers, as text: `acme/legal-qa>=1.2,<2 max-rank=16`.
+    """Exactly one build. `wanted` is its requirement as text: `acme/legal-qa>=1.2,<2 max-rank=16`.
 
-    `base` is the weights digest that the build declares; None when it declares none.
+    `base` is the weights digest that the build declares; None if it declares none.
     """
 
     key: AdapterName
@@ -153,9 +148,9 @@ class LockedAdapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedMerge:
-    """A merge as its recipe and its result. The leaves of `step` are exact specs with the digests of the inputs.
+    """A merge: its recipe and its result. The leaves of `step` are exact specs with the digests of the inputs.
 
-    `source` tells where its bytes can be had without running it; a merge that was never published has the library.
+    `source` is where its bytes are without running it; for a merge that was never published, the library.
     """
 
     key: AdapterName
@@ -172,9 +167,13 @@ class LockedMerge:
     group: str | None = None
 
 
+Locked = LockedAdapter | LockedMerge
+"""Anything that a lock names."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedBase:
-    """The base of the project: as the project file writes it, and its fingerprint's digests where it is known."""
+    """The base of the project as the project file writes it, and the digests of its fingerprint if known."""
 
     spec: str
     weights: Digest | None = None
@@ -185,7 +184,7 @@ class LockedBase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lock:
-    """`adapters.lock`: adapters and merges sorted by key. `policy` is the one that the choices were made under."""
+    """`adapters.lock`: adapters and merges sorted by key. `policy` is the policy at the time of locking."""
 
     base: LockedBase | None
     policy: Policy = field(default_factory=Policy)
@@ -193,14 +192,14 @@ class Lock:
     merges: tuple[LockedMerge, ...] = ()
 
     @property
-    def entries(self) -> Mapping[AdapterName, LockedAdapter | LockedMerge]:
+    def entries(self) -> Mapping[AdapterName, Locked]:
         """Everything locked, by its name in the project."""
-        entries = list[LockedAdapter | LockedMerge]([*self.adapters, *self.merges])
+        entries = list[Locked]([*self.adapters, *self.merges])
         return {entry.key: entry for entry in entries}
 
 
 def digests_of(lock: Lock) -> set[Digest]:
-    """Every object that a lock names: manifests and files."""
+    """The digest of every object that a lock names: manifests and files."""
     found: set[Digest] = set()
     for entry in lock.entries.values():
         found |= {entry.digest, *(file.sha256 for file in entry.files)}

@@ -149,7 +149,7 @@ def test_a_whole_number_in_a_recipe_is_written_without_a_point(number: str) -> N
     ids=["adapters", "groups", "remotes"],
 )
 def test_a_project_of_more_entries_than_the_limit_is_refused(text: str, tmp_path: Path) -> None:
-    with pytest.raises(Malformed, match=f"a project has at most {MAX_ENTRIES:,}"):
+    with pytest.raises(Malformed, match=f"the limit is {MAX_ENTRIES:,}"):
         parse_project(text.encode(), tmp_path, "adapters.toml")
 
 

@@ -135,7 +135,7 @@ def test_a_further_link_to_an_object_has_only_that_file_read_again(library, add,
     real = RealFolder.open_file
     monkeypatch.setattr(RealFolder, "open_file", lambda self, name: (read.append(name), real(self, name))[1])
 
-    assert [s.judged.standing for s in planned(library, first, [one]).steps] == ["right"]
+    assert [s.state.standing for s in planned(library, first, [one]).steps] == ["right"]
     assert read == [CONFIG_FILE]
     assert [what for _, what in sync(library, first, lock_of(one)).steps] == ["kept"]
     read.clear()

@@ -22,7 +22,7 @@ from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.places import ProjectSources
 from adapterhub.projects.project import read_project
 from adapterhub.projects.session import Session
-from adapterhub.projects.sync import Means, plan_sync, run_sync, syncing, wanted_entries
+from adapterhub.projects.sync import BuildSources, plan_sync, run_sync, syncing, wanted_entries
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 from tests.registry.proxy import Proxy, proxy_of
 from tests.registry.running import Running, running
@@ -233,7 +233,7 @@ def test_python_is_refused_as_the_command_is(world):
             library,
             lock,
             plan_sync(target, wanted_entries(lock)),
-            Means(places=sources.of_locked, rebuild=lambda _: pytest.fail("nothing is merged")),
+            BuildSources(places=sources.of_locked, rebuild=lambda _: pytest.fail("nothing is merged")),
         )
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from adapterhub.core.ranks import RankRange
 from adapterhub.library.store.index import Filters
 from tests.bench.many_builds import digest, fill_index
 
@@ -43,7 +44,7 @@ def main() -> None:
         bare.execute("ATTACH ? AS full", (str(index.path),))
         bare.execute("CREATE TABLE builds AS SELECT * FROM full.builds")
         base = digest("base 3")
-        exact = Filters(bases=(base,), task="legal-qa", rank=16)
+        exact = Filters(bases=(base,), task="legal-qa", ranks=RankRange(rank=16))
         scan = "SELECT * FROM builds WHERE base_weights = ? AND task = ? AND rank = ? ORDER BY name"
         ours, peer = (
             milliseconds(lambda: index.search(exact)),
@@ -54,7 +55,7 @@ def main() -> None:
             f"{builds:,} builds, base + task + rank: {ours:.2f} ms ({found} found)   "
             f"scan without index {peer:.2f} ms   ratio {ours / peer:.3f}"
         )
-        bounded = Filters(bases=(base,), task="sql", min_rank=8, max_rank=32, limit=50)
+        bounded = Filters(bases=(base,), task="sql", ranks=RankRange(min_rank=8, max_rank=32), limit=50)
         print(
             f"{builds:,} builds, base + task + rank range, 50 rows: {milliseconds(lambda: index.search(bounded)):.2f} ms"
         )

@@ -48,8 +48,8 @@ def test_init_makes_a_project_once(tmp_path):
 
     done = adapt("init", "new", "--base", "base-7b", "--json")
     assert '"base": "base-7b"' in done.stdout
-    assert "no base `base-7b` is registered yet" in done.stderr
-    assert "has an `adapters.toml` already. It was left as it is" in adapt.fails(15, "init", "new")
+    assert "no base `base-7b` here yet" in done.stderr
+    assert "already has an `adapters.toml`. It was not changed" in adapt.fails(15, "init", "new")
     assert "adapters.toml" in adapt.ok("init")
 
 
@@ -67,7 +67,7 @@ def test_a_base_in_a_folder_is_written_as_the_project_finds_it(adapt):
 def test_without_a_project_the_way_to_one_is_told(tmp_path):
     adapt = Adapt(tmp_path)
 
-    assert "hint: `adapt init` makes one of this folder" in adapt.fails(10, "lock")
+    assert "hint: create one here with `adapt init`" in adapt.fails(10, "lock")
     assert f"`{tmp_path}` has no `adapters.toml`" in adapt.fails(10, "lock", "--project", str(tmp_path))
 
 
@@ -202,8 +202,8 @@ def test_check_tells_all_that_is_stale_and_changes_nothing(adapt):
 
     told = adapt.fails(15, "lock", "--check")
 
-    assert "policy `max-rank` was nothing, is `8`" in told
-    assert "`legal-qa` is locked for `legal-qa>=1`, the project asks for `legal-qa>=2`" in told
+    assert "policy `max-rank` changed from nothing to `8`" in told
+    assert "`legal-qa` is locked for `legal-qa>=1`, but the project requires `legal-qa>=2`" in told
     assert "`tables` is not locked" in told
     assert "hint: `adapt lock` updates it" in told
     assert lock_bytes(adapt) == before
@@ -287,7 +287,7 @@ def test_a_part_of_a_merge_goes_only_with_the_merge(adapt):
 
     told = adapt.fails(15, "uninstall", "legal-qa", "--save", "--yes")
 
-    assert "`legal-qa` goes into `both` of this project. Nothing was changed" in told
+    assert "`legal-qa` is part of `both`. Nothing was changed" in told
     assert (project_text(adapt), lock_bytes(adapt)) == before
     adapt.ok("uninstall", "legal-qa", "both", "--save", "--yes")
     assert read_lock(adapt.folder).entries == {}
@@ -341,11 +341,11 @@ def test_a_build_of_a_server_is_locked_with_repository_and_commit(adapt, server,
     adapt.ok("lock")
     lock = read_lock(adapt.folder)
 
-    assert {(e.key, e.name, e.source.remote, e.source.url, e.source.repo) for e in lock.adapters} == {
+    assert {(e.key, e.name, e.source.remote, e.source.address, e.source.pin["repo"]) for e in lock.adapters} == {
         ("legal-qa", "acme/legal-qa", "team", server.url, "acme/legal-qa"),
         ("same", "acme/legal-qa", "team", server.url, "acme/legal-qa"),
     }
-    assert all(len(e.source.commit) == 40 for e in lock.adapters)
+    assert all(len(e.source.pin["commit"]) == 40 for e in lock.adapters)
     # nobody is asked again: the server may be gone
     write(adapt, project_text(adapt).partition("\n")[2].partition("\n")[2].replace("same = 'acme/legal-qa'", ""))
     assert "- same" in adapt.ok("lock", "--offline")

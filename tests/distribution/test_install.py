@@ -16,8 +16,8 @@ from adapterhub.core.errors import (
     ReleaseExists,
     RemoteUnreachable,
 )
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.choosing import RankBounds
 from adapterhub.distribution.install import plan_install, run_install
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.requested import requested_base
@@ -38,7 +38,7 @@ def far(tmp_path, base):
 
 def plan(library, text, *sources, **options):
     spec = AdapterSpec.parse(text)
-    bounds = RankBounds(**{k: options.pop(k) for k in ("rank", "min_rank", "max_rank") if k in options})
+    bounds = RankRange(**{k: options.pop(k) for k in ("rank", "min_rank", "max_rank") if k in options})
     return plan_install(
         library, spec, sources, wanted=requested_base(spec.base, library.bases), bounds=bounds, **options
     )
@@ -209,7 +209,7 @@ def test_a_manifest_that_names_a_file_outside_is_refused(library, far, add, tmp_
     path.unlink()
     path.write_text(json.dumps(value))
 
-    with pytest.raises(Exception, match=r"escape.*not a file that adapters have"):
+    with pytest.raises(Exception, match=r"escape.*not a file of an adapter"):
         install(library, "legal-qa@base-7b", PublishedDirectory(tmp_path / "published"))
 
 

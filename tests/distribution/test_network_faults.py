@@ -162,9 +162,9 @@ def whole_weights(proxy: net.Proxy, request: net.Request) -> bytes:
 
 # ---------------------------------------------------------------- refused
 REFUSED: dict[str, tuple[str, net.Fault, tuple[int, ...], str]] = {
-    "cut again and again": (WEIGHTS, net.cut(0), (13,), "broke off"),
-    "reset again and again": (WEIGHTS, net.reset(), (13,), "broke off"),
-    "one byte at a time": (WEIGHTS, net.slow, (13,), "broke off"),
+    "cut again and again": (WEIGHTS, net.cut(0), (13,), "stopped after"),
+    "reset again and again": (WEIGHTS, net.reset(), (13,), "stopped after"),
+    "one byte at a time": (WEIGHTS, net.slow, (13,), "stopped after"),
     "one byte at a time, of a listing": ("/refs", net.slow, (13,), "bytes came in"),
     "silent": ("/info", net.silent, (13,), "could not be reached"),
     "silent, of a manifest": (MANIFEST, net.silent, (13,), "could not be reached"),
@@ -179,15 +179,15 @@ REFUSED: dict[str, tuple[str, net.Fault, tuple[int, ...], str]] = {
     "an endless list of versions": ("/versions", net.endless, (13,), "more than"),
     "an endless error": (MANIFEST, net.endless_error, (13,), "500"),
     "an endless error for a file": (WEIGHTS, net.endless_error, (13,), "500"),
-    "a packed bomb": (WEIGHTS, net.bomb, (13,), "packed"),
-    "a packed bomb as a manifest": (MANIFEST, net.bomb, (13,), "packed"),
-    "a packed bomb as a listing": ("/refs", net.bomb, (13,), "packed"),
+    "a packed bomb": (WEIGHTS, net.bomb, (13,), "compressed"),
+    "a packed bomb as a manifest": (MANIFEST, net.bomb, (13,), "compressed"),
+    "a packed bomb as a listing": ("/refs", net.bomb, (13,), "compressed"),
     "a redirect loop": (WEIGHTS, net.redirect("/acme/poem/resolve/x/adapter_model.safetensors"), (13,), "5 times"),
-    "a redirect to a file": (WEIGHTS, net.redirect("file:///etc/passwd"), (13,), "no web address"),
-    "a redirect to a file, of a listing": ("/refs", net.redirect("file:///etc/passwd"), (13,), "no web address"),
-    "a redirect to no port": (WEIGHTS, net.redirect("http://127.0.0.1:99999/"), (13,), "no web address"),
-    "a redirect to no host": (MANIFEST, net.redirect("http://[::1/x"), (13,), "no web address"),
-    "a redirect to control characters": (WEIGHTS, net.redirect("http://a\x1b[31m/"), (13,), "no web address"),
+    "a redirect to a file": (WEIGHTS, net.redirect("file:///etc/passwd"), (13,), "not a web address"),
+    "a redirect to a file, of a listing": ("/refs", net.redirect("file:///etc/passwd"), (13,), "not a web address"),
+    "a redirect to no port": (WEIGHTS, net.redirect("http://127.0.0.1:99999/"), (13,), "not a web address"),
+    "a redirect to no host": (MANIFEST, net.redirect("http://[::1/x"), (13,), "not a web address"),
+    "a redirect to control characters": (WEIGHTS, net.redirect("http://a\x1b[31m/"), (13,), "not a web address"),
     "401": (WEIGHTS, net.status(401), (10, 14), ""),
     "403": (WEIGHTS, net.status(403), (14,), "403"),
     "404": (WEIGHTS, net.status(404), (10, 13), ""),
@@ -207,12 +207,12 @@ REFUSED: dict[str, tuple[str, net.Fault, tuple[int, ...], str]] = {
         (13,),
         "JSON",
     ),
-    "a listing of another kind": ("/refs", net.changed_json(lambda _: {"branches": 7}), (13,), "no list"),
+    "a listing of another kind": ("/refs", net.changed_json(lambda _: {"branches": 7}), (13,), "no valid list"),
     "a commit that is a path": (
         "/refs",
         net.changed_json(lambda v: {**v, "tags": [{"name": "v1", "targetCommit": "../../x"}]}),
         (13,),
-        "no list",
+        "no valid list",
     ),
     "control characters for a digest": (
         "/versions",
@@ -301,7 +301,7 @@ def test_a_question_that_is_led_elsewhere_is_refused_and_takes_no_token_along(as
 
         line = refused(ask(PLAIN), 13)
 
-        assert "elsewhere" in line
+        assert "redirected a POST request" in line
         assert stranger.seen == []
 
 
@@ -431,8 +431,8 @@ PUSHES: dict[str, tuple[str, net.Fault, int | tuple[int, ...], str]] = {
     "an endless answer to a tag": ("/tag/", net.endless, 13, "more than"),
     "an endless error for a commit": ("/commit/", net.endless_error, 13, "500"),
     "an endless way elsewhere": ("/preupload/", endless_redirect, 13, ""),
-    "a packed bomb for a repository": ("/api/models/", of_the_repository(net.bomb), 13, "packed"),
-    "a packed bomb for an upload": ("/info/lfs/", net.bomb, 13, "packed"),
+    "a packed bomb for a repository": ("/api/models/", of_the_repository(net.bomb), 13, "compressed"),
+    "a packed bomb for an upload": ("/info/lfs/", net.bomb, 13, "compressed"),
     "a packed bomb as an error": ("/commit/", packed_error, 13, "500"),
 }
 
@@ -491,7 +491,7 @@ def test_a_search_by_tags_finds_what_is_there(home, proxy, monkeypatch):
 SEARCHES: dict[str, tuple[net.Fault, str]] = {
     "endless": (net.endless, "more than"),
     "one byte at a time": (net.slow, "bytes came in"),
-    "a packed bomb": (net.bomb, "packed"),
+    "a packed bomb": (net.bomb, "compressed"),
     "an endless error": (net.endless_error, "500"),
     "of another kind": (net.changed_json(lambda _: {"models": 7}), "no list"),
     "of things that are no repositories": (net.changed_json(lambda _: [{"tags": []}]), "no list"),
@@ -567,13 +567,13 @@ def longer(request: net.Request, answer: net.Answer) -> Any:
 
 BASES: dict[str, tuple[str, net.Fault, str]] = {
     "an endless listing": ("/api/models/", net.endless, "more than"),
-    "a packed bomb as a listing": ("/api/models/", net.bomb, "packed"),
+    "a packed bomb as a listing": ("/api/models/", net.bomb, "compressed"),
     "endless weights": (BASE_WEIGHTS, lambda r, a: net.endless(r, a) if r.method == "GET" else [a.head()], "more than"),
     "weights longer than announced": (BASE_WEIGHTS, longer, "more than"),
     "weights as a packed bomb": (
         BASE_WEIGHTS,
         lambda r, a: net.bomb(r, a) if r.method == "GET" else [a.head()],
-        "packed",
+        "compressed",
     ),
 }
 

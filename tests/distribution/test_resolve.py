@@ -16,6 +16,7 @@ from adapterhub.core.errors import (
     NoCompatibleRelease,
     UsageProblem,
 )
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.resolve import Candidate, Resolution, resolve
 from adapterhub.formats.base.fingerprint import BaseVerdict
@@ -37,7 +38,8 @@ def build(version="1.0.0", verdict=SAME, rank=8, **changes) -> Candidate:
 
 
 def ask(text: str, *candidates: Candidate, base_given: bool = True, **options) -> Resolution:
-    return resolve(AdapterSpec.parse(text), candidates, base_given=base_given, **options)
+    ranks = RankRange(**{key: options.pop(key) for key in ("rank", "min_rank", "max_rank") if key in options})
+    return resolve(AdapterSpec.parse(text), candidates, base_given=base_given, ranks=ranks, **options)
 
 
 # ---------------------------------------------------------------- versions
@@ -266,7 +268,7 @@ def test_another_precision_is_said_once():
     resolution = ask("acme/poem", build(verdict=OTHER_PRECISION, differences=("bf16 there, f16 here",)))
 
     assert resolution.warnings == (
-        "`acme/poem==1.0.0` was made for the same weights in another precision: bf16 there, f16 here",
+        "`acme/poem==1.0.0` was made for the same weights in a different precision: bf16 there, f16 here",
     )
 
 
@@ -428,7 +430,7 @@ def test_a_name_that_nothing_has_is_not_found():
         ask("acme/poem", build(name="prose"), build(namespace="bob"))
 
     assert str(refusal.value) == "no adapter is named `acme/poem`"
-    assert refusal.value.hint == "`adapt search poem` lists what there is"
+    assert refusal.value.hint == "`adapt search poem` lists what is available"
     assert refusal.value.exit_code == 10
 
 

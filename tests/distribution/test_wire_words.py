@@ -131,8 +131,8 @@ def test_a_form_is_posted(net: Net) -> None:
 def test_what_is_no_address_is_told(net: Net) -> None:
     message, _ = refused(lambda: wire().open("https://corp.example:port/"))
 
-    assert message.startswith(f"{HERE}: `https://corp.example:port/` is no address: ")
-    assert "port" in message.rpartition("is no address: ")[2]
+    assert message.startswith(f"{HERE}: `https://corp.example:port/` is not an address: ")
+    assert "port" in message.rpartition("is not an address: ")[2]
 
 
 # ------------------------------------------------------------ redirects
@@ -164,7 +164,7 @@ def test_five_redirects_are_followed_and_six_are_not(net: Net) -> None:
     assert wire().open(f"{HERE}/1").status == 200
     assert len(net.came) == 6
     message, _ = refused(lambda: wire().open(f"{HERE}/0"))
-    assert message == f"{HERE} led from one address to the next 5 times"
+    assert message == f"{HERE} redirected more than 5 times"
     assert len(net.came) == 12
 
 
@@ -227,12 +227,12 @@ def test_an_encrypted_address_never_leads_to_plain_text(net: Net) -> None:
     message, hint = refused(lambda: wire().open(f"{HERE}/a"))
 
     assert (message, hint) == (
-        f"{HERE} led from an encrypted address to `http://corp.example/b`. Nothing was sent there",
+        f"{HERE} redirected from https to `http://corp.example/b`. Nothing was sent there",
         "",
     )
     assert len(net.came) == 1
     assert wire("http://plain.example").open("http://plain.example/a").status == 200
-    assert unencrypted("it", "x").message == "it led from an encrypted address to `x`. Nothing was sent there"
+    assert unencrypted("it", "x").message == "it redirected from https to `x`. Nothing was sent there"
 
 
 def test_a_question_is_not_led_elsewhere(net: Net) -> None:
@@ -240,7 +240,7 @@ def test_a_question_is_not_led_elsewhere(net: Net) -> None:
 
     message, _ = refused(lambda: wire().open(f"{HERE}/a", form={}))
 
-    assert message == f"{HERE} leads a question elsewhere that it should answer itself"
+    assert message == f"{HERE} redirected a POST request"
     assert len(net.came) == 1
 
 
@@ -253,7 +253,7 @@ def test_a_redirect_to_no_web_address_is_refused(net: Net, target: str) -> None:
 
     message, _ = refused(lambda: wire().open(f"{HERE}/a"))
 
-    assert message == f"{HERE} led to `{target}`, which is no web address"
+    assert message == f"{HERE} led to `{target}`, which is not a web address"
 
 
 @pytest.mark.parametrize("target", ["https://é.example/", "https://corp.example/\x01", "https://[::1/"])
@@ -306,7 +306,7 @@ def test_packed_bytes_are_refused_in_good_answers(net: Net, packing: str, status
 
     message, _ = refused(lambda: wire().open(f"{HERE}/a"))
 
-    assert message == f"{HERE} sent packed bytes (`gzip`), asked for plain ones"
+    assert message == f"{HERE} sent compressed bytes (`gzip`), expected plain ones"
 
 
 def test_a_long_name_of_a_packing_is_cut(net: Net) -> None:
@@ -402,8 +402,8 @@ def test_json_is_read_strictly(net: Net) -> None:
 
     assert wire().json("a", {"n": 1}) == {"x": 1}
     assert len(wire().json("c")["x"]) == 1 << 20
-    assert refused(lambda: wire().json("b"))[0].startswith(f"`b`: {HERE} gave no JSON: not JSON: ")
-    assert refused(lambda: wire().json("b", form={}))[0].startswith(f"`b`: {HERE} gave no JSON: not JSON: ")
+    assert refused(lambda: wire().json("b"))[0].startswith(f"`b`: {HERE} sent no valid JSON: not JSON: ")
+    assert refused(lambda: wire().json("b", form={}))[0].startswith(f"`b`: {HERE} sent no valid JSON: not JSON: ")
     assert [r.method for r in net.came] == ["GET", "GET", "GET", "POST"]
 
 
@@ -595,8 +595,8 @@ def test_an_answer_becomes_one_plain_line(status: int) -> None:
     kind, hint, end = {
         401: (NotAllowed, f"{RIGHT} with this right", ""),
         403: (NotAllowed, f"{RIGHT} with this right", ""),
-        409: (Conflict, "what is published stays; publish under another version or name", ""),
-        412: (Conflict, "somebody published at the same time; look, and try again", ""),
+        409: (Conflict, "a published release never changes; publish under another version or name", ""),
+        412: (Conflict, "someone published at the same time; check, then try again", ""),
         429: (RemoteUnreachable, "", "; wait and try again"),
     }.get(status, (RemoteUnreachable, "", ""))
 
@@ -623,7 +623,7 @@ def test_what_is_not_there_is_told_as_not_found(kind: type[HfHubHTTPError]) -> N
 
 def test_other_failures_of_the_client_become_plain_lines() -> None:
     gated = plain(http_error(403, "no", GatedRepoError), NotAllowed)
-    assert gated == (f"it: access to it must be requested at {HERE}", "")
+    assert gated == (f"it: request access at {HERE}", "")
     assert plain(HFValidationError("bad"), SpecError)[0] == "`it`: bad"
     assert plain(OfflineModeIsEnabled("x"), RemoteUnreachable)[0] == (
         "it: the hub client is in offline mode (HF_HUB_OFFLINE)"
@@ -663,7 +663,7 @@ def test_a_stumble_of_the_client_is_told() -> None:
         with wire().plainly("it"):
             space["act"]()
 
-    assert refused(act)[0] == f"it: {HERE} answered what the client cannot read: KeyError('theirs')"
+    assert refused(act)[0] == f"it: {HERE} sent a response that the client cannot read: KeyError('theirs')"
 
 
 # ------------------------------------------------------------ proxies
@@ -672,13 +672,13 @@ def test_a_proxy_that_cannot_be_used_is_named_without_its_password(monkeypatch: 
     told = unusable_proxy(ValueError("http://user:secret@x"))
 
     assert told.message == (
-        "the proxy that the environment names (HTTP_PROXY, HTTPS_PROXY) cannot be used: it is no address of a proxy. "
+        "the proxy that the environment names (HTTP_PROXY, HTTPS_PROXY) cannot be used: it is not the address of a proxy. "
         "Nothing was sent"
     )
     assert told.hint == "expected one such as http://proxy.example:3128, or unset it"
     socks = unusable_proxy(ImportError("socksio"))
     assert "cannot be used: SOCKS needs a package that is not installed." in socks.message
-    assert socks.hint == "`pip install socksio` brings it, or unset it"
+    assert socks.hint == "run `pip install socksio`, or unset it"
     monkeypatch.setattr(_wire, "getproxies", dict)
     assert "names (ALL_PROXY) cannot" in unusable_proxy(ValueError()).message
 

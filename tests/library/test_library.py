@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from adapterhub.core.errors import AdapterNotFound, BaseMismatch, RefusedAdapter, ReleaseExists
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, parse_name
 from adapterhub.distribution.choosing import find_installed
 from adapterhub.formats.manifest import Manifest
@@ -147,9 +148,9 @@ def test_a_nan_is_refused_and_named(library, tmp_path):
     ("filters", "expected"),
     [
         (Filters(task="legal"), ["legal-qa"]),
-        (Filters(rank=8), ["summarize"]),
-        (Filters(min_rank=5), ["summarize"]),
-        (Filters(max_rank=4), ["contracts", "legal-qa"]),
+        (Filters(ranks=RankRange(rank=8)), ["summarize"]),
+        (Filters(ranks=RankRange(min_rank=5)), ["summarize"]),
+        (Filters(ranks=RankRange(max_rank=4)), ["contracts", "legal-qa"]),
         (Filters(method="rslora"), ["contracts"]),
         (Filters(method="LoRA"), ["contracts", "legal-qa", "summarize"]),
         (Filters(text="leg"), ["contracts", "legal-qa"]),

@@ -209,7 +209,7 @@ def test_what_came_from_a_server_is_fetched_from_it_by_digest(stand, adapt, tmp_
         away = adapt("doctor", "--repair", "--offline")
         mended = adapt.ok("doctor", "--repair")
 
-    assert (away.exit_code, "forbids asking a server" in away.stdout) == (3, True)
+    assert (away.exit_code, "forbids contacting a server" in away.stdout) == (3, True)
     assert f"from `{server.url}`" in mended
     assert (state_of(stand), damage_in(stand), adapt("verify", "--all").exit_code) == (installed, [], 0)
 

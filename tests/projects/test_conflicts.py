@@ -10,6 +10,7 @@ import pytest
 
 from adapterhub.core.dates import parse_time
 from adapterhub.core.digests import digest_of
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, BaseSpec, parse_name
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
@@ -28,7 +29,7 @@ from adapterhub.projects.lock.conflicts import (
     rank_over_maximum,
     yanked_notice,
 )
-from adapterhub.projects.values import LockedAdapter, LockedBase, LockedSource, Policy, Project, Wanted
+from adapterhub.projects.values import AdapterRequirement, LockedAdapter, LockedBase, LockedSource, Policy, Project
 from tests.distribution.test_resolve import build
 from tests.support.command_line import Adapt, Done
 from tests.support.tiny import make_base
@@ -36,12 +37,12 @@ from tests.support.tiny import make_base
 NOW, DAY = parse_time("2026-06-15T12:00:00Z"), 86_400.0
 
 
-def wanted(text: str, **bounds) -> Wanted:
+def wanted(text: str, *, remote: str | None = None, **bounds) -> AdapterRequirement:
     spec = AdapterSpec.parse(text)
-    return Wanted(key=parse_name(spec.name), spec=spec, **bounds)
+    return AdapterRequirement(key=parse_name(spec.name), spec=spec, ranks=RankRange(**bounds), remote=remote)
 
 
-def project(*adapters: Wanted, base: str | None = None, **policy) -> Project:
+def project(*adapters: AdapterRequirement, base: str | None = None, **policy) -> Project:
     return Project(
         folder=Path("/work"), base=BaseSpec.parse(base) if base else None, adapters=adapters, policy=Policy(**policy)
     )
@@ -52,7 +53,7 @@ def test_a_spec_that_names_another_base_than_the_project_is_told_with_both_ways_
     found = bases_asked_for(project(wanted("poem"), wanted("acme/judge@llama-13b>=1"), base="base-7b"))
 
     assert found is not None
-    assert found.reasons == (("project", "is for base `base-7b`"), ("judge", "asks for base `llama-13b`"))
+    assert found.reasons == (("project", "is for base `base-7b`"), ("judge", "requires base `llama-13b`"))
     assert "`adapt install --save 'acme/judge>=1'`" in found.hint
     assert "`adapt init DIR --base llama-13b`" in found.hint
 
@@ -151,7 +152,7 @@ def test_another_precision_is_told_from_other_weights_by_what_the_builds_declare
 
 # ---------------------------------------------------------------- ranks and the rest of the policy
 @pytest.mark.parametrize(
-    ("bounds", "asks"), [({"rank": 128}, "asks for rank 128"), ({"min_rank": 96}, "asks for a rank of at least 96")]
+    ("bounds", "asks"), [({"rank": 128}, "requires rank 128"), ({"min_rank": 96}, "requires a rank of at least 96")]
 )
 def test_a_rank_over_the_maximum_of_the_project_is_told_with_a_command_and_a_setting(bounds, asks):
     found = rank_over_maximum(Policy(max_rank=64), wanted("acme/judge", **bounds))
@@ -174,23 +175,23 @@ def test_ranks_that_the_project_takes_are_no_conflict():
         (
             {"max_rank": 64},
             {"rank": 128},
-            "`max-rank = 128` under `[policy]` lets it in; `adapt resize poem --rank 64`",
+            "`max-rank = 128` under `[policy]` allows it; `adapt resize poem --rank 64`",
         ),
         ({"max_rank": 64}, {"rank": None}, "its rank is not recorded"),
         (
             {"exclude_newer": "7d"},
             {"published_at": NOW - DAY},
-            "the oldest that fits comes in on 2026-06-21T12:00:00Z",
+            "the oldest release that fits is allowed from 2026-06-21T12:00:00Z",
         ),
         (
             {"exclude_newer": "2026-01-01"},
             {"published_at": NOW - DAY},
             '`exclude-newer = "2026-06-14T12:00:01Z"` under `[policy]`',
         ),
-        ({"exclude_newer": "7d"}, {}, "without `exclude-newer` under `[policy]`"),
-        ({"deny_licenses": ("MIT",)}, {"license": "MIT"}, "without `deny-licenses` under `[policy]`"),
-        ({"allow_methods": ("dora",)}, {}, "without `allow-methods` under `[policy]`"),
-        ({"allow_namespaces": ("eve",)}, {}, "without `allow-namespaces` under `[policy]`"),
+        ({"exclude_newer": "7d"}, {}, "remove `exclude-newer` from `[policy]`"),
+        ({"deny_licenses": ("MIT",)}, {"license": "MIT"}, "remove `deny-licenses` from `[policy]`"),
+        ({"allow_methods": ("dora",)}, {}, "remove `allow-methods` from `[policy]`"),
+        ({"allow_namespaces": ("eve",)}, {}, "remove `allow-namespaces` from `[policy]`"),
         ({"allow_namespaces": ("eve",), "max_rank": 1}, {}, ""),  # no single rule does
     ],
 )
@@ -257,15 +258,15 @@ def test_every_conflict_of_a_project_is_told_in_one_refusal():
 
     assert refusal.exit_code == 11
     assert refusal.summary.split("; ") == [
-        "a project has one base, and its adapters ask for others",
-        "an adapter asks for a larger rank than the project takes",
+        "a project has one base, but some of its adapters require another",
+        "an adapter requires a larger rank than the project allows",
     ]
     assert str(refusal).splitlines()[1:] == [
         "  project  is for base `base-7b`",
-        "  judge  asks for base `llama-13b`",
-        "  judge  asks for rank 128",
+        "  judge  requires base `llama-13b`",
+        "  judge  requires rank 128",
         "  policy  `max-rank` is 64",
-        "  poem  asks for a rank of at least 96",
+        "  poem  requires a rank of at least 96",
         "  policy  `max-rank` is 64",
     ]
     assert refusal.hint.count("adapt install --save") == 3
@@ -277,7 +278,7 @@ def test_a_yanked_build_of_a_lock_is_told_with_the_reason_and_what_chooses_anoth
     said = yanked_notice("poem", "acme/poem", "1.2.0", "trained on leaked labels")
 
     assert said == (
-        "`acme/poem==1.2.0` was yanked: trained on leaked labels; it is locked, so it is installed all the same. "
+        "`acme/poem==1.2.0` was yanked: trained on leaked labels; it is locked, so it is installed anyway. "
         "`adapt lock --upgrade poem` chooses another"
     )
     assert "(`brief` here) was yanked: no reason given" in yanked_notice("brief", "acme/poem", "1.2.0", "")
@@ -327,7 +328,7 @@ def test_lock_refuses_a_release_of_which_two_remotes_have_other_bytes_until_one_
     settled = lock(adapt, f"{TWO_REMOTES}[adapters]\n{offered[1]}\n" if offered else "")
 
     assert refused.exit_code == 11, refused.stderr
-    assert "two remotes of this project have other bytes for the same release of `poem`" in refused.stderr
+    assert "two remotes of this project have different bytes for the same release of `poem`" in refused.stderr
     assert settled.exit_code == 0, settled.stderr
 
 
@@ -348,7 +349,7 @@ def test_lock_tells_which_rule_of_the_policy_kept_everything_out(adapt, publish)
 
     assert done.exit_code == 11
     assert "rank 8, policy `max-rank` is 4" in done.stderr
-    assert "hint: `max-rank = 8` under `[policy]` lets it in" in done.stderr
+    assert "hint: `max-rank = 8` under `[policy]` allows it" in done.stderr
 
 
 def test_lock_refuses_a_base_that_moved_and_takes_it_when_told_to(adapt, publish, tmp_path, library):
@@ -373,5 +374,5 @@ def test_lock_tells_every_conflict_of_the_project_file_before_it_asks_any_place(
     )
 
     assert done.exit_code == 11, done.stderr
-    assert "poem  asks for base `./other`" in done.stderr
-    assert "poem  asks for a rank of at least 99" in done.stderr
+    assert "poem  requires base `./other`" in done.stderr
+    assert "poem  requires a rank of at least 99" in done.stderr

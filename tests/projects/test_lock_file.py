@@ -28,6 +28,7 @@ from adapterhub.projects.values import (
     Project,
 )
 from adapterhub.weights.recipes.toml.values import Inner, Leaf, Step
+from tests.support.locks import in_directory, on_hub
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,9 +56,9 @@ file_lists = st.lists(
 ).map(lambda files: tuple(sorted(files, key=lambda file: file.path)))
 sources = st.one_of(
     st.just(LockedSource()),
-    st.builds(LockedSource, path=words, remote=names),
+    st.builds(in_directory, words, names),
     st.builds(
-        LockedSource,
+        on_hub,
         url=st.just("https://a.example"),
         repo=st.just("acme/x"),
         commit=st.text(HEX, min_size=40, max_size=40),
@@ -216,7 +217,7 @@ def test_the_text_of_a_lock():
                 "legal-qa",
                 wanted="acme/legal-qa>=1.2,<2 max-rank=16",
                 name="acme/legal-qa",
-                source=LockedSource(remote="ours", url="https://a.example", repo="acme/legal-qa", commit="0" * 40),
+                source=on_hub("https://a.example", "acme/legal-qa", "0" * 40, "ours"),
             ),
         ),
         merges=(
@@ -322,14 +323,14 @@ def line_of(text: str, start: str) -> int:
         ('path = "adapter_config.json"', 'path = "../../etc/passwd"', "path: expected the name of a file"),
         ("source = {}", 'source = { url = "https://A.example" }', "source.url: expected `https://a.example`"),
         ("source = {}", 'source = { url = "https://a.example", repo = "a/b" }', "`url`, `repo` and `commit` stand together"),
-        ("source = {}", 'source = { url = "https://a.example", path = "p" }', "expected one of `url` and `path`"),
+        ("source = {}", 'source = { url = "https://a.example", path = "p" }', "expected either `url` or `path`"),
         ("source = {}", "source = { where = 1 }", "source.where: no such key; there are"),
         ('name = "legal-qa"', 'name = "legal-qa>=1"', "name: expected a name"),
         ('key = "legal-qa"', 'key = "tables"', "`tables` is locked twice"),
         ('name = "legal-qa"', "", "name: missing"),
-        ("[[adapter]]", "[[adaptor]]", "no table `[[adaptor]]` stands here"),
+        ("[[adapter]]", "[[adaptor]]", "no table `[[adaptor]]` is expected here"),
         ('wanted = "legal-qa"', "wanted = 'legal-qa'", "cannot be read from `'legal-qa'` on"),
-        ('wanted = "legal-qa"', 'wanted = "legal\\q"', "`\\q` stands for nothing in TOML"),
+        ('wanted = "legal-qa"', 'wanted = "legal\\q"', "`\\q` is not an escape of TOML"),
         ('wanted = "legal-qa"', 'wanted  =  "legal-qa"', "wanted : no such key; did you mean `wanted`?"),
         ('wanted = "legal-qa"', 'wanted =  "legal-qa"', 'expected `wanted = "legal-qa"`'),
     ],
@@ -346,14 +347,14 @@ def test_damage_is_refused_with_its_line(old, new, told):
     changed = [n for n, (a, b) in enumerate(zip(TEXT.split("\n"), damaged.split("\n"), strict=False), 1) if a != b]
     number = int(found[0].split(":")[0].removeprefix("line "))
     assert number in {*changed, FIRST, line_of(TEXT, "[[adapter]]"), *range(FIRST, FIRST + 30)}
-    assert "delete it, and `adapt lock` resolves anew" in refused.value.hint
+    assert "delete it and run `adapt lock`" in refused.value.hint
 
 
 @pytest.mark.parametrize("lost", ["digest = ", "  { path"])
 def test_all_hashes_or_none(lost):
     kept = [line for line in TEXT.split("\n") if not line.startswith(lost)]
 
-    with pytest.raises(Malformed, match=r"missing|every file is locked with its hash, or nothing is"):
+    with pytest.raises(Malformed, match=r"missing|every file of a build is locked with its hash"):
         parse_lock("\n".join(kept))
 
 
@@ -386,7 +387,7 @@ def test_a_newer_schema_is_not_called_damage():
 
 @pytest.mark.parametrize("repository", ["acme/tables-base-7b", "Acme/Tables"])
 def test_a_build_of_a_repository_has_a_name_of_its_owner(repository):
-    source = LockedSource(url="https://a.example", repo=repository, commit="0" * 40)
+    source = on_hub("https://a.example", repository, "0" * 40)
     entry = replace(LOCK.adapters[0], name="acme/tables", source=source)
     text = lock_text(Lock(base=None, adapters=(entry,)))
 
@@ -478,17 +479,17 @@ def test_a_lock_that_answers_the_project_has_no_problems():
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ('base = "base-7b"', 'base = "other"', ["the base is locked as `base-7b`, the project asks for `other`"]),
-        ('base = "base-7b"', "", ["the base is locked as `base-7b`, the project asks for nothing"]),
-        ('legal-qa = "*"', 'legal-qa = ">=2"', ["`legal-qa` is locked for `legal-qa`, the project asks for `legal-qa>=2`"]),
-        ("max-rank = 8", "max-rank = 4", ["`tables` is locked for `tables max-rank=8`, the project asks for `tables max-rank=4`"]),
+        ('base = "base-7b"', 'base = "other"', ["the base is locked as `base-7b`, but the project requires `other`"]),
+        ('base = "base-7b"', "", ["the base is locked as `base-7b`, but the project requires nothing"]),
+        ('legal-qa = "*"', 'legal-qa = ">=2"', ["`legal-qa` is locked for `legal-qa`, but the project requires `legal-qa>=2`"]),
+        ("max-rank = 8", "max-rank = 4", ["`tables` is locked for `tables max-rank=8`, but the project requires `tables max-rank=4`"]),
         ('legal-qa = "*"', 'legal-qa = "*"\nmore = "*"', ["`more` is not locked"]),
-        ("[groups.eval]\n", "", ["`tables` is locked in group `eval`, the project has it in no group"]),
-        ("0.5 }, {", "0.4 }, {", ["`both` is locked with another recipe, or with other inputs, than the project has now"]),
-        ("[merges.both]", "[merges.other]", ["`other` is not locked", "`both` is locked, and the project does not ask for it"]),
-        ("[merges.both]", "[merges.both]\ntask = 'x'", ["`both` is locked with another task"]),
-        ("[merges.both]", "[merges.both]\nversion = '2.0'", ["`both` is locked as 1.0.0+abc, the project calls it 2.0"]),
-        ("[adapters]", "[policy]\nmax-rank = 8\n[adapters]", ["policy `max-rank` was nothing, is `8`"]),
+        ("[groups.eval]\n", "", ["`tables` is locked in group `eval`, but the project has it in no group"]),
+        ("0.5 }, {", "0.4 }, {", ["`both` is locked with a different recipe or different inputs"]),
+        ("[merges.both]", "[merges.other]", ["`other` is not locked", "`both` is locked, but the project does not list it"]),
+        ("[merges.both]", "[merges.both]\ntask = 'x'", ["`both` is locked with a different task"]),
+        ("[merges.both]", "[merges.both]\nversion = '2.0'", ["`both` is locked as 1.0.0+abc, but the project gives it version 2.0"]),
+        ("[adapters]", "[policy]\nmax-rank = 8\n[adapters]", ["policy `max-rank` changed from nothing to `8`"]),
     ],
 )  # fmt: skip
 def test_what_is_stale_is_told(old, new, told):
@@ -502,7 +503,7 @@ def test_a_merge_whose_input_was_locked_anew_is_stale():
     newer = replace(lock.adapters[0], digest=digest(42))
 
     assert lock_problems(project(), replace(lock, adapters=(newer, lock.adapters[1]))) == [
-        "`both` is locked with another recipe, or with other inputs, than the project has now"
+        "`both` is locked with a different recipe or different inputs"
     ]
 
 
@@ -510,12 +511,12 @@ def test_a_remote_that_moved_makes_what_came_from_it_stale():
     text = PROJECT + '[remotes.ours]\nurl = "https://new.example"\n'
     old = replace(
         current().adapters[0],
-        source=LockedSource(remote="ours", url="https://old.example", repo="acme/x", commit="0" * 40),
+        source=on_hub("https://old.example", "acme/x", "0" * 40, "ours"),
     )
     lock = replace(current(), adapters=(old, current().adapters[1]))
 
     assert lock_problems(project(text), lock) == [
-        "`legal-qa` is locked from https://old.example, remote `ours` is https://new.example"
+        "`legal-qa` is locked from https://old.example, but remote `ours` is https://new.example"
     ]
     assert lock_problems(project(), lock) == [
         "`legal-qa` is locked from remote `ours`, which the project does not name"

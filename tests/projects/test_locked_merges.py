@@ -14,7 +14,7 @@ from adapterhub.library.library import Added, Library
 from adapterhub.projects.lock.lockfile import lock_text, parse_lock
 from adapterhub.projects.lock.staleness import lock_problems
 from adapterhub.projects.merges import Merges, version_of
-from adapterhub.projects.values import LockedMerge, Project, Wanted, WantedMerge
+from adapterhub.projects.values import AdapterRequirement, LockedMerge, MergeRequirement, Project
 from adapterhub.weights.recipes.toml.values import Inner, Leaf, Step
 from tests.support.locks import entry_of, lock_of, sync
 
@@ -27,10 +27,10 @@ def project(tmp_path: Path) -> Path:
     return tmp_path / "project"
 
 
-def wanted(key: str, *inputs: tuple[str, float], method: str = "cat", **said: object) -> WantedMerge:
+def wanted(key: str, *inputs: tuple[str, float], method: str = "cat", **said: object) -> MergeRequirement:
     leaves = tuple(Leaf(spec=name, weight=weight) for name, weight in inputs)
     options = said.pop("options", {})
-    return WantedMerge(key=parse_name(key), step=Step(method=method, inputs=leaves, options=options), **said)  # type: ignore[arg-type]
+    return MergeRequirement(key=parse_name(key), step=Step(method=method, inputs=leaves, options=options), **said)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def two(add: Add) -> dict[str, object]:
     return {name: entry_of(add(name, seed=n).build) for n, name in enumerate(("legal-qa", "tables"))}
 
 
-def make(library: Library, asked: WantedMerge, inputs: dict[str, object], *places: Library) -> LockedMerge:
+def make(library: Library, asked: MergeRequirement, inputs: dict[str, object], *places: Library) -> LockedMerge:
     return Merges(library=library, base=None, places=lambda _entry: places).make(asked, inputs)  # type: ignore[arg-type]
 
 
@@ -73,7 +73,7 @@ def test_a_version_that_the_project_gives_is_kept(library, two):
 def test_the_lock_of_a_merge_is_current_and_survives_its_text(library, two):
     asked = wanted("both", ("legal-qa", 0.7), ("tables", 0.3), method="svd", options={"rank": 4})
     lock = lock_of(*two.values(), make(library, asked, two))
-    adapters = tuple(Wanted(key=parse_name(n), spec=AdapterSpec.parse(n)) for n in two)
+    adapters = tuple(AdapterRequirement(key=parse_name(n), spec=AdapterSpec.parse(n)) for n in two)
     project = Project(folder=Path(), adapters=adapters, merges=(asked,))
 
     assert parse_lock(lock_text(lock), "lock") == lock
@@ -124,7 +124,7 @@ def test_a_merge_of_merges_is_made_again_inner_ones_first(library, two, tmp_path
 def test_an_inner_merge_without_a_name_is_made_again_too(library, two, tmp_path, project):
     inner = Step(method="cat", inputs=(Leaf(spec="legal-qa", weight=1.0), Leaf(spec="tables", weight=1.0)))
     step = Step(method="cat", inputs=(Inner(weight=0.5, step=inner), Leaf(spec="tables", weight=0.5)))
-    locked = make(library, WantedMerge(key=parse_name("both"), step=step), two)
+    locked = make(library, MergeRequirement(key=parse_name("both"), step=step), two)
     second = Library(tmp_path / "second")
 
     sync(second, project, lock_of(*two.values(), locked), library_without(library, "both", tmp_path))

@@ -21,7 +21,16 @@ from adapterhub.projects.file.reading import parse_project
 from adapterhub.projects.lock.lockfile import lock_text
 from adapterhub.projects.lock.staleness import lock_problems, locked_step
 from adapterhub.projects.locking import ALL, LockOutcome, lock_project
-from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, LockedSource, Project, Wanted, WantedMerge
+from adapterhub.projects.values import (
+    AdapterRequirement,
+    Lock,
+    LockedAdapter,
+    LockedMerge,
+    LockedSource,
+    MergeRequirement,
+    Project,
+)
+from tests.support.locks import in_directory
 from tests.support.tiny import make_base
 
 
@@ -31,7 +40,7 @@ class Asked:
     def __init__(self, *places: Source) -> None:
         self.places, self.names = places, list[str]()
 
-    def __call__(self, _wanted: Wanted) -> Sequence[Source]:
+    def __call__(self, _wanted: AdapterRequirement) -> Sequence[Source]:
         return [_Counting(place, self.names) for place in self.places]
 
 
@@ -74,7 +83,7 @@ def versions(lock: Lock) -> dict[str, str]:
     return {entry.key: entry.version for entry in lock.adapters}
 
 
-def no_merge(_wanted: WantedMerge, _inputs: object) -> LockedMerge:
+def no_merge(_wanted: MergeRequirement, _inputs: object) -> LockedMerge:
     raise AssertionError("no merge is run")
 
 
@@ -99,7 +108,7 @@ def test_the_library_is_asked_last_so_that_every_machine_locks_the_same(tmp_path
     lock = lock_project(library, wanted, Asked(PublishedDirectory(tmp_path / "published"))).lock
 
     assert lock.adapters[0].digest == release.digest
-    assert lock.adapters[0].source == LockedSource(remote="pub", path="./published")
+    assert lock.adapters[0].source == in_directory("./published", "pub")
 
 
 def test_an_adapter_that_names_its_remote_is_not_locked_from_another(tmp_path, library, add):
@@ -116,8 +125,8 @@ def test_an_adapter_that_names_its_remote_is_not_locked_from_another(tmp_path, l
     with pytest.raises(AdapterNotFound, match="no adapter `legal-qa` in remote `there`") as refused:
         lock_project(library, asks_there, Asked(PublishedDirectory(tmp_path / "there")))
 
-    assert entry.source == LockedSource(remote="here", path="here")
-    assert refused.value.hint == '`legal-qa` names `remote = "there"`, so no other place is asked for it'
+    assert entry.source == in_directory("here", "here")
+    assert refused.value.hint == '`legal-qa` names `remote = "there"`, so it is not looked up anywhere else'
 
 
 def test_what_only_the_library_has_is_locked_without_a_place(tmp_path, library, add):
@@ -139,7 +148,7 @@ def test_a_directory_inside_the_project_is_written_from_there(tmp_path, library,
 
     lock = lock_project(library, project(tmp_path / "work", "[adapters]\nlegal-qa = ''\ntables = ''"), places).lock
 
-    assert [entry.source for entry in lock.adapters] == [LockedSource(path="./published"), LockedSource()]
+    assert [entry.source for entry in lock.adapters] == [in_directory("./published"), LockedSource()]
     assert str(tmp_path) not in lock_text(lock)
 
 
@@ -242,7 +251,7 @@ def test_a_new_policy_keeps_what_it_lets_in_and_replaces_the_rest(tmp_path, libr
     assert versions(newer) == {"legal-qa": "2.0.0", "tables": "1.0.0"}
     assert versions(again.lock) == {"legal-qa": "1.0.0", "tables": "1.0.0"}
     assert again.lock.policy.max_rank == 4
-    assert again.changes[0].line == "~ policy `max-rank` was nothing, is `4`"
+    assert again.changes[0].line == "~ policy `max-rank` changed from nothing to `4`"
 
 
 def test_a_build_that_is_given_is_locked_from_where_it_is_found(library, locked):
@@ -277,7 +286,7 @@ def test_one_refusal_keeps_its_reasons(tmp_path, library, add):
         lock_project(library, project(tmp_path, "[adapters]\nnothing=''\n"), Asked())
 
     assert refused.value.refusals == (("1.0.0", "rank 8, policy `max-rank` is 4"),)
-    assert refused.value.hint.startswith("`max-rank = 8` under `[policy]` lets it in")
+    assert refused.value.hint.startswith("`max-rank = 8` under `[policy]` allows it")
 
 
 def test_a_refusal_names_no_option_that_locking_lacks(tmp_path, library, add):
@@ -341,7 +350,7 @@ def test_remotes_with_other_bytes_for_one_release_are_a_conflict(tmp_path, libra
     folder = tmp_path / "b" / "legal-qa" / "1.0.0-r4"
     publish_other(other, folder, tmp_path)
 
-    with pytest.raises(ProjectConflict, match="other bytes for the same release"):
+    with pytest.raises(ProjectConflict, match="different bytes for the same release"):
         lock_project(library, project(tmp_path, text.replace("{more}", "''")), Asked(*places))
 
     pinned = lock_project(library, project(tmp_path, text.replace("{more}", "{ remote = 'b' }")), Asked(places[1]))
@@ -375,7 +384,7 @@ inputs = [ { adapter = "legal-qa", weight = 0.5 }, { adapter = "tables", weight 
 def as_if_merged(made: list[str]) -> Callable[..., LockedMerge]:
     """Notes which merges are run, and gives what a run would be described as."""
 
-    def make(wanted: WantedMerge, inputs) -> LockedMerge:
+    def make(wanted: MergeRequirement, inputs) -> LockedMerge:
         made.append(wanted.key)
         some: LockedAdapter = next(e for e in inputs.values())
         return LockedMerge(

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.core.errors import Conflict, Malformed, NotFound
-from adapterhub.core.specs import AdapterSpec, BaseSpec, parse_name
+from adapterhub.core.ranks import RankRange
+from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec, parse_name
 from adapterhub.projects.file.editing import (
     create_project,
     project_of,
@@ -22,7 +23,7 @@ from adapterhub.projects.file.editing import (
 from adapterhub.projects.file.reading import parse_project
 from adapterhub.projects.lock.staleness import wanted_text
 from adapterhub.projects.project import find_project, read_project
-from adapterhub.projects.values import Policy, Project, ProjectRemote, Wanted
+from adapterhub.projects.values import AdapterRequirement, Policy, Project, ProjectRemote
 from adapterhub.weights.recipes.toml.values import Inner, Leaf
 
 WHOLE = """\
@@ -70,16 +71,16 @@ def problems(text: str) -> list[str]:
     return [line.strip() for line in refused.value.message.split("\n")[1:]]
 
 
-def wanted(key: str, spec: str, **more) -> Wanted:
-    return Wanted(key=parse_name(key), spec=AdapterSpec.parse(spec), **more)
+def wanted(key: str, spec: str, **more) -> AdapterRequirement:
+    return AdapterRequirement(key=parse_name(key), spec=AdapterSpec.parse(spec), **more)
 
 
-def save(folder: Path, wanted: Wanted) -> Project:
-    return write_project(folder, with_adapter(text_of_project(folder), wanted))
+def save_adapter(folder: Path, one: AdapterRequirement) -> Project:
+    return write_project(folder, with_adapter(text_of_project(folder), one))
 
 
-def remove(folder: Path, *names: str) -> Project:
-    return write_project(folder, without_adapters(text_of_project(folder), [parse_name(name) for name in names]))
+def remove_adapter(folder: Path, *keys: AdapterName) -> Project:
+    return write_project(folder, without_adapters(text_of_project(folder), keys))
 
 
 # ---------------------------------------------------------------- reading
@@ -88,12 +89,14 @@ def test_a_project_file_is_read_as_values():
 
     assert project.base == BaseSpec.parse("base-7b")
     assert project.remotes == (
-        ProjectRemote(name="ours", url="https://adapters.example.com", namespaces=("acme",), signatures="require"),
-        ProjectRemote(name="published", path="./published"),
+        ProjectRemote(
+            name="ours", kind="hub", address="https://adapters.example.com", namespaces=("acme",), signatures="require"
+        ),
+        ProjectRemote(name="published", kind="directory", address="./published"),
     )
     assert project.adapters == (
         wanted("legal-qa", "legal-qa>=1.2,<2"),
-        wanted("summarize", "acme/summarize~=1.0", max_rank=16, remote="ours"),
+        wanted("summarize", "acme/summarize~=1.0", ranks=RankRange(max_rank=16), remote="ours"),
         wanted("brief", "acme/summarize==1.0"),
         wanted("any", "any"),
         wanted("whatever", "whatever"),
@@ -115,7 +118,7 @@ def test_a_project_file_is_read_as_values():
 def test_an_empty_file_is_a_project_that_wants_nothing():
     project = parsed("")
 
-    assert (project.base, project.wanted, project.policy) == (None, (), Policy())
+    assert (project.base, project.requirements, project.policy) == (None, (), Policy())
 
 
 @pytest.mark.parametrize(
@@ -129,11 +132,11 @@ def test_an_empty_file_is_a_project_that_wants_nothing():
         ("[adapters]\nx = { sepc = '>=1' }", "line 2, adapters.x.sepc: no such key; did you mean `spec`?"),
         ("[adapters]\nx = { rank = 0 }", "line 2, adapters.x.rank: a rank is at least 1, got 0"),
         ("[adapters]\nx = { rank = true }", "line 2, adapters.x.rank: expected a whole number, got true or false"),
-        ("[adapters]\nx = { min-rank = 9, max-rank = 8 }", "line 2, adapters.x: no rank is inside of"),
+        ("[adapters]\nx = { min-rank = 9, max-rank = 8 }", "line 2, adapters.x: no rank satisfies"),
         ("[adapters]\nx = { remote = 'our' }\n[remotes.ours]\npath='p'", "line 2, adapters.x.remote: no remote `our`; did you mean `ours`?"),
-        ("[adapters]\nx = '>=1'\n[groups.eval]\nx = '>=2'", "line 4, groups.eval.x: the name is given twice, here and by adapters.x"),
-        ("[remotes.a]", "line 1, remotes.a: expected one of `url`, a server, and `path`"),
-        ("[remotes.a]\nurl = 'u'\npath = 'p'", "line 1, remotes.a: expected one of `url`"),
+        ("[adapters]\nx = '>=1'\n[groups.eval]\nx = '>=2'", "line 4, groups.eval.x: the name is used twice, here and by adapters.x"),
+        ("[remotes.a]", "line 1, remotes.a: expected either `url` (a server) or `path`"),
+        ("[remotes.a]\nurl = 'u'\npath = 'p'", "line 1, remotes.a: expected either `url`"),
         ("[remotes.a]\nurl = 'ftp://x'", "line 2, remotes.a.url: `ftp://x` is not the URL of a server"),
         ("[remotes.a]\npath = 'p'\nsignatures = 'maybe'", "line 3, remotes.a.signatures: `maybe`, expected one of require, warn, off"),
         ("[remotes.a]\npath = 'p'\nnamespaces = ['a b']", "remotes.a.namespaces[0]: `a b`:"),
@@ -141,7 +144,7 @@ def test_an_empty_file_is_a_project_that_wants_nothing():
         ("[policy]\nexclude-newer = 'soon'", "line 2, policy.exclude-newer: expected an age such as `7d`"),
         ("[policy]\nallow-licenses = 'MIT'", "line 2, policy.allow-licenses: expected a list, got text"),
         ("[policy]\nallow-licenses = ['']", "policy.allow-licenses[0]: expected a word"),
-        ("[merges.m]\ninputs = [{ adapter = 'x', weight = 1 }]", "line 2, merges.m.inputs: nothing in this project is named `x`"),
+        ("[merges.m]\ninputs = [{ adapter = 'x', weight = 1 }]", "line 2, merges.m.inputs: this project has nothing named `x`"),
         ("[merges.m]\ninputs = [{ spec = 'x', weight = 1 }]", "merges.m.inputs[0].spec: no such key"),
         ("[merges.m]\nmethod = 'tise'\ninputs = []", "line 2, merges.m.method: no merge method `tise`; did you mean `ties`?"),
         ("[merges.m]\ninputs = [{ adapter = 'm', weight = 1 }]", "line 1, merges.m: made of itself: m -> m"),
@@ -177,7 +180,7 @@ def test_problems_are_told_in_the_order_of_the_file():
     ("raw", "told"),
     [
         (b"\xef\xbb\xbf[project]\n", "line 1: begins with a byte order mark"),
-        ("[project]\n".encode("utf-16"), "written as UTF-16; save it as UTF-8"),
+        ("[project]\n".encode("utf-16"), "the file is UTF-16; save it as UTF-8"),
         (b"[project]\n<<<<<<< HEAD\n[adapters]\n=======\n>>>>>>> main\n", "line 2: holds both sides of a merge"),
     ],
 )
@@ -222,15 +225,15 @@ def test_a_folder_without_a_project_file_is_none(tmp_path):
     with pytest.raises(NotFound) as refused:
         read_project(tmp_path)
 
-    assert refused.value.hint == "`adapt init` makes a project of this folder"
+    assert refused.value.hint == "`adapt init` creates a project in this folder"
 
 
 # ---------------------------------------------------------------- editing
 def test_saving_keeps_comments_order_and_spaces(tmp_path):
     (tmp_path / "adapters.toml").write_text(WHOLE)
 
-    save(tmp_path, wanted("legal-qa", "legal-qa>=2"))
-    save(tmp_path, wanted("new", "acme/new>=1", min_rank=4))
+    save_adapter(tmp_path, wanted("legal-qa", "legal-qa>=2"))
+    save_adapter(tmp_path, wanted("new", "acme/new>=1", ranks=RankRange(min_rank=4)))
 
     expected = WHOLE.replace('legal-qa = ">=1.2,<2" ', 'legal-qa = ">=2" ').replace(
         'whatever = ""\n', 'whatever = ""\nnew = {spec = "acme/new>=1", min-rank = 4}\n'
@@ -253,7 +256,7 @@ def test_saving_keeps_comments_order_and_spaces(tmp_path):
 def test_a_new_adapter_stands_before_what_belongs_to_the_next_table(tmp_path, before, behind, line_end):
     (tmp_path / "adapters.toml").write_bytes((before + behind).replace("\n", line_end).encode())
 
-    save(tmp_path, wanted("new", "new>=1"))
+    save_adapter(tmp_path, wanted("new", "new>=1"))
 
     expected = f'{before}new = ">=1"\n{behind}'.replace("\n", line_end).encode()
     assert (tmp_path / "adapters.toml").read_bytes() == expected
@@ -262,8 +265,8 @@ def test_a_new_adapter_stands_before_what_belongs_to_the_next_table(tmp_path, be
 def test_an_adapter_moves_between_groups_and_leaves_no_second_entry(tmp_path):
     (tmp_path / "adapters.toml").write_text(WHOLE)
 
-    project = save(tmp_path, wanted("judge", "judge>=2"))
-    moved = save(tmp_path, wanted("any", "any", group="extra"))
+    project = save_adapter(tmp_path, wanted("judge", "judge>=2"))
+    moved = save_adapter(tmp_path, wanted("any", "any", group="extra"))
 
     assert next(w for w in project.adapters if w.key == "judge").group is None
     assert next(w for w in moved.adapters if w.key == "any").group == "extra"
@@ -273,21 +276,21 @@ def test_an_adapter_moves_between_groups_and_leaves_no_second_entry(tmp_path):
 def test_what_a_merge_is_made_of_is_not_taken_out_without_it(tmp_path):
     (tmp_path / "adapters.toml").write_text(WHOLE)
 
-    with pytest.raises(Conflict, match="`brief` goes into `legal-summary`"):
-        remove(tmp_path, "brief")
+    with pytest.raises(Conflict, match="`brief` is part of `legal-summary`"):
+        remove_adapter(tmp_path, parse_name("brief"))
     with pytest.raises(NotFound, match="no `breif`; did you mean `brief`"):
-        remove(tmp_path, "breif")
+        remove_adapter(tmp_path, parse_name("breif"))
     assert (tmp_path / "adapters.toml").read_text() == WHOLE
 
-    project = remove(tmp_path, "brief", "legal-summary")
-    assert [w.key for w in project.wanted] == ["legal-qa", "summarize", "any", "whatever", "judge"]
+    project = remove_adapter(tmp_path, parse_name("brief"), parse_name("legal-summary"))
+    assert [w.key for w in project.requirements] == ["legal-qa", "summarize", "any", "whatever", "judge"]
 
 
 def test_a_merge_keeps_its_name(tmp_path):
     (tmp_path / "adapters.toml").write_text(WHOLE)
 
     with pytest.raises(Conflict, match="`legal-summary` is a merge of this project"):
-        save(tmp_path, wanted("legal-summary", "legal-summary"))
+        save_adapter(tmp_path, wanted("legal-summary", "legal-summary"))
 
 
 def test_a_project_is_not_made_twice(tmp_path):
@@ -295,7 +298,7 @@ def test_a_project_is_not_made_twice(tmp_path):
 
     assert project == read_project(tmp_path)
     assert str(project.base) == "./models/base-7b"
-    with pytest.raises(Conflict, match="It was left as it is"):
+    with pytest.raises(Conflict, match="It was not changed"):
         create_project(tmp_path)
 
 
@@ -312,7 +315,7 @@ NAMES = KEYS.filter(
 @given(key=KEYS, name=NAMES, namespace=st.none() | KEYS, specifiers=SPECIFIERS, max_rank=RANKS, group=st.none() | KEYS)
 def test_what_is_saved_is_what_is_read(key, name, namespace, specifiers, max_rank, group):
     full = f"{namespace}/{name}" if namespace else name
-    one = wanted(key, f"{full}{specifiers}", max_rank=max_rank, group=group)
+    one = wanted(key, f"{full}{specifiers}", ranks=RankRange(max_rank=max_rank), group=group)
 
     project = project_of(with_adapter("[adapters]\nother-one = '*'\n", one), Path())
 
@@ -321,6 +324,6 @@ def test_what_is_saved_is_what_is_read(key, name, namespace, specifiers, max_ran
 
 
 def test_a_requirement_is_one_text():
-    one = wanted("summarize", "acme/summarize~=1.0", min_rank=4, max_rank=16, remote="ours")
+    one = wanted("summarize", "acme/summarize~=1.0", ranks=RankRange(min_rank=4, max_rank=16), remote="ours")
 
     assert wanted_text(one) == "acme/summarize~=1.0 min-rank=4 max-rank=16 remote=ours"

@@ -13,11 +13,11 @@ import pytest
 from adapterhub.core.errors import NotFound, ProjectNotTrusted, UsageProblem
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.projects.lock.lockfile import read_lock
-from adapterhub.projects.places import ProjectSources, lock_now, means_of, save_lock
+from adapterhub.projects.places import ProjectSources, build_sources, lock_now, save_lock
 from adapterhub.projects.session import Session, sources_from
 from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
 from adapterhub.projects.trusted import Servers
-from adapterhub.projects.upgrades import project_asked
+from adapterhub.projects.upgrades import project_requests
 from adapterhub.projects.values import Project
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
@@ -73,12 +73,12 @@ def test_a_program_locks_and_syncs_a_project(tmp_path):
     is_new = save_lock(session, project, outcome.lock)
     with syncing(session.library, folder) as target:
         plan = plan_sync(target, wanted_entries(outcome.lock))
-        run_sync(session.library, outcome.lock, plan, means_of(session, outcome.lock, sources))
+        run_sync(session.library, outcome.lock, plan, build_sources(session, outcome.lock, sources))
 
     assert is_new
     assert list(read_lock(folder).entries) == ["legal-qa"]
     assert (folder / "adapters" / "legal-qa" / "adapter_config.json").is_file()
-    assert [one.key for one in project_asked(session, project, [], offline=True)] == ["legal-qa"]
+    assert [one.key for one in project_requests(session, project, [], offline=True)] == ["legal-qa"]
 
 
 def test_the_caller_is_asked_once_for_the_servers_of_a_project(tmp_path):
@@ -153,7 +153,9 @@ print(constants.HF_HUB_DISABLE_TELEMETRY)
 
 
 def test_neither_a_session_nor_the_plugin_of_vllm_needs_the_commands():
-    names = "session, project_sources, project_trust, project_saving, upgrades, vllm_plugin.resolver"
+    names = (
+        "projects.session, projects.places, projects.trust, projects.saving, projects.upgrades, vllm_plugin.resolver"
+    )
     modules = "; ".join(f"import adapterhub.{name}" for name in names.split(", "))
     code = f"{modules}\nimport sys\nprint([m for m in sys.modules if m.startswith(('click', 'adapterhub.cli'))])"
 

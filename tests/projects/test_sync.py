@@ -45,7 +45,7 @@ def one(add: Add) -> LockedAdapter:
 @pytest.fixture
 def states(library: Library) -> Callable[[Path, Lock], dict[str, str]]:
     def look(project: Path, lock: Lock) -> dict[str, str]:
-        return {s.entry.key: s.judged.standing for s in planned(library, project, wanted_entries(lock)).steps}
+        return {s.entry.key: s.state.standing for s in planned(library, project, wanted_entries(lock)).steps}
 
     return look
 
@@ -167,8 +167,8 @@ def test_a_file_that_was_swapped_in_a_folder_of_ours_is_put_right(library, proje
     path.write_bytes(b"other")
 
     [step] = planned(library, project, [one]).steps
-    assert step.judged.standing == "replace"
-    assert f"`{name}`" in step.judged.reasons[0]
+    assert step.state.standing == "replace"
+    assert f"`{name}`" in step.state.reasons[0]
     sync(library, project, lock_of(one))
     assert states(project, lock_of(one)) == {"legal-qa": "right"}
 
@@ -465,13 +465,15 @@ def test_projects_are_known_by_their_folder_once(library, project, one, tmp_path
 
 
 def test_a_place_that_cannot_be_opened_is_told(library, project, add, tmp_path):
-    from adapterhub.projects.sync import Means, run_sync
+    from adapterhub.projects.sync import BuildSources, run_sync
 
     away = Library(tmp_path / "away")
     locked = entry_of(add("tables", seed=3, into=away).build)
     lock = lock_of(locked)
 
     with pytest.raises(AdapterNotFound) as refused:
-        run_sync(library, lock, planned(library, project, [locked]), Means(places=nowhere, rebuild=lambda _: None))
+        run_sync(
+            library, lock, planned(library, project, [locked]), BuildSources(places=nowhere, rebuild=lambda _: None)
+        )
 
     assert "nobody has `tables`" in refused.value.message

@@ -113,8 +113,8 @@ def test_a_second_machine_with_an_empty_library_gets_the_locked_bytes(world):
 
     assert world.is_locked_state()
     assert told["fetched_bytes"] == sum(f.size_bytes for e in world.locked.values() for f in e.files)
-    assert {e.source.repo for e in world.locked.values()} == {world.repo("legal-qa"), world.repo("tables")}
-    assert all(e.source.commit and e.source.url == world.server.url for e in world.locked.values())
+    assert {e.source.pin["repo"] for e in world.locked.values()} == {world.repo("legal-qa"), world.repo("tables")}
+    assert all(e.source.pin["commit"] and e.source.address == world.server.url for e in world.locked.values())
     assert {a["done"] for a in second.json("sync", "--frozen", "--offline")["adapters"]} == {"kept"}
 
 

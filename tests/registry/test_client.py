@@ -19,6 +19,7 @@ from adapterhub.core.errors import (
     ReleaseExists,
     RemoteUnreachable,
 )
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.hub import Hub, Search
 from adapterhub.distribution.install import plan_install, run_install
@@ -106,7 +107,9 @@ def test_tags_alone_find_the_same_on_a_hub_without_our_index(server, library, ad
     monkeypatch.setattr(Hub, "features", frozenset())
 
     by_weights = hub.search(Search(base_weights=base.fingerprint.weights, task=team))
-    by_rank = hub.search(Search(base_weights=base.fingerprint.weights, task=team, min_rank=5, max_rank=20))
+    by_rank = hub.search(
+        Search(base_weights=base.fingerprint.weights, task=team, ranks=RankRange(min_rank=5, max_rank=20))
+    )
 
     assert {f.repo for f in by_weights} == {f"{team}/qa-r4", f"{team}/qa-r16"}
     assert [(f.repo, f.rank, f.name) for f in by_rank] == [(f"{team}/qa-r16", 16, "qa-r16")]

@@ -125,7 +125,7 @@ def test_a_registry_that_tells_a_date_that_is_none_is_not_believed(proxy, push):
     name, _, _ = push("1.0.0")
     proxy.fault = lambda r: (lambda body: body.replace(b'Z"', b'?"')) if r.path.endswith("/versions") else None
 
-    with pytest.raises(RemoteUnreachable, match="gave no list of versions"):
+    with pytest.raises(RemoteUnreachable, match="sent no list of versions"):
         dates(proxy, name)
 
 

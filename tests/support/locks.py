@@ -11,10 +11,18 @@ from adapterhub.core.specs import parse_name
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
-from adapterhub.projects.builds import Locked
 from adapterhub.projects.merges import Merges
-from adapterhub.projects.sync import Done, Means, SyncPlan, opened, plan_sync, run_sync, syncing, wanted_entries
-from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource
+from adapterhub.projects.sync import (
+    BuildSources,
+    SyncPlan,
+    SyncResult,
+    opened,
+    plan_sync,
+    run_sync,
+    syncing,
+    wanted_entries,
+)
+from adapterhub.projects.values import Lock, Locked, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource
 
 
 def entry_of(
@@ -39,6 +47,16 @@ def entry_of(
     )
 
 
+def in_directory(path: str, remote: str = "") -> LockedSource:
+    """A directory, as the project writes it."""
+    return LockedSource(remote=remote, kind="directory", address=path)
+
+
+def on_hub(url: str, repo: str, commit: str, remote: str = "") -> LockedSource:
+    """A commit of a repository on a server."""
+    return LockedSource(remote=remote, kind="hub", address=url, pin={"repo": repo, "commit": commit})
+
+
 def lock_of(*entries: Locked, base: LockedBase | None = None) -> Lock:
     """A lock of these."""
     ordered = sorted(entries, key=lambda e: e.key)
@@ -54,7 +72,7 @@ def nowhere(entry: Locked) -> Iterable[Source]:
     raise AdapterNotFound(f"nobody has `{entry.key}`")
 
 
-def means(library: Library, *places: Source, lock: Lock | None = None) -> Means:
+def means(library: Library, *places: Source, lock: Lock | None = None) -> BuildSources:
     """Builds come from these places, and merges are made again."""
 
     def found(_entry: Locked) -> Sequence[Source]:
@@ -71,7 +89,7 @@ def planned(library: Library, project: Path, entries: Iterable[Locked]) -> SyncP
 
 def sync(
     library: Library, project: Path, lock: Lock, *places: Source, groups: Any = (), check: bool = False, **options: Any
-) -> Done:
+) -> SyncResult:
     """One sync, as the command does it."""
     with syncing(library, project) as target:
         plan = plan_sync(target, wanted_entries(lock, groups), reads_all=check)

@@ -12,6 +12,7 @@ import pytest
 
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import SignatureRefused, shown
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.manifest import SIGNATURE_FILE, WEIGHTS_FILE
 from adapterhub.formats.release import Provenance, Release
@@ -256,14 +257,14 @@ def test_what_is_remembered_is_the_first_base_the_rank_and_the_version(root: Pat
         ("acme/legal-qa", {"bases": ("a", "sha256:x")}, {"base": "sha256:x"}, True),
         ("acme/legal-qa", {}, {"version": "1.0.0rc1"}, False),
         ("acme/legal-qa>=1.0.0rc1", {}, {"version": "1.0.0rc1"}, True),
-        ("acme/legal-qa", {"min_rank": 4}, {}, True),
-        ("acme/legal-qa", {"min_rank": 5}, {}, False),
-        ("acme/legal-qa", {"max_rank": 4}, {}, True),
-        ("acme/legal-qa", {"max_rank": 3}, {}, False),
+        ("acme/legal-qa", {"ranks": RankRange(min_rank=4)}, {}, True),
+        ("acme/legal-qa", {"ranks": RankRange(min_rank=5)}, {}, False),
+        ("acme/legal-qa", {"ranks": RankRange(max_rank=4)}, {}, True),
+        ("acme/legal-qa", {"ranks": RankRange(max_rank=3)}, {}, False),
         ("acme/legal-qa", {}, {"rank": None}, True),
-        ("acme/legal-qa", {"min_rank": 1}, {"rank": None}, False),
-        ("acme/legal-qa", {"min_rank": 1}, {"rank": 1}, True),
-        ("acme/legal-qa", {"max_rank": 1}, {"rank": None}, True),
+        ("acme/legal-qa", {"ranks": RankRange(min_rank=1)}, {"rank": None}, False),
+        ("acme/legal-qa", {"ranks": RankRange(min_rank=1)}, {"rank": 1}, True),
+        ("acme/legal-qa", {"ranks": RankRange(max_rank=1)}, {"rank": None}, True),
     ],
 )
 def test_a_seen_build_counts_where_it_would_have_answered(

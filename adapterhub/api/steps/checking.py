@@ -269,7 +269,7 @@ def audited(
     from adapterhub.library.audit import Surroundings, audit, store_report
 
     def find_source(origin: Origin) -> Source:
-        return session.place_hub(origin.place)
+        return session.place_source(origin.place)
 
     library = session.library
     with bars.progress("audit", None) as progress:

@@ -12,8 +12,8 @@ from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
     from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease
+    from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.distribution.choosing import RankBounds
     from adapterhub.distribution.hub import Contents, Hub
     from adapterhub.distribution.resolve import Resolution
     from adapterhub.formats.modules.groups import Modules
@@ -132,7 +132,7 @@ def document_on_server(
     session: Session,
     spec: AdapterSpec,
     base: BaseSpec | None,
-    bounds: RankBounds,
+    bounds: RankRange,
     *,
     remote: str | None,
     token: str | None,

@@ -10,8 +10,8 @@ from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NotFound, Usag
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.distribution.choosing import RankBounds
     from adapterhub.distribution.resolve import Objection, Resolution
     from adapterhub.formats.release import Release
     from adapterhub.library.bases.records import BaseRecord
@@ -46,7 +46,7 @@ def lineage_of(session: Session) -> Lineage:
 
 
 def find_build(
-    session: Session, spec: AdapterSpec, bounds: RankBounds, *, for_use: bool, base: BaseSpec | None = None
+    session: Session, spec: AdapterSpec, bounds: RankRange, *, for_use: bool, base: BaseSpec | None = None
 ) -> Installed:
     """The one installed build that `spec` names; prints the warnings.
 
@@ -72,7 +72,7 @@ def choose_release(
     sources: Sequence[Source],
     *,
     wanted: RequestedBase | None,
-    bounds: RankBounds,
+    bounds: RankRange,
     objection: Objection | None = None,
     ignore_bindings: bool = False,
 ) -> tuple[Release, Source, Resolution]:

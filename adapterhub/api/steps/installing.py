@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from adapterhub.distribution.choosing import ANY_RANK, RankBounds
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.install import plan_install, run_install
 from adapterhub.distribution.outdated import Offer, offers
 from adapterhub.projects.session import wanted_from
-from adapterhub.projects.upgrades import library_asked
+from adapterhub.projects.upgrades import library_requests
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.distribution.install import Plan
+    from adapterhub.distribution.install import InstallPlan
     from adapterhub.distribution.resolve import Objection
     from adapterhub.library.library import Added
     from adapterhub.projects.places import SpecSources
@@ -31,10 +31,10 @@ def plan_one(
     *,
     base: BaseSpec | None = None,
     base_is_typed: bool = True,
-    bounds: RankBounds = ANY_RANK,
+    bounds: RankRange = ANY_RANK,
     allow_base_mismatch: bool = False,
     objection: Objection | None = None,
-) -> Plan:
+) -> InstallPlan:
     """Choose the build for one spec; `base` is for a spec without one, and must be its own where it was typed.
 
     Raises:
@@ -56,7 +56,13 @@ def plan_one(
 
 
 def install_one(
-    session: Session, plan: Plan, sources_of: SpecSources, signatures: SignaturePolicy | None, *, bars: Bars, what: str
+    session: Session,
+    plan: InstallPlan,
+    sources_of: SpecSources,
+    signatures: SignaturePolicy | None,
+    *,
+    bars: Bars,
+    what: str,
 ) -> Added | None:
     """Carry out a plan of `plan_one`; None when the build was there already. Warnings of its checks are reported."""
     with bars.progress(f"install {what}", plan.copy_bytes) as progress:
@@ -79,12 +85,14 @@ class Upgraded:
     """One name of the library with a newer release; `added` is None in a preview, or where it was there already."""
 
     offer: Offer
-    plan: Plan
+    plan: InstallPlan
     added: Added | None
 
     def __repr__(self) -> str:
         taken = self.offer.allowed
-        return f"<Upgraded {self.offer.asked.key} {self.offer.asked.version} -> {taken.version if taken else 'none'}>"
+        return (
+            f"<Upgraded {self.offer.request.key} {self.offer.request.version} -> {taken.version if taken else 'none'}>"
+        )
 
 
 def upgrade_library(
@@ -101,18 +109,18 @@ def upgrade_library(
 ) -> list[Upgraded]:
     """Install the newest release of each installed name, or of those in `specs`, beside what is there."""
     library = session.library
-    asked = library_asked(session, specs, remote=remote, token=token, offline=offline, places=places)
+    asked = library_requests(session, specs, remote=remote, token=token, offline=offline, places=places)
     with bars.steps("check", unit="adapters") as progress:
         found = offers(library, asked, progress)
     best: dict[int, Offer] = {}
     for offer in found:
         if offer.problem is not None:
-            session.out.warn(f"`{offer.asked.key}`: {offer.problem.splitlines()[0]}")
-        elif offer.has_allowed and id(offer.asked) not in best:
-            best[id(offer.asked)] = offer
+            session.out.warn(f"`{offer.request.key}`: {offer.problem.splitlines()[0]}")
+        elif offer.has_allowed and id(offer.request) not in best:
+            best[id(offer.request)] = offer
     done: list[Upgraded] = []
     for offer in best.values():
-        one, taken = offer.asked, offer.allowed
+        one, taken = offer.request, offer.allowed
         assert taken is not None  # `has_allowed`
         spec = replace(one.spec, namespace=taken.namespace, digest_prefix=taken.digest)
         sources = [source for source in one.sources() if source.label == offer.place]

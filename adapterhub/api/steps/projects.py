@@ -14,10 +14,10 @@ from adapterhub.library.store.roots import KnownProjects
 from adapterhub.projects.lock.lockfile import previous_lock, read_lock
 from adapterhub.projects.lock.staleness import lock_problems
 from adapterhub.projects.locking import ALL, Change, LockOutcome, base_moved_since
-from adapterhub.projects.places import ProjectSources, lock_now, means_of, save_lock
+from adapterhub.projects.places import ProjectSources, build_sources, lock_now, save_lock
 from adapterhub.projects.sync import (
-    Done,
     SyncPlan,
+    SyncResult,
     ensure_unblocked,
     opened,
     plan_sync,
@@ -31,7 +31,7 @@ from adapterhub.projects.values import LockedMerge, LockedSource, digests_of
 if TYPE_CHECKING:
     from adapterhub.projects.session import Bars, Session
     from adapterhub.projects.trusted import TrustedProject
-    from adapterhub.projects.values import Lock, Project, WantedMerge
+    from adapterhub.projects.values import Lock, MergeRequirement, Project
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 
@@ -41,7 +41,7 @@ class Synced:
 
     lock: Lock
     plan: SyncPlan
-    done: Done
+    done: SyncResult
     is_locked_anew: bool
 
     @property
@@ -123,7 +123,7 @@ def sync_project(
             library,
             lock,
             plan,
-            means_of(session, lock, sources, signatures, bars=bars),
+            build_sources(session, lock, sources, signatures, bars=bars),
             prune=prune,
             delete=delete(plan) if prune else (),
             reads_all=check,
@@ -213,7 +213,9 @@ def upgrade_project(
     library = session.library
     with syncing(library, project.folder) as target:
         plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
-        done = run_sync(library, outcome.lock, plan, means_of(session, outcome.lock, sources, signatures, bars=bars))
+        done = run_sync(
+            library, outcome.lock, plan, build_sources(session, outcome.lock, sources, signatures, bars=bars)
+        )
     _report(session, [warning for one in done.brought for warning in one.warnings])
     return outcome, Synced(lock=outcome.lock, plan=plan, done=done, is_locked_anew=is_new)
 
@@ -224,7 +226,7 @@ def preview_upgrade(
     """Resolve as an upgrade does and compare the folders; merges are listed, not run."""
     to_merge: set[str] = set()
 
-    def put_off(wanted: WantedMerge, _inputs: object) -> LockedMerge:
+    def put_off(wanted: MergeRequirement, _inputs: object) -> LockedMerge:
         to_merge.add(wanted.key)
         return _unmade(wanted)
 
@@ -238,11 +240,11 @@ def preview_upgrade(
         plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
     ensure_unblocked(plan)
     changes = tuple(replace(c, text="merged anew") if c.key in to_merge else c for c in outcome.changes)
-    folders = tuple(step.folder for step in plan.steps if step.judged.standing != "right")
+    folders = tuple(step.folder for step in plan.steps if step.state.standing != "right")
     return Preview(changes=changes, folders=folders, warnings=tuple(outcome.warnings))
 
 
-def _unmade(wanted: WantedMerge) -> LockedMerge:
+def _unmade(wanted: MergeRequirement) -> LockedMerge:
     """A stand-in for a merge that is not run; without a digest, it differs from any locked or present merge."""
     return LockedMerge(
         key=wanted.key,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.steps.finding import choose_release
 from adapterhub.core.errors import NotAllowed, NotFound, RemoteUnreachable, UsageProblem
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import names_folder, parse_namespace
-from adapterhub.distribution.choosing import ANY_RANK, RankBounds
 from adapterhub.formats.release import Release
 from adapterhub.library.transfer import copy
 from adapterhub.projects.session import wanted_from
@@ -156,7 +156,7 @@ def pull_release(
     folder: Path,
     *,
     base: BaseSpec | None = None,
-    bounds: RankBounds = ANY_RANK,
+    bounds: RankRange = ANY_RANK,
     objection: Objection | None = None,
     signatures: SignaturePolicy | None = None,
     remote: str | None = None,
@@ -214,7 +214,7 @@ def mirror_releases(
     target: str,
     namespace: str | None = None,
     base: BaseSpec | None = None,
-    bounds: RankBounds = ANY_RANK,
+    bounds: RankRange = ANY_RANK,
     private: bool = False,
     dry_run: bool = False,
     ignore_bindings: bool = False,

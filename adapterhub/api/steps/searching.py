@@ -9,7 +9,7 @@ from adapterhub.api.steps.finding import ask
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.distribution.hub import Found, Hub, Search
+    from adapterhub.distribution.hub import Hub, Search, SearchHit
     from adapterhub.library.store.index import BuildRow
     from adapterhub.projects.session import Session
 
@@ -53,7 +53,7 @@ def base_name(row: BuildRow, aliases: dict[str, str]) -> str:
     return aliases.get(row.base_weights) or row.base_hub_id or row.base_weights[7:19] or "unknown"
 
 
-def search_server(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> list[tuple[Found, str]]:
+def search_server(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> list[tuple[SearchHit, str]]:
     """What the server lists, with how its base is known to be `base`: by its weights, then by its Hub id."""
     if base is None:
         return [(found, "") for found in hub.search(search)]
@@ -64,7 +64,7 @@ def search_server(session: Session, hub: Hub, base: BaseSpec | None, search: Sea
     record = wanted.record
     weights = record.fingerprint.weights if record else wanted.digest_prefix or ""
     hub_id = (record.hints.hub_id if record else wanted.hub_id) or ""
-    rows: dict[str, tuple[Found, str]] = {}
+    rows: dict[str, tuple[SearchHit, str]] = {}
     if weights:
         rows = {found.repo: (found, BY_WEIGHTS) for found in hub.search(replace(search, base_weights=weights))}
     if hub_id:

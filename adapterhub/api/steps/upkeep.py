@@ -71,7 +71,7 @@ def repair_store(
         if origin.is_server:
             if remote or offline:
                 return session.named_hub(remote, token=token, offline=offline)
-            return session.place_hub(origin.place, token=token)
+            return session.place_source(origin.place, token=token)
         return open_source(Path(origin.place))
 
     return repair(session.library, find_source, sources_from(session, tuple(places)), dry_run=dry_run)

@@ -29,7 +29,7 @@ from adapterhub.projects.places import SpecSources, editing, objection_from, pro
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.distribution.install import Plan
+    from adapterhub.distribution.install import InstallPlan
     from adapterhub.library.library import Added
     from adapterhub.trust.signing.policy import SignaturePolicy
 
@@ -102,7 +102,7 @@ def install(
       adapt install -r adapters.txt
     """
     from adapterhub.api.steps.installing import install_one, plan_one
-    from adapterhub.distribution.choosing import RankBounds
+    from adapterhub.core.ranks import RankRange
     from adapterhub.projects.saving import Saved
 
     specs = (*specs, *(spec for path in lists for spec in read_requirements(path)))
@@ -119,7 +119,7 @@ def install(
     sources_of = SpecSources(session, places, remote=remote, token=token, offline=offline)
     base_is_typed = base is not None
     base = base or project_base(session)
-    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     documents: list[dict[str, Any]] = []
     installed: list[Saved] = []
     for spec in specs:
@@ -164,7 +164,7 @@ def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) ->
             session.out.line(f"installed {what} from {d['source']}  {d['path']}")
 
 
-def _plan_document(plan: Plan) -> dict[str, Any]:
+def _plan_document(plan: InstallPlan) -> dict[str, Any]:
     manifest, chosen = plan.release.manifest, plan.resolution.chosen
     fetch = {entry.path for entry in plan.missing}
     return {
@@ -185,7 +185,7 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _done_document(plan: Plan, added: Added | None) -> dict[str, Any]:
+def _done_document(plan: InstallPlan, added: Added | None) -> dict[str, Any]:
     document = _plan_document(plan)
     if added is not None:
         document |= added_document(added)

@@ -13,6 +13,7 @@ from adapterhub.api.steps.searching import COLUMNS, base_name, search_installed
 from adapterhub.cli.completion.completing import complete_remote
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_options
 from adapterhub.cli.output import size_text
+from adapterhub.core.ranks import RankRange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,14 +91,14 @@ def search(
       adapt search contract --base base-7b --max-rank 16
       adapt search --remote ours --base base-7b --task legal-qa
     """
+    ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     if remote is not None:
         from adapterhub.cli.adapters.remote_search import search_remote
 
         hub = session.named_hub(remote, token=token, offline=False)
         from adapterhub.distribution.hub import Search
 
-        low, high = (rank, rank) if rank is not None else (min_rank, max_rank)
-        query = Search(text=" ".join(text), task=task, min_rank=low, max_rank=high, method=method, limit=limit)
+        query = Search(text=" ".join(text), task=task, ranks=ranks, method=method, limit=limit)
         search_remote(session, hub, base, query)
         return
     _answer(
@@ -105,9 +106,7 @@ def search(
         text=" ".join(text),
         base=base,
         task=task,
-        rank=rank,
-        min_rank=min_rank,
-        max_rank=max_rank,
+        ranks=ranks,
         method=method,
     )
 
@@ -153,8 +152,8 @@ def path(session: Session, spec: AdapterSpec, rank: int | None, min_rank: int | 
     Example:
       python -c "from peft import …" "$(adapt path legal-qa@base-7b)"
     """
-    from adapterhub.distribution.choosing import RankBounds
+    from adapterhub.core.ranks import RankRange
 
-    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     build = find_build(session, spec, bounds, for_use=True)  # another program will use it
     session.out.result({"path": str(build.folder)}, lambda: session.out.line(str(build.folder)))

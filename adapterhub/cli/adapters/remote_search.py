@@ -9,7 +9,7 @@ from adapterhub.api.steps.searching import SERVER_COLUMNS, search_server
 if TYPE_CHECKING:
     from adapterhub.cli.options.params import Session
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.distribution.hub import Found, Hub, Search
+    from adapterhub.distribution.hub import Hub, Search, SearchHit
 
 
 def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> None:
@@ -26,7 +26,7 @@ def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Sea
         session.out.hint(f"no adapter on {hub.endpoint} matches; try fewer conditions")
 
 
-def _document(found: Found, fits: str, aliases: dict[str, str]) -> dict[str, Any]:
+def _document(found: SearchHit, fits: str, aliases: dict[str, str]) -> dict[str, Any]:
     base = aliases.get(found.base_weights or "") or found.base_hub_id or (found.base_weights or "")[7:19] or "unknown"
     return {
         "repository": found.repo,

@@ -14,8 +14,8 @@ from adapterhub.cli.output import size_text
 from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
 
 if TYPE_CHECKING:
+    from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.distribution.choosing import RankBounds
 
 
 @click.command()
@@ -49,9 +49,9 @@ def info(
       adapt info acme/legal-qa@base-7b --remote ours
       adapt show legal-summary --recipe > merge.toml
     """
-    from adapterhub.distribution.choosing import RankBounds
+    from adapterhub.core.ranks import RankRange
 
-    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     not_here: AdapterNotFound | NoCompatibleRelease | None = None
     if remote is None:
         from adapterhub.cli.inspect.info_local import show_installed
@@ -78,7 +78,7 @@ def _show_remote(
     session: Session,
     spec: AdapterSpec,
     base: BaseSpec | None,
-    bounds: RankBounds,
+    bounds: RankRange,
     remote: str | None,
     token: str | None,
     not_here: AdapterNotFound | NoCompatibleRelease | None,

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from adapterhub.cli.options.params import Session
+    from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.distribution.choosing import RankBounds
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.upkeep.lineage import Node
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def show_installed(
-    session: Session, spec: AdapterSpec, base: BaseSpec | None, bounds: RankBounds, *, recipe: bool
+    session: Session, spec: AdapterSpec, base: BaseSpec | None, bounds: RankRange, *, recipe: bool
 ) -> None:
     """Show the installed build that `spec` names, or only its merge recipe.
 

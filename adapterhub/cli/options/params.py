@@ -15,13 +15,13 @@ import click
 from adapterhub.cli.output import Output
 from adapterhub.core.disk.home import default_root
 from adapterhub.core.limits import parse_limits, use_limits
+from adapterhub.library.transfer import Source
 from adapterhub.projects import session as library_session
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.distribution.hub import Hub
     from adapterhub.library.remotes import Remote
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,11 +33,11 @@ class Session(library_session.Session):
 
     out: Output
 
-    def hub(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Hub:
-        """The hub client, without its own progress bars when ours are off."""
+    def open_remote(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Source:
+        """The remote end, without the progress bars of the Hub client when ours are off."""
         if not offline and (self.out.quiet or not sys.stderr.isatty()):
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the client reads it once, when imported
-        return library_session.Session.hub(self, remote, token=token, offline=offline)
+        return library_session.Session.open_remote(self, remote, token=token, offline=offline)
 
 
 def common(command: F) -> F:

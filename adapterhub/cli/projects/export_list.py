@@ -10,7 +10,7 @@ from adapterhub.core.errors import NotAllowed, UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.cli.options.params import Session
-    from adapterhub.projects.builds import Locked
+    from adapterhub.projects.values import Locked
 
 
 def write_list(

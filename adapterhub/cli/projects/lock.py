@@ -128,7 +128,8 @@ def _entries_document(lock: Lock) -> dict[str, Any]:
 
 
 def _entry_document(entry: LockedAdapter | LockedMerge, name: str) -> dict[str, Any]:
-    source = entry.source
+    from adapterhub.projects.lock.lockfile import source_table
+
     return {
         "key": entry.key,
         "name": name,
@@ -137,15 +138,6 @@ def _entry_document(entry: LockedAdapter | LockedMerge, name: str) -> dict[str, 
         "base": entry.base,
         "rank": entry.rank,
         "group": entry.group,
-        "source": {
-            name: value or None
-            for name, value in (
-                ("remote", source.remote),
-                ("url", source.url),
-                ("repo", source.repo),
-                ("commit", source.commit),
-                ("path", source.path),
-            )
-        },
+        "source": dict.fromkeys(("remote", "url", "repo", "commit", "path")) | source_table(entry.source),
         "files": [{"path": f.path, "sha256": f.sha256, "size_bytes": f.size_bytes} for f in entry.files],
     }

@@ -22,7 +22,7 @@ from adapterhub.core.errors import shown
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.distribution.outdated import Asked, Offer
+    from adapterhub.distribution.outdated import Offer, UpgradeRequest
 
 
 @click.command()
@@ -55,13 +55,13 @@ def outdated(
       adapt outdated legal-qa --all
     """
     from adapterhub.distribution.outdated import offers
-    from adapterhub.projects.upgrades import library_asked, project_asked
+    from adapterhub.projects.upgrades import library_requests, project_requests
 
     project = None if is_library else session.project
     if project is not None:
-        asked = project_asked(session, project, specs, remote=remote, token=token, offline=offline, places=places)
+        asked = project_requests(session, project, specs, remote=remote, token=token, offline=offline, places=places)
     else:
-        asked = library_asked(session, specs, remote=remote, token=token, offline=offline, places=places)
+        asked = library_requests(session, specs, remote=remote, token=token, offline=offline, places=places)
     with session.out.steps("check", unit="adapters") as progress:
         found = offers(session.library, asked, progress)
     told = [offer for offer in found if show_all or offer.is_worth_telling]
@@ -74,7 +74,7 @@ def _say(session: Session, told: Sequence[Offer], *, is_project: bool) -> None:
     for offer in told:
         allowed = (offer.allowed.version if offer.allowed else None,) if is_project else ()
         newest = offer.newest.version if offer.newest else None
-        rows.append((offer.asked.key, offer.asked.version, *allowed, newest, offer.place, _note(offer)))
+        rows.append((offer.request.key, offer.request.version, *allowed, newest, offer.place, _note(offer)))
     had = ("locked", "allowed") if is_project else ("installed",)
     session.out.table(("name", *had, "newest", "place", "note"), rows)
 
@@ -89,9 +89,9 @@ def _note(offer: Offer) -> str:
     return ""
 
 
-def _say_rest(session: Session, asked: Sequence[Asked], found: Sequence[Offer]) -> None:
+def _say_rest(session: Session, asked: Sequence[UpgradeRequest], found: Sequence[Offer]) -> None:
     """Print the adapters that no source has, and what to do next."""
-    seen = {id(offer.asked) for offer in found}
+    seen = {id(offer.request) for offer in found}
     nowhere = [f"`{one.key}`" for one in asked if id(one) not in seen]
     if nowhere:
         session.out.note(f"no source has {listed(nowhere)}")

@@ -16,7 +16,7 @@ from adapterhub.core.errors import UsageProblem
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adapterhub.projects.sync import Done, SyncPlan
+    from adapterhub.projects.sync import SyncPlan, SyncResult
     from adapterhub.projects.values import Project
     from adapterhub.trust.signing.policy import SignaturePolicy
 
@@ -113,7 +113,7 @@ def _names(paths: Sequence[str]) -> str:
     return listed([f"`{Path(path).name}`" for path in paths])
 
 
-def document_of(project: Project, plan: SyncPlan, done: Done, *, is_new: bool) -> dict[str, Any]:
+def document_of(project: Project, plan: SyncPlan, done: SyncResult, *, is_new: bool) -> dict[str, Any]:
     """The JSON document of a sync."""
     from adapterhub.projects.builds import full_name_of
 
@@ -133,7 +133,7 @@ def document_of(project: Project, plan: SyncPlan, done: Done, *, is_new: bool) -
                 "path": str(step.folder),
                 "done": what,
                 "from": brought[step.entry.key].origin if step.entry.key in brought else None,
-                "repaired": list(step.judged.reasons) if what == "replaced" else [],
+                "repaired": list(step.state.reasons) if what == "replaced" else [],
             }
             for step, what in done.steps
         ],

@@ -155,8 +155,8 @@ def _upgrade_library(
         assert taken is not None  # an upgrade takes what is allowed
         documents.append(
             {
-                "name": one.offer.asked.key,
-                "from": one.offer.asked.version,
+                "name": one.offer.request.key,
+                "from": one.offer.request.version,
                 "to": taken.version,
                 "digest": taken.digest,
                 "place": one.offer.place,

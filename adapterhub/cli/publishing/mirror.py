@@ -59,7 +59,7 @@ def mirror(
       adapt mirror acme/legal-qa@base-7b acme/summarize@base-7b --from hub --to ours
     """
     from adapterhub.api.steps.publishing import mirror_releases
-    from adapterhub.distribution.choosing import RankBounds
+    from adapterhub.core.ranks import RankRange
 
     documents: list[dict[str, Any]] = []
     for one in mirror_releases(
@@ -69,7 +69,7 @@ def mirror(
         target=target,
         namespace=namespace,
         base=base,
-        bounds=RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank),
+        bounds=RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank),
         private=private,
         dry_run=dry_run,
         ignore_bindings=ignore_bindings,

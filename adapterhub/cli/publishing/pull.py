@@ -50,14 +50,14 @@ def pull(
       adapt pull acme/legal-qa@base-7b==1.0 ./legal-qa --remote ours
     """
     from adapterhub.api.steps.publishing import pull_release
-    from adapterhub.distribution.choosing import RankBounds
+    from adapterhub.core.ranks import RankRange
 
     pulled = pull_release(
         session,
         spec,
         folder,
         base=base,
-        bounds=RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank),
+        bounds=RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank),
         objection=objection_from(session, exclude_newer),
         signatures=signatures,
         remote=remote,

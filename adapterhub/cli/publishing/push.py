@@ -59,12 +59,13 @@ def push(
       adapt push legal-qa@base-7b --to ./published --sign
     """
     from adapterhub.api.steps.publishing import push_build, signing_key
-    from adapterhub.distribution.choosing import RankBounds, look_up
+    from adapterhub.core.ranks import RankRange
+    from adapterhub.distribution.choosing import look_up
 
     if key and not sign_it:
         raise UsageProblem("`--key` needs `--sign`", hint="add `--sign`")
     library = session.library
-    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
     if dry_run:
         document = _dry_document(library, build, to, sign_it=sign_it)

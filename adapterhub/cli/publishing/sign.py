@@ -46,11 +46,12 @@ def sign(
       adapt sign legal-qa@base-7b
       adapt sign legal-qa@base-7b==1.0.0 --key ana --namespace acme
     """
+    from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import parse_namespace
-    from adapterhub.distribution.choosing import RankBounds, look_up
+    from adapterhub.distribution.choosing import look_up
 
     library = session.library
-    bounds = RankBounds(rank=rank, min_rank=min_rank, max_rank=max_rank)
+    bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
     if namespace is not None:
         parse_namespace(namespace)

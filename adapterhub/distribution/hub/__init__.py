@@ -1,8 +1,8 @@
-"""The remote end: the Hugging Face Hub, our own registry, and any server that speaks their protocol.
+"""A client for the Hugging Face Hub, our registry, and any server of the same protocol.
 
-A build is one model repository; a version is a tag `v<version>` on a commit. Everything is read at fixed commits, and
-every byte is hashed while it comes: the hub's own client compares sizes only. Nothing is kept between runs but what the
-store keeps by digest, so two servers may use one repository name.
+A build is one model repository; a version is a tag `v<version>` on a commit. All reads are at fixed commits, and every
+byte is hashed on arrival, because the Hub's own client compares sizes only. Only the store keeps content between runs,
+by digest, so two servers may use the same repository name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from adapterhub.distribution.hub._listing import commit_in, dates_of, refs_of, r
 from adapterhub.distribution.hub._namespace import HubNamespace
 from adapterhub.distribution.hub._plain import header_of, plain_release
 from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
-from adapterhub.distribution.hub._search import Found, Search, search_registry, search_tags
+from adapterhub.distribution.hub._search import Search, SearchHit, search_registry, search_tags
 from adapterhub.distribution.hub._session import bound_client
 from adapterhub.distribution.hub._stream import RemoteFile
 from adapterhub.distribution.hub._wire import Wire, file_path, is_missing
@@ -41,24 +41,24 @@ from adapterhub.library.remotes import HUB_URL
 
 __all__ = [
     "Contents",
-    "Found",
     "Hub",
     "HubCommit",
     "HubNamespace",
     "HubRepository",
     "Search",
+    "SearchHit",
     "bound_client",
     "version_tag",
 ]
 
 BASE_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "vocab*", "merges.txt"]
 AT_ONCE = 8
-"""Requests for the manifests of one repository that run at the same time."""
+"""How many manifests of one repository are requested at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What a build on a server holds, read without its weights: the config and the header of the tensors."""
+    """The config and the tensor header of a build on a server, read without its weights."""
 
     repo: str
     commit: str
@@ -70,7 +70,7 @@ class Contents:
 class _Place:
     """A commit that may hold a build.
 
-    `yanked` and `digest` as the registry tells, None when it does not; `released_at` else as its commit is dated.
+    `yanked` and `digest` come from the registry, None without one; `released_at` otherwise is the commit's date.
     """
 
     repo: str
@@ -82,7 +82,7 @@ class _Place:
 
 
 class Hub:
-    """One server, and the token for it alone. Cheap to make; nothing is asked before it is needed."""
+    """One server and its token. Cheap to create; sends no request before the first use."""
 
     def __init__(
         self,
@@ -96,12 +96,12 @@ class Hub:
         """`silence_s`: how long to wait for the server's next byte [default: 30 s]."""
         self.endpoint = endpoint.rstrip("/")
         self.label = label or f"hub `{self.endpoint}`"
-        # token=False: never fall back on a token of the environment that was meant for another server
+        # token=False: never fall back on an environment token that is for another server
         self._api = HfApi(
             endpoint=self.endpoint, token=token or False, library_name="adapterhub", library_version=version or None
         )
         self._wire = Wire(self.endpoint, token, version=version or None, silence_s=silence_s)
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what it warns of, our errors say
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our errors say the same
         self._places: dict[str, _Place] = {}
 
     @property
@@ -111,17 +111,17 @@ class Hub:
 
     @property
     def received_bytes(self) -> int:
-        """Bytes of files that came from the server so far."""
+        """Bytes of files received from the server so far."""
         return self._wire.received_bytes
 
     @property
     def is_public_hub(self) -> bool:
-        """Whether this is huggingface.co, whose uploads go by Xet."""
+        """Whether this is huggingface.co, which takes uploads by Xet."""
         return self.endpoint == HUB_URL
 
     @cached_property
     def features(self) -> frozenset[str]:
-        """What the server's `/api/adapt/v1` can do; empty for a server without it."""
+        """The features of the server's `/api/adapt/v1`; empty if it has none."""
         if self.is_public_hub:
             return frozenset()
         with self._wire.plainly("connection"):
@@ -136,20 +136,20 @@ class Hub:
 
     # ------------------------------------------------------------ source
     def within(self, namespace: str) -> HubNamespace:
-        """This server as a source of names without a namespace, which are taken to be in `namespace`."""
+        """This server as a source of bare names, which it looks up in `namespace`."""
         return HubNamespace(self, namespace)
 
     def at(self, repo: str, commit: str) -> HubCommit:
-        """This server as a source of one build: that of a repository at one commit, wherever its tags lead today."""
+        """This server as a source of one build: that of a repository at one commit."""
         return HubCommit(self, repo, commit)
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
-        """Builds named `org/name`: those of the repository itself, of `org/name-<base>`, and tagged with the name.
+        """Builds of `org/name`: in that repository, in `org/name-<base>`, and in repositories tagged with the name.
 
         A bare name is never looked up on a whole hub: a stranger could own it.
 
         Raises:
-            AdapterNotFound: a build was sent but its version was never tagged, and there is no other.
+            AdapterNotFound: the only build was uploaded, but its version was never tagged.
         """
         if spec.namespace is None:
             return []
@@ -164,14 +164,14 @@ class Hub:
                 found.setdefault(release.digest, release)
         if unfinished and not found:
             raise AdapterNotFound(
-                f"`{unfinished[0]}` on {self.endpoint} has an adapter but no version tag: its push was cut",
-                hint="`adapt push` again finishes it",
+                f"`{unfinished[0]}` on {self.endpoint} has an adapter but no version tag: its push was interrupted",
+                hint="run `adapt push` again to finish it",
             )
         return list(found.values())
 
     def _repositories(self, spec: AdapterSpec) -> Iterator[str]:
-        # The repository by that name is asked before the listing: that call fails at once where a server is out of
-        # reach, while the client tries a listing five times.
+        # Request the repository before the listing: that call fails at once for an unreachable server, while the
+        # client tries a listing five times.
         yield spec.full_name
         if spec.base is not None and spec.base.kind == "alias":
             yield f"{spec.full_name}-{spec.base.text}"
@@ -199,7 +199,7 @@ class Hub:
                 places = [_Place(repo=repo, commit=commit, version=None) for commit in mains]
         for place, manifest in self._with_manifests(places):
             if manifest is not None and is_head:
-                # Our push tags last: what has no tag is not published, however whole it looks.
+                # Our push tags last: without a tag, the build is not published.
                 unfinished.append(repo)
                 continue
             release = self._release(place, manifest, spec)
@@ -208,7 +208,7 @@ class Hub:
                 yield release
 
     def _versions(self, repo: str) -> Iterator[_Place]:
-        """The versions that the registry lists, with those yanked; none where it keeps no list."""
+        """The versions that the registry lists, yanked ones included; none without such a list."""
         if "versions" not in self.features:
             return
         with self._wire.plainly(f"versions of `{repo}`"):
@@ -231,12 +231,12 @@ class Hub:
                 )
         except (KeyError, TypeError, AttributeError, ValueError, SpecError) as error:
             reason = shown(repr(error), 160)
-            raise RemoteUnreachable(f"`{repo}`: {self.endpoint} gave no list of versions: {reason}") from None
+            raise RemoteUnreachable(f"`{repo}`: {self.endpoint} sent no list of versions: {reason}") from None
 
     def _with_manifests(self, places: list[_Place]) -> Iterable[tuple[_Place, Manifest | None]]:
-        """Each place with its date, where that can be known, and its manifest."""
+        """Each place with its date, if known, and its manifest."""
         undated = sorted((p for p in places if p.released_at is None), key=_newest_last, reverse=True)
-        if len(places) + len(undated) < 2:  # noqa: PLR2004 - one question needs no threads
+        if len(places) + len(undated) <= 1:  # one request needs no threads
             return [(place, self._manifest(place)) for place in places]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             asked = pool.submit(dates_of, self._wire, places[0].repo, [place.commit for place in undated])
@@ -249,7 +249,7 @@ class Hub:
         return list(zip(dated, manifests, strict=True))
 
     def _manifest(self, place: _Place) -> Manifest | None:
-        """The manifest at one commit; None where there is none."""
+        """The manifest at one commit; None if there is none."""
         origin = _origin(place)
         with self._wire.plainly(f"`{MANIFEST_FILE}` of `{origin}`"):
             try:
@@ -277,12 +277,12 @@ class Hub:
         return None if plain is None else replace(plain, yanked=place.yanked, published_at=place.released_at)
 
     def release_at(self, repo: str, commit: str, spec: AdapterSpec) -> Release | None:
-        """The build at one commit, under the name and, where its files say none, the version in `spec`.
+        """The build at one commit, if it has the name in `spec`; `spec` also gives the version if its files do not.
 
-        None when there is none by that name. Whether it was yanked is what the server says today.
+        `yanked` is the present state on the server.
 
         Raises:
-            AdapterNotFound: the repository or the commit is gone.
+            AdapterNotFound: the repository or the commit no longer exists.
         """
         told = next((place for place in self._versions(repo) if place.commit == commit), None)
         place = replace(told or _Place(repo=repo, commit=commit, version=None), version=spec.pinned_version)
@@ -292,20 +292,20 @@ class Hub:
         return release
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
-        """One file of a build that `releases` gave; it is read from the server while it is read from the stream."""
+        """One file of a build from `releases`, streamed from the server."""
         place = self._places[release.digest]
         path = file_path(place.repo, place.commit, entry.path)
         what = f"`{entry.path}` of `{place.repo}`"
         return cast("IO[bytes]", RemoteFile(self._wire, path, size_bytes=entry.size_bytes, what=what))
 
     def provenance(self, release: Release) -> Provenance:
-        """The signature at the commit of a build; what else lies in the repository is not asked."""
+        """The signature at the commit of a build; other files of the repository are ignored."""
         place = self._places[release.digest]
         return Provenance(signature=signature_at(self._wire, place.repo, place.commit))
 
     # ------------------------------------------------------------ other
     def repository_of(self, release: Release) -> tuple[str, str]:
-        """Repository and commit of a build that `releases` gave."""
+        """Repository and commit of a build from `releases`."""
         place = self._places[release.digest]
         return place.repo, place.commit
 
@@ -313,7 +313,7 @@ class Hub:
         """Config and tensors of a build, by range requests: no weights are read.
 
         Raises:
-            DigestMismatch: the config is not the one that the manifest names.
+            DigestMismatch: the config differs from the manifest.
         """
         repo, commit = self.repository_of(release)
         config, weights = (release.manifest.file(name) for name in (CONFIG_FILE, WEIGHTS_FILE))
@@ -330,19 +330,19 @@ class Hub:
             repo=repo, commit=commit, config=AdapterConfig.parse(raw, f"{repo}: {CONFIG_FILE}"), weights=tensors
         )
 
-    def search(self, search: Search) -> list[Found]:
-        """Adapters on this server that meet all of `search`, the newest first."""
+    def search(self, search: Search) -> list[SearchHit]:
+        """Adapters on this server that match `search`, the newest first."""
         with self._wire.plainly("search"):
             if "adapters" in self.features:
                 return search_registry(self._wire, search)
             return search_tags(self._wire, search)
 
     def who(self) -> str:
-        """Whom the server takes us for; asks for nothing that needs a token when there is none."""
+        """The user of the token; without a token, whether the server is reachable."""
         with self._wire.plainly("connection"):
             if isinstance(self._api.token, str):
                 return f"signed in as {self._name()}"
-            # not through the client, which would try five times and take 23 s
+            # not through the Hub's client, which would try five times over 23 s
             self._wire.get("api/models", {"limit": 1})
             return "reachable, no token"
 
@@ -350,13 +350,13 @@ class Hub:
         told = self._wire.json("api/whoami-v2")
         name = told.get("name") if isinstance(told, dict) else None
         if not isinstance(name, str):
-            raise RemoteUnreachable(f"{self.endpoint} does not say whom it takes us for")
+            raise RemoteUnreachable(f"{self.endpoint} did not say which user the token belongs to")
         return shown(name)
 
     def fetch_base(self, repo: str, *, revision: str | None = None, offline: bool = False) -> Path:
-        """Folder of a base model: its safetensors weights, config and tokenizer, from the user's Hugging Face cache.
+        """Folder of a base model with safetensors weights, config and tokenizer.
 
-        The user's own cache is used, so that transformers finds the same files.
+        Uses the user's Hugging Face cache, so that transformers finds the same files.
         """
         with self._wire.plainly(f"base `{repo}`"):
             return Path(
@@ -369,7 +369,7 @@ class Hub:
             )
 
     def to(self, repo: str, *, private: bool = False) -> HubRepository:
-        """One repository as a destination; `private` matters only where it has to be made first."""
+        """One repository as a destination; `private` applies only if it is created."""
         return HubRepository(self._api, self._wire, repo, private=private, by_xet=self.is_public_hub)
 
 
@@ -378,7 +378,7 @@ def _origin(place: _Place) -> str:
 
 
 def _newest_last(place: _Place) -> Version:
-    """Sort key; what has no version is the head, of which every other commit is an ancestor."""
+    """Sort key; a place without a version is the head, a descendant of every other commit."""
     return Version(place.version or "999999")
 
 

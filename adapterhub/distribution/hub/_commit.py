@@ -1,4 +1,4 @@
-"""One commit of a repository as a source: what a lock file names, wherever the tags lead since."""
+"""One commit of a repository as a source, as a lock file names it."""
 
 from __future__ import annotations
 

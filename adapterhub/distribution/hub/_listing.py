@@ -1,7 +1,7 @@
-"""What a server says is there: repositories, refs and files, each answer bounded and checked before it is used.
+"""Lists repositories, refs and files of a server; each response is bounded and checked before use.
 
-The hub's own client has calls for these, but they wait without end, read an answer of any size and unpack it, and take
-whatever names it holds.
+The Hub's own client has calls for these, but they wait forever, read and unpack a response of any size, and accept any
+name in it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Refs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedFile:
-    """A file as a listing tells of it; nothing of it was read. `git_sha1` is None where it is an LFS pointer's."""
+    """A file as a listing describes it; its bytes were not read. `git_sha1` is None for an LFS file."""
 
     path: str
     size_bytes: int
@@ -54,7 +54,7 @@ def repositories_tagged(wire: Wire, namespace: str, tag: str) -> list[str]:
 
 
 def refs_of(wire: Wire, repo: str) -> Refs:
-    """Branches and tags; raises what the hub client raises when there is no such repository."""
+    """Branches and tags; raises the Hub client's error if the repository does not exist."""
     told = wire.json(f"api/models/{repo}/refs")
     try:
         kinds = {
@@ -78,9 +78,9 @@ def commit_in(text: object) -> str:
 
 
 def dates_of(wire: Wire, repo: str, commits: Iterable[str]) -> dict[str, float]:
-    """When commits were made, as Unix time, as far as the server tells; its listing of one tells of 199 before it, too.
+    """The Unix time of each commit that the server knows; one listing covers 200 commits.
 
-    Nobody is refused for a server that does not answer: a commit without a date has none, and who needs one says so.
+    A server that does not answer is no error: the commit has no date, and callers that need one say so.
     """
     found: dict[str, float] = {}
     for commit in commits:
@@ -97,10 +97,10 @@ def dates_of(wire: Wire, repo: str, commits: Iterable[str]) -> dict[str, float]:
 
 
 def files_of(wire: Wire, repo: str, commit: str, names: Sequence[str]) -> dict[str, ListedFile]:
-    """Those of `names` that are files at a commit, by name. What else the server lists is passed over.
+    """The files among `names` at a commit, by name; other listed files are ignored.
 
     Raises:
-        RefusedAdapter: it lists a file twice, or a name that leads out of a repository.
+        RefusedAdapter: the server lists a file twice, or a name that leads out of the repository.
     """
     listed = wire.json(f"api/models/{repo}/paths-info/{quote(commit, safe='')}", form={"paths": list(names)})
     if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
@@ -120,7 +120,7 @@ def files_of(wire: Wire, repo: str, commit: str, names: Sequence[str]) -> dict[s
 
 
 def listed_name_problem(path: str) -> str:
-    """Why no file of a repository can have this name, as the end of a sentence; empty for an honest one."""
+    """Why a listed name is invalid, as the end of a sentence; "" if it is valid."""
     if "\0" in path or "\\" in path:
         return "which holds a NUL or a backslash"
     if _DRIVE.match(path):
@@ -143,4 +143,4 @@ def _file(wire: Wire, repo: str, item: dict[str, Any]) -> ListedFile:
 
 
 def _nonsense(wire: Wire, what: str, expected: str) -> RemoteUnreachable:
-    return RemoteUnreachable(f"`{shown(what)}`: {wire.endpoint} gave no {expected}")
+    return RemoteUnreachable(f"`{shown(what)}`: {wire.endpoint} sent no valid {expected}")

@@ -1,4 +1,4 @@
-"""One namespace of a server as a source, for names that are written without one."""
+"""One namespace of a server as a source, for bare names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class HubNamespace:
-    """One namespace of a server as a source: a bare name is asked for in it, and nowhere else."""
+    """One namespace of a server as a source: it looks up bare names in that namespace only."""
 
     def __init__(self, hub: Hub, namespace: str) -> None:
         self.hub, self._namespace = hub, namespace

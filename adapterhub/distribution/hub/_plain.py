@@ -1,7 +1,7 @@
-"""A PEFT repository without a manifest: what an adapter there is, read without downloading its weights.
+"""Describes the adapter in a PEFT repository without a manifest, without downloading its weights.
 
-The server says the sha256 of LFS files, and the header of a safetensors file says ranks and shapes. So the weights are
-described by their first bytes, in a file with a hole where the numbers are, and come later, held against that sha256.
+The server lists the sha256 of LFS files, and a safetensors header has ranks and shapes. So the description uses a file
+with the header and a hole for the numbers. The weights come later and are checked against that sha256.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from adapterhub.formats.safetensors.header import adapter_limits
 from adapterhub.library.directory import PlainFolder
 
 FIRST_BYTES = 64 << 10
-"""Read at once of a weights file; most headers are shorter."""
+"""The first read of a weights file; most headers are shorter."""
 
 
 def plain_release(wire: Wire, repo: str, commit: str, spec: AdapterSpec, *, version: str | None) -> Release | None:
-    """The adapter at one commit, under the name that `spec` asks for; None when there is no adapter.
+    """The adapter at one commit, under the name in `spec`; None if there is no adapter.
 
     Raises:
-        RefusedAdapter: one that must not be stored.
+        RefusedAdapter: the adapter is not safe to store.
     """
     origin = f"{repo} at {commit[:12]}"
     with wire.plainly(f"`{origin}`"):
@@ -55,7 +55,7 @@ def header_of(wire: Wire, path: str, size_bytes: int) -> bytes:
 
 
 def _place(wire: Wire, path: str, item: ListedFile, target: Path) -> FileEntry:
-    """Put a file into the folder, as far as it has to be read, and say what it is."""
+    """Write the part of a file that has to be read, and return its entry."""
     name, size = item.path, item.size_bytes
     most = limits().file_bytes if name == WEIGHTS_FILE else limits().text_bytes
     if size > most:
@@ -75,7 +75,7 @@ def _place(wire: Wire, path: str, item: ListedFile, target: Path) -> FileEntry:
 
 
 def _checked(body: bytes, item: ListedFile, where: str) -> Digest:
-    """The digest of a file, which is the one that the listing gives."""
+    """The digest of a file, checked against the listing."""
     actual = digest_of(body)
     if item.sha256 is not None and actual != item.sha256:
         raise DigestMismatch(where, expected=item.sha256, actual=actual)

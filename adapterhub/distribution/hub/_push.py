@@ -1,4 +1,4 @@
-"""Publishing to a model repository: one commit with everything, then the tag that makes it a version."""
+"""Publishes to a model repository: one commit with all files, then the tag that makes it a version."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adapterhub.formats.release import Release
 from adapterhub.trust.signing.provenance import bounded
 
 _OURS = frozenset({*MEDIA_TYPES, SIGNATURE_FILE})
-"""Files of an earlier version that a new one takes away when it has them not; manifest and card it always has."""
+"""Files that a new version deletes if only an earlier one has them; every version has manifest and card."""
 
 
 class HubRepository:
@@ -44,23 +44,23 @@ class HubRepository:
 
     @contextlib.contextmanager
     def receive(self, release: Release) -> Iterator[_Upload]:
-        """Files are staged in a temporary folder and sent in one commit; nothing is staged for a version that is there.
+        """Stage files in a temporary folder and send them in one commit; does nothing if the version exists.
 
         Raises:
-            ReleaseExists: the version is there with other content.
+            ReleaseExists: the version exists with other content.
         """
         is_there = self._has(release.manifest)
         with tempfile.TemporaryDirectory(prefix="adapt-push-") as folder:
             yield _Upload(self, release, Path(folder), is_there=is_there)
 
     def _has(self, manifest: Manifest) -> bool:
-        """Whether this very build carries the tag of its version already."""
+        """Whether the version exists with this build."""
         tag = version_tag(manifest)
         with self._wire.plainly(f"push to `{self.repo}`"):
             try:
                 refs = refs_of(self._wire, self.repo)
             except RepositoryNotFoundError:
-                return False  # it is made when everything is staged
+                return False  # created once everything is staged
             self._exists = True
             commit = refs.tags.get(tag)
             if commit is None:
@@ -75,10 +75,10 @@ class HubRepository:
         )
 
     def ensure_same_signature(self, manifest: Manifest, signature: bytes) -> None:
-        """Whether the published version has this very signature; only asked when the version is there.
+        """Raise unless the published version has this signature. Call it only if the version exists.
 
         Raises:
-            ReleaseExists: it has none or another one, and a published version never changes.
+            ReleaseExists: the version has no signature or another one; a published version never changes.
         """
         assert self._commit is not None  # `_has` found it
         there = signature_at(self._wire, self.repo, self._commit)
@@ -86,14 +86,14 @@ class HubRepository:
             how = "without a signature" if there is None else "with another signature"
             raise ReleaseExists(
                 f"`{self.repo}` has {manifest.version} {how}; a published version never changes. Nothing was sent",
-                hint="sign before the first push, or give it a new version",
+                hint="sign before the first push, or publish a new version",
             )
 
     def publish(self, manifest: Manifest, folder: Path, signature: bytes | None = None) -> None:
-        """Send the staged files. A stop before the tag leaves no version, and the same call again goes on from there.
+        """Send the staged files. An interrupt before the tag leaves no version; a second call continues.
 
         Raises:
-            ReleaseExists: somebody else published this version meanwhile.
+            ReleaseExists: someone published this version meanwhile.
         """
         api, repo = self._api, self.repo
         message = f"{manifest.name} {manifest.version}"
@@ -102,19 +102,19 @@ class HubRepository:
                 api.create_repo(repo, private=self._private or None, exist_ok=True)
             head = api.model_info(repo)
             if self._private and head.private is False:
-                raise NotAllowed(f"`{repo}` exists and is public; only a new repository is made private")
+                raise NotAllowed(f"`{repo}` exists and is public; only a new repository can be made private")
             before = {item.rfilename for item in head.siblings or []}
             contents: dict[str, Any] = {n: io.BytesIO(data) for n, data in texts_of(manifest).items()}
             if signature is not None:
                 contents[SIGNATURE_FILE] = io.BytesIO(signature)
             for entry in manifest.files:
                 path = folder / entry.path
-                # An open file goes by LFS, straight to where the server keeps its blobs; a path goes by Xet.
+                # The client uploads an open file by LFS, directly to the server's blob storage, and a path by Xet.
                 contents[entry.path] = str(path) if self._by_xet else files.enter_context(path.open("rb"))
             operations: list[Any] = [CommitOperationAdd(name, data) for name, data in sorted(contents.items())]
-            # files of an earlier version that this one has not: a tag holds one build and nothing else of ours
+            # delete files that only earlier versions have: a tag holds exactly one build
             operations += [CommitOperationDelete(n) for n in sorted(before & _OURS - contents.keys())]
-            # the parent makes two pushes at once one after the other
+            # naming the parent serializes concurrent pushes
             commit = api.create_commit(repo, operations, commit_message=message, parent_commit=head.sha).oid
         try:
             with self._wire.plainly(f"tag of `{repo}`"):
@@ -131,11 +131,11 @@ class _Upload:
         self._signature: bytes | None = None
 
     def has(self, entry: FileEntry) -> bool:  # noqa: ARG002 - the client asks the server for each digest itself
-        """Whether the whole build is there; else no: the upload protocol skips what the server holds."""
+        """Whether the version exists; otherwise False, because the upload protocol skips blobs that the server has."""
         return self._is_there
 
     def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
-        """Stage one file, hashed while it flows."""
+        """Stage one file, hashed during the copy."""
         with (self._folder / entry.path).open("xb") as sink:
             digest, _ = copy_hashed(stream, sink, progress)
         if digest != entry.sha256:
@@ -145,7 +145,7 @@ class _Upload:
         """Take the signature.
 
         Raises:
-            ReleaseExists: the version is there, signed otherwise or not at all.
+            ReleaseExists: the version exists with another signature or without one.
         """
         if self._is_there:
             self._place.ensure_same_signature(self._release.manifest, signature)
@@ -153,13 +153,13 @@ class _Upload:
         return not self._is_there
 
     def publish(self) -> None:
-        """One commit with everything, then the version tag; nothing for a version that is there."""
+        """Create one commit with all files, then the version tag; does nothing if the version exists."""
         if not self._is_there:
             self._place.publish(self._release.manifest, self._folder, self._signature)
 
 
 def signature_at(wire: Wire, repo: str, commit: str) -> bytes | None:
-    """The signature in a repository at one commit; None where there is none.
+    """The signature in a repository at one commit; None if there is none.
 
     Raises:
         SignatureRefused: it is larger than any signature.
@@ -178,5 +178,5 @@ def version_tag(manifest: Manifest) -> str:
 
 
 def texts_of(manifest: Manifest) -> dict[str, bytes]:
-    """The files of a repository that are written from the manifest: itself and the card."""
+    """The files that are generated from the manifest: the manifest and the card."""
     return {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: card_for(manifest).encode()}

@@ -1,4 +1,4 @@
-"""Searching a server: by our registry's own index, or by tags, which every hub has."""
+"""Searches a server: by our registry's index, or by tags, which every hub has."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from adapterhub.core.errors import RemoteUnreachable
 from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.hub._wire import Wire
 
 PAGE = 100
@@ -16,32 +17,25 @@ TAG_HEX = 32
 """Hex digits of a base's digest in a tag: hubs bound the length of tags."""
 
 SCANNED = 1000
-"""Repositories with the right tags that are looked at for ranges, which tags cannot ask for."""
+"""How many repositories with the right tags are checked for a range of ranks, which tags cannot express."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """What is looked for; all of it has to hold. `base_weights` is a digest or the beginning of one."""
+    """The conditions of a search, all of which have to hold. `base_weights` is a digest or a prefix of one."""
 
     text: str = ""
     base_weights: str = ""
     base_hub_id: str = ""
     task: str = ""
-    min_rank: int | None = None
-    max_rank: int | None = None
+    ranks: RankRange = ANY_RANK
     method: str = ""
     limit: int = PAGE
 
-    def takes_rank(self, rank: int | None) -> bool:
-        """Whether an adapter of this rank is inside the range."""
-        if self.min_rank is None and self.max_rank is None:
-            return True
-        return rank is not None and (self.min_rank or rank) <= rank <= (self.max_rank or rank)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """One repository with an adapter, as the server's index has it; nothing of it was checked yet."""
+class SearchHit:
+    """One repository with an adapter, from the server's index; not checked."""
 
     repo: str
     name: str | None
@@ -55,35 +49,35 @@ class Found:
     digest: str | None
 
 
-def search_registry(wire: Wire, search: Search) -> list[Found]:
-    """Ask `/api/adapt/v1/adapters`, page by page."""
+def search_registry(wire: Wire, search: Search) -> list[SearchHit]:
+    """Search by `/api/adapt/v1/adapters`, page by page."""
     asked: dict[str, Any] = {
         "q": search.text,
         "base_sha256": search.base_weights,
         "base": search.base_hub_id,
         "task": search.task,
-        "rank_min": search.min_rank,
-        "rank_max": search.max_rank,
+        "rank_min": search.ranks.low,
+        "rank_max": search.ranks.high,
         "peft_type": search.method,
         "limit": min(search.limit, PAGE),
     }
     asked = {name: value for name, value in asked.items() if value not in (None, "")}
-    found: list[Found] = []
+    found: list[SearchHit] = []
     while len(found) < search.limit:
         try:
             page = wire.json("api/adapt/v1/adapters", asked)
             found += [_of_row(row) for row in page["adapters"]]
             cursor = page["next_cursor"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RemoteUnreachable(f"search: {wire.endpoint} gave no list of adapters: {error!r}") from None
+            raise RemoteUnreachable(f"search: {wire.endpoint} sent no list of adapters: {error!r}") from None
         if not cursor:
             break
         asked["cursor"] = cursor
     return found[: search.limit]
 
 
-def search_tags(wire: Wire, search: Search) -> list[Found]:
-    """Ask `/api/models`, which every hub has: tags find base, task and exact rank; a range is picked from one page."""
+def search_tags(wire: Wire, search: Search) -> list[SearchHit]:
+    """Search by `/api/models`, which every hub has: tags match base, task and exact rank; a range filters one page."""
     tags = ["peft" if not search.base_weights and not search.task else "adapterhub"]
     if search.base_weights:
         tags.append(f"base-sha256:{search.base_weights.removeprefix('sha256:')[:TAG_HEX]}")
@@ -91,28 +85,28 @@ def search_tags(wire: Wire, search: Search) -> list[Found]:
         tags.append(f"base_model:adapter:{search.base_hub_id}")
     if search.task:
         tags.append(f"adapter-task:{search.task}")
-    if search.min_rank is not None and search.min_rank == search.max_rank:
-        tags.append(f"lora-rank:{search.min_rank}")
+    if search.ranks.low is not None and search.ranks.low == search.ranks.high:
+        tags.append(f"lora-rank:{search.ranks.low}")
     asked: dict[str, Any] = {"filter": tags, "sort": "lastModified", "limit": SCANNED}
     listed = wire.json("api/models", asked | ({"search": search.text} if search.text else {}))
     if not isinstance(listed, list) or not all(isinstance(item, dict) and "id" in item for item in listed):
-        raise RemoteUnreachable(f"search: {wire.endpoint} gave no list of repositories")
-    fitting = (found for found in map(_of_model, listed) if search.takes_rank(found.rank) and _is(search, found))
+        raise RemoteUnreachable(f"search: {wire.endpoint} sent no list of repositories")
+    fitting = (found for found in map(_of_model, listed) if search.ranks.includes(found.rank) and _is(search, found))
     return list(islice(fitting, search.limit))
 
 
-def _is(search: Search, found: Found) -> bool:
+def _is(search: Search, found: SearchHit) -> bool:
     return not search.method or search.method.lower() in {m.lower() for m in found.method}
 
 
 def _hub_id(text: str | None) -> str | None:
-    """The base that a server names, where it can be one."""
+    """The base that a server names, if it is a valid id."""
     return text if text is not None and is_hub_id(text) else None
 
 
-def _of_row(row: Mapping[str, Any]) -> Found:
+def _of_row(row: Mapping[str, Any]) -> SearchHit:
     weights = row["base_sha256"]
-    return Found(
+    return SearchHit(
         repo=str(row["repo"]),
         name=row["name"],
         version=row["version"],
@@ -126,7 +120,7 @@ def _of_row(row: Mapping[str, Any]) -> Found:
     )
 
 
-def _of_model(model: Mapping[str, Any]) -> Found:
+def _of_model(model: Mapping[str, Any]) -> SearchHit:
     told = model.get("tags")
     tags = [str(tag) for tag in told] if isinstance(told, list) else []
 
@@ -134,7 +128,7 @@ def _of_model(model: Mapping[str, Any]) -> Found:
         return next(_values(tags, kind), None)
 
     rank, weights = said("lora-rank:"), max(_values(tags, "base-sha256:"), key=len, default=None)
-    return Found(
+    return SearchHit(
         repo=str(model["id"]),
         name=said("adapter-name:"),
         version=None,

@@ -1,4 +1,4 @@
-"""A file on a server, read as a stream that outlives a cut connection."""
+"""Reads a file on a server as a stream, and reconnects when the connection breaks."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]  # new in Python 3.12
 
 PAUSES_S = (0.0, 0.5, 1.0, 2.0)
-"""How long to wait before each new try; after the last the file is given up."""
+"""How long to wait before each retry; after the last one, reading fails."""
 
 PROGRESS_BYTES = 1 << 20
-"""A connection that brought as much counts as a good one: the tries begin anew."""
+"""After this many bytes on one connection, the retries start over."""
 
 _PARTIAL = 206
-_CHANGED = "the file was changed on the server while it was read; nothing was stored, try again"
+_CHANGED = "the file changed on the server during the download; nothing was stored, try again"
 
 
 class RemoteFile(io.RawIOBase):
-    """One file of `size_bytes`. Nothing is asked before the first read; a read after `seek` asks for the rest only.
+    """One file of `size_bytes`. The first read sends the first request; a read after `seek` requests only the rest.
 
-    A cut connection is taken up where it ended. What comes is not hashed here: that does whoever stores it.
+    A broken connection resumes where it ended. The bytes are not hashed here; the receiver hashes them.
 
     Raises, when reading:
-        RemoteUnreachable: cut more often than `PAUSES_S` allows.
-        DigestMismatch: the server's file has another size, or is another file than before the connection was cut.
+        RemoteUnreachable: the connection broke more often than `PAUSES_S` allows.
+        DigestMismatch: the server's file has another size, or changed since the connection broke.
     """
 
     def __init__(self, wire: Wire, path: str, *, size_bytes: int, what: str) -> None:
@@ -52,7 +52,7 @@ class RemoteFile(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        """Yes: that is one more request."""
+        """Yes; a seek costs one more request."""
         return True
 
     def tell(self) -> int:
@@ -86,17 +86,17 @@ class RemoteFile(io.RawIOBase):
         return count
 
     def _next(self) -> bytes:
-        """The next piece, from a new connection if the old one is gone; may be empty."""
+        """The next chunk, from a new connection if needed; may be empty."""
         try:
             if self._answer is None:
                 self._connect()
-            # what a server without ranges sent again, beyond what was there already
+            # the rest of a chunk that a server without ranges sent again
             chunk = bytes(self._rest) or next(self._chunks)
         except OfflineModeIsEnabled:
             with self._wire.plainly(self._what):
                 raise
         except StopIteration:
-            self._again(f"the connection ended {self._size - self._at} bytes too early")
+            self._again(f"the connection closed {self._size - self._at} bytes early")
             return b""
         except (HttpError, OSError) as error:
             if self._answer is not None and self._answer.status not in (200, _PARTIAL, *PASSING):
@@ -125,8 +125,10 @@ class RemoteFile(io.RawIOBase):
         begins = _begin_of(answer)
         if answer.status == _PARTIAL and begins not in (None, self._at):
             asked, got = f"the bytes from {self._at}", f"those from {begins}"
-            raise DigestMismatch(self._what, expected=asked, actual=got, hint="the server does not keep to ranges")
-        if self._at and answer.status != _PARTIAL:  # a server without ranges sends it all again
+            raise DigestMismatch(
+                self._what, expected=asked, actual=got, hint="the server does not honor range requests"
+            )
+        if self._at and answer.status != _PARTIAL:  # a server without ranges sends the whole file
             left = self._at
             while left:
                 chunk = next(self._chunks)
@@ -134,15 +136,15 @@ class RemoteFile(io.RawIOBase):
                 left -= min(left, len(chunk))
 
     def _again(self, why: str) -> None:
-        """Get ready for a new connection, or give up."""
+        """Prepare a new connection, or raise after the last retry."""
         self._hang_up()
         if self._since_failure >= PROGRESS_BYTES:
             self._failures = 0
         self._since_failure = 0
         if self._failures >= len(PAUSES_S):
             raise RemoteUnreachable(
-                f"{self._what}: {self._wire.endpoint} broke off after {self._at:,} of {self._size:,} bytes: {why}",
-                hint="run it again: it goes on where it stopped",
+                f"{self._what}: {self._wire.endpoint} stopped after {self._at:,} of {self._size:,} bytes: {why}",
+                hint="run the command again; it resumes where it stopped",
             )
         time.sleep(PAUSES_S[self._failures])
         self._failures += 1
@@ -154,7 +156,7 @@ class RemoteFile(io.RawIOBase):
 
 
 def _size_of(answer: Answer) -> int | None:
-    """The whole file's size, as the answer tells it."""
+    """The size of the whole file, from the headers."""
     if answer.status == _PARTIAL:
         total = answer.headers.get("content-range", "").rpartition("/")[2]
     else:
@@ -163,6 +165,6 @@ def _size_of(answer: Answer) -> int | None:
 
 
 def _begin_of(answer: Answer) -> int | None:
-    """Where a part begins, as the answer tells it."""
+    """The offset of a partial response, from the headers."""
     first = answer.headers.get("content-range", "").removeprefix("bytes ").partition("-")[0]
     return int(first) if first.isascii() and first.isdigit() else None

@@ -1,7 +1,7 @@
-"""HTTP with one server: what the hub's own client has no call for, and the plain words for everything it raises.
+"""HTTP with one server: the requests that the Hub's client has no call for, and clear messages for all its errors.
 
-The session is the hub client's, so proxies, certificates and offline mode are the user's. Redirects are followed here,
-because the token goes to the server it was made for and to no other.
+The session is the Hub client's, so the user's proxies, certificates and offline mode apply. Redirects are followed
+here, so that the token goes only to its own server.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 from urllib.request import getproxies
@@ -39,7 +40,7 @@ from adapterhub.core.errors import (
 )
 
 HttpError: type[BaseException] = HfHubHTTPError.__mro__[1]
-"""The root error of the HTTP library that the installed hub client uses: httpx or httpx2, by its version."""
+"""The root error of the Hub client's HTTP library: httpx or httpx2, depending on the version."""
 
 CONNECT_S, SILENCE_S = 5.0, 30.0
 
@@ -47,30 +48,36 @@ MAX_REDIRECTS = 5
 MAX_SMALL_BYTES = 16 << 20
 MAX_ERROR_BYTES = 64 << 10
 LEAST_BYTES_A_SECOND = 1024
-"""A server that brings less over the time we bear silence counts as silent."""
+"""A server that is slower than this over `silence_s` counts as silent."""
 
-_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT, _STALE, _TOO_MANY = 401, 403, 404, 409, 412, 429
 _REDIRECTS = (301, 302, 303, 307, 308)
 PASSING = (408, 429, 500, 502, 503, 504)
-"""Statuses that may be gone a moment later."""
+"""Temporary failures."""
 
 LONGEST_PAUSE_S = 30.0
 
 
-class Answer:
-    """One response: status, headers (names in lower case), and the body in pieces."""
+HttpObject = Any
+"""A client, request or response of the HTTP library that the Hub's client uses."""
 
-    def __init__(self, response: Any, *, silence_s: float = SILENCE_S) -> None:  # noqa: ANN401 - of whichever HTTP library
+JsonValue = Any
+"""Any JSON value."""
+
+
+class Answer:
+    """One response: status, headers (lower-case names), and the body in chunks."""
+
+    def __init__(self, response: HttpObject, *, silence_s: float = SILENCE_S) -> None:
         self._response = response
         self._silence_s = silence_s
         self.status = int(response.status_code)
         self.headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes as they come.
+        """The bytes as they arrive.
 
         Raises:
-            TimeoutError: they come so slowly that they might as well not; one byte a second keeps any timeout happy.
+            TimeoutError: they arrive too slowly; one byte a second would never trigger the timeout for silence.
         """
         waited, came = 0.0, 0
         pieces = self._response.iter_raw()
@@ -89,7 +96,7 @@ class Answer:
 
     @property
     def packing(self) -> str:
-        """How the body is packed, such as `gzip`; empty when it is not."""
+        """The compression of the body, such as `gzip`; "" if there is none."""
         told = self.headers.get("content-encoding", "").strip().lower()
         return "" if told == "identity" else told
 
@@ -98,12 +105,12 @@ class Answer:
         self._response.close()
 
     def raise_for_status(self) -> None:
-        """Raise the hub client's error for a status of 400 and more."""
-        if self.status >= 400:  # noqa: PLR2004 - HTTP
+        """Raise the Hub client's error for a status of 400 or more."""
+        if self.status >= HTTPStatus.BAD_REQUEST:
             hf_raise_for_status(self._with_short_body())
 
-    def _with_short_body(self) -> Any:  # noqa: ANN401 - as above
-        """The response with the beginning of its body, and none where that is packed or cut: it is read for words."""
+    def _with_short_body(self) -> HttpObject:
+        """The response with the beginning of its body, for the error message; empty if compressed or cut off."""
         body = bytearray()
         with contextlib.suppress(HttpError, OSError):
             for piece in () if self.packing else self.chunks():
@@ -117,13 +124,13 @@ class Answer:
 
     @property
     def pause_s(self) -> float:
-        """How long the server asks to wait."""
+        """How long to wait, from Retry-After."""
         text = self.headers.get("retry-after", "")
         return min(float(text), LONGEST_PAUSE_S) if text.isascii() and text.isdigit() else 0.0
 
 
 def _is_of_the_client(error: BaseException) -> bool:
-    """Whether the hub's client stumbled, which takes for granted how an answer looks, and not our own code."""
+    """Whether the error is from the Hub's client, which does not check responses, and not from our own code."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
@@ -136,7 +143,7 @@ class Wire:
     def __init__(
         self, endpoint: str, token: str | None, *, version: str | None, silence_s: float | None = None
     ) -> None:
-        """`silence_s`: how long to wait for the next byte, and for a connection where that is less than usual."""
+        """`silence_s`: how long to wait for the next byte, and for a connection if shorter than `CONNECT_S`."""
         self.endpoint = endpoint
         self.silence_s = SILENCE_S if silence_s is None else silence_s
         self.received_bytes = 0
@@ -148,38 +155,38 @@ class Wire:
 
     # ------------------------------------------------------------ requests
     def open(self, url: str, headers: Mapping[str, str] | None = None, form: Mapping[str, Any] | None = None) -> Answer:
-        """The answer to a GET (a POST with `form`), after at most five redirects; the caller closes it.
+        """The response to a GET (a POST with `form`), after at most five redirects; the caller closes it.
 
         Raises:
-            RemoteUnreachable: it leads nowhere, in circles or to an unencrypted place, or sends packed bytes.
+            RemoteUnreachable: an invalid, endless or unencrypted redirect, or a compressed response.
         """
         sent = self._headers | dict(headers or {})
         for _ in range(MAX_REDIRECTS + 1):
             answer = Answer(self._send(url, sent, form), silence_s=self.silence_s)
             if answer.status not in _REDIRECTS or "location" not in answer.headers:
-                if answer.status < 400 and answer.packing:  # noqa: PLR2004 - HTTP
+                if answer.status < HTTPStatus.BAD_REQUEST and answer.packing:
                     answer.close()
                     packing = shown(answer.packing, 40)
-                    raise RemoteUnreachable(f"{self.endpoint} sent packed bytes (`{packing}`), asked for plain ones")
+                    raise RemoteUnreachable(f"{self.endpoint} sent compressed bytes (`{packing}`), expected plain ones")
                 return answer
             answer.close()
             if form is not None:
-                raise RemoteUnreachable(f"{self.endpoint} leads a question elsewhere that it should answer itself")
+                raise RemoteUnreachable(f"{self.endpoint} redirected a POST request")
             target = _target(url, answer.headers["location"])
             if not target:
                 place = shown(answer.headers["location"])
-                raise RemoteUnreachable(f"{self.endpoint} led to `{place}`, which is no web address")
+                raise RemoteUnreachable(f"{self.endpoint} led to `{place}`, which is not a web address")
             if url.startswith("https:") and target.startswith("http:"):
                 raise unencrypted(self.endpoint, target)
             if _origin(target) != _origin(self.endpoint):
                 sent = {name: value for name, value in sent.items() if name.lower() != "authorization"}
             url = target
-        raise RemoteUnreachable(f"{self.endpoint} led from one address to the next {MAX_REDIRECTS} times")
+        raise RemoteUnreachable(f"{self.endpoint} redirected more than {MAX_REDIRECTS} times")
 
     def get(self, path: str, params: Mapping[str, Any] | None = None) -> bytes:
-        """A small body, whole; raises what the hub client raises. A digest that the server gives is held against it.
+        """A small body, whole, checked against the server's digest; raises the Hub client's errors.
 
-        A list among `params` is asked for item by item.
+        A list among `params` becomes one parameter for each item.
         """
         url = f"{self.endpoint}/{path}"
         if params:
@@ -187,11 +194,13 @@ class Wire:
         with self.answering(url) as answer:
             return self._whole(answer, path)
 
-    def json(self, path: str, params: Mapping[str, Any] | None = None, *, form: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - any JSON value
-        """The JSON value of a small answer, to a POST where there is a `form`; raises as `get`.
+    def json(
+        self, path: str, params: Mapping[str, Any] | None = None, *, form: Mapping[str, Any] | None = None
+    ) -> JsonValue:
+        """The JSON value of a small response, to a POST if there is a `form`; raises the errors of `get`.
 
         Raises:
-            RemoteUnreachable: it is not JSON, or deeper than anybody nests it.
+            RemoteUnreachable: it is not JSON, or nested too deeply.
         """
         if form is None:
             raw = self.get(path, params)
@@ -202,12 +211,12 @@ class Wire:
             return strict_json(raw, limit_bytes=MAX_SMALL_BYTES)
         except ValueError as error:
             reason = shown(str(error), 160)
-            raise RemoteUnreachable(f"`{shown(path)}`: {self.endpoint} gave no JSON: {reason}") from None
+            raise RemoteUnreachable(f"`{shown(path)}`: {self.endpoint} sent no valid JSON: {reason}") from None
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
-        """The bytes `[start, end)` of a file, fewer where it ends earlier; nothing beyond them is read."""
+        """The bytes `[start, end)` of a file, fewer if it ends earlier; reads nothing beyond them."""
         with self.answering(f"{self.endpoint}/{path}", {"Range": f"bytes={start}-{end - 1}"}) as answer:
-            skip = 0 if answer.status == 206 else start  # noqa: PLR2004 - HTTP: partial content
+            skip = 0 if answer.status == HTTPStatus.PARTIAL_CONTENT else start
             found = bytearray()
             for chunk in answer.chunks():
                 self.received_bytes += len(chunk)
@@ -220,7 +229,7 @@ class Wire:
     def answering(
         self, url: str, headers: Mapping[str, str] | None = None, form: Mapping[str, Any] | None = None
     ) -> Iterator[Answer]:
-        """A good answer for the length of a block; one passing failure of the server is waited out."""
+        """A successful response for the duration of a block; retries once after a temporary failure."""
         answer = self.open(url, headers, form)
         if answer.status in PASSING:
             answer.close()
@@ -242,11 +251,11 @@ class Wire:
         check_etag(bytes(body), answer.headers, what)
         return bytes(body)
 
-    def _client(self) -> Any:  # noqa: ANN401 - of whichever HTTP library
-        """The hub's client, which is made with the proxies of the environment.
+    def _client(self) -> HttpObject:
+        """The Hub's client, which uses the proxies of the environment.
 
         Raises:
-            RemoteUnreachable: one of them is none.
+            RemoteUnreachable: a proxy is invalid.
         """
         try:
             return get_session()
@@ -255,7 +264,7 @@ class Wire:
         except Exception as error:  # noqa: BLE001 - httpx raises ImportError, ValueError, and an InvalidURL of its own
             raise unusable_proxy(error) from None
 
-    def _send(self, url: str, headers: Mapping[str, str], form: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - a response of whichever HTTP library
+    def _send(self, url: str, headers: Mapping[str, str], form: Mapping[str, Any] | None) -> HttpObject:
         session = self._client()
         method = "GET" if form is None else "POST"
         connect_s = min(CONNECT_S, self.silence_s)
@@ -263,17 +272,17 @@ class Wire:
         try:
             request = session.build_request(method, url, headers=dict(headers), timeout=times, data=form)
         except Exception as error:  # noqa: BLE001 - httpx's InvalidURL is no child of its other errors
-            raise RemoteUnreachable(f"{self.endpoint}: `{shown(url)}` is no address: {shown(str(error))}") from None
+            raise RemoteUnreachable(f"{self.endpoint}: `{shown(url)}` is not an address: {shown(str(error))}") from None
         return session.send(request, stream=True, follow_redirects=False)
 
     # ------------------------------------------------------------ words
     @contextlib.contextmanager
     def plainly(self, what: str) -> Iterator[None]:
-        """Turn what the client raises into one plain line."""
+        """Turn the client's errors into one clear line."""
         try:
             yield
         except GatedRepoError:
-            raise NotAllowed(f"{what}: access to it must be requested at {self.endpoint}") from None
+            raise NotAllowed(f"{what}: request access at {self.endpoint}") from None
         except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
             raise AdapterNotFound(
                 f"{what}: not found on {self.endpoint}, or private and no token given",
@@ -293,7 +302,9 @@ class Wire:
             if not _is_of_the_client(error):
                 raise
             reason = shown(repr(error), 160)
-            raise RemoteUnreachable(f"{what}: {self.endpoint} answered what the client cannot read: {reason}") from None
+            raise RemoteUnreachable(
+                f"{what}: {self.endpoint} sent a response that the client cannot read: {reason}"
+            ) from None
 
     def _unreached(self, what: str, error: BaseException) -> RemoteUnreachable:
         return RemoteUnreachable(
@@ -302,7 +313,7 @@ class Wire:
         )
 
     def _wrapped(self, what: str, error: BaseException) -> AdapterHubError:
-        """The client wraps the failure of an upload in a RuntimeError, and Xet raises only such."""
+        """The error behind a RuntimeError, in which the client wraps failed uploads; Xet raises only these."""
         cause = error.__cause__
         if isinstance(cause, AdapterHubError):
             return cause
@@ -315,32 +326,36 @@ class Wire:
     def _answered(self, what: str, error: HfHubHTTPError) -> AdapterHubError:
         status = error.response.status_code if error.response is not None else 0
         text = f"{what}: {self.endpoint} answered {status}: {shown(error.server_message or str(error), 300)}"
-        if status in (_UNAUTHORIZED, _FORBIDDEN):
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             hint = "`adapt remote login NAME`, `--token` or ADAPTERHUB_TOKEN gives a token with this right"
             return NotAllowed(text, hint=hint)
-        if status == _CONFLICT:
-            return Conflict(text, hint="what is published stays; publish under another version or name")
-        if status == _STALE:
-            return Conflict(text, hint="somebody published at the same time; look, and try again")
-        wait = "; wait and try again" if status == _TOO_MANY else ""
+        if status == HTTPStatus.CONFLICT:
+            return Conflict(text, hint="a published release never changes; publish under another version or name")
+        if status == HTTPStatus.PRECONDITION_FAILED:
+            return Conflict(text, hint="someone published at the same time; check, then try again")
+        wait = "; wait and try again" if status == HTTPStatus.TOO_MANY_REQUESTS else ""
         return RemoteUnreachable(text + wait)
 
 
 def is_missing(error: BaseException) -> bool:
-    """The server answered that there is no such thing."""
-    return isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code == _NOT_FOUND
+    """Whether the server responded with 404."""
+    return (
+        isinstance(error, HfHubHTTPError)
+        and error.response is not None
+        and error.response.status_code == HTTPStatus.NOT_FOUND
+    )
 
 
 def file_path(repo: str, commit: str, name: str) -> str:
-    """Where a file of a repository is fetched."""
+    """The URL path of a file in a repository."""
     return f"{repo}/resolve/{quote(commit, safe='')}/{quote(name)}"
 
 
 def check_etag(body: bytes, headers: Mapping[str, str], what: str) -> None:
-    """Hold a file against the digest in its ETag: the git blob's sha1, or the sha256 of an LFS file.
+    """Check a file against the digest in its ETag: the git blob's sha1, or the sha256 of an LFS file.
 
     Raises:
-        DigestMismatch: other bytes than the server meant to send.
+        DigestMismatch: the bytes differ from the digest.
     """
     etag = headers.get("x-linked-etag", headers.get("etag", "")).removeprefix("W/").strip('"')
     if not all(c in "0123456789abcdef" for c in etag):
@@ -356,17 +371,17 @@ def check_etag(body: bytes, headers: Mapping[str, str], what: str) -> None:
 
 
 def unencrypted(what: str, target: str) -> RemoteUnreachable:
-    """What is said of an encrypted address that leads to one that is not."""
-    return RemoteUnreachable(f"{what} led from an encrypted address to `{shown(target)}`. Nothing was sent there")
+    """The error for a redirect from https to http."""
+    return RemoteUnreachable(f"{what} redirected from https to `{shown(target)}`. Nothing was sent there")
 
 
 def unusable_proxy(error: Exception) -> RemoteUnreachable:
-    """What is said when no client can be made with the proxies of the environment; their URLs may hold passwords."""
+    """The error for an invalid proxy in the environment; it leaves out the URL, which may hold a password."""
     names = ", ".join(f"{scheme.upper()}_PROXY" for scheme in sorted(getproxies()) if scheme != "no")
     if isinstance(error, ImportError):
-        reason, hint = "SOCKS needs a package that is not installed", "`pip install socksio` brings it"
+        reason, hint = "SOCKS needs a package that is not installed", "run `pip install socksio`"
     else:
-        reason, hint = "it is no address of a proxy", "expected one such as http://proxy.example:3128"
+        reason, hint = "it is not the address of a proxy", "expected one such as http://proxy.example:3128"
     return RemoteUnreachable(
         f"the proxy that the environment names ({names or 'ALL_PROXY'}) cannot be used: {reason}. Nothing was sent",
         hint=f"{hint}, or unset it",
@@ -374,7 +389,7 @@ def unusable_proxy(error: Exception) -> RemoteUnreachable:
 
 
 def git_sha1(body: bytes) -> str:
-    """The name git gives these bytes."""
+    """The git blob hash of these bytes."""
     return hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
 
 
@@ -384,7 +399,7 @@ def _origin(url: str) -> tuple[str, str, int | None]:
 
 
 def _target(url: str, location: str) -> str:
-    """Where a redirect leads; empty when that is no web address."""
+    """The target of a redirect; "" if it is not a web address."""
     try:
         target = urljoin(url, location)
         place = urlsplit(target)

@@ -1,12 +1,13 @@
-"""Which build a spec means: spec and candidates in, one choice or all the reasons against it out.
+"""Resolves a spec: takes the spec and candidates, and returns one build or every reason against each.
 
-Nothing is read, asked or remembered here, and the order of the candidates never matters.
+A pure function: it does no input or output, and the order of the candidates never matters.
 
-A build is refused outside the digest, the versions, the base or the rank that were asked for, in that order, then by
-the objection of whoever asks (a project's policy), and when it is yanked and not pinned. Among builds that fit, a
-mismatched base (where allowed), a yanked build (where pinned) and a pre-release (where not asked for) are last resorts:
-they are taken only when nothing else fits, with a warning. Then the newest version wins, and among its builds the one
-for a base that is proven to be this one, then the highest rank, then the same precision, then the lowest digest.
+A build is refused, in this order, when its digest, version, base or rank is outside the request, when a policy objects,
+and when it is yanked and not pinned. Among builds that fit, a mismatched base (if allowed), a yanked build (if pinned)
+and a pre-release (unless requested) are last resorts: taken only when nothing else fits, with a warning.
+
+The newest version wins. Among its builds the order is: a proven base, then the highest rank, then the same precision,
+then the lowest digest.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from adapterhub.core.errors import AdapterNotFound, AmbiguousSpec, NoCompatibleRelease, SpecError, shown
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec, BaseSpec
 from adapterhub.distribution.resolve._builds import (
     Build,
     Candidate,
     Objection,
-    RankRange,
     Request,
     builds_named,
     version_in,
@@ -48,35 +49,34 @@ class Resolution:
     warnings: tuple[str, ...]
 
 
-def resolve(  # noqa: PLR0913 - the sides of one request
+def resolve(
     spec: AdapterSpec,
     candidates: Iterable[Candidate],
     *,
     base_given: bool,
-    rank: int | None = None,
-    min_rank: int | None = None,
-    max_rank: int | None = None,
+    ranks: RankRange = ANY_RANK,
     allow_base_mismatch: bool | None = False,
     objection: Objection | None = None,
     known_names: Sequence[str] = (),
 ) -> Resolution:
-    """The one build among `candidates` that `spec` and the ranks mean.
+    """The one build among `candidates` that `spec` and `ranks` mean.
 
-    `base_given`: the verdicts are about a base the user chose, in the spec or elsewhere. A bare name never picks among
-    namespaces: a build without one is meant before all others, and otherwise all have to be in the same one.
-    `allow_base_mismatch` takes other weights of the same shapes; None where it cannot be asked for, so that no reason
-    speaks of it. `objection` gives the reason against a build that would fit otherwise, or None, and always the same
-    for the same build. `known_names` are full names to look for a misspelling in.
+    `base_given` says that the verdicts compare with a base that the user named. A bare name never picks among
+    namespaces: a build without one comes first; otherwise all builds have to share a namespace.
+    `allow_base_mismatch` permits other weights of the same shapes; None hides the option from the reasons.
+    `objection` returns the reason against a build that would fit otherwise, or None; it must be deterministic.
+    `known_names` are the full names to suggest for a misspelling.
 
     Raises:
-        UsageProblem: ranks below 1, or that no build could have together.
+        UsageProblem: ranks below 1, or ranks that contradict each other.
         AdapterNotFound: no candidate has the name.
-        AmbiguousSpec: what fits spans several namespaces, digests with the same start or, with no base given, bases.
-        NoCompatibleRelease: candidates, but none that fits; one reason each.
+        AmbiguousSpec: several namespaces, digests with one prefix or, if no base is named, bases fit.
+        NoCompatibleRelease: candidates exist but none fits; one reason each.
     """
+    ranks.check()
     request = Request(
         spec=spec,
-        ranks=RankRange.of(rank, min_rank, max_rank),
+        ranks=ranks,
         base_given=base_given,
         allow_base_mismatch=allow_base_mismatch,
         objection=objection,
@@ -84,7 +84,7 @@ def resolve(  # noqa: PLR0913 - the sides of one request
     builds = builds_named(spec, candidates)
     if not builds:
         raise AdapterNotFound(f"no adapter is named `{spec.full_name}`", hint=_nearest(spec, known_names))
-    _refuse_shared_prefix(spec, builds)
+    _check_prefix(spec, builds)
     reasons = {build: reason for build in builds if (reason := next(objections(request, build), None)) is not None}
     fitting = [build for build in builds if build not in reasons]
     if not fitting:
@@ -95,7 +95,7 @@ def resolve(  # noqa: PLR0913 - the sides of one request
             reasons.update((build, reason_of(build)) for build in fitting if is_last_resort(build))
             fitting = others
     if not base_given:
-        _refuse_several_bases(spec, fitting)
+        _check_one_base(spec, fitting)
     chosen = _best(request, fitting)
     return Resolution(
         chosen=chosen.candidate,
@@ -104,8 +104,8 @@ def resolve(  # noqa: PLR0913 - the sides of one request
     )
 
 
-def _refuse_shared_prefix(spec: AdapterSpec, builds: Sequence[Build]) -> None:
-    """Refuse a digest prefix that two builds share: eight digits are few enough to be made to collide."""
+def _check_prefix(spec: AdapterSpec, builds: Sequence[Build]) -> None:
+    """Raise if two builds share the digest prefix: someone can forge a collision of eight digits."""
     if spec.digest_prefix is None:
         return
     same = [build for build in builds if build.candidate.digest.startswith(spec.digest_prefix)]
@@ -117,8 +117,11 @@ def _refuse_shared_prefix(spec: AdapterSpec, builds: Sequence[Build]) -> None:
         raise AmbiguousSpec(f"{len(same)} builds of `{spec.full_name}` start with `{spec.digest_prefix}`", choices)
 
 
-def _refuse_several_bases(spec: AdapterSpec, fitting: Sequence[Build]) -> None:
-    """Refuse to pick a base for the user; the choices are specs with each base, or the digest where it has no name."""
+def _check_one_base(spec: AdapterSpec, fitting: Sequence[Build]) -> None:
+    """Raise if builds for several bases fit and none was named.
+
+    Each choice is a spec with a base, or with a digest if the base has no name.
+    """
     newest: dict[str, Build] = {}
     for build in fitting:
         newest.setdefault(build.candidate.base_label, build)
@@ -134,7 +137,7 @@ def _refuse_several_bases(spec: AdapterSpec, fitting: Sequence[Build]) -> None:
             base = f"made for {base_name(build)}," if label else "declares no base,"
         rank = f", rank {build.candidate.rank}" if build.candidate.rank is not None else ""
         choices.append((str(exact), f"{base} {shown(build.candidate.version)}{rank}"))
-    raise AmbiguousSpec(f"`{spec}` fits more than one base, and none was given", choices)
+    raise AmbiguousSpec(f"`{spec}` fits more than one base; name one", choices)
 
 
 def _best(request: Request, fitting: Sequence[Build]) -> Build:
@@ -158,15 +161,15 @@ def _nothing_fits(request: Request, refusals: Sequence[tuple[str, str]]) -> NoCo
         hint = f"`adapt search --base {shlex.quote(str(spec.base))}` lists adapters that fit"
     else:
         fits = "fits the base" if request.base_given else "fits"
-        hint = f"`adapt search {spec.name}` lists what there is"
+        hint = f"`adapt search {spec.name}` lists what is available"
     return NoCompatibleRelease(f"no release of `{spec.full_name}` {fits}", refusals, hint=hint)
 
 
 def _nearest(spec: AdapterSpec, known_names: Sequence[str]) -> str:
-    """A hint for a name that nothing has: the most similar known ones, or where to look."""
+    """A hint for an unknown name: the most similar known names, or where to search."""
     import difflib  # 5 ms of import for misspelt names only
 
     written = {name if spec.namespace else name.rpartition("/")[2]: name for name in sorted(known_names)}
     close = difflib.get_close_matches(spec.full_name, written, n=3)
-    search = f"`adapt search {spec.name}` lists what there is"
+    search = f"`adapt search {spec.name}` lists what is available"
     return f"did you mean {' or '.join(f'`{shown(written[name])}`' for name in close)}? {search}" if close else search

@@ -1,4 +1,4 @@
-"""What places offer, and what was asked for, as values."""
+"""Candidates and requests as values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import AmbiguousSpec, UsageProblem, shown
+from adapterhub.core.errors import AmbiguousSpec, shown
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseVerdict
 
@@ -19,10 +20,9 @@ if TYPE_CHECKING:
 class Candidate:
     """One build that a place offers.
 
-    `verdict` and `differences` compare the base it was made for with the base asked for; neither is looked at when
-    none is given. `base_label` names the base it was made for as it would be typed after `@`; "" if it declares none.
-    `yanked` is the reason, which may be "", or None. `source` is where it is. `published_at` is the Unix time by which
-    it was published, or None where nobody knows.
+    `verdict` and `differences` compare its base with the requested one, and are ignored when none is requested.
+    `base_label` is its base as you would type it after `@`; "" if it declares none. `yanked` is the reason, which may
+    be "", or None. `source` names the place. `published_at` is the Unix time of publication; None if unknown.
     """
 
     namespace: str | None
@@ -47,12 +47,12 @@ class Candidate:
 
 
 Objection = Callable[[Candidate], str | None]
-"""Why a build that would fit is not taken all the same, or None."""
+"""The reason against a build that would fit otherwise, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """A candidate with its version as a value; None if it is not one."""
+    """A candidate with its parsed version; None if the version is invalid."""
 
     candidate: Candidate
     version: Version | None
@@ -74,45 +74,9 @@ class Build:
         return f"`{self.candidate.full_name}=={shown(self.candidate.version)}`"
 
 
-@dataclass(frozen=True, slots=True)
-class RankRange:
-    """The ranks asked for; both ends are inside, None is open."""
-
-    low: int | None
-    high: int | None
-
-    @classmethod
-    def of(cls, rank: int | None, low: int | None, high: int | None) -> RankRange:
-        for asked in (rank, low, high):
-            if asked is not None and asked < 1:
-                raise UsageProblem(f"rank {asked}: a rank is at least 1")
-        if low is not None and high is not None and low > high:
-            raise UsageProblem(f"no rank is at least {low} and at most {high}")
-        if rank is None:
-            return cls(low, high)
-        if rank < (low or rank) or rank > (high or rank):
-            raise UsageProblem(f"rank {rank} is not inside the range of ranks asked for, {cls(low, high)}")
-        return cls(rank, rank)
-
-    def __str__(self) -> str:
-        if self.low == self.high:
-            return str(self.low)
-        ends = [f"at least {self.low}" if self.low else "", f"at most {self.high}" if self.high else ""]
-        return " and ".join(filter(None, ends))
-
-    def refusal(self, rank: int | None) -> str | None:
-        """Why a build of `rank` is outside, or None."""
-        if self.low is None and self.high is None:
-            return None
-        if rank is None:
-            return f"rank not recorded, {self} asked"
-        inside = (self.low or rank) <= rank <= (self.high or rank)
-        return None if inside else f"rank {rank}, {self} asked"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What was asked for, in one value."""
+    """The sides of one request."""
 
     spec: AdapterSpec
     ranks: RankRange
@@ -129,7 +93,7 @@ def builds_named(spec: AdapterSpec, candidates: Iterable[Candidate]) -> list[Bui
     """The builds with the name in `spec`, each digest once, newest first.
 
     Raises:
-        AmbiguousSpec: a bare name that several namespaces have, none of them the empty one.
+        AmbiguousSpec: a bare name that exists in several namespaces, and not without one.
     """
     named = [c for c in candidates if c.name == spec.name and spec.namespace in {None, c.namespace}]
     namespaces = {c.namespace for c in named}
@@ -150,7 +114,7 @@ def builds_named(spec: AdapterSpec, candidates: Iterable[Candidate]) -> list[Bui
 
 
 def _merged(copies: Sequence[Candidate]) -> Candidate:
-    """One candidate for copies of the same bytes: a place that knows the base, a yank, or an earlier date is right."""
+    """One candidate for copies of the same bytes; known bases, yanks and earlier dates win."""
     best = min(copies, key=lambda c: (c.verdict is BaseVerdict.UNKNOWN, c.source, repr(c)))
     yanks = sorted(copy.yanked for copy in copies if copy.yanked is not None)
     dates = [copy.published_at for copy in copies if copy.published_at is not None]
@@ -167,6 +131,6 @@ def _version_of(candidate: Candidate) -> Version | None:
 
 
 def version_in(build: Build) -> Version:
-    """Sort key of builds that fit, or that have a version at all."""
+    """The version of a build that has one, as a sort key."""
     assert build.version is not None
     return build.version

@@ -1,4 +1,4 @@
-"""Why a build is not taken, and what to say of one that is."""
+"""The reasons against builds, and the warnings about the chosen one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHORT_DIGEST_CHARACTERS = 19  # `sha256:` and 12 hex digits
 
 
 def objections(request: Request, build: Build) -> Iterator[str]:
-    """Why `build` cannot be taken at all, the most basic reason first; nothing if it can."""
+    """The reasons against `build`, the most basic first; none if it fits."""
     spec, candidate = request.spec, build.candidate
     if spec.digest_prefix is not None and not candidate.digest.startswith(spec.digest_prefix):
         yield f"digest {candidate.digest[:SHORT_DIGEST_CHARACTERS]}…, {spec.digest_prefix} asked"
@@ -43,7 +43,7 @@ def _mismatch(build: Build) -> str:
 
 
 def _differences(build: Build) -> str:
-    """The first few differences from the base asked for; "" if none are told."""
+    """The first few differences from the requested base; "" if there are none."""
     told = [shown(difference, 200) for difference in build.candidate.differences]
     more = len(told) - SHOWN_DIFFERENCES
     return "; ".join(told[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
@@ -59,7 +59,7 @@ def _yank(build: Build) -> str:
 
 
 def last_resorts(request: Request) -> list[tuple[Callable[[Build], bool], Callable[[Build], str]]]:
-    """What is taken only when nothing else fits, worst first: the test, and the reason when something else did."""
+    """What is used only when nothing else fits, worst first: the test, and the reason when another build fits."""
     resorts: list[tuple[Callable[[Build], bool], Callable[[Build], str]]] = [
         (lambda build: build.is_mismatched, lambda build: f"{_mismatch(build)}; another build fits"),
         (lambda build: build.is_yanked, _yank),
@@ -74,10 +74,12 @@ def warnings_about(request: Request, chosen: Build, fitting: Sequence[Build]) ->
     if chosen.is_yanked:
         told.append(f"{chosen.title} is {_yank(chosen)}")
     if base_given and chosen.is_mismatched:
-        told.append(f"{chosen.title} was {_mismatch(chosen)}; taken because a mismatch was allowed")
+        told.append(f"{chosen.title} was {_mismatch(chosen)}; used because a mismatch was allowed")
     elif base_given and candidate.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
         detail = _differences(chosen)
-        told.append(f"{chosen.title} was made for the same weights in another precision" + (detail and f": {detail}"))
+        told.append(
+            f"{chosen.title} was made for the same weights in a different precision" + (detail and f": {detail}")
+        )
     elif candidate.verdict is BaseVerdict.UNKNOWN and (base_given or not candidate.base_label):
         named = f", only the name {base_name(chosen)}" if candidate.base_label else ""
         told.append(f"{chosen.title} declares no base fingerprint{named}, so nothing proves that it fits")
@@ -88,12 +90,12 @@ def warnings_about(request: Request, chosen: Build, fitting: Sequence[Build]) ->
         version_in(build).public == version.public and build.version != version for build in fitting
     ):
         # `0+<commit>` versions compare as text: the highest is not the latest.
-        told.append(f"{chosen.title} is one of several snapshots, which have no order; `==` pins the one you mean")
+        told.append(f"{chosen.title} is one of several snapshots, which have no order; pin the one you mean with `==`")
     return told
 
 
 def labelled(builds: Sequence[Build], reasons: dict[Build, str]) -> tuple[tuple[str, str], ...]:
-    """`(label, reason)` of each refused build, newest first; a label says just enough to tell it from the others."""
+    """`(label, reason)` of each refused build, newest first; a label is as short as it can be and still unique."""
     counts = [Counter(form) for form in zip(*(_label_forms(build) for build in builds), strict=True)]
 
     def label(build: Build) -> str:
@@ -104,7 +106,7 @@ def labelled(builds: Sequence[Build], reasons: dict[Build, str]) -> tuple[tuple[
 
 
 def _label_forms(build: Build) -> tuple[str, str, str, str]:
-    """Names of a build among builds of one name, each longer and telling more apart."""
+    """Labels of a build among builds of one name, from the shortest to the most exact."""
     candidate = build.candidate
     version = shown(candidate.version)
     ranked = f"{version} rank {'unknown' if candidate.rank is None else candidate.rank}"

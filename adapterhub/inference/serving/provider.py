@@ -20,10 +20,10 @@ from adapterhub.core.errors import (
     UnsupportedAdapter,
     shown,
 )
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.choosing import RankBounds
 from adapterhub.distribution.finding import ensure_sound
-from adapterhub.distribution.install import Plan, plan_install, run_install
+from adapterhub.distribution.install import InstallPlan, plan_install, run_install
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef
 from adapterhub.inference.engines import BaseFacts, Verdict, base_facts, judge
 from adapterhub.library.bases.records import BaseRecord
@@ -86,7 +86,7 @@ class AdapterProvider:
         self.base = base
         self.engine = engine
         self._sources = sources
-        self._bounds = RankBounds(max_rank=max_rank)
+        self._bounds = RankRange(max_rank=max_rank)
         self._signatures = signatures
         self._wanted = RequestedBase(text=base.label, record=base)
         self._base_facts = _facts_of(base)
@@ -151,7 +151,7 @@ class AdapterProvider:
         assert build is not None  # it was there, or was added
         return build
 
-    def _planned(self, spec: AdapterSpec, *, allow_base_mismatch: bool) -> Plan:
+    def _planned(self, spec: AdapterSpec, *, allow_base_mismatch: bool) -> InstallPlan:
         return plan_install(
             self.library,
             spec,

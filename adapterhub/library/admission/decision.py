@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from adapterhub.core.errors import SignatureRefused, shown
+from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.release import Release
 from adapterhub.trust.signing.appraisal import Appraisal, Standing
@@ -81,8 +82,7 @@ class InstallRequest:
 
     spec: AdapterSpec
     bases: tuple[str, ...] = ("",)
-    min_rank: int | None = None
-    max_rank: int | None = None
+    ranks: RankRange = ANY_RANK
 
     def includes(self, recorded: FirstUseBuild) -> bool:
         """Whether a recorded build would have satisfied the request."""
@@ -90,9 +90,8 @@ class InstallRequest:
 
         if self.spec.pinned_version is not None or self.spec.digest_prefix is not None:
             return False
-        rank = recorded.rank or 0
         is_wanted = not Version(recorded.version).is_prerelease or self.spec.asks_for_prereleases
-        fits = recorded.base in self.bases and (self.min_rank or rank) <= rank <= (self.max_rank or rank)
+        fits = recorded.base in self.bases and self.ranks.includes(recorded.rank or 0)
         return is_wanted and fits and self.spec.matches(recorded.version)
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import Malformed
+from adapterhub.core.ranks import ANY_RANK, RankRange
 
 SCHEMA_VERSION = 3
 _BUSY_MS = 30_000
@@ -93,9 +94,7 @@ class Filters:
     name: str = ""
     namespace: str | None = None
     task: str = ""
-    rank: int | None = None
-    min_rank: int | None = None
-    max_rank: int | None = None
+    ranks: RankRange = ANY_RANK
     method: str = ""
     limit: int | None = None
 
@@ -367,12 +366,10 @@ def _conditions(filters: Filters) -> tuple[list[str], list[Any]]:
         add("builds.namespace = ?", filters.namespace)
     if filters.task:
         add("builds.task = ?", filters.task)
-    if filters.rank is not None:
-        add("builds.rank = ?", filters.rank)
-    if filters.min_rank is not None:
-        add("builds.rank >= ?", filters.min_rank)
-    if filters.max_rank is not None:
-        add("builds.rank <= ?", filters.max_rank)
+    ranks = filters.ranks
+    for comparison, rank in (("=", ranks.rank), (">=", ranks.min_rank), ("<=", ranks.max_rank)):
+        if rank is not None:
+            add(f"builds.rank {comparison} ?", rank)
     if filters.method:
         add("instr(',' || lower(builds.method) || ',', ?) > 0", f",{filters.method.lower()},")
     return where, values

@@ -10,6 +10,7 @@ name it counts: under a namespace that the user gave to a server, a build answer
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,12 @@ from adapterhub.core.disk.root import absolute
 from adapterhub.library.store.blobs import Store
 
 _KEYS: Final = ("adapter", "name", "place")
+_URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://")
+
+
+def is_url(place: str) -> bool:
+    """Whether a place is reached over a network; otherwise it is a path."""
+    return _URL.match(place) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +39,8 @@ class Origin:
 
     @property
     def is_server(self) -> bool:
-        """Whether the place is an HTTP server."""
-        return self.place.startswith(("http://", "https://"))
+        """Whether it is reached over a network; a directory is an absolute path."""
+        return is_url(self.place)
 
 
 class Origins:

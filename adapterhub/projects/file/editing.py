@@ -1,4 +1,4 @@
-"""Changes to `adapters.toml` that leave everything else in it as somebody wrote it: order, comments, spaces."""
+"""Edits `adapters.toml` and keeps everything else in it: order, comments, spaces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adapterhub.core.errors import Conflict, NotAllowed, NotFound, shown
 from adapterhub.core.specs import AdapterName, BaseSpec
 from adapterhub.formats.documents import near_name
 from adapterhub.projects.file.reading import parse_project, project_bytes, wanted_spec
-from adapterhub.projects.values import Project, Wanted
+from adapterhub.projects.values import AdapterRequirement, Project
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
@@ -30,50 +30,40 @@ _START: Final = """\
 _NO_BASE: Final = '\n# base = "base-7b"   the base model that all adapters of this project are for'
 
 
+TomlItem = Any
+"""Text or a table, as tomlkit has them."""
+
+
 def new_project_text(base: BaseSpec | None = None) -> str:
-    """The text of a project file to begin with."""
+    """The text of a new project file."""
     import tomlkit
 
     return _START.format(base=f"\nbase = {tomlkit.item(base.text).as_string()}" if base else _NO_BASE)
 
 
 def create_project(folder: Path, base: BaseSpec | None = None) -> Project:
-    """Make a project of `folder`.
+    """Create a project in `folder`.
 
     Raises:
-        Conflict: it is one already.
-        NotAllowed: it cannot be written, or it would be in a library.
+        Conflict: it already is a project.
+        NotAllowed: it cannot be written, or it is inside a library.
     """
     path = folder / PROJECT_FILE
     output_place(path)
     if path.exists() or path.is_symlink():
-        hint = "edit it, or give another folder"
-        raise Conflict(f"`{shown(str(folder), 200)}` has an `{PROJECT_FILE}` already. It was left as it is", hint=hint)
-    return _write(folder, new_project_text(base))
+        hint = "edit it, or name another folder"
+        raise Conflict(f"`{shown(str(folder), 200)}` already has an `{PROJECT_FILE}`. It was not changed", hint=hint)
+    return write_project(folder, new_project_text(base))
 
 
 def project_of(text: str, folder: Path) -> Project:
-    """The project that the text of a project file is, before it is written to `folder`."""
+    """Parse the text of a project file of `folder` that is not written yet."""
     return parse_project(text.encode(), folder, str(folder / PROJECT_FILE))
 
 
-def write_project(folder: Path, text: str) -> Project:
-    """Write a whole project file, all at once, if it is one."""
-    return _write(folder, text)
-
-
-def text_of_project(folder: Path) -> str:
-    """The project file as it is.
-
-    Raises:
-        NotFound: there is none.
-    """
-    return _text(folder)
-
-
 # ---------------------------------------------------------------- text to text
-def with_adapter(text: str, wanted: Wanted) -> str:
-    """The text with an adapter under its name, in place of any older entry of that name.
+def with_adapter(text: str, wanted: AdapterRequirement) -> str:
+    """The text with this adapter in it; an older entry of the name is replaced, in whichever table it is.
 
     Raises:
         Conflict: a merge has the name.
@@ -82,7 +72,7 @@ def with_adapter(text: str, wanted: Wanted) -> str:
     if wanted.key in document.get("merges", {}):
         raise Conflict(
             f"`{wanted.key}` is a merge of this project. Nothing was changed",
-            hint=f"`adapt uninstall {wanted.key} --save` takes it out, or choose another name",
+            hint=f"`adapt uninstall {wanted.key} --save` removes it; or choose another name",
         )
     table = _holder(document, wanted.group)
     for other in _tables(document):
@@ -97,14 +87,14 @@ def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
 
     Raises:
         NotFound: the project has none of that name.
-        Conflict: merges need it.
+        Conflict: merges are made of it.
     """
     project = parse_project(text.encode(), Path(), PROJECT_FILE)
-    known = [wanted.key for wanted in project.wanted]
+    known = [wanted.key for wanted in project.requirements]
     for key in keys:
         if key not in known:
             near = near_name(key, known)
-            raise NotFound(f"the project has no `{shown(key)}`{near}", hint=f"its `{PROJECT_FILE}` lists all")
+            raise NotFound(f"the project has no `{shown(key)}`{near}", hint=f"`{PROJECT_FILE}` lists all names")
         users = [
             merge.key
             for merge in project.merges
@@ -113,8 +103,8 @@ def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
         if users:
             together = " ".join([*users, *keys])
             raise Conflict(
-                f"`{key}` goes into {', '.join(f'`{user}`' for user in users)} of this project. Nothing was changed",
-                hint=f"`adapt uninstall {together} --save` takes that out, too; or write its recipe without `{key}`",
+                f"`{key}` is part of {', '.join(f'`{user}`' for user in users)}. Nothing was changed",
+                hint=f"`adapt uninstall {together} --save` removes all of them; or remove `{key}` from the recipe",
             )
     document, line_end = _parsed(text)
     for table in (*_tables(document), document.get("merges", {})):
@@ -125,22 +115,22 @@ def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
 
 
 def _parsed(text: str) -> tuple[TOMLDocument, str]:
-    """The document with plain line ends, and the line end that its text has."""
+    """The document with Unix line ends, and the line end of the text."""
     import tomlkit
 
     return tomlkit.parse(text.replace("\r\n", "\n")), "\r\n" if "\r\n" in text else "\n"
 
 
-def _put(table: Any, key: AdapterName, entry: Any) -> None:  # noqa: ANN401 - as tomlkit has them
-    """Set `key`. A new one goes behind the last, before the blank lines and comments that belong to the next table."""
+def _put(table: TomlItem, key: AdapterName, entry: TomlItem) -> None:
+    """Set `key`. A new key goes after the last one, before blank lines and comments of the next table."""
     from tomlkit.items import Table
 
     if key in table or type(table) is not Table or any(isinstance(item, Table) for _, item in table.value.body):
-        table[key] = entry  # in place, or before the tables inside, which tomlkit sees to
+        table[key] = entry  # in place, or before nested tables, which tomlkit handles
         return
     body = table.value.body
     end = max((at + 1 for at, (one, _) in enumerate(body) if one is not None), default=None)
-    if end is None:  # comments at the top of an empty table are its own, up to the last blank line
+    if end is None:  # an empty table owns its comments up to the last blank line
         end = max((at for at, (_, item) in enumerate(body) if not item.as_string().strip()), default=len(body))
     held = body[end:]
     del body[end:]
@@ -148,7 +138,7 @@ def _put(table: Any, key: AdapterName, entry: Any) -> None:  # noqa: ANN401 - as
     body.extend(held)
 
 
-def _entry(wanted: Wanted) -> Any:  # noqa: ANN401 - text or a table, as tomlkit has them
+def _entry(wanted: AdapterRequirement) -> TomlItem:
     """The shortest form that reads as `wanted`."""
     import tomlkit
 
@@ -157,17 +147,16 @@ def _entry(wanted: Wanted) -> Any:  # noqa: ANN401 - text or a table, as tomlkit
         short = text.removeprefix(wanted.key)
         text = short or "*"
     assert wanted_spec(wanted.key, text) == wanted.spec
-    bounds = {"rank": wanted.rank, "min-rank": wanted.min_rank, "max-rank": wanted.max_rank, "remote": wanted.remote}
-    told = {name: value for name, value in bounds.items() if value is not None}
-    if not told:
+    more = wanted.ranks.written | ({} if wanted.remote is None else {"remote": wanted.remote})
+    if not more:
         return text
     table = tomlkit.inline_table()
-    table.update({"spec": text, **told})
+    table.update({"spec": text, **more})
     return table
 
 
 def _holder(document: TOMLDocument, group: str | None) -> Table:
-    """`[adapters]` or `[groups.GROUP]`, made when it is not there."""
+    """`[adapters]` or `[groups.GROUP]`, created if missing."""
     import tomlkit
 
     if group is None:
@@ -183,19 +172,24 @@ def _holder(document: TOMLDocument, group: str | None) -> Table:
 
 
 def _tables(document: TOMLDocument) -> list[Any]:
-    """Every table that adapters stand in."""
+    """Every table that holds adapters."""
     return [document.get("adapters", {}), *document.get("groups", {}).values()]
 
 
 # ---------------------------------------------------------------- files
-def _text(folder: Path) -> str:
+def text_of_project(folder: Path) -> str:
+    """The text of the project file.
+
+    Raises:
+        NotFound: there is no project file.
+    """
     raw = project_bytes(folder)
-    parse_project(raw, folder, str(folder / PROJECT_FILE))  # refuses what is no project, and what is not UTF-8
+    parse_project(raw, folder, str(folder / PROJECT_FILE))  # raises if it is not a valid project in UTF-8
     return raw.decode("utf-8")
 
 
-def _write(folder: Path, text: str) -> Project:
-    """Write the project file, if it is one."""
+def write_project(folder: Path, text: str) -> Project:
+    """Write a whole project file atomically, if it is valid."""
     project = project_of(text, folder)
     path = folder / PROJECT_FILE
     output_place(folder / LOCK_FILE)  # which is written next: both or neither

@@ -1,6 +1,6 @@
-"""What a project lets in: each release held against the policy, with every reason that it has against it.
+"""Compares releases with the policy of a project, and collects every reason against each; does no input or output.
 
-Nothing is read or asked here. The page is `docs/how-to/policy.md`.
+See `docs/how-to/policy.md`.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*[A-Za-z0-9+]")
 
 
 class Offered(Protocol):
-    """What a policy looks at; a `Candidate` is one. `method` holds words between commas, as in `LORA,rslora`."""
+    """The facts that a policy reads; a `Candidate` has them. `method` is words with commas, as in `LORA,rslora`."""
 
     @property
     def namespace(self) -> str | None:
-        """The namespace of its place."""
+        """The namespace in its place."""
 
     @property
     def license(self) -> str | None:
-        """What it states."""
+        """The licence that it states."""
 
     @property
     def method(self) -> str:
-        """What it was made with."""
+        """The training methods."""
 
     @property
     def rank(self) -> int | None:
-        """The largest of its ranks."""
+        """Its largest rank."""
 
     @property
     def published_at(self) -> float | None:
@@ -48,7 +48,7 @@ def parse_exclude_newer(text: str) -> NewestAllowed:
     """What `exclude-newer` means: `2026-01-31` (that day and before, in UTC), an RFC 3339 time, or an age as in `7d`.
 
     Raises:
-        UsageProblem: it is none of these.
+        UsageProblem: `text` is none of these.
     """
     try:
         return parse_newest_allowed(text)
@@ -57,7 +57,7 @@ def parse_exclude_newer(text: str) -> NewestAllowed:
 
 
 def refusal(policy: Policy, candidate: Offered, now: float) -> str | None:
-    """Every reason that `policy` has against a release, as one text; None when it may come in. `now` is Unix time.
+    """Every reason of `policy` against a release, as one text; None if it is allowed. `now` is Unix time.
 
     Raises:
         UsageProblem: the policy's `exclude_newer` cannot be read.
@@ -66,7 +66,7 @@ def refusal(policy: Policy, candidate: Offered, now: float) -> str | None:
 
 
 def objection_of(policy: Policy, now: float) -> Objection | None:
-    """`refusal` as `resolve` asks it; None for a policy that asks for nothing.
+    """`refusal` in the form that `resolve` takes; None for an empty policy.
 
     Raises:
         UsageProblem: as `refusal`, here and now.
@@ -91,7 +91,7 @@ def _reasons(policy: Policy, one: Offered, now: float) -> Iterator[str]:
 
 
 def _namespace(policy: Policy, namespace: str | None) -> Iterator[str]:
-    # hubs take `Acme` and `acme` for one
+    # hubs treat `Acme` and `acme` as one
     name = (namespace or "").casefold()
     if namespace and name in _folded(policy.deny_namespaces):
         yield f"policy `deny-namespaces` holds `{shown(namespace)}`"
@@ -109,9 +109,9 @@ def _license(policy: Policy, stated: str | None) -> Iterator[str]:
 
 @lru_cache(maxsize=1024)
 def _license_reason(allow: tuple[str, ...], deny: tuple[str, ...], stated: str | None) -> str | None:
-    """Refused unless one way to meet what is stated is allowed, and none of its licences denied.
+    """The reason against a licence, unless one way to comply with it is allowed and includes no denied licence.
 
-    Of what is no SPDX expression every word is looked for among the denied, and the whole among the allowed.
+    If the text is not an SPDX expression, any denied word in it refuses it, and only the whole text can be allowed.
     """
     allowed, denied = _licenses(allow), _licenses(deny)
     outside = f"policy `allow-licenses` holds {_listed(allow)}"
@@ -149,12 +149,12 @@ def _date(newest: NewestAllowed, published_at: float | None, now: float) -> Iter
 
 
 def _licenses(names: Iterable[str]) -> frozenset[str]:
-    """What a policy lists, in every spelling that stands for the same."""
+    """The listed licences in every equivalent spelling."""
     return frozenset(form for name in names for form in (name.casefold(), spdx_name(name).casefold()))
 
 
 def _forms(identifier: str) -> frozenset[str]:
-    """An identifier as it may be listed: whole, without its exception (`GPL-2.0-only WITH …`), without `+`."""
+    """The ways to list an identifier: whole, without its exception (`GPL-2.0-only WITH …`), without `+`."""
     plain = identifier.partition(" WITH ")[0]
     return frozenset(form.casefold() for form in (identifier, plain, plain.removesuffix("+")))
 

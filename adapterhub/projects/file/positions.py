@@ -1,4 +1,4 @@
-"""The lines of a TOML text on which keys stand, and on which version control left a conflict."""
+"""Finds the lines of keys in a TOML text, and the lines where version control left a conflict."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ _KEY: Final = re.compile(r"""\s*([A-Za-z0-9_.-]+|"[^"\\]*"|'[^']*')\s*=""")
 
 
 def both_sides(text: str) -> str | None:
-    """That the text holds both sides of a merge in version control, with the line; None when it does not."""
+    """The problem of a text with both sides of a merge in version control, with its line; None if it has none."""
     marked = (n for n, line in enumerate(text.split("\n"), 1) if line.startswith(("<<<<<<<", "=======", ">>>>>>>")))
     number = next(marked, None)
     return None if number is None else f"line {number}: holds both sides of a merge in version control"
 
 
 def line_of(path: str, lines: Mapping[str, int]) -> int | None:
-    """The line of a key, or of the nearest table around it."""
+    """The line of a key, or of the nearest enclosing table."""
     around = re.split(r"[.\[]", path)
     held = (lines.get(".".join(around[:count])) for count in range(len(around), 0, -1))
     return next((line for line in held if line is not None), None)
 
 
 def lines_of(text: str) -> dict[str, int]:
-    """The line on which each key first stands, by its path; a help for people, which a text over lines may mislead."""
+    """The first line of each key, by its path. For error messages only: multi-line texts can mislead it."""
     found: dict[str, int] = {}
     table = ""
     for number, line in enumerate(text.split("\n"), 1):

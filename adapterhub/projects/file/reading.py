@@ -1,4 +1,4 @@
-"""From the text of `adapters.toml` to a `Project`: strict, with every problem and its place."""
+"""Parses `adapters.toml` into a `Project`: strict, and reports every problem with its place."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from adapterhub.core.dates import parse_newest_allowed
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.disk.home import PROJECT_FILE
 from adapterhub.core.errors import Malformed, NotFound, SpecError, UsageProblem, problem_list, shown
+from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import (
     AdapterName,
     AdapterSpec,
@@ -23,10 +24,11 @@ from adapterhub.core.specs import (
     parse_namespace,
     parse_version,
 )
+from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys
 from adapterhub.formats.documents import DocumentReader, toml_of
-from adapterhub.library.remotes import parse_remote_name, parse_url
+from adapterhub.library.remotes import parse_remote_name
 from adapterhub.projects.file.positions import both_sides, line_of, lines_of
-from adapterhub.projects.values import Policy, Project, ProjectRemote, Wanted, WantedMerge
+from adapterhub.projects.values import AdapterRequirement, MergeRequirement, Policy, Project, ProjectRemote
 from adapterhub.trust.signing.policy import SIGNATURE_POLICIES
 from adapterhub.weights.recipes.toml import step_from
 
@@ -35,7 +37,7 @@ MAX_ENTRIES: Final = 10_000
 """Adapters, groups, merges and remotes of a project, all together."""
 
 _TABLES: Final = ("project", "remotes", "adapters", "groups", "merges", "policy")
-_REMOTE_KEYS: Final = ("url", "path", "namespaces", "signatures")
+_REMOTE_KEYS: Final = (*KIND_OF_KEY, "namespaces", "signatures", "kind")
 _ADAPTER_KEYS: Final = ("spec", "rank", "min-rank", "max-rank", "remote")
 _STEP_KEYS: Final = ("method", "dtype", "seed", "options", "inputs")
 _MERGE_KEYS: Final = (*_STEP_KEYS, "version", "task", "description", "license", "group")
@@ -46,36 +48,34 @@ _POLICY_KEYS: Final = (*_LISTS, "max-rank", "exclude-newer")
 
 
 def project_bytes(folder: Path) -> bytes:
-    """What the project file in `folder` holds; of one beyond `LIMIT_BYTES` so much that `parse_project` refuses it.
+    """The bytes of the project file in `folder`; `parse_project` refuses a file beyond `LIMIT_BYTES`.
 
     Raises:
-        NotFound: there is none, or it is no plain file.
+        NotFound: there is no project file, or it is not a regular file.
     """
     path = folder / PROJECT_FILE
     try:
         return read_plain(path, LIMIT_BYTES)
     except OSError as error:
         raise NotFound(
-            f"`{shown(str(path), 200)}`: {error.strerror}", hint="`adapt init` makes a project of this folder"
+            f"`{shown(str(path), 200)}`: {error.strerror}", hint="`adapt init` creates a project in this folder"
         ) from None
 
 
 def parse_project(raw: bytes, folder: Path, where: str) -> Project:
-    """The project that a TOML document is, in `folder`; `where` names the file in refusals.
+    """Parse a project file of `folder`; `where` names the file in errors.
 
     Raises:
-        Malformed: it is none; every problem with its place.
+        Malformed: lists every problem with its place.
     """
     if len(raw) > LIMIT_BYTES:
-        raise Malformed(f"`{shown(where, 200)}`: more than the {LIMIT_BYTES:,} bytes that a project file may have")
+        raise Malformed(f"`{shown(where, 200)}`: larger than the limit of {LIMIT_BYTES:,} bytes for a project file")
     try:
         document = toml_of(raw)
     except ValueError as error:
         raise _malformed(where, [_unreadable(raw) or str(error)]) from None
     if (entries := _entries_in(document)) > MAX_ENTRIES:
-        raise _malformed(
-            where, [f"{entries:,} adapters, groups, merges and remotes; a project has at most {MAX_ENTRIES:,}"]
-        )
+        raise _malformed(where, [f"{entries:,} adapters, groups, merges and remotes; the limit is {MAX_ENTRIES:,}"])
     reader = _Reader()
     project = reader.project(document, folder)
     if reader.problems:
@@ -87,10 +87,10 @@ def parse_project(raw: bytes, folder: Path, where: str) -> Project:
 
 
 def wanted_spec(key: AdapterName, text: str) -> AdapterSpec:
-    """What a project asks for under `key` when it writes `text`: versions of the adapter `key`, or a spec of any name.
+    """The spec that `text` means for the entry `key`: versions of the adapter `key`, or a whole spec.
 
     Raises:
-        SpecError: neither.
+        SpecError: `text` is neither.
     """
     text = text.strip()
     if text in ("", "*"):
@@ -103,7 +103,7 @@ def wanted_spec(key: AdapterName, text: str) -> AdapterSpec:
 
 
 def _range_meant(text: str) -> str | None:
-    """What is a range for other package managers, as a range of ours: `^1.2`, `1.x`, `latest`, `1.2`; else None."""
+    """Our form of a range of other package managers (`^1.2`, `1.x`, `latest`, `1.2`); else None."""
     bare = text.lstrip("vV^ ")
     if wild := re.fullmatch(r"([0-9]+(?:\.[0-9]+)*)\.[xX*]", bare):
         return f"=={wild[1]}.*"
@@ -119,7 +119,7 @@ def _range_meant(text: str) -> str | None:
 
 
 def _entries_in(document: Mapping[str, Any]) -> int:
-    """How many adapters, groups, merges and remotes a document names, before any of them is looked at."""
+    """The number of adapters, groups, merges and remotes in a document, counted before any is read."""
     groups = document.get("groups")
     tables = [document.get(name) for name in ("adapters", "merges", "remotes")]
     tables += [groups, *groups.values()] if isinstance(groups, dict) else []
@@ -131,11 +131,11 @@ def _malformed(where: str, problems: Sequence[str]) -> Malformed:
 
 
 def _unreadable(raw: bytes) -> str | None:
-    """Why a text that is no TOML is none, where a reader of TOML would only name a character that nobody sees."""
+    """A clearer reason than the TOML parser's for an encoding or a merge conflict; None otherwise."""
     if raw.startswith(codecs.BOM_UTF8):
-        return "line 1: begins with a byte order mark, which editors do not show; save it as UTF-8 without one"
+        return "line 1: begins with a byte order mark (editors hide it); save the file as UTF-8 without one"
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "written as UTF-16; save it as UTF-8"
+        return "the file is UTF-16; save it as UTF-8"
     return both_sides(raw.decode("utf-8", "replace"))
 
 
@@ -145,7 +145,7 @@ def _told(line: int | None, path: str, text: str) -> str:
 
 
 class _Reader(DocumentReader):
-    """Reads a parsed document into a Project and gathers every problem on the way."""
+    """Reads a parsed document into a `Project` and collects every problem."""
 
     # ------------------------------------------------------------ the tables
     def project(self, top: Mapping[str, Any], folder: Path) -> Project:
@@ -176,53 +176,53 @@ class _Reader(DocumentReader):
         item = self.take(holder, name, dict, "remotes.")
         if item is None or self.parsed(name, parse_remote_name, path) is None:
             return None
-        self.known(item, _REMOTE_KEYS, f"{path}.")
-        if ("url" in item) == ("path" in item):
-            self.say(path, "expected one of `url`, a server, and `path`, a directory of builds")
-        place = self.text(item, "path", f"{path}.")
-        if place is not None and (not place or not place.isprintable()):
-            self.say(f"{path}.path", "expected the path of a directory, from here")
+        named = self.text(item, "kind", f"{path}.")
+        kind = self.parsed(named or "", lambda text: kind_by_keys(item, text or None), f"{path}.kind")
+        self.known(item, (*_REMOTE_KEYS, *([kind.address_key] if kind else [])), f"{path}.")
+        if kind is not None:
+            address = self.checked(item, kind.address_key, kind.parse_address, f"{path}.")
+        if kind is None or {*KIND_OF_KEY, kind.address_key} & item.keys() != {kind.address_key}:
+            self.say(path, "expected either `url` (a server) or `path` (a directory of builds)")
         signatures = self.text(item, "signatures", f"{path}.")
         if signatures is not None and signatures not in SIGNATURE_POLICIES:
             self.say(f"{path}.signatures", f"`{shown(signatures)}`, expected one of {', '.join(SIGNATURE_POLICIES)}")
+        if kind is None or address is None:
+            return None
         return ProjectRemote(
             name=name,
-            url=self.checked(item, "url", parse_url, f"{path}."),
-            path=place,
+            kind=kind.name,
+            address=address,
             namespaces=tuple(dict.fromkeys(self.texts(item, "namespaces", f"{path}.", parse_namespace))),
             signatures=signatures if signatures in SIGNATURE_POLICIES else None,
         )
 
-    def adapters(self, holder: Mapping[str, Any], group: str | None, path: str) -> list[Wanted]:
+    def adapters(self, holder: Mapping[str, Any], group: str | None, path: str) -> list[AdapterRequirement]:
         found = []
         for name, item in holder.items():
             where = f"{path}{name}"
             key = self.parsed(name, parse_name, where)
             if key is None:
                 continue
-            if isinstance(item, str):
-                item = {"spec": item}  # noqa: PLW2901 - the short form of the same
-            elif isinstance(item, dict):
+            table = {"spec": item} if isinstance(item, str) else item  # the short form of the same
+            if isinstance(item, dict):
                 self.known(item, _ADAPTER_KEYS, f"{where}.")
                 where += ".spec"
-            else:
+            elif not isinstance(item, str):
                 self.wrong(where, "text or a table", item)
                 continue
-            text = self.text(item, "spec", f"{path}{name}.")
+            text = self.text(table, "spec", f"{path}{name}.")
             spec = self.parsed(text or "", functools.partial(wanted_spec, key), where)
-            ranks = {k: self.rank(item, k, f"{path}{name}.") for k in ("rank", "min-rank", "max-rank")}
-            low, exact, high = ranks["min-rank"], ranks["rank"], ranks["max-rank"]
+            low, exact, high = (self.rank(table, k, f"{path}{name}.") for k in ("min-rank", "rank", "max-rank"))
             bounds = [bound for bound in (low, exact, high) if bound is not None]
             if bounds != sorted(bounds):
-                self.say(f"{path}{name}", "no rank is inside of `rank`, `min-rank` and `max-rank`")
-            remote = self.text(item, "remote", f"{path}{name}.")
+                self.say(f"{path}{name}", "no rank satisfies `rank`, `min-rank` and `max-rank` together")
+            remote = self.text(table, "remote", f"{path}{name}.")
             if spec is not None:
-                found.append(
-                    Wanted(key=key, spec=spec, rank=exact, min_rank=low, max_rank=high, group=group, remote=remote)
-                )
+                ranks = RankRange(rank=exact, min_rank=low, max_rank=high)
+                found.append(AdapterRequirement(key=key, spec=spec, ranks=ranks, group=group, remote=remote))
         return found
 
-    def merge(self, holder: Mapping[str, Any], name: str) -> WantedMerge | None:
+    def merge(self, holder: Mapping[str, Any], name: str) -> MergeRequirement | None:
         path = f"merges.{name}"
         item = self.take(holder, name, dict, "merges.")
         key = self.parsed(name, parse_name, path)
@@ -231,7 +231,7 @@ class _Reader(DocumentReader):
         self.known(item, _MERGE_KEYS, f"{path}.")
         step, problems = step_from({k: item[k] for k in _STEP_KEYS if k in item}, f"{path}.", inputs_by="adapter")
         self.problems += problems
-        return WantedMerge(
+        return MergeRequirement(
             key=key,
             step=step,
             version=self.checked(item, "version", parse_version, f"{path}."),
@@ -257,34 +257,34 @@ class _Reader(DocumentReader):
 
     # ------------------------------------------------------------ what stands in two places
     def names_agree(self, project: Project, remotes: Mapping[str, Any]) -> None:
-        """Names are given once, and what is named is there."""
+        """Record names that are used twice, and references to names that do not exist."""
         places: dict[str, str] = {}
-        for wanted in project.wanted:
-            table = "merges" if isinstance(wanted, WantedMerge) else "adapters"
+        for wanted in project.requirements:
+            table = "merges" if isinstance(wanted, MergeRequirement) else "adapters"
             path = (
                 f"groups.{wanted.group}.{wanted.key}"
                 if wanted.group and table == "adapters"
                 else f"{table}.{wanted.key}"
             )
             if wanted.key in places:
-                self.say(path, f"the name is given twice, here and by {places[wanted.key]}")
+                self.say(path, f"the name is used twice, here and by {places[wanted.key]}")
             places.setdefault(wanted.key, path)
         for one in project.adapters:
             if one.remote is not None and one.remote not in remotes:
-                near = self.near(one.remote, remotes) or "; `[remotes]` of this file has none of that name"
+                near = self.near(one.remote, remotes) or "; `[remotes]` of this file does not name it"
                 self.say(f"{places[one.key]}.remote", f"no remote `{shown(one.remote)}`{near}")
         inputs = {str(merge.key): [leaf.spec for leaf in merge.step.leaves()] for merge in project.merges}
         for key, named in inputs.items():
             for name in dict.fromkeys(named):
                 if name not in places:
-                    near = self.near(name, places.keys() - {key}) or "; write it under `[adapters]`"
-                    self.say(f"merges.{key}.inputs", f"nothing in this project is named `{shown(name)}`{near}")
+                    near = self.near(name, places.keys() - {key}) or "; add it under `[adapters]`"
+                    self.say(f"merges.{key}.inputs", f"this project has nothing named `{shown(name)}`{near}")
         if loop := _loop(inputs):
             self.say(f"merges.{loop[0]}", f"made of itself: {' -> '.join(loop)}")
 
 
 def _loop(inputs: Mapping[str, Sequence[str]]) -> list[str]:
-    """Merges that are made of each other, from one back to itself; empty when there are none."""
+    """A cycle of merges, from one back to itself; empty if there is none."""
     done: set[str] = set()
     for start in inputs:
         trail = {start: [*inputs[start]]}
@@ -310,7 +310,7 @@ def _word(text: str) -> str:
 
 
 def _exclude_newer(text: str) -> str:
-    """`text`, if it can be read."""
+    """`text` in its normal form."""
     try:
         return parse_newest_allowed(text).text
     except ValueError as error:

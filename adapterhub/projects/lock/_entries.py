@@ -1,4 +1,4 @@
-"""From the tables of a lock file to its values: strict, with the line of every problem."""
+"""Turns the tables of a lock file into values; strict, and every problem has its line."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Final, cast
 
 from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import shown
-from adapterhub.core.hub_ids import is_hub_id, parse_hub_id
+from adapterhub.core.hub_ids import parse_hub_id
 from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
+from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys, kind_named
 from adapterhub.formats.documents import DocumentReader
-from adapterhub.library.remotes import parse_url
 from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource, Policy
 from adapterhub.weights.recipes.toml import step_from
 from adapterhub.weights.recipes.toml.values import Step
@@ -24,9 +24,7 @@ _MERGE: Final = (
 _RECIPE: Final = ("method", "dtype", "seed", "options", "inputs")
 _BASE: Final = tuple(one.name for one in fields(LockedBase))
 _POLICY: Final = {one.name.replace("_", "-"): one.name for one in fields(Policy)}
-_SOURCE: Final = tuple(one.name for one in fields(LockedSource))
 _FILE_KEYS: Final = {"path", "sha256", "size"}
-_COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -51,7 +49,7 @@ class Section:
 
 
 class LockReader:
-    """Reads the tables into a `Lock` and gathers every problem on the way."""
+    """Reads the tables into a `Lock` and collects every problem."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
@@ -85,7 +83,7 @@ class LockReader:
             elif section.header == "[policy]" and policy is None:
                 policy = reader.policy()
             else:
-                self.say(section.line, f"no table `{shown(section.header)}` stands here")
+                self.say(section.line, f"no table `{shown(section.header)}` is expected here")
         if pending is not None:
             self.say(pending.line, "merge: has no `[merge.recipe]`")
         self.keys_differ(sections)
@@ -156,7 +154,8 @@ class _SectionReader(DocumentReader):
         if self.problems:
             return None
         namespace, slash, _ = entry.name.rpartition("/")
-        owner = entry.source.repo.partition("/")[0]
+        source = entry.source
+        owner = "" if source.is_library else kind_named(source.kind).publisher(source.pin)
         if slash and owner and owner.lower() != namespace.lower():
             self.say("source.repo", f"`{entry.name}` is not published by `{owner}`, but by `{namespace}`")
         return entry
@@ -174,7 +173,7 @@ class _SectionReader(DocumentReader):
         return None if self.problems or recipe.problems else entry
 
     def build(self) -> dict[str, Any]:
-        """What adapters and merges have in common."""
+        """The fields that adapters and merges share."""
         return {
             "version": self.checked(self.values, "version", _version, required=True),
             "digest": self.checked(self.values, "digest", parse_digest, required=True),
@@ -187,22 +186,26 @@ class _SectionReader(DocumentReader):
 
     def source(self) -> LockedSource:
         table = self.take(self.values, "source", dict, required=True) or {}
-        self.known(table, _SOURCE, "source.")
-        source = LockedSource(**{key: self.text(table, key, "source.") or "" for key in _SOURCE if key in table})
-        self.parsed(source.url or None, _url, "source.url")
-        if source.url and source.path:
-            self.say("source", "expected one of `url` and `path`")
-        if source.repo and not ("/" in source.repo and is_hub_id(source.repo)):
-            self.say("source.repo", f"expected `org/name`, got `{shown(source.repo)}`")
-        if source.commit and not _COMMIT.fullmatch(source.commit):
-            self.say("source.commit", f"expected 40 hex digits, got `{shown(source.commit)}`")
-        if bool(source.repo) != bool(source.commit) or (source.repo and not source.url):
-            self.say("source", "`url`, `repo` and `commit` stand together")
-        return source
+        named = self.text(table, "kind", "source.")
+        kind = self.parsed(named or "", lambda text: kind_by_keys(table, text or None), "source.kind")
+        if kind is None and len(KIND_OF_KEY.keys() & table.keys()) > 1:
+            self.say("source", "expected either `url` or `path`")
+        place = (kind.address_key, *kind.pin_keys) if kind else tuple(KIND_OF_KEY)
+        keys = ("remote", *(["kind"] if "kind" in table else []), *place)
+        self.known(table, keys, "source.")
+        texts = {key: self.text(table, key, "source.") or "" for key in keys if key in table}
+        if kind is None:
+            return LockedSource(remote=texts.get("remote", ""))
+        address = texts.get(kind.address_key, "")
+        pin = {key: texts[key] for key in kind.pin_keys if texts.get(key)}
+        for problem in kind.problems(address, pin):
+            key, _, reason = problem.rpartition(": ") if problem[0] == "`" else problem.partition(": ")
+            self.say(f"source.{key}" if key else "source", reason)
+        return LockedSource(remote=texts.get("remote", ""), kind=kind.name, address=address, pin=pin)
 
     def files(self) -> tuple[LockedFile, ...]:
         if self.values.get("files") == []:
-            self.say("files", "none; every file is locked with its hash, or nothing is")
+            self.say("files", "none; every file of a build is locked with its hash")
         found = []
         for path, item in self.tables(self.values, "files", required=True):
             if item.keys() != _FILE_KEYS:
@@ -221,7 +224,7 @@ class _SectionReader(DocumentReader):
         for path, text in problems:
             self.say(path, text)
         if not problems and any(leaf.digest is None for leaf in step.leaves()):
-            self.say("inputs", "every input has its digest, or nothing is locked")
+            self.say("inputs", "an input has no digest; every input is locked with its digest")
         return step
 
 
@@ -233,12 +236,6 @@ def _text(text: str) -> str:
 
 def _version(text: str) -> str:
     if (normal := parse_version(text)) != text:
-        raise ValueError(f"expected `{normal}`, got `{shown(text)}`")
-    return text
-
-
-def _url(text: str) -> str:
-    if (normal := parse_url(text)) != text:
         raise ValueError(f"expected `{normal}`, got `{shown(text)}`")
     return text
 

@@ -1,17 +1,18 @@
-"""The few forms of TOML that a lock file is written in, each value on a line of its own.
+"""The subset of TOML that lock files use, with each value on one line.
 
     text       "…", with the escapes of TOML
     number     16   0.7   1e-05
     list       [ … ]     inside a line
     table      { a = …, b = … }
 
-Any TOML reader reads them. This one knows the line of every value, and reads a file of a thousand adapters at once.
+Any TOML reader can read it. This one knows the line of every value, and reads a file of a thousand adapters quickly.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -34,12 +35,17 @@ _FILE: Final = re.compile(
     r'\{ path = "([A-Za-z0-9._-]+)", sha256 = "(sha256:[0-9a-f]{64})", size = (0|[1-9][0-9]{0,17}) \}'
 )
 _DEEPEST: Final = 40
+_SURROGATES: Final = range(0xD800, 0xE000)
 _LONGEST_NUMBER: Final = 40
+
+
+Value = Any
+"""Any value of a lock file."""
 
 
 # ---------------------------------------------------------------- printing
 def text_of(text: str) -> str:
-    """`text` as TOML has it; what does not print is written by its number."""
+    """`text` as a TOML string; unprintable characters are escaped by number."""
     if text.isprintable() and '"' not in text and "\\" not in text:
         return f'"{text}"'
     return '"' + "".join(_ESCAPES.get(c) or (c if c.isprintable() else _numbered(c)) for c in text) + '"'
@@ -69,13 +75,13 @@ def value_of(value: object) -> str:
 
 
 # ---------------------------------------------------------------- reading
-def parse_value(text: str) -> Any:  # noqa: ANN401 - any value
-    """The value that stands alone in `text`.
+def parse_value(text: str) -> Value:
+    """The single value in `text`.
 
     Raises:
-        ValueError: there is none, or something stands behind it.
+        ValueError: there is no value, or something follows it.
     """
-    # most values of a lock are one of these two
+    # fast path: most values of a lock are one of these two
     if len(text) > 1 and text[0] == text[-1] == '"' and "\\" not in text and '"' not in text[1:-1]:
         return text[1:-1]
     if file := _FILE.fullmatch(text):
@@ -103,7 +109,7 @@ class _Tokens:
         if self._at != len(self._text):
             raise ValueError(f"nothing may follow, got `{self._text[self._at :].strip()[:40]}`")
 
-    def value(self, depth: int) -> Any:  # noqa: ANN401 - any value
+    def value(self, depth: int) -> Value:
         if depth > _DEEPEST:
             raise ValueError("nested too deeply")
         token = self.next()
@@ -138,7 +144,7 @@ class _Tokens:
         return found
 
     def closed(self, mark: str, *, first: bool) -> bool:
-        """Whether the list or table ends here; the comma before what follows is taken."""
+        """Whether the list or table ends here; consumes the comma before the next item."""
         start = self._at
         found = self.next()["mark"]
         if found == mark:
@@ -158,10 +164,10 @@ def _unescaped(text: str) -> str:
         number = found[1] or found[2]
         if number is None:
             if found[3] not in _UNESCAPES:
-                raise ValueError(f"`\\{found[3]}` stands for nothing in TOML")
+                raise ValueError(f"`\\{found[3]}` is not an escape of TOML")
             return _UNESCAPES[found[3]]
         code = int(number, 16)
-        if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:  # noqa: PLR2004 - what Unicode has
+        if code > sys.maxunicode or code in _SURROGATES:
             raise ValueError(f"`{found[0]}` is no character")
         return chr(code)
 

@@ -1,12 +1,12 @@
-"""Why what a project asks for cannot be had together: what stands against what, and the command that would solve it.
+"""Finds requirements that contradict each other, and the command that resolves each contradiction.
 
-    bases of adapters     an adapter asks for another base than the project, or is made for another than its neighbours
-    a base that moved     its weights are not those that were locked under its name
-    ranks                 an adapter has to have a larger rank than the project takes
-    remotes               two remotes of the project have other bytes for one release
+    bases of adapters     an adapter requires another base than the project, or than its neighbours
+    a base that moved     its weights differ from those locked under its name
+    ranks                 an adapter requires a larger rank than the policy allows
+    remotes               two remotes of the project have different bytes for one release
 
-Each function looks at values that are at hand, and gives what it found as a `Found`, or None; `conflict` makes one
-refusal of all of them, so that a user learns everything at once.
+Each function reads values only and returns a `ProjectClash` or None. `conflict` makes one refusal of all clashes, so
+that a user sees them together.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from adapterhub.distribution.resolve import Candidate
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.projects.file.policy import parse_exclude_newer, refusal
-from adapterhub.projects.values import LockedAdapter, LockedBase, Policy, Project, Wanted
+from adapterhub.projects.values import AdapterRequirement, LockedAdapter, LockedBase, Policy, Project
 
 SHOWN_DIGEST: Final = 19  # `sha256:` and 12 hex digits
 _SAME: Final = (BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """One conflict. `reasons` holds `(place, what is there)` each; `hint` says what to type."""
+class ProjectClash:
+    """One contradiction. `reasons` are pairs of a place and what it says; `hint` is the command to type."""
 
     summary: str
     reasons: tuple[tuple[str, str], ...]
     hint: str
 
 
-def conflict(found: Sequence[Found]) -> ProjectConflict:
-    """One refusal for all of `found`, which is not empty."""
+def conflict(found: Sequence[ProjectClash]) -> ProjectConflict:
+    """One refusal for all clashes in `found`, which is not empty."""
     reasons = tuple(reason for one in found for reason in one.reasons)
     summary = "; ".join(dict.fromkeys(one.summary for one in found))
     return ProjectConflict(summary, reasons, hint="; ".join(dict.fromkeys(one.hint for one in found)))
 
 
-def conflicts_in(project: Project, weights_of: Callable[[BaseSpec], str | None] | None = None) -> list[Found]:
-    """What the project file alone shows: bases that differ, and ranks over the maximum.
+def conflicts_in(project: Project, weights_of: Callable[[BaseSpec], str | None] | None = None) -> list[ProjectClash]:
+    """The clashes that the project file alone shows: different bases, and ranks over the maximum.
 
-    `weights_of` gives the weights digest of a base that is known here, so that two names of one base are no conflict.
+    `weights_of` returns the weights digest of a known base, so that two names of one base do not clash.
     """
     ranks = [one for wanted in project.adapters if (one := rank_over_maximum(project.policy, wanted))]
     bases = bases_asked_for(project, weights_of)
@@ -58,8 +58,10 @@ def conflicts_in(project: Project, weights_of: Callable[[BaseSpec], str | None] 
 
 
 # ---------------------------------------------------------------- bases
-def bases_asked_for(project: Project, weights_of: Callable[[BaseSpec], str | None] | None = None) -> Found | None:
-    """Adapters whose specs name another base than the project, or each other."""
+def bases_asked_for(
+    project: Project, weights_of: Callable[[BaseSpec], str | None] | None = None
+) -> ProjectClash | None:
+    """Adapters whose specs name a base other than the project's, or than each other's."""
     look_up = weights_of or (lambda _: None)
 
     def identity(base: BaseSpec) -> str:
@@ -67,56 +69,56 @@ def bases_asked_for(project: Project, weights_of: Callable[[BaseSpec], str | Non
 
     asking = [wanted for wanted in project.adapters if wanted.spec.base is not None]
     asked = [base for base in (project.base, *(wanted.spec.base for wanted in asking)) if base is not None]
-    if len({identity(base) for base in asked}) < 2:  # noqa: PLR2004 - one base is what a project has
+    if len({identity(base) for base in asked}) <= 1:
         return None
     mine = asked[0]
     others = [
         wanted for wanted in asking if wanted.spec.base is not None and identity(wanted.spec.base) != identity(mine)
     ]
     reasons = [("project", f"is for base `{mine}`")] if project.base is not None else []
-    reasons += [(one.key, f"asks for base `{one.spec.base}`") for one in (others if reasons else asking)]
+    reasons += [(one.key, f"requires base `{one.spec.base}`") for one in (others if reasons else asking)]
     other = others[0]
     bare = replace(other.spec, base=None)
-    return Found(
-        summary="a project has one base, and its adapters ask for others",
+    return ProjectClash(
+        summary="a project has one base, but some of its adapters require another",
         reasons=tuple(reasons),
-        hint=f"`adapt install --save {_typed(bare)}` asks for a build for `{mine}`; `adapt init DIR --base "
-        f"{_typed(other.spec.base)}` makes a project of its own for `{other.spec.base}`",
+        hint=f"`adapt install --save {_typed(bare)}` takes a build for `{mine}`; `adapt init DIR --base "
+        f"{_typed(other.spec.base)}` creates a separate project for `{other.spec.base}`",
     )
 
 
 def built_for_several_bases(
     adapters: Sequence[LockedAdapter], label_of: Callable[[Digest], str] | None = None
-) -> Found | None:
-    """What a project without a base came to, when it is made for different bases.
+) -> ProjectClash | None:
+    """Locked builds for different bases, in a project that names no base.
 
-    `label_of` names a base by its weights. A build that declares no base speaks against none.
+    `label_of` names a base by its weights. A build that declares no base never clashes.
     """
     by_base: defaultdict[Digest, list[LockedAdapter]] = defaultdict(list)
     for one in sorted(adapters, key=lambda one: one.key):
         if one.base is not None:
             by_base[one.base].append(one)
-    if len(by_base) < 2:  # noqa: PLR2004 - one base is what a project has
+    if len(by_base) <= 1:
         return None
     names = {base: shown(label_of(base) if label_of else "") or _short(base) for base in by_base}
     most = names[max(by_base, key=lambda base: len(by_base[base]))]
-    return Found(
+    return ProjectClash(
         summary="the adapters of this project are made for different bases",
         reasons=tuple(
             (one.key, f"{shown(one.version)} is made for base `{names[base]}`")
             for base, ones in by_base.items()
             for one in ones
         ),
-        hint=f'`base = "{most}"` under `[project]` leaves builds for that one; '
-        "`adapt init DIR --base BASE` makes a project of its own for another",
+        hint=f'`base = "{most}"` under `[project]` limits it to builds for that base; '
+        "`adapt init DIR --base BASE` creates a separate project for another",
     )
 
 
-def moved_base(locked: LockedBase, here: BaseRecord, evidence: Iterable[BaseFingerprint] = ()) -> Found | None:
-    """A base whose weights are not those that were locked under its name.
+def moved_base(locked: LockedBase, here: BaseRecord, evidence: Iterable[BaseFingerprint] = ()) -> ProjectClash | None:
+    """A base whose weights differ from those locked under its name.
 
-    `evidence` are fingerprints that builds of the lock declare: one of the locked weights tells another precision of
-    the same base, which is no conflict, from other weights.
+    `evidence` are the fingerprints that locked builds declare. With the fingerprint of the locked weights, another
+    precision of the same base can be told from other weights; it does not clash.
     """
     now = here.fingerprint
     if locked.weights is None or locked.weights == now.weights:
@@ -127,47 +129,43 @@ def moved_base(locked: LockedBase, here: BaseRecord, evidence: Iterable[BaseFing
         return None
     same_shapes = locked.structure is not None and locked.structure == now.structure
     what = "other values in the same shapes" if same_shapes else "tensors of other names or shapes"
-    return Found(
+    return ProjectClash(
         summary=f"the weights of base `{shown(locked.spec)}` changed since they were locked",
         reasons=(
             ("locked", f"{locked.weights}"),
             ("here", f"{now.weights}: {what}" + (f", in {shown(str(here.path), 200)}" if here.path else "")),
         ),
-        hint=f"`adapt lock --upgrade` chooses builds for the weights that are here; {_way_back(locked.spec)}",
+        hint=f"`adapt lock --upgrade` chooses builds for the weights that are present; {_way_back(locked.spec)}",
     )
 
 
 def _way_back(base: str) -> str:
     if BaseSpec.parse(base).kind == "alias":
-        return f"`adapt base remove {base}` and `adapt base add FOLDER --as {base}` bring the locked ones back"
-    return "the folder as it was, or `adapt base add` for one that has them, brings the locked ones back"
+        return f"`adapt base remove {base}` and `adapt base add FOLDER --as {base}` restore the locked ones"
+    return "restore the folder, or `adapt base add` one that has the locked weights"
 
 
 # ---------------------------------------------------------------- ranks and the rest of the policy
-def rank_over_maximum(policy: Policy, wanted: Wanted) -> Found | None:
-    """A rank that an adapter has to have at least, over the largest that the project takes."""
-    least = max((rank for rank in (wanted.rank, wanted.min_rank) if rank is not None), default=None)
-    most = policy.max_rank
+def rank_over_maximum(policy: Policy, wanted: AdapterRequirement) -> ProjectClash | None:
+    """A required rank above the largest that the policy allows."""
+    least, most = wanted.ranks.low, policy.max_rank
     if least is None or most is None or least <= most:
         return None
-    asks = f"rank {wanted.rank}" if wanted.rank is not None else f"a rank of at least {wanted.min_rank}"
-    return Found(
-        summary="an adapter asks for a larger rank than the project takes",
-        reasons=((wanted.key, f"asks for {asks}"), ("policy", f"`max-rank` is {most}")),
-        hint=f"`adapt install --save {_typed(wanted.spec)} --max-rank {most}` asks for less; "
-        f"`max-rank = {least}` under `[policy]` lets it in",
+    asks = f"rank {least}" if wanted.ranks.rank is not None else f"a rank of at least {least}"
+    return ProjectClash(
+        summary="an adapter requires a larger rank than the project allows",
+        reasons=((wanted.key, f"requires {asks}"), ("policy", f"`max-rank` is {most}")),
+        hint=f"`adapt install --save {_typed(wanted.spec)} --max-rank {most}` lowers the requirement; "
+        f"`max-rank = {least}` under `[policy]` allows it",
     )
 
 
-def kept_out(policy: Policy, wanted: Wanted, candidates: Iterable[Candidate], now: float) -> str:
-    """The hint for an adapter of which the policy keeps out every release: which rule does, and what would let one in.
-
-    Empty when no single rule does.
-    """
+def kept_out(policy: Policy, wanted: AdapterRequirement, candidates: Iterable[Candidate], now: float) -> str:
+    """The hint for an adapter whose every release the policy refuses: the rule to change; "" if it is not one rule."""
     builds = [one for one in candidates if _is_asked_for(wanted, one) and refusal(policy, one, now)]
 
     def held_by(free: Policy) -> list[Candidate]:
-        """Builds that only the rule keeps out that `free` lacks."""
+        """Builds that the policy `free` would accept."""
         return [one for one in builds if refusal(free, one, now) is None]
 
     if held := held_by(replace(policy, max_rank=None)):
@@ -181,43 +179,43 @@ def kept_out(policy: Policy, wanted: Wanted, candidates: Iterable[Candidate], no
     ):
         if held_by(free):
             given = [f"`{name}`" for name in names if getattr(policy, name.replace("-", "_"))]
-            return f"without {' and '.join(given)} under `[policy]` of the project file it would come in"
+            return f"remove {' and '.join(given)} from `[policy]` of the project file to allow it"
     return ""
 
 
-def _is_asked_for(wanted: Wanted, candidate: Candidate) -> bool:
+def _is_asked_for(wanted: AdapterRequirement, candidate: Candidate) -> bool:
     try:
         return wanted.spec.matches(candidate.version)
     except SpecError:
         return False
 
 
-def _rank_hint(policy: Policy, wanted: Wanted, held: Sequence[Candidate]) -> str:
+def _rank_hint(policy: Policy, wanted: AdapterRequirement, held: Sequence[Candidate]) -> str:
     ranks = [one.rank for one in held if one.rank is not None]
     if not ranks:
-        return "its rank is not recorded, so no `max-rank` lets it in"
+        return "its rank is not recorded, so no `max-rank` allows it"
     return (
-        f"`max-rank = {min(ranks)}` under `[policy]` lets it in; `adapt resize {wanted.spec.name} --rank "
-        f"{policy.max_rank}` makes a smaller one of an installed adapter"
+        f"`max-rank = {min(ranks)}` under `[policy]` allows it; `adapt resize {wanted.spec.name} --rank "
+        f"{policy.max_rank}` reduces an installed adapter"
     )
 
 
 def _date_hint(policy: Policy, held: Sequence[Candidate], now: float) -> str:
     dates = [one.published_at for one in held if one.published_at is not None]
     if not dates or policy.exclude_newer is None:
-        return "without `exclude-newer` under `[policy]` of the project file it would come in"
+        return "remove `exclude-newer` from `[policy]` of the project file to allow it"
     newest = parse_exclude_newer(policy.exclude_newer)
     if newest.age_s is not None:
-        return f"the oldest that fits comes in on {time_text(min(dates) + newest.age_s)}"
+        return f"the oldest release that fits is allowed from {time_text(min(dates) + newest.age_s)}"
     moment = time_text(min(min(dates) + 1, now))
-    return f'`exclude-newer = "{moment}"` under `[policy]` lets the oldest that fits in'
+    return f'`exclude-newer = "{moment}"` under `[policy]` allows the oldest release that fits'
 
 
 # ---------------------------------------------------------------- remotes
-def in_two_remotes(wanted: Wanted, offers: Mapping[str, Sequence[Candidate]]) -> Found | None:
-    """Remotes of a project, by name, that have other bytes for one and the same build of an adapter.
+def in_two_remotes(wanted: AdapterRequirement, offers: Mapping[str, Sequence[Candidate]]) -> ProjectClash | None:
+    """Remotes of a project that have different bytes for the same build of an adapter.
 
-    A release never changes, so one of them is not what it says it is; which one, only the user can tell.
+    A release never changes, so one of them is wrong; only the user can decide which.
     """
     named = [
         (remote, one)
@@ -236,17 +234,19 @@ def in_two_remotes(wanted: Wanted, offers: Mapping[str, Sequence[Candidate]]) ->
     reasons = [
         (f"{wanted.key} in `{shown(remote)}`", _described(one)) for remote, one in named if _identity(one) in torn
     ]
-    return Found(
-        summary=f"two remotes of this project have other bytes for the same release of `{wanted.spec.full_name}`",
+    return ProjectClash(
+        summary=f"two remotes of this project have different bytes for the same release of `{wanted.spec.full_name}`",
         reasons=tuple(reasons),
-        hint=f"`{_entry(wanted, min(offers))}` in the project file says which of them is meant",
+        hint=f"`{_entry(wanted, min(offers))}` in the project file picks one of them",
     )
 
 
-def other_remotes_notice(wanted: Wanted, taken: tuple[str, Candidate], others: Mapping[str, Candidate]) -> str | None:
-    """What to say when other remotes of a project would give another build than `taken`, of the one named first.
+def other_remotes_notice(
+    wanted: AdapterRequirement, taken: tuple[str, Candidate], others: Mapping[str, Candidate]
+) -> str | None:
+    """A notice that other remotes of the project have a different build than `taken`, which the first remote has.
 
-    `others` holds the build that each would give, by its name.
+    `others` maps the name of each remote to its build.
     """
     differing = {name: one for name, one in sorted(others.items()) if one.digest != taken[1].digest}
     if wanted.remote is not None or not differing:
@@ -262,7 +262,7 @@ def _identity(one: Candidate) -> tuple[object, ...]:
     return one.namespace, one.version, one.rank, one.base_label
 
 
-def _entry(wanted: Wanted, remote: str) -> str:
+def _entry(wanted: AdapterRequirement, remote: str) -> str:
     return f'{wanted.key} = {{ spec = "{wanted.spec}", remote = "{shown(remote)}" }}'
 
 
@@ -274,11 +274,11 @@ def _described(offer: Candidate) -> str:
 
 # ---------------------------------------------------------------- yanked
 def yanked_notice(key: str, name: str, version: str, reason: str) -> str:
-    """What to say of a locked build that was yanked since: it is installed all the same, for a lock is a promise."""
+    """The notice for a locked build that was yanked later; a locked build is installed anyway."""
     why = shown(reason or "no reason given", 200)
     also = f" (`{key}` here)" if key != name.rpartition("/")[2] else ""
     return (
-        f"`{name}=={shown(version)}`{also} was yanked: {why}; it is locked, so it is installed all the same. "
+        f"`{name}=={shown(version)}`{also} was yanked: {why}; it is locked, so it is installed anyway. "
         f"`adapt lock --upgrade {key}` chooses another"
     )
 

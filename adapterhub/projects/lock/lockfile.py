@@ -1,7 +1,7 @@
-"""`adapters.lock`: the one text of a lock, and a lock from its text. The page is `docs/reference/lock-file.md`.
+"""Reads and writes `adapters.lock`; see `docs/reference/lock-file.md`.
 
-The text has no choices in it (order, spaces, quotes), so equal locks are equal files, and whatever does not print as
-it was read is damage. Reading tells the line.
+The text is canonical (order, spaces, quotes), so equal locks are equal files, and a file that does not print as it was
+read is damaged. Errors name the line.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from adapterhub.core.disk.files import read_plain, write_durably
 from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Malformed, NotAllowed, NotFound, problem_list, shown
+from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
 from adapterhub.projects.file.positions import both_sides
 from adapterhub.projects.lock._entries import LockReader, Section
-from adapterhub.projects.lock._lines import parse_value, text_of, value_of
+from adapterhub.projects.lock._lines import Value, parse_value, text_of, value_of
 from adapterhub.projects.values import (
     Lock,
     LockedAdapter,
@@ -36,7 +37,7 @@ LIMIT_BYTES: Final = 64 << 20
 PROBLEMS_SHOWN: Final = 20
 
 _HEAD: Final = f"# Written by `adapt lock` from {PROJECT_FILE}, which is the file to edit.\n"
-_HINT: Final = f"restore `{LOCK_FILE}` from version control, or delete it, and `adapt lock` resolves anew"
+_HINT: Final = f"restore `{LOCK_FILE}` from version control, or delete it and run `adapt lock`"
 
 
 # ---------------------------------------------------------------- files
@@ -44,8 +45,8 @@ def read_lock(folder: Path) -> Lock:
     """The lock of the project in `folder`.
 
     Raises:
-        NotFound: there is none.
-        Malformed: it was damaged; with the line.
+        NotFound: there is no lock file.
+        Malformed: it is damaged; with the line.
     """
     path = folder / LOCK_FILE
     try:
@@ -55,7 +56,7 @@ def read_lock(folder: Path) -> Lock:
     except OSError as error:
         raise NotAllowed(f"`{shown(str(path), 200)}` cannot be read: {error.strerror}") from None
     if len(raw) > LIMIT_BYTES:
-        raise _damaged(str(path), [f"more than the {LIMIT_BYTES:,} bytes that a lock may have"])
+        raise _damaged(str(path), [f"larger than the limit of {LIMIT_BYTES:,} bytes for a lock file"])
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -65,10 +66,10 @@ def read_lock(folder: Path) -> Lock:
 
 
 def previous_lock(project: Project) -> Lock | None:
-    """The lock of the project as it is; None when there is none yet.
+    """The lock of the project; None if there is none yet.
 
     Raises:
-        Malformed: it was damaged.
+        Malformed: it is damaged.
     """
     try:
         return read_lock(project.folder)
@@ -77,10 +78,10 @@ def previous_lock(project: Project) -> Lock | None:
 
 
 def write_lock(folder: Path, lock: Lock) -> bool:
-    """Write the lock of the project in `folder`, all at once; whether the file changed.
+    """Write the lock of the project in `folder` atomically. Returns whether the file changed.
 
     Raises:
-        NotAllowed: it cannot be written; what was there stays.
+        NotAllowed: it cannot be written; the old file stays.
     """
     path, data = folder / LOCK_FILE, lock_text(lock).encode()
     try:
@@ -97,7 +98,7 @@ def write_lock(folder: Path, lock: Lock) -> bool:
 
 # ---------------------------------------------------------------- printing
 def lock_text(lock: Lock) -> str:
-    """The text of a lock: the same for the same content, in whatever order its parts come."""
+    """The canonical text of a lock; the order of its entries does not matter."""
     parts = [_HEAD, f"schema = {text_of(SCHEMA)}\n"]
     if lock.base is not None:
         parts.append("\n[base]\n" + _pairs({one.name: getattr(lock.base, one.name) for one in fields(LockedBase)}))
@@ -110,7 +111,7 @@ def lock_text(lock: Lock) -> str:
 
 
 def policy_table(policy: Policy) -> dict[str, object]:
-    """A policy as a table, with what it asks for alone."""
+    """A policy as a table, without unset keys."""
     told = {one.name.replace("_", "-"): getattr(policy, one.name) for one in fields(Policy)}
     return {
         key: list(value) if isinstance(value, tuple) else value
@@ -144,12 +145,21 @@ def _merge(entry: LockedMerge) -> str:
 
 
 def _bytes(source: LockedSource, files: Iterable[LockedFile]) -> str:
-    place = {one.name: value for one in fields(LockedSource) if (value := getattr(source, one.name))}
     listed = [
         f"  {{ path = {text_of(file.path)}, sha256 = {text_of(file.sha256)}, size = {file.size_bytes} }},\n"
         for file in sorted(files, key=lambda file: file.path)
     ]
-    return f"source = {value_of(place)}\nfiles = [\n{''.join(listed)}]\n"
+    return f"source = {value_of(source_table(source))}\nfiles = [\n{''.join(listed)}]\n"
+
+
+def source_table(source: LockedSource) -> dict[str, str]:
+    """A source as the lock file writes it; `kind` is left out if the key of the address implies it."""
+    table = {"remote": source.remote}
+    if not source.is_library:
+        kind = kind_named(source.kind)
+        table |= {"kind": kind_to_write(kind) or "", kind.address_key: source.address}
+        table |= {key: source.pin.get(key, "") for key in kind.pin_keys}
+    return {key: text for key, text in table.items() if text}
 
 
 def _recipe(step: Step) -> dict[str, Any]:
@@ -176,13 +186,13 @@ def _lines(key: str, items: Iterable[object]) -> str:
 
 # ---------------------------------------------------------------- reading
 def parse_lock(text: str, where: str = LOCK_FILE) -> Lock:
-    """The lock that `text` is; `where` names the file in refusals.
+    """Parse the text of a lock; `where` names the file in errors.
 
     Raises:
-        Malformed: it is none, or not as `lock_text` prints it; with the lines.
+        Malformed: it is not what `lock_text` prints; with the lines.
     """
     if told := both_sides(text):
-        hint = f"take one side (`git checkout --ours {LOCK_FILE}`), then `adapt lock` adds what the project lacks"
+        hint = f"take one side (`git checkout --ours {LOCK_FILE}`), then run `adapt lock`"
         raise _damaged(where, [told], hint)
     try:
         sections = list(_sections(text))
@@ -239,7 +249,7 @@ def _sections(text: str) -> Iterator[Section]:
     yield section
 
 
-def _value(text: str, number: int) -> Any:  # noqa: ANN401 - any value
+def _value(text: str, number: int) -> Value:
     try:
         return parse_value(text)
     except ValueError as error:
@@ -251,9 +261,9 @@ def _first_difference(text: str, printed: str) -> str:
     for number, (one, other) in enumerate(zip(found, expected, strict=False), 1):
         if one != other:
             return f"line {number}: expected `{shown(other, 100)}`, got `{shown(one, 100)}`"
-    return f"line {min(len(found), len(expected)) + 1}: expected the end, or more, of the file"
+    return f"line {min(len(found), len(expected)) + 1}: the file is cut short or too long"
 
 
 def _damaged(where: str, problems: list[str], hint: str = _HINT) -> Malformed:
-    text = problem_list(f"`{shown(where, 200)}`: not as `adapt lock` wrote it", problems, PROBLEMS_SHOWN)
+    text = problem_list(f"`{shown(where, 200)}`: not what `adapt lock` wrote", problems, PROBLEMS_SHOWN)
     return Malformed(f"{text}\nNothing was changed", hint=hint)

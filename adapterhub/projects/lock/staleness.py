@@ -1,4 +1,4 @@
-"""Whether a lock still answers a project: two values compared, without asking any place."""
+"""Compares a lock with its project, without looking anything up."""
 
 from __future__ import annotations
 
@@ -7,25 +7,32 @@ from dataclasses import fields, replace
 
 from adapterhub.core.errors import shown
 from adapterhub.core.specs import AdapterName
-from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, Policy, Project, Wanted, WantedMerge
+from adapterhub.projects.values import (
+    AdapterRequirement,
+    Lock,
+    Locked,
+    LockedAdapter,
+    LockedMerge,
+    MergeRequirement,
+    Policy,
+    Project,
+)
 from adapterhub.weights.recipes.toml.values import Inner, Leaf, Step
 
-_Locked = LockedAdapter | LockedMerge
+
+def wanted_text(wanted: AdapterRequirement) -> str:
+    """A requirement as a lock records it: `acme/legal-qa>=1.2,<2 max-rank=16 remote=ours`."""
+    more = wanted.ranks.written | ({} if wanted.remote is None else {"remote": wanted.remote})
+    return " ".join([str(wanted.spec), *(f"{name}={value}" for name, value in more.items())])
 
 
-def wanted_text(wanted: Wanted) -> str:
-    """What a project asks for, as a lock records it: `acme/legal-qa>=1.2,<2 max-rank=16 remote=ours`."""
-    bounds = {"rank": wanted.rank, "min-rank": wanted.min_rank, "max-rank": wanted.max_rank, "remote": wanted.remote}
-    return " ".join([str(wanted.spec), *(f"{name}={value}" for name, value in bounds.items() if value is not None)])
-
-
-def exact_spec(entry: _Locked) -> str:
-    """A spec that means this locked build, with its version: `acme/legal-qa==1.2.0`."""
+def exact_spec(entry: Locked) -> str:
+    """The spec of this locked build with its version: `acme/legal-qa==1.2.0`."""
     return f"{entry.name if isinstance(entry, LockedAdapter) else entry.key}=={entry.version}"
 
 
-def locked_step(step: Step, entries: Mapping[AdapterName, _Locked]) -> Step:
-    """A merge of a project with each name in it replaced by what is locked under that name: exact spec and digest.
+def locked_step(step: Step, entries: Mapping[AdapterName, Locked]) -> Step:
+    """The recipe of a merge, with each name replaced by the exact spec and digest locked under it.
 
     Raises:
         KeyError: a name that `entries` lacks.
@@ -41,7 +48,7 @@ def locked_step(step: Step, entries: Mapping[AdapterName, _Locked]) -> Step:
 
 
 def lock_problems(project: Project, lock: Lock) -> list[str]:
-    """Why `lock` does not answer `project`, one sentence each; empty when it does."""
+    """Why `lock` is stale for `project`, one sentence each; empty if it is up to date."""
     problems = [*_base_problems(project, lock), *policy_changes(lock.policy, project.policy)]
     entries = lock.entries
     for wanted in project.adapters:
@@ -56,31 +63,31 @@ def lock_problems(project: Project, lock: Lock) -> list[str]:
             problems += merge_problems(merge, entry, entries)
         else:
             problems.append(f"`{merge.key}` is not locked")
-    asked = {wanted.key for wanted in project.wanted}
-    return problems + [f"`{key}` is locked, and the project does not ask for it" for key in entries if key not in asked]
+    asked = {wanted.key for wanted in project.requirements}
+    return problems + [f"`{key}` is locked, but the project does not list it" for key in entries if key not in asked]
 
 
-def adapter_problems(project: Project, wanted: Wanted, entry: LockedAdapter) -> list[str]:
-    """Why a locked adapter does not answer what is wanted under its name."""
+def adapter_problems(project: Project, wanted: AdapterRequirement, entry: LockedAdapter) -> list[str]:
+    """Why a locked adapter does not meet its requirement."""
     problems = []
     if entry.wanted != (text := wanted_text(wanted)):
-        problems.append(f"`{wanted.key}` is locked for `{shown(entry.wanted)}`, the project asks for `{shown(text)}`")
+        problems.append(
+            f"`{wanted.key}` is locked for `{shown(entry.wanted)}`, but the project requires `{shown(text)}`"
+        )
     problems += _group_problems(wanted, entry)
     source = entry.source
     if source.remote:
         remote = next((r for r in project.remotes if r.name == source.remote), None)
         if remote is None:
             problems.append(f"`{wanted.key}` is locked from remote `{source.remote}`, which the project does not name")
-        elif (remote.url or "", remote.path or "") != (source.url, source.path):
-            place, now = source.url or source.path, remote.url or remote.path
-            problems.append(
-                f"`{wanted.key}` is locked from {shown(place)}, remote `{remote.name}` is {shown(str(now))}"
-            )
+        elif (remote.kind, remote.address) != (source.kind, source.address):
+            place, now = shown(source.address), shown(remote.address)
+            problems.append(f"`{wanted.key}` is locked from {place}, but remote `{remote.name}` is {now}")
     return problems
 
 
-def merge_problems(wanted: WantedMerge, entry: LockedMerge, entries: Mapping[AdapterName, _Locked]) -> list[str]:
-    """Why a locked merge does not answer what is wanted under its name."""
+def merge_problems(wanted: MergeRequirement, entry: LockedMerge, entries: Mapping[AdapterName, Locked]) -> list[str]:
+    """Why a locked merge does not meet its requirement."""
     problems = []
     try:
         step = locked_step(wanted.step, entries)
@@ -88,23 +95,23 @@ def merge_problems(wanted: WantedMerge, entry: LockedMerge, entries: Mapping[Ada
         problems.append(f"`{wanted.key}` is made of `{missing.args[0]}`, which is not locked")
     else:
         if step != entry.step:
-            problems.append(
-                f"`{wanted.key}` is locked with another recipe, or with other inputs, than the project has now"
-            )
+            problems.append(f"`{wanted.key}` is locked with a different recipe or different inputs")
     if wanted.version is not None and wanted.version != entry.version:
-        problems.append(f"`{wanted.key}` is locked as {entry.version}, the project calls it {wanted.version}")
+        problems.append(
+            f"`{wanted.key}` is locked as {entry.version}, but the project gives it version {wanted.version}"
+        )
     differing = [name for name in ("task", "description", "license") if getattr(wanted, name) != getattr(entry, name)]
-    problems += [f"`{wanted.key}` is locked with another {name}" for name in differing]
+    problems += [f"`{wanted.key}` is locked with a different {name}" for name in differing]
     return problems + _group_problems(wanted, entry)
 
 
 def policy_changes(locked: Policy, now: Policy) -> list[str]:
-    """What differs between the policy of a lock and that of its project."""
+    """The differences between the policy of a lock and that of its project."""
     changed = []
     for one in fields(Policy):
         before, after = getattr(locked, one.name), getattr(now, one.name)
         if before != after:
-            changed.append(f"policy `{one.name.replace('_', '-')}` was {_said(before)}, is {_said(after)}")
+            changed.append(f"policy `{one.name.replace('_', '-')}` changed from {_said(before)} to {_said(after)}")
     return changed
 
 
@@ -113,13 +120,13 @@ def _base_problems(project: Project, lock: Lock) -> list[str]:
     asked = str(project.base) if project.base else None
     if locked == asked:
         return []
-    return [f"the base is locked as {_said(locked)}, the project asks for {_said(asked)}"]
+    return [f"the base is locked as {_said(locked)}, but the project requires {_said(asked)}"]
 
 
-def _group_problems(wanted: Wanted | WantedMerge, entry: _Locked) -> list[str]:
+def _group_problems(wanted: AdapterRequirement | MergeRequirement, entry: Locked) -> list[str]:
     if wanted.group == entry.group:
         return []
-    return [f"`{wanted.key}` is locked in {_group(entry.group)}, the project has it in {_group(wanted.group)}"]
+    return [f"`{wanted.key}` is locked in {_group(entry.group)}, but the project has it in {_group(wanted.group)}"]
 
 
 def _group(name: str | None) -> str:

@@ -1,8 +1,8 @@
-"""From what a project wants to what is locked.
+"""Turns the requirements of a project into locked builds.
 
-What is locked already stays, and no place is asked for it, as long as the lock still answers: the same requirement,
-base, policy and place. `upgrade` asks anew. Otherwise the places of an adapter are asked in their order, the library
-last, and the first with a build that fits decides: so the lock is the same on every machine that reaches these places.
+A locked build stays, and is not looked up, while its requirement, base, policy and place are unchanged; `upgrade`
+chooses anew. Otherwise the places of an adapter are searched in order, the library last, and the first place with a
+fitting build decides. So the lock is the same on every machine that reaches the same places.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from adapterhub.core.errors import (
     shown,
 )
 from adapterhub.core.specs import AdapterName
+from adapterhub.distribution.remote_kinds import kind_of
 from adapterhub.distribution.resolve import Objection
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
@@ -34,7 +35,15 @@ from adapterhub.projects.lock.staleness import adapter_problems, locked_step, me
 from adapterhub.projects.locking._base import base_choice, base_moved_since, in_project, weights_of
 from adapterhub.projects.locking._changes import Change, changes_between
 from adapterhub.projects.locking._choosing import Asking, Chosen, choose_build, locked_adapter, locked_source, remote_of
-from adapterhub.projects.values import Lock, LockedAdapter, LockedMerge, Project, Wanted, WantedMerge
+from adapterhub.projects.values import (
+    AdapterRequirement,
+    Lock,
+    Locked,
+    LockedAdapter,
+    LockedMerge,
+    MergeRequirement,
+    Project,
+)
 
 __all__ = [
     "ALL",
@@ -56,20 +65,19 @@ __all__ = [
 ]
 
 ALL: Final = frozenset({"*"})
-"""As `upgrade`: everything is chosen anew."""
+"""A value of `upgrade` that chooses everything anew."""
 AT_ONCE: Final = 8
-"""Adapters whose places are asked at the same time."""
+"""How many adapters are looked up at the same time."""
 
-Locked = LockedAdapter | LockedMerge
-SourcesFor = Callable[[Wanted], Sequence[Source]]
-"""The places that may be asked for an adapter, in order, without the library."""
-MakeMerge = Callable[[WantedMerge, Mapping[AdapterName, Locked]], LockedMerge]
-"""Runs a merge whose inputs are locked, and says what came out."""
+SourcesFor = Callable[[AdapterRequirement], Sequence[Source]]
+"""Returns the places to look up an adapter in, in order, without the library."""
+MakeMerge = Callable[[MergeRequirement, Mapping[AdapterName, Locked]], LockedMerge]
+"""Runs a merge whose inputs are locked, and returns the result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockOutcome:
-    """The new lock, how it differs from the one before, and whole sentences that the user should read."""
+    """The new lock, its differences from the old one, and warnings as whole sentences."""
 
     lock: Lock
     changes: tuple[Change, ...]
@@ -88,20 +96,18 @@ def lock_project(  # noqa: PLR0913 - the sides of one request
     given: Mapping[AdapterName, LockedAdapter] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LockOutcome:
-    """Lock everything that `project` wants; nothing is written.
+    """Lock every requirement of `project`; nothing is written.
 
-    `upgrade` names what is chosen anew although it is locked (`ALL`: everything). `refuse` is the reason of the
-    project's policy against a build, or None. `given` are builds to lock as long as
-    a place has them. `progress` is called with
-    how many adapters of how many are chosen.
+    `upgrade` names entries to choose anew (`ALL`: everything). `refuse` is the objection of the project's policy.
+    `given` are builds to lock if a place has them. `progress` gets the number of adapters done and their total.
 
     Raises:
         NotFound: no place has a name, or `upgrade` names nothing of the project.
-        Incompatible: releases, but none that fits; all such adapters are told.
-        ProjectConflict: bases, ranks or remotes that cannot be had together; all that is seen is told.
-        RemoteUnreachable: a place that has a say cannot be asked.
+        Incompatible: releases exist but none fits; names all such adapters.
+        ProjectConflict: bases, ranks or remotes contradict each other; names all contradictions.
+        RemoteUnreachable: a place that could decide does not answer.
     """
-    _refuse_unknown(project, upgrade)
+    _check_names(project, upgrade)
     if found := conflicts_in(project, lambda named: weights_of(library, project, named)):
         raise conflict(found)
     base = base_choice(library, project, previous, takes_new=upgrade == ALL)
@@ -132,7 +138,7 @@ def lock_project(  # noqa: PLR0913 - the sides of one request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Search:
-    """What is asked for one project."""
+    """The lookups of one project."""
 
     asking: Asking
     sources_for: SourcesFor
@@ -144,13 +150,13 @@ class _Search:
         given: Mapping[AdapterName, LockedAdapter],
         progress: Callable[[int, int], None] | None,
     ) -> tuple[list[LockedAdapter], list[str]]:
-        """Every adapter of the project as it is locked now, and warnings."""
+        """The locked entry of every adapter of the project, and warnings."""
         project, known = self.asking.project, self.previous.entries if self.previous else {}
         policy_is_new = self.previous is not None and bool(policy_changes(self.previous.policy, project.policy))
         found: dict[AdapterName, LockedAdapter] = {}
-        to_ask: list[tuple[Wanted, LockedAdapter | None]] = []
+        to_ask: list[tuple[AdapterRequirement, LockedAdapter | None]] = []
 
-        def must_ask(wanted: Wanted, old: LockedAdapter) -> bool:
+        def must_ask(wanted: AdapterRequirement, old: LockedAdapter) -> bool:
             if self.asking.base.is_new or upgrade == ALL or wanted.key in upgrade:
                 return True
             return bool(adapter_problems(project, wanted, replace(old, group=wanted.group)))
@@ -162,7 +168,7 @@ class _Search:
             elif not isinstance(old, LockedAdapter) or must_ask(wanted, old):
                 to_ask.append((wanted, None))
             elif policy_is_new:
-                to_ask.append((wanted, old))  # the same build again, if the policy lets it in
+                to_ask.append((wanted, old))  # the same build again, if the new policy allows it
             else:
                 found[wanted.key] = replace(old, group=wanted.group)
         warnings: list[str] = []
@@ -172,11 +178,13 @@ class _Search:
         return [found[wanted.key] for wanted in project.adapters], warnings
 
     def ask(
-        self, to_ask: Sequence[tuple[Wanted, LockedAdapter | None]], progress: Callable[[int, int], None] | None
+        self,
+        to_ask: Sequence[tuple[AdapterRequirement, LockedAdapter | None]],
+        progress: Callable[[int, int], None] | None,
     ) -> list[Chosen]:
-        """The choice for each, or a refusal that tells of every one that has none."""
+        """The choice for each adapter, or one refusal that names every adapter without one."""
         places = [self.sources_for(wanted) for wanted, _ in to_ask]
-        are_servers = any(source.place.startswith(("http://", "https://")) for one in places for source in one)
+        are_servers = any(kind_of(source.place).is_server for one in places for source in one)
 
         def choose(number: int) -> Chosen | AdapterHubError:
             wanted, old = to_ask[number]
@@ -199,21 +207,21 @@ class _Search:
 
 
 def _alias(library: Library, weights: Digest) -> str:
-    """The name of a base here, "" when it is not registered."""
+    """The name of a registered base by its weights; "" if it is not registered."""
     return next((r.alias for r in library.bases.list() if r.fingerprint.weights == weights), "")
 
 
 def _refusal(failed: Sequence[tuple[AdapterName, AdapterHubError]]) -> AdapterHubError:
-    """One error for all of them, of the kind that they are."""
+    """One error for all failures."""
     if len(failed) == 1:
         key, error = failed[0]
-        if isinstance(error, RemoteUnreachable):  # which tells of a server alone
+        if isinstance(error, RemoteUnreachable):  # its message names only the server
             return RemoteUnreachable(f"`{key}` cannot be locked: {error.message}. Nothing was changed", hint=error.hint)
         return error
     lines = [f"`{key}`: {error.message}" for key, error in failed]
     hints = list(dict.fromkeys(error.hint for _, error in failed if error.hint))
     errors = [error for _, error in failed]
-    # a place that did not answer may be the reason for all else
+    # an unreachable place may have caused the other failures
     kinds = (RemoteUnreachable, NotFound, Incompatible, UsageProblem)
     kind = next((kind for kind in kinds if any(isinstance(error, kind) for error in errors)), None)
     message = "\n".join([f"{len(failed)} adapters of the project cannot be locked. Nothing was changed", *lines])
@@ -222,8 +230,9 @@ def _refusal(failed: Sequence[tuple[AdapterName, AdapterHubError]]) -> AdapterHu
     return kind(message, hint="; ".join(hints[:3]))
 
 
-def _refuse_unknown(project: Project, upgrade: Collection[str]) -> None:
-    names = [wanted.key for wanted in project.wanted]
+def _check_names(project: Project, upgrade: Collection[str]) -> None:
+    """Raise unless the project has every name in `upgrade`."""
+    names = [wanted.key for wanted in project.requirements]
     unknown = [name for name in upgrade if name not in names] if upgrade != ALL else []
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, n=1)
@@ -233,12 +242,12 @@ def _refuse_unknown(project: Project, upgrade: Collection[str]) -> None:
         raise NotFound(f"the project has nothing named {', '.join(f'`{shown(n)}`' for n in unknown)}", hint=hint)
 
 
-def _in_order(merges: Sequence[WantedMerge]) -> list[WantedMerge]:
-    """Merges after those that go into them; the project's reader has refused circles."""
+def _in_order(merges: Sequence[MergeRequirement]) -> list[MergeRequirement]:
+    """Merges in order of dependency; the reader of the project has refused cycles."""
     by_key = {merge.key: merge for merge in merges}
-    done: dict[AdapterName, WantedMerge] = {}
+    done: dict[AdapterName, MergeRequirement] = {}
 
-    def visit(merge: WantedMerge) -> None:
+    def visit(merge: MergeRequirement) -> None:
         if merge.key in done:
             return
         for leaf in merge.step.leaves():
@@ -252,21 +261,21 @@ def _in_order(merges: Sequence[WantedMerge]) -> list[WantedMerge]:
 
 
 def _merge(
-    wanted: WantedMerge,
+    wanted: MergeRequirement,
     entries: Mapping[AdapterName, Locked],
     old: Locked | None,
     make_merge: MakeMerge | None,
     *,
     is_upgraded: bool,
 ) -> LockedMerge:
-    """The merge as it is locked, or as it is made now."""
+    """The locked merge if it is up to date, else the result of running it."""
     if isinstance(old, LockedMerge) and not is_upgraded:
         kept = replace(old, group=wanted.group)
         if not merge_problems(wanted, kept, entries):
             return kept
     if make_merge is None:
-        raise UsageProblem(f"`{wanted.key}` is a merge, and merging was not offered here")
+        raise UsageProblem(f"`{wanted.key}` is a merge, which cannot be made here")
     inputs = {key: entries[key] for leaf in wanted.step.leaves() if (key := AdapterName(leaf.spec)) in entries}
     made = make_merge(wanted, inputs)
-    # what the lock is compared by, whatever defaults the run wrote out
+    # the lock is compared by this step, not by the defaults that the run wrote out
     return replace(made, key=wanted.key, step=locked_step(wanted.step, entries), group=wanted.group)

@@ -1,4 +1,4 @@
-"""The base of a project: what builds are held against, and what the lock says of it."""
+"""The base of a project: what builds have to fit, and what the lock records of it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
-from adapterhub.projects.lock.conflicts import Found, conflict, moved_base
+from adapterhub.projects.lock.conflicts import ProjectClash, conflict, moved_base
 from adapterhub.projects.values import Lock, LockedBase, Project
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseChoice:
-    """The base as adapters are held against it, as it is locked, and whether it is another than was locked."""
+    """The base that adapters have to fit, the base to lock, and whether that differs from the locked one."""
 
     wanted: RequestedBase | None
     locked: LockedBase | None
@@ -26,13 +26,13 @@ class BaseChoice:
 
 
 def base_choice(library: Library, project: Project, previous: Lock | None, *, takes_new: bool) -> BaseChoice:
-    """The base that `project` names; `takes_new`: other weights than were locked are taken.
+    """The base that `project` names; `takes_new` accepts weights other than the locked ones.
 
-    A base that is not registered here is known by what the lock says of it.
+    For a base that is not registered here, the lock's record is used.
 
     Raises:
         BaseNotFound: no base has that name, and none is locked.
-        ProjectConflict: it has other weights than were locked.
+        ProjectConflict: its weights differ from the locked ones.
     """
     old = previous.base if previous else None
     if project.base is None:
@@ -64,26 +64,26 @@ def base_choice(library: Library, project: Project, previous: Lock | None, *, ta
     return BaseChoice(wanted=wanted, locked=locked, is_new=is_new)
 
 
-def base_moved_since(library: Library, lock: Lock) -> Found | None:
-    """The base of a lock when its name stands for other weights in this library by now; no file of it is looked at."""
+def base_moved_since(library: Library, lock: Lock) -> ProjectClash | None:
+    """The clash if the locked base's name now stands for other weights in this library. Reads no weight files."""
     if lock.base is None or (spec := BaseSpec.parse(lock.base.spec)).kind == "path":
-        return None  # what lies in a folder now, only its bytes can tell
+        return None  # only hashing the folder could tell
     try:
         record = library.bases.find(spec)
-    except AdapterHubError:  # not registered here, or not one base: nothing to hold the lock against
+    except AdapterHubError:  # not registered here, or ambiguous: nothing to compare with
         return None
     return moved_base(lock.base, record, _declared(library, lock))
 
 
 def in_project(base: BaseSpec, folder: Path) -> BaseSpec:
-    """A base as the project in `folder` means it: a path is from there."""
+    """A base as the project in `folder` means it: paths are relative to that folder."""
     if base.kind != "path":
         return base
     return BaseSpec(kind="path", text=str(folder / Path(base.text).expanduser()))
 
 
 def weights_of(library: Library, project: Project, base: BaseSpec) -> str | None:
-    """The weights digest of a base that is known here; None when it is not."""
+    """The weights digest of a known base; None if it is not known."""
     try:
         found = requested_base(in_project(base, project.folder), library.bases)
     except AdapterHubError:
@@ -103,7 +103,7 @@ def _locked(text: str, record: BaseRecord) -> LockedBase:
 
 
 def _declared(library: Library, lock: Lock) -> Iterator[BaseFingerprint]:
-    """Fingerprints that builds of the lock declare, as far as they are in this library."""
+    """The fingerprints that locked builds in this library declare."""
     for entry in lock.adapters:
         if library.store.has_manifest(entry.digest):
             fingerprint = library.store.read_manifest(entry.digest).base.fingerprint

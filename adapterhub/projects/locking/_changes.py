@@ -1,4 +1,4 @@
-"""What is different between two locks, in lines that a person reads."""
+"""The differences between two locks, as readable lines."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Final, Literal
 
 from adapterhub.core.errors import shown
 from adapterhub.core.specs import AdapterName
+from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.projects.lock.staleness import policy_changes
-from adapterhub.projects.values import Lock, LockedAdapter, LockedBase, LockedMerge, LockedSource
+from adapterhub.projects.values import Lock, Locked, LockedAdapter, LockedBase, LockedMerge, LockedSource
 
 _SHORT: Final = 19
 _SIGNS: Final = {"added": "+", "removed": "-", "changed": "~"}
@@ -16,13 +17,13 @@ _SIGNS: Final = {"added": "+", "removed": "-", "changed": "~"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One difference. `key` is None for the base and the policy; `text` says what it is."""
+    """One difference. `key` is None for the base and the policy; `text` describes it."""
 
     kind: Literal["added", "removed", "changed"]
     key: AdapterName | None
     text: str
-    before: LockedAdapter | LockedMerge | None = None
-    after: LockedAdapter | LockedMerge | None = None
+    before: Locked | None = None
+    after: Locked | None = None
 
     @property
     def line(self) -> str:
@@ -31,7 +32,7 @@ class Change:
 
 
 def changes_between(before: Lock | None, after: Lock) -> tuple[Change, ...]:
-    """Every difference, by name; all of `after` is new where there was no lock."""
+    """Every difference, sorted by name; without `before`, all of `after` is new."""
     found: list[Change] = []
     old = before.entries if before else {}
     now = after.entries
@@ -50,22 +51,21 @@ def changes_between(before: Lock | None, after: Lock) -> tuple[Change, ...]:
     return tuple(found)
 
 
-def _about(entry: LockedAdapter | LockedMerge) -> str:
+def _about(entry: Locked) -> str:
     name = entry.name if isinstance(entry, LockedAdapter) else "merge"
     rank = f" rank {entry.rank}" if entry.rank else ""
     return f"{name} {entry.version}{rank}  {entry.digest[:_SHORT]}  {place_text(entry.source)}"
 
 
 def place_text(source: LockedSource) -> str:
-    """Where a locked build is from, in words."""
-    if source.url:
-        where = f"{source.repo} at {source.commit[:12]} of {source.url}" if source.repo else source.url
-        return f"from {shown(where, 200)}"
-    return f"from {shown(source.path, 200)}" if source.path else "from the library"
+    """Where a locked build comes from, in words."""
+    if source.is_library:
+        return "from the library"
+    return f"from {shown(kind_named(source.kind).describe(source.address, source.pin), 200)}"
 
 
-def _difference(one: LockedAdapter | LockedMerge, other: LockedAdapter | LockedMerge) -> str:
-    """The fields that differ, the most telling first."""
+def _difference(one: Locked, other: Locked) -> str:
+    """The fields that differ, the most important first."""
     told = []
     if isinstance(one, LockedAdapter) and isinstance(other, LockedAdapter):
         if one.name != other.name:
@@ -73,9 +73,9 @@ def _difference(one: LockedAdapter | LockedMerge, other: LockedAdapter | LockedM
         if one.version == other.version and one.digest != other.digest:
             told.append(f"{one.version}, another build of that version")
     elif type(one) is not type(other):
-        told.append("a merge now" if isinstance(other, LockedMerge) else "no merge any more")
+        told.append("a merge now" if isinstance(other, LockedMerge) else "no longer a merge")
     elif isinstance(one, LockedMerge) and isinstance(other, LockedMerge) and one.step != other.step:
-        told.append("another recipe, or other inputs")
+        told.append("different recipe or inputs")
     if one.version != other.version:
         told.append(f"{one.version} -> {other.version}")
     if one.digest != other.digest:
@@ -88,14 +88,14 @@ def _difference(one: LockedAdapter | LockedMerge, other: LockedAdapter | LockedM
         told.append(f"asked for as `{shown(other.wanted)}`")
     if one.group != other.group:
         told.append(f"group {one.group or 'none'} -> {other.group or 'none'}")
-    return "  ".join(told) or "said otherwise"
+    return "  ".join(told) or "recorded differently"
 
 
 def _base_text(one: LockedBase | None, other: LockedBase | None) -> str | None:
     if one == other:
         return None
     if other is None:
-        return "no base any more"
+        return "the project no longer has a base"
     if one is None:
         return f"base {other.spec}  {(other.weights or 'known by name only')[:_SHORT]}"
     names = f"{one.spec} -> {other.spec}" if one.spec != other.spec else one.spec

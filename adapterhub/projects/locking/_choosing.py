@@ -1,17 +1,16 @@
-"""One adapter of a project: which build its places offer for it, and where that was found."""
+"""Chooses the build of one adapter of a project, and records where it was found."""
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, NoCompatibleRelease, NotFound
 from adapterhub.distribution.choosing import candidates_of
+from adapterhub.distribution.remote_kinds import kind_named, kind_of
 from adapterhub.distribution.resolve import Candidate, Objection, Resolution, resolve
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.release import Release
@@ -22,12 +21,19 @@ from adapterhub.library.transfer import Source
 from adapterhub.projects.lock.conflicts import conflict, in_two_remotes, kept_out, other_remotes_notice
 from adapterhub.projects.lock.staleness import wanted_text
 from adapterhub.projects.locking._base import BaseChoice, in_project
-from adapterhub.projects.values import LockedAdapter, LockedFile, LockedSource, Project, Wanted
+from adapterhub.projects.values import (
+    AdapterRequirement,
+    LockedAdapter,
+    LockedFile,
+    LockedSource,
+    Project,
+    ProjectRemote,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """The build that is locked, and whole sentences about it."""
+    """The build to lock, and warnings as whole sentences."""
 
     entry: LockedAdapter
     warnings: tuple[str, ...]
@@ -35,7 +41,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """What every adapter of a project is held against. `now` is Unix time."""
+    """What every adapter of a project has to fit. `now` is Unix time."""
 
     library: Library
     project: Project
@@ -46,7 +52,7 @@ class Asking:
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """What one place has by a name. `remote` is its name in the project, "" for a place of the user's own."""
+    """What one place has of one name. `remote` is its name in the project; "" for one of the user's places."""
 
     source: Source
     remote: str
@@ -55,14 +61,14 @@ class _Offer:
 
 
 def choose_build(
-    asking: Asking, wanted: Wanted, sources: Sequence[Source], *, keep: LockedAdapter | None = None
+    asking: Asking, wanted: AdapterRequirement, sources: Sequence[Source], *, keep: LockedAdapter | None = None
 ) -> Chosen:
-    """The build for `wanted` out of the first place that has a fitting one; with `keep` that one, if it may stay.
+    """The build for `wanted` from the first place with a fitting one; `keep` is preferred if it still fits.
 
     Raises:
         AdapterNotFound: no place has the name.
         NoCompatibleRelease: one reason per release of every place.
-        ProjectConflict: remotes of the project have different builds for it.
+        ProjectConflict: remotes of the project have different bytes for it.
     """
     search = _Search(asking, wanted, sources)
     chosen = (search.first(keep.digest) if keep else None) or search.first(None)
@@ -72,9 +78,9 @@ def choose_build(
 
 
 class _Search:
-    """One adapter's places, each asked at most once."""
+    """The places of one adapter, each queried at most once."""
 
-    def __init__(self, asking: Asking, wanted: Wanted, sources: Sequence[Source]) -> None:
+    def __init__(self, asking: Asking, wanted: AdapterRequirement, sources: Sequence[Source]) -> None:
         self._asking, self._wanted = asking, wanted
         self._every_source = (*sources, asking.library)
         self._sources = Admission(asking.library).of_places(self._every_source, wanted.spec.namespace)
@@ -86,11 +92,11 @@ class _Search:
         self._spec = replace(wanted.spec, base=base or project.base)
 
     def first(self, digest: Digest | None) -> Chosen | None:
-        """The choice of the first place that has one, with this digest if one is given."""
+        """The choice of the first place with a fitting build, restricted to `digest` if given."""
         found: list[tuple[_Offer, Resolution]] = []
         by_remote: defaultdict[str, list[Candidate]] = defaultdict(list)
         for offer in self._each():
-            # every remote of the project is asked: one that has other bytes for the same release is worth a refusal
+            # query every remote of the project: different bytes for one release are refused
             if found and (not offer.remote or not found[0][0].remote or digest is not None):
                 break
             if offer.remote:
@@ -110,13 +116,13 @@ class _Search:
         if not everything:
             Admission(library).ensure_owner_asked(self._every_source, wanted.spec.namespace)
         if not everything and wanted.remote is not None:
-            hint = f'`{wanted.key}` names `remote = "{wanted.remote}"`, so no other place is asked for it'
+            hint = f'`{wanted.key}` names `remote = "{wanted.remote}"`, so it is not looked up anywhere else'
             return AdapterNotFound(f"no adapter `{self._spec.full_name}` in remote `{wanted.remote}`", hint=hint)
         if not everything:
             asked = ", ".join(source.label for source in self._sources)
             hint = library.nearest(self._spec.full_name) or (
-                f"`adapt search {self._spec.name} --remote NAME` looks on a server; `[remotes]` of the project file "
-                "or `adapt remote add` names places to ask"
+                f"`adapt search {self._spec.name} --remote NAME` searches a server; name places under `[remotes]` "
+                "of the project file or with `adapt remote add`"
             )
             return AdapterNotFound(f"no adapter `{self._spec.full_name}` in {asked}", hint=hint)
         try:
@@ -129,7 +135,7 @@ class _Search:
         raise AssertionError("a release fits all places together but none alone")
 
     def _each(self) -> Iterator[_Offer]:
-        """What the places have, in order; those that have nothing are passed over."""
+        """What the places have, in order; empty places are skipped."""
         library, project = self._asking.library, self._asking.project
         for number, source in enumerate(self._sources):
             if number == len(self._offers):
@@ -141,7 +147,7 @@ class _Search:
                 yield self._offers[number]
 
     def _may_be_from(self, source: Source, release: Release) -> bool:
-        """Whether a build is of the one remote that the adapter names, where it does: the library has them of all."""
+        """Whether a build of the library came from the remote that the adapter names, if it names one."""
         library, remote = self._asking.library, self._wanted.remote
         if remote is None or source is not library:
             return True
@@ -153,9 +159,7 @@ class _Search:
         return resolve(
             replace(self._spec, digest_prefix=digest) if digest else self._spec,
             candidates,
-            rank=wanted.rank,
-            min_rank=wanted.min_rank,
-            max_rank=wanted.max_rank,
+            ranks=wanted.ranks,
             allow_base_mismatch=None,
             objection=self._asking.refuse,
             base_given=self._judged is not None,
@@ -176,9 +180,9 @@ class _Search:
 
 
 def locked_adapter(
-    project: Project, library: Library, wanted: Wanted, release: Release, source: Source
+    project: Project, library: Library, wanted: AdapterRequirement, release: Release, source: Source
 ) -> LockedAdapter:
-    """A build of `source` as the lock has it."""
+    """A build of `source` as a lock entry."""
     manifest = release.manifest
     fingerprint = manifest.base.fingerprint
     return LockedAdapter(
@@ -201,44 +205,29 @@ def locked_adapter(
 def locked_source(project: Project, library: Library, release: Release, source: Source) -> LockedSource:
     """Where a build of `source` can be had, in words that mean the same on every machine.
 
-    A server by its URL, with repository and commit; a directory as the project file writes it, or by its path from
-    the project where it lies inside. A build of the library is from where that got it, if a server; else from nowhere.
+    A build of the library comes from where the library got it, as long as others can reach that place.
     """
-    place = source.place
-    if source is library:
+    place, is_library = source.place, source is library
+    if is_library:
         origin = library.origins.of(release.digest)
         if origin is None:
             return LockedSource()
-        if not origin.is_server:
-            # a folder that was added is no place to get the build from: it has no manifest
-            was_added = (Path(origin.place) / CONFIG_FILE).is_file()
-            return LockedSource() if was_added else _directory(project, origin.place)
-        return LockedSource(remote=remote_of(project, origin.place), url=origin.place)
-    if not place.startswith(("http://", "https://")):
-        return _directory(project, place)
-    hub: Any = getattr(source, "hub", source)  # a namespace of a server, or the server
-    repo, commit = hub.repository_of(release)
-    return LockedSource(remote=remote_of(project, place), url=place, repo=repo, commit=commit)
+        place = origin.place
+    kind = kind_of(place)
+    if is_library and not kind.is_server and (Path(place) / CONFIG_FILE).is_file():
+        return LockedSource()  # a folder that was added has no manifest, so the build cannot be had from it
+    remote = next((one for one in project.remotes if _is_at(project, one, place)), None)
+    address = remote.address if remote else kind.address_of(place, project.folder)
+    if not address:
+        return LockedSource()
+    pin = {} if is_library else kind.pin(source, release)
+    return LockedSource(remote=remote.name if remote else "", kind=kind.name, address=address, pin=pin)
 
 
 def remote_of(project: Project, place: str) -> str:
-    """The name under which the project has this place, "" when it does not; places are as a `Source` tells them."""
-    for remote in project.remotes:
-        if remote.url == place:
-            return remote.name
-        if remote.path is not None and not place.startswith(("http://", "https://")):
-            there = project.folder / Path(remote.path).expanduser()
-            if os.path.realpath(there) == os.path.realpath(place):
-                return remote.name
-    return ""
+    """The project's name for a place as `Source.place` writes it; "" when the project does not name it."""
+    return next((remote.name for remote in project.remotes if _is_at(project, remote, place)), "")
 
 
-def _directory(project: Project, place: str) -> LockedSource:
-    """A directory that others can find, too: one that the project names, or inside the project."""
-    name = remote_of(project, place)
-    if name:
-        return LockedSource(remote=name, path=next(r.path for r in project.remotes if r.name == name) or "")
-    here, folder = os.path.realpath(place), os.path.realpath(project.folder)
-    if here.startswith(folder + os.sep):
-        return LockedSource(path="./" + Path(here).relative_to(folder).as_posix())
-    return LockedSource()
+def _is_at(project: Project, remote: ProjectRemote, place: str) -> bool:
+    return kind_named(remote.kind).is_at(remote.address, place, project.folder)

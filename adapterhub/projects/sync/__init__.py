@@ -1,7 +1,7 @@
-"""`adapters/` of a project made to match its lock: what is right stays, the rest is brought, linked, put in its place.
+"""Makes `adapters/` of a project match its lock: correct folders stay, the rest is fetched, linked and put in place.
 
-Everything that is locked is brought into the library first; only then is a folder touched. Each folder changes in one
-step, so that whatever stops a sync leaves every folder old or new.
+Every locked build comes into the library before any folder changes. Each folder changes in one step, so an interrupted
+sync leaves each folder either old or new.
 """
 
 from __future__ import annotations
@@ -28,40 +28,33 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
-from adapterhub.projects.builds import (
-    Locked,
-    ensure_admissible,
-    has_objects,
-    is_installed,
-    locked_build,
-    namespace_of,
-)
+from adapterhub.projects.builds import ensure_admissible, has_objects, is_installed, locked_build, namespace_of
 from adapterhub.projects.sync._bringing import Brought, Places, PolicyFor, bring
 from adapterhub.projects.sync._folders import (
-    Judged,
+    FolderState,
     clear_leftovers,
     folders_in,
     is_ours,
-    judge,
     place,
     stamps_of,
+    state_of,
     take_away,
 )
 from adapterhub.projects.sync._state import Placed, read_state, write_state
 from adapterhub.projects.sync._target import Target, opened
-from adapterhub.projects.values import Lock, LockedMerge
+from adapterhub.projects.values import Lock, Locked, LockedMerge
 
 __all__ = [
     "AT_ONCE",
     "Bar",
     "Brought",
-    "Done",
-    "Means",
+    "BuildSources",
     "Places",
     "PolicyFor",
     "Rebuild",
-    "Step",
     "SyncPlan",
+    "SyncResult",
+    "SyncStep",
     "Target",
     "bring",
     "bring_locked",
@@ -74,15 +67,15 @@ __all__ = [
 ]
 
 AT_ONCE: Final = 8
-"""Builds that are fetched at the same time."""
+"""How many builds are fetched at the same time."""
 
 Bar = Callable[[str, int], AbstractContextManager[Progress]]
-"""Shows that so many bytes are on their way."""
+"""Shows a progress bar for a number of bytes."""
 
 Rebuild = Callable[[LockedMerge], Brought]
-"""Makes a locked merge, whose inputs are in the library, out of its recipe."""
+"""Rebuilds a locked merge from its recipe; its inputs are in the library."""
 
-What = Literal["kept", "linked", "replaced"]
+FolderChange = Literal["kept", "linked", "replaced"]
 
 
 def _no_policy(_entry: Locked) -> None:
@@ -90,8 +83,8 @@ def _no_policy(_entry: Locked) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Means:
-    """How a locked build that is not in the library gets there."""
+class BuildSources:
+    """Where locked builds come from that are not in the library."""
 
     places: Places
     rebuild: Rebuild
@@ -100,49 +93,49 @@ class Means:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One locked adapter and how its folder stands."""
+class SyncStep:
+    """One locked adapter and the state of its folder."""
 
     entry: Locked
     folder: Path
-    judged: Judged
+    state: FolderState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncPlan:
-    """What a sync would do. `left` are folders of ours that the lock does not ask for, `foreign` those of others."""
+    """What a sync would do. `left` are folders that sync created and the lock no longer has, `foreign` all others."""
 
     target: Target
-    steps: tuple[Step, ...]
+    steps: tuple[SyncStep, ...]
     left: tuple[Path, ...]
     foreign: tuple[Path, ...]
 
     @property
-    def blocked(self) -> tuple[Step, ...]:
-        """Locked adapters in whose place lies something that sync did not make."""
-        return tuple(step for step in self.steps if step.judged.standing == "foreign")
+    def blocked(self) -> tuple[SyncStep, ...]:
+        """Locked adapters whose place holds something that sync did not create."""
+        return tuple(step for step in self.steps if step.state.standing == "foreign")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    """What was done: with each locked adapter, where a missing one came from, and what was removed."""
+class SyncResult:
+    """What a sync did: with each locked adapter, where fetched builds came from, and what was removed."""
 
-    steps: tuple[tuple[Step, What], ...]
+    steps: tuple[tuple[SyncStep, FolderChange], ...]
     brought: tuple[Brought, ...]
     removed: tuple[Path, ...]
 
 
 def wanted_entries(lock: Lock, groups: Collection[str] | None = ()) -> list[Locked]:
-    """What to put into `adapters/`: what is in no group, and in one of `groups`; None for all groups."""
+    """The entries for `adapters/`: those in no group and those in `groups` (None: all groups)."""
     return [e for e in lock.entries.values() if e.group is None or groups is None or e.group in groups]
 
 
 @contextlib.contextmanager
 def syncing(library: Library, project: Path) -> Iterator[Target]:
-    """The project's `adapters/`, for one sync at a time; what a killed one left is put right.
+    """The project's `adapters/`, locked for one sync at a time; cleans up after a killed one.
 
     Raises:
-        StoreLocked: another sync of the project did not end.
+        StoreLocked: another sync of the project is running.
         NotAllowed: `adapters/` is a link, another user's, or a mount of something else.
     """
     with alone_in(project, library.store, "sync"), opened(library.store, project) as target:
@@ -152,13 +145,13 @@ def syncing(library: Library, project: Path) -> Iterator[Target]:
 
 
 def plan_sync(target: Target, entries: Iterable[Locked], *, reads_all: bool = False) -> SyncPlan:
-    """Compare `adapters/` of the project with what is locked; with `reads_all`, every byte of it."""
+    """Compare `adapters/` of the project with the lock; `reads_all` reads every byte."""
     adapters, ours = target.adapters, read_state(target.store, target.project)
     steps = [
-        Step(
+        SyncStep(
             entry=entry,
             folder=target.path / entry.key,
-            judged=judge(adapters, entry, ours.get(entry.key), reads_all=reads_all),
+            state=state_of(adapters, entry, ours.get(entry.key), reads_all=reads_all),
         )
         for entry in entries
     ]
@@ -176,51 +169,54 @@ def run_sync(
     library: Library,
     lock: Lock,
     plan: SyncPlan,
-    means: Means,
+    means: BuildSources,
     *,
     prune: bool = False,
     delete: Collection[Path] = (),
     reads_all: bool = False,
-) -> Done:
-    """Carry a plan out. `prune` removes what sync made and the lock does not ask for any more.
+) -> SyncResult:
+    """Carry a plan out. `prune` removes folders that sync created and the lock no longer has.
 
-    `reads_all` hashes the objects that are linked now, too; one that is damaged is fetched anew.
-    `delete` are folders that sync did not make and may take away: those in the place of an adapter, and `foreign` ones.
+    `reads_all` also hashes the linked objects; damaged ones are fetched again. `delete` are foreign folders that may
+    be deleted.
 
     Raises:
-        Conflict: something that sync did not make lies in the place of an adapter; nothing was changed.
-        DigestMismatch, AdapterNotFound, RemoteUnreachable: a build cannot be had; no folder changed.
+        Conflict: something that sync did not create is in the place of an adapter; nothing was changed.
+        DigestMismatch, AdapterNotFound, RemoteUnreachable: a build is not available; no folder changed.
         SignatureRefused, NamespaceBound: a build may not be used; no folder changed.
     """
     ensure_unblocked(plan, delete)
-    here = {step.entry.key: step.folder for step in plan.steps if step.judged.standing == "right"}
-    _refuse_damaged_objects(library, plan, reads_all=reads_all)
+    here = {step.entry.key: step.folder for step in plan.steps if step.state.standing == "right"}
+    _quarantine_damaged(library, plan, reads_all=reads_all)
     entries = [step.entry for step in plan.steps]
     brought = bring_locked(library, lock, entries, means, here=here)
     ensure_admissible(library, entries, means.policy)
     steps = tuple(_place_all(library, plan))
     removed = tuple(_remove(plan, [*(plan.left if prune else ()), *(f for f in plan.foreign if f in delete)]))
-    return Done(steps=steps, brought=tuple(brought), removed=removed)
+    return SyncResult(steps=steps, brought=tuple(brought), removed=removed)
 
 
 def ensure_unblocked(plan: SyncPlan, delete: Collection[Path] = ()) -> None:
-    """Whether the plan can be carried out, when `delete` may be taken away.
+    """Raise unless the plan can be carried out; `delete` are folders that may be deleted.
 
     Raises:
-        Conflict: something else that sync did not make lies in the place of an adapter.
+        Conflict: something else that sync did not create is in the place of an adapter.
     """
     steps = [step for step in plan.blocked if step.folder not in delete]
     if steps:
-        lines = [f"  {ADAPTERS_FOLDER}/{step.folder.name}  {'; '.join(step.judged.reasons)}" for step in steps]
-        message = f"not made by sync, and not what is locked; nothing was changed in `{ADAPTERS_FOLDER}/`"
-        raise Conflict("\n".join([message, *lines]), hint="move it away, or `adapt sync --prune` asks to delete it")
+        lines = [f"  {ADAPTERS_FOLDER}/{step.folder.name}  {'; '.join(step.state.reasons)}" for step in steps]
+        message = f"not created by sync and not what is locked; nothing was changed in `{ADAPTERS_FOLDER}/`"
+        raise Conflict(
+            "\n".join([message, *lines]),
+            hint="move it away, or run `adapt sync --prune`, which asks before deleting it",
+        )
 
 
-def _refuse_damaged_objects(library: Library, plan: SyncPlan, *, reads_all: bool) -> None:
-    """Put damaged objects into quarantine where a folder that shares them is not as it was: they are fetched anew."""
+def _quarantine_damaged(library: Library, plan: SyncPlan, *, reads_all: bool) -> None:
+    """Quarantine damaged objects behind changed folders, so that they are fetched again."""
     for step in plan.steps:
-        was_changed = step.judged.standing == "replace" and step.judged.reasons
-        if was_changed or (reads_all and step.judged.standing != "right"):
+        was_changed = step.state.standing == "replace" and step.state.reasons
+        if was_changed or (reads_all and step.state.standing != "right"):
             for file in step.entry.files:
                 path = library.store.blob_path(file.sha256)
                 if path.exists() and not is_sound(path, file.sha256):
@@ -232,22 +228,23 @@ def bring_locked(
     library: Library,
     lock: Lock,
     entries: Sequence[Locked],
-    means: Means,
+    means: BuildSources,
     *,
     here: Mapping[AdapterName, Path] = MappingProxyType({}),
 ) -> list[Brought]:
-    """Bring `entries` into the library where they are not, with the inputs of merges that have to be made.
+    """Bring missing `entries` into the library, and the inputs of merges that have to run.
 
-    `here` are folders of the project, by key, that hold what is locked: a library that was lost is filled from them.
+    `here` maps keys to folders of the project with the locked content; they can restore a lost library.
 
     Raises:
-        AdapterHubError: the one failure, or the gravest of several with the words of all; what came is kept.
+        AdapterHubError: the only failure, or the most serious of several, with the messages of all. Builds that
+            arrived are kept.
     """
     admission = Admission(library)
 
     def every_place(entry: Locked) -> Iterator[Source]:
         folder = here.get(entry.key)
-        # what lies in a project is the project's word, which counts for nothing in a namespace of a remote
+        # the content of a project proves nothing in a namespace that belongs to a remote
         if folder is not None and not admission.owners(namespace_of(entry)):
             yield PublishedDirectory(folder)
         yield from means.places(entry)
@@ -277,9 +274,9 @@ def bring_locked(
 def _missing(
     library: Library, lock: Lock, entries: Iterable[Locked], here: Mapping[AdapterName, Path], admission: Admission
 ) -> list[Locked]:
-    """What is not installed, inputs of merges before the merges. An input is needed only where a merge is made anew.
+    """The entries that are not installed, inputs before their merges. Inputs count only if the merge has to run.
 
-    A build that came from elsewhere than its namespace belongs counts as missing: the owner may have it, too.
+    A build that did not come from the owner of its namespace counts as missing: the owner may have it as well.
     """
     by_digest: dict[str, Locked] = {entry.digest: entry for entry in lock.entries.values()}
     found: dict[Digest, Locked] = {}
@@ -310,7 +307,7 @@ def _missing_bytes(library: Library, entry: Locked) -> int:
 
 
 def _base_of(library: Library, lock: Lock) -> BaseRecord | None:
-    """The registered base that the lock is for, whatever it is called here."""
+    """The registered base with the locked weights, under any name."""
     weights = lock.base.weights if lock.base else None
     return next((r for r in library.bases.list() if r.fingerprint.weights == weights), None) if weights else None
 
@@ -318,7 +315,7 @@ def _base_of(library: Library, lock: Lock) -> BaseRecord | None:
 def _bring_together(
     entries: Sequence[Locked], one: Callable[[Locked, Progress], Brought], progress: Progress | None
 ) -> list[Brought]:
-    """Bring several at once, one bar for all; an interruption ends every one of them."""
+    """Bring several builds at once under one bar; an interrupt ends all of them."""
     stopped = False
 
     def counted(done: int) -> None:
@@ -347,7 +344,7 @@ def _bring_together(
 
 
 def _all_of(failures: Sequence[AdapterHubError]) -> AdapterHubError:
-    """One failure that tells of all: other content before what is missing before what is out of reach."""
+    """One failure with the messages of all. Wrong content ranks before missing builds, then unreachable places."""
     order = {DigestMismatch: 0, NotFound: 1}
     ranked = sorted(failures, key=lambda e: min((n for kind, n in order.items() if isinstance(e, kind)), default=2))
     first = ranked[0]
@@ -355,29 +352,30 @@ def _all_of(failures: Sequence[AdapterHubError]) -> AdapterHubError:
 
 
 # ---------------------------------------------------------------- placing
-def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[Step, What]]:
-    """Make every folder that is not right. No fsync: what a power cut takes away, the next sync makes again."""
+def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[SyncStep, FolderChange]]:
+    """Create every folder that is not right. No fsync: the next sync recreates what a power cut loses."""
     target = plan.target
     before = read_state(target.store, target.project)
-    after = before | {step.entry.key: step.judged.placed for step in plan.steps if step.judged.placed is not None}
-    todo = [step for step in plan.steps if step.judged.standing != "right"]
-    done: dict[str, What] = {}
+    after = before | {step.entry.key: step.state.placed for step in plan.steps if step.state.placed is not None}
+    todo = [step for step in plan.steps if step.state.standing != "right"]
+    done: dict[str, FolderChange] = {}
     if todo:
         adapters = target.make()
-        # said before it is done, so that a sync which is killed leaves nothing that the next one takes for another's
-        making = {step.entry.key: step.judged.placed or Placed(step.entry.digest) for step in todo}
+        # recorded first, so that the next sync recognizes what a killed one left
+        making = {step.entry.key: step.state.placed or Placed(step.entry.digest) for step in todo}
         write_state(target.store, target.project, after | making)
         for step in todo:
-            if step.judged.standing == "foreign" and adapters.has(step.entry.key):  # it was asked for
+            # `ensure_unblocked` checked that it may be deleted
+            if step.state.standing == "foreign" and adapters.has(step.entry.key):
                 take_away(adapters, step.entry.key)
             place(library, step.entry, adapters, replaces=_is_as_judged(adapters, step))
-            done[step.entry.key] = "replaced" if step.judged.standing == "replace" else "linked"
-        for step in todo:  # after all, since each further link of an object changes the time of its inode
+            done[step.entry.key] = "replaced" if step.state.standing == "replace" else "linked"
+        for step in todo:  # last, because each new link to an object changes its ctime
             try:
                 with adapters.inside(step.entry.key) as folder:
                     inode = os.fstat(folder.handle).st_ino
                     after[step.entry.key] = Placed(step.entry.digest, inode, stamps_of(folder))
-            except OSError:  # somebody took it away again; the next sync looks
+            except OSError:  # deleted meanwhile; the next sync recreates it
                 after.pop(step.entry.key, None)
     if after != before:
         write_state(target.store, target.project, after)
@@ -385,13 +383,11 @@ def _place_all(library: Library, plan: SyncPlan) -> Iterator[tuple[Step, What]]:
         yield step, done.get(step.entry.key, "kept")
 
 
-def _is_as_judged(adapters: RealFolder, step: Step) -> bool:
-    """Whether the folder to replace is still the one that was looked at; where another came, a rename is refused."""
+def _is_as_judged(adapters: RealFolder, step: SyncStep) -> bool:
+    """Whether the folder to replace is still the one that was inspected."""
     with contextlib.suppress(FileNotFoundError):
         inode = adapters.facts(step.entry.key).st_ino
-        return (
-            step.judged.standing == "replace" and step.judged.placed is not None and inode == step.judged.placed.inode
-        )
+        return step.state.standing == "replace" and step.state.placed is not None and inode == step.state.placed.inode
     return False
 
 

@@ -1,7 +1,7 @@
-"""Getting a locked build into the library: by its digest, from wherever the lock or the project says it may be.
+"""Brings a locked build into the library, by its digest, from the places that the lock and the project name.
 
-A place may offer whatever it likes: what counts is the digest of the manifest, then those of the files, all from the
-lock. What is there already is not asked for again.
+A place is not trusted: the digests of the manifest and of the files come from the lock. Objects that the library has
+are not fetched again.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source, copy
 from adapterhub.projects.builds import (
-    Given,
-    Locked,
+    SignatureRequirement,
     ensure_locked_build,
     exact_spec,
     full_name_of,
@@ -41,22 +40,22 @@ from adapterhub.projects.builds import (
     namespace_of,
 )
 from adapterhub.projects.lock.conflicts import yanked_notice
-from adapterhub.projects.values import LockedAdapter, LockedMerge
+from adapterhub.projects.values import Locked, LockedAdapter, LockedMerge
 
 Places = Callable[[Locked], Iterable[Source]]
-"""Where a locked build may be, in the order of asking: the place it was locked from first. It may raise."""
+"""Yields the places that may have a locked build, first where it was locked from. It may raise."""
 
-PolicyFor = Callable[[Locked], Given]
-"""What is asked of signatures for this build, before the policies that the user has set; None for those alone."""
+PolicyFor = Callable[[Locked], SignatureRequirement]
+"""Returns the signature policy of this run for a build; None means the user's policies."""
 
 _SHOWN_DIGEST: Final = 19
 _ELSEWHERE: Final = (RemoteUnreachable, NotFound, DigestMismatch)
-"""What one place may answer while another still has the build."""
+"""Failures of one place after which another place is tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Brought:
-    """A locked build that is in the library now. `warnings` are for the user; `sent_bytes` came from elsewhere."""
+    """A locked build that is in the library now. `sent_bytes` were transferred; `warnings` are for the user."""
 
     entry: Locked
     origin: str
@@ -70,15 +69,15 @@ def bring(
     places: Places,
     *,
     base: BaseRecord | None,
-    policy: Given,
+    policy: SignatureRequirement,
     progress: Progress | None,
 ) -> Brought:
-    """Install the locked build; `base` is what it is checked against when it declares no fingerprint.
+    """Install the locked build. `base` is used for the check if the build declares no fingerprint.
 
     Raises:
-        DigestMismatch: a place has something else under that name and version, and none has what is locked.
-        AdapterNotFound, RemoteUnreachable: no place has it; each is named with its reason.
-        SignatureRefused: by policy, or because its signature is false.
+        DigestMismatch: a place has other content under that name and version, and no place has the locked build.
+        AdapterNotFound, RemoteUnreachable: no place has it; the message has each place's reason.
+        SignatureRefused: the policy refuses it, or its signature is false.
         NamespaceBound: the namespace belongs to a server that does not have it.
     """
     admission = Admission(library)
@@ -98,7 +97,7 @@ def bring(
         except AdapterHubError as error:
             failures.append(_if_elsewhere_may_help(error))
             continue
-        _refuse_taken(library, entry, release)
+        _check_not_taken(library, entry, release)
         try:
             return _take(library, entry, release, source, base=base, policy=policy, progress=progress)
         except AdapterHubError as error:
@@ -110,34 +109,34 @@ def bring(
 
 
 def _if_elsewhere_may_help(error: AdapterHubError) -> AdapterHubError:
-    """The failure of one place, raised at once where no other place would change it: no room, a signature, the lock."""
+    """Return a failure that another place may avoid; raise any other at once (a full disk, a signature, the lock)."""
     if isinstance(error, (*_ELSEWHERE, NamespaceBound)) or type(error) is NotAllowed:
         return error
     raise error
 
 
 def _nowhere(entry: Locked, failures: Sequence[AdapterHubError]) -> AdapterHubError:
-    """The refusal when no place has what is locked: the other content that one had, else why each has nothing."""
+    """The refusal when no place has the locked build: the wrong content of one place, else the reason of each."""
     asked = [error for error in failures if not isinstance(error, NamespaceBound)]
     if failures and not asked:
         return failures[0]
-    failures = asked  # a place that may not answer says nothing about those that may
+    failures = asked  # a place that may not answer is irrelevant if others may
     mismatch = next((error for error in failures if isinstance(error, DigestMismatch)), None)
     if mismatch is not None:
         return mismatch
     kind = next((type(e) for e in failures if not isinstance(e, NotFound)), AdapterNotFound)
     reasons = "; ".join(dict.fromkeys(error.message for error in failures))
-    where = reasons or "it was locked from a library, and no other place is known that has it"
+    where = reasons or "it was locked from a library, and no other known place has it"
     hint = next((error.hint for error in failures if error.hint), "")
     if isinstance(entry, LockedAdapter) and entry.source.is_library:
         hint = (
             f"`adapt push {exact_spec(entry)} --to PLACE` where it was locked, and `adapt lock --upgrade {entry.key}`"
         )
-    return kind(f"`{label_of(entry)}`, locked as {entry.digest}, cannot be had: {where}", hint=hint)
+    return kind(f"`{label_of(entry)}`, locked as {entry.digest}, is not available: {where}", hint=hint)
 
 
 def _each(places: Places, entry: Locked, failures: list[AdapterHubError]) -> Iterator[Source]:
-    """The places, one after the other; one that cannot even be opened is among the failures."""
+    """The places in order; a place that cannot be opened is added to the failures."""
     try:
         yield from places(entry)
     except _ELSEWHERE as error:
@@ -156,8 +155,8 @@ def _locked_one(entry: Locked, releases: Sequence[Release], source: Source) -> R
             f"`{label_of(entry)}` in {other.origin}",
             expected=entry.digest,
             actual=other.digest,
-            hint=f"somebody published other content under this version; `adapt lock --upgrade {entry.key}` takes it, "
-            "if you trust it",
+            hint=f"the place has different content under this version; if you trust it, "
+            f"`adapt lock --upgrade {entry.key}` locks it",
         )
     raise AdapterNotFound(f"{source.label} has no `{label_of(entry)}`")
 
@@ -169,10 +168,10 @@ def _take(
     source: Source,
     *,
     base: BaseRecord | None,
-    policy: Given,
+    policy: SignatureRequirement,
     progress: Progress | None,
 ) -> Brought:
-    """Copy one build in, by its digest and by its signature."""
+    """Copy one build into the library, checking digest and signature."""
     ensure_locked_build(entry, release.manifest.to_json())
     warnings = []
     if release.yanked is not None:
@@ -181,8 +180,8 @@ def _take(
     if source is not library:
         declared = release.manifest.base.fingerprint
         spec = replace(exact_spec(entry), digest_prefix=entry.digest)
-        request = InstallRequest(spec=spec, bases=(declared.weights if declared else "",))
-        signature, finding = admit(library, release, source, request, policy)
+        asked = InstallRequest(spec=spec, bases=(declared.weights if declared else "",))
+        signature, finding = admit(library, release, source, asked, policy)
         if finding.severity == "warning":
             warnings.append(f"[{finding.code}] {finding.message}")
     destination = Expecting(library, base)
@@ -195,8 +194,8 @@ def _take(
     return Brought(entry=entry, origin=release.origin, sent_bytes=copied.sent_bytes, warnings=tuple(warnings))
 
 
-def _refuse_taken(library: Library, entry: Locked, release: Release) -> None:
-    """Whether the library has another build in the place of this one."""
+def _check_not_taken(library: Library, entry: Locked, release: Release) -> None:
+    """Raise if the library has another build in the place of this one."""
     path = library.folder_for(release.manifest, release.namespace) / MANIFEST_FILE
     with contextlib.suppress(FileNotFoundError):
         there = Manifest.read(path).digest
@@ -205,6 +204,6 @@ def _refuse_taken(library: Library, entry: Locked, release: Release) -> None:
                 f"{library.label}: `{label_of(entry)}`",
                 expected=entry.digest,
                 actual=there,
-                hint=f"the library has other content under this version; "
+                hint=f"the library has different content under this version; "
                 f"`adapt remove '{full_name_of(entry)}#{there[:_SHOWN_DIGEST]}' --yes` makes room",
             )

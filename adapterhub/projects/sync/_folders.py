@@ -1,7 +1,7 @@
-"""One folder of `adapters/`: whether it is right, and how it is made, put in its place and taken away.
+"""One folder of `adapters/`: compares it with the lock, creates it, puts it in place and deletes it.
 
-A folder is made of links beside its place and gets its name when it is whole. Where it takes the place of an older one
-the two change names in one step, so that there is no moment without either.
+A folder is filled with links under a temporary name and renamed when it is complete. To replace an older folder, the
+two exchange names in one step, so that one of them exists at any moment.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from adapterhub.core.errors import DigestMismatch
 from adapterhub.formats.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE
 from adapterhub.library.library import Library
-from adapterhub.projects.builds import Locked, ensure_locked_build, installed_folder
+from adapterhub.projects.builds import ensure_locked_build, installed_folder
 from adapterhub.projects.sync._state import Placed, Stamp, stamp_of
+from adapterhub.projects.values import Locked
 
 Standing = Literal["right", "new", "replace", "foreign"]
 
@@ -35,10 +36,10 @@ _OURS: Final = {*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE, SIGNATURE_FILE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """How a folder stands to the lock. `reasons` say what is wrong with it.
+class FolderState:
+    """The state of a folder compared with the lock. `reasons` say what is wrong with it.
 
-    `placed` is what to note of it: of a right one all, of one to replace its inode.
+    `placed` is what to record of it: everything for a right folder, the inode for one to replace.
     """
 
     standing: Standing
@@ -46,47 +47,51 @@ class Judged:
     placed: Placed | None = None
 
 
-def judge(adapters: RealFolder | None, entry: Locked, placed: Placed | None, *, reads_all: bool = False) -> Judged:
+def state_of(
+    adapters: RealFolder | None, entry: Locked, placed: Placed | None, *, reads_all: bool = False
+) -> FolderState:
     """Whether the folder holds exactly what is locked.
 
-    A file whose stamp is as sync left it is not read again, unless `reads_all` asks for every byte.
+    A file with an unchanged stamp is not read again, unless `reads_all`.
     """
     try:
         facts = adapters.facts(entry.key) if adapters else None
     except FileNotFoundError:
         facts = None
     if adapters is None or facts is None:
-        return Judged(standing="new")
+        return FolderState(standing="new")
     if not stat.S_ISDIR(facts.st_mode):
-        return Judged(standing="foreign", reasons=("is no folder",))
+        return FolderState(standing="foreign", reasons=("is no folder",))
     known = placed.files if placed is not None and placed.digest == entry.digest and not reads_all else {}
     if placed is not None and known and placed.inode == facts.st_ino and _is_untouched(adapters, entry, known):
-        return Judged(standing="right", placed=placed)
+        return FolderState(standing="right", placed=placed)
     try:
         with adapters.inside(entry.key) as folder:
             return _judge_read(folder, entry, placed, known)
     except OSError as error:
-        return Judged(standing="foreign", reasons=(f"cannot be read: {error.strerror}",))
+        return FolderState(standing="foreign", reasons=(f"cannot be read: {error.strerror}",))
 
 
-def _judge_read(folder: RealFolder, entry: Locked, placed: Placed | None, known: Mapping[str, Stamp]) -> Judged:
-    """The verdict by the bytes of those files that have not the stamps in `known`."""
+def _judge_read(folder: RealFolder, entry: Locked, placed: Placed | None, known: Mapping[str, Stamp]) -> FolderState:
+    """The state by the bytes of the files whose stamps differ from `known`."""
     inode = os.fstat(folder.handle).st_ino
-    stamps = stamps_of(folder)  # before a byte is read: what is written to meanwhile has another one next time
+    stamps = stamps_of(folder)  # taken before reading, so that a later write shows next time
     wrong = list(_differences(folder, entry, {name for name in known if known[name] == stamps.get(name)}))
     if not wrong:
-        return Judged(standing="right", placed=Placed(entry.digest, inode, stamps))
+        return FolderState(standing="right", placed=Placed(entry.digest, inode, stamps))
     if placed is None or not _is_ours(folder, placed, inode):
-        return Judged(standing="foreign", reasons=tuple(wrong))
+        return FolderState(standing="foreign", reasons=tuple(wrong))
     if strange := strangers_in(folder):
-        reason = f"holds `{'`, `'.join(strange)}`, which sync did not put there"
-        return Judged(standing="foreign", reasons=(reason,))
+        reason = f"holds `{'`, `'.join(strange)}`, which sync did not create"
+        return FolderState(standing="foreign", reasons=(reason,))
     was_changed = placed.digest == entry.digest
-    return Judged(standing="replace", reasons=tuple(wrong) if was_changed else (), placed=Placed(entry.digest, inode))
+    return FolderState(
+        standing="replace", reasons=tuple(wrong) if was_changed else (), placed=Placed(entry.digest, inode)
+    )
 
 
 def is_ours(adapters: RealFolder, key: str, placed: Placed) -> bool:
-    """Whether `key` is the folder that sync made, with nothing in it that sync did not put there."""
+    """Whether sync created the folder `key` and everything in it."""
     try:
         with adapters.inside(key) as folder:
             return _is_ours(folder, placed, os.fstat(folder.handle).st_ino) and not strangers_in(folder)
@@ -95,7 +100,7 @@ def is_ours(adapters: RealFolder, key: str, placed: Placed) -> bool:
 
 
 def _is_ours(folder: RealFolder, placed: Placed, inode: int) -> bool:
-    """Whether it is the very folder, or one with the same manifest: a copy or backup of a project has other inodes."""
+    """Whether it has the recorded inode or the same manifest: a copy of a project has other inodes."""
     return placed.inode == inode or next(_difference(folder, MANIFEST_FILE, None, Digest(placed.digest)), None) is None
 
 
@@ -109,7 +114,7 @@ def _is_untouched(adapters: RealFolder, entry: Locked, known: Mapping[str, Stamp
 
 
 def _differences(folder: RealFolder, entry: Locked, unread: Collection[str]) -> Iterator[str]:
-    """What is not as locked; every byte is read but those of files in `unread`."""
+    """The differences from the lock; files in `unread` are not read."""
     expected: list[tuple[str, int | None, Digest]] = [(MANIFEST_FILE, None, entry.digest)]
     expected += [(file.path, file.size_bytes, file.sha256) for file in entry.files]
     for name, size_bytes, digest in expected:
@@ -124,12 +129,12 @@ def _difference(folder: RealFolder, name: str, size_bytes: int | None, expected:
             yield f"`{name}` is no plain file"
             return
         if size_bytes is not None and facts.st_size != size_bytes:
-            yield f"`{name}` has {facts.st_size:,} bytes, locked are {size_bytes:,}"
+            yield f"`{name}` has {facts.st_size:,} bytes, expected {size_bytes:,}"
             return
         with open(folder.open_file(name), "rb", buffering=0) as stream:
             actual, _ = copy_hashed(stream, None)
         if actual != expected:
-            yield f"`{name}` is {actual}, locked is {expected}"
+            yield f"`{name}` has digest {actual}, expected {expected}"
     except FileNotFoundError:
         yield f"`{name}` is missing"
     except OSError as error:
@@ -137,7 +142,7 @@ def _difference(folder: RealFolder, name: str, size_bytes: int | None, expected:
 
 
 def strangers_in(folder: RealFolder) -> list[str]:
-    """Names in a folder that sync never puts there, and folders by any name."""
+    """Names in a folder that sync never creates, and every subfolder."""
     return [name for name in folder.names() if name not in _OURS or folder.is_folder(name)]
 
 
@@ -148,11 +153,11 @@ def stamps_of(folder: RealFolder) -> dict[str, Stamp]:
 
 # ---------------------------------------------------------------- making
 def place(library: Library, entry: Locked, adapters: RealFolder, *, replaces: bool) -> None:
-    """Make the folder of an adapter out of links into the store. At any moment it is the old or the new one.
+    """Create the folder of an adapter from links into the store. At any moment it is either the old or the new one.
 
     Raises:
-        NotAllowed, DiskFull: it cannot be written; what was there is there.
-        BlobNotFound: the store lost an object since it was looked at.
+        NotAllowed, DiskFull: it cannot be written; the old folder stays.
+        BlobNotFound: the store has lost an object since the check.
     """
     fresh = f".{entry.key}.new-{secrets.token_hex(4)}"
     try:
@@ -174,12 +179,12 @@ def _fill(library: Library, entry: Locked, fresh: RealFolder) -> None:
     for file in entry.files:
         store.link(file.sha256, file.path, into=fresh)
     store.link_manifest(entry.digest, MANIFEST_FILE, into=fresh)
-    # The card is no object of the store and may be written to: a link would let one folder change the other.
+    # The card is not in the store and users may edit it: with a link, an edit would change both folders.
     try:
         card = _bytes_of(f"{installed}/{CARD_FILE}") if installed else None
     except FileNotFoundError:
         card = None
-    if card is None:  # somebody removed it, or the whole build, from the library a moment ago
+    if card is None:  # removed from the library meanwhile
         card = card_for(store.read_manifest(entry.digest)).encode()
     fresh.write_new(CARD_FILE, card)
     if installed is not None:
@@ -196,8 +201,8 @@ def _locked_manifest(library: Library, entry: Locked) -> dict[str, Any]:
     path = library.store.manifest_name(entry.digest)
     raw = _bytes_of(path)
     if (actual := digest_of(raw)) != entry.digest:
-        raise DigestMismatch(path, expected=entry.digest, actual=actual, hint="`adapt doctor --repair` mends it")
-    # parsed and checked when it came in, and since then these very bytes: not once more, it takes a while
+        raise DigestMismatch(path, expected=entry.digest, actual=actual, hint="`adapt doctor --repair` repairs it")
+    # these bytes were parsed and checked on arrival; a second check would be slow
     value: dict[str, Any] = json.loads(raw)
     return value
 
@@ -215,11 +220,11 @@ def _link_signature(library: Library, signature: str, fresh: RealFolder) -> None
 
 
 def _swap(adapters: RealFolder, fresh: str, name: str) -> None:
-    """Give `fresh` the name `name`; what had it is `fresh` afterwards, to be taken away."""
+    """Exchange `fresh` and `name`; the old folder is then called `fresh`, and is to be deleted."""
     if adapters.exchange(fresh, name):
         return
     old = f".{name}.old-{secrets.token_hex(4)}"
-    try:  # from before the old one loses its name: a signal may end us at any line
+    try:  # begins before the first rename: a signal may interrupt any line
         adapters.rename(name, old)
         adapters.rename(fresh, name)
     except BaseException:
@@ -231,10 +236,10 @@ def _swap(adapters: RealFolder, fresh: str, name: str) -> None:
 
 # ---------------------------------------------------------------- taking away
 def take_away(adapters: RealFolder, name: str) -> None:
-    """Delete a folder, or a link: it loses its name first, for good, so that nobody ever sees a half of it.
+    """Delete a folder or a link. The folder is renamed first, so that no half of it is ever visible.
 
     Raises:
-        NotAllowed: it cannot be deleted, or something is mounted in it; then it is all there.
+        NotAllowed: it cannot be deleted, or something is mounted in it; then it is complete.
     """
     gone = f".{name}.gone-{secrets.token_hex(4)}"
     try:
@@ -250,7 +255,7 @@ def take_away(adapters: RealFolder, name: str) -> None:
 
 
 def clear_leftovers(adapters: RealFolder) -> None:
-    """Put right what a sync that was killed left: an older folder gets its name back where the new one never came."""
+    """Clean up after a killed sync: an old folder gets its name back if the new one is missing."""
     for name in adapters.names():
         found = _LEFTOVER.fullmatch(name)
         if found is None:
@@ -267,13 +272,13 @@ def _has_manifest(adapters: RealFolder, name: str) -> bool:
 
 
 def _clear(adapters: RealFolder, name: str) -> None:
-    """Delete a folder that is nobody's, as far as that can be done now; nothing when there is none."""
+    """Delete a temporary folder as far as possible; nothing if it does not exist."""
     with contextlib.suppress(OSError):
         adapters.remove(name)
 
 
 def folders_in(adapters: RealFolder, *, but: Collection[str]) -> list[str]:
-    """Whatever else lies there that may be an adapter: folders and links, no hidden names and no plain files."""
+    """Other folders and links in `adapters/`, without hidden names."""
     return [
         name
         for name in adapters.names()

@@ -1,9 +1,9 @@
-"""What `sync` made in `adapters/` of a project and how its files looked then, so that looking again costs a stat each.
+"""Records what `sync` created in `adapters/` of a project, with a stamp for each file, so that a check costs one stat.
 
     synced/<16 hex>.json   {"schema", "project", "folders": {key: {"digest", "inode", "files": {name: stamp}}}}
 
-It lies in the library, by the project's path: what lies in a project may be a stranger's, and would say whatever they
-like of what may be deleted. A folder that is not in it is somebody else's, and is never deleted unasked.
+The record is in the library, by the project's path: a file in the project may come from a stranger, who could then
+name folders to delete. A folder without a record is never deleted without asking.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _SCHEMA: Final = "adapterhub-sync/2"
 Stamp = tuple[int, int, int, int]
 """Size in bytes, times of change of the bytes and of the inode in nanoseconds, and number of a file.
 
-A program can keep the size and set the first time back. The second the kernel alone sets: at each write, at a change of
-mode or times, and when the file gets or loses a hard link.
+A program can keep the size and restore the first time. Only the kernel sets the second time: on each write, on a change
+of mode or times, and when the file gains or loses a hard link.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A folder that sync made: the manifest's digest, the folder's inode, the stamps of its files.
+    """A folder that sync created: the manifest's digest, the folder's inode, the stamps of its files.
 
-    While it is in the making it has no stamps, and the inode is that of the folder which it will replace, else 0.
+    While it is being created it has no stamps, and the inode is that of the folder it replaces, else 0.
     """
 
     digest: str
@@ -43,7 +43,7 @@ class Placed:
 
 
 def read_state(store: Store, project: Path) -> dict[str, Placed]:
-    """What is ours in the project, by key; nothing when the note is missing or damaged."""
+    """The folders that sync created in the project, by key; none if the record is missing or damaged."""
     try:
         value = read_json(synced_path(store.root, project), _LIMIT_BYTES)
         if value["schema"] != _SCHEMA:
@@ -59,7 +59,7 @@ def _placed(item: Any) -> Placed:  # noqa: ANN401 - any JSON value; what it lack
 
 
 def write_state(store: Store, project: Path, placed: dict[str, Placed]) -> None:
-    """Note what is ours.
+    """Record the folders that sync created.
 
     Raises:
         NotAllowed, DiskFull: it cannot be written.

@@ -1,4 +1,4 @@
-"""`adapters/` of a project, held open for one sync: a real folder of the project, or none yet."""
+"""`adapters/` of a project, held open during a sync: a real folder of the project, or none yet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOTE_FOR_GIT: Final = b"*\n"
 
 
 class Target:
-    """Where a sync writes, and the library in which it notes what it made."""
+    """Where a sync writes, and the store that records what it created."""
 
     def __init__(self, store: Store, project: Path, inside: RealFolder, adapters: RealFolder | None) -> None:
         self.store = store
@@ -31,14 +31,14 @@ class Target:
 
     @property
     def path(self) -> Path:
-        """The folder's path, for what is said of it."""
+        """The folder's path, for messages."""
         return self.project / ADAPTERS_FOLDER
 
     def make(self) -> RealFolder:
-        """The folder, made when it is missing, with a note for git: what is in it can be had again from the lock.
+        """The folder, created with a `.gitignore` if it is missing: the lock can recreate its content.
 
         Raises:
-            NotAllowed, DiskFull: it cannot be made, or somebody put something else there meanwhile.
+            NotAllowed, DiskFull: it cannot be created, or something else appeared there.
         """
         if self.adapters is None:
             try:
@@ -54,8 +54,8 @@ def opened(store: Store, project: Path) -> Iterator[Target]:
     """The project's `adapters/`.
 
     Raises:
-        NotAllowed: it is a link or a file, something else is mounted there, or it is another user's.
-        NotFound: there is no such project.
+        NotAllowed: it is a link, a file or a mount point, or it belongs to another user.
+        NotFound: the project does not exist.
     """
     path = project / ADAPTERS_FOLDER
     with contextlib.ExitStack() as stack:
@@ -67,7 +67,7 @@ def opened(store: Store, project: Path) -> Iterator[Target]:
         target = Target(store, project, inside, found)
         stack.callback(lambda: target.adapters.close() if target.adapters else None)
         if found is not None:
-            _refuse_foreign(found, inside)
+            _check_owner(found, inside)
         yield target
 
 
@@ -80,20 +80,19 @@ def _found(inside: RealFolder) -> RealFolder | None:
         if error.errno != errno.ENOTDIR:
             raise
         is_link = stat.S_ISLNK(inside.facts(ADAPTERS_FOLDER).st_mode)
-        raise _refused(inside.path / ADAPTERS_FOLDER, "is a link" if is_link else "is no folder") from None
+        raise _refused(inside.path / ADAPTERS_FOLDER, "is a link" if is_link else "is not a folder") from None
 
 
-def _refuse_foreign(adapters: RealFolder, inside: RealFolder) -> None:
+def _check_owner(adapters: RealFolder, inside: RealFolder) -> None:
     if real_folder.mount_of(adapters.handle) != real_folder.mount_of(inside.handle):
-        raise _refused(adapters.path, "is a place where something else is mounted")
-    # the project's own user counts, too: who is root in a container often works in somebody else's checkout
+        raise _refused(adapters.path, "is a mount point")
+    # accept the owner of the project: root in a container often works in another user's checkout
     if os.fstat(adapters.handle).st_uid not in (os.geteuid(), os.fstat(inside.handle).st_uid):
         raise _refused(adapters.path, "belongs to another user")
 
 
 def _refused(path: Path, why: str) -> NotAllowed:
     return NotAllowed(
-        f"`{shown(str(path), 200)}` {why}; sync writes and deletes only in a real folder of the project. "
-        "Nothing was changed",
-        hint="move it away, and `adapt sync` makes the folder",
+        f"`{shown(str(path), 200)}` {why}; sync writes only in a real folder of the project. Nothing was changed",
+        hint="move it away; `adapt sync` creates the folder",
     )

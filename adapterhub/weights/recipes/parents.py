@@ -19,7 +19,7 @@ from adapterhub.core.errors import (
 )
 from adapterhub.core.specs import AdapterSpec, hint_for_unknown_base
 from adapterhub.distribution.choosing import find_installed
-from adapterhub.distribution.install import Plan, plan_install, run_install
+from adapterhub.distribution.install import InstallPlan, plan_install, run_install
 from adapterhub.formats.release import Release
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.bases.requested import requested_base
@@ -187,8 +187,8 @@ class _Search:
             self.miss(replace(spec, base=None, digest_prefix=digest), where, reasons)
         return None
 
-    def installed(self, plan: Plan) -> Installed:
-        """The build, after running the install."""
+    def installed(self, plan: InstallPlan) -> Installed:
+        """Carry out an install."""
         self.warnings += plan.resolution.warnings
         with self.bar(f"install {plan.release.full_name}", plan.copy_bytes) as progress:
             added = run_install(self.library, plan, progress)

@@ -1,0 +1,96 @@
+"""What one kind of remote has to know; `distribution/kinds/` has one file a kind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from adapterhub.core.errors import UsageProblem, shown
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.formats.release import Release
+    from adapterhub.library.transfer import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What a session gives for opening a place. A relative path begins at `folder`."""
+
+    label: str = ""
+    token: str | None = None
+    silence_s: float | None = None
+    allows_telemetry: bool = False
+    folder: Path = Path()
+
+
+class Kind(ABC):
+    """One kind of place. An address is text that `parse_address` has passed."""
+
+    name: ClassVar[str]
+    address_key: ClassVar[str] = "url"
+    """The key of the address in a project file and in a lock."""
+    pin_keys: ClassVar[tuple[str, ...]] = ()
+    """The keys that fix one build in a lock, in their order there."""
+    is_server: ClassVar[bool] = True
+    """Whether it is reached over a network: a project needs the user's agreement for it, `--offline` forbids it."""
+
+    @abstractmethod
+    def parse_address(self, text: str) -> str:
+        """The one spelling of an address.
+
+        Raises:
+            UsageProblem: `text` is no address of this kind.
+        """
+
+    @abstractmethod
+    def open(self, address: str, access: Access) -> Source:
+        """The place as a source. Nothing is requested from a server yet.
+
+        Raises:
+            AdapterNotFound: a folder that is not there.
+        """
+
+    @abstractmethod
+    def claims(self, place: str) -> bool:
+        """Whether `place`, as `Source.place` writes it, is of this kind."""
+
+    def within(self, source: Source, namespace: str) -> Source:
+        """The source to look up a bare name in `namespace`."""
+        return source
+
+    def pin(self, source: Source, release: Release) -> Mapping[str, str]:
+        """What fixes a build that `source` gave, by `pin_keys`."""
+        return {}
+
+    def pinned(self, source: Source, pin: Mapping[str, str], spec: AdapterSpec) -> Iterable[Source]:
+        """The sources that can still have a locked build, the most exact one first."""
+        return [source]
+
+    def problems(self, address: str, pin: Mapping[str, str]) -> list[str]:
+        """What is wrong with a locked source, each as `key: reason`; empty when nothing is."""
+        try:
+            normal = self.parse_address(address)
+        except UsageProblem as error:
+            return [f"{self.address_key}: {error.message}"]
+        found = [] if normal == address else [f"{self.address_key}: expected `{normal}`, got `{shown(address)}`"]
+        return found + [f"{key}: missing" for key in self.pin_keys if key not in pin]
+
+    def publisher(self, pin: Mapping[str, str]) -> str:
+        """The namespace that a pinned build belongs to; "" when the pin does not show it."""
+        return ""
+
+    def describe(self, address: str, pin: Mapping[str, str]) -> str:
+        """A locked source in words."""
+        return address
+
+    def is_at(self, address: str, place: str, folder: Path) -> bool:
+        """Whether `address`, in a file in `folder`, leads to `place`."""
+        return address == place
+
+    def address_of(self, place: str, folder: Path) -> str:
+        """How a lock in `folder` writes `place`; "" when another machine could not find it by that."""
+        return place
