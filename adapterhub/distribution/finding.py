@@ -55,9 +55,6 @@ class FoundAdapter:
     subject: Subject | None = None
 
 
-Found = FoundAdapter  # until its users in `inference` and `weights` have the new name
-
-
 def with_weights(
     adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float], weights: Sequence[float] | None
 ) -> list[tuple[AdapterLike, float]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from adapterhub.core.errors import AdapterNotFound, Conflict, UsageProblem, shown
-from adapterhub.distribution.finding import AdapterLike, Found, folder_in
+from adapterhub.distribution.finding import AdapterLike, FoundAdapter, folder_in
 from adapterhub.inference.bank.engine import Engine, LoadedAdapter
 from adapterhub.inference.bank.engines.hooks import Hooks
 from adapterhub.inference.bank.engines.native import NativeEngine
@@ -130,7 +130,7 @@ class AdapterCache:
         if self._is_closed:
             raise UsageProblem("the bank was closed", hint="make another one: AdapterBank(model)")
 
-    def _known(self, name: str, found: Found) -> LoadedOrigin | None:
+    def _known(self, name: str, found: FoundAdapter) -> LoadedOrigin | None:
         known = self._origins.get(name)
         if known is not None and known.found.folder != found.folder:
             raise Conflict(

@@ -10,7 +10,7 @@ from adapterhub.core.digests import Digest, copy_hashed
 from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.disk.new_folder import new_folder
 from adapterhub.core.errors import AdapterNotFound, Conflict, DigestMismatch, UsageProblem, shown
-from adapterhub.distribution.finding import Found
+from adapterhub.distribution.finding import FoundAdapter
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.inference.loader.facts import AttachedAdapter, lines
 from adapterhub.inference.loader.preparation import Prepared
@@ -27,7 +27,7 @@ class LoadedOrigin:
     `digests`: those of the checked files, by name.
     """
 
-    found: Found
+    found: FoundAdapter
     digests: Mapping[str, Digest]
     facts: AttachedAdapter
     engine: str
@@ -120,7 +120,7 @@ def stamp_of(folder: Path) -> Stamp:
     return tuple((name, facts.st_size, facts.st_mtime_ns, facts.st_ino) for name, facts in found)
 
 
-def name_of(found: Found, name: str | None) -> str:
+def name_of(found: FoundAdapter, name: str | None) -> str:
     """The adapter's name in the bank: `name` if given, else its own, else that of its folder.
 
     Raises:

@@ -15,7 +15,7 @@ from adapterhub.core.errors import (
     shown,
 )
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, Finder, Found, ensure_sound
+from adapterhub.distribution.finding import AdapterLike, Finder, FoundAdapter, ensure_sound
 from adapterhub.formats.manifest import Manifest
 from adapterhub.formats.modules.base_names import BaseNames, find_names
 from adapterhub.formats.peft.config import owner
@@ -139,7 +139,7 @@ class Job:
         records = self.library.bases.list()
         return records[0] if len(records) == 1 else None
 
-    def _record(self, found: Found, *, needed: bool) -> BaseRecord | None:
+    def _record(self, found: FoundAdapter, *, needed: bool) -> BaseRecord | None:
         """The base that the caller named, else the one that the adapter declares, else the only registered one."""
         if found.wanted is not None:
             if found.wanted.record is None and needed:
@@ -160,7 +160,7 @@ class Job:
             raise BaseNotFound(f"`{shown(found.label, 200)}` does not declare its base", hint=hint)
         return record
 
-    def _checked(self, found: Found, record: BaseRecord | None) -> tuple[Subject, tuple[str, ...]]:
+    def _checked(self, found: FoundAdapter, record: BaseRecord | None) -> tuple[Subject, tuple[str, ...]]:
         """Verify the files, with the base if it is known; returns the verified files and the warnings."""
         subject, findings = open_subject(
             found.folder,
@@ -181,7 +181,7 @@ class Job:
         assert subject is not None  # else there is an error
         return subject, (*overridden, *(f.text for f in report.warnings))
 
-    def _is_overridden(self, found: Found, record: BaseRecord | None) -> bool:
+    def _is_overridden(self, found: FoundAdapter, record: BaseRecord | None) -> bool:
         if self.allow_base_mismatch:
             return True
         known = found.build is not None and record is not None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from adapterhub.core.errors import AdapterHubError, BaseMismatch, shown
-from adapterhub.distribution.finding import Found
+from adapterhub.distribution.finding import FoundAdapter
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, Comparison
 from adapterhub.inference.loader.identity import LoadedBase, compare_base
 from adapterhub.library.bases.records import BaseRecord
@@ -38,7 +38,7 @@ class BaseCheck:
         self.allow_base_mismatch = allow_base_mismatch
         self._comparisons: list[tuple[BaseFingerprint, Comparison]] = []
 
-    def run(self, found: Found) -> BaseCheckResult:
+    def run(self, found: FoundAdapter) -> BaseCheckResult:
         """Compare one adapter's base.
 
         Raises:
@@ -74,7 +74,7 @@ class BaseCheck:
         self._comparisons.append((fingerprint, comparison))
         return comparison
 
-    def _check(self, found: Found, comparison: Comparison, describe: Callable[[], str]) -> list[str]:
+    def _check(self, found: FoundAdapter, comparison: Comparison, describe: Callable[[], str]) -> list[str]:
         """Raise unless the verdict permits the attach; a warning if only the caller permits it.
 
         `describe` gives the adapter's claim, for the message.
@@ -98,14 +98,14 @@ class BaseCheck:
         ]
         raise BaseMismatch("\n".join(lines), hint=hint)
 
-    def _is_overridden(self, found: Found, actual: BaseRecord | None) -> bool:
+    def _is_overridden(self, found: FoundAdapter, actual: BaseRecord | None) -> bool:
         """Whether the caller allows the mismatch now, or the build was installed for this base with that option."""
         if self.allow_base_mismatch or found.build is None or actual is None:
             return self.allow_base_mismatch
         return self.library.mismatch_allowed(found.build, actual.fingerprint)
 
 
-def pin(library: Library, found: Found, known_base: Callable[[], BaseRecord | None]) -> tuple[str, ...]:
+def pin(library: Library, found: FoundAdapter, known_base: Callable[[], BaseRecord | None]) -> tuple[str, ...]:
     """Record the base of a build that declares none; returns the outcome as a warning."""
     build = found.build
     if build is None or found.base.fingerprint is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.core.errors import shown
-from adapterhub.distribution.finding import Found
+from adapterhub.distribution.finding import FoundAdapter
 from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.inference.loader.base_check import BaseCheckResult
 from adapterhub.inference.loader.injection import ReadyAdapter
@@ -40,7 +40,7 @@ class AttachedAdapter:
     warnings: tuple[str, ...]
 
 
-def facts(found: Found, ready: ReadyAdapter, base: BaseCheckResult, pinned: tuple[str, ...]) -> AttachedAdapter:
+def facts(found: FoundAdapter, ready: ReadyAdapter, base: BaseCheckResult, pinned: tuple[str, ...]) -> AttachedAdapter:
     """The facts about one adapter, collected from its checks."""
     contents = ready.contents
     tensors = [*contents.factors.values(), *contents.saved.values(), contents.shared]

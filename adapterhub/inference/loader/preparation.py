@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, Check, Finder, Found
+from adapterhub.distribution.finding import AdapterLike, Check, Finder, FoundAdapter
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.base_check import BaseCheck, BaseCheckResult, pin
 from adapterhub.inference.loader.facts import AttachedAdapter, facts
@@ -31,7 +31,7 @@ class Prepared:
     `files` holds the bytes that were checked, `base` the comparison with the adapter's base.
     """
 
-    found: Found
+    found: FoundAdapter
     files: Subject
     base: BaseCheckResult
     ready: ReadyAdapter
@@ -62,11 +62,11 @@ class Preparation:
         self._finder = Finder(library, base, self._known_base, allow_base_mismatch=allow_base_mismatch, check=check)
         self._base_check = BaseCheck(library, self.loaded, self._known_base, allow_base_mismatch=allow_base_mismatch)
 
-    def find(self, adapter: AdapterLike, weight: float = 1.0) -> Found:
+    def find(self, adapter: AdapterLike, weight: float = 1.0) -> FoundAdapter:
         """The adapter, its files checked; raises as `Finder.find`."""
         return self._finder.find(adapter, weight)
 
-    def prepare(self, adapters: Sequence[Found]) -> list[Prepared]:
+    def prepare(self, adapters: Sequence[FoundAdapter]) -> list[Prepared]:
         """The adapters, ready to be put on the model together.
 
         Raises:
@@ -80,7 +80,7 @@ class Preparation:
         rows = zip(adapters, files, bases, self.ready(adapters, files), strict=True)
         return [Prepared(found=found, files=subject, base=base, ready=ready) for found, subject, base, ready in rows]
 
-    def ready(self, adapters: Sequence[Found], files: Sequence[Subject]) -> list[ReadyAdapter]:
+    def ready(self, adapters: Sequence[FoundAdapter], files: Sequence[Subject]) -> list[ReadyAdapter]:
         """The adapters, read and set up, but not compared with their bases.
 
         Raises as `prepare`.
@@ -105,7 +105,7 @@ class Preparation:
         pinned = pin(self._library, adapter.found, self._known_base)
         return facts(adapter.found, adapter.ready, adapter.base, pinned)
 
-    def _files_of(self, found: Found) -> Subject:
+    def _files_of(self, found: FoundAdapter) -> Subject:
         if found.subject is not None:
             return found.subject
         assert self._reopen is not None  # only a check that comes with it returns no files

@@ -29,7 +29,7 @@ from adapterhub.core.digests import Progress
 from adapterhub.core.disk.new_folder import ensure_new, new_folder
 from adapterhub.core.errors import RefusedAdapter, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, Found
+from adapterhub.distribution.finding import AdapterLike, FoundAdapter
 from adapterhub.formats.base.fingerprint import is_buffer
 from adapterhub.formats.modules.base_names import find_names
 from adapterhub.formats.peft.config import owner
@@ -216,7 +216,7 @@ def fuse(
         return fusion.write()
 
 
-def _source(model: Model, adapter: Found, subject: Subject, factors: AdapterFactors) -> FuseAdapter:
+def _source(model: Model, adapter: FoundAdapter, subject: Subject, factors: AdapterFactors) -> FuseAdapter:
     """The adapter with the names of its modules in the base."""
     modules = {owner(module) for module in factors.modules} or {name for name, _ in subject.keys.tokens}
     names = find_names(sorted(modules), model.modules)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import BaseMismatch, BaseNotFound, MergeRefused, RefusedAdapter, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, Finder, Found, with_weights
+from adapterhub.distribution.finding import AdapterLike, Finder, FoundAdapter, with_weights
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
@@ -24,7 +24,7 @@ class FuseRequest:
     """The base, the adapters and their verified files."""
 
     model: Model
-    adapters: tuple[Found, ...]
+    adapters: tuple[FoundAdapter, ...]
     subjects: tuple[Subject, ...]
     warnings: tuple[str, ...]
 
@@ -58,14 +58,14 @@ def find_request(
     return FuseRequest(model=model, adapters=adapters, subjects=subjects, warnings=tuple(warnings))
 
 
-def _find(finder: Finder, what: AdapterLike, weight: float) -> Found:
+def _find(finder: Finder, what: AdapterLike, weight: float) -> FoundAdapter:
     try:
         return finder.find(what, weight)
     except RefusedAdapter as error:
         raise RefusedAdapter(f"`{shown(str(what), 200)}` was not fused", error.findings, hint=error.hint) from None
 
 
-def _check_each(adapters: Sequence[Found], subjects: Sequence[Subject]) -> None:
+def _check_each(adapters: Sequence[FoundAdapter], subjects: Sequence[Subject]) -> None:
     is_alone = len(adapters) == 1 and adapters[0].weight == 1
     reasons = [
         f"`{shown(one.label)}` {reason}"
@@ -76,7 +76,7 @@ def _check_each(adapters: Sequence[Found], subjects: Sequence[Subject]) -> None:
         raise MergeRefused("these adapters cannot be fused", reasons)
 
 
-def _subject(adapter: Found, model: Model) -> Subject:
+def _subject(adapter: FoundAdapter, model: Model) -> Subject:
     """The adapter's verified files, together with the facts of the base."""
     assert adapter.subject is not None  # the finder checks every folder
     return replace(
@@ -85,7 +85,7 @@ def _subject(adapter: Found, model: Model) -> Subject:
 
 
 # ---------------------------------------------------------------- the base
-def _base_of(library: Library, adapters: Sequence[Found]) -> BaseRecord:
+def _base_of(library: Library, adapters: Sequence[FoundAdapter]) -> BaseRecord:
     """The named base, else the base that the adapters declare, else the only registered one."""
     named = {f.wanted.text: f.wanted.record for f in adapters if f.wanted is not None}
     absent = [text for text, record in named.items() if record is None]
@@ -157,7 +157,7 @@ class _BaseCheck:
         self.record = record
         self.allow_base_mismatch = allow_base_mismatch
 
-    def run(self, adapter: Found) -> Iterator[str]:
+    def run(self, adapter: FoundAdapter) -> Iterator[str]:
         """The warnings for one adapter.
 
         Raises:
@@ -186,7 +186,7 @@ class _BaseCheck:
         lines = [f"`{label}` {claim}, but {this}", *(f"  {difference}" for difference in comparison.differences)]
         raise BaseMismatch("\n".join(lines), hint=hint)
 
-    def _is_overridden(self, adapter: Found) -> bool:
+    def _is_overridden(self, adapter: FoundAdapter) -> bool:
         """Whether the caller allows the mismatch, or its install for this base did."""
         if self.allow_base_mismatch or adapter.build is None:
             return self.allow_base_mismatch

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from adapterhub.core.errors import UsageProblem, shown
-from adapterhub.distribution.finding import AdapterLike, Found
+from adapterhub.distribution.finding import AdapterLike, FoundAdapter
 from adapterhub.inference.bank.engine import LoadedAdapter
 from adapterhub.inference.bank.selection import Current, Selection, Using
 from adapterhub.inference.bank.updates import Args, Kwargs, Output
@@ -146,15 +146,15 @@ class PeftEngine:
         ensure_outside_use(self.current.get())
         return self._turnstile.alone()
 
-    def try_on(self, found: Found) -> None:
+    def try_on(self, found: FoundAdapter) -> None:
         """Attach the adapter and detach it again; raises as `attach`."""
         self._attach(found).detach()
 
-    def use(self, found: Found) -> UsingPeft:
+    def use(self, found: FoundAdapter) -> UsingPeft:
         """The adapter for the whole model, for the duration of a `with` block."""
         return UsingPeft(self, found)
 
-    def begin(self, using: UsingPeft, selection: Alone, found: Found) -> Attached:
+    def begin(self, using: UsingPeft, selection: Alone, found: FoundAdapter) -> Attached:
         """Attach the adapter as soon as the model is free."""
         self._turnstile.close(selection)
         try:
@@ -195,7 +195,7 @@ class PeftEngine:
             handles.append(door.register_forward_hook(leave, always_call=True))
         return handles
 
-    def _attach(self, found: Found) -> Attached:
+    def _attach(self, found: FoundAdapter) -> Attached:
         with self.loading:  # a hook that a load adds meanwhile would be mistaken for PEFT's
             return self._put_on(found.build or found.folder)
 
@@ -203,7 +203,7 @@ class PeftEngine:
 class UsingPeft(Using):
     """As `Using`, but the choice holds only inside a `with` block."""
 
-    def __init__(self, engine: PeftEngine, found: Found) -> None:
+    def __init__(self, engine: PeftEngine, found: FoundAdapter) -> None:
         self._engine = engine
         self._found = found
         self._attached: Attached | None = None
