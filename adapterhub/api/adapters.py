@@ -142,10 +142,10 @@ class WithAdapters(OpenedLibrary):
             BaseNotFound: `base` is not known here.
             RemoteUnreachable, NotAllowed: the server does not answer, or not to you.
         """
+        ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
         if remote is not None:
             from adapterhub.distribution.hub import Search
 
-            ranks = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
             asked = Search(text=" ".join(text), task=task, ranks=ranks, method=method, limit=limit)
             return self._search_server(remote, token, base, asked)
         rows = search_installed(
@@ -153,9 +153,7 @@ class WithAdapters(OpenedLibrary):
             base_of(base),
             text=" ".join(text),
             task=task,
-            rank=rank,
-            min_rank=min_rank,
-            max_rank=max_rank,
+            ranks=ranks,
             method=method,
         )
         return self._listing(rows)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from adapterhub.weights.compare.similarity import Comparison
     from adapterhub.weights.extract import ExtractResult
     from adapterhub.weights.recipes.combination import Ingredient
+    from adapterhub.weights.recipes.toml.values import Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -143,7 +144,6 @@ class WithWeights(OpenedLibrary):
             dtype=dtype,
             is_tuned=tune is not None,
         )
-        from adapterhub.weights.recipes.combination import Combination
 
         target = target or default_name([each.label for each in ingredients])
         about = Path(target).expanduser() if names_folder(target) else description_from(target, said)
@@ -164,7 +164,7 @@ class WithWeights(OpenedLibrary):
             ingredients, tuning = list(found.ingredients), found.document
             if not isinstance(about, Path):
                 about = replace(about, metrics=found.metrics)
-        combination = Combination(
+        combination = Step(
             inputs=tuple(ingredients),
             method=chosen.method,
             options=chosen.options,

@@ -257,7 +257,7 @@ HEADERS_BY_PATH: Mapping[str, str] = {
     "trust/verify/foreign.py": "says what other files are",
     "inference/engines/__init__.py": "in its example",
     **dict.fromkeys(
-        ("library/identify/_orphan.py", "library/identify/_builds.py", "cli/inspect/info_local.py"),
+        ("library/identify/_orphan.py", "library/identify/_builds.py", "api/steps/describing.py"),
         "shows, and uses nothing",
     ),
 }

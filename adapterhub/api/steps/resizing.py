@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.library.intake.description import Description
     from adapterhub.library.library import Library
     from adapterhub.weights.recipes.combination import Combination, Ingredient
+    from adapterhub.weights.recipes.toml.values import Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +56,13 @@ def plan_resize(
 
     `said` takes the place of what the author of the adapter wrote about it.
     """
-    from adapterhub.weights.recipes.combination import Combination
 
     rank = cut.get("rank")
     parent = ingredient(library, adapter, 1.0, base)
     before, own_dtype = weights_in(parent.folder, parent.pinned().expected)
-    combination = Combination(inputs=(parent,), method="svd", options=cut, dtype=dtype or own_dtype)
+    combination = Step(inputs=(parent,), method="svd", options=cut, dtype=dtype or own_dtype)
     if rank is not None and rank >= max(before.ranks):
-        combination = Combination(inputs=(parent,), dtype=dtype)  # a copy, unless --dtype converts it
+        combination = Step(inputs=(parent,), dtype=dtype)  # a copy, unless --dtype converts it
     output = output or default_name([parent.label], f"r{rank}" if rank is not None else "small")
     if names_folder(output):
         return Resizing(combination=combination, target=Path(output).expanduser(), before=before)
