@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from adapterhub.weights.compare.similarity import Comparison
     from adapterhub.weights.extract import ExtractResult
     from adapterhub.weights.recipes.combination import Ingredient
-    from adapterhub.weights.recipes.toml.values import Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -125,6 +124,8 @@ class WithWeights(OpenedLibrary):
             ReleaseExists, Conflict: the name and version exist with other bytes, or the folder does.
             UsageProblem: arguments that do not go together.
         """
+        from adapterhub.weights.recipes.toml.values import Step
+
         said = {"version": version, "task": task, "description": description, "license": license}
         target = _target(name, output)
         if recipe is not None:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from adapterhub.library.intake.description import Description
     from adapterhub.library.library import Library
     from adapterhub.weights.recipes.combination import Combination, Ingredient
-    from adapterhub.weights.recipes.toml.values import Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +55,7 @@ def plan_resize(
 
     `said` takes the place of what the author of the adapter wrote about it.
     """
+    from adapterhub.weights.recipes.toml.values import Step
 
     rank = cut.get("rank")
     parent = ingredient(library, adapter, 1.0, base)
