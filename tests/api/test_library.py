@@ -168,7 +168,7 @@ def test_warnings_go_to_the_log(library, caplog):
         library.merge(["./out/tables", "./out/legal-qa"], output="./sum")
 
     assert {record.name for record in caplog.records} == {"adapterhub"}
-    assert "is not known by content" in caplog.text
+    assert "has no base fingerprint" in caplog.text
 
 
 def test_an_error_in_the_callback_stops_the_work_and_nothing_is_stored(folder):

@@ -234,7 +234,7 @@ def test_an_adapters_folder_on_another_mount_is_refused(adapt, tmp_path, monkeyp
         real_folder, "mount_of", lambda handle: -1 if os.fstat(handle).st_ino == adapters else real(handle)
     )
 
-    assert "mounted" in adapt.fails(NOT_ALLOWED, "sync", "--project", "repo", "--prune", "--yes")
+    assert "is a mount point" in adapt.fails(NOT_ALLOWED, "sync", "--project", "repo", "--prune", "--yes")
 
 
 def test_prune_deletes_nothing_of_a_folder_in_which_something_is_mounted(adapt, tmp_path, monkeypatch):
@@ -249,7 +249,7 @@ def test_prune_deletes_nothing_of_a_folder_in_which_something_is_mounted(adapt, 
         real_folder, "mount_of", lambda handle: -1 if os.fstat(handle).st_ino == mounted else real(handle)
     )
 
-    assert "mounted" in adapt.fails(NOT_ALLOWED, "sync", "--project", "repo", "--prune", "--yes")
+    assert "is a mount point" in adapt.fails(NOT_ALLOWED, "sync", "--project", "repo", "--prune", "--yes")
 
     assert content_of(mine) == before
 
