@@ -118,7 +118,7 @@ def extras() -> Iterator[Line]:
     for extra in EXTRAS:
         if names := missing(extra):
             what = ", ".join(names)
-            fact = f"without {what}; `pip install 'adapterhub[{extra}]'` brings {'it' if len(names) == 1 else 'them'}"
+            fact = f"without {what}; `pip install 'adapterhub[{extra}]'` installs {'it' if len(names) == 1 else 'them'}"
             yield Line(f"extra {extra}", "skipped", fact)
         else:
             yield Line(f"extra {extra}", "ok", "installed")

@@ -126,7 +126,7 @@ class MissingExtra(UsageProblem):
         several = len(packages) > 1
         names = " and ".join(filter(None, [", ".join(f"`{name}`" for name in packages[:-1]), f"`{packages[-1]}`"]))
         needed = f"the packages {names}, which are" if several else f"the package {names}, which is"
-        hint = f"`pip install 'adapterhub[{extra}]'` brings {'them' if several else 'it'}"
+        hint = f"`pip install 'adapterhub[{extra}]'` installs {'them' if several else 'it'}"
         super().__init__(f"{what} needs {needed} not installed", hint=hint)
         self.extra = extra
         self.packages = tuple(packages)

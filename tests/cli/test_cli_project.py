@@ -48,7 +48,7 @@ def test_init_makes_a_project_once(tmp_path):
 
     done = adapt("init", "new", "--base", "base-7b", "--json")
     assert '"base": "base-7b"' in done.stdout
-    assert "no base `base-7b` here yet" in done.stderr
+    assert "no base `base-7b` is registered yet" in done.stderr
     assert "already has an `adapters.toml`. It was not changed" in adapt.fails(15, "init", "new")
     assert "adapters.toml" in adapt.ok("init")
 

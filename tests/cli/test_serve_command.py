@@ -200,4 +200,4 @@ def test_a_token_is_not_handed_to_an_engine(adapt: Adapt, python: Path) -> None:
 def test_a_base_whose_folder_is_gone_is_refused(adapt: Adapt, python: Path) -> None:
     (adapt.folder / "base").rename(adapt.folder / "moved")
 
-    assert "its folder is not" in adapt.fails(2, "serve", "--base", "base-7b", "--python", python)
+    assert "without an existing folder" in adapt.fails(2, "serve", "--base", "base-7b", "--python", python)

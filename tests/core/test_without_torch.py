@@ -267,7 +267,7 @@ def test_a_function_that_needs_torch_names_the_extra(environment: Mapping[str, s
         "except adapterhub.AdapterHubError as error: print(type(error).__name__, error.exit_code, error.hint)\n"
     )
 
-    assert python(code, environment) == "MissingExtra 2 `pip install 'adapterhub[weights]'` brings it\n"
+    assert python(code, environment) == "MissingExtra 2 `pip install 'adapterhub[weights]'` installs it\n"
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_a_registry_on_several_servers_names_its_extra(adapt: Run, package: str,
     )
 
     assert f"needs the package `{package}`" in done.stderr
-    assert "`pip install 'adapterhub[scale]'` brings it" in done.stderr
+    assert "`pip install 'adapterhub[scale]'` installs it" in done.stderr
 
 
 def test_an_import_that_no_extra_would_mend_stays_what_it_is(environment: Mapping[str, str]) -> None:

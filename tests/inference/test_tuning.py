@@ -351,7 +351,7 @@ def test_the_missing_package_is_named_with_the_extra(
     with pytest.raises(UsageProblem, match="`cma`") as refused:
         tune(llama(), tiny_tokenizer(), folders, EXAMPLES, library=library)
 
-    assert refused.value.hint == "`pip install 'adapterhub[tune]'` brings it"
+    assert refused.value.hint == "`pip install 'adapterhub[tune]'` installs it"
 
 
 @pytest.mark.slow
