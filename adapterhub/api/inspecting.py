@@ -19,6 +19,7 @@ from adapterhub.api.steps.checking import (
 )
 from adapterhub.api.steps.finding import find_build, lineage_of, meant_by
 from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
+from adapterhub.core.extras import extra_named
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.finding import AdapterLike
 from adapterhub.library.store.catalog import Installed
@@ -119,6 +120,7 @@ class WithInspection(OpenedLibrary):
         with self.reports.progress("identify", None) as progress:
             return identify(self, Path(path).expanduser(), progress)
 
+    @extra_named("`Library.diff`")
     def diff(self, first: AdapterLike, second: AdapterLike, *, base: BaseLike | None = None) -> Difference:
         """What is different between two adapters: files, config, manifest, and the exact difference of their updates.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from adapterhub.api.opened import Adapters, BaseLike, OpenedLibrary, StrPath, base_of, folder_text, shares, text_of
 from adapterhub.api.steps.combining import ingredient
 from adapterhub.api.steps.finding import find_base
+from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import AdapterLike, with_weights
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 class WithModels(OpenedLibrary):
     """Everything that puts adapters into a model, on a model, or into another program's files."""
 
+    @extra_named("`Library.fuse`")
     def fuse(
         self,
         adapters: Adapters,
@@ -69,6 +71,7 @@ class WithModels(OpenedLibrary):
                 self.reports.warn(warning)
             return fusion.write(progress=progress)
 
+    @extra_named("`Library.tune`")
     def tune(
         self,
         adapters: Sequence[AdapterLike],
@@ -100,6 +103,7 @@ class WithModels(OpenedLibrary):
         found = tuned(self.session, self, ingredients, path, base_of(on), budget=budget, seed=seed, bars=self.reports)
         return found.result
 
+    @extra_named("`Library.export`")
     def export(
         self,
         adapter: AdapterLike,
@@ -144,6 +148,7 @@ class WithModels(OpenedLibrary):
             )
 
     # ------------------------------------------------------------ on a model
+    @extra_named("`Library.attach`")
     def attach(
         self,
         model: nn.Module,
@@ -165,6 +170,7 @@ class WithModels(OpenedLibrary):
             allow_base_mismatch=allow_base_mismatch,
         )
 
+    @extra_named("`Library.bank`")
     def bank(
         self,
         model: nn.Module,
@@ -188,6 +194,7 @@ class WithModels(OpenedLibrary):
             allow_base_mismatch=allow_base_mismatch,
         )
 
+    @extra_named("`Library.run`")
     def run(
         self,
         adapter: Adapters | None,

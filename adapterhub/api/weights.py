@@ -24,6 +24,7 @@ from adapterhub.api.steps.installing import report_warnings
 from adapterhub.api.steps.merge_choice import choice_from, one_cut
 from adapterhub.api.steps.output_names import default_name
 from adapterhub.core.errors import UsageProblem
+from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import names_folder
 from adapterhub.distribution.finding import AdapterLike, with_weights
 
@@ -59,6 +60,7 @@ class Extracted:
 class WithWeights(OpenedLibrary):
     """Everything that computes with the numbers of adapters; torch is imported by the first call."""
 
+    @extra_named("`Library.merge`")
     def merge(
         self,
         adapters: Adapters = (),
@@ -210,6 +212,7 @@ class WithWeights(OpenedLibrary):
         spec = base_of(base)
         return [ingredient(self, text_of(what), weight, spec) for what, weight in with_weights(adapters, weights)]
 
+    @extra_named("`Library.compare`")
     def compare(
         self,
         *adapters: AdapterLike,
@@ -226,6 +229,7 @@ class WithWeights(OpenedLibrary):
             raise UsageProblem("give two adapters or more to compare")
         return compared(self.session, self._ingredients(adapters, weights, base), dtype, bars=self.reports)
 
+    @extra_named("`Library.resize`")
     def resize(
         self,
         adapter: AdapterLike,
@@ -254,6 +258,7 @@ class WithWeights(OpenedLibrary):
         )
         return self._merged(combine(self, plan.combination, plan.target, what="resize", bars=self.reports))
 
+    @extra_named("`Library.extract`")
     def extract(
         self,
         *,

@@ -259,7 +259,13 @@ def test_a_merge_is_synced_where_it_is_and_refused_where_it_would_be_made(adapt:
     assert not (folder / "adapters" / "both").exists()
 
 
-@pytest.mark.parametrize("name", ["AdapterBank", "Attached", "MergeInput", "merge_adapters", "attach(None, 'x')"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AdapterBank", "Attached", "MergeInput", "merge_adapters", "attach(None, 'x')", "Library('x').attach(None, 'x')",
+        "Library('x').merge(['a', 'b'])", "Library('x').compare('a', 'b')",
+    ],
+)  # fmt: skip
 def test_a_function_that_needs_torch_names_the_extra(environment: Mapping[str, str], name: str) -> None:
     code = (
         "import adapterhub\n"
