@@ -144,7 +144,7 @@ def attach(
         MergeRefused: adapters that cannot be added up.
         RefusedAdapter, Malformed, DigestMismatch: files that are not sound, or not those of the manifest.
         AdapterNotFound, NoCompatibleRelease, BaseNotFound, UsageProblem: what was asked for is not here.
-        After any of these the model is as it was.
+        After any of these the model is unchanged.
 
     Example:
         >>> with adapterhub.attach(model, {"legal-qa": 0.7, "summarize": 0.3}) as attached:  # doctest: +SKIP

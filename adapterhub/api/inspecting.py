@@ -149,7 +149,7 @@ class WithInspection(OpenedLibrary):
         token: str | None = None,
         offline: bool = False,
     ) -> Mapping[str, Any]:
-        """Everything about one adapter, as `adapt info --json` prints it; what is not installed is asked of a server.
+        """Everything about one adapter, as `adapt info --json` prints it; looked up on a server if it is not installed.
 
         Raises:
             AdapterNotFound, NoCompatibleRelease: neither here nor on a server.

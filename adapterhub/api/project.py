@@ -187,8 +187,8 @@ class Project:
         """Lock the project: write `adapters.lock` with the digest of everything that `adapters.toml` asks for.
 
         Args:
-            names: with `upgrade`: choose only these anew.
-            upgrade: choose anew what is locked already.
+            names: with `upgrade`: choose only these again.
+            upgrade: choose again what is locked already.
             check: write nothing and ask no place; raise if the lock is stale.
             places: other places to look in, as `--from` names them.
             remote: ask only this server.
@@ -256,7 +256,7 @@ class Project:
 
         Raises:
             StaleLock, NotFound: with `frozen`.
-            Conflict: something else lies in the place of an adapter; nothing was changed.
+            Conflict: something else lies where an adapter belongs; nothing was changed.
             DigestMismatch, AdapterNotFound, RemoteUnreachable: a build cannot be had; no folder changed.
         """
         return sync_project(

@@ -267,7 +267,7 @@ class WithPublishing(OpenedLibrary):
             scope: globs of the adapters it may sign, such as `acme/*`; default: all.
             remotes: globs of the places it may sign for; default: all.
             not_after: the last day it is trusted, such as `2027-01-31`.
-            replace: put it in the place of the key by that name.
+            replace: overwrite the key of that name.
             accept: globs of adapters that it takes over from another key.
         """
         path = Path(file).expanduser() if file is not None else None

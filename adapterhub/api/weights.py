@@ -305,7 +305,7 @@ class WithWeights(OpenedLibrary):
         assert after is not None
         target = _target(name, output) or default_name([after.text], "lora")
         about = None
-        if not names_folder(target):  # a wrong name is told before any work
+        if not names_folder(target):  # refuse a wrong name before any work
             about = description_from(target, {"version": version, "task": task, "description": description})
         with self.reports.progress("fingerprint", None) as progress:
             first = model_record(self.bases, before, progress=progress)

@@ -271,7 +271,7 @@ def _check_path(text: str, whole: str) -> None:
     clash = _OPERATOR.search(text) or re.search(r"#|[ =!~]\Z", text)
     if clash:
         where = "at its end" if clash.end() == len(text) else "in it"
-        raise SpecError(whole, f"a path with `{clash.group()}` {where} cannot be told from what follows a base",
+        raise SpecError(whole, f"a path with `{clash.group()}` {where} reads like what follows a base",
                         hint="`adapt base add FOLDER --as NAME` gives the folder a name")  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def builds_of_key(session: Session, project: Project, key: AdapterName, spec: Ad
 
 
 def take_out(session: Session, project: Project, keys: Sequence[AdapterName]) -> None:
-    """Remove names from the project file and the lock, both or neither; the rest of the lock stays as it is."""
+    """Remove names from the project file and the lock, both or neither; the rest of the lock stays unchanged."""
     with editing(session.library, project.folder):
         text = without_adapters(text_of_project(project.folder), keys)
         lock = previous_lock(project)

@@ -210,7 +210,7 @@ def test_upgrade_dry_run_tells_what_the_upgrade_then_does_and_writes_nothing(pro
     assert [(c["kind"], c["key"]) for c in told["changes"]] == [("changed", "both"), ("changed", "legal-qa")]
     assert sorted(Path(p).name for p in told["folders"]) == ["both", "legal-qa"]
     assert "~ legal-qa  1.0 -> 1.5" in words.stdout
-    assert "~ both  merged anew" in words.stdout
+    assert "~ both  merged again" in words.stdout
     done = project.user.json("upgrade")
     assert [(c["kind"], c["key"]) for c in done["changes"]] == [("changed", "both"), ("changed", "legal-qa")]
     assert {a["path"] for a in done["sync"]["adapters"] if a["done"] != "kept"} == set(told["folders"])

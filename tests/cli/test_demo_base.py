@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from safetensors import safe_open
 
@@ -124,6 +126,8 @@ def test_environment_without_pip_uses_the_copy_python_carries(tmp_path: Path) ->
     if importlib.util.find_spec("ensurepip") is None:
         pytest.skip("this Python carries no ensurepip")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "click").symlink_to(Path(click.__file__).parent)  # which the commands import
     program = (
         "import importlib.util, subprocess; from adapterhub.cli.start.demo_run.base import _pip_command; "
         "assert importlib.util.find_spec('pip') is None; subprocess.run([*_pip_command(), '--version'], check=True)"
@@ -132,6 +136,7 @@ def test_environment_without_pip_uses_the_copy_python_carries(tmp_path: Path) ->
     done = subprocess.run(
         [str(tmp_path / "bare" / "bin" / "python"), "-c", program],
         cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "packages")},
         capture_output=True,
         text=True,
         check=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.prose.phrases import PHRASES, ROOT, pages, phrases_in
+from tests.prose.phrases import PHRASES, ROOT, pages, phrases_in, sources, texts
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -12,6 +12,16 @@ def test_a_page_holds_no_phrase_of_the_list(page):
     found = phrases_in(page.name, page.read_text(encoding="utf-8"))
 
     assert list(map(str, found)) == []
+
+
+def test_comments_and_messages_of_the_source_hold_none():
+    found = [
+        str(finding)
+        for path in sources()
+        for finding in phrases_in(path.relative_to(ROOT).as_posix(), texts(path.read_text(encoding="utf-8")))
+    ]
+
+    assert found == []
 
 
 @pytest.mark.parametrize("phrase", PHRASES, ids=lambda phrase: phrase.example)

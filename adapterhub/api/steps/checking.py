@@ -155,7 +155,7 @@ def strictly(report: Report) -> Report:
 # ---------------------------------------------------------------- check
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """One adapter: its files, what `verify` found in them, and its base as far as it is known."""
+    """One adapter: its files, what `verify` found in them, and its base, if it is known."""
 
     label: str
     folder: Path

@@ -67,7 +67,7 @@ def lock_project(
     places: tuple[Path, ...] = (),
     bars: Bars,
 ) -> tuple[LockOutcome, bool]:
-    """Lock what the project asks for, with `upgrade` anew (all of it, or `names`); whether the lock file changed."""
+    """Lock what the project requires, with `upgrade` again (all, or `names`). Returns whether the lock file changed."""
     previous = previous_lock(project)
     sources = ProjectSources(session, project, offline=offline, remote=remote, token=token, places=places)
     sources.settle(previous)
@@ -239,7 +239,7 @@ def preview_upgrade(
     with opened(session.library.store, project.folder) as target:
         plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
     ensure_unblocked(plan)
-    changes = tuple(replace(c, text="merged anew") if c.key in to_merge else c for c in outcome.changes)
+    changes = tuple(replace(c, text="merged again") if c.key in to_merge else c for c in outcome.changes)
     folders = tuple(step.folder for step in plan.steps if step.state.standing != "right")
     return Preview(changes=changes, folders=folders, warnings=tuple(outcome.warnings))
 

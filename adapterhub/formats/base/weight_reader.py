@@ -104,7 +104,7 @@ class _WeightFile:
             return None
 
     def cache(self, folder: Path, facts: tuple[TensorFacts, ...]) -> None:
-        """Cache `facts`, unless the file is too young to be told from its next version."""
+        """Cache `facts`, unless the file is too young to distinguish it from its next version."""
         if self.looked_at_ns - self.identity["mtime_ns"] < _SETTLED_NS:
             return
         known = {"schema": _CACHE_SCHEMA, "path": str(self.real_path), **self.identity}

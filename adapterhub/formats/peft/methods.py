@@ -126,4 +126,4 @@ BASE_CHANGING_STARTS: Final = (*CONVERTIBLE_STARTS, "loftq")
 """How the names of initialisations begin that change the base weights: the update is relative to those."""
 
 HARMLESS_STARTS: Final = ("gaussian", "eva", "orthogonal", "mica")
-"""Initialisations that leave the base as it was."""
+"""Initialisations that leave the base unchanged."""

@@ -57,7 +57,7 @@ class Exported:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """An adapter that is ready to be written: open files, its base as far as it is known, and the engine's verdict.
+    """An adapter that is ready to be written: open files, its base if it is known, and the engine's verdict.
 
     `names` gives the base's name for a module of the adapter. `base_config` is the base's `config.json`; empty if
     unknown.

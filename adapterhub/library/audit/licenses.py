@@ -85,9 +85,7 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
     yield from _untold(composition)
     if composition.whole is None:
         return
-    message = f"all parts together: {composition.whole.text}" + (
-        ", as far as it is known" if composition.unknown else ""
-    )
+    message = f"all parts together: {composition.whole.text}" + (", where known" if composition.unknown else "")
     yield Finding(code="N_LICENSE", severity="note", where=MANIFEST_FILE, message=message)
     for term, code in _CODES.items():
         asking = [part for part in _known(composition) if term in _terms(part)]

@@ -196,5 +196,5 @@ def write_project(folder: Path, text: str) -> Project:
     try:
         write_durably(output_place(path), text.encode())
     except OSError as error:
-        raise NotAllowed(f"`{shown(str(path), 200)}` cannot be written: {error.strerror}. It is as it was") from error
+        raise NotAllowed(f"`{shown(str(path), 200)}` cannot be written: {error.strerror}. It is unchanged") from error
     return project

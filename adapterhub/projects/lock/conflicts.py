@@ -118,7 +118,7 @@ def moved_base(locked: LockedBase, here: BaseRecord, evidence: Iterable[BaseFing
     """A base whose weights differ from those locked under its name.
 
     `evidence` are the fingerprints that locked builds declare. With the fingerprint of the locked weights, another
-    precision of the same base can be told from other weights; it does not clash.
+    precision of the same base is distinguishable from other weights; it does not clash.
     """
     now = here.fingerprint
     if locked.weights is None or locked.weights == now.weights:

@@ -1,6 +1,6 @@
 """Reads and writes `adapters.lock`; see `docs/reference/lock-file.md`.
 
-The text is canonical (order, spaces, quotes), so equal locks are equal files, and a file that does not print as it was
+The text is canonical (order, spaces, quotes), so equal locks are equal files, and a file that does not print as it came
 read is damaged. Errors name the line.
 """
 
@@ -92,7 +92,7 @@ def write_lock(folder: Path, lock: Lock) -> bool:
     try:
         write_durably(output_place(path), data)
     except OSError as error:
-        raise NotAllowed(f"`{shown(str(path), 200)}` cannot be written: {error.strerror}. It is as it was") from error
+        raise NotAllowed(f"`{shown(str(path), 200)}` cannot be written: {error.strerror}. It is unchanged") from error
     return True
 
 

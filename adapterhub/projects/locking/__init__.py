@@ -1,7 +1,7 @@
 """Turns the requirements of a project into locked builds.
 
 A locked build stays, and is not looked up, while its requirement, base, policy and place are unchanged; `upgrade`
-chooses anew. Otherwise the places of an adapter are searched in order, the library last, and the first place with a
+chooses again. Otherwise the places of an adapter are searched in order, the library last, and the first place with a
 fitting build decides. So the lock is the same on every machine that reaches the same places.
 """
 
@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 ALL: Final = frozenset({"*"})
-"""A value of `upgrade` that chooses everything anew."""
+"""A value of `upgrade` that chooses everything again."""
 AT_ONCE: Final = 8
 """How many adapters are looked up at the same time."""
 
@@ -98,7 +98,7 @@ def lock_project(  # noqa: PLR0913 - the sides of one request
 ) -> LockOutcome:
     """Lock every requirement of `project`; nothing is written.
 
-    `upgrade` names entries to choose anew (`ALL`: everything). `refuse` is the objection of the project's policy.
+    `upgrade` names entries to choose again (`ALL`: everything). `refuse` is the objection of the project's policy.
     `given` are builds to lock if a place has them. `progress` gets the number of adapters done and their total.
 
     Raises:

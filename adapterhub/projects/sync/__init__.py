@@ -181,7 +181,7 @@ def run_sync(
     be deleted.
 
     Raises:
-        Conflict: something that sync did not create is in the place of an adapter; nothing was changed.
+        Conflict: something that sync did not create is where an adapter belongs; nothing was changed.
         DigestMismatch, AdapterNotFound, RemoteUnreachable: a build is not available; no folder changed.
         SignatureRefused, NamespaceBound: a build may not be used; no folder changed.
     """
@@ -200,7 +200,7 @@ def ensure_unblocked(plan: SyncPlan, delete: Collection[Path] = ()) -> None:
     """Raise unless the plan can be carried out; `delete` are folders that may be deleted.
 
     Raises:
-        Conflict: something else that sync did not create is in the place of an adapter.
+        Conflict: something else that sync did not create is where an adapter belongs.
     """
     steps = [step for step in plan.blocked if step.folder not in delete]
     if steps:

@@ -195,7 +195,7 @@ def _take(
 
 
 def _check_not_taken(library: Library, entry: Locked, release: Release) -> None:
-    """Raise if the library has another build in the place of this one."""
+    """Raise if the library has another build where this one belongs."""
     path = library.folder_for(release.manifest, release.namespace) / MANIFEST_FILE
     with contextlib.suppress(FileNotFoundError):
         there = Manifest.read(path).digest

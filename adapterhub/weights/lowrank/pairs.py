@@ -24,7 +24,7 @@ _FACTOR: Final = re.compile(
     r"|(?P<embedding>.+)\.lora_embedding_(?P<embedding_side>[AB]))"
 )
 _MOST_NESTED = 4
-"""The most pairs on the parameters of one module that are told apart by rank; every order is tried."""
+"""The most pairs on the parameters of one module that rank distinguishes; every order is tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

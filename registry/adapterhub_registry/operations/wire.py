@@ -1,9 +1,9 @@
 """Hardens HTTP/1.1 below the application: timeouts for slow clients, and no request that two servers parse differently.
 
-uvicorn with h11 has four gaps, which only a protocol class can close. It waits for ever for the first byte of a
+uvicorn with h11 has four gaps, which only a protocol class can close. It waits forever for the first byte of a
 connection and for the end of a head. It accepts a request whose end two servers see at different positions
 (Content-Length with Transfer-Encoding, two lengths, a folded field), with which an attacker smuggles a second request
-past a proxy. After its response, it reads the rest of a body as long as the client sends. It waits for ever for a
+past a proxy. After its response, it reads the rest of a body as long as the client sends. It waits forever for a
 client that reads nothing.
 """
 

@@ -2,7 +2,7 @@
 
 A quantised weight has scales, which are not parameters of torch: one for each block of a 4-bit weight, one for each row
 of an 8-bit weight. A code and its scale give the interval in which the source weight lies. So a quantised base can be
-told from another one without unpacking it (Dettmers et al., QLoRA, 2023, for the NF4 code).
+distinguished from another one without unpacking it (Dettmers et al., QLoRA, 2023, for the NF4 code).
 """
 
 from __future__ import annotations

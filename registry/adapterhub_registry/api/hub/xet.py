@@ -49,7 +49,7 @@ router = APIRouter(include_in_schema=False)
 class Space:
     """One upload space: a repository, an epoch, and the user of the token.
 
-    `repository` identifies the repository for ever; `scope` begins with it and names the folder of its xorbs.
+    `repository` identifies the repository permanently; `scope` begins with it and names the folder of its xorbs.
     """
 
     repo_id: int
