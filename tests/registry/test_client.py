@@ -87,7 +87,9 @@ def test_what_one_home_pushes_the_other_finds_and_installs_byte_for_byte(server,
     hub = hub_of(server, server.token)
     copy(Release(manifest=build.manifest, namespace=None, origin="x"), library, hub.to(f"{team}/legal-qa"))
 
-    found = hub_of(server).search(Search(base_weights=base.fingerprint.weights, ranks=RankRange(max_rank=8), task="legal", text=team))
+    found = hub_of(server).search(
+        Search(base_weights=base.fingerprint.weights, ranks=RankRange(max_rank=8), task="legal", text=team)
+    )
     added = install(far, f"{team}/legal-qa@their-base", hub_of(server))
 
     assert [(f.repo, f.rank, f.version, f.digest) for f in found] == [

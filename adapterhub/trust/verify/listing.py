@@ -19,6 +19,7 @@ from typing import IO, Final
 from adapterhub.core.disk.held_file import HeldFile
 from adapterhub.core.errors import RefusedAdapter, shown
 from adapterhub.core.limits import limits
+from adapterhub.formats.base.weight_files import TOKENIZER_FILES
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.kinds import LOOKED_AT, recognise
 from adapterhub.trust.verify.foreign import NO_PEFT, weights_of_others
@@ -45,20 +46,7 @@ _PICKLED_WEIGHTS: Final = "adapter_model.bin"
 _CODE: Final = (".py", ".pyc", ".so", ".sh", ".dll", ".dylib", ".exe", ".js", ".ipynb", ".bat", ".ps1", ".whl")
 
 
-_TEXTS: Final = frozenset(
-    {
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "spiece.model",
-        "chat_template.json",
-    }
-)
+_TEXTS: Final = frozenset({*TOKENIZER_FILES, "chat_template.json"})
 
 
 _CONVERT: Final = (

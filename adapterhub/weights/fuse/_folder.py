@@ -11,22 +11,13 @@ from typing import Any, Final
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import shown
 from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
-from adapterhub.formats.base.weight_files import INDEX_FILE, INDEX_LIMIT_BYTES, SINGLE_FILE
+from adapterhub.formats.base.weight_files import INDEX_FILE, INDEX_LIMIT_BYTES, SINGLE_FILE, TOKENIZER_FILES
 from adapterhub.weights.fuse._model import CONFIG_FILE, Model
 
 _COPIED: Final = (
     "config.json",
     "generation_config.json",
-    # tokenizer
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
+    *TOKENIZER_FILES,
     "source.spm",
     "target.spm",
     "sentencepiece.model",
