@@ -9,6 +9,7 @@ megabytes above what the process held before, and everything that must not happe
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import resource
@@ -197,6 +198,7 @@ def main() -> None:
     adapt = Adapt(Path(job["folder"]))
     home = adapt.folder / adapt.home
     decide = judge(verb, job, adapt)
+    importlib.import_module("numpy")  # which only the scan of weights above 32 MB imports
     for number in range(2):  # all that is imported late is here afterwards
         decide({"path": job["good"]}, f"good{number}")
         decide({"path": job["missing"]}, f"missing{number}")
