@@ -17,7 +17,6 @@ import click
 
 from adapterhub.cli.output import report_failure
 from adapterhub.core.errors import EXIT_BUG, EXIT_INTERRUPTED, AdapterHubError, NotAllowed, UsageProblem
-from adapterhub.core.extras import extra_named
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -116,8 +115,13 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        with extra_named(f"`adapt {cmd_name}`"):
+        try:
             command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError:
+            from adapterhub.core.extras import extra_named
+
+            with extra_named(f"`adapt {cmd_name}`"):
+                raise
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}:{attribute} is not a command")
         return command
@@ -147,6 +151,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError:
+            from adapterhub.core.extras import extra_named
+
             with extra_named(f"`adapt {ctx.invoked_subcommand}`"):
                 raise
         except BrokenPipeError:  # click would exit with code 1

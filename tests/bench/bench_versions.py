@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def timed(act, times):
 CASES = {
     "adapt --help": MAIN.format("'--help'"),
     "adapt list": MAIN.format("'list', '--root', 'one'"),
-    "adapt list, empty": MAIN.format("'list', '--root', 'none'"),
+    "adapt list of none": MAIN.format("'list', '--root', 'none'"),
     "complete a name": "import os\nos.environ.update(_ADAPT_COMPLETE='zsh_complete', ADAPT_LINE='adapt show r', "
     "ADAPTERHUB_HOME='one')\n" + MAIN.format(""),
     "adapt add": "import shutil, tempfile\nfolder = tempfile.mkdtemp(dir='.') + '/home'\nshutil.copytree('bases', folder)\n"
@@ -75,17 +76,14 @@ def cpu_seconds(checkout: Path, code: str, folder: Path) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def prepare(folder: Path) -> None:
-    """Three adapters, a library that has one, and an empty one."""
-    from tests.bench.bench_bank import write_adapters
-
-    (folder / "adapters").mkdir()
-    write_adapters(folder / "adapters", 3)
+def prepare(folder: Path, checkout: Path, adapters: Path) -> None:
+    """Three adapters, a library that has one, and an empty one, as the checkout makes them."""
+    shutil.copytree(adapters, folder / "adapters")
     for home in ("one", "none", "bases"):
         (folder / home).mkdir()
     for home in ("one", "bases"):
         code = MAIN.format(f"'base', 'add', {str(smollm2_base())!r}, '--as', 'smollm2', '--root', {home!r}")
-        cpu_seconds(ROOT, code, folder)
+        cpu_seconds(checkout, code, folder)
     cpu_seconds(
         ROOT,
         MAIN.format("'add', 'adapters/random-0', '--name', 'random', '--base', 'smollm2', '--root', 'one'"),
@@ -102,19 +100,26 @@ def main() -> int:
     options = parser.parse_args()
     failed = False
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare(folder)
+        from tests.bench.bench_bank import write_adapters
+
+        (Path(name) / "adapters").mkdir()
+        write_adapters(Path(name) / "adapters", 3)
+        theirs = options.other.resolve()
+        folders = {ROOT: Path(name) / "ours", theirs: Path(name) / "theirs"}
+        for checkout, folder in folders.items():
+            folder.mkdir()
+            prepare(folder, checkout, Path(name) / "adapters")
         for case in options.only.split(","):
             pairs = []
             for turn in range(options.runs + 1):
-                order = (ROOT, options.other.resolve()) if turn % 2 else (options.other.resolve(), ROOT)
-                spent = {checkout: cpu_seconds(checkout, CASES[case], folder) for checkout in order}
+                order = (ROOT, theirs) if turn % 2 else (theirs, ROOT)
+                spent = {one: cpu_seconds(one, CASES[case], folders[one]) for one in order}
                 if turn:  # the first turn warms the page cache and compiles
-                    pairs.append((spent[ROOT], spent[options.other.resolve()]))
-            ours, theirs = (statistics.median(side) * 1000 for side in zip(*pairs, strict=True))
+                    pairs.append((spent[ROOT], spent[theirs]))
+            mine, yours = (statistics.median(side) * 1000 for side in zip(*pairs, strict=True))
             ratio = statistics.median(a / b for a, b in pairs)
             failed |= ratio > MOST
-            print(f"{case:20} {ours:8.1f} ms  {theirs:8.1f} ms  {ratio:5.2f}{'  SLOWER' if ratio > MOST else ''}")
+            print(f"{case:20} {mine:8.1f} ms  {yours:8.1f} ms  {ratio:5.2f}{'  SLOWER' if ratio > MOST else ''}")
     return int(failed)
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.api.steps.describing import document_on_server
 from adapterhub.cli.inspect.info_modules import group_fields
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_options, remote_options
 from adapterhub.cli.options.project_policy import policy_fields
@@ -83,6 +82,8 @@ def _show_remote(
     token: str | None,
     not_here: AdapterNotFound | NoCompatibleRelease | None,
 ) -> None:
+    from adapterhub.api.steps.describing import document_on_server
+
     document = document_on_server(session, spec, base, bounds, remote=remote, token=token, not_here=not_here)
     session.out.result(document, lambda: session.out.fields(_fields(document)))
 

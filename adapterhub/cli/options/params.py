@@ -15,7 +15,6 @@ import click
 from adapterhub.cli.output import Output
 from adapterhub.core.disk.home import default_root
 from adapterhub.core.limits import parse_limits, use_limits
-from adapterhub.library.transfer import Source
 from adapterhub.projects import session as library_session
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.library.remotes import Remote
+    from adapterhub.library.transfer import Source
 
 F = TypeVar("F", bound=Callable[..., Any])
 
