@@ -37,7 +37,7 @@ SKIPPED = {
     r"adapt search .*--remote .*": "needs a server",
     r"adapt remote login .*": "needs a token",
     r"(.*\bpip\b|python3? -m venv|uv ).*": "sets up an environment; `.ci/run` does the README's",
-    r".*python -m tests\.(bench|engines)\..*": "takes minutes",
+    r".*python -m tests\.(bench|inference\.engines)\..*": "takes minutes",
     r"eval \"\$\(adapt completion .*": "is for an interactive shell",
 }
 """Commands that are shown and not run, with the reason."""

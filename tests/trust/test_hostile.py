@@ -274,7 +274,7 @@ def test_weights_that_change_while_they_are_read_are_refused(tmp_path: Path, mon
     monkeypatch.setattr(Entry, "open", grow)
     said = adapt.fails(16, "add", folder, "--name", "second")
 
-    assert "became longer" in said
+    assert "grew while it was read" in said
     assert [b.full_name for b in adapt.library.installed()] == ["first"]
 
 

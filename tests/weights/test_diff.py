@@ -219,7 +219,7 @@ def test_no_figure_is_said_of_what_has_no_shape_in_common(adapt, tmp_path):
     assert adapt.ok("diff", "legal-qa==1.0", "./wide").startswith(
         "cannot compare the updates: no tensor has the same shape in both\n"
     )
-    assert f", without {LAYERS} of other shapes" in adapt.ok("diff", "legal-qa==1.0", "./both").splitlines()[0]
+    assert f", without {LAYERS} modules of other shapes" in adapt.ok("diff", "legal-qa==1.0", "./both").splitlines()[0]
 
 
 @pytest.mark.parametrize(("arguments", "code", "said"), [
