@@ -117,7 +117,11 @@ def test_dtypes_are_those_of_the_library() -> None:
     [
         (b"", "E_CONTAINER", "0 bytes"),
         (b"\0" * 7, "E_CONTAINER", "7 bytes"),
-        (with_header(b"{}", length=9_000_000_000), "E_CONTAINER", "claims a header of 9000000000 bytes, but the file holds 10"),
+        (
+            with_header(b"{}", length=9_000_000_000),
+            "E_CONTAINER",
+            "claims a header of 9000000000 bytes, but the file holds 10",
+        ),
         (with_header(b"{}"), "E_CONTAINER", "no tensors"),
         (with_header(b"[1]"), "E_CONTAINER", "expected a brace"),
         (with_header(b' {"a":1}'), "E_CONTAINER", "expected a brace"),
