@@ -85,7 +85,7 @@ def prepare(folder: Path, checkout: Path, adapters: Path) -> None:
         code = MAIN.format(f"'base', 'add', {str(smollm2_base())!r}, '--as', 'smollm2', '--root', {home!r}")
         cpu_seconds(checkout, code, folder)
     cpu_seconds(
-        ROOT,
+        checkout,
         MAIN.format("'add', 'adapters/random-0', '--name', 'random', '--base', 'smollm2', '--root', 'one'"),
         folder,
     )
