@@ -21,7 +21,7 @@ from adapterhub.projects.session import Session
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from adapterhub.distribution.hub import Hub
+    from adapterhub.library.transfer import Source
 
 BaseLike = str | os.PathLike[str] | BaseSpec | BaseRecord
 """A base: an alias, a Hub id, a digest, a folder, or a record."""
@@ -102,9 +102,9 @@ class PythonSession(Session):
             return None
         return Session.project_folder.fget(self)  # type: ignore[attr-defined, no-any-return]  # a property
 
-    def hub(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Hub:
-        """The remote end; the bars of the hub's client stay off."""
-        found = Session.hub(self, remote, token=token, offline=offline)
+    def open_remote(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Source:
+        """The remote as a source; the bars of the Hub's client stay off."""
+        found = Session.open_remote(self, remote, token=token, offline=offline)
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()

@@ -279,3 +279,12 @@ def test_help_is_complete():
     text = ah.attach.__doc__
 
     assert all(part in text for part in ("Args:", "Returns:", "Raises:", "Example:"))
+
+
+def test_a_server_that_is_opened_to_install_shows_no_bars_of_its_client(library):
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+
+    enable_progress_bars()
+    library.session.sources_of(ah.AdapterSpec.parse("acme/legal-qa"), None, token=None)
+
+    assert are_progress_bars_disabled()
