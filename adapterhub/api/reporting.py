@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from adapterhub.projects.session import LogReporter
 
 if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
+    from adapterhub.library.library import Added
+    from adapterhub.projects.session import Session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,3 +58,10 @@ class Reports(LogReporter):
     def _tell(self, what: str, done: int, total: int | None, unit: str) -> None:
         if self._on_progress is not None:
             self._on_progress(ProgressEvent(what=what, done=done, total=total, unit=unit))
+
+
+def report_warnings(session: Session, added: Added | None, *, leave_out: Sequence[str] = ()) -> None:
+    """Report the warnings of the checks of what came in, without those with a code of `leave_out`."""
+    for finding in added.report.warnings if added else ():
+        if finding.code not in leave_out:
+            session.out.warn(f"[{finding.code}] {finding.message}")

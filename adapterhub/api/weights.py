@@ -18,9 +18,9 @@ from adapterhub.api.opened import (
     shares,
     text_of,
 )
+from adapterhub.api.reporting import report_warnings
 from adapterhub.api.results import Merged
 from adapterhub.api.steps.combining import combine, compared, description_from, ingredient, report_merged
-from adapterhub.api.steps.installing import report_warnings
 from adapterhub.api.steps.merge_choice import choice_from, one_cut
 from adapterhub.api.steps.output_names import default_name
 from adapterhub.core.errors import UsageProblem

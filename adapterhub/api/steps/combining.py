@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from adapterhub.api.reporting import report_warnings
 from adapterhub.api.results import Merged
 from adapterhub.core.errors import BaseMismatch, UsageProblem
 from adapterhub.distribution.choosing import find_installed
@@ -119,8 +120,7 @@ def report_merged(session: Session, merged: Merged) -> None:
     """Report the warnings of a merge, and of the checks of its result."""
     for warning in merged.warnings:
         session.out.warn(warning)
-    for finding in merged.added.report.warnings if merged.added else ():
-        session.out.warn(f"[{finding.code}] {finding.message}")
+    report_warnings(session, merged.added)
 
 
 def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *, bars: Bars) -> Comparison:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from adapterhub.api.reporting import report_warnings
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.install import plan_install, run_install
 from adapterhub.distribution.outdated import Offer, offers
@@ -70,14 +71,6 @@ def install_one(
         added = run_install(session.library, plan, progress, signatures=policy)
     report_warnings(session, added)
     return added
-
-
-def report_warnings(session: Session, added: Added | None, *, leave_out: Sequence[str] = ()) -> None:
-    """Report the warnings of the checks of what came in, without those with a code of `leave_out`."""
-    for finding in added.report.warnings if added else ():
-        if finding.code in leave_out:
-            continue
-        session.out.warn(f"[{finding.code}] {finding.message}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

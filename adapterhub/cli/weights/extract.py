@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.reporting import report_warnings
 from adapterhub.api.steps.merge_choice import one_cut
 from adapterhub.api.steps.output_names import default_name
 from adapterhub.cli.adapters.add import added_document
@@ -114,10 +115,8 @@ def _to_library(
 
     with session.out.steps("extract", unit="weights") as progress:
         added, result = extract_into_library(library, base, tuned, about, options, progress=progress)
-    for finding in added.report.warnings:
-        if finding.code == "W_BASE_MISSING":
-            continue  # a base without a Hub id has no name that others know; the manifest records its weights
-        session.out.warn(f"[{finding.code}] {finding.message}")
+    # a base without a Hub id has no name that others know; the manifest records its weights
+    report_warnings(session, added, leave_out=("W_BASE_MISSING",))
     _say(session, result, base, tuned, _headline(added), added_document(added))
 
 

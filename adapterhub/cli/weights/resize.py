@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.api.reporting import report_warnings
 from adapterhub.api.steps.combining import combine
 from adapterhub.api.steps.merge_choice import one_cut
 from adapterhub.api.steps.resizing import Resizing, plan_resize, weights_in
@@ -67,8 +68,7 @@ def resize(
         _say(session, plan, merged, rank, f"resized into {merged.folder}", {"path": str(merged.folder)})
         return
     added = merged.added
-    for finding in added.report.warnings:
-        session.out.warn(f"[{finding.code}] {finding.message}")
+    report_warnings(session, added)
     state = "resized" if added.created else "already installed:"
     headline = f"{state} {added.build.full_name} {added.build.manifest.label}"
     _say(session, plan, merged, rank, headline, added_document(added))
