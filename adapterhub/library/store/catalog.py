@@ -32,7 +32,7 @@ from adapterhub.library.store.index import (
     IndexNewer,
     IndexUnusable,
 )
-from adapterhub.library.store.index_reader import EmptyIndex, IndexReader
+from adapterhub.library.store.index_reader import EmptyIndex, IndexReader, holds_nothing
 
 _T = TypeVar("_T")
 
@@ -132,7 +132,7 @@ class Catalog:
 
         If the index cannot be written, or a newer version wrote it, a temporary index of the folders answers.
         """
-        if not self.index.path.exists() and not self._has_anything():
+        if holds_nothing(self._store.root):
             return question(EmptyIndex())
         if self.index.path.exists() and not self.index.is_current:
             # a writer is at work: the rows still hold
@@ -154,9 +154,6 @@ class Catalog:
             index = Index(Path(folder, "index.db"))
             index.rebuild(*self._rows())
             return question(index)
-
-    def _has_anything(self) -> bool:
-        return (self._store.root / "adapters").exists() or bool(self._bases.aliases())
 
     def declared_like(self, fingerprint: BaseFingerprint) -> tuple[str, ...]:
         """Base fingerprints that installed builds declare for the base `fingerprint`, in any precision."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypeAlias
 
 from adapterhub.library.store.index import BaseRow, BuildRow, Filters, Index
@@ -37,6 +38,13 @@ class EmptyIndex:
     def count(self) -> int:
         """None."""
         return 0
+
+
+def holds_nothing(root: Path) -> bool:
+    """Whether the library under `root` has no index, no builds and no bases, so that an `EmptyIndex` answers for it."""
+    if (root / "index.db").exists() or (root / "adapters").exists():
+        return False
+    return not any((root / "bases").glob("[!.]*.json"))
 
 
 IndexReader: TypeAlias = Index | EmptyIndex
