@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from adapterhub.projects.builds import SignatureRequirement
     from adapterhub.projects.locking import LockOutcome, MakeMerge
     from adapterhub.projects.merges import Merges
-    from adapterhub.projects.session import Bars, Session
+    from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.session import Session
     from adapterhub.projects.sync import Brought, BuildSources
     from adapterhub.projects.values import (
         AdapterRequirement,

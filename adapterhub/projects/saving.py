@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from adapterhub.library.store.catalog import Installed
     from adapterhub.projects.locking import LockOutcome
     from adapterhub.projects.places import SpecSources
-    from adapterhub.projects.session import Bars, Session
+    from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.session import Session
     from adapterhub.projects.values import Project
 
 

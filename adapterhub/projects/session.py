@@ -8,47 +8,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import NotFound, RemoteUnreachable, SpecError, UsageProblem, shown
 
 if TYPE_CHECKING:
-    from adapterhub.core.digests import Progress
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Hub
     from adapterhub.library.bases.requested import RequestedBase
     from adapterhub.library.library import Library
     from adapterhub.library.remotes import Remote, Remotes
     from adapterhub.library.transfer import Source
+    from adapterhub.projects.reporting import Reporter
     from adapterhub.projects.trusted import Servers
     from adapterhub.projects.values import Project
 
 _DAY_S: Final = 86_400.0
 HUB_NAME, HUB_URL = "hub", "https://huggingface.co"
 """The same as in `library.remotes`, which is imported only when a server is needed."""
-
-
-class Reporter(Protocol):
-    """Receives notes and warnings, which are not part of the result."""
-
-    def note(self, text: str) -> None:
-        """Report something worth knowing."""
-
-    def warn(self, text: str) -> None:
-        """Report a warning."""
-
-
-class Bars(Protocol):
-    """Shows the progress of long work."""
-
-    def progress(self, what: str, total: int | None, *, unit: str = "bytes") -> AbstractContextManager[Progress]:
-        """A bar for a number of bytes, or of `unit`; call the entered value with what was done since the last call."""
-
-    def steps(self, what: str, *, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """A bar for counted steps; call the entered value with the steps done and their total."""
 
 
 class LogReporter:

@@ -249,7 +249,9 @@ def test_prune_deletes_nothing_of_a_folder_in_which_something_is_mounted(adapt, 
         real_folder, "mount_of", lambda handle: -1 if os.fstat(handle).st_ino == mounted else real(handle)
     )
 
-    assert "is a mount point" in adapt.fails(NOT_ALLOWED, "sync", "--project", "repo", "--prune", "--yes")
+    assert "something else is mounted there" in adapt.fails(
+        NOT_ALLOWED, "sync", "--project", "repo", "--prune", "--yes"
+    )
 
     assert content_of(mine) == before
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.store.origins import Origin
     from adapterhub.library.transfer import Source
-    from adapterhub.projects.session import Bars, Session
+    from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.session import Session
     from adapterhub.trust.verify import Finding, Report
     from adapterhub.weights.compare.difference import Side
 

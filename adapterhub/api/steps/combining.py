@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
     from adapterhub.library.intake.description import Description
     from adapterhub.library.library import Library
-    from adapterhub.projects.session import Bars, Session
+    from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.session import Session
     from adapterhub.weights.compare.similarity import Comparison
     from adapterhub.weights.recipes.combination import Combination, Ingredient
 

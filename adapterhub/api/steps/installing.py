@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from adapterhub.distribution.resolve import Objection
     from adapterhub.library.library import Added
     from adapterhub.projects.places import SpecSources
-    from adapterhub.projects.session import Bars, Session
+    from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.session import Session
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 

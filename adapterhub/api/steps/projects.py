@@ -29,7 +29,8 @@ from adapterhub.projects.trust import ensure_no_takeover, servers_in
 from adapterhub.projects.values import LockedMerge, LockedSource, digests_of
 
 if TYPE_CHECKING:
-    from adapterhub.projects.session import Bars, Session
+    from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.session import Session
     from adapterhub.projects.trusted import TrustedProject
     from adapterhub.projects.values import Lock, MergeRequirement, Project
     from adapterhub.trust.signing.policy import SignaturePolicy

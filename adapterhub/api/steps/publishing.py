@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from adapterhub.library.remotes import Remote
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.transfer import Copied, Destination, Source
-    from adapterhub.projects.session import Bars, Session
+    from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.session import Session
     from adapterhub.trust.signing.keys import PublicKey, SigningKey
     from adapterhub.trust.signing.policy import SignaturePolicy
     from adapterhub.trust.signing.trust import TrustedKey

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from adapterhub.library.intake.description import Description
     from adapterhub.library.library import Library
     from adapterhub.library.transfer import Source
-    from adapterhub.projects.session import Bars, Session
+    from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.session import Session
     from adapterhub.weights.recipes.combination import Combination
 
 

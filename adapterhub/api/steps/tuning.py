@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from adapterhub.inference.tuning import Tuned
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.library import Library
-    from adapterhub.projects.session import Bars, Session
+    from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.session import Session
     from adapterhub.weights.recipes.combination import Ingredient
 
 

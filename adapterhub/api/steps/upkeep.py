@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from adapterhub.library.store.origins import Origin
     from adapterhub.library.transfer import Source
     from adapterhub.library.upkeep.repair import Step
-    from adapterhub.projects.session import Bars, Session
+    from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.session import Session
 
 
 def add_base(
