@@ -145,6 +145,7 @@ def test_only_commands_that_need_a_network_or_a_model_are_skipped():
     assert unused == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sandbox", "page"), cases(doctests), indirect=["sandbox"])
 def test_doctests_hold(sandbox, page, monkeypatch):
     monkeypatch.chdir(sandbox)

@@ -251,6 +251,7 @@ def test_reading_is_the_inverse_of_writing(
     )
 
 
+@pytest.mark.slow
 def test_damage_never_gives_anything_but_the_one_refusal(tmp_path: Path) -> None:
     """Flips, cuts, swaps and insertions of a real file for a few seconds; what is accepted the library accepts too."""
     from safetensors import deserialize

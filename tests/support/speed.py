@@ -1,8 +1,10 @@
-"""Which tests are slow: those that start a process or a server, or make or load a model; one rule, no mark in each file.
+"""Which tests are slow: those that start a process or a server, make or load a model, or try many examples.
+
+One rule decides, so few files need a mark.
 
 A test reaches what its function, its parameters and its fixtures name, and what the functions and classes of `tests` that
-they name do in turn. A test that reaches one of `COSTLY`, or anything of PEFT or transformers, is slow. Other tests that
-take seconds carry `pytest.mark.slow` themselves.
+they name do in turn. A test that reaches one of `COSTLY`, or anything of PEFT or transformers, is slow, and so is a
+property that Hypothesis tries. Other tests that take seconds carry `pytest.mark.slow` themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ MODELS = ("peft", "transformers")
 
 
 def is_slow(item: pytest.Item) -> bool:
-    """Whether the test, a parameter of it, or a fixture that it uses reaches something costly."""
+    """Whether the test is a property, or it, a parameter of it, or a fixture that it uses reaches something costly."""
+    if hasattr(getattr(item, "obj", None), "hypothesis"):
+        return True
     fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009 - for mypy, which knows no such name
     starts = [
         getattr(item, "obj", None),

@@ -160,6 +160,7 @@ def test_methods_agree_with_the_dense_reference(case: str, weights: tuple[float,
     assert relative(dense([result]), fuse(pruned, weights)) < (1e-12 if max(weights) < 2 else 2.0**-23)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["ties_svd", "dare_ties_svd", "breadcrumbs, elected", "della as mergekit's defaults"])
 def test_large_modules_agree_in_float32_and_are_cut_within_one_percent(case: str) -> None:
     method, options, prune, fuse = CASES[case]
@@ -255,7 +256,7 @@ def test_one_adapter_that_nothing_is_taken_from_comes_back(method: str, out: int
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [1e-30, 1e30])
-@pytest.mark.parametrize(("out", "width"), [(OUT, WIDTH), LARGE])
+@pytest.mark.parametrize(("out", "width"), [(OUT, WIDTH), pytest.param(*LARGE, marks=pytest.mark.slow)])
 def test_huge_and_tiny_factors_give_the_same_up_to_their_size(method: str, size: float, out: int, width: int) -> None:
     size = 2.0 ** round(math.log2(size))  # so that nothing is rounded differently
     deltas = three(out, width)
@@ -300,7 +301,7 @@ def test_what_cancels_is_a_zero_update_of_rank_1() -> None:
         assert not dense([result]).any()
 
 
-@pytest.mark.parametrize("out", [3, 1500])
+@pytest.mark.parametrize("out", [3, pytest.param(1500, marks=pytest.mark.slow)])
 def test_trimming_keeps_what_the_methods_on_factors_would_keep_even_where_sizes_tie(out: int) -> None:
     # 1, 2 and 4 times ±1: every size occurs many times, so the places of those that are kept tell.
     signs = torch.randint(0, 2, (2, 1400), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
