@@ -15,9 +15,11 @@ from adapterhub.core.errors import (
     AdapterNotFound,
     BaseMismatch,
     Malformed,
+    NamespaceBound,
     NoCompatibleRelease,
     SpecError,
     UnsupportedAdapter,
+    reworded,
     shown,
 )
 from adapterhub.core.ranks import RankRange
@@ -66,7 +68,8 @@ class LeasedAdapter:
 class AdapterProvider:
     """Finds, checks and leases adapters for one served base. Thread-safe.
 
-    It looks a name up in the library, then in `sources`; an adapter from there is installed and stays installed. Before
+    `find_installed` looks a name up in the library and never waits for a source; `fetch` looks in the library and then
+    in `sources`, and installs what it finds there. Before
     the first lease of a build, it checks the bytes, format, shapes, numbers and base, and the rules of `engine` (such
     as `vllm@0.32`). A leased build has its own links, so `adapt remove`, `adapt gc` and `rm` cannot take it away from
     the engine.
@@ -92,7 +95,7 @@ class AdapterProvider:
         self._base_facts = _facts_of(base)
         self._leased: dict[Digest, LeasedAdapter] = {}
         self._unknown: dict[str, tuple[float, AdapterNotFound]] = {}
-        self._locks = [Lock() for _ in range(_STRIPES)]
+        self._name_locks, self._digest_locks = ([Lock() for _ in range(_STRIPES)] for _ in range(2))
         self._leases = contextlib.ExitStack()
         self._leases_lock = Lock()
         self._folder: Path | None = None
@@ -105,7 +108,28 @@ class AdapterProvider:
             self._folder = None
 
     def find(self, name: str) -> LeasedAdapter:
-        """The adapter for the spec `name`, leased. An adapter that is leased already costs one library lookup.
+        """The adapter for the spec `name`, leased: from the library, or else fetched. Raises as `fetch`."""
+        return self.find_installed(name) or self.fetch(name)
+
+    def find_installed(self, name: str) -> LeasedAdapter | None:
+        """The adapter for the spec `name`, leased; None where only a source may have one that fits.
+
+        An adapter that is leased already costs one library lookup.
+
+        Raises:
+            SpecError: the name is not a spec, or names a base by path.
+            AdapterNotFound: `fetch` did not find the name some seconds ago.
+            AmbiguousSpec, BaseMismatch, UnsupportedAdapter, RefusedAdapter, DigestMismatch, NotAllowed: as `fetch`.
+        """
+        spec = self._spec(name)
+        try:
+            build = self._build(spec, ())
+        except (AdapterNotFound, NoCompatibleRelease, NamespaceBound):
+            return None
+        return self._lease(build)
+
+    def fetch(self, name: str) -> LeasedAdapter:
+        """The adapter for the spec `name`, leased, from the library or the first source that has one that fits.
 
         Raises:
             SpecError: the name is not a spec, or names a base by path.
@@ -114,20 +138,24 @@ class AdapterProvider:
             RefusedAdapter, DigestMismatch: its contents must not be loaded.
             RemoteUnreachable, NotAllowed: as for an install.
         """
+        spec = self._spec(name)
+        with self._name_locks[hash(spec.full_name) % _STRIPES]:  # simultaneous first requests fetch it once
+            try:
+                build = self._build(spec, self._sources(spec))
+            except AdapterNotFound as error:
+                self._remember_unknown(name, error)
+                raise
+        return self._lease(build)
+
+    # ------------------------------------------------------------ find
+    def _spec(self, name: str) -> AdapterSpec:
         spec = AdapterSpec.parse(name)
         self._ensure_served_base(spec)
         unknown = self._unknown.get(name)
         if unknown is not None and unknown[0] > time.monotonic():
-            raise unknown[1]
-        with self._locks[hash(spec.full_name) % _STRIPES]:  # simultaneous first requests for an adapter fetch it once
-            try:
-                build = self._installed(spec)
-            except AdapterNotFound as error:
-                self._remember_unknown(name, error)
-                raise
-            return self._lease(build)
+            raise reworded(unknown[1])
+        return spec
 
-    # ------------------------------------------------------------ find
     def _ensure_served_base(self, spec: AdapterSpec) -> None:
         if spec.base is None:
             return
@@ -138,24 +166,24 @@ class AdapterProvider:
         if named is not None and not named.judge(served).verdict.allows_attach:
             raise BaseMismatch(f"`{spec}` names another base than the served one, `{self.base.label}`")
 
-    def _installed(self, spec: AdapterSpec) -> Installed:
+    def _build(self, spec: AdapterSpec, sources: Sequence[Source]) -> Installed:
         without_base = replace(spec, base=None)
         try:
-            plan = self._planned(without_base, allow_base_mismatch=False)
+            plan = self._planned(without_base, sources, allow_base_mismatch=False)
         except NoCompatibleRelease:
             if not self._was_allowed(without_base):
                 raise
-            plan = self._planned(without_base, allow_base_mismatch=True)
+            plan = self._planned(without_base, sources, allow_base_mismatch=True)
         added = run_install(self.library, plan, signatures=self._signatures)
         build = plan.present or (added.build if added else None)
         assert build is not None  # it was there, or was added
         return build
 
-    def _planned(self, spec: AdapterSpec, *, allow_base_mismatch: bool) -> InstallPlan:
+    def _planned(self, spec: AdapterSpec, sources: Sequence[Source], *, allow_base_mismatch: bool) -> InstallPlan:
         return plan_install(
             self.library,
             spec,
-            self._sources(spec),
+            sources,
             wanted=self._wanted,
             bounds=self._bounds,
             allow_base_mismatch=allow_base_mismatch,
@@ -174,8 +202,12 @@ class AdapterProvider:
     # ------------------------------------------------------------ check and lease
     def _lease(self, build: Installed) -> LeasedAdapter:
         digest = build.manifest.digest
-        if digest in self._leased:
+        with self._digest_locks[hash(digest) % _STRIPES]:
+            if digest not in self._leased:
+                self._leased[digest] = self._new_lease(build)
             return self._leased[digest]
+
+    def _new_lease(self, build: Installed) -> LeasedAdapter:
         with contextlib.ExitStack() as undo:
             undo.enter_context(self.library.lease(build))
             folder = self._linked(build, undo)
@@ -183,14 +215,13 @@ class AdapterProvider:
             leased = LeasedAdapter(
                 label=f"{build.full_name}=={build.manifest.version}",
                 folder=folder,
-                digest=digest,
+                digest=build.manifest.digest,
                 rank=build.manifest.rank,
                 verdict=verdict,
                 warnings=warnings,
             )
             with self._leases_lock:
                 self._leases.push(undo.pop_all())
-                self._leased[digest] = leased
         return leased
 
     def _linked(self, build: Installed, undo: contextlib.ExitStack) -> Path:
