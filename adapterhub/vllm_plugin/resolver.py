@@ -119,6 +119,7 @@ class AdapterHubResolver:
     def _open(self, base_model_name: str) -> AdapterProvider:
         from adapterhub.core.specs import BaseSpec
         from adapterhub.inference.serving import AdapterProvider, UnreachableRemotes
+        from adapterhub.inference.serving.vllm import option_in
         from adapterhub.library.bases.records import Bases
         from adapterhub.projects.session import LogReporter, Session
 
@@ -180,18 +181,10 @@ def folder_of_model(name: str, revision: str | None = None) -> Path:
         ) from None
 
 
-def option_in(argv: Sequence[str], name: str) -> str | None:
-    """The value of an option on vLLM's command line; None if it is not there."""
-    for at, word in enumerate(argv):
-        if word == name and at + 1 < len(argv):
-            return argv[at + 1]
-        if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-    return None
-
-
 def _max_rank_in(argv: Sequence[str]) -> int | None:
     """The rank limit on vLLM's command line; None if a config file or a program sets it."""
+    from adapterhub.inference.serving.vllm import option_in
+
     if option_in(argv, "--config") is not None or "--enable-lora" not in argv:
         return None
     text = option_in(argv, "--max-lora-rank") or str(_DEFAULT_MAX_RANK)

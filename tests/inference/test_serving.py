@@ -40,6 +40,7 @@ from adapterhub.inference.serving.vllm import (
     command_of,
     environ_of,
     find_vllm,
+    option_in,
 )
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
@@ -47,7 +48,7 @@ from adapterhub.library.library import Added, Library
 from adapterhub.vllm_plugin import register
 from adapterhub.vllm_plugin.cpu_rows import OPERATIONS, needs_mending, replace_operations
 from adapterhub.vllm_plugin.guard import Guard
-from adapterhub.vllm_plugin.resolver import folder_of_model, option_in
+from adapterhub.vllm_plugin.resolver import folder_of_model
 from tests.support.tiny import make_base
 
 Add = Callable[..., Added]

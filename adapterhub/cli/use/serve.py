@@ -129,6 +129,7 @@ def serve(
     """
     from adapterhub.inference.serving import ServeSettings
     from adapterhub.inference.serving.front import free_port
+    from adapterhub.inference.serving.vllm import option_in
 
     if token is not None:
         raise UsageProblem(
@@ -157,7 +158,7 @@ def serve(
         start_timeout_s=start_timeout,
         dry_run=dry_run,
     )
-    if host not in LOOPBACK and not os.environ.get("VLLM_API_KEY") and "--api-key" not in args.extra:
+    if host not in LOOPBACK and not os.environ.get("VLLM_API_KEY") and not option_in(args.extra, "--api-key"):
         session.out.warn(f"anyone who reaches `{host}` can use this server; set VLLM_API_KEY to require a key")
     served_name = name or record.alias or args.model.name
     if engine == "llama.cpp":
@@ -224,14 +225,15 @@ def run_vllm(
 ) -> None:
     """Start the server, load the named adapters, and wait until it ends."""
     from adapterhub.inference.serving.front import message_in, post
-    from adapterhub.inference.serving.vllm import command_of, environ_of
+    from adapterhub.inference.serving.vllm import command_of, environ_of, option_in
 
+    key = option_in(args.extra, "--api-key") or os.environ.get("VLLM_API_KEY")
     ours = replace(args.settings, max_rank=options.max_rank).to_environ()
     with started(session, args, command_of(vllm, options), environ_of(vllm, os.environ, ours)) as engine:
         engine.wait_until_ready(f"{document['url']}/health", within_s=args.start_timeout_s)
         for spec in args.specs:
             body = {"model": model_of(spec), "prompt": "a", "max_tokens": 1}
-            status, answer = post(f"{document['url']}/v1/completions", body, key=os.environ.get("VLLM_API_KEY"))
+            status, answer = post(f"{document['url']}/v1/completions", body, key=key)
             if status != HTTPStatus.OK:
                 raise EngineFailed(f"vLLM did not load `{model_of(spec)}` ({status}): {message_in(answer)}")
         stay(session, engine, document)
