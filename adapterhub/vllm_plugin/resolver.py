@@ -38,6 +38,7 @@ TIMEOUT_S: Final = 5.0
 _DEFAULT_MAX_RANK: Final = 16
 
 _log = logging.getLogger(LOGGER)
+_registered: list[AdapterHubResolver] = []
 
 
 def register_resolver(environ: Mapping[str, str]) -> None:
@@ -46,8 +47,15 @@ def register_resolver(environ: Mapping[str, str]) -> None:
 
     if NAME in LoRAResolverRegistry.get_supported_resolvers():
         return
+    resolver = AdapterHubResolver(environ)
     LoRAResolver.register(AdapterHubResolver)
-    LoRAResolverRegistry.register_resolver(NAME, AdapterHubResolver(environ))
+    LoRAResolverRegistry.register_resolver(NAME, resolver)
+    _registered.append(resolver)
+
+
+def registered_resolver() -> AdapterHubResolver | None:
+    """The resolver of this process, if `register_resolver` added one."""
+    return _registered[0] if _registered else None
 
 
 class AdapterHubResolver:
@@ -75,7 +83,7 @@ class AdapterHubResolver:
         from vllm.lora.request import LoRARequest
 
         try:
-            leased = await self._leased(base_model_name, lora_name)
+            leased = await self.leased(base_model_name, lora_name)
         except AdapterHubError as error:
             _log.warning("%s: %s", shown(lora_name), f"{error.message} ({error.hint})" if error.hint else error.message)
             if isinstance(error, SpecError | AdapterNotFound) and _others_may_know():
@@ -88,11 +96,17 @@ class AdapterHubResolver:
             _log.exception("%s: could not be resolved", shown(lora_name))
             words = f"`{shown(lora_name)}` could not be resolved; the server's log shows the reason"
             raise GracefulHTTPError(words, HTTPStatus.FAILED_DEPENDENCY) from None  # see `refusal`: never a 5xx
-        return LoRARequest(
-            lora_name=lora_name, lora_int_id=1, lora_path=str(leased.folder), base_model_name=base_model_name
-        )
+        return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(leased.folder))
 
-    async def _leased(self, base_model_name: str, name: str) -> LeasedAdapter:
+    async def leased(self, base_model_name: str, name: str) -> LeasedAdapter:
+        """The adapter for `name`, checked and leased.
+
+        Raises:
+            AdapterHubError: the refusal.
+        """
+        known = self.known(name)
+        if known is not None:
+            return known
         loop = asyncio.get_running_loop()
         provider = await loop.run_in_executor(self._local, self._opened, base_model_name)
         leased = await loop.run_in_executor(self._local, provider.find_installed, name)
@@ -102,6 +116,19 @@ class AdapterHubResolver:
         for warning in leased.warnings:
             _log.warning("%s: %s", shown(name), warning)
         return leased
+
+    def known(self, name: str) -> LeasedAdapter | None:
+        """The adapter that `name` is by the last lookup; see `AdapterProvider.known`."""
+        return self._provider.known(name) if self._provider else None
+
+    def release(self, leased: LeasedAdapter) -> None:
+        """End a lease; see `AdapterProvider.release`."""
+        if self._provider:
+            self._provider.release(leased.digest)
+
+    def base_digest(self) -> str:
+        """The digest of the served base's weights; "" before the first lookup."""
+        return self._provider.base.fingerprint.weights if self._provider else ""
 
     def _settings(self) -> ServeSettings:
         from adapterhub.inference.serving import ServeSettings

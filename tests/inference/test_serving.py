@@ -416,7 +416,7 @@ def test_operations_are_replaced_in_the_module_that_uses_them() -> None:
         ("POST", "/v1/load_lora_adapter", 403),
         ("POST", "/v1/load_lora_adapter/", 403),
         ("POST", "/adapters", 403),
-        ("POST", "/v1/unload_lora_adapter", 200),
+        ("POST", "/v1/unload_lora_adapter", 403),
         ("POST", "/v1/completions", 200),
         ("GET", "/v1/models", 200),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -12,6 +12,7 @@ from typing import Final
 
 from adapterhub.core.digests import Digest, hex_of
 from adapterhub.core.errors import (
+    AdapterHubError,
     AdapterNotFound,
     BaseMismatch,
     Malformed,
@@ -36,13 +37,18 @@ from adapterhub.library.transfer import Source
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.trust.verify import Report, Subject, open_subject, verify
 
-FORGET_S: Final = 10.0
+UNKNOWN_S: Final = 10.0
 """How long an unknown name is refused without another search: clients can repeat it much faster than servers answer."""
+
+REFUSED_S: Final = 2.0
+"""The same for every other refusal, such as of a damaged adapter, which costs a read of its files."""
 
 RANK_SETTING: Final = "max-lora-rank"
 """The setting by which vLLM's rules give the rank that they need."""
 
 _REMEMBERED: Final = 1024
+_STATE_FILES: Final = ("index.db", "remotes.json", "trusted_keys.json")
+_DIGEST_SHOWN: Final = len("sha256:") + 12
 _STRIPES: Final = 64
 _OWNER_ONLY: Final = 0o700
 
@@ -54,10 +60,12 @@ Sources = Callable[[AdapterSpec], Sequence[Source]]
 class LeasedAdapter:
     """An adapter that an engine may read from `folder` until the provider closes.
 
-    `folder` is an absolute path that ends in the digest.
+    `folder` is an absolute path that ends in the digest. `model` is the one name of the adapter in the engine, whatever
+    spec a client writes: `acme/legal-qa==1.2.0#sha256:9f86d0818843`.
     """
 
     label: str
+    model: str
     folder: Path
     digest: Digest
     rank: int | None
@@ -94,18 +102,38 @@ class AdapterProvider:
         self._wanted = RequestedBase(text=base.label, record=base)
         self._base_facts = _facts_of(base)
         self._leased: dict[Digest, LeasedAdapter] = {}
-        self._unknown: dict[str, tuple[float, AdapterNotFound]] = {}
+        self._names: dict[str, LeasedAdapter] = {}
+        self._names_of: object = None
+        self._names_lock = Lock()
+        self._refused: dict[str, tuple[float, AdapterHubError]] = {}
         self._name_locks, self._digest_locks = ([Lock() for _ in range(_STRIPES)] for _ in range(2))
-        self._leases = contextlib.ExitStack()
+        self._leases: dict[Digest, contextlib.ExitStack] = {}
+        self._links = contextlib.ExitStack()
         self._leases_lock = Lock()
         self._folder: Path | None = None
 
     def close(self) -> None:
         """End all leases and remove their folders."""
+        for digest in list(self._leases):
+            self.release(digest)
         with self._leases_lock:
-            self._leases.close()
-            self._leased.clear()
+            self._links.close()
             self._folder = None
+
+    def release(self, digest: Digest) -> None:
+        """End the lease of one adapter, which the engine must not read again; the next `find` leases it anew."""
+        with self._digest_locks[hash(digest) % _STRIPES]:
+            self._leased.pop(digest, None)
+            with self._names_lock:
+                self._names = {name: leased for name, leased in self._names.items() if leased.digest != digest}
+            lease = self._leases.pop(digest, None)
+            if lease is not None:
+                lease.close()
+
+    def known(self, name: str) -> LeasedAdapter | None:
+        """The adapter that `name` was found to be, if the library has not changed since. Costs one look at a file."""
+        with self._names_lock:
+            return self._names_now().get(name)
 
     def find(self, name: str) -> LeasedAdapter:
         """The adapter for the spec `name`, leased: from the library, or else fetched. Raises as `fetch`."""
@@ -114,19 +142,28 @@ class AdapterProvider:
     def find_installed(self, name: str) -> LeasedAdapter | None:
         """The adapter for the spec `name`, leased; None where only a source may have one that fits.
 
-        An adapter that is leased already costs one library lookup.
+        A name keeps its adapter until the library changes: then every spelling of it is looked up again, so that two
+        spellings never mean two versions at one time.
 
         Raises:
             SpecError: the name is not a spec, or names a base by path.
-            AdapterNotFound: `fetch` did not find the name some seconds ago.
-            AmbiguousSpec, BaseMismatch, UnsupportedAdapter, RefusedAdapter, DigestMismatch, NotAllowed: as `fetch`.
+            AdapterHubError: any refusal of `fetch`, also one of some seconds ago.
         """
-        spec = self._spec(name)
-        try:
-            build = self._build(spec, ())
-        except (AdapterNotFound, NoCompatibleRelease, NamespaceBound):
-            return None
-        return self._lease(build)
+        found = self.known(name)
+        if found is not None:
+            return found
+        spec, state = self._spec(name), self._library_state()
+        with self._remembering(name):
+            try:
+                build = self._build(spec, ())
+            except (AdapterNotFound, NoCompatibleRelease, NamespaceBound):
+                return None
+            leased = self._lease(build)
+        with self._names_lock:
+            names = self._names_now()
+            if self._names_of == state:  # else the library changed during the lookup
+                names[name] = leased
+        return leased
 
     def fetch(self, name: str) -> LeasedAdapter:
         """The adapter for the spec `name`, leased, from the library or the first source that has one that fits.
@@ -139,21 +176,18 @@ class AdapterProvider:
             RemoteUnreachable, NotAllowed: as for an install.
         """
         spec = self._spec(name)
-        with self._name_locks[hash(spec.full_name) % _STRIPES]:  # simultaneous first requests fetch it once
-            try:
+        with self._remembering(name):
+            with self._name_locks[hash(spec.full_name) % _STRIPES]:  # simultaneous first requests fetch it once
                 build = self._build(spec, self._sources(spec))
-            except AdapterNotFound as error:
-                self._remember_unknown(name, error)
-                raise
-        return self._lease(build)
+            return self._lease(build)
 
     # ------------------------------------------------------------ find
     def _spec(self, name: str) -> AdapterSpec:
         spec = AdapterSpec.parse(name)
         self._ensure_served_base(spec)
-        unknown = self._unknown.get(name)
-        if unknown is not None and unknown[0] > time.monotonic():
-            raise reworded(unknown[1])
+        until, error = self._refused.get(name, (0.0, None))
+        if error is not None and until > time.monotonic():
+            raise reworded(error)
         return spec
 
     def _ensure_served_base(self, spec: AdapterSpec) -> None:
@@ -194,10 +228,27 @@ class AdapterProvider:
         builds = self.library.builds_named(spec.name, spec.namespace)
         return any(self.library.mismatch_allowed(build, self.base.fingerprint) for build in builds)
 
-    def _remember_unknown(self, name: str, error: AdapterNotFound) -> None:
-        if len(self._unknown) >= _REMEMBERED:
-            self._unknown.clear()
-        self._unknown[name] = time.monotonic() + FORGET_S, error
+    @contextlib.contextmanager
+    def _remembering(self, name: str) -> Iterator[None]:
+        """Remember a refusal for some seconds."""
+        try:
+            yield
+        except AdapterHubError as error:
+            if len(self._refused) >= _REMEMBERED:
+                self._refused.clear()
+            lasts = UNKNOWN_S if isinstance(error, AdapterNotFound) else REFUSED_S
+            self._refused[name] = time.monotonic() + lasts, reworded(error)
+            raise
+
+    def _names_now(self) -> dict[str, LeasedAdapter]:
+        state = self._library_state()
+        if state != self._names_of or len(self._names) >= _REMEMBERED:
+            self._names, self._names_of = {}, state
+        return self._names
+
+    def _library_state(self) -> object:
+        """Changes with what is installed, with the trusted keys and with the remotes."""
+        return tuple(_facts_of_file(self.library.root / name) for name in _STATE_FILES)
 
     # ------------------------------------------------------------ check and lease
     def _lease(self, build: Installed) -> LeasedAdapter:
@@ -213,15 +264,15 @@ class AdapterProvider:
             folder = self._linked(build, undo)
             verdict, warnings = self._check(build, folder)
             leased = LeasedAdapter(
-                label=f"{build.full_name}=={build.manifest.version}",
+                label=(label := f"{build.full_name}=={build.manifest.version}"),
+                model=f"{label}#{build.manifest.digest[:_DIGEST_SHOWN]}",
                 folder=folder,
                 digest=build.manifest.digest,
                 rank=build.manifest.rank,
                 verdict=verdict,
                 warnings=warnings,
             )
-            with self._leases_lock:
-                self._leases.push(undo.pop_all())
+            self._leases[leased.digest] = undo.pop_all()
         return leased
 
     def _linked(self, build: Installed, undo: contextlib.ExitStack) -> Path:
@@ -231,7 +282,7 @@ class AdapterProvider:
         """
         with self._leases_lock:
             if self._folder is None:
-                self._folder = self._leases.enter_context(self.library.store.intent("serve")).folder.absolute()
+                self._folder = self._links.enter_context(self.library.store.intent("serve")).folder.absolute()
                 self._folder.chmod(_OWNER_ONLY)  # no other user can replace the files after the check
             folder = self._folder / f"sha256-{hex_of(build.manifest.digest)}"
         store = self.library.store
@@ -284,3 +335,11 @@ def _remove(folder: Path) -> None:
     import shutil
 
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _facts_of_file(path: Path) -> tuple[int, int, int] | None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size

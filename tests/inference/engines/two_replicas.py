@@ -149,7 +149,8 @@ def down(registry: Proxy) -> Iterator[None]:
 
 
 def models_of(server: Server) -> set[str]:
-    return {row["id"] for row in server.get("/v1/models")["data"]}
+    """The adapters that it has loaded, without versions."""
+    return {row["id"].partition("==")[0] for row in server.get("/v1/models")["data"]}
 
 
 def run(folder: Path) -> Report:
