@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,6 +162,16 @@ def test_a_name_follows_the_library_in_every_spelling(engine: Engine, add: Add) 
     after = {engine.ask(spec)[1]["x-adapter-name"] for spec in ("legal-qa>=1.0", "legal-qa")}
 
     assert (before, after) == ({"legal-qa==1.0.0"}, {"legal-qa==1.1.0"})
+
+
+def test_an_adapter_in_use_outlasts_its_folder(engine: Engine, library: Library, add: Add) -> None:
+    build = add("legal-qa").build
+    before = engine.ask("legal-qa")[2]
+    shutil.rmtree(build.folder)
+    library.gc(grace_s=0)
+    add("summarize")  # changes the library
+
+    assert engine.ask("legal-qa")[2] == before
 
 
 def test_a_client_without_a_key_has_nothing_looked_up(engine: Engine, library: Library, add: Add) -> None:

@@ -103,6 +103,8 @@ class AdapterProvider:
         self._base_facts = _facts_of(base)
         self._leased: dict[Digest, LeasedAdapter] = {}
         self._names: dict[str, LeasedAdapter] = {}
+        self._earlier: dict[str, LeasedAdapter] = {}
+        """What names meant before the library changed."""
         self._names_of: object = None
         self._names_lock = Lock()
         self._refused: dict[str, tuple[float, AdapterHubError]] = {}
@@ -157,7 +159,8 @@ class AdapterProvider:
             try:
                 build = self._build(spec, ())
             except (AdapterNotFound, NoCompatibleRelease, NamespaceBound):
-                return None
+                earlier = self._earlier.get(name)  # its folder was deleted by hand: the lease holds its files
+                return earlier if earlier and earlier.digest in self._leased else None
             leased = self._lease(build)
         with self._names_lock:
             names = self._names_now()
@@ -243,6 +246,8 @@ class AdapterProvider:
     def _names_now(self) -> dict[str, LeasedAdapter]:
         state = self._library_state()
         if state != self._names_of or len(self._names) >= _REMEMBERED:
+            merged = {**self._earlier, **self._names}
+            self._earlier = merged if len(merged) <= _REMEMBERED else self._names
             self._names, self._names_of = {}, state
         return self._names
 
