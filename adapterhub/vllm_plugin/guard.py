@@ -12,6 +12,8 @@ import json
 import os
 from typing import Final
 
+from adapterhub.inference.serving.control import CONTROL_KEY
+from adapterhub.vllm_plugin.draining import Draining
 from adapterhub.vllm_plugin.model_names import App, Message, ModelNames, Receive, Send
 from adapterhub.vllm_plugin.resolver import registered_resolver
 
@@ -25,11 +27,12 @@ _NO_UNLOADING: Final = "unloading an adapter needs the admin key of this server,
 
 
 class Guard:
-    """ASGI middleware before vLLM's routes; inside it, `ModelNames` gives each adapter one name."""
+    """ASGI middleware before vLLM's routes; inside it stand `Draining` and `ModelNames`."""
 
     def __init__(self, app: App) -> None:
         resolver = registered_resolver()
-        self._app = ModelNames(app, resolver) if resolver else app
+        named = ModelNames(app, resolver) if resolver else app
+        self._app = Draining(named, os.environ.get(CONTROL_KEY, ""))
         self._admin_key = os.environ.get("ADAPTERHUB_SERVE_ADMIN_KEY", "").encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:

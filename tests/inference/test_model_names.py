@@ -123,6 +123,7 @@ def engine(tmp_path: Path, library: Library, base: BaseRecord, monkeypatch: pyte
     make_standin(tmp_path / "standin")
     monkeypatch.syspath_prepend(tmp_path / "standin" / "site")
     monkeypatch.setenv("ADAPTERHUB_SERVE_ADMIN_KEY", "admin")
+    monkeypatch.setenv("ADAPTERHUB_SERVE_CONTROL_KEY", "control")
     resolver = AdapterHubResolver({"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_SERVE_OFFLINE": "1"}, ["vllm"])
     monkeypatch.setattr(guard, "registered_resolver", lambda: resolver)
     yield Engine(base, resolver)
@@ -259,3 +260,28 @@ def test_routes_that_load_or_unload_are_closed(engine: Engine, path: str) -> Non
     method = "DELETE" if path.startswith("/adapters/") else "POST"
 
     assert asyncio.run(engine.send(method, path, {}))[0] == 403
+
+
+# ---------------------------------------------------------------- stop
+def test_a_server_that_drains_finishes_what_runs_and_takes_nothing_new(engine: Engine, add: Add) -> None:
+    add("legal-qa")
+
+    async def run() -> tuple[list[int], dict[str, str]]:
+        engine.may_answer.clear()
+        running = asyncio.create_task(engine.send("POST", "/v1/completions", {"model": "legal-qa"}))
+        await engine.has_loaded.wait()
+        denied, _, _ = await engine.send("POST", "/adapterhub/drain", x_control_key="wrong")
+        drained = asyncio.create_task(engine.send("POST", "/adapterhub/drain", x_control_key="control"))
+        await asyncio.sleep(0)
+        refused, told, _ = await engine.send("POST", "/v1/completions", {"model": "base-7b"})
+        health, _, _ = await engine.send("GET", "/health")
+        waited = not drained.done()
+        engine.may_answer.set()
+        statuses = [(await task)[0] for task in (running, drained)]
+        assert waited
+        return [denied, refused, health, *statuses], told
+
+    statuses, told = asyncio.run(run())
+
+    assert statuses == [403, 503, 503, 200, 200]
+    assert told["connection"] == "close"

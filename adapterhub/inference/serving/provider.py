@@ -123,7 +123,7 @@ class AdapterProvider:
             self._folder = None
 
     def release(self, digest: Digest) -> None:
-        """End the lease of one adapter, which the engine must not read again; the next `find` leases it anew."""
+        """End the lease of one adapter, which the engine must not read again; the next `find` makes a new one."""
         with self._digest_locks[hash(digest) % _STRIPES]:
             self._leased.pop(digest, None)
             with self._names_lock:
