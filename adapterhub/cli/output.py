@@ -81,6 +81,11 @@ class Output:
             sys.stdout.flush()  # keeps the order where both streams go to one log
             sys.stderr.write(escaped(text) + "\n")
 
+    def detail(self, text: str) -> None:
+        """Print what `--verbose` asks for."""
+        sys.stdout.flush()
+        sys.stderr.write(escaped(text) + "\n")
+
     def warn(self, text: str) -> None:
         """Print a warning, also under `--quiet`."""
         sys.stdout.flush()
