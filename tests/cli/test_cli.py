@@ -173,36 +173,46 @@ def test_exit_codes_of_verify_tell_failure_damage_and_not_knowing_apart(filled, 
     assert "E_DIGEST" in {f["code"] for f in report["findings"]}
 
 
-def test_a_terminal_gets_a_table_and_no_colour_is_obeyed(filled):
-    def on_terminal(**environ: str) -> str:
-        leader, follower = pty.openpty()
-        process = subprocess.Popen(
-            [*ADAPT, "list"],
-            stdout=follower,
-            stderr=follower,
-            stdin=follower,
-            cwd=filled.folder,
-            env=filled.environ | {"TERM": "xterm-256color", "COLUMNS": "100"} | environ,
-        )
-        os.close(follower)
-        chunks = []
-        while True:
-            try:
-                chunk = os.read(leader, 65536)
-            except OSError:
-                break
-            if not chunk:
-                break
-            chunks.append(chunk)
-        assert process.wait() == 0
-        return b"".join(chunks).decode()
+def on_terminal(shell: Shell, code: int, *arguments: str, **environ: str) -> str:
+    """What a terminal of 100 columns shows."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*ADAPT, *arguments], stdout=follower, stderr=follower, stdin=follower, cwd=shell.folder,
+        env=shell.environ | {"TERM": "xterm-256color", "COLUMNS": "100"} | environ,
+    )  # fmt: skip
+    os.close(follower)
+    chunks = []
+    while True:
+        try:
+            chunk = os.read(leader, 65536)
+        except OSError:
+            break
+        if not chunk:
+            break
+        chunks.append(chunk)
+    assert process.wait() == code
+    return b"".join(chunks).decode().replace("\r\n", "\n")
 
-    coloured, plain = on_terminal(), on_terminal(NO_COLOR="1")
+
+def test_a_terminal_gets_a_table_and_no_colour_is_obeyed(filled):
+    coloured, plain = on_terminal(filled, 0, "list"), on_terminal(filled, 0, "list", NO_COLOR="1")
+    narrow = on_terminal(filled, 0, "list", NO_COLOR="1", COLUMNS="30")
 
     assert "───" in coloured
-    assert "\x1b[1m" in coloured
-    assert "\x1b[3" not in plain
+    assert coloured.startswith("\x1b[1mname ")
+    assert "\x1b" not in plain
     assert "legal-qa" in plain
+    assert "legal-qa   1.0.0    base-7b\n  legal-qa     4  lora" in narrow
+
+
+def test_errors_and_hints_are_coloured_on_a_terminal_only(filled):
+    coloured = on_terminal(filled, 10, "show", "legal-aq")
+
+    assert "\x1b[1;31merror:\x1b[0m no adapter `legal-aq`" in coloured
+    assert "\n\x1b[1;36mhint:\x1b[0m did you mean" in coloured
+    for quiet in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        assert "\x1b" not in on_terminal(filled, 10, "show", "legal-aq", **quiet)
+    assert "\x1b" not in filled.fails(10, "show", "legal-aq")
 
 
 def test_a_closed_pipe_is_no_error(filled):
