@@ -93,6 +93,11 @@ class Output:
             sys.stdout.flush()
             sys.stderr.write(f"{_label('hint')} {escaped(text)}\n")
 
+    @property
+    def shows_bars(self) -> bool:
+        """Whether stderr is a terminal that is to show bars."""
+        return not self.quiet and sys.stderr.isatty()
+
     @contextlib.contextmanager
     def progress(self, what: str, total: int | None, *, unit: str = "bytes") -> Iterator[Progress]:
         """Show a bar on stderr (terminal only, not under `--quiet`) during the block; call it with each amount done."""
@@ -118,7 +123,7 @@ class Output:
     @contextlib.contextmanager
     def _bar(self, what: str, total: int | None, unit: str) -> Iterator[tuple[Bars, TaskID] | None]:
         """The bar and its only task, with the position, the rate and the time left."""
-        if self.quiet or not sys.stderr.isatty():
+        if not self.shows_bars:
             yield None
             return
         from rich.console import Console

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from adapterhub.api.steps.checking import bytes_to_check, reports_of
 from adapterhub.cli import cli
+from adapterhub.library.library import Library
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
 
@@ -171,6 +174,27 @@ def test_exit_codes_of_verify_tell_failure_damage_and_not_knowing_apart(filled, 
     assert done.returncode == 12
     [report] = json.loads(done.stdout)
     assert "E_DIGEST" in {f["code"] for f in report["findings"]}
+
+
+@pytest.mark.parametrize("adapters", [(), ("legal-qa", "./out/summarize"), ("./nowhere",)])
+def test_the_bar_of_verify_ends_at_its_total(filled, tmp_path, monkeypatch, adapters):
+    monkeypatch.chdir(tmp_path)
+    library = Library(tmp_path / "home")
+    (tmp_path / "home" / "blobs" / "sha256" / "00").mkdir(exist_ok=True)  # and what no build needs
+    (tmp_path / "home" / "blobs" / "sha256" / "00" / f"{'0' * 64}").write_bytes(b"unused")
+    read: list[int] = []
+
+    for _ in reports_of(library, adapters, None, read.append):
+        pass
+
+    assert sum(read) == bytes_to_check(library, adapters)
+    assert (sum(read) > 0) is (adapters != ("./nowhere",))
+
+
+def test_verify_shows_its_total_on_a_terminal(filled):
+    shown = on_terminal(filled, 0, "verify", "--all", NO_COLOR="1")
+
+    assert re.search(r"verify .*[1-9][\d.]*/[1-9][\d.]* [kM]?B", shown), shown
 
 
 def on_terminal(shell: Shell, code: int, *arguments: str, **environ: str) -> str:

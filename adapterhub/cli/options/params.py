@@ -35,7 +35,7 @@ class Session(library_session.Session):
 
     def open_remote(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Source:
         """The remote end, without the progress bars of the Hub client when ours are off."""
-        if not offline and (self.out.quiet or not sys.stderr.isatty()):
+        if not offline and not self.out.shows_bars:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the client reads it once, when imported
         return library_session.Session.open_remote(self, remote, token=token, offline=offline)
 
