@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from adapterhub.cli.groups import HELP, Group
 from adapterhub.cli.output import report_failure
 from adapterhub.core.errors import EXIT_BUG, EXIT_INTERRUPTED, AdapterHubError, NotAllowed, UsageProblem
 
@@ -103,11 +104,10 @@ ALIASES = {"uninstall": "remove", "show": "info"}
 """Second names of commands, each with the first."""
 
 EXIT_TERMINATED = 143
-HELP = "help"
 _NO_COMMAND: type[click.UsageError] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())  # since click 8.2
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group that imports a command only when it is used and prints its help from the table."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -129,24 +129,6 @@ class LazyGroup(click.Group):
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}:{attribute} is not a command")
         return command
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read `help merge` as `merge --help`, and complete the words after `help` as commands."""
-        if args[:1] == [HELP]:
-            words = [word for word in args[1:] if not word.startswith("-")]
-            args = words if ctx.resilient_parsing else [*words, "--help"]
-        return super().parse_args(ctx, args)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that `args` name; a misspelt name raises an error that suggests the nearest one."""
-        name = args[0] if args else ""
-        if name and not name.startswith("-") and name not in COMMANDS:
-            from adapterhub.cli.suggestions import advice
-
-            raise click.UsageError(f"no command `{name}`; {advice(name, [*COMMANDS, HELP])}", ctx)
-        return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete names from the table; click would import every command to check whether it is hidden."""

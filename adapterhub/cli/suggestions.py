@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 COMMANDS_ELSEWHERE: Final[Mapping[str, str]] = {
@@ -36,11 +36,11 @@ COMMANDS_ELSEWHERE: Final[Mapping[str, str]] = {
 """Our command by its name elsewhere."""
 
 
-def advice(typed: str, commands: Iterable[str]) -> str:
-    """What to type instead of the unknown command `typed`."""
-    if typed in COMMANDS_ELSEWHERE:
-        return f"did you mean `adapt {COMMANDS_ELSEWHERE[typed]}`?"
-    import difflib
+def advice(typed: str, commands: Sequence[str], group: str = "") -> str:
+    """What to type instead of the unknown command `typed` among `commands`, those of `group` such as `base `."""
+    meant = COMMANDS_ELSEWHERE.get(typed, "")
+    if not meant or (group and meant not in commands):
+        import difflib
 
-    near = difflib.get_close_matches(typed, commands, n=1)
-    return f"did you mean `adapt {near[0]}`?" if near else "`adapt --help` lists the commands"
+        meant = "".join(difflib.get_close_matches(typed, commands, n=1))
+    return f"did you mean `adapt {group}{meant}`?" if meant else f"`adapt {group}--help` lists the commands"

@@ -24,6 +24,7 @@ def adapt(tmp_path) -> Adapt:
         (["help", "merge"], ["merge", "--help"]),
         (["help", "base"], ["base", "--help"]),
         (["help", "base", "add"], ["base", "add", "--help"]),
+        (["base", "help", "add"], ["base", "add", "--help"]),
         (["base"], ["base", "--help"]),
         (["-V"], ["--version"]),
     ],
@@ -40,7 +41,9 @@ def test_help_and_version_have_a_short_form(adapt, words, same):
     ("words", "said"),
     [
         (["help", "mrge"], "no command `mrge`; did you mean `adapt merge`?"),
-        (["help", "base", "ad"], "Did you mean 'add'?"),
+        (["help", "base", "ad"], "no command `base ad`; did you mean `adapt base add`?"),
+        (["base", "rm", "x"], "no command `base rm`; did you mean `adapt base remove`?"),
+        (["base", "login"], "no command `base login`; `adapt base --help` lists the commands"),
         (["hlep"], "did you mean `adapt help`?"),
     ],
 )
