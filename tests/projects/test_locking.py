@@ -278,7 +278,7 @@ def test_all_that_cannot_be_locked_is_told_at_once(tmp_path, library, add):
 
 
 def test_one_refusal_keeps_its_reasons(tmp_path, library, add):
-    add("legal-qa", version="1.0.0", rank=8)
+    add("legal-qa", version="1.0.0", rank=8, variant=True)
 
     with pytest.raises(NoCompatibleRelease) as refused:
         lock_project(library, project(tmp_path, "[adapters]\nlegal-qa=''\n[policy]\nmax-rank = 4\n"), Asked())

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from adapterhub.cli.documents._parts import (
     Added,
+    AddedSeveral,
     Digest,
     File,
     Finding,
@@ -319,6 +320,7 @@ BASES = {
 }
 ADAPTERS = {
     "add": Added,
+    "add.several": AddedSeveral,
     "install": list[Installed],
     "install.save": list[Installed],
     "install.dry-run": list[Plan],
