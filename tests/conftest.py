@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, settings
 from adapterhub.core.limits import use_limits
 from adapterhub.core.specs import parse_name
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.intake.clashes import Bump
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Added, Library
 from tests.support.outside import Recording
@@ -102,15 +101,14 @@ def add(tmp_path: Path, library: Library, base: BaseRecord) -> Callable[..., Add
         known: bool = True,
         namespace: str | None = None,
         into: Library | None = None,
-        bump: Bump | None = None,
-        variant: bool = False,
         **adapter: object,
     ) -> Added:
+        naming = {key: adapter.pop(key) for key in ("bump", "variant") if key in adapter}
         number = len(list((tmp_path / "made").glob("*"))) if (tmp_path / "made").exists() else 0
         folder = make_adapter(tmp_path / "made" / f"{name}-{number}", **adapter)  # type: ignore[arg-type]
         about = Description(name=parse_name(name), version=version, task=task, description=description)
         told = base if known else None
-        return (into or library).add(folder, about, base=told, namespace=namespace, bump=bump, variant=variant)
+        return (into or library).add(folder, about, base=told, namespace=namespace, **naming)  # type: ignore[arg-type]
 
     return make
 

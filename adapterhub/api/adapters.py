@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, overload
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, paths_of, spec_of
 from adapterhub.api.results import Listing
-from adapterhub.api.steps.finding import ask, find_build, installed_builds
+from adapterhub.api.steps.finding import ask, find_build, installed_builds, several_fit
 from adapterhub.api.steps.installing import Upgraded, install_one, plan_one, upgrade_library
 from adapterhub.api.steps.searching import COLUMNS, SERVER_COLUMNS, base_name, search_installed, search_server
 from adapterhub.core.display import size_text
@@ -354,9 +354,15 @@ class WithAdapters(OpenedLibrary):
 
         Raises:
             AdapterNotFound: one is not installed; none was removed.
+            AmbiguousSpec: a spec fits several ranks of one version; its choices name each. None was removed.
             StoreLocked: a process uses one; none was removed.
         """
-        builds = [b for spec in specs for b in installed_builds(self, spec_of(spec), all_versions=all_versions)]
+        builds: list[Installed] = []
+        for spec in map(spec_of, specs):
+            found = installed_builds(self, spec, all_versions=all_versions)
+            if len(found) > 1 and not all_versions:
+                raise several_fit(spec, found, hint="name one of them, or pass them all")
+            builds += found
         super().remove(builds)
         return builds
 

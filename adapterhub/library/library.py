@@ -82,6 +82,7 @@ class Library:
         self._pins = Pins(root)
         self._leases = Leases(self.store)
         self.resolve_name: NameResolver | None = None
+        self.note_choice: Callable[[str], None] = lambda _text: None  # the face of the library says it
 
     @property
     def label(self) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.api.reporting import report_warnings
+from adapterhub.cli.adapters.add_several import add_several
+from adapterhub.cli.adapters.added import say_added
 from adapterhub.cli.options.naming import naming_options
 from adapterhub.cli.options.params import BASE, Session, common
-from adapterhub.cli.output import size_text
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -91,36 +91,4 @@ def add(
     if len(folders) == 1:
         say_added(session, add_one(folders[0]), "added")
         return
-    from adapterhub.cli.adapters.add_several import add_several
-
     add_several(session, folders, add_one)
-
-
-def say_added(session: Session, added: Added, verb: str) -> None:
-    """Print the added build and the warnings of its checks."""
-    report_warnings(session, added)
-    session.out.result(added_document(added), lambda: session.out.line(added_line(added, verb)))
-
-
-def added_line(added: Added, verb: str) -> str:
-    """The added build in one line, after `verb`."""
-    build, manifest = added.build, added.build.manifest
-    state = verb if added.created else "already installed:"
-    base, size = build.base_name or "an unknown base", size_text(manifest.size_bytes)
-    return f"{state} {build.full_name} {manifest.label} for {base}  {size}  {manifest.digest}"
-
-
-def added_document(added: Added) -> dict[str, Any]:
-    """The JSON document of an added build."""
-    build, manifest = added.build, added.build.manifest
-    return {
-        "name": build.full_name,
-        "version": manifest.version,
-        "base": build.base_name,
-        "digest": manifest.digest,
-        "created": added.created,
-        "rank": manifest.rank,
-        "size_bytes": manifest.size_bytes,
-        "path": str(build.folder),
-        "warnings": [f.to_json() for f in added.report.warnings],
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.reporting import report_warnings
-from adapterhub.cli.adapters.add import added_document, added_line
+from adapterhub.cli.adapters.added import added_document, added_line
 from adapterhub.cli.output import failure_facts, report_failure
 from adapterhub.core.errors import EXIT_SOME_FAILED, AdapterHubError, UsageProblem, reworded, shown
 from adapterhub.formats.manifest import CONFIG_FILE

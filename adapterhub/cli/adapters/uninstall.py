@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.api.steps.finding import installed_builds
-from adapterhub.cli.adapters.remove import confirm_removal, removed_document
+from adapterhub.cli.adapters.remove import builds_to_remove, confirm_removal, removed_document
 from adapterhub.cli.options.params import SPEC, Session, common, project_option
 
 if TYPE_CHECKING:
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 def uninstall(session: Session, specs: tuple[AdapterSpec, ...], save: bool, all_versions: bool, yes: bool) -> None:
     """Remove adapters from the library, and from the project with --save.
 
-    Their bytes stay in the store until `adapt gc`. With --save, give the names that the project uses; a build that
+    Their bytes stay in the store until `adapt gc`. Where a version has builds of several ranks, asks which to remove;
+    --yes removes them all. With --save, give the names that the project uses; a build that
     another name of the project uses stays installed. Refuses to remove an adapter that the project's merges need.
 
     \b
@@ -37,8 +37,7 @@ def uninstall(session: Session, specs: tuple[AdapterSpec, ...], save: bool, all_
 
     library = session.library
     if not save:
-        builds = [b for spec in specs for b in installed_builds(library, spec, all_versions=all_versions)]
-        confirm_removal(builds, yes=yes)
+        builds = builds_to_remove(library, specs, all_versions=all_versions, yes=yes)
         library.remove(builds)
         _tell(session, builds, [])
         return

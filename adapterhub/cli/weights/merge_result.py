@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.steps.combining import combine, report_merged
-from adapterhub.cli.adapters.add import added_document
+from adapterhub.cli.adapters.added import added_document
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:
