@@ -225,25 +225,24 @@ class Library:
         is_made_here = Path(absolute(folder)).is_relative_to(self.place)  # a merge, in a folder that goes at once
         what = ("the result" if is_made_here else f"`{shown(str(folder), 200)}`") + (f" (rank {rank})" if rank else "")
 
-        def namesakes() -> Namesakes:
-            return self.namesakes(description.name, namespace, fingerprint)
-
+        there = self.namesakes(description.name, namespace, fingerprint)
         if bump is None:
-            namesakes().ensure_room(description.version, what, rank=rank, variant=variant)
+            there.ensure_room(description.version, what, rank=rank, variant=variant)
         taken = [subject.listing.taken[name] for name in sorted(subject.listing.taken.keys() & MEDIA_TYPES.keys())]
         self.store.need_room(sum(entry.size_bytes for entry in taken))
         with self.store.intent(f"add {description.name}") as intent:
             entries = stage_files(self.store, intent, folder, taken, progress)
             manifest = describe(subject, entries, description, base)
             if bump is not None:
-                manifest = namesakes().named(manifest, bump)
+                manifest = there.named(manifest, bump)
+            there.ensure_is_new(manifest, what, variant=variant)  # the checks of the numbers take longer
 
-            def ensure_is_new() -> None:
-                namesakes().ensure_is_new(manifest, what, variant=variant)
+            def ensure_still_new() -> None:
+                now = self.namesakes(manifest.name, namespace, fingerprint)
+                now.ensure_is_new(manifest, what, variant=variant)
 
-            ensure_is_new()  # the checks of the numbers take longer
             release = Release(manifest=manifest, namespace=namespace, origin=str(folder))
-            added = self.publish_staged(intent, release, base, findings, ensure_is_new)
+            added = self.publish_staged(intent, release, base, findings, ensure_still_new)
         self.note_origin(added.build, absolute(folder))
         return added
 

@@ -184,6 +184,7 @@ class Plan(TypedDict):
 class Installed(Plan):
     """An installed build."""
 
+    base: NotRequired[Annotated[str, "alias, Hub id or digest; empty if unknown"]]
     created: NotRequired[Annotated[bool, "false: it existed already"]]
     size_bytes: NotRequired[Size]
     warnings: NotRequired[list[Finding]]
