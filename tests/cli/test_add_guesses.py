@@ -108,6 +108,15 @@ def test_without_any_base_and_with_no_base_nothing_is_guessed(adapt, tmp_path):
     assert (base_of(adapt, "qa"), base_of(adapt, "qb")) == ("", "")
 
 
+def test_a_damaged_base_record_stops_no_adapter(adapt, tmp_path):
+    make_adapter(tmp_path / "qa")
+    (tmp_path / "home" / "bases" / "base-7b.json").write_text("{}")
+
+    done = adapt("add", "qa")
+
+    assert (done.exit_code, "the registered bases cannot be read" in done.stderr) == (0, True)
+
+
 def test_python_guesses_unless_told_otherwise(adapt, tmp_path, caplog):
     library = adapterhub.Library(tmp_path / "home")
     make_adapter(tmp_path / "Legal QA")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from adapterhub.core.errors import SpecError, UsageProblem, shown
+from adapterhub.core.errors import AdapterHubError, SpecError, UsageProblem, shown
 from adapterhub.core.made_names import made_name
 from adapterhub.core.specs import AdapterName, looks_like_revision, parse_name
 from adapterhub.formats.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE
@@ -56,7 +56,10 @@ def guess_base(library: Library, folder: Path) -> BaseGuess:
 
     Reads headers and configs, and weights only where the adapter has more than LoRA pairs.
     """
-    records = library.bases.list()
+    try:
+        records = library.bases.list()
+    except AdapterHubError as error:  # a damaged record is no reason to refuse an adapter
+        return BaseGuess(record=None, why=f"the registered bases cannot be read ({error.message})", todo=_PIN)
     if not records:
         return BaseGuess(record=None, why="no base is registered", todo=_ADD)
     files = {n: entry.path for n, entry in list_folder(folder).taken.items() if n in MEDIA_TYPES}
