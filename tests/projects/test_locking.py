@@ -154,7 +154,7 @@ def test_a_directory_inside_the_project_is_written_from_there(tmp_path, library,
 
 def test_ranks_versions_and_names_of_the_project_are_obeyed(tmp_path, library, add):
     for rank in (4, 8, 16):
-        add("legal-qa", version="1.0.0", rank=rank, seed=rank)
+        add("legal-qa", version="1.0.0", rank=rank, seed=rank, variant=True)
     add("legal-qa", version="2.0.0", rank=4, seed=20)
     text = """[adapters]
 legal-qa = "<2"
