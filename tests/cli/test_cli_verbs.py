@@ -48,7 +48,7 @@ class World:
     def publish(self, name: str, version: str, *, seed: int = 0, rank: int = 4) -> str:
         folder = self.user.folder / "out" / f"{name}-{version}-{rank}"
         make_adapter(folder, seed=seed, rank=rank)
-        self.author.ok("add", folder, "--name", name, "--version", version, "--base", "base-7b")
+        self.author.ok("add", folder, "--name", name, "--version", version, "--base", "base-7b", "--variant")
         self.author.ok("push", f"{name}=={version}", "--to", "./published", "--rank", str(rank))
         return self.author.json("show", f"{name}=={version}", "--rank", str(rank))["digest"]
 

@@ -128,7 +128,9 @@ def _bases(w: World) -> None:
 
 def _adapters(w: World) -> None:
     w.says("add", "add", "./out/legal-qa", "--name", "legal-qa", "--base", "base-7b", "--task", "legal-qa")
-    w.adapt.ok("add", "./out/unknown", "--name", "unknown")
+    several = ("./out/legal-qa", "./models", "./downloads/diverged")
+    w.says("add.several", "add", *several, "--task", "legal-qa", exit_code=3)
+    w.adapt.ok("add", "./out/unknown", "--no-base")
     w.says("base-pin", "base", "pin", "unknown", "base-7b")
     w.says("install.dry-run", "install", SUMMARY, "--from", "./published", "--dry-run")
     w.says("install", "install", SUMMARY, "--from", "./published")

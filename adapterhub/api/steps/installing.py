@@ -54,6 +54,7 @@ def plan_one(
     )
     for warning in plan.resolution.warnings:
         session.out.warn(warning)
+    session.note_once(plan.resolution.note)
     return plan
 
 

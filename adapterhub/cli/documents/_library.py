@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from adapterhub.cli.documents._parts import (
     Added,
+    AddedSeveral,
     Digest,
     File,
     Finding,
@@ -183,6 +184,7 @@ class Plan(TypedDict):
 class Installed(Plan):
     """An installed build."""
 
+    base: NotRequired[Annotated[str, "alias, Hub id or digest; empty if unknown"]]
     created: NotRequired[Annotated[bool, "false: it existed already"]]
     size_bytes: NotRequired[Size]
     warnings: NotRequired[list[Finding]]
@@ -326,6 +328,7 @@ BASES = {
 }
 ADAPTERS = {
     "add": Added,
+    "add.several": AddedSeveral,
     "install": list[Installed],
     "install.save": list[Installed],
     "install.dry-run": list[Plan],
