@@ -94,6 +94,9 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "push": {"Library.push": f"{_STEPS}.publishing:push_build"},
     "pull": {"Library.pull": f"{_STEPS}.publishing:pull_release"},
     "mirror": {"Library.mirror": f"{_STEPS}.publishing:mirror_releases"},
+    "yank": {"Library.yank": "adapterhub.distribution.withdrawal:yank"},
+    "unyank": {"Library.unyank": "adapterhub.distribution.withdrawal:unyank"},
+    "delete": {"Library.delete": "adapterhub.distribution.withdrawal:delete"},
     "sign": {"Library.sign": f"{_STEPS}.publishing:sign_build"},
     "key new": {"Library.keys.new": "adapterhub.trust.signing.keys:KeyFolder.new"},
     "key list": {

@@ -6,6 +6,7 @@ import zlib
 
 import pytest
 
+from adapterhub.distribution.hub import Hub
 from adapterhub.projects.lock.lockfile import read_lock
 from tests.cli.test_cli_verbs_remote import World
 
@@ -33,6 +34,98 @@ def locked(world: World) -> tuple[str, str]:
     entry = read_lock(world.folder).entries["qa"]
     assert entry.source.pin["commit"]
     return entry.version, entry.source.pin["repo"]
+
+
+# ---------------------------------------------------------------- yank, unyank, delete
+@pytest.fixture(params=["registry", "plain hub"])
+def kind(request, monkeypatch) -> str:
+    """Our registry records a yank itself; any other server gets a tag and a file."""
+    if request.param == "plain hub":
+        monkeypatch.setattr(Hub, "features", frozenset())
+    return request.param
+
+
+def test_a_yanked_version_is_passed_over_until_it_is_unyanked(world, kind):
+    name = f"{world.team}/legal-qa"
+
+    dry = world.ann.json("yank", f"{name}==1.1.0", "--reason", "leaked labels", "--dry-run")
+    done = world.ann.json("yank", f"{name}==1.1.0", "--reason", "leaked labels")
+    again = world.ann.json("yank", f"{name}==1.1.0", "--reason", "leaked labels")
+    replaced = world.ann.json("yank", f"{name}==1.1.0", "--reason", "wrong base")
+
+    assert [one["done"] for one in (dry, done, again, replaced)] == [False, True, False, True]
+    assert (done["repo"], done["versions"], done["yanked"]) == (name, ["1.1.0"], "leaked labels")
+    refused = world.bob.fails(11, "install", f"{name}@base-7b>1.0", "--dry-run")
+    assert "1.1.0  yanked: wrong base" in refused
+    assert [d["version"] for d in world.bob.json("install", f"{name}@base-7b", "--dry-run")] == ["1.0.0"]
+
+    assert world.ann.json("unyank", f"{name}==1.1.0")["done"]
+    assert not world.ann.json("unyank", f"{name}==1.1.0")["done"]
+    assert [d["version"] for d in world.bob.json("install", f"{name}@base-7b", "--dry-run")] == ["1.1.0"]
+
+
+def test_a_yank_outlives_the_next_push_to_a_plain_hub(world, monkeypatch):
+    monkeypatch.setattr(Hub, "features", frozenset())
+    name = f"{world.team}/legal-qa"
+    world.ann.ok("yank", f"{name}==1.1.0", "--reason", "leaked labels")
+
+    world.publish("1.2.0")
+    world.ann.ok("yank", f"{name}==1.2.0", "--reason", "also leaked")
+
+    told = world.bob.fails(11, "install", f"{name}@base-7b>1.0", "--dry-run")
+    assert "yanked: leaked labels" in told
+    assert "yanked: also leaked" in told
+
+
+def test_a_yank_names_the_repository_or_the_adapter(world):
+    world.ann.ok("push", "legal-qa==1.1.0", "--to", f"{world.team}/legal-qa-base-7b")
+    name = f"{world.team}/legal-qa"
+
+    by_repository = world.ann.json("yank", f"{name}-base-7b==1.1.0", "--dry-run")
+    by_base = world.ann.json("yank", f"{name}@base-7b==1.0.0", "--dry-run")
+
+    assert by_repository["repo"] == f"{name}-base-7b"
+    assert (by_base["repo"], by_base["yanked"]) == (name, "no reason given")
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "said"),
+    [
+        ("legal-qa==1.1.0", 2, "names no namespace"),
+        ("{team}/legal-qa", 2, "it has `==1.1.0`, `==1.0.0`"),
+        ("{team}/legal-qa==3.0", 10, "has 1.1.0, 1.0.0"),
+        ("{team}/nothing==3.0", 10, "has no `{team}/nothing==3.0`"),
+    ],
+)
+def test_what_names_no_published_version_is_refused(world, spec, code, said):
+    spec, said = spec.format(team=world.team), said.format(team=world.team)
+
+    for command in ("yank", "unyank"):
+        assert said in world.ann.fails(code, command, spec)
+
+
+def test_a_reason_is_one_line_and_a_yank_needs_the_right(world):
+    name = f"{world.team}/legal-qa==1.1.0"
+    reader = world.server.registry.tokens.create("reader", "read", namespaces=["*"])
+
+    assert "control character" in world.ann.fails(2, "yank", name, "--reason", "two\nlines")
+    assert "501 characters" in world.ann.fails(2, "yank", name, "--reason", "x" * 501)
+    assert "403" in world.bob.fails(14, "yank", name, "--token", reader, "--remote", "ours")
+    assert "offline" in world.ann.fails(13, "yank", name, "--offline")
+
+
+def test_a_deleted_version_is_gone_and_a_deleted_repository_too(world, kind):
+    name = f"{world.team}/legal-qa"
+
+    assert "pass `--yes`" in world.ann.fails(2, "delete", f"{name}==1.1.0")
+    assert not world.ann.json("delete", f"{name}==1.1.0", "--dry-run")["done"]
+    assert world.ann.json("delete", f"{name}==1.1.0", "--yes")["versions"] == ["1.1.0"]
+    assert [d["version"] for d in world.bob.json("install", f"{name}@base-7b", "--dry-run")] == ["1.0.0"]
+
+    assert "neither one version nor a repository" in world.ann.fails(2, "delete", f"{name}>=1")
+    assert world.ann.json("delete", name, "--yes")["versions"] == ["1.0.0"]
+    assert f"`{name}`" in world.bob.fails(10, "install", f"{name}@base-7b")
+    assert f"`{name}`" in world.ann.fails(10, "delete", name, "--yes")
 
 
 # ---------------------------------------------------------------- upgrade
