@@ -15,6 +15,7 @@ from adapterhub.distribution.choosing import candidates_of, choose
 from adapterhub.distribution.hub import Hub, PublishedVersion
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
 
 MAX_REASON_CHARACTERS: Final = 500
@@ -202,13 +203,28 @@ class Here:
     place: str
 
 
-def withdrawn(
-    library: Library, builds: Iterable[Here], find_source: Callable[[str], Source | None] | None
+FindSource = Callable[[str], "Source | None"]
+"""Returns the server at a URL; None if it may not be asked. It may raise."""
+
+
+def withdrawn_builds(
+    library: Library, builds: Iterable[Installed], find_source: FindSource | None
 ) -> dict[Digest, str]:
+    """The same as `withdrawn`, for installed builds; those that came from no server are passed over."""
+    here = []
+    for build in builds:
+        origin = library.origins.under(build.manifest.digest, build.full_name)
+        if origin is not None and origin.is_server:
+            spec = AdapterSpec.parse(f"{build.full_name}=={build.manifest.version}")
+            here.append(Here(digest=build.manifest.digest, spec=spec, place=origin.place))
+    return withdrawn(library, here, find_source)
+
+
+def withdrawn(library: Library, builds: Iterable[Here], find_source: FindSource | None) -> dict[Digest, str]:
     """The reason of each of `builds` that its server has yanked, by its digest.
 
-    Each server is asked once, and what it says is remembered. `find_source` gives the server at a URL, or None if it
-    may not be asked; what it said last counts then, and where it does not answer within a few seconds.
+    Each server is asked once, and what it says is remembered. What it said last counts if it may not be asked, and if
+    it does not answer within a few seconds.
     """
     by_place: dict[str, list[Here]] = {}
     for one in builds:

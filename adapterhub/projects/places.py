@@ -180,6 +180,20 @@ class ProjectSources:
                 hint="run `adapt sync` once without `--offline`",
             )
 
+    def server_at(self, address: str) -> Source | None:
+        """The server that builds were locked from; None if this is offline.
+
+        Raises:
+            ProjectNotTrusted: as above.
+        """
+        from adapterhub.distribution.remote_kinds import kind_of
+
+        kind = kind_of(address)
+        if self._offline or not kind.is_server:
+            return None
+        self._trust.require_for(address)
+        return self._opened(kind, address, next((r.name for r in self._project.remotes if r.address == address), ""))
+
     def policy_for(self, entry: Locked) -> EffectivePolicy | None:
         """The project's signature policy for the remote that a build was locked from; None if it sets none."""
         return self.policy_of(entry.source.remote)

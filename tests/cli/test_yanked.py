@@ -9,6 +9,7 @@ import pytest
 from adapterhub.distribution.hub import Hub
 from adapterhub.projects.lock.lockfile import read_lock
 from tests.cli.test_cli_verbs_remote import World
+from tests.registry.running import running
 
 pytestmark = pytest.mark.slow
 
@@ -184,3 +185,58 @@ def test_an_install_takes_another_version_than_an_installed_one_that_was_seen_to
 
     assert [d["version"] for d in world.bob.json("install", f"{name}@base-7b")] == ["1.0.0"]
     assert "yanked: leaked labels" in world.bob("install", f"{name}@base-7b==1.1.0", "--offline").stderr
+
+
+# ---------------------------------------------------------------- what is here already
+def test_a_warm_sync_tells_of_a_yank_and_of_its_end(world, kind, tmp_path):
+    project(world)
+    world.ann.ok("yank", f"{world.team}/legal-qa==1.1.0", "--reason", "leaked labels")
+    notice = f"`{world.team}/legal-qa==1.1.0` (`qa` here) was yanked: leaked labels; it is locked"
+
+    assert notice not in world.bob("sync", "--offline").stderr  # not seen yet
+    assert notice in world.bob("sync").stderr
+    assert notice in world.bob("sync", "--frozen", "--offline").stderr  # seen before
+    assert locked(world)[0] == "1.1.0"
+
+    world.ann.ok("unyank", f"{world.team}/legal-qa==1.1.0")
+    assert world.bob("sync").stderr == ""
+    assert world.bob("sync", "--offline").stderr == ""
+
+
+def test_info_and_verify_tell_of_a_yank(world, kind):
+    name = f"{world.team}/legal-qa"
+    world.bob.ok("install", f"{name}@base-7b")
+    assert world.bob.json("info", name)["yanked"] is None
+    world.ann.ok("yank", f"{name}==1.1.0", "--reason", "leaked labels")
+
+    assert world.bob.json("info", name, "--offline")["yanked"] is None  # not seen yet
+    assert "yanked\tleaked labels\n" in world.bob.ok("info", name)
+    assert world.bob.json("info", name, "--offline")["yanked"] == "leaked labels"
+    for command in (("verify", name), ("verify", "--all"), ("verify", name, "--offline")):
+        assert f"[W_YANKED] warning: adapterhub.json: yanked on {world.server.url}: leaked labels" in world.bob.ok(
+            *command
+        )
+
+
+def test_a_server_that_is_away_says_what_it_said_last(tmp_path, online):
+    with running(tmp_path / "short") as short:
+        world = World(tmp_path, short, "acme")
+        world.publish("1.1.0")
+        project(world)
+        world.ann.ok("yank", "acme/legal-qa==1.1.0", "--reason", "leaked labels")
+        world.bob.ok("sync")
+
+    assert "was yanked: leaked labels; it is locked" in world.bob("sync").stderr
+    assert world.bob.json("info", "acme/legal-qa")["yanked"] == "leaked labels"
+
+
+def test_a_server_cannot_withdraw_what_came_from_another(world, tmp_path):
+    with running(tmp_path / "second") as second:
+        world.bob.ok("remote", "add", "second", second.url)
+        world.bob.ok("remote", "login", "second", "--token", second.token)
+        world.bob.ok("install", f"{world.team}/legal-qa@base-7b")
+        world.bob.ok("mirror", f"{world.team}/legal-qa@base-7b", "--from", "ours", "--to", "second")
+        world.bob.ok("yank", f"{world.team}/legal-qa==1.1.0", "--remote", "second")
+
+        assert world.bob.json("info", f"{world.team}/legal-qa")["yanked"] is None
+        assert "W_YANKED" not in world.bob.ok("verify", "--all")

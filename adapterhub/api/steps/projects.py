@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE
 from adapterhub.core.errors import StaleLock, UsageProblem, shown
+from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.library.store.roots import KnownProjects
+from adapterhub.projects.builds import exact_spec
+from adapterhub.projects.lock.conflicts import yanked_notice
 from adapterhub.projects.lock.lockfile import previous_lock, read_lock
 from adapterhub.projects.lock.staleness import lock_problems
 from adapterhub.projects.locking import ALL, Change, LockOutcome, base_moved_since
@@ -26,13 +29,14 @@ from adapterhub.projects.sync import (
     wanted_entries,
 )
 from adapterhub.projects.trust import ensure_no_takeover, servers_in
-from adapterhub.projects.values import LockedMerge, LockedSource, digests_of
+from adapterhub.projects.values import LockedAdapter, LockedMerge, LockedSource, digests_of
 
 if TYPE_CHECKING:
+    from adapterhub.library.library import Library
     from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
     from adapterhub.projects.trusted import TrustedProject
-    from adapterhub.projects.values import Lock, MergeRequirement, Project
+    from adapterhub.projects.values import Lock, Locked, MergeRequirement, Project
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 
@@ -129,8 +133,21 @@ def sync_project(
             delete=delete(plan) if prune else (),
             reads_all=check,
         )
-    _report(session, [warning for one in done.brought for warning in one.warnings])
+    fetched = {one.entry.key for one in done.brought if one.sent_bytes}
+    notices = yanked_notices(library, [e for step in plan.steps if (e := step.entry).key not in fetched], sources)
+    _report(session, [*(warning for one in done.brought for warning in one.warnings), *notices])
     return Synced(lock=lock, plan=plan, done=done, is_locked_anew=is_new)
+
+
+def yanked_notices(library: Library, entries: Sequence[Locked], sources: ProjectSources) -> list[str]:
+    """A notice for each locked build that its server has yanked, or had yanked when it last answered."""
+    from adapterhub.distribution.withdrawal import Here, withdrawn
+
+    adapters = [e for e in entries if isinstance(e, LockedAdapter) and not e.source.is_library]
+    locked = [e for e in adapters if kind_named(e.source.kind).is_server]
+    here = [Here(digest=e.digest, spec=exact_spec(e), place=e.source.address) for e in locked]
+    reasons = withdrawn(library, here, sources.server_at)
+    return [yanked_notice(e.key, e.name, e.version, reasons[e.digest]) for e in locked if e.digest in reasons]
 
 
 def ensure_groups(project: Project, groups: Sequence[str]) -> None:
