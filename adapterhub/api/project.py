@@ -18,6 +18,7 @@ from adapterhub.api.steps.projects import (
     current_lock,
     lock_project,
     preview_upgrade,
+    save_installed,
     sync_project,
     trust_project,
     upgrade_project,
@@ -30,7 +31,7 @@ from adapterhub.projects import saving
 from adapterhub.projects.builds import ProjectNames, exact_spec
 from adapterhub.projects.file.editing import create_project
 from adapterhub.projects.lock.lockfile import read_lock
-from adapterhub.projects.places import ProjectSources, SpecSources, base_to_write, editing, objection_from, project_base
+from adapterhub.projects.places import ProjectSources, SpecSources, base_to_write, objection_from, project_base
 from adapterhub.projects.project import find_project, read_project
 from adapterhub.projects.trusted import TrustedProjects
 
@@ -332,6 +333,7 @@ class Project:
         spec: SpecLike,
         *,
         group: str | None = None,
+        sync: bool = True,
         base: BaseLike | None = None,
         rank: int | None = None,
         min_rank: int | None = None,
@@ -343,9 +345,10 @@ class Project:
         token: str | None = None,
         offline: bool = False,
     ) -> Installed:
-        """Install an adapter and write it into `adapters.toml` and `adapters.lock`, as `adapt install --save` does.
+        """Install an adapter, save it in `adapters.toml` and `adapters.lock`, and sync, as `adapt install --save` does.
 
-        `group` is an optional group to put it in; the other arguments and the errors are those of `Library.install`.
+        `group` is an optional group to put it in; `sync=False` leaves `adapters/` alone. The other arguments and the
+        errors are those of `Library.install`.
         """
         session, asked = self._session, spec_of(spec)
         where = SpecSources(session, paths_of(places), remote=remote, token=token, offline=offline)
@@ -361,9 +364,8 @@ class Project:
         )
         bars = self.library.reports
         added = install_one(session, plan, where, signatures, bars=bars, what=asked.full_name)
-        with editing(self.library, self.folder) as project:
-            saved = saving.Saved(spec=asked, bounds=bounds, plan=plan)
-            saving.save(session, saving.plan_saving(session, project, where, [saved], group=group, bars=bars))
+        saved = saving.Saved(spec=asked, bounds=bounds, plan=plan)
+        save_installed(session, self.folder, where, [saved], group=group, syncs=sync, signatures=signatures, bars=bars)
         build = added.build if added else plan.present
         assert build is not None  # an install that was not refused
         return build

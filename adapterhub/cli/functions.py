@@ -34,7 +34,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "install": {
         "Library.install": f"{_STEPS}.installing:install_one",
         "Library.plan_install": f"{_STEPS}.installing:plan_one",
-        "Project.install": "adapterhub.projects.saving:plan_saving",
+        "Project.install": f"{_STEPS}.projects:save_installed",
         "read_requirements": "adapterhub.distribution.requirements:read_requirements",
     },
     "uninstall": {

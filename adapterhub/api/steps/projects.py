@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE
-from adapterhub.core.errors import StaleLock, UsageProblem, shown
+from adapterhub.core.errors import AdapterHubError, StaleLock, UsageProblem, shown
 from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.library.store.roots import KnownProjects
 from adapterhub.projects.builds import exact_spec
@@ -17,7 +17,9 @@ from adapterhub.projects.lock.conflicts import yanked_notice
 from adapterhub.projects.lock.lockfile import previous_lock, read_lock
 from adapterhub.projects.lock.staleness import lock_problems
 from adapterhub.projects.locking import ALL, Change, LockOutcome, base_moved_since
-from adapterhub.projects.places import ProjectSources, build_sources, lock_now, save_lock
+from adapterhub.projects.places import ProjectSources, build_sources, editing, lock_now, save_lock
+from adapterhub.projects.project import read_project
+from adapterhub.projects.saving import plan_saving, save
 from adapterhub.projects.sync import (
     SyncPlan,
     SyncResult,
@@ -33,7 +35,9 @@ from adapterhub.projects.values import LockedAdapter, LockedMerge, LockedSource,
 
 if TYPE_CHECKING:
     from adapterhub.library.library import Library
+    from adapterhub.projects.places import SpecSources
     from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.saving import Saved
     from adapterhub.projects.session import Session
     from adapterhub.projects.trusted import TrustedProject
     from adapterhub.projects.values import Lock, Locked, MergeRequirement, Project
@@ -203,6 +207,76 @@ def _warn_of_moved_base(session: Session, lock: Lock) -> None:
         session.out.note(f"hint: {moved.hint}")
 
 
+def sync_locked(
+    session: Session,
+    project: Project,
+    lock: Lock,
+    sources: ProjectSources,
+    *,
+    groups: Collection[str] = (),
+    signatures: SignaturePolicy | None = None,
+    bars: Bars,
+) -> Synced:
+    """Make `adapters/` match a lock that was just written, with the groups that are there and `groups`."""
+    library = session.library
+    with syncing(library, project.folder) as target:
+        plan = plan_sync(target, wanted_entries(lock, _groups_there(project, lock, groups)))
+        done = run_sync(library, lock, plan, build_sources(session, lock, sources, signatures, bars=bars))
+    _report(session, [warning for one in done.brought for warning in one.warnings])
+    return Synced(lock=lock, plan=plan, done=done, is_locked_anew=True)
+
+
+# ---------------------------------------------------------------- install --save
+def save_installed(
+    session: Session,
+    folder: Path,
+    places: SpecSources,
+    installed: Sequence[Saved],
+    *,
+    group: str | None = None,
+    syncs: bool = True,
+    signatures: SignaturePolicy | None = None,
+    bars: Bars,
+) -> tuple[LockOutcome, Synced | None]:
+    """Add installed adapters to the project in `folder` and its lock, and sync, unless `syncs` is false.
+
+    Raises:
+        Conflict: the project uses a name for another adapter, or something else lies where one belongs in `adapters/`.
+            The project is unchanged.
+        AdapterHubError: as `plan_saving`; the project is unchanged. A sync that fails leaves it saved and locked.
+    """
+    library = session.library
+    try:
+        with editing(library, folder) as project:
+            saving = plan_saving(session, project, places, installed, group=group, bars=bars)
+            entries = saving.outcome.lock.entries
+            groups = [name for one in installed if (name := entries[one.spec.name].group) is not None]
+            if syncs:
+                _ensure_room(session, saving.project, saving.outcome.lock, groups)
+            save(session, saving)
+    except AdapterHubError:
+        session.out.note("installed, but not saved: the project is unchanged")
+        raise
+    _report(session, saving.outcome.warnings)
+    if not syncs:
+        return saving.outcome, None
+    # another command may have saved more meanwhile
+    project, lock = read_project(folder), read_lock(folder)
+    sources = places.project_sources(project)
+    sources.settle(lock)
+    try:
+        synced = sync_locked(session, project, lock, sources, groups=groups, signatures=signatures, bars=bars)
+    except AdapterHubError:
+        session.out.note("saved and locked, but not synced: `adapt sync` tries again")
+        raise
+    return saving.outcome, synced
+
+
+def _ensure_room(session: Session, project: Project, lock: Lock, groups: Collection[str]) -> None:
+    with opened(session.library.store, project.folder) as target:
+        ensure_unblocked(plan_sync(target, wanted_entries(lock, _groups_there(project, lock, groups))))
+
+
 # ---------------------------------------------------------------- upgrade
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
@@ -228,14 +302,8 @@ def upgrade_project(
     outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL, bars=bars)
     _report(session, outcome.warnings)
     is_new = save_lock(session, project, outcome.lock)
-    library = session.library
-    with syncing(library, project.folder) as target:
-        plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
-        done = run_sync(
-            library, outcome.lock, plan, build_sources(session, outcome.lock, sources, signatures, bars=bars)
-        )
-    _report(session, [warning for one in done.brought for warning in one.warnings])
-    return outcome, Synced(lock=outcome.lock, plan=plan, done=done, is_locked_anew=is_new)
+    synced = sync_locked(session, project, outcome.lock, sources, signatures=signatures, bars=bars)
+    return outcome, replace(synced, is_locked_anew=is_new)
 
 
 def preview_upgrade(
@@ -279,10 +347,11 @@ def _unmade(wanted: MergeRequirement) -> LockedMerge:
     )
 
 
-def _groups_there(project: Project, lock: Lock) -> set[str]:
-    """The optional groups that were synced before: those with a folder in `adapters/`."""
+def _groups_there(project: Project, lock: Lock, more: Collection[str] = ()) -> set[str]:
+    """The optional groups that were synced before, which are those with a folder in `adapters/`, and `more`."""
     folder = project.folder / ADAPTERS_FOLDER
-    return {entry.group for entry in lock.entries.values() if entry.group and (folder / entry.key).is_dir()}
+    there = {entry.group for entry in lock.entries.values() if entry.group and (folder / entry.key).is_dir()}
+    return there | set(more)
 
 
 # ---------------------------------------------------------------- trust

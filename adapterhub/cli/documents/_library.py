@@ -187,6 +187,7 @@ class Installed(Plan):
     created: NotRequired[Annotated[bool, "false: it existed already"]]
     size_bytes: NotRequired[Size]
     warnings: NotRequired[list[Finding]]
+    linked: NotRequired[Annotated[str, "with `--save`: its folder in the project's `adapters/`"]]
 
 
 class Verified(TypedDict):
