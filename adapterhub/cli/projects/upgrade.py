@@ -50,8 +50,9 @@ def upgrade(
     """Move to the newest allowed releases: lock and sync them in a project, install them outside.
 
     In a project, this is `adapt lock --upgrade [NAME...]` followed by `adapt sync`. In the library, it installs the
-    newest release of each name for the same base and keeps the older one. `adapt outdated` lists newer releases
-    beforehand; --dry-run shows which of them this command would take.
+    newest release of each name for the same base and keeps the older one. It leaves a yanked version, for an older one
+    if there is no newer, and says why it was yanked. `adapt outdated` lists newer releases beforehand; --dry-run shows
+    which of them this command would take. `adapt rollback NAME` goes back.
 
     \b
     Examples:
@@ -90,8 +91,8 @@ def _upgrade_project(
     document = document_of(project, synced.plan, synced.done, is_new=synced.is_locked_anew)
 
     def text() -> None:
-        tell_changes(session, outcome.changes)
-        say(session, document)
+        tell_changes(session, outcome.changes, short=True)
+        say(session, document, but={change.key for change in outcome.changes})
 
     session.out.result({**lock_document(outcome), "sync": document}, text)
     if not outcome.changes:
@@ -114,7 +115,7 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
     }
 
     def text() -> None:
-        tell_changes(session, changes)
+        tell_changes(session, changes, short=True)
         session.out.line(
             f"would change {len(changes)} in the lock file and {len(folders)} in {project.folder}/adapters"
         )
@@ -166,8 +167,7 @@ def _upgrade_library(
 
     def text() -> None:
         for d in documents:
-            what = f"{d['name']} {d['from']} -> {d['to']} from {d['place']}"
-            session.out.line(f"would install {what}" if dry_run else f"{what}  {d['path']}")
+            session.out.line(f"{'would install' if dry_run else '~'} {d['name']}  {d['from']} -> {d['to']}")
         if not documents:
             session.out.line("no newer release found")
 
