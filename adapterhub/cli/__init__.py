@@ -66,6 +66,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "Show adapters that have a newer release or were withdrawn",
         ),
         "upgrade": ("adapterhub.cli.projects.upgrade:upgrade", "Move to the newest allowed releases"),
+        "rollback": ("adapterhub.cli.projects.rollback:rollback", "Go back to what the lock held before"),
         "tree": ("adapterhub.cli.projects.tree:tree", "Show which adapters each merge was made from"),
         "why": ("adapterhub.cli.projects.why:why", "Show what needs an adapter"),
     },

@@ -69,6 +69,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.upgrade": f"{_STEPS}.installing:upgrade_library",
         "Project.upgrade": f"{_STEPS}.projects:upgrade_project",
     },
+    "rollback": {"Project.rollback": f"{_STEPS}.projects:roll_back"},
     "tree": {
         "Library.tree": f"{_STEPS}.finding:lineage_of",
         "Project.tree": f"{_STEPS}.finding:lineage_of",

@@ -174,10 +174,10 @@ def find_version(hub: Hub, library: Library, spec: AdapterSpec, wanted: Requeste
         for one in _versions(hub, repo):
             if one.commit == commit:
                 return one
-    known = ", ".join(str(one.version) for one in here[:_LISTED])
+    others = ", ".join(str(one.version) for one in here[:_LISTED])
     raise AdapterNotFound(
         f"{hub.label} has no `{spec}`",
-        hint=f"`{spec.full_name}` has {known}" if known else "`adapt search` finds names",
+        hint=f"`{spec.full_name}` has {others}" if others else "`adapt search` finds names",
     )
 
 

@@ -397,13 +397,20 @@ def build_sources(
     return BuildSources(places=sources.of_locked, rebuild=rebuild, policy=policy, bar=bars.progress if bars else None)
 
 
-def save_lock(session: Session, project: Project, lock: Lock) -> bool:
-    """Write the lock, and record in the library which builds the project needs. Returns whether the file changed."""
+def save_lock(session: Session, project: Project, lock: Lock, *, back_to: Collection[str] = ()) -> bool:
+    """Write the lock, and record in the library which builds the project needs and had. Returns whether it changed.
+
+    `back_to` are names that are rolled back, for which the history has nothing new.
+    """
     from adapterhub.library.store.roots import KnownProjects
-    from adapterhub.projects.lock.lockfile import write_lock
+    from adapterhub.projects.lock.history import History
+    from adapterhub.projects.lock.lockfile import previous_lock, write_lock
     from adapterhub.projects.values import digests_of
 
+    before = previous_lock(project)
     with keeping_trust(session, project, lock):
         changed = write_lock(project.folder, lock)
+    if changed:
+        History(session.library.store, project.folder).note(before, lock, but=back_to)
     KnownProjects(session.root).remember(project.folder, digests_of(lock))
     return changed

@@ -10,6 +10,7 @@ from adapterhub.distribution.hub import Hub
 from adapterhub.projects.lock.lockfile import read_lock
 from tests.cli.test_cli_verbs_remote import World
 from tests.registry.running import running
+from tests.support.tiny import make_adapter, make_base
 
 pytestmark = pytest.mark.slow
 
@@ -218,6 +219,21 @@ def test_info_and_verify_tell_of_a_yank(world, kind):
         )
 
 
+def test_a_rollback_to_a_yanked_version_tells_it(world):
+    project(world, "==1.0.0")
+    world.ann.ok("yank", f"{world.team}/legal-qa==1.0.0", "--reason", "wrong base")
+    toml = world.folder / "adapters.toml"
+    toml.write_text(toml.read_text().replace("==1.0.0", ""))
+    world.bob.ok("sync")
+
+    said = world.bob("rollback", "qa")
+
+    assert said.exit_code == 0
+    assert "was yanked: wrong base; it is locked" in said.stderr
+    assert locked(world) == ("1.0.0", f"{world.team}/legal-qa")
+    assert "==1.0.0" in toml.read_text()
+
+
 def test_a_server_that_is_away_says_what_it_said_last(tmp_path, online):
     with running(tmp_path / "short") as short:
         world = World(tmp_path, short, "acme")
@@ -240,3 +256,22 @@ def test_a_server_cannot_withdraw_what_came_from_another(world, tmp_path):
 
         assert world.bob.json("info", f"{world.team}/legal-qa")["yanked"] is None
         assert "W_YANKED" not in world.bob.ok("verify", "--all")
+
+
+def test_several_repositories_with_one_version_are_named(world):
+    make_base(world.folder / "base-2", seed=5)
+    world.ann.ok("base", "add", "./base-2", "--as", "base-13b")
+    made = make_adapter(world.folder / "out" / "other", seed=9)
+    world.ann.ok("add", made, "--name", "judge", "--version", "1.0.0", "--base", "base-13b")
+    world.ann.ok("push", "judge@base-13b", "--to", f"{world.team}/judge-13b")
+    made = make_adapter(world.folder / "out" / "judge", seed=10)
+    world.ann.ok("add", made, "--name", "judge", "--version", "1.0.0", "--base", "base-7b")
+    world.ann.ok("push", "judge@base-7b", "--to", f"{world.team}/judge-7b")
+    name = f"{world.team}/judge"
+
+    told = world.ann.fails(2, "yank", f"{name}==1.0.0")
+
+    assert f"{name}-13b==1.0.0" in told
+    assert f"{name}-7b==1.0.0" in told
+    assert world.ann.json("yank", f"{name}@base-7b==1.0.0")["repo"] == f"{name}-7b"
+    assert world.ann.json("delete", f"{name}-13b==1.0.0", "--yes")["repo"] == f"{name}-13b"

@@ -8,21 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE
+from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE, PROJECT_FILE
 from adapterhub.core.errors import AdapterHubError, StaleLock, UsageProblem, shown
 from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.library.store.roots import KnownProjects
 from adapterhub.projects.builds import exact_spec
+from adapterhub.projects.file.editing import write_project
 from adapterhub.projects.lock.conflicts import yanked_notice
+from adapterhub.projects.lock.history import History
 from adapterhub.projects.lock.lockfile import previous_lock, read_lock
-from adapterhub.projects.lock.staleness import lock_problems
-from adapterhub.projects.locking import ALL, Change, LockOutcome, base_moved_since
+from adapterhub.projects.lock.staleness import lock_problems, wanted_text
+from adapterhub.projects.locking import ALL, Change, LockOutcome, MakeMerge, base_moved_since, changes_between
 from adapterhub.projects.places import ProjectSources, build_sources, editing, lock_now, save_lock
 from adapterhub.projects.project import read_project
+from adapterhub.projects.rollback import Rollback, plan_rollback
 from adapterhub.projects.saving import plan_saving, save
 from adapterhub.projects.sync import (
     SyncPlan,
     SyncResult,
+    bring_locked,
     ensure_unblocked,
     opened,
     plan_sync,
@@ -306,22 +310,82 @@ def upgrade_project(
     return outcome, replace(synced, is_locked_anew=is_new)
 
 
+# ---------------------------------------------------------------- rollback
+def roll_back(
+    session: Session, project: Project, names: Sequence[str], sources: ProjectSources, *, bars: Bars
+) -> tuple[LockOutcome, Synced]:
+    """Lock what each of `names` was before, with the requirement it was locked for, and sync.
+
+    Every build is brought before the first file changes.
+
+    Raises:
+        As `plan_rollback`, and as `bring_locked`, when an earlier build cannot be had any more.
+    """
+    library = session.library
+    with editing(library, project.folder) as present:
+        plan = plan_rollback(library, present, names)
+        sources.settle(plan.lock)
+        outcome = _rolled_back(session, plan, sources, bars)
+        lock = outcome.lock
+        groups = _groups_there(project, lock)
+        with opened(library.store, project.folder) as target:
+            ensure_unblocked(plan_sync(target, wanted_entries(lock, groups)))
+        bring_locked(library, lock, wanted_entries(lock, groups), build_sources(session, lock, sources, bars=bars))
+        write_project(project.folder, plan.text)
+        save_lock(session, plan.project, lock, back_to=[change.key for change in outcome.changes if change.key])
+        history = History(library.store, project.folder)
+        for entry in plan.entries:
+            history.forget(entry.key, entry)
+    _report(session, [*outcome.warnings, *yanked_notices(library, plan.entries, sources)])
+    for wanted in plan.restored:
+        session.out.note(f"`{PROJECT_FILE}` asks for `{wanted_text(wanted)}` again")
+    return outcome, sync_locked(session, plan.project, lock, sources, bars=bars)
+
+
+def preview_rollback(
+    session: Session, project: Project, names: Sequence[str], sources: ProjectSources, *, bars: Bars
+) -> Preview:
+    """What `roll_back` would change; merges are listed, not run."""
+    plan = plan_rollback(session.library, project, names)
+    sources.settle(plan.lock)
+    to_merge: set[str] = set()
+    return _previewed(session, plan.project, _rolled_back(session, plan, sources, bars, _put_off(to_merge)), to_merge)
+
+
+def _rolled_back(
+    session: Session, plan: Rollback, sources: ProjectSources, bars: Bars, make_merge: MakeMerge | None = None
+) -> LockOutcome:
+    """The lock of a plan; merges that no earlier lock has are made again."""
+    outcome = lock_now(session, plan.project, sources, previous=plan.lock, make_merge=make_merge, bars=bars)
+    return replace(outcome, changes=changes_between(plan.before, outcome.lock))
+
+
+# ---------------------------------------------------------------- preview
 def preview_upgrade(
     session: Session, project: Project, names: Sequence[str], sources: ProjectSources, *, bars: Bars
 ) -> Preview:
     """Resolve as an upgrade does and compare the folders; merges are listed, not run."""
     to_merge: set[str] = set()
+    previous = previous_lock(project)
+    sources.settle(previous)
+    outcome = lock_now(
+        session, project, sources, previous=previous, upgrade=names or ALL, make_merge=_put_off(to_merge), bars=bars
+    )
+    _report(session, outcome.warnings)
+    return _previewed(session, project, outcome, to_merge)
+
+
+def _put_off(to_merge: set[str]) -> MakeMerge:
+    """Notes the key of a merge instead of running it."""
 
     def put_off(wanted: MergeRequirement, _inputs: object) -> LockedMerge:
         to_merge.add(wanted.key)
         return _unmade(wanted)
 
-    previous = previous_lock(project)
-    sources.settle(previous)
-    outcome = lock_now(
-        session, project, sources, previous=previous, upgrade=names or ALL, make_merge=put_off, bars=bars
-    )
-    _report(session, outcome.warnings)
+    return put_off
+
+
+def _previewed(session: Session, project: Project, outcome: LockOutcome, to_merge: Collection[str]) -> Preview:
     with opened(session.library.store, project.folder) as target:
         plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
     ensure_unblocked(plan)
