@@ -232,6 +232,8 @@ PROJECTS = {
     "upgrade": Upgraded,
     "upgrade.dry-run": UpgradePlan,
     "upgrade.library": list[Newer],
+    "rollback": Upgraded,
+    "rollback.dry-run": UpgradePlan,
     "uninstall": Uninstalled,
     "outdated": list[Offer],
     "export": Requirements,
