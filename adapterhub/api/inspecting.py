@@ -16,13 +16,13 @@ from adapterhub.api.steps.checking import (
     side_of,
     strictly,
     subjects_to_check,
-    yanked_of,
 )
 from adapterhub.api.steps.finding import find_build, lineage_of, meant_by
 from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
 from adapterhub.core.extras import extra_named
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.finding import AdapterLike
+from adapterhub.distribution.withdrawn import why_withdrawn
 from adapterhub.library.store.catalog import Installed
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class WithInspection(OpenedLibrary):
         record = self.record_of(base)
         find_source = None if offline else self.session.place_source
         if isinstance(build, Installed):
-            yanked = yanked_of(self, build, find_source)
+            yanked = why_withdrawn(self, build, find_source)
             report = report_of_build(self, build, record, progress, yanked=yanked)
         else:
             with self.reports.progress("verify", None) as told:

@@ -1,27 +1,23 @@
-"""Withdraws releases from a server, and finds out which installed builds their servers have withdrawn."""
+"""Withdraws releases from a server: yanks a version, takes that back, deletes a version or a repository."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.core.digests import Digest
-from adapterhub.core.errors import AdapterHubError, AdapterNotFound, AmbiguousSpec, UsageProblem, shown
+from adapterhub.core.errors import AdapterNotFound, AmbiguousSpec, UsageProblem, shown
 from adapterhub.core.ranks import ANY_RANK
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import candidates_of, choose
-from adapterhub.distribution.hub import Hub, PublishedVersion
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.library import Library
-from adapterhub.library.store.catalog import Installed
-from adapterhub.library.transfer import Source
+
+if TYPE_CHECKING:
+    from adapterhub.distribution.hub import Hub, PublishedVersion
 
 MAX_REASON_CHARACTERS: Final = 500
 NO_REASON: Final = "no reason given"
 _LISTED: Final = 5
-_SERVERS_AT_ONCE: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -191,63 +187,3 @@ def _versions(hub: Hub, repo: str) -> list[PublishedVersion]:
 def _is_named(one: PublishedVersion, spec: AdapterSpec) -> bool:
     is_asked = spec.matches(one.version or "")
     return is_asked and (spec.digest_prefix is None or (one.digest or "").startswith(spec.digest_prefix))
-
-
-# ---------------------------------------------------------------- find out
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Here:
-    """A build that this library has from a server."""
-
-    digest: Digest
-    spec: AdapterSpec
-    place: str
-
-
-FindSource = Callable[[str], "Source | None"]
-"""Returns the server at a URL; None if it may not be asked. It may raise."""
-
-
-def withdrawn_builds(
-    library: Library, builds: Iterable[Installed], find_source: FindSource | None
-) -> dict[Digest, str]:
-    """The same as `withdrawn`, for installed builds; those that came from no server are passed over."""
-    here = []
-    for build in builds:
-        origin = library.origins.under(build.manifest.digest, build.full_name)
-        if origin is not None and origin.is_server:
-            spec = AdapterSpec.parse(f"{build.full_name}=={build.manifest.version}")
-            here.append(Here(digest=build.manifest.digest, spec=spec, place=origin.place))
-    return withdrawn(library, here, find_source)
-
-
-def withdrawn(library: Library, builds: Iterable[Here], find_source: FindSource | None) -> dict[Digest, str]:
-    """The reason of each of `builds` that its server has yanked, by its digest.
-
-    Each server is asked once, and what it says is remembered. What it said last counts if it may not be asked, and if
-    it does not answer within a few seconds.
-    """
-    by_place: dict[str, list[Here]] = {}
-    for one in builds:
-        by_place.setdefault(one.place, []).append(one)
-
-    def ask(place: str) -> None:
-        source = find_source(place) if find_source is not None else None
-        hub = getattr(source, "hub", source)
-        if not isinstance(hub, Hub):
-            return
-        here = by_place[place]
-        told = hub.hurried().yanked({one.digest: one.spec for one in here})
-        for one in here:
-            library.yanks.note(one.digest, place, told.get(one.digest))
-
-    def ask_quietly(place: str) -> None:
-        try:
-            ask(place)
-        except AdapterHubError:  # not needed: what was seen before counts
-            return
-
-    if by_place and find_source is not None:
-        with ThreadPoolExecutor(_SERVERS_AT_ONCE) as pool:
-            list(pool.map(ask_quietly, by_place))
-    found = {one.digest: library.yanks.reason(one.digest, one.place) for some in by_place.values() for one in some}
-    return {digest: reason for digest, reason in found.items() if reason is not None}

@@ -32,8 +32,8 @@ _OPTION: Final = re.compile(r" (rank|min-rank|max-rank|remote)=([^ ]+)$")
 class Rollback:
     """The project and the lock to write. `text` is the project file, `restored` the requirements that changed in it.
 
-    In `lock`, merges that no earlier lock has for these inputs are as they were; locking makes them again. `entries`
-    are the builds that are gone back to.
+    In `lock`, merges that no earlier lock has for these inputs are unchanged; locking makes them again. `entries` are
+    the earlier builds.
     """
 
     project: Project
@@ -156,7 +156,7 @@ def _requirement(project: Project, wanted: AdapterRequirement, old: LockedAdapte
 
 
 def _with(project: Project, lock: Lock, chosen: dict[AdapterName, Locked], history: History) -> Lock:
-    """The lock with the chosen builds; each merge of changed inputs as it was with these, if it ever was.
+    """The lock with the chosen builds; for each merge of changed inputs, the build that an earlier lock had of these.
 
     Raises:
         Conflict: a chosen merge is of other inputs than the project has then.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from adapterhub.projects.session import wanted_from
 if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.distribution.withdrawal import FindSource
+    from adapterhub.distribution.withdrawn import FindSource
     from adapterhub.inference.engines import Verdict
     from adapterhub.library.audit import Audited
     from adapterhub.library.audit import Subject as AuditSubject
@@ -46,6 +47,7 @@ def reports_of(
     """
     from adapterhub.core.specs import AdapterSpec, names_folder
     from adapterhub.distribution.choosing import look_up
+    from adapterhub.distribution.withdrawn import why_withdrawn
     from adapterhub.trust.verify import verify_folder
 
     if not adapters:
@@ -63,22 +65,53 @@ def reports_of(
         else:
             spec = AdapterSpec.parse(text)
             build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None))
-            report = report_of_build(library, build, record, progress, yanked=yanked_of(library, build, find_source))
+            why = why_withdrawn(library, build, find_source)
+            report = report_of_build(library, build, record, progress, yanked=why)
             yield f"{build.full_name} {build.manifest.label}", report
 
 
-def yanked_of(library: Library, build: Installed, find_source: FindSource | None) -> str | None:
-    """Why the server of a build has yanked it, as `withdrawn_builds` finds out."""
-    from adapterhub.distribution.withdrawal import withdrawn_builds
+def bytes_to_check(library: Library, adapters: Sequence[str]) -> int:
+    """How many bytes `reports_of` reads of the same adapters, unless a file changes meanwhile or its header is damaged.
 
-    return withdrawn_builds(library, [build], find_source).get(build.manifest.digest)
+    Raises:
+        AdapterNotFound, NoCompatibleRelease: no installed adapter matches.
+    """
+    from adapterhub.core.specs import AdapterSpec, names_folder
+    from adapterhub.distribution.choosing import look_up
+    from adapterhub.library.upkeep.damage import unhashed_bytes
+
+    def folder_of(text: str) -> Path:
+        if names_folder(text):
+            return Path(text).expanduser()
+        spec = AdapterSpec.parse(text)
+        return look_up(library, spec, wanted=wanted_from(library, spec, None))[0].folder
+
+    if adapters:
+        return sum(map(_weights_bytes, map(folder_of, adapters)))
+    builds = list(library.installed())
+    return sum(_weights_bytes(build.folder) for build in builds) + unhashed_bytes(library, builds)
+
+
+def _weights_bytes(folder: Path) -> int:
+    """The size of the numbers in a folder's weights file; 0 when it cannot be read."""
+    from adapterhub.formats.manifest import WEIGHTS_FILE
+
+    path = folder / WEIGHTS_FILE
+    try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait
+            return 0
+        with path.open("rb") as file:
+            return max(0, facts.st_size - 8 - int.from_bytes(file.read(8), "little"))
+    except OSError:
+        return 0
 
 
 def _everything(
     library: Library, record: BaseRecord | None, progress: Progress | None, find_source: FindSource | None
 ) -> Iterator[tuple[str, Report]]:
     """Check every installed build, then the store itself; the store is reported only if it has findings."""
-    from adapterhub.distribution.withdrawal import withdrawn_builds
+    from adapterhub.distribution.withdrawn import withdrawn_builds
     from adapterhub.library.upkeep.damage import damaged_index, damaged_objects
     from adapterhub.trust.verify import Finding, Report
 

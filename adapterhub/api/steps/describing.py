@@ -55,7 +55,7 @@ def installed_document(
 
     Its server says whether it has yanked the build; `offline` and without an answer, what it said last counts.
     """
-    from adapterhub.api.steps.checking import yanked_of
+    from adapterhub.distribution.withdrawn import why_withdrawn
     from adapterhub.projects.uses import Uses
 
     manifest = build.manifest
@@ -76,7 +76,7 @@ def installed_document(
         "path": str(build.folder),
         "added_at": datetime.fromtimestamp(build.added_at, tz=timezone.utc).isoformat(timespec="seconds"),
         "origin": origin.place if origin else None,
-        "yanked": yanked_of(library, build, None if offline else session.place_source),
+        "yanked": why_withdrawn(library, build, None if offline else session.place_source),
         "size_bytes": manifest.size_bytes,
         "base_pinned": build.base.fingerprint is not None and manifest.base.fingerprint is None,
         "signature": _signature(library, build, library.origins.place_of(build.manifest.digest, build.full_name)),

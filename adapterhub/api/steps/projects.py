@@ -149,7 +149,7 @@ def sync_project(
 
 def yanked_notices(library: Library, entries: Sequence[Locked], sources: ProjectSources) -> list[str]:
     """A notice for each locked build that its server has yanked, or had yanked when it last answered."""
-    from adapterhub.distribution.withdrawal import Here, withdrawn
+    from adapterhub.distribution.withdrawn import Here, withdrawn
 
     adapters = [e for e in entries if isinstance(e, LockedAdapter) and not e.source.is_library]
     locked = [e for e in adapters if kind_named(e.source.kind).is_server]

@@ -144,7 +144,7 @@ def document_of(project: Project, plan: SyncPlan, done: SyncResult, *, is_new: b
 
 
 def say(session: Session, document: dict[str, Any], *, but: Collection[str | None] = ()) -> None:
-    """Print what a sync did; `but` are names that the user has been told of, unless something there was repaired."""
+    """Print what a sync did; it leaves out the names in `but` unless it repaired them."""
     adapters = document["adapters"]
     for one in adapters:
         if one["done"] == "kept" or (one["key"] in but and not one["repaired"]):

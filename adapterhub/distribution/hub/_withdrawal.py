@@ -26,7 +26,7 @@ class Withdrawal:
         self._api, self._wire, self.is_registry = api, wire, is_registry
 
     def yank(self, repo: str, version: str, reason: str) -> None:
-        """Yank a version, or replace the reason. An interrupt leaves the version as it was; a second call goes on."""
+        """Yank a version, or replace the reason. An interrupted call leaves no yank; a second call goes on."""
         with self._wire.plainly(f"yank of `{repo}` {version}"):
             if self.is_registry:
                 self._post(f"api/adapt/v1/adapters/{repo}/yank", version=version, reason=reason)
