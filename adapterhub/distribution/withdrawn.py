@@ -10,6 +10,7 @@ from typing import Final
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.core.specs import AdapterSpec
+from adapterhub.library.admission.admission import Admission
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
@@ -52,11 +53,13 @@ def withdrawn(library: Library, builds: Iterable[Here], find_source: FindSource 
     """The reason of each of `builds` that its server has yanked, by its digest.
 
     Each server is asked once, and what it says is remembered. What it said last counts if it may not be asked, and if
-    it does not answer within a few seconds.
+    it does not answer within a few seconds. Only the server that a namespace belongs to has a say in it.
     """
     by_place: dict[str, list[Here]] = {}
+    admission = Admission(library)
     for one in builds:
-        by_place.setdefault(one.place, []).append(one)
+        if admission.may_offer(one.place, one.spec.namespace):
+            by_place.setdefault(one.place, []).append(one)
 
     def ask(place: str) -> None:
         source = find_source(place) if find_source is not None else None

@@ -257,6 +257,11 @@ def test_a_server_cannot_withdraw_what_came_from_another(world, tmp_path):
         assert world.bob.json("info", f"{world.team}/legal-qa")["yanked"] is None
         assert "W_YANKED" not in world.bob.ok("verify", "--all")
 
+        world.ann.ok("yank", f"{world.team}/legal-qa==1.1.0")
+        world.bob.ok("remote", "add", "ours", world.server.url, "--namespaces", "other")
+        world.bob.ok("remote", "add", "second", second.url, "--namespaces", world.team)
+        assert world.bob.json("info", f"{world.team}/legal-qa")["yanked"] is None  # whose namespace it is no more
+
 
 def test_several_repositories_with_one_version_are_named(world):
     make_base(world.folder / "base-2", seed=5)
