@@ -125,7 +125,10 @@ def test_a_deleted_version_is_gone_and_a_deleted_repository_too(world, kind):
     assert [d["version"] for d in world.bob.json("install", f"{name}@base-7b", "--dry-run")] == ["1.0.0"]
 
     assert "neither one version nor a repository" in world.ann.fails(2, "delete", f"{name}>=1")
-    assert world.ann.json("delete", name, "--yes")["versions"] == ["1.0.0"]
+    assert world.ann.json("delete", name, "--dry-run")["versions"] == ["1.0.0"]
+    world.ann.ok("delete", f"{name}==1.0.0", "--yes")
+    assert "or the version was deleted" in world.bob.fails(10, "install", f"{name}@base-7b")
+    assert world.ann.json("delete", name, "--yes")["versions"] == []
     assert f"`{name}`" in world.bob.fails(10, "install", f"{name}@base-7b")
     assert f"`{name}`" in world.ann.fails(10, "delete", name, "--yes")
 

@@ -156,8 +156,9 @@ class Hub:
                 found.setdefault(release.digest, release)
         if unfinished and not found:
             raise AdapterNotFound(
-                f"`{unfinished[0]}` on {self.endpoint} has an adapter but no version tag: its push was interrupted",
-                hint="run `adapt push` again to finish it",
+                f"`{unfinished[0]}` on {self.endpoint} has an adapter but no version tag: its push was interrupted, or "
+                "the version was deleted",
+                hint="run `adapt push` again to finish or restore it",
             )
         return list(found.values())
 
@@ -275,16 +276,20 @@ class Hub:
         """
         if "yanked" in self.features:
             return yanked_on_registry(self._wire, builds)
-        found: dict[Digest, str] = {}
-        for digest, spec in builds.items():
-            places = (place for repo in dict.fromkeys(self._repositories(spec)) for place in self._places_in(repo))
-            for place in places:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            reasons = pool.map(self._reason_of, builds, builds.values())
+        return {digest: reason for digest, reason in zip(builds, reasons, strict=True) if reason is not None}
+
+    def _reason_of(self, digest: Digest, spec: AdapterSpec) -> str | None:
+        """Why a build of this version is yanked in one of the repositories that may have it."""
+        for repo in dict.fromkeys(self._repositories(spec)):
+            for place in self._places_in(repo):
                 if place.yanked is None or place.version is None or not spec.matches(place.version):
                     continue
                 manifest = self._manifest(place)
                 if manifest is not None and manifest.digest == digest:
-                    found[digest] = place.yanked
-        return found
+                    return place.yanked
+        return None
 
     @property
     def withdrawal(self) -> Withdrawal:
