@@ -76,6 +76,8 @@ def first_fitting(
     foreign: list[Installed] = []
     for source in sources if ignore_bindings else admission.of_places(sources, spec.namespace):
         releases = source.releases(spec)
+        if source is not library:
+            library.yanks.saw(source.place, releases)
         if source is library and admission.binds_any:
             foreign = [b for b in library.builds_named(spec.name, spec.namespace) if not admission.is_ours(b)]
             passed_over = {(b.manifest.digest, b.namespace) for b in foreign}

@@ -46,6 +46,7 @@ from adapterhub.library.store.leases import Leases
 from adapterhub.library.store.origins import Origin, Origins
 from adapterhub.library.store.signatures import link_signature, signature_objects
 from adapterhub.library.store.sweep import GRACE_S, sweep
+from adapterhub.library.store.yanks import Yanks
 from adapterhub.trust.signing.provenance import provenance_of
 from adapterhub.trust.verify import Finding, Report, open_subject, verify_folder
 
@@ -79,6 +80,7 @@ class Library:
         self.bases = Bases(root / "bases", root / "cache" / "fingerprints")
         self.catalog = Catalog(self.store, self.bases, self.installed)
         self.origins = Origins(self.store)
+        self.yanks = Yanks(self.store)
         self._pins = Pins(root)
         self._leases = Leases(self.store)
         self.resolve_name: NameResolver | None = None
@@ -139,9 +141,20 @@ class Library:
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """The builds with a name, as releases: this library as a source."""
         return [
-            Release(manifest=build.manifest, namespace=build.namespace, origin=self.label, published_at=build.added_at)
+            Release(
+                manifest=build.manifest,
+                namespace=build.namespace,
+                origin=self.label,
+                yanked=self.yanked(build),
+                published_at=build.added_at,
+            )
             for build in self.builds_named(spec.name, spec.namespace)
         ]
+
+    def yanked(self, build: Installed) -> str | None:
+        """Why the place that a build came from has yanked it, as far as was seen; None if it has not."""
+        digest = build.manifest.digest
+        return self.yanks.reason(digest, self.origins.place_of(digest, build.full_name))
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:  # noqa: ARG002 - the Source protocol
         """Open one file of a build."""
