@@ -14,7 +14,8 @@ class Release:
     """One build that a place offers. `origin` names its source for people; `yanked` is the reason, or None.
 
     `published_at` is the Unix time of publication as the place knows it: the release in a registry, the date of the
-    commit on another hub, the writing of the manifest in a directory, the arrival in a library.
+    commit on another hub, the writing of the manifest in a directory, the arrival in a library. `base_hub_id` is the
+    Hub id of the base, where the place knows it and the manifest need not.
     """
 
     manifest: Manifest
@@ -22,6 +23,7 @@ class Release:
     origin: str
     yanked: str | None = None
     published_at: float | None = None
+    base_hub_id: str = ""
 
     @property
     def digest(self) -> Digest:

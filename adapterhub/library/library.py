@@ -32,7 +32,7 @@ from adapterhub.core.errors import (
 )
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
-from adapterhub.formats.card import card_for
+from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, BaseRef, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.bases.pins import Pins
@@ -164,6 +164,11 @@ class Library:
             return base.hints.hub_id or ""
         record = self.bases.by_fingerprint(base.fingerprint)
         return record.alias if record else base.fingerprint.weights[:19]
+
+    def base_hub_id(self, base: BaseRef) -> str:
+        """The Hub id of a base: the one that it declares, else that of the registered base with its weights; or ""."""
+        record = self.bases.by_fingerprint(base.fingerprint) if base.fingerprint and not base.hints.hub_id else None
+        return base.hints.hub_id or (record.hints.hub_id if record else None) or ""
 
     def read_build(self, folder: Path) -> Installed:
         """The build in an installed folder."""
@@ -304,7 +309,7 @@ class Library:
             for entry in manifest.files:
                 self.store.link(entry.sha256, view / entry.path)
             self.store.link_manifest(manifest.digest, view / MANIFEST_FILE)
-            write_file(view / CARD_FILE, card_for(manifest).encode())
+            write_file(view / CARD_FILE, card_for(manifest, base_hub_id=self.base_hub_id(manifest.base)).encode())
             link_signature(self.store, view.parent, view)
             make_folder(final.parent)
             view.rename(final)

@@ -118,6 +118,7 @@ class PushPlan(TypedDict):
     files: list[File]
     tags: Annotated[list[str], "searchable facts in the card"]
     card: Annotated[str, "text of README.md"]
+    card_notes: Annotated[list[str], "what the card leaves out of the author's metadata, or words as hubs do"]
 
 
 class Pulled(TypedDict):

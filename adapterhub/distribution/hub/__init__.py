@@ -368,9 +368,9 @@ class Hub:
                 )
             )
 
-    def to(self, repo: str, *, private: bool = False) -> HubRepository:
-        """One repository as a destination; `private` applies only if it is created."""
-        return HubRepository(self._api, self._wire, repo, private=private, by_xet=self.is_public_hub)
+    def to(self, repo: str, *, private: bool = False, mends: bool = False) -> HubRepository:
+        """One repository as a destination; `private` applies only if it is created. For `mends`, see there."""
+        return HubRepository(self._api, self._wire, repo, private=private, by_xet=self.is_public_hub, mends=mends)
 
 
 def _origin(place: _Place) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import AdapterHubError, shown
-from adapterhub.formats.card import CARD_LIMIT_BYTES, split_card
+from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, split_card
 from adapterhub.formats.licenses.expression import Expression, joined
 from adapterhub.formats.licenses.rules import CANNOT_JOIN, Term, terms_of
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, Manifest
