@@ -61,7 +61,7 @@ def _fields(library: Library, build: Installed, d: dict[str, Any]) -> list[tuple
         ("digest", manifest.digest),
         ("base", (library.base_label(build.base) or "unknown") + pinned),
         ("base weights", fingerprint.weights if fingerprint else "unknown"),
-        ("base hub id", build.base.hints.hub_id),
+        ("base hub id", library.base_hub_id(build.base) or None),
         ("base verdict", f"{d['base_verdict']}{asked}"),
         *[("base differs", text) for text in d["base_differences"]],
         *policy_fields(d),

@@ -220,7 +220,8 @@ class Bases:
     ) -> BaseRecord:
         """Register the model in the folder `path`, by default under the name of its Hub repository or folder.
 
-        Adding the same weights again is no error: the record then names the folder given last.
+        Adding the same weights again is no error: the record then names the folder given last, and keeps its Hub id if
+        neither `hub_id` nor the folder gives one.
 
         Raises:
             Conflict: the alias belongs to other weights; the message has both hashes.
@@ -232,7 +233,17 @@ class Bases:
         seen = self.look(path, hub_id=hub_id, commit=commit, threads=threads, progress=progress)
         if alias is None:
             alias = self._at(seen).alias or _default_alias(seen)
-        return self.put(replace(seen, alias=alias))
+        known = self.get(alias) if seen.hub is None and alias in self.aliases() else None
+        named = replace(seen, alias=alias)
+        return self.put(_with_hub_id(named, known.hub, known.hints.commit) if known and known.hub else named)
+
+    def set_hub_id(self, alias: str, hub_id: str) -> BaseRecord:
+        """Record under which id the Hub has the base `alias`. Nothing is downloaded to compare.
+
+        Raises:
+            BaseNotFound: the hint offers the nearest alias.
+        """
+        return self.put(_with_hub_id(self.get(alias), hub_id, None))
 
     def put(self, record: BaseRecord) -> BaseRecord:
         """Register `record` under its alias; see `add`."""
@@ -287,6 +298,10 @@ class Bases:
         else:
             hint = "`adapt base add PATH` registers one" + ("; `adapt base list` lists all" if aliases else "")
         return BaseNotFound(f"no base `{shown(text)}`", hint=hint)
+
+
+def _with_hub_id(record: BaseRecord, hub_id: str, commit: str | None) -> BaseRecord:
+    return replace(record, hub=hub_id, hints=replace(record.hints, hub_id=hub_id, commit=commit))
 
 
 def _check_alias(alias: str) -> None:
