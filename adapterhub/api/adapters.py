@@ -164,7 +164,19 @@ class WithAdapters(OpenedLibrary):
         hub = self.session.named_hub(remote, token=token, offline=False)
         found = search_server(self.session, hub, base_of(base), asked)
         rows = [
-            (one, (one.repo, one.version, one.base_hub_id, fits, one.task, one.rank, ", ".join(one.method).lower()))
+            (
+                one,
+                (
+                    one.repo,
+                    one.name,
+                    one.version,
+                    one.base_hub_id,
+                    fits,
+                    one.task,
+                    one.rank,
+                    ", ".join(one.method).lower(),
+                ),
+            )
             for one, fits in found
         ]
         return Listing("adapter", SERVER_COLUMNS, rows, lambda one: one)

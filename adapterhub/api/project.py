@@ -362,7 +362,7 @@ class Project:
         bars = self.library.reports
         added = install_one(session, plan, where, signatures, bars=bars, what=asked.full_name)
         with editing(self.library, self.folder) as project:
-            saved = saving.Saved(spec=asked, bounds=bounds, plan=plan)
+            saved = saving.Saved(spec=plan.asked.spec, bounds=bounds, plan=plan)
             saving.save(session, saving.plan_saving(session, project, where, [saved], group=group, bars=bars))
         build = added.build if added else plan.present
         assert build is not None  # an install that was not refused

@@ -15,7 +15,8 @@ class Release:
 
     `published_at` is the Unix time of publication as the place knows it: the release in a registry, the date of the
     commit on another hub, the writing of the manifest in a directory, the arrival in a library. `base_hub_id` is the
-    Hub id of the base, where the place knows it and the manifest need not.
+    Hub id of the base, where the place knows it and the manifest need not. `repository` is the repository of a server
+    that holds it, such as `acme/legal-qa-base-7b`; users may name the build by it.
     """
 
     manifest: Manifest
@@ -24,6 +25,7 @@ class Release:
     yanked: str | None = None
     published_at: float | None = None
     base_hub_id: str = ""
+    repository: str = ""
 
     @property
     def digest(self) -> Digest:

@@ -138,7 +138,7 @@ def install(
             continue
         added = install_one(session, plan, sources_of, signatures, bars=session.out, what=spec.full_name)
         documents.append(_done_document(plan, added))
-        installed.append(Saved(spec=spec, bounds=bounds, plan=plan))
+        installed.append(Saved(spec=plan.asked.spec, bounds=bounds, plan=plan))
     if to_save_in is not None:
         with editing(library, to_save_in.folder) as project:
             save_and_tell(session, project, sources_of, installed, group=group)

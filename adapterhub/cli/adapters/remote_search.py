@@ -18,12 +18,16 @@ def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Sea
     aliases: dict[str, str] = {record.fingerprint.weights: record.alias for record in session.library.bases.list()}
     documents = [_document(found, fits, aliases) for found, fits in rows]
     cells = [
-        (d["repository"], d["version"], d["base"], d["fits"], d["task"], d["rank"], ",".join(d["method"]).lower())
+        (*(d[key] for key in ("repository", "name", "version", "base", "fits", "task", "rank")), _methods(d))
         for d in documents
     ]
     session.out.result(documents, lambda: session.out.table(SERVER_COLUMNS, cells, right=("rank",)))
     if not rows and not session.out.as_json:
         session.out.hint(f"no adapter on {hub.endpoint} matches; try fewer conditions")
+
+
+def _methods(document: dict[str, Any]) -> str:
+    return ",".join(document["method"]).lower()
 
 
 def _document(found: SearchHit, fits: str, aliases: dict[str, str]) -> dict[str, Any]:
