@@ -164,7 +164,7 @@ class WithInspection(OpenedLibrary):
             try:
                 build = find_build(self.session, asked, bounds, for_use=False, base=base_spec)
                 document, _, _ = installed_document(self.session, self, build)
-                return document | verdict_document(self, build, asked, base_spec)
+                return document | verdict_document(self, build.base, asked, base_spec)
             except (AdapterNotFound, NoCompatibleRelease) as error:
                 not_here = error
         if offline:

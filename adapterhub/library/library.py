@@ -165,11 +165,6 @@ class Library:
         record = self.bases.by_fingerprint(base.fingerprint)
         return record.alias if record else base.fingerprint.weights[:19]
 
-    def base_hub_id(self, base: BaseRef) -> str:
-        """The Hub id of a base: the one that it declares, else that of the registered base with its weights; or ""."""
-        record = self.bases.by_fingerprint(base.fingerprint) if base.fingerprint and not base.hints.hub_id else None
-        return base.hints.hub_id or (record.hints.hub_id if record else None) or ""
-
     def read_build(self, folder: Path) -> Installed:
         """The build in an installed folder."""
         manifest = Manifest.read(folder / MANIFEST_FILE)
@@ -309,7 +304,7 @@ class Library:
             for entry in manifest.files:
                 self.store.link(entry.sha256, view / entry.path)
             self.store.link_manifest(manifest.digest, view / MANIFEST_FILE)
-            write_file(view / CARD_FILE, card_for(manifest, base_hub_id=self.base_hub_id(manifest.base)).encode())
+            write_file(view / CARD_FILE, card_for(manifest, base_hub_id=self.bases.hub_id_of(manifest.base)).encode())
             link_signature(self.store, view.parent, view)
             make_folder(final.parent)
             view.rename(final)

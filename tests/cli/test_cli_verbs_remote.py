@@ -114,6 +114,19 @@ def test_info_asks_a_server_only_for_what_is_not_here(world):
     assert "`--offline`" in world.bob.fails(13, "info", "acme/nothing", "--offline")
 
 
+def test_info_of_a_server_names_the_registered_base_that_fits(world):
+    name = f"{world.team}/legal-qa"
+
+    fits = world.bob.json("info", name, "--remote", "ours")
+    line = world.bob.ok("info", name, "--remote", "ours")
+    world.bob.ok("base", "remove", "base-7b")
+    unknown = world.bob.json("info", name, "--remote", "ours")
+
+    assert (fits["base_verdict"], fits["base_asked"], fits["base_differences"]) == ("SAME_WEIGHTS", "base-7b", [])
+    assert "base verdict\tSAME_WEIGHTS, `base-7b`\n" in line
+    assert (unknown["base_verdict"], unknown["base_asked"]) == ("UNKNOWN", None)
+
+
 def test_info_of_a_version_that_only_the_server_has(world):
     world.bob.ok("install", f"{world.team}/legal-qa@base-7b")
     world.publish("1.1.0")

@@ -140,7 +140,7 @@ def release_of(library: Library, build: Installed) -> Release:
         manifest=build.manifest,
         namespace=build.namespace,
         origin=library.label,
-        base_hub_id=library.base_hub_id(build.base),
+        base_hub_id=library.bases.hub_id_of(build.base),
     )
 
 

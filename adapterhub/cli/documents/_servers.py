@@ -227,7 +227,9 @@ class Info(Manifest):
     repository: str
     commit: str
     yanked: Annotated[str | None, "the reason; null: not yanked"]
+    base_asked: Annotated[str | None, "the base of the verdict: the given one, else the registered one"]
     base_verdict: Verdict
+    base_differences: Annotated[list[str], "one sentence per difference"]
     policy_refusal: Annotated[str | None, "why the project's `[policy]` would refuse it; null: allowed"]
     size_bytes: Size
     header: Header

@@ -16,6 +16,7 @@ from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, SpecError,
 from adapterhub.core.specs import BaseSpec, looks_like_revision
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_folder
 from adapterhub.formats.base.hints import BaseHints
+from adapterhub.formats.manifest import BaseRef
 from adapterhub.formats.safetensors.facts import TensorFacts
 
 SCHEMA: Final = "adapterhub/base/1"
@@ -149,6 +150,18 @@ class Bases:
             if verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
                 other_precision = other_precision or record
         return other_precision
+
+    def of(self, base: BaseRef) -> BaseRecord | None:
+        """The registered base that an adapter for `base` runs on: by its weights, by its Hub id if it declares none."""
+        if base.fingerprint is not None:
+            return self.by_fingerprint(base.fingerprint)
+        named = base.hints.hub_id
+        return next((record for record in self.list() if named and record.hub == named), None)
+
+    def hub_id_of(self, base: BaseRef) -> str:
+        """The Hub id of a base: the one that it declares, else that of the registered base with its weights; or ""."""
+        record = None if base.hints.hub_id else self.of(base)
+        return base.hints.hub_id or (record.hub if record else None) or ""
 
     def find(self, base: BaseSpec | str, *, threads: int | None = None, progress: Progress | None = None) -> BaseRecord:
         """The base that `base` names: by alias, Hub id, start of its weights digest, or folder.
