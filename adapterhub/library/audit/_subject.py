@@ -66,6 +66,8 @@ class Surroundings:
     find_source: FindSource | None = None
     with_bytes: bool = False
     progress: Progress | None = None
+    told_bases: set[str] = field(default_factory=set, repr=False, compare=False)
+    """What was said of bases, which many adapters share: once is enough."""
     looked_at: dict[str, BaseFingerprint] = field(default_factory=dict, repr=False, compare=False)
     _bases: dict[str, BaseRecord | None] = field(default_factory=dict, repr=False, compare=False)
     _answers: dict[tuple[str, str], Sequence[Release] | AdapterHubError] = field(
