@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, overload
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, paths_of, spec_of
 from adapterhub.api.results import Listing
 from adapterhub.api.steps.finding import ask, find_build, installed_builds
-from adapterhub.api.steps.installing import Upgraded, install_one, plan_one, upgrade_library
+from adapterhub.api.steps.installing import Upgraded, add_described, install_one, plan_one, upgrade_library
 from adapterhub.api.steps.searching import COLUMNS, SERVER_COLUMNS, base_name, search_installed, search_server
 from adapterhub.core.display import size_text
 from adapterhub.core.errors import Incompatible, NotFound, UsageProblem
@@ -198,7 +198,7 @@ class WithAdapters(OpenedLibrary):
         description: Description | str = "",
         *,
         name: str | None = None,
-        version: str = "1.0.0",
+        version: str | None = None,
         task: str | None = None,
         license: str | None = None,  # noqa: A002 - the option's name
         base: BaseLike | None = None,
@@ -210,8 +210,9 @@ class WithAdapters(OpenedLibrary):
         Args:
             folder: what PEFT's `save_pretrained` wrote.
             description: one sentence for lists and search; or a whole `Description`, then without `name` and the rest.
-            name: name of the adapter; required with a text.
-            version: PEP 440 version.
+            name: name of the adapter. A folder with an `adapterhub.json` is taken in as that describes it, if you
+                give none and describe nothing else.
+            version: PEP 440 version; default: 1.0.0.
             task: what it is for, such as `legal-qa`.
             license: an SPDX expression; default: the one that the folder's README names.
             base: the base it was trained on. Without it the fingerprint stays unknown until `pin`.
@@ -231,11 +232,15 @@ class WithAdapters(OpenedLibrary):
             <Adapter summarize 1.0.0 rank 4 for base-7b, 12.5 kB>
         """
         if not isinstance(description, Description):
+            if not any((description, name, version, task, license, namespace)):
+                taken = add_described(self.session, Path(folder).expanduser(), base_of(base), progress=progress)
+                if taken is not None:
+                    return taken
             if name is None:
                 raise UsageProblem("an adapter needs a name", hint='`add(folder, name="legal-qa")`')
             description = Description(
                 name=parse_name(name),
-                version=parse_version(version),
+                version=parse_version(version or "1.0.0"),
                 task=task,
                 description=description,
                 license=license,

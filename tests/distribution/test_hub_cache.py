@@ -96,6 +96,33 @@ def test_a_namespace_that_belongs_to_a_remote_is_not_taken_from_the_cache(world)
     assert world.bob.json("list") == []
 
 
+def test_a_snapshot_is_added_as_the_manifest_beside_it_says(world):
+    snapshot = world.download()
+
+    done = world.bob.json("add", snapshot)
+
+    assert (done["name"], done["version"], done["digest"], done["created"]) == ("json", "1.0.0", world.digest, True)
+    assert world.bob.json("info", "json")["task"] == "forms"
+    assert world.bob.json("add", snapshot, "--base", "base-7b")["created"] is False
+    assert world.bob.library.verify(next(iter(world.bob.library.installed()))).status == "ok"
+
+
+def test_a_snapshot_that_is_described_otherwise_is_another_adapter(world):
+    done = world.bob.json("add", world.download(), "--name", "mine", "--version", "2.0")
+
+    assert (done["name"], done["version"]) == ("mine", "2.0")
+    assert done["digest"] != world.digest
+
+
+def test_a_folder_that_differs_from_its_manifest_is_refused(world, tmp_path):
+    share = tmp_path / "share"
+    world.ann.ok("pull", "json", share)
+    (share / "adapter_config.json").write_text("{}")
+
+    assert "adapter_config.json" in world.bob.fails(12, "add", share)
+    assert world.bob.json("list") == []
+
+
 def test_a_locked_project_syncs_from_the_cache(world, tmp_path):
     project = tmp_path / "project"
     project.mkdir()

@@ -10,6 +10,7 @@ import click
 from adapterhub.api.reporting import report_warnings
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.output import size_text
+from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
@@ -18,20 +19,20 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--name", required=True, metavar="NAME", help="Name of the adapter: lower case, digits, `.`, `-`, `_`.")
+@click.option("--name", metavar="NAME", help="Name of the adapter: lower case, digits, `.`, `-`, `_`.")
 @click.option("--base", type=BASE, help="Record this base and check the shapes against it.")
 @click.option("--task", metavar="TASK", help="Record the task, such as `legal-qa`.")
-@click.option("--version", "version", default="1.0.0", show_default=True, metavar="VERSION", help="PEP 440 version.")
+@click.option("--version", metavar="VERSION", help="PEP 440 version [default: 1.0.0].")
 @click.option("--description", default="", metavar="TEXT", help="Describe the adapter in one sentence.")
 @click.option("--license", "licence", metavar="SPDX", help="Licence [default: the one in the folder's README].")
 @common
 def add(
     session: Session,
     folder: Path,
-    name: str,
+    name: str | None,
     base: BaseSpec | None,
     task: str | None,
-    version: str,
+    version: str | None,
     description: str,
     licence: str | None,
 ) -> None:
@@ -41,16 +42,34 @@ def add(
     version that exist with other bytes. A refused folder leaves nothing behind. Without --base, the adapter's base
     stays unknown.
 
+    A folder with an `adapterhub.json`, such as a published build or one in the Hugging Face cache, is taken in as that
+    file describes it, unless you describe it otherwise.
+
     \b
-    Example:
+    Examples:
       adapt add ./out/legal-qa --name legal-qa --base base-7b --task legal-qa
+      adapt add ./share/legal-qa/1.0.0-r4
     """
     from adapterhub.core.specs import parse_name, parse_version
     from adapterhub.library.intake.description import Description
 
     library = session.library
+    if not any((name, task, version, description, licence)) and folder.is_dir():
+        from adapterhub.api.steps.installing import add_described
+
+        with session.out.progress("add", None) as progress:
+            taken = add_described(session, folder, base, progress=progress)
+        if taken is not None:
+            say_added(session, taken, "added")
+            return
+    if name is None:
+        raise UsageProblem("the adapter needs a name", hint="give one with `--name NAME`")
     about = Description(
-        name=parse_name(name), version=parse_version(version), task=task, description=description, license=licence
+        name=parse_name(name),
+        version=parse_version(version or "1.0.0"),
+        task=task,
+        description=description,
+        license=licence,
     )
     record = library.bases.find(base) if base is not None else None
     size = sum(p.stat().st_size for p in folder.glob("adapter_*") if p.is_file()) if folder.is_dir() else None
