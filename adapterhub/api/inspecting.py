@@ -13,7 +13,7 @@ from adapterhub.api.steps.checking import (
     checked_by,
     report_of_build,
     reports_of,
-    side_of,
+    sides_of,
     strictly,
     subjects_to_check,
 )
@@ -121,17 +121,34 @@ class WithInspection(OpenedLibrary):
             return identify(self, Path(path).expanduser(), progress)
 
     @extra_named("`Library.diff`")
-    def diff(self, first: AdapterLike, second: AdapterLike, *, base: BaseLike | None = None) -> Difference:
+    def diff(
+        self,
+        first: AdapterLike,
+        second: AdapterLike,
+        *,
+        base: BaseLike | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Difference:
         """What is different between two adapters: files, config, manifest, and the exact difference of their updates.
+
+        What is not installed is read from a server; with `remote`, every spec is read from that server.
 
         Returns:
             `.is_identical`, `.files`, `.config`, `.manifest`, and `.weights` with the figures.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: neither here nor on a server.
         """
         from adapterhub.weights.compare.difference import differ
 
         spec = base_of(base)
-        sides = [side_of(self, text_of(one), spec) for one in (first, second)]
-        with self.reports.progress("diff", None, unit="modules") as progress:
+        texts = [text_of(one) for one in (first, second)]
+        asked = sides_of(
+            self.session, texts, spec, library=self, remote=remote, token=token, offline=offline, bars=self.reports
+        )
+        with asked as sides, self.reports.progress("diff", None, unit="modules") as progress:
             return differ(sides[0], sides[1], progress)
 
     def _build(self, spec: SpecLike) -> Installed:

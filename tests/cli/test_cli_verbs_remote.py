@@ -127,6 +127,25 @@ def test_info_of_a_server_names_the_registered_base_that_fits(world):
     assert (unknown["base_verdict"], unknown["base_asked"]) == ("UNKNOWN", None)
 
 
+def test_diff_compares_versions_that_only_a_server_has(world):
+    world.publish("1.1.0")
+    old, new = (f"{world.team}/legal-qa=={version}" for version in ("1.0.0", "1.1.0"))
+
+    there = world.bob.json("diff", old, new, "--remote", "ours")
+    world.bob.ok("install", f"{old[:-7]}@base-7b==1.0.0")
+    mixed = world.bob.json("diff", old, new)
+
+    assert not there["identical"]
+    assert there["base_verdict"] == "SAME_WEIGHTS"
+    assert [side["path"] for side in (there["first"], there["second"])] == [None, None]
+    assert there["second"]["origin"].startswith(f"{world.team}/legal-qa at ")
+    assert (mixed["first"]["origin"], mixed["second"]["path"]) == (None, None)
+    assert mixed["weights"] == there["weights"]
+    assert len(world.bob.json("list")) == 1
+    assert "`--offline`" in world.bob.fails(13, "diff", old, new, "--remote", "ours", "--offline")
+    assert "no adapter `nothing`" in world.bob.fails(10, "diff", "nothing", old)
+
+
 def test_info_of_a_version_that_only_the_server_has(world):
     world.bob.ok("install", f"{world.team}/legal-qa@base-7b")
     world.publish("1.1.0")
