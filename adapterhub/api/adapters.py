@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, paths_of, spec_of
+from adapterhub.api.reporting import report_card
 from adapterhub.api.results import Listing
 from adapterhub.api.steps.finding import ask, find_build, installed_builds
 from adapterhub.api.steps.installing import Upgraded, add_described, install_one, plan_one, upgrade_library
@@ -249,7 +250,9 @@ class WithAdapters(OpenedLibrary):
         with contextlib.ExitStack() as stack:
             if progress is None:
                 progress = stack.enter_context(self.reports.progress(f"add {description.name}", None))
-            return super().add(folder, description, base=record, namespace=namespace, progress=progress)
+            added = super().add(folder, description, base=record, namespace=namespace, progress=progress)
+        report_card(self.session, added)
+        return added
 
     def plan_install(
         self,

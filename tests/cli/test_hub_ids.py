@@ -45,6 +45,19 @@ def test_an_id_that_is_set_later_is_in_the_cards_of_older_adapters(adapt):
     assert "base_model: acme/base-7b" in readme.read_text()
 
 
+def test_metadata_that_a_hub_would_refuse_is_told_when_the_adapter_is_added(adapt):
+    (make_adapter(adapt.folder / "made") / "README.md").write_text("---\nlicense: mit\nlanguage: english\n---\n")
+
+    done = adapt("add", "./made", "--name", "qa")
+
+    assert done.exit_code == 0
+    assert "`push` will refuse the metadata of `README.md`" in done.stderr
+    assert "(line 3); mend it and add again" in done.stderr
+    refused = adapt.fails(16, "push", "qa", "--to", "acme/qa", "--dry-run")
+    assert '"language" with value "english"' in refused
+    assert "--version" in refused
+
+
 def test_adding_a_base_again_keeps_its_id(adapt):
     adapt.ok("base", "add", "./base", "--as", "base-7b", "--hub-id", "acme/base-7b")
     adapt.ok("base", "add", "./base", "--as", "base-7b")

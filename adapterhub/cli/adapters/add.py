@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.api.reporting import report_warnings
+from adapterhub.api.reporting import report_card, report_warnings
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import UsageProblem
@@ -84,6 +84,7 @@ def say_added(session: Session, added: Added, verb: str) -> None:
     """Print the added build and the warnings of its checks."""
     build, manifest = added.build, added.build.manifest
     report_warnings(session, added)
+    report_card(session, added)
     base = session.library.base_label(build.base) or "an unknown base"
     size = size_text(manifest.size_bytes)
     state = verb if added.created else "already installed:"
