@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
     from adapterhub.distribution.hub import Hub, Search, SearchHit
 
+_SHOWN = ("repository", "name", "version", "base", "fits", "task", "rank")
+
 
 def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> None:
     """Search the server and print the matches; a registered base is searched by its weights, then by its Hub id."""

@@ -122,7 +122,7 @@ def _check_events(events: Iterable[Any], first: int) -> None:
     depth = 0
     for event in events:
         if isinstance(event, yaml.AliasEvent):
-            where = event.start_mark.line + first
+            where = event.start_mark.line + first  # type: ignore[union-attr]  # a parser sets every mark
             raise UnreadableCard(f"metadata uses YAML aliases in line {where}, which the check does not read")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
