@@ -185,7 +185,7 @@ def _terms(part: Part) -> frozenset[Term]:
 
 
 def _untold(composition: Composition, around: Surroundings) -> Iterator[Finding]:
-    """Licences that are not known; that of a base is said once in an audit, for the first of its adapters."""
+    """Licences that are not known; an audit reports that of a base once, for the first of its adapters."""
     for part in composition.parts:
         if part.expression is None:
             why = f"`{shown(part.stated)}` is no SPDX expression" if part.stated else part.why_not
