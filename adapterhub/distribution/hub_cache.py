@@ -52,10 +52,10 @@ class HubCache:
             AdapterHubError: the repository `org/name` is there, and its adapter cannot be read.
         """
         found: dict[str, Release] = {}
-        for folder in sorted(self.root.glob(f"models--{glob.escape(spec.namespace or '*')}--*")):
+        if spec.namespace is None:
+            return []
+        for folder in sorted(self.root.glob(f"models--{glob.escape(spec.namespace)}--*")):
             repo = "/".join(folder.name.split("--")[1:])
-            if spec.namespace is None or not repo.startswith(f"{spec.namespace}/"):
-                continue
             with contextlib.nullcontext() if repo == spec.full_name else contextlib.suppress(AdapterHubError, OSError):
                 for release in self._of_repository(folder, repo, spec):
                     found.setdefault(release.digest, release)
