@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, paths_of, spec_of
+from adapterhub.api.reporting import report_card
 from adapterhub.api.results import Listing
 from adapterhub.api.steps.finding import ask, find_build, installed_builds, several_fit
-from adapterhub.api.steps.installing import Upgraded, install_one, plan_one, upgrade_library
+from adapterhub.api.steps.installing import Upgraded, add_described, install_one, plan_one, upgrade_library
 from adapterhub.api.steps.searching import (
     COLUMNS,
     SERVER_COLUMNS,
@@ -192,7 +193,7 @@ class WithAdapters(OpenedLibrary):
         hub = self.session.named_hub(remote, token=token, offline=False)
         found = search_server(self.session, hub, base_of(base), asked)
         rows = [
-            (one, (one.repo, one.version, one.base_hub_id, fits, one.task, one.rank, method_text(one.method)))
+            (one, (one.repo, one.name, one.version, one.base_hub_id, fits, one.task, one.rank, method_text(one.method)))
             for one, fits in found
         ]
         return Listing("adapter", SERVER_COLUMNS, rows, lambda one: one)
@@ -224,7 +225,8 @@ class WithAdapters(OpenedLibrary):
         Args:
             folder: what PEFT's `save_pretrained` wrote.
             description: one sentence for lists and search; or a whole `Description`, then without `name` and the rest.
-            name: name of the adapter; default: the folder's, in lower case.
+            name: name of the adapter; default: the folder's, in lower case. A folder with an `adapterhub.json` is taken
+                in as that describes it, if you give no name and describe nothing else.
             version: PEP 440 version; default: 1.0.0.
             bump: `patch`, `minor` or `major`: take the next free version where the name exists for this base.
             variant: add a build of another rank to a version that exists.
@@ -250,6 +252,10 @@ class WithAdapters(OpenedLibrary):
         """
         check_naming(bump, variant=variant, version=version)
         folder, record, guess = Path(folder).expanduser(), self.record_of(base), None
+        if not any((description, name, version, task, license, namespace, bump, variant)):
+            taken = add_described(self.session, folder, base_of(base), progress=progress)
+            if taken is not None:
+                return taken
         if not isinstance(description, Description):
             from adapterhub.library.identify import guess as guesses
 
@@ -277,6 +283,7 @@ class WithAdapters(OpenedLibrary):
             )
         if guess is not None and added.created:
             self.reports.note(guess.sentence(description.name))
+        report_card(self.session, added)
         return added
 
     def plan_install(

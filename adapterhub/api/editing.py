@@ -68,7 +68,7 @@ class WithEdits:
         )
         bars = self.library.reports
         added = install_one(session, plan, where, signatures, bars=bars, what=asked.full_name)
-        saved = saving.Saved(spec=asked, bounds=bounds, plan=plan)
+        saved = saving.Saved(spec=plan.asked.spec, bounds=bounds, plan=plan)
         save_installed(session, self.folder, where, [saved], group=group, syncs=sync, signatures=signatures, bars=bars)
         build = added.build if added else plan.present
         assert build is not None  # an install that was not refused

@@ -13,7 +13,7 @@ from adapterhub.api.steps.checking import (
     checked_by,
     report_of_build,
     reports_of,
-    side_of,
+    sides_of,
     strictly,
     subjects_to_check,
 )
@@ -127,17 +127,34 @@ class WithInspection(OpenedLibrary):
             return identify(self, Path(path).expanduser(), progress)
 
     @extra_named("`Library.diff`")
-    def diff(self, first: AdapterLike, second: AdapterLike, *, base: BaseLike | None = None) -> Difference:
+    def diff(
+        self,
+        first: AdapterLike,
+        second: AdapterLike,
+        *,
+        base: BaseLike | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Difference:
         """What is different between two adapters: files, config, manifest, and the exact difference of their updates.
+
+        What is not installed is read from a server; with `remote`, every spec is read from that server.
 
         Returns:
             `.is_identical`, `.files`, `.config`, `.manifest`, and `.weights` with the figures.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease: neither here nor on a server.
         """
         from adapterhub.weights.compare.difference import differ
 
         spec = base_of(base)
-        sides = [side_of(self, text_of(one), spec) for one in (first, second)]
-        with self.reports.progress("diff", None, unit="modules") as progress:
+        texts = [text_of(one) for one in (first, second)]
+        asked = sides_of(
+            self.session, texts, spec, library=self, remote=remote, token=token, offline=offline, bars=self.reports
+        )
+        with asked as sides, self.reports.progress("diff", None, unit="modules") as progress:
             return differ(sides[0], sides[1], progress)
 
     def _build(self, spec: SpecLike) -> Installed:
@@ -170,7 +187,7 @@ class WithInspection(OpenedLibrary):
             try:
                 build = find_build(self.session, asked, bounds, for_use=False, base=base_spec)
                 document, _, _ = installed_document(self.session, self, build, offline=offline)
-                return document | verdict_document(self, build, asked, base_spec)
+                return document | verdict_document(self, build.base, asked, base_spec)
             except (AdapterNotFound, NoCompatibleRelease) as error:
                 not_here = error
         if offline:

@@ -60,6 +60,16 @@ class Reports(LogReporter):
             self._on_progress(ProgressEvent(what=what, done=done, total=total, unit=unit))
 
 
+def report_card(session: Session, added: Added) -> None:
+    """Warn of what a hub would refuse of the card of an adapter that was just added, while its README can be mended."""
+    from adapterhub.formats.cards.card import make_card, refusals_of
+    from adapterhub.formats.manifest import CARD_FILE
+
+    manifest = added.build.manifest
+    for problem in refusals_of(manifest, make_card(manifest)) if added.created and manifest.card else ():
+        session.out.warn(f"`push` will refuse the metadata of `{CARD_FILE}`: {problem.text}; mend it and add again")
+
+
 def report_warnings(session: Session, added: Added | None, *, leave_out: Sequence[str] = ()) -> None:
     """Report the warnings of the checks of what came in, without those with a code of `leave_out`."""
     for finding in added.report.warnings if added else ():

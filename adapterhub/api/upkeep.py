@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from adapterhub.api.health import Line, health
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, folder_text, paths_of, spec_of
 from adapterhub.api.results import Listing
-from adapterhub.api.steps.upkeep import add_base, remove_base, repair_store
+from adapterhub.api.steps.upkeep import add_base, remove_base, repair_store, set_base_hub_id
 from adapterhub.core.errors import BaseNotFound
 from adapterhub.distribution.choosing import look_up
 from adapterhub.formats.base.fingerprint import compare
@@ -34,6 +34,7 @@ class WithUpkeep(OpenedLibrary):
         name: str | None = None,
         *,
         threads: int | None = None,
+        hub_id: str | None = None,
         revision: str | None = None,
         remote: str | None = None,
         token: str | None = None,
@@ -45,6 +46,8 @@ class WithUpkeep(OpenedLibrary):
             place: a folder with safetensors files, or a Hub id, taken from the Hub's cache or downloaded.
             name: its alias here; default: from the folder or Hub id.
             threads: hashing threads; default: one per core.
+            hub_id: the id of this model on the Hub (`org/model`), for the cards of its adapters; default: known for a
+                Hub id and for a folder of the Hub's cache.
             revision: branch, tag or commit of a Hub repository.
             remote: the server to fetch from.
             token: access token for it.
@@ -53,12 +56,14 @@ class WithUpkeep(OpenedLibrary):
         Raises:
             Conflict: the name belongs to other weights.
             BaseNotFound, Malformed, CouldNotTell: there is no model, or it cannot be read.
+            UsageProblem: `hub_id` is no id.
         """
         return add_base(
             self.session,
             place if isinstance(place, str) else folder_text(place),
             name,
             threads=threads,
+            hub_id=hub_id,
             revision=revision,
             remote=remote,
             token=token,
@@ -74,6 +79,17 @@ class WithUpkeep(OpenedLibrary):
             (r.alias, (r.alias, r.weights[7:19], r.model_type, r.dtype, r.parameters, r.hub_id, r.path)) for r in rows
         ]
         return Listing("base", columns, shown, self.bases.get)
+
+    def set_base_hub_id(self, base: BaseLike, hub_id: str) -> BaseRecord:
+        """Record the id of a registered base on the Hub, and return its new record.
+
+        Raises:
+            BaseNotFound: no such base.
+            UsageProblem: `hub_id` is no id of a repository.
+        """
+        spec = base_of(base)
+        assert spec is not None  # `base` is not None
+        return set_base_hub_id(self.session, spec, hub_id)
 
     def remove_base(self, base: BaseLike) -> BaseRecord:
         """Forget a base, and return its record. Its files and the adapters made for it stay.

@@ -25,6 +25,7 @@ _INFO: Final = {
 FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "init": {"Project.create": "adapterhub.projects.file.editing:create_project"},
     "base add": {"Library.add_base": f"{_STEPS}.upkeep:add_base"},
+    "base set": {"Library.set_base_hub_id": f"{_STEPS}.upkeep:set_base_hub_id"},
     "base list": {"Library.list_bases": "adapterhub.library.store.index:IndexReader.bases"},
     "base show": {"Library.bases.find": "adapterhub.library.bases.records:Bases.find"},
     "base compare": {"Library.compare_bases": "adapterhub.formats.base.fingerprint:compare"},

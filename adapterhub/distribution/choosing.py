@@ -48,6 +48,7 @@ def _candidate(
         source=source,
         license=manifest.license,
         published_at=release.published_at,
+        repository=release.repository,
     )
 
 

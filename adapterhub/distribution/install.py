@@ -77,6 +77,7 @@ def plan_install(
             hint = library.nearest(spec.full_name) or "`--from DIR` or `org/name` names another place"
             raise AdapterNotFound(f"no adapter `{spec.full_name}` in {asked}", hint=hint)
         release, source, resolution = found
+        spec = replace(spec, name=release.manifest.name)  # the spec may name a repository
         plan = _plan(library, release, source, wanted, resolution, asked_of(library, spec, release, wanted, bounds))
         if source is not library or plan.present is not None:
             return plan

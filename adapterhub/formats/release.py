@@ -14,7 +14,9 @@ class Release:
     """One build that a place offers. `origin` names its source for people; `yanked` is the reason, or None.
 
     `published_at` is the Unix time of publication as the place knows it: the release in a registry, the date of the
-    commit on another hub, the writing of the manifest in a directory, the arrival in a library.
+    commit on another hub, the writing of the manifest in a directory, the arrival in a library. `base_hub_id` is the
+    Hub id of the base, where the place knows it and the manifest need not. `repository` is the repository of a server
+    that holds it, such as `acme/legal-qa-base-7b`; users may name the build by it.
     """
 
     manifest: Manifest
@@ -22,6 +24,8 @@ class Release:
     origin: str
     yanked: str | None = None
     published_at: float | None = None
+    base_hub_id: str = ""
+    repository: str = ""
 
     @property
     def digest(self) -> Digest:

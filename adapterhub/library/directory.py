@@ -33,7 +33,7 @@ from adapterhub.core.errors import (
     shown,
 )
 from adapterhub.core.specs import AdapterSpec, parse_version
-from adapterhub.formats.card import card_for
+from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.manifest import (
     CARD_FILE,
     CONFIG_FILE,
@@ -236,7 +236,8 @@ class _DirectoryReceiver:
             )
         manifest = self._release.manifest
         (self._temp / MANIFEST_FILE).write_bytes(manifest.to_bytes())
-        (self._temp / CARD_FILE).write_text(card_for(manifest), encoding="utf-8")
+        card = card_for(manifest, base_hub_id=self._release.base_hub_id)
+        (self._temp / CARD_FILE).write_text(card, encoding="utf-8")
         if self._signature is not None:
             (self._temp / SIGNATURE_FILE).write_bytes(self._signature)
         if self._check:  # builds of a library were checked before, those of a server were not

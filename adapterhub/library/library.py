@@ -31,7 +31,7 @@ from adapterhub.core.errors import (
 )
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
-from adapterhub.formats.card import card_for
+from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, BaseRef, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.bases.pins import Pins
@@ -343,7 +343,7 @@ class Library:
             for entry in manifest.files:
                 self.store.link(entry.sha256, view / entry.path)
             self.store.link_manifest(manifest.digest, view / MANIFEST_FILE)
-            write_file(view / CARD_FILE, card_for(manifest).encode())
+            write_file(view / CARD_FILE, card_for(manifest, base_hub_id=self.bases.hub_id_of(manifest.base)).encode())
             link_signature(self.store, view.parent, view)
             make_folder(final.parent)
             view.rename(final)

@@ -117,8 +117,10 @@ class ProjectSources:
         return list({(source.place, source.label): source for source in found}.values())  # each place once
 
     def _servers(self, spec: AdapterSpec) -> list[Source]:
-        """The servers that the user would use outside a project."""
-        return [] if self._offline else self._session.sources_of(spec, self._named, token=self._token)
+        """The servers that the user would use outside a project; offline, what the Hub's client has of them."""
+        if self._offline:
+            return [] if self._named else self._session.cached_sources()
+        return self._session.sources_of(spec, self._named, token=self._token)
 
     def _of(self, remote: ProjectRemote, spec: AdapterSpec) -> list[Source]:
         kind = kind_named(remote.kind)
@@ -175,6 +177,8 @@ class ProjectSources:
             yield from kind.pinned(self._opened(kind, source.address, name), source.pin, spec)
         yield from self.of_spec(spec)
         if is_forbidden:
+            cached = self._session.cached_sources()
+            yield from (one for one in cached if self._admission.may_offer(one.place, spec.namespace))
             raise RemoteUnreachable(
                 f"`{entry.key}` is locked from {source.address}, and `--offline` forbids contacting a server",
                 hint="run `adapt sync` once without `--offline`",
@@ -232,8 +236,9 @@ class SpecSources:
             return self._inside.of_spec(spec)
         if self._disk is None:
             self._disk = sources_from(self._session, self._places)
-        servers = [] if self._offline else self._session.sources_of(spec, self.remote, token=self._token)
-        return [*self._disk, *servers]
+        if not self._offline:
+            return [*self._disk, *self._session.sources_of(spec, self.remote, token=self._token)]
+        return [*self._disk, *([] if self.remote else self._session.cached_sources())]
 
     def policy_of(self, source: Source) -> EffectivePolicy | None:
         """The project's signature policy for builds from `source`; None if it sets none."""

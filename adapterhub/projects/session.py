@@ -223,6 +223,13 @@ class Session:
             for namespace in remote.namespaces
         ]
 
+    def cached_sources(self) -> list[Source]:
+        """The cache of the Hub's client, for when no server may be contacted; empty where there is none."""
+        from adapterhub.distribution.hub_cache import HubCache, cache_folder
+
+        folder = cache_folder(self.variables)
+        return [HubCache(folder)] if folder.is_dir() else []
+
     def _source_with(self, remote: Remote, named: str | None, token: str | None) -> Source:
         # --token belongs to the one server that is named or the default, not to the owner of the namespace
         mine = token if remote.url == self.remote(named).url else None

@@ -38,6 +38,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("base add", "place"): ("base", "base add {} --as NEW"),
     ("base compare", "first"): ("base", "base compare {} corpus-base"),
     ("base compare", "second"): ("base", "base compare corpus-base {}"),
+    ("base set", "which"): ("base", "base set {} --hub-id acme/NEW"),
     ("base show", "which"): ("base", "base show {}"),
     ("check", "adapters"): ("adapter", "check {}"),
     ("check", "--base"): ("base", "check ./good --base {}"),

@@ -114,6 +114,38 @@ def test_info_asks_a_server_only_for_what_is_not_here(world):
     assert "`--offline`" in world.bob.fails(13, "info", "acme/nothing", "--offline")
 
 
+def test_info_of_a_server_names_the_registered_base_that_fits(world):
+    name = f"{world.team}/legal-qa"
+
+    fits = world.bob.json("info", name, "--remote", "ours")
+    line = world.bob.ok("info", name, "--remote", "ours")
+    world.bob.ok("base", "remove", "base-7b")
+    unknown = world.bob.json("info", name, "--remote", "ours")
+
+    assert (fits["base_verdict"], fits["base_asked"], fits["base_differences"]) == ("SAME_WEIGHTS", "base-7b", [])
+    assert "base verdict\tSAME_WEIGHTS, `base-7b`\n" in line
+    assert (unknown["base_verdict"], unknown["base_asked"]) == ("UNKNOWN", None)
+
+
+def test_diff_compares_versions_that_only_a_server_has(world):
+    world.publish("1.1.0")
+    old, new = (f"{world.team}/legal-qa=={version}" for version in ("1.0.0", "1.1.0"))
+
+    there = world.bob.json("diff", old, new, "--remote", "ours")
+    world.bob.ok("install", f"{old[:-7]}@base-7b==1.0.0")
+    mixed = world.bob.json("diff", old, new)
+
+    assert not there["identical"]
+    assert there["base_verdict"] == "SAME_WEIGHTS"
+    assert [side["path"] for side in (there["first"], there["second"])] == [None, None]
+    assert there["second"]["origin"].startswith(f"{world.team}/legal-qa at ")
+    assert (mixed["first"]["origin"], mixed["second"]["path"]) == (None, None)
+    assert mixed["weights"] == there["weights"]
+    assert len(world.bob.json("list")) == 1
+    assert "`--offline`" in world.bob.fails(13, "diff", old, new, "--remote", "ours", "--offline")
+    assert "no adapter `nothing`" in world.bob.fails(10, "diff", "nothing", old)
+
+
 def test_info_of_a_version_that_only_the_server_has(world):
     world.bob.ok("install", f"{world.team}/legal-qa@base-7b")
     world.publish("1.1.0")

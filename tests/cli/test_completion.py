@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
-import json
 import os
 import pty
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.cli import COMMANDS, _run
+from adapterhub.library.remotes import Remotes
 from tests.support.docs_sandbox import make_sandbox
 from tests.support.programs import needs
 
@@ -96,7 +96,7 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Prompt:
     (folder / "adapters.toml").write_text(PROJECT)
     (folder / "sub").mkdir()
     (folder / "sub" / "adapters.toml").write_text('[adapters]\nother = "*"\n')
-    (folder / "home" / "remotes.json").write_text(json.dumps({"remotes": {"theirs": {"url": "https://example.org"}}}))
+    Remotes(folder / "home").add("theirs", "https://example.org")
     return Prompt(folder)
 
 

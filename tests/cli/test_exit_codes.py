@@ -71,6 +71,9 @@ def test_an_option_that_does_not_exist_is_a_usage_problem(adapt, words):
 REFUSALS = [
     ("base add ./nowhere", 10),
     ("base add ./out/legal-qa", 16),
+    ("base add ./models/base-7b --hub-id /home/ann/base", 2),
+    ("base set base-7b --hub-id a--b", 2),
+    ("base set nothing --hub-id acme/base-7b", 10),
     ("base show nothing", 10),
     ("base compare base-7b ./nowhere", 10),
     ("base remove nothing", 10),

@@ -361,6 +361,20 @@ def test_licences_of_adapter_and_base_are_taken_together(home, adapter, base, ex
     assert codes(home) == expected
 
 
+def test_the_missing_licence_of_a_base_is_told_once_and_counts_for_all_its_adapters(home):
+    (home.folder / "models" / "base-7b" / "README.md").write_text("# No licence\n")
+    for name in ("legal-qa", "summary", "tables"):
+        add(home, name)
+
+    adapters = home.json("audit")["adapters"]
+
+    assert [[f["code"] for f in one["findings"] if f["severity"] == "unknown"] for one in adapters] == [
+        ["U_LICENSE"], [], [],
+    ]  # fmt: skip
+    assert [one["license"]["complete"] for one in adapters] == [False] * 3
+    assert codes(home, "tables") == ["U_LICENSE"]
+
+
 def test_the_licence_of_a_grandparent_reaches_the_merge(home):
     add(home, "research", licence="CC-BY-NC-4.0")
     for name in ("legal-qa", "summary"):

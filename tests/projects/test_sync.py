@@ -14,7 +14,7 @@ import pytest
 import adapterhub.projects.sync._folders as folders
 from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.errors import AdapterNotFound, Conflict, DigestMismatch, Malformed, StoreLocked
-from adapterhub.formats.card import card_for
+from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Added, Library

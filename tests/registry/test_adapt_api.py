@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from adapterhub.formats.card import card_for
+from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Added, Library

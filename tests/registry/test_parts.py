@@ -19,7 +19,7 @@ from adapterhub_registry.api.edge import routed_path
 from adapterhub_registry.database.db import Database, facts
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.names import known_repo_id, parse_path, parse_ref_name, parse_repo_id
-from adapterhub_registry.repos.card import parse_card, read_config
+from adapterhub_registry.repos.card import read_config
 from adapterhub_registry.settings import Limits, load_settings
 from adapterhub_registry.storage.blobs import LEFTOVER_S, DiskBlobs
 from hypothesis import given
@@ -289,10 +289,10 @@ def test_model_info_shows_architectures_only_when_they_are_strings(
 
 @given(st.text(max_size=200))
 def test_any_card_is_read_as_json_or_refused(text: str) -> None:
-    from adapterhub_registry.repos.card import UnreadableCard
+    from adapterhub.formats.cards.metadata import UnreadableCard, read_metadata
 
     try:
-        card = parse_card(f"---\n{text}\n---\n")
+        card = read_metadata(f"---\n{text}\n---\n").values
     except UnreadableCard:
         return
 

@@ -123,6 +123,7 @@ def _bases(w: World) -> None:
     w.says("base-show", "base", "show", "base-7b")
     w.says("base-compare", "base", "compare", "base-7b", "./models/base-7b-fp16")
     w.adapt.ok("base", "add", "./models/base-7b-chat", "--as", "chat")
+    w.says("base-set", "base", "set", "chat", "--hub-id", "acme/base-7b-chat")
     w.says("base-remove", "base", "remove", "chat")
 
 

@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.core.errors import AdapterHubError, AdapterNotFound, RefusedAdapter, UsageProblem, shown
+from adapterhub.core.errors import (
+    AdapterHubError,
+    AdapterNotFound,
+    NoCompatibleRelease,
+    RefusedAdapter,
+    RemoteUnreachable,
+    UsageProblem,
+    shown,
+)
+from adapterhub.core.specs import AdapterSpec, names_folder
 from adapterhub.library import library as local
 from adapterhub.projects.session import wanted_from
 
@@ -45,7 +56,6 @@ def reports_of(
     Folders are what begins as a path does. `find_source` finds the server of a build, which knows if it was yanked;
     without it, what was seen before counts.
     """
-    from adapterhub.core.specs import AdapterSpec, names_folder
     from adapterhub.distribution.choosing import look_up
     from adapterhub.distribution.withdrawn import why_withdrawn
     from adapterhub.trust.verify import verify_folder
@@ -178,7 +188,6 @@ def report_of_build(
 
 def _with_signature(library: Library, folder: Path, report: Report) -> Report:
     """The report on a folder, with findings about its signature, which covers its manifest or else its files."""
-    from adapterhub.core.specs import AdapterSpec
     from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE
     from adapterhub.formats.release import Release
     from adapterhub.library.admission.admission import Admission
@@ -257,7 +266,6 @@ class Checked:
 
 def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec | None) -> list[Subject]:
     """The adapters, every installed one where none is given, each verified; `base` stands in for one not declared."""
-    from adapterhub.core.specs import AdapterSpec, names_folder
     from adapterhub.distribution.choosing import look_up
     from adapterhub.trust.verify import verify_folder
 
@@ -351,7 +359,6 @@ def audited(
 
 
 def _subjects(library: Library, adapters: Sequence[str], installed: Sequence[Any]) -> Iterator[AuditSubject]:
-    from adapterhub.core.specs import names_folder
     from adapterhub.library.audit import subject_of_build, subject_of_folder
 
     if not adapters:
@@ -368,8 +375,6 @@ def _subjects(library: Library, adapters: Sequence[str], installed: Sequence[Any
 
 def _builds(library: Library, text: str) -> list[Any]:
     """Every installed build that a spec matches, not only the newest."""
-    from adapterhub.core.specs import AdapterSpec
-
     spec = AdapterSpec.parse(text)
     wanted = wanted_from(library, spec, None)
     builds = [
@@ -385,13 +390,56 @@ def _builds(library: Library, text: str) -> list[Any]:
 
 
 # ---------------------------------------------------------------- diff
+@contextmanager
+def sides_of(
+    session: Session,
+    texts: Sequence[str],
+    base: BaseSpec | None,
+    *,
+    library: Library | None = None,
+    remote: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    bars: Bars,
+) -> Iterator[list[Side]]:
+    """The adapters to compare: folders, installed ones, and what only a server has, in folders of their own meanwhile.
+
+    With `remote`, specs are read from that server alone. `library` resolves names; default: that of the session.
+
+    Raises:
+        AdapterNotFound, NoCompatibleRelease: neither here nor on a server.
+    """
+    from adapterhub.api.steps.publishing import pull_release
+    from adapterhub.weights.compare.difference import Side
+
+    library = library or session.library
+
+    def side(text: str, folder: Path) -> Side:
+        if names_folder(text) or not remote:
+            try:
+                return side_of(library, text, base)
+            except (AdapterNotFound, NoCompatibleRelease):
+                if names_folder(text) or offline or not session.sources_of(AdapterSpec.parse(text), None, token=token):
+                    raise
+        elif offline:
+            raise RemoteUnreachable(
+                "`--offline` forbids asking a server", hint="without `--remote`, it asks the library"
+            )
+        spec = AdapterSpec.parse(text)
+        release = pull_release(session, spec, folder, base=base, remote=remote, token=token, bars=bars).release
+        manifest, label = release.manifest, f"{release.full_name}=={release.manifest.version}"
+        return Side(folder=folder, label=label, manifest=manifest, base=manifest.base, origin=release.origin)
+
+    with TemporaryDirectory(prefix="adapt-diff-") as folder:
+        yield [side(text, Path(folder) / str(number)) for number, text in enumerate(texts)]
+
+
 def side_of(library: Library, text: str, base: BaseSpec | None) -> Side:
     """The adapter that `text` names, to be compared: a folder where it begins as a path does, else an installed one.
 
     Raises:
         AdapterNotFound: there is none; the hint tells how a folder is written.
     """
-    from adapterhub.core.specs import AdapterSpec, names_folder
     from adapterhub.distribution.choosing import look_up
     from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
     from adapterhub.weights.compare.difference import Side, side_of_folder

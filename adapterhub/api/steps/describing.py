@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Contents, Hub
-    from adapterhub.distribution.resolve import Resolution
+    from adapterhub.formats.manifest import BaseRef
     from adapterhub.formats.modules.groups import Modules
     from adapterhub.formats.release import Release
     from adapterhub.library.library import Library
@@ -25,26 +25,22 @@ if TYPE_CHECKING:
     from adapterhub.projects.uses import Use
 
 
-def verdict_document(library: Library, build: Installed, spec: AdapterSpec, base: BaseSpec | None) -> dict[str, Any]:
-    """Compare the base that the build was made for with the requested one, else with the registered one."""
+def verdict_document(library: Library, declared: BaseRef, spec: AdapterSpec, base: BaseSpec | None) -> dict[str, Any]:
+    """Compare the base that an adapter was made for with the requested one, else with the registered one.
+
+    The registered one has the same weights, or the same Hub id where the adapter declares no weights.
+    """
     from adapterhub.formats.base.fingerprint import compare
+    from adapterhub.library.bases.requested import RequestedBase
 
     wanted = wanted_from(library, spec, base)
-    if wanted is not None:
-        compared = wanted.judge(build.base)
-        return {
-            "base_asked": wanted.text,
-            "base_verdict": compared.verdict.name,
-            "base_differences": list(compared.differences),
-        }
-    fingerprint = build.base.fingerprint
-    record = library.bases.by_fingerprint(fingerprint) if fingerprint else None
-    compared = compare(fingerprint, record.fingerprint if record else None)
-    named = record.alias if record else None
+    if wanted is None and (record := library.bases.of(declared)) is not None:
+        wanted = RequestedBase(text=record.alias, record=record)
+    compared = wanted.judge(declared) if wanted else compare(declared.fingerprint, None)
     return {
-        "base_asked": named,
+        "base_asked": wanted.text if wanted else None,
         "base_verdict": compared.verdict.name,
-        "base_differences": list(compared.differences) if record else [],
+        "base_differences": list(compared.differences) if wanted else [],
     }
 
 
@@ -156,7 +152,7 @@ def document_on_server(
     hub = source.hub if isinstance(source, HubNamespace) else source
     assert isinstance(hub, Hub)  # `sources` holds servers only
     contents = hub.contents(release)
-    document = server_document(release, contents, resolution, hub)
+    document = server_document(release, contents, hub) | verdict_document(library, release.manifest.base, spec, base)
     document["policy_refusal"] = refusal_here(session, resolution.chosen)
     return document
 
@@ -184,7 +180,7 @@ def header_document(contents: Contents) -> dict[str, Any]:
     }
 
 
-def server_document(release: Release, contents: Contents, resolution: Resolution, hub: Hub) -> dict[str, Any]:
+def server_document(release: Release, contents: Contents, hub: Hub) -> dict[str, Any]:
     """Everything about a build on a server, of which only the first bytes were read."""
     manifest = release.manifest
     document = manifest.to_json()
@@ -197,7 +193,6 @@ def server_document(release: Release, contents: Contents, resolution: Resolution
         "repository": contents.repo,
         "commit": contents.commit,
         "yanked": release.yanked,
-        "base_verdict": resolution.chosen.verdict.name,
         "size_bytes": manifest.size_bytes,
         **header_document(contents),
         "received_bytes": hub.received_bytes,

@@ -17,6 +17,7 @@ from adapterhub.projects.upgrades import library_requests
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from adapterhub.core.digests import Progress
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.install import InstallPlan
     from adapterhub.distribution.resolve import Objection
@@ -74,6 +75,38 @@ def install_one(
         added = run_install(session.library, plan, progress, signatures=policy)
     report_warnings(session, added)
     return added
+
+
+def add_described(
+    session: Session, folder: Path, base: BaseSpec | None = None, *, progress: Progress | None = None
+) -> Added | None:
+    """Take in a folder as the `adapterhub.json` in it describes it, byte for byte; None where it has none.
+
+    So a build that another library published, or that the Hub's client downloaded, keeps its name, version and digest.
+
+    Raises:
+        MalformedManifest: the file breaks its format.
+        DigestMismatch: other files differ from it; nothing was stored.
+        NoCompatibleRelease: it is for another base than `base`.
+        ReleaseExists: the name and version exist with other bytes.
+        SignatureRefused: as for an install.
+    """
+    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.library.directory import PublishedDirectory
+    from adapterhub.library.library import Added
+    from adapterhub.trust.verify import Report, manifest_in
+
+    manifest = manifest_in(folder)
+    if manifest is None:
+        return None
+    library = session.library
+    spec = AdapterSpec(namespace=None, name=manifest.name, base=base, specifiers="", digest_prefix=manifest.digest)
+    wanted = wanted_from(library, spec, None)
+    plan = plan_install(library, spec, [PublishedDirectory(folder)], wanted=wanted)
+    added = run_install(library, plan, progress)
+    if added is not None or plan.present is None:
+        return added
+    return Added(build=plan.present, report=Report.of([]), created=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Hub
     from adapterhub.distribution.resolve import Objection
+    from adapterhub.formats.cards.card import Card
     from adapterhub.library.library import Library
     from adapterhub.library.remotes import Remote
     from adapterhub.library.store.catalog import Installed
@@ -117,23 +118,61 @@ def push_build(
         SignatureRefused, NamespaceBound: it may not be used here, so it is not passed on either.
     """
     from adapterhub.library.admission.admission import Admission
-    from adapterhub.library.directory import PublishedDirectory
 
     library = session.library
-    release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
+    release = release_of(library, build)
     if signer is not None:
         namespace = build.namespace or (None if names_folder(to) else to.partition("/")[0])
         sign_build(library, build, namespace, signer)
     Admission(library).ensure_usable(build)
     signature = library.provenance(release).signature
-    place: Destination
-    if names_folder(to):
-        place = PublishedDirectory(Path(to).expanduser())
-    else:
-        place = server_for(session, to, remote, token=token, offline=offline).to(to, private=private)
+    place = place_for(session, to, private=private, remote=remote, token=token, offline=offline)
+    for note in card_at(place, release).notes:
+        session.out.note(note)
     with bars.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
         copied = copy(release, library, place, progress, signature=signature)
     return Pushed(release=release, place=place, copied=copied, is_signed=signature is not None)
+
+
+def release_of(library: Library, build: Installed) -> Release:
+    """An installed build as it is published, with the Hub id that its base has here."""
+    return Release(
+        manifest=build.manifest,
+        namespace=build.namespace,
+        origin=library.label,
+        base_hub_id=library.bases.hub_id_of(build.base),
+    )
+
+
+def place_for(
+    session: Session,
+    to: str,
+    *,
+    private: bool = False,
+    remote: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+) -> Destination:
+    """The directory or the repository `to`; no request is sent."""
+    if names_folder(to):
+        from adapterhub.library.directory import PublishedDirectory
+
+        return PublishedDirectory(Path(to).expanduser())
+    return server_for(session, to, remote, token=token, offline=offline).to(to, private=private)
+
+
+def card_at(place: Destination, release: Release) -> Card:
+    """The card of a release as `place` would show it.
+
+    Raises:
+        Malformed: a server would refuse its metadata.
+    """
+    from adapterhub.distribution.hub import HubRepository
+    from adapterhub.formats.cards.card import make_card
+
+    if isinstance(place, HubRepository):
+        return place.card_of(release)
+    return make_card(release.manifest, base_hub_id=release.base_hub_id)
 
 
 def server_for(session: Session, to: str, remote: str | None, *, token: str | None, offline: bool) -> Hub:
@@ -261,7 +300,9 @@ def mirror_releases(
         if not dry_run:
             with bars.progress(f"mirror {release.full_name}", release.manifest.size_bytes) as progress:
                 signature = source.provenance(release).signature
-                copied = copy(release, source, target_hub.to(to, private=private), progress, signature=signature)
+                copied = copy(
+                    release, source, target_hub.to(to, private=private, mends=True), progress, signature=signature
+                )
         yield Mirrored(
             release=release,
             origin=f"{there.url}/{repo}",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.projects.session import Session
 
 COLUMNS = ("name", "version", "base", "task", "rank", "method", "size")
-SERVER_COLUMNS = ("repository", "version", "base", "fits", "task", "rank", "method")
+SERVER_COLUMNS = ("repository", "adapter", "version", "base", "fits", "task", "rank", "method")
 BY_WEIGHTS, BY_NAME = "by weights", "by name"
 
 

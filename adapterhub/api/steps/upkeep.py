@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.core.errors import UsageProblem
+from adapterhub.core.hub_ids import parse_hub_id
 from adapterhub.core.specs import BaseSpec, names_folder
 from adapterhub.formats.base.weight_files import weight_files
 from adapterhub.library.directory import open_source
@@ -26,16 +28,22 @@ def add_base(
     alias: str | None = None,
     *,
     threads: int | None = None,
+    hub_id: str | None = None,
     revision: str | None = None,
     remote: str | None = None,
     token: str | None = None,
     offline: bool = False,
     bars: Bars,
 ) -> BaseRecord:
-    """Fingerprint the model in a folder, or of a Hub id, and register it."""
-    folder, hub_id = Path(place).expanduser(), None
+    """Fingerprint the model in a folder, or of a Hub id, and register it; `hub_id` names a folder's model on the Hub.
+
+    Raises:
+        UsageProblem: `hub_id` is no id of a repository.
+    """
+    folder = Path(place).expanduser()
+    hub_id = hub_id if hub_id is None else parse_base_id(hub_id)
     if not folder.exists() and not names_folder(place) and BaseSpec.parse(place).kind == "hub":
-        hub_id = place
+        hub_id = hub_id or place
         folder = session.named_hub(remote, token=token, offline=False, for_bases=True).fetch_base(
             place, revision=revision, offline=offline
         )
@@ -45,6 +53,37 @@ def add_base(
         record = library.bases.add(folder, alias, hub_id=hub_id, threads=threads, progress=progress)
     library.catalog.put_base(record)
     return record
+
+
+def set_base_hub_id(session: Session, base: BaseSpec, hub_id: str) -> BaseRecord:
+    """Record the Hub id of a registered base.
+
+    Raises:
+        UsageProblem: `hub_id` is no id of a repository, or `base` is not registered but a folder.
+        BaseNotFound: no such base.
+    """
+    library = session.library
+    name, record = parse_base_id(hub_id), library.bases.find(base)
+    if not record.alias:
+        raise UsageProblem(
+            f"the base in `{record.path}` is not registered",
+            hint=f"`adapt base add {record.path} --hub-id {name}` registers it",
+        )
+    record = library.bases.set_hub_id(record.alias, name)
+    library.catalog.put_base(record)
+    return record
+
+
+def parse_base_id(text: str) -> str:
+    """`text`, checked to be the id of a model on the Hub.
+
+    Raises:
+        UsageProblem: it is not.
+    """
+    try:
+        return parse_hub_id(text)
+    except ValueError as error:
+        raise UsageProblem(f"--hub-id: {error}", hint="copy it from the page of the model") from None
 
 
 def remove_base(session: Session, base: BaseSpec) -> BaseRecord:

@@ -52,11 +52,15 @@ def add(
     Without --base, the adapter gets the registered base that it fits, if it fits exactly one. Of several folders, those
     that hold no adapter are passed over; the exit code is 3 if one was refused.
 
+    A folder with an `adapterhub.json`, such as a published build or one in the Hugging Face cache, is taken in as that
+    file describes it, unless you describe it otherwise.
+
     \b
     Examples:
       adapt add ./out/legal-qa --base base-7b --task legal-qa
       adapt add ./out/legal-qa-r4 --name legal-qa --bump minor
       adapt add runs/*
+      adapt add ./share/legal-qa/1.0.0-r4
     """
     from adapterhub.core.specs import parse_name, parse_version
     from adapterhub.library.intake.clashes import check_naming
@@ -71,10 +75,18 @@ def add(
     record = library.bases.find(base) if base is not None else None
     named = None if name is None else parse_name(name)
     number = parse_version(version or "1.0.0")
+    is_undescribed = not any((named, task, version, description, licence, bump, variant, no_base))
 
     def add_one(folder: Path) -> Added:
         from adapterhub.library.identify.guess import guess_base, guess_name
 
+        if is_undescribed and folder.is_dir():
+            from adapterhub.api.steps.installing import add_described
+
+            with session.out.progress("add", None) as progress:
+                taken = add_described(session, folder, base, progress=progress)
+            if taken is not None:
+                return taken
         own = named or guess_name(folder)
         about = Description(name=own, version=number, task=task, description=description, license=licence)
         guess = None if record is not None or no_base or not folder.is_dir() else guess_base(library, folder)

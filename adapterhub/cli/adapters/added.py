@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.api.reporting import report_warnings
+from adapterhub.api.reporting import report_card, report_warnings
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def say_added(session: Session, added: Added, verb: str) -> None:
     """Print the added build and the warnings of its checks."""
     report_warnings(session, added)
+    report_card(session, added)
     session.out.result(added_document(added), lambda: session.out.line(added_line(added, verb)))
 
 

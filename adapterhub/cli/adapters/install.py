@@ -144,7 +144,7 @@ def install(
             continue
         added = install_one(session, plan, sources_of, signatures, bars=session.out, what=spec.full_name)
         documents.append(_done_document(plan, added))
-        installed.append(Saved(spec=spec, bounds=bounds, plan=plan))
+        installed.append(Saved(spec=plan.asked.spec, bounds=bounds, plan=plan))
     if to_save_in is None:
         session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
         return

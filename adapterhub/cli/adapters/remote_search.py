@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
     from adapterhub.distribution.hub import Hub, Search, SearchHit
 
+_SHOWN = ("repository", "name", "version", "base", "fits", "task", "rank")
+
 
 def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Search) -> None:
     """Search the server and print the matches; a registered base is searched by its weights, then by its Hub id."""
@@ -18,7 +20,10 @@ def search_remote(session: Session, hub: Hub, base: BaseSpec | None, search: Sea
     aliases: dict[str, str] = {record.fingerprint.weights: record.alias for record in session.library.bases.list()}
     documents = [_document(found, fits, aliases) for found, fits in rows]
     cells = [
-        (d["repository"], d["version"], d["base"], d["fits"], d["task"], d["rank"], method_text(d["method"]))
+        (
+            *(d[key] for key in ("repository", "name", "version", "base", "fits", "task", "rank")),
+            method_text(d["method"]),
+        )
         for d in documents
     ]
     session.out.result(documents, lambda: session.out.table(SERVER_COLUMNS, cells, right=("rank",)))

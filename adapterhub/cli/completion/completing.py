@@ -72,7 +72,7 @@ def _remotes(root: Path) -> list[str]:
         document = json.loads((root / "remotes.json").read_bytes())
     except OSError:
         return ["hub"]
-    return ["hub", *document["remotes"]]
+    return ["hub", *(remote["name"] for remote in document["remotes"])]
 
 
 def _project(context: click.Context) -> Mapping[str, Any]:

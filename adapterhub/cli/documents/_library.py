@@ -34,7 +34,7 @@ class Fingerprint(TypedDict):
 
 
 class Base(TypedDict):
-    """A newly registered base."""
+    """A registered base, new or changed."""
 
     alias: str
     path: Path | None
@@ -322,6 +322,7 @@ class Completion(TypedDict):
 
 BASES = {
     "base-add": Base,
+    "base-set": Base,
     "base-list": list[ListedBase],
     "base-show": ShownBase,
     "base-compare": BaseComparison,

@@ -118,6 +118,7 @@ class PushPlan(TypedDict):
     files: list[File]
     tags: Annotated[list[str], "searchable facts in the card"]
     card: Annotated[str, "text of README.md"]
+    card_notes: Annotated[list[str], "what the card leaves out of the author's metadata, or words as hubs do"]
 
 
 class Pulled(TypedDict):
@@ -226,7 +227,9 @@ class Info(Manifest):
     repository: str
     commit: str
     yanked: Annotated[str | None, "the reason; null: not yanked"]
+    base_asked: Annotated[str | None, "the base of the verdict: the given one, else the registered one"]
     base_verdict: Verdict
+    base_differences: Annotated[list[str], "one sentence per difference"]
     policy_refusal: Annotated[str | None, "why the project's `[policy]` would refuse it; null: allowed"]
     size_bytes: Size
     header: Header

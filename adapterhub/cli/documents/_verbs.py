@@ -73,7 +73,8 @@ class Side(TypedDict):
 
     label: str
     digest: Digest | None
-    path: Path
+    path: Annotated[Path | None, "null for one on a server"]
+    origin: Annotated[str | None, "the repository and commit on a server; null: it is here"]
 
 
 class FileDifference(TypedDict):

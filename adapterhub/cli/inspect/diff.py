@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.api.steps.checking import side_of
+from adapterhub.api.steps.checking import sides_of
 from adapterhub.cli.completion.completing import complete_spec_or_folder
-from adapterhub.cli.options.params import BASE, Session, common
+from adapterhub.cli.options.params import BASE, Session, common, remote_options
 from adapterhub.cli.output import json_text
 from adapterhub.core.errors import shown
 
@@ -25,29 +25,56 @@ _FEW = 5
 @click.argument("second", metavar="SPEC|FOLDER", shell_complete=complete_spec_or_folder)
 @click.option("--base", type=BASE, help="Use this base for specs that name none.")
 @click.option("--modules", is_flag=True, help="Show every module, not only those that differ most.")
+@remote_options
 @common
-def diff(session: Session, first: str, second: str, base: BaseSpec | None, modules: bool) -> None:
+def diff(
+    session: Session,
+    first: str,
+    second: str,
+    base: BaseSpec | None,
+    modules: bool,
+    remote: str | None,
+    token: str | None,
+    offline: bool,
+) -> None:
     """Show the exact differences between two adapters: files, config, manifest and updates.
 
     The relative difference is the Frobenius norm of the difference of both updates, divided by the norm of the first.
     Updates that are equal but factored or ordered differently count as the same. To compare directions, signs and
     spectra of unrelated adapters, use `adapt compare`.
 
+    What is not installed is read from the server that `adapt install` would ask; with --remote, every SPEC is read from
+    that server. The library does not change.
+
     \b
     Examples:
       adapt diff legal-qa==1.0 legal-qa==1.1
       adapt diff legal-qa ./out/legal-qa --modules
+      adapt diff acme/legal-qa==1.0 acme/legal-qa==1.1 --remote ours
     """
     from adapterhub.weights.compare.difference import differ
 
-    library = session.project_library
-    sides = [side_of(library, text, base) for text in (first, second)]
-    with session.out.progress("diff", None, unit="modules") as progress:
+    asked = sides_of(
+        session,
+        (first, second),
+        base,
+        library=session.project_library,
+        remote=remote,
+        token=token,
+        offline=offline,
+        bars=session.out,
+    )
+    with asked as sides, session.out.progress("diff", None, unit="modules") as progress:
         difference = differ(sides[0], sides[1], progress)
 
     def document() -> dict[str, Any]:
         named = [
-            {"label": side.label, "digest": side.manifest.digest if side.manifest else None, "path": str(side.folder)}
+            {
+                "label": side.label,
+                "digest": side.manifest.digest if side.manifest else None,
+                "path": None if side.origin else str(side.folder),
+                "origin": side.origin or None,
+            }
             for side in sides
         ]
         return {"first": named[0], "second": named[1], **difference.to_json()}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.inspect.info_modules import group_fields
+from adapterhub.cli.inspect.info_modules import group_fields, verdict_fields
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_options, remote_options
 from adapterhub.cli.options.project_policy import policy_fields
 from adapterhub.cli.output import size_text
@@ -99,7 +99,7 @@ def _fields(d: dict[str, Any]) -> list[tuple[str, object]]:
         ("commit", d["commit"]),
         ("base weights", d["base"].get("weights", "unknown")),
         ("base hub id", hints.get("hub_id")),
-        ("base verdict", d["base_verdict"]),
+        *verdict_fields(d),
         *policy_fields(d),
         ("task", d.get("task")),
         ("description", d.get("description") or None),

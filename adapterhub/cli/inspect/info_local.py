@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.api.steps.describing import installed_document, verdict_document
-from adapterhub.cli.inspect.info_modules import group_fields
+from adapterhub.cli.inspect.info_modules import group_fields, verdict_fields
 from adapterhub.cli.options.project_policy import policy_fields
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import shown
@@ -37,7 +37,7 @@ def show_installed(
         _show_recipe(session, build)
         return
     library = session.library
-    verdict = verdict_document(library, build, spec, base)
+    verdict = verdict_document(library, build.base, spec, base)
     document, lineage, uses = installed_document(session, library, build, offline=offline)
     session.out.result(document | verdict, lambda: session.out.fields(_fields(library, build, document | verdict)))
     if not session.out.as_json:
@@ -54,7 +54,6 @@ def _show_recipe(session: Session, build: Installed) -> None:
 def _fields(library: Library, build: Installed, d: dict[str, Any]) -> list[tuple[str, object]]:
     manifest, fingerprint = build.manifest, build.base.fingerprint
     pinned = " (pinned)" if d["base_pinned"] else ""
-    asked = f", `{d['base_asked']}`" if d["base_asked"] else ""
     pairs: list[tuple[str, object]] = [
         ("name", build.full_name),
         ("version", manifest.version),
@@ -62,9 +61,8 @@ def _fields(library: Library, build: Installed, d: dict[str, Any]) -> list[tuple
         ("digest", manifest.digest),
         ("base", (library.base_label(build.base) or "unknown") + pinned),
         ("base weights", fingerprint.weights if fingerprint else "unknown"),
-        ("base hub id", build.base.hints.hub_id),
-        ("base verdict", f"{d['base_verdict']}{asked}"),
-        *[("base differs", text) for text in d["base_differences"]],
+        ("base hub id", library.bases.hub_id_of(build.base) or None),
+        *verdict_fields(d),
         *policy_fields(d),
         ("task", manifest.task),
         ("description", manifest.description or None),

@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 
+def verdict_fields(document: dict[str, Any]) -> list[tuple[str, object]]:
+    """The base that the adapter's base was compared with, the verdict, and each difference."""
+    asked = f", `{document['base_asked']}`" if document["base_asked"] else ""
+    differs = [("base differs", text) for text in document["base_differences"]]
+    return [("base verdict", f"{document['base_verdict']}{asked}"), *differs]
+
+
 def group_fields(document: dict[str, Any]) -> list[tuple[str, object]]:
     """The groups of modules as lines of text."""
     from adapterhub.formats.modules.groups import ModuleGroup

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
+    from adapterhub.library.transfer import Destination
 
 
 @click.command()
@@ -58,7 +59,7 @@ def push(
       adapt push legal-qa@base-7b --to acme/legal-qa-base-7b --remote ours
       adapt push legal-qa@base-7b --to ./published --sign
     """
-    from adapterhub.api.steps.publishing import push_build, signing_key
+    from adapterhub.api.steps.publishing import place_for, push_build, signing_key
     from adapterhub.core.ranks import RankRange
     from adapterhub.distribution.choosing import look_up
 
@@ -68,7 +69,8 @@ def push(
     bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
     build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None), bounds=bounds)
     if dry_run:
-        document = _dry_document(library, build, to, sign_it=sign_it)
+        place = place_for(session, to, remote=remote, token=token, offline=offline)
+        document = _dry_document(library, build, to, place, sign_it=sign_it)
         session.out.result(document, lambda: _say_dry(session, document))
         return
     ask = ask_password if sys.stdin.isatty() else None
@@ -107,31 +109,34 @@ def push(
     )
 
 
-def _dry_document(library: Library, build: Installed, to: str, *, sign_it: bool) -> dict[str, Any]:
+def _dry_document(library: Library, build: Installed, to: str, place: Destination, *, sign_it: bool) -> dict[str, Any]:
+    from adapterhub.api.steps.publishing import card_at, release_of
     from adapterhub.core.digests import digest_of
-    from adapterhub.core.specs import names_folder
-    from adapterhub.formats.card import card_for, tags_for
+    from adapterhub.formats.cards.card import tags_for
     from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE
     from adapterhub.library.admission.admission import Admission
+    from adapterhub.library.directory import PublishedDirectory
     from adapterhub.trust.signing.provenance import read_signature
 
     if not sign_it:  # else it is not signed yet
         Admission(library).ensure_usable(build)
-    manifest = build.manifest
-    texts = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: card_for(manifest).encode()}
+    manifest, release = build.manifest, release_of(library, build)
+    card = card_at(place, release)
+    texts = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: card.text.encode()}
     files = [{"path": e.path, "size_bytes": e.size_bytes, "sha256": e.sha256} for e in manifest.files]
     files += [{"path": n, "size_bytes": len(data), "sha256": digest_of(data)} for n, data in texts.items()]
     return {
         "dry_run": True,
         "to": to,
-        "kind": "directory" if names_folder(to) else "repository",
+        "kind": "directory" if isinstance(place, PublishedDirectory) else "repository",
         "commit_message": f"{manifest.name} {manifest.version}",
         "tag": f"v{manifest.version}",
         "digest": manifest.digest,
         "signed": sign_it or read_signature(build.folder / SIGNATURE_FILE) is not None,
         "files": sorted(files, key=lambda f: str(f["path"])),
-        "tags": tags_for(manifest),
-        "card": card_for(manifest),
+        "tags": tags_for(manifest, release.base_hub_id),
+        "card": card.text,
+        "card_notes": list(card.notes),
     }
 
 
@@ -153,3 +158,5 @@ def _say_dry(session: Session, document: dict[str, Any]) -> None:
     out.line("card README.md:")
     for line in document["card"].splitlines():
         out.line(f"  {line}")
+    for note in document["card_notes"]:
+        out.note(note)

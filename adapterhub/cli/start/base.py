@@ -30,6 +30,7 @@ def base() -> None:
 @click.argument("place", metavar="PATH|HUB_ID")
 @click.option("--as", "alias", metavar="ALIAS", help="Register under this name [default: from the folder or Hub id].")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Hash with N threads [default: one per core].")
+@click.option("--hub-id", metavar="ORG/NAME", help="Id of this model on the Hub, for the cards of its adapters.")
 @click.option("--revision", metavar="REV", help="Use this branch, tag or commit of a Hub repository.")
 @remote_options
 @common
@@ -38,6 +39,7 @@ def add(
     place: str,
     alias: str | None,
     threads: int | None,
+    hub_id: str | None,
     revision: str | None,
     remote: str | None,
     token: str | None,
@@ -46,11 +48,13 @@ def add(
     """Fingerprint a model by its weights and register it under a name.
 
     PATH is a folder with safetensors files. HUB_ID (`org/model`) is read from the Hugging Face cache, or downloaded.
-    Digests are cached by path, size, time and inode, so fingerprinting the same files again is instant.
+    Digests are cached by path, size, time and inode, so fingerprinting the same files again is instant. --hub-id is
+    known for a HUB_ID and for a folder of the Hugging Face cache.
 
     \b
-    Example:
+    Examples:
       adapt base add ./models/base-7b --as base-7b
+      adapt base add ./models/base-7b --as base-7b --hub-id acme/base-7b
     """
     from adapterhub.api.steps.upkeep import add_base
 
@@ -59,6 +63,7 @@ def add(
         place,
         alias,
         threads=threads,
+        hub_id=hub_id,
         revision=revision,
         remote=remote,
         token=token,
@@ -71,6 +76,23 @@ def add(
             f"{record.alias}  {record.fingerprint.weights}  {count_text(record.hints.parameters or 0)} parameters"
         ),
     )
+
+
+@base.command("set")
+@click.argument("which", metavar="BASE", type=BASE)
+@click.option("--hub-id", required=True, metavar="ORG/NAME", help="Id of this model on the Hub.")
+@common
+def set_(session: Session, which: BaseSpec, hub_id: str) -> None:
+    """Record the Hub id of a registered base, which the cards of its adapters then name.
+
+    \b
+    Example:
+      adapt base set base-7b --hub-id acme/base-7b
+    """
+    from adapterhub.api.steps.upkeep import set_base_hub_id
+
+    record = set_base_hub_id(session, which, hub_id)
+    session.out.result(_document(record), lambda: session.out.line(f"{record.alias} is {record.hub} on the Hub"))
 
 
 @base.command("list")

@@ -138,7 +138,8 @@ class Hub:
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """Builds of `org/name`: in that repository, in `org/name-<base>`, and in repositories tagged with the name.
 
-        A bare name is never looked up on a whole hub: a stranger could own it.
+        In the repository `org/name`, builds of any name count, so that users can name either. A bare name is never
+        looked up on a whole hub: a stranger could own it.
 
         Raises:
             AdapterNotFound: the only build was uploaded, but its version was never tagged.
@@ -224,10 +225,13 @@ class Hub:
                 origin=_origin(place),
                 yanked=place.yanked,
                 published_at=place.released_at,
+                repository=place.repo,
             )
-            return release if manifest.name == spec.name else None
+            return release if manifest.name == spec.name or place.repo == spec.full_name else None
         plain = plain_release(self._wire, place.repo, place.commit, spec, version=place.version)
-        return None if plain is None else replace(plain, yanked=place.yanked, published_at=place.released_at)
+        if plain is None:
+            return None
+        return replace(plain, yanked=place.yanked, published_at=place.released_at, repository=place.repo)
 
     def release_at(self, repo: str, commit: str, spec: AdapterSpec) -> Release | None:
         """The build at one commit, if it has the name in `spec`; `spec` also gives the version if its files do not.
@@ -366,9 +370,9 @@ class Hub:
                 )
             )
 
-    def to(self, repo: str, *, private: bool = False) -> HubRepository:
-        """One repository as a destination; `private` applies only if it is created."""
-        return HubRepository(self._api, self._wire, repo, private=private, by_xet=self.is_public_hub)
+    def to(self, repo: str, *, private: bool = False, mends: bool = False) -> HubRepository:
+        """One repository as a destination; `private` applies only if it is created. For `mends`, see there."""
+        return HubRepository(self._api, self._wire, repo, private=private, by_xet=self.is_public_hub, mends=mends)
 
 
 def _origin(place: PublishedVersion) -> str:

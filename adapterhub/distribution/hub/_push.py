@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,10 +16,10 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from adapterhub.core.digests import Progress, copy_hashed
 from adapterhub.core.disk.held_file import REPAIR_HINT
-from adapterhub.core.errors import Conflict, DigestMismatch, NotAllowed, ReleaseExists
+from adapterhub.core.errors import Conflict, DigestMismatch, Malformed, NotAllowed, ReleaseExists, problem_list
 from adapterhub.distribution.hub._listing import refs_of
 from adapterhub.distribution.hub._wire import Wire, file_path
-from adapterhub.formats.card import card_for
+from adapterhub.formats.cards.card import Card, make_card, refusals_of
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.trust.signing.provenance import bounded
@@ -27,13 +29,17 @@ _OURS = frozenset({*MEDIA_TYPES, SIGNATURE_FILE})
 
 
 class HubRepository:
-    """One model repository that builds are published to. `by_xet`: the server stores large files by Xet only."""
+    """One model repository that builds are published to.
 
-    def __init__(self, api: HfApi, wire: Wire, repo: str, *, private: bool, by_xet: bool) -> None:
+    `by_xet`: it is on the Hugging Face Hub, which stores large files by Xet only. `mends`: metadata of an author's card
+    that the server would refuse is left out, where it otherwise stops the push.
+    """
+
+    def __init__(self, api: HfApi, wire: Wire, repo: str, *, private: bool, by_xet: bool, mends: bool = False) -> None:
         self.repo = repo
         self.commit_url = ""
         self._api, self._wire = api, wire
-        self._private, self._by_xet = private, by_xet
+        self._private, self._by_xet, self._mends = private, by_xet, mends
         self._exists = False
         self._commit: str | None = None
 
@@ -48,8 +54,11 @@ class HubRepository:
 
         Raises:
             ReleaseExists: the version exists with other content.
+            Malformed: as `card_of`.
         """
         is_there = self._has(release.manifest)
+        if not is_there:
+            self.card_of(release)  # before any byte is copied
         with tempfile.TemporaryDirectory(prefix="adapt-push-") as folder:
             yield _Upload(self, release, Path(folder), is_there=is_there)
 
@@ -89,13 +98,40 @@ class HubRepository:
                 hint="sign before the first push, or publish a new version",
             )
 
-    def publish(self, manifest: Manifest, folder: Path, signature: bytes | None = None) -> None:
+    def card_of(self, release: Release) -> Card:
+        """The card as this repository shows it.
+
+        Raises:
+            Malformed: the server would refuse its metadata; every reason is listed.
+        """
+        make = partial(
+            make_card,
+            release.manifest,
+            base_hub_id=release.base_hub_id,
+            repo=self.repo,
+            endpoint="" if self._by_xet else self._wire.endpoint,
+        )
+        card = make()
+        refused = refusals_of(release.manifest, card)
+        if not refused:
+            return card
+        if self._mends:
+            return make(without={re.split(r"[.\[]", problem.key)[0] for problem in refused})
+        raise Malformed(
+            problem_list(
+                f"{self.label} would refuse the metadata of `{CARD_FILE}`. Nothing was sent",
+                [problem.text for problem in refused],
+            ),
+            hint=f"mend `{CARD_FILE}` in the folder of the adapter, then add it with the next `--version`",
+        )
+
+    def publish(self, release: Release, folder: Path, signature: bytes | None = None) -> None:
         """Send the staged files. An interrupt before the tag leaves no version; a second call continues.
 
         Raises:
             ReleaseExists: someone published this version meanwhile.
         """
-        api, repo = self._api, self.repo
+        api, repo, manifest = self._api, self.repo, release.manifest
         message = f"{manifest.name} {manifest.version}"
         with contextlib.ExitStack() as files, self._wire.plainly(f"push to `{repo}`"):
             if not self._exists:
@@ -104,7 +140,8 @@ class HubRepository:
             if self._private and head.private is False:
                 raise NotAllowed(f"`{repo}` exists and is public; only a new repository can be made private")
             before = {item.rfilename for item in head.siblings or []}
-            contents: dict[str, Any] = {n: io.BytesIO(data) for n, data in texts_of(manifest).items()}
+            texts = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: self.card_of(release).text.encode()}
+            contents: dict[str, Any] = {name: io.BytesIO(data) for name, data in texts.items()}
             if signature is not None:
                 contents[SIGNATURE_FILE] = io.BytesIO(signature)
             for entry in manifest.files:
@@ -155,7 +192,7 @@ class _Upload:
     def publish(self) -> None:
         """Create one commit with all files, then the version tag; does nothing if the version exists."""
         if not self._is_there:
-            self._place.publish(self._release.manifest, self._folder, self._signature)
+            self._place.publish(self._release, self._folder, self._signature)
 
 
 def signature_at(wire: Wire, repo: str, commit: str) -> bytes | None:
@@ -175,8 +212,3 @@ def signature_at(wire: Wire, repo: str, commit: str) -> bytes | None:
 def version_tag(manifest: Manifest) -> str:
     """The tag that marks this version in a repository."""
     return f"v{manifest.version}"
-
-
-def texts_of(manifest: Manifest) -> dict[str, bytes]:
-    """The files that are generated from the manifest: the manifest and the card."""
-    return {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: card_for(manifest).encode()}

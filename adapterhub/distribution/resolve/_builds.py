@@ -23,6 +23,7 @@ class Candidate:
     `verdict` and `differences` compare its base with the requested one, and are ignored when none is requested.
     `base_label` is its base as you would type it after `@`; "" if it declares none. `yanked` is the reason, which may
     be "", or None. `source` names the place. `published_at` is the Unix time of publication; None if unknown.
+    `repository` is that of a server, which a spec may name instead of the adapter; "" without one.
     """
 
     namespace: str | None
@@ -39,6 +40,7 @@ class Candidate:
     source: str
     license: str | None = None
     published_at: float | None = None
+    repository: str = ""
 
     @property
     def full_name(self) -> str:
@@ -92,10 +94,14 @@ class Request:
 def builds_named(spec: AdapterSpec, candidates: Iterable[Candidate]) -> list[Build]:
     """The builds with the name in `spec`, each digest once, newest first.
 
+    Where no adapter has the name, it may be that of a repository.
+
     Raises:
-        AmbiguousSpec: a bare name that exists in several namespaces, and not without one.
+        AmbiguousSpec: a bare name that exists in several namespaces, and not without one, or the name of a repository
+            that holds several adapters.
     """
-    named = [c for c in candidates if c.name == spec.name and spec.namespace in {None, c.namespace}]
+    there = [c for c in candidates if spec.namespace in {None, c.namespace}]
+    named = [c for c in there if c.name == spec.name] or _in_repository(spec, there)
     namespaces = {c.namespace for c in named}
     if spec.namespace is None and len(namespaces) > 1:
         # Taking the newest of all would let a stranger's 99.0 stand in for the user's own adapter.
@@ -111,6 +117,15 @@ def builds_named(spec: AdapterSpec, candidates: Iterable[Candidate]) -> list[Bui
     builds.sort(key=lambda b: b.candidate.rank or 0, reverse=True)
     unversioned = [b for b in builds if b.version is None]
     return [*sorted((b for b in builds if b.version is not None), key=version_in, reverse=True), *unversioned]
+
+
+def _in_repository(spec: AdapterSpec, candidates: Sequence[Candidate]) -> list[Candidate]:
+    found = [c for c in candidates if c.repository == f"{c.namespace}/{spec.name}"]
+    names = {c.full_name for c in found}
+    if len(names) > 1:
+        choices = [(name, "an adapter in it") for name in sorted(names)]
+        raise AmbiguousSpec(f"the repository `{found[0].repository}` holds {len(names)} adapters", choices)
+    return found
 
 
 def _merged(copies: Sequence[Candidate]) -> Candidate:

@@ -66,6 +66,8 @@ class Surroundings:
     find_source: FindSource | None = None
     with_bytes: bool = False
     progress: Progress | None = None
+    told_bases: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Findings about bases, which many adapters share, so that one audit reports each once."""
     looked_at: dict[str, BaseFingerprint] = field(default_factory=dict, repr=False, compare=False)
     _bases: dict[str, BaseRecord | None] = field(default_factory=dict, repr=False, compare=False)
     _answers: dict[tuple[str, str], Sequence[Release] | AdapterHubError] = field(

@@ -15,7 +15,7 @@ from typing import Any, Final
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import AdapterHubError, shown
-from adapterhub.formats.card import CARD_LIMIT_BYTES, split_card
+from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, split_card
 from adapterhub.formats.licenses.expression import Expression, joined
 from adapterhub.formats.licenses.rules import CANNOT_JOIN, Term, terms_of
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, Manifest
@@ -82,7 +82,7 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
     if subject.manifest is None:
         return
     composition = composition_of(subject, around)
-    yield from _untold(composition)
+    yield from _untold(composition, around)
     if composition.whole is None:
         return
     message = f"all parts together: {composition.whole.text}" + (", where known" if composition.unknown else "")
@@ -184,7 +184,8 @@ def _terms(part: Part) -> frozenset[Term]:
     return part.expression.best.terms if part.expression else frozenset()
 
 
-def _untold(composition: Composition) -> Iterator[Finding]:
+def _untold(composition: Composition, around: Surroundings) -> Iterator[Finding]:
+    """Licences that are not known; an audit reports that of a base once, for the first of its adapters."""
     for part in composition.parts:
         if part.expression is None:
             why = f"`{shown(part.stated)}` is no SPDX expression" if part.stated else part.why_not
@@ -194,6 +195,11 @@ def _untold(composition: Composition) -> Iterator[Finding]:
         else:
             continue
         hint = "read its card; `adapt add --license SPDX` and `license:` in a README state it"
+        if part.role == "base":
+            if message in around.told_bases:
+                continue
+            around.told_bases.add(message)
+            hint = f"`license:` in the `{CARD_FILE}` of the base's folder states it"
         yield Finding(code="U_LICENSE", severity="unknown", where=MANIFEST_FILE, message=message, hint=hint)
 
 

@@ -16,6 +16,7 @@ from adapterhub.core.made_names import made_name
 from adapterhub.core.specs import BaseSpec, looks_like_revision
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_folder
 from adapterhub.formats.base.hints import BaseHints
+from adapterhub.formats.manifest import BaseRef
 from adapterhub.formats.safetensors.facts import TensorFacts
 
 SCHEMA: Final = "adapterhub/base/1"
@@ -150,6 +151,18 @@ class Bases:
                 other_precision = other_precision or record
         return other_precision
 
+    def of(self, base: BaseRef) -> BaseRecord | None:
+        """The registered base that an adapter for `base` runs on: by its weights, by its Hub id if it declares none."""
+        if base.fingerprint is not None:
+            return self.by_fingerprint(base.fingerprint)
+        named = base.hints.hub_id
+        return next((record for record in self.list() if named and record.hub == named), None)
+
+    def hub_id_of(self, base: BaseRef) -> str:
+        """The Hub id of a base: the one that it declares, else that of the registered base with its weights; or ""."""
+        record = None if base.hints.hub_id else self.of(base)
+        return base.hints.hub_id or (record.hub if record else None) or ""
+
     def find(self, base: BaseSpec | str, *, threads: int | None = None, progress: Progress | None = None) -> BaseRecord:
         """The base that `base` names: by alias, Hub id, start of its weights digest, or folder.
 
@@ -220,7 +233,8 @@ class Bases:
     ) -> BaseRecord:
         """Register the model in the folder `path`, by default under the name of its Hub repository or folder.
 
-        Adding the same weights again is no error: the record then names the folder given last.
+        Adding the same weights again is no error: the record then names the folder given last, and keeps its Hub id if
+        neither `hub_id` nor the folder gives one.
 
         Raises:
             Conflict: the alias belongs to other weights; the message has both hashes.
@@ -232,7 +246,17 @@ class Bases:
         seen = self.look(path, hub_id=hub_id, commit=commit, threads=threads, progress=progress)
         if alias is None:
             alias = self._at(seen).alias or _default_alias(seen)
-        return self.put(replace(seen, alias=alias))
+        known = self.get(alias) if seen.hub is None and alias in self.aliases() else None
+        named = replace(seen, alias=alias)
+        return self.put(_with_hub_id(named, known.hub, known.hints.commit) if known and known.hub else named)
+
+    def set_hub_id(self, alias: str, hub_id: str) -> BaseRecord:
+        """Record under which id the Hub has the base `alias`. Nothing is downloaded to compare.
+
+        Raises:
+            BaseNotFound: the hint offers the nearest alias.
+        """
+        return self.put(_with_hub_id(self.get(alias), hub_id, None))
 
     def put(self, record: BaseRecord) -> BaseRecord:
         """Register `record` under its alias; see `add`."""
@@ -287,6 +311,10 @@ class Bases:
         else:
             hint = "`adapt base add PATH` registers one" + ("; `adapt base list` lists all" if aliases else "")
         return BaseNotFound(f"no base `{shown(text)}`", hint=hint)
+
+
+def _with_hub_id(record: BaseRecord, hub_id: str, commit: str | None) -> BaseRecord:
+    return replace(record, hub=hub_id, hints=replace(record.hints, hub_id=hub_id, commit=commit))
 
 
 def _check_alias(alias: str) -> None:

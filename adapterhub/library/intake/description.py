@@ -9,7 +9,7 @@ from typing import Any
 
 from adapterhub.core.specs import AdapterName
 from adapterhub.formats.base.hints import BaseHints
-from adapterhub.formats.card import CARD_LIMIT_BYTES, split_card
+from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, license_in
 from adapterhub.formats.manifest import CARD_FILE, BaseRef, FileEntry, Manifest, Parent
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.library.bases.records import BaseRecord
@@ -55,8 +55,6 @@ def describe(
     """The manifest of the adapter in `subject`, whose files are `entries`."""
     config, facts = subject.config, subject.facts
     card = _card(subject)
-    matter, _ = split_card(card)
-    licence = description.license or (matter["license"] if isinstance(matter.get("license"), str) else None)
     return Manifest(
         name=description.name,
         version=description.version,
@@ -65,7 +63,7 @@ def describe(
         files=tuple(entries),
         task=description.task,
         description=description.description,
-        license=licence,
+        license=description.license or license_in(card),
         rank=facts.rank,
         alpha=facts.alpha,
         target_modules=facts.target_modules,

@@ -18,7 +18,7 @@ from adapterhub.core.disk.files import digest_of_file, is_sound, write_durably, 
 from adapterhub.core.disk.real_folder import make_folder
 from adapterhub.core.errors import AdapterHubError, Malformed, SignatureRefused
 from adapterhub.core.specs import AdapterName, AdapterSpec
-from adapterhub.formats.card import card_for
+from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
 from adapterhub.library.intake.description import Description, describe
 from adapterhub.library.library import Library

@@ -222,7 +222,8 @@ def in_two_remotes(wanted: AdapterRequirement, offers: Mapping[str, Sequence[Can
         (remote, one)
         for remote, candidates in sorted(offers.items())
         for one in candidates
-        if one.name == wanted.spec.name and wanted.spec.namespace in {None, one.namespace}
+        if wanted.spec.namespace in {None, one.namespace}
+        and (one.name == wanted.spec.name or one.repository == f"{one.namespace}/{wanted.spec.name}")
     ]
     digests: defaultdict[tuple[object, ...], set[Digest]] = defaultdict(set)
     places: defaultdict[tuple[object, ...], set[str]] = defaultdict(set)

@@ -22,7 +22,7 @@ from adapterhub.core.disk.files import NO_LINKS, clone_or_copy
 from adapterhub.core.disk.new_folder import not_written
 from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.errors import DigestMismatch
-from adapterhub.formats.card import card_for
+from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE
 from adapterhub.library.library import Library
 from adapterhub.projects.builds import ensure_locked_build, installed_folder

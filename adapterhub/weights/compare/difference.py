@@ -43,7 +43,8 @@ _DEFAULTS: Final[Mapping[str, object]] = MappingProxyType(
 class Side:
     """One adapter of a comparison: its folder, its label, and its manifest and base where known.
 
-    An installed adapter must match its manifest. For a folder, a mismatch is one of the differences.
+    An installed adapter must match its manifest. For a folder, a mismatch is one of the differences. `origin` is where
+    on a server it was read from; its folder is gone after the comparison.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Side:
     manifest: Manifest | None = None
     base: BaseRef | None = None
     is_installed: bool = False
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

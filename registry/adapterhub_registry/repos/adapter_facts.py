@@ -16,7 +16,7 @@ from typing import Final
 
 from adapterhub.core.digests import canonical_json, digest_of, hex_of, strict_json
 from adapterhub.core.errors import AdapterHubError
-from adapterhub.formats.card import tags_for
+from adapterhub.formats.cards.card import tags_for
 from adapterhub.formats.manifest import (
     CONFIG_FILE,
     LIMIT_BYTES,

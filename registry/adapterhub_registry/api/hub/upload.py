@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import shown
+from adapterhub.formats.cards.metadata import UnreadableCard, check_metadata, read_metadata
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.bodies import receive_with
 from adapterhub_registry.api.context import (
@@ -29,7 +30,6 @@ from adapterhub_registry.api.hub.lfs import record_sent, usable_blobs
 from adapterhub_registry.errors import Refusal, bad_request, too_large
 from adapterhub_registry.names import COMMIT_PREFIX, RepoId, parse_path, parse_sha256
 from adapterhub_registry.repos import commits, damage, quotas
-from adapterhub_registry.repos.card import UnreadableCard, parse_card, problems_of
 from adapterhub_registry.repos.changes import Delete, DeleteFolder, Operation, Put
 from adapterhub_registry.repos.commits import Proposal
 from adapterhub_registry.repos.repos import check_no_pull_request
@@ -54,10 +54,10 @@ LFS_SUFFIXES: Final = tuple(
 # ------------------------------------------------------------ before the bytes
 @router.post("/api/validate-yaml")
 def validate_yaml(body: JsonBody) -> JSONResponse:
-    """Check the metadata of a README; 400 when it has errors."""
-    errors: list[str]
+    """Check the metadata of a README as the Hub does; 400 when it has errors."""
     try:
-        errors, warnings = problems_of(parse_card(body.text("content", limit=1 << 22)))
+        wrong, doubtful = check_metadata(read_metadata(body.text("content", limit=1 << 22)))
+        errors, warnings = [one.text for one in wrong], [one.text for one in doubtful]
     except UnreadableCard as problem:
         errors, warnings = [str(problem)], []
     answer = {
