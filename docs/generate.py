@@ -73,6 +73,7 @@ _OF_VERIFY: Final[Mapping[str, Mapping[str, str]]] = {
         "W_AUTO_MAPPING": "The adapter was made for a model class of a package unknown here, which nothing imports.",
         "W_BASE_MISSING": "The config does not name a base.",
         "W_BASE_PATH": "The config names the base by a folder on its author's machine; an error unless you give one.",
+        "W_BASE_RESIZED": "The adapter was made for this base before its vocabulary was resized, and fits both.",
         "W_BIAS": "The adapter changes biases of the base (`bias: all` or `lora_only`), even while it is off.",
         "W_CONFIG_DEFAULT": "`r` or `lora_alpha` is missing; PEFT's default applies.",
         "W_FULL_WEIGHT": "The adapter holds a whole module, which replaces the base's while it is on, or a copy.",

@@ -147,7 +147,7 @@ def _best(request: Request, fitting: Sequence[Build]) -> Build:
     def preference(build: Build) -> tuple[int, int, int, str]:
         verdict = build.candidate.verdict if request.base_given else BaseVerdict.SAME_WEIGHTS
         # Proven before unproven outranks rank: a larger adapter on the wrong base is no better adapter.
-        is_unproven = verdict not in {BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION}
+        is_unproven = not verdict.is_same_model
         is_converted = verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION
         return is_unproven, -(build.candidate.rank or 0), is_converted, build.candidate.digest
 
