@@ -79,6 +79,7 @@ _OF_VERIFY: Final[Mapping[str, Mapping[str, str]]] = {
         "W_FULL_WEIGHT": "The adapter holds a whole module, which replaces the base's while it is on, or a copy.",
         "W_INIT": "Training began by changing the base (PiSSA, OLoRA and such); on the plain base it acts differently.",
         "W_NOT_SIGNED": "Files beside the signature, left by git or a download, are not covered by it.",
+        "W_METHOD": "Nothing here can put this method or variant on a model; it can be stored, listed and published.",
         "W_NOOP": "Every A or every B is zero: the adapter does nothing.",
         "W_OVERFLOW": "The scaled update is, or without numpy may be, too large for its dtype.",
         "W_RANK": "The rank exceeds the size of the matrix; a lower rank can hold the same update.",

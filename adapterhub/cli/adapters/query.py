@@ -126,9 +126,19 @@ def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filter
 
 def _cells(rows: Sequence[BuildRow], aliases: dict[str, str]) -> list[tuple[object, ...]]:
     return [
-        (r.full_name, r.version, base_name(r, aliases), r.task, r.rank, r.method.lower(), size_text(r.size_bytes))
+        (r.full_name, r.version, base_name(r, aliases), r.task, r.rank, _method(r), size_text(r.size_bytes))
         for r in rows
     ]
+
+
+def _method(row: BuildRow) -> str:
+    return row.method.lower() if _attaches(row) else f"{row.method.lower()} (cannot be attached)"
+
+
+def _attaches(row: BuildRow) -> bool:
+    from adapterhub.formats.peft.methods import attaches
+
+    return attaches(row.method.split(","))
 
 
 def _row_document(row: BuildRow, aliases: dict[str, str], root: Path) -> dict[str, Any]:
@@ -137,6 +147,7 @@ def _row_document(row: BuildRow, aliases: dict[str, str], root: Path) -> dict[st
     document["path"] = os.fspath(root / row.folder)
     document["base"] = base_name(row, aliases)
     document["method"] = row.method.split(",")
+    document["attaches"] = _attaches(row)
     document["target_modules"] = row.target_modules.split(",") if row.target_modules else []
     return document
 

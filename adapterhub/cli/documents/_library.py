@@ -105,6 +105,7 @@ class Listed(TypedDict):
     task: str | None
     description: str | None
     method: Annotated[list[str], "PEFT type, then variants"]
+    attaches: Annotated[bool, "whether `run`, `attach` and the bank take its method"]
     rank: Annotated[int | None, "the largest rank"]
     alpha: float | None
     dtype: str | None

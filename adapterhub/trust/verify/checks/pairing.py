@@ -152,11 +152,12 @@ def _method(subject: Subject) -> Iterator[Finding]:
             f"names with {' or '.join(f'`{m}`' for m in marks)}",
         )
         return
+    when = "when it is attached, not here" if config.method.factors else "by PEFT alone"
     yield Finding(
         code="U_METHOD",
         severity="unknown",
         where=WEIGHTS_FILE,
-        message=f"pairs of {config.peft_type} are checked when it is attached, not here; only LoRA can be merged",
+        message=f"pairs of {config.peft_type} are checked {when}; only LoRA can be merged",
     )
 
 
