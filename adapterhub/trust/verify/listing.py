@@ -1,8 +1,8 @@
 """The files of a folder that are taken, all plain files of that folder.
 
-Only allow-listed names are opened. Two exceptions say what a file is: in a folder without PEFT's weights the headers of
-other safetensors files, and files of up to 1,024 bytes with the name of a pickle, which may be Git LFS pointers. A taken
-file may be a link inside its folder, or the link into the `blobs` of a Hugging Face cache
+Only allow-listed names are opened. Two exceptions say what a file is: in a folder without PEFT's weights the headers
+of other safetensors files, and files of up to 1,024 bytes with the name of a pickle, which may be Git LFS pointers.
+A taken file may be a link inside its folder, or the link into the `blobs` of a Hugging Face cache
 (`snapshots/<commit>/file -> ../../blobs/<id>`); any other way out is refused.
 """
 
