@@ -460,6 +460,24 @@ def test_other_methods_must_carry_their_own_names(make: Make, peft_type: str, te
 
 
 @pytest.mark.parametrize(
+    ("excluded", "expected"),
+    [
+        (["k_proj"], []),
+        (r".*\.k_proj", []),
+        (["self_attn.k_proj"], []),
+        (["o_proj"], ["W_TARGETS"]),
+        (None, ["W_TARGETS"]),
+    ],
+)
+def test_modules_that_are_excluded_need_no_weights(make: Make, excluded: Any, expected: list[str]) -> None:
+    in_full = [f"model.layers.0.self_attn.{module}" for module in ("q_proj", "v_proj", "k_proj")]
+
+    report = verify_folder(make(attention(1), target_modules=in_full, exclude_modules=excluded))
+
+    assert codes(report) == expected
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"kasa_config": {"beta": 1}}, "it cuts directions out of the base weights (KaSA)"),

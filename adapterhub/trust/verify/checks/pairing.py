@@ -136,7 +136,8 @@ def _targets(subject: Subject) -> Iterator[Finding]:
         )
     if isinstance(config.target_modules, tuple):
         there = {ending for pair in pairs for ending in endings(pair.module)}
-        absent = [target for target in config.target_modules if target not in there]
+        # PEFT writes the modules of `all-linear` in full, with those that `exclude_modules` leaves out.
+        absent = [target for target in config.target_modules if target not in there and config.targets(target)]
         if absent:
             message = f"targets {some(absent)}, for which there are no weights"
             yield Finding(code="W_TARGETS", severity="warning", where=CONFIG_FILE, message=message)
