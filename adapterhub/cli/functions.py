@@ -22,6 +22,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "base add": {"Library.add_base": f"{_STEPS}.upkeep:add_base"},
     "base list": {"Library.list_bases": "adapterhub.library.store.index:IndexReader.bases"},
     "base show": {"Library.bases.find": "adapterhub.library.bases.records:Bases.find"},
+    "base export-record": {"Library.export_base_record": "adapterhub.library.bases.records:BaseRecord.exported"},
     "base compare": {"Library.compare_bases": "adapterhub.formats.base.fingerprint:compare"},
     "base remove": {"Library.remove_base": f"{_STEPS}.upkeep:remove_base"},
     "base pin": {"Library.pin": "adapterhub.library.library:Library.pin"},

@@ -32,8 +32,12 @@ def add_base(
     offline: bool = False,
     bars: Bars,
 ) -> BaseRecord:
-    """Fingerprint the model in a folder, or of a Hub id, and register it."""
+    """Fingerprint the model in a folder, or of a Hub id, and register it; or register an exported record."""
     folder, hub_id = Path(place).expanduser(), None
+    if folder.suffix == ".json" and folder.is_file():
+        record = session.library.bases.add_record(folder, alias)
+        session.library.catalog.put_base(record)
+        return record
     if not folder.exists() and not names_folder(place) and BaseSpec.parse(place).kind == "hub":
         hub_id = place
         folder = session.named_hub(remote, token=token, offline=False, for_bases=True).fetch_base(

@@ -56,6 +56,18 @@ class ShownBase(Base):
     tensors: list[BaseTensor]
 
 
+class BaseRecord(TypedDict):
+    """A base for another machine, in the form of the file that `adapt base add RECORD` takes."""
+
+    schema: Annotated[str, "`adapterhub/base/1`"]
+    alias: str
+    path: Annotated[Path | None, "always null"]
+    hub: str | None
+    fingerprint: Annotated[dict[str, Any], "digests, and the samples of each tensor"]
+    hints: dict[str, Any]
+    tensors: Annotated[list[list[Any]], "name, dtype, shape, sha256 and samples of each tensor"]
+
+
 class ListedBase(TypedDict):
     """A registered base in a list; unknown fields are null."""
 
@@ -314,6 +326,7 @@ BASES = {
     "base-add": Base,
     "base-list": list[ListedBase],
     "base-show": ShownBase,
+    "base-export-record": BaseRecord,
     "base-compare": BaseComparison,
     "base-remove": Removed,
     "base-pin": Pinned,

@@ -62,7 +62,7 @@ def resize(
     """
     said = {"version": version, "task": task, "description": description}
     cut = one_cut(rank=rank, energy=energy, max_error=max_error)
-    plan = plan_resize(session.library, adapter, output, cut, dtype=dtype, base=base, said=said)
+    plan = plan_resize(session.project_library, adapter, output, cut, dtype=dtype, base=base, said=said)
     merged = combine(session.library, plan.combination, plan.target, what="resize", bars=session.out)
     if merged.added is None:
         _say(session, plan, merged, rank, f"resized into {merged.folder}", {"path": str(merged.folder)})
