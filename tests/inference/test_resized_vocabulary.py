@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 from adapterhub.core.errors import AdapterHubError, BaseMismatch, RefusedAdapter
 from adapterhub.core.specs import parse_name
@@ -18,9 +19,11 @@ from adapterhub.formats.base.vocabulary import COPY_HINT
 from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.loader import attach
 from adapterhub.inference.loader.text import load_base
+from adapterhub.library.audit import Surroundings, audit, subject_of_build
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
+from adapterhub.weights.fuse import prepare
 from tests.support.real_base import smollm2_base
 from tests.support.tiny_models import VOCABULARY, llama, logits, plain_peft, save_adapter
 
@@ -210,3 +213,30 @@ def test_copy_of_a_resized_embedding_is_refused_with_the_way_out(
     assert refusal.value.hint == not_added.value.hint
     register(library, tmp_path / "padded", grown())
     assert attach(grown(), trained, library=library)
+
+
+# ---------------------------------------------------------------- without a model in memory
+def test_fusing_into_the_resized_base_gives_what_attaching_gives(
+    library: Library, base: BaseRecord, folder: Path, tmp_path: Path
+) -> None:
+    add(library, folder, base)
+    register(library, tmp_path / "padded", grown())
+
+    with prepare("legal-qa", tmp_path / "fused", library=library, base="padded") as fusion:
+        fusion.write()
+
+    assert any("with a vocabulary of another size" in warning for warning in fusion.warnings)
+    expected = logits(attach(grown(), "legal-qa", library=library).model)
+    torch.testing.assert_close(expected, logits(LlamaForCausalLM.from_pretrained(tmp_path / "fused").eval()))
+
+
+def test_audit_tells_that_the_folder_of_a_base_was_resized(
+    library: Library, base: BaseRecord, folder: Path, tmp_path: Path
+) -> None:
+    build = add(library, folder, base).build
+    grown().save_pretrained(tmp_path / "base-7b")
+
+    around = Surroundings(library=library, with_bytes=True)
+    [audited] = audit([subject_of_build(build)], around)
+
+    assert [f.code for f in audited.report.errors] == ["E_BASE_MISMATCH"]

@@ -157,8 +157,8 @@ def _row_document(row: BuildRow, aliases: dict[str, str], root: Path) -> dict[st
     del document["folder"]
     document["path"] = os.fspath(root / row.folder)
     document["base"] = base_name(row, aliases)
-    document["method"] = row.method.split(",")
-    document["attaches"] = attaches(document["method"])
+    method = row.method.split(",")
+    document |= {"method": method, "attaches": attaches(method)}
     document["target_modules"] = row.target_modules.split(",") if row.target_modules else []
     return document
 
