@@ -232,8 +232,10 @@ class WithModels(OpenedLibrary):
             on_text: called with each piece of the text while it is written; for one prompt.
 
         Returns:
-            One answer for each prompt: `.text`, `.tokens`, `.seconds`.
+            One answer for each prompt: `.text`, `.tokens`, `.seconds`; from a classifier (SEQ_CLS) also `.label` and
+            `.probabilities`.
         """
+        from adapterhub.inference.classification import classify, labels_of
         from adapterhub.inference.generation import Question, Writing, write
         from adapterhub.inference.loader import attach
         from adapterhub.inference.loader.text import load_base
@@ -244,11 +246,14 @@ class WithModels(OpenedLibrary):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         questions = [Question(text=text, system=system, chat=chat) for text in prompts]
         writing = Writing(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        model, tokenizer = load_base(record.path, dtype=dtype, load_in=load_in)
+        named = BaseSpec.parse(record.alias or folder_text(record.path))
+        labels = labels_of(self, pairs, named, allow_base_mismatch=allow_base_mismatch)
+        model, tokenizer = load_base(record.path, dtype=dtype, load_in=load_in, labels=labels)
         if not pairs:
             return write(model, tokenizer, questions, writing, on_text=on_text)
-        named = BaseSpec.parse(record.alias or folder_text(record.path))
         with attach(model, pairs, library=self, base=named, allow_base_mismatch=allow_base_mismatch) as attached:
             for warning in attached.warnings:
                 self.reports.warn(warning)
+            if labels is not None:
+                return classify(attached.model, tokenizer, questions, on_text=on_text)
             return write(attached.model, tokenizer, questions, writing, on_text=on_text)

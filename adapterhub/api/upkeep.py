@@ -43,7 +43,8 @@ class WithUpkeep(OpenedLibrary):
         """Fingerprint a model by its weights and register it under `name`.
 
         Args:
-            place: a folder with safetensors files, or a Hub id, taken from the Hub's cache or downloaded.
+            place: a folder with safetensors files, a Hub id, taken from the Hub's cache or downloaded, or the
+                `.json` file of a record that `export_base_record` made elsewhere.
             name: its alias here; default: from the folder or Hub id.
             threads: hashing threads; default: one per core.
             hub_id: the id of this model on the Hub (`org/model`), for the cards of its adapters; default: known for a
@@ -90,6 +91,18 @@ class WithUpkeep(OpenedLibrary):
         spec = base_of(base)
         assert spec is not None  # `base` is not None
         return set_base_hub_id(self.session, spec, hub_id)
+
+    def export_base_record(self, base: BaseLike) -> bytes:
+        """The record of a base for another machine, which `add_base` takes there from a `.json` file.
+
+        It holds the names, shapes, digests and a few numbers of the tensors, about 350 bytes for each, and no weights.
+
+        Raises:
+            BaseNotFound: no such base.
+        """
+        record = self.record_of(base)
+        assert record is not None  # `base` is not None
+        return record.exported().to_bytes()
 
     def remove_base(self, base: BaseLike) -> BaseRecord:
         """Forget a base, and return its record. Its files and the adapters made for it stay.

@@ -28,6 +28,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "base set": {"Library.set_base_hub_id": f"{_STEPS}.upkeep:set_base_hub_id"},
     "base list": {"Library.list_bases": "adapterhub.library.store.index:IndexReader.bases"},
     "base show": {"Library.bases.find": "adapterhub.library.bases.records:Bases.find"},
+    "base export-record": {"Library.export_base_record": "adapterhub.library.bases.records:BaseRecord.exported"},
     "base compare": {"Library.compare_bases": "adapterhub.formats.base.fingerprint:compare"},
     "base remove": {"Library.remove_base": f"{_STEPS}.upkeep:remove_base"},
     "base pin": {"Library.pin": "adapterhub.library.library:Library.pin"},

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from adapterhub.core.errors import UsageProblem, shown
@@ -49,12 +49,24 @@ class Writing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One answer. `tokens` is the number of new tokens, including the end mark; `seconds` is the time of its batch."""
+    """One answer. `tokens` is the number of new tokens, including the end mark; `seconds` is the time of its batch.
+
+    A classifier's answer has a `label` and the `probabilities` of all labels, which sum to 1, and `text` says both.
+    """
 
     text: str
     tokens: int
     prompt_tokens: int
     seconds: float
+    label: str | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+
+    def label_json(self) -> dict[str, Any]:
+        """What a classifier's answer adds to a JSON document; nothing for a text."""
+        if self.label is None:
+            return {}
+        rounded = {name: round(probability, 6) for name, probability in self.probabilities.items()}
+        return {"label": self.label, "probability": rounded[self.label], "probabilities": rounded}
 
 
 def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -227,10 +227,11 @@ def test_nothing_declared_is_unknown(base: Path) -> None:
     assert compare(None, None).differences == ("neither base has a known fingerprint",)
 
 
-def test_only_the_same_weights_and_the_unknown_may_attach() -> None:
-    allowed = {verdict for verdict in BaseVerdict if verdict.allows_attach}
-
-    assert allowed == {BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION, BaseVerdict.UNKNOWN}
+def test_only_other_values_of_the_same_tensors_forbid_to_attach() -> None:
+    assert {verdict for verdict in BaseVerdict if not verdict.allows_attach} == {
+        BaseVerdict.SAME_SHAPES,
+        BaseVerdict.DIFFERENT,
+    }
 
 
 # ---------------------------------------------------------------- the fields

@@ -245,8 +245,11 @@ def test_a_missing_base_is_noted(base: object) -> None:
             "auto_mapping": {"parent_library": "subprocess", "base_model_class": "Popen"},
             "base_model_name_or_path": None,
         },
-        {"auto_mapping": {"parent_library": "evil.payload", "base_model_class": "M"}},
+        {"auto_mapping": {"parent_library": "os.path", "base_model_class": "M"}, "base_model_name_or_path": ""},
         {"auto_mapping": {"parent_library": "transformers; import os", "base_model_class": "M"}},
+        {"auto_mapping": {"parent_library": "open_clip..model", "base_model_class": "M"}},
+        {"auto_mapping": {"parent_library": "../open_clip", "base_model_class": "M"}},
+        {"auto_mapping": {"parent_library": ["open_clip"], "base_model_class": "M"}},
         {"auto_mapping": {"parent_library": "transformers.x", "loader": "y"}},
         {"auto_mapping": "os"},
         {"megatron_core": "os"},
@@ -279,10 +282,12 @@ def test_what_peft_writes_for_models_of_its_libraries_is_accepted(settings_: dic
     assert codes(config(**settings_)) == []
 
 
-def test_a_toy_of_its_authors_own_script_is_accepted_with_a_note() -> None:
-    mapping = {"parent_library": "test_regression", "base_model_class": "MLP"}
+@pytest.mark.parametrize("base", ["org/base", None, ""])
+@pytest.mark.parametrize("library", ["gliner2.model", "open_clip.transformer", "segment_anything", "test_regression"])
+def test_a_model_class_of_any_other_package_is_accepted_with_a_note(library: str, base: str | None) -> None:
+    read = config(auto_mapping={"parent_library": library, "base_model_class": "M"}, base_model_name_or_path=base)
 
-    assert codes(config(auto_mapping=mapping, base_model_name_or_path=None)) == ["W_AUTO_MAPPING", "W_BASE_MISSING"]
+    assert codes(read) == (["W_AUTO_MAPPING"] if base else ["W_AUTO_MAPPING", "W_BASE_MISSING"])
 
 
 # ------------------------------------------------------------ patterns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,19 @@ def test_names_of_code_are_refused(settings: Any, make: Any, library: Library) -
     refusal = refusal_of(make(**settings), library)
 
     assert isinstance(refusal, RefusedAdapter | MalformedConfig)
+
+
+def test_model_class_that_a_config_names_is_never_imported(
+    make: Any, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "authors_model.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = make(auto_mapping={"parent_library": "authors_model", "base_model_class": "Net"}, task_type=None)
+
+    attached = attach(llama(), folder, library=library)
+
+    assert "authors_model" not in sys.modules
+    assert any("made for a model class of `authors_model`" in w for w in attached.adapters[0].warnings)
 
 
 def test_numbers_that_are_not_finite_are_refused(make: Any, library: Library) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,3 +106,12 @@ def test_run_means_the_same_and_says_so_once(work):
     assert locked.stdout != new.stdout
     assert locked.stderr.count("as adapters.lock says") == 1
     assert "adapters.lock" not in old.stderr
+
+
+def test_resize_reads_the_locked_build_by_a_bare_name_of_the_project(work):
+    adapt = Adapt(work.project, str(work.library.root))
+
+    made = adapt("resize", "mine", "--rank", "1", "-o", "small", "--json")
+
+    assert json.loads(made.stdout)["version"] == "1.0.0"
+    assert made.stderr.count("as adapters.lock says") == 1

@@ -121,6 +121,7 @@ def _bases(w: World) -> None:
     w.says("base-add", "base", "add", "./models/base-7b", "--as", "base-7b")
     w.says("base-list", "base", "list")
     w.says("base-show", "base", "show", "base-7b")
+    w.says("base-export-record", "base", "export-record", "base-7b")
     w.says("base-compare", "base", "compare", "base-7b", "./models/base-7b-fp16")
     w.adapt.ok("base", "add", "./models/base-7b-chat", "--as", "chat")
     w.says("base-set", "base", "set", "chat", "--hub-id", "acme/base-7b-chat")

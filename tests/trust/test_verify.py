@@ -22,8 +22,17 @@ from adapterhub.core.disk.held_file import PIECE_BYTES, HeldFile
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.base.fingerprint import fingerprint_tensors
 from adapterhub.formats.base.hints import BaseHints
-from adapterhub.formats.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, FileEntry, Manifest
+from adapterhub.formats.manifest import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    MEDIA_TYPES,
+    WEIGHTS_FILE,
+    BaseRef,
+    FileEntry,
+    Manifest,
+)
 from adapterhub.formats.modules.base_names import Rule, find_rule
+from adapterhub.formats.peft.methods import attaches
 from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import header_bytes, parse_header
 from adapterhub.formats.safetensors.header import TensorSpec
@@ -157,7 +166,7 @@ def test_every_check_keeps_the_contract(make: Make) -> None:
 
 def test_checks_are_the_files_of_the_folder() -> None:
     expected = ("base", "config", "container", "digests", "files", "fit", "numbers", "pairing")
-    expected += ("range", "scale", "stated", "variants")
+    expected += ("range", "scale", "stated", "use", "variants")
 
     assert check_names() == expected
 
@@ -316,6 +325,30 @@ def test_a_pointer_in_place_of_weights_or_config_says_how_to_get_them(make: Make
 
     assert codes(report) == ["E_CONFIG", "E_CONTAINER"]
     assert all("git lfs pull" in f.hint for f in report.errors)
+    assert all("a Git LFS pointer" in f.message for f in report.errors)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["adapter_model.bin", "pytorch_adapter.bin", "adapters.npz", "weights.pt", "lora.safetensors", MANIFEST_FILE],
+)
+def test_a_pointer_is_named_as_one_under_every_name(make: Make, name: str) -> None:
+    folder = make()
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 7\n"
+    (folder / name).write_text(pointer)
+    beside = verify_folder(folder)
+    (folder / WEIGHTS_FILE).unlink()
+    alone = verify_folder(folder)
+
+    if name == MANIFEST_FILE:
+        assert codes(beside) == ["E_MANIFEST"]
+    else:
+        assert [f.code for f in (*beside.errors, *beside.notes) if "PICKLE" in f.code] == []
+        assert codes(alone) == ["E_CONTAINER"]
+    [said] = [f for f in (*beside.errors, *alone.errors) if "a Git LFS pointer" in f.message][:1]
+    assert "git lfs pull" in said.hint
+    assert "pickle" not in messages(alone)
+    assert "a Git LFS pointer" in messages(verify_folder(folder / name))
 
 
 # ------------------------------------------------------------ config
@@ -414,8 +447,9 @@ def test_starts_that_change_the_base_are_warned_of(make: Make, start: str) -> No
         ("LOHA", f"{P}lin0.hada_w1_a", ["U_METHOD"]),
         ("VERA", f"{P}lin0.vera_lambda_b", ["U_METHOD"]),
         ("ADALORA", f"{P}lin0.lora_E", ["U_METHOD"]),
-        ("PREFIX_TUNING", "prompt_embeddings", ["U_METHOD"]),
-        ("PREFIX_TUNING", f"{P}lin0.lora_A.weight", ["E_UNSUPPORTED"]),
+        ("PREFIX_TUNING", "prompt_embeddings", ["U_METHOD", "W_METHOD"]),
+        ("BOFT", f"{P}lin0.boft_R", ["U_METHOD", "W_METHOD"]),
+        ("PREFIX_TUNING", f"{P}lin0.lora_A.weight", ["E_UNSUPPORTED", "W_METHOD"]),
         ("LOKR", f"{P}lin0.ia3_l", ["E_UNSUPPORTED"]),
     ],
 )
@@ -423,6 +457,40 @@ def test_other_methods_must_carry_their_own_names(make: Make, peft_type: str, te
     report = verify_folder(make({tensor: np.ones((2, 2), "f4")}, peft_type=peft_type))
 
     assert codes(report) == expected
+
+
+@pytest.mark.parametrize(
+    ("excluded", "expected"),
+    [
+        (["k_proj"], []),
+        (r".*\.k_proj", []),
+        (["self_attn.k_proj"], []),
+        (["o_proj"], ["W_TARGETS"]),
+        (None, ["W_TARGETS"]),
+    ],
+)
+def test_modules_that_are_excluded_need_no_weights(make: Make, excluded: Any, expected: list[str]) -> None:
+    in_full = [f"model.layers.0.self_attn.{module}" for module in ("q_proj", "v_proj", "k_proj")]
+
+    report = verify_folder(make(attention(1), target_modules=in_full, exclude_modules=excluded))
+
+    assert codes(report) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"kasa_config": {"beta": 1}}, "it cuts directions out of the base weights (KaSA)"),
+        ({"alora_invocation_tokens": [1]}, "it is switched on by tokens in the prompt (aLoRA)"),
+        ({"use_dora": False, "use_rslora": True}, None),
+    ],
+)
+def test_variant_that_cannot_be_attached_is_warned_of(make: Make, settings: dict[str, Any], said: str | None) -> None:
+    report = verify_folder(make(**settings))
+
+    expected = [f"cannot be attached or run here: {said}"] if said else []
+    assert [f.message for f in report.warnings if f.code == "W_METHOD"] == expected
+    assert attaches(report.facts.methods if report.facts else ()) is not bool(said)
 
 
 def test_other_methods_do_not_reach_the_base_either(make: Make) -> None:

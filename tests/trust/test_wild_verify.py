@@ -22,7 +22,7 @@ EXPECTED_KEPT = {
     ("refused", "E_CONTAINER"): 197,  # configs without weights
     ("refused", "E_UNSUPPORTED"): 1,  # no config: hand-written
     ("accepted", ""): 2,
-    ("accepted", "U_METHOD"): 1,
+    ("accepted", "U_METHOD W_METHOD"): 1,
     ("accepted", "U_METHOD W_AUTO_MAPPING W_BASE_MISSING"): 2,  # toys of 2023: AdaLoRA and IA3
     ("accepted", "W_AUTO_MAPPING W_BASE_MISSING"): 2,
     ("accepted", "W_AUTO_MAPPING W_BASE_MISSING W_FULL_WEIGHT"): 1,
@@ -36,7 +36,7 @@ EXPECTED_SHARED = {
     ("refused", "E_PAIR"): 1,  # `classifier` both target and saved module: PEFT cannot load it either
     ("accepted", ""): 9,
     ("accepted", "W_FULL_WEIGHT"): 3,
-    ("accepted", "U_METHOD"): 1,
+    ("accepted", "U_METHOD W_METHOD"): 1,
     ("accepted", "W_RANK"): 1,  # tiny-gpt2 of width 2
     ("accepted", "W_NOOP"): 1,
     ("accepted", "W_TASK_TYPE"): 1,

@@ -71,10 +71,15 @@ def _has_name(row: BuildRow, wanted: str) -> bool:
 
 
 def method_text(method: Sequence[str]) -> str:
-    """A method for one column: the PEFT type, its first variant, and how many more, such as `lora+rslora+2`."""
+    """A method for one column: the PEFT type, its first variant, and how many more, such as `lora+rslora+2`.
+
+    Says of a method that nothing here can put on a model.
+    """
+    from adapterhub.formats.peft.methods import attaches
+
     kind, *marks = [mark.lower() for mark in method if mark not in _PATTERNS] or [""]
     rest = [str(len(marks) - 1)] if len(marks) > 1 else []
-    return "+".join([kind, *marks[:1], *rest])
+    return "+".join([kind, *marks[:1], *rest]) + ("" if attaches(method) else " (cannot be attached)")
 
 
 def _base_filter(session: Session, base: BaseSpec) -> tuple[tuple[str, ...] | None, str]:

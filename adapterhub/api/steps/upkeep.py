@@ -35,13 +35,19 @@ def add_base(
     offline: bool = False,
     bars: Bars,
 ) -> BaseRecord:
-    """Fingerprint the model in a folder, or of a Hub id, and register it; `hub_id` names a folder's model on the Hub.
+    """Fingerprint the model in a folder, or of a Hub id, and register it; or register an exported record.
+
+    `hub_id` is the id of a folder's model on the Hub. An exported record keeps its own.
 
     Raises:
         UsageProblem: `hub_id` is no id of a repository.
     """
     folder = Path(place).expanduser()
     hub_id = hub_id if hub_id is None else parse_base_id(hub_id)
+    if folder.suffix == ".json" and folder.is_file():
+        record = session.library.bases.add_record(folder, alias)
+        session.library.catalog.put_base(record)
+        return record
     if not folder.exists() and not names_folder(place) and BaseSpec.parse(place).kind == "hub":
         hub_id = hub_id or place
         folder = session.named_hub(remote, token=token, offline=False, for_bases=True).fetch_base(

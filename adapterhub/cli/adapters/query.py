@@ -151,11 +151,14 @@ def _answer(session: Session, *, base: BaseSpec | None, text: str = "", **filter
 
 
 def _row_document(row: BuildRow, aliases: dict[str, str], root: Path) -> dict[str, Any]:
+    from adapterhub.formats.peft.methods import attaches
+
     document = {name: None if value == "" else value for name, value in row._asdict().items()}
     del document["folder"]
     document["path"] = os.fspath(root / row.folder)
     document["base"] = base_name(row, aliases)
-    document["method"] = row.method.split(",")
+    method = row.method.split(",")
+    document |= {"method": method, "attaches": attaches(method)}
     document["target_modules"] = row.target_modules.split(",") if row.target_modules else []
     return document
 

@@ -57,6 +57,18 @@ class ShownBase(Base):
     tensors: list[BaseTensor]
 
 
+class BaseRecord(TypedDict):
+    """A base for another machine, in the form of the file that `adapt base add RECORD` takes."""
+
+    schema: Annotated[str, "`adapterhub/base/1`"]
+    alias: str
+    path: Annotated[Path | None, "always null"]
+    hub: str | None
+    fingerprint: Annotated[dict[str, Any], "digests, and the samples of each tensor"]
+    hints: dict[str, Any]
+    tensors: Annotated[list[list[Any]], "name, dtype, shape, sha256 and samples of each tensor"]
+
+
 class ListedBase(TypedDict):
     """A registered base in a list; unknown fields are null."""
 
@@ -106,6 +118,7 @@ class Listed(TypedDict):
     task: str | None
     description: str | None
     method: Annotated[list[str], "PEFT type, then variants"]
+    attaches: Annotated[bool, "whether `run`, `attach` and the bank take its method"]
     rank: Annotated[int | None, "the largest rank"]
     alpha: float | None
     dtype: str | None
@@ -325,6 +338,7 @@ BASES = {
     "base-set": Base,
     "base-list": list[ListedBase],
     "base-show": ShownBase,
+    "base-export-record": BaseRecord,
     "base-compare": BaseComparison,
     "base-remove": Removed,
     "base-pin": Pinned,

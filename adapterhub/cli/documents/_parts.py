@@ -33,7 +33,11 @@ __all__ = [
 Digest = Annotated[str, "`sha256:` and 64 hex digits"]
 Path = Annotated[str, "a path on this machine"]
 Size = Annotated[int, "bytes"]
-Verdict = Annotated[str, "`SAME_WEIGHTS`, `SAME_WEIGHTS_OTHER_PRECISION`, `SAME_SHAPES`, `DIFFERENT` or `UNKNOWN`"]
+Verdict = Annotated[
+    str,
+    "`SAME_WEIGHTS`, `SAME_WEIGHTS_OTHER_PRECISION`, `SAME_WEIGHTS_RESIZED_VOCABULARY`, `SAME_SHAPES`, `DIFFERENT` or"
+    " `UNKNOWN`",
+]
 
 
 class Finding(TypedDict):

@@ -253,7 +253,15 @@ class Drawing(TypedDict):
     base_unchanged: NotRequired[bool]
 
 
-class Answer(Drawing):
+class Labelled(TypedDict):
+    """What a classifier (SEQ_CLS) answers; left out otherwise."""
+
+    label: NotRequired[Annotated[str, "of a classifier: the most probable label"]]
+    probability: NotRequired[Annotated[float, "of that label"]]
+    probabilities: NotRequired[Annotated[dict[str, float], "of all labels, which sum to 1"]]
+
+
+class Answer(Drawing, Labelled):
     """The answer to a prompt."""
 
     adapters: list[UsedAdapter]
@@ -264,7 +272,7 @@ class Answer(Drawing):
     seconds: Annotated[float, "time of generation"]
 
 
-class ComparedAnswer(TypedDict):
+class ComparedAnswer(Labelled):
     """One of several answers to one prompt."""
 
     answered_by: str
@@ -282,7 +290,7 @@ class ComparedAnswers(Drawing):
     answers: list[ComparedAnswer]
 
 
-class Row(TypedDict):
+class Row(Labelled):
     """The answer to one line of a batch."""
 
     id: NotRequired[Annotated[Any, "as in the input line"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,7 +28,7 @@ def base() -> None:
 
 
 @base.command("add")
-@click.argument("place", metavar="PATH|HUB_ID")
+@click.argument("place", metavar="PATH|HUB_ID|RECORD")
 @click.option("--as", "alias", metavar="ALIAS", help="Register under this name [default: from the folder or Hub id].")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Hash with N threads [default: one per core].")
 @click.option("--hub-id", metavar="ORG/NAME", help="Id of this model on the Hub, for the cards of its adapters.")
@@ -49,12 +50,14 @@ def add(
 
     PATH is a folder with safetensors files. HUB_ID (`org/model`) is read from the Hugging Face cache, or downloaded.
     Digests are cached by path, size, time and inode, so fingerprinting the same files again is instant. --hub-id is
-    known for a HUB_ID and for a folder of the Hugging Face cache.
+    known for a HUB_ID and for a folder of the Hugging Face cache. RECORD is a `.json` file of
+    `adapt base export-record`, for a machine without the weights.
 
     \b
     Examples:
       adapt base add ./models/base-7b --as base-7b
       adapt base add ./models/base-7b --as base-7b --hub-id acme/base-7b
+      adapt base add base.json
     """
     from adapterhub.api.steps.upkeep import add_base
 
@@ -142,6 +145,23 @@ def show(session: Session, which: BaseSpec) -> None:
     """
     record = session.library.bases.find(which)
     session.out.result(_document(record, tensors=True), lambda: session.out.fields(_pairs(record)))
+
+
+@base.command("export-record")
+@click.argument("which", metavar="BASE", type=BASE)
+@common
+def export_record(session: Session, which: BaseSpec) -> None:
+    """Print the record of a base: all that checks need to know of it, without its weights.
+
+    On another machine, `adapt base add RECORD` registers the base from it, so that `add`, `verify` and `audit` compare
+    adapters with the base there.
+
+    \b
+    Example:
+      adapt base export-record base-7b > base.json
+    """
+    raw = session.library.bases.find(which).exported().to_bytes()
+    session.out.result(lambda: json.loads(raw), lambda: session.out.line(raw.decode()))
 
 
 @base.command("compare")

@@ -112,7 +112,7 @@ def run(
     Without PROMPT, or with `-`, reads the prompt from stdin. The SPEC `none` is the base alone. The prompt is used
     unchanged unless you pass --chat or --system. An adapter answers best in the prompt format that it was trained with,
     which its files do not record. The command first checks that the base matches the adapter's fingerprint, and never
-    changes the base.
+    changes the base. An adapter for classification (SEQ_CLS) answers with the label and its probability.
 
     \b
     Examples:
@@ -159,15 +159,14 @@ def run(
 
 def _answer(model: Model, choice: Choice, question: Question, writing: Writing) -> dict[str, Any]:
     """One answer, streamed unless `--json` is set."""
-    from adapterhub.inference.generation import write
-
     out = model.session.out
     with model.using(choice) as (asked, adapters):
         on_text = None if out.as_json else out.piece
-        (answer,) = write(asked, model.tokenizer, [question], writing, on_text=on_text)
+        (answer,) = model.answers(asked, [question], writing, on_text=on_text)
     if not out.as_json:
         out.line()
-    out.note(f"{answer.tokens} tokens in {answer.seconds:.1f} s, {answer.tokens / answer.seconds:.1f} tokens/s")
+    if model.labels is None:
+        out.note(f"{answer.tokens} tokens in {answer.seconds:.1f} s, {answer.tokens / answer.seconds:.1f} tokens/s")
     return {
         "adapters": [{"adapter": a.label, "weight": a.weight, "base": a.verdict.name} for a in adapters],
         "base": model.record.label,
@@ -175,6 +174,7 @@ def _answer(model: Model, choice: Choice, question: Question, writing: Writing) 
         "text": answer.text,
         "tokens": answer.tokens,
         "seconds": round(answer.seconds, 3),
+        **answer.label_json(),
         **drawing_of(writing),
     }
 

@@ -53,6 +53,8 @@ def answer_batch(session: Session, batch: Batch, writing: Writing, loading: Load
     if batch.chat is None and batch.question.system is None and all(row.system is None for row in rows):
         model.note_chat_template()
     questions = [_question(batch, row, problems) for row in rows]
+    if model.labels is not None:
+        writing = replace(writing, max_new_tokens=0)
     lengths = _lengths(model, rows, questions, writing, problems)
     with model.proved(wanted=prove_base) as proof:
         start = time.perf_counter()
@@ -112,15 +114,13 @@ def _answers(
     size: int,
 ) -> list[Answer]:
     """The answers in the order of the rows, with a bar that shows the rate."""
-    from adapterhub.inference.generation import write
-
     found: dict[int, Answer] = {}
     start, tokens = time.perf_counter(), 0
     with model.session.out.described_steps("answer", unit="rows") as progress:
         progress(0, len(rows), "answer")
         for batch in model.batches([row.choice for row in rows], lengths, size):
             with model.using_rows([rows[at].choice for at in batch]) as adapted:
-                given = write(adapted, model.tokenizer, [questions[at] for at in batch], writing)
+                given = model.answers(adapted, [questions[at] for at in batch], writing)
             found |= zip(batch, given, strict=True)
             tokens += sum(answer.tokens for answer in given)
             progress(len(found), len(rows), f"answer, {tokens / (time.perf_counter() - start):.3g} tokens/s")
@@ -130,6 +130,7 @@ def _answers(
 def _document(row: Row, answer: Answer) -> dict[str, Any]:
     document: dict[str, Any] = {} if row.id is None else {"id": row.id}
     document |= {"prompt": row.prompt, "adapter": row.adapter, "text": answer.text, "tokens": answer.tokens}
+    document |= answer.label_json()
     return document if row.system is None else document | {"system": row.system}
 
 

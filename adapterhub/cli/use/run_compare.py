@@ -17,8 +17,6 @@ def compare_answers(
     model: Model, who: Sequence[Choice], question: Question, writing: Writing, *, prove_base: bool
 ) -> None:
     """Answer with each adapter in turn and print the answers in columns, or one below the other."""
-    from adapterhub.inference.generation import write
-
     labels = [label_of(choice) for choice in who]
     out = model.session.out
     answers: list[dict[str, Any]] = []
@@ -26,7 +24,7 @@ def compare_answers(
         for at, (label, choice) in enumerate(zip(labels, who, strict=True)):
             progress(at, len(who))
             with model.using(choice) as (adapted, adapters):
-                (answer,) = write(adapted, model.tokenizer, [question], writing)
+                (answer,) = model.answers(adapted, [question], writing)
             answers.append(
                 {
                     "answered_by": label,
@@ -34,6 +32,7 @@ def compare_answers(
                     "text": answer.text,
                     "tokens": answer.tokens,
                     "seconds": round(answer.seconds, 3),
+                    **answer.label_json(),
                 }
             )
     document: dict[str, Any] = {"base": model.record.label, "prompt": question.text, "answers": answers}

@@ -18,7 +18,7 @@ from adapterhub.core.errors import AdapterHubError, Incompatible, MergeRefused, 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
     from adapterhub.inference.bank import AdapterBank
-    from adapterhub.inference.generation import Writing
+    from adapterhub.inference.generation import Answer, OnText, Question, Writing
     from adapterhub.inference.loader import AttachedAdapter
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.library import Library
@@ -120,6 +120,7 @@ class Model:
         self, session: Session, library: Library, record: BaseRecord, loading: Loading, choices: Sequence[Choice]
     ) -> None:
         from adapterhub.core.specs import BaseSpec
+        from adapterhub.inference.classification import labels_of
         from adapterhub.inference.loader.text import load_base
 
         assert record.path is not None  # see `find_base`
@@ -131,8 +132,12 @@ class Model:
         self._warned: set[str] = set()
         self._together = max(RESIDENT, *(len(choice) for choice in choices))
         self._mixable: dict[_Key, bool] = {}
+        adapters = [name for choice in choices for name in (choice or (None,))]
+        self.labels = labels_of(library, adapters, self._named, allow_base_mismatch=loading.allow_base_mismatch)
         session.out.note(f"loading base {record.label}" + (f" in {loading.load_in}" if loading.load_in else ""))
-        self.base, self.tokenizer = load_base(record.path, dtype=loading.dtype, load_in=loading.load_in)
+        self.base, self.tokenizer = load_base(
+            record.path, dtype=loading.dtype, load_in=loading.load_in, labels=self.labels
+        )
 
     @cached_property
     def bank(self) -> AdapterBank:
@@ -171,6 +176,17 @@ class Model:
             return
         with using:
             yield self.base, known
+
+    def answers(
+        self, adapted: Any, questions: Sequence[Question], writing: Writing, *, on_text: OnText | None = None
+    ) -> list[Answer]:
+        """What the model `adapted` writes, or the labels if its adapters are classifiers."""
+        from adapterhub.inference.classification import classify
+        from adapterhub.inference.generation import write
+
+        if self.labels is not None:
+            return classify(adapted, self.tokenizer, questions, on_text=on_text)
+        return write(adapted, self.tokenizer, questions, writing, on_text=on_text)
 
     @contextlib.contextmanager
     def using_rows(self, choices: Sequence[Choice]) -> Iterator[Any]:
@@ -240,8 +256,8 @@ class Model:
 
     def _can_mix(self, choice: Choice) -> bool:
         """Whether these adapters can answer only some rows of a batch."""
-        if not choice:
-            return True
+        if not choice or self.labels is not None:
+            return not choice
         if _key(choice) not in self._mixable:
             try:
                 with self.bank.rows([dict(choice)]):
@@ -270,7 +286,7 @@ class Model:
         """Tell a user who chose neither --chat nor --no-chat that the base has a chat template."""
         from adapterhub.inference.generation import has_chat_template
 
-        if has_chat_template(self.tokenizer):
+        if self.labels is None and has_chat_template(self.tokenizer):
             self.session.out.note("the prompt is used unchanged; pass --chat to use this base's chat template")
 
 

@@ -71,7 +71,7 @@ def resize(
     check_naming(bump, variant=variant, version=version)
     said = {"version": version, "task": task, "description": description}
     cut = one_cut(rank=rank, energy=energy, max_error=max_error)
-    plan = plan_resize(session.library, adapter, output, cut, dtype=dtype, base=base, said=said)
+    plan = plan_resize(session.project_library, adapter, output, cut, dtype=dtype, base=base, said=said)
     merged = combine(
         session.library, plan.combination, plan.target, what="resize", bump=bump, variant=variant, bars=session.out
     )

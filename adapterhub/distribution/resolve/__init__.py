@@ -184,8 +184,7 @@ def _by_preference(request: Request, fitting: Sequence[Build]) -> list[Build]:
 
 def _is_proven(request: Request, build: Build) -> bool:
     """Whether the base is the requested one by content; true where none is requested."""
-    proven = {BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION}
-    return not request.base_given or build.candidate.verdict in proven
+    return not request.base_given or build.candidate.verdict.is_same_model
 
 
 def _nothing_fits(request: Request, refusals: Sequence[tuple[str, str]]) -> NoCompatibleRelease:

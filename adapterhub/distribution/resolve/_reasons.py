@@ -80,6 +80,10 @@ def warnings_about(request: Request, chosen: Build, fitting: Sequence[Build]) ->
         told.append(
             f"{chosen.title} was made for the same weights in a different precision" + (detail and f": {detail}")
         )
+    elif base_given and candidate.verdict is BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY:
+        told.append(
+            f"{chosen.title} was made for the same base with a vocabulary of another size: {_differences(chosen)}"
+        )
     elif candidate.verdict is BaseVerdict.UNKNOWN and (base_given or not candidate.base_label):
         named = f", only the name {base_name(chosen)}" if candidate.base_label else ""
         told.append(f"{chosen.title} declares no base fingerprint{named}, so nothing proves that it fits")

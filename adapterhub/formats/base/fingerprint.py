@@ -22,6 +22,7 @@ from adapterhub.core.digests import Digest, Json, Progress, canonical_json, dige
 from adapterhub.core.errors import Malformed, shown
 from adapterhub.formats.base.hints import BaseHints, digest_at, read_hints
 from adapterhub.formats.base.precision import may_be_same, number_text, stored_bytes
+from adapterhub.formats.base.vocabulary import is_vocabulary
 from adapterhub.formats.base.weight_files import INDEX_FILE, SINGLE_FILE, indexed_tensors, weight_files
 from adapterhub.formats.base.weight_reader import read_facts
 from adapterhub.formats.documents import object_at
@@ -59,14 +60,23 @@ class BaseVerdict(enum.Enum):
 
     SAME_WEIGHTS = "same-weights"
     SAME_WEIGHTS_OTHER_PRECISION = "same-weights-other-precision"
+    SAME_WEIGHTS_RESIZED_VOCABULARY = "same-weights-resized-vocabulary"
     SAME_SHAPES = "same-shapes"
     DIFFERENT = "different"
     UNKNOWN = "unknown"
 
     @property
     def allows_attach(self) -> bool:
-        """Whether an adapter made for one may run on the other; UNKNOWN may, with a warning."""
+        """Whether an adapter made for one may run on the other; UNKNOWN may, with a warning.
+
+        With a resized vocabulary, one whose tensors have the vocabulary's old size fits no more; their shapes tell.
+        """
         return self not in (BaseVerdict.SAME_SHAPES, BaseVerdict.DIFFERENT)
+
+    @property
+    def is_same_model(self) -> bool:
+        """Whether all tensors are the same, in one precision or in two."""
+        return self in (BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,9 +296,30 @@ def compare(
         return Comparison(verdict=verdict, differences=(*dtypes, *naming))
     if same_structure:
         return Comparison(verdict=BaseVerdict.SAME_SHAPES, differences=(*values, *dtypes))
+    resized = _resized_vocabulary(a.samples, b.samples)
+    if resized is not None:
+        return resized
     shapes = () if naming else ("the tensors have the same names, but not all have the same shape",)
     facts = _hint_differences(*hints) if hints else ()
     return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(*facts, *naming, *shapes, *values))
+
+
+def _resized_vocabulary(a: Samples, b: Samples) -> Comparison | None:
+    """The comparison of two models of different structure if only the number of their tokens differs.
+
+    Another shape moves the sampled places of a tensor, so the embeddings themselves are not compared.
+    """
+    others = {name: name for name in a if not is_vocabulary(name)}
+    if a.keys() != b.keys() or len(others) == len(a) or _value_differences(a, b, others)[1]:
+        return None
+    differences = (resized_text(a.keys() - others.keys(), len(others)), *_dtype_differences(a, b, others))
+    return Comparison(verdict=BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY, differences=differences)
+
+
+def resized_text(vocabulary: Iterable[str], others: int) -> str:
+    """The difference between two models whose `vocabulary` tensors alone have different shapes, in words."""
+    listed = " and ".join(f"`{shown(name)}`" for name in sorted(vocabulary))
+    return f"another number of tokens in {listed}; the samples of all {others:,} other tensors agree"
 
 
 def _is_rearranged(a: Samples, b: Samples) -> bool:

@@ -7,6 +7,7 @@ from typing import Final, NoReturn
 
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import BaseNotFound, CouldNotTell, Malformed, shown
+from adapterhub.formats.safetensors.kinds import POINTER, is_pointer
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -122,6 +123,10 @@ def _refuse_without_weights(folder: Path, *, has_adapter: bool) -> NoReturn:
             f"`{folder}` holds GGUF files only, expected a model in safetensors",
             hint="give the folder that the GGUF was converted from; adapters are made for that model",
         )
+    kinds = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.safetensors")
+    pointers = sorted(path.name for kind in kinds for path in folder.glob(kind) if is_pointer(path))
+    if pointers:
+        raise Malformed(f"`{folder}`: `{shown(pointers[0])}` is {POINTER.name}", hint=POINTER.hint)
     pickles = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(kind))
     if pickles:
         raise Malformed(

@@ -7,17 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from adapterhub.formats.base.vocabulary import is_embedding
 from adapterhub.formats.peft.config import AdapterConfig, saved_name
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 
 PREFIX: Final = "base_model.model."
 """The prefix that PEFT adds to the name of a module of the base."""
-
-EMBEDDINGS: Final = frozenset(
-    {"embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "shared", "tok_embeddings", "output"}
-)
-"""Names of input embeddings and output heads, which PEFT may copy into the file (`save_embedding_layers`)."""
 
 # PEFT writes neither `.weight` after a magnitude nor `.default` (the adapter's name in memory), but other writers do.
 _UPDATE: Final = re.compile(
@@ -158,7 +154,7 @@ def _take_other(
         groups["biases"].append((f"{inner}.bias", spec))
         return True
     is_copy = owner != inner and inner in targets
-    if is_copy or (tail == "weight" and owner.rpartition(".")[2] in EMBEDDINGS):
+    if is_copy or (tail == "weight" and is_embedding(owner)):
         groups["copies"].append((f"{inner}.{tail}", spec))
         return True
     return False

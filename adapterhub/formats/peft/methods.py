@@ -6,7 +6,7 @@ give the row its `factors` and write a maker for it in `inference/loader/methods
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
@@ -118,6 +118,21 @@ VARIANTS: Final[Mapping[str, Variant]] = MappingProxyType(
     }
 )
 """By the key of the config. The order is that of the names in a manifest's `method`."""
+
+_OWN_LABELS: Final = {
+    "use_dora": "dora",
+    "alora_invocation_tokens": "alora",
+    "trainable_token_indices": "trainable_tokens",
+}
+"""The names in a manifest's `method` of the variants without a label, where they differ from the key."""
+
+
+def attaches(methods: Sequence[str]) -> bool:
+    """Whether an adapter with the `method` of a manifest can be put on a model here; True for an unknown method."""
+    method = METHODS.get(methods[0]) if methods else None
+    kept_out = {one.label or _OWN_LABELS.get(key, key) for key, one in VARIANTS.items() if not one.attaches}
+    return (method is None or bool(method.factors)) and kept_out.isdisjoint(methods[1:])
+
 
 CONVERTIBLE_STARTS: Final = ("pissa", "olora", "corda", "lora_ga")
 """Initialisations that change the base, and that PEFT can convert to a plain LoRA where the adapter was trained."""

@@ -84,14 +84,13 @@ def code_problem(value: Mapping[str, Any]) -> str:
     core = value.get("megatron_core")
     if core is not None and not (isinstance(core, str) and core.split(".")[0] == "megatron"):
         return f"`megatron_core` is {shown(as_json(core))}, which names a module to import, expected megatron.core"
-    return _auto_mapping_problem(value.get("auto_mapping"), base=value.get("base_model_name_or_path"))
+    return _auto_mapping_problem(value.get("auto_mapping"))
 
 
-def _auto_mapping_problem(mapping: object, base: object) -> str:
+def _auto_mapping_problem(mapping: object) -> str:
     """PEFT writes the class of the author's model here whenever no task type was given.
 
-    If the config names a base, the class must be from a model library. A test adapter without a base (such as PEFT's
-    regression artefacts) may name its author's script, which is harmless as long as no machine has such a module.
+    Any package may hold that class, the author's own script, too. Python's own modules hold no model.
     """
     if mapping is None:
         return ""
@@ -102,13 +101,10 @@ def _auto_mapping_problem(mapping: object, base: object) -> str:
     if library is None:
         return ""
     if not isinstance(library, str) or not all(part.isidentifier() for part in library.replace("-", "_").split(".")):
-        return f"`auto_mapping.parent_library` is {shown(as_json(library))}, expected a module of a model library"
-    package = library.split(".")[0]
-    if package in _MODEL_LIBRARIES or (base is None and package not in sys.stdlib_module_names):
-        return ""
-    return (
-        f"`auto_mapping.parent_library` is {shown(library)}, which names a module to import that is of no model library"
-    )
+        return f"`auto_mapping.parent_library` is {shown(as_json(library))}, expected the name of a module"
+    if library.split(".")[0] in sys.stdlib_module_names:
+        return f"`auto_mapping.parent_library` is {shown(library)}, a module of Python itself, which holds no model"
+    return ""
 
 
 def auto_mapping_note(value: Mapping[str, Any]) -> str:
@@ -117,7 +113,7 @@ def auto_mapping_note(value: Mapping[str, Any]) -> str:
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     if not isinstance(library, str) or library.split(".")[0] in _MODEL_LIBRARIES:
         return ""
-    return f"made for a model class of its author's own (`{shown(library, 40)}`); it is never imported"
+    return f"made for a model class of `{shown(library, 60)}`, no library known here; nothing imports it"
 
 
 _TASKS_IN_FULL: Final = {

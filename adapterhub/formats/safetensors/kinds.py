@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
+
+from adapterhub.core.disk.files import read_plain
 
 LOOKED_AT = 512
 
@@ -16,16 +20,19 @@ class Kind:
     hint: str
     is_pickle: bool = False
     is_archive: bool = False
+    is_pointer: bool = False
 
 
 _CONVERT = "convert it where you trust it: load it with PEFT on its base there and call `save_pretrained` again"
 _UNPACK = "unpack it yourself, look at what is inside, and give the folder"
 _PULL = "run `git lfs pull` in the repository, or download the file from its hub"
+POINTER: Final = Kind(
+    name="a Git LFS pointer, which stands for a file that was not downloaded", hint=_PULL, is_pointer=True
+)
+_POINTER_BYTES: Final = 1024
+"""Git LFS takes no larger file for a pointer."""
 _KINDS: Final[tuple[tuple[bytes, Kind], ...]] = (
-    (
-        b"version https://git-lfs",
-        Kind(name="a Git LFS pointer, the weights themselves were not downloaded", hint=_PULL),
-    ),
+    (b"version https://git-lfs", POINTER),
     (b"PK\x03\x04", Kind(name="a zip archive (as `torch.save` writes)", hint=_UNPACK, is_archive=True)),
     (b"PK\x05\x06", Kind(name="an empty zip archive", hint=_UNPACK, is_archive=True)),
     (b"\x1f\x8b", Kind(name="a gzip archive", hint=_UNPACK, is_archive=True)),
@@ -38,6 +45,18 @@ _KINDS: Final[tuple[tuple[bytes, Kind], ...]] = (
     (b"\x93NUMPY", Kind(name="a numpy array", hint="give the PEFT folder it was made from")),
     (b"\x89HDF", Kind(name="an HDF5 file", hint="give the PEFT folder it was made from")),
 )
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether the file is a plain one, and a Git LFS pointer. No larger file is opened, and no link is followed."""
+    try:
+        facts = path.lstat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _POINTER_BYTES:
+            return False
+        kind = recognise(read_plain(path, _POINTER_BYTES))
+    except OSError:
+        return False
+    return kind is not None and kind.is_pointer
 
 
 def recognise(start: bytes) -> Kind | None:

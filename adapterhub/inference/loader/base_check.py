@@ -60,6 +60,11 @@ class BaseCheck:
         warnings += self._check(
             found, comparison, lambda: f"was made for base `{shown(self.library.base_label(found.base))}` ({weights})"
         )
+        if comparison.verdict is BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY:
+            label = self.library.base_label(found.base)
+            warnings.append(
+                f"was made for base `{shown(label)}` before its vocabulary was resized: {comparison.differences[0]}"
+            )
         if comparison.verdict is BaseVerdict.UNKNOWN:
             warnings += [f"could not be compared with its base: {d}" for d in comparison.differences]
         return BaseCheckResult(comparison=comparison, warnings=tuple(warnings))

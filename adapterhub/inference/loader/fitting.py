@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapterhub.core.errors import BaseMismatch, RefusedAdapter, shown
+from adapterhub.formats.base.vocabulary import resize_hint
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.reading.contents import LISTED, limited
 
@@ -16,6 +17,7 @@ class Fitting:
         self.label = label
         self._missing: list[tuple[str, str]] = []
         self._misshapen: list[str] = []
+        self._hint = ""
 
     def matched(
         self, module: str, specs: Mapping[str, TensorSpec], shapes: Mapping[str, tuple[int, ...]]
@@ -36,6 +38,7 @@ class Fitting:
             else:
                 here = f"`{shown(module or spec.name)}` needs {key} of shape {list(shape)}"
                 self._misshapen.append(f"{here}, the adapter has {list(spec.shape)}")
+                self._hint = self._hint or resize_hint(module, shape, spec.shape)
         return fitting
 
     def ensure_fit(self) -> None:
@@ -50,7 +53,8 @@ class Fitting:
             rest = len(self._misshapen) - LISTED
             listed = [*self._misshapen[:LISTED], *([f"and {rest} more"] if rest > 0 else [])]
             raise BaseMismatch(
-                "\n".join([f"`{label}` does not fit the shapes of this model", *(f"  {line}" for line in listed)])
+                "\n".join([f"`{label}` does not fit the shapes of this model", *(f"  {line}" for line in listed)]),
+                hint=self._hint,
             )
         if self._missing:
             raise RefusedAdapter(f"`{label}` does not fit its layers", limited(self._missing))

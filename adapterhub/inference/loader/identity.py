@@ -16,8 +16,9 @@ from torch import Tensor
 
 from adapterhub.core.digests import canonical_json, digest_of
 from adapterhub.core.errors import shown
-from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, Comparison, is_buffer
+from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, Comparison, is_buffer, resized_text
 from adapterhub.formats.base.precision import Interval, interval, may_be_same, number_text, stored_bytes
+from adapterhub.formats.base.vocabulary import is_vocabulary
 from adapterhub.formats.modules.key_maps import OtherNames, other_names
 from adapterhub.formats.safetensors.dtypes import DTYPES
 from adapterhub.formats.safetensors.facts import sample_offsets
@@ -101,11 +102,24 @@ def compare_base(declared: BaseFingerprint, loaded: LoadedBase) -> Comparison:
         return Comparison(verdict=BaseVerdict.UNKNOWN, differences=(*values.precision, values.sentence))
     if values.apart:
         if _has_same_shapes(declared, loaded, pairs) is False:
+            resized = _resized_vocabulary(declared, loaded, pairs)
+            if resized is not None:
+                return resized
             shapes = "the tensors have the same names, but not all have the same shape"
             return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(shapes, values.sentence))
         return Comparison(verdict=BaseVerdict.SAME_SHAPES, differences=(values.sentence,))
     verdict = BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION if values.precision else BaseVerdict.SAME_WEIGHTS
     return Comparison(verdict=verdict, differences=(*values.precision, values.sentence))
+
+
+def _resized_vocabulary(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> Comparison | None:
+    """The comparison if only tensors with a row for each token have other shapes and values than in the base."""
+    others = {name: here for name, here in pairs.items() if not is_vocabulary(name)}
+    values = _compare_values(declared, loaded, others)
+    if len(others) == len(pairs) or values.apart or not values.seen:
+        return None
+    differences = (resized_text(pairs.keys() - others.keys(), len(others)), *values.precision)
+    return Comparison(verdict=BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY, differences=differences)
 
 
 def identify(loaded: LoadedBase, bases: Bases) -> BaseRecord | None:

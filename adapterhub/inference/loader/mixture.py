@@ -9,6 +9,7 @@ from types import MappingProxyType
 import torch
 
 from adapterhub.core.errors import MergeRefused, RefusedAdapter, shown
+from adapterhub.formats.base.vocabulary import COPY_HINT
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.base.quantised import ensure_unpacked
@@ -28,13 +29,15 @@ def check_copies(contents: AdapterContents, base: BaseModel) -> None:
     if not contents.copies:
         return
     tensors = {tensor.name: tensor.tensor for tensor in base.tensors()}
-    findings = []
+    findings, hint = [], ""
     for name, spec in contents.copies.items():
         here = tensors[name].detach()
         if tuple(here.shape) != spec.shape or not torch.equal(contents.read(spec).to(here), here):
             findings.append(("E_BASE_WEIGHT", f"`{shown(spec.name)}` differs from the base's and would replace it"))
+            hint = COPY_HINT if tuple(here.shape) != spec.shape else hint
     if findings:
-        raise RefusedAdapter(f"`{shown(contents.label)}` contains other weights of the base", limited(findings))
+        refusal = f"`{shown(contents.label)}` contains other weights of the base"
+        raise RefusedAdapter(refusal, limited(findings), hint=hint)
 
 
 def without_repeats(adapters: Sequence[AdapterContents]) -> list[AdapterContents]:

@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 
 def load_base(
-    folder: Path, *, dtype: str = "auto", load_in: str | None = None
+    folder: Path, *, dtype: str = "auto", load_in: str | None = None, labels: int | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal or sequence-to-sequence model in `folder` and its tokenizer, frozen, on the first GPU if there is one.
 
+    With `labels`, it is a classifier of so many labels, whose head is untrained unless the folder has it.
     `load_in` quantises the linear layers with bitsandbytes while loading: `4bit` (NF4, with the other tensors in
     `dtype`) or `8bit` (LLM.int8). Reads only safetensors weights, and runs no code that comes with the model.
 
     Raises:
-        Incompatible: transformers cannot load it as a model that generates text.
+        Incompatible: transformers cannot load it as such a model.
         MissingExtra: quantising needs bitsandbytes, which is not installed.
         UsageProblem: the weights are quantised already.
     """
@@ -41,11 +42,15 @@ def load_base(
         logging.getLogger(noisy).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    what = "generates text" if labels is None else "classifies texts"
     place = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        if labels is not None:
+            kind = transformers.AutoModelForSequenceClassification
+            options["num_labels"] = labels
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if load_in is not None:
             _ensure_not_quantised(folder, config)
             precision = CHOSEN_DTYPES.get(dtype) or getattr(config, "dtype", None) or torch.float32
@@ -53,13 +58,16 @@ def load_base(
         model = kind.from_pretrained(folder, dtype=CHOSEN_DTYPES.get(dtype, "auto"), use_safetensors=True, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise Incompatible(
-            f"`{folder}` cannot be loaded as a model that generates text: {shown(str(error).strip(), 200)}",
+            f"`{folder}` cannot be loaded as a model that {what}: {shown(str(error).strip(), 200)}",
             hint="load the model yourself; `adapterhub.attach(model, …)` accepts a model of any kind",
         ) from None
     model.requires_grad_(requires_grad=False)
     hold_layout(model.modules())  # before the first call: its bytes and its answers stay the same
     if getattr(model, "hf_quantizer", None) is None:  # a quantised model cannot be moved
         model = model.to(place)
+    if labels is not None:
+        # Such a model looks for the last token that is no padding; `classify` pads nothing.
+        model.config.get_text_config().pad_token_id = -1
     return model.eval(), tokenizer
 
 

@@ -86,7 +86,7 @@ def _changed(record: BaseRecord, around: Surroundings) -> Iterator[Finding]:
     if record.alias not in around.looked_at:
         around.looked_at[record.alias] = around.library.bases.look(record.path, progress=around.progress).fingerprint
     comparison = compare(record.fingerprint, around.looked_at[record.alias])
-    if not comparison.verdict.allows_attach:
+    if not comparison.verdict.is_same_model:
         message = f"`{record.path}` holds weights that differ from those registered as `{record.alias}`"
         hint = f"find out who changed them; `adapt base add {record.path} --as NAME` registers what is there"
         yield Finding(code=_MISMATCH, severity="error", where=str(record.path), message=message, hint=hint)

@@ -14,7 +14,7 @@ from typing import Final
 from adapterhub.core.errors import shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE
-from adapterhub.formats.safetensors.kinds import LOOKED_AT, recognise
+from adapterhub.formats.safetensors.kinds import LOOKED_AT, is_pointer, recognise
 from adapterhub.library.audit._subject import Subject, Surroundings
 from adapterhub.trust.verify import Finding
 from adapterhub.trust.verify.listing import TAKEN, Entry, kind_of_name
@@ -67,7 +67,7 @@ def _finding(code: str, where: str, message: str) -> Finding:
 def _judged(path: Path, name: str, *, is_link: bool) -> tuple[str, str, str] | None:
     """Code, place and message for a pickle or a piece of code."""
     named = kind_of_name(path.name)
-    if named == "S_PICKLE":
+    if named == "S_PICKLE" and not is_pointer(path):
         return "E_BESIDE_PICKLE", shown(name), "is a pickle by its name"
     if named == "S_CODE" and path.name.lower() != "config.json":  # a base's config, merged or saved with the adapter
         return "E_BESIDE_CODE", shown(name), "is code by its name"

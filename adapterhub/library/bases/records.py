@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.digests import Progress, canonical_json, strict_json
+from adapterhub.core.disk.files import read_plain
 from adapterhub.core.disk.root import Root, absolute
 from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, SpecError, UsageProblem, shown
 from adapterhub.core.made_names import made_name
 from adapterhub.core.specs import BaseSpec, looks_like_revision
-from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_folder
+from adapterhub.formats.base.fingerprint import (
+    BaseFingerprint,
+    BaseVerdict,
+    compare,
+    fingerprint_folder,
+    fingerprint_tensors,
+)
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.manifest import BaseRef
 from adapterhub.formats.safetensors.facts import TensorFacts
@@ -55,6 +62,10 @@ class BaseRecord:
             "tensors": [fact.to_json() for fact in self.tensors],
         }
         return canonical_json(value)
+
+    def exported(self) -> BaseRecord:
+        """The record for another machine: without the folder of this one."""
+        return replace(self, alias=self.alias or _default_alias(self), path=None)
 
     @classmethod
     def parse(cls, raw: bytes, where: str) -> BaseRecord:
@@ -257,6 +268,32 @@ class Bases:
             BaseNotFound: the hint offers the nearest alias.
         """
         return self.put(_with_hub_id(self.get(alias), hub_id, None))
+
+    def add_record(self, path: Path, alias: str | None = None) -> BaseRecord:
+        """Register the base of an exported record, whose weights need not be on this machine.
+
+        A base that is registered under the name with the same weights keeps its folder.
+
+        Raises:
+            Conflict, SpecError: as `add`.
+            Malformed: the file is no record, or its fingerprint is not that of its tensors.
+        """
+        try:
+            read = BaseRecord.parse(read_plain(path, _LIMIT_BYTES), str(path))
+            made = fingerprint_tensors(read.tensors, files=read.fingerprint.files)
+        except (Malformed, OSError, ValueError) as error:
+            reason = error.message if isinstance(error, Malformed) else f"{shown(str(path), 200)}: {error}"
+            raise Malformed(
+                reason, hint="`adapt base export-record BASE` writes a record; give the model's folder otherwise"
+            ) from None
+        if made != read.fingerprint:
+            raise Malformed(
+                f"{shown(str(path), 200)}: its fingerprint is not that of its tensors. Nothing was registered",
+                hint="export the record again, on the machine that has the base",
+            )
+        name = alias or read.alias
+        folder = self.get(name).path if name in self.aliases() else None
+        return self.put(replace(read, alias=name, path=folder))
 
     def put(self, record: BaseRecord) -> BaseRecord:
         """Register `record` under its alias; see `add`."""

@@ -23,13 +23,12 @@ from adapterhub.core.disk.home import PROJECT_FILE
 from adapterhub.core.errors import ProjectConflict, SpecError, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.resolve import Candidate
-from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare
+from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.projects.file.policy import parse_exclude_newer, refusal
 from adapterhub.projects.values import AdapterRequirement, LockedAdapter, LockedBase, Policy, Project
 
 SHOWN_DIGEST: Final = 19  # `sha256:` and 12 hex digits
-_SAME: Final = (BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +124,8 @@ def moved_base(locked: LockedBase, here: BaseRecord, evidence: Iterable[BaseFing
     if locked.weights is None or locked.weights == now.weights:
         return None
     known = next((one for one in evidence if one.weights == locked.weights), None)
-    verdict = compare(known, now).verdict if known else None
-    if verdict in _SAME or locked.tensors == now.tensors:
+    is_same = known is not None and compare(known, now).verdict.is_same_model
+    if is_same or locked.tensors == now.tensors:
         return None
     same_shapes = locked.structure is not None and locked.structure == now.structure
     what = "other values in the same shapes" if same_shapes else "tensors of other names or shapes"

@@ -1,8 +1,9 @@
 """The files of a folder that are taken, all plain files of that folder.
 
-Only allow-listed names are opened (of a folder without PEFT's weights also the headers of other safetensors files, to
-say what they are). A taken file may be a link inside its folder, or the link into the `blobs` of
-a Hugging Face cache (`snapshots/<commit>/file -> ../../blobs/<id>`); any other way out is refused.
+Only allow-listed names are opened. Two exceptions say what a file is: in a folder without PEFT's weights the headers
+of other safetensors files, and files of up to 1,024 bytes with the name of a pickle, which may be Git LFS pointers.
+A taken file may be a link inside its folder, or the link into the `blobs` of a Hugging Face cache
+(`snapshots/<commit>/file -> ../../blobs/<id>`); any other way out is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from adapterhub.core.errors import RefusedAdapter, shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.base.weight_files import TOKENIZER_FILES
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, WEIGHTS_FILE
-from adapterhub.formats.safetensors.kinds import LOOKED_AT, recognise
+from adapterhub.formats.safetensors.kinds import LOOKED_AT, POINTER, is_pointer, recognise
 from adapterhub.trust.verify.foreign import NO_PEFT, weights_of_others
 from adapterhub.trust.verify.report import Finding, some
 
@@ -123,7 +124,7 @@ def list_folder(folder: Path) -> Listing:
         else:
             findings.append(found)
     others = tuple(sorted(set(names) - TAKEN))
-    findings += _skipped(others)
+    findings += _skipped(folder, others)
     findings += _missing(folder, names)
     return Listing(taken=taken, others=others, findings=tuple(findings))
 
@@ -162,6 +163,8 @@ def _not_a_folder(path: Path, *, is_regular: bool) -> Listing:
             kind = recognise(stream.read(LOOKED_AT))
     except OSError as error:
         return _refused(path, "E_KIND", f"cannot be read: {error.strerror}")
+    if kind is not None and kind.is_pointer:
+        return _refused(path, "E_KIND", f"is {kind.name}; an adapter is a folder", hint=kind.hint)
     if kind is not None and kind.is_archive and not path.name.endswith(_PICKLES):
         return _refused(path, "E_ARCHIVE", f"is {kind.name}; archives are not unpacked", hint=kind.hint)
     if path.name.endswith(_PICKLES) or (kind is not None and kind.is_pickle):
@@ -241,10 +244,11 @@ def kind_of_name(name: str) -> str:
     return "S_TEMPLATE" if low in _TEXTS or low.endswith(".jinja") else "S_OTHER"
 
 
-def _skipped(others: tuple[str, ...]) -> Iterator[Finding]:
+def _skipped(folder: Path, others: tuple[str, ...]) -> Iterator[Finding]:
     groups: dict[str, list[str]] = {"S_PICKLE": [], "S_CODE": [], "S_TEMPLATE": [], "S_OTHER": []}
     for name in others:
-        groups[kind_of_name(name)].append(name)
+        kind = kind_of_name(name)
+        groups["S_OTHER" if kind == "S_PICKLE" and is_pointer(folder / name) else kind].append(name)
     why = {
         "S_PICKLE": "can run code when opened; never opened",
         "S_CODE": "can hold or name code; never opened",
@@ -256,9 +260,26 @@ def _skipped(others: tuple[str, ...]) -> Iterator[Finding]:
             yield Finding(code=code, severity="note", where=some(names, 6), message=why[code])
 
 
+def _pointers(folder: Path, names: list[str]) -> Finding | None:
+    """An error for weights under any name whose content git has not fetched; None if there are none."""
+    weights = sorted(n for n in names if n.lower().endswith((*_PICKLES, ".safetensors")) and is_pointer(folder / n))
+    if not weights:
+        return None
+    return Finding(
+        code="E_CONTAINER",
+        severity="error",
+        where=some(weights),
+        message=f"is {POINTER.name}",
+        expected=WEIGHTS_FILE,
+        hint=POINTER.hint,
+    )
+
+
 def _missing(folder: Path, names: list[str]) -> Iterator[Finding]:
     """Findings for a missing config or missing weights, which depend on the other files."""
-    foreign = weights_of_others(folder, names) if WEIGHTS_FILE not in names else None
+    foreign = None
+    if WEIGHTS_FILE not in names:
+        foreign = _pointers(folder, names) or weights_of_others(folder, names)
     if foreign is not None:
         yield foreign
     if CONFIG_FILE not in names and not (foreign and foreign.hint == NO_PEFT):

@@ -174,6 +174,8 @@ class _BaseCheck:
         claim = f"was made for base `{shown(made_for)}` ({declared.fingerprint.weights[7:19]})"
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
             yield f"`{label}` {claim} in another precision: {'; '.join(comparison.differences)}"
+        if comparison.verdict is BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY:
+            yield f"`{label}` {claim} with a vocabulary of another size: {'; '.join(comparison.differences)}"
         if comparison.verdict.allows_attach:
             return
         this = f"this is `{shown(self.record.label)}` ({here.weights[7:19]})"

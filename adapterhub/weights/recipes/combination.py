@@ -229,6 +229,8 @@ def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
             raise BaseMismatch("\n".join(lines), hint="`adapt show NAME` shows the base of each")
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
             warnings.append(f"`{other.label}` was made for the same base in another precision")
+        if comparison.verdict is BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY:
+            warnings.append(f"`{other.label}` was made for the same base with a vocabulary of another size")
     return first.base, warnings
 
 

@@ -49,6 +49,9 @@ def check(subject: Subject) -> Iterator[Finding]:
             expected=f"base {given.weights[7:19]}",
             hint=_FORCE,
         )
+    elif comparison.verdict is BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY:
+        message = f"was made for this base before its vocabulary was resized: {differs}"
+        yield Finding(code="W_BASE_RESIZED", severity="warning", where=MANIFEST_FILE, message=message)
     elif differs:
         message = f"same base in another form: {differs}"
         yield Finding(code="N_BASE", severity="note", where=MANIFEST_FILE, message=message)

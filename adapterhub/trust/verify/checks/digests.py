@@ -10,6 +10,7 @@ from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.errors import DigestMismatch, MalformedManifest
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import LIMIT_BYTES, MANIFEST_FILE, Manifest
+from adapterhub.formats.safetensors.kinds import recognise
 from adapterhub.trust.verify.report import Finding
 from adapterhub.trust.verify.subject import Subject
 
@@ -28,6 +29,9 @@ def read_manifest_file(entry: Entry) -> Manifest:
         raw = held.start(LIMIT_BYTES + 1) if held.size_bytes > LIMIT_BYTES else bytes(held.load())
     except OSError as error:
         raise MalformedManifest(MANIFEST_FILE, [f"cannot be read: {error.strerror}"]) from None
+    kind = recognise(raw)
+    if kind is not None:
+        raise MalformedManifest(MANIFEST_FILE, [f"is not JSON but {kind.name}"], hint=kind.hint)
     return Manifest.parse(raw, MANIFEST_FILE)
 
 

@@ -7,9 +7,10 @@ from typing import Final
 
 from adapterhub.core.disk.held_file import PIECE_BYTES
 from adapterhub.core.errors import MalformedTensorFile, shown
+from adapterhub.formats.base.vocabulary import COPY_HINT, OUTPUT_HEADS, is_embedding, resize_hint
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.modules.base_names import Rule, find_names
-from adapterhub.formats.peft.keys import EMBEDDINGS, Pair
+from adapterhub.formats.peft.keys import Pair
 from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify.report import Finding, some
@@ -18,7 +19,6 @@ from adapterhub.trust.verify.subject import Subject
 _MATRIX: Final = 2
 _CONV1D: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})  # transformers' Conv1D, which stores [in, out]
 _PACKED: Final = frozenset({"U8", "I8", "I32", "U32", "I16", "U16"})
-_HEADS: Final = ("lm_head", "embed_out", "output")
 _RESHAPED: Final = ("use_bdlora", "use_qalora")
 _HINT: Final = "give the base the adapter was trained on; `base_model_name_or_path` in its config names it"
 
@@ -77,6 +77,7 @@ class _Fit:
     def _fits(self) -> Iterator[Finding]:
         lacking: list[str] = []
         differing: list[str] = []
+        resized = ""
         packed: list[str] = []
         for pair in self.pairs:
             weight = self._weight(pair)
@@ -86,11 +87,14 @@ class _Fit:
                 packed.append(pair.module)
             elif not _fits(pair, weight.shape, self.subject.config.fan_in_fan_out):
                 differing.append(f"{pair.module} (A {_shape(pair.a)}, B {_shape(pair.b)}, base {list(weight.shape)})")
+                resized = resized or resize_hint(pair.module, weight.shape, _update_shape(pair))
         total = len(self.pairs)
         if lacking:
             yield _mismatch(f"the base lacks {some(lacking)}: {len(lacking)} of {total} modules are missing")
         if differing:
-            yield _mismatch(f"made for other shapes: {some(differing)}; {len(differing)} of {total} modules differ")
+            yield _mismatch(
+                f"made for other shapes: {some(differing)}; {len(differing)} of {total} modules differ", resized
+            )
         if packed:
             message = f"the base is quantised on {some(packed)}; shapes cannot be compared"
             yield Finding(code="U_SHAPE", severity="unknown", where=WEIGHTS_FILE, message=message)
@@ -107,10 +111,12 @@ class _Fit:
     def _is_tied(self, pair: Pair) -> bool:
         """Whether the base's file leaves this output head out, because it is the input embedding."""
         leaf = pair.module.rpartition(".")[2]
-        return leaf in _HEADS and self.names.here(pair.module) not in self.modules and self._embedding() is not None
+        return (
+            leaf in OUTPUT_HEADS and self.names.here(pair.module) not in self.modules and self._embedding() is not None
+        )
 
     def _embedding(self) -> TensorFacts | None:
-        names = sorted(n for n in self.tensors if n.removesuffix(".weight").rpartition(".")[2] in EMBEDDINGS)
+        names = sorted(n for n in self.tensors if is_embedding(n.removesuffix(".weight")))
         matrices = [self.tensors[n] for n in names if len(self.tensors[n].shape) == _MATRIX]
         return max(matrices, key=lambda t: t.shape[0], default=None)
 
@@ -140,12 +146,14 @@ class _Fit:
         """Whole modules must have the base's shape, unless the base has no such module."""
         groups = (*self.subject.keys.saved, *self.subject.keys.biases)
         wrong = [
-            f"{name} ({list(spec.shape)}, base {list(facts.shape)})"
+            (name, spec.shape, facts.shape)
             for name, spec in groups
             if (facts := self.tensors.get(self.names.tensor(name))) is not None and facts.shape != spec.shape
         ]
         if wrong:
-            yield _mismatch(f"contains modules of other shapes: {some(wrong)}")
+            listed = some(f"{name} ({list(own)}, base {list(here)})" for name, own, here in wrong)
+            hints = (resize_hint(name.rpartition(".")[0], here, own) for name, own, here in wrong)
+            yield _mismatch(f"contains modules of other shapes: {listed}", next(filter(None, hints), ""))
         for module, spec in self.subject.keys.tokens:
             facts = self.tensors.get(f"{self.names.here(module)}.weight")
             if facts is None or (len(spec.shape) == _MATRIX and spec.shape[1] != facts.shape[-1]):
@@ -169,7 +177,9 @@ class _Fit:
             severity="error",
             where=WEIGHTS_FILE,
             message=f"contains {place}, which differs from the base's and would replace it",
-            hint="save the adapter again with `save_embedding_layers=False`",
+            hint=COPY_HINT
+            if facts.shape != spec.shape
+            else "save the adapter again with `save_embedding_layers=False`",
         )
 
     def _sha256(self, spec: TensorSpec) -> str:
@@ -184,12 +194,19 @@ class _Fit:
         return hasher.hexdigest()
 
 
-def _mismatch(message: str) -> Finding:
-    return Finding(code="E_BASE_MISMATCH", severity="error", where=WEIGHTS_FILE, message=message, hint=_HINT)
+def _mismatch(message: str, hint: str = "") -> Finding:
+    return Finding(code="E_BASE_MISMATCH", severity="error", where=WEIGHTS_FILE, message=message, hint=hint or _HINT)
 
 
 def _shape(spec: TensorSpec | None) -> list[int]:
     return list(spec.shape) if spec else []
+
+
+def _update_shape(pair: Pair) -> tuple[int, ...]:
+    """The shape of B @ A, as the weight of a linear layer or an embedding has it."""
+    assert pair.whole
+    a, b = pair.whole[0].shape, pair.whole[1].shape
+    return (a[1], b[0]) if pair.kind == "embedding" else (b[0], a[1])
 
 
 def _fits(pair: Pair, base: tuple[int, ...], fan_in_fan_out: bool) -> bool:  # noqa: FBT001 - PEFT's own word
@@ -200,9 +217,9 @@ def _fits(pair: Pair, base: tuple[int, ...], fan_in_fan_out: bool) -> bool:  # n
     assert pair.whole
     a, b = pair.whole[0].shape, pair.whole[1].shape
     if pair.kind == "embedding":
-        return base == (a[1], b[0])
+        return base == _update_shape(pair)
     if len(a) > _MATRIX:
         same_width = len(base) == len(a) and (base[1] == a[1] or (base[1] and a[1] % base[1] == 0))
         return bool(same_width) and base[0] == b[0] and base[2:] == a[2:]
     turned = fan_in_fan_out or pair.module.rpartition(".")[2] in _CONV1D
-    return base == (b[0], a[1]) or (turned and base == (a[1], b[0]))
+    return base == _update_shape(pair) or (turned and base == (a[1], b[0]))

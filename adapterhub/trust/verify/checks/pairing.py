@@ -136,7 +136,8 @@ def _targets(subject: Subject) -> Iterator[Finding]:
         )
     if isinstance(config.target_modules, tuple):
         there = {ending for pair in pairs for ending in endings(pair.module)}
-        absent = [target for target in config.target_modules if target not in there]
+        # PEFT writes the modules of `all-linear` in full, with those that `exclude_modules` leaves out.
+        absent = [target for target in config.target_modules if target not in there and config.targets(target)]
         if absent:
             message = f"targets {some(absent)}, for which there are no weights"
             yield Finding(code="W_TARGETS", severity="warning", where=CONFIG_FILE, message=message)
@@ -152,11 +153,12 @@ def _method(subject: Subject) -> Iterator[Finding]:
             f"names with {' or '.join(f'`{m}`' for m in marks)}",
         )
         return
+    when = "when it is attached, not here" if config.method.factors else "by PEFT alone"
     yield Finding(
         code="U_METHOD",
         severity="unknown",
         where=WEIGHTS_FILE,
-        message=f"pairs of {config.peft_type} are checked when it is attached, not here; only LoRA can be merged",
+        message=f"pairs of {config.peft_type} are checked {when}; only LoRA can be merged",
     )
 
 
