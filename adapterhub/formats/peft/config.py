@@ -110,6 +110,28 @@ class AdapterConfig:
     def _value(self, key: str) -> object:
         return getattr(self, key, None) or self.extra.get(key)
 
+    def is_of_variant(self, tensor: str) -> bool:
+        """Whether a tensor belongs to a variant that it uses, beside the factors of a plain LoRA."""
+        marks = tuple(mark for variant in self.variants.values() for mark in variant.marks)
+        return bool(marks) and any(part.startswith(marks) for part in tensor.split("."))
+
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        """Why it can never be attached here, whatever the base; each is the end of a sentence, after "it"."""
+        if not self.method.factors:
+            return (f"has the type {self.peft_type}",)
+        reasons = [variant.what for variant in self.variants.values() if not variant.attaches]
+        start = shown(self.init_lora_weights)
+        if self.start_changes_base:
+            reasons.append(
+                f"was initialised from the base weights (init_lora_weights {start}), which also changed them: its"
+                " update is relative to the changed weights. Convert it to plain LoRA with PEFT's"
+                " `path_initial_model_for_weight_conversion`"
+            )
+        elif self.start_is_unknown:
+            reasons.append(f"started from {start}, which is unknown here and may have changed the base")
+        return tuple(reasons)
+
     @property
     def start_changes_base(self) -> bool:
         """Whether its initialisation changed the base weights, so that the update is relative to the changed ones."""

@@ -103,6 +103,9 @@ def _read(value: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"`peft_type` is {shown(peft_type, 40)}, which no release of PEFT has{nearest(peft_type, sorted(METHODS))}"
         )
         raise MalformedConfig(where, reason, code="E_UNSUPPORTED", hint="`LORA` can be attached and merged here")
+    if not METHODS[peft_type].released:
+        reason = f"`peft_type` is {peft_type}, which no release of PEFT can load"
+        raise MalformedConfig(where, reason, code="E_UNSUPPORTED", hint="train it again with a method of a release")
     code = code_problem(value)
     if code:
         raise MalformedConfig(where, code, code="E_CODE", hint="delete that field; an adapter does not need it")
@@ -234,9 +237,13 @@ def _replication(fields: Fields) -> tuple[tuple[int, int], ...]:
 
 
 def _other(fields: Fields) -> dict[str, Any]:
-    """Methods other than LoRA: a rank if it is a plain number; all other settings stay in `extra`."""
-    value = fields.value.get("r")
-    return {"r": fields.rank("r") if is_rank(value) else None}
+    """Methods other than LoRA: a plain rank, and what they train beside their factors; the rest stays in `extra`."""
+    found: dict[str, Any] = {"r": fields.rank("r") if is_rank(fields.value.get("r")) else None}
+    if isinstance(fields.value.get("bias"), str):
+        found["bias"] = fields.text("bias", 16) or "none"
+    if fields.has("trainable_token_indices"):
+        found["trainable_token_indices"] = _token_indices(fields)
+    return found
 
 
 def _check_base(fields: Fields, base: str | None) -> None:

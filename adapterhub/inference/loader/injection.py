@@ -22,6 +22,7 @@ from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.fitting import Fitting
 from adapterhub.inference.loader.methods import Setup
 from adapterhub.inference.loader.reading.contents import LISTED, AdapterContents
+from adapterhub.inference.loader.replacing import replace_in
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -64,6 +65,7 @@ def inject(base: BaseModel, adapters: Sequence[ReadyAdapter]) -> PeftModel:
         model = _build(base, adapters)
         for adapter in adapters:
             _Filling(base, model, adapter).run()
+            replace_in(base, adapter.contents)
         model.base_model.set_adapter([adapter.name for adapter in adapters])
         model.requires_grad_(requires_grad=False)
         _follow_modes(base, model)

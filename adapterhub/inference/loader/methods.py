@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from adapterhub.core.errors import MalformedConfig, UnsupportedAdapter, shown
+from adapterhub.core.errors import MalformedConfig
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.fields import Fields, is_number, is_rank
@@ -50,29 +50,10 @@ def set_up(contents: AdapterContents, base: BaseModel) -> Setup:
     """The settings with which PEFT builds this adapter's layers.
 
     Raises:
-        UnsupportedAdapter: with every feature that stands in the way.
         MalformedConfig: a setting of the method has a wrong type.
     """
-    reasons = _reasons(contents)
-    if reasons:
-        raise UnsupportedAdapter(f"`{shown(contents.label)}` cannot be attached here", reasons)
     make = MAKERS[contents.config.peft_type]
     return make(contents, _common(contents, base))
-
-
-def _reasons(contents: AdapterContents) -> list[str]:
-    config = contents.config
-    reasons = [f"it {variant.what}" for variant in config.variants.values() if not variant.attaches]
-    init = config.init_lora_weights
-    if config.start_changes_base:
-        reasons.append(
-            f"it was initialised from the base weights (init_lora_weights {shown(init)}), which also changed them: its"
-            " update is relative to the changed weights. Convert it to plain LoRA with PEFT's"
-            " `path_initial_model_for_weight_conversion`"
-        )
-    elif config.start_is_unknown:
-        reasons.append(f"its initialisation {shown(init)} is unknown here, and may have changed the base")
-    return reasons
 
 
 def _common(contents: AdapterContents, base: BaseModel) -> dict[str, Any]:

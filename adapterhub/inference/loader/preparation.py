@@ -20,6 +20,7 @@ from adapterhub.inference.loader.injection import ReadyAdapter, peft_names
 from adapterhub.inference.loader.methods import set_up
 from adapterhub.inference.loader.mixture import check_copies, check_mixture, without_repeats
 from adapterhub.inference.loader.reading.placing import read_contents
+from adapterhub.inference.loader.replacing import check_replacements
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import Subject
 
@@ -91,6 +92,7 @@ class Preparation:
         contents = without_repeats(read)
         for each in contents:
             check_copies(each, self._model)
+            check_replacements(each, self._model)
         setups = [set_up(each, self._model) for each in contents]
         names = peft_names([found.label for found in adapters])
         ready = [

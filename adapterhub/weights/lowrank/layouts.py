@@ -13,13 +13,16 @@ from torch import Tensor
 from adapterhub.formats.peft.config import owner
 from adapterhub.weights.lowrank.algebra import LowRank
 
-__all__ = ["NESTED", "PEFT_PREFIX", "Kind", "Layout", "Names", "is_finite", "owner", "plain_name"]
+__all__ = ["NESTED", "PEFT_PREFIX", "ROWS", "Kind", "Layout", "Names", "is_finite", "owner", "plain_name"]
 
 PEFT_PREFIX = "base_model.model."
 """PEFT's prefix before the name of a module in the base."""
 
 NESTED = "base_layer"
 """PEFT's name for the wrapped module inside its wrapper."""
+
+ROWS = ".token_adapter.trainable_tokens_delta"
+"""PEFT's name, after that of an embedding, for the rows of it that were trained (`trainable_token_indices`)."""
 
 Kind = Literal["linear", "conv", "embedding", "experts"]
 
