@@ -28,6 +28,10 @@ def lora(**settings: Any) -> LoraConfig:
     return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": TARGETS} | settings)
 
 
+def biased_llama() -> nn.Module:
+    return llama(attention_bias=True, mlp_bias=True)
+
+
 VARIANTS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "plain": (llama, lora),
     "rslora": (llama, lambda: lora(use_rslora=True)),
@@ -52,6 +56,10 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "bert with a head": (bert, lambda: lora(target_modules=["query", "value"], task_type="SEQ_CLS")),
     "convolution": (convnet, lambda: lora(target_modules=["wide", "narrow"], modules_to_save=["head"])),
     "convolution dora": (convnet, lambda: lora(target_modules=["wide", "head"], use_dora=True)),
+    "bias all": (bert, lambda: lora(target_modules=["query"], bias="all", task_type="SEQ_CLS")),
+    "bias lora_only": (biased_llama, lambda: lora(bias="lora_only")),
+    "rows of the embedding": (llama, lambda: lora(trainable_token_indices=[0, 5])),
+    "rows of a tied embedding": (gpt2, lambda: lora(target_modules=["c_attn"], trainable_token_indices={"wte": [3]})),
     "gaussian start": (llama, lambda: lora(init_lora_weights="gaussian")),
     "ia3": (llama, lambda: IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"])),
     "ia3 gpt2": (gpt2, lambda: IA3Config(target_modules=["c_attn", "c_fc"], feedforward_modules=["c_fc"])),

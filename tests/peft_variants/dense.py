@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
@@ -76,7 +77,7 @@ def _scaled(make: Callable[[], nn.Module], folders: Sequence[Path], weights: Seq
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"), name)
     with torch.no_grad():
         for layer in model.modules():
-            if isinstance(layer, BaseTunerLayer):
+            if isinstance(layer, LoraLayer):
                 for name, weight in zip(names, weights, strict=True):
                     layer.set_scale(name, weight)
     model.base_model.set_adapter(names)

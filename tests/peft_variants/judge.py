@@ -29,6 +29,7 @@ from tests.peft_variants.dense import summed
 from tests.peft_variants.reasons import Config, against_adding_up, against_attaching, against_merging
 
 Grade = Literal["right", "wrong", "misled", "not made"]
+_CRASHES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 TOLERANCE = 2e-4
 """Of the largest number in PEFT's answer. Merges round to float32, and the weights of the bases are random."""
 
@@ -121,6 +122,9 @@ class _Trial:
         except AdapterHubError as error:
             if not _names(str(error), words):
                 yield Fault(grade="misled", step=step, text=_line(error))
+            return
+        except _CRASHES as error:
+            yield Fault(grade="wrong", step=step, text=f"{type(error).__name__}: {error}")
             return
         if words:
             yield Fault(grade="wrong", step=step, text=f"taken, although {', '.join(words)}")

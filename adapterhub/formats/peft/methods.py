@@ -20,7 +20,7 @@ class Method:
     `factors`: PEFT's names for the tensors of one module; empty for a method that cannot be attached here.
     `shared`: tensors that all modules share and that stand beside the model in the file (`base_model.vera_A`).
     `adds`: the update is added to the module's output, so several can be added up with weights.
-    `merges`: files of this method can be merged, fused and compared. `released`: some release of PEFT can load it.
+    `merges`: files of this method can be merged. `released`: some release of PEFT can load it.
     """
 
     marks: tuple[str, ...]
@@ -66,17 +66,19 @@ _METHODS: Final[dict[str, Method]] = {
         adds=True,
         merges=True,
     ),
-    "ADALORA": Method(marks=("lora_",), factors=("lora_A", "lora_B", "lora_E")),
+    "ADALORA": Method(marks=("lora_",), factors=("lora_A", "lora_B", "lora_E"), adds=True, merges=True),
     "IA3": Method(marks=("ia3_",), factors=("ia3_l",)),
     "LOHA": Method(
         marks=("hada_",),
         factors=("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
         adds=True,
+        merges=True,
     ),
     "LOKR": Method(
         marks=("lokr_",),
         factors=("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
         adds=True,
+        merges=True,
     ),
     "VERA": Method(marks=("vera_",), factors=("vera_lambda_b", "vera_lambda_d"), shared=("vera_A", "vera_B")),
     **dict(map(_named, ("ADAMSS", "BEFT", "BOFT", "BONE", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA"))),

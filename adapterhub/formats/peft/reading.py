@@ -168,8 +168,8 @@ def _lora(fields: Fields) -> dict[str, Any]:
     for key, default in (("r", DEFAULT_RANK), ("lora_alpha", DEFAULT_ALPHA)):
         if not fields.has(key):
             fields.notes.append(("W_CONFIG_DEFAULT", f"`{key}` is missing; PEFT's default {default} is taken"))
-    ranks = fields.numbers_by_pattern("rank_pattern", is_rank, f"a whole number from 1 to {limits().rank}")
-    alphas = fields.numbers_by_pattern("alpha_pattern", is_number, "a finite number")
+    patterns = _patterns(fields)
+    alphas = patterns["alpha_pattern"]
     for name, number in [("lora_alpha", alpha), *((f"alpha_pattern.{k}", v) for k, v in alphas.items())]:
         if is_number(number) and number is not None and number < _LEAST_ALPHA:
             effect = "the adapter has no effect" if number > -_LEAST_ALPHA else "the update is turned around"
@@ -185,8 +185,7 @@ def _lora(fields: Fields) -> dict[str, Any]:
     return {
         "r": rank or DEFAULT_RANK,
         "lora_alpha": DEFAULT_ALPHA if alpha is None else alpha,
-        "rank_pattern": MappingProxyType(ranks),
-        "alpha_pattern": MappingProxyType(alphas),
+        **patterns,
         "use_rslora": fields.flag("use_rslora"),
         "use_dora": fields.flag("use_dora"),
         "lora_bias": fields.flag("lora_bias"),
@@ -198,6 +197,17 @@ def _lora(fields: Fields) -> dict[str, Any]:
         "layer_replication": _replication(fields),
         "alora_invocation_tokens": fields.integers("alora_invocation_tokens"),
     }
+
+
+def _patterns(fields: Fields) -> dict[str, Mapping[str, Any]]:
+    ranks = fields.numbers_by_pattern("rank_pattern", is_rank, f"a whole number from 1 to {limits().rank}")
+    alphas = fields.numbers_by_pattern("alpha_pattern", is_number, "a finite number")
+    return {"rank_pattern": MappingProxyType(ranks), "alpha_pattern": MappingProxyType(alphas)}
+
+
+def _alpha(fields: Fields, key: str) -> float:
+    alpha = fields.number(key)
+    return DEFAULT_ALPHA if alpha is None else alpha
 
 
 def _initialisation(fields: Fields) -> bool | str:
@@ -239,6 +249,13 @@ def _replication(fields: Fields) -> tuple[tuple[int, int], ...]:
 def _other(fields: Fields) -> dict[str, Any]:
     """Methods other than LoRA: a plain rank, and what they train beside their factors; the rest stays in `extra`."""
     found: dict[str, Any] = {"r": fields.rank("r") if is_rank(fields.value.get("r")) else None}
+    peft_type = fields.value["peft_type"]
+    if peft_type == "ADALORA":
+        found["lora_alpha"] = _alpha(fields, "lora_alpha")
+    elif peft_type in ("LOHA", "LOKR"):
+        found["r"] = found["r"] or DEFAULT_RANK
+        found["lora_alpha"] = _alpha(fields, "alpha")
+        found |= _patterns(fields)
     if isinstance(fields.value.get("bias"), str):
         found["bias"] = fields.text("bias", 16) or "none"
     if fields.has("trainable_token_indices"):

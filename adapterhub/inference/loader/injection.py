@@ -23,6 +23,7 @@ from adapterhub.inference.loader.fitting import Fitting
 from adapterhub.inference.loader.methods import Setup
 from adapterhub.inference.loader.reading.contents import LISTED, AdapterContents
 from adapterhub.inference.loader.replacing import replace_in
+from adapterhub.weights.lowrank.layouts import ADALORA_MARGIN
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -79,7 +80,8 @@ def set_scales(modules: Mapping[str, Any], adapter: ReadyAdapter) -> None:
     """Set the scale of the adapter's update, times its weight, in each of its layers. Replaces an earlier weight."""
     for name, scale in adapter.setup.scales.items():
         layer = modules[name]
-        layer.scaling[adapter.name] = scale.scaling * adapter.weight
+        divisor = float(layer.ranknum[adapter.name]) + ADALORA_MARGIN if hasattr(layer, "ranknum") else 1.0
+        layer.scaling[adapter.name] = scale.scaling * divisor * adapter.weight
         alphas = layer.lora_alpha if hasattr(layer, "lora_alpha") else layer.alpha
         alphas[adapter.name] = scale.alpha
 

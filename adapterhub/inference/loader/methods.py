@@ -18,10 +18,11 @@ from torch import nn
 from adapterhub.core.errors import MalformedConfig
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import CONFIG_FILE
-from adapterhub.formats.peft.fields import Fields, is_number, is_rank
-from adapterhub.formats.peft.patterns import Budget, FullPattern, KeyPatterns, PatternTooSlow
+from adapterhub.formats.peft.fields import Fields
+from adapterhub.formats.peft.patterns import Budget, FullPattern, PatternTooSlow
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.reading.contents import AdapterContents
+from adapterhub.weights.lowrank.layouts import ADALORA_MARGIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +81,7 @@ def _lora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import LoraConfig
 
     config = contents.config
-    called = {name: contents.adapters_name(name) for name in contents.factors}
-    scales = {
-        name: Scale(rank=config.rank_of(its), alpha=config.alpha_of(its), scaling=config.scaling_of(its))
-        for name, its in called.items()
-    }
+    scales = _scales(contents)
     rank, pattern = _ranks({contents.parameters.get(name, name): scale.rank for name, scale in scales.items()})
     made = LoraConfig(
         r=rank,
@@ -100,6 +97,15 @@ def _lora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
         **common,
     )
     return Setup(config=made, scales=scales, ranks={})
+
+
+def _scales(contents: AdapterContents) -> dict[str, Scale]:
+    config = contents.config
+    called = {name: contents.adapters_name(name) for name in contents.factors}
+    return {
+        name: Scale(rank=config.rank_of(its), alpha=config.alpha_of(its), scaling=config.scaling_of(its))
+        for name, its in called.items()
+    }
 
 
 def _ranks(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
@@ -118,21 +124,16 @@ def _ranks(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
 def _adalora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import AdaLoraConfig
 
-    fields = Fields(contents.config.extra)
-    alpha = fields.number("lora_alpha")
-    _check_fields(contents, fields)
+    alpha = contents.config.lora_alpha or 0
     # The tensors have the ranks that training left over; the schedule means nothing any more.
     ranks = {name: specs["lora_E"].shape[0] for name, specs in contents.factors.items() if "lora_E" in specs}
+    scales = {
+        name: Scale(rank=rank, alpha=alpha, scaling=(alpha if alpha > 0 else rank) / (rank + ADALORA_MARGIN))
+        for name, rank in ranks.items()
+    }
     most = max(ranks.values(), default=1)
-    made = AdaLoraConfig(
-        init_r=most,
-        target_r=most,
-        total_step=1,
-        lora_alpha=8 if alpha is None else alpha,
-        init_lora_weights=False,
-        **common,
-    )
-    return Setup(config=made, scales={}, ranks=ranks)
+    made = AdaLoraConfig(init_r=most, target_r=most, total_step=1, lora_alpha=alpha, init_lora_weights=False, **common)
+    return Setup(config=made, scales=scales, ranks=ranks)
 
 
 def _ia3(contents: AdapterContents, common: dict[str, Any]) -> Setup:
@@ -158,8 +159,7 @@ def _lycoris(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import LoHaConfig, LoKrConfig
 
     fields = Fields(contents.config.extra)
-    alpha = fields.number("alpha")
-    settings = {"alpha": 8 if alpha is None else alpha, "use_effective_conv2d": fields.flag("use_effective_conv2d")}
+    settings: dict[str, Any] = {"use_effective_conv2d": fields.flag("use_effective_conv2d")}
     made_by: Callable[..., Any] = LoHaConfig
     if contents.config.peft_type == "LOKR":
         made_by = LoKrConfig
@@ -170,14 +170,13 @@ def _lycoris(contents: AdapterContents, common: dict[str, Any]) -> Setup:
         }
         if factor is not None and (type(factor) is not int or not -1 <= factor <= limits().rank):
             fields.wrong("decompose_factor", f"a whole number from -1 to {limits().rank}")
-    rank = contents.config.r or 8
-    ranks = _by_pattern(contents, fields, "rank_pattern", is_rank, rank)
-    alphas = _by_pattern(contents, fields, "alpha_pattern", is_number, settings["alpha"])
     _check_fields(contents, fields)
-    scales = {n: Scale(rank=ranks[n], alpha=alphas[n], scaling=alphas[n] / ranks[n]) for n in contents.factors}
-    usual, pattern = _ranks(ranks)
+    scales = _scales(contents)
+    usual, pattern = _ranks({name: scale.rank for name, scale in scales.items()})
     common = {key: value for key, value in common.items() if key != "fan_in_fan_out"}
-    made = made_by(r=usual, rank_pattern=pattern, init_weights=False, **settings, **common)
+    made = made_by(
+        r=usual, alpha=contents.config.lora_alpha, rank_pattern=pattern, init_weights=False, **settings, **common
+    )
     return Setup(config=made, scales=scales, ranks={})
 
 
@@ -204,20 +203,6 @@ MAKERS: Final[Mapping[str, Callable[[AdapterContents, dict[str, Any]], Setup]]] 
 
 
 # ---------------------------------------------------------------- settings that AdapterConfig does not parse
-def _by_pattern(
-    contents: AdapterContents, fields: Fields, key: str, check: Callable[[object], bool], default: float
-) -> dict[str, Any]:
-    """The number of each module: that of the first pattern that matches the end of its name, else `default`."""
-    numbers = fields.numbers_by_pattern(key, check, "numbers")
-    _check_fields(contents, fields)
-    keys = KeyPatterns(numbers, Budget())
-    try:
-        found = {name: keys.first(contents.adapters_name(name)) for name in contents.factors}
-    except PatternTooSlow:
-        raise _too_slow(contents) from None
-    return {name: default if key is None else numbers[key] for name, key in found.items()}
-
-
 def _check_fields(contents: AdapterContents, fields: Fields) -> None:
     if fields.problems:
         raise MalformedConfig(str(contents.folder / CONFIG_FILE), "; ".join(fields.problems[:20]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,10 @@ NESTED = "base_layer"
 ROWS = ".token_adapter.trainable_tokens_delta"
 """PEFT's name, after that of an embedding, for the rows of it that were trained (`trainable_token_indices`)."""
 
-Kind = Literal["linear", "conv", "embedding", "experts"]
+Kind = Literal["linear", "conv", "embedding", "experts", "loha", "adalora"]
+
+ADALORA_MARGIN: Final = 1e-5
+"""PEFT divides AdaLoRA's update by its rank plus this number."""
 
 
 class Names(NamedTuple):
@@ -45,6 +48,9 @@ class Layout:
     each group: A [groups * r, in, *kernel] and B [out, r, 1, …], group by group. `experts`, a bare parameter of the
     base (PEFT's `target_parameters`) of shape [experts, …], has one for each expert: A [experts * r, in], expert by
     expert, but B [out, r * experts], in which the columns of one expert are `experts` apart.
+
+    `loha` and `adalora` are pairs on a flattened weight, [out, everything else], in a file of that method, with
+    `constants` beside them.
     """
 
     kind: Kind
@@ -71,7 +77,20 @@ class Layout:
         """PEFT's tensor names for the factors of the module."""
         if self.kind == "embedding":
             return Names(f"{PEFT_PREFIX}{module}.lora_embedding_A", f"{PEFT_PREFIX}{module}.lora_embedding_B")
-        return Names(f"{PEFT_PREFIX}{module}.lora_A.weight", f"{PEFT_PREFIX}{module}.lora_B.weight")
+        if self.kind == "loha":
+            return Names(f"{PEFT_PREFIX}{module}.hada_w1_b", f"{PEFT_PREFIX}{module}.hada_w1_a")
+        tail = "" if self.kind == "adalora" else ".weight"
+        return Names(f"{PEFT_PREFIX}{module}.lora_A{tail}", f"{PEFT_PREFIX}{module}.lora_B{tail}")
+
+    def constants(self, module: str, rank: int, *, device: str = "cpu") -> dict[str, Tensor]:
+        """The float32 tensors that the method needs beside a pair of that rank and scale 1, by their names."""
+        if self.kind == "adalora":  # the scale of the file is 1 / (rank + margin)
+            return {f"{PEFT_PREFIX}{module}.lora_E": torch.full((rank, 1), rank + ADALORA_MARGIN, device=device)}
+        if self.kind != "loha":
+            return {}
+        left, right = torch.zeros(self.out, rank, device=device), torch.zeros(rank, self.width, device=device)
+        left[:, 0], right[0] = 1, 1  # a second product of ones, which changes nothing
+        return {f"{PEFT_PREFIX}{module}.hada_w2_a": left, f"{PEFT_PREFIX}{module}.hada_w2_b": right}
 
     def bias_name(self, module: str) -> str:
         """PEFT's tensor name for the bias of B (`lora_bias`)."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from adapterhub.core.errors import MergeRefused, first_lines, shown
-from adapterhub.formats.peft.methods import CONVERTIBLE_STARTS, VARIANTS
+from adapterhub.formats.peft.methods import CONVERTIBLE_STARTS, METHODS, VARIANTS
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
@@ -44,9 +44,10 @@ def foreign(adapter: WeightedAdapter) -> Iterator[str]:
     """Reasons against even copying an adapter: it is not a LoRA, or contains other tensors."""
     factors = adapter.factors
     if not factors.config.method.merges:
-        yield f"is of type {shown(factors.config.peft_type)}, expected LORA"
-    elif not any(_LORA in spec.name for spec in factors.header.tensors):
-        yield "holds no LoRA factors"
+        mergeable = [name for name, method in METHODS.items() if method.merges]
+        yield f"is of type {shown(factors.config.peft_type)}, expected {', '.join(mergeable[:-1])} or {mergeable[-1]}"
+    elif not factors.modules and not any(_LORA in spec.name for spec in factors.header.tensors):
+        yield f"holds no {'LoRA' if factors.config.is_lora else factors.config.peft_type} factors"
     else:
         yield from (_unknown(spec.name) for spec in _not_recognised(adapter) if _LORA not in spec.name)
 
