@@ -20,17 +20,17 @@ def summed(
 ) -> nn.Module:
     """A base with the weighted updates of the adapters in it; what they replace whole is that of the last one.
 
-    PEFT writes no adapter into weights that acts on some tokens only (aLoRA), on layers used twice, or on convolutions
-    with groups: it runs such an adapter with a scale.
+    PEFT writes no LoRA into weights that acts on some tokens only (aLoRA), on layers used twice, or on convolutions with
+    groups: it runs such an adapter with a scale.
     """
     indices = config.get("trainable_token_indices")
-    has_rows_of_a_head = isinstance(indices, dict) and len(indices) > 1  # which may be tied to the embedding
-    if (
+    is_run = (
         config.get("alora_invocation_tokens")
         or config.get("layer_replication")
-        or has_rows_of_a_head
-        or has_groups(make())
-    ):
+        or (isinstance(indices, dict) and len(indices) > 1)  # rows of a head, which may be tied to the embedding
+        or (config["peft_type"] == "LORA" and _has_groups(make()))
+    )
+    if is_run:
         return _scaled(make, folders, weights)
     total = make()
     state = {name: tensor.double() for name, tensor in total.state_dict().items()}
@@ -61,7 +61,7 @@ def _updated(model: PeftModel) -> set[str]:
     return names
 
 
-def has_groups(model: nn.Module) -> bool:
+def _has_groups(model: nn.Module) -> bool:
     """Whether the model has a convolution with groups."""
     return any(getattr(module, "groups", 1) > 1 for module in model.modules())
 

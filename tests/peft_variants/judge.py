@@ -94,12 +94,12 @@ class _Trial:
         yield from self._compared("attach", self.words, self._attached, self._by_peft)
         yield from self._compared("bank", self.words, self._banked, self._by_peft)
         if self.is_pair:
-            words = self.words + [w for c in self.configs for w in against_adding_up(c)]
+            words = [*self.words, *against_adding_up(*self.configs)]
             yield from self._compared("attach two", words, self._attached_both, self._both_by_peft)
         yield from self._copied()
-        merging = against_merging(self.config)
         for weights in ([0.5], [0.7, 0.3]):
             step = f"merge {len(weights)}"
+            merging = against_merging(*self.configs[: len(weights)])
             wanted = self._summed(weights) if not merging else self._by_peft
             yield from self._compared(step, merging, self._merged(weights), wanted)
 

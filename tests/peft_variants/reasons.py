@@ -34,17 +34,23 @@ def against_attaching(config: Config, base: nn.Module) -> list[str]:
     return words
 
 
-def against_adding_up(config: Config) -> list[str]:
-    """The same for several adapters on one model at once."""
-    if config["peft_type"] in ("ADALORA", "IA3", "VERA"):
-        return [config["peft_type"]]
-    words = ["DoRA"] if config.get("use_dora") else []
-    return words + (["trainable_token_indices"] if config.get("trainable_token_indices") else [])
+def against_adding_up(first: Config, second: Config) -> list[str]:
+    """The same for two adapters on one model at once."""
+    words = _differing(first, second, "trainable_token_indices", "target_parameters")
+    for config in (first, second):
+        words += [config["peft_type"]] if config["peft_type"] not in SUMMED else []
+        words += ["DoRA"] if config.get("use_dora") else []
+    return words
 
 
-def against_merging(config: Config) -> list[str]:
-    """The same for a merge with a weight other than 1, or of several."""
-    if config["peft_type"] not in SUMMED:
-        return [config["peft_type"]]
-    words = [word for key, word in _VARIANTS.items() if config.get(key)]
-    return words + (["DoRA"] if config.get("use_dora") else [])
+def against_merging(first: Config, second: Config | None = None) -> list[str]:
+    """The same for a merge with a weight other than 1, or of two."""
+    if first["peft_type"] not in SUMMED:
+        return [first["peft_type"]]
+    words = [word for key, word in _VARIANTS.items() if first.get(key)]
+    words += ["DoRA"] if first.get("use_dora") else []
+    return words + (_differing(first, second, "trainable_token_indices") if second else [])
+
+
+def _differing(first: Config, second: Config, *keys: str) -> list[str]:
+    return [key for key in keys if first.get(key) != second.get(key)]

@@ -110,7 +110,8 @@ def _kronecker(tensors: Tensors, scale: float) -> LowRank:
         inner = tensors["lokr_w2_a"].T, right
     else:
         inner = tensors["lokr_w2_a"], tensors["lokr_w2_b"]
-    return _reduced(torch.kron(outer[1], inner[1]), torch.kron(outer[0], inner[0]), scale)
+    b, a = (torch.kron(one, other.contiguous()) for one, other in zip(outer, inner, strict=True))
+    return _reduced(a, b, scale)
 
 
 def _split(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +123,11 @@ def _split(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _reduced(a: Tensor, b: Tensor, scale: float) -> LowRank:
-    """The pair; as the product itself where that is smaller."""
+    """The pair without directions of zeros, which a merge leaves; as the product itself where that is smaller."""
+    if a.device.type != "meta":
+        kept = a.any(1) & b.any(0)
+        kept[0] |= not kept.any()  # a file needs a rank
+        a, b = a[kept], b[:, kept]
     if a.shape[0] > min(b.shape[0], a.shape[1]):
         return _dense(b @ a, scale)
     return LowRank(a=a, b=b, scale=scale)
