@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused, RefusedAdapter
+from adapterhub.inference.loader import attach
+from adapterhub.library.library import Library
 from adapterhub.weights.merge import MergeInput, MergeResult, merge
 from tests.support.peft_bases import apart, weighted
-from tests.support.tiny_models import convnet, llama, save_adapter
+from tests.support.tiny_models import convnet, llama, logits, save_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -52,6 +55,11 @@ def deltas(base: Callable[..., Any], folder: Path) -> dict[str, Tensor]:
     return {name: layer.get_delta_weight("default").detach().double() for name, layer in layers}
 
 
+def config_of(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text())
+    return read
+
+
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Callable[..., Any], list[Path]]:
     base, configs = KINDS[request.param]
@@ -66,6 +74,20 @@ def test_a_sum_equals_the_dense_sum_in_peft(kind: tuple[Callable[..., Any], list
     wanted = weighted([deltas(base, folder) for folder in folders], WEIGHTS)
     assert apart(deltas(base, tmp_path / "out"), wanted) < 1e-5
     assert result.relative_error < 1e-6
+
+
+def test_a_merge_answers_as_its_adapters_do_side_by_side(
+    kind: tuple[Callable[..., Any], list[Path]], tmp_path: Path, library: Library
+) -> None:
+    base, folders = kind
+    run(tmp_path / "out", folders)
+    with attach(base(), tmp_path / "out", library=library) as attached:
+        merged = logits(attached.model)
+
+    if len({config_of(folder)["peft_type"] for folder in folders}) > 1:  # which only a merge can add up
+        return
+    with attach(base(), folders, weights=WEIGHTS, library=library) as attached:
+        assert torch.allclose(logits(attached.model), merged, atol=1e-4)
 
 
 def test_a_sum_of_sums_and_a_cut_to_a_rank_load_in_peft(
