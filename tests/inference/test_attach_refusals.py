@@ -309,7 +309,7 @@ def test_start_that_changed_the_base_is_refused_by_name(init: str, make: Any, li
 @pytest.mark.parametrize(
     ("setting", "value", "said"),
     [("layer_replication", [[0, 2], [1, 2]], "repeats layers"), ("alora_invocation_tokens", [1, 2], "aLoRA"),
-     ("trainable_token_indices", [1, 2], "rows of the embedding"), ("use_qalora", True, "QALoRA"),
+     ("use_qalora", True, "QALoRA"),
      ("target_parameters", ["q_proj.weight"], "is a target itself, and so is its parameter"),
      ("ensure_weight_tying", True, "ties the factors")],
 )  # fmt: skip

@@ -53,6 +53,11 @@ OWN: Final = (
     _rows("T5", bases.t5, [2, 4], target_modules=["q", "v"]),
     _rows("with a bias", bases.llama_with_biases, [1, 5], bias="all"),
     _one("AdaLoRA", bases.llama, AdaLoraConfig, init_r=6, target_r=4, total_step=1),
+    _one(
+        "AdaLoRA, pruned", bases.llama, AdaLoraConfig, init_r=6, target_r=4, total_step=1, lora_alpha=5,
+        rank_pattern={f"model.layers.1.{m}.lora_E": [True] * 2 + [False] * 4 for m in ("self_attn.q_proj", "mlp.down_proj")},
+    ),
+    _one("bias: all, classifier", bases.bert_classifier, LoraConfig, target_modules=["query"], bias="all", task_type="SEQ_CLS"),
     _one("AdaLoRA, GPT-2", bases.gpt2, AdaLoraConfig, target_modules=["c_attn"], total_step=1, fan_in_fan_out=True),
     _one("LoHa", bases.llama, LoHaConfig, r=3, alpha=5, rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 9}),
     _one("LoKr", bases.llama, LoKrConfig, r=3, alpha=5, rank_pattern={"q_proj": 2}),

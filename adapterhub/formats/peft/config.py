@@ -16,10 +16,18 @@ from typing import Any, Final
 
 from adapterhub.core.errors import MalformedConfig, shown
 from adapterhub.formats.peft.fields import Note
-from adapterhub.formats.peft.methods import BASE_CHANGING_STARTS, HARMLESS_STARTS, METHODS, VARIANTS, Method, Variant
+from adapterhub.formats.peft.methods import (
+    ADALORA_MARGIN,
+    BASE_CHANGING_STARTS,
+    HARMLESS_STARTS,
+    METHODS,
+    VARIANTS,
+    Method,
+    Variant,
+)
 from adapterhub.formats.peft.names import base_is_path
 from adapterhub.formats.peft.patterns import AnyPattern, Budget, FullPattern, KeyPatterns, PatternTooSlow
-from adapterhub.formats.peft.reading import ALL_LINEAR, TASK_TYPES, read_config
+from adapterhub.formats.peft.reading import ALL_LINEAR, DEFAULT_INIT_RANK, TASK_TYPES, read_config
 
 __all__ = ["ALL_LINEAR", "TASK_TYPES", "AdapterConfig", "endings", "owner", "saved_name"]
 
@@ -188,6 +196,11 @@ class AdapterConfig:
         """The factor on B @ A: alpha / r, or alpha / sqrt(r) for rsLoRA; raises as `rank_of`."""
         rank = self.rank_of(module)
         return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def adalora_scaling(self, rank: int) -> float:
+        """The factor on B diag(E) A of an AdaLoRA module of that rank: training prunes ranks and leaves the divisor."""
+        alpha, first = self.lora_alpha or 0, self.extra.get("init_r") or DEFAULT_INIT_RANK
+        return float((alpha if alpha > 0 else rank) / (first + ADALORA_MARGIN))
 
     def targets(self, module: str) -> bool:
         """Whether PEFT would put an adapter on `module`, as far as names can tell (see `targets_all`).

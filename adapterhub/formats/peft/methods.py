@@ -150,6 +150,9 @@ VARIANTS: Final[Mapping[str, Variant]] = MappingProxyType(
 )
 """By the key of the config. The order is that of the names in a manifest's `method`."""
 
+ADALORA_MARGIN: Final = 1e-5
+"""PEFT divides AdaLoRA's update by the first rank of the training (`init_r`) plus this number."""
+
 CONVERTIBLE_STARTS: Final = ("pissa", "olora", "corda", "lora_ga")
 """Initialisations that change the base, and that PEFT can convert to a plain LoRA where the adapter was trained."""
 

@@ -22,6 +22,7 @@ _LEAST_ALPHA = 1e-30  # smaller values vanish in every dtype of weights
 _UNKNOWN_NOTED = 20
 DEFAULT_RANK = 8
 DEFAULT_ALPHA = 8
+DEFAULT_INIT_RANK = 12  # of AdaLoRA
 ALL_LINEAR = "all-linear"
 
 TASK_TYPES: Final = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
@@ -252,6 +253,8 @@ def _other(fields: Fields) -> dict[str, Any]:
     peft_type = fields.value["peft_type"]
     if peft_type == "ADALORA":
         found["lora_alpha"] = _alpha(fields, "lora_alpha")
+        if fields.has("init_r") and not is_rank(fields.value["init_r"]):
+            fields.wrong("init_r", f"a whole number from 1 to {limits().rank}")
     elif peft_type in ("LOHA", "LOKR"):
         found["r"] = found["r"] or DEFAULT_RANK
         found["lora_alpha"] = _alpha(fields, "alpha")

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from adapterhub.core.errors import RefusedAdapter, UnsupportedAdapter, shown
+from adapterhub.formats.peft.methods import ADALORA_MARGIN
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.fitting import Fitting
 from adapterhub.inference.loader.methods import Setup
 from adapterhub.inference.loader.reading.contents import LISTED, AdapterContents
 from adapterhub.inference.loader.replacing import replace_in
-from adapterhub.weights.lowrank.layouts import ADALORA_MARGIN
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -22,7 +22,6 @@ from adapterhub.formats.peft.fields import Fields
 from adapterhub.formats.peft.patterns import Budget, FullPattern, PatternTooSlow
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.reading.contents import AdapterContents
-from adapterhub.weights.lowrank.layouts import ADALORA_MARGIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +127,7 @@ def _adalora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     # The tensors have the ranks that training left over; the schedule means nothing any more.
     ranks = {name: specs["lora_E"].shape[0] for name, specs in contents.factors.items() if "lora_E" in specs}
     scales = {
-        name: Scale(rank=rank, alpha=alpha, scaling=(alpha if alpha > 0 else rank) / (rank + ADALORA_MARGIN))
+        name: Scale(rank=rank, alpha=alpha, scaling=contents.config.adalora_scaling(rank))
         for name, rank in ranks.items()
     }
     most = max(ranks.values(), default=1)

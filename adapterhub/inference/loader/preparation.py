@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, Check, Finder, FoundAdapter
+from adapterhub.distribution.finding import AdapterLike, Check, Finder, FoundAdapter, check_folder
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.base_check import BaseCheck, BaseCheckResult, pin
 from adapterhub.inference.loader.facts import AttachedAdapter, facts
@@ -60,6 +60,7 @@ class Preparation:
         self._library = library
         self._reopen = reopen
         self._known_base = cache(lambda: identify(self.loaded, library.bases))  # reads every record of the library
+        check = check or partial(check_folder, to_attach=True)
         self._finder = Finder(library, base, self._known_base, allow_base_mismatch=allow_base_mismatch, check=check)
         self._base_check = BaseCheck(library, self.loaded, self._known_base, allow_base_mismatch=allow_base_mismatch)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +25,6 @@ ROWS = ".token_adapter.trainable_tokens_delta"
 """PEFT's name, after that of an embedding, for the rows of it that were trained (`trainable_token_indices`)."""
 
 Kind = Literal["linear", "conv", "embedding", "experts", "loha", "adalora"]
-
-ADALORA_MARGIN: Final = 1e-5
-"""PEFT divides AdaLoRA's update by its rank plus this number."""
 
 
 class Names(NamedTuple):
@@ -84,8 +81,8 @@ class Layout:
 
     def constants(self, module: str, rank: int, *, device: str = "cpu") -> dict[str, Tensor]:
         """The float32 tensors that the method needs beside a pair of that rank and scale 1, by their names."""
-        if self.kind == "adalora":  # the scale of the file is 1 / (rank + margin)
-            return {f"{PEFT_PREFIX}{module}.lora_E": torch.full((rank, 1), rank + ADALORA_MARGIN, device=device)}
+        if self.kind == "adalora":
+            return {f"{PEFT_PREFIX}{module}.lora_E": torch.ones(rank, 1, device=device)}
         if self.kind != "loha":
             return {}
         left, right = torch.zeros(self.out, rank, device=device), torch.zeros(rank, self.width, device=device)

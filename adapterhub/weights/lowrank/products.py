@@ -24,7 +24,7 @@ from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM, LowRank
-from adapterhub.weights.lowrank.layouts import ADALORA_MARGIN, PEFT_PREFIX, Kind, Layout
+from adapterhub.weights.lowrank.layouts import PEFT_PREFIX, Kind, Layout
 from adapterhub.weights.lowrank.pairs import Factors, Pairs
 
 Tensors = Mapping[str, Tensor]
@@ -158,11 +158,7 @@ def _problem(own: Mapping[str, TensorSpec], config: AdapterConfig) -> tuple[str,
 def _factors(module: str, own: Mapping[str, TensorSpec], config: AdapterConfig) -> Factors:
     made = multiplied({name: torch.empty(spec.shape, device="meta") for name, spec in own.items()}, 1.0)
     first, second, *_ = (own[name] for name in sorted(own))
-    if config.peft_type == "ADALORA":
-        alpha = config.lora_alpha or 0
-        scale = (alpha if alpha > 0 else made.rank) / (made.rank + ADALORA_MARGIN)
-    else:
-        scale = config.scaling_of(module)
+    scale = config.adalora_scaling(made.rank) if config.peft_type == "ADALORA" else config.scaling_of(module)
     out, width = made.shape
     kind: Kind = "adalora" if config.peft_type == "ADALORA" else "loha"
     layout = Layout(kind=kind, out=out, a_shape=(width,))

@@ -46,7 +46,9 @@ def foreign(adapter: WeightedAdapter) -> Iterator[str]:
     if not factors.config.method.merges:
         mergeable = [name for name, method in METHODS.items() if method.merges]
         yield f"is of type {shown(factors.config.peft_type)}, expected {', '.join(mergeable[:-1])} or {mergeable[-1]}"
-    elif not factors.modules and not any(_LORA in spec.name for spec in factors.header.tensors):
+    elif not factors.modules and not (
+        factors.config.is_lora and any(_LORA in spec.name for spec in factors.header.tensors)
+    ):
         yield f"holds no {'LoRA' if factors.config.is_lora else factors.config.peft_type} factors"
     else:
         yield from (_unknown(spec.name) for spec in _not_recognised(adapter) if _LORA not in spec.name)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from adapterhub.core.errors import shown
 from adapterhub.formats.peft.config import owner
+from adapterhub.formats.peft.methods import ADALORA_MARGIN
 from adapterhub.weights.lowrank.factors import AdapterFactors
 from adapterhub.weights.merge._carried import config_of
 from adapterhub.weights.merge.plan import MergePlan
@@ -46,7 +47,8 @@ def merged_config(
     fan_in_fan_out = any(c.fan_in_fan_out for c in configs) or any(c.extra.get("fan_in_fan_out") for c in configs)
     if kinds == {"adalora"}:
         most = max(ranks.values())
-        own = {"peft_type": "ADALORA", "init_r": most, "target_r": most, "total_step": 1, "lora_alpha": 1}
+        own = {"peft_type": "ADALORA", "init_r": most, "target_r": most, "total_step": 1}
+        own["lora_alpha"] = most + ADALORA_MARGIN  # so that the scale is 1
         others = {
             f"{module}.lora_E": [True] * rank + [False] * (most - rank)
             for module, rank in ranks.items()

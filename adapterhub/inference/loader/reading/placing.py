@@ -72,6 +72,11 @@ def _modules_in(header: TensorFile, config: AdapterConfig) -> set[str]:
     return {holder_of(match["module"]) for match in found if match is not None}
 
 
+def _is_of_original(name: str, config: AdapterConfig) -> bool:
+    """Whether it is the bias of a module that the adapter replaces whole, which PEFT saves with all other biases."""
+    return config.bias != "none" and name.endswith(".original_module.bias")
+
+
 class _Sorter:
     """Places tensors one by one, and collects those that have no place."""
 
@@ -97,7 +102,7 @@ class _Sorter:
         if shared in self.config.method.shared:
             self.shared[shared] = spec
             return
-        if self.config.is_of_variant(spec.name):
+        if self.config.is_of_variant(spec.name) or _is_of_original(spec.name, self.config):
             return
         name = saved_name(spec.name.removeprefix(PEFT_PREFIX))
         if not spec.name.startswith(PEFT_PREFIX):
