@@ -21,6 +21,7 @@ from adapterhub.core.specs import AdapterSpec, BaseSpec, hint_for_unknown_base, 
 from adapterhub.distribution.choosing import find_installed
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.manifest import BaseRef, Manifest
+from adapterhub.formats.peft.attachable import ensure_attachable
 from adapterhub.library.admission.admission import Admission
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
@@ -212,13 +213,18 @@ def check_folder(
     identify: Identify | None = None,
     *,
     in_memory: bool = False,
+    to_attach: bool = False,
 ) -> tuple[Subject, tuple[str, ...]]:
     """Verify the folder and compare its files with the manifest. Returns the verified files and the warnings.
+
+    `to_attach` refuses first what can never be attached.
 
     The base is not checked here: `attach` compares the model in memory itself. `identify` runs only when the config
     of a plain folder states a hash of its base.
     """
     subject, findings = open_subject(folder, manifest=manifest, base_named=True, in_memory=in_memory)
+    if subject is not None and to_attach:
+        ensure_attachable(subject.config, label)
     if subject is not None and manifest is None and identify is not None and claims_base(subject.config):
         record = identify()
         subject = replace(subject, base_fingerprint=record.fingerprint) if record else subject

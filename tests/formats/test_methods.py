@@ -40,7 +40,7 @@ def test_a_row_alone_makes_names_marks_and_checks_know_a_method(folder):
 
     assert config.methods() == ("NEWTUNE",)
     assert [finding.code for finding in report.findings if finding.severity == "error"] == []
-    assert "pairs of NEWTUNE are checked when it is attached" in " ".join(
+    assert "tensors of NEWTUNE are checked when it is attached" in " ".join(
         finding.message for finding in report.findings
     )
     assert _factor_pattern(config).fullmatch("q.newt_scale")

@@ -111,12 +111,85 @@ def test_resized_embedding_is_refused(make: Any, library: Library) -> None:
     assert "embed_tokens" in refusal.message
 
 
-def test_trained_biases_of_the_base_are_refused(tmp_path: Path, library: Library) -> None:
+def test_a_trained_bias_that_the_config_does_not_announce_is_refused(tmp_path: Path, library: Library) -> None:
+    config = LoraConfig(r=2, target_modules=["wide"], bias="all")
+    unannounced = save_adapter(tmp_path / "a", convnet, config, bias="none")
+    of_another_module = save_adapter(tmp_path / "b", convnet, config, bias="lora_only")
+
+    for folder in (unannounced, of_another_module):
+        refusal = refusal_of(folder, library, convnet)
+
+        assert ("E_BASE_WEIGHT" in str(refusal), "bias" in refusal.message) == (True, True)
+
+
+def test_a_bias_of_another_shape_is_refused(tmp_path: Path, library: Library) -> None:
     folder = save_adapter(tmp_path / "a", convnet, LoraConfig(r=2, target_modules=["wide"], bias="all"))
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path) | {f"{PREFIX}head.bias": torch.zeros(1)}, path, metadata={"format": "pt"})
 
-    refusal = refusal_of(folder, library, convnet)
+    assert "`head.bias` has the shape [5], the adapter's [1]" in refusal_of(folder, library, convnet).message
 
-    assert "it is a trained bias of the base (bias all)" in refusal.message
+
+@pytest.mark.parametrize(
+    ("indices", "said"),
+    [
+        ([0, VOCABULARY], f"`model.embed_tokens` has {VOCABULARY} rows, and the adapter replaces row {VOCABULARY}"),
+        ([0, 1, 2], "`model.embed_tokens` needs rows of the shape [3, 32], the adapter has [2, 32]"),
+        ([1, 1], "`model.embed_tokens` needs rows of the shape [2, 32]"),
+    ],
+)
+def test_rows_that_the_embedding_does_not_have_are_refused(
+    indices: list[int], said: str, make: Any, library: Library
+) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[0, 1])
+    folder = make(config=config, trainable_token_indices=indices)
+
+    assert said in refusal_of(folder, library).message
+
+
+def test_two_adapters_with_other_rows_or_biases_do_not_add_up(tmp_path: Path, library: Library) -> None:
+    options = {"r": 2, "target_modules": ["q_proj"]}
+    rows = [
+        save_adapter(
+            tmp_path / f"rows{seed}", llama, LoraConfig(**options, trainable_token_indices=[0, seed]), seed=seed
+        )
+        for seed in (1, 2)
+    ]
+    biases = [
+        save_adapter(tmp_path / f"bias{seed}", convnet, LoraConfig(r=2, target_modules=["wide"], bias="all"), seed=seed)
+        for seed in (1, 2)
+    ]
+    path = biases[1] / "adapter_model.safetensors"
+    save_file(load_file(path) | {f"{PREFIX}head.bias": torch.ones(5)}, path, metadata={"format": "pt"})
+
+    for base, folders, said in ((llama, rows, "trainable_token_indices"), (convnet, biases, "`head.bias`")):
+        with pytest.raises(AdapterHubError) as refusal:
+            attach(base(), folders, library=library)
+
+        assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"use_bdlora": {"nblocks": 2}}, "BD-LoRA"),
+        ({"kasa_config": {"beta": 1e-4}}, "KaSA"),
+        ({"monteclora_config": {"num_samples": 2}}, "MonteCLoRA"),
+        ({"ensure_weight_tying": True}, "ensure_weight_tying"),
+        ({"enable_lora": [True, False, True]}, "enable_lora"),
+        ({"peft_type": "SHIRA"}, "has the type SHIRA"),
+        ({"peft_type": "PREFIX_TUNING"}, "has the type PREFIX_TUNING"),
+    ],
+)
+def test_what_never_attaches_is_named_before_its_tensors_are_looked_at(
+    settings: dict[str, object], said: str, make: Any, library: Library
+) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"])
+
+    refusal = refusal_of(make(lambda t: t.update(stray=torch.ones(2)), config, **settings), library)
+
+    assert isinstance(refusal, UnsupportedAdapter)
+    assert said in str(refusal)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +310,7 @@ def test_start_that_changed_the_base_is_refused_by_name(init: str, make: Any, li
 @pytest.mark.parametrize(
     ("setting", "value", "said"),
     [("layer_replication", [[0, 2], [1, 2]], "repeats layers"), ("alora_invocation_tokens", [1, 2], "aLoRA"),
-     ("trainable_token_indices", [1, 2], "rows of the embedding"), ("use_qalora", True, "QALoRA"),
+     ("use_qalora", True, "QALoRA"),
      ("target_parameters", ["q_proj.weight"], "is a target itself, and so is its parameter"),
      ("ensure_weight_tying", True, "ties the factors")],
 )  # fmt: skip

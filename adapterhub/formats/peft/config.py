@@ -16,10 +16,18 @@ from typing import Any, Final
 
 from adapterhub.core.errors import MalformedConfig, shown
 from adapterhub.formats.peft.fields import Note
-from adapterhub.formats.peft.methods import BASE_CHANGING_STARTS, HARMLESS_STARTS, METHODS, VARIANTS, Method, Variant
+from adapterhub.formats.peft.methods import (
+    ADALORA_MARGIN,
+    BASE_CHANGING_STARTS,
+    HARMLESS_STARTS,
+    METHODS,
+    VARIANTS,
+    Method,
+    Variant,
+)
 from adapterhub.formats.peft.names import base_is_path
 from adapterhub.formats.peft.patterns import AnyPattern, Budget, FullPattern, KeyPatterns, PatternTooSlow
-from adapterhub.formats.peft.reading import ALL_LINEAR, TASK_TYPES, read_config
+from adapterhub.formats.peft.reading import ALL_LINEAR, DEFAULT_INIT_RANK, TASK_TYPES, read_config
 
 __all__ = ["ALL_LINEAR", "TASK_TYPES", "AdapterConfig", "endings", "owner", "saved_name"]
 
@@ -110,6 +118,28 @@ class AdapterConfig:
     def _value(self, key: str) -> object:
         return getattr(self, key, None) or self.extra.get(key)
 
+    def is_of_variant(self, tensor: str) -> bool:
+        """Whether a tensor belongs to a variant that it uses, beside the factors of a plain LoRA."""
+        marks = tuple(mark for variant in self.variants.values() for mark in variant.marks)
+        return bool(marks) and any(part.startswith(marks) for part in tensor.split("."))
+
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        """Why it can never be attached here, whatever the base; each is the end of a sentence, after "it"."""
+        if not self.method.factors:
+            return (f"has the type {self.peft_type}",)
+        reasons = [variant.what for variant in self.variants.values() if not variant.attaches]
+        start = shown(self.init_lora_weights)
+        if self.start_changes_base:
+            reasons.append(
+                f"was initialised from the base weights (init_lora_weights {start}), which also changed them: its"
+                " update is relative to the changed weights. Convert it to plain LoRA with PEFT's"
+                " `path_initial_model_for_weight_conversion`"
+            )
+        elif self.start_is_unknown:
+            reasons.append(f"started from {start}, which is unknown here and may have changed the base")
+        return tuple(reasons)
+
     @property
     def start_changes_base(self) -> bool:
         """Whether its initialisation changed the base weights, so that the update is relative to the changed ones."""
@@ -166,6 +196,11 @@ class AdapterConfig:
         """The factor on B @ A: alpha / r, or alpha / sqrt(r) for rsLoRA; raises as `rank_of`."""
         rank = self.rank_of(module)
         return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def adalora_scaling(self, rank: int) -> float:
+        """The factor on B diag(E) A of an AdaLoRA module of that rank: training prunes ranks and leaves the divisor."""
+        alpha, first = self.lora_alpha or 0, self.extra.get("init_r") or DEFAULT_INIT_RANK
+        return float((alpha if alpha > 0 else rank) / (first + ADALORA_MARGIN))
 
     def targets(self, module: str) -> bool:
         """Whether PEFT would put an adapter on `module`, as far as names can tell (see `targets_all`).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from adapterhub.formats.safetensors.header import TensorSpec
 
 PREFIX: Final = "base_model.model."
 """The prefix that PEFT adds to the name of a module of the base."""
+
+_PROMPTS_PREFIX: Final = "base_model."
+"""The same for methods that wrap no module, such as prompt tuning."""
 
 # PEFT writes neither `.weight` after a magnitude nor `.default` (the adapter's name in memory), but other writers do.
 _UPDATE: Final = re.compile(
@@ -85,7 +89,10 @@ def sort_keys(weights: TensorFile, config: AdapterConfig) -> AdapterKeys:
             rest.append(spec)
     pairs = tuple(_pair(module, found) for module, found in sorted(parts.items()))
     groups: dict[str, list[tuple[str, TensorSpec]]] = {"saved": [], "biases": [], "tokens": [], "copies": []}
-    others = [spec for spec in rest if not _take_other(spec, config, frozenset(parts), groups)]
+    targets = frozenset(parts) | {_module_of(spec.name, config.method.marks) for spec in marked}
+    others = [
+        spec for spec in rest if not config.is_of_variant(spec.name) and not _take_other(spec, config, targets, groups)
+    ]
     return AdapterKeys(
         pairs=pairs,
         saved=tuple(groups["saved"]),
@@ -99,6 +106,12 @@ def sort_keys(weights: TensorFile, config: AdapterConfig) -> AdapterKeys:
 
 def _is_marked(name: str, marks: tuple[str, ...]) -> bool:
     return not marks or any(part.startswith(mark) or f"_{mark}" in part for part in name.split(".") for mark in marks)
+
+
+def _module_of(name: str, marks: tuple[str, ...]) -> str:
+    """The module that a method's own tensor is for: the name before the first part with a mark."""
+    parts = name.removeprefix(PREFIX).split(".")
+    return ".".join(itertools.takewhile(lambda part: not (marks and part.startswith(marks)), parts))
 
 
 def _take_update(spec: TensorSpec, parts: dict[str, dict[str, TensorSpec]]) -> bool:
@@ -137,9 +150,12 @@ def _take_other(
     targets: frozenset[str],
     groups: dict[str, list[tuple[str, TensorSpec]]],
 ) -> bool:
-    if not spec.name.startswith(PREFIX):
+    if spec.name.startswith(PREFIX):
+        name = spec.name.removeprefix(PREFIX)
+    elif spec.name.startswith(_PROMPTS_PREFIX) and not config.method.factors:
+        name = spec.name.removeprefix(_PROMPTS_PREFIX)
+    else:
         return False
-    name = spec.name.removeprefix(PREFIX)
     tokens = _TOKENS.fullmatch(name)
     if tokens and config.trainable_token_indices is not None:
         groups["tokens"].append((tokens["module"], spec))
@@ -161,7 +177,7 @@ def _take_other(
 
 
 def _keeps_bias(config: AdapterConfig, module: str, targets: frozenset[str]) -> bool:
-    return config.bias == "all" or (config.bias == "lora_only" and module in targets)
+    return config.bias == "all" or (config.bias.endswith("_only") and module in targets)
 
 
 def _is_saved(module: str, config: AdapterConfig) -> bool:

@@ -20,7 +20,7 @@ class Method:
     `factors`: PEFT's names for the tensors of one module; empty for a method that cannot be attached here.
     `shared`: tensors that all modules share and that stand beside the model in the file (`base_model.vera_A`).
     `adds`: the update is added to the module's output, so several can be added up with weights.
-    `merges`: files of this method can be merged, fused and compared.
+    `merges`: files of this method can be merged. `released`: some release of PEFT can load it.
     """
 
     marks: tuple[str, ...]
@@ -28,6 +28,7 @@ class Method:
     shared: tuple[str, ...] = ()
     adds: bool = False
     merges: bool = False
+    released: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,8 @@ class Variant:
 
     `what`: the end of a refusal, after "it" or the adapter's name. `label`: its name among the methods of a manifest,
     "" for the settings that `AdapterConfig.methods` names itself. `merging`: `alike` when all adapters must have the
-    same setting. `changes_update`: the update of a module is not `scale * B A`.
+    same setting. `changes_update`: the update of a module is not `scale * B A`. `reshapes`: its factors are not [r, in]
+    and [out, r]. `marks`: the names of its own tensors begin with one of them; a plain LoRA has none.
     """
 
     what: str
@@ -45,10 +47,11 @@ class Variant:
     fuses: bool = False
     merging: Literal["never", "alike", "always"] = "never"
     changes_update: bool = False
+    reshapes: bool = False
+    marks: tuple[str, ...] = ()
 
 
 _PROMPTS: Final = Method(marks=("prompt_embeddings", "prefix_task_cols", "prefix_task_rows"))
-_UNMARKED: Final = Method(marks=())  # never released, or several names of their own
 
 
 def _named(peft_type: str) -> tuple[str, Method]:
@@ -63,33 +66,36 @@ _METHODS: Final[dict[str, Method]] = {
         adds=True,
         merges=True,
     ),
-    "ADALORA": Method(marks=("lora_",), factors=("lora_A", "lora_B", "lora_E")),
+    "ADALORA": Method(marks=("lora_",), factors=("lora_A", "lora_B", "lora_E"), adds=True, merges=True),
     "IA3": Method(marks=("ia3_",), factors=("ia3_l",)),
     "LOHA": Method(
         marks=("hada_",),
         factors=("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
         adds=True,
+        merges=True,
     ),
     "LOKR": Method(
         marks=("lokr_",),
         factors=("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
         adds=True,
+        merges=True,
     ),
     "VERA": Method(marks=("vera_",), factors=("vera_lambda_b", "vera_lambda_d"), shared=("vera_A", "vera_B")),
     **dict(map(_named, ("ADAMSS", "BEFT", "BOFT", "BONE", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA"))),
     **dict(map(_named, ("GRALORA", "HIRA", "HRA", "LILY", "LN_TUNING", "MISS", "OFT", "OSF", "PEANUT", "POLY"))),
-    **dict(map(_named, ("PSOFT", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA", "UILINLORA"))),
+    **dict(map(_named, ("PSOFT", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA"))),
     **dict(map(_named, ("UNILORA", "VBLORA", "WAVEFT"))),
     "ADAPTION_PROMPT": Method(marks=("adaption_",)),
     "CARTRIDGE": _PROMPTS,
     "CPT": _PROMPTS,
-    "FINEGATES": _UNMARKED,
+    "FINEGATES": Method(marks=(), released=False),
     "MULTITASK_PROMPT_TUNING": _PROMPTS,
     "P_TUNING": _PROMPTS,
     "PREFIX_TUNING": _PROMPTS,
     "PROMPT_TUNING": _PROMPTS,
-    "SHADOW": _UNMARKED,
+    "SHADOW": Method(marks=()),
     "TRAINABLE_TOKENS": Method(marks=("trainable_tokens_", "token_adapter")),
+    "UILINLORA": Method(marks=("uilinlora_",), released=False),
     "XLORA": Method(marks=("xlora",)),
 }
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(_METHODS)
@@ -97,21 +103,46 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(_METHODS)
 
 VARIANTS: Final[Mapping[str, Variant]] = MappingProxyType(
     {
-        "use_bdlora": Variant(what="has block-diagonal factors (BD-LoRA)", label="bdlora", changes_update=True),
-        "use_qalora": Variant(what="pools its inputs (QALoRA)", label="qalora", changes_update=True),
-        "kasa_config": Variant(
-            what="cuts directions out of the base weights (KaSA)", label="kasa", changes_update=True
+        "use_bdlora": Variant(
+            what="has block-diagonal factors (BD-LoRA)", label="bdlora", changes_update=True, reshapes=True
         ),
-        "velora_config": Variant(what="compresses its inputs (VeLoRA)", label="velora", merging="always"),
-        "monteclora_config": Variant(what="samples its weights (MonteCLoRA)", label="monteclora", changes_update=True),
-        "arrow_config": Variant(what="routes between other adapters (Arrow)", label="arrow"),
+        "use_qalora": Variant(what="pools its inputs (QALoRA)", label="qalora", changes_update=True, reshapes=True),
+        "kasa_config": Variant(
+            what="cuts directions out of the base weights (KaSA)",
+            label="kasa",
+            changes_update=True,
+            marks=("lora_diag",),
+        ),
+        "velora_config": Variant(
+            what="compresses its inputs (VeLoRA)",
+            label="velora",
+            attaches=True,  # compresses them for the backward pass only
+            fuses=True,
+            merging="always",
+            marks=("lora_velora_embed",),
+        ),
+        "monteclora_config": Variant(
+            what="samples its weights (MonteCLoRA)",
+            label="monteclora",
+            changes_update=True,
+            marks=("lora_monteclora_sampler",),
+        ),
+        "arrow_config": Variant(what="routes between other adapters (Arrow)", label="arrow", marks=("lora_arrow",)),
+        "enable_lora": Variant(
+            what="has pairs for parts of fused layers (enable_lora), which no release of PEFT since 0.3 loads",
+            changes_update=True,
+            reshapes=True,
+        ),
         "use_dora": Variant(
             what="uses DoRA, whose magnitudes do not add up", attaches=True, fuses=True, changes_update=True
         ),
         "alora_invocation_tokens": Variant(what="is switched on by tokens in the prompt (aLoRA)", merging="alike"),
         "layer_replication": Variant(what="repeats layers of the base (layer_replication)", merging="alike"),
         "trainable_token_indices": Variant(
-            what="replaces rows of the embedding (trainable_token_indices)", fuses=True, merging="always"
+            what="replaces rows of the embedding (trainable_token_indices)",
+            attaches=True,
+            fuses=True,
+            merging="always",
         ),
         "megatron_config": Variant(what="is made for Megatron's parallel layers"),
         "ensure_weight_tying": Variant(what="ties the factors of two layers to each other (ensure_weight_tying)"),
@@ -133,6 +164,9 @@ def attaches(methods: Sequence[str]) -> bool:
     kept_out = {one.label or _OWN_LABELS.get(key, key) for key, one in VARIANTS.items() if not one.attaches}
     return (method is None or bool(method.factors)) and kept_out.isdisjoint(methods[1:])
 
+
+ADALORA_MARGIN: Final = 1e-5
+"""PEFT divides AdaLoRA's update by the first rank of the training (`init_r`) plus this number."""
 
 CONVERTIBLE_STARTS: Final = ("pissa", "olora", "corda", "lora_ga")
 """Initialisations that change the base, and that PEFT can convert to a plain LoRA where the adapter was trained."""

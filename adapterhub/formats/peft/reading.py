@@ -22,6 +22,7 @@ _LEAST_ALPHA = 1e-30  # smaller values vanish in every dtype of weights
 _UNKNOWN_NOTED = 20
 DEFAULT_RANK = 8
 DEFAULT_ALPHA = 8
+DEFAULT_INIT_RANK = 12  # of AdaLoRA
 ALL_LINEAR = "all-linear"
 
 TASK_TYPES: Final = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
@@ -103,6 +104,9 @@ def _read(value: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"`peft_type` is {shown(peft_type, 40)}, which no release of PEFT has{nearest(peft_type, sorted(METHODS))}"
         )
         raise MalformedConfig(where, reason, code="E_UNSUPPORTED", hint="`LORA` can be attached and merged here")
+    if not METHODS[peft_type].released:
+        reason = f"`peft_type` is {peft_type}, which no release of PEFT can load"
+        raise MalformedConfig(where, reason, code="E_UNSUPPORTED", hint="train it again with a method of a release")
     code = code_problem(value)
     if code:
         raise MalformedConfig(where, code, code="E_CODE", hint="delete that field; an adapter does not need it")
@@ -165,8 +169,8 @@ def _lora(fields: Fields) -> dict[str, Any]:
     for key, default in (("r", DEFAULT_RANK), ("lora_alpha", DEFAULT_ALPHA)):
         if not fields.has(key):
             fields.notes.append(("W_CONFIG_DEFAULT", f"`{key}` is missing; PEFT's default {default} is taken"))
-    ranks = fields.numbers_by_pattern("rank_pattern", is_rank, f"a whole number from 1 to {limits().rank}")
-    alphas = fields.numbers_by_pattern("alpha_pattern", is_number, "a finite number")
+    patterns = _patterns(fields)
+    alphas = patterns["alpha_pattern"]
     for name, number in [("lora_alpha", alpha), *((f"alpha_pattern.{k}", v) for k, v in alphas.items())]:
         if is_number(number) and number is not None and number < _LEAST_ALPHA:
             effect = "the adapter has no effect" if number > -_LEAST_ALPHA else "the update is turned around"
@@ -182,8 +186,7 @@ def _lora(fields: Fields) -> dict[str, Any]:
     return {
         "r": rank or DEFAULT_RANK,
         "lora_alpha": DEFAULT_ALPHA if alpha is None else alpha,
-        "rank_pattern": MappingProxyType(ranks),
-        "alpha_pattern": MappingProxyType(alphas),
+        **patterns,
         "use_rslora": fields.flag("use_rslora"),
         "use_dora": fields.flag("use_dora"),
         "lora_bias": fields.flag("lora_bias"),
@@ -195,6 +198,17 @@ def _lora(fields: Fields) -> dict[str, Any]:
         "layer_replication": _replication(fields),
         "alora_invocation_tokens": fields.integers("alora_invocation_tokens"),
     }
+
+
+def _patterns(fields: Fields) -> dict[str, Mapping[str, Any]]:
+    ranks = fields.numbers_by_pattern("rank_pattern", is_rank, f"a whole number from 1 to {limits().rank}")
+    alphas = fields.numbers_by_pattern("alpha_pattern", is_number, "a finite number")
+    return {"rank_pattern": MappingProxyType(ranks), "alpha_pattern": MappingProxyType(alphas)}
+
+
+def _alpha(fields: Fields, key: str) -> float:
+    alpha = fields.number(key)
+    return DEFAULT_ALPHA if alpha is None else alpha
 
 
 def _initialisation(fields: Fields) -> bool | str:
@@ -234,9 +248,22 @@ def _replication(fields: Fields) -> tuple[tuple[int, int], ...]:
 
 
 def _other(fields: Fields) -> dict[str, Any]:
-    """Methods other than LoRA: a rank if it is a plain number; all other settings stay in `extra`."""
-    value = fields.value.get("r")
-    return {"r": fields.rank("r") if is_rank(value) else None}
+    """Methods other than LoRA: a plain rank, and what they train beside their factors; the rest stays in `extra`."""
+    found: dict[str, Any] = {"r": fields.rank("r") if is_rank(fields.value.get("r")) else None}
+    peft_type = fields.value["peft_type"]
+    if peft_type == "ADALORA":
+        found["lora_alpha"] = _alpha(fields, "lora_alpha")
+        if fields.has("init_r") and not is_rank(fields.value["init_r"]):
+            fields.wrong("init_r", f"a whole number from 1 to {limits().rank}")
+    elif peft_type in ("LOHA", "LOKR"):
+        found["r"] = found["r"] or DEFAULT_RANK
+        found["lora_alpha"] = _alpha(fields, "alpha")
+        found |= _patterns(fields)
+    if isinstance(fields.value.get("bias"), str):
+        found["bias"] = fields.text("bias", 16) or "none"
+    if fields.has("trainable_token_indices"):
+        found["trainable_token_indices"] = _token_indices(fields)
+    return found
 
 
 def _check_base(fields: Fields, base: str | None) -> None:

@@ -35,14 +35,14 @@ class FileCheck:
         try:
             key = (folder, stamp_of(folder))
         except AdapterNotFound:
-            return check_folder(folder, label, manifest, identify)  # raises, and names the missing file
+            return check_folder(folder, label, manifest, identify, to_attach=True)  # raises, and names the missing file
         if key in self._done:
             return None, self._done[key][1]
         warnings: tuple[str, ...] = ()
         if manifest is not None and folder.is_relative_to(self._builds):
             subject = open_files(folder, manifest.digests, in_memory=True)
         else:
-            subject, warnings = check_folder(folder, label, manifest, identify, in_memory=True)
+            subject, warnings = check_folder(folder, label, manifest, identify, in_memory=True, to_attach=True)
         self._done[key] = digests_of(subject, manifest), warnings
         return subject, warnings
 

@@ -43,11 +43,11 @@ class AttachedAdapter:
 def facts(found: FoundAdapter, ready: ReadyAdapter, base: BaseCheckResult, pinned: tuple[str, ...]) -> AttachedAdapter:
     """The facts about one adapter, collected from its checks."""
     contents = ready.contents
-    tensors = [*contents.factors.values(), *contents.saved.values(), contents.shared]
+    tensors = [*contents.factors.values(), *contents.saved.values(), contents.shared, contents.biases, contents.rows]
     groups: Counter[Scale] = Counter(ready.setup.scales.values())
-    whole = (
-        "its weight does not apply to modules that it replaces whole" if contents.saved and found.weight != 1 else ""
-    )
+    replaces = {"modules": contents.saved, "biases": contents.biases, "rows of embeddings": contents.rows}
+    replaced = " and ".join(what for what, tensors in replaces.items() if tensors)
+    whole = f"its weight does not apply to {replaced} that it replaces" if replaced and found.weight != 1 else ""
     return AttachedAdapter(
         label=found.label,
         folder=found.folder,

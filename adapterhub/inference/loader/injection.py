@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from adapterhub.core.errors import RefusedAdapter, UnsupportedAdapter, shown
+from adapterhub.formats.peft.methods import ADALORA_MARGIN
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.fitting import Fitting
 from adapterhub.inference.loader.methods import Setup
 from adapterhub.inference.loader.reading.contents import LISTED, AdapterContents
+from adapterhub.inference.loader.replacing import replace_in
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -64,6 +66,7 @@ def inject(base: BaseModel, adapters: Sequence[ReadyAdapter]) -> PeftModel:
         model = _build(base, adapters)
         for adapter in adapters:
             _Filling(base, model, adapter).run()
+            replace_in(base, adapter.contents)
         model.base_model.set_adapter([adapter.name for adapter in adapters])
         model.requires_grad_(requires_grad=False)
         _follow_modes(base, model)
@@ -77,7 +80,8 @@ def set_scales(modules: Mapping[str, Any], adapter: ReadyAdapter) -> None:
     """Set the scale of the adapter's update, times its weight, in each of its layers. Replaces an earlier weight."""
     for name, scale in adapter.setup.scales.items():
         layer = modules[name]
-        layer.scaling[adapter.name] = scale.scaling * adapter.weight
+        divisor = float(layer.ranknum[adapter.name]) + ADALORA_MARGIN if hasattr(layer, "ranknum") else 1.0
+        layer.scaling[adapter.name] = scale.scaling * divisor * adapter.weight
         alphas = layer.lora_alpha if hasattr(layer, "lora_alpha") else layer.alpha
         alphas[adapter.name] = scale.alpha
 

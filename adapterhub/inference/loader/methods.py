@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from torch import nn
 
-from adapterhub.core.errors import MalformedConfig, UnsupportedAdapter, shown
+from adapterhub.core.errors import MalformedConfig
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import CONFIG_FILE
-from adapterhub.formats.peft.fields import Fields, is_number, is_rank
-from adapterhub.formats.peft.patterns import Budget, FullPattern, KeyPatterns, PatternTooSlow
+from adapterhub.formats.peft.fields import Fields
+from adapterhub.formats.peft.patterns import Budget, FullPattern, PatternTooSlow
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.reading.contents import AdapterContents
 
@@ -50,29 +50,10 @@ def set_up(contents: AdapterContents, base: BaseModel) -> Setup:
     """The settings with which PEFT builds this adapter's layers.
 
     Raises:
-        UnsupportedAdapter: with every feature that stands in the way.
         MalformedConfig: a setting of the method has a wrong type.
     """
-    reasons = _reasons(contents)
-    if reasons:
-        raise UnsupportedAdapter(f"`{shown(contents.label)}` cannot be attached here", reasons)
     make = MAKERS[contents.config.peft_type]
     return make(contents, _common(contents, base))
-
-
-def _reasons(contents: AdapterContents) -> list[str]:
-    config = contents.config
-    reasons = [f"it {variant.what}" for variant in config.variants.values() if not variant.attaches]
-    init = config.init_lora_weights
-    if config.start_changes_base:
-        reasons.append(
-            f"it was initialised from the base weights (init_lora_weights {shown(init)}), which also changed them: its"
-            " update is relative to the changed weights. Convert it to plain LoRA with PEFT's"
-            " `path_initial_model_for_weight_conversion`"
-        )
-    elif config.start_is_unknown:
-        reasons.append(f"its initialisation {shown(init)} is unknown here, and may have changed the base")
-    return reasons
 
 
 def _common(contents: AdapterContents, base: BaseModel) -> dict[str, Any]:
@@ -99,11 +80,7 @@ def _lora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import LoraConfig
 
     config = contents.config
-    called = {name: contents.adapters_name(name) for name in contents.factors}
-    scales = {
-        name: Scale(rank=config.rank_of(its), alpha=config.alpha_of(its), scaling=config.scaling_of(its))
-        for name, its in called.items()
-    }
+    scales = _scales(contents)
     rank, pattern = _ranks({contents.parameters.get(name, name): scale.rank for name, scale in scales.items()})
     made = LoraConfig(
         r=rank,
@@ -119,6 +96,15 @@ def _lora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
         **common,
     )
     return Setup(config=made, scales=scales, ranks={})
+
+
+def _scales(contents: AdapterContents) -> dict[str, Scale]:
+    config = contents.config
+    called = {name: contents.adapters_name(name) for name in contents.factors}
+    return {
+        name: Scale(rank=config.rank_of(its), alpha=config.alpha_of(its), scaling=config.scaling_of(its))
+        for name, its in called.items()
+    }
 
 
 def _ranks(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
@@ -137,21 +123,16 @@ def _ranks(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
 def _adalora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import AdaLoraConfig
 
-    fields = Fields(contents.config.extra)
-    alpha = fields.number("lora_alpha")
-    _check_fields(contents, fields)
+    alpha = contents.config.lora_alpha or 0
     # The tensors have the ranks that training left over; the schedule means nothing any more.
     ranks = {name: specs["lora_E"].shape[0] for name, specs in contents.factors.items() if "lora_E" in specs}
+    scales = {
+        name: Scale(rank=rank, alpha=alpha, scaling=contents.config.adalora_scaling(rank))
+        for name, rank in ranks.items()
+    }
     most = max(ranks.values(), default=1)
-    made = AdaLoraConfig(
-        init_r=most,
-        target_r=most,
-        total_step=1,
-        lora_alpha=8 if alpha is None else alpha,
-        init_lora_weights=False,
-        **common,
-    )
-    return Setup(config=made, scales={}, ranks=ranks)
+    made = AdaLoraConfig(init_r=most, target_r=most, total_step=1, lora_alpha=alpha, init_lora_weights=False, **common)
+    return Setup(config=made, scales=scales, ranks=ranks)
 
 
 def _ia3(contents: AdapterContents, common: dict[str, Any]) -> Setup:
@@ -177,8 +158,7 @@ def _lycoris(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     from peft import LoHaConfig, LoKrConfig
 
     fields = Fields(contents.config.extra)
-    alpha = fields.number("alpha")
-    settings = {"alpha": 8 if alpha is None else alpha, "use_effective_conv2d": fields.flag("use_effective_conv2d")}
+    settings: dict[str, Any] = {"use_effective_conv2d": fields.flag("use_effective_conv2d")}
     made_by: Callable[..., Any] = LoHaConfig
     if contents.config.peft_type == "LOKR":
         made_by = LoKrConfig
@@ -189,14 +169,13 @@ def _lycoris(contents: AdapterContents, common: dict[str, Any]) -> Setup:
         }
         if factor is not None and (type(factor) is not int or not -1 <= factor <= limits().rank):
             fields.wrong("decompose_factor", f"a whole number from -1 to {limits().rank}")
-    rank = contents.config.r or 8
-    ranks = _by_pattern(contents, fields, "rank_pattern", is_rank, rank)
-    alphas = _by_pattern(contents, fields, "alpha_pattern", is_number, settings["alpha"])
     _check_fields(contents, fields)
-    scales = {n: Scale(rank=ranks[n], alpha=alphas[n], scaling=alphas[n] / ranks[n]) for n in contents.factors}
-    usual, pattern = _ranks(ranks)
+    scales = _scales(contents)
+    usual, pattern = _ranks({name: scale.rank for name, scale in scales.items()})
     common = {key: value for key, value in common.items() if key != "fan_in_fan_out"}
-    made = made_by(r=usual, rank_pattern=pattern, init_weights=False, **settings, **common)
+    made = made_by(
+        r=usual, alpha=contents.config.lora_alpha, rank_pattern=pattern, init_weights=False, **settings, **common
+    )
     return Setup(config=made, scales=scales, ranks={})
 
 
@@ -223,20 +202,6 @@ MAKERS: Final[Mapping[str, Callable[[AdapterContents, dict[str, Any]], Setup]]] 
 
 
 # ---------------------------------------------------------------- settings that AdapterConfig does not parse
-def _by_pattern(
-    contents: AdapterContents, fields: Fields, key: str, check: Callable[[object], bool], default: float
-) -> dict[str, Any]:
-    """The number of each module: that of the first pattern that matches the end of its name, else `default`."""
-    numbers = fields.numbers_by_pattern(key, check, "numbers")
-    _check_fields(contents, fields)
-    keys = KeyPatterns(numbers, Budget())
-    try:
-        found = {name: keys.first(contents.adapters_name(name)) for name in contents.factors}
-    except PatternTooSlow:
-        raise _too_slow(contents) from None
-    return {name: default if key is None else numbers[key] for name, key in found.items()}
-
-
 def _check_fields(contents: AdapterContents, fields: Fields) -> None:
     if fields.problems:
         raise MalformedConfig(str(contents.folder / CONFIG_FILE), "; ".join(fields.problems[:20]))

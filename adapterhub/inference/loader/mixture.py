@@ -44,11 +44,12 @@ def without_repeats(adapters: Sequence[AdapterContents]) -> list[AdapterContents
     """The adapters; a module that several replace with equal tensors stays with the first of them only.
 
     Raises:
-        MergeRefused: two adapters replace a module with different tensors, or one replaces what another adapts.
+        MergeRefused: two adapters replace a module, a bias or rows with different tensors, or one replaces what another
+            adapts.
     """
+    reasons: list[str] = _replaced_twice(adapters)
     first: dict[str, AdapterContents] = {}
     kept: list[AdapterContents] = []
-    reasons: list[str] = []
     for adapter in adapters:
         own: dict[str, Mapping[str, TensorSpec]] = {}
         for module, specs in adapter.saved.items():
@@ -62,7 +63,8 @@ def without_repeats(adapters: Sequence[AdapterContents]) -> list[AdapterContents
         kept.append(replace(adapter, saved=MappingProxyType(own)))
     for adapter in kept:
         for module, owner in first.items():
-            inside = [name for name in adapter.factors if name == module or name.startswith(module + ".")]
+            changed = [*adapter.factors, *adapter.biases, *adapter.rows]
+            inside = [name for name in changed if name == module or name.startswith(module + ".")]
             reasons += [
                 f"`{shown(n)}` is adapted by `{shown(adapter.label)}` and replaced whole by `{shown(owner.label)}`"
                 for n in inside
@@ -70,6 +72,29 @@ def without_repeats(adapters: Sequence[AdapterContents]) -> list[AdapterContents
     if reasons:
         raise MergeRefused("these adapters cannot be used together", reasons[:LISTED])
     return kept
+
+
+def _replaced_twice(adapters: Sequence[AdapterContents]) -> list[str]:
+    """A reason for each bias, and for each embedding with rows, that two adapters replace by different numbers."""
+    reasons = []
+    first: dict[str, AdapterContents] = {}
+    for adapter in adapters:
+        for name, spec in (*adapter.biases.items(), *adapter.rows.items()):
+            earlier = first.setdefault(name, adapter)
+            is_bias = name in adapter.biases
+            before = (earlier.biases if is_bias else earlier.rows)[name]
+            is_same = is_bias or earlier.trained_rows(name) == adapter.trained_rows(name)
+            if not (is_same and _same_numbers(earlier, before, adapter, spec)):
+                both = f"`{shown(earlier.label)}` and `{shown(adapter.label)}` both replace"
+                what = "it (bias)" if is_bias else "rows of it (trainable_token_indices)"
+                reasons.append(f"`{shown(name)}`: {both} {what}")
+        others = {row for other in adapters if other is not adapter for row in other.rows}
+        label = shown(adapter.label)
+        reasons += [
+            f"`{shown(name)}` is adapted by `{label}`, and another adapter replaces rows of it"
+            for name in sorted(adapter.factors.keys() & others)
+        ]
+    return reasons
 
 
 def check_mixture(adapters: Sequence[ReadyAdapter]) -> None:
@@ -99,9 +124,11 @@ def _are_equal(one: AdapterContents, other: AdapterContents, module: str) -> boo
     mine, theirs = one.saved[module], other.saved[module]
     if mine.keys() != theirs.keys():
         return False
-    return all(
-        mine[key].dtype == theirs[key].dtype
-        and mine[key].shape == theirs[key].shape
-        and torch.equal(one.read(mine[key]), other.read(theirs[key]))
-        for key in mine
-    )
+    return all(_same_numbers(one, mine[key], other, theirs[key]) for key in mine)
+
+
+def _same_numbers(one: AdapterContents, mine: TensorSpec, other: AdapterContents, theirs: TensorSpec) -> bool:
+    if one is other:
+        return True
+    same_kind = (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
+    return same_kind and torch.equal(one.read(mine), other.read(theirs))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from adapterhub.core.specs import BaseSpec
-from adapterhub.distribution.finding import AdapterLike, Check, Finder, FoundAdapter
+from adapterhub.distribution.finding import AdapterLike, Check, Finder, FoundAdapter, check_folder
 from adapterhub.inference.loader.base.model import BaseModel
 from adapterhub.inference.loader.base_check import BaseCheck, BaseCheckResult, pin
 from adapterhub.inference.loader.facts import AttachedAdapter, facts
@@ -20,6 +20,7 @@ from adapterhub.inference.loader.injection import ReadyAdapter, peft_names
 from adapterhub.inference.loader.methods import set_up
 from adapterhub.inference.loader.mixture import check_copies, check_mixture, without_repeats
 from adapterhub.inference.loader.reading.placing import read_contents
+from adapterhub.inference.loader.replacing import check_replacements
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import Subject
 
@@ -59,6 +60,7 @@ class Preparation:
         self._library = library
         self._reopen = reopen
         self._known_base = cache(lambda: identify(self.loaded, library.bases))  # reads every record of the library
+        check = check or partial(check_folder, to_attach=True)
         self._finder = Finder(library, base, self._known_base, allow_base_mismatch=allow_base_mismatch, check=check)
         self._base_check = BaseCheck(library, self.loaded, self._known_base, allow_base_mismatch=allow_base_mismatch)
 
@@ -91,6 +93,7 @@ class Preparation:
         contents = without_repeats(read)
         for each in contents:
             check_copies(each, self._model)
+            check_replacements(each, self._model)
         setups = [set_up(each, self._model) for each in contents]
         names = peft_names([found.label for found in adapters])
         ready = [

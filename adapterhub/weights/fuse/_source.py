@@ -28,7 +28,7 @@ class FuseAdapter(WeightedAdapter):
 def own_reasons(subject: Subject, *, is_alone: bool) -> Iterator[str]:
     """The reasons that rule the adapter out; `is_alone` means the only adapter, with weight 1."""
     config, keys = subject.config, subject.keys
-    if not config.method.merges:
+    if not config.is_lora:
         yield f"is of type {shown(config.peft_type)}, expected LORA"
         return
     yield from (one.what for one in config.variants.values() if not one.fuses)

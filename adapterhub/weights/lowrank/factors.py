@@ -27,6 +27,7 @@ from adapterhub.weights.dtypes import FORMAT_DTYPES, TENSOR_DTYPES, TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.layouts import PEFT_PREFIX, Kind, Layout, Names, is_finite
 from adapterhub.weights.lowrank.pairs import Factors, pair_up
+from adapterhub.weights.lowrank.products import PRODUCTS, multiplied, pair_up_products
 
 __all__ = [
     "PEFT_PREFIX",
@@ -67,7 +68,8 @@ class AdapterFactors:
         self.folder = folder
         subject = subject or open_files(folder, expected)
         self.config, self.header = subject.config, subject.weights
-        self.modules, self.others, self.unclear = pair_up(self.header.tensors, self.config, folder)
+        pairing = pair_up_products if self.config.peft_type in PRODUCTS else pair_up
+        self.modules, self.others, self.unclear = pairing(self.header.tensors, self.config, folder)
         self.weights = subject.held
         self.config_bytes = bytes(subject.listing.taken[CONFIG_FILE].held.load())
 
@@ -107,6 +109,8 @@ class AdapterFactors:
             KeyError: the adapter has no such module.
         """
         factors = self.modules[module]
+        if factors.tensors:
+            return (multiplied({name: self.tensor(spec) for name, spec in factors.tensors.items()}, factors.scale),)
         return factors.layout.split(self.tensor(factors.a), self.tensor(factors.b), factors.scale)
 
     def bias(self, module: str) -> Tensor | None:

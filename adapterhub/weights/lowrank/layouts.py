@@ -13,7 +13,7 @@ from torch import Tensor
 from adapterhub.formats.peft.config import owner
 from adapterhub.weights.lowrank.algebra import LowRank
 
-__all__ = ["NESTED", "PEFT_PREFIX", "Kind", "Layout", "Names", "is_finite", "owner", "plain_name"]
+__all__ = ["NESTED", "PEFT_PREFIX", "ROWS", "Kind", "Layout", "Names", "is_finite", "owner", "plain_name"]
 
 PEFT_PREFIX = "base_model.model."
 """PEFT's prefix before the name of a module in the base."""
@@ -21,7 +21,10 @@ PEFT_PREFIX = "base_model.model."
 NESTED = "base_layer"
 """PEFT's name for the wrapped module inside its wrapper."""
 
-Kind = Literal["linear", "conv", "embedding", "experts"]
+ROWS = ".token_adapter.trainable_tokens_delta"
+"""PEFT's name, after that of an embedding, for the rows of it that were trained (`trainable_token_indices`)."""
+
+Kind = Literal["linear", "conv", "embedding", "experts", "loha", "adalora"]
 
 
 class Names(NamedTuple):
@@ -42,6 +45,9 @@ class Layout:
     each group: A [groups * r, in, *kernel] and B [out, r, 1, …], group by group. `experts`, a bare parameter of the
     base (PEFT's `target_parameters`) of shape [experts, …], has one for each expert: A [experts * r, in], expert by
     expert, but B [out, r * experts], in which the columns of one expert are `experts` apart.
+
+    `loha` and `adalora` are pairs on a flattened weight, [out, everything else], in a file of that method, with
+    `constants` beside them.
     """
 
     kind: Kind
@@ -68,7 +74,20 @@ class Layout:
         """PEFT's tensor names for the factors of the module."""
         if self.kind == "embedding":
             return Names(f"{PEFT_PREFIX}{module}.lora_embedding_A", f"{PEFT_PREFIX}{module}.lora_embedding_B")
-        return Names(f"{PEFT_PREFIX}{module}.lora_A.weight", f"{PEFT_PREFIX}{module}.lora_B.weight")
+        if self.kind == "loha":
+            return Names(f"{PEFT_PREFIX}{module}.hada_w1_b", f"{PEFT_PREFIX}{module}.hada_w1_a")
+        tail = "" if self.kind == "adalora" else ".weight"
+        return Names(f"{PEFT_PREFIX}{module}.lora_A{tail}", f"{PEFT_PREFIX}{module}.lora_B{tail}")
+
+    def constants(self, module: str, rank: int, *, device: str = "cpu") -> dict[str, Tensor]:
+        """The float32 tensors that the method needs beside a pair of that rank and scale 1, by their names."""
+        if self.kind == "adalora":
+            return {f"{PEFT_PREFIX}{module}.lora_E": torch.ones(rank, 1, device=device)}
+        if self.kind != "loha":
+            return {}
+        left, right = torch.zeros(self.out, rank, device=device), torch.zeros(rank, self.width, device=device)
+        left[:, 0], right[0] = 1, 1  # a second product of ones, which changes nothing
+        return {f"{PEFT_PREFIX}{module}.hada_w2_a": left, f"{PEFT_PREFIX}{module}.hada_w2_b": right}
 
     def bias_name(self, module: str) -> str:
         """PEFT's tensor name for the bias of B (`lora_bias`)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
 from types import MappingProxyType
@@ -33,7 +33,8 @@ class Factors:
 
     The update is `scale * B @ A`, and a bias adds `scale * bias` to the module's output. `rank` is the rank of each
     part of the layout. `parameters` lists the parameters of the base that the pair may belong to (`target_parameters`);
-    it is empty for a pair on the weight of a module.
+    it is empty for a pair on the weight of a module. `tensors`: all tensors of a module, by PEFT's names, where the
+    update is a product of more than two (`products`); `a` and `b` are then the first of them.
     """
 
     layout: Layout
@@ -43,6 +44,7 @@ class Factors:
     b: TensorSpec
     bias: TensorSpec | None = None
     parameters: tuple[str, ...] = ()
+    tensors: Mapping[str, TensorSpec] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class Pairs(NamedTuple):

@@ -18,8 +18,9 @@ if its result is the weighted sum or the closest update to it of some rank. The 
 then summed as well; other methods refuse them. `tests/contracts/merge_method.py` tests every method.
 
 A method does not see the kind of a module. An embedding, a convolution or a parameter of experts arrives as one pair
-for each of its parts (`layouts`). Everything else in an adapter is carried over where that is exact and refused by name
-otherwise (`_carried`, `_refusals`). A single adapter of weight 1 is copied, whatever its kind.
+for each of its parts (`layouts`), and so does the product of an AdaLoRA, LoHa or LoKr module (`products`). Everything
+else in an adapter is carried over where that is exact and refused by name otherwise (`_carried`, `_refusals`). A single
+adapter of weight 1 is copied, whatever its kind.
 
 The result has scale 1 in every module (alpha equals the rank, no rsLoRA); its factors contain weights and scales. The
 numbers are float32 by default, even for bfloat16 adapters: a weighted factor is a new number, and rounding it to 8 bits

@@ -17,11 +17,10 @@ from adapterhub.formats.peft.config import AdapterConfig, saved_name
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 from adapterhub.weights.lowrank.factors import WeightedAdapter
-from adapterhub.weights.lowrank.layouts import NESTED, PEFT_PREFIX, plain_name
+from adapterhub.weights.lowrank.layouts import NESTED, PEFT_PREFIX, ROWS, plain_name
 
 CarriedKind = Literal["module", "bias", "rows", "copy"]
 
-_ROWS: Final = ".token_adapter.trainable_tokens_delta"
 _EMBEDDING: Final = re.compile(r"(.+\.)?([^.]*embed[^.]*|lm_head|wte|wpe|shared)")
 """Modules whose weights PEFT saves a copy of (`save_embedding_layers`), by the last part of their names."""
 
@@ -75,8 +74,8 @@ def recognised(source: WeightedAdapter, spec: TensorSpec) -> Carried | None:
     if saved is not None:
         entry, module = saved
         return Carried(what="module", name=name, module=module, entry=entry, source=source, spec=spec)
-    if name.endswith(_ROWS) and config.trainable_token_indices is not None:
-        module = name.removesuffix(_ROWS)
+    if name.endswith(ROWS) and config.trainable_token_indices is not None:
+        module = name.removesuffix(ROWS)
         tokens = config.trained_rows(module)
         if len(spec.shape) == MATRIX_NDIM and len(tokens) == spec.shape[0]:
             return Carried(what="rows", name=name, module=module, entry=module, source=source, spec=spec, tokens=tokens)

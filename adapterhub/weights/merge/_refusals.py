@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from adapterhub.core.errors import MergeRefused, first_lines, shown
-from adapterhub.formats.peft.methods import CONVERTIBLE_STARTS, VARIANTS
+from adapterhub.formats.peft.methods import CONVERTIBLE_STARTS, METHODS, VARIANTS
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
@@ -17,7 +17,6 @@ MODULES_SHOWN = 200
 """The most reasons in one message; a model has a few hundred modules, a hostile file up to sixty thousand."""
 
 _LORA: Final = ".lora_"
-_FOR_TRAINING: Final = ".lora_velora_embed"  # VeLoRA compresses inputs with it in the backward pass only
 _KINDS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r".*lora_magnitude_vector.*"), "a DoRA magnitude"),
     (re.compile(r".*\.lora_.*\.bias"), "a bias inside a LoRA pair, which its config does not announce (lora_bias)"),
@@ -45,9 +44,12 @@ def foreign(adapter: WeightedAdapter) -> Iterator[str]:
     """Reasons against even copying an adapter: it is not a LoRA, or contains other tensors."""
     factors = adapter.factors
     if not factors.config.method.merges:
-        yield f"is of type {shown(factors.config.peft_type)}, expected LORA"
-    elif not any(_LORA in spec.name for spec in factors.header.tensors):
-        yield "holds no LoRA factors"
+        mergeable = [name for name, method in METHODS.items() if method.merges]
+        yield f"is of type {shown(factors.config.peft_type)}, expected {', '.join(mergeable[:-1])} or {mergeable[-1]}"
+    elif not factors.modules and not (
+        factors.config.is_lora and any(_LORA in spec.name for spec in factors.header.tensors)
+    ):
+        yield f"holds no {'LoRA' if factors.config.is_lora else factors.config.peft_type} factors"
     else:
         yield from (_unknown(spec.name) for spec in _not_recognised(adapter) if _LORA not in spec.name)
 
@@ -75,8 +77,7 @@ def own_reasons(adapter: WeightedAdapter, *, nonlinear: str = "") -> Iterator[st
         yield f"has an unknown initialisation ({shown(init)}), which may have changed the base weights"
     for module, reason in adapter.factors.unclear.items():
         yield f"holds a pair on `{shown(module)}` that {reason}"
-    if not variants:  # variants have tensors of their own
-        yield from (_unknown(spec.name) for spec in _not_recognised(adapter) if _LORA in spec.name)
+    yield from (_unknown(spec.name) for spec in _not_recognised(adapter) if _LORA in spec.name)
 
 
 def way_out(adapters: Sequence[WeightedAdapter], *, nonlinear: str = "") -> str:
@@ -123,7 +124,7 @@ def _not_recognised(adapter: WeightedAdapter) -> Iterator[TensorSpec]:
     return (
         spec
         for spec in adapter.factors.others
-        if recognised(adapter, spec) is None and not spec.name.endswith(_FOR_TRAINING)
+        if recognised(adapter, spec) is None and not adapter.factors.config.is_of_variant(spec.name)
     )
 
 

@@ -106,6 +106,8 @@ class MergeRun:
             layout = self.plan.layouts[module]
             for name, factor in zip(layout.names(module), layout.join(made.parts, rank), strict=True):
                 writer.add(name, factor)
+            for name, constant in layout.constants(module, rank).items():
+                writer.add(name, constant)
             if made.bias is not None:
                 writer.add(layout.bias_name(module), made.bias)
             self.ranks[module] = layout.config_rank(rank)
@@ -203,6 +205,8 @@ class MergeRun:
                 layout = self.plan.layouts[module]
                 pair = zip(layout.names(module), layout.shapes(rank), strict=True)
                 specs += [TensorSpec.planned(name, dtype, shape) for name, shape in pair]
+                constants = layout.constants(module, rank, device="meta")
+                specs += [TensorSpec.planned(name, "F32", tuple(t.shape)) for name, t in constants.items()]
                 if self.plan.has_bias:
                     specs.append(TensorSpec.planned(layout.bias_name(module), dtype, (layout.out,)))
         return specs

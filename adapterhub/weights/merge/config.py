@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from adapterhub.core.errors import shown
 from adapterhub.formats.peft.config import owner
+from adapterhub.formats.peft.methods import ADALORA_MARGIN
 from adapterhub.weights.lowrank.factors import AdapterFactors
 from adapterhub.weights.merge._carried import config_of
 from adapterhub.weights.merge.plan import MergePlan
@@ -32,10 +33,30 @@ def merged_config(
     task = _agreed("task_type", [c.task_type for c in configs], warnings)
     revisions = {c.revision for c in configs if c.base_model_name_or_path == base}
     config: dict[str, object] = {
-        "peft_type": "LORA",
         "task_type": task,
         "base_model_name_or_path": base,
         "revision": revisions.pop() if len(revisions) == 1 else None,
+        "target_modules": target_modules(adapters, [m for m in ranks if m not in plan.parameters]),
+        "inference_mode": True,
+        **config_of(plan.carried),
+    }
+    kinds = {layout.kind for layout in plan.layouts.values()}
+    if kinds == {"loha"}:
+        own: dict[str, object] = {"peft_type": "LOHA", "r": r, "alpha": r, "init_weights": True}
+        return config | own | {"rank_pattern": pattern, "alpha_pattern": pattern}, warnings
+    fan_in_fan_out = any(c.fan_in_fan_out for c in configs) or any(c.extra.get("fan_in_fan_out") for c in configs)
+    if kinds == {"adalora"}:
+        most = max(ranks.values())
+        own = {"peft_type": "ADALORA", "init_r": most, "target_r": most, "total_step": 1}
+        own["lora_alpha"] = most + ADALORA_MARGIN  # so that the scale is 1
+        others = {
+            f"{module}.lora_E": [True] * rank + [False] * (most - rank)
+            for module, rank in ranks.items()
+            if rank != most
+        }
+        return config | own | {"rank_pattern": others or None, "fan_in_fan_out": fan_in_fan_out}, warnings
+    config |= {
+        "peft_type": "LORA",
         "r": r,
         "lora_alpha": r,
         "rank_pattern": pattern,
@@ -43,14 +64,11 @@ def merged_config(
         "use_rslora": False,
         "use_dora": False,
         "lora_bias": plan.has_bias,
-        "target_modules": target_modules(adapters, [m for m in ranks if m not in plan.parameters]),
         "target_parameters": target_parameters(adapters, plan.parameters) or None,
         # PEFT rejects target parameters together with fan_in_fan_out, and no base with such layers has any.
-        "fan_in_fan_out": any(c.fan_in_fan_out for c in configs) and not plan.parameters,
+        "fan_in_fan_out": fan_in_fan_out and not plan.parameters,
         "lora_dropout": 0.0,
         "init_lora_weights": True,
-        "inference_mode": True,
-        **config_of(plan.carried),
         **plan.settings,
     }
     return config, warnings

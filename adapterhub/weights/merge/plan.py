@@ -43,7 +43,7 @@ def plan_merge(adapters: Sequence[WeightedAdapter], method: ModuleType) -> Merge
     nonlinear = "" if getattr(method, "LINEAR", False) else method.__name__.rpartition(".")[2]
     reasons = [f"`{shown(s.label)}` {reason}" for s in adapters for reason in own_reasons(s, nonlinear=nonlinear)]
     settings, more = shared_settings(adapters)
-    reasons += more
+    reasons += [*more, *_types(adapters)]
     layouts, more = _layouts(adapters)
     reasons += more
     parameters, more = _parameters(adapters)
@@ -67,6 +67,13 @@ def plan_merge(adapters: Sequence[WeightedAdapter], method: ModuleType) -> Merge
         settings=settings,
         has_bias=has_bias,
     )
+
+
+def _types(adapters: Sequence[WeightedAdapter]) -> Iterator[str]:
+    """A reason if the adapters are not all LoRA, all AdaLoRA, or all LoHa and LoKr, which have one format."""
+    types = sorted({adapter.factors.config.peft_type for adapter in adapters})
+    if len(types) > 1 and types != ["LOHA", "LOKR"]:
+        yield f"the adapters are of {len(types)} types, {', '.join(types)}; LoHa and LoKr alone merge with each other"
 
 
 def _layouts(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], list[str]]:

@@ -67,6 +67,9 @@ class NativeEngine:
         if ready.contents.parameters:
             single = sorted(ready.contents.parameters.values())
             return tuple(f"`{shown(name)}` is a parameter, not a module" for name in single[:LISTED])
+        if ready.contents.biases or ready.contents.rows:
+            replaced = [*ready.contents.biases, *ready.contents.rows]
+            return tuple(f"`{shown(name)}` is replaced in part or is a bias" for name in replaced[:LISTED])
         unreachable = [name for name in ready.contents.factors if self._is_read_without_a_call(name)]
         if unreachable:
             raise UnsupportedAdapter(

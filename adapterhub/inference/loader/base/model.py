@@ -48,6 +48,7 @@ class BaseModel:
         self._children = {name: dict(module._modules) for name, module in self.modules.items()}
         self._parameters = {name: tuple(module._parameters) for name, module in self.modules.items()}
         self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._replaced: dict[tuple[int, str], tuple[nn.Module, nn.Parameter]] = {}
         self._marks = {name: name in vars(model) for name in _PEFT_MARKS}
         self._tensor_parallelism = getattr(getattr(model, "config", None), "pretraining_tp", None)
         self._hooks = {id(module): set(module._forward_hooks) for module in self.modules.values()}
@@ -78,7 +79,8 @@ class BaseModel:
             prefix = f"{name}." if name else ""
             for key, parameter in module._parameters.items():  # `named_parameters` would look into wrappers
                 if parameter is not None:
-                    yield NamedTensor(prefix + key, parameter, is_kept=True)
+                    own = self._replaced.get((id(module), key))
+                    yield NamedTensor(prefix + key, own[1] if own else parameter, is_kept=True)
             for key, buffer in module._buffers.items():
                 if buffer is not None:
                     is_kept = key not in module._non_persistent_buffers_set
@@ -100,6 +102,14 @@ class BaseModel:
             listed.append([name, str(tensor.dtype), list(tensor.shape), seen[place]])
         return digest_of(canonical_json(sorted(listed, key=lambda item: str(item[0]))))
 
+    def replace(self, name: str, key: str, tensor: Tensor) -> None:
+        """Let the module `name` use `tensor` as parameter `key` until `restore`; the parameter itself is kept."""
+        module = self.modules[name]
+        before = module._parameters[key]
+        assert before is not None  # the caller has compared the shapes
+        self._replaced.setdefault((id(module), key), (module, before))
+        module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
+
     def added_hooks(self) -> list[tuple[nn.Module, int]]:
         """Forward hooks that the modules did not have when they were recorded."""
         return [
@@ -110,10 +120,11 @@ class BaseModel:
         ]
 
     def restore(self, hooks: list[tuple[nn.Module, int]]) -> None:
-        """Put every wrapped module back into its place, restore flags and attributes, and remove `hooks`."""
+        """Put every wrapped module and replaced parameter back, restore flags and attributes, and remove `hooks`."""
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils import AuxiliaryTrainingWrapper
 
+        self._restore_parameters()
         for name, children in self._children.items():
             places = self.modules[name]._modules  # assignment through the module would re-register
             for key, child in children.items():
@@ -122,12 +133,6 @@ class BaseModel:
                     places.get(key), BaseTunerLayer | AuxiliaryTrainingWrapper
                 ):
                     places[key] = child
-        for name, order in self._parameters.items():
-            held = self.modules[name]._parameters  # torch takes a parametrised one out and adds it at the end
-            if tuple(held) != order and held.keys() == set(order):
-                in_order = {key: held[key] for key in order}
-                held.clear()
-                held.update(in_order)
         for parameter, needs_gradient in self._gradients:
             if parameter.requires_grad != needs_gradient:
                 parameter.requires_grad_(needs_gradient)
@@ -138,6 +143,17 @@ class BaseModel:
                 vars(self.model).pop(mark, None)
         if self._tensor_parallelism is not None:
             self.model.config.pretraining_tp = self._tensor_parallelism  # type: ignore[union-attr] # has it, see above
+
+    def _restore_parameters(self) -> None:
+        for (_, key), (module, parameter) in self._replaced.items():
+            module._parameters[key] = parameter
+        self._replaced.clear()
+        for name, order in self._parameters.items():
+            held = self.modules[name]._parameters  # torch takes a parametrised one out and adds it at the end
+            if tuple(held) != order and held.keys() == set(order):
+                in_order = {key: held[key] for key in order}
+                held.clear()
+                held.update(in_order)
 
 
 def base_digest(model: nn.Module) -> Digest:

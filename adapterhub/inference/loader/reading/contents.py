@@ -27,9 +27,10 @@ class AdapterContents:
 
     `factors`: by module of the base and factor (`lora_A.weight`). `saved`: by module that the adapter replaces whole
     and name inside it. `shared`: by name of a factor that all modules share. `copies`: tensors that repeat an embedding
-    of the base, by its name; they are compared with it and never loaded. `parameters`: for a module in `factors`
-    whose pair is not for the module's weight, the parameter of the base that it is for. All names are those of the
-    base; `names` maps them to the adapter's own, to which the patterns of its config apply.
+    of the base, by its name; they are compared with it and never loaded. `biases`: trained biases of the base, by name.
+    `rows`: trained rows of an embedding, by module. `parameters`: for a module in `factors` whose pair is not for the
+    module's weight, the parameter of the base that it is for. All names are those of the base; `names` maps them to the
+    adapter's own, to which the patterns of its config apply.
     """
 
     label: str
@@ -41,6 +42,8 @@ class AdapterContents:
     saved: Mapping[str, Mapping[str, TensorSpec]]
     shared: Mapping[str, TensorSpec]
     copies: Mapping[str, TensorSpec]
+    biases: Mapping[str, TensorSpec]
+    rows: Mapping[str, TensorSpec]
     parameters: Mapping[str, str]
     names: ModuleNames
     warnings: tuple[str, ...] = ()
@@ -49,6 +52,10 @@ class AdapterContents:
     def modules(self) -> list[str]:
         """The modules of the base that have factors, without those whose single parameters have them."""
         return sorted(self.factors.keys() - self.parameters.keys())
+
+    def trained_rows(self, module: str) -> tuple[int, ...]:
+        """The numbers of the rows of the embedding `module` that `rows` replaces."""
+        return self.config.trained_rows(self.names.adapters_name(module))
 
     def adapters_name(self, factor: str) -> str:
         """The adapter's name for the module or parameter that the pair `factor` is for."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from types import MappingProxyType
 
-from adapterhub.core.errors import RefusedAdapter, UnsupportedAdapter, shown
+from adapterhub.core.errors import RefusedAdapter, shown
+from adapterhub.formats.peft.attachable import ensure_attachable
 from adapterhub.formats.peft.config import AdapterConfig, saved_name
-from adapterhub.formats.peft.methods import METHODS
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.base.model import BaseModel
@@ -20,23 +20,19 @@ from adapterhub.inference.loader.reading.lacking import ensure_complete
 from adapterhub.inference.loader.reading.naming import ModuleNames, names_for
 from adapterhub.inference.loader.reading.parameters import holder_of, parameters_in
 from adapterhub.trust.verify import Subject
-from adapterhub.weights.lowrank.layouts import PEFT_PREFIX
+from adapterhub.weights.lowrank.layouts import PEFT_PREFIX, ROWS
 
 
 def read_contents(subject: Subject, label: str, base: BaseModel) -> AdapterContents:
     """The contents of an open PEFT folder, with every tensor placed in `base`; `label` names it in errors.
 
     Raises:
-        UnsupportedAdapter: the method cannot be attached.
+        UnsupportedAdapter: its method or a setting of it can never be attached here.
         RefusedAdapter: tensors have no place; lists each of them.
         BaseMismatch: the base lacks modules of the adapter.
     """
     config, header = subject.config, subject.weights
-    if not config.method.factors:
-        raise UnsupportedAdapter(
-            f"`{shown(label)}` has the type {config.peft_type}, which cannot be attached here",
-            hint=f"types that can be attached: {', '.join(name for name, method in METHODS.items() if method.factors)}",
-        )
+    ensure_attachable(config, label)
     names = names_for(_modules_in(header, config), base)
     sorter = _Sorter(config, base, names)
     for spec in header.tensors:
@@ -52,6 +48,8 @@ def read_contents(subject: Subject, label: str, base: BaseModel) -> AdapterConte
         saved=MappingProxyType(sorter.saved),
         shared=MappingProxyType(sorter.shared),
         copies=MappingProxyType(sorter.copies),
+        biases=MappingProxyType(sorter.biases),
+        rows=MappingProxyType(sorter.rows),
         parameters=MappingProxyType(parameters.names),
         names=names,
         warnings=sorter.warnings(),
@@ -74,6 +72,11 @@ def _modules_in(header: TensorFile, config: AdapterConfig) -> set[str]:
     return {holder_of(match["module"]) for match in found if match is not None}
 
 
+def _is_of_original(name: str, config: AdapterConfig) -> bool:
+    """Whether it is the bias of a module that the adapter replaces whole, which PEFT saves with all other biases."""
+    return config.bias != "none" and name.endswith(".original_module.bias")
+
+
 class _Sorter:
     """Places tensors one by one, and collects those that have no place."""
 
@@ -85,6 +88,8 @@ class _Sorter:
         self.saved: dict[str, dict[str, TensorSpec]] = {}
         self.shared: dict[str, TensorSpec] = {}
         self.copies: dict[str, TensorSpec] = {}
+        self.biases: dict[str, TensorSpec] = {}
+        self.rows: dict[str, TensorSpec] = {}
         self.findings: list[tuple[str, str]] = []
         self._bases = {tensor.name for tensor in base.tensors()}
         self._embeddings = base.embeddings
@@ -97,6 +102,8 @@ class _Sorter:
         if shared in self.config.method.shared:
             self.shared[shared] = spec
             return
+        if self.config.is_of_variant(spec.name) or _is_of_original(spec.name, self.config):
+            return
         name = saved_name(spec.name.removeprefix(PEFT_PREFIX))
         if not spec.name.startswith(PEFT_PREFIX):
             self._refuse("E_UNSUPPORTED", spec, f"expected a name that begins with `{PEFT_PREFIX}`, as in PEFT's files")
@@ -108,6 +115,8 @@ class _Sorter:
         elif match is not None:
             part = match["part"] or (".weight" if match["factor"] == "lora_magnitude_vector" else "")
             self.factors.setdefault(self._here(match["module"]), {})[match["factor"] + part] = spec
+        elif name.endswith(ROWS) and self.config.trainable_token_indices is not None:
+            self.rows[self._here(name.removesuffix(ROWS))] = spec
         elif saved is not None:
             module = self._here(saved)
             self.saved.setdefault(module, {})[self._tensor(name).removeprefix(module + ".")] = spec
@@ -122,7 +131,7 @@ class _Sorter:
         if self.names.other is not None:
             called = sorted(self.names.adapters_name(holder_of(name)) for name in self.factors)
             found.append(f"its {self.names.other.note(called)}")
-        if self.config.bias != "none":
+        if self.config.bias != "none" and not self.biases:
             found.append(f"its config trains biases of the base (bias {self.config.bias}), but its file contains none")
         return tuple(found)
 
@@ -131,7 +140,7 @@ class _Sorter:
         if plain.rpartition(".")[0] in self._embeddings and plain in self._bases:
             self.copies[plain] = spec
         elif plain in self._bases and name.endswith(".bias") and self.config.bias != "none":
-            self._refuse("E_UNSUPPORTED", spec, f"it is a trained bias of the base (bias {self.config.bias})")
+            self.biases[plain] = spec
         elif plain in self._bases:
             self._refuse("E_BASE_WEIGHT", spec, "it would overwrite a weight of the base")
         else:

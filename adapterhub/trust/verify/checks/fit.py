@@ -20,6 +20,7 @@ _MATRIX: Final = 2
 _CONV1D: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})  # transformers' Conv1D, which stores [in, out]
 _PACKED: Final = frozenset({"U8", "I8", "I32", "U32", "I16", "U16"})
 _RESHAPED: Final = ("use_bdlora", "use_qalora")
+_HEADS: Final = ("lm_head", "embed_out", "output")
 _HINT: Final = "give the base the adapter was trained on; `base_model_name_or_path` in its config names it"
 
 
@@ -30,7 +31,8 @@ def check(subject: Subject) -> Iterator[Finding]:
     yield from _copies_unseen(subject)
     if subject.base_tensors is None:
         return
-    if any(subject.config.extra.get(key) for key in _RESHAPED) or subject.config.layer_replication:
+    config = subject.config
+    if any(variant.reshapes for variant in config.variants.values()) or config.layer_replication:
         message = "shapes or layers are rearranged by this variant; its fit to the base is not checked"
         yield Finding(code="U_SHAPE", severity="unknown", where=CONFIG_FILE, message=message)
         return

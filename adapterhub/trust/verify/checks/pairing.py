@@ -13,14 +13,25 @@ from adapterhub.trust.verify.report import Finding, some
 from adapterhub.trust.verify.subject import Subject
 
 _MATRIX: Final = 2
+_NESTED: Final = PREFIX * 2
 
 
 def check(subject: Subject) -> Iterator[Finding]:
     """Every tensor must belong to a pair of the rank that the config says, or to something else the config names."""
+    nested = [spec.name for spec in subject.weights.tensors if spec.name.startswith(_NESTED)]
+    if nested:
+        yield _error(
+            "E_UNSUPPORTED",
+            f"was saved from a PEFT model inside another PEFT model: {some(nested)}",
+            f"one `{PREFIX}` before the name of a module",
+            hint="wrap the base once: call `merge_and_unload()` or `unload()` before the second `get_peft_model`",
+        )
+        return
     if subject.config.is_lora:
         yield from _halves(subject)
-        yield from _shapes(subject)
-        yield from _ranks(subject)
+        if not any(variant.reshapes for variant in subject.config.variants.values()):
+            yield from _shapes(subject)
+            yield from _ranks(subject)
         yield from _targets(subject)
     else:
         yield from _method(subject)
@@ -125,7 +136,7 @@ def _width(shape: tuple[int, ...]) -> int:
 
 def _targets(subject: Subject) -> Iterator[Finding]:
     config, pairs = subject.config, subject.keys.pairs
-    if config.targets_all:
+    if config.targets_all or "ensure_weight_tying" in config.variants:  # PEFT adds the tied module to the targets
         return
     stray = [p.module for p in pairs if not config.holds_parameters(p.module) and not config.targets(owner(p.module))]
     if stray:
@@ -153,13 +164,10 @@ def _method(subject: Subject) -> Iterator[Finding]:
             f"names with {' or '.join(f'`{m}`' for m in marks)}",
         )
         return
-    when = "when it is attached, not here" if config.method.factors else "by PEFT alone"
-    yield Finding(
-        code="U_METHOD",
-        severity="unknown",
-        where=WEIGHTS_FILE,
-        message=f"pairs of {config.peft_type} are checked {when}; only LoRA can be merged",
-    )
+    checked = f"tensors of {config.peft_type} are checked when it is attached, not here"
+    never = f"{config.peft_type} can be stored and shared, but not attached or merged here"
+    message = checked if config.method.factors else never
+    yield Finding(code="U_METHOD", severity="unknown", where=WEIGHTS_FILE, message=message)
 
 
 def _names(subject: Subject) -> list[str]:

@@ -176,7 +176,7 @@ def _is_its_factors(factors: AdapterFactors) -> bool:
     config = factors.config
     changed = any(variant.changes_update for variant in config.variants.values())
     starts_from_base = not (config.start_changes_base or config.start_is_unknown)
-    return config.method.merges and bool(factors.modules) and not changed and starts_from_base
+    return config.is_lora and bool(factors.modules) and not changed and starts_from_base
 
 
 def _layouts(sides: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], dict[str, str]]:
