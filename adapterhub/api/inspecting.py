@@ -13,11 +13,11 @@ from adapterhub.api.steps.checking import (
     checked_by,
     report_of_build,
     reports_of,
-    sides_of,
     strictly,
     subjects_to_check,
 )
 from adapterhub.api.steps.finding import find_build, lineage_of, meant_by
+from adapterhub.api.steps.sides import sides_of
 from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteUnreachable
 from adapterhub.core.extras import extra_named
 from adapterhub.core.ranks import ANY_RANK, RankRange

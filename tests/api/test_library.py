@@ -219,7 +219,7 @@ def test_a_project_locks_and_syncs_without_the_working_directory(folder, monkeyp
     project = ah.Project.create(folder / "work", base="base-7b", library=home)
     monkeypatch.chdir("out")
 
-    project.install("summarize", places=folder / "published")
+    project.install("summarize", places=folder / "published", sync=False)
     with pytest.raises(ah.AdapterHubError):
         project.path("summarize")
     synced = project.sync(frozen=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.api.steps.checking import sides_of
+from adapterhub.api.steps.sides import sides_of
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.params import BASE, Session, common, remote_options
 from adapterhub.cli.output import json_text

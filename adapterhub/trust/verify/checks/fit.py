@@ -19,8 +19,6 @@ from adapterhub.trust.verify.subject import Subject
 _MATRIX: Final = 2
 _CONV1D: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})  # transformers' Conv1D, which stores [in, out]
 _PACKED: Final = frozenset({"U8", "I8", "I32", "U32", "I16", "U16"})
-_RESHAPED: Final = ("use_bdlora", "use_qalora")
-_HEADS: Final = ("lm_head", "embed_out", "output")
 _HINT: Final = "give the base the adapter was trained on; `base_model_name_or_path` in its config names it"
 
 
