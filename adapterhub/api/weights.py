@@ -23,13 +23,13 @@ from adapterhub.api.results import Merged
 from adapterhub.api.steps.combining import (
     combine,
     compared,
+    default_name,
     description_from,
     ensure_named,
     ingredient,
     report_merged,
 )
 from adapterhub.api.steps.merge_choice import choice_from, one_cut
-from adapterhub.api.steps.output_names import default_name
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import names_folder

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.reporting import report_warnings
 from adapterhub.api.results import Merged
-from adapterhub.core.errors import BaseMismatch, UsageProblem
+from adapterhub.core.errors import BaseMismatch, SpecError, UsageProblem
 from adapterhub.distribution.choosing import find_installed
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ DEFAULT_VERSION: Final = "1.0.0"
 LARGE_LOSS: Final = 0.2
 """The relative error from which a cut to a given rank is worth a warning: twice that of rank `auto`."""
 
+_NAME_HINT: Final = "`-o NAME` adds the result to the library, `-o ./folder` writes it to a folder"
 _NUMBER: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)")
 
 
@@ -191,3 +192,30 @@ def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *,
     if obstacles:
         found = replace(found, obstacles=(*obstacles, *found.obstacles), forecast=None)
     return found
+
+
+def name_of_label(label: str) -> str:
+    """The bare name in `acme/legal-qa==1.0.0` or a Hub id, or the last part of a folder's path."""
+    from adapterhub.core.specs import names_folder
+
+    if names_folder(label):
+        return Path(label).expanduser().resolve().name.lower()
+    return label.partition("==")[0].rpartition("/")[2].lower()
+
+
+def default_name(labels: Sequence[str], ending: str = "") -> str:
+    """A name for a result made from the adapters or models `labels`: their names and `ending`, joined by `-`.
+
+    Raises:
+        UsageProblem: the joined name is invalid, or equals the name of a parent.
+    """
+    from adapterhub.core.specs import parse_name
+
+    parts = [name_of_label(label) for label in labels]
+    name = "-".join([*parts, ending] if ending else parts)
+    try:
+        if name in parts:
+            raise UsageProblem("the result needs a name", hint=_NAME_HINT)
+        return parse_name(name)
+    except SpecError as error:
+        raise UsageProblem(f"the result needs a name: {error.message}", hint=_NAME_HINT) from None

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.api.steps.combining import description_from, ingredient
-from adapterhub.api.steps.output_names import default_name
+from adapterhub.api.steps.combining import default_name, description_from, ingredient
 from adapterhub.core.specs import names_folder
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.api.reporting import report_warnings
-from adapterhub.api.steps.combining import DEFAULT_VERSION, description_from, ensure_named
+from adapterhub.api.steps.combining import DEFAULT_VERSION, default_name, description_from, ensure_named
 from adapterhub.api.steps.merge_choice import one_cut
-from adapterhub.api.steps.output_names import default_name
 from adapterhub.cli.adapters.added import added_document
 from adapterhub.cli.options.cutting import cut_options, ranks_text
 from adapterhub.cli.options.naming import naming_options

@@ -10,13 +10,13 @@ import click
 
 from adapterhub.api.steps.combining import (
     DEFAULT_VERSION,
+    default_name,
     description_from,
     ensure_named,
     ingredient,
     weights_from,
 )
 from adapterhub.api.steps.merge_choice import CHOICE_FLAGS, choice_from
-from adapterhub.api.steps.output_names import default_name
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.naming import naming_options
 from adapterhub.cli.options.params import BASE, Session, common, needing, places_option
