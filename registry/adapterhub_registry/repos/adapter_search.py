@@ -135,6 +135,17 @@ def versions_of(connection: Connection, repo_id: int) -> Sequence[Row[Any]]:
     return sorted(connection.execute(wanted).all(), key=lambda row: Version(row.released_as), reverse=True)
 
 
+def yanked_of(connection: Connection, digests: Sequence[str], visible: ColumnElement[bool]) -> Sequence[Row[Any]]:
+    """The yanked releases with these digests, as `full_name`, `version`, `digest` and the columns of the yank."""
+    wanted = (
+        select(repos.c.full_name, releases)
+        .join_from(releases, repos, repos.c.id == releases.c.repo_id)
+        .where(releases.c.digest.in_(digests), releases.c.yanked_at.is_not(None), visible)
+        .order_by(repos.c.full_name, releases.c.version)
+    )
+    return connection.execute(wanted).all()
+
+
 def places_of(connection: Connection, sha256: str, visible: ColumnElement[bool]) -> Sequence[Row[Any]]:
     """The files with these bytes, as `full_name`, `gated`, `commit_id`, `path`, `size`; at most 1,000.
 
