@@ -19,7 +19,8 @@ from tests.support.shared_data import shared
 from tests.support.wild import KEPT, rows
 
 EXPECTED_KEPT = {
-    ("refused", "E_CONTAINER"): 197,  # configs without weights
+    ("refused", "E_CONTAINER"): 194,  # configs without weights
+    ("refused", "E_CONTAINER E_UNSUPPORTED"): 3,  # of an unreleased method (FINEGATES), without weights
     ("refused", "E_UNSUPPORTED"): 1,  # no config: hand-written
     ("accepted", ""): 2,
     ("accepted", "U_METHOD W_METHOD"): 1,
@@ -28,10 +29,10 @@ EXPECTED_KEPT = {
     ("accepted", "W_AUTO_MAPPING W_BASE_MISSING W_FULL_WEIGHT"): 1,
 }
 EXPECTED_SHARED = {
-    ("refused", "E_CONTAINER"): 218,  # 213 configs without weights, 5 Git LFS pointers
+    ("refused", "E_CONTAINER"): 215,  # 210 configs without weights, 5 Git LFS pointers
     ("refused", "E_PICKLE"): 7,  # adapter_model.bin of 2023
     ("refused", "E_UNSUPPORTED"): 4,  # no config: MLX, kohya and diffusers, hand-written
-    ("refused", "E_CONTAINER E_UNSUPPORTED"): 2,  # MLX configs without weights
+    ("refused", "E_CONTAINER E_UNSUPPORTED"): 5,  # 2 of MLX and 3 of FINEGATES, without weights
     ("refused", "E_PICKLE E_UNSUPPORTED"): 1,  # AdapterHub's `adapters`
     ("refused", "E_PAIR"): 1,  # `classifier` both target and saved module: PEFT cannot load it either
     ("accepted", ""): 9,
