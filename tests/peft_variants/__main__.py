@@ -3,7 +3,7 @@
     python -m tests.peft_variants [--sdist peft-0.21.2.tar.gz] [--only TEXT] [--write]
 
 Fetches the source distribution of PEFT from the package index, or takes one. Exits with 1 unless every configuration is
-right. Takes about 8 minutes on two cores. AdaMSS needs scikit-learn, without which PEFT does not make it.
+right. Takes about 3 minutes on two cores. AdaMSS needs scikit-learn, without which PEFT does not make it.
 """
 
 from __future__ import annotations
