@@ -112,6 +112,7 @@ class Settings:
 def load_settings(
     root: Path,
     *,
+    serves: bool = True,
     secret_file: Path | None = None,
     public_url: str | None = None,
     limits: Limits | None = None,
@@ -119,12 +120,16 @@ def load_settings(
 ) -> Settings:
     """The settings of a server over `root`, which is created when absent; `secret_file` holds its secret.
 
-    Without `secret_file`, the secret lies in `root`; the first start creates it.
+    Without `secret_file`, the secret lies in `root`; the first start creates it. What does not serve needs no secret
+    and creates nothing.
     """
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    secret = b""
+    if serves:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        secret = _read_secret(secret_file) if secret_file else _secret(root / "secret")
     return Settings(
         root=root,
-        secret=_read_secret(secret_file) if secret_file else _secret(root / "secret"),
+        secret=secret,
         public_url=public_url.rstrip("/") if public_url else None,
         limits=limits or Limits(),
         **more,

@@ -6,21 +6,30 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import click
 from sqlalchemy.exc import OperationalError
 
+from adapterhub.core.display import size_text
 from adapterhub.core.errors import DigestMismatch, NotFound, RemoteUnreachable, shown
-from adapterhub_registry.access.tokens import ROLES, TokenRecord
+from adapterhub_registry.access.tokens import ROLES, TokenRecord, Tokens
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.app import open_registry
+from adapterhub_registry.database.db import Database
 from adapterhub_registry.operations.holdings import check_holdings
 from adapterhub_registry.operations.move import move_registry
-from adapterhub_registry.operations.options import place_options, server_options, settings_of
+from adapterhub_registry.operations.options import (
+    check_holds_registry,
+    option,
+    place_options,
+    server_options,
+    settings_of,
+)
 from adapterhub_registry.operations.server import serve as serve_forever
 from adapterhub_registry.storage.blobs import StoreUnreachable
+from adapterhub_registry.upkeep.retention import Policy, parse_policy
+from adapterhub_registry.upkeep.space import free_space
 
 _AGAIN = "check the options and the credentials, then run the command again; nothing was lost"
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
@@ -65,7 +74,9 @@ def serve(host: str, port: int, replace_secret: bool, as_json: bool, **given: ob
         name, _, value = line.partition(": ")
         click.echo(json.dumps({name.split(" (")[0].replace(" ", "_"): value}) if as_json else line)
 
-    serve_forever(settings_of(given), host=host, port=port, announce=announce, replace_secret=replace_secret)
+    serve_forever(
+        settings_of(given, serves=True), host=host, port=port, announce=announce, replace_secret=replace_secret
+    )
 
 
 @registry.command()
@@ -82,8 +93,6 @@ def check(read_bytes: bool, as_json: bool, **given: object) -> None:
     Example:
       adapt registry check --root ./registry-data --bytes
     """
-    if not given["database"]:
-        _check_holds_registry(given)
     with _reaching():
         opened = _open(given)
         held = check_holdings(opened.db, opened.blobs, read_bytes=read_bytes)
@@ -112,15 +121,50 @@ def move(as_json: bool, **given: object) -> None:
     Example:
       adapt registry move --root ./registry-data --database postgresql://registry@db/registry --blobs s3://adapters
     """
-    _check_holds_registry(given)
+    check_holds_registry(given["root"])
     with _reaching():
-        target = _open(given)
+        target = open_registry(settings_of(given, serves=False))
         moved = move_registry(target.settings.root, target)
     if as_json:
         click.echo(json.dumps({"blobs": moved.blobs, "bytes": moved.bytes, "rows": moved.rows}, indent=1))
     else:
         click.echo(f"blobs\t{moved.blobs}\nbytes\t{moved.bytes}\nrows\t{moved.rows}")
     click.echo("hint: verify the copy: run `adapt registry check --bytes` with the same options", err=True)
+
+
+@registry.command()
+@place_options
+@option(
+    "--keep",
+    "Also remove commits: keep this number of unreleased ones in each repository, or in those of one namespace.",
+    multiple=True,
+    metavar="NUMBER|NAMESPACE=NUMBER",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be removed; remove nothing.")
+@_JSON
+def gc(keep: tuple[str, ...], dry_run: bool, as_json: bool, **given: object) -> None:
+    """Remove the files that no commit names, and what uploads left behind. Servers may run meanwhile.
+
+    Files stay for two days after their upload. With --keep, old commits go, too, but never the head of a branch, a
+    tagged commit or a released version. An interruption loses nothing: run the command again.
+
+    \b
+    Examples:
+      adapt registry gc --root ./registry-data --dry-run
+      adapt registry gc --root ./registry-data --keep 50 --keep acme=10
+    """
+    policy = parse_policy(keep)
+    with _reaching():
+        space = free_space(_open(given), policy=policy, dry_run=dry_run)
+    if as_json:
+        counts = {"commits": space.commits, "blobs": space.blobs.count, "blob_bytes": space.blobs.bytes}
+        counts |= {"xorbs": space.xorbs.count, "xorb_bytes": space.xorbs.bytes, "bytes": space.bytes}
+        click.echo(json.dumps({"dry_run": dry_run, **counts}, indent=1))
+        return
+    commits = f"{space.commits} commits, " if policy != Policy() else ""
+    files = f"{space.blobs.count} files ({size_text(space.blobs.bytes)})"
+    uploads = f"{space.xorbs.count} parts of uploads ({size_text(space.xorbs.bytes)})"
+    click.echo(f"{'would remove' if dry_run else 'removed'} {commits}{files}, {uploads}")
 
 
 @registry.group()
@@ -162,7 +206,7 @@ def create(
       adapt registry token create --root ./registry-data --user ana --role write --namespaces 'acme/*'
     """
     globs = [part.strip() for part in namespaces.split(",") if part.strip()]
-    text = _open(given).tokens.create(user, role, namespaces=globs, label=label, days=days)
+    text = _tokens(given).create(user, role, namespaces=globs, label=label, days=days)
     click.echo(json.dumps({"token": text, "user": user, "role": role}) if as_json else text)
 
 
@@ -176,7 +220,7 @@ def list_(as_json: bool, **given: object) -> None:
     Example:
       adapt registry token list --root ./registry-data
     """
-    records = [_document(record) for record in _open(given).tokens.records()]
+    records = [_document(record) for record in _tokens(given).records()]
     if as_json:
         click.echo(json.dumps(records, indent=1))
         return
@@ -197,19 +241,23 @@ def revoke(number: int, as_json: bool, **given: object) -> None:
     Example:
       adapt registry token revoke 2 --root ./registry-data
     """
-    record = _document(_open(given).tokens.revoke(number))
+    record = _document(_tokens(given).revoke(number))
     click.echo(json.dumps(record) if as_json else f"revoked token {number} of {record['user']}")
 
 
-def _check_holds_registry(given: Mapping[str, Any]) -> None:
-    """Raise unless --root is the folder of a registry."""
-    root: Path = given["root"]
-    if not (root / "registry.db").is_file():
-        raise NotFound(f"`{root}` is not a registry", hint=f"create one: `adapt registry serve --root {root}`")
-
-
 def _open(given: Mapping[str, Any]) -> Registry:
-    return open_registry(settings_of(given))
+    """The registry that the options name; a folder without one is refused and stays unchanged."""
+    if not given["database"]:
+        check_holds_registry(given["root"])
+    elif not given["blobs"] and not (given["root"] / "blobs").is_dir():
+        raise NotFound(f"`{given['root']}` holds no blobs", hint="name their place: `--blobs URL` or `--root DIR`")
+    return open_registry(settings_of(given, serves=False))
+
+
+def _tokens(given: Mapping[str, Any]) -> Tokens:
+    if not given["database"]:
+        check_holds_registry(given["root"])
+    return Tokens(Database(settings_of(given, serves=False).database))
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ is not found. The functions pass a repository as its row of the table `repos`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -15,11 +16,23 @@ from sqlalchemy.engine import Connection
 from adapterhub.core.lookalike import fold
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.database.db import blobs as blobs_table
-from adapterhub_registry.database.db import insert_new, inserted_id, lock_name, now_ms, places, refs, repos, uploads
+from adapterhub_registry.database.db import (
+    insert_new,
+    inserted_id,
+    lock_name,
+    lock_space,
+    now_ms,
+    places,
+    refs,
+    repos,
+    slices,
+    uploads,
+)
 from adapterhub_registry.database.trees.trees import Digests
 from adapterhub_registry.errors import (
     Refusal,
     bad_request,
+    busy,
     conflict,
     forbidden,
     gated,
@@ -204,6 +217,7 @@ class Repos:
         self, connection: Connection, caller: Caller, repo_id: RepoId, name: str, *, start: str | None
     ) -> None:
         """Create a branch at `start` (default: the head of `main`); 409 when it exists."""
+        lock_space(connection)
         row = self.find_writable(connection, caller, repo_id)
         commit = commits.find_commit(connection, row, start or MAIN)
         self._create_ref(connection, row, "branch", name, commit, None)
@@ -218,6 +232,7 @@ class Repos:
         self, connection: Connection, caller: Caller, repo_id: RepoId, name: str, *, at: str, message: str | None
     ) -> None:
         """Create a tag at a revision; 409 when it exists. A version tag on an adapter releases that version."""
+        lock_space(connection)
         row = self.find_writable(connection, caller, repo_id)
         commit = commits.find_commit(connection, row, at)
         self._create_ref(connection, row, "tag", name, commit, message)
@@ -251,7 +266,14 @@ class Repos:
     def record_upload(
         self, connection: Connection, repo_id: int, user: str, blob: StoredBlob, *, token_id: int | None = None
     ) -> None:
-        """Record an upload to a repository; commits to it may then name the blob."""
+        """Record an upload to a repository; commits to it may then name the blob.
+
+        Raises:
+            Refusal: 404 when the repository is gone; 503 when `gc` removed the same bytes a moment ago.
+        """
+        lock_space(connection)
+        if not self._blobs.holds({blob.sha256: blob.size}):
+            raise busy("the server removed an unused file with the same bytes at this moment; send it again")
         if connection.scalar(select(repos.c.id).where(repos.c.id == repo_id)) is None:
             raise Refusal(404, "RepoNotFound", "the repository was removed during the upload")
         now = now_ms()
@@ -263,6 +285,23 @@ class Repos:
             uploads,
             [{"repo_id": repo_id, "sha256": blob.sha256, "user_name": user, "created_at": now, "token_id": token_id}],
         )
+
+    def keep(self, connection: Connection, repo_id: int, user: str, digests: Iterable[str]) -> set[str]:
+        """Keep stored blobs for a commit that will name them, and return those that the database still knows.
+
+        `gc` leaves what was uploaded in the last days, so each counts as uploaded today; no quota counts it again.
+        """
+        lock_space(connection)
+        kept: set[str] = set()
+        day_ago = now_ms() - quotas.DAY_MS
+        for some in slices(list(digests)):
+            found = connection.scalars(select(blobs_table.c.sha256).where(blobs_table.c.sha256.in_(some))).all()
+            row = {"repo_id": repo_id, "user_name": user, "created_at": now_ms(), "token_id": None}
+            insert_new(connection, uploads, [row | {"sha256": sha256} for sha256 in found])
+            old = (uploads.c.repo_id == repo_id) & uploads.c.sha256.in_(found) & (uploads.c.created_at < day_ago)
+            connection.execute(update(uploads).where(old).values(created_at=now_ms(), token_id=None))
+            kept |= set(found)
+        return kept
 
     def known_blob(self, connection: Connection, caller: Caller, repo_id: int, sha256: str) -> StoredBlob | None:
         """The blob, if it was uploaded to this repository or is in one that `caller` can read.

@@ -26,7 +26,8 @@ from adapterhub_registry.api.context import (
     RevisionOf,
 )
 from adapterhub_registry.api.hub.lfs import record_sent, usable_blobs
-from adapterhub_registry.errors import Refusal, bad_request, too_large
+from adapterhub_registry.database.db import lock_space
+from adapterhub_registry.errors import Refusal, bad_request, busy, too_large
 from adapterhub_registry.names import COMMIT_PREFIX, RepoId, parse_path, parse_sha256
 from adapterhub_registry.repos import commits, damage, quotas
 from adapterhub_registry.repos.card import UnreadableCard, parse_card, problems_of
@@ -174,7 +175,7 @@ class _Draft:
         self._header: JsonObject | None = None
         self._operations: list[Operation] = []
         self._regular_bytes = 0
-        self._regular: list[str] = []  # digests of the files that came with the lines
+        self._regular: dict[str, int] = {}  # the sizes of the files that came with the lines, by sha256
         self._stored: dict[str, StoredBlob] = {}  # the LFS files that the store has
         self._named: list[tuple[str, str, object, int]] = []  # LFS files: path, oid, size, place among the operations
 
@@ -208,7 +209,7 @@ class _Draft:
             data = _base64(content.text("content", limit=limit * 4 // 3 + 4), f"content of {path}")
             self._regular_bytes += len(data)
             blob = self._registry.blobs.put([data], size=len(data))
-            self._regular.append(blob.sha256)
+            self._regular[blob.sha256] = blob.size
             return Put(path=path, blob=blob, lfs=False)
         if key == "lfsFile":
             if content.text("algo", "sha256") != "sha256":
@@ -245,7 +246,10 @@ class _Draft:
             raise bad_request(f"parentCommit `{shown(parent)}`: expected 7 to 40 lower-case hex digits")
         self._take_unchecked()
         with registry.db.begin() as connection:
+            lock_space(connection)
             row = registry.repos.find_writable(connection, self._caller, self._repo_id)
+            if set(self._regular) - registry.blobs.holds(self._regular):
+                raise busy("the server removed an unused file with the same bytes at this moment; commit again")
             quotas.check_upload(
                 connection,
                 registry.settings.limits,
@@ -260,7 +264,7 @@ class _Draft:
                 if blob is None or known[oid] is None or (size is not None and size != blob.size):
                     raise bad_request(f"{path}: LFS object {oid} is missing or has another size; upload it again")
                 self._operations[place] = Put(path=path, blob=blob, lfs=True)
-            damage.unmark(connection, self._regular)
+            damage.unmark(connection, list(self._regular))
             proposal = Proposal(
                 branch=branch,
                 title=header.text("summary", "", limit=10_000) or "commit",
