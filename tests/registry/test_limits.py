@@ -20,6 +20,8 @@ from adapterhub.core.errors import UsageProblem
 from tests.registry.pushing import Push
 from tests.registry.running import Running, running
 from tests.registry.xet_wire import shard_bytes, xorb_bytes, xorb_name
+from tests.support.command_line import Adapt
+from tests.support.tiny import make_adapter, make_base
 
 KILO = 1000
 
@@ -127,7 +129,7 @@ def test_a_namespace_takes_what_fits_and_counts_each_file_once(tmp_path: Path) -
         with pytest.raises(httpx.HTTPStatusError) as refused:
             again.commit(ann)
 
-        assert refused.value.response.status_code == 403
+        assert refused.value.response.status_code == 400
         assert refused.value.response.headers["x-error-code"] == "QuotaExceeded"
         Push(repo="other/one", weights=again.weights).run(ann)  # another namespace has a quota of its own
         Push(repo="acme/two", weights=os.urandom(30 * KILO)).run(ann)
@@ -141,7 +143,7 @@ def test_small_files_count_too(tmp_path: Path) -> None:
 
         answer = ann.post("/api/models/acme/x/commit/main", content=lines)
 
-        assert (answer.status_code, answer.headers["x-error-code"]) == (403, "QuotaExceeded")
+        assert (answer.status_code, answer.headers["x-error-code"]) == (400, "QuotaExceeded")
         assert ann.get("/api/models/acme/x/tree/main").json() == []
 
 
@@ -150,7 +152,7 @@ def test_a_namespace_has_so_many_repositories(tmp_path: Path) -> None:
         names = [("acme", "one"), ("acme", "two"), ("acme", "three"), ("other", "one")]
         made = [server.post("/api/repos/create", {"organization": ns, "name": name}) for ns, name in names]
 
-        assert [answer.status_code for answer in made] == [200, 200, 403, 200]
+        assert [answer.status_code for answer in made] == [200, 200, 400, 200]
         assert made[2].headers["x-error-code"] == "QuotaExceeded"
 
 
@@ -165,8 +167,8 @@ def test_a_token_sends_so_much_in_a_day(tmp_path: Path, monkeypatch: pytest.Monk
             with pytest.raises(httpx.HTTPStatusError) as refused:
                 more.commit(ann)
 
-            assert refused.value.response.status_code == 429
-            assert int(refused.value.response.headers["retry-after"]) > 0
+            assert refused.value.response.status_code == 400
+            assert refused.value.response.headers["x-error-code"] == "QuotaExceeded"
             more.commit(bob)
             day = 86_400_000
             monkeypatch.setattr(
@@ -202,10 +204,12 @@ def test_what_comes_by_xet_is_counted_once_and_what_does_not_fit_is_not_kept(tmp
         full = send_by_xet(ann, "acme/one", b"x" * 30_000)
 
         assert (taken.status_code, again.status_code, filled.status_code) == (200, 200, 200)
-        assert (refused.status_code, refused.headers["x-error-code"]) == (403, "QuotaExceeded")
-        assert refused.json()["error"] == "quota reached: `acme` has 60000 of 100000 bytes; 60000 more do not fit"
-        assert (full.status_code, full.headers["x-error-code"]) == (403, "QuotaExceeded")
-        assert "has 100000 of 100000 bytes" in full.json()["error"]
+        assert (refused.status_code, refused.headers["x-error-code"]) == (400, "QuotaExceeded")
+        assert refused.json()["error"] == (
+            "quota reached: `acme` has 60.0 kB of 100.0 kB; 60.0 kB more do not fit, so nothing was published"
+        )
+        assert (full.status_code, full.headers["x-error-code"]) == (400, "QuotaExceeded")
+        assert "has 100.0 kB of 100.0 kB" in full.json()["error"]
         assert commit.status_code == 400
         assert ann.get("/api/models/acme/two/tree/main").json() == []
         held = {path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file()}
@@ -222,6 +226,41 @@ def naming(data: bytes) -> str:
     return "\n".join(json.dumps(line) for line in lines)
 
 
+def preupload(ann: httpx.Client, repo: str, size: int) -> httpx.Response:
+    """Announce one file, as the hub client does before it sends a byte."""
+    body = {"files": [{"path": "w.bin", "size": size, "sample": ""}]}
+    return ann.post(f"/api/models/{repo}/preupload/main", json=body)
+
+
+@pytest.mark.parametrize("limit", ["namespace_bytes", "token_upload_bytes_per_day"])
+def test_what_does_not_fit_is_refused_before_it_is_sent(tmp_path: Path, limit: str) -> None:
+    with limited(tmp_path, **{limit: 100 * KILO}) as server, client(server) as ann:
+        server.post("/api/repos/create", {"organization": "acme", "name": "one"})
+        sent = Push(repo="acme/one", weights=os.urandom(60 * KILO))
+        sent.send(ann)
+
+        refused, fits = preupload(ann, "acme/one", 60 * KILO + 1), preupload(ann, "acme/one", 30 * KILO)
+        again = preupload(ann, "acme/one", 60 * KILO)  # perhaps the file that came before a lost commit
+
+        assert (refused.status_code, refused.headers["x-error-code"]) == (400, "QuotaExceeded")
+        assert (fits.status_code, again.status_code) == (200, 200)
+        sent.commit(ann)
+
+
+def test_a_push_beyond_a_quota_is_one_sentence_and_publishes_nothing(tmp_path: Path, online: None) -> None:
+    make_base(tmp_path / "base")
+    make_adapter(tmp_path / "qa")
+    adapt = Adapt(tmp_path)
+    adapt.ok("base", "add", "./base", "--as", "base")
+    adapt.ok("add", "./qa", "--name", "qa", "--base", "base")
+    with limited(tmp_path / "registry", namespace_bytes=1 * KILO) as server:
+        said = adapt.fails(14, "push", "qa", "--to", "acme/qa", "--remote", server.url, "--token", server.token)
+
+        assert "quota reached: `acme` has 0 B of 1.0 kB; " in said
+        assert said.count("\n") == 2  # the error and its hint
+        assert server.get("/api/models/acme/qa/tree/main").json() == []
+
+
 def test_a_token_that_sent_its_share_by_xet_waits_for_tomorrow(tmp_path: Path) -> None:
     with limited(tmp_path, token_upload_bytes_per_day=100 * KILO) as server, client(server) as ann:
         server.post("/api/repos/create", {"organization": "acme", "name": "one"})
@@ -231,9 +270,9 @@ def test_a_token_that_sent_its_share_by_xet_waits_for_tomorrow(tmp_path: Path) -
         with client(server, other) as bob:
             bobs = send_by_xet(bob, "acme/one", os.urandom(60 * KILO))
 
-        assert (taken.status_code, refused.status_code, bobs.status_code) == (200, 429, 200)
-        assert int(refused.headers["retry-after"]) > 0
-        assert "this token sent 60000 of 100000 bytes in a day; 60000 more do not fit" in refused.json()["error"]
+        assert (taken.status_code, refused.status_code, bobs.status_code) == (200, 400, 200)
+        assert refused.headers["x-error-code"] == "QuotaExceeded"
+        assert "this token sent 60.0 kB of 100.0 kB in a day; 60.0 kB more do not fit" in refused.json()["error"]
 
 
 @pytest.mark.parametrize("text", ["part_bytes=0", "namespace_bytes=-1", "namespace_bytes=", "no_such=1"])

@@ -91,6 +91,8 @@ def preupload(
         damaged = damage.marked(connection, [entry.sha256 for entry in before.values()])
     held = registry.blobs.holds({entry.sha256: entry.size for entry in before.values()}) - damaged
     answer, coming = [], 0
+    sizes: list[int] = []
+    lfs_sizes: list[int] = []
     for file, path in zip(files, paths, strict=True):
         size = file.number("size", most=registry.settings.limits.file_bytes)
         sample = _base64(file.text("sample", "", limit=4 * SAMPLE_BYTES), "sample")
@@ -99,6 +101,8 @@ def preupload(
         oid = there.etag if there is not None and there.sha256 in held else None
         if oid is None:
             coming += 2 * size if by_lfs else size  # with Xet, the disk holds the chunks and the file
+            sizes.append(size)
+            lfs_sizes += [size] if by_lfs else []
         answer.append(
             {
                 "path": path,
@@ -107,7 +111,11 @@ def preupload(
                 "oid": oid,  # a client does not send a file again whose digest it finds here
             }
         )
-    check_room(registry.blobs, coming)  # early: Xet clients retry a full disk for a long time
+    # early, as a Xet client retries for a long time, and then hides the reason
+    check_room(registry.blobs, coming)
+    with registry.db.read() as connection:
+        for token_id, some in ((None, sizes), (caller.token_id, lfs_sizes)):
+            quotas.check_announced(connection, registry.settings.limits, row, token_id=token_id, sizes=some)
     return JSONResponse({"files": answer})
 
 
