@@ -7,6 +7,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -114,7 +115,7 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     registry: Registry = app.state.registry
 
-    async def repeat(what: Callable[[], None], every_s: float) -> None:
+    async def repeat(what: Callable[[], object], every_s: float) -> None:
         while True:
             try:
                 await run_in_threadpool(what)
@@ -125,7 +126,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     tasks = [
         asyncio.create_task(repeat(registry.downloads.flush, FLUSH_EVERY_S)),
         asyncio.create_task(repeat(registry.blobs.sweep, SWEEP_EVERY_S)),
-        asyncio.create_task(repeat(lambda: sweep_xorbs(registry), SWEEP_EVERY_S)),
+        asyncio.create_task(repeat(partial(sweep_xorbs, registry), SWEEP_EVERY_S)),
     ]
     try:
         yield

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.core.limits import parse_amount
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MEBIBYTE = 1 << 20
@@ -48,7 +49,7 @@ class Limits:
     namespace_repos: int = 0
 
     def with_values(self, assignments: tuple[str, ...]) -> Limits:
-        """These limits with `NAME=VALUE` applied.
+        """These limits with `NAME=VALUE` applied; a number of bytes may have a unit (`10GB`, `512MiB`).
 
         Raises:
             UsageProblem: an unknown limit, a value that is not a whole number, or 0 for a limit that needs a bound.
@@ -58,12 +59,14 @@ class Limits:
         for text in assignments:
             name, _, value = text.partition("=")
             least = 0 if known.get(name) == 0 else 1
-            if name not in known or not value.isascii() or not value.isdigit() or int(value) < least:
+            number = parse_amount(value, in_bytes="bytes" in name) if name in known else None
+            if number is None or number < least:
+                size = ", or a size such as 10GB or 512MiB" if "bytes" in name else ""
                 raise UsageProblem(
-                    f"limit `{shown(text)}`: expected NAME=VALUE with a whole number above 0",
+                    f"limit `{shown(text)}`: expected NAME=VALUE with a whole number above 0{size}",
                     hint=f"the limits are {', '.join(sorted(known))}",
                 )
-            changed[name] = int(value)
+            changed[name] = number
         return replace(self, **changed)
 
 

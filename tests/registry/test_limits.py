@@ -275,10 +275,28 @@ def test_a_token_that_sent_its_share_by_xet_waits_for_tomorrow(tmp_path: Path) -
         assert "this token sent 60.0 kB of 100.0 kB in a day; 60.0 kB more do not fit" in refused.json()["error"]
 
 
-@pytest.mark.parametrize("text", ["part_bytes=0", "namespace_bytes=-1", "namespace_bytes=", "no_such=1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "part_bytes=0",
+        "namespace_bytes=-1",
+        "namespace_bytes=",
+        "no_such=1",
+        "files=1kB",
+        "namespace_bytes=1XB",
+        "namespace_bytes=1.5GB",
+    ],
+)
 def test_a_limit_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(UsageProblem):
         Limits().with_values((text,))
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"), [("10GB", 10_000_000_000), ("512MiB", 512 << 20), ("2tb", 2 * 10**12), ("7", 7)]
+)
+def test_a_size_may_have_a_unit(text: str, size_bytes: int) -> None:
+    assert Limits().with_values((f"namespace_bytes={text}",)).namespace_bytes == size_bytes
 
 
 def test_a_bound_can_be_taken_away() -> None:

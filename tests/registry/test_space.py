@@ -21,6 +21,7 @@ from adapterhub_registry.app import open_registry
 from adapterhub_registry.database.db import blobs, commits, uploads
 from adapterhub_registry.errors import Refusal
 from adapterhub_registry.settings import S3Place, load_settings
+from adapterhub_registry.storage.blobs import Freed
 from adapterhub_registry.storage.xet_format import parse_xet_hash
 from adapterhub_registry.storage.xorbs import EPOCH_S, XorbPlace, epoch_at
 from adapterhub_registry.upkeep import space
@@ -111,7 +112,7 @@ def test_the_files_of_a_removed_repository_go_and_those_of_others_stay(server: R
     freed = free_space(server.registry)
 
     assert planned == freed
-    assert (freed.blobs.count, freed.blobs.bytes) == (1, 7000)
+    assert (freed.blobs.number, freed.blobs.bytes) == (1, 7000)
     assert before - stored(server) == {gone.oid}
     assert is_whole(server, kept)
     assert free_space(server.registry).bytes == 0
@@ -131,7 +132,7 @@ def test_what_was_uploaded_lately_stays_though_no_commit_names_it(server: Runnin
         sent = Push(repo="acme/x", weights=b"w" * 5000)
         sent.send(http)
 
-        assert free_space(server.registry).blobs.count == 0
+        assert free_space(server.registry).blobs.number == 0
 
         sent.commit(http)
         assert sent.is_whole(http)
@@ -143,7 +144,7 @@ def test_a_file_that_an_old_upload_left_goes(server: Running, all_is_old: None) 
         Push(repo="acme/x", weights=b"w" * 5000).send(http)
     server.registry.blobs.put([b"bytes that no row names"])
 
-    assert free_space(server.registry).blobs.count == 2
+    assert free_space(server.registry).blobs.number == 2
     assert stored(server) == set()
 
 
@@ -183,7 +184,7 @@ def test_a_file_that_the_server_said_it_has_waits_for_its_commit(alone: Running)
         freed = free_space(alone.registry)
         second.commit(http)
 
-        assert freed.blobs.count == 1  # the config
+        assert freed.blobs.number == 1  # the config
         assert second.is_whole(http)
 
 
@@ -195,7 +196,7 @@ def test_pushes_succeed_while_their_old_bytes_are_being_removed(alone: Running) 
     def collect() -> None:
         nonlocal removed
         while not ended.is_set():
-            removed += free_space(other).blobs.count
+            removed += free_space(other).blobs.number
 
     with ThreadPoolExecutor(4) as pool:
         collecting = pool.submit(collect)
@@ -241,7 +242,7 @@ def test_the_last_commits_and_every_release_stay_and_the_others_go(server: Runni
 
     assert planned == freed
     assert freed.commits == 4  # the empty first one, and notes 0 to 2
-    assert freed.blobs.count == 3
+    assert freed.blobs.number == 3
     assert history(server, "acme/x") == [made[5], made[4], made[3], tagged]
     assert is_whole(server, released, "v1.0.0")
     assert is_whole(server, released)
@@ -301,7 +302,7 @@ def test_xorbs_of_closed_epochs_and_of_removed_repositories_go(server: Running) 
     freed = free_space(server.registry)
 
     assert planned == freed
-    assert freed.xorbs == (2, 2 * len(xorb_bytes(chunks)))
+    assert freed.xorbs == Freed(2, 2 * len(xorb_bytes(chunks)))
     assert [server.registry.xorbs.chunks(place) is not None for place in places] == [True, False, False]
 
 

@@ -246,6 +246,17 @@ tombstones = Table(
     Index("tombstones_by_version", "namespace", "version"),
 )
 
+records = Table(
+    "records",
+    metadata,
+    # who created and revoked tokens
+    Column("id", Integer, primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("actor", String(200), nullable=False),  # a user and the token, or a command on the server's machine
+    Column("action", String(32), nullable=False),
+    Column("subject", Text, nullable=False),
+)
+
 downloads = Table(
     "downloads",
     metadata,

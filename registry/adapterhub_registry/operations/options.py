@@ -15,6 +15,7 @@ from adapterhub.core.errors import NotFound
 from adapterhub_registry.settings import Limits, Settings, load_settings, parse_networks, parse_s3
 
 DEFAULT_ROOT = "registry-data"
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 PREFIX = "ADAPTERHUB_REGISTRY_"
 
 Command = TypeVar("Command", bound=Callable[..., Any])

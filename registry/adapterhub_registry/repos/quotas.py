@@ -47,10 +47,9 @@ def check_announced(
     """
     if not (limits.namespace_bytes or limits.token_upload_bytes_per_day) or not sizes:
         return
-    mine = select(places.c.sha256).where(places.c.repo_id == repo.id)
-    mine = mine.union(select(uploads.c.sha256).where(uploads.c.repo_id == repo.id))
-    counted = select(blobs.c.size).where(blobs.c.size.in_(set(sizes)), blobs.c.sha256.in_(mine))
-    known = set(connection.scalars(counted))
+    committed = select(places.c.sha256).where(places.c.repo_id == repo.id)
+    both = committed.union(select(uploads.c.sha256).where(uploads.c.repo_id == repo.id))
+    known = set(connection.scalars(select(blobs.c.size).where(blobs.c.size.in_(set(sizes)), blobs.c.sha256.in_(both))))
     more = sum(size for size in sizes if size not in known)
     if more:
         check_upload(connection, limits, namespace=repo.namespace, token_id=token_id, more_bytes=more)

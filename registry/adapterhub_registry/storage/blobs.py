@@ -19,6 +19,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
@@ -53,10 +54,11 @@ class Kept(NamedTuple):
     uploaded_s: float
 
 
-class Freed(NamedTuple):
-    """Things that were removed, and their bytes."""
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """The number of things that were removed, and of their bytes."""
 
-    count: int = 0
+    number: int = 0
     bytes: int = 0
 
 

@@ -63,7 +63,7 @@ def free_space(registry: Registry, *, policy: Policy | None = None, dry_run: boo
             with registry.db.begin() as connection:
                 lock_space(connection, shared=False)
                 gone = registry.blobs.remove(sorted(_unnamed(connection, some, before_s, lost)), before_s)
-        freed = Freed(freed.count + len(gone), freed.bytes + sum(kept.size for kept in some if kept.sha256 in gone))
+        freed = Freed(freed.number + len(gone), freed.bytes + sum(kept.size for kept in some if kept.sha256 in gone))
     return Space(commits=commits, blobs=freed, xorbs=sweep_xorbs(registry, dry_run=dry_run))
 
 
