@@ -85,6 +85,7 @@ _OF_VERIFY: Final[Mapping[str, Mapping[str, str]]] = {
         "W_TASK_TYPE": "PEFT refuses to load this `task_type`.",
         "W_TIED": "The adapter changes an output head that this base shares with its input embedding.",
         "W_WRITABLE": "An object of the store is writable; its bytes are correct.",
+        "W_YANKED": "The server that published this version has withdrawn it; its bytes are sound.",
     },
     "note": {
         "N_BASE": "The given base is the same base in another form; the message says what differs.",

@@ -30,6 +30,7 @@ VARIANTS: Final = {
     "revoke": "with `--revoke`",
     "save": "with `--save`",
     "server": "on a server",
+    "several": "with several folders",
     "tune": "with `--tune`",
 }
 _WORDS: Final = {"string": "text", "boolean": "true or false"}

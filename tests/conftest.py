@@ -103,10 +103,12 @@ def add(tmp_path: Path, library: Library, base: BaseRecord) -> Callable[..., Add
         into: Library | None = None,
         **adapter: object,
     ) -> Added:
+        naming = {key: adapter.pop(key) for key in ("bump", "variant") if key in adapter}
         number = len(list((tmp_path / "made").glob("*"))) if (tmp_path / "made").exists() else 0
         folder = make_adapter(tmp_path / "made" / f"{name}-{number}", **adapter)  # type: ignore[arg-type]
         about = Description(name=parse_name(name), version=version, task=task, description=description)
-        return (into or library).add(folder, about, base=base if known else None, namespace=namespace)
+        told = base if known else None
+        return (into or library).add(folder, about, base=told, namespace=namespace, **naming)  # type: ignore[arg-type]
 
     return make
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, overload
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, StrPath, base_of, paths_of, spec_of
 from adapterhub.api.results import Listing
-from adapterhub.api.steps.finding import ask, find_build, installed_builds
+from adapterhub.api.steps.finding import ask, find_build, installed_builds, several_fit
 from adapterhub.api.steps.installing import Upgraded, install_one, plan_one, upgrade_library
 from adapterhub.api.steps.searching import (
     COLUMNS,
@@ -19,9 +19,10 @@ from adapterhub.api.steps.searching import (
     search_installed,
     search_server,
 )
-from adapterhub.core.errors import Incompatible, NotFound, UsageProblem
+from adapterhub.core.errors import Incompatible, NotFound
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec, parse_name, parse_version
+from adapterhub.library.intake.clashes import Bump, check_naming
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Added
 from adapterhub.library.store.catalog import Installed
@@ -208,10 +209,13 @@ class WithAdapters(OpenedLibrary):
         description: Description | str = "",
         *,
         name: str | None = None,
-        version: str = "1.0.0",
+        version: str | None = None,
+        bump: Bump | None = None,
+        variant: bool = False,
         task: str | None = None,
         license: str | None = None,  # noqa: A002 - the option's name
         base: BaseLike | None = None,
+        guess_base: bool = True,
         namespace: str | None = None,
         progress: Progress | None = None,
     ) -> Added:
@@ -220,11 +224,14 @@ class WithAdapters(OpenedLibrary):
         Args:
             folder: what PEFT's `save_pretrained` wrote.
             description: one sentence for lists and search; or a whole `Description`, then without `name` and the rest.
-            name: name of the adapter; required with a text.
-            version: PEP 440 version.
+            name: name of the adapter; default: the folder's, in lower case.
+            version: PEP 440 version; default: 1.0.0.
+            bump: `patch`, `minor` or `major`: take the next free version where the name exists for this base.
+            variant: add a build of another rank to a version that exists.
             task: what it is for, such as `legal-qa`.
             license: an SPDX expression; default: the one that the folder's README names.
-            base: the base it was trained on. Without it the fingerprint stays unknown until `pin`.
+            base: the base it was trained on; default: the registered one that it fits, if it fits exactly one.
+            guess_base: False leaves the base unknown, until `pin`, where none is given.
             namespace: as in `acme/legal-qa`.
             progress: called with the bytes that were read since the last call.
 
@@ -234,27 +241,43 @@ class WithAdapters(OpenedLibrary):
         Raises:
             RefusedAdapter: damaged or hostile files, NaN, tensors that do not pair; nothing was stored.
             BaseMismatch: it does not fit `base`.
-            ReleaseExists: the name and version exist with other bytes.
+            ReleaseExists: the name and version exist for this base with other bytes or at another rank.
+            UsageProblem: no name can be made of the folder's, or arguments exclude each other.
 
         Example:
             >>> library.add("out/summarize", name="summarize", base="base-7b", task="summarize").build  # doctest: +SKIP
             <Adapter summarize 1.0.0 rank 4 for base-7b, 12.5 kB>
         """
+        check_naming(bump, variant=variant, version=version)
+        folder, record, guess = Path(folder).expanduser(), self.record_of(base), None
         if not isinstance(description, Description):
-            if name is None:
-                raise UsageProblem("an adapter needs a name", hint='`add(folder, name="legal-qa")`')
+            from adapterhub.library.identify import guess as guesses
+
             description = Description(
-                name=parse_name(name),
-                version=parse_version(version),
+                name=guesses.guess_name(folder) if name is None else parse_name(name),
+                version=parse_version(version or "1.0.0"),
                 task=task,
                 description=description,
                 license=license,
             )
-        folder, record = Path(folder).expanduser(), self.record_of(base)
+            if record is None and guess_base and folder.is_dir():
+                guess = guesses.guess_base(self, folder)
+                record = guess.record
         with contextlib.ExitStack() as stack:
             if progress is None:
                 progress = stack.enter_context(self.reports.progress(f"add {description.name}", None))
-            return super().add(folder, description, base=record, namespace=namespace, progress=progress)
+            added = super().add(
+                folder,
+                description,
+                base=record,
+                namespace=namespace,
+                bump=bump,
+                variant=variant,
+                progress=progress,
+            )
+        if guess is not None and added.created:
+            self.reports.note(guess.sentence(description.name))
+        return added
 
     def plan_install(
         self,
@@ -353,9 +376,15 @@ class WithAdapters(OpenedLibrary):
 
         Raises:
             AdapterNotFound: one is not installed; none was removed.
+            AmbiguousSpec: a spec fits several ranks of one version; its choices name each. None was removed.
             StoreLocked: a process uses one; none was removed.
         """
-        builds = [b for spec in specs for b in installed_builds(self, spec_of(spec), all_versions=all_versions)]
+        builds: list[Installed] = []
+        for spec in map(spec_of, specs):
+            found = installed_builds(self, spec, all_versions=all_versions)
+            if len(found) > 1 and not all_versions:
+                raise several_fit(spec, found, hint="name one of them, or pass them all")
+            builds += found
         super().remove(builds)
         return builds
 

@@ -22,6 +22,7 @@ from adapterhub.core.errors import AdapterNotFound, NoCompatibleRelease, RemoteU
 from adapterhub.core.extras import extra_named
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.finding import AdapterLike
+from adapterhub.distribution.withdrawn import why_withdrawn
 from adapterhub.library.store.catalog import Installed
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class WithInspection(OpenedLibrary):
         progress: Progress | None = None,
         *,
         strict: bool = False,
+        offline: bool = False,
     ) -> Report:
         """Check bytes, format, tensor pairs and shapes, scale, numbers, base and signature.
 
@@ -53,6 +55,7 @@ class WithInspection(OpenedLibrary):
             base: stands in where the adapter declares no base.
             progress: called with the bytes that were read since the last call.
             strict: a file beside a signature that it does not cover is an error.
+            offline: ask no server whether it has yanked the adapter; what it said last counts.
 
         Returns:
             A report: `.status` is `ok`, `failed` or `unknown`; `.errors`, `.warnings`, `.unknowns`, `.notes`.
@@ -61,17 +64,20 @@ class WithInspection(OpenedLibrary):
             AdapterNotFound, NoCompatibleRelease: nothing installed answers to the spec.
         """
         record = self.record_of(base)
+        find_source = None if offline else self.session.place_source
         if isinstance(build, Installed):
-            report = report_of_build(self, build, record, progress)
+            yanked = why_withdrawn(self, build, find_source)
+            report = report_of_build(self, build, record, progress, yanked=yanked)
         else:
             with self.reports.progress("verify", None) as told:
-                ((_, report),) = reports_of(self, [text_of(build)], record, progress or told)
+                ((_, report),) = reports_of(self, [text_of(build)], record, progress or told, find_source=find_source)
         return strictly(report) if strict else report
 
-    def verify_all(self, *, base: BaseLike | None = None, strict: bool = False) -> Reports:
+    def verify_all(self, *, base: BaseLike | None = None, strict: bool = False, offline: bool = False) -> Reports:
         """Verify every installed adapter and the store itself: a mapping from labels to reports, with a `.status`."""
+        find_source = None if offline else self.session.place_source
         with self.reports.progress("verify", None) as progress:
-            found = dict(reports_of(self, (), self.record_of(base), progress))
+            found = dict(reports_of(self, (), self.record_of(base), progress, find_source=find_source))
         return Reports({label: strictly(report) if strict else report for label, report in found.items()})
 
     def check(
@@ -163,7 +169,7 @@ class WithInspection(OpenedLibrary):
         if remote is None:
             try:
                 build = find_build(self.session, asked, bounds, for_use=False, base=base_spec)
-                document, _, _ = installed_document(self.session, self, build)
+                document, _, _ = installed_document(self.session, self, build, offline=offline)
                 return document | verdict_document(self, build, asked, base_spec)
             except (AdapterNotFound, NoCompatibleRelease) as error:
                 not_here = error

@@ -8,9 +8,10 @@ from adapterhub.api.models import WithModels
 from adapterhub.api.publishing import WithPublishing
 from adapterhub.api.upkeep import WithUpkeep
 from adapterhub.api.weights import WithWeights
+from adapterhub.api.withdrawing import WithWithdrawal
 
 
-class Library(WithAdapters, WithInspection, WithPublishing, WithWeights, WithModels, WithUpkeep):
+class Library(WithAdapters, WithInspection, WithPublishing, WithWithdrawal, WithWeights, WithModels, WithUpkeep):
     """The library in a folder; `Library.default()` is that of the command line.
 
     Making one costs nothing and writes nothing. Threads may share it. `on_progress` is called with a `ProgressEvent`

@@ -117,6 +117,7 @@ class OpenedLibrary(local.Library):
     def __init__(self, root: StrPath, *, on_progress: OnProgress | None = None) -> None:
         super().__init__(Path(root).expanduser())
         self.reports = Reports(on_progress)
+        self.note_choice = self.reports.note
         self.session = PythonSession(root=self.root, out=self.reports, variables=os.environ, opened=self)
 
     @classmethod

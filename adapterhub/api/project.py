@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.api.editing import WithEdits
 from adapterhub.api.library import Library
 from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, StrPath, base_of, paths_of, spec_of
 from adapterhub.api.steps.finding import lineage_of, meant_by
-from adapterhub.api.steps.installing import install_one, plan_one
 from adapterhub.api.steps.projects import (
     Preview,
     Synced,
@@ -25,19 +25,15 @@ from adapterhub.api.steps.projects import (
 from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE
 from adapterhub.core.display import html_table
 from adapterhub.core.errors import NotFound
-from adapterhub.core.ranks import RankRange
-from adapterhub.projects import saving
 from adapterhub.projects.builds import ProjectNames, exact_spec
 from adapterhub.projects.file.editing import create_project
 from adapterhub.projects.lock.lockfile import read_lock
-from adapterhub.projects.places import ProjectSources, SpecSources, base_to_write, editing, objection_from, project_base
-from adapterhub.projects.project import find_project, read_project
+from adapterhub.projects.places import ProjectSources, base_to_write
+from adapterhub.projects.project import find_project
 from adapterhub.projects.trusted import TrustedProjects
 
 if TYPE_CHECKING:
-    from adapterhub.core.specs import AdapterName
     from adapterhub.distribution.outdated import Offer
-    from adapterhub.library.store.catalog import Installed
     from adapterhub.library.upkeep.lineage import Node
     from adapterhub.projects import values
     from adapterhub.projects.locking import LockOutcome
@@ -46,7 +42,7 @@ if TYPE_CHECKING:
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 
-class Project:
+class Project(WithEdits):
     """The project in a folder: `adapters.toml`, what it wants, and `adapters.lock`, what it got.
 
     `library` is where its adapters are installed; default: the library of the command line. With `trust`, its servers
@@ -110,9 +106,6 @@ class Project:
         place, spec = Path(folder).expanduser(), base_of(base)
         create_project(place, base_to_write(spec, place) if spec is not None else None)
         return cls(place, library=library)
-
-    def _read(self) -> values.Project:
-        return read_project(self.folder)
 
     @property
     def base(self) -> str | None:
@@ -325,66 +318,6 @@ class Project:
         )
         with self.library.reports.steps("check", unit="adapters") as progress:
             return offers(self.library, asked, progress)
-
-    # ------------------------------------------------------------ edit
-    def install(
-        self,
-        spec: SpecLike,
-        *,
-        group: str | None = None,
-        base: BaseLike | None = None,
-        rank: int | None = None,
-        min_rank: int | None = None,
-        max_rank: int | None = None,
-        places: StrPath | Iterable[StrPath] = (),
-        exclude_newer: str | None = None,
-        signatures: SignaturePolicy | None = None,
-        remote: str | None = None,
-        token: str | None = None,
-        offline: bool = False,
-    ) -> Installed:
-        """Install an adapter and write it into `adapters.toml` and `adapters.lock`, as `adapt install --save` does.
-
-        `group` is an optional group to put it in; the other arguments and the errors are those of `Library.install`.
-        """
-        session, asked = self._session, spec_of(spec)
-        where = SpecSources(session, paths_of(places), remote=remote, token=token, offline=offline)
-        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
-        plan = plan_one(
-            session,
-            asked,
-            where,
-            base=base_of(base) or project_base(session),
-            base_is_typed=base is not None,
-            bounds=bounds,
-            objection=objection_from(session, exclude_newer),
-        )
-        bars = self.library.reports
-        added = install_one(session, plan, where, signatures, bars=bars, what=asked.full_name)
-        with editing(self.library, self.folder) as project:
-            saved = saving.Saved(spec=asked, bounds=bounds, plan=plan)
-            saving.save(session, saving.plan_saving(session, project, where, [saved], group=group, bars=bars))
-        build = added.build if added else plan.present
-        assert build is not None  # an install that was not refused
-        return build
-
-    def uninstall(self, *names: str) -> Sequence[Installed]:
-        """Take adapters out of the project file and the lock, and remove from the library what no other name needs.
-
-        Raises:
-            NotFound: the project has no such name.
-            Malformed: a merge of the project is made of one.
-        """
-        project = self._read()
-        keys: list[AdapterName] = [saving.key_of(project, spec_of(name)) for name in names]
-        builds = [
-            build
-            for key, name in zip(keys, names, strict=True)
-            for build in saving.builds_of_key(self._session, project, key, spec_of(name))
-        ]
-        saving.take_out(self._session, project, keys)
-        self.library.remove(builds)
-        return builds
 
     # ------------------------------------------------------------ ask
     def tree(self) -> Mapping[str, Node]:

@@ -20,13 +20,21 @@ from adapterhub.api.opened import (
 )
 from adapterhub.api.reporting import report_warnings
 from adapterhub.api.results import Merged
-from adapterhub.api.steps.combining import combine, compared, description_from, ingredient, report_merged
+from adapterhub.api.steps.combining import (
+    combine,
+    compared,
+    description_from,
+    ensure_named,
+    ingredient,
+    report_merged,
+)
 from adapterhub.api.steps.merge_choice import choice_from, one_cut
 from adapterhub.api.steps.output_names import default_name
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import names_folder
 from adapterhub.distribution.finding import AdapterLike, with_weights
+from adapterhub.library.intake.clashes import Bump, check_naming
 
 if TYPE_CHECKING:
     from adapterhub.library.library import Added
@@ -78,6 +86,8 @@ class WithWeights(OpenedLibrary):
         options: Mapping[str, object] | None = None,
         base: BaseLike | None = None,
         version: str | None = None,
+        bump: Bump | None = None,
+        variant: bool = False,
         task: str | None = None,
         description: str | None = None,
         license: str | None = None,  # noqa: A002 - the option's name
@@ -106,6 +116,8 @@ class WithWeights(OpenedLibrary):
             options: other options of the method.
             base: the base, where the specs name none.
             version: of the new adapter; default: 1.0.0.
+            bump: `patch`, `minor` or `major`: take the next free version where the name exists for this base.
+            variant: add a build of another rank to a version that exists.
             task: of the new adapter.
             description: one sentence for lists and search.
             license: of the new adapter.
@@ -123,18 +135,26 @@ class WithWeights(OpenedLibrary):
         Raises:
             MergeRefused: they cannot be added up; every reason is listed.
             BaseMismatch: they were made for different bases.
-            ReleaseExists, Conflict: the name and version exist with other bytes, or the folder does.
+            ReleaseExists, Conflict: the name and version exist for this base, or the folder does; nothing was merged.
             UsageProblem: arguments that do not go together.
         """
-        from adapterhub.weights.recipes.toml.values import Step
-
+        check_naming(bump, variant=variant, version=version)
         said = {"version": version, "task": task, "description": description, "license": license}
         target = _target(name, output)
         if recipe is not None:
             if adapters or weights or method or options or tune:
                 raise UsageProblem("`recipe` says everything about how to merge; give nothing else of it")
             more = paths_of(places)
-            return self._merge_recipe(Path(recipe).expanduser(), target, said, more, offline=offline, force=force)
+            return self._merge_recipe(
+                Path(recipe).expanduser(),
+                target,
+                said,
+                more,
+                offline=offline,
+                force=force,
+                bump=bump,
+                variant=variant,
+            )
         ingredients = self._ingredients(adapters, weights, base)
         chosen = choice_from(
             method=method,
@@ -150,10 +170,14 @@ class WithWeights(OpenedLibrary):
 
         target = target or default_name([each.label for each in ingredients])
         about = Path(target).expanduser() if names_folder(target) else description_from(target, said)
+        ensure_named(about, bump, variant=variant)
         tuning: Mapping[str, Any] = {}
         if tune is not None:
             from adapterhub.api.steps.tuning import tuned
+            from adapterhub.weights.recipes.combination import ensure_room
 
+            if not isinstance(about, Path) and bump is None:
+                ensure_room(self, chosen.step(ingredients), about, variant=variant, tuned=True)
             found = tuned(
                 self.session,
                 self,
@@ -167,14 +191,10 @@ class WithWeights(OpenedLibrary):
             ingredients, tuning = list(found.ingredients), found.document
             if not isinstance(about, Path):
                 about = replace(about, metrics=found.metrics)
-        combination = Step(
-            inputs=tuple(ingredients),
-            method=chosen.method,
-            options=chosen.options,
-            dtype=chosen.dtype,
-            seed=chosen.seed,
+        combination = chosen.step(ingredients)
+        return self._merged(
+            combine(self, combination, about, tuning=tuning, bump=bump, variant=variant, bars=self.reports)
         )
-        return self._merged(combine(self, combination, about, tuning=tuning, bars=self.reports))
 
     def _merge_recipe(
         self,
@@ -185,6 +205,8 @@ class WithWeights(OpenedLibrary):
         *,
         offline: bool,
         force: bool,
+        bump: Bump | None,
+        variant: bool,
     ) -> Merged:
         from adapterhub.api.steps.recipes import plan_recipe
 
@@ -198,7 +220,17 @@ class WithWeights(OpenedLibrary):
             force=force,
             bars=self.reports,
         )
-        return self._merged(combine(self, plan.combination, plan.target, expected=plan.expected, bars=self.reports))
+        return self._merged(
+            combine(
+                self,
+                plan.combination,
+                plan.target,
+                expected=plan.expected if bump is None else None,
+                bump=bump,
+                variant=variant,
+                bars=self.reports,
+            )
+        )
 
     def _merged(self, merged: Merged) -> Merged:
         report_merged(self.session, merged)
@@ -242,6 +274,8 @@ class WithWeights(OpenedLibrary):
         dtype: str | None = None,
         base: BaseLike | None = None,
         version: str | None = None,
+        bump: Bump | None = None,
+        variant: bool = False,
         task: str | None = None,
         description: str | None = None,
     ) -> Merged:
@@ -251,12 +285,23 @@ class WithWeights(OpenedLibrary):
         """
         from adapterhub.api.steps.resizing import plan_resize
 
+        check_naming(bump, variant=variant, version=version)
         said = {"version": version, "task": task, "description": description}
         cut = one_cut(rank=rank, energy=energy, max_error=max_error)
         plan = plan_resize(
             self, text_of(adapter), _target(name, output), cut, dtype=dtype, base=base_of(base), said=said
         )
-        return self._merged(combine(self, plan.combination, plan.target, what="resize", bars=self.reports))
+        return self._merged(
+            combine(
+                self,
+                plan.combination,
+                plan.target,
+                what="resize",
+                bump=bump,
+                variant=variant,
+                bars=self.reports,
+            )
+        )
 
     @extra_named("`Library.extract`")
     def extract(
@@ -272,7 +317,9 @@ class WithWeights(OpenedLibrary):
         dtype: str | None = None,
         save_rest: bool = False,
         skip_unequal: bool = False,
-        version: str = "1.0.0",
+        version: str | None = None,
+        bump: Bump | None = None,
+        variant: bool = False,
         task: str | None = None,
         description: str = "",
     ) -> Extracted:
@@ -289,15 +336,24 @@ class WithWeights(OpenedLibrary):
             dtype: precision of the result; default: float32.
             save_rest: carry small modules whole that a LoRA cannot hold.
             skip_unequal: leave out tensors of one model only, or of two shapes.
-            version: of the new adapter.
+            version: of the new adapter; default: 1.0.0.
+            bump: as for `merge`.
+            variant: as for `merge`.
             task: of the new adapter.
             description: one sentence for lists and search.
 
         Returns:
             `.error`, `.folder`, `.result` with ranks and what was left out, `.added`.
         """
-        from adapterhub.weights.extract import ExtractOptions, extract, extract_into_library, model_record
+        from adapterhub.weights.extract import (
+            ExtractOptions,
+            ensure_room,
+            extract,
+            extract_into_library,
+            model_record,
+        )
 
+        check_naming(bump, variant=variant, version=version)
         cut = one_cut(rank=rank, energy=energy, max_error=max_error)
         options = ExtractOptions(**cut, dtype=dtype, save_rest=save_rest, skip_unequal=skip_unequal)  # type: ignore[arg-type]  # a whole number only for the rank
         before, after = base_of(base), base_of(tuned)
@@ -307,15 +363,20 @@ class WithWeights(OpenedLibrary):
         about = None
         if not names_folder(target):  # refuse a wrong name before any work
             about = description_from(target, {"version": version, "task": task, "description": description})
+        ensure_named(about, bump, variant=variant)
         with self.reports.progress("fingerprint", None) as progress:
             first = model_record(self.bases, before, progress=progress)
+            if about is not None and bump is None:
+                ensure_room(self, first, None, about, options, variant=variant)
             second = model_record(self.bases, after, progress=progress)
         added = None
         with self.reports.steps("extract", unit="weights") as steps:
             if about is None:
                 result = extract(first, second, Path(target).expanduser(), options, progress=steps)
             else:
-                added, result = extract_into_library(self, first, second, about, options, progress=steps)
+                added, result = extract_into_library(
+                    self, first, second, about, options, bump=bump, variant=variant, progress=steps
+                )
         for warning in result.warnings:
             self.reports.warn(warning)
         # a base without a Hub id has no name that would mean anything elsewhere; its weights are recorded

@@ -39,7 +39,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "install": {
         "Library.install": f"{_STEPS}.installing:install_one",
         "Library.plan_install": f"{_STEPS}.installing:plan_one",
-        "Project.install": "adapterhub.projects.saving:plan_saving",
+        "Project.install": f"{_STEPS}.projects:save_installed",
         "read_requirements": "adapterhub.distribution.requirements:read_requirements",
     },
     "remove": _REMOVE,
@@ -71,6 +71,7 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "Library.upgrade": f"{_STEPS}.installing:upgrade_library",
         "Project.upgrade": f"{_STEPS}.projects:upgrade_project",
     },
+    "rollback": {"Project.rollback": f"{_STEPS}.projects:roll_back"},
     "tree": {
         "Library.tree": f"{_STEPS}.finding:lineage_of",
         "Project.tree": f"{_STEPS}.finding:lineage_of",
@@ -96,6 +97,9 @@ FUNCTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "push": {"Library.push": f"{_STEPS}.publishing:push_build"},
     "pull": {"Library.pull": f"{_STEPS}.publishing:pull_release"},
     "mirror": {"Library.mirror": f"{_STEPS}.publishing:mirror_releases"},
+    "yank": {"Library.yank": "adapterhub.distribution.withdrawal:yank"},
+    "unyank": {"Library.unyank": "adapterhub.distribution.withdrawal:unyank"},
+    "delete": {"Library.delete": "adapterhub.distribution.withdrawal:delete"},
     "sign": {"Library.sign": f"{_STEPS}.publishing:sign_build"},
     "key new": {"Library.keys.new": "adapterhub.trust.signing.keys:KeyFolder.new"},
     "key list": {

@@ -181,22 +181,27 @@ def coloured(text: str, code: str, stream: TextIO) -> str:
 def report_failure(error: AdapterHubError, *, as_json: bool) -> None:
     """Write the error to stderr, as text or as `{"error": …}`."""
     if as_json:
-        facts: dict[str, Any] = {
-            "type": type(error).__name__,
-            "message": error.message,
-            "exit_code": error.exit_code,
-        }
-        if error.hint:
-            facts["hint"] = error.hint
-        for name in ("refusals", "reasons", "findings", "problems"):
-            if getattr(error, name, None):
-                facts[name] = [list(item) if isinstance(item, tuple) else item for item in getattr(error, name)]
-        text = json_text({"error": facts})
+        text = json_text({"error": failure_facts(error)})
     else:
         hint = f"\n{_label('hint')} {escaped(error.hint)}" if error.hint else ""
         text = f"{_label('error')} {escaped(error.message)}{hint}"
     with contextlib.suppress(OSError):  # on a full disk the exit code still reports the failure
         sys.stderr.write(f"{text}\n")
+
+
+def failure_facts(error: AdapterHubError) -> dict[str, Any]:
+    """The facts about a refusal, as `--json` prints them."""
+    facts: dict[str, Any] = {
+        "type": type(error).__name__,
+        "message": error.message,
+        "exit_code": error.exit_code,
+    }
+    if error.hint:
+        facts["hint"] = error.hint
+    for name in ("refusals", "reasons", "findings", "problems"):
+        if getattr(error, name, None):
+            facts[name] = [list(item) if isinstance(item, tuple) else item for item in getattr(error, name)]
+    return facts
 
 
 def json_text(document: Any, *, indent: int | None = None, compact: bool = False) -> str:

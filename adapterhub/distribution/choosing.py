@@ -76,6 +76,8 @@ def first_fitting(
     foreign: list[Installed] = []
     for source in sources if ignore_bindings else admission.of_places(sources, spec.namespace):
         releases = source.releases(spec)
+        if source is not library:
+            library.yanks.saw(source.place, releases)
         if source is library and admission.binds_any:
             foreign = [b for b in library.builds_named(spec.name, spec.namespace) if not admission.is_ours(b)]
             passed_over = {(b.manifest.digest, b.namespace) for b in foreign}
@@ -152,12 +154,42 @@ def look_up(
 ) -> tuple[Installed, Resolution]:
     """Like `find_installed`, but without the admission check: for showing and removing a build, not for using it.
 
-    If `library.resolve_name` maps the name to a build, only that build is considered.
+    If `library.resolve_name` maps the name to a build, only that build is considered. `library.note_choice` gets the
+    sentence about other ranks of the version that fit.
 
     Raises:
         AdapterNotFound: no adapter by that name is installed.
         NoCompatibleRelease: installed, but none fits.
     """
+    builds, resolution = _resolved(library, spec, wanted, bounds, allow_base_mismatch=allow_base_mismatch)
+    if resolution.note:
+        library.note_choice(resolution.note)
+    return _build_of(resolution.chosen, builds), resolution
+
+
+def look_up_variants(library: Library, spec: AdapterSpec, *, wanted: RequestedBase | None = None) -> list[Installed]:
+    """The build that `look_up` finds, and after it the other ranks of its version that fit.
+
+    Raises:
+        AdapterNotFound, NoCompatibleRelease: as `look_up`.
+    """
+    builds, resolution = _resolved(library, spec, wanted, ANY_RANK)
+    return [_build_of(candidate, builds) for candidate in (resolution.chosen, *resolution.variants)]
+
+
+def _build_of(candidate: Candidate, builds: Sequence[Installed]) -> Installed:
+    return next(b for b in builds if b.manifest.digest == candidate.digest and b.namespace == candidate.namespace)
+
+
+def _resolved(
+    library: Library,
+    spec: AdapterSpec,
+    wanted: RequestedBase | None,
+    bounds: RankRange,
+    *,
+    allow_base_mismatch: bool = False,
+) -> tuple[list[Installed], Resolution]:
+    """The installed builds with the name in `spec`, and the choice among them."""
     named = library.resolve_name(library, spec) if library.resolve_name and bounds == ANY_RANK else None
     if named is not None:
         spec = AdapterSpec.parse(named.spec)
@@ -174,7 +206,4 @@ def look_up(
         )
         for b in builds
     ]
-    resolution = choose(spec, candidates, wanted, bounds, allow_base_mismatch=allow_base_mismatch)
-    chosen = resolution.chosen
-    build = next(b for b in builds if b.manifest.digest == chosen.digest and b.namespace == chosen.namespace)
-    return build, resolution
+    return builds, choose(spec, candidates, wanted, bounds, allow_base_mismatch=allow_base_mismatch)

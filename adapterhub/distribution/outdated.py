@@ -54,8 +54,11 @@ class Offer:
 
     @property
     def has_allowed(self) -> bool:
-        """Whether an upgrade would take a newer build from this place."""
-        return self.allowed is not None and self._is_newer(self.allowed)
+        """Whether an upgrade would take another build from this place: a newer one, or any for one that was yanked."""
+        if self.allowed is None:
+            return False
+        is_other = self.allowed.digest != self.request.digest
+        return self._is_newer(self.allowed) or (self.yanked is not None and is_other)
 
     @property
     def has_newer(self) -> bool:
@@ -123,6 +126,7 @@ def _of(library: Library, request: UpgradeRequest) -> Iterable[Offer]:
         except AdapterHubError as error:
             yield Offer(request=request, place=source.label, problem=error.message)
             continue
+        library.yanks.saw(source.place, releases)
         if not releases:
             continue
         candidates = candidates_of(library, releases, request.wanted, source.label)

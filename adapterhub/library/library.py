@@ -27,7 +27,6 @@ from adapterhub.core.errors import (
     BaseMismatch,
     MalformedManifest,
     NotAllowed,
-    RefusedAdapter,
     shown,
 )
 from adapterhub.core.specs import AdapterSpec
@@ -37,15 +36,17 @@ from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, B
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.bases.pins import Pins
 from adapterhub.library.bases.records import BaseRecord, Bases
-from adapterhub.library.intake.description import Description, describe
-from adapterhub.library.intake.refusals import checked, ensure_no_errors, exists_otherwise, refused
-from adapterhub.library.intake.staging import Staging
+from adapterhub.library.intake.clashes import Bump, Namesakes, check_naming, exists_otherwise
+from adapterhub.library.intake.description import Description, base_declared, describe
+from adapterhub.library.intake.refusals import checked, ensure_no_errors, refused
+from adapterhub.library.intake.staging import Staging, stage_files
 from adapterhub.library.store.blobs import Store, WriteIntent
 from adapterhub.library.store.catalog import Broken, Catalog, Installed, Swept, build_folders, objects_of
 from adapterhub.library.store.leases import Leases
 from adapterhub.library.store.origins import Origin, Origins
 from adapterhub.library.store.signatures import link_signature, signature_objects
 from adapterhub.library.store.sweep import GRACE_S, sweep
+from adapterhub.library.store.yanks import Yanks
 from adapterhub.trust.signing.provenance import provenance_of
 from adapterhub.trust.verify import Finding, Report, open_subject, verify_folder
 
@@ -79,9 +80,11 @@ class Library:
         self.bases = Bases(root / "bases", root / "cache" / "fingerprints")
         self.catalog = Catalog(self.store, self.bases, self.installed)
         self.origins = Origins(self.store)
+        self.yanks = Yanks(self.store)
         self._pins = Pins(root)
         self._leases = Leases(self.store)
         self.resolve_name: NameResolver | None = None
+        self.note_choice: Callable[[str], None] = lambda _text: None  # the face of the library says it
 
     @property
     def label(self) -> str:
@@ -131,12 +134,27 @@ class Library:
                 found.append(self.read_build(folder))
         return found
 
+    def namesakes(self, name: str, namespace: str | None, base: BaseFingerprint | None) -> Namesakes:
+        """The installed builds under that full name for that base."""
+        return Namesakes.among(self.installed(f"{namespace}--{name}" if namespace else name), namespace, base)
+
     def releases(self, spec: AdapterSpec) -> list[Release]:
         """The builds with a name, as releases: this library as a source."""
         return [
-            Release(manifest=build.manifest, namespace=build.namespace, origin=self.label, published_at=build.added_at)
+            Release(
+                manifest=build.manifest,
+                namespace=build.namespace,
+                origin=self.label,
+                yanked=self.yanked(build),
+                published_at=build.added_at,
+            )
             for build in self.builds_named(spec.name, spec.namespace)
         ]
+
+    def yanked(self, build: Installed) -> str | None:
+        """Why the place that a build came from has yanked it, as far as was seen; None if it has not."""
+        digest = build.manifest.digest
+        return self.yanks.reason(digest, self.origins.place_of(digest, build.full_name))
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:  # noqa: ARG002 - the Source protocol
         """Open one file of a build."""
@@ -194,38 +212,50 @@ class Library:
         *,
         base: BaseRecord | None = None,
         namespace: str | None = None,
+        bump: Bump | None = None,
+        variant: bool = False,
         progress: Progress | None = None,
     ) -> Added:
         """Install a PEFT output folder under the name and version in `description`.
 
         The manifest records the fingerprint of `base`. Without `base` it keeps the base that the config names as a
-        hint, and the fingerprint stays unknown until it is pinned.
+        hint, and the fingerprint stays unknown until it is pinned. With `bump`, a name that has builds for this base
+        gets its next version. With `variant`, a build of another rank joins the version.
 
         Raises:
             RefusedAdapter: the findings give the reasons; nothing was stored.
             BaseMismatch: it does not fit `base`.
-            ReleaseExists: the name and version exist with other bytes.
+            ReleaseExists: the name and version exist for this base with other bytes, or without `variant` at another
+                rank.
+            UsageProblem: `bump` and `variant` are both given.
         """
+        check_naming(bump, variant=variant)
         subject, findings = open_subject(folder, base_tensors=base.tensors if base else None)
         if subject is None:
             raise refused(str(folder), findings)
         ensure_no_errors(str(folder), findings)
+        fingerprint, rank = base_declared(subject.config, description, base).fingerprint, subject.facts.rank
+        is_made_here = Path(absolute(folder)).is_relative_to(self.place)  # a merge, in a folder that goes at once
+        what = ("the result" if is_made_here else f"`{shown(str(folder), 200)}`") + (f" (rank {rank})" if rank else "")
+
+        there = self.namesakes(description.name, namespace, fingerprint)
+        if bump is None:
+            there.ensure_room(description.version, what, rank=rank, variant=variant)
         taken = [subject.listing.taken[name] for name in sorted(subject.listing.taken.keys() & MEDIA_TYPES.keys())]
         self.store.need_room(sum(entry.size_bytes for entry in taken))
         with self.store.intent(f"add {description.name}") as intent:
-            entries = []
-            for file in taken:
-                name = file.name
-                try:
-                    with file.open() as source:
-                        digest, size = self.store.stage_file(source, intent.folder / name, progress, file.size_bytes)
-                except ValueError:  # it grew: without this bound a growing file would fill the disk
-                    found = ("E_CONTAINER", f"{name}: grew while it was read")
-                    raise RefusedAdapter(f"refused `{shown(str(folder), 200)}`. Nothing was stored", [found]) from None
-                entries.append(FileEntry(path=name, sha256=digest, size_bytes=size, media_type=MEDIA_TYPES[name]))
+            entries = stage_files(self.store, intent, folder, taken, progress)
             manifest = describe(subject, entries, description, base)
+            if bump is not None:
+                manifest = there.named(manifest, bump)
+            there.ensure_is_new(manifest, what, variant=variant)  # the checks of the numbers take longer
+
+            def ensure_still_new() -> None:
+                now = self.namesakes(manifest.name, namespace, fingerprint)
+                now.ensure_is_new(manifest, what, variant=variant)
+
             release = Release(manifest=manifest, namespace=namespace, origin=str(folder))
-            added = self.publish_staged(intent, release, base, findings)
+            added = self.publish_staged(intent, release, base, findings, ensure_still_new)
         self.note_origin(added.build, absolute(folder))
         return added
 
@@ -252,9 +282,17 @@ class Library:
             self.origins.record(Origin(adapter=build.manifest.digest, name=build.full_name, place=place))
 
     def publish_staged(
-        self, intent: WriteIntent, release: Release, base: BaseRecord | None, earlier: Sequence[Finding] = ()
+        self,
+        intent: WriteIntent,
+        release: Release,
+        base: BaseRecord | None,
+        earlier: Sequence[Finding] = (),
+        still_allowed: Callable[[], None] = lambda: None,
     ) -> Added:
-        """Check the staged files against the manifest and make them an installed build."""
+        """Check the staged files against the manifest and make them an installed build.
+
+        `still_allowed` runs while no other process can publish, and may raise.
+        """
         manifest, namespace = release.manifest, release.namespace
         report = checked(intent.folder, manifest, base, earlier)
         ensure_no_errors(release.origin, report.findings)
@@ -271,6 +309,7 @@ class Library:
         with self.store.lock("publish", exclusive=True):
             if present := self._present(final, manifest):
                 return Added(build=present, report=report, created=False)
+            still_allowed()
             with self.catalog.changing():
                 self._link_folder(manifest, intent.folder / "view", final)
                 build = self.read_build(final)

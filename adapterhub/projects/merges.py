@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of, hex_of
-from adapterhub.core.errors import AdapterHubError, DigestMismatch
+from adapterhub.core.disk.home import PROJECT_FILE
+from adapterhub.core.errors import AdapterHubError, DigestMismatch, ReleaseExists, reworded
 from adapterhub.core.specs import AdapterName, parse_version
 from adapterhub.formats.release import Release
 from adapterhub.library.intake.description import Description
@@ -91,7 +92,11 @@ class Merges:
             description=wanted.description,
             license=wanted.license,
         )
-        manifest = self._run(self.library, step, description).added.build.manifest
+        try:
+            manifest = self._run(self.library, step, description).added.build.manifest
+        except ReleaseExists as error:
+            hint = f"give `{wanted.key}` another `version` in {PROJECT_FILE}; without one, each recipe has its own"
+            raise reworded(error, hint=hint) from None
         fingerprint = manifest.base.fingerprint
         return LockedMerge(
             key=wanted.key,

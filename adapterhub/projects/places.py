@@ -180,6 +180,20 @@ class ProjectSources:
                 hint="run `adapt sync` once without `--offline`",
             )
 
+    def server_at(self, address: str) -> Source | None:
+        """The server that builds were locked from; None if this is offline.
+
+        Raises:
+            ProjectNotTrusted: as above.
+        """
+        from adapterhub.distribution.remote_kinds import kind_of
+
+        kind = kind_of(address)
+        if self._offline or not kind.is_server:
+            return None
+        self._trust.require_for(address)
+        return self._opened(kind, address, next((r.name for r in self._project.remotes if r.address == address), ""))
+
     def policy_for(self, entry: Locked) -> EffectivePolicy | None:
         """The project's signature policy for the remote that a build was locked from; None if it sets none."""
         return self.policy_of(entry.source.remote)
@@ -383,13 +397,20 @@ def build_sources(
     return BuildSources(places=sources.of_locked, rebuild=rebuild, policy=policy, bar=bars.progress if bars else None)
 
 
-def save_lock(session: Session, project: Project, lock: Lock) -> bool:
-    """Write the lock, and record in the library which builds the project needs. Returns whether the file changed."""
+def save_lock(session: Session, project: Project, lock: Lock, *, back_to: Collection[str] = ()) -> bool:
+    """Write the lock, and record in the library which builds the project needs and had. Returns whether it changed.
+
+    `back_to` are names that are rolled back, for which the history has nothing new.
+    """
     from adapterhub.library.store.roots import KnownProjects
-    from adapterhub.projects.lock.lockfile import write_lock
+    from adapterhub.projects.lock.history import History
+    from adapterhub.projects.lock.lockfile import previous_lock, write_lock
     from adapterhub.projects.values import digests_of
 
+    before = previous_lock(project)
     with keeping_trust(session, project, lock):
         changed = write_lock(project.folder, lock)
+    if changed:
+        History(session.library.store, project.folder).note(before, lock, but=back_to)
     KnownProjects(session.root).remember(project.folder, digests_of(lock))
     return changed

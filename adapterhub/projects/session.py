@@ -63,13 +63,22 @@ class Session:
     trusts_project: bool = False
     agree: Callable[[Project, Servers], bool] | None = None
     _opened: dict[tuple[str, str, str | None], Source] = field(default_factory=dict, repr=False, compare=False)
+    _noted: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def library(self) -> Library:
         """The library."""
         from adapterhub.library.library import Library
 
-        return Library(self.root)
+        library = Library(self.root)
+        library.note_choice = self.note_once
+        return library
+
+    def note_once(self, text: str) -> None:
+        """Report `text` unless it is empty or this session has reported it."""
+        if text and text not in self._noted:
+            self._noted.add(text)
+            self.out.note(text)
 
     @property
     def project_library(self) -> Library:

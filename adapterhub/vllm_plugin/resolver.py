@@ -70,6 +70,7 @@ class AdapterHubResolver:
         self._argv = list(argv) or sys.argv
         self._local = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=NAME)  # starts threads when it needs them
         self._remote = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix=f"{NAME}-fetch")
+        self._pending: dict[str, asyncio.Future[LeasedAdapter]] = {}
         self._provider: AdapterProvider | None = None
         self._opening = Lock()
 
@@ -107,6 +108,12 @@ class AdapterHubResolver:
         known = self.known(name)
         if known is not None:
             return known
+        if name not in self._pending:  # simultaneous requests for a name share one lookup
+            self._pending[name] = asyncio.ensure_future(self._look_up(base_model_name, name))
+            self._pending[name].add_done_callback(lambda _: self._pending.pop(name))
+        return await asyncio.shield(self._pending[name])  # a client that leaves does not end it for the others
+
+    async def _look_up(self, base_model_name: str, name: str) -> LeasedAdapter:
         loop = asyncio.get_running_loop()
         provider = await loop.run_in_executor(self._local, self._opened, base_model_name)
         leased = await loop.run_in_executor(self._local, provider.find_installed, name)

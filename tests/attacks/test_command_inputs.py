@@ -77,6 +77,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("pull", "--base"): ("base", "pull kept ./out-NEW --offline --base {}"),
     ("resize", "--base"): ("base", "resize kept --rank 2 --base {} -o ./out-NEW"),
     ("resize", "adapter"): ("adapter", "resize {} --rank 2 -o ./out-NEW"),
+    ("rollback", "--project"): ("project", "rollback kept --offline --project {}"),
     ("run", "--batch"): ("file", "run kept --base corpus-base --batch {} --out ./out-NEW"),
     ("search", "--base"): ("base", "search --base {}"),
     ("show", "--base"): ("base", "show kept --base {}"),

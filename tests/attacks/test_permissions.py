@@ -50,7 +50,7 @@ def fill(adapt: Adapt) -> None:
     adapt.ok("base", "add", "./base", "--as", "base-7b")
     for name in ("one", "two", "away"):
         adapt.ok("add", f"./{name}", "--name", name, "--base", "base-7b")
-    adapt.ok("add", "./unknown", "--name", "unknown")
+    adapt.ok("add", "./unknown", "--no-base")
     adapt.ok("key", "new", "mine", "--unencrypted")
     adapt.ok("key", "trust", "mine", folder / "home" / "keys" / "mine.pub")
     adapt.ok("sign", "one", "--key", "mine")

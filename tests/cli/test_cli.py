@@ -160,7 +160,7 @@ def test_every_command_has_json_and_an_example_in_its_help(words):
 
 
 def test_exit_codes_of_verify_tell_failure_damage_and_not_knowing_apart(filled, tmp_path):
-    filled.ok("add", "out/legal-qa", "--name", "orphan")
+    filled.ok("add", "out/legal-qa", "--name", "orphan", "--no-base")
     assert filled("verify", "legal-qa").returncode == 0
     assert filled("verify", "orphan").returncode == 17
     bad = make_adapter(tmp_path / "bad", r=9)

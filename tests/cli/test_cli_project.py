@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -88,6 +89,41 @@ def test_what_is_installed_with_save_is_in_the_project_and_in_the_lock(adapt):
     assert adapt.json("lock", "--check")["current"] is True
 
 
+def test_what_is_installed_with_save_is_in_adapters_as_well(adapt):
+    adapt.ok("install", "tables", "--save")
+    shutil.rmtree(adapt.folder / "adapters" / "tables")
+
+    done = adapt("install", "legal-qa", "--save")
+    [again] = adapt.json("install", "legal-qa", "--save", "--group", "eval")
+
+    assert "linked legal-qa  legal-qa 1.0.0" in done.stdout
+    assert "linked tables  tables 1.0.0" in done.stdout  # all of the project is synced, as `adapt sync` does
+    assert "2 adapters in " in done.stdout
+    assert again["linked"] == str(adapt.folder / "adapters" / "legal-qa")
+    assert adapt.ok("sync", "--all-groups").endswith("all as locked\n")
+
+
+def test_no_sync_leaves_adapters_alone(adapt):
+    [done] = adapt.json("install", "legal-qa", "--save", "--no-sync")
+
+    assert "linked" not in done
+    assert read_lock(adapt.folder).adapters
+    assert not (adapt.folder / "adapters").exists()
+
+
+def test_a_folder_in_the_way_of_a_save_leaves_the_project_as_it_was(adapt):
+    adapt.ok("install", "tables", "--save")
+    before = project_text(adapt), lock_bytes(adapt)
+    (adapt.folder / "adapters" / "legal-qa").mkdir()
+    (adapt.folder / "adapters" / "legal-qa" / "mine").write_text("mine")
+
+    done = adapt("install", "legal-qa", "--save")
+
+    assert done.exit_code == 15
+    assert "installed, but not saved: the project is unchanged" in done.stderr
+    assert (project_text(adapt), lock_bytes(adapt)) == before
+
+
 def test_a_project_names_the_base_where_nobody_does(adapt):
     make_base(adapt.folder / "base-2", seed=5)
     adapt.ok("base", "add", "./base-2", "--as", "other-7b")
@@ -144,6 +180,7 @@ def test_a_name_of_the_project_does_not_change_its_publisher_in_silence(adapt):
     ("options", "told"),
     [
         (["--group", "eval"], "needs `--save`"),
+        (["--no-sync"], "needs `--save`"),
         (["--save", "--dry-run"], "`--dry-run` writes nothing"),
         (["--save", "--group", "my group"], "`my group`"),
         (["--save", "--allow-base-mismatch"], "a project locks builds for its own base only"),

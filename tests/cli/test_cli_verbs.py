@@ -48,7 +48,7 @@ class World:
     def publish(self, name: str, version: str, *, seed: int = 0, rank: int = 4) -> str:
         folder = self.user.folder / "out" / f"{name}-{version}-{rank}"
         make_adapter(folder, seed=seed, rank=rank)
-        self.author.ok("add", folder, "--name", name, "--version", version, "--base", "base-7b")
+        self.author.ok("add", folder, "--name", name, "--version", version, "--base", "base-7b", "--variant")
         self.author.ok("push", f"{name}=={version}", "--to", "./published", "--rank", str(rank))
         return self.author.json("show", f"{name}=={version}", "--rank", str(rank))["digest"]
 
@@ -170,6 +170,16 @@ def test_upgrade_of_one_leaves_the_others_locked(project):
     assert (tree["judge"], tree["legal-qa"]) == ("2.0", "1.0")
 
 
+def test_upgrade_prints_a_short_line_for_each_change(project, world, tmp_path):
+    project.user.ok("sync", "--group", "eval")
+    project.publish("legal-qa", "1.5", seed=4)
+
+    *lines, summary = project.user.ok("upgrade").splitlines()
+
+    assert lines == ["~ both  merged again", "~ legal-qa  1.0 -> 1.5"]
+    assert summary.startswith(f"4 adapters in {tmp_path}/adapters: 2 changed")
+
+
 def test_upgrade_with_nothing_to_take_changes_nothing(project, tmp_path):
     before = (tmp_path / "adapters.lock").read_bytes()
 
@@ -237,9 +247,11 @@ def test_upgrade_dry_run_without_a_project_installs_nothing(world, tmp_path):
     words = world.user.ok("upgrade", "--dry-run")
 
     assert files_in(tmp_path) == before
-    assert words.startswith("would install legal-qa 1.0 -> 1.1 from ")
-    [done] = world.user.json("upgrade")
+    assert words == "would install legal-qa  1.0 -> 1.1\n"
+    [done] = world.user.json("upgrade", "legal-qa")
     assert told == done | {"path": None}
+    world.publish("legal-qa", "1.2", seed=5)
+    assert world.user.ok("upgrade") == "~ legal-qa  1.1 -> 1.2\n"
 
 
 # ---------------------------------------------------------------- tree and why

@@ -32,7 +32,7 @@ def adapt(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
     make_sandbox(folder, filled=True)
     make_standin(folder / "vllm")
     adapt = Adapt(folder)
-    adapt.ok("add", "./out/summarize", "--name", "orphan")
+    adapt.ok("add", "./out/summarize", "--name", "orphan", "--no-base")
     adapt.ok("key", "new", "ann", "--unencrypted")
     adapt.ok("remote", "add", "dead", NOBODY)
     adapt.ok("remote", "add", "other", "http://127.0.0.1:10")

@@ -129,7 +129,7 @@ def test_the_newest_version_in_range_is_chosen(library, far, add):
 @pytest.mark.parametrize(("bounds", "rank"), [({}, 8), ({"rank": 4}, 4), ({"max_rank": 6}, 4), ({"min_rank": 5}, 8)])
 def test_rank_chooses_among_the_builds_of_a_release(library, far, add, bounds, rank):
     add("legal-qa", rank=4, into=far)
-    add("legal-qa", rank=8, into=far)
+    add("legal-qa", rank=8, into=far, variant=True)
 
     assert install(library, "legal-qa@base-7b", far, **bounds).build.manifest.rank == rank
 

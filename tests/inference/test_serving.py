@@ -138,8 +138,8 @@ def test_a_name_that_nobody_has_is_not_asked_for_again_at_once(library: Library,
 
 def test_the_largest_rank_that_fits_the_server_is_taken(provider: AdapterProvider, add: Add) -> None:
     add("legal-qa", rank=4)
-    add("legal-qa", rank=8)
-    add("legal-qa", rank=32)
+    add("legal-qa", rank=8, variant=True)
+    add("legal-qa", rank=32, variant=True)
 
     assert provider.find("legal-qa").rank == 8
 

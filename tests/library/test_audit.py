@@ -201,7 +201,7 @@ def test_another_signer_than_before_is_told(tmp_path):
 def test_a_base_that_is_not_registered_and_one_that_nobody_knows(home):
     add(home, "legal-qa")
     make_adapter(home.folder / "plain")
-    home.ok("add", "./plain", "--name", "plain", "--license", "mit")
+    home.ok("add", "./plain", "--no-base", "--license", "mit")
     home.ok("sign", "plain")
     assert codes(home) == ["U_BASE", "U_LICENSE"]
 

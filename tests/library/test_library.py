@@ -78,7 +78,7 @@ def test_an_existing_version_with_other_bytes_is_refused_and_nothing_is_stored(l
 
 def test_another_rank_of_the_same_version_is_another_build(library, add):
     add("legal-qa", rank=4)
-    add("legal-qa", rank=8)
+    add("legal-qa", rank=8, variant=True)
 
     assert names(library.catalog.search(Filters())) == [("legal-qa", "1.0.0", 8), ("legal-qa", "1.0.0", 4)]
 

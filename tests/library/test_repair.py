@@ -245,7 +245,7 @@ BASE = ("--base", "base-7b")
 SAID = ("--license", "MIT", "--task", "qa", "--description", "Ärger", "--version", "2.1")
 
 
-@pytest.mark.parametrize("options", [BASE, (*BASE, *SAID), SAID, ()])
+@pytest.mark.parametrize("options", [BASE, (*BASE, *SAID), (*SAID, "--no-base"), ("--no-base",)])
 @pytest.mark.parametrize("has_card", [False, True])
 def test_a_manifest_that_no_place_has_is_made_again_from_what_was_added(stand, adapt, options, has_card):
     readme = stand / "new" / "README.md"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.core.errors import AdapterNotFound, DigestMismatch
+from adapterhub.core.errors import AdapterNotFound, DigestMismatch, ReleaseExists
 from adapterhub.core.specs import AdapterSpec, parse_name
 from adapterhub.library.library import Added, Library
 from adapterhub.projects.lock.lockfile import lock_text, parse_lock
@@ -68,6 +68,15 @@ def test_its_version_says_which_recipe_and_which_inputs(library, two):
 
 def test_a_version_that_the_project_gives_is_kept(library, two):
     assert make(library, wanted("both", ("legal-qa", 1), ("tables", 1), version="2.1"), two).version == "2.1"
+
+
+def test_another_recipe_under_a_given_version_is_refused_with_what_to_change(library, two):
+    make(library, wanted("both", ("legal-qa", 1), ("tables", 1), version="2.1"), two)
+
+    with pytest.raises(ReleaseExists) as refusal:
+        make(library, wanted("both", ("legal-qa", 1), ("tables", 2), version="2.1"), two)
+
+    assert "another `version` in adapters.toml" in refusal.value.hint
 
 
 def test_the_lock_of_a_merge_is_current_and_survives_its_text(library, two):

@@ -154,7 +154,7 @@ def test_a_directory_inside_the_project_is_written_from_there(tmp_path, library,
 
 def test_ranks_versions_and_names_of_the_project_are_obeyed(tmp_path, library, add):
     for rank in (4, 8, 16):
-        add("legal-qa", version="1.0.0", rank=rank, seed=rank)
+        add("legal-qa", version="1.0.0", rank=rank, seed=rank, variant=True)
     add("legal-qa", version="2.0.0", rank=4, seed=20)
     text = """[adapters]
 legal-qa = "<2"
@@ -278,7 +278,7 @@ def test_all_that_cannot_be_locked_is_told_at_once(tmp_path, library, add):
 
 
 def test_one_refusal_keeps_its_reasons(tmp_path, library, add):
-    add("legal-qa", version="1.0.0", rank=8)
+    add("legal-qa", version="1.0.0", rank=8, variant=True)
 
     with pytest.raises(NoCompatibleRelease) as refused:
         lock_project(library, project(tmp_path, "[adapters]\nlegal-qa=''\n[policy]\nmax-rank = 4\n"), Asked())

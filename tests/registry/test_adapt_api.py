@@ -149,6 +149,24 @@ def test_a_yanked_version_warns_and_its_bytes_still_come(
     assert "X-HF-Warning" not in server.get(f"/{namespace}/legal-qa/resolve/v1.0.0/{MANIFEST_FILE}").headers
 
 
+def test_one_request_says_which_of_many_builds_are_yanked(
+    server: Running, namespace: str, publish: Callable[..., Any]
+) -> None:
+    digests = [hashlib.sha256(publish(name)[MANIFEST_FILE]).hexdigest() for name in ("legal-qa", "tables")]
+    body = {"version": "1.0.0", "reason": "leaked labels"}
+    server.post(f"{V1}/adapters/{namespace}/legal-qa/yank", body)
+    query = "&".join(f"digest={one}" for one in (*digests, SHA))
+
+    (one,) = server.get(f"{V1}/yanked?{query}").json()["releases"]
+    hub(server).update_repo_settings(f"{namespace}/legal-qa", private=True)
+
+    assert (one["repo"], one["version"]) == (f"{namespace}/legal-qa", "1.0.0")
+    assert (one["digest"], one["yanked"]["reason"]) == (f"sha256:{digests[0]}", "leaked labels")
+    assert server.get(f"{V1}/yanked?{query}", token=None).json() == {"releases": []}
+    assert server.get(f"{V1}/yanked?{'&'.join([f'digest={SHA}'] * 51)}").status_code == 422
+    assert server.get(f"{V1}/yanked?digest=acme").status_code == 422
+
+
 def test_yanking_needs_the_right_and_a_release(server: Running, namespace: str, publish: Callable[..., Any]) -> None:
     publish("legal-qa")
     reader = server.registry.tokens.create("reader", "read", namespaces=["*"])

@@ -60,7 +60,8 @@ def _publish(folder: Path, base: Path, place: str, builds: list[tuple[str, str, 
     author = Library(folder / f".author-of-{place}")
     record = _register(author, base)
     for name, version, adapter in builds:
-        author.add(adapter, Description(name=parse_name(name), version=version, task="summaries"), base=record)
+        about = Description(name=parse_name(name), version=version, task="summaries")
+        author.add(adapter, about, base=record, variant=True)
     for release in author.releases(AdapterSpec.parse(builds[0][0])):
         copy(release, author, PublishedDirectory(folder / place))
 

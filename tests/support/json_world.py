@@ -129,7 +129,9 @@ def _bases(w: World) -> None:
 
 def _adapters(w: World) -> None:
     w.says("add", "add", "./out/legal-qa", "--name", "legal-qa", "--base", "base-7b", "--task", "legal-qa")
-    w.adapt.ok("add", "./out/unknown", "--name", "unknown")
+    several = ("./out/legal-qa", "./models", "./downloads/diverged")
+    w.says("add.several", "add", *several, "--task", "legal-qa", exit_code=3)
+    w.adapt.ok("add", "./out/unknown", "--no-base")
     w.says("base-pin", "base", "pin", "unknown", "base-7b")
     w.says("install.dry-run", "install", SUMMARY, "--from", "./published", "--dry-run")
     w.says("install", "install", SUMMARY, "--from", "./published")
@@ -182,6 +184,10 @@ def _remotes(w: World) -> None:
     w.says("info.server", "info", "acme/legal-qa@base-7b", "--remote", "ours")
     w.says("mirror.dry-run", "mirror", "acme/legal-qa@base-7b", "--from", "ours", "--to", "theirs", "--dry-run")
     w.says("mirror", "mirror", "acme/legal-qa@base-7b", "--from", "ours", "--to", "theirs")
+    version = ("acme/legal-qa==1.0.0", "--remote", "theirs")
+    w.says("yank", "yank", *version, "--reason", "trained on leaked labels")
+    w.says("unyank", "unyank", *version)
+    w.says("delete", "delete", *version, "--yes")
     w.says("remote-logout", "remote", "logout", "ours")
     w.says("remote-remove", "remote", "remove", "theirs")
 
@@ -291,6 +297,9 @@ def _verbs(w: World) -> None:
     space["other"] = [one for one in space["other"] if one["name"] != "cache"]
     w.says("uninstall", "uninstall", "both", "legal-qa", "--save", "--yes", inside=True)
     w.says("upgrade.library", "upgrade", "summarize", "--from", "./team")
+    w.inside.ok("install", "summarize==1.1.0", "--save", "--no-sync")
+    w.says("rollback.dry-run", "rollback", "summarize", "--dry-run", inside=True)
+    w.says("rollback", "rollback", "summarize", inside=True)
 
 
 def _away(w: World) -> None:

@@ -345,7 +345,7 @@ def test_a_folder_that_is_not_there_is_named(adapt, tmp_path):
 
 def test_a_base_that_was_pinned_has_to_be_pinned_elsewhere(adapt, made):
     make_adapter(made / "no-base", seed=8, width=WIDTH)
-    adapt.ok("add", "no-base", "--name", "orphan")
+    adapt.ok("add", "no-base", "--name", "orphan", "--no-base")
     adapt.ok("push", "orphan", "--to", "./published-orphan")
     adapt.ok("base", "pin", "orphan", "base-7b")
     merged = adapt.json("merge", "orphan", "--weights", "0.5", "-o", "half")

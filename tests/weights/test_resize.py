@@ -67,7 +67,7 @@ def test_what_was_said_of_the_parent_is_kept_unless_told_otherwise(adapt):
 
 
 def test_the_same_name_becomes_another_build_of_the_release(adapt):
-    adapt.ok("resize", "legal-qa", "--rank", "2", "-o", "legal-qa")
+    adapt.ok("resize", "legal-qa", "--rank", "2", "-o", "legal-qa", "--variant")
 
     assert sorted((row["name"], row["version"], row["rank"]) for row in adapt.json("list")) == [
         ("legal-qa", "1.2.0", 2),

@@ -16,6 +16,7 @@ from adapterhub.projects.session import wanted_from
 if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
     from adapterhub.core.specs import BaseSpec
+    from adapterhub.distribution.withdrawn import FindSource
     from adapterhub.inference.engines import Verdict
     from adapterhub.library.audit import Audited
     from adapterhub.library.audit import Subject as AuditSubject
@@ -32,18 +33,25 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------- verify
 def reports_of(
-    library: Library, adapters: Sequence[str], record: BaseRecord | None, progress: Progress | None = None
+    library: Library,
+    adapters: Sequence[str],
+    record: BaseRecord | None,
+    progress: Progress | None = None,
+    *,
+    find_source: FindSource | None = None,
 ) -> Iterator[tuple[str, Report]]:
     """Each adapter's label and report, every installed one where `adapters` is empty; `record` stands in for a base.
 
-    Folders are what begins as a path does.
+    Folders are what begins as a path does. `find_source` finds the server of a build, which knows if it was yanked;
+    without it, what was seen before counts.
     """
     from adapterhub.core.specs import AdapterSpec, names_folder
     from adapterhub.distribution.choosing import look_up
+    from adapterhub.distribution.withdrawn import why_withdrawn
     from adapterhub.trust.verify import verify_folder
 
     if not adapters:
-        yield from _everything(library, record, progress)
+        yield from _everything(library, record, progress, find_source)
     for text in adapters:
         if names_folder(text):
             folder = Path(text).expanduser()
@@ -57,7 +65,9 @@ def reports_of(
         else:
             spec = AdapterSpec.parse(text)
             build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None))
-            yield f"{build.full_name} {build.manifest.label}", report_of_build(library, build, record, progress)
+            why = why_withdrawn(library, build, find_source)
+            report = report_of_build(library, build, record, progress, yanked=why)
+            yield f"{build.full_name} {build.manifest.label}", report
 
 
 def bytes_to_check(library: Library, adapters: Sequence[str]) -> int:
@@ -97,18 +107,22 @@ def _weights_bytes(folder: Path) -> int:
         return 0
 
 
-def _everything(library: Library, record: BaseRecord | None, progress: Progress | None) -> Iterator[tuple[str, Report]]:
+def _everything(
+    library: Library, record: BaseRecord | None, progress: Progress | None, find_source: FindSource | None
+) -> Iterator[tuple[str, Report]]:
     """Check every installed build, then the store itself; the store is reported only if it has findings."""
+    from adapterhub.distribution.withdrawn import withdrawn_builds
     from adapterhub.library.upkeep.damage import damaged_index, damaged_objects
     from adapterhub.trust.verify import Finding, Report
 
     verified = []
+    yanked = withdrawn_builds(library, library.installed(), find_source)
     for build in library.installed():
         if build.folder != library.folder_for(build.manifest, build.namespace):
             continue  # its manifest names another build; `library.broken()` reports it
         inode = _inode_of(build.folder)
         try:
-            report = report_of_build(library, build, record, progress)
+            report = report_of_build(library, build, record, progress, yanked=yanked.get(build.manifest.digest))
         except FileNotFoundError:
             if _inode_of(build.folder) == inode:
                 raise
@@ -137,16 +151,28 @@ def _inode_of(folder: Path) -> int | None:
         return None
 
 
-def report_of_build(library: Library, build: Installed, record: BaseRecord | None, progress: Progress | None) -> Report:
-    """The report on an installed build, with findings about its signature."""
+def report_of_build(
+    library: Library,
+    build: Installed,
+    record: BaseRecord | None,
+    progress: Progress | None,
+    *,
+    yanked: str | None = None,
+) -> Report:
+    """The report on an installed build, with findings about its signature, and one if it was `yanked`."""
+    from adapterhub.formats.manifest import MANIFEST_FILE
     from adapterhub.formats.release import Release
     from adapterhub.library.admission.admission import Admission
     from adapterhub.library.admission.findings import signature_findings
+    from adapterhub.trust.verify import Finding
 
     report = local.Library.verify(library, build, record, progress)
     release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
     place = library.origins.place_of(build.manifest.digest, build.full_name)
-    found = signature_findings(Admission(library), release, lambda: library.provenance(release), place)
+    found = [*signature_findings(Admission(library), release, lambda: library.provenance(release), place)]
+    if yanked is not None:
+        message = f"yanked on {shown(place, 200)}: {shown(yanked or 'no reason given', 200)}"
+        found.append(Finding(code="W_YANKED", severity="warning", where=MANIFEST_FILE, message=message))
     return _joined(report, found)
 
 

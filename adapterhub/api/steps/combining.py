@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from adapterhub.core.specs import BaseSpec
+    from adapterhub.library.intake.clashes import Bump
     from adapterhub.library.intake.description import Description
     from adapterhub.library.library import Library
     from adapterhub.projects.reporting import Bars
@@ -108,19 +109,26 @@ def combine(
     what: str = "merge",
     expected: str | None = None,
     tuning: Mapping[str, Any] | None = None,
+    bump: Bump | None = None,
+    variant: bool = False,
     bars: Bars,
 ) -> Merged:
     """Run a merge into the library under a description, or into a new folder.
 
-    `expected` is the digest of the manifest that a recipe recorded.
+    `expected` is the digest of the manifest that a recipe recorded; `bump` and `variant` are as for `Library.add`.
+
+    Raises:
+        UsageProblem: `bump` or `variant` for a folder, which has no version.
+        ReleaseExists: the library has another build under the name and version; nothing was merged.
     """
     from adapterhub.weights.recipes.combination import merge_into_folder, merge_into_library
 
+    ensure_named(target, bump, variant=variant)
     with bars.steps(what, unit="modules") as progress:
         if isinstance(target, Path):
             made = merge_into_folder(combination, target, progress=progress)
             return Merged(folder=target, made=made, combination=combination, tuning=tuning or {})
-        outcome = merge_into_library(library, combination, target, progress=progress)
+        outcome = merge_into_library(library, combination, target, bump=bump, variant=variant, progress=progress)
     build = outcome.added.build
     return Merged(
         folder=build.folder,
@@ -130,6 +138,19 @@ def combine(
         as_recorded=None if expected is None else build.manifest.digest == expected,
         tuning=tuning or {},
     )
+
+
+def ensure_named(target: Description | Path | None, bump: Bump | None, *, variant: bool) -> None:
+    """Refuse `bump` and `variant` for a result that goes to a folder, or None, and has no version.
+
+    Raises:
+        UsageProblem: one is given for a folder, or both are given.
+    """
+    from adapterhub.library.intake.clashes import check_naming
+
+    check_naming(bump, variant=variant)
+    if (bump is not None or variant) and (target is None or isinstance(target, Path)):
+        raise UsageProblem("`--bump` and `--variant` are for adapters of the library; a folder has no version")
 
 
 def report_merged(session: Session, merged: Merged) -> None:

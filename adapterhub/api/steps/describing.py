@@ -49,9 +49,13 @@ def verdict_document(library: Library, build: Installed, spec: AdapterSpec, base
 
 
 def installed_document(
-    session: Session, library: Library, build: Installed
+    session: Session, library: Library, build: Installed, *, offline: bool = False
 ) -> tuple[dict[str, Any], Node, tuple[Use, ...]]:
-    """Everything about an installed build, the merges it comes from, and who uses it."""
+    """Everything about an installed build, the merges it comes from, and who uses it.
+
+    Its server says whether it has yanked the build; `offline` and without an answer, what it said last counts.
+    """
+    from adapterhub.distribution.withdrawn import why_withdrawn
     from adapterhub.projects.uses import Uses
 
     manifest = build.manifest
@@ -72,6 +76,7 @@ def installed_document(
         "path": str(build.folder),
         "added_at": datetime.fromtimestamp(build.added_at, tz=timezone.utc).isoformat(timespec="seconds"),
         "origin": origin.place if origin else None,
+        "yanked": why_withdrawn(library, build, None if offline else session.place_source),
         "size_bytes": manifest.size_bytes,
         "base_pinned": build.base.fingerprint is not None and manifest.base.fingerprint is None,
         "signature": _signature(library, build, library.origins.place_of(build.manifest.digest, build.full_name)),

@@ -10,6 +10,7 @@ from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NotFound, Usag
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from adapterhub.core.errors import AmbiguousSpec
     from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.resolve import Objection, Resolution
@@ -93,6 +94,7 @@ def choose_release(
     if found is not None:
         for warning in found[2].warnings:
             session.out.warn(warning)
+        session.note_once(found[2].note)
         return found
     labels = ", ".join(source.label for source in sources)
     if not labels:
@@ -106,20 +108,28 @@ def choose_release(
 
 
 def installed_builds(library: Library, spec: AdapterSpec, *, all_versions: bool) -> list[Installed]:
-    """The installed build that `spec` names, or every build with its name.
+    """The installed builds that `spec` names: one version in each rank that fits, or every build with its name.
 
     Raises:
         AdapterNotFound: no build is installed.
     """
-    from adapterhub.distribution.choosing import look_up
+    from adapterhub.distribution.choosing import look_up_variants
     from adapterhub.projects.session import wanted_from
 
     if not all_versions:
-        return [look_up(library, spec, wanted=wanted_from(library, spec, None))[0]]
+        return look_up_variants(library, spec, wanted=wanted_from(library, spec, None))
     builds = library.builds_named(spec.name, spec.namespace)
     if not builds:
         raise library.not_installed(spec.full_name)
     return builds
+
+
+def several_fit(spec: AdapterSpec, builds: Sequence[Installed], *, hint: str) -> AmbiguousSpec:
+    """The error for a spec that means all of `builds` where one has to be chosen."""
+    from adapterhub.core.errors import AmbiguousSpec
+
+    choices = [(build.spec, f"rank {build.manifest.rank}") for build in builds]
+    return AmbiguousSpec(f"`{spec}` fits {len(builds)} builds of one version. Nothing was removed", choices, hint=hint)
 
 
 def meant_by(session: Session, lineage: Lineage, spec: AdapterSpec) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapterhub.api.reporting import report_warnings
+from adapterhub.core.errors import shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.distribution.install import plan_install, run_install
 from adapterhub.distribution.outdated import Offer, offers
@@ -54,6 +55,7 @@ def plan_one(
     )
     for warning in plan.resolution.warnings:
         session.out.warn(warning)
+    session.note_once(plan.resolution.note)
     return plan
 
 
@@ -108,6 +110,8 @@ def upgrade_library(
         found = offers(library, asked, progress)
     best: dict[int, Offer] = {}
     for offer in found:
+        if offer.yanked is not None:
+            session.out.warn(_yanked_text(offer))
         if offer.problem is not None:
             session.out.warn(f"`{offer.request.key}`: {offer.problem.splitlines()[0]}")
         elif offer.has_allowed and id(offer.request) not in best:
@@ -119,6 +123,8 @@ def upgrade_library(
         spec = replace(one.spec, namespace=taken.namespace, digest_prefix=taken.digest)
         sources = [source for source in one.sources() if source.label == offer.place]
         plan = plan_install(library, spec, sources, wanted=one.wanted)
+        if plan.present is not None and not offer.has_newer:
+            continue  # an older release, which was installed when the newer one was found to be yanked
         for warning in plan.resolution.warnings:
             session.out.warn(warning)
         added = None
@@ -128,3 +134,12 @@ def upgrade_library(
         report_warnings(session, added)
         done.append(Upgraded(offer=offer, plan=plan, added=added))
     return done
+
+
+def _yanked_text(offer: Offer) -> str:
+    """That an installed build was yanked, and what to do about it."""
+    one = offer.request
+    said = f"`{one.key}=={one.version}` was yanked: {shown(offer.yanked or 'no reason given', 200)}"
+    if offer.allowed is None:
+        return f"{said}; {offer.place} has no other release that fits"
+    return f"{said}; {offer.allowed.version} replaces it, and `adapt remove '{one.key}=={one.version}'` removes it"

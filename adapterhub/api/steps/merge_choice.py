@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.weights.catalogue import describe, names
+
+if TYPE_CHECKING:
+    from adapterhub.weights.recipes.combination import Combination, Ingredient
 
 AUTO: Final = "auto"
 AUTO_ENERGY: Final = 0.99
@@ -22,6 +25,12 @@ class Choice:
     options: dict[str, object]
     dtype: str | None
     seed: int | None
+
+    def step(self, inputs: Sequence[Ingredient]) -> Combination:
+        """The merge of `inputs` by this choice."""
+        from adapterhub.weights.recipes.toml.values import Step
+
+        return Step(inputs=tuple(inputs), method=self.method, options=self.options, dtype=self.dtype, seed=self.seed)
 
 
 CHOICE_FLAGS: Final = {

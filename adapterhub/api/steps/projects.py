@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE
-from adapterhub.core.errors import StaleLock, UsageProblem, shown
+from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE, PROJECT_FILE
+from adapterhub.core.errors import AdapterHubError, StaleLock, UsageProblem, shown
+from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.library.store.roots import KnownProjects
+from adapterhub.projects.builds import exact_spec
+from adapterhub.projects.file.editing import write_project
+from adapterhub.projects.lock.conflicts import yanked_notice
+from adapterhub.projects.lock.history import History
 from adapterhub.projects.lock.lockfile import previous_lock, read_lock
-from adapterhub.projects.lock.staleness import lock_problems
-from adapterhub.projects.locking import ALL, Change, LockOutcome, base_moved_since
-from adapterhub.projects.places import ProjectSources, build_sources, lock_now, save_lock
+from adapterhub.projects.lock.staleness import lock_problems, wanted_text
+from adapterhub.projects.locking import ALL, Change, LockOutcome, MakeMerge, base_moved_since, changes_between
+from adapterhub.projects.places import ProjectSources, build_sources, editing, lock_now, save_lock
+from adapterhub.projects.project import read_project
+from adapterhub.projects.rollback import Rollback, plan_rollback
+from adapterhub.projects.saving import plan_saving, save
 from adapterhub.projects.sync import (
     SyncPlan,
     SyncResult,
+    bring_locked,
     ensure_unblocked,
     opened,
     plan_sync,
@@ -26,13 +35,16 @@ from adapterhub.projects.sync import (
     wanted_entries,
 )
 from adapterhub.projects.trust import ensure_no_takeover, servers_in
-from adapterhub.projects.values import LockedMerge, LockedSource, digests_of
+from adapterhub.projects.values import LockedAdapter, LockedMerge, LockedSource, digests_of
 
 if TYPE_CHECKING:
+    from adapterhub.library.library import Library
+    from adapterhub.projects.places import SpecSources
     from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.saving import Saved
     from adapterhub.projects.session import Session
     from adapterhub.projects.trusted import TrustedProject
-    from adapterhub.projects.values import Lock, MergeRequirement, Project
+    from adapterhub.projects.values import Lock, Locked, MergeRequirement, Project
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 
@@ -129,8 +141,21 @@ def sync_project(
             delete=delete(plan) if prune else (),
             reads_all=check,
         )
-    _report(session, [warning for one in done.brought for warning in one.warnings])
+    fetched = {one.entry.key for one in done.brought if one.sent_bytes}
+    notices = yanked_notices(library, [e for step in plan.steps if (e := step.entry).key not in fetched], sources)
+    _report(session, [*(warning for one in done.brought for warning in one.warnings), *notices])
     return Synced(lock=lock, plan=plan, done=done, is_locked_anew=is_new)
+
+
+def yanked_notices(library: Library, entries: Sequence[Locked], sources: ProjectSources) -> list[str]:
+    """A notice for each locked build that its server has yanked, or had yanked when it last answered."""
+    from adapterhub.distribution.withdrawn import Here, withdrawn
+
+    adapters = [e for e in entries if isinstance(e, LockedAdapter) and not e.source.is_library]
+    locked = [e for e in adapters if kind_named(e.source.kind).is_server]
+    here = [Here(digest=e.digest, spec=exact_spec(e), place=e.source.address) for e in locked]
+    reasons = withdrawn(library, here, sources.server_at)
+    return [yanked_notice(e.key, e.name, e.version, reasons[e.digest]) for e in locked if e.digest in reasons]
 
 
 def ensure_groups(project: Project, groups: Sequence[str]) -> None:
@@ -186,6 +211,76 @@ def _warn_of_moved_base(session: Session, lock: Lock) -> None:
         session.out.note(f"hint: {moved.hint}")
 
 
+def sync_locked(
+    session: Session,
+    project: Project,
+    lock: Lock,
+    sources: ProjectSources,
+    *,
+    groups: Collection[str] = (),
+    signatures: SignaturePolicy | None = None,
+    bars: Bars,
+) -> Synced:
+    """Make `adapters/` match a lock that was just written, with the groups that are there and `groups`."""
+    library = session.library
+    with syncing(library, project.folder) as target:
+        plan = plan_sync(target, wanted_entries(lock, _groups_there(project, lock, groups)))
+        done = run_sync(library, lock, plan, build_sources(session, lock, sources, signatures, bars=bars))
+    _report(session, [warning for one in done.brought for warning in one.warnings])
+    return Synced(lock=lock, plan=plan, done=done, is_locked_anew=True)
+
+
+# ---------------------------------------------------------------- install --save
+def save_installed(
+    session: Session,
+    folder: Path,
+    places: SpecSources,
+    installed: Sequence[Saved],
+    *,
+    group: str | None = None,
+    syncs: bool = True,
+    signatures: SignaturePolicy | None = None,
+    bars: Bars,
+) -> tuple[LockOutcome, Synced | None]:
+    """Add installed adapters to the project in `folder` and its lock, and sync, unless `syncs` is false.
+
+    Raises:
+        Conflict: the project uses a name for another adapter, or something else lies where one belongs in `adapters/`.
+            The project is unchanged.
+        AdapterHubError: as `plan_saving`; the project is unchanged. A sync that fails leaves it saved and locked.
+    """
+    library = session.library
+    try:
+        with editing(library, folder) as project:
+            saving = plan_saving(session, project, places, installed, group=group, bars=bars)
+            entries = saving.outcome.lock.entries
+            groups = [name for one in installed if (name := entries[one.spec.name].group) is not None]
+            if syncs:
+                _ensure_room(session, saving.project, saving.outcome.lock, groups)
+            save(session, saving)
+    except AdapterHubError:
+        session.out.note("installed, but not saved: the project is unchanged")
+        raise
+    _report(session, saving.outcome.warnings)
+    if not syncs:
+        return saving.outcome, None
+    # another command may have saved more meanwhile
+    project, lock = read_project(folder), read_lock(folder)
+    sources = places.project_sources(project)
+    sources.settle(lock)
+    try:
+        synced = sync_locked(session, project, lock, sources, groups=groups, signatures=signatures, bars=bars)
+    except AdapterHubError:
+        session.out.note("saved and locked, but not synced: `adapt sync` tries again")
+        raise
+    return saving.outcome, synced
+
+
+def _ensure_room(session: Session, project: Project, lock: Lock, groups: Collection[str]) -> None:
+    with opened(session.library.store, project.folder) as target:
+        ensure_unblocked(plan_sync(target, wanted_entries(lock, _groups_there(project, lock, groups))))
+
+
 # ---------------------------------------------------------------- upgrade
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
@@ -211,32 +306,86 @@ def upgrade_project(
     outcome = lock_now(session, project, sources, previous=previous, upgrade=names or ALL, bars=bars)
     _report(session, outcome.warnings)
     is_new = save_lock(session, project, outcome.lock)
+    synced = sync_locked(session, project, outcome.lock, sources, signatures=signatures, bars=bars)
+    return outcome, replace(synced, is_locked_anew=is_new)
+
+
+# ---------------------------------------------------------------- rollback
+def roll_back(
+    session: Session, project: Project, names: Sequence[str], sources: ProjectSources, *, bars: Bars
+) -> tuple[LockOutcome, Synced]:
+    """Lock what each of `names` was before, with the requirement it was locked for, and sync.
+
+    Every build is brought before the first file changes.
+
+    Raises:
+        As `plan_rollback`, and as `bring_locked`, when an earlier build cannot be had any more.
+    """
     library = session.library
-    with syncing(library, project.folder) as target:
-        plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
-        done = run_sync(
-            library, outcome.lock, plan, build_sources(session, outcome.lock, sources, signatures, bars=bars)
-        )
-    _report(session, [warning for one in done.brought for warning in one.warnings])
-    return outcome, Synced(lock=outcome.lock, plan=plan, done=done, is_locked_anew=is_new)
+    with editing(library, project.folder) as present:
+        plan = plan_rollback(library, present, names)
+        sources.settle(plan.lock)
+        outcome = _rolled_back(session, plan, sources, bars)
+        lock = outcome.lock
+        groups = _groups_there(project, lock)
+        with opened(library.store, project.folder) as target:
+            ensure_unblocked(plan_sync(target, wanted_entries(lock, groups)))
+        bring_locked(library, lock, wanted_entries(lock, groups), build_sources(session, lock, sources, bars=bars))
+        write_project(project.folder, plan.text)
+        save_lock(session, plan.project, lock, back_to=[change.key for change in outcome.changes if change.key])
+        history = History(library.store, project.folder)
+        for entry in plan.entries:
+            history.forget(entry.key, entry)
+    _report(session, [*outcome.warnings, *yanked_notices(library, plan.entries, sources)])
+    for wanted in plan.restored:
+        session.out.note(f"`{PROJECT_FILE}` asks for `{wanted_text(wanted)}` again")
+    return outcome, sync_locked(session, plan.project, lock, sources, bars=bars)
 
 
+def preview_rollback(
+    session: Session, project: Project, names: Sequence[str], sources: ProjectSources, *, bars: Bars
+) -> Preview:
+    """What `roll_back` would change; merges are listed, not run."""
+    plan = plan_rollback(session.library, project, names)
+    sources.settle(plan.lock)
+    to_merge: set[str] = set()
+    return _previewed(session, plan.project, _rolled_back(session, plan, sources, bars, _put_off(to_merge)), to_merge)
+
+
+def _rolled_back(
+    session: Session, plan: Rollback, sources: ProjectSources, bars: Bars, make_merge: MakeMerge | None = None
+) -> LockOutcome:
+    """The lock of a plan; merges that no earlier lock has are made again."""
+    outcome = lock_now(session, plan.project, sources, previous=plan.lock, make_merge=make_merge, bars=bars)
+    return replace(outcome, changes=changes_between(plan.before, outcome.lock))
+
+
+# ---------------------------------------------------------------- preview
 def preview_upgrade(
     session: Session, project: Project, names: Sequence[str], sources: ProjectSources, *, bars: Bars
 ) -> Preview:
     """Resolve as an upgrade does and compare the folders; merges are listed, not run."""
     to_merge: set[str] = set()
+    previous = previous_lock(project)
+    sources.settle(previous)
+    outcome = lock_now(
+        session, project, sources, previous=previous, upgrade=names or ALL, make_merge=_put_off(to_merge), bars=bars
+    )
+    _report(session, outcome.warnings)
+    return _previewed(session, project, outcome, to_merge)
+
+
+def _put_off(to_merge: set[str]) -> MakeMerge:
+    """Notes the key of a merge instead of running it."""
 
     def put_off(wanted: MergeRequirement, _inputs: object) -> LockedMerge:
         to_merge.add(wanted.key)
         return _unmade(wanted)
 
-    previous = previous_lock(project)
-    sources.settle(previous)
-    outcome = lock_now(
-        session, project, sources, previous=previous, upgrade=names or ALL, make_merge=put_off, bars=bars
-    )
-    _report(session, outcome.warnings)
+    return put_off
+
+
+def _previewed(session: Session, project: Project, outcome: LockOutcome, to_merge: Collection[str]) -> Preview:
     with opened(session.library.store, project.folder) as target:
         plan = plan_sync(target, wanted_entries(outcome.lock, _groups_there(project, outcome.lock)))
     ensure_unblocked(plan)
@@ -262,10 +411,11 @@ def _unmade(wanted: MergeRequirement) -> LockedMerge:
     )
 
 
-def _groups_there(project: Project, lock: Lock) -> set[str]:
-    """The optional groups that were synced before: those with a folder in `adapters/`."""
+def _groups_there(project: Project, lock: Lock, more: Collection[str] = ()) -> set[str]:
+    """The optional groups that were synced before, which are those with a folder in `adapters/`, and `more`."""
     folder = project.folder / ADAPTERS_FOLDER
-    return {entry.group for entry in lock.entries.values() if entry.group and (folder / entry.key).is_dir()}
+    there = {entry.group for entry in lock.entries.values() if entry.group and (folder / entry.key).is_dir()}
+    return there | set(more)
 
 
 # ---------------------------------------------------------------- trust

@@ -143,6 +143,19 @@ def server_for(session: Session, to: str, remote: str | None, *, token: str | No
     return session.named_hub(remote or (owners[0].name if owners else None), token=token, offline=offline)
 
 
+def server_of(session: Session, spec: AdapterSpec, remote: str | None, *, token: str | None, offline: bool) -> Hub:
+    """The server of `--remote`, else that of the spec's namespace.
+
+    Raises:
+        UsageProblem: the spec names no namespace.
+    """
+    if spec.namespace is None:
+        raise UsageProblem(
+            f"`{spec}` names no namespace. Nothing was changed", hint=f"name it in full, as in `acme/{spec}`"
+        )
+    return server_for(session, spec.full_name, remote, token=token, offline=offline)
+
+
 # ---------------------------------------------------------------- pull
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulled:

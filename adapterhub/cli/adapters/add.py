@@ -1,89 +1,94 @@
-"""`adapt add`: add a PEFT output folder to the library as a release."""
+"""`adapt add`: add PEFT output folders to the library as releases."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.api.reporting import report_warnings
+from adapterhub.cli.adapters.add_several import add_several
+from adapterhub.cli.adapters.added import say_added
+from adapterhub.cli.options.naming import naming_options
 from adapterhub.cli.options.params import BASE, Session, common
-from adapterhub.cli.output import size_text
+from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
+    from adapterhub.library.intake.clashes import Bump
     from adapterhub.library.library import Added
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--name", required=True, metavar="NAME", help="Name of the adapter: lower case, digits, `.`, `-`, `_`.")
-@click.option("--base", type=BASE, help="Record this base and check the shapes against it.")
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FOLDER...")
+@click.option("--name", metavar="NAME", help="Name of the adapter [default: the folder's, in lower case].")
+@click.option("--base", type=BASE, help="Record this base and check the shapes [default: the one that alone fits].")
+@click.option("--no-base", is_flag=True, help="Leave the base unknown.")
 @click.option("--task", metavar="TASK", help="Record the task, such as `legal-qa`.")
-@click.option("--version", "version", default="1.0.0", show_default=True, metavar="VERSION", help="PEP 440 version.")
+@click.option("--version", metavar="VERSION", help="PEP 440 version [default: 1.0.0].")
+@naming_options
 @click.option("--description", default="", metavar="TEXT", help="Describe the adapter in one sentence.")
 @click.option("--license", "licence", metavar="SPDX", help="Licence [default: the one in the folder's README].")
 @common
 def add(
     session: Session,
-    folder: Path,
-    name: str,
+    folders: tuple[Path, ...],
+    name: str | None,
     base: BaseSpec | None,
+    no_base: bool,
     task: str | None,
-    version: str,
+    version: str | None,
+    bump: Bump | None,
+    variant: bool,
     description: str,
     licence: str | None,
 ) -> None:
-    """Check a PEFT output FOLDER and add it to the library.
+    """Check PEFT output folders and add them to the library.
 
-    Refuses pickles, damaged or hostile files, NaN, tensors that do not pair or do not fit the base, and a name and
-    version that exist with other bytes. A refused folder leaves nothing behind. Without --base, the adapter's base
-    stays unknown.
+    Refuses pickles, damaged or hostile files, NaN, and tensors that do not pair or do not fit the base. A refused
+    folder leaves nothing behind. Another folder under a name, version and base that exist is refused, too: --bump takes
+    the next version, --variant adds a build of another rank.
+
+    Without --base, the adapter gets the registered base that it fits, if it fits exactly one. Of several folders, those
+    that hold no adapter are passed over; the exit code is 3 if one was refused.
 
     \b
-    Example:
-      adapt add ./out/legal-qa --name legal-qa --base base-7b --task legal-qa
+    Examples:
+      adapt add ./out/legal-qa --base base-7b --task legal-qa
+      adapt add ./out/legal-qa-r4 --name legal-qa --bump minor
+      adapt add runs/*
     """
     from adapterhub.core.specs import parse_name, parse_version
+    from adapterhub.library.intake.clashes import check_naming
     from adapterhub.library.intake.description import Description
 
+    check_naming(bump, variant=variant, version=version)
+    if base is not None and no_base:
+        raise UsageProblem("`--base` and `--no-base` exclude each other")
+    if name is not None and len(folders) > 1:
+        raise UsageProblem(f"`--name` names one adapter, and there are {len(folders)} folders")
     library = session.library
-    about = Description(
-        name=parse_name(name), version=parse_version(version), task=task, description=description, license=licence
-    )
     record = library.bases.find(base) if base is not None else None
-    size = sum(p.stat().st_size for p in folder.glob("adapter_*") if p.is_file()) if folder.is_dir() else None
-    with session.out.progress("add", size) as progress:
-        added = library.add(folder, about, base=record, progress=progress)
-    say_added(session, added, "added")
-    if record is None and added.created:
-        session.out.note(f"the base is unknown; record it with `adapt base pin {name} BASE`")
+    named = None if name is None else parse_name(name)
+    number = parse_version(version or "1.0.0")
 
+    def add_one(folder: Path) -> Added:
+        from adapterhub.library.identify.guess import guess_base, guess_name
 
-def say_added(session: Session, added: Added, verb: str) -> None:
-    """Print the added build and the warnings of its checks."""
-    build, manifest = added.build, added.build.manifest
-    report_warnings(session, added)
-    base = session.library.base_label(build.base) or "an unknown base"
-    size = size_text(manifest.size_bytes)
-    state = verb if added.created else "already installed:"
-    session.out.result(
-        added_document(added),
-        lambda: session.out.line(f"{state} {build.full_name} {manifest.label} for {base}  {size}  {manifest.digest}"),
-    )
+        own = named or guess_name(folder)
+        about = Description(name=own, version=number, task=task, description=description, license=licence)
+        guess = None if record is not None or no_base or not folder.is_dir() else guess_base(library, folder)
+        size = sum(p.stat().st_size for p in folder.glob("adapter_*") if p.is_file()) if folder.is_dir() else None
+        with session.out.progress(f"add {own}", size) as progress:
+            found = record if guess is None else guess.record
+            added = library.add(folder, about, base=found, bump=bump, variant=variant, progress=progress)
+        if added.created and guess is not None:
+            session.out.note(guess.sentence(own))
+        elif added.created and no_base:
+            session.out.note(f"the base is unknown; record it with `adapt base pin {own} BASE`")
+        return added
 
-
-def added_document(added: Added) -> dict[str, Any]:
-    """The JSON document of an added build."""
-    build, manifest = added.build, added.build.manifest
-    return {
-        "name": build.full_name,
-        "version": manifest.version,
-        "digest": manifest.digest,
-        "created": added.created,
-        "rank": manifest.rank,
-        "size_bytes": manifest.size_bytes,
-        "path": str(build.folder),
-        "warnings": [f.to_json() for f in added.report.warnings],
-    }
+    if len(folders) == 1:
+        say_added(session, add_one(folders[0]), "added")
+        return
+    add_several(session, folders, add_one)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.adapters.add import added_document
+from adapterhub.cli.adapters.added import added_document
 from adapterhub.cli.options.params import (
     BASE,
     SPEC,
@@ -21,16 +21,19 @@ from adapterhub.cli.options.params import (
     trust_option,
 )
 from adapterhub.cli.options.project_policy import exclude_newer_option
-from adapterhub.cli.options.saving import project_to_save_in, save_and_tell, save_options
+from adapterhub.cli.options.saving import project_to_save_in, save_options
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import UsageProblem
 from adapterhub.distribution.requirements import read_requirements
-from adapterhub.projects.places import SpecSources, editing, objection_from, project_base
+from adapterhub.projects.places import SpecSources, objection_from, project_base
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.projects import Synced
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.install import InstallPlan
     from adapterhub.library.library import Added
+    from adapterhub.projects.locking import LockOutcome
+    from adapterhub.projects.values import Project
     from adapterhub.trust.signing.policy import SignaturePolicy
 
 
@@ -77,6 +80,7 @@ def install(
     allow_base_mismatch: bool,
     exclude_newer: str | None,
     save: bool,
+    no_sync: bool,
     group: str | None,
     signatures: SignaturePolicy | None,
     remote: str | None,
@@ -90,7 +94,8 @@ def install(
     `==1.2`, `>=1.2,<2` or `~=1.4`. An installed build is not downloaded again.
 
     Inside a project, the project's base applies where a spec names none, its remotes come first, and its policy
-    applies. --save adds the adapter to the project.
+    applies. --save adds the adapter to the project: to `adapters.toml`, to the lock file and, as `adapt sync` does, to
+    `adapters/`.
 
     \b
     Examples:
@@ -102,6 +107,8 @@ def install(
       adapt install -r adapters.txt
     """
     from adapterhub.api.steps.installing import install_one, plan_one
+    from adapterhub.api.steps.projects import save_installed
+    from adapterhub.cli.options.lock_changes import tell_only_here
     from adapterhub.core.ranks import RankRange
     from adapterhub.projects.saving import Saved
 
@@ -112,9 +119,8 @@ def install(
             "nothing to install: the list is empty" if lists else "give at least one adapter to install", hint=hint
         )
     objection = objection_from(session, exclude_newer)
-    library = session.library
     to_save_in = project_to_save_in(
-        session, save=save, group=group, dry_run=dry_run, allow_base_mismatch=allow_base_mismatch
+        session, save=save, no_sync=no_sync, group=group, dry_run=dry_run, allow_base_mismatch=allow_base_mismatch
     )
     sources_of = SpecSources(session, places, remote=remote, token=token, offline=offline)
     base_is_typed = base is not None
@@ -139,10 +145,36 @@ def install(
         added = install_one(session, plan, sources_of, signatures, bars=session.out, what=spec.full_name)
         documents.append(_done_document(plan, added))
         installed.append(Saved(spec=spec, bounds=bounds, plan=plan))
-    if to_save_in is not None:
-        with editing(library, to_save_in.folder) as project:
-            save_and_tell(session, project, sources_of, installed, group=group)
-    session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
+    if to_save_in is None:
+        session.out.result(documents, lambda: _say(session, documents, dry_run=dry_run))
+        return
+    outcome, synced = save_installed(
+        session,
+        to_save_in.folder,
+        sources_of,
+        installed,
+        group=group,
+        syncs=not no_sync,
+        signatures=signatures,
+        bars=session.out,
+    )
+    for document, saved in zip(documents, installed, strict=True):
+        if synced is not None:
+            document["linked"] = str(synced.plan.target.path / saved.spec.name)
+    session.out.result(documents, lambda: _say_saved(session, to_save_in, documents, outcome, synced))
+    tell_only_here(session, outcome.lock)
+
+
+def _say_saved(
+    session: Session, project: Project, documents: list[dict[str, Any]], outcome: LockOutcome, synced: Synced | None
+) -> None:
+    from adapterhub.cli.options.lock_changes import tell_changes
+    from adapterhub.cli.projects.sync import document_of, say
+
+    _say(session, documents, dry_run=False)
+    tell_changes(session, outcome.changes)
+    if synced is not None:
+        say(session, document_of(project, synced.plan, synced.done, is_new=True))
 
 
 def _say(session: Session, documents: list[dict[str, Any]], *, dry_run: bool) -> None:

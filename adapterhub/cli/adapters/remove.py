@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.api.steps.finding import installed_builds
+from adapterhub.api.steps.finding import installed_builds, several_fit
 from adapterhub.cli.options.params import SPEC, Session, common, project_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapterhub.core.specs import AdapterName, AdapterSpec
+    from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
 
 
@@ -31,6 +32,8 @@ def remove(session: Session, specs: tuple[AdapterSpec, ...], save: bool, all_ver
     another name of the project uses stays installed. Refuses to remove an adapter that the project's merges need.
     `adapt uninstall` is the same command.
 
+    Where the version has builds of several ranks, asks which to remove; --yes removes them all.
+
     \b
     Examples:
       adapt remove legal-qa==1.0.0 --yes
@@ -47,8 +50,7 @@ def remove(session: Session, specs: tuple[AdapterSpec, ...], save: bool, all_ver
         confirm_removal(builds, yes=yes)
         take_out(session, project, keys)
     else:
-        builds = [b for spec in specs for b in installed_builds(library, spec, all_versions=all_versions)]
-        confirm_removal(builds, yes=yes)
+        builds = builds_to_remove(library, specs, all_versions=all_versions, yes=yes)
     library.remove(builds)
     document: dict[str, Any] = {"removed": [_document(b) for b in builds], "project_names": keys}
     session.out.result(document, lambda: _say(session, builds, keys))
@@ -56,6 +58,40 @@ def remove(session: Session, specs: tuple[AdapterSpec, ...], save: bool, all_ver
         session.out.hint("`adapt gc` frees the disk space")
     if keys:
         session.out.hint("`adapt sync --prune` removes it from `adapters/`")
+
+
+def builds_to_remove(
+    library: Library, specs: Sequence[AdapterSpec], *, all_versions: bool, yes: bool
+) -> list[Installed]:
+    """The builds that the user agrees to remove: asks which where a spec fits several ranks, then confirms.
+
+    Raises:
+        UsageProblem: an answer is needed and stdin is not a terminal.
+    """
+    found: list[tuple[AdapterSpec, list[Installed]]] = [
+        (spec, installed_builds(library, spec, all_versions=all_versions)) for spec in specs
+    ]
+    chosen: list[Installed] = []
+    clear: list[Installed] = []
+    for spec, builds in found:
+        if len(builds) == 1 or all_versions or yes:
+            clear += builds
+        elif not sys.stdin.isatty():
+            raise several_fit(spec, builds, hint="name one of them, or pass `--yes` to remove them all")
+        else:
+            chosen += _asked(spec, builds)
+    confirm_removal(clear, yes=yes)
+    return list({build.folder: build for build in (*clear, *chosen)}.values())
+
+
+def _asked(spec: AdapterSpec, builds: Sequence[Installed]) -> Sequence[Installed]:
+    """Those of `builds` that the user chooses on the terminal."""
+    click.echo(f"`{spec}` fits {len(builds)} builds:", err=True)
+    for number, build in enumerate(builds, 1):
+        click.echo(f"  {number}  {build.full_name} {build.manifest.label}  {build.spec}", err=True)
+    numbers = [str(number) for number in range(1, len(builds) + 1)]
+    answer = click.prompt("Remove which, or `all`", type=click.Choice([*numbers, "all"]), err=True)
+    return builds if answer == "all" else [builds[int(answer) - 1]]
 
 
 def confirm_removal(builds: Sequence[Installed], *, yes: bool) -> None:

@@ -9,11 +9,11 @@ may add fields. Only a new major version may rename or drop one, or change its t
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from adapterhub.cli.documents._engines import ENGINES
 from adapterhub.cli.documents._library import ADAPTERS, BASES, Listed
-from adapterhub.cli.documents._parts import Added, Finding, Manifest, NotRequired, TypedDict
+from adapterhub.cli.documents._parts import Added, FailureFacts, Finding, Manifest, TypedDict
 from adapterhub.cli.documents._projects import PROJECTS
 from adapterhub.cli.documents._servers import KEYS, REGISTRY, SERVERS
 from adapterhub.cli.documents._verbs import VERBS
@@ -27,19 +27,6 @@ __all__ = [
     "Listed",
     "Manifest",
 ]
-
-
-class FailureFacts(TypedDict):
-    """Facts about a refusal; each list is present if the error has it."""
-
-    type: Annotated[str, "the [error class](exit-codes.md#errors-in-python)"]
-    message: Annotated[str, "what was wrong, where, and what was expected"]
-    exit_code: int
-    hint: NotRequired[Annotated[str, "what to type next"]]
-    refusals: NotRequired[Annotated[list[Any], "releases that do not fit, each with a reason"]]
-    reasons: NotRequired[Annotated[list[Any], "modules, features or places that prevent it"]]
-    findings: NotRequired[Annotated[list[Any], "findings of `verify`"]]
-    problems: NotRequired[Annotated[list[Any], "one sentence per problem"]]
 
 
 class Failure(TypedDict):

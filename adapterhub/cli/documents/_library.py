@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from adapterhub.cli.documents._parts import (
     Added,
+    AddedSeveral,
     Digest,
     File,
     Finding,
@@ -133,6 +134,7 @@ class Shown(Manifest):
     path: Annotated[str, "its plain PEFT folder"]
     added_at: Annotated[str, "RFC 3339"]
     origin: Annotated[str | None, "where it was installed from; null: made or added here"]
+    yanked: Annotated[str | None, "why its server has yanked it; null: it has not, as far as is known"]
     size_bytes: Size
     base_asked: Annotated[str | None, "the base of the verdict: the given one, else the registered one"]
     base_verdict: Verdict
@@ -183,9 +185,11 @@ class Plan(TypedDict):
 class Installed(Plan):
     """An installed build."""
 
+    base: NotRequired[Annotated[str, "alias, Hub id or digest; empty if unknown"]]
     created: NotRequired[Annotated[bool, "false: it existed already"]]
     size_bytes: NotRequired[Size]
     warnings: NotRequired[list[Finding]]
+    linked: NotRequired[Annotated[str, "with `--save`: its folder in the project's `adapters/`"]]
 
 
 class Verified(TypedDict):
@@ -326,6 +330,7 @@ BASES = {
 }
 ADAPTERS = {
     "add": Added,
+    "add.several": AddedSeveral,
     "install": list[Installed],
     "install.save": list[Installed],
     "install.dry-run": list[Plan],

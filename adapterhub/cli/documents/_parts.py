@@ -132,17 +132,53 @@ class Use(TypedDict):
     uses: Annotated[list[Use], "reasons to keep the merge"]
 
 
+class FailureFacts(TypedDict):
+    """Facts about a refusal; each list is present if the error has it."""
+
+    type: Annotated[str, "the [error class](exit-codes.md#errors-in-python)"]
+    message: Annotated[str, "what was wrong, where, and what was expected"]
+    exit_code: int
+    hint: NotRequired[Annotated[str, "what to type next"]]
+    refusals: NotRequired[Annotated[list[Any], "releases that do not fit, each with a reason"]]
+    reasons: NotRequired[Annotated[list[Any], "modules, features or places that prevent it"]]
+    findings: NotRequired[Annotated[list[Any], "findings of `verify`"]]
+    problems: NotRequired[Annotated[list[Any], "one sentence per problem"]]
+
+
 class Added(TypedDict):
     """A build in the library."""
 
     name: Annotated[str, "with its namespace, if it has one"]
     version: str
+    base: Annotated[str, "alias, Hub id or digest; empty if unknown"]
     digest: Annotated[str, "of the manifest"]
     created: Annotated[bool, "false: it existed already"]
     rank: int | None
     size_bytes: Size
     path: Annotated[str, "its plain PEFT folder"]
     warnings: list[Finding]
+
+
+class Skipped(TypedDict):
+    """A path that holds no adapter."""
+
+    path: Path
+    reason: str
+
+
+class Refused(TypedDict):
+    """A folder that was refused."""
+
+    path: Path
+    error: FailureFacts
+
+
+class AddedSeveral(TypedDict):
+    """What became of each folder; the exit code is 3 if one was refused."""
+
+    added: list[Added]
+    skipped: list[Skipped]
+    failed: list[Refused]
 
 
 class WeightedAdapter(TypedDict):

@@ -224,6 +224,8 @@ PROJECTS = {
     "upgrade": Upgraded,
     "upgrade.dry-run": UpgradePlan,
     "upgrade.library": list[Newer],
+    "rollback": Upgraded,
+    "rollback.dry-run": UpgradePlan,
     "outdated": list[Offer],
     "export": Requirements,
     "list.format": list[FolderOf],

@@ -313,6 +313,18 @@ KEYS = {
     "key-policy": list[Policy],
     "sign": Signed,
 }
+
+
+class Withdrawn(TypedDict):
+    """What was withdrawn from a repository, or would be."""
+
+    server: str
+    repo: str
+    versions: Annotated[list[str], "the version; all of them for a repository that is deleted"]
+    yanked: Annotated[str | None, "the reason of the yank; null after `unyank` and `delete`"]
+    done: Annotated[bool, "false: a preview, or nothing was to be done"]
+
+
 SERVERS = {
     "push": Pushed,
     "push.server": Pushed,
@@ -322,6 +334,9 @@ SERVERS = {
     "search.server": list[Found],
     "mirror": list[Mirrored],
     "mirror.dry-run": list[MirrorPlan],
+    "yank": Withdrawn,
+    "unyank": Withdrawn,
+    "delete": Withdrawn,
     "remote-add": Remote,
     "remote-set": Remote,
     "remote-list": list[Remote],

@@ -56,7 +56,7 @@ def info(
         from adapterhub.cli.inspect.info_local import show_installed
 
         try:
-            show_installed(session, spec, base, bounds, recipe=recipe)
+            show_installed(session, spec, base, bounds, recipe=recipe, offline=offline)
         except (AdapterNotFound, NoCompatibleRelease) as error:
             not_here = error
             if recipe:

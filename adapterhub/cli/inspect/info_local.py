@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def show_installed(
-    session: Session, spec: AdapterSpec, base: BaseSpec | None, bounds: RankRange, *, recipe: bool
+    session: Session, spec: AdapterSpec, base: BaseSpec | None, bounds: RankRange, *, recipe: bool, offline: bool
 ) -> None:
     """Show the installed build that `spec` names, or only its merge recipe.
 
@@ -38,7 +38,7 @@ def show_installed(
         return
     library = session.library
     verdict = verdict_document(library, build, spec, base)
-    document, lineage, uses = installed_document(session, library, build)
+    document, lineage, uses = installed_document(session, library, build, offline=offline)
     session.out.result(document | verdict, lambda: session.out.fields(_fields(library, build, document | verdict)))
     if not session.out.as_json:
         _say_around(session, lineage, uses)
@@ -58,6 +58,7 @@ def _fields(library: Library, build: Installed, d: dict[str, Any]) -> list[tuple
     pairs: list[tuple[str, object]] = [
         ("name", build.full_name),
         ("version", manifest.version),
+        ("yanked", None if d["yanked"] is None else shown(d["yanked"] or "no reason given", 200)),
         ("digest", manifest.digest),
         ("base", (library.base_label(build.base) or "unknown") + pinned),
         ("base weights", fingerprint.weights if fingerprint else "unknown"),

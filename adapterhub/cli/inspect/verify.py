@@ -25,6 +25,7 @@ _EXIT_CODES = {"ok": 0, "failed": EXIT_SOME_FAILED, "unknown": CouldNotTell.exit
 @click.option("--base", type=BASE, help="Check against this base if the adapter declares none.")
 @click.option("--strict", is_flag=True, help="Fail when a signed folder has files that its signature does not cover.")
 @click.option("--notes", is_flag=True, help="Also show notes, such as ignored files and scales.")
+@click.option("--offline", is_flag=True, help="Ask no server whether it has yanked an adapter.")
 @common
 def verify(
     session: Session,
@@ -33,8 +34,12 @@ def verify(
     base: BaseSpec | None,
     strict: bool,
     notes: bool,
+    offline: bool,
 ) -> None:
     """Check an adapter's bytes, format, tensor pairs and shapes, scale, numbers, base and signature.
+
+    Also warns about an installed adapter that its server has yanked: asks the server, and if it does not answer, says
+    what it said last.
 
     Exits with code 0 when every check passes, 3 when one fails, 12 when bytes do not match their digest, and 17 when a
     check cannot run, for example because the base is not registered here.
@@ -50,8 +55,9 @@ def verify(
     record = library.bases.find(base) if base is not None else None
     reports: list[tuple[str, Report]] = []
     total = bytes_to_check(library, adapters) if session.out.shows_bars else None
+    find_source = None if offline else session.place_source
     with session.out.progress("verify", total) as progress:
-        for label, report in reports_of(library, adapters, record, progress):
+        for label, report in reports_of(library, adapters, record, progress, find_source=find_source):
             reports.append((label, strictly(report) if strict else report))
     session.out.result(
         [{"adapter": label, **report.to_json()} for label, report in reports],

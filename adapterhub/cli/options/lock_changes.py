@@ -10,10 +10,10 @@ from adapterhub.projects.locking import Change
 from adapterhub.projects.values import Lock
 
 
-def tell_changes(session: Session, changes: Sequence[Change]) -> None:
-    """Print a line for each difference."""
+def tell_changes(session: Session, changes: Sequence[Change], *, short: bool = False) -> None:
+    """Print a line for each difference; a `short` one has no digests and places."""
     for change in changes:
-        session.out.line(change.line)
+        session.out.line(change.short if short else change.line)
 
 
 def tell_only_here(session: Session, lock: Lock) -> None:

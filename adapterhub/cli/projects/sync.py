@@ -14,7 +14,7 @@ from adapterhub.cli.output import listed, size_text
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from adapterhub.projects.sync import SyncPlan, SyncResult
     from adapterhub.projects.values import Project
@@ -143,11 +143,11 @@ def document_of(project: Project, plan: SyncPlan, done: SyncResult, *, is_new: b
     }
 
 
-def say(session: Session, document: dict[str, Any]) -> None:
-    """Print what a sync did."""
+def say(session: Session, document: dict[str, Any], *, but: Collection[str | None] = ()) -> None:
+    """Print what a sync did; it leaves out the names in `but` unless it repaired them."""
     adapters = document["adapters"]
     for one in adapters:
-        if one["done"] == "kept":
+        if one["done"] == "kept" or (one["key"] in but and not one["repaired"]):
             continue
         origin = f"  from {one['from']}" if one["from"] else ""
         session.out.line(f"{one['done']} {one['key']}  {one['name']} {one['version']}{origin}")

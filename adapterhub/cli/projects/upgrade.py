@@ -19,6 +19,8 @@ from adapterhub.cli.options.params import (
 )
 
 if TYPE_CHECKING:
+    from adapterhub.api.steps.projects import Preview, Synced
+    from adapterhub.projects.locking import LockOutcome
     from adapterhub.projects.places import ProjectSources
     from adapterhub.projects.values import Project
     from adapterhub.trust.signing.policy import SignaturePolicy
@@ -50,8 +52,9 @@ def upgrade(
     """Move to the newest allowed releases: lock and sync them in a project, install them outside.
 
     In a project, this is `adapt lock --upgrade [NAME...]` followed by `adapt sync`. In the library, it installs the
-    newest release of each name for the same base and keeps the older one. `adapt outdated` lists newer releases
-    beforehand; --dry-run shows which of them this command would take.
+    newest release of each name for the same base and keeps the older one. It leaves a yanked version, for an older one
+    if there is no newer, and says why it was yanked. `adapt outdated` lists newer releases beforehand; --dry-run shows
+    which of them this command would take. `adapt rollback NAME` goes back.
 
     \b
     Examples:
@@ -82,29 +85,43 @@ def _upgrade_project(
     signatures: SignaturePolicy | None,
 ) -> None:
     from adapterhub.api.steps.projects import upgrade_project
+
+    outcome, synced = upgrade_project(session, project, names, sources, signatures, bars=session.out)
+    tell_outcome(session, project, outcome, synced)
+    if not outcome.changes:
+        session.out.note(_NOTHING)
+
+
+def tell_outcome(session: Session, project: Project, outcome: LockOutcome, synced: Synced) -> None:
+    """Print what changed in the lock and in `adapters/`, in short lines or as JSON."""
     from adapterhub.cli.options.lock_changes import tell_changes
     from adapterhub.cli.projects.lock import lock_document
     from adapterhub.cli.projects.sync import document_of, say
 
-    outcome, synced = upgrade_project(session, project, names, sources, signatures, bars=session.out)
     document = document_of(project, synced.plan, synced.done, is_new=synced.is_locked_anew)
 
     def text() -> None:
-        tell_changes(session, outcome.changes)
-        say(session, document)
+        tell_changes(session, outcome.changes, short=True)
+        say(session, document, but={change.key for change in outcome.changes})
 
     session.out.result({**lock_document(outcome), "sync": document}, text)
-    if not outcome.changes:
-        session.out.note(_NOTHING)
 
 
 def _preview_project(session: Session, project: Project, names: tuple[str, ...], sources: ProjectSources) -> None:
     """Resolve as an upgrade does and compare the folders; merges are listed, not run."""
     from adapterhub.api.steps.projects import preview_upgrade
+
+    preview = preview_upgrade(session, project, names, sources, bars=session.out)
+    tell_preview(session, project, preview)
+    if not preview.changes:
+        session.out.note(_NOTHING)
+
+
+def tell_preview(session: Session, project: Project, preview: Preview) -> None:
+    """Print what would change in the lock and in `adapters/`."""
     from adapterhub.cli.options.lock_changes import tell_changes
     from adapterhub.cli.projects.lock import change_document
 
-    preview = preview_upgrade(session, project, names, sources, bars=session.out)
     changes, folders = preview.changes, preview.folders
     document = {
         "project": str(project.folder),
@@ -114,14 +131,12 @@ def _preview_project(session: Session, project: Project, names: tuple[str, ...],
     }
 
     def text() -> None:
-        tell_changes(session, changes)
+        tell_changes(session, changes, short=True)
         session.out.line(
             f"would change {len(changes)} in the lock file and {len(folders)} in {project.folder}/adapters"
         )
 
     session.out.result(document, text)
-    if not changes:
-        session.out.note(_NOTHING)
 
 
 def _upgrade_library(
@@ -166,8 +181,7 @@ def _upgrade_library(
 
     def text() -> None:
         for d in documents:
-            what = f"{d['name']} {d['from']} -> {d['to']} from {d['place']}"
-            session.out.line(f"would install {what}" if dry_run else f"{what}  {d['path']}")
+            session.out.line(f"{'would install' if dry_run else '~'} {d['name']}  {d['from']} -> {d['to']}")
         if not documents:
             session.out.line("no newer release found")
 

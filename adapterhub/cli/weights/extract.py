@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.api.reporting import report_warnings
+from adapterhub.api.steps.combining import DEFAULT_VERSION, description_from, ensure_named
 from adapterhub.api.steps.merge_choice import one_cut
 from adapterhub.api.steps.output_names import default_name
-from adapterhub.cli.adapters.add import added_document
+from adapterhub.cli.adapters.added import added_document
 from adapterhub.cli.options.cutting import cut_options, ranks_text
+from adapterhub.cli.options.naming import naming_options
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import shown
@@ -19,7 +21,7 @@ from adapterhub.core.errors import shown
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
     from adapterhub.library.bases.records import BaseRecord
-    from adapterhub.library.intake.description import Description
+    from adapterhub.library.intake.clashes import Bump
     from adapterhub.library.library import Added, Library
     from adapterhub.weights.extract import ExtractOptions, ExtractResult, LeftOut
 
@@ -34,7 +36,8 @@ LISTED = 20
 @cut_options("float32")
 @click.option("--save-rest", is_flag=True, help="Store small modules that a LoRA cannot hold whole: norms, new heads.")
 @click.option("--skip-unequal", is_flag=True, help="Skip tensors that only one model has or whose shapes differ.")
-@click.option("--version", default="1.0.0", show_default=True, metavar="VERSION", help="Version of the new adapter.")
+@click.option("--version", metavar="VERSION", help=f"Version of the new adapter [default: {DEFAULT_VERSION}].")
+@naming_options
 @click.option("--task", metavar="TASK", help="Task of the new adapter.")
 @click.option("--description", default="", metavar="TEXT", help="Describe the new adapter in one sentence.")
 @common
@@ -49,7 +52,9 @@ def extract(
     dtype: str | None,
     save_rest: bool,
     skip_unequal: bool,
-    version: str,
+    version: str | None,
+    bump: Bump | None,
+    variant: bool,
     task: str | None,
     description: str,
 ) -> None:
@@ -66,7 +71,8 @@ def extract(
       adapt extract --base ./base --tuned ./tuned --rank 16 --save-rest -o ./out/legal
     """
     from adapterhub.core.specs import names_folder
-    from adapterhub.weights.extract import ExtractOptions
+    from adapterhub.library.intake.clashes import check_naming
+    from adapterhub.weights.extract import ExtractOptions, ensure_room, extract_into_library
 
     options = ExtractOptions(
         **one_cut(rank=rank, energy=energy, max_error=max_error),  # type: ignore[arg-type]  # a whole number only for the rank
@@ -76,17 +82,25 @@ def extract(
     )
     library = session.library
     output = output or default_name([str(tuned.text)], "lora")
+    check_naming(bump, variant=variant, version=version)
     if names_folder(output):
+        ensure_named(None, bump, variant=variant)
         folder = Path(output).expanduser()
         records = _model(session, library, base), _model(session, library, tuned)
         _to_folder(session, *records, folder, options)
         return
-    from adapterhub.core.specs import parse_name, parse_version
-    from adapterhub.library.intake.description import Description
-
-    about = Description(name=parse_name(output), version=parse_version(version), task=task, description=description)
-    records = _model(session, library, base), _model(session, library, tuned)
-    _to_library(session, library, *records, about, options)
+    details = {"version": version, "task": task, "description": description}
+    about, first = description_from(output, details), _model(session, library, base)
+    if bump is None:
+        ensure_room(library, first, None, about, options, variant=variant)
+    second = _model(session, library, tuned)
+    with session.out.steps("extract", unit="weights") as progress:
+        added, result = extract_into_library(
+            library, first, second, about, options, bump=bump, variant=variant, progress=progress
+        )
+    # a base without a Hub id has no name that others know; the manifest records its weights
+    report_warnings(session, added, leave_out=("W_BASE_MISSING",))
+    _say(session, result, first, second, _headline(added), added_document(added))
 
 
 def _model(session: Session, library: Library, spec: BaseSpec) -> BaseRecord:
@@ -106,18 +120,6 @@ def _to_folder(session: Session, base: BaseRecord, tuned: BaseRecord, folder: Pa
     with session.out.steps("extract", unit="weights") as progress:
         result = run_extract(base, tuned, folder, options, progress=progress)
     _say(session, result, base, tuned, f"extracted into {folder}", {"path": str(folder)})
-
-
-def _to_library(
-    session: Session, library: Library, base: BaseRecord, tuned: BaseRecord, about: Description, options: ExtractOptions
-) -> None:
-    from adapterhub.weights.extract import extract_into_library
-
-    with session.out.steps("extract", unit="weights") as progress:
-        added, result = extract_into_library(library, base, tuned, about, options, progress=progress)
-    # a base without a Hub id has no name that others know; the manifest records its weights
-    report_warnings(session, added, leave_out=("W_BASE_MISSING",))
-    _say(session, result, base, tuned, _headline(added), added_document(added))
 
 
 def _headline(added: Added) -> str:

@@ -8,17 +8,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from adapterhub.api.steps.combining import DEFAULT_VERSION, description_from, ingredient, weights_from
+from adapterhub.api.steps.combining import (
+    DEFAULT_VERSION,
+    description_from,
+    ensure_named,
+    ingredient,
+    weights_from,
+)
 from adapterhub.api.steps.merge_choice import CHOICE_FLAGS, choice_from
 from adapterhub.api.steps.output_names import default_name
 from adapterhub.cli.completion.completing import complete_spec_or_folder
+from adapterhub.cli.options.naming import naming_options
 from adapterhub.cli.options.params import BASE, Session, common, needing, places_option
 from adapterhub.cli.weights.merge_options import choice_options, list_methods, named_option
-from adapterhub.cli.weights.merge_result import SUMS, merge_to_folder, merge_to_library
+from adapterhub.cli.weights.merge_result import merge_to_folder, merge_to_library
 from adapterhub.core.errors import UsageProblem
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
+    from adapterhub.library.intake.clashes import Bump
 
 FLAGS: Final = {
     **CHOICE_FLAGS,
@@ -26,6 +34,7 @@ FLAGS: Final = {
     **{name: f"--{name}" for name in ("weights", "output", "base", "tune", "analyze", "plot", "offline", "force")},
     **{name: f"--{name}" for name in ("version", "task", "description", "license")},
     "places": "--from",
+    **{name: f"--{name}" for name in ("bump", "variant")},
     "on_base": "--on",
     "tune_budget": "--tune-budget",
 }
@@ -41,6 +50,7 @@ FLAGS: Final = {
 @choice_options
 @click.option("--base", type=BASE, help="Use this base for specs that name none.")
 @click.option("--version", metavar="VERSION", help=f"Version of the new adapter [default: {DEFAULT_VERSION}].")
+@naming_options
 @click.option("--task", metavar="TASK", help="Task of the new adapter.")
 @click.option("--description", metavar="TEXT", help="Describe the new adapter in one sentence.")
 @click.option("--license", "licence", metavar="SPDX", help="Licence of the new adapter.")
@@ -85,6 +95,8 @@ def merge(
     output: str | None,
     base: BaseSpec | None,
     version: str | None,
+    bump: Bump | None,
+    variant: bool,
     task: str | None,
     description: str | None,
     licence: str | None,
@@ -109,6 +121,7 @@ def merge(
     Examples:
       adapt merge legal-qa summarize --weights 0.7,0.3
       adapt merge legal-qa summarize tables --rank auto -o all-in-one
+      adapt merge legal-qa summarize --weights 0.6,0.4 --bump minor
       adapt merge legal-qa summarize --method ties_svd --density 0.3 --rank 16 -o both
       adapt merge ./out/legal-qa ./out/tables --weights 1,-1 -o ./difference
       adapt merge legal-qa summarize --tune examples.jsonl --on base-7b -o tuned
@@ -118,13 +131,26 @@ def merge(
     if methods:
         list_methods(session)
         return
+    from adapterhub.library.intake.clashes import check_naming
+
+    check_naming(bump, variant=variant, version=version)
     details = {"version": version, "task": task, "description": description, "license": licence}
     if recipe is not None:
         _check_unused("`--recipe` sets these", adapters=adapters, weights=weights, base=base, tune=tune, **choice)
         _check_unused("`--recipe` merges", analyze=analyze, plot=plot, on_base=on_base, tune_budget=tune_budget)
         from adapterhub.cli.weights.merge_recipe import merge_by_recipe
 
-        merge_by_recipe(session, recipe, output=output, details=details, places=places, offline=offline, force=force)
+        merge_by_recipe(
+            session,
+            recipe,
+            output=output,
+            details=details,
+            places=places,
+            offline=offline,
+            force=force,
+            bump=bump,
+            variant=variant,
+        )
         return
     _check_unused("only `--recipe` fetches adapters", places=places, offline=offline)
     _check_unused("only `--recipe` brings a name of its own", force=force)
@@ -138,46 +164,46 @@ def merge(
     library = session.project_library
     ingredients = [ingredient(library, text, w, base) for text, w in zip(adapters, numbers, strict=True)]
     if analyze:
-        _check_unused("`--analyze` merges nothing", output=output, tune=tune, **details, **choice | {"dtype": None})
+        _check_unused(
+            "`--analyze` merges nothing",
+            output=output,
+            tune=tune,
+            bump=bump,
+            variant=variant,
+            **details,
+            **choice | {"dtype": None},
+        )
         from adapterhub.cli.weights.compare import show_comparison
 
         show_comparison(session, ingredients, plot=plot, dtype=chosen.dtype or "float32")
         return
     _check_unused("only `--analyze` draws", plot=plot)
     from adapterhub.core.specs import names_folder
-    from adapterhub.weights.recipes.toml.values import Step
 
     output = output or default_name([each.label for each in ingredients])
 
     about = None if names_folder(output) else description_from(output, details)  # reports a bad name before any work
+    ensure_named(about, bump, variant=variant)
     extra: dict[str, Any] = {}
     if tune is not None:
         _check_unused("`--tune` finds the weights", weights=weights)
-        if chosen.method not in SUMS:
-            session.out.warn(
-                f"`--tune` searches weights for the plain sum, but `{chosen.method}` computes another result"
-            )
-        from adapterhub.api.steps.tuning import tuned
-        from adapterhub.cli.weights.tune import say_tuned
+        from adapterhub.cli.weights.tune import tune_weights
 
-        seed = choice["seed"] or 0
-        found = tuned(session, library, ingredients, tune, on_base, budget=tune_budget, seed=seed, bars=session.out)
-        if not session.out.as_json:
-            say_tuned(session, ingredients, found.result)
+        if about is not None and bump is None:
+            from adapterhub.weights.recipes.combination import ensure_room
+
+            ensure_room(library, chosen.step(ingredients), about, variant=variant, tuned=True)
+        found = tune_weights(
+            session, library, chosen, ingredients, tune, on_base, budget=tune_budget, seed=choice["seed"] or 0
+        )
         ingredients, extra = list(found.ingredients), {"tuning": found.document}
         if about is not None:
             about = replace(about, metrics=found.metrics)
-    combination = Step(
-        inputs=tuple(ingredients),
-        method=chosen.method,
-        options=chosen.options,
-        dtype=chosen.dtype,
-        seed=chosen.seed,
-    )
+    combination = chosen.step(ingredients)
     if about is None:
         merge_to_folder(session, combination, Path(output).expanduser(), extra)
     else:
-        merge_to_library(session, library, combination, about, extra)
+        merge_to_library(session, library, combination, about, extra, bump=bump, variant=variant)
 
 
 def _check_unused(why: str, **options: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.api.steps.combining import ensure_named
 from adapterhub.api.steps.recipes import plan_recipe
 from adapterhub.cli.weights.merge_result import merge_to_folder, merge_to_library
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from adapterhub.cli.options.params import Session
+    from adapterhub.library.intake.clashes import Bump
 
 
 def merge_by_recipe(
@@ -23,12 +25,18 @@ def merge_by_recipe(
     places: Sequence[Path],
     offline: bool,
     force: bool = False,
+    bump: Bump | None = None,
+    variant: bool = False,
 ) -> None:
-    """Merge the recipe's inputs and compare the result with the recorded one; options as `plan_recipe`."""
+    """Merge the recipe's inputs and compare the result with the recorded one; options as `plan_recipe`, `combine`."""
     plan = plan_recipe(
         session, path, output=output, details=details, places=places, offline=offline, force=force, bars=session.out
     )
     if isinstance(plan.target, Path):
+        ensure_named(plan.target, bump, variant=variant)
         merge_to_folder(session, plan.combination, plan.target)
-    else:
-        merge_to_library(session, session.library, plan.combination, plan.target, expected=plan.expected)
+        return
+    expected = plan.expected if bump is None else None
+    merge_to_library(
+        session, session.library, plan.combination, plan.target, expected=expected, bump=bump, variant=variant
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.api.steps.combining import combine, report_merged
-from adapterhub.cli.adapters.add import added_document
+from adapterhub.cli.adapters.added import added_document
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from adapterhub.cli.options.params import Session
+    from adapterhub.library.intake.clashes import Bump
     from adapterhub.library.intake.description import Description
     from adapterhub.library.library import Added, Library
     from adapterhub.weights.recipes.combination import Combination, Ingredient, Made
@@ -38,10 +39,13 @@ def merge_to_library(
     combination: Combination,
     about: Description,
     extra: dict[str, Any] | None = None,
+    *,
     expected: str | None = None,
+    bump: Bump | None = None,
+    variant: bool = False,
 ) -> None:
     """Merge into the library and print the result; `expected` is the manifest digest that a recipe records."""
-    merged = combine(library, combination, about, expected=expected, bars=session.out)
+    merged = combine(library, combination, about, expected=expected, bump=bump, variant=variant, bars=session.out)
     report_merged(session, merged)
     added, made = merged.added, merged.made
     assert added is not None  # it went into the library

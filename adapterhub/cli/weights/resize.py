@@ -10,15 +10,17 @@ from adapterhub.api.reporting import report_warnings
 from adapterhub.api.steps.combining import combine
 from adapterhub.api.steps.merge_choice import one_cut
 from adapterhub.api.steps.resizing import Resizing, plan_resize, weights_in
-from adapterhub.cli.adapters.add import added_document
+from adapterhub.cli.adapters.added import added_document
 from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.cutting import cut_options, ranks_text
+from adapterhub.cli.options.naming import naming_options
 from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.output import size_text
 
 if TYPE_CHECKING:
     from adapterhub.api.results import Merged
     from adapterhub.core.specs import BaseSpec
+    from adapterhub.library.intake.clashes import Bump
 
 
 @click.command()
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 @cut_options("the adapter's own")
 @click.option("--base", type=BASE, help="Use this base if the spec names none.")
 @click.option("--version", metavar="VERSION", help="Version of the new adapter [default: the adapter's own].")
+@naming_options
 @click.option("--task", metavar="TASK", help="Task of the new adapter [default: the adapter's own].")
 @click.option("--description", metavar="TEXT", help="Describe the new adapter [default: the adapter's own].")
 @common
@@ -45,6 +48,8 @@ def resize(
     dtype: str | None,
     base: BaseSpec | None,
     version: str | None,
+    bump: Bump | None,
+    variant: bool,
     task: str | None,
     description: str | None,
 ) -> None:
@@ -57,13 +62,19 @@ def resize(
     \b
     Examples:
       adapt resize legal-qa --rank 4
+      adapt resize legal-qa --rank 4 -o legal-qa --variant
       adapt resize legal-qa --energy 0.99 -o legal-qa-small
       adapt resize ./out/legal-qa --max-error 0.05 --dtype bfloat16 -o ./out/legal-qa-small
     """
+    from adapterhub.library.intake.clashes import check_naming
+
+    check_naming(bump, variant=variant, version=version)
     said = {"version": version, "task": task, "description": description}
     cut = one_cut(rank=rank, energy=energy, max_error=max_error)
     plan = plan_resize(session.library, adapter, output, cut, dtype=dtype, base=base, said=said)
-    merged = combine(session.library, plan.combination, plan.target, what="resize", bars=session.out)
+    merged = combine(
+        session.library, plan.combination, plan.target, what="resize", bump=bump, variant=variant, bars=session.out
+    )
     if merged.added is None:
         _say(session, plan, merged, rank, f"resized into {merged.folder}", {"path": str(merged.folder)})
         return

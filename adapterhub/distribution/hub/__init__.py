@@ -9,37 +9,36 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, cast
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
-from packaging.version import Version
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-from adapterhub.core.dates import parse_time
-from adapterhub.core.digests import digest_of, parse_digest, strict_json
-from adapterhub.core.errors import AdapterNotFound, DigestMismatch, RemoteUnreachable, SpecError, shown
-from adapterhub.core.specs import AdapterSpec, parse_version
+from adapterhub.core.digests import Digest, digest_of, strict_json
+from adapterhub.core.errors import AdapterNotFound, DigestMismatch, RemoteUnreachable, shown
+from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.hub._commit import HubCommit
-from adapterhub.distribution.hub._listing import (
-    Published,
-    commit_in,
-    dates_of,
-    is_version_tag,
-    published_in,
-    refs_of,
-    repositories_tagged,
-)
+from adapterhub.distribution.hub._listing import dates_of, refs_of, repositories_tagged
 from adapterhub.distribution.hub._namespace import HubNamespace
 from adapterhub.distribution.hub._plain import header_of, plain_release
 from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
 from adapterhub.distribution.hub._search import Search, SearchHit, search_registry, search_tags
 from adapterhub.distribution.hub._session import bound_client
 from adapterhub.distribution.hub._stream import RemoteFile
+from adapterhub.distribution.hub._versions import (
+    Published,
+    PublishedVersion,
+    newest_last,
+    places_in,
+    published_in,
+    yanked_on_registry,
+)
 from adapterhub.distribution.hub._wire import Wire, file_path, is_missing
+from adapterhub.distribution.hub._withdrawal import Withdrawal
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, FileEntry, Manifest
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.release import Provenance, Release
@@ -53,13 +52,17 @@ __all__ = [
     "HubNamespace",
     "HubRepository",
     "Published",
+    "PublishedVersion",
     "Search",
     "SearchHit",
+    "Withdrawal",
     "bound_client",
     "version_tag",
 ]
 
 BASE_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "vocab*", "merges.txt"]
+HURRY_S = 3.0
+"""How long a hurried server may be silent."""
 AT_ONCE = 8
 """How many manifests of one repository are requested at the same time."""
 
@@ -72,21 +75,6 @@ class Contents:
     commit: str
     config: AdapterConfig
     weights: TensorFile
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """A commit that may hold a build.
-
-    `yanked` and `digest` come from the registry, None without one; `released_at` otherwise is the commit's date.
-    """
-
-    repo: str
-    commit: str
-    version: str | None
-    yanked: str | None = None
-    digest: str | None = None
-    released_at: float | None = None
 
 
 class Hub:
@@ -110,7 +98,7 @@ class Hub:
         )
         self._wire = Wire(self.endpoint, token, version=version or None, silence_s=silence_s)
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our errors say the same
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, PublishedVersion] = {}
         self._features: frozenset[str] | None = None
 
     @property
@@ -176,8 +164,9 @@ class Hub:
                 found.setdefault(release.digest, release)
         if unfinished and not found:
             raise AdapterNotFound(
-                f"`{unfinished[0]}` on {self.endpoint} has an adapter but no version tag: its push was interrupted",
-                hint="run `adapt push` again to finish it",
+                f"`{unfinished[0]}` on {self.endpoint} has an adapter but no version tag: its push was interrupted, or "
+                "the version was deleted",
+                hint="run `adapt push` again to finish or restore it",
             )
         return list(found.values())
 
@@ -192,25 +181,8 @@ class Hub:
         yield from tagged
 
     def _of_repository(self, repo: str, spec: AdapterSpec, unfinished: list[str]) -> Iterator[Release]:
-        places = list(self._versions(repo))
-        is_head = False
-        if not places:
-            try:
-                with self._wire.plainly(f"`{repo}`"):
-                    refs = refs_of(self._wire, repo)
-            except AdapterNotFound:
-                return
-            places = [
-                _Place(repo=repo, commit=commit, version=tag[1:])
-                for tag, commit in refs.tags.items()
-                if is_version_tag(tag)
-            ]
-            if not places:
-                is_head = True
-                mains = [commit for name, commit in refs.branches.items() if name == "main"]
-                places = [_Place(repo=repo, commit=commit, version=None) for commit in mains]
-        for place, manifest in self._with_manifests(places):
-            if manifest is not None and is_head:
+        for place, manifest in self._with_manifests(self._places_in(repo)):
+            if manifest is not None and place.version is None:
                 # Our push tags last: without a tag, the build is not published.
                 unfinished.append(repo)
                 continue
@@ -219,35 +191,12 @@ class Hub:
                 self._places.setdefault(release.digest, place)
                 yield release
 
-    def _versions(self, repo: str) -> Iterator[_Place]:
-        """The versions that the registry lists, yanked ones included; none without such a list."""
-        if "versions" not in self.features:
-            return
-        with self._wire.plainly(f"versions of `{repo}`"):
-            try:
-                told = self._wire.json(f"api/adapt/v1/adapters/{repo}/versions")
-            except HfHubHTTPError as error:
-                if not isinstance(error, RepositoryNotFoundError) and not is_missing(error):
-                    raise
-                return
-        try:
-            for item in told["versions"]:
-                yanked, released = item.get("yanked"), item.get("released_at")
-                yield _Place(
-                    repo=repo,
-                    commit=commit_in(item["commit"]),
-                    version=parse_version(item["version"]),
-                    yanked=None if yanked is None else shown(str(yanked["reason"]), 200),
-                    digest=parse_digest(item["digest"]),
-                    released_at=None if released is None else parse_time(released),
-                )
-        except (KeyError, TypeError, AttributeError, ValueError, SpecError) as error:
-            reason = shown(repr(error), 160)
-            raise RemoteUnreachable(f"`{repo}`: {self.endpoint} sent no list of versions: {reason}") from None
+    def _places_in(self, repo: str) -> list[PublishedVersion]:
+        return places_in(self._wire, repo, lists_versions="versions" in self.features)
 
-    def _with_manifests(self, places: list[_Place]) -> Iterable[tuple[_Place, Manifest | None]]:
+    def _with_manifests(self, places: list[PublishedVersion]) -> Iterable[tuple[PublishedVersion, Manifest | None]]:
         """Each place with its date, if known, and its manifest."""
-        undated = sorted((p for p in places if p.released_at is None), key=_newest_last, reverse=True)
+        undated = sorted((p for p in places if p.released_at is None), key=newest_last, reverse=True)
         if len(places) + len(undated) <= 1:  # one request needs no threads
             return [(place, self._manifest(place)) for place in places]
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -260,7 +209,7 @@ class Hub:
         ]
         return list(zip(dated, manifests, strict=True))
 
-    def _manifest(self, place: _Place) -> Manifest | None:
+    def _manifest(self, place: PublishedVersion) -> Manifest | None:
         """The manifest at one commit; None if there is none."""
         origin = _origin(place)
         with self._wire.plainly(f"`{MANIFEST_FILE}` of `{origin}`"):
@@ -275,7 +224,7 @@ class Hub:
             )
         return manifest
 
-    def _release(self, place: _Place, manifest: Manifest | None, spec: AdapterSpec) -> Release | None:
+    def _release(self, place: PublishedVersion, manifest: Manifest | None, spec: AdapterSpec) -> Release | None:
         if manifest is not None:
             release = Release(
                 manifest=manifest,
@@ -296,8 +245,8 @@ class Hub:
         Raises:
             AdapterNotFound: the repository or the commit no longer exists.
         """
-        told = next((place for place in self._versions(repo) if place.commit == commit), None)
-        place = replace(told or _Place(repo=repo, commit=commit, version=None), version=spec.pinned_version)
+        told = next((place for place in self._places_in(repo) if place.commit == commit), None)
+        place = replace(told or PublishedVersion(repo=repo, commit=commit, version=None), version=spec.pinned_version)
         release = self._release(place, self._manifest(place), spec)
         if release is not None:
             self._places[release.digest] = place
@@ -322,6 +271,51 @@ class Hub:
         """The signature at the commit of a build; other files of the repository are ignored."""
         place = self._places[release.digest]
         return Provenance(signature=signature_at(self._wire, place.repo, place.commit))
+
+    # ------------------------------------------------------------ withdrawn
+    def versions(self, repo: str) -> list[PublishedVersion]:
+        """The versions of a repository, yanked ones included, the newest first; none if it has none.
+
+        Raises:
+            AdapterNotFound: there is no such repository, or it is private.
+        """
+        places = self._places_in(repo)
+        if not places:
+            with self._wire.plainly(f"`{repo}`"):
+                refs_of(self._wire, repo)
+        return sorted((place for place in places if place.version is not None), key=newest_last, reverse=True)
+
+    def yanked(self, builds: Mapping[Digest, AdapterSpec]) -> dict[Digest, str]:
+        """The reason of each build that this server has yanked, by its digest; `builds` gives the name and version.
+
+        Our registry answers for 50 builds in one request; on other servers, each name takes a few.
+        """
+        if "yanked" in self.features:
+            return yanked_on_registry(self._wire, builds)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            reasons = pool.map(self._reason_of, builds, builds.values())
+        return {digest: reason for digest, reason in zip(builds, reasons, strict=True) if reason is not None}
+
+    def _reason_of(self, digest: Digest, spec: AdapterSpec) -> str | None:
+        """Why a build of this version is yanked in one of the repositories that may have it."""
+        for repo in dict.fromkeys(self._repositories(spec)):
+            for place in self._places_in(repo):
+                if place.yanked is None or place.version is None or not spec.matches(place.version):
+                    continue
+                manifest = self._manifest(place)
+                if manifest is not None and manifest.digest == digest:
+                    return place.yanked
+        return None
+
+    @property
+    def withdrawal(self) -> Withdrawal:
+        """Yanks and deletes on this server."""
+        return Withdrawal(self._api, self._wire, is_registry="yank" in self.features)
+
+    def hurried(self) -> Hub:
+        """The same server, given up on after a few silent seconds: for what is good to know, not needed."""
+        token = self._api.token if isinstance(self._api.token, str) else None
+        return Hub(endpoint=self.endpoint, token=token, label=self.label, silence_s=min(HURRY_S, self._wire.silence_s))
 
     # ------------------------------------------------------------ other
     def repository_of(self, release: Release) -> tuple[str, str]:
@@ -393,10 +387,5 @@ class Hub:
         return HubRepository(self._api, self._wire, repo, private=private, by_xet=self.is_public_hub)
 
 
-def _origin(place: _Place) -> str:
+def _origin(place: PublishedVersion) -> str:
     return f"{place.repo} at {place.commit[:12]}"
-
-
-def _newest_last(place: _Place) -> Version:
-    """Sort key; a place without a version is the head, a descendant of every other commit."""
-    return Version(place.version or "999999")

@@ -64,6 +64,9 @@ HttpObject = Any
 JsonValue = Any
 """Any JSON value."""
 
+Form = Mapping[str, Any] | bytes
+"""What a POST sends: the fields of a form, or JSON."""
+
 
 class Answer:
     """One response: status, headers (lower-case names), and the body in chunks."""
@@ -155,7 +158,7 @@ class Wire:
         }
 
     # ------------------------------------------------------------ requests
-    def open(self, url: str, headers: Mapping[str, str] | None = None, form: Mapping[str, Any] | None = None) -> Answer:
+    def open(self, url: str, headers: Mapping[str, str] | None = None, form: Form | None = None) -> Answer:
         """The response to a GET (a POST with `form`), after at most five redirects; the caller closes it.
 
         Raises:
@@ -195,9 +198,7 @@ class Wire:
         with self.answering(url) as answer:
             return self._whole(answer, path)
 
-    def json(
-        self, path: str, params: Mapping[str, Any] | None = None, *, form: Mapping[str, Any] | None = None
-    ) -> JsonValue:
+    def json(self, path: str, params: Mapping[str, Any] | None = None, *, form: Form | None = None) -> JsonValue:
         """The JSON value of a small response, to a POST if there is a `form`; raises the errors of `get`.
 
         Raises:
@@ -228,13 +229,13 @@ class Wire:
 
     @contextlib.contextmanager
     def answering(
-        self, url: str, headers: Mapping[str, str] | None = None, form: Mapping[str, Any] | None = None
+        self, url: str, headers: Mapping[str, str] | None = None, form: Form | None = None
     ) -> Iterator[Answer]:
         """A successful response for the duration of a block; retries once after a temporary failure."""
         answer = self.open(url, headers, form)
         if answer.status in PASSING:
             answer.close()
-            time.sleep(answer.pause_s or 0.5)
+            time.sleep(min(answer.pause_s or 0.5, self.silence_s))
             answer = self.open(url, headers, form)
         try:
             answer.raise_for_status()
@@ -265,13 +266,15 @@ class Wire:
         except Exception as error:  # noqa: BLE001 - httpx raises ImportError, ValueError, and an InvalidURL of its own
             raise unusable_proxy(error) from None
 
-    def _send(self, url: str, headers: Mapping[str, str], form: Mapping[str, Any] | None) -> HttpObject:
+    def _send(self, url: str, headers: Mapping[str, str], form: Form | None) -> HttpObject:
         session = self._client()
         method = "GET" if form is None else "POST"
         connect_s = min(CONNECT_S, self.silence_s)
         times = (connect_s, self.silence_s, self.silence_s, connect_s)  # connect, read, write, pool
+        sent = {**headers, "content-type": "application/json"} if isinstance(form, bytes) else dict(headers)
+        body: dict[str, Any] = {"content" if isinstance(form, bytes) else "data": form}
         try:
-            request = session.build_request(method, url, headers=dict(headers), timeout=times, data=form)
+            request = session.build_request(method, url, headers=sent, timeout=times, **body)
         except Exception as error:  # noqa: BLE001 - httpx's InvalidURL is no child of its other errors
             raise RemoteUnreachable(f"{self.endpoint}: `{shown(url)}` is not an address: {shown(str(error))}") from None
         return session.send(request, stream=True, follow_redirects=False)

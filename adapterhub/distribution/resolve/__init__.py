@@ -15,6 +15,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from adapterhub.core.errors import AdapterNotFound, AmbiguousSpec, NoCompatibleRelease, SpecError, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
@@ -39,14 +40,33 @@ from adapterhub.formats.base.fingerprint import BaseVerdict
 
 __all__ = ["Candidate", "Objection", "Resolution", "resolve"]
 
+SHOWN_VARIANTS: Final = 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
-    """The build to take. `refusals` holds `(build, reason)`, newest first; `warnings` are whole sentences."""
+    """The build to take. `refusals` holds `(build, reason)`, newest first; `warnings` are whole sentences.
+
+    `variants` are the builds of the same version that fit as well and that the order of ranks put behind, best first.
+    """
 
     chosen: Candidate
     refusals: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
+    variants: tuple[Candidate, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """The sentence that says which variant was taken, and how to name the others; "" where there is only one."""
+        if not self.variants:
+            return ""
+        one, others = self.chosen, [f"`{_exact(c)}` ({_rank(c)})" for c in self.variants[:SHOWN_VARIANTS]]
+        rest = len(self.variants) - len(others)
+        listed = ", ".join(others) + (f" and {rest} more" if rest else "")
+        return (
+            f"`{one.full_name}` {shown(one.version)} has {len(self.variants) + 1} builds that fit; took {_rank(one)}. "
+            f"{'The other is' if len(self.variants) == 1 else 'The others are'} {listed}"
+        )
 
 
 def resolve(
@@ -96,12 +116,22 @@ def resolve(
             fitting = others
     if not base_given:
         _check_one_base(spec, fitting)
-    chosen = _best(request, fitting)
+    chosen, *variants = _by_preference(request, fitting)
     return Resolution(
         chosen=chosen.candidate,
         refusals=labelled(builds, reasons),
         warnings=tuple(warnings_about(request, chosen, fitting)),
+        variants=tuple(b.candidate for b in variants if _is_proven(request, b) == _is_proven(request, chosen)),
     )
+
+
+def _exact(candidate: Candidate) -> str:
+    """The spec that means exactly this build."""
+    return f"{candidate.full_name}#{candidate.digest[:SHORT_DIGEST_CHARACTERS]}"
+
+
+def _rank(candidate: Candidate) -> str:
+    return "no rank" if candidate.rank is None else f"rank {candidate.rank}"
 
 
 def _check_prefix(spec: AdapterSpec, builds: Sequence[Build]) -> None:
@@ -140,18 +170,22 @@ def _check_one_base(spec: AdapterSpec, fitting: Sequence[Build]) -> None:
     raise AmbiguousSpec(f"`{spec}` fits more than one base; name one", choices)
 
 
-def _best(request: Request, fitting: Sequence[Build]) -> Build:
-    """The newest version, and its best build."""
+def _by_preference(request: Request, fitting: Sequence[Build]) -> list[Build]:
+    """The builds of the newest version, the best first."""
     newest = max(version_in(build) for build in fitting)
 
-    def preference(build: Build) -> tuple[int, int, int, str]:
-        verdict = build.candidate.verdict if request.base_given else BaseVerdict.SAME_WEIGHTS
+    def preference(build: Build) -> tuple[bool, int, bool, str]:
         # Proven before unproven outranks rank: a larger adapter on the wrong base is no better adapter.
-        is_unproven = verdict not in {BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION}
-        is_converted = verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION
-        return is_unproven, -(build.candidate.rank or 0), is_converted, build.candidate.digest
+        is_converted = request.base_given and build.candidate.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION
+        return not _is_proven(request, build), -(build.candidate.rank or 0), is_converted, build.candidate.digest
 
-    return min((build for build in fitting if build.version == newest), key=preference)
+    return sorted((build for build in fitting if build.version == newest), key=preference)
+
+
+def _is_proven(request: Request, build: Build) -> bool:
+    """Whether the base is the requested one by content; true where none is requested."""
+    proven = {BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION}
+    return not request.base_given or build.candidate.verdict in proven
 
 
 def _nothing_fits(request: Request, refusals: Sequence[tuple[str, str]]) -> NoCompatibleRelease:

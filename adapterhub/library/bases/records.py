@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Final
 from adapterhub.core.digests import Progress, canonical_json, strict_json
 from adapterhub.core.disk.root import Root, absolute
 from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, SpecError, UsageProblem, shown
+from adapterhub.core.made_names import made_name
 from adapterhub.core.specs import BaseSpec, looks_like_revision
 from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_folder
 from adapterhub.formats.base.hints import BaseHints
@@ -297,8 +297,7 @@ def _check_alias(alias: str) -> None:
 def _default_alias(record: BaseRecord) -> str:
     """The name of the repository or folder in lower case; a dash replaces each character that aliases forbid."""
     name = record.hub.rpartition("/")[2] if record.hub else record.path.name if record.path else ""
-    alias = re.sub(r"[^a-z0-9._]+", "-", name.lower())
-    alias = re.sub(r"\.{2,}", ".", re.sub(r"-{2,}", "-", alias)).strip("._-")[:64].rstrip(".-")
+    alias = made_name(name)
     hint = f"`adapt base add {record.path} --as NAME` gives it one"
     if not alias or looks_like_revision(alias):
         raise SpecError(name, "no alias can be made of this folder's name", hint=hint)

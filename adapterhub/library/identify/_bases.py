@@ -50,7 +50,7 @@ def base_matches(
         sure: Sureness = "likely" if is_sure else "possible"
         yield _match(fit.record, sure, _how(orphan, fit, rivals=rivals, shapes=len(kinds)))
     named = orphan.config.base_model_name_or_path if orphan.config else None
-    if named and not matched and not any(_is_named(orphan, record) for record in records):
+    if named and not matched and not any(is_named(orphan, record) for record in records):
         yield Match(what="base", name=named, sure="possible", how="its config names it, and a name proves nothing")
 
 
@@ -126,10 +126,10 @@ def _fit(orphan: Orphan, record: BaseRecord) -> _Fit | None:
     mine = layers_of(pair.module for pair in orphan.pairs)
     theirs = layers_of(fact.name.rpartition(".")[0] for fact in record.tensors)
     short = f"it has {theirs} layers, the adapter is on the first {mine}" if 0 < mine < theirs else ""
-    return _Fit(record=record, is_named=_is_named(orphan, record), is_quantised="U_SHAPE" in codes, short=short)
+    return _Fit(record=record, is_named=is_named(orphan, record), is_quantised="U_SHAPE" in codes, short=short)
 
 
-def _is_named(orphan: Orphan, record: BaseRecord) -> bool:
+def is_named(orphan: Orphan, record: BaseRecord) -> bool:
     """Whether the config names this base, by its Hub id, its alias or its folder."""
     named = orphan.config.base_model_name_or_path if orphan.config else None
     if not named:

@@ -11,6 +11,7 @@ from adapterhub.core.specs import AdapterName
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.card import CARD_LIMIT_BYTES, split_card
 from adapterhub.formats.manifest import CARD_FILE, BaseRef, FileEntry, Manifest, Parent
+from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.trust.verify import Subject
 
@@ -38,6 +39,16 @@ class Description:
     annotations: Mapping[str, Any] = field(default_factory=_empty)
 
 
+def base_declared(config: AdapterConfig, description: Description, base: BaseRecord | None) -> BaseRef:
+    """The base that the manifest will declare: `base`, else that of the description, else the one the config names."""
+    if base is not None:
+        return BaseRef(fingerprint=base.fingerprint, hints=base.hints)
+    if description.base is not None:
+        return description.base
+    named = None if config.base_is_path else config.base_model_name_or_path
+    return BaseRef(hints=BaseHints(hub_id=named))
+
+
 def describe(
     subject: Subject, entries: Sequence[FileEntry], description: Description, base: BaseRecord | None
 ) -> Manifest:
@@ -45,18 +56,11 @@ def describe(
     config, facts = subject.config, subject.facts
     card = _card(subject)
     matter, _ = split_card(card)
-    if base is not None:
-        reference = BaseRef(fingerprint=base.fingerprint, hints=base.hints)
-    elif description.base is not None:
-        reference = description.base
-    else:
-        named = None if config.base_is_path else config.base_model_name_or_path
-        reference = BaseRef(hints=BaseHints(hub_id=named))
     licence = description.license or (matter["license"] if isinstance(matter.get("license"), str) else None)
     return Manifest(
         name=description.name,
         version=description.version,
-        base=reference,
+        base=base_declared(config, description, base),
         method=config.methods(),
         files=tuple(entries),
         task=description.task,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapterhub.core.errors import BaseMismatch, RefusedAdapter, ReleaseExists, shown
+from adapterhub.core.errors import BaseMismatch, RefusedAdapter, shown
 from adapterhub.formats.manifest import Manifest
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.verify import Finding, Report, verify_folder
 
 
@@ -37,14 +36,3 @@ def refused(what: str, findings: Sequence[Finding]) -> RefusedAdapter | BaseMism
     if errors and all(f.code == "E_BASE_MISMATCH" for f in errors):
         return BaseMismatch("\n".join([f"{head}: it does not fit the base", *(f"  {f}" for f in errors)]), hint=hint)
     return RefusedAdapter(head, [(f.code, str(f).removeprefix(f"[{f.code}] ")) for f in errors], hint=hint)
-
-
-def exists_otherwise(existing: Installed, manifest: Manifest) -> ReleaseExists:
-    """The exception for a release that is installed with other content."""
-    old, new = existing.manifest.to_json(), manifest.to_json()
-    differs = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return ReleaseExists(
-        f"`{existing.full_name}` {manifest.version} exists with other content (differs in: {', '.join(differs)}); "
-        f"a release never changes. Nothing was stored",
-        hint="give the new one its own `--version`, or `adapt remove` the old one first",
-    )

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.files import is_sound, write_file
-from adapterhub.core.errors import DigestMismatch, RemoteUnreachable
-from adapterhub.formats.manifest import SIGNATURE_FILE, FileEntry
+from adapterhub.core.errors import DigestMismatch, RefusedAdapter, RemoteUnreachable, shown
+from adapterhub.formats.manifest import MEDIA_TYPES, SIGNATURE_FILE, FileEntry
 from adapterhub.formats.release import Release
 from adapterhub.library.store.blobs import Store, WriteIntent
 from adapterhub.library.store.signatures import attach_signature
+from adapterhub.trust.verify.listing import Entry
 
 if TYPE_CHECKING:
     from adapterhub.library.library import Added
@@ -23,6 +24,27 @@ if TYPE_CHECKING:
 
 _LINK = ".link"
 """A name in the staging folder that no file of an adapter has."""
+
+
+def stage_files(
+    store: Store, intent: WriteIntent, folder: Path, taken: Sequence[Entry], progress: Progress | None
+) -> list[FileEntry]:
+    """Copy the files of an adapter folder into the intent's folder; returns their entries for the manifest.
+
+    Raises:
+        RefusedAdapter: a file grew meanwhile.
+    """
+    entries = []
+    for file in taken:
+        name = file.name
+        try:
+            with file.open() as source:
+                digest, size = store.stage_file(source, intent.folder / name, progress, file.size_bytes)
+        except ValueError:  # it grew: without this bound a growing file would fill the disk
+            found = ("E_CONTAINER", f"{name}: grew while it was read")
+            raise RefusedAdapter(f"refused `{shown(str(folder), 200)}`. Nothing was stored", [found]) from None
+        entries.append(FileEntry(path=name, sha256=digest, size_bytes=size, media_type=MEDIA_TYPES[name]))
+    return entries
 
 
 class Staging:

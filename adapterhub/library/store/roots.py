@@ -2,6 +2,7 @@
 
     projects/<16 hex of the folder>.json   {"folder", "digests"}
     synced/<16 hex of the folder>.json     {"project", …}, which `sync` writes of what it made there
+    history/<16 hex of the folder>.json    {"project", …}, what its lock held before, for `rollback`
 
 A record lists what the project needed when it was locked or synced last. The objects in its lock file count too, so
 that a lock that came by `git pull` is safe before the next sync. A project whose folder is gone needs nothing.
@@ -70,6 +71,7 @@ class KnownProjects:
                 gone.append(project.folder)
                 with self._root.os_errors_as_refusals():
                     synced_path(self._root.root, project.folder).unlink(missing_ok=True)
+                    history_path(self._root.root, project.folder).unlink(missing_ok=True)
                     path.unlink(missing_ok=True)
         return gone
 
@@ -98,6 +100,11 @@ class KnownProjects:
 def synced_path(root: Path, project: Path) -> Path:
     """The record of what `sync` made in a project, the same for every link that leads to the project."""
     return root / "synced" / f"{place_key(os.path.realpath(project))}.json"
+
+
+def history_path(root: Path, project: Path) -> Path:
+    """The record of what the lock of a project held before, the same for every link that leads to the project."""
+    return root / "history" / f"{place_key(os.path.realpath(project))}.json"
 
 
 def roots_of(projects: Iterable[KnownProject]) -> set[Digest]:

@@ -67,7 +67,12 @@ def _sweepable(root: Path, grace_s: float) -> Iterator[tuple[RealFolder, str, fl
     except FileNotFoundError:
         return
     with top:
-        for place, pattern in (("blobs/sha256/*", "*"), ("manifests/sha256", "*.json"), ("origins", "*.json")):
+        for place, pattern in (
+            ("blobs/sha256/*", "*"),
+            ("manifests/sha256", "*.json"),
+            ("origins", "*.json"),
+            ("yanked", "*.json"),
+        ):
             yield from ((*found, grace_s) for found in matching(top, place.split("/"), pattern))
         for folder, name in matching(top, ["tmp"], "*"):
             if name not in at_work:

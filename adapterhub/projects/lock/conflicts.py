@@ -19,6 +19,7 @@ from typing import Final
 
 from adapterhub.core.dates import time_text
 from adapterhub.core.digests import Digest
+from adapterhub.core.disk.home import PROJECT_FILE
 from adapterhub.core.errors import ProjectConflict, SpecError, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.resolve import Candidate
@@ -275,12 +276,34 @@ def _described(offer: Candidate) -> str:
 # ---------------------------------------------------------------- yanked
 def yanked_notice(key: str, name: str, version: str, reason: str) -> str:
     """The notice for a locked build that was yanked later; a locked build is installed anyway."""
-    why = shown(reason or "no reason given", 200)
-    also = f" (`{key}` here)" if key != name.rpartition("/")[2] else ""
     return (
-        f"`{name}=={shown(version)}`{also} was yanked: {why}; it is locked, so it is installed anyway. "
+        f"{_yanked(key, name, version, reason)}; it is locked, so it is installed anyway. "
         f"`adapt lock --upgrade {key}` chooses another"
     )
+
+
+def left_notice(before: LockedAdapter, reason: str, now: LockedAdapter) -> str:
+    """The notice that `now` replaces a locked build that was yanked."""
+    other = shown(now.version) if now.name == before.name else f"{now.name} {shown(now.version)}"
+    if now.version == before.version:
+        other = f"another build of {other}"
+    return f"{_yanked(before.key, before.name, before.version, reason)}; {other} replaces it"
+
+
+def yanked_hint(wanted: AdapterRequirement, candidates: Iterable[Candidate]) -> str:
+    """The hint for an adapter of which only yanked builds are allowed; "" if there is none."""
+    yanked = [one for one in candidates if one.yanked is not None and _is_asked_for(wanted, one)]
+    if not yanked:
+        return ""
+    return (
+        f"let `{wanted.key}` be another version in `{PROJECT_FILE}`; `=={yanked[0].version}` in `{PROJECT_FILE}` keeps "
+        "the yanked release"
+    )
+
+
+def _yanked(key: str, name: str, version: str, reason: str) -> str:
+    also = f" (`{key}` here)" if key != name.rpartition("/")[2] else ""
+    return f"`{name}=={shown(version)}`{also} was yanked: {shown(reason or 'no reason given', 200)}"
 
 
 def _short(digest: Digest) -> str:

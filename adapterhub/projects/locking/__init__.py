@@ -177,6 +177,11 @@ class _Search:
             warnings += chosen.warnings
         return [found[wanted.key] for wanted in project.adapters], warnings
 
+    def before(self, wanted: AdapterRequirement) -> LockedAdapter | None:
+        """The adapter that is locked under this name."""
+        old = self.previous.entries.get(wanted.key) if self.previous else None
+        return old if isinstance(old, LockedAdapter) else None
+
     def ask(
         self,
         to_ask: Sequence[tuple[AdapterRequirement, LockedAdapter | None]],
@@ -189,7 +194,7 @@ class _Search:
         def choose(number: int) -> Chosen | AdapterHubError:
             wanted, old = to_ask[number]
             try:
-                return choose_build(self.asking, wanted, places[number], keep=old)
+                return choose_build(self.asking, wanted, places[number], keep=old, before=self.before(wanted))
             except AdapterHubError as error:
                 return error
 

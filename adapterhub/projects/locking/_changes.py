@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from adapterhub.core.errors import shown
@@ -29,6 +29,22 @@ class Change:
     def line(self) -> str:
         """`~ legal-qa  1.2.0 -> 1.3.0`."""
         return f"{_SIGNS[self.kind]} {self.key}  {self.text}" if self.key else f"{_SIGNS[self.kind]} {self.text}"
+
+    @property
+    def short(self) -> str:
+        """`~ legal-qa  1.2.0 -> 1.3.0`: the versions alone, without digests and places."""
+        before, after = self.before, self.after
+        text = self.text
+        if before is None or after is None:
+            one = before or after
+            text = one.version if one else text
+        elif before.digest != after.digest and isinstance(after, LockedMerge):
+            text = "merged again"
+        elif before.version != after.version:
+            text = f"{before.version} -> {after.version}"
+        elif before.digest != after.digest:
+            text = f"{after.version}, another build"
+        return replace(self, text=text).line
 
 
 def changes_between(before: Lock | None, after: Lock) -> tuple[Change, ...]:

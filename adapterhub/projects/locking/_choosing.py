@@ -18,7 +18,14 @@ from adapterhub.library.admission.admission import Admission
 from adapterhub.library.bases.requested import requested_base
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
-from adapterhub.projects.lock.conflicts import conflict, in_two_remotes, kept_out, other_remotes_notice
+from adapterhub.projects.lock.conflicts import (
+    conflict,
+    in_two_remotes,
+    kept_out,
+    left_notice,
+    other_remotes_notice,
+    yanked_hint,
+)
 from adapterhub.projects.lock.staleness import wanted_text
 from adapterhub.projects.locking._base import BaseChoice, in_project
 from adapterhub.projects.values import (
@@ -61,9 +68,16 @@ class _Offer:
 
 
 def choose_build(
-    asking: Asking, wanted: AdapterRequirement, sources: Sequence[Source], *, keep: LockedAdapter | None = None
+    asking: Asking,
+    wanted: AdapterRequirement,
+    sources: Sequence[Source],
+    *,
+    keep: LockedAdapter | None = None,
+    before: LockedAdapter | None = None,
 ) -> Chosen:
     """The build for `wanted` from the first place with a fitting one; `keep` is preferred if it still fits.
+
+    `before` is the build that was locked; a warning says if it was yanked and another one replaces it.
 
     Raises:
         AdapterNotFound: no place has the name.
@@ -74,7 +88,7 @@ def choose_build(
     chosen = (search.first(keep.digest) if keep else None) or search.first(None)
     if chosen is None:
         raise search.refusal()
-    return chosen
+    return replace(chosen, warnings=(*chosen.warnings, *search.left(before, chosen.entry)))
 
 
 class _Search:
@@ -85,6 +99,7 @@ class _Search:
         self._every_source = (*sources, asking.library)
         self._sources = Admission(asking.library).of_places(self._every_source, wanted.spec.namespace)
         self._offers: list[_Offer] = []
+        self._yanked: dict[Digest, str] = {}
         project, base = asking.project, wanted.spec.base
         self._judged = asking.base.wanted
         if self._judged is None and base is not None:
@@ -129,6 +144,7 @@ class _Search:
             self._resolved(list(everything.values()), None)
         except NoCompatibleRelease as error:
             hint = kept_out(self._asking.project.policy, wanted, everything.values(), self._asking.now)
+            hint = hint or yanked_hint(wanted, everything.values())
             return NoCompatibleRelease(error.summary, error.refusals, hint=hint or error.hint)
         except AdapterHubError as error:
             return error
@@ -140,11 +156,26 @@ class _Search:
         for number, source in enumerate(self._sources):
             if number == len(self._offers):
                 releases = [one for one in source.releases(self._spec) if self._may_be_from(source, one)]
-                candidates = candidates_of(library, releases, self._judged, source.label)
+                candidates = self._with_yanks(candidates_of(library, releases, self._judged, source.label))
+                if source is not library:
+                    library.yanks.saw(source.place, releases)
                 remote = "" if source is library else remote_of(project, source.place)
                 self._offers.append(_Offer(source, remote, releases, candidates))
             if self._offers[number].candidates:
                 yield self._offers[number]
+
+    def _with_yanks(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates; what an earlier place has yanked is yanked here, too."""
+        for one in candidates:
+            if one.yanked is not None:
+                self._yanked.setdefault(one.digest, one.yanked)
+        return [replace(one, yanked=self._yanked.get(one.digest)) for one in candidates]
+
+    def left(self, before: LockedAdapter | None, now: LockedAdapter) -> list[str]:
+        """A notice that the build locked before was yanked, if another one replaces it."""
+        if before is None or before.digest == now.digest or before.digest not in self._yanked:
+            return []
+        return [left_notice(before, self._yanked[before.digest], now)]
 
     def _may_be_from(self, source: Source, release: Release) -> bool:
         """Whether a build of the library came from the remote that the adapter names, if it names one."""

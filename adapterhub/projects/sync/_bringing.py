@@ -189,6 +189,7 @@ def _take(
     build = locked_build(library, entry)
     if build is not None and source is not library:
         library.note_origin(build, source.place)
+        library.yanks.saw(source.place, [release])
     if destination.added is not None:
         warnings += [f"[{f.code}] {f.message}" for f in destination.added.report.warnings]
     return Brought(entry=entry, origin=release.origin, sent_bytes=copied.sent_bytes, warnings=tuple(warnings))

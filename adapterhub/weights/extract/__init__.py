@@ -22,6 +22,7 @@ from adapterhub.core.disk.new_folder import new_folder
 from adapterhub.core.errors import BaseMismatch, Incompatible, UsageProblem, problem_list, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.library.bases.records import BaseRecord, Bases
+from adapterhub.library.intake.clashes import Bump
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Added, Library
 from adapterhub.weights.extract._models import Model
@@ -150,19 +151,49 @@ def extract_into_library(
     about: Description,
     options: ExtractOptions,
     *,
+    bump: Bump | None = None,
+    variant: bool = False,
     progress: ExtractProgress | None = None,
 ) -> tuple[Added, ExtractResult]:
     """Extract, and add the result under the description `about`, made for `base`; on an error nothing is stored.
 
-    Adds the recipe and the measured errors to the description.
+    Adds the recipe and the measured errors to the description. `bump` and `variant` as for `Library.add`.
     """
+    if bump is None:
+        ensure_room(library, base, tuned, about, options, variant=variant)
     with library.store.staging() as staging:
         result = extract(base, tuned, staging / "extracted", options, progress=progress)
         measured = {"relative_error": result.relative_error, "missing_share": result.missing_share}
         # Later digits are noise of the factorisations and would give each machine its own manifest.
         metrics = {f"extract_{key}": float(f"{number:.3g}") for key, number in measured.items()}
         about = replace(about, recipe=result.recipe, metrics=metrics)
-        return library.add(result.out_folder, about, base=base), result
+        return library.add(result.out_folder, about, base=base, bump=bump, variant=variant), result
+
+
+def ensure_room(
+    library: Library,
+    base: BaseRecord,
+    tuned: BaseRecord | None,
+    about: Description,
+    options: ExtractOptions,
+    *,
+    variant: bool,
+) -> None:
+    """Refuse an extraction before it runs if a build with its name, version and base exists that it would not give.
+
+    `tuned` is None before the files of that model are read.
+
+    Raises:
+        ReleaseExists: names the build that exists and the next version.
+    """
+    namesakes = library.namesakes(about.name, None, base.fingerprint)
+    ours = _recipe(base, tuned, options)
+    for build in namesakes.with_version(about.version):
+        recorded = {key: v for key, v in build.manifest.recipe.items() if tuned is not None or key[:5] != "tuned"}
+        words = build.manifest.task, build.manifest.description
+        if recorded == ours and words == (about.task, about.description):
+            return
+    namesakes.ensure_room(about.version, "the extracted adapter", variant=variant)
 
 
 def model_record(bases: Bases, spec: BaseSpec | str, *, progress: Progress | None = None) -> BaseRecord:
@@ -189,9 +220,6 @@ def _result(run: ExtractRun, out_folder: Path, options: ExtractOptions) -> Extra
     worst_module, worst_error = run.errors.worst
     gone = [one.change for one in run.left_out if one.change is not None and not one.is_carried]
     kept = [one.change for one in run.left_out if one.change is not None and one.is_carried]
-    dtype = str(run.dtype).removeprefix("torch.")
-    recipe: dict[str, object] = {"method": "extract", "options": options.to_json(), "dtype": dtype}
-    recipe |= _named("base", run.base) | _named("tuned", run.tuned)
     return ExtractResult(
         out_folder=out_folder,
         relative_error=run.errors.relative,
@@ -199,12 +227,19 @@ def _result(run: ExtractRun, out_folder: Path, options: ExtractOptions) -> Extra
         worst_module=worst_module,
         missing_share=math.hypot(error, *gone) / math.hypot(norm, *gone, *kept),
         ranks=MappingProxyType(dict(sorted(Counter(run.ranks.values()).items()))),
-        dtype=dtype,
+        dtype=options.dtype or DEFAULT_DTYPE,
         unchanged=run.pairing.unchanged + run.rounded,
         left_out=tuple(run.left_out),
         warnings=tuple(run.remarks()),
-        recipe=recipe,
+        recipe=_recipe(run.base.record, run.tuned.record, options),
     )
+
+
+def _recipe(base: BaseRecord, tuned: BaseRecord | None, options: ExtractOptions) -> dict[str, object]:
+    """What the manifest of the result records; without `tuned`, the part that the rest says."""
+    dtype = options.dtype or DEFAULT_DTYPE
+    recipe: dict[str, object] = {"method": "extract", "options": options.to_json(), "dtype": dtype}
+    return recipe | _named("base", base) | (_named("tuned", tuned) if tuned is not None else {})
 
 
 def _check_pairing(pairing: Pairing, base: Model, tuned: Model, unequal: list[Other]) -> None:
@@ -231,8 +266,7 @@ def _check_pairing(pairing: Pairing, base: Model, tuned: Model, unequal: list[Ot
         )
 
 
-def _named(role: str, model: Model) -> dict[str, object]:
+def _named(role: str, record: BaseRecord) -> dict[str, object]:
     """A model in a recipe: the digest of its weights, and a readable name that is not a path."""
-    record = model.record
     name = record.hub or (record.alias if role == "tuned" else "")  # the base's alias is local to this machine
     return {role: record.fingerprint.weights} | ({f"{role}_name": name} if name else {})

@@ -19,12 +19,13 @@ from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.errors import BaseMismatch, DigestMismatch, shown
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Parent
+from adapterhub.library.intake.clashes import Bump
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Added, Library
 from adapterhub.trust.verify import manifest_in
 from adapterhub.trust.verify.listing import safe_listing
 from adapterhub.weights.catalogue import describe
-from adapterhub.weights.merge import MergeInput, MergeProgress, MergeResult, merge
+from adapterhub.weights.merge import DEFAULT_DTYPE, MergeInput, MergeProgress, MergeResult, merge
 from adapterhub.weights.recipes.toml.values import MEASURED_PREFIX, Inner, Step, empty_mapping, without_none
 
 _RECORDED: Final = {"sha256": WEIGHTS_FILE, "config_sha256": CONFIG_FILE}
@@ -101,9 +102,13 @@ def merge_into_library(
     combination: Combination,
     description: Description,
     *,
+    bump: Bump | None = None,
+    variant: bool = False,
     progress: MergeProgress | None = None,
 ) -> Outcome:
     """Merge, and add the result under the name and version in `description`, with base and lineage filled in.
+
+    `bump` and `variant` as for `Library.add`.
 
     The manifest depends only on the parents and the numbers, not on this library: the base has the name that the first
     parent gives it, and measured errors have three digits, because later digits differ between machines.
@@ -113,6 +118,8 @@ def merge_into_library(
         MergeRefused, ReleaseExists, and any other error of `merge` and `Library.add`; nothing is stored then.
     """
     base, warnings = common_base(list(combination.leaves()))
+    if bump is None:
+        ensure_room(library, combination, description, variant=variant)
     with library.store.staging() as staging:
         made = _run(_held_to_bytes(combination), staging / "merged", staging, progress)
         about = replace(
@@ -127,8 +134,59 @@ def merge_into_library(
         record = library.bases.by_fingerprint(base.fingerprint) if base.fingerprint else None
         if record is not None and base.fingerprint is not None:
             record = replace(record, fingerprint=base.fingerprint, hints=base.hints)
-        added = library.add(made.result.out_folder, about, base=record)
+        added = library.add(made.result.out_folder, about, base=record, bump=bump, variant=variant)
     return Outcome(added=added, made=replace(made, warnings=(*warnings, *made.warnings)))
+
+
+def ensure_room(
+    library: Library, combination: Combination, description: Description, *, variant: bool, tuned: bool = False
+) -> None:
+    """Refuse a merge before it runs if a build with its name, version and base exists that it would not give again.
+
+    With `tuned`, the weights are not known yet.
+
+    Raises:
+        BaseMismatch: two of the adapters were made for different bases.
+        ReleaseExists: names the build that exists and the next version.
+    """
+    base, _ = common_base(list(combination.leaves()))
+    namesakes = library.namesakes(description.name, None, base.fingerprint)
+    there = namesakes.with_version(description.version)
+    if not there:
+        return
+    held = _held_to_bytes(combination)
+    words = description.task, description.description
+    if not any(
+        (b.manifest.task, b.manifest.description) == words and _repeats(held, b.manifest.recipe, tuned=tuned)
+        for b in there
+    ):
+        what = f"the result of {', '.join(f'`{shown(leaf.label, 200)}`' for leaf in combination.leaves())}"
+        namesakes.ensure_room(description.version, what, variant=variant)
+
+
+def _repeats(step: Combination, recorded: Mapping[str, Any], *, tuned: bool) -> bool:
+    """Whether `step`, whose folders are held to their bytes, is what `recorded` describes; with `tuned` at any weights.
+
+    `recorded` is the recipe of a manifest, which may be of another kind.
+    """
+    there = recorded.get("inputs")
+    if recorded.get("method") != step.method or not isinstance(there, list) or len(there) != len(step.inputs):
+        return False
+    for item, other in zip(step.inputs, there, strict=True):
+        named = {"merge": None} if isinstance(item, Inner) else _named(item)
+        apart = {"weight", "merge"} if tuned else {"merge"}
+        ours = without_none(named | {"weight": item.weight})
+        if not isinstance(other, Mapping) or any(
+            ours.get(key) != other.get(key) for key in (ours.keys() | other.keys()) - apart
+        ):
+            return False
+        if isinstance(item, Inner) and not _repeats(item.step, other.get("merge") or {}, tuned=tuned):
+            return False
+    defaults = {option.name: option.default for option in describe(step.method).options}
+    seed = {} if step.seed is None else {"seed": step.seed}
+    is_copy = not recorded.get("options")
+    same_options = recorded.get("options") == without_none(defaults | dict(step.options) | seed)
+    return (is_copy or same_options) and recorded.get("dtype") in (step.dtype, step.dtype or DEFAULT_DTYPE)
 
 
 def merge_into_folder(combination: Combination, folder: Path, *, progress: MergeProgress | None = None) -> Made:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import StringConstraints
 from sqlalchemy import ColumnElement, Row, Select, Table, func, select
 from sqlalchemy.engine import Connection
 from starlette.routing import Match
@@ -42,6 +43,8 @@ from adapterhub_registry.api.adapt_models import (
     UserFacts,
     UserList,
     Yanked,
+    YankedRelease,
+    YankedReleases,
     YankRequest,
 )
 from adapterhub_registry.api.context import CallerOf, RegistryOf, StrictRoute, opened_cursor, sealed_cursor, user_of
@@ -52,7 +55,8 @@ from adapterhub_registry.names import known_repo_id
 from adapterhub_registry.repos import adapter_search as found
 from adapterhub_registry.repos import adapters as index
 
-FEATURES: Final = ("adapters", "blobs", "versions", "yank", "tokens", "tags", "users", "releases")
+FEATURES: Final = ("adapters", "blobs", "versions", "yank", "yanked", "tokens", "tags", "users", "releases")
+MAX_DIGESTS: Final = 50
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 UPLOAD_MODES: Final = ("regular", "lfs", "multipart", "xet")
@@ -141,6 +145,24 @@ def releases_in(registry: RegistryOf, caller: CallerOf, query: Annotated[Release
         for row in page.rows
     ]
     return ReleasePage(releases=listed, next_cursor=sealed_cursor(registry, page.next_cursor))
+
+
+@router.get("/yanked")
+def yanked(
+    registry: RegistryOf,
+    caller: CallerOf,
+    digest: Annotated[list[Annotated[str, StringConstraints(pattern=SHA256)]], Query(max_length=MAX_DIGESTS)],
+) -> YankedReleases:
+    """The yanked releases among builds with these digests: one request for all that a client has installed."""
+    registry.repos.check_may_read(caller)
+    with registry.db.read() as connection:
+        rows = found.yanked_of(connection, digest, registry.repos.visible(caller))
+    return YankedReleases(
+        releases=[
+            YankedRelease(repo=row.full_name, version=row.version, digest=f"sha256:{row.digest}", yanked=_yanked(row))
+            for row in rows
+        ]
+    )
 
 
 @router.get("/blobs/{sha256}", responses=_MISSING)
@@ -293,11 +315,13 @@ def _releases(connection: Connection, repo: Row[Any]) -> Releases:
 
 
 def _release(row: Row[Any]) -> Release:
-    yanked = None
-    if row.yanked_at is not None:
-        yanked = Yanked(reason=row.yanked_reason, by=row.yanked_by, at=iso_time(row.yanked_at))
     facts = index.facts_json(row) | {"version": row.released_as}
-    return Release(**facts, tag=row.tag, commit=row.commit_id, released_at=iso_time(row.released_at), yanked=yanked)
+    why = None if row.yanked_at is None else _yanked(row)
+    return Release(**facts, tag=row.tag, commit=row.commit_id, released_at=iso_time(row.released_at), yanked=why)
+
+
+def _yanked(row: Row[Any]) -> Yanked:
+    return Yanked(reason=row.yanked_reason, by=row.yanked_by, at=iso_time(row.yanked_at))
 
 
 def _token(record: TokenRecord) -> TokenFacts:

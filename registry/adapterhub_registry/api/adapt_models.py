@@ -127,6 +127,21 @@ class Releases(Answer):
     versions: list[Release]
 
 
+class YankedRelease(Answer):
+    """A yanked release; `digest` is that of its manifest."""
+
+    repo: str
+    version: str
+    digest: str
+    yanked: Yanked
+
+
+class YankedReleases(Answer):
+    """The yanked ones among the digests of a request, in repositories that the caller may read."""
+
+    releases: list[YankedRelease]
+
+
 class YankRequest(Question):
     """The version to yank and the reason, which users see."""
 

@@ -162,6 +162,17 @@ def releases_in(
     return AdapterPage(rows=rows[:limit], next_cursor=None if last is None else f"{last.repo_id} {last.version}")
 
 
+def yanked_of(connection: Connection, digests: Sequence[str], visible: ColumnElement[bool]) -> Sequence[Row[Any]]:
+    """The yanked releases with these digests, as `full_name`, `version`, `digest` and the columns of the yank."""
+    wanted = (
+        select(repos.c.full_name, releases)
+        .join_from(releases, repos, repos.c.id == releases.c.repo_id)
+        .where(releases.c.digest.in_(digests), releases.c.yanked_at.is_not(None), visible)
+        .order_by(repos.c.full_name, releases.c.version)
+    )
+    return connection.execute(wanted).all()
+
+
 def places_of(connection: Connection, sha256: str, visible: ColumnElement[bool]) -> Sequence[Row[Any]]:
     """The files with these bytes, as `full_name`, `gated`, `commit_id`, `path`, `size`; at most 1,000.
 

@@ -82,6 +82,12 @@ class Server:
         with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:
             return json.load(answer)
 
+    def metric(self, name: str) -> float:
+        """A figure of vLLM's own, summed over its labels."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+
     def complete(
         self, model: str, prompt: str, count: int = TOKENS, *, headers: dict[str, str] | None = None, **more: Any
     ) -> Answer:

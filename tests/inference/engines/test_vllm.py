@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.inference.engines.variants import LINEAR, PROMPTS, SERVED, VARIANTS, 
 
 pytestmark = pytest.mark.engine
 
+SERVED_LONG = ["plain", "--base", "smol", "--offline", "--drain", "600"]
 SMALL = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 
 
@@ -74,6 +76,9 @@ def test_first_requests_at_the_same_time_fetch_an_adapter_once(
 
     assert answers == [expected["fresh"][0]] * len(names)
     assert [len(server.lines(f"] {name} is fresh==1.0.0")) for name in ("fresh", "fresh==1.0")] == [1, 1]
+    listed = [row for row in server.get("/v1/models")["data"] if row["id"].startswith("fresh==")]
+    assert [(row["root"], row["parent"]) for row in listed] == [(listed[0]["id"], "smol")]
+    assert server.get(f"/v1/models/{quote(listed[0]['id'])}")["id"] == listed[0]["id"]
     assert len(served.library.builds_named("fresh")) == 1
 
 
@@ -150,6 +155,22 @@ def test_serve_that_is_told_to_stop_or_killed_leaves_nobody(served: ServedLibrar
     # other servers of this library hold theirs
     left = [lease.name.partition("-")[0] for lease in (served.home / "leases").iterdir()]
     assert {str(told.pid), str(killed.pid)} & set(left) == set()
+
+
+def test_a_long_answer_is_finished_before_the_engine_stops(served: ServedLibrary) -> None:
+    with (
+        adapt_serve(served.home, served.root / "drained.log", *SERVED_LONG) as running,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        assert running.parent is not None
+        whole = running.complete("plain", PROMPTS[0], 100).tokens
+        answer = threads.submit(running.complete, "plain", PROMPTS[0], 100)
+        while running.metric("vllm:num_requests_running") == 0:
+            assert not answer.done()
+        running.parent.terminate()
+
+        assert answer.result().tokens == whole
+        assert running.parent.wait(60) == 0
 
 
 def _adapt(served: ServedLibrary, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:

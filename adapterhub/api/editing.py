@@ -1,0 +1,116 @@
+"""Edit a project from Python: install into it, take out of it, roll it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.api.library import Library
+from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, StrPath, base_of, paths_of, spec_of
+from adapterhub.api.steps.installing import install_one, plan_one
+from adapterhub.api.steps.projects import Preview, preview_rollback, roll_back, save_installed
+from adapterhub.core.ranks import RankRange
+from adapterhub.projects import saving
+from adapterhub.projects.places import ProjectSources, SpecSources, objection_from, project_base
+from adapterhub.projects.project import read_project
+
+if TYPE_CHECKING:
+    from adapterhub.core.specs import AdapterName
+    from adapterhub.library.store.catalog import Installed
+    from adapterhub.projects import values
+    from adapterhub.trust.signing.policy import SignaturePolicy
+
+
+class WithEdits:
+    """Everything that changes what a project asks for or goes back to."""
+
+    folder: Path
+    library: Library
+    _session: PythonSession
+
+    def _read(self) -> values.Project:
+        return read_project(self.folder)
+
+    def install(
+        self,
+        spec: SpecLike,
+        *,
+        group: str | None = None,
+        sync: bool = True,
+        base: BaseLike | None = None,
+        rank: int | None = None,
+        min_rank: int | None = None,
+        max_rank: int | None = None,
+        places: StrPath | Iterable[StrPath] = (),
+        exclude_newer: str | None = None,
+        signatures: SignaturePolicy | None = None,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> Installed:
+        """Install an adapter, save it in `adapters.toml` and `adapters.lock`, and sync, as `adapt install --save` does.
+
+        `group` is an optional group to put it in; `sync=False` leaves `adapters/` alone. The other arguments and the
+        errors are those of `Library.install`.
+        """
+        session, asked = self._session, spec_of(spec)
+        where = SpecSources(session, paths_of(places), remote=remote, token=token, offline=offline)
+        bounds = RankRange(rank=rank, min_rank=min_rank, max_rank=max_rank)
+        plan = plan_one(
+            session,
+            asked,
+            where,
+            base=base_of(base) or project_base(session),
+            base_is_typed=base is not None,
+            bounds=bounds,
+            objection=objection_from(session, exclude_newer),
+        )
+        bars = self.library.reports
+        added = install_one(session, plan, where, signatures, bars=bars, what=asked.full_name)
+        saved = saving.Saved(spec=asked, bounds=bounds, plan=plan)
+        save_installed(session, self.folder, where, [saved], group=group, syncs=sync, signatures=signatures, bars=bars)
+        build = added.build if added else plan.present
+        assert build is not None  # an install that was not refused
+        return build
+
+    def uninstall(self, *names: str) -> Sequence[Installed]:
+        """Take adapters out of the project file and the lock, and remove from the library what no other name needs.
+
+        Raises:
+            NotFound: the project has no such name.
+            Malformed: a merge of the project is made of one.
+        """
+        project = self._read()
+        keys: list[AdapterName] = [saving.key_of(project, spec_of(name)) for name in names]
+        builds = [
+            build
+            for key, name in zip(keys, names, strict=True)
+            for build in saving.builds_of_key(self._session, project, key, spec_of(name))
+        ]
+        saving.take_out(self._session, project, keys)
+        self.library.remove(builds)
+        return builds
+
+    def rollback(self, *names: str, dry_run: bool = False, offline: bool = False) -> Preview:
+        """Go back, under each name, to the build that the lock held before, and sync.
+
+        If the project file asked for something else then, that entry is restored as well. Each call goes one step
+        further back; `upgrade` goes forward again.
+
+        Returns:
+            `.changes` in the lock and `.folders` that changed; with `dry_run` nothing is written.
+
+        Raises:
+            NotFound: the project has no such name, or no earlier build of it is known on this machine.
+            StaleLock: the lock does not answer the project file.
+            Conflict: the earlier build is for another base, of a remote that is gone, or a merge of other inputs.
+            AdapterNotFound, RemoteUnreachable: the earlier build cannot be had any more; nothing was changed.
+        """
+        project, bars = self._read(), self.library.reports
+        sources = ProjectSources(self._session, project, offline=offline)
+        if dry_run:
+            return preview_rollback(self._session, project, names, sources, bars=bars)
+        outcome, synced = roll_back(self._session, project, names, sources, bars=bars)
+        folders = tuple(step.folder for step, what in synced.done.steps if what != "kept")
+        return Preview(changes=tuple(outcome.changes), folders=folders, warnings=tuple(outcome.warnings))

@@ -1,0 +1,73 @@
+"""`adapt add runs/*`: several folders, each with its result, and a total."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.api.reporting import report_warnings
+from adapterhub.cli.adapters.added import added_document, added_line
+from adapterhub.cli.output import failure_facts, report_failure
+from adapterhub.core.errors import EXIT_SOME_FAILED, AdapterHubError, UsageProblem, reworded, shown
+from adapterhub.formats.manifest import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from adapterhub.cli.options.params import Session
+    from adapterhub.library.library import Added
+
+
+def add_several(session: Session, folders: Sequence[Path], add_one: Callable[[Path], Added]) -> None:
+    """Add each folder and print its result at once; what holds no adapter is passed over, and refusals are counted.
+
+    Raises:
+        UsageProblem: no folder holds an adapter.
+        SystemExit: some were refused; the others were added.
+    """
+    out = session.out
+    added: list[Added] = []
+    skipped: list[dict[str, str]] = []
+    failed: list[dict[str, Any]] = []
+    for folder in folders:
+        place = shown(str(folder), 200)
+        reason = _no_adapter(folder)
+        if reason:
+            skipped.append({"path": str(folder), "reason": reason})
+            out.note(f"passed over `{place}`: {reason}")
+            continue
+        try:
+            one = add_one(folder)
+        except AdapterHubError as error:
+            failed.append({"path": str(folder), "error": failure_facts(error)})
+            if not out.as_json:
+                report_failure(reworded(error, f"`{place}`: {error.message}"), as_json=False)
+            continue
+        added.append(one)
+        report_warnings(session, one)
+        if not out.as_json:
+            out.line(added_line(one, "added"))
+    if not added and not failed:
+        raise UsageProblem(
+            f"none of the {len(folders)} holds an adapter", hint="give folders that PEFT's `save_pretrained` wrote"
+        )
+    new = sum(one.created for one in added)
+    counts = ((new, "added"), (len(added) - new, "already installed"), (len(skipped), "passed over"))
+    total = ", ".join(f"{count} {what}" for count, what in (*counts, (len(failed), "refused")) if count)
+    document = {"added": [added_document(one) for one in added], "skipped": skipped, "failed": failed}
+    out.result(document, lambda: out.line(f"{len(folders)} given: {total}"))
+    if failed:
+        raise SystemExit(EXIT_SOME_FAILED)
+
+
+def _no_adapter(folder: Path) -> str:
+    """Why a path that a pattern may have matched holds no adapter; "" where it holds one, or parts of one."""
+    if not folder.exists() or any(folder.glob("adapter_*")):
+        return ""
+    if not folder.is_dir():
+        return "is a file, not an adapter's folder"
+    inside = sorted((path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")), key=lambda name: (len(name), name))
+    if not inside:
+        return f"holds no `{CONFIG_FILE}`"
+    more = f" and {len(inside) - 1} more" if len(inside) > 1 else ""
+    return f"holds no `{CONFIG_FILE}`, but `{shown(inside[-1])}`{more} in it does"

@@ -1,0 +1,44 @@
+"""`adapt rollback`: go back to what the lock held before."""
+
+from __future__ import annotations
+
+import click
+
+from adapterhub.cli.completion.completing import complete_key
+from adapterhub.cli.options.params import Session, common, project_option, trust_option
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_key)
+@click.option("--dry-run", is_flag=True, help="Show what would change; change nothing.")
+@click.option("--offline", is_flag=True, help="Use no network.")
+@project_option
+@trust_option
+@common
+def rollback(session: Session, names: tuple[str, ...], dry_run: bool, offline: bool) -> None:
+    """Go back to the build that the lock held before: lock it and sync.
+
+    If the project file asked for something else then, that entry is restored as well. Merges of the adapter follow.
+    Each rollback goes one step further back; `adapt upgrade` goes forward again, and `NAME = "==VERSION"` in
+    `adapters.toml` keeps a version for good.
+
+    The library remembers the last 20 builds that each name of the project was locked to on this machine. Version
+    control has what others locked.
+
+    \b
+    Examples:
+      adapt rollback legal-qa --dry-run
+      adapt rollback legal-qa
+    """
+    from adapterhub.api.steps.projects import preview_rollback, roll_back
+    from adapterhub.cli.projects.upgrade import tell_outcome, tell_preview
+    from adapterhub.projects.places import ProjectSources
+
+    project = session.need_project()
+    sources = ProjectSources(session, project, offline=offline)
+    if dry_run:
+        tell_preview(session, project, preview_rollback(session, project, names, sources, bars=session.out))
+        return
+    outcome, synced = roll_back(session, project, names, sources, bars=session.out)
+    tell_outcome(session, project, outcome, synced)
+    session.out.hint("`adapt upgrade` goes forward again")

@@ -1,0 +1,189 @@
+"""Withdraws releases from a server: yanks a version, takes that back, deletes a version or a repository."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from adapterhub.core.errors import AdapterNotFound, AmbiguousSpec, UsageProblem, shown
+from adapterhub.core.ranks import ANY_RANK
+from adapterhub.core.specs import AdapterSpec
+from adapterhub.distribution.choosing import candidates_of, choose
+from adapterhub.library.bases.requested import RequestedBase
+from adapterhub.library.library import Library
+
+if TYPE_CHECKING:
+    from adapterhub.distribution.hub import Hub, PublishedVersion
+
+MAX_REASON_CHARACTERS: Final = 500
+NO_REASON: Final = "no reason given"
+_LISTED: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Withdrawn:
+    """What was withdrawn from a repository of `server`, or would be.
+
+    `versions` are yanked, not yanked any more, or deleted; a repository that is deleted has all of its versions here.
+    `yanked` is the reason of a yank, None after `unyank` and `delete`. `is_done` is False for a preview, and where
+    there was nothing to do.
+    """
+
+    server: str
+    repo: str
+    versions: tuple[str, ...]
+    yanked: str | None = None
+    is_done: bool = False
+
+    def __repr__(self) -> str:
+        what = f"yanked: {self.yanked}" if self.yanked is not None else "done" if self.is_done else "nothing done"
+        return f"<Withdrawn {self.repo} {', '.join(self.versions)}, {what}>"
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything."""
+        return {
+            "server": self.server,
+            "repo": self.repo,
+            "versions": list(self.versions),
+            "yanked": self.yanked,
+            "done": self.is_done,
+        }
+
+
+# ---------------------------------------------------------------- withdraw
+def yank(
+    hub: Hub, library: Library, spec: AdapterSpec, wanted: RequestedBase | None, reason: str, *, dry_run: bool = False
+) -> Withdrawn:
+    """Yank the version that `spec` names: nothing new installs it, and what is locked goes on. Again: a new reason.
+
+    Raises:
+        As `find_version`.
+        UsageProblem: the reason has more than 500 characters or a control character.
+        NotAllowed: the token may not write to the repository.
+    """
+    reason = parse_reason(reason)
+    found = find_version(hub, library, spec, wanted)
+    is_new = found.yanked != reason and not dry_run
+    if is_new:
+        hub.withdrawal.yank(found.repo, found.version or "", reason)
+    return Withdrawn(
+        server=hub.endpoint, repo=found.repo, versions=(found.version or "",), yanked=reason, is_done=is_new
+    )
+
+
+def unyank(
+    hub: Hub, library: Library, spec: AdapterSpec, wanted: RequestedBase | None, *, dry_run: bool = False
+) -> Withdrawn:
+    """Take the yank of a version back; raises the errors of `yank`."""
+    found = find_version(hub, library, spec, wanted)
+    is_new = found.yanked is not None and not dry_run
+    if is_new:
+        hub.withdrawal.unyank(found.repo, found.version or "")
+    return Withdrawn(server=hub.endpoint, repo=found.repo, versions=(found.version or "",), is_done=is_new)
+
+
+def plan_deletion(hub: Hub, library: Library, spec: AdapterSpec, wanted: RequestedBase | None) -> Withdrawn:
+    """What `delete` would delete: the version that `spec` names, or without one the repository of this very name.
+
+    Raises:
+        As `find_version`.
+        AdapterNotFound: there is no such repository.
+    """
+    if is_exact(spec):
+        found = find_version(hub, library, spec, wanted)
+        return Withdrawn(server=hub.endpoint, repo=found.repo, versions=(found.version or "",))
+    if spec.specifiers or spec.base is not None:
+        raise UsageProblem(
+            f"`{spec}` names neither one version nor a repository. Nothing was deleted",
+            hint=f"`adapt delete '{spec.full_name}==VERSION'` deletes a version, `adapt delete ORG/REPO` a repository",
+        )
+    versions = tuple(one.version or "" for one in hub.versions(spec.full_name))
+    return Withdrawn(server=hub.endpoint, repo=spec.full_name, versions=versions)
+
+
+def delete(hub: Hub, spec: AdapterSpec, plan: Withdrawn) -> Withdrawn:
+    """Carry out a plan of `plan_deletion` for `spec`.
+
+    Raises:
+        NotAllowed: the token may not delete it.
+    """
+    if is_exact(spec):
+        hub.withdrawal.delete_version(plan.repo, plan.versions[0])
+    else:
+        hub.withdrawal.delete_repository(plan.repo)
+    return Withdrawn(server=plan.server, repo=plan.repo, versions=plan.versions, is_done=True)
+
+
+def parse_reason(text: str) -> str:
+    """A reason as servers take it.
+
+    Raises:
+        UsageProblem: it has more than 500 characters or a control character.
+    """
+    text = text.strip() or NO_REASON
+    if len(text) > MAX_REASON_CHARACTERS:
+        raise UsageProblem(f"the reason has {len(text)} characters, expected at most {MAX_REASON_CHARACTERS}")
+    if not text.isprintable():
+        raise UsageProblem(f"the reason `{shown(text)}` has a control character, expected one line of plain text")
+    return text
+
+
+def is_exact(spec: AdapterSpec) -> bool:
+    """Whether a spec names one version, by `==` or by digest."""
+    return spec.pinned_version is not None or spec.digest_prefix is not None
+
+
+def find_version(hub: Hub, library: Library, spec: AdapterSpec, wanted: RequestedBase | None) -> PublishedVersion:
+    """The published version that `spec` names: by the name of its repository, else by the name of the adapter.
+
+    Raises:
+        UsageProblem: it names not one version.
+        AmbiguousSpec: several repositories have a build of this version.
+        AdapterNotFound, NoCompatibleRelease: there is none.
+    """
+    here = _versions(hub, spec.full_name)
+    if not is_exact(spec):
+        known = [f"`=={one.version}`" for one in here[:_LISTED]]
+        raise UsageProblem(
+            f"`{spec}` names no version. Nothing was changed",
+            hint=f"name one, as in `{spec.full_name}=={here[0].version}`; it has {', '.join(known)}"
+            if known
+            else f"name one, as in `{spec.full_name}==1.0.0`",
+        )
+    same = [one for one in here if _is_named(one, spec)]
+    if same and spec.base is None:
+        return same[0]
+    releases = [one for one in hub.releases(spec) if spec.matches(one.manifest.version)]
+    if spec.digest_prefix is not None:
+        releases = [one for one in releases if one.digest.startswith(spec.digest_prefix)]
+    if spec.base is not None and releases:
+        chosen = choose(spec, candidates_of(library, releases, wanted, hub.label), wanted, ANY_RANK).chosen
+        releases = [one for one in releases if one.digest == chosen.digest]
+    places = dict.fromkeys(hub.repository_of(release) for release in releases)
+    if len(places) > 1:
+        version = releases[0].manifest.version
+        raise AmbiguousSpec(
+            f"{len(places)} repositories have `{spec}`; name one",
+            [(f"{repo}=={version}", f"commit {commit[:12]}") for repo, commit in places],
+        )
+    for repo, commit in places:
+        for one in _versions(hub, repo):
+            if one.commit == commit:
+                return one
+    others = ", ".join(str(one.version) for one in here[:_LISTED])
+    raise AdapterNotFound(
+        f"{hub.label} has no `{spec}`",
+        hint=f"`{spec.full_name}` has {others}" if others else "`adapt search` finds names",
+    )
+
+
+def _versions(hub: Hub, repo: str) -> list[PublishedVersion]:
+    try:
+        return hub.versions(repo)
+    except AdapterNotFound:
+        return []
+
+
+def _is_named(one: PublishedVersion, spec: AdapterSpec) -> bool:
+    is_asked = spec.matches(one.version or "")
+    return is_asked and (spec.digest_prefix is None or (one.digest or "").startswith(spec.digest_prefix))
