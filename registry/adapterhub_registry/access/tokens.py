@@ -1,7 +1,8 @@
 """Issues tokens, stores their digests, and finds the `Caller` of a token.
 
-A token is `adp_<32 characters>_<8 hex>`: 160 random bits and check digits. The digits let a scanner, or this server
-before it queries the database, tell a token from a typo.
+A token is `hf_adp_<32 characters>_<8 hex>`: 160 random bits and check digits. The digits let a scanner, or this server
+before it queries the database, tell a token from a typo. Some clients of the Hub refuse a token without `hf_`. Earlier
+versions made tokens without it; the server takes every token in both forms.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from adapterhub_registry.database.db import Database, inserted_id, lock_name, no
 
 Role = Literal["read", "write", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
+HUB_PREFIX = "hf_"
 PREFIX = "adp_"
 RANDOM_BYTES = 20
 DAY_MS = 86_400_000
@@ -154,6 +156,7 @@ class Tokens:
 
     def authenticate(self, token: str) -> Caller | None:
         """The caller of `token`; None when it is unknown, expired or revoked."""
+        token = token.removeprefix(HUB_PREFIX)
         if not _SHAPE.fullmatch(token) or not secrets.compare_digest(_check_digits(token[4:36]), token[37:]):
             return None
         now = now_ms()
@@ -215,7 +218,7 @@ def _record(row: Row[Any]) -> TokenRecord:
 
 def _new_token() -> str:
     random = base64.b32encode(secrets.token_bytes(RANDOM_BYTES)).decode("ascii").lower()
-    return f"{PREFIX}{random}_{_check_digits(random)}"
+    return f"{HUB_PREFIX}{PREFIX}{random}_{_check_digits(random)}"
 
 
 def _check_digits(random: str) -> str:
@@ -223,4 +226,4 @@ def _check_digits(random: str) -> str:
 
 
 def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode("ascii")).hexdigest()
+    return hashlib.sha256(token.removeprefix(HUB_PREFIX).encode("ascii")).hexdigest()

@@ -51,11 +51,12 @@ class Proposal:
 
 
 def find_commit(connection: Connection, repo: Row[Any], revision: str) -> str:
-    """The commit of a branch, tag, `refs/heads/x`, `refs/tags/x` or commit id (7 hex digits or more).
+    """The commit of a branch, tag, `refs/heads/x`, `refs/tags/x` or commit id (7 hex digits or more); HEAD is `main`.
 
     Raises:
         Refusal: 404 RevisionNotFound.
     """
+    revision = "main" if revision == "HEAD" else revision
     kinds, name = ["branch", "tag"], revision
     for prefix, kind in (("refs/heads/", "branch"), ("refs/tags/", "tag")):
         if revision.startswith(prefix):
