@@ -27,6 +27,8 @@ from adapterhub_registry.api.bodies import UploadSlots
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.api.edge import Edge
 from adapterhub_registry.api.hub import files as hub_files
+from adapterhub_registry.api.hub import gates as hub_gates
+from adapterhub_registry.api.hub import history as hub_history
 from adapterhub_registry.api.hub import info as hub_info
 from adapterhub_registry.api.hub import lfs as hub_lfs
 from adapterhub_registry.api.hub import missing as hub_missing
@@ -105,7 +107,8 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.include_router(adapt_api.router)
-    others = (operations_api, xet, hub_api, hub_info, hub_files, hub_lfs, hub_upload, hub_missing)
+    hub = (hub_api, hub_info, hub_files, hub_lfs, hub_upload, hub_history, hub_gates, hub_missing)
+    others = (operations_api, xet, *hub)
     for module in others:
         app.include_router(module.router, include_in_schema=False)
     return app
