@@ -16,11 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, set_client_factory
 from huggingface_hub.utils import _detect_agent
+from huggingface_hub.utils._http import default_client_factory
 
 GIVEN = json.loads(os.environ["UPSTREAM_SUITE"])
+OURS = httpx.URL(GIVEN["ENDPOINT_STAGING"])
 MARKERS = ("xet", "no_xet", "inference", "production", "deprecated", "git_lfs")
 PLACES = {
     "HF_HOME": "",
@@ -38,6 +41,25 @@ RepoFactory = Callable[..., Any]
 _values = importlib.import_module("tests.testing_constants")  # before a test module copies the values
 for _name, _value in GIVEN.items():
     setattr(_values, _name, _value)
+
+
+HOSTS = ("huggingface.co", "hub-ci.huggingface.co")
+"""What some functions and tests name whatever the settings say."""
+
+
+def _to_our_registry(request: httpx.Request) -> None:
+    if request.url.host in HOSTS:
+        request.url = request.url.copy_with(scheme=OURS.scheme, host=OURS.host, port=OURS.port)
+        request.headers["Host"] = OURS.netloc.decode()
+
+
+def _client() -> httpx.Client:
+    client = default_client_factory()
+    client.event_hooks["request"].append(_to_our_registry)
+    return client
+
+
+set_client_factory(_client)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -233,11 +233,31 @@ class Repos:
 
     # ------------------------------------------------------------ branches and tags
     def create_branch(
-        self, connection: Connection, caller: Caller, repo_id: RepoId, name: str, *, start: str | None
+        self,
+        connection: Connection,
+        caller: Caller,
+        repo_id: RepoId,
+        name: str,
+        *,
+        start: str | None,
+        overwrites: bool = False,
     ) -> None:
-        """Create a branch at `start` (default: the head of `main`); 409 when it exists."""
+        """Create a branch at `start` (default: the head of `main`).
+
+        When it exists, `overwrites` moves it to `start`, or keeps it without `start`.
+
+        Raises:
+            Refusal: 409 when it exists, 403 when `main` would move.
+        """
         row = self.find_writable(connection, caller, repo_id)
         commit = commits.find_commit(connection, row, start or MAIN)
+        mine = (refs.c.repo_id == row.id) & (refs.c.kind == "branch") & (refs.c.name == name)
+        if overwrites and connection.scalar(select(refs.c.name).where(mine)) is not None:
+            if start is not None and name == MAIN:
+                raise forbidden("Cannot move refs/heads/main; commit to it")
+            if start is not None:
+                connection.execute(update(refs).where(mine).values(commit_id=commit))
+            return
         self._create_ref(connection, row, "branch", name, commit, None)
 
     def delete_branch(self, connection: Connection, caller: Caller, repo_id: RepoId, name: str) -> None:

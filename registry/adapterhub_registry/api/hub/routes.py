@@ -25,7 +25,7 @@ from adapterhub_registry.api.context import (
 )
 from adapterhub_registry.api.hub.model_info import iso_time, public_number
 from adapterhub_registry.database.db import refs, repos
-from adapterhub_registry.errors import Refusal, bad_request, conflict
+from adapterhub_registry.errors import Refusal, bad_request, conflict, not_offered
 from adapterhub_registry.names import RepoId, parse_repo_id
 from adapterhub_registry.repos.repos import Change
 
@@ -212,10 +212,12 @@ def delete_tag(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, tag: Rev
 def create_branch(
     registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, branch: RevisionOf, request: JsonBody
 ) -> JSONResponse:
-    """Create a branch at `startingPoint`, or at the head of `main`."""
-    start = request.text_or_none("startingPoint")
+    """Create a branch at `startingPoint`, or at the head of `main`; with `overwrite`, an existing one moves there."""
+    start, overwrites = request.text_or_none("startingPoint"), request.flag_or_none("overwrite") is True
+    if request.flag_or_none("emptyBranch"):
+        raise not_offered("this registry has no empty branches; begin at a commit")
     with registry.db.begin() as connection:
-        registry.repos.create_branch(connection, caller, repo_id, branch, start=start)
+        registry.repos.create_branch(connection, caller, repo_id, branch, start=start, overwrites=overwrites)
     return JSONResponse({})
 
 
