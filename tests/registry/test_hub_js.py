@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.registry.running import Running
+from tests.support.outside import lacking
 from tests.support.programs import needs
 
 VERSION = "2.17.5"
@@ -22,14 +23,17 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which node finds the client."""
     folder = tmp_path_factory.mktemp("js")
     options = ("--no-audit", "--no-fund", "--ignore-scripts", "--no-save")
-    subprocess.run(
+    done = subprocess.run(
         [needs("npm"), "install", *options, f"@huggingface/hub@{VERSION}"],
         cwd=folder,
         env=os.environ | {"HOME": str(folder), "PATH": os.pathsep.join([str(Path(needs("node")).parent), os.defpath])},
-        check=True,
+        check=False,
         capture_output=True,
+        text=True,
         timeout=300,
     )
+    if done.returncode:
+        lacking(f"needs a package index for npm: {done.stderr.strip()[-300:]}")
     return folder
 
 
@@ -61,7 +65,7 @@ def test_a_program_in_javascript_uses_a_repository_from_its_first_file_to_its_en
         ],
         "notes": "notes",
         "large": 9_000_000,
-        "size": 90,
+        "size": 89,
         "missing": False,
         "paths": ["notes.txt", "sub"],
         "titles": ["Add sub/large.bin", "Add two files", "initial commit"],
