@@ -61,7 +61,6 @@ FILES = (
     "test_repocard",
     "test_snapshot_download",
     "test_utils_errors",
-    "test_utils_pagination",
     "test_verification",
     "test_xet_download",
     "test_xet_upload",
@@ -166,8 +165,9 @@ def judge(outcomes: dict[str, tuple[str, str]], *, write: bool) -> int:
     """Print what differs from the expectations; 1 when anything does."""
     groups: dict[str, Any] = tomllib.loads(EXPECTED.read_text(encoding="utf-8")) if EXPECTED.exists() else {}
     expected = {test for group in groups.values() for test in group["tests"]}
+    may_pass = {test for group in groups.values() if group.get("may_pass") for test in group["tests"]}
     failed = {test: why for test, (outcome, why) in outcomes.items() if outcome == "failed"}
-    new, mended = sorted(failed.keys() - expected), sorted(expected - failed.keys())
+    new, mended = sorted(failed.keys() - expected), sorted(expected - failed.keys() - may_pass)
     for test in new:
         sys.stdout.write(f"unexpected failure: {test}\n    {failed[test][:600]}\n")
     for test in mended:

@@ -86,6 +86,13 @@ def test_a_look_at_a_repository_of_another_kind_finds_none(server: Running, repo
     assert server.get("/api/nothing/like/this").status_code == 404
 
 
+@pytest.mark.parametrize("path", ["gpt2", "gpt2/revision/main", "gpt2/tree/main/a/b", "gpt2/refs", "gpt2/commits/main"])
+def test_an_id_without_a_namespace_is_not_found(server: Running, path: str) -> None:
+    for method in ("GET", "DELETE"):
+        answer = server.send(method, f"/api/models/{path}")
+        assert (answer.status_code, answer.headers["x-error-code"]) == (404, "RepoNotFound")
+
+
 @pytest.mark.parametrize("suffix", ["", ".git"])
 def test_git_prints_how_to_get_the_files(server: Running, repo: str, tmp_path: Path, suffix: str) -> None:
     done = subprocess.run(

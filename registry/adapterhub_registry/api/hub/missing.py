@@ -38,12 +38,18 @@ MISSING_OF_MODELS: Final = {
     "resource-group": "resource groups",
 }
 """What the calls below `/api/models/NAMESPACE/NAME/PART` are about."""
+CALLS_ON_MODELS: Final = {
+    *("branch", "commit", "commits", "paths-info", "preupload", "refs", "revision", "settings", "tag", "tree"),
+    *MISSING_OF_MODELS,
+}
 
 
 @router.api_route("/api/models/{namespace}/{name}/{part}", methods=METHODS)
 @router.api_route("/api/models/{namespace}/{name}/{part}/{rest:path}", methods=METHODS)
-async def of_models(request: Request, part: str) -> Response:
-    """501 for a call on a repository."""
+async def of_models(request: Request, name: str, part: str) -> Response:
+    """501 for a call on a repository; 404 when its id has no namespace."""
+    if name in CALLS_ON_MODELS:
+        raise repo_not_found(shown(request.path_params["namespace"]))
     what = MISSING_OF_MODELS.get(part, f"call `{request.method} …/{shown(part)}`")
     raise not_offered(f"this registry has no {what}")
 
@@ -51,11 +57,13 @@ async def of_models(request: Request, part: str) -> Response:
 @router.api_route("/api/{kind}", methods=METHODS)
 @router.api_route("/api/{kind}/{rest:path}", methods=METHODS)
 async def other_calls(request: Request, kind: str, rest: str = "") -> Response:
-    """501; but 404 for a look at one repository, by which clients find out whether it exists."""
+    """501; but 404 for an id without a namespace, and for a look at one repository, which tells whether it exists."""
     namespace, _, name = rest.partition("/")
     name, _, below = name.partition("/")
+    if kind == "models" and namespace:
+        raise repo_not_found(shown(namespace))
     is_look = request.method == "GET" and bool(namespace) and (not below or below.startswith("revision/"))
-    if is_look and kind in {"models", *OTHER_KINDS}:
+    if is_look and kind in OTHER_KINDS:
         raise Refusal(404, "RepoNotFound", f"this registry has no {kind.rstrip('s')} `{shown(rest)}`")
     if kind not in MISSING:
         raise Refusal(404, "NotFound", "no such route")
