@@ -338,6 +338,7 @@ def test_only_who_writes_to_a_repository_answers_and_lists_its_requests(server: 
     assert server.post(f"/api/models/{repo}/user-access-request/grant", {"user": "bob"}, token=bob).status_code == 403
     assert server.get(f"/api/models/{repo}/user-access-request/pending", token=bob).status_code == 403
     assert server.post(f"/{repo}/ask-access", {}, token=None).status_code == 401
+    assert server.post(f"/{repo}/ask-access", {"why": "x" * 20_000}, token=bob).status_code == 400
     assert (handle(server, repo, "maybe").status_code, reads(server, repo, bob)) == (400, 403)
 
 

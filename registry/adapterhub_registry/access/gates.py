@@ -15,6 +15,7 @@ from adapterhub_registry.errors import Refusal, bad_request
 Status = Literal["pending", "accepted", "rejected"]
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 MAX_REASON_CHARACTERS: Final = 200
+MAX_FIELDS_CHARACTERS: Final = 10_000
 
 
 def is_accepted(connection: Connection, repo_id: int, user: str | None) -> bool:
@@ -28,11 +29,14 @@ def ask(connection: Connection, repo: Row[Any], user: str, fields: Mapping[str, 
     Asking again changes nothing.
 
     Raises:
-        Refusal: 400 when the repository is not gated, 403 when the owners rejected the user.
+        Refusal: 400 when the repository is not gated or the fields are too long, 403 when the owners rejected the user.
     """
     _check_gated(repo)
+    text = json.dumps(fields) if fields else None
+    if text is not None and len(text) > MAX_FIELDS_CHARACTERS:
+        raise bad_request(f"fields: expected at most {MAX_FIELDS_CHARACTERS} characters")
     status: Status = "accepted" if repo.gated == "auto" else "pending"
-    _add(connection, repo, user, status, json.dumps(fields) if fields else None)
+    _add(connection, repo, user, status, text)
     now = _status(connection, repo.id, user)
     if now == "rejected":
         raise Refusal(403, "GatedRepo", f"the owners of `{repo.full_name}` rejected your request for access")

@@ -95,13 +95,14 @@ class Repos:
     def find_files(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
         """A repository whose files `caller` may read; a gated one accepted the user, or the token covers it."""
         row = self.find(connection, caller, repo_id)
-        if not self._reads_files(connection, caller, row):
+        if row.gated and not self._may_pass(connection, caller, row.id, row.full_name):
             raise gated(row.full_name)
         return row
 
     @staticmethod
-    def _reads_files(connection: Connection, caller: Caller, row: RepoRow) -> bool:
-        return not row.gated or caller.reaches(row.full_name) or gates.is_accepted(connection, row.id, caller.user)
+    def _may_pass(connection: Connection, caller: Caller, number: int, full_name: str) -> bool:
+        """Whether a gated repository lets the caller read its files."""
+        return caller.reaches(full_name) or gates.is_accepted(connection, number, caller.user)
 
     def find_writable(self, connection: Connection, caller: Caller, repo_id: RepoId) -> RepoRow:
         """A repository that `caller` may change; 403 when the caller may only see it, 401 without a token."""
@@ -338,7 +339,7 @@ class Repos:
             .distinct()
         )
         rows = connection.execute(holders).all()
-        return any(self._reads_files(connection, caller, row) for row in rows)
+        return any(not row.gated or self._may_pass(connection, caller, row.id, row.full_name) for row in rows)
 
 
 def _spellings(repo_id: RepoId) -> Iterator[ColumnElement[bool]]:
